@@ -1,0 +1,128 @@
+"""ResNet-18 with the CIFAR stem at any width, and its parameters as one flat vector."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, ResNet
+
+STAGE_STRIDES = (1, 2, 2, 2)
+BLOCKS_PER_STAGE = 2
+
+
+def resnet18(width: int = 64, classes: int = 10, channels: int = 3, *, seed: int | torch.Generator = 0) -> ResNet:
+    """Return torchvision's ResNet-18 for small images, in float32 on the CPU, in training mode.
+
+    The stem is a 3x3 convolution of stride 1 without max-pooling (He et al. 2016, section 4.2); the four stages have
+    `width`, `2 width`, `4 width`, `8 width` channels. Width 64 is the standard network (11,173,962 parameters for ten
+    classes), width 16 the reduced one (701,466).
+
+    The initial values are a function of `seed` alone (a generator is advanced): He's normal initialisation for
+    convolutions, ones and zeros for batch normalisation, PyTorch's uniform one for the linear layer. The global random
+    state is neither read nor changed.
+
+    Raises ValueError if a size is not positive.
+    """
+    for name, value in (("width", width), ("classes", classes), ("channels", channels)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    # On the meta device nothing is allocated and no random number drawn for layers that are replaced at once.
+    with torch.device("meta"):
+        model = ResNet(BasicBlock, [BLOCKS_PER_STAGE] * len(STAGE_STRIDES), num_classes=classes)
+        model.conv1 = nn.Conv2d(channels, width, kernel_size=3, padding=1, bias=False)
+        model.bn1 = nn.BatchNorm2d(width)
+        model.maxpool = nn.Identity()  # type: ignore[assignment]
+        inputs = width
+        for index, stride in enumerate(STAGE_STRIDES):
+            setattr(model, f"layer{index + 1}", _stage(inputs, width << index, stride))
+            inputs = width << index
+        model.fc = nn.Linear(inputs, classes)
+    model.to_empty(device="cpu")
+    _initialise(model, seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed))
+    return model
+
+
+def _stage(inputs: int, planes: int, stride: int) -> nn.Sequential:
+    """Two basic blocks; the first one changes the number of channels and the resolution."""
+    shortcut = None
+    if stride != 1 or inputs != planes:
+        shortcut = nn.Sequential(nn.Conv2d(inputs, planes, 1, stride, bias=False), nn.BatchNorm2d(planes))
+    blocks = [BasicBlock(inputs, planes, stride, shortcut)]
+    blocks += [BasicBlock(planes, planes) for _ in range(BLOCKS_PER_STAGE - 1)]
+    return nn.Sequential(*blocks)
+
+
+def _initialise(model: nn.Module, generator: torch.Generator) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.reset_parameters()
+        elif isinstance(module, nn.Linear):
+            bound = module.in_features**-0.5
+            nn.init.uniform_(module.weight, -bound, bound, generator=generator)
+            nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Return d, the number of the model's parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def flatten(model: nn.Module) -> Tensor:
+    """Return a copy of all parameters as one vector [d], in the order of `model.parameters()`, of their dtype."""
+    return torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()])
+
+
+def bind(model: nn.Module, flat: Tensor) -> None:
+    """Make every parameter of `model` a view into `flat` [d]: whoever writes to `flat` moves the model.
+
+    `flat` has to be contiguous, of the model's device and dtype; nothing is copied. Raises ValueError otherwise.
+    """
+    parameters = list(model.parameters())
+    check_flat(flat, parameter_count(model), parameters[0].device, parameters[0].dtype)
+    for parameter, view in zip(parameters, views(model, flat), strict=True):
+        parameter.data = view
+
+
+def views(model: nn.Module, flat: Tensor) -> Iterator[Tensor]:
+    """Yield the parts of `flat` [..., d] in the shapes [..., *shape] of the model's parameters, without copying."""
+    start = 0
+    for parameter in model.parameters():
+        stop = start + parameter.numel()
+        yield flat[..., start:stop].unflatten(-1, parameter.shape)
+        start = stop
+
+
+def check_flat(flat: Tensor, size: int, device: torch.device, dtype: torch.dtype) -> None:
+    """Raise ValueError unless `flat` is a contiguous vector of `size` entries on `device` and of `dtype`."""
+    got = (tuple(flat.shape), flat.device, flat.dtype)
+    if got != ((size,), device, dtype) or not flat.is_contiguous():
+        raise ValueError(
+            f"expected a contiguous parameter vector ({size},) of {dtype} on {device}, got {got[0]} of {got[2]} on "
+            f"{got[1]}{'' if flat.is_contiguous() else ', not contiguous'}"
+        )
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 500) -> tuple[float, float]:
+    """Return (accuracy, mean cross-entropy) of `model` in evaluation mode, on its own running statistics.
+
+    images: [N, C, H, W], normalised, of the model's dtype and device; labels: [N] int64. The model's mode is restored.
+    Raises ValueError if there are no samples or the numbers of images and labels differ.
+    """
+    if len(images) != len(labels) or not len(images):
+        raise ValueError(f"expected as many images as labels and at least one, got {len(images)} and {len(labels)}")
+    training = model.training
+    model.eval()
+    try:
+        correct = torch.zeros((), dtype=torch.int64, device=images.device)
+        loss = torch.zeros((), dtype=torch.float64, device=images.device)
+        for start in range(0, len(images), batch_size):
+            target = labels[start : start + batch_size]
+            logits = model(images[start : start + batch_size])
+            correct += (logits.argmax(1) == target).sum()
+            loss += nn.functional.cross_entropy(logits, target, reduction="sum").double()
+    finally:
+        model.train(training)
+    return correct.item() / len(images), loss.item() / len(images)
