@@ -70,38 +70,46 @@ def parameter_count(model: nn.Module) -> int:
 
 
 def flatten(model: nn.Module) -> Tensor:
-    """Return a copy of all parameters as one vector [d], in the order of `model.parameters()`, of their dtype."""
-    return torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()])
+    """Return a copy of all parameters as one contiguous vector [d], in the order of `views`, of their dtype."""
+    parameters = list(model.parameters())
+    flat = torch.empty(parameter_count(model), dtype=parameters[0].dtype, device=parameters[0].device)
+    with torch.no_grad():
+        for view, parameter in zip(views(model, flat), parameters, strict=True):
+            view.copy_(parameter)
+    return flat
 
 
 def bind(model: nn.Module, flat: Tensor) -> None:
     """Make every parameter of `model` a view into `flat` [d]: whoever writes to `flat` moves the model.
 
-    `flat` has to be contiguous, of the model's device and dtype; nothing is copied. Raises ValueError otherwise.
+    Nothing is copied. Raises ValueError unless `flat` is contiguous and of the model's size, device and dtype.
     """
     parameters = list(model.parameters())
-    check_flat(flat, parameter_count(model), parameters[0].device, parameters[0].dtype)
+    size, device, dtype = parameter_count(model), parameters[0].device, parameters[0].dtype
+    if (tuple(flat.shape), flat.device, flat.dtype) != ((size,), device, dtype) or not flat.is_contiguous():
+        raise ValueError(
+            f"expected a contiguous parameter vector ({size},) of {dtype} on {device}, got "
+            f"{'a' if flat.is_contiguous() else 'a strided'} tensor {tuple(flat.shape)} of {flat.dtype} on {flat.device}"
+        )
     for parameter, view in zip(parameters, views(model, flat), strict=True):
         parameter.data = view
 
 
 def views(model: nn.Module, flat: Tensor) -> Iterator[Tensor]:
-    """Yield the parts of `flat` [..., d] in the shapes [..., *shape] of the model's parameters, without copying."""
+    """Yield the parts of `flat` [..., d] as [..., *shape] for the parameters of `model`, in order, without copying.
+
+    The weight of a convolution lies in `flat` as [out, height, width, in], which is torch's channels_last format: on
+    CPUs the convolutions are faster in it, and no copy is needed between the vector and the network.
+    """
     start = 0
     for parameter in model.parameters():
-        stop = start + parameter.numel()
-        yield flat[..., start:stop].unflatten(-1, parameter.shape)
-        start = stop
-
-
-def check_flat(flat: Tensor, size: int, device: torch.device, dtype: torch.dtype) -> None:
-    """Raise ValueError unless `flat` is a contiguous vector of `size` entries on `device` and of `dtype`."""
-    got = (tuple(flat.shape), flat.device, flat.dtype)
-    if got != ((size,), device, dtype) or not flat.is_contiguous():
-        raise ValueError(
-            f"expected a contiguous parameter vector ({size},) of {dtype} on {device}, got {got[0]} of {got[2]} on "
-            f"{got[1]}{'' if flat.is_contiguous() else ', not contiguous'}"
-        )
+        part = flat[..., start : start + parameter.numel()]
+        start += parameter.numel()
+        if parameter.dim() == 4:
+            outputs, inputs, height, width = parameter.shape
+            yield part.unflatten(-1, (outputs, height, width, inputs)).movedim(-1, -3)
+        else:
+            yield part.unflatten(-1, parameter.shape)
 
 
 @torch.inference_mode()

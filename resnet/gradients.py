@@ -1,0 +1,199 @@
+"""The gradients of a whole cohort of peers at one parameter vector: a row per peer, without a Python optimizer between.
+
+Every peer normalises by its own samples only, so the cohort is not one large batch. Two strategies compute the same
+numbers (to rounding):
+
+- a peer at a time, the peers spread over threads with one kernel thread each. On CPUs this beats even the plain
+  large-batch step, which gives no gradients per peer: one peer's activations fit the cache, and no kernel waits for
+  another thread (`results/benchmark_gradients/`).
+- folded (`resnet.folded`): all samples through the shared weights at once, weight gradients per peer. For
+  accelerators, and for networks so small that the time goes into launching operations.
+"""
+
+import copy
+import queue
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from resnet.batchnorm import Statistics, bind_statistics, statistics_size
+from resnet.folded import FoldedNetwork
+from resnet.model import bind, flatten, views
+
+Mode = Literal["per_peer", "batched"]
+
+
+@dataclass(frozen=True)
+class CohortResult:
+    """What the P peers of one call have computed."""
+
+    gradients: Tensor
+    """[P, d]: row p is the gradient of peer p's mean cross-entropy; the caller's `out` if one was given."""
+    losses: Tensor
+    """[P]: the mean cross-entropy of each peer's samples."""
+    statistics: Statistics
+    """The batch statistics of every batch normalisation, for the peers' running statistics."""
+
+
+class CohortGradients:
+    """Computes the gradients of many peers at once, for a network of convolutions, batch norms and linear layers.
+
+    `model` gives the architecture, dtype and device; its values are not used, and it is not changed. The modes:
+
+    `per_peer`: a row is a function of the parameters and this peer's samples alone, bit for bit: the same whichever
+    peers share the call, in whatever order, with however many workers, and in another process on the same machine.
+    On the CPU every peer is computed with one kernel thread.
+
+    `batched`: the fastest way. Rows agree with `per_peer` to rounding (relative 1e-5 in float32); which other peers
+    are in the call may change their last bits.
+
+    `workers` is the number of peers computed at the same time on a CPU, by default torch's number of threads.
+    """
+
+    def __init__(self, model: nn.Module, *, mode: Mode = "per_peer", workers: int | None = None) -> None:
+        if mode not in ("per_peer", "batched"):
+            raise ValueError(f"mode must be per_peer or batched, got {mode!r}")
+        if workers is not None and workers < 1:
+            raise ValueError(f"workers must be at least 1, got {workers}")
+        self.mode = mode
+        # One parameter vector of our own: aligned alike in every process, so kernels round alike.
+        self._flat = flatten(model)
+        self._features = statistics_size(model)
+        self._network: FoldedNetwork | None = None
+        self._team: _Team | None = None
+        if mode == "batched" and self._flat.is_cuda:
+            self._network = FoldedNetwork(model, self._flat)
+        else:
+            count = (workers or torch.get_num_threads()) if self._flat.device.type == "cpu" else 1
+            self._team = _Team([_Replica(model, self._flat) for _ in range(count)])
+
+    def __call__(self, params: Tensor, images: Tensor, labels: Tensor, out: Tensor | None = None) -> CohortResult:
+        """Return the gradients of P peers at `params` [d] on their own samples.
+
+        images: [P, B, C, H, W], already normalised, of the model's dtype and device; labels: [P, B] int64; out: where
+        to write the gradients, [P, d] with contiguous rows (pass the same one in every step: a fresh one costs a page
+        fault per 4 KiB). Non-finite values pass through as the network computes them. Raises ValueError if shapes,
+        dtypes or devices do not fit.
+        """
+        out = self._checked(params, images, labels, out)
+        self._flat.copy_(params)
+        peers = len(images)
+        losses = torch.empty(peers, dtype=out.dtype, device=out.device)
+        statistics = Statistics(*(torch.empty(peers, self._features).to(out) for _ in range(2)))
+        result = CohortResult(out, losses, statistics)
+        if self._network is not None:
+            self._network.compute(images, labels, out, losses, statistics)
+        elif self._team is not None:
+            self._team.compute(images, labels, result)
+        return result
+
+    def close(self) -> None:
+        """End the worker threads. Without it they end with this object."""
+        if self._team is not None:
+            self._team.close()
+
+    def _checked(self, params: Tensor, images: Tensor, labels: Tensor, out: Tensor | None) -> Tensor:
+        flat = self._flat
+        if params.shape != flat.shape or params.dtype != flat.dtype:
+            raise ValueError(
+                f"expected parameters {tuple(flat.shape)} of {flat.dtype}, got {tuple(params.shape)} of {params.dtype}"
+            )
+        if images.dim() != 5 or not len(images) or images.dtype != flat.dtype or images.device != flat.device:
+            raise ValueError(
+                f"expected images [P >= 1, B, C, H, W] of {flat.dtype} on {flat.device}, got {tuple(images.shape)} of "
+                f"{images.dtype} on {images.device}"
+            )
+        if labels.shape != images.shape[:2] or labels.dtype != torch.int64 or labels.device != flat.device:
+            raise ValueError(
+                f"expected labels {tuple(images.shape[:2])} of int64 on {flat.device}, got {tuple(labels.shape)} of "
+                f"{labels.dtype} on {labels.device}"
+            )
+        shape = (len(images), flat.numel())
+        if out is None:
+            return torch.empty(shape, dtype=flat.dtype, device=flat.device)
+        if out.shape != shape or out.dtype != flat.dtype or out.device != flat.device or out.stride(1) != 1:
+            raise ValueError(
+                f"expected out {shape} of {flat.dtype} on {flat.device} with contiguous rows, got {tuple(out.shape)} "
+                f"of {out.dtype} on {out.device} with strides {out.stride()}"
+            )
+        return out
+
+
+class _Replica:
+    """A copy of the network for one worker; all share the parameters, each has its own batch statistics."""
+
+    def __init__(self, model: nn.Module, flat: Tensor) -> None:
+        self.model = copy.deepcopy(model).train().requires_grad_(True)
+        bind(self.model, flat)
+        self.statistics = bind_statistics(self.model)
+        self.parameters = list(self.model.parameters())
+
+    def compute(self, peer: int, images: Tensor, labels: Tensor, result: CohortResult) -> None:
+        self.statistics.zero_()
+        # channels_last: the convolutions are faster in it on CPUs, see `resnet.model.views`.
+        samples = images[peer].contiguous(memory_format=torch.channels_last)
+        with torch.enable_grad():
+            loss = F.cross_entropy(self.model(samples), labels[peer])
+            gradients = torch.autograd.grad(loss, self.parameters)
+        with torch.no_grad():
+            torch._foreach_copy_(list(views(self.model, result.gradients[peer])), list(gradients))
+            result.losses[peer] = loss
+            result.statistics.means[peer] = self.statistics.means[0]
+            result.statistics.variances[peer] = self.statistics.variances[0]
+
+
+class _Team:
+    """Replicas that take the peers of a call from one queue, each in its own thread with one kernel thread."""
+
+    def __init__(self, replicas: list[_Replica]) -> None:
+        self._replicas = replicas
+        self._on_cpu = replicas[0].parameters[0].device.type == "cpu"
+        if self._on_cpu:
+            self._pool = _single_threaded_pool(len(replicas))
+
+    def compute(self, images: Tensor, labels: Tensor, result: CohortResult) -> None:
+        peers: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for peer in range(len(images)):
+            peers.put(peer)
+
+        def work(replica: _Replica) -> None:
+            while True:
+                try:
+                    peer = peers.get_nowait()
+                except queue.Empty:
+                    return
+                replica.compute(peer, images, labels, result)
+
+        if self._on_cpu:
+            # list: waits for all and raises a worker's exception here.
+            list(self._pool.map(work, self._replicas[: len(images)]))
+        else:
+            work(self._replicas[0])
+
+    def close(self) -> None:
+        if self._on_cpu:
+            self._pool.shutdown()
+
+
+def _single_threaded_pool(size: int) -> ThreadPoolExecutor:
+    """A pool whose threads run torch's kernels in one thread each; the caller's number of threads stays as it is."""
+    threads = torch.get_num_threads()
+    ready = threading.Barrier(size + 1)
+
+    def start() -> None:
+        torch.get_num_threads()  # A thread's first use of torch sets its number to the default; let that be over.
+        torch.set_num_threads(1)
+        ready.wait()
+
+    pool = ThreadPoolExecutor(size, thread_name_prefix="peer-gradients", initializer=start)
+    for _ in range(size):
+        pool.submit(int)
+    ready.wait()
+    # torch keeps the number per thread, but also the last one set as the default of threads to come.
+    torch.set_num_threads(threads)
+    return pool
