@@ -1,0 +1,55 @@
+"""The parameters of past steps, for validators (one step back) and for attackers that send stale gradients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+class ParameterHistory:
+    """x^t of the last `keep` steps, [d] each.
+
+    Short histories stay in memory on the device. Long ones (a thousand steps of a large model) go to a ring in a
+    memory-mapped file in `folder`, which the operating system pages out and which survives an interruption.
+    """
+
+    IN_MEMORY = 8
+
+    def __init__(self, d: int, keep: int, folder: Path | None = None) -> None:
+        if keep > self.IN_MEMORY and folder is None:
+            raise ValueError(f"a history of {keep} steps is kept in a file: give the folder")
+        self.keep = keep
+        self._recent: dict[int, torch.Tensor] = {}
+        self._ring: np.memmap | None = None
+        if keep > self.IN_MEMORY and folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / "parameters.f32"
+            mode = "r+" if path.exists() and path.stat().st_size == keep * d * 4 else "w+"
+            self._ring = np.memmap(path, dtype=np.float32, mode=mode, shape=(keep, d))
+
+    def record(self, step: int, params: torch.Tensor) -> None:
+        """Remember `params` [d] (copied) as x^step."""
+        if self._ring is not None:
+            self._ring[step % self.keep] = params.detach().cpu().numpy()
+        self._recent[step] = params.detach().clone()
+        for old in [s for s in self._recent if s <= step - min(self.keep, self.IN_MEMORY)]:
+            del self._recent[old]
+
+    def at(self, step: int, now: int) -> torch.Tensor:
+        """x^step [d], where `now` is the latest step recorded; LookupError if it is no longer kept."""
+        if step in self._recent:
+            return self._recent[step]
+        if self._ring is None or not now - self.keep < step <= now:
+            raise LookupError(f"the parameters of step {step} are gone: at step {now} the last {self.keep} are kept")
+        like = self._recent[now]
+        return torch.from_numpy(np.array(self._ring[step % self.keep])).to(like.device)
+
+    def recent(self) -> dict[int, torch.Tensor]:
+        """What a checkpoint has to hold; the file keeps the rest."""
+        return dict(self._recent)
+
+    def restore(self, recent: dict[int, torch.Tensor]) -> None:
+        for step in sorted(recent):
+            self.record(step, recent[step])

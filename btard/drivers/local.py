@@ -1,0 +1,146 @@
+"""The whole cohort in one process, in lockstep: the simulator. All peers run the protocol, signatures included."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from btard.drivers.compute import CohortCompute, Mode
+from btard.drivers.history import ParameterHistory
+from btard.drivers.task import StepResult, Task
+from btard.protocol.behaviour import HONEST, Behaviour
+from btard.protocol.collusion import Collusion
+from btard.protocol.config import ProtocolConfig
+from btard.protocol.effects import Broadcast, Compute, Effect, Exchange, Idle, Purpose
+from btard.protocol.identity import Identity, Roster
+from btard.protocol.messages import Signed
+from btard.protocol.peer import Outcome, Peer
+
+
+class LocalDriver:
+    """Runs one `Peer` per entry of the config, `behaviours` (peer -> Behaviour) among them, on one `task`.
+
+    Broadcasts are reliable and reach everybody alike. Tensors are handed over without a copy or an encoding;
+    everything else (hashes, signatures, decoding, checks) happens as between strangers.
+    """
+
+    def __init__(
+        self,
+        config: ProtocolConfig,
+        task: Task,
+        *,
+        behaviours: Mapping[int, Behaviour] | None = None,
+        collusion: Collusion | None = None,
+        mode: Mode = "batched",
+        history_folder: Path | None = None,
+    ) -> None:
+        behaviours = behaviours or {}
+        identities = [Identity.from_seed(config.run_id, peer) for peer in range(config.peers)]
+        roster = Roster(tuple(identity.public_key for identity in identities))
+        self.config, self.task, self.collusion = config, task, collusion
+        self.peers = {
+            i: Peer(i, identities[i], roster, config, task.d, behaviours.get(i, HONEST)) for i in range(config.peers)
+        }
+        keep = 1 + max((b.lookback for b in behaviours.values()), default=1)
+        self.history = ParameterHistory(task.d, keep, history_folder)
+        self.compute = CohortCompute(task, self.history, mode)
+
+    @property
+    def honest(self) -> list[Peer]:
+        return [peer for peer in self.peers.values() if not peer.behaviour.byzantine]
+
+    def step(self, params: torch.Tensor) -> StepResult:
+        """One step of all peers at `params` [d]; whoever falls out is gone from `peers` afterwards.
+
+        Errors: RuntimeError if honest peers come to different results, which would be a bug of the protocol.
+        """
+        now = next(iter(self.peers.values())).t
+        self.history.record(now, params)
+        seconds: dict[str, float] = defaultdict(float)
+        running = {i: peer.step() for i, peer in self.peers.items()}
+        answers: dict[int, Any] = dict.fromkeys(running)
+        outcomes: dict[int, Outcome | None] = {}
+        while running:
+            started = time.perf_counter()
+            effects: dict[int, Effect] = {}
+            for i, generator in list(running.items()):
+                try:
+                    effects[i] = generator.send(answers[i])
+                except StopIteration as stop:
+                    outcomes[i] = stop.value
+                    del running[i]
+            phase = _phase(effects)
+            seconds[phase] += time.perf_counter() - started
+            started = time.perf_counter()
+            answers = self._answer(now, effects)
+            # Gradients have a line of their own; moving messages belongs to the phase that sends them.
+            computing = any(isinstance(effect, Compute) for effect in effects.values())
+            seconds["gradients" if computing else phase] += time.perf_counter() - started
+        agreed = self._agreed({i: outcomes[i] for i in outcomes if not self.peers[i].behaviour.byzantine})
+        self.peers = {i: peer for i, peer in self.peers.items() if outcomes[i] is not None}
+        active = next(iter(self.peers.values())).active
+        return StepResult(
+            step=now,
+            gradient=agreed.gradient(torch.empty_like(params)),
+            coin=agreed.coin,
+            removed=agreed.removed,
+            active=active,
+            workers=next(p for p in self.peers.values() if p.last is not None).last.workers,  # type: ignore[union-attr]
+            seconds=dict(seconds),
+        )
+
+    def _agreed(self, honest: Mapping[int, Outcome | None]) -> Outcome:
+        """The outcome that all remaining honest peers share."""
+        staying = {i: outcome for i, outcome in honest.items() if outcome is not None}
+        if not staying:
+            raise RuntimeError("no honest peer is left in the run")
+        views = {
+            i: (o.step, o.hashes, o.coin, self.peers[i].ledger.head, self.peers[i].active, self.peers[i].assignments)
+            for i, o in staying.items()
+        }
+        first = next(iter(views))
+        for i, view in views.items():
+            if view != views[first]:
+                raise RuntimeError(f"step {staying[i].step}: honest peers {first} and {i} disagree on the outcome")
+        return staying[first]
+
+    def _answer(self, now: int, effects: Mapping[int, Effect]) -> dict[int, Any]:
+        asked = {i: effect for i, effect in effects.items() if isinstance(effect, Compute)}
+        if asked:
+            gradients = dict(zip(asked, self.compute.answer(now, list(asked.values())), strict=True))
+            self._observe(now, asked, gradients)
+            return {i: gradients.get(i) for i in effects}
+        spoken = {i: e.message for i, e in effects.items() if isinstance(e, Broadcast) and e.message is not None}
+        if spoken or any(isinstance(effect, Broadcast) for effect in effects.values()):
+            heard: dict[int, Signed] = spoken
+            return dict.fromkeys(effects, heard)
+        inbox: dict[int, dict[int, Sequence[Any]]] = {i: {} for i in effects}
+        for sender, effect in effects.items():
+            for recipient, packets in effect.packets.items() if isinstance(effect, Exchange) else ():
+                if recipient in inbox:
+                    inbox[recipient][sender] = packets
+        return inbox
+
+    def _observe(self, now: int, asked: Mapping[int, Compute], gradients: Mapping[int, torch.Tensor]) -> None:
+        """The omniscient attackers of the literature see every honest gradient of the step before they choose."""
+        if self.collusion is not None:
+            honest = {
+                i: gradients[i]
+                for i, request in asked.items()
+                if request.purpose is Purpose.TRAIN and not self.peers[i].behaviour.byzantine
+            }
+            if honest:
+                self.collusion.observe(now, honest)
+
+
+def _phase(effects: Mapping[int, Effect]) -> str:
+    """The phase all running peers are in. Two phases at once would be a bug: nothing could be delivered."""
+    phases = {"compute" if isinstance(e, Idle) else e.phase for e in effects.values()}
+    if len(phases) > 1:
+        raise RuntimeError(f"peers are in different phases at once: {sorted(phases)}")
+    return phases.pop().partition("/")[0] if phases else "choose"

@@ -1,0 +1,40 @@
+"""What a driver needs to know about the model: its size, and how to get gradients of public batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from btard.protocol.effects import Compute
+from btard.protocol.ledger import Entry
+
+
+class Task(Protocol):
+    """A model and its public data."""
+
+    d: int
+    """Number of parameters."""
+
+    def gradients(self, params: torch.Tensor, requests: Sequence[Compute], out: torch.Tensor) -> None:
+        """Write the gradient of each request at `params` [d] into the rows of `out` [len(requests), d], float32.
+
+        Each row must depend on `params` and its own request alone: a validator asks for it again.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One step of the cohort. `gradient` [d] is what the optimizer is to apply."""
+
+    step: int
+    gradient: torch.Tensor
+    coin: bytes
+    removed: tuple[Entry, ...] = ()
+    active: tuple[int, ...] = ()
+    workers: tuple[int, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Phase -> seconds spent to get there, all peers together."""

@@ -1,0 +1,243 @@
+"""Section 4: ACCUSE and ELIMINATE. Claims are broadcast, evidence is disclosed, every active peer votes.
+
+Rounds repeat until nobody has a new claim, because a verdict can bring another guilty peer to light (a convicted
+reporter's corrected sum convicts the aggregator it covered for). Claims that only the broadcasts contradict, such as
+an exclusion without an accusation, need no vote: everybody sees the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from btard.protocol.commit import clip_gradient
+from btard.protocol.effects import Compute, Effect, Exchange, Purpose
+from btard.protocol.evidence import disclosures, verdict_on
+from btard.protocol.hashing import batch_seed, digest
+from btard.protocol.ledger import Entry
+from btard.protocol.messages import ELIMINATE_KINDS, FALSE_CLAIM, GUILTY, Claim, Claims, Votes, max_claims
+from btard.protocol.record import StepRecord
+from btard.protocol.report import part_scalars
+from btard.protocol.validate import corrected_reports, gradient_is_wrong
+from btard.protocol.verify import ACCUSE, scalars_differ, suspicious_parts, v2_violation
+
+if TYPE_CHECKING:
+    from btard.protocol.peer import Peer
+
+EXCLUSION_KINDS = ("bad_part", "withheld_part")
+MISSING_KINDS = ("bad_aggregate", "withheld_aggregate")
+
+
+def verify(peer: Peer, record: StepRecord) -> list[Claim]:
+    """The claims that follow from what I received and from V1 on the parts I own, V2 and V3 on all parts."""
+    claims = [Claim(record.step, accused, kind, part) for kind, accused, part in record.suspects]
+    for part, packets in record.received.items():
+        if part not in record.announced or part not in record.aggregates:
+            continue
+        for sender in record.announced[part].senders:
+            said = record.reports.get(sender)
+            body = packets[sender].body if sender in packets else None
+            if sender == peer.id or said is None or part in said.missing or not isinstance(body, torch.Tensor):
+                continue
+            norm, products = part_scalars(peer, record, body, part)
+            tol = ACCUSE * peer.config.scalar_tol
+            if scalars_differ(said.norms[part], said.products[part], norm, products, peer.config.tau, tol):
+                claims.append(Claim(record.step, sender, "misreport", part))
+    claims += [
+        Claim(record.step, record.owner(part), "wrong_aggregate", part)
+        for part in suspicious_parts(peer.config, record, record.reports)
+        if record.owner(part) != peer.id
+    ]
+    return claims
+
+
+def judge(peer: Peer, record: StepRecord, claims: Sequence[Claim]) -> Generator[Effect, Any, None]:
+    """Raise my `claims`, hear everybody's, look at the evidence, vote, and carry out the verdicts."""
+    truth: dict[int, torch.Tensor] = {}
+    settled: set[Claim] = set()
+    attempt = 0
+    while True:
+        chosen = peer.behaviour_at(record.step).accuse(peer.context(record), tuple(sorted(set(claims))))
+        messages = yield from peer.broadcast(
+            record, f"accuse/{attempt}", Claims, Claims(chosen), expected=record.remaining
+        )
+        raised = _admissible(peer, record, messages)
+        if attempt == 0:
+            _expel_unexplained(peer, record, raised)
+        raised = {claim: accusers for claim, accusers in raised.items() if claim not in settled}
+        if not raised:
+            return
+        settled |= set(raised)
+        tried = sorted(c for c in raised if c.kind not in ELIMINATE_KINDS and c.accused not in record.expelled)
+        if tried:
+            yield from _try(peer, record, {claim: raised[claim] for claim in tried}, truth, attempt)
+        _eliminate(peer, record, {c: who for c, who in raised.items() if c.kind in ELIMINATE_KINDS})
+        claims = _uncovered(peer, truth)
+        attempt += 1
+
+
+def _admissible(peer: Peer, record: StepRecord, messages: Mapping[int, Claims]) -> dict[Claim, tuple[int, ...]]:
+    """Claim -> accusers, ascending. Who claims what cannot be is out."""
+    raised: dict[Claim, tuple[int, ...]] = {}
+    for accuser in sorted(messages):
+        claims = set(messages[accuser].claims)
+        if len(claims) > max_claims(len(peer.roster.keys)) or not all(_possible(peer, record, accuser, c) for c in claims):
+            peer.expel(record, accuser, "malformed_claims")
+            continue
+        for claim in claims:
+            raised[claim] = (*raised.get(claim, ()), accuser)
+    return raised
+
+
+def _possible(peer: Peer, record: StepRecord, accuser: int, claim: Claim) -> bool:
+    """Whether the accused had the role in which it is accused, by the broadcasts."""
+    about = peer.record_of(claim.step)
+    if about is None or claim.accused == accuser or claim.accused not in about.workers:
+        return False
+    if claim.kind == "wrong_gradient":
+        return about is not record and claim.part == -1
+    if not 0 <= claim.part < about.cut.k:
+        return False
+    if claim.kind == "wrong_aggregate":
+        return about.owner(claim.part) == claim.accused and claim.part in about.announced
+    if about is not record:
+        return False
+    if claim.kind in MISSING_KINDS:
+        return about.owner(claim.part) == claim.accused and claim.part in about.announced
+    return about.owner(claim.part) == accuser  # what a part's owner alone can know
+
+
+def _expel_unexplained(peer: Peer, record: StepRecord, raised: Mapping[Claim, tuple[int, ...]]) -> None:
+    """An owner that left a worker out of its list, or a peer that lacks an aggregate, owes an accusation."""
+
+    def accused(accuser: int, whom: int, kinds: tuple[str, ...], part: int) -> bool:
+        return any(accuser in raised.get(Claim(record.step, whom, kind, part), ()) for kind in kinds)
+
+    for part, entry in sorted(record.announced.items()):
+        owner = record.owner(part)
+        left_out = [i for i in record.workers if i not in entry.senders]
+        if any(not accused(owner, i, EXCLUSION_KINDS, part) for i in left_out):
+            peer.expel(record, owner, "unexplained_exclusion")
+        if any(accused(owner, i, ("withheld_part",), part) for i in entry.senders):
+            peer.expel(record, owner, "contradiction")  # it counted a part that it says never came
+    for sender, parts in sorted(record.missing.items()):
+        for part in parts:
+            if part not in record.announced or not accused(sender, record.owner(part), MISSING_KINDS, part):
+                peer.expel(record, sender, "unexplained_absence")
+
+
+def _try(
+    peer: Peer,
+    record: StepRecord,
+    raised: Mapping[Claim, tuple[int, ...]],
+    truth: dict[int, torch.Tensor],
+    attempt: int,
+) -> Generator[Effect, Any, None]:
+    """Evidence, votes and verdicts on the claims `raised`, all in one go. Adds recomputed gradients to `truth`."""
+    behaviour, ctx = peer.behaviour_at(record.step), peer.context(record)
+    shown = disclosures(peer, raised, lambda claim, packets: behaviour.disclose(ctx, claim, packets))
+    others = [recipient for recipient in record.remaining if recipient != peer.id]
+    evidence = yield Exchange(f"evidence/{attempt}", {recipient: shown for recipient in others} if shown else {})
+    evidence = {**evidence, peer.id: shown}
+    for claim in raised:
+        if claim.kind == "wrong_gradient" and claim.accused not in truth and peer.last is not None:
+            seed = batch_seed(peer.config.run_id, claim.step, claim.accused, peer.last.previous_coin)
+            gradient = yield Compute(claim.step, claim.accused, seed, Purpose.JUDGE)
+            truth[claim.accused] = clip_gradient(gradient, peer.config.clip_lambda)
+    reports = corrected_reports(peer, peer.last, truth) if peer.last is not None else {}
+    verdicts = tuple(
+        behaviour.vote(ctx, claim, verdict_on(peer, claim, accusers, evidence, truth, reports))
+        for claim, accusers in raised.items()
+    )
+    voters = record.remaining
+    messages = yield from peer.broadcast(record, f"vote/{attempt}", Votes, Votes(verdicts), expected=voters)
+    votes = {judge: message.verdicts for judge, message in messages.items() if len(message.verdicts) == len(raised)}
+    for judge in messages:
+        if judge not in votes:
+            peer.expel(record, judge, "malformed_votes")
+    for index, (claim, accusers) in enumerate(raised.items()):
+        _carry_out(peer, record, claim, accusers, {judge: cast[index] for judge, cast in votes.items()}, len(voters))
+
+
+def _carry_out(
+    peer: Peer, record: StepRecord, claim: Claim, accusers: tuple[int, ...], votes: dict[int, str], voters: int
+) -> None:
+    """The majority of the peers that could vote decides: the accused goes, or the accusers, or nobody."""
+    cast = list(votes.values())
+    decided = next((v for v in (GUILTY, FALSE_CLAIM) if 2 * cast.count(v) > voters), None)
+    if decided is None:
+        return
+    if decided == GUILTY and claim.kind == "wrong_aggregate" and claim.step == record.step:
+        record.skipped.add(claim.part)
+    out = (claim.accused,) if decided == GUILTY else accusers
+    out = tuple(p for p in out if p not in record.expelled)
+    if not out:
+        return
+    peer.remove(
+        record,
+        Entry(
+            step=record.step,
+            kind=claim.kind if decided == GUILTY else "false_accusation",
+            verdict=decided,
+            accused=claim.accused,
+            accusers=accusers,
+            peers=out,
+            about_step=claim.step,
+            part=claim.part,
+            evidence=_evidence_digest(peer, claim).hex(),
+            votes={str(judge): votes[judge] for judge in sorted(votes)},
+        ),
+    )
+
+
+def _evidence_digest(peer: Peer, claim: Claim) -> bytes:
+    """H of the claim and of the commitments it is judged by; from broadcasts alone, so equal at every judge."""
+    about = peer.record_of(claim.step)
+    hashes: list[bytes] = []
+    if about is not None:
+        if claim.accused in about.commits:
+            hashes += about.commits[claim.accused].digests
+        if claim.part in about.announced:
+            hashes.append(about.announced[claim.part].digest)
+    return digest("evidence", claim.step, claim.accused, claim.kind, claim.part, *hashes)
+
+
+def _eliminate(peer: Peer, record: StepRecord, disputes: Mapping[Claim, tuple[int, ...]]) -> None:
+    """ELIMINATE(i, j): a dispute without evidence removes both; a peer that over half of the others miss goes alone.
+
+    One elimination uses up both of its peers, so no Byzantine peer takes more than one honest peer with it.
+    """
+    silent: dict[int, set[int]] = {}
+    for claim, accusers in disputes.items():
+        silent.setdefault(claim.accused, set()).update(accusers)
+
+    def entry(kind: str, accused: int, accusers: tuple[int, ...], peers: tuple[int, ...]) -> Entry:
+        return Entry(record.step, kind, "eliminated", accused, accusers, peers, about_step=record.step)
+
+    present = len(record.remaining)
+    for accused in sorted(silent):
+        if accused not in record.expelled and 2 * len(silent[accused]) > present:
+            peer.remove(record, entry("silent", accused, tuple(sorted(silent[accused])), (accused,)))
+    for claim in sorted(disputes):
+        for accuser in disputes[claim]:
+            if claim.accused not in record.expelled and accuser not in record.expelled:
+                pair = tuple(sorted((accuser, claim.accused)))
+                peer.remove(record, entry(claim.kind, claim.accused, (accuser,), pair))
+
+
+def _uncovered(peer: Peer, truth: Mapping[int, torch.Tensor]) -> list[Claim]:
+    """Aggregators of the step before whose wrong aggregate a convicted peer's cooked report had hidden from V2."""
+    about = peer.last
+    honest = {who: gradient for who, gradient in truth.items() if about and not gradient_is_wrong(peer, about, who, gradient)}
+    if about is None or not honest:
+        return []
+    corrected = corrected_reports(peer, about, honest)
+    return [
+        Claim(about.step, about.owner(part), "wrong_aggregate", part)
+        for part in sorted(about.announced)
+        if about.owner(part) != peer.id
+        and about.owner(part) in peer.current.remaining
+        and v2_violation(peer.config, about, corrected, part, margin=ACCUSE)
+    ]

@@ -1,0 +1,110 @@
+"""Section 3, phase 3, ButterflyClip (the paper's Algorithm 2): the owner of a part clips, announces and sends it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from btard.aggregation import centered_clip
+from btard.protocol.effects import Effect, Exchange
+from btard.protocol.exchange import find_packet, packet_fault
+from btard.protocol.messages import Announce, AnnouncedPart, Packet, body_digest
+from btard.protocol.record import StepRecord
+
+if TYPE_CHECKING:
+    from btard.protocol.peer import Peer
+
+
+def stack_parts(packets: dict[int, Packet]) -> torch.Tensor:
+    """x [k, p]: the parts of `packets` (sender -> packet, checked before) in the senders' order."""
+    return torch.stack([packets[sender].body for sender in sorted(packets)])  # type: ignore[misc]
+
+
+def aggregate(peer: Peer, record: StepRecord) -> Generator[Effect, Any, None]:
+    """Announce H(a[j]) and its senders for the parts I own, then send a[j] to everybody and check what I get.
+
+    The announcement comes first, so that nobody can fit an aggregate to what the others received.
+    Communication: d/k floats to every active peer.
+    """
+    behaviour, ctx = peer.behaviour_at(record.step), peer.context(record)
+    values: dict[int, torch.Tensor] = {}
+    announced: list[AnnouncedPart] = []
+    for part, packets in record.received.items():
+        if not packets:
+            continue
+        x = stack_parts(packets)
+        value = centered_clip(x, peer.config.tau, tol=peer.config.tol).value
+        values[part] = behaviour.aggregate(ctx, part, value, x)
+        hashed = body_digest(peer.config.run_id, "aggregate", peer.id, record.step, part, values[part])
+        announced.append(AnnouncedPart(part, hashed, tuple(sorted(packets))))
+    payload = Announce(tuple(announced)) if peer.id in record.workers else None
+    announces = yield from peer.broadcast(record, "announce", Announce, payload, expected=record.workers)
+    for owner, message in announces.items():
+        _accept_announcement(peer, record, owner, message)
+
+    outgoing: dict[int, list[Packet]] = {recipient: [] for recipient in record.remaining if recipient != peer.id}
+    for part, value in values.items():
+        for recipient, packets_out in outgoing.items():
+            body = behaviour.aggregate_for(ctx, recipient, part, value)
+            if body is None:
+                continue
+            hashed = record.announced[part].digest if part in record.announced and body is value else None
+            packets_out.append(peer.packet(record, "aggregate", part, body, hashed=hashed))
+    arrived = yield Exchange("aggregate", {recipient: packets for recipient, packets in outgoing.items() if packets})
+    for part in range(record.cut.k):
+        owner = record.owner(part)
+        if owner == peer.id and part in values:
+            record.aggregates[part] = values[part]
+        elif part in record.announced and owner != peer.id:
+            accept_aggregate(peer, record, find_packet(arrived, owner, "aggregate", record.step, part), part)
+
+
+def _accept_announcement(peer: Peer, record: StepRecord, owner: int, message: Announce) -> None:
+    """Keep an announcement that covers exactly the owner's parts with workers of this step as senders; else expel."""
+    owned = {part for part, who in enumerate(record.owners) if who == owner}
+    if {entry.part for entry in message.parts} != owned or len(message.parts) != len(owned):
+        peer.expel(record, owner, "malformed_announce")
+        return
+    for entry in message.parts:
+        if not entry.senders or tuple(sorted(set(entry.senders) & set(record.workers))) != entry.senders:
+            peer.expel(record, owner, "malformed_announce")
+            return
+    for entry in message.parts:
+        record.announced[entry.part] = entry
+
+
+def accept_aggregate(peer: Peer, record: StepRecord, packet: Packet | None, part: int) -> None:
+    """Take a[j] if it is what its owner announced; else remember the suspect."""
+    owner = record.owner(part)
+    fault = packet_fault(peer, packet, record.announced[part].digest, record.cut.size(part), "aggregate")
+    if fault is not None:
+        record.suspects[fault, owner, part] = packet
+    elif packet is not None and isinstance(packet.body, torch.Tensor):
+        record.aggregates[part] = packet.body
+
+
+def recover(peer: Peer, record: StepRecord, missing: dict[int, tuple[int, ...]]) -> Generator[Effect, Any, None]:
+    """Whoever holds a[j] forwards it to those who said that they lack it; `missing`: peer -> parts. Rarely needed.
+
+    The hash makes the helper's honesty irrelevant. A part that nobody honest holds stays missing and is skipped.
+    """
+    outgoing: dict[int, list[Packet]] = {}
+    for recipient, parts in missing.items():
+        for part in parts:
+            if recipient != peer.id and part in record.aggregates and part in record.announced:
+                value, hashed = record.aggregates[part], record.announced[part].digest
+                # The digest names the owner, so the owner's packet is rebuilt; its signature is not needed.
+                packet = Packet("aggregate", record.owner(part), record.step, part, value, b"")
+                if packet.digest(peer.config.run_id) == hashed:
+                    outgoing.setdefault(recipient, []).append(packet)
+    arrived = yield Exchange("recover", outgoing)
+    for packets in arrived.values():
+        for packet in packets:
+            part = packet.part
+            if part in record.aggregates or part not in record.announced or packet.kind != "aggregate":
+                continue
+            hashed, size = record.announced[part].digest, record.cut.size(part)
+            if packet_fault(peer, packet, hashed, size, "aggregate") is None and isinstance(packet.body, torch.Tensor):
+                record.aggregates[part] = packet.body

@@ -1,0 +1,92 @@
+"""What a Byzantine peer may do differently. Every hook's default is honesty; an attack overrides one.
+
+The protocol calls the hooks of its own peer only, and never trusts what comes out of them: to everybody else it is
+just a message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from btard.protocol.effects import Compute
+from btard.protocol.messages import Claim, CoinReveal, Report
+
+if TYPE_CHECKING:
+    from btard.protocol.record import StepRecord
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a hook may look at: where in the run it is, and the peer's own view of the step."""
+
+    step: int
+    peer: int
+    record: StepRecord
+    coins: Sequence[bytes]
+    """coins[t] is r^{t-1}, the coin that seeds the batches of step t."""
+    run_id: str
+
+
+class Behaviour:
+    """Honesty. Subclasses in `btard.attacks` override single hooks; `active` says at which steps they apply."""
+
+    byzantine = False
+    lookback = 1
+    """How many steps before the present one this behaviour may ask gradients of (validators need 1)."""
+
+    def active(self, step: int) -> bool:
+        """Whether the overridden hooks apply at `step`."""
+        return False
+
+    def request(self, ctx: Context, request: Compute) -> Compute:
+        """Which gradient the peer computes as its own."""
+        return request
+
+    def gradient(self, ctx: Context, gradient: torch.Tensor) -> torch.Tensor:
+        """The gradient [d] that the peer commits to."""
+        return gradient
+
+    def commit(self, ctx: Context, digests: tuple[bytes, ...]) -> tuple[bytes, ...] | None:
+        """The commitments h_i[.]; None stays silent."""
+        return digests
+
+    def part(self, ctx: Context, part: int, body: torch.Tensor) -> torch.Tensor | bytes | None:
+        """What the owner of `part` is sent; None sends nothing."""
+        return body
+
+    def aggregate(self, ctx: Context, part: int, value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """The aggregate that is announced for `part`; `x` [k, p] are the parts it was made of."""
+        return value
+
+    def aggregate_for(
+        self, ctx: Context, recipient: int, part: int, value: torch.Tensor
+    ) -> torch.Tensor | bytes | None:
+        """What `recipient` is sent as the announced aggregate; None sends nothing."""
+        return value
+
+    def reveal(self, ctx: Context, reveal: CoinReveal) -> CoinReveal | None:
+        """The coin's reveal; None stays silent."""
+        return reveal
+
+    def report(self, ctx: Context, report: Report) -> Report | None:
+        """norm_i[.] and s_i[.]; None stays silent."""
+        return report
+
+    def accuse(self, ctx: Context, claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
+        """The accusations of a round."""
+        return claims
+
+    def disclose(self, ctx: Context, claim: Claim, packets: Sequence[Any]) -> Sequence[Any]:
+        """The evidence shown for a claim."""
+        return packets
+
+    def vote(self, ctx: Context, claim: Claim, verdict: str) -> str:
+        """The verdict on somebody's claim."""
+        return verdict
+
+
+HONEST = Behaviour()

@@ -1,0 +1,69 @@
+"""Section 3, phase 4: the shared coin (MPRNG). Commit, then reveal; who does not reveal is out and it is drawn again."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
+
+from btard.protocol.aggregate import recover
+from btard.protocol.effects import Effect
+from btard.protocol.hashing import digest
+from btard.protocol.messages import CoinCommit, CoinReveal
+from btard.protocol.record import StepRecord
+
+if TYPE_CHECKING:
+    from btard.protocol.peer import Peer
+
+
+def coin_commitment(run_id: str, step: int, attempt: int, peer: int, reveal: CoinReveal) -> bytes:
+    """H(u_i, salt_i), bound to the run, the step, the attempt and the peer so that it cannot be copied."""
+    return digest("coin", run_id, step, attempt, peer, reveal.value, reveal.salt)
+
+
+def combine(run_id: str, step: int, reveals: dict[int, CoinReveal]) -> bytes:
+    """r^t: 32 bytes that no group could choose as long as one honest peer took part."""
+    fields: list[int | bytes] = []
+    for peer in sorted(reveals):
+        fields += [peer, reveals[peer].value]
+    return digest("coin value", run_id, step, *fields)
+
+
+def toss(peer: Peer, record: StepRecord) -> Generator[Effect, Any, None]:
+    """Set `record.coin` to r^t, strictly after all commitments to gradients and aggregates.
+
+    Rides along: each peer names the aggregates it lacks, and those who hold them pass them on before the reveal.
+    """
+    run_id, attempt = peer.config.run_id, 0
+    while True:
+        mine = CoinReveal(
+            peer.identity.secret("coin", run_id, record.step, attempt),
+            peer.identity.secret("salt", run_id, record.step, attempt),
+        )
+        commitment = coin_commitment(run_id, record.step, attempt, peer.id, mine)
+        missing = tuple(part for part in record.announced if part not in record.aggregates)
+        commits = yield from peer.broadcast(
+            record, f"coin_commit/{attempt}", CoinCommit, CoinCommit(commitment, missing), expected=record.remaining
+        )
+        lacking = {sender: message.missing for sender, message in commits.items() if message.missing}
+        if lacking and attempt == 0:
+            record.missing = lacking
+            yield from recover(peer, record, lacking)
+        reveals = yield from peer.broadcast(
+            record,
+            f"coin_reveal/{attempt}",
+            CoinReveal,
+            peer.behaviour_at(record.step).reveal(peer.context(record), mine),
+            expected=record.remaining,
+        )
+        broken = [
+            sender
+            for sender in record.remaining
+            if sender in reveals
+            and coin_commitment(run_id, record.step, attempt, sender, reveals[sender]) != commits[sender].digest
+        ]
+        for sender in broken:
+            peer.expel(record, sender, "wrong_reveal")
+        if not broken and all(sender in reveals for sender in commits):
+            record.coin = combine(run_id, record.step, reveals)
+            return
+        attempt += 1

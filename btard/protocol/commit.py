@@ -1,0 +1,84 @@
+"""Section 3, phases 0 and 1: compute the gradient of the public batch and commit to its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from btard.protocol.effects import Compute, Effect, Idle, Purpose
+from btard.protocol.hashing import batch_seed
+from btard.protocol.messages import Commit, body_digest
+from btard.protocol.record import Split, StepRecord
+
+if TYPE_CHECKING:
+    from btard.protocol.peer import Peer
+
+
+def clip_gradient(gradient: torch.Tensor, clip_lambda: float | None) -> torch.Tensor:
+    """BTARD-Clipped-SGD: `gradient` [d] scaled to norm at most `clip_lambda`; itself where that is None."""
+    if clip_lambda is None:
+        return gradient
+    norm = float(torch.linalg.vector_norm(gradient))
+    return gradient * (clip_lambda / norm) if norm > clip_lambda else gradient
+
+
+def part_digests(run_id: str, peer: int, step: int, gradient: torch.Tensor, split: Split) -> tuple[bytes, ...]:
+    """h_i[j] = H(run_id, t, i, j, g_i[j]) for all parts j: one read of the gradient."""
+    host = gradient.detach().to("cpu")
+    return tuple(body_digest(run_id, "part", peer, step, j, split.view(host, j)) for j in range(split.k))
+
+
+def compute(peer: Peer, record: StepRecord) -> Generator[Effect, Any, torch.Tensor | None]:
+    """A worker's gradient [d], or what a validator gets when it recomputes its target's of the step before.
+
+    None for a validator whose target fell out and for a peer with nothing to do.
+    """
+    target = record.assignments.get(peer.id)
+    if target is None:
+        request = Compute(record.step, peer.id, peer.seed_of(record.step, peer.id))
+        gradient = yield peer.behaviour_at(record.step).request(peer.context(record), request)
+        return clip_gradient(gradient, peer.config.clip_lambda)
+    if peer.last is None or target not in peer.last.commits:
+        yield Idle()
+        return None
+    seed = batch_seed(peer.config.run_id, peer.last.step, target, peer.last.previous_coin)
+    gradient = yield Compute(peer.last.step, target, seed, Purpose.VALIDATE)
+    return clip_gradient(gradient, peer.config.clip_lambda)
+
+
+def commit(
+    peer: Peer, record: StepRecord, gradient: torch.Tensor | None
+) -> Generator[Effect, Any, torch.Tensor | None]:
+    """Broadcast the hashes of my parts; W_t becomes the planned workers who did. Returns my (perhaps bad) gradient.
+
+    A worker that misses this phase is absent for the step (section 8), and its part goes to the next worker.
+    """
+    planned = tuple(p for p in record.active if p not in record.assignments)
+    payload = None
+    if gradient is not None and peer.id in planned:
+        gradient = peer.behaviour_at(record.step).gradient(peer.context(record), gradient)
+        record.split = Split(peer.d, len(planned))
+        digests = part_digests(peer.config.run_id, peer.id, record.step, gradient, record.split)
+        chosen = peer.behaviour_at(record.step).commit(peer.context(record), digests)
+        payload = Commit(chosen) if chosen is not None else None
+    record.split = Split(peer.d, len(planned))
+    commits = yield from peer.broadcast(record, "commit", Commit, payload, expected=())
+    for sender in planned:
+        if sender in commits and len(commits[sender].digests) != record.split.k:
+            peer.expel(record, sender, "malformed_commit")
+    record.commits = {p: commits[p] for p in planned if p in commits and p not in record.expelled}
+    record.workers = tuple(record.commits)
+    record.owners = tuple(_next_worker(planned, j, record.commits) for j in range(record.split.k))
+    peer.count_absences(record, planned)
+    return gradient
+
+
+def _next_worker(planned: tuple[int, ...], part: int, present: dict[int, Commit]) -> int:
+    """Who aggregates `part`: the worker it was planned for, or the first present one after it, cyclically."""
+    for offset in range(len(planned)):
+        candidate = planned[(part + offset) % len(planned)]
+        if candidate in present:
+            return candidate
+    raise RuntimeError("no worker committed to a gradient in this step: every one of them is absent")

@@ -1,0 +1,64 @@
+"""The settings all peers of a run agree on. Two peers with different settings cannot work together."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ProtocolConfig:
+    """Every field has the same value at every peer; `n`, `b`, `m`, `tau` as in the paper."""
+
+    peers: int
+    """n: peers at the start of the run."""
+    byzantine: int = 0
+    """b: how many of them may be Byzantine. Only checked against n and m; nobody knows who they are."""
+    validators: int = 1
+    """m: validators per step. Raise it to catch attackers sooner, at the price of m fewer gradients per step."""
+    tau: float = 1.0
+    """Clipping radius of CenteredClip on each part; inf is the mean. Lower it if accuracy dips under attack."""
+    run_id: str = "btard"
+    """Names the run in every hash and signature, so that no message can be replayed in another run."""
+    tol: float = 1e-6
+    """Relative residual to which aggregators solve (CC)."""
+    residual_tol: float = 1e-5
+    """A judge convicts an aggregator above this relative residual of (CC); rounding of the aggregate is added to it."""
+    scalar_tol: float = 1e-5
+    """A judge convicts a reporter whose norm or s is off by more than this, relative to the clipped difference."""
+    directions: int = 1
+    """How many random directions z V2 projects on. More make a narrow miss by chance rarer."""
+    delta_max: float | None = None
+    """V3: a part is checked when over half of the workers are farther than this from its aggregate.
+    None: 10 times the median over the parts of their median distance, in the same step."""
+    clip_lambda: float | None = None
+    """BTARD-Clipped-SGD: peers scale their gradients to at most this norm. None: no clipping."""
+    max_absences: int = 3
+    """Steps in a row that a peer may miss the commit phase before it counts as gone."""
+
+    def __post_init__(self) -> None:
+        n, b, m = self.peers, self.byzantine, self.validators
+        if n < 1 or b < 0 or m < 0:
+            raise ValueError(f"peers must be >= 1, byzantine and validators >= 0; got n={n}, b={b}, m={m}")
+        if 2 * b >= n:
+            raise ValueError(f"byzantine must be < peers / 2, got b={b} of n={n}: no majority would be honest")
+        if m and n < 2 * m + 1:
+            raise ValueError(f"validators need targets and workers: peers >= 2 m + 1, got n={n}, m={m}")
+        if 2 * b >= n - m and b:
+            warnings.warn(
+                f"b={b} >= (n - m)/2 = {(n - m) / 2:g}: with all validators honest, the workers of a step have no "
+                "honest majority and V3 can tie; use fewer validators or more peers",
+                stacklevel=3,
+            )
+        for name in ("tau", "tol", "residual_tol", "scalar_tol"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
+        if math.isinf(self.tol) or self.residual_tol < self.tol:
+            raise ValueError(f"residual_tol must be >= tol, got {self.residual_tol} < {self.tol}: honest work would fail")
+        if self.directions < 1 or self.max_absences < 1:
+            raise ValueError(f"directions and max_absences must be >= 1, got {self.directions}, {self.max_absences}")
+        for name in ("delta_max", "clip_lambda"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be > 0 or null, got {value}")

@@ -1,0 +1,66 @@
+"""What a peer asks of the world. A driver answers; how (one process, a cluster, a swarm) is its own business."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Union
+
+from btard.protocol.messages import Packet, Signed
+
+
+class Purpose(str, Enum):
+    """Why a gradient is wanted. Only TRAIN may touch a peer's local state, such as BatchNorm's running statistics."""
+
+    TRAIN = "train"
+    VALIDATE = "validate"
+    JUDGE = "judge"
+
+
+@dataclass(frozen=True)
+class Compute:
+    """The gradient [d] at the parameters x^`step` of the public batch drawn with `seed` for `peer`.
+
+    `step` is part of the request because validators and judges work one step behind. `flip_labels` asks for
+    the batch with labels l -> classes - 1 - l, which only a Byzantine peer does.
+    """
+
+    step: int
+    peer: int
+    seed: bytes
+    purpose: Purpose = Purpose.TRAIN
+    flip_labels: bool = False
+
+    @property
+    def phase(self) -> str:
+        return "compute" if self.purpose is not Purpose.JUDGE else "judge"
+
+
+@dataclass(frozen=True)
+class Idle:
+    """Takes part in a compute phase without computing, so that lockstep drivers keep step."""
+
+    phase: str = "compute"
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """Send `message` to every active peer; answered by {sender: Signed} of this phase.
+
+    None says nothing.
+    """
+
+    phase: str
+    message: Signed | None
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Send each recipient its packets; answered by {sender: packets}. What did not arrive in time is absent."""
+
+    phase: str
+    packets: Mapping[int, Sequence[Packet]]
+
+
+Effect = Union[Compute, Idle, Broadcast, Exchange]

@@ -1,0 +1,315 @@
+"""Everything peers say to each other: typed payloads, the signed broadcast `Signed`, and the tensor-bearing `Packet`.
+
+Letters: k parts and workers, one direction z by default. Peers, parts and steps are integers on the wire.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from btard.protocol import wire
+from btard.protocol.hashing import DIGEST_SIZE, digest, tensor_digest
+from btard.protocol.identity import Identity, Roster
+from btard.protocol.wire import Malformed
+
+NOBODY = -1
+
+CLAIM_KINDS = frozenset(
+    {
+        "wrong_gradient",  # committed gradient or reports are not those of the public batch (section 4)
+        "misreport",  # norm or s is not what the sender's part gives (V1)
+        "wrong_aggregate",  # a[j] does not solve (CC) (V2, V3, or a validator's corrected sum)
+        "bad_part",  # part does not match its hash, is malformed or not finite
+        "bad_aggregate",  # a[j] received does not match the announced hash, is malformed or not finite
+        "withheld_part",  # a part that never came: ELIMINATE
+        "withheld_aggregate",  # an aggregate that never came: ELIMINATE
+    }
+)
+ELIMINATE_KINDS = frozenset({"withheld_part", "withheld_aggregate"})
+
+GUILTY, FALSE_CLAIM, EXCUSED = "guilty", "false", "excused"
+VERDICTS = frozenset({GUILTY, FALSE_CLAIM, EXCUSED})
+
+
+class Payload(Protocol):
+    def to_wire(self) -> Any: ...
+
+    @classmethod
+    def from_wire(cls, value: Any) -> Payload: ...
+
+
+@dataclass(frozen=True)
+class Commit:
+    """Section 3.1: the hashes h_i[j] of the sender's parts, one for each of the k parts."""
+
+    digests: tuple[bytes, ...]
+
+    def to_wire(self) -> Any:
+        return self.digests
+
+    @classmethod
+    def from_wire(cls, value: Any) -> Commit:
+        return cls(wire.check_list(value, "commit", wire.check_digest, max_len=2**16))
+
+
+@dataclass(frozen=True)
+class AnnouncedPart:
+    """H(a[j]) of part `part` and the workers whose parts went into it, ascending."""
+
+    part: int
+    digest: bytes
+    senders: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Announce:
+    """Section 3.3: what an aggregator commits to before anybody sees its aggregates."""
+
+    parts: tuple[AnnouncedPart, ...]
+
+    def to_wire(self) -> Any:
+        return [(p.part, p.digest, p.senders) for p in self.parts]
+
+    @classmethod
+    def from_wire(cls, value: Any) -> Announce:
+        def announced(entry: Any, what: str) -> AnnouncedPart:
+            part, hashed, senders = wire.check_fields(entry, what, 3)
+            return AnnouncedPart(
+                wire.check_int(part, what),
+                wire.check_digest(hashed, what),
+                wire.check_list(senders, what, wire.check_int, max_len=2**16),
+            )
+
+        return cls(wire.check_list(value, "announce", announced, max_len=2**16))
+
+
+@dataclass(frozen=True)
+class CoinCommit:
+    """Section 3.4: H(u_i, salt_i), and the parts whose aggregate did not reach the sender intact."""
+
+    digest: bytes
+    missing: tuple[int, ...] = ()
+
+    def to_wire(self) -> Any:
+        return self.digest, self.missing
+
+    @classmethod
+    def from_wire(cls, value: Any) -> CoinCommit:
+        hashed, missing = wire.check_fields(value, "coin commitment", 2)
+        return cls(
+            wire.check_digest(hashed, "coin commitment"),
+            wire.check_list(missing, "missing parts", wire.check_int, max_len=2**16),
+        )
+
+
+@dataclass(frozen=True)
+class CoinReveal:
+    """Section 3.4: (u_i, salt_i), 32 bytes each."""
+
+    value: bytes
+    salt: bytes
+
+    def to_wire(self) -> Any:
+        return self.value, self.salt
+
+    @classmethod
+    def from_wire(cls, value: Any) -> CoinReveal:
+        drawn, salt = wire.check_fields(value, "coin reveal", 2)
+        return cls(wire.check_digest(drawn, "coin value"), wire.check_digest(salt, "coin salt"))
+
+
+@dataclass(frozen=True)
+class Report:
+    """Section 3.5: norm_i[j] and s_i[j] per part j (per direction for s); 0 where the sender's part did not go in."""
+
+    norms: tuple[float, ...]
+    products: tuple[tuple[float, ...], ...]
+    missing: tuple[int, ...] = ()
+
+    def to_wire(self) -> Any:
+        return self.norms, self.products, self.missing
+
+    @classmethod
+    def from_wire(cls, value: Any) -> Report:
+        norms, products, missing = wire.check_fields(value, "report", 3)
+
+        def row(entry: Any, what: str) -> tuple[float, ...]:
+            return wire.check_list(entry, what, wire.check_float, max_len=2**10)
+
+        return cls(
+            wire.check_list(norms, "norms", wire.check_float, max_len=2**16),
+            wire.check_list(products, "products", row, max_len=2**16),
+            wire.check_list(missing, "missing parts", wire.check_int, max_len=2**16),
+        )
+
+
+@dataclass(frozen=True, order=True)
+class Claim:
+    """ACCUSE(sender, accused): what `accused` did wrong at `step`; `part` is NOBODY where no part is concerned."""
+
+    step: int
+    accused: int
+    kind: str
+    part: int = NOBODY
+
+    def to_wire(self) -> Any:
+        return self.step, self.accused, self.kind, self.part
+
+
+@dataclass(frozen=True)
+class Claims:
+    """Section 3.6: the sender's accusations of this round, usually none."""
+
+    claims: tuple[Claim, ...]
+
+    def to_wire(self) -> Any:
+        return [claim.to_wire() for claim in self.claims]
+
+    @classmethod
+    def from_wire(cls, value: Any) -> Claims:
+        def claim(entry: Any, what: str) -> Claim:
+            step, accused, kind, part = wire.check_fields(entry, what, 4)
+            return Claim(
+                wire.check_int(step, what),
+                wire.check_int(accused, what),
+                wire.check_word(kind, what, CLAIM_KINDS),
+                wire.check_int(part, what),
+            )
+
+        return cls(wire.check_list(value, "claims", claim, max_len=2**16))
+
+
+@dataclass(frozen=True)
+class Votes:
+    """Section 4: the sender's verdicts, in the order of the round's sorted claims."""
+
+    verdicts: tuple[str, ...]
+
+    def to_wire(self) -> Any:
+        return self.verdicts
+
+    @classmethod
+    def from_wire(cls, value: Any) -> Votes:
+        def verdict(entry: Any, what: str) -> str:
+            return wire.check_word(entry, what, VERDICTS)
+
+        return cls(wire.check_list(value, "votes", verdict, max_len=2**16))
+
+
+P = TypeVar("P", Commit, Announce, CoinCommit, CoinReveal, Report, Claims, Votes)
+
+
+# Pure, and the same bytes reach every peer: where several peers live in one process each payload is decoded once.
+@lru_cache(maxsize=4096)
+def _decode(payload: bytes, kind: type[Any], max_bytes: int) -> Any:
+    return kind.from_wire(wire.unpack(payload, max_bytes=max_bytes, what=kind.__name__))
+
+
+@dataclass(frozen=True)
+class Signed:
+    """A broadcast message: payload bytes of one sender in one phase of one step, and the sender's signature."""
+
+    sender: int
+    step: int
+    phase: str
+    payload: bytes
+    signature: bytes
+
+    @classmethod
+    def create(cls, identity: Identity, run_id: str, sender: int, step: int, phase: str, payload: Payload) -> Signed:
+        packed = wire.pack(payload.to_wire())
+        message = _signed_bytes(run_id, sender, step, phase, packed)
+        return cls(sender, step, phase, packed, identity.sign(message))
+
+    def authentic(self, run_id: str, roster: Roster) -> bool:
+        """Whether the named sender really signed these bytes for this step and phase."""
+        message = _signed_bytes(run_id, self.sender, self.step, self.phase, self.payload)
+        return roster.verify(self.sender, message, self.signature)
+
+    def open(self, kind: type[P], max_bytes: int) -> P:
+        """The payload as `kind`; Malformed if it is too long or of another form."""
+        result: P = _decode(self.payload, kind, max_bytes)
+        return result
+
+
+def _signed_bytes(run_id: str, sender: int, step: int, phase: str, payload: bytes) -> bytes:
+    return digest("broadcast", run_id, sender, step, phase, payload)
+
+
+@dataclass(frozen=True)
+class Packet:
+    """A part (kind "part") or an aggregate (kind "aggregate") on its way from one peer to another.
+
+    Its digest is what the sender committed to in a broadcast, so the signature is looked at only when the two differ:
+    then it is the evidence. `body` is bytes where a hostile sender sent something that is no tensor.
+    """
+
+    kind: str
+    sender: int
+    step: int
+    part: int
+    body: torch.Tensor | bytes
+    signature: bytes
+
+    @classmethod
+    def create(
+        cls,
+        identity: Identity,
+        run_id: str,
+        kind: str,
+        sender: int,
+        step: int,
+        part: int,
+        body: torch.Tensor | bytes,
+        *,
+        hashed: bytes | None = None,
+    ) -> Packet:
+        """`hashed`: the digest of `body` if the sender has it already; saves one read of the body."""
+        hashed = hashed or body_digest(run_id, kind, sender, step, part, body)
+        return cls(kind, sender, step, part, body, identity.sign(digest("packet", hashed)))
+
+    def digest(self, run_id: str) -> bytes:
+        return body_digest(run_id, self.kind, self.sender, self.step, self.part, self.body)
+
+    def authentic(self, hashed: bytes, roster: Roster) -> bool:
+        """Whether the sender signed a packet of digest `hashed`."""
+        return roster.verify(self.sender, digest("packet", hashed), self.signature)
+
+
+def body_digest(run_id: str, kind: str, sender: int, step: int, part: int, body: torch.Tensor | bytes) -> bytes:
+    """h_i[j] = H(run_id, t, i, j, g_i[j]) for kind "part", H(a[j]) for kind "aggregate"."""
+    if isinstance(body, torch.Tensor):
+        return tensor_digest(body, kind, run_id, sender, step, part)
+    return digest(kind, run_id, sender, step, part, "bytes", body)
+
+
+def tensor_of(packet: Packet, size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """The packet's body [size], finite; Malformed says what is wrong. Costs one read of the body."""
+    body = packet.body
+    if not isinstance(body, torch.Tensor):
+        raise Malformed(f"expected a {dtype} tensor of {size} entries, got {len(body)} raw bytes")
+    if body.dtype != dtype or tuple(body.shape) != (size,):
+        raise Malformed(f"expected {dtype} of shape ({size},), got {body.dtype} of shape {tuple(body.shape)}")
+    # The sum is finite for nearly every finite tensor, and never for one with NaN or Inf: one fast read.
+    if size and not bool(torch.isfinite(body.sum())) and not bool(torch.isfinite(body).all()):
+        raise Malformed("holds NaN or Inf")
+    return body
+
+
+def max_claims(peers: int) -> int:
+    """Accusations an honest peer can have at once: every other peer by every kind that concerns a whole peer."""
+    return 4 * peers
+
+
+def max_payload(kind: type[Any], peers: int, directions: int) -> int:
+    """Upper bound in bytes of an honest payload of this kind among `peers` peers, checked before decoding."""
+    per_part = DIGEST_SIZE + 32 + 9 * (peers + directions + 2)
+    if kind is Claims:
+        return 16 + max_claims(peers) * 40
+    if kind is Votes:  # a verdict on every claim that all peers together can raise
+        return 16 + max_claims(peers) * peers * 9
+    return 128 + peers * per_part

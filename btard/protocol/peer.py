@@ -1,0 +1,221 @@
+"""One peer of BTARD-SGD (the paper's Algorithm 1). `Peer.step` reads like section 3 of the protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from btard.protocol.accuse import judge, verify
+from btard.protocol.aggregate import aggregate
+from btard.protocol.behaviour import HONEST, Behaviour, Context
+from btard.protocol.coin import toss
+from btard.protocol.commit import commit, compute
+from btard.protocol.config import ProtocolConfig
+from btard.protocol.effects import Broadcast, Effect
+from btard.protocol.exchange import exchange
+from btard.protocol.hashing import batch_seed, digest
+from btard.protocol.identity import Identity, Roster
+from btard.protocol.ledger import Entry, Ledger
+from btard.protocol.messages import (
+    Announce,
+    Claims,
+    CoinCommit,
+    CoinReveal,
+    Commit,
+    Packet,
+    Report,
+    Signed,
+    Votes,
+    max_payload,
+)
+from btard.protocol.record import StepRecord
+from btard.protocol.report import report
+from btard.protocol.validate import draw_validators, validate
+from btard.protocol.wire import Malformed
+
+M = TypeVar("M", Commit, Announce, CoinCommit, CoinReveal, Report, Claims, Votes)
+
+
+class Expelled(Exception):
+    """This peer is no longer part of the run; its step ends here."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step came to for one peer. All honest peers have the same."""
+
+    step: int
+    parts: tuple[torch.Tensor | None, ...]
+    """a[j] of every part; None where the parameters get a zero gradient in this step."""
+    hashes: tuple[bytes, ...]
+    """H(a[j]), b"" where there is none: what honest peers compare."""
+    sizes: tuple[int, ...]
+    coin: bytes
+    removed: tuple[Entry, ...]
+    """The ledger's new entries."""
+
+    def gradient(self, out: torch.Tensor) -> torch.Tensor:
+        """concat_j a[j], written to and returned as `out` [d]."""
+        for piece, value in zip(out.split(list(self.sizes)), self.parts, strict=True):
+            piece.zero_() if value is None else piece.copy_(value)
+        return out
+
+
+class Peer:
+    """State and behaviour of peer `id` between steps. `d`: number of parameters.
+
+    Errors: ValueError if the roster's size is not the configured number of peers or d is smaller than it.
+    """
+
+    def __init__(
+        self,
+        id: int,
+        identity: Identity,
+        roster: Roster,
+        config: ProtocolConfig,
+        d: int,
+        behaviour: Behaviour = HONEST,
+    ) -> None:
+        if len(roster.keys) != config.peers:
+            raise ValueError(f"peer {id}: the roster has {len(roster.keys)} keys, the config says {config.peers} peers")
+        if d < config.peers:
+            raise ValueError(f"peer {id}: a model of {d} parameters cannot be shared among {config.peers} peers")
+        self.id, self.identity, self.roster, self.config, self.d, self.behaviour = (
+            id,
+            identity,
+            roster,
+            config,
+            d,
+            behaviour,
+        )
+        self.ledger = Ledger()
+        self.active: tuple[int, ...] = tuple(range(config.peers))
+        self.assignments: dict[int, int] = {}
+        self.coins: list[bytes] = [digest("first coin", config.run_id)]
+        self.absences: dict[int, int] = {}
+        self.last: StepRecord | None = None
+        self.current: StepRecord
+
+    @property
+    def t(self) -> int:
+        """The next step."""
+        return len(self.coins) - 1
+
+    def step(self) -> Generator[Effect, Any, Outcome | None]:
+        """One step of BTARD-SGD up to the agreed gradient; applying it is the caller's. None once this peer is out."""
+        record = self.current = StepRecord(self.t, self.active, self.assignments, self.coins[-1])
+        already = len(self.ledger.entries)
+        try:
+            gradient = yield from compute(self, record)
+            recomputed = gradient if self.id in record.assignments else None
+            gradient = yield from commit(self, record, None if self.id in record.assignments else gradient)
+            yield from exchange(self, record, gradient)
+            yield from aggregate(self, record)
+            yield from toss(self, record)
+            yield from report(self, record, gradient)
+            yield from judge(self, record, verify(self, record) + validate(self, recomputed))
+        except Expelled:
+            return None
+        return self._finish(record, already)
+
+    def _finish(self, record: StepRecord, already: int) -> Outcome | None:
+        """A_{t+1}, V_{t+1} and the coin of the next step (phases 7 and 8)."""
+        self.active = record.remaining
+        if self.id not in self.active:
+            return None
+        self.coins.append(record.coin)
+        self.assignments = draw_validators(record.coin, record.workers, self.active, self.config.validators)
+        self.last = record
+        usable = [j for j in range(record.cut.k) if j in record.aggregates and j not in record.skipped]
+        return Outcome(
+            record.step,
+            tuple(record.aggregates[j] if j in usable else None for j in range(record.cut.k)),
+            tuple(record.announced[j].digest if j in usable else b"" for j in range(record.cut.k)),
+            tuple(record.cut.size(j) for j in range(record.cut.k)),
+            record.coin,
+            tuple(self.ledger.entries[already:]),
+        )
+
+    # What the phases share.
+
+    def behaviour_at(self, step: int) -> Behaviour:
+        """My behaviour, honest at the steps in which it does not apply."""
+        return self.behaviour if self.behaviour.active(step) else HONEST
+
+    def context(self, record: StepRecord) -> Context:
+        return Context(record.step, self.id, record, self.coins, self.config.run_id)
+
+    def seed_of(self, step: int, peer: int) -> bytes:
+        """xi_i^t for a step whose coin is known."""
+        return batch_seed(self.config.run_id, step, peer, self.coins[step])
+
+    def record_of(self, step: int) -> StepRecord | None:
+        """My record of the present step or of the one before; None for any other."""
+        known = (self.current, self.last)
+        return next((record for record in known if record is not None and record.step == step), None)
+
+    def packet(
+        self, record: StepRecord, kind: str, part: int, body: torch.Tensor | bytes, *, hashed: bytes | None
+    ) -> Packet:
+        return Packet.create(
+            self.identity, self.config.run_id, kind, self.id, record.step, part, body, hashed=hashed
+        )
+
+    def broadcast(
+        self, record: StepRecord, phase: str, kind: type[M], payload: M | None, *, expected: Iterable[int]
+    ) -> Generator[Effect, Any, dict[int, M]]:
+        """Say `payload` (None: nothing) and hear everybody: {sender: message}, ascending.
+
+        Who sent something malformed under its signature, or is in `expected` and said nothing, is removed: everybody
+        sees that. A message with a bad signature proves nothing and counts as none.
+        """
+        if self.id in record.expelled:
+            raise Expelled
+        expected = tuple(expected)
+        run_id = self.config.run_id
+        message = (
+            None
+            if payload is None
+            else Signed.create(self.identity, run_id, self.id, record.step, phase, payload)
+        )
+        arrived = yield Broadcast(phase, message)
+        opened: dict[int, M] = {}
+        limit = max_payload(kind, self.config.peers, self.config.directions)
+        for sender in record.remaining:
+            signed = arrived.get(sender)
+            genuine = (
+                isinstance(signed, Signed)
+                and (signed.sender, signed.step, signed.phase) == (sender, record.step, phase)
+                and signed.authentic(run_id, self.roster)
+            )
+            if genuine:
+                try:
+                    opened[sender] = signed.open(kind, limit)
+                except Malformed:
+                    self.expel(record, sender, f"malformed_{phase.partition('/')[0]}")
+            elif sender in expected:
+                self.expel(record, sender, "silent")
+        return opened
+
+    def expel(self, record: StepRecord, peer: int, kind: str) -> None:
+        """Remove `peer` for what the broadcasts show to everybody."""
+        if peer not in record.expelled:
+            self.remove(
+                record, Entry(record.step, kind, "public", peer, accusers=(), peers=(peer,), about_step=record.step)
+            )
+
+    def remove(self, record: StepRecord, entry: Entry) -> None:
+        """Write `entry` to the ledger and strike its peers."""
+        self.ledger.append(entry)
+        record.expelled |= dict.fromkeys(entry.peers, entry.kind)
+
+    def count_absences(self, record: StepRecord, planned: tuple[int, ...]) -> None:
+        """Section 8: missing the commit phase costs the step; `max_absences` in a row mean that the peer is gone."""
+        for peer in planned:
+            missed = 0 if peer in record.workers else self.absences.get(peer, 0) + 1
+            self.absences[peer] = missed
+            if missed >= self.config.max_absences:
+                self.expel(record, peer, "gone")

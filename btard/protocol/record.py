@@ -1,0 +1,88 @@
+"""What a peer remembers of one step: everybody's broadcasts, its own parts, its aggregates, and who fell out.
+
+A verdict about step t can fall at t + 1, so a peer keeps the record of the step before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from btard.protocol.messages import NOBODY, AnnouncedPart, Commit, Packet, Report
+
+
+@dataclass
+class Split:
+    """How d parameters are cut into k parts: sizes differ by at most one, so nothing is padded or copied."""
+
+    d: int
+    k: int
+
+    def __post_init__(self) -> None:
+        if self.d < self.k:
+            raise ValueError(f"a model of {self.d} parameters cannot be cut into {self.k} parts, one per worker")
+
+    def bounds(self, part: int) -> tuple[int, int]:
+        size, longer = divmod(self.d, self.k)
+        start = part * size + min(part, longer)
+        return start, start + size + (part < longer)
+
+    def size(self, part: int) -> int:
+        start, stop = self.bounds(part)
+        return stop - start
+
+    def view(self, vector: torch.Tensor, part: int) -> torch.Tensor:
+        """Part `part` of `vector` [d], without a copy."""
+        start, stop = self.bounds(part)
+        return vector[start:stop]
+
+
+@dataclass
+class StepRecord:
+    """One step as one peer saw it. Everything but `received` and `aggregates` comes from broadcasts."""
+
+    step: int
+    active: tuple[int, ...]
+    """A_t, ascending."""
+    assignments: dict[int, int]
+    """V_t: validator -> its target, a worker of step t - 1."""
+    previous_coin: bytes
+    """r^{t-1}, the seed of this step's batches."""
+    workers: tuple[int, ...] = ()
+    """W_t, ascending: those who committed. Planned first, fixed by the commit phase."""
+    split: Split | None = None
+    owners: tuple[int, ...] = ()
+    """owners[j] aggregates part j."""
+    commits: dict[int, Commit] = field(default_factory=dict)
+    announced: dict[int, AnnouncedPart] = field(default_factory=dict)
+    """Part -> H(a[j]) and the workers that went in."""
+    reports: dict[int, Report] = field(default_factory=dict)
+    coin: bytes = b""
+    """r^t."""
+    received: dict[int, dict[int, Packet]] = field(default_factory=dict)
+    """Part that I own -> sender -> its packet, as it came (my own part included)."""
+    aggregates: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Part -> a[j] that matches its announced hash."""
+    suspects: dict[tuple[str, int, int], Packet | None] = field(default_factory=dict)
+    """(claim kind, accused, part) -> the packet that proves it, None if it never came."""
+    missing: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    """Peer -> parts whose aggregate it said it lacks; each of them needs an accusation."""
+    expelled: dict[int, str] = field(default_factory=dict)
+    """Peers that fell out during this step -> why."""
+    skipped: set[int] = field(default_factory=set)
+    """Parts without a trustworthy aggregate: their parameters get a zero gradient in this step."""
+
+    @property
+    def remaining(self) -> tuple[int, ...]:
+        """A_t without those that already fell out."""
+        return tuple(peer for peer in self.active if peer not in self.expelled)
+
+    @property
+    def cut(self) -> Split:
+        if self.split is None:
+            raise RuntimeError(f"step {self.step}: parts are only known once the gradient's size is")
+        return self.split
+
+    def owner(self, part: int) -> int:
+        return self.owners[part] if 0 <= part < len(self.owners) else NOBODY
