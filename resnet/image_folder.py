@@ -1,0 +1,217 @@
+"""A tree of images, or a tar archive of one, decoded once into arrays and cached.
+
+The layout is `train/<class>/<file>` and `test/<class>/<file>`; all images have one size. An archive is read member by
+member in memory and never unpacked to the disk.
+"""
+
+import hashlib
+import io
+import os
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+SPLITS = ("train", "test")
+LAYOUT = "train/<class>/<file> and test/<class>/<file>"
+CACHE_VERSION = 1
+MAX_IMAGE_BYTES = 64 * 2**20
+
+
+class DataError(ValueError):
+    """The data is missing, damaged, or of another form than expected. The message is one line for the user."""
+
+
+class ImageFolder(NamedTuple):
+    """Decoded images [N, C, H, W] uint8 and labels [N] int64 of both splits, sorted by class and file name."""
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    class_names: tuple[str, ...]
+
+
+class _Sample(NamedTuple):
+    split: str
+    class_name: str
+    file_name: str
+    pixels: np.ndarray
+    grey: bool
+
+
+def load_image_folder(path: Path) -> ImageFolder:
+    """Return the images of a folder or a tar archive (`.tar`, `.tar.gz`, ...).
+
+    Images are decoded to RGB, or to one channel if all of them are grey. The arrays are kept as `<path>.cache.npz`, or
+    in the user's cache folder where that cannot be written, and read from there as long as path, size and time of
+    modification stay the same. Hidden files are ignored, and so is everything outside of the layout.
+
+    Raises DataError if nothing is there, the archive or an image is damaged, a split or class is missing, or images
+    differ in size.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: expected a folder or a tar archive of images, found nothing; correct data.path")
+    path = path.resolve()
+    key = _cache_key(path)
+    for place in _cache_places(path):
+        cached = _read_cache(place, key)
+        if cached is not None:
+            return cached
+    samples = list(_samples_of_folder(path) if path.is_dir() else _samples_of_archive(path))
+    result = _assemble(path, samples)
+    for place in _cache_places(path):
+        if _write_cache(place, key, result):
+            break
+    return result
+
+
+def cache_folder() -> Path:
+    """Return the folder for what can be computed or downloaded again: `btard` in the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "btard"
+
+
+def _position(name: str, where: str) -> tuple[str, str, str] | None:
+    """Return (split, class, file) of a path inside the tree, or None if it is outside of the layout or hidden."""
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts:
+        raise DataError(f"{where}: expected relative paths inside the archive, got {name!r}; do not trust this archive")
+    if len(pure.parts) != 3 or pure.parts[0] not in SPLITS or any(part.startswith(".") for part in pure.parts):
+        return None
+    return pure.parts[0], pure.parts[1], pure.parts[2]
+
+
+def _files_of(folder: Path) -> list[tuple[Path, str, str, str]]:
+    """Return (file, split, class, name) of every image file of a tree, sorted."""
+    found = []
+    for split in SPLITS:
+        for file in (folder / split).glob("*/*"):
+            position = _position(file.relative_to(folder).as_posix(), str(folder))
+            if position is not None and file.is_file():
+                found.append((file, *position))
+    return sorted(found)
+
+
+def _samples_of_folder(folder: Path) -> Iterator[_Sample]:
+    for file, split, class_name, name in tqdm(_files_of(folder), desc=f"decoding {folder.name}", unit="image"):
+        if file.stat().st_size > MAX_IMAGE_BYTES:
+            raise DataError(f"{file}: expected an image of at most {MAX_IMAGE_BYTES} bytes; remove it")
+        yield _Sample(split, class_name, name, *_decode(file.read_bytes(), str(file)))
+
+
+def _samples_of_archive(path: Path) -> Iterator[_Sample]:
+    try:
+        with (
+            path.open("rb") as raw,
+            tqdm(total=path.stat().st_size, desc=f"decoding {path.name}", unit="B", unit_scale=True) as bar,
+            tarfile.open(fileobj=raw, mode="r:*") as archive,
+        ):
+            for member in archive:
+                bar.update(raw.tell() - bar.n)
+                position = _position(member.name, str(path))
+                if position is None or member.isdir():
+                    continue
+                where = f"{path}: {member.name}"
+                if not member.isreg():
+                    raise DataError(f"{where}: expected an image file, got a link or device; put the image there")
+                if member.size > MAX_IMAGE_BYTES:
+                    raise DataError(f"{where}: expected at most {MAX_IMAGE_BYTES} bytes, got {member.size}; remove it")
+                content = archive.extractfile(member)
+                assert content is not None  # isreg() holds
+                yield _Sample(*position, *_decode(content.read(), where))
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise DataError(
+            f"{path}: expected a readable tar archive, got a damaged one ({error}); fetch it again"
+        ) from error
+
+
+def _decode(content: bytes, where: str) -> tuple[np.ndarray, bool]:
+    """Return pixels [H, W, 3] uint8 and whether the image is stored as grey."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return np.asarray(image.convert("RGB")), image.mode in ("1", "L")
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = " ".join(str(error).split())
+        # The buffer's address would make the message differ from run to run.
+        reason = "not an image" if isinstance(error, UnidentifiedImageError) else reason
+        raise DataError(
+            f"{where}: expected a readable image, got {len(content)} bytes that are not ({reason})"
+        ) from error
+
+
+def _assemble(path: Path, samples: list[_Sample]) -> ImageFolder:
+    samples = sorted(samples, key=lambda sample: sample[:3])
+    names = {split: sorted({sample.class_name for sample in samples if sample.split == split}) for split in SPLITS}
+    for split in SPLITS:
+        if not names[split]:
+            raise DataError(f"{path}: expected images as {LAYOUT}, got none in {split}/; arrange the tree like this")
+    if names["train"] != names["test"]:
+        only = {s: sorted(set(names[s]) - set(names[o])) for s, o in (SPLITS, SPLITS[::-1])}
+        raise DataError(
+            f"{path}: expected the same classes in train/ and test/, got only in train {only['train']}, only in test "
+            f"{only['test']}; add or remove these folders"
+        )
+    first = samples[0]
+    for sample in samples:
+        if sample.pixels.shape != first.pixels.shape:
+            sizes = ["{1}x{0}".format(*s.pixels.shape) for s in (first, sample)]
+            places = ["/".join(s[:3]) for s in (first, sample)]
+            raise DataError(
+                f"{path}: expected images of one size, got {sizes[0]} ({places[0]}) and {sizes[1]} ({places[1]}); "
+                "resize them"
+            )
+    channels = 1 if all(sample.grey for sample in samples) else 3
+    arrays: list[np.ndarray] = []
+    for split in SPLITS:
+        chosen = [sample for sample in samples if sample.split == split]
+        pixels = np.stack([sample.pixels[..., :channels].transpose(2, 0, 1) for sample in chosen])
+        arrays += [pixels, np.array([names[split].index(sample.class_name) for sample in chosen], dtype=np.int64)]
+    return ImageFolder(arrays[0], arrays[1], arrays[2], arrays[3], tuple(names["train"]))
+
+
+def _cache_key(path: Path) -> str:
+    """Text that changes when the path, the total size or the latest time of modification changes."""
+    files = [path] if path.is_file() else [entry[0] for entry in _files_of(path)]
+    stats = [file.stat() for file in files]
+    size, latest = sum(stat.st_size for stat in stats), max((stat.st_mtime_ns for stat in stats), default=0)
+    return f"v{CACHE_VERSION} {len(files)} files, {size} bytes, {latest} ns, {path}"
+
+
+def _cache_places(path: Path) -> list[Path]:
+    beside = path.with_name(path.name + ".cache.npz")
+    return [beside, cache_folder() / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.npz"]
+
+
+def _read_cache(place: Path, key: str) -> ImageFolder | None:
+    """Return what was cached for `key`, or None if there is nothing, something else, or a damaged file."""
+    try:
+        with np.load(place, allow_pickle=False) as cached:
+            if str(cached["key"]) != key:
+                return None
+            arrays = [cached[name] for name in ImageFolder._fields]
+    except (OSError, ValueError, KeyError, EOFError, zlib.error, BadZipFile):
+        return None
+    return ImageFolder(arrays[0], arrays[1], arrays[2], arrays[3], tuple(str(name) for name in arrays[4]))
+
+
+def _write_cache(place: Path, key: str, result: ImageFolder) -> bool:
+    """Write the cache so that a reader sees all of it or nothing; return whether that was possible."""
+    temporary = None
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=place.parent, suffix=".tmp", delete=False) as file:
+            temporary = file.name
+            np.savez(file, key=np.array(key), **{n: np.asarray(v) for n, v in result._asdict().items()})
+        os.replace(temporary, place)
+    except OSError:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        return False
+    return True
