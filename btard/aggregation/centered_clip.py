@@ -1,0 +1,253 @@
+"""CenteredClip: the fixed point of the clipped mean, solved in Gram space."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from btard.aggregation.checks import (
+    check_matrix,
+    check_tau,
+    check_weights,
+    require_finite,
+)
+from btard.aggregation.gram import (
+    GRAM_ERROR,
+    Combined,
+    checked_gram,
+    clipped_square,
+    combine,
+    row_squares,
+)
+from btard.aggregation.solver import solve
+
+# Passes after the first Gram matrix; two suffice unless rounding is extreme.
+_MAX_ROUNDS = 6
+
+
+@dataclass(frozen=True)
+class CenteredClip:
+    """Result of `centered_clip`.
+
+    Attributes:
+        value: [d], dtype and device of the input.
+        residual: norm of the clipped sum at `value` relative to `sum_i w_i min(tau, median distance)`.
+        iterations: iterations in coefficient space, all rounds together.
+        distances: [n] float64 on the CPU, `||g_i - value||` as measured.
+        clipped: [n] bool on the CPU, `distances > tau`.
+        converged: `residual <= max(tol, floor)`, see `centered_clip`.
+    """
+
+    value: Tensor
+    residual: float
+    iterations: int
+    distances: Tensor
+    clipped: Tensor
+    converged: bool
+
+
+def _influence(distances: np.ndarray, w: np.ndarray, tau: float) -> np.ndarray:
+    """Factors w_i min(1, tau / D_i) of the rows in equation (CC)."""
+    return w * np.minimum(1.0, tau / np.maximum(distances, 1e-300))
+
+
+def _unit(distances: np.ndarray, w: np.ndarray, tau: float) -> float:
+    """`sum_i w_i min(tau, median distance)`, what a residual is relative to.
+
+    The median is over rows of positive weight. Where it vanishes, as most rows coincide with the value, the largest
+    distance takes its place.
+    """
+    used = distances[w > 0]
+    typical = float(np.median(used)) or float(used.max())
+    return float(w.sum()) * min(tau, typical)
+
+
+def _relative(norm: float, unit: float) -> float:
+    if norm == 0:
+        return 0.0
+    return norm / unit if unit > 0 else math.inf
+
+
+def _floor(
+    value: Tensor,
+    influence: np.ndarray,
+    distances: np.ndarray,
+    w: np.ndarray,
+    tau: float,
+    eps: float,
+) -> float:
+    """Residual that rounding may leave: half an epsilon of `value` from rounding it, as much from the arithmetic."""
+    size = float(torch.linalg.vector_norm(value, dtype=torch.float64))
+    return eps * _relative(
+        float(influence @ (size + distances)), _unit(distances, w, tau)
+    )
+
+
+def _gram_noise(
+    g: np.ndarray, distances: np.ndarray, w: np.ndarray, tau: float, eps: float
+) -> float:
+    """Residual to expect from the rounding of the Gram matrix from which `distances` come."""
+    error = GRAM_ERROR * eps * np.diag(g) / np.maximum(distances, 1e-300)
+    noise = float(_influence(distances, w, tau) @ np.minimum(error, distances))
+    return _relative(noise, _unit(distances, w, tau))
+
+
+def _distances(g: np.ndarray, p: np.ndarray) -> np.ndarray:
+    q = np.eye(len(p)) - p
+    return np.sqrt(np.maximum(((q @ g) * q).sum(1), 0.0))
+
+
+def centered_clip(
+    x: Tensor,
+    tau: float,
+    *,
+    tol: float = 1e-6,
+    weights: Tensor | np.ndarray | list[float] | None = None,
+    max_iterations: int = 200,
+) -> CenteredClip:
+    """The fixed point `v` of CenteredClip, equation (CC) (Karimireddy et al., ICML 2021; Gorbunov et al., ICML 2022):
+
+        sum_i w_i (g_i - v) min(1, tau / ||g_i - v||) = 0
+
+    It minimises a convex loss, so it does not depend on a start and is unique unless the rows lie on a line. Each
+    iteration of the solver works on an n x n Gram matrix alone. The result is the same bits for the same input, dtype,
+    device and number of threads, also when `x` is a column slice of another matrix.
+
+    `residual` is measured on the rounded `value` in the pass that forms it; beyond float noise (about 1e-8 in float32)
+    it errs upwards only. Rounding
+    `value` to its dtype leaves a residual of its own, up to `floor`: one epsilon of `||v||`, and of
+    the distances of what is clipped, against `min(tau, median distance)`. Where `floor` exceeds `tol`, the solver
+    stops at the floor and calls it converged.
+
+    Cost: one pass for the Gram matrix and one, about twice as dear, to form and measure the value. Where the rows have
+    much in common (their norms far above their distances), a second Gram matrix about the first solution and another
+    pass to form the value. float32 rows with entries beyond about 1e18 or typically below 1e-16 are computed in
+    float64, several times slower.
+
+    Args:
+        x: [n, d] float32 or float64, one row per peer; CPU or CUDA. Column slices are not copied.
+        tau: clipping radius in (0, inf]. inf gives the mean; tau -> 0 tends to the geometric median.
+        tol: relative residual at which to stop.
+        weights: [n], finite and not negative; equal by default.
+        max_iterations: bound on the iterations of each round in coefficient space.
+
+    Raises:
+        ValueError: `x` is not a float matrix, is empty, or has a row that is not finite (it is named; float64 entries
+            beyond 1e150 count as such); `tau` not in (0, inf]; bad weights.
+    """
+    x, tau = check_matrix(x), check_tau(tau)
+    w = check_weights(weights, len(x))
+    eps = torch.finfo(x.dtype).eps
+    base, p, iterations = None, None, 0
+    best: tuple[Combined, np.ndarray, float, float] | None = None
+
+    g, wide = checked_gram(x)
+    for _ in range(_MAX_ROUNDS):
+        p, steps = solve(g, w, tau, max_iterations, start=p)
+        iterations += steps
+        expected = _distances(g, p)
+        influence = _influence(expected, w, tau)
+        noise = _gram_noise(g, expected, w, tau, 2.0**-52 if wide else eps)
+        formed = combine(x, p, influence, base, with_gram=noise > tol / 2, wide=wide)
+        distances = np.sqrt(formed.squares)
+        unit = _unit(distances, w, tau)
+        actual = _influence(distances, w, tau)
+        # The norm was summed with the influence expected from the Gram matrix: add what the difference can make.
+        norm = math.sqrt(formed.clipped_square) + float(
+            np.abs(actual - influence) @ distances
+        )
+        residual = _relative(norm, unit)
+        floor = _floor(formed.value, actual, distances, w, tau, eps)
+        previous = math.inf if best is None else best[2]
+        if best is None or residual < previous:
+            best = (formed, distances, residual, floor)
+        # A value formed about a base rounds better: even at the floor, one more round may halve the residual.
+        if (
+            residual <= (tol if base is None else max(tol, floor))
+            or residual > previous / 2
+        ):
+            break
+        base = formed.value
+        if formed.gram is not None:
+            g = formed.gram
+        else:
+            g, wide = checked_gram(x, base, wide=wide)
+
+    assert best is not None
+    formed, distances, residual, floor = best
+    return CenteredClip(
+        value=formed.value,
+        residual=residual,
+        iterations=iterations,
+        distances=torch.from_numpy(distances),
+        clipped=torch.from_numpy(distances > tau),
+        converged=residual <= max(tol, floor),
+    )
+
+
+def clip_residual(
+    x: Tensor,
+    value: Tensor,
+    tau: float,
+    *,
+    weights: Tensor | np.ndarray | list[float] | None = None,
+) -> float:
+    """Relative residual of equation (CC) at any claimed `value`, with the unit of `CenteredClip.residual`:
+
+        || sum_i w_i (g_i - v) min(1, tau / ||g_i - v||) || / sum_i w_i min(tau, median distance)
+
+    Computed in float64 throughout, in two passes. inf if `value` is not finite. Before it convicts anybody, a judge
+    compares it with `max(tolerance, floor)` of `residual_and_floor`: if most rows coincide, or tau is tiny, the
+    rounding of an honest value is no longer small in this unit.
+
+    Args:
+        x: [n, d] float32 or float64.
+        value: [d], the claimed aggregate, float32 or float64.
+        tau: clipping radius in (0, inf].
+        weights: [n], as for `centered_clip`.
+
+    Raises:
+        ValueError: as `centered_clip`; `value` is not a float vector [d].
+    """
+    return residual_and_floor(x, value, tau, weights=weights)[0]
+
+
+def residual_and_floor(
+    x: Tensor,
+    value: Tensor,
+    tau: float,
+    *,
+    weights: Tensor | np.ndarray | list[float] | None = None,
+) -> tuple[float, float]:
+    """The residual of `clip_residual`, and the floor that rounding sets to it at `value`, see `centered_clip`.
+
+    A residual below the floor means that another step of reweighting would move `value` by less than one epsilon of
+    its norm and of the distances: the floor of a far-off value is small, so it cannot be used to hide one.
+    """
+    x, tau = check_matrix(x), check_tau(tau)
+    n, d = x.shape
+    w = check_weights(weights, n)
+    if (
+        not isinstance(value, Tensor)
+        or value.shape != (d,)
+        or not value.is_floating_point()
+    ):
+        raise ValueError(
+            f"expected a claimed value of shape {(d,)}, got {getattr(value, 'shape', type(value))}"
+        )
+    eps = max(torch.finfo(x.dtype).eps, torch.finfo(value.dtype).eps)
+    value = value.detach().to(x.device, torch.float64)
+    squares = row_squares(x, value)
+    if not np.isfinite(squares).all():
+        require_finite(x)
+        return math.inf, 0.0
+    distances = np.sqrt(squares)
+    influence = _influence(distances, w, tau)
+    norm = math.sqrt(clipped_square(x, value, influence))
+    return _relative(norm, _unit(distances, w, tau)), _floor(
+        value, influence, distances, w, tau, eps
+    )
