@@ -16,6 +16,7 @@ from btard.protocol.effects import Compute
 from btard.protocol.messages import Claim, CoinReveal, Report
 
 if TYPE_CHECKING:
+    from btard.protocol.config import ProtocolConfig
     from btard.protocol.record import StepRecord
 
 
@@ -29,6 +30,10 @@ class Context:
     coins: Sequence[bytes]
     """coins[t] is r^{t-1}, the coin that seeds the batches of step t."""
     run_id: str
+    config: ProtocolConfig | None = None
+    """What all peers agreed on."""
+    last: StepRecord | None = None
+    """The step before, None in the first one."""
 
 
 class Behaviour:

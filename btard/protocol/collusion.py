@@ -26,6 +26,7 @@ class Collusion:
         self.step = -1
         self._rows: dict[int, torch.Tensor] = {}
         self._shared: dict[Hashable, object] = {}
+        self._constants: dict[Hashable, object] = {}
 
     def observe(self, step: int, honest: Mapping[int, torch.Tensor]) -> None:
         """Take note of the honest gradients [d] of `step`, by peer; what was shared about earlier steps is dropped."""
@@ -35,17 +36,28 @@ class Collusion:
     def honest_peers(self) -> tuple[int, ...]:
         return tuple(sorted(self._rows))
 
-    def honest(self) -> torch.Tensor:
-        """The honest gradients [h, d] of the present step, in the order of `honest_peers`. One copy per step."""
+    @property
+    def rows(self) -> tuple[torch.Tensor, ...]:
+        """The honest gradients [d] in the order of `honest_peers`, not copied: enough for anything row by row."""
         if not self._rows:
             raise RuntimeError("no honest gradient was observed: this attack needs a driver that shows them")
-        return self.shared("honest", lambda: torch.stack([self._rows[peer] for peer in self.honest_peers]))
+        return tuple(self._rows[peer] for peer in self.honest_peers)
+
+    def honest(self) -> torch.Tensor:
+        """The honest gradients [h, d] of the present step, in the order of `honest_peers`. One copy per step."""
+        return self.shared("honest", lambda: torch.stack(self.rows))
 
     def shared(self, name: Hashable, make: Callable[[], T]) -> T:
         """`make()`, called once per step and name: attackers that send the same vector compute it once."""
         if name not in self._shared:
             self._shared[name] = make()
         return self._shared[name]  # type: ignore[return-value]
+
+    def constant(self, name: Hashable, make: Callable[[], T]) -> T:
+        """`make()`, called once per run and name. Checkpoints do not hold it: it must follow from the seed alone."""
+        if name not in self._constants:
+            self._constants[name] = make()
+        return self._constants[name]  # type: ignore[return-value]
 
     def stream(self, *names: str | int) -> np.random.Generator:
         """A random stream that all members share."""

@@ -1,0 +1,75 @@
+"""What all attacks share: when they act, their options, and how these are declared, checked and described."""
+
+from __future__ import annotations
+
+import math
+import types
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+
+from btard.protocol.behaviour import Behaviour
+from btard.protocol.collusion import Collusion
+
+Level = Literal["gradient", "protocol"]
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] | None = None,
+) -> Any:
+    """A dataclass field that users may set; `low` and `high` are the inclusive range of a number."""
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
+
+
+@dataclass(kw_only=True, eq=False)
+class Attack(Behaviour):
+    """A Byzantine peer. A subclass overrides one hook of `Behaviour` and declares its options as dataclass fields.
+
+    The docstring of a subclass is its documentation everywhere: the first line is the summary, the paragraphs
+    "Formula:" and "Source:" are shown by `describe`. One object per peer; what the attackers share lies in `collusion`.
+    """
+
+    byzantine = True
+    name: ClassVar[str] = ""
+    level: ClassVar[Level] = "gradient"
+    requires_cohort: ClassVar[bool] = False
+    """Whether it needs the honest gradients of the step. In a swarm these are those that the colluders see."""
+
+    collusion: Collusion
+    start: int = option(0, "first step of the attack", low=0)
+    every: int = option(1, "act at every so-many-th step from start on", low=1)
+    stop: int | None = option(None, "first step without the attack; none: it goes on", low=0)
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for item in fields(self):
+            if item.metadata:
+                self._check(item.name, hints[item.name], getattr(self, item.name), item.metadata)
+        if self.stop is not None and self.stop <= self.start:
+            raise ValueError(f"attack {self.name}: stop must be > start, got {self.stop} and start {self.start}")
+
+    def active(self, step: int) -> bool:
+        if step < self.start or (self.stop is not None and step >= self.stop):
+            return False
+        return (step - self.start) % self.every == 0
+
+    def _check(self, name: str, hint: Any, value: Any, rule: Any) -> None:
+        """ValueError unless `value` has the declared type and lies in the declared range."""
+        allowed = tuple(get_args(hint)) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+        accepted = (*allowed, int) if float in allowed else allowed
+        # True is an int to Python, but nobody means it as a number.
+        if type(value) not in accepted:
+            kinds = " or ".join("none" if kind is type(None) else kind.__name__ for kind in allowed)
+            raise ValueError(f"attack {self.name}: {name} must be {kinds}, got {value!r}")
+        if rule["choices"] is not None and value not in rule["choices"]:
+            raise ValueError(f"attack {self.name}: {name} must be one of {', '.join(rule['choices'])}, got {value!r}")
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            low, high = rule["low"], rule["high"]
+            if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
+                bounds = [f">= {low:g}" if low is not None else "", f"<= {high:g}" if high is not None else ""]
+                wanted = " and ".join(bound for bound in bounds if bound) or "finite"
+                raise ValueError(f"attack {self.name}: {name} must be {wanted}, got {value!r}")

@@ -1,0 +1,113 @@
+"""All attacks by name: what the command line, the configs and the documentation know about them."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, fields
+from difflib import get_close_matches
+from inspect import cleandoc
+from typing import Any
+
+from btard.attacks.base import Attack, Level
+from btard.attacks.cohort import Copy, InnerProduct, LittleIsEnough, MinMax, MinSum
+from btard.attacks.own import DelayedGradient, LabelFlip, Noise, RandomDirection, SignFlip, Zero
+from btard.attacks.rop import RelocatedOrthogonal
+from btard.protocol.collusion import Collusion
+
+_GRADIENT: tuple[type[Attack], ...] = (
+    SignFlip,
+    RandomDirection,
+    LabelFlip,
+    DelayedGradient,
+    InnerProduct,
+    LittleIsEnough,
+    Noise,
+    Zero,
+    Copy,
+    MinMax,
+    MinSum,
+    RelocatedOrthogonal,
+)
+_PROTOCOL: tuple[type[Attack], ...] = ()
+
+ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in (*_GRADIENT, *_PROTOCOL)}
+"""Name -> class. To add an attack, add its class above."""
+
+
+@dataclass(frozen=True)
+class OptionInfo:
+    """One option of an attack, as its class declares it. `kind` is the annotation, such as "float | None"."""
+
+    name: str
+    kind: str
+    default: Any
+    help: str
+    choices: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class AttackInfo:
+    """One row of the table of attacks, taken from the class and its docstring."""
+
+    name: str
+    level: Level
+    summary: str
+    formula: str
+    source: str
+    options: tuple[OptionInfo, ...]
+    requires_cohort: bool
+
+
+def options_of(attack: type[Attack]) -> tuple[OptionInfo, ...]:
+    """The options of `attack`: its own first, then start, every and stop, which all have."""
+    found = [
+        OptionInfo(item.name, str(item.type), item.default, item.metadata["help"], item.metadata["choices"])
+        for item in fields(attack)
+        if item.metadata and item.default is not MISSING
+    ]
+    common = {item.name for item in fields(Attack)}
+    return tuple(sorted(found, key=lambda info: info.name in common))
+
+
+def describe() -> tuple[AttackInfo, ...]:
+    """The table of attacks in the registry's order."""
+    return tuple(_info(attack) for attack in ATTACKS.values())
+
+
+def make_attack(
+    name: str, collusion: Collusion, *, start: int = 0, every: int = 1, stop: int | None = None, **options: Any
+) -> Attack:
+    """The attack `name` for one peer; its class checks the values.
+
+    Errors: ValueError, in one line, for an unknown name or option and for a value that it does not allow.
+    """
+    if name not in ATTACKS:
+        raise ValueError(f"unknown attack {name!r}{_nearest(name, ATTACKS)}; there are {', '.join(ATTACKS)}")
+    attack = ATTACKS[name]
+    known = [info.name for info in options_of(attack)]
+    for key in options:
+        if key not in known:
+            raise ValueError(f"attack {name} has no option {key!r}{_nearest(key, known)}; it has {', '.join(known)}")
+    return attack(collusion=collusion, start=start, every=every, stop=stop, **options)
+
+
+def _nearest(word: str, words: Any) -> str:
+    close = get_close_matches(str(word), list(words), n=1)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def _info(attack: type[Attack]) -> AttackInfo:
+    """Read the docstring: the first paragraph is the summary, "Formula:" and "Source:" start paragraphs of their own."""
+    paragraphs = [" ".join(block.split()) for block in cleandoc(attack.__doc__ or "").split("\n\n")]
+
+    def section(title: str) -> str:
+        return next((text[len(title) + 2 :] for text in paragraphs if text.startswith(f"{title}: ")), "")
+
+    return AttackInfo(
+        name=attack.name,
+        level=attack.level,
+        summary=paragraphs[0],
+        formula=section("Formula"),
+        source=section("Source"),
+        options=options_of(attack),
+        requires_cohort=attack.requires_cohort,
+    )
