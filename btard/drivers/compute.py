@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 
@@ -59,6 +59,20 @@ class CohortCompute:
             self._compute(now, rest, rows)
             known |= {key_of(request): row for request, row in zip(rest, rows, strict=True)}
         return [known[key_of(request)] for request in requests]
+
+    def state(self) -> tuple[list[list[int | str | bool]], dict[str, torch.Tensor]]:
+        """What is remembered of the last step, as JSON values and tensors."""
+        keys: list[list[int | str | bool]] = [
+            [step, peer, seed.hex(), flipped] for step, peer, seed, flipped in self.memory
+        ]
+        return keys, {f"memory/{index}": row for index, row in enumerate(self.memory.values())}
+
+    def restore(self, keys: Sequence[Sequence[Any]], tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take over what `state` returned."""
+        self.memory = {
+            (step, peer, bytes.fromhex(seed), flipped): tensors[f"memory/{index}"]
+            for index, (step, peer, seed, flipped) in enumerate(keys)
+        }
 
     def _compute(self, now: int, requests: list[Compute], out: torch.Tensor) -> None:
         """Fill `out` [r, d], one call per step that is asked for. Stale requests go one by one into their rows."""

@@ -20,6 +20,7 @@ from btard.protocol.effects import Broadcast, Compute, Effect, Exchange, Idle, P
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.messages import Signed
 from btard.protocol.peer import Outcome, Peer
+from btard.protocol.snapshot import load_peer, save_peer
 
 
 class LocalDriver:
@@ -93,6 +94,30 @@ class LocalDriver:
             workers=next(p for p in self.peers.values() if p.last is not None).last.workers,  # type: ignore[union-attr]
             seconds=dict(seconds),
         )
+
+    def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """The cohort between two steps: JSON values, and tensors (shared ones once). Write them before the next step."""
+        shared: dict[str, Any] = {}
+        refs: dict[str, dict[str, str]] = {}
+        tensors: dict[str, torch.Tensor] = {f"history/{s}": x for s, x in self.history.recent().items()}
+        names: dict[tuple[int, int], str] = {}
+        for i, peer in self.peers.items():
+            # Broadcasts are reliable here, so the values are the same at all peers; aggregates are, down to the memory.
+            shared, own = save_peer(peer)
+            refs[str(i)] = {
+                name: names.setdefault((x.data_ptr(), x.numel()), f"peer/{i}/{name}") for name, x in own.items()
+            }
+            tensors |= {ref: own[name] for name, ref in refs[str(i)].items() if ref not in tensors}
+        keys, rows = self.compute.state()
+        return {"shared": shared, "peers": refs, "memory": keys}, tensors | rows
+
+    def restore(self, state: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take over what `state` returned, on a driver made with the same arguments."""
+        self.peers = {int(i): self.peers[int(i)] for i in state["peers"]}
+        for i, peer in self.peers.items():
+            load_peer(peer, state["shared"], {name: tensors[ref] for name, ref in state["peers"][str(i)].items()})
+        self.history.restore({int(n.split("/")[1]): x for n, x in tensors.items() if n.startswith("history/")})
+        self.compute.restore(state["memory"], tensors)
 
     def _agreed(self, honest: Mapping[int, Outcome | None]) -> Outcome:
         """The outcome that all remaining honest peers share."""

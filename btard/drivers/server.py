@@ -1,0 +1,84 @@
+"""The baselines' setting: all peers send their gradients to a trusted server, which aggregates. Nobody is ever banned."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from btard.drivers.compute import CohortCompute, Mode
+from btard.drivers.history import ParameterHistory
+from btard.drivers.task import StepResult, Task
+from btard.protocol.behaviour import HONEST, Behaviour, Context
+from btard.protocol.collusion import Collusion
+from btard.protocol.commit import clip_gradient
+from btard.protocol.effects import Compute
+from btard.protocol.hashing import batch_seed, digest
+from btard.protocol.record import StepRecord
+
+Rule = Callable[[torch.Tensor], torch.Tensor]
+
+
+class ServerDriver:
+    """Applies `rule` ([n, d] -> [d]) to the gradients of `peers` peers; attackers act through their gradients alone.
+
+    Batches come from a coin as under BTARD, which the server here draws by itself.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        peers: int,
+        rule: Rule,
+        task: Task,
+        *,
+        behaviours: Mapping[int, Behaviour] | None = None,
+        collusion: Collusion | None = None,
+        mode: Mode = "batched",
+        clip_lambda: float | None = None,
+        history_folder: Path | None = None,
+    ) -> None:
+        self.run_id, self.n, self.rule, self.task = run_id, peers, rule, task
+        self.behaviours, self.collusion, self.clip_lambda = dict(behaviours or {}), collusion, clip_lambda
+        keep = 1 + max((b.lookback for b in self.behaviours.values()), default=1)
+        self.history = ParameterHistory(task.d, keep, history_folder)
+        self.compute = CohortCompute(task, self.history, mode)
+        self.coins = [digest("first coin", run_id)]
+
+    def step(self, params: torch.Tensor) -> StepResult:
+        """The rule's aggregate of all peers' gradients at `params` [d]."""
+        now = len(self.coins) - 1
+        self.history.record(now, params)
+        started = time.perf_counter()
+        record = StepRecord(now, tuple(range(self.n)), {}, self.coins[-1])
+        acting = {i: b if (b := self.behaviours.get(i, HONEST)).active(now) else HONEST for i in record.active}
+        contexts = {i: Context(now, i, record, self.coins, self.run_id) for i in record.active}
+        requests = [
+            acting[i].request(contexts[i], Compute(now, i, batch_seed(self.run_id, now, i, self.coins[-1])))
+            for i in record.active
+        ]
+        answers = self.compute.answer(now, requests)
+        computed = time.perf_counter()
+        if self.collusion is not None:
+            honest = {i: answers[i] for i in record.active if not self.behaviours.get(i, HONEST).byzantine}
+            self.collusion.observe(now, honest)
+        rows = [acting[i].gradient(contexts[i], clip_gradient(answers[i], self.clip_lambda)) for i in record.active]
+        gradient = self.rule(torch.stack(rows))
+        self.coins.append(digest("server coin", self.coins[-1]))
+        seconds = {"gradients": computed - started, "aggregate": time.perf_counter() - computed}
+        return StepResult(now, gradient, self.coins[-1], active=record.active, workers=record.active, seconds=seconds)
+
+    def state(self) -> tuple[dict[str, object], dict[str, torch.Tensor]]:
+        """What a checkpoint needs to go on to the same bits: JSON values, and tensors."""
+        return {"coins": [coin.hex() for coin in self.coins]}, {
+            f"history/{step}": params for step, params in self.history.recent().items()
+        }
+
+    def restore(self, state: Mapping[str, object], tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take over what `state` returned."""
+        coins = state["coins"]
+        assert isinstance(coins, list)
+        self.coins = [bytes.fromhex(coin) for coin in coins]
+        self.history.restore({int(name.split("/")[1]): x for name, x in tensors.items() if name.startswith("history/")})

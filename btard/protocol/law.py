@@ -1,0 +1,78 @@
+"""The sampling law: how long peers that attack at every step survive, given how `draw_validators` draws.
+
+With m = 1, `a` active peers and `beta` Byzantine ones among them, a draw has (a - 1)^2 equally likely pairs: a target
+among the a - 1 workers of the step, a validator among the other a - 1 peers. An attacker that worked in the step is
+caught with probability (a - beta)/(a - 1)^2; averaged over the 1/a chance that it was itself the validator and did
+not attack, (a - beta)/(a (a - 1)): the figure of the authors' simulation. The exact law is a Markov chain over (honest
+peers, Byzantine peers, Byzantine peers among the present validators), which `survival_law` iterates for any m.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from math import comb
+
+import numpy as np
+
+
+def _hypergeometric(population: int, marked: int, drawn: int) -> dict[int, float]:
+    """P(c marked ones in a draw of `drawn` without replacement)."""
+    low, high = max(0, drawn - (population - marked)), min(drawn, marked)
+    total = comb(population, drawn)
+    return {c: comb(marked, c) * comb(population - marked, drawn - c) / total for c in range(low, high + 1)}
+
+
+State = tuple[int, int, int]
+"""Byzantine peers left, validators of the present step, Byzantine ones among them."""
+
+
+def _draw(honest: int, state: State, m: int, attacking: bool) -> dict[State, float]:
+    """One draw of validators and targets, and the bans that the validators reach in the following step."""
+    byzantine, present, present_byzantine = state
+    active = honest + byzantine
+    workers, marked = active - present, byzantine - present_byzantine
+    count = max(0, min(m, workers, (active - 1) // 2))
+    reached: dict[State, float] = defaultdict(float)
+    for targets, p_targets in _hypergeometric(workers, marked, count).items():
+        for judges, p_judges in _hypergeometric(active - count, byzantine - targets, count).items():
+            for spared, p_spared in _hypergeometric(count, judges, targets).items():
+                caught = targets - spared if attacking else 0
+                reached[byzantine - caught, count, judges] += p_targets * p_judges * p_spared
+    return reached
+
+
+def survival_law(peers: int, byzantine: int, validators: int, steps: int, *, start: int = 0) -> np.ndarray:
+    """P[s, beta], [steps, byzantine + 1] float64: the chance that `beta` attackers remain after step `start` + s.
+
+    All `byzantine` peers deviate at every step from `start` on in which they work, and Byzantine validators accuse
+    nobody. Work of step t is judged in step t + 1, so nobody is gone at s = 0.
+    """
+    states: dict[State, float] = {(byzantine, 0, 0): 1.0}
+    honest = peers - byzantine
+
+    def advance(attacking: bool) -> None:
+        nonlocal states
+        following: dict[State, float] = defaultdict(float)
+        for state, p in states.items():
+            for reached, q in _draw(honest, state, validators, attacking).items():
+                following[reached] += p * q
+        states = following
+
+    for _ in range(min(start, 10)):  # before the attack only the validators change, and that forgets its start at once
+        advance(attacking=False)
+    law = np.zeros((steps, byzantine + 1))
+    for s in range(steps):
+        for (left, _, _), p in states.items():
+            law[s, left] += p
+        advance(attacking=True)
+    return law
+
+
+def expected_last_ban(peers: int, byzantine: int, validators: int) -> float:
+    """Expected number of steps after the attack's start until no attacker is left."""
+    steps, tail = 64, 1.0
+    while tail > 1e-12:
+        steps *= 2
+        law = survival_law(peers, byzantine, validators, steps, start=1)
+        tail = float(1 - law[-1, 0])
+    return float((1 - law[:, 0]).sum())
