@@ -38,13 +38,9 @@ __all__ = [
 Aggregator = Callable[..., Tensor]
 
 
-def _centered_clip_value(
-    x: Tensor, *, byzantine: int = 0, tau: float | None = None
-) -> Tensor:
+def _centered_clip_value(x: Tensor, *, byzantine: int = 0, tau: float | None = None) -> Tensor:
     if tau is None:
-        raise ValueError(
-            "centered_clip needs a clipping radius: pass tau > 0, or inf for the mean"
-        )
+        raise ValueError("centered_clip needs a clipping radius: pass tau > 0, or inf for the mean")
     return centered_clip(x, tau).value
 
 

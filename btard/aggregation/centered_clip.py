@@ -82,14 +82,10 @@ def _floor(
 ) -> float:
     """Residual that rounding may leave: half an epsilon of `value` from rounding it, as much from the arithmetic."""
     size = float(torch.linalg.vector_norm(value, dtype=torch.float64))
-    return eps * _relative(
-        float(influence @ (size + distances)), _unit(distances, w, tau)
-    )
+    return eps * _relative(float(influence @ (size + distances)), _unit(distances, w, tau))
 
 
-def _gram_noise(
-    g: np.ndarray, distances: np.ndarray, w: np.ndarray, tau: float, eps: float
-) -> float:
+def _gram_noise(g: np.ndarray, distances: np.ndarray, w: np.ndarray, tau: float, eps: float) -> float:
     """Residual to expect from the rounding of the Gram matrix from which `distances` come."""
     error = GRAM_ERROR * eps * np.diag(g) / np.maximum(distances, 1e-300)
     noise = float(_influence(distances, w, tau) @ np.minimum(error, distances))
@@ -157,19 +153,14 @@ def centered_clip(
         unit = _unit(distances, w, tau)
         actual = _influence(distances, w, tau)
         # The norm was summed with the influence expected from the Gram matrix: add what the difference can make.
-        norm = math.sqrt(formed.clipped_square) + float(
-            np.abs(actual - influence) @ distances
-        )
+        norm = math.sqrt(formed.clipped_square) + float(np.abs(actual - influence) @ distances)
         residual = _relative(norm, unit)
         floor = _floor(formed.value, actual, distances, w, tau, eps)
         previous = math.inf if best is None else best[2]
         if best is None or residual < previous:
             best = (formed, distances, residual, floor)
         # A value formed about a base rounds better: even at the floor, one more round may halve the residual.
-        if (
-            residual <= (tol if base is None else max(tol, floor))
-            or residual > previous / 2
-        ):
+        if residual <= (tol if base is None else max(tol, floor)) or residual > previous / 2:
             break
         base = formed.value
         if formed.gram is not None:
@@ -231,14 +222,8 @@ def residual_and_floor(
     x, tau = check_matrix(x), check_tau(tau)
     n, d = x.shape
     w = check_weights(weights, n)
-    if (
-        not isinstance(value, Tensor)
-        or value.shape != (d,)
-        or not value.is_floating_point()
-    ):
-        raise ValueError(
-            f"expected a claimed value of shape {(d,)}, got {getattr(value, 'shape', type(value))}"
-        )
+    if not isinstance(value, Tensor) or value.shape != (d,) or not value.is_floating_point():
+        raise ValueError(f"expected a claimed value of shape {(d,)}, got {getattr(value, 'shape', type(value))}")
     eps = max(torch.finfo(x.dtype).eps, torch.finfo(value.dtype).eps)
     value = value.detach().to(x.device, torch.float64)
     squares = row_squares(x, value)
@@ -248,6 +233,4 @@ def residual_and_floor(
     distances = np.sqrt(squares)
     influence = _influence(distances, w, tau)
     norm = math.sqrt(clipped_square(x, value, influence))
-    return _relative(norm, _unit(distances, w, tau)), _floor(
-        value, influence, distances, w, tau, eps
-    )
+    return _relative(norm, _unit(distances, w, tau)), _floor(value, influence, distances, w, tau, eps)

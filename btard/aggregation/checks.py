@@ -22,18 +22,12 @@ def check_matrix(x: Tensor) -> Tensor:
         ValueError: not two-dimensional, empty, or of another dtype.
     """
     if x.ndim != 2:
-        raise ValueError(
-            f"expected a matrix [n, d] with one row per peer, got rank {x.ndim}, shape {tuple(x.shape)}"
-        )
+        raise ValueError(f"expected a matrix [n, d] with one row per peer, got rank {x.ndim}, shape {tuple(x.shape)}")
     n, d = x.shape
     if n == 0 or d == 0:
-        raise ValueError(
-            f"nothing to aggregate: shape {(n, d)} has {'no rows' if n == 0 else 'rows without entries'}"
-        )
+        raise ValueError(f"nothing to aggregate: shape {(n, d)} has {'no rows' if n == 0 else 'rows without entries'}")
     if x.dtype not in (torch.float32, torch.float64):
-        raise ValueError(
-            f"expected float32 or float64 rows, got {x.dtype}; convert them with .float()"
-        )
+        raise ValueError(f"expected float32 or float64 rows, got {x.dtype}; convert them with .float()")
     x = x.detach()
     rows_are_contiguous = d == 1 or x.stride(1) == 1
     rows_are_apart = n == 1 or x.stride(0) >= d
@@ -54,14 +48,8 @@ def require_finite(x: Tensor) -> None:
         if bool(bad.any()):
             column = int(bad.to(torch.uint8).argmax())
             entry = float(row[column])
-            reason = (
-                f"exceeds {_MAX_FLOAT64:g} in magnitude"
-                if math.isfinite(entry)
-                else "is not finite"
-            )
-            raise ValueError(
-                f"row {index} {reason}: entry {entry} at column {column}, {int(bad.sum())} such in all"
-            )
+            reason = f"exceeds {_MAX_FLOAT64:g} in magnitude" if math.isfinite(entry) else "is not finite"
+            raise ValueError(f"row {index} {reason}: entry {entry} at column {column}, {int(bad.sum())} such in all")
 
 
 def check_tau(tau: float) -> float:
@@ -76,9 +64,7 @@ def check_tau(tau: float) -> float:
     return tau
 
 
-def check_weights(
-    weights: Tensor | np.ndarray | list[float] | None, n: int
-) -> np.ndarray:
+def check_weights(weights: Tensor | np.ndarray | list[float] | None, n: int) -> np.ndarray:
     """Return the row weights [n] in float64; None gives ones.
 
     Raises:
@@ -90,15 +76,11 @@ def check_weights(
         weights = weights.detach().cpu().numpy()
     w = np.asarray(weights, dtype=np.float64)
     if w.shape != (n,):
-        raise ValueError(
-            f"expected one weight for each of {n} rows, got shape {w.shape}"
-        )
+        raise ValueError(f"expected one weight for each of {n} rows, got shape {w.shape}")
     bad = ~(np.isfinite(w) & (w >= 0))
     if bad.any():
         index = int(bad.argmax())
-        raise ValueError(
-            f"the weight of row {index} must be finite and not negative, got {w[index]}"
-        )
+        raise ValueError(f"the weight of row {index} must be finite and not negative, got {w[index]}")
     if not w.any():
         raise ValueError(f"all {n} weights are zero: there is nothing to aggregate")
     return w
@@ -111,7 +93,5 @@ def check_byzantine(byzantine: int) -> int:
         ValueError: negative or not an integer.
     """
     if int(byzantine) != byzantine or byzantine < 0:
-        raise ValueError(
-            f"the number of Byzantine rows must be an integer >= 0, got {byzantine}"
-        )
+        raise ValueError(f"the number of Byzantine rows must be an integer >= 0, got {byzantine}")
     return int(byzantine)

@@ -22,9 +22,7 @@ BLOCK = 2048
 GRAM_ERROR = 1.0
 
 
-def chunks(
-    x: Tensor, bytes_cpu: int = 1 << 23, bytes_cuda: int = 1 << 26
-) -> Iterator[slice]:
+def chunks(x: Tensor, bytes_cpu: int = 1 << 23, bytes_cuda: int = 1 << 26) -> Iterator[slice]:
     """Slices of the columns of `x` such that a buffer of one slice stays in the last-level cache."""
     n, d = x.shape
     budget = bytes_cuda if x.is_cuda else bytes_cpu
@@ -51,14 +49,10 @@ def _block_squares(y: Tensor) -> Tensor:
     blocks, rest = divmod(y.shape[1], BLOCK)
     total = torch.zeros(len(y), dtype=torch.float64, device=y.device)
     if blocks:
-        norms = torch.linalg.vector_norm(
-            y[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK)), dim=2
-        )
+        norms = torch.linalg.vector_norm(y[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK)), dim=2)
         total += norms.double().square_().sum(1)
     if rest:
-        total += (
-            torch.linalg.vector_norm(y[:, blocks * BLOCK :], dim=1).double().square_()
-        )
+        total += torch.linalg.vector_norm(y[:, blocks * BLOCK :], dim=1).double().square_()
     return total
 
 
@@ -99,9 +93,7 @@ def gram(x: Tensor, centre: Tensor | None = None, *, wide: bool = False) -> np.n
     return total.cpu().numpy()
 
 
-def checked_gram(
-    x: Tensor, centre: Tensor | None = None, *, wide: bool = False
-) -> tuple[np.ndarray, bool]:
+def checked_gram(x: Tensor, centre: Tensor | None = None, *, wide: bool = False) -> tuple[np.ndarray, bool]:
     """`gram`, repeated in float64 if float32 squares overflow or come close to underflow, and whether that was so.
 
     Raises:
@@ -111,10 +103,7 @@ def checked_gram(
     if x.dtype == torch.float32 and not wide:
         squares = np.diag(g)
         # Differences from a centre inside the hull of the rows have at most four times the largest square.
-        if (
-            not float(squares.max()) < 1e37
-            or float(np.median(squares)) < 1e-32 * x.shape[1]
-        ):
+        if not float(squares.max()) < 1e37 or float(np.median(squares)) < 1e-32 * x.shape[1]:
             wide = True
             g = gram(x, centre, wide=True)
     if not np.isfinite(g).all():
@@ -133,7 +122,8 @@ def squared_distances(x: Tensor) -> np.ndarray:
     """
     g, _ = checked_gram(x, wide=True)
     squares = np.diag(g)
-    distances = np.maximum(squares[:, None] + squares[None, :] - 2 * g, 0.0)
+    # Exactly symmetric, so that rules which break ties by index see a tie between mutual neighbours as one.
+    distances = np.maximum(squares[:, None] + squares[None, :] - (g + g.T), 0.0)
     np.fill_diagonal(distances, 0.0)
     return distances
 
@@ -206,7 +196,7 @@ def combine(
         else:
             y = _difference(buffer, x, part, base)
             v.copy_(torch.mv(y.t(), p) + base[part])
-        y = _difference(buffer, x, part, v)
+        y = _difference(buffer, x, part, value)
         if with_gram:
             total_gram += _block_gram(y)
         else:

@@ -20,9 +20,7 @@ def _scores(distances: np.ndarray, neighbours: int) -> np.ndarray:
 def _checked_scores(x: Tensor, byzantine: int, rule: str) -> np.ndarray:
     n, f = len(x), check_byzantine(byzantine)
     if n <= 2 * f + 2:
-        raise ValueError(
-            f"{rule} needs n > 2 f + 2 rows: n = {n}, f = {f} requires at least {2 * f + 3}"
-        )
+        raise ValueError(f"{rule} needs n > 2 f + 2 rows: n = {n}, f = {f} requires at least {2 * f + 3}")
     return _scores(squared_distances(x), n - f - 2)
 
 
@@ -104,9 +102,7 @@ def bulyan(x: Tensor, byzantine: int) -> Tensor:
     x = check_matrix(x)
     n, f = len(x), check_byzantine(byzantine)
     if n < 4 * f + 3:
-        raise ValueError(
-            f"bulyan needs n >= 4 f + 3 rows: n = {n}, f = {f} requires at least {4 * f + 3}"
-        )
+        raise ValueError(f"bulyan needs n >= 4 f + 3 rows: n = {n}, f = {f} requires at least {4 * f + 3}")
     chosen = bulyan_selection(squared_distances(x), f)
     theta = len(chosen)
     comparators = network(theta, 0, theta - 1, True)
@@ -115,7 +111,5 @@ def bulyan(x: Tensor, byzantine: int) -> Tensor:
     value = x.new_empty(x.shape[1])
     for part in parts:
         rows = [x[index, part] for index in chosen]
-        value[part] = _mean_around_median(
-            apply_network(rows, comparators, scratch), theta - 2 * f
-        )
+        value[part] = _mean_around_median(apply_network(rows, comparators, scratch), theta - 2 * f)
     return value

@@ -63,9 +63,7 @@ def network(n: int, first: int, last: int, ordered: bool) -> tuple[Comparator, .
     return tuple(reversed(kept))
 
 
-def apply_network(
-    rows: list[Tensor], comparators: tuple[Comparator, ...], scratch: Tensor
-) -> list[Tensor]:
+def apply_network(rows: list[Tensor], comparators: tuple[Comparator, ...], scratch: Tensor) -> list[Tensor]:
     """Run the network on `rows` (each [c]) and return the lines; the rows are only read.
 
     Args:
@@ -78,9 +76,7 @@ def apply_network(
     owned = [False] * len(rows)
     for c in comparators:
         a, b = lines[c.low], lines[c.high]
-        released = [
-            line for line, mine in ((a, owned[c.low]), (b, owned[c.high])) if mine
-        ]
+        released = [line for line, mine in ((a, owned[c.low]), (b, owned[c.high])) if mine]
         if c.keep_low:
             lines[c.low] = torch.minimum(a, b, out=free.pop())
         if c.keep_high:
@@ -102,9 +98,7 @@ def _mean_of_ranks(x: Tensor, first: int, last: int) -> Tensor:
     for part in parts:
         block = x[:, part]
         sums += block.sum()
-        lines = apply_network(list(block.unbind(0)), comparators, scratch)[
-            first : last + 1
-        ]
+        lines = apply_network(list(block.unbind(0)), comparators, scratch)[first : last + 1]
         out = value[part]
         out.copy_(lines[0])
         for line in lines[1:]:
@@ -138,7 +132,5 @@ def trimmed_mean(x: Tensor, byzantine: int) -> Tensor:
     """
     b, n = check_byzantine(byzantine), len(check_matrix(x))
     if n <= 2 * b:
-        raise ValueError(
-            f"trimmed_mean needs n > 2 b rows: n = {n}, b = {b} leaves none"
-        )
+        raise ValueError(f"trimmed_mean needs n > 2 b rows: n = {n}, b = {b} leaves none")
     return _mean_of_ranks(x, b, n - b - 1)

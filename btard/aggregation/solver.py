@@ -33,7 +33,8 @@ def _evaluate(p: np.ndarray, g: np.ndarray, w: np.ndarray, tau: float) -> _Point
     q.flat[:: len(p) + 1] += 1.0
     moments = q @ g @ q.T
     distances = np.sqrt(np.maximum(np.diag(moments), 0.0))
-    reach = np.maximum(np.maximum(distances, tau), _TINY)
+    # At a row with tau = 0 the pull is infinite: large enough will do, if its square is still finite.
+    reach = np.maximum(np.maximum(distances, tau), 1e-140 * distances.max() + _TINY)
     pull = w / reach
     inside = distances * (distances / (2 * reach))
     loss = float(w @ np.where(distances > tau, distances - tau / 2, inside))
@@ -54,9 +55,7 @@ def _newton_step(point: _Point, tau: float) -> np.ndarray | None:
     clipped = point.distances > tau
     inverse = np.divide(1.0, point.distances, out=np.zeros_like(a), where=clipped)
     root = np.where(clipped, np.sqrt(a), 0.0)
-    with np.errstate(
-        all="ignore"
-    ):  # near a row noise may overflow: the step is then dropped
+    with np.errstate(all="ignore"):  # near a row noise may overflow: the step is then dropped
         scaled = root * inverse
         system = -(m * scaled[:, None] * scaled)
         system.flat[:: len(a) + 1] += total * (1 + 1e-15)
@@ -66,12 +65,11 @@ def _newton_step(point: _Point, tau: float) -> np.ndarray | None:
             return None
         c = scaled * z
         step = (c.sum() * point.p - c - point.gradient) / total
-    return step if bool(np.isfinite(step).all()) else None
+    # The solution lies in the simplex: a step of such a size comes from a loss that is linear along a line.
+    return step if float(np.abs(step).max()) < 1e6 else None
 
 
-def _start(
-    g: np.ndarray, w: np.ndarray, tau: float
-) -> tuple[np.ndarray, np.ndarray, float]:
+def _start(g: np.ndarray, w: np.ndarray, tau: float) -> tuple[np.ndarray, np.ndarray, float]:
     """A robust start that treats all rows alike, and the row of the lowest loss as an alternative to it.
 
     Returns the start's coefficients, the best row's (ties share), and the loss at the best row.
@@ -82,12 +80,7 @@ def _start(
     typical = np.median(distances[:, w > 0], axis=1)
     weights = w / np.maximum(np.maximum(typical, tau), 1e-12 * typical.max() + _TINY)
     reach = np.maximum(np.maximum(distances, tau), _TINY)
-    losses = (
-        np.where(
-            distances > tau, distances - tau / 2, distances * (distances / (2 * reach))
-        )
-        @ w
-    )
+    losses = np.where(distances > tau, distances - tau / 2, distances * (distances / (2 * reach))) @ w
     lowest = float(losses.min())
     ties = (losses <= lowest * (1 + 1e-13)).astype(np.float64)
     return weights / weights.sum(), ties / ties.sum(), lowest
@@ -140,11 +133,7 @@ def solve(
         elif tau == 0:
             return row, 0
     for iteration in range(max_iterations):
-        unit = (
-            float(w @ np.minimum(1.0, point.distances / tau))
-            if tau > 0
-            else float(w.sum())
-        )
+        unit = float(w @ np.minimum(1.0, point.distances / tau)) if tau > 0 else float(w.sum())
         if point.size <= _STOP * unit:
             return point.p, iteration
         better = point
@@ -153,9 +142,7 @@ def solve(
             if step is None:
                 break
             trial = _evaluate(point.p + factor * step, g, w, tau)
-            close = (
-                trial.loss <= point.loss * (1 + 1e-14) and trial.size < 0.5 * point.size
-            )
+            close = trial.loss <= point.loss * (1 + 1e-14) and trial.size < 0.5 * point.size
             if close or trial.loss < point.loss * (1 - 1e-10):
                 better = trial
                 break
