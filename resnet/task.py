@@ -1,0 +1,45 @@
+"""The image classification task as the drivers see it: gradients of public batches, and each peer's own BatchNorm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from btard.protocol.effects import Compute, Purpose
+from resnet.batchnorm import RunningStatistics
+from resnet.gradients import CohortGradients, Mode
+from resnet.model import parameter_count
+from resnet.sampling import TrainingData, draw_batches
+
+
+class ClassificationTask:
+    """`btard.drivers.task.Task` for a network of `resnet.model` on `data`, `batch_size` samples per peer.
+
+    `losses` [n] holds each peer's latest training loss, `statistics` its running BatchNorm statistics; both are the
+    peers' own affair and never part of a gradient.
+    """
+
+    def __init__(self, model: nn.Module, data: TrainingData, *, peers: int, batch_size: int, mode: Mode) -> None:
+        self.d = parameter_count(model)
+        self.data, self.batch_size = data, batch_size
+        self.compute = CohortGradients(model, mode=mode)
+        self.statistics = RunningStatistics(model, peers)
+        self.losses = torch.zeros(peers, device=data.labels.device)
+
+    def gradients(self, params: Tensor, requests: Sequence[Compute], out: Tensor) -> None:
+        """Write the gradients of `requests` at `params` [d] into the rows of `out` [r, d]."""
+        images, labels = draw_batches(
+            self.data,
+            [request.seed for request in requests],
+            self.batch_size,
+            flip_labels=[request.flip_labels for request in requests],
+        )
+        result = self.compute(params, images, labels, out)
+        # A validator recomputes somebody else's batch: that must not move anybody's running statistics.
+        own = [row for row, request in enumerate(requests) if request.purpose is Purpose.TRAIN]
+        if own:
+            peers = [requests[row].peer for row in own]
+            self.statistics.update(peers, result.statistics.rows(own))
+            self.losses[peers] = result.losses[own]

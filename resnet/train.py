@@ -1,0 +1,306 @@
+"""`python -m resnet.train CONFIG.yaml --out RUN_DIR [--dotted.key value ...]`: one training run, with or without attack."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from btard.aggregation import AGGREGATORS
+from btard.attacks.registry import make_attack
+from btard.drivers.local import LocalDriver
+from btard.drivers.server import ServerDriver
+from btard.drivers.task import StepResult
+from btard.protocol.behaviour import Behaviour
+from btard.protocol.collusion import Collusion
+from btard.protocol.config import ProtocolConfig
+from btard.protocol.hashing import stream
+from btard.protocol.ledger import Entry
+from resnet.config import Config, ConfigError, load_config
+from resnet.data import DataError, Dataset, load_dataset
+from resnet.model import bind, evaluate, flatten, resnet18
+from resnet.run_folder import RunFolder, RunFolderError
+from resnet.sampling import TrainingData
+from resnet.task import ClassificationTask
+
+EVALUATOR = 0
+"""The peer whose BatchNorm statistics the model is evaluated with; it is never Byzantine."""
+
+
+class Training:
+    """A run between two steps: model, optimizer and driver. `config` and its seed determine all of it."""
+
+    def __init__(self, config: Config, data: Dataset, folder: Path) -> None:
+        self.config, self.data = config, data
+        self.device = torch.device(
+            ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+        )
+        self.model = resnet18(config.model.width, data.classes, data.channels, seed=config.seed).to(self.device)
+        self.params = torch.nn.Parameter(flatten(self.model))
+        bind(self.model, self.params.detach())
+        optimizer = config.optimizer
+        self.optimizer = torch.optim.SGD(
+            [self.params],
+            lr=optimizer.lr,
+            momentum=optimizer.momentum,
+            nesterov=optimizer.momentum > 0,
+            weight_decay=optimizer.weight_decay,
+        )
+        self.task = ClassificationTask(
+            self.model,
+            TrainingData(data, self.device),
+            peers=config.peers,
+            batch_size=config.batch_size,
+            mode=config.mode,
+        )
+        self.byzantine = draw_byzantine(config)
+        self.driver = make_driver(config, self.task, self.byzantine, folder)
+        self.test = data.test_tensors(self.device, config.test_samples)
+        self.diverged_at: int | None = None
+
+    def step(self, step: int) -> tuple[StepResult | None, dict[str, Any]]:
+        """One step of all peers and of the optimizer; metrics of it. None once the parameters are beyond repair."""
+        metrics: dict[str, Any] = {"step": step, "lr": self._set_lr(step)}
+        result = None
+        if self.diverged_at is None:
+            started = time.perf_counter()
+            result = self.driver.step(self.params.detach())
+            self.params.grad = result.gradient
+            self.optimizer.step()
+            seconds = time.perf_counter() - started
+            honest = [peer for peer in result.workers if peer not in self.byzantine]
+            metrics |= {
+                "loss": _finite(self.task.losses[honest].mean().item()),
+                "active": len(result.active),
+                "byzantine_active": len(self.byzantine & set(result.active)),
+                "seconds": round(seconds, 4),
+            }
+            # SGD never leaves NaN again: further steps would change nothing, and no peer could compute a gradient.
+            if not bool(torch.isfinite(self.params.detach()).all()):
+                self.diverged_at = step
+        if (step + 1) % self.config.eval_every == 0 or step + 1 == self.config.steps:
+            accuracy, loss = self.evaluate()
+            metrics |= {"test_accuracy": accuracy, "test_loss": _finite(loss)}
+        return result, metrics
+
+    def evaluate(self) -> tuple[float, float]:
+        """Test accuracy in [0, 1] and loss, with the evaluating peer's own BatchNorm statistics."""
+        self.task.statistics.load_into(self.model, EVALUATOR)
+        return evaluate(self.model, *self.test)
+
+    def _set_lr(self, step: int) -> float:
+        """Cosine annealing from lr to 0 over `optimizer.schedule_steps`."""
+        settings = self.config.optimizer
+        progress = min(1.0, step / (settings.schedule_steps or self.config.steps))
+        lr = 0.5 * settings.lr * (1 + math.cos(math.pi * progress))
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        return lr
+
+    def save(self, folder: RunFolder, step: int) -> None:
+        """Write a checkpoint from which `load` goes on to the same bits with step `step`."""
+        state, tensors = self.driver.state()
+        tensors = {f"driver/{name}": tensor for name, tensor in tensors.items()}
+        tensors |= {"params": self.params.detach(), "losses": self.task.losses}
+        tensors |= {f"statistics/{name}": tensor for name, tensor in self.task.statistics.state_dict().items()}
+        momentum = self.optimizer.state[self.params].get("momentum_buffer") if self.optimizer.state else None
+        if momentum is not None:
+            tensors["momentum"] = momentum
+        folder.save_checkpoint(step, tensors, {"driver": state, "diverged_at": self.diverged_at})
+
+    def load(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
+        tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
+
+        def under(prefix: str) -> dict[str, torch.Tensor]:
+            return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+        with torch.no_grad():
+            self.params.copy_(tensors["params"])
+        self.task.losses.copy_(tensors["losses"])
+        self.task.statistics.load_state_dict(under("statistics/"))
+        if "momentum" in tensors:
+            self.optimizer.state[self.params]["momentum_buffer"] = tensors["momentum"]
+        self.driver.restore(state["driver"], under("driver/"))
+        self.diverged_at = state["diverged_at"]
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN: what is no longer a number is null."""
+    return value if math.isfinite(value) else None
+
+
+def draw_byzantine(config: Config) -> frozenset[int]:
+    """Which peers attack: drawn from the seed among all but the evaluating peer; nobody without an attack."""
+    if config.attack.name is None:
+        return frozenset()
+    drawn = stream("byzantine peers", config.seed).choice(config.peers - 1, config.byzantine, replace=False)
+    return frozenset(int(peer) + 1 for peer in drawn)
+
+
+def make_driver(
+    config: Config, task: ClassificationTask, byzantine: frozenset[int], folder: Path
+) -> LocalDriver | ServerDriver:
+    """The protocol among peers for the aggregator "btard", else a trusted server that applies the named rule."""
+    collusion = Collusion(byzantine, config.peers, config.seed)
+    attack = config.attack
+    behaviours: dict[int, Behaviour] = {}
+    if attack.name is not None:
+        behaviours = {
+            peer: make_attack(attack.name, collusion, start=attack.start, every=attack.every, **attack.chosen())
+            for peer in sorted(byzantine)
+        }
+    # The same seed gives the same batches until the attack starts, whatever the attack and tau.
+    run_id, aggregator = f"resnet/{config.seed}", config.aggregator
+    history = folder / "history"
+    if aggregator.name == "btard":
+        protocol = ProtocolConfig(
+            peers=config.peers,
+            byzantine=config.byzantine,
+            validators=config.validators,
+            tau=aggregator.tau,
+            run_id=run_id,
+            directions=aggregator.directions,
+            delta_max=aggregator.delta_max,
+            clip_lambda=aggregator.clip_lambda,
+        )
+        return LocalDriver(
+            protocol, task, behaviours=behaviours, collusion=collusion, mode=config.mode, history_folder=history
+        )
+    rule = AGGREGATORS[aggregator.name]
+    return ServerDriver(
+        run_id,
+        config.peers,
+        lambda x: rule(x, byzantine=config.byzantine, tau=aggregator.tau),
+        task,
+        behaviours=behaviours,
+        collusion=collusion,
+        mode=config.mode,
+        clip_lambda=aggregator.clip_lambda,
+        history_folder=history,
+    )
+
+
+def train(config: Config, out: Path, *, progress: bool = True) -> dict[str, Any]:
+    """Run or resume the training in folder `out`; returns its summary. A finished run is returned as it is.
+
+    Errors: DataError for missing or broken data, RunFolderError for a folder of another run, ValueError for settings
+    that contradict each other.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    folder = RunFolder(out, config)
+    finished = folder.summary()
+    if finished is not None:
+        return finished
+    data = load_dataset(config.data.name, config.data.path, label=config.data.label)
+    training = Training(config, data, out)
+    first = 0
+    checkpoint = folder.load_checkpoint()
+    if checkpoint is not None:
+        first, tensors, state = checkpoint
+        training.load(tensors, state)
+    folder.start(first)
+    bar = tqdm(
+        range(first, config.steps), initial=first, total=config.steps, desc=out.name, unit="step", disable=not progress
+    )
+    for step in bar:
+        result, metrics = training.step(step)
+        folder.log(step, metrics)
+        for entry in result.removed if result is not None else ():
+            folder.log_ledger([entry.to_json()])
+            bar.write(describe(entry, training.byzantine))
+        if "test_accuracy" in metrics:
+            bar.set_postfix_str(f"accuracy {metrics['test_accuracy']:.1%}, {metrics.get('active', '?')} peers")
+        if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
+            training.save(folder, step + 1)
+    training.save(folder, config.steps)
+    summary = summarise(config, training, folder)
+    folder.write_summary(summary)
+    return summary
+
+
+def describe(entry: Entry, byzantine: frozenset[int]) -> str:
+    """One line for people about a ledger entry."""
+    who = ", ".join(f"{peer} ({'Byzantine' if peer in byzantine else 'honest'})" for peer in entry.peers)
+    by = f", accused by {', '.join(map(str, entry.accusers))}" if entry.accusers else ""
+    return f"step {entry.step}: banned peer {who}: {entry.kind}{by}"
+
+
+def summarise(config: Config, training: Training, folder: RunFolder) -> dict[str, Any]:
+    """What a finished run came to, from its own files."""
+    metrics = folder.metrics()
+    entries = [Entry.from_json(line) for line in folder.ledger()]
+    bans = [
+        {
+            "peer": peer,
+            "step": entry.step,
+            "kind": entry.kind,
+            "accuser": entry.accusers[0] if entry.accusers and peer not in entry.accusers else None,
+            "byzantine": peer in training.byzantine,
+        }
+        for entry in entries
+        for peer in entry.peers
+    ]
+    seconds = [line["seconds"] for line in metrics if "seconds" in line]
+    return {
+        "test_accuracy": metrics[-1]["test_accuracy"],
+        "best_test_accuracy": max(line["test_accuracy"] for line in metrics if "test_accuracy" in line),
+        "steps": config.steps,
+        "steps_per_second": round(len(seconds) / sum(seconds), 3),
+        "honest_banned": sum(not ban["byzantine"] for ban in bans),
+        "byzantine_banned": sum(ban["byzantine"] for ban in bans),
+        "byzantine": sorted(training.byzantine),
+        "bans": bans,
+        "diverged_at": training.diverged_at,
+        "data": training.data.label,
+        "parameters": training.task.d,
+        "mode": config.mode,
+        "device": str(training.device),
+        "versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
+    }
+
+
+def print_summary(summary: dict[str, Any], out: Path) -> None:
+    console = Console()
+    table = Table("data", "test accuracy", "steps/s", "Byzantine banned", "honest banned", title=str(out))
+    table.add_row(
+        summary["data"],
+        f"{summary['test_accuracy']:.2%}",
+        f"{summary['steps_per_second']:.2f}",
+        f"{summary['byzantine_banned']} of {len(summary['byzantine'])}",
+        str(summary["honest_banned"]),
+    )
+    console.print(table)
+    phases: Counter[str] = Counter(summary.get("seconds_by_phase", {}))
+    if total := sum(phases.values()):
+        shares = ", ".join(f"{phase} {spent / total:.0%}" for phase, spent in phases.most_common(6))
+        console.print(f"time by phase: {shares}")
+    console.print(f"curves: tensorboard --logdir {out}   files: {out}/summary.json, metrics.jsonl, ledger.jsonl")
+
+
+def main(argv: list[str] | None = None) -> int:
+    warnings.showwarning = lambda message, *_args, **_kw: print(f"warning: {message}", file=sys.stderr)
+    try:
+        config, out = load_config(sys.argv[1:] if argv is None else argv)
+        summary = train(config, out)
+    except (ConfigError, DataError, RunFolderError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    print_summary(summary, out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
