@@ -1,0 +1,349 @@
+"""The settings of a ResNet-18 experiment. The defaults are the paper's, and configs/resnet/paper_defaults.yaml."""
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+import yaml
+
+from resnet.typed_yaml import ConfigError, FieldError, build, keys, nearest, read_settings, read_words
+
+AggregatorName = Literal[
+    "btard",
+    "mean",
+    "coordinate_median",
+    "trimmed_mean",
+    "geometric_median",
+    "krum",
+    "multi_krum",
+    "bulyan",
+    "centered_clip",
+]
+AttackOption = int | float | bool | str
+
+
+def _require(holds: bool, name: str, rule: str, value: object, fix: str) -> None:
+    if not holds:
+        raise FieldError(name, f"must be {rule}, got {value}; {fix}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network: ResNet-18 with the stem for small images."""
+
+    width: int = 64
+    """Channels of the first stage. 64 is the standard ResNet-18 (11.2 M parameters), 16 has 0.7 M."""
+
+    def __post_init__(self) -> None:
+        _require(self.width >= 1, "width", ">= 1", self.width, "64 is the standard network")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is learned."""
+
+    name: Literal["cifar10", "folder", "digits"] = "cifar10"
+    """cifar10 is downloaded if needed, folder is an image-folder tree or a tar archive of one, digits is embedded."""
+    path: str | None = None
+    """cifar10: the folder that has it or that it is downloaded into, null is a cache. folder: the tree or archive."""
+    label: str | None = None
+    """What figures and tables call the data. null: its name."""
+    augment: bool = True
+    """Random crops, and flips where a mirrored image is as good. Every sample's choice follows from the public seed."""
+
+    def __post_init__(self) -> None:
+        if self.name == "folder":
+            _require(self.path is not None, "path", "set if data.name is folder", "null", "give a folder or an archive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackConfig:
+    """What the Byzantine peers do, and when."""
+
+    name: str | None = None
+    """An attack of btard.attacks, such as sign_flip or alie. null: nobody attacks."""
+    start: int = 1000
+    """First step of the attack."""
+    every: int = 1
+    """Act at every so-many-th step from the start on."""
+    stop: int | None = None
+    """First step without the attack. null: it goes on to the end."""
+    scale: float | None = None
+    """Magnitude, for attacks that have one. null: the attack's own default."""
+    epsilon: float | None = None
+    """Of ipm: the share of the honest mean that is pushed backwards; the paper uses 0.1 and 0.6. null: its default."""
+    delay: int | None = None
+    """Of delayed_gradient: the age of the gradients in steps. null: its default."""
+    options: dict[str, AttackOption] = field(default_factory=dict)
+    """Any other option of the attack by name: --attack.options.NAME VALUE."""
+
+    def kwargs(self) -> dict[str, AttackOption]:
+        """The options to hand to `make_attack`, beside start, every and stop."""
+        named = {name: getattr(self, name) for name in ("scale", "epsilon", "delay")}
+        return {name: value for name, value in named.items() if value is not None} | dict(self.options)
+
+    def __post_init__(self) -> None:
+        _require(self.start >= 0, "start", ">= 0", self.start, "0 attacks from the first step on")
+        _require(self.every >= 1, "every", ">= 1", self.every, "1 attacks at every step")
+        if self.stop is not None:
+            _require(self.stop > self.start, "stop", f"> attack.start = {self.start}", self.stop, "null is never")
+        if self.name is not None:
+            self._check_names(self.name)
+
+    def _check_names(self, name: str) -> None:
+        # Here, not above: only a run with an attack pays for importing torch.
+        from btard.attacks.registry import ATTACKS, options_of
+
+        _require(name in ATTACKS, "name", f"null or one of {', '.join(ATTACKS)}", name, nearest(name, ATTACKS))
+        known = [info.name for info in options_of(ATTACKS[name])]
+        for option in self.kwargs():
+            if option not in known:
+                place = option if option in {f.name for f in fields(self)} else f"options.{option}"
+                raise FieldError(place, f"is no option of {name}, which has {', '.join(known)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AggregatorConfig:
+    """How gradients become one."""
+
+    name: AggregatorName = "btard"
+    """btard: the protocol, without a server. Any other: that rule at a trusted server, where nobody is ever banned."""
+    tau: float = 1.0
+    """Clipping radius of btard (per part of the butterfly) and centered_clip (whole gradient, so compare with about
+    sqrt(peers) times it). inf is the mean. Lower it if accuracy dips under attack; the paper uses 1 and 10."""
+    directions: int = 1
+    """btard: random directions that each part's aggregate is checked on. More make a miss by chance rarer."""
+    delta_max: float | None = None
+    """btard: a part is checked when most workers are farther than this from its aggregate. null: follows the step."""
+    clip_lambda: float | None = None
+    """btard: peers first scale their gradients to at most this norm (BTARD-Clipped-SGD). null: they do not."""
+    expected_byzantine: int | None = None
+    """How many Byzantine peers trimmed_mean, krum, multi_krum and bulyan expect. null: as many as there are."""
+
+    def __post_init__(self) -> None:
+        _require(self.tau > 0, "tau", "> 0", self.tau, "use inf for the plain mean")
+        _require(self.directions >= 1, "directions", ">= 1", self.directions, "1 is the paper's protocol")
+        for name in ("delta_max", "clip_lambda"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, name, "> 0 or null", value, "null is the default")
+        expected = self.expected_byzantine
+        _require(
+            expected is None or expected >= 0, "expected_byzantine", ">= 0 or null", expected, "null: all there are"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """SGD with momentum and a cosine schedule."""
+
+    lr: float = 0.01
+    """Learning rate at the start."""
+    momentum: float = 0.9
+    """Momentum."""
+    nesterov: bool = True
+    """Whether the momentum is Nesterov's."""
+    weight_decay: float = 5e-4
+    """L2 penalty."""
+    schedule_steps: int | None = None
+    """The learning rate falls to 0 along a cosine over so many steps. null: over all steps of the run.
+    Set it where a run is only the beginning of a longer one."""
+
+    def __post_init__(self) -> None:
+        _require(0 < self.lr < math.inf, "lr", "> 0 and finite", self.lr, "the paper uses 0.01")
+        _require(0 <= self.momentum < 1, "momentum", ">= 0 and < 1", self.momentum, "the paper uses 0.9")
+        rule = "momentum > 0 if nesterov"
+        _require(self.momentum > 0 or not self.nesterov, "nesterov", f"false or {rule}", self.nesterov, "turn it off")
+        _require(0 <= self.weight_decay < math.inf, "weight_decay", ">= 0 and finite", self.weight_decay, "0 is none")
+        steps = self.schedule_steps
+        _require(steps is None or steps >= 1, "schedule_steps", ">= 1 or null", steps, "null: the run's steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run."""
+
+    peers: int = 16
+    """Simulated peers (n)."""
+    byzantine: int = 0
+    """How many of them are Byzantine (b). The seed draws who; peer 0 never is, it evaluates."""
+    validators: int = 1
+    """Peers per step that check another one's work of the step before instead of computing (m). Only btard has them."""
+    steps: int = 25_000
+    """Training steps."""
+    seed: int = 0
+    """Seeds the initial model, who is Byzantine, every batch and every coin."""
+    batch_size: int = 8
+    """Samples per peer and step."""
+    eval_every: int = 50
+    """Steps between two measurements of the test accuracy. The last step always has one."""
+    checkpoint_every: int = 500
+    """Steps between two checkpoints: what an interruption can cost. The only key that may change when a run goes on."""
+    mode: Literal["batched", "per_peer"] = "batched"
+    """batched: all peers' gradients at once. per_peer: one by one, bit-equal to what a lone peer computes; slower."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU if there is one."""
+    threads: int | None = None
+    """CPU threads. null: what torch chooses. Results are bit-equal for equal numbers only."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    attack: AttackConfig = field(default_factory=AttackConfig)
+    aggregator: AggregatorConfig = field(default_factory=AggregatorConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    @property
+    def schedule_steps(self) -> int:
+        """Length of the learning rate's cosine."""
+        return self.optimizer.schedule_steps or self.steps
+
+    @property
+    def expected_byzantine(self) -> int:
+        """b, as the aggregation rules are told it."""
+        expected = self.aggregator.expected_byzantine
+        return self.byzantine if expected is None else expected
+
+    def __post_init__(self) -> None:
+        for name in ("peers", "steps", "batch_size", "eval_every", "checkpoint_every"):
+            _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name), "give a positive number")
+        _require(self.threads is None or self.threads >= 1, "threads", ">= 1 or null", self.threads, "null: automatic")
+        _require(0 <= self.seed < 2**63, "seed", ">= 0 and < 2**63", self.seed, "any such number will do")
+        n, b, m = self.peers, self.byzantine, self.validators
+        _require(0 <= 2 * b < n, "byzantine", f">= 0 and < peers / 2 = {n / 2:g}", b, "the honest must be the majority")
+        if self.aggregator.name == "btard":
+            most = f">= 0 and at most (peers - 1) / 2 = {(n - 1) // 2}"
+            _require(0 <= 2 * m < n, "validators", most, m, "every validator needs a target among the workers")
+        self._check_attack(b)
+
+    def _check_attack(self, byzantine: int) -> None:
+        # Either alone would silently be a run without attack, which somebody would take for one with it.
+        name, start = self.attack.name, self.attack.start
+        if name is None:
+            _require(
+                byzantine == 0, "byzantine", "0 without an attack", byzantine, "set attack.name, or byzantine to 0"
+            )
+            return
+        _require(byzantine > 0, "byzantine", f"> 0 with the attack {name}", byzantine, "set it, or attack.name to null")
+        rule = f"< steps = {self.steps}"
+        _require(start < self.steps, "attack.start", rule, start, "start earlier, or the run sees no attack")
+        from btard.attacks.registry import make_attack
+        from btard.protocol.collusion import Collusion
+
+        try:  # Attacks know best which values they allow, and some depend on the numbers of peers.
+            cohort = Collusion(frozenset(range(1, 1 + byzantine)), self.peers)
+            make_attack(
+                name, cohort, start=start, every=self.attack.every, stop=self.attack.stop, **self.attack.kwargs()
+            )
+        except ValueError as error:
+            raise FieldError("attack", f"has a value that does not work: {error}") from None
+
+
+FREE_TO_CHANGE = frozenset({"checkpoint_every"})
+"""Keys that do not change what a run computes, so that it may go on with other values."""
+
+
+def load_config(argv: Sequence[str] | None = None, *, program: str = "python -m resnet.train") -> tuple[Config, Path]:
+    """Return the settings and the run folder that `CONFIG.yaml --out RUN_DIR [--dotted.key value ...]` asks for.
+
+    `argv` is by default the process's. Ends the process: with code 0 after --help, and with code 2 after one line on
+    stderr if a key, a value or a file is wrong.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if "-h" in words or "--help" in words:
+        print(_help(program))
+        raise SystemExit(0)
+    try:
+        return parse_command_line(words, program)
+    except ConfigError as error:
+        exit_with(error)
+
+
+def exit_with(error: Exception) -> NoReturn:
+    """End the process with code 2 and one line on stderr, as for any mistake in what the user asked for."""
+    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    raise SystemExit(2)
+
+
+def parse_command_line(words: Sequence[str], program: str) -> tuple[Config, Path]:
+    """As `load_config`, without ending the process: raises ConfigError."""
+    usage = f"usage: {program} CONFIG.yaml --out RUN_DIR [--key value ...]"
+    if not words or words[0].startswith("--"):
+        raise ConfigError(f"command line: expected a configuration file first; {usage}")
+    file, rest = Path(words[0]), list(words[1:])
+    out = None
+    for index, word in enumerate(rest):
+        if word == "--out" and index + 1 < len(rest) and not rest[index + 1].startswith("--"):
+            out = rest[index + 1]
+            del rest[index : index + 2]
+            break
+        if word.startswith("--out="):
+            out = rest.pop(index).partition("=")[2]
+            break
+    if not out:
+        raise ConfigError(f"command line: --out RUN_DIR is missing: the folder that the run is written to; {usage}")
+    return build(Config, read_settings(file, Config) | read_words(rest, Config), str(file)), Path(out)
+
+
+def read_config(path: Path) -> Config:
+    """Return the settings in a YAML file; what it leaves out has its default. Raises ConfigError."""
+    return build(Config, read_settings(path, Config), str(path))
+
+
+def config_text(config: Config) -> str:
+    """Return every setting as YAML that `read_config` reads back to an equal Config; always the same text for it."""
+    return yaml.safe_dump(asdict(config), sort_keys=False, default_flow_style=False, allow_unicode=True)
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write `config_text` to a file."""
+    path.write_text(config_text(config), encoding="utf-8")
+
+
+def differing_keys(one: Config, other: Config) -> list[tuple[str, Any, Any]]:
+    """Return (dotted key, value in one, value in the other) where they differ in what a run computes."""
+
+    def values(config: Config, key: str) -> Any:
+        value: Any = config
+        for name in key.split("."):
+            value = getattr(value, name)
+        return value
+
+    pairs = [(key, values(one, key), values(other, key)) for key in keys(Config) if key not in FREE_TO_CHANGE]
+    return [(key, a, b) for key, a, b in pairs if a != b]
+
+
+def _help(program: str) -> str:
+    lines = [
+        f"usage: {program} CONFIG.yaml --out RUN_DIR [--key value ...]",
+        "",
+        "Trains as CONFIG.yaml says, with these keys changed, and writes the run to RUN_DIR. The same command goes on",
+        "with an interrupted run. The keys, their defaults, and what they do:",
+    ]
+    settings = asdict(Config())
+    for key, (hint, doc) in keys(Config).items():
+        value: Any = settings
+        for name in key.split("."):
+            value = value[name]
+        shown = yaml.safe_dump(value).splitlines()[0]
+        choices = f" (of {', '.join(get_args(hint))})" if get_origin(hint) is Literal else ""
+        lines += ["", f"  --{key} {shown}{choices}", f"      {doc}"]
+    return "\n".join(lines)
+
+
+__all__ = [
+    "AggregatorConfig",
+    "AttackConfig",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "config_text",
+    "differing_keys",
+    "exit_with",
+    "load_config",
+    "parse_command_line",
+    "read_config",
+    "save_config",
+]

@@ -1,0 +1,259 @@
+"""Fills nested dataclasses from YAML and `--dotted.key value` words, and says in one line what is wrong with them.
+
+A field may be int, float, bool, str, a Literal, a mapping of such, any of them or None, or another dataclass.
+"""
+
+import ast
+import difflib
+import inspect
+import itertools
+import math
+import textwrap
+import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+COMMAND_LINE = "command line"
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """One line for the user: where, which key, what was expected, what came, what to do."""
+
+
+class FieldError(ValueError):
+    """A check of a dataclass failed for `field`; whoever builds the dataclass knows where its value came from.
+
+    `message` goes on after the field's name: "must be > 0, got -1; ...".
+    """
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field} {message}")
+        self.field = field
+        self.message = message
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A value and the file it stands in, or `COMMAND_LINE`, where it is still text."""
+
+    value: Any
+    origin: str
+
+
+def keys(cls: type) -> dict[str, tuple[Any, str]]:
+    """Return every leaf of `cls`: dotted key -> (type, the docstring below the field)."""
+    return dict(_leaves(cls, ""))
+
+
+def _leaves(cls: type, prefix: str) -> Iterator[tuple[str, tuple[Any, str]]]:
+    hints, docs = get_type_hints(cls), _field_docs(cls)
+    for field in fields(cls):
+        hint = hints[field.name]
+        if is_dataclass(hint):
+            yield from _leaves(hint, f"{prefix}{field.name}.")  # type: ignore[arg-type]
+        else:
+            yield prefix + field.name, (hint, docs.get(field.name, ""))
+
+
+def _field_docs(cls: type) -> dict[str, str]:
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
+    docs = {}
+    for field, doc in itertools.pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant):
+            docs[ast.unparse(field.target)] = " ".join(str(doc.value.value).split())
+    return docs
+
+
+def read_settings(path: Path, cls: type) -> dict[str, Setting]:
+    """Return the settings of a YAML file by dotted key. Raises ConfigError for what `cls` does not have."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # a SafeLoader
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; expected a YAML file with settings") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "a character that YAML does not allow"
+        raise ConfigError(f"{path}: not valid YAML{where}: {problem}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{path}: expected a mapping of keys to values, got {_named(content)}")
+    return dict(_flatten(content, "", keys(cls), str(path)))
+
+
+def _flatten(content: Mapping[Any, Any], prefix: str, known: Mapping[str, Any], origin: str) -> Iterator[Any]:
+    for name, value in content.items():
+        key = f"{prefix}{name}"
+        if key in known:
+            yield key, Setting(value, origin)
+        elif not any(leaf.startswith(key + ".") for leaf in known):
+            raise ConfigError(f"{origin}: unknown key {key}{_suggestion(key, known)}")
+        elif isinstance(value, Mapping):
+            yield from _flatten(value, key + ".", known, origin)
+        elif value is not None:  # a section whose lines are all commented out
+            raise ConfigError(f"{origin}: {key} must be a section of keys, got {_named(value)}")
+
+
+def read_words(words: Sequence[str], cls: type) -> dict[str, Setting]:
+    """Return the settings in `--dotted.key value` or `--dotted.key=value` words; the last of a key counts."""
+    known, settings = keys(cls), {}
+    remaining = list(words)
+    while remaining:
+        word = remaining.pop(0)
+        if not word.startswith("--"):
+            raise ConfigError(f"{COMMAND_LINE}: unexpected word {word!r}; settings are written --key value")
+        key, equals, value = word[2:].partition("=")
+        owner = key.rpartition(".")[0]
+        if key not in known and not (owner in known and _mapping_value(known[owner][0])):
+            raise ConfigError(f"{COMMAND_LINE}: unknown key --{key}{_suggestion(key, known, '--')}")
+        if not equals:
+            if not remaining or remaining[0].startswith("--"):
+                raise ConfigError(f"{COMMAND_LINE}: --{key} needs a value")
+            value = remaining.pop(0)
+        settings[key] = Setting(value, COMMAND_LINE)
+    return settings
+
+
+def build(cls: type[T], settings: Mapping[str, Setting], origin: str) -> T:
+    """Return a `cls` with `settings` in it; a failed check of a value nobody set is blamed on `origin`.
+
+    Raises ConfigError for a value of the wrong type, and for one that the dataclass's own checks refuse.
+    """
+    return _build(cls, dict(settings), "", origin)
+
+
+def _build(cls: type[T], settings: dict[str, Setting], prefix: str, origin: str) -> T:
+    values: dict[str, Any] = {}
+    hints = get_type_hints(cls)
+    for field in fields(cls):  # type: ignore[arg-type]
+        key, hint = prefix + field.name, hints[field.name]
+        if is_dataclass(hint):
+            values[field.name] = _build(hint, settings, key + ".", origin)  # type: ignore[arg-type]
+            continue
+        if key in settings:
+            values[field.name] = _convert(key, settings[key], hint)
+        entries = {k: s for k, s in settings.items() if k.startswith(key + ".")}  # words that set one entry
+        if entries:
+            value_type = _mapping_value(hint)
+            changed = {k[len(key) + 1 :]: _convert(k, s, value_type) for k, s in entries.items()}
+            values[field.name] = {**values.get(field.name, {}), **changed}
+    try:
+        return cls(**values)
+    except FieldError as error:
+        key = prefix + error.field
+        where = settings[key].origin if key in settings else origin
+        raise ConfigError(f"{where}: {key} {error.message}") from None
+
+
+def _convert(key: str, setting: Setting, hint: Any) -> Any:
+    options = _options(hint)
+    value = setting.value
+    if setting.origin == COMMAND_LINE:
+        value = _parse_word(value, options)
+    for option in options:
+        accepted, result = _accept(value, option)
+        if accepted:
+            return result
+    expected = " or ".join(_expected(option) for option in options)
+    choices = [choice for option in options if get_origin(option) is Literal for choice in get_args(option)]
+    hint_text = f"; {nearest(value, choices)}" if choices and isinstance(value, str) else ""
+    raise ConfigError(f"{setting.origin}: {key} must be {expected}, got {_named(value)}{hint_text}")
+
+
+def _parse_word(text: str, options: Sequence[Any]) -> Any:
+    """The value that `text` would have in a YAML file, except that a path `007` remains text."""
+    if str in options and not {int, float, bool} & set(options):
+        return None if text in ("null", "~", "") and type(None) in options else text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _accept(value: Any, option: Any) -> tuple[bool, Any]:
+    """Whether `value` is of type `option`, and what it is then."""
+    if get_origin(option) is Literal:
+        return value in get_args(option) and not isinstance(value, bool), value
+    if get_origin(option) is dict:
+        if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+            return False, None
+        items = {
+            n: [r for ok, r in (_accept(v, o) for o in _options(get_args(option)[1])) if ok] for n, v in value.items()
+        }
+        return all(items.values()), {name: results[0] for name, results in items.items() if results}
+    if option is float:
+        return _number(value)
+    if isinstance(value, bool) and option is not bool:
+        return False, None
+    return isinstance(value, option), value
+
+
+def _number(value: Any) -> tuple[bool, float]:
+    # YAML 1.1 reads `inf` and `1e-3` as text; here they are numbers, as everybody means them.
+    try:
+        number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+    except (ValueError, OverflowError):
+        number = math.nan
+    return not math.isnan(number), number
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _mapping_value(hint: Any) -> Any:
+    """The type of a mapping's values, None if `hint` is no mapping."""
+    return next((get_args(option)[1] for option in _options(hint) if get_origin(option) is dict), None)
+
+
+def _expected(option: Any) -> str:
+    if get_origin(option) is Literal:
+        return "one of " + ", ".join(str(choice) for choice in get_args(option))
+    if get_origin(option) is dict:
+        return "a mapping of names to values"
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    return names[option]
+
+
+def _named(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, list | Mapping):
+        return "a list" if isinstance(value, list) else "a mapping"
+    return repr(value)
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """Return "did you mean ...?" for a misspelt word, advice to choose one of them if none is similar."""
+    near = difflib.get_close_matches(word, list(words), n=1)
+    return f"did you mean {near[0]}?" if near else "choose one of them"
+
+
+def _suggestion(key: str, known: Mapping[str, Any], dashes: str = "") -> str:
+    # `name` alone is nearer to nothing, but somebody who writes it means attack.name or the like.
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    near = near or [leaf for leaf in known if leaf.rpartition(".")[2] == key.rpartition(".")[2]]
+    return f"; did you mean {dashes}{near[0]}?" if near else "; --help lists all keys"
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping; YAML's readers silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key_node.value} stands there twice", key_node.start_mark
+                )
+            seen.add(key_node.value if isinstance(key_node.value, str) else id(key_node))
+        return super().construct_mapping(node, deep)

@@ -1,0 +1,196 @@
+"""Settings: defaults, files, the command line, and the one line that each mistake gets."""
+
+import math
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from btard.aggregation import AGGREGATORS
+from resnet.config import (
+    AggregatorName,
+    Config,
+    ConfigError,
+    config_text,
+    differing_keys,
+    load_config,
+    read_config,
+    save_config,
+)
+from resnet.typed_yaml import keys, read_settings
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "resnet"
+
+
+def load(folder: Path, text: str, *words: str) -> Config:
+    file = folder / "some.yaml"
+    file.write_text(text, encoding="utf-8")
+    return load_config([str(file), "--out", str(folder / "run"), *words])[0]
+
+
+def test_papers_file_spells_out_every_default():
+    file = CONFIGS / "paper_defaults.yaml"
+    assert read_config(file) == Config()
+    assert set(read_settings(file, Config)) == set(keys(Config))
+
+
+@pytest.mark.parametrize("name", ["digits.yaml", "small.yaml"])
+def test_other_files_attack_within_their_steps(name):
+    config, _ = load_config([str(CONFIGS / name), "--out", "x", "--byzantine", "7", "--attack.name", "sign_flip"])
+    assert config.attack.start < config.steps / 2
+    assert config.schedule_steps == config.steps
+
+
+def test_every_key_is_explained():
+    assert [key for key, (_, doc) in keys(Config).items() if not doc.endswith(".")] == []
+
+
+def test_aggregators_are_the_protocol_and_the_librarys_rules():
+    assert set(get_args(AggregatorName)) == {"btard", *AGGREGATORS}
+
+
+def test_command_line_goes_over_the_file(tmp_path):
+    config = load(
+        tmp_path,
+        "peers: 8\nseed: 1\nattack: {name: alie, start: 5}\nbyzantine: 1\n",
+        "--seed", "3", "--seed=4", "--aggregator.tau", "inf", "--attack.options.z", "0.5", "--optimizer.lr=1e-3",
+        "--data.label", "007", "--optimizer.nesterov", "false", "--attack.stop", "null",
+    )  # fmt: skip
+    assert (config.peers, config.seed, config.aggregator.tau, config.optimizer.lr) == (8, 4, math.inf, 1e-3)
+    assert config.attack.start == 5
+    assert config.attack.kwargs() == {"z": 0.5}
+    assert config.data.label == "007"
+    assert config.optimizer.nesterov is False
+    assert config.attack.stop is None
+
+
+def test_out_may_stand_anywhere_after_the_file(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.touch()
+    assert load_config([str(file), "--seed", "2", "--out=r"]) == (Config(seed=2), Path("r"))
+
+
+def test_values_that_follow_from_others(tmp_path):
+    attacked = "steps: 10\nbyzantine: 7\nattack: {name: zero, start: 1}\n"
+    assert load(tmp_path, attacked).expected_byzantine == 7
+    assert load(tmp_path, attacked, "--aggregator.expected_byzantine", "3").expected_byzantine == 3
+    assert load(tmp_path, attacked).schedule_steps == 10
+    assert load(tmp_path, attacked, "--optimizer.schedule_steps", "25").schedule_steps == 25
+
+
+@pytest.mark.parametrize("value", [math.inf, 1e-7, 2.5])
+def test_saved_settings_read_back_equal_and_the_text_is_always_the_same(tmp_path, value):
+    config = load(tmp_path, f"aggregator: {{tau: {value}}}", "--attack.options", "{a_b: 1, c: text}")
+    save_config(config, tmp_path / "one.yaml")
+    again = read_config(tmp_path / "one.yaml")
+    assert again == config
+    assert config_text(again) == (tmp_path / "one.yaml").read_text(encoding="utf-8")
+
+
+def test_differing_keys_names_them_and_leaves_out_what_changes_no_result():
+    assert differing_keys(Config(), Config(checkpoint_every=7)) == []
+    assert differing_keys(Config(), Config(seed=7, checkpoint_every=7)) == [("seed", 0, 7)]
+
+
+WRONG_FILES = [
+    ("peerz: 3", "unknown key peerz; did you mean peers?"),
+    ("attack: {nmae: alie}", "unknown key attack.nmae; did you mean attack.name?"),
+    ("tau: 3", "unknown key tau; did you mean aggregator.tau?"),
+    ("qqqqq: 3", "unknown key qqqqq; --help lists all keys"),
+    ("peers: many", "peers must be an integer, got 'many'"),
+    ("peers: 16.5", "peers must be an integer, got 16.5"),
+    ("peers: true", "peers must be an integer, got True"),
+    ("peers: null", "peers must be an integer, got null"),
+    ("peers: [1]", "peers must be an integer, got a list"),
+    ("threads: x", "threads must be an integer or null, got 'x'"),
+    ("data: {path: 3}", "data.path must be text or null, got 3"),
+    ("optimizer: {nesterov: 1}", "optimizer.nesterov must be true or false, got 1"),
+    ("aggregator: {tau: .nan}", "aggregator.tau must be a number, got nan"),
+    ("aggregator: {tau: 0}", "aggregator.tau must be > 0, got 0.0; use inf for the plain mean"),
+    ("mode: bached", "mode must be one of batched, per_peer, got 'bached'; did you mean batched?"),
+    ("attack: 3", "attack must be a section of keys, got 3"),
+    ("attack: {options: [1]}", "attack.options must be a mapping of names to values, got a list"),
+    ("- peers", "expected a mapping of keys to values, got a list"),
+    ("peers: [1", "not valid YAML in line"),
+    ("peers: 1\npeers: 2", "not valid YAML in line 2, column 1: the key peers stands there twice"),
+    ("data: {name: folder}", "data.path must be set if data.name is folder, got null"),
+    ("byzantine: 8\nattack: {name: alie}", "byzantine must be >= 0 and < peers / 2 = 8, got 8"),
+    ("validators: 8", "validators must be >= 0 and at most (peers - 1) / 2 = 7, got 8"),
+    ("byzantine: 7", "byzantine must be 0 without an attack, got 7; set attack.name"),
+    ("attack: {name: alie}", "byzantine must be > 0 with the attack alie, got 0"),
+    ("steps: 20\nbyzantine: 7\nattack: {name: alie}", "attack.start must be < steps = 20, got 1000"),
+    ("attack: {name: alei}", "got alei; did you mean alie?"),
+    ("attack: {name: zero, epsilon: 1}", "attack.epsilon is no option of zero"),
+    ("attack: {name: zero, options: {zz: 1}}", "attack.options.zz is no option of zero"),
+    ("byzantine: 2\nattack: {name: ipm, epsilon: -1}", "epsilon must be >= 0, got -1"),
+    ("optimizer: {momentum: 0}", "optimizer.nesterov must be false or momentum > 0 if nesterov, got True"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG_FILES)
+def test_a_mistake_in_the_file_is_one_line_that_names_file_and_key(tmp_path, capsys, text, message):
+    with pytest.raises(SystemExit) as stop:
+        load(tmp_path, text)
+    assert stop.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    assert printed.err.startswith(f"error: {tmp_path / 'some.yaml'}: ")
+    assert message in printed.err
+
+
+WRONG_WORDS = [
+    (["--peerz", "3"], "unknown key --peerz; did you mean --peers?"),
+    (["--data.label.x", "3"], "unknown key --data.label.x"),
+    (["--attack.nam", "alie"], "unknown key --attack.nam; did you mean --attack.name?"),
+    (["--peers"], "--peers needs a value"),
+    (["--peers", "--seed", "3"], "--peers needs a value"),
+    (["peers", "3"], "unexpected word 'peers'"),
+    (["--peers", "x"], "peers must be an integer, got 'x'"),
+    (["--peers", "[1"], "peers must be an integer, got '[1'"),
+    (["--peers", "0"], "peers must be >= 1, got 0"),
+    (["--optimizer.lr", "-1"], "optimizer.lr must be > 0 and finite, got -1.0"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), WRONG_WORDS)
+def test_a_mistake_on_the_command_line_is_one_line(tmp_path, capsys, words, message):
+    with pytest.raises(SystemExit) as stop:
+        load(tmp_path, "seed: 1", *words)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith(f"error: command line: {message}")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "expected a configuration file first"),
+        (["none.yaml", "--out", "x"], "none.yaml: no such file"),
+        ([str(CONFIGS), "--out", "x"], "cannot be read"),
+        ([str(CONFIGS / "digits.yaml")], "--out RUN_DIR is missing"),
+        ([str(CONFIGS / "digits.yaml"), "--out"], "--out RUN_DIR is missing"),
+    ],
+)
+def test_missing_files_and_words(capsys, words, message):
+    with pytest.raises(SystemExit) as stop:
+        load_config(words)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+
+
+def test_help_lists_every_key(capsys):
+    with pytest.raises(SystemExit) as stop:
+        load_config(["--help"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    assert [key for key in keys(Config) if f"--{key} " not in printed] == []
+
+
+def test_a_saved_file_that_was_damaged_is_an_error_of_the_reader(tmp_path):
+    (tmp_path / "config.yaml").write_text("peers: sixteen", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"config\.yaml: peers must be an integer"):
+        read_config(tmp_path / "config.yaml")
