@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
+
+from btard.protocol.behaviour import Behaviour
+
+
+def steps_kept(behaviours: Mapping[int, Behaviour], repeatable: int) -> int:
+    """How many steps of parameters a cohort needs: two for validators, more where an attack looks farther back.
+
+    `repeatable`: steps that a resumed run may repeat; their overwriting must not reach what the repetition needs.
+    """
+    lookback = max((behaviour.lookback for behaviour in behaviours.values()), default=1)
+    return 2 if lookback <= 1 else 1 + lookback + repeatable
 
 
 class ParameterHistory:
@@ -18,6 +30,7 @@ class ParameterHistory:
     IN_MEMORY = 8
 
     def __init__(self, d: int, keep: int, folder: Path | None = None) -> None:
+        """Errors: ValueError for a long history without a folder to put it into."""
         if keep > self.IN_MEMORY and folder is None:
             raise ValueError(f"a history of {keep} steps is kept in a file: give the folder")
         self.keep = keep

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from btard.drivers.compute import CohortCompute, Mode
-from btard.drivers.history import ParameterHistory
+from btard.drivers.history import ParameterHistory, steps_kept
 from btard.drivers.task import StepResult, Task
 from btard.protocol.behaviour import HONEST, Behaviour
 from btard.protocol.collusion import Collusion
@@ -26,6 +26,9 @@ from btard.protocol.snapshot import load_peer, save_peer
 class LocalDriver:
     """Runs one `Peer` per entry of the config, `behaviours` (peer -> Behaviour) among them, on one `task`.
 
+    `history_folder` takes the parameters of past steps where an attack asks for many of them, and `repeatable` says how
+    many steps a resumed run may repeat without losing any that it needs.
+
     Broadcasts are reliable and reach everybody alike. Tensors are handed over without a copy or an encoding;
     everything else (hashes, signatures, decoding, checks) happens as between strangers.
     """
@@ -39,6 +42,7 @@ class LocalDriver:
         collusion: Collusion | None = None,
         mode: Mode = "batched",
         history_folder: Path | None = None,
+        repeatable: int = 0,
     ) -> None:
         behaviours = behaviours or {}
         identities = [Identity.from_seed(config.run_id, peer) for peer in range(config.peers)]
@@ -47,8 +51,7 @@ class LocalDriver:
         self.peers = {
             i: Peer(i, identities[i], roster, config, task.d, behaviours.get(i, HONEST)) for i in range(config.peers)
         }
-        keep = 1 + max((b.lookback for b in behaviours.values()), default=1)
-        self.history = ParameterHistory(task.d, keep, history_folder)
+        self.history = ParameterHistory(task.d, steps_kept(behaviours, repeatable), history_folder)
         self.compute = CohortCompute(task, self.history, mode)
 
     @property

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from btard.drivers.compute import CohortCompute, Mode
-from btard.drivers.history import ParameterHistory
+from btard.drivers.history import ParameterHistory, steps_kept
 from btard.drivers.task import StepResult, Task
 from btard.protocol.behaviour import HONEST, Behaviour, Context
 from btard.protocol.collusion import Collusion
@@ -24,7 +24,7 @@ Rule = Callable[[torch.Tensor], torch.Tensor]
 class ServerDriver:
     """Applies `rule` ([n, d] -> [d]) to the gradients of `peers` peers; attackers act through their gradients alone.
 
-    Batches come from a coin as under BTARD, which the server here draws by itself.
+    `history_folder` and `repeatable` as for `LocalDriver`. Batches come from a coin as under BTARD, which the server here draws by itself.
     """
 
     def __init__(
@@ -39,11 +39,11 @@ class ServerDriver:
         mode: Mode = "batched",
         clip_lambda: float | None = None,
         history_folder: Path | None = None,
+        repeatable: int = 0,
     ) -> None:
         self.run_id, self.n, self.rule, self.task = run_id, peers, rule, task
         self.behaviours, self.collusion, self.clip_lambda = dict(behaviours or {}), collusion, clip_lambda
-        keep = 1 + max((b.lookback for b in self.behaviours.values()), default=1)
-        self.history = ParameterHistory(task.d, keep, history_folder)
+        self.history = ParameterHistory(task.d, steps_kept(self.behaviours, repeatable), history_folder)
         self.compute = CohortCompute(task, self.history, mode)
         self.coins = [digest("first coin", run_id)]
 

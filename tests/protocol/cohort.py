@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-import pytest
 import torch
 
 from btard.drivers.local import LocalDriver
@@ -64,7 +63,3 @@ def run_cohort(
         params = params - 0.1 * results[-1].gradient
     return Run(driver, params, results)
 
-
-@pytest.fixture
-def cohort() -> Callable[..., Run]:
-    return run_cohort
