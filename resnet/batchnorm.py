@@ -20,6 +20,10 @@ class Statistics:
     means: Tensor
     variances: Tensor
 
+    def rows(self, index: Sequence[int]) -> "Statistics":
+        """Return the statistics of the peers in rows `index`."""
+        return Statistics(self.means[index], self.variances[index])
+
     def zero_(self) -> None:
         """Forget everything. Necessary before a layer with momentum 1 writes: 0 * NaN would stay NaN."""
         self.means.zero_()

@@ -69,10 +69,11 @@ class _PeerLayer(nn.Module):
 
 class _PeerConv2d(_PeerLayer):
     def __init__(self, layer: nn.Conv2d) -> None:
-        if layer.groups != 1 or layer.dilation != (1, 1) or layer.padding_mode != "zeros" or layer.bias is not None:
+        plain = layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros" and layer.bias is None
+        if not plain or isinstance(layer.padding, str):
             raise TypeError(f"expected a plain convolution without bias, groups or dilation, got {layer}")
         super().__init__(layer)
-        self.stride, self.padding = layer.stride, layer.padding
+        self.stride, self.padding = layer.stride, (int(layer.padding[0]), int(layer.padding[1]))
 
     def forward(self, inputs: Tensor) -> Tensor:
         return _Convolution.apply(inputs, self.weight, self)
@@ -191,7 +192,7 @@ def _replace_layers(model: nn.Module) -> list[_PeerLayer]:
     layers: list[_PeerLayer] = []
     for name, layer in list(model.named_modules()):
         if type(layer) in kinds:
-            layers.append(kinds[type(layer)](layer))  # type: ignore[arg-type]
+            layers.append(kinds[type(layer)](layer))
             parent, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(parent), attribute, layers[-1])
         elif any(True for _ in layer.parameters(recurse=False)):

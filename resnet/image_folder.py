@@ -6,13 +6,14 @@ member in memory and never unpacked to the disk.
 
 import hashlib
 import io
+import lzma
 import os
 import tarfile
 import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -126,10 +127,11 @@ def _samples_of_archive(path: Path) -> Iterator[_Sample]:
                 content = archive.extractfile(member)
                 assert content is not None  # isreg() holds
                 yield _Sample(*position, *_decode(content.read(), where))
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise DataError(
-            f"{path}: expected a readable tar archive, got a damaged one ({error}); fetch it again"
-        ) from error
+            # To the very end, where gzip keeps its checksum.
+            while archive.fileobj is not None and archive.fileobj.read(2**20):
+                pass
+    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        raise DataError(f"{path}: expected a tar archive, got a damaged one or another file; fetch it again") from error
 
 
 def _decode(content: bytes, where: str) -> tuple[np.ndarray, bool]:
@@ -208,7 +210,8 @@ def _write_cache(place: Path, key: str, result: ImageFolder) -> bool:
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=place.parent, suffix=".tmp", delete=False) as file:
             temporary = file.name
-            np.savez(file, key=np.array(key), **{n: np.asarray(v) for n, v in result._asdict().items()})
+            arrays: dict[str, Any] = {name: np.asarray(value) for name, value in result._asdict().items()}
+            np.savez(file, key=np.array(key), **arrays)
         os.replace(temporary, place)
     except OSError:
         if temporary is not None:

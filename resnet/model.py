@@ -31,7 +31,7 @@ def resnet18(width: int = 64, classes: int = 10, channels: int = 3, *, seed: int
         model = ResNet(BasicBlock, [BLOCKS_PER_STAGE] * len(STAGE_STRIDES), num_classes=classes)
         model.conv1 = nn.Conv2d(channels, width, kernel_size=3, padding=1, bias=False)
         model.bn1 = nn.BatchNorm2d(width)
-        model.maxpool = nn.Identity()  # type: ignore[assignment]
+        model.maxpool = nn.Identity()
         inputs = width
         for index, stride in enumerate(STAGE_STRIDES):
             setattr(model, f"layer{index + 1}", _stage(inputs, width << index, stride))
@@ -88,8 +88,8 @@ def bind(model: nn.Module, flat: Tensor) -> None:
     size, device, dtype = parameter_count(model), parameters[0].device, parameters[0].dtype
     if (tuple(flat.shape), flat.device, flat.dtype) != ((size,), device, dtype) or not flat.is_contiguous():
         raise ValueError(
-            f"expected a contiguous parameter vector ({size},) of {dtype} on {device}, got "
-            f"{'a' if flat.is_contiguous() else 'a strided'} tensor {tuple(flat.shape)} of {flat.dtype} on {flat.device}"
+            f"expected a contiguous parameter vector ({size},) of {dtype} on {device}, got {tuple(flat.shape)} with "
+            f"strides {flat.stride()} of {flat.dtype} on {flat.device}"
         )
     for parameter, view in zip(parameters, views(model, flat), strict=True):
         parameter.data = view

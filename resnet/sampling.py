@@ -1,4 +1,4 @@
-"""Batches from public seeds: who knows a seed knows the samples, their crops and flips, and can recompute a gradient."""
+"""Batches from public seeds: who knows a seed knows the samples, crops and flips, and can recompute a gradient."""
 
 from collections.abc import Sequence
 
@@ -72,7 +72,7 @@ def _choose(data: TrainingData, seed: bytes, batch_size: int, augment: bool) -> 
         mirrored = generator.integers(0, 2, batch_size) * data.mirror
     else:
         offsets = np.full((2, batch_size), data.padding)
-        mirrored = np.zeros(batch_size)
+        mirrored = np.zeros(batch_size, dtype=np.int64)
     return np.stack([index, *offsets, mirrored]).astype(np.int64)
 
 
