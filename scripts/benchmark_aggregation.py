@@ -1,9 +1,9 @@
 """Times every aggregation rule against one sum over the same memory, and CenteredClip against its textbook iteration.
 
-    python scripts/benchmark_aggregation.py --out results/benchmark_aggregation
+    python -m scripts.benchmark_aggregation --out results/benchmark_aggregation
 
 One run, rules interleaved, median and spread of several repeats; all claims are ratios to `x.sum()` of that run.
-Writes `results.json` and `table.md`. The default size is ResNet-18's gradient from 16 peers (0.7 GB in float32; needs 3 GB).
+Writes `results.json` and `table.md`. The default size is ResNet-18's gradient from 16 peers: 0.7 GB of float32.
 
 The textbook iteration `v <- v + mean_i (g_i - v) min(1, tau / D_i)` is timed on the data for a few iterations. How many
 it takes to reach the same residual is found in Gram space, where its iterates have the same coefficients: there it is
@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--peers", type=int, default=16)
     parser.add_argument("--size", type=int, default=11_173_962, help="parameters of the model")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--limit", type=int, default=100_000, help="textbook iterations in Gram space to follow")
+    parser.add_argument("--limit", type=int, default=400_000, help="textbook iterations in Gram space to follow")
     args = parser.parse_args()
     if args.peers < 15:
         parser.error("--peers must be at least 15: seven rows attack, and bulyan runs with b = 3")
@@ -178,7 +178,7 @@ def main() -> None:
     (args.out / "results.json").write_text(json.dumps(content, indent=2) + "\n")
     text = [
         "# Aggregation, in units of one `x.sum()` over the same memory",
-        "`python scripts/benchmark_aggregation.py --out results/benchmark_aggregation`",
+        "`python -m scripts.benchmark_aggregation --out results/benchmark_aggregation`",
         "; ".join(f"{k}: {v}" for k, v in about.items()),
         "## CenteredClip\n\nAll medians of one run; `spread` is the fastest and the slowest repeat. "
         "`textbook / this`: time of the textbook iteration to the same residual (at least 1e-7) over the time of ours; "

@@ -44,7 +44,7 @@ def _centered_clip_value(x: Tensor, *, byzantine: int = 0, tau: float | None = N
     return centered_clip(x, tau).value
 
 
-# Every rule by name, called alike: AGGREGATORS[name](x, byzantine=b, tau=tau) -> [d]. A rule ignores what it does not use.
+# Every rule by name: AGGREGATORS[name](x, byzantine=b, tau=tau) -> [d]. A rule ignores what it does not use.
 AGGREGATORS: dict[str, Aggregator] = {
     "mean": lambda x, *, byzantine=0, tau=None: mean(x),
     "coordinate_median": lambda x, *, byzantine=0, tau=None: coordinate_median(x),

@@ -53,8 +53,9 @@ def multi_krum(x: Tensor, byzantine: int, select: int | None = None) -> Tensor:
     select = len(x) - byzantine if select is None else select
     if not 1 <= select <= len(x):
         raise ValueError(f"multi_krum can select 1 to n = {len(x)} rows, got {select}")
-    chosen = np.sort(np.argsort(scores, kind="stable")[:select])
-    return x[torch.from_numpy(chosen).to(x.device)].mean(dim=0)
+    share = torch.zeros(len(x), dtype=x.dtype)
+    share[np.argsort(scores, kind="stable")[:select]] = 1 / select
+    return torch.mv(x.t(), share.to(x.device))
 
 
 def bulyan_selection(distances: np.ndarray, f: int) -> list[int]:

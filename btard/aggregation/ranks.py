@@ -67,8 +67,8 @@ def apply_network(rows: list[Tensor], comparators: tuple[Comparator, ...], scrat
     """Run the network on `rows` (each [c]) and return the lines; the rows are only read.
 
     Args:
-        scratch: [n + 2, c or more], overwritten. A result lies in it, unless no comparator touched its line; lines whose
-            values nobody needs are left in any state.
+        scratch: [n + 2, c or more], overwritten. A result lies in it, unless no comparator touched its line; lines
+            whose values nobody needs are left in any state.
     """
     columns = rows[0].shape[0]
     free = [row[:columns] for row in scratch.unbind(0)]
