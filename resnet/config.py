@@ -51,8 +51,6 @@ class DataConfig:
     """cifar10: the folder that has it or that it is downloaded into, null is a cache. folder: the tree or archive."""
     label: str | None = None
     """What figures and tables call the data. null: its name."""
-    augment: bool = True
-    """Random crops, and flips where a mirrored image is as good. Every sample's choice follows from the public seed."""
 
     def __post_init__(self) -> None:
         if self.name == "folder":
@@ -80,9 +78,9 @@ class AttackConfig:
     options: dict[str, AttackOption] = field(default_factory=dict)
     """Any other option of the attack by name: --attack.options.NAME VALUE."""
 
-    def kwargs(self) -> dict[str, AttackOption]:
-        """The options to hand to `make_attack`, beside start, every and stop."""
-        named = {name: getattr(self, name) for name in ("scale", "epsilon", "delay")}
+    def chosen(self) -> dict[str, AttackOption]:
+        """The options to hand to `make_attack`, beside start and every."""
+        named = {name: getattr(self, name) for name in ("stop", "scale", "epsilon", "delay")}
         return {name: value for name, value in named.items() if value is not None} | dict(self.options)
 
     def __post_init__(self) -> None:
@@ -99,7 +97,7 @@ class AttackConfig:
 
         _require(name in ATTACKS, "name", f"null or one of {', '.join(ATTACKS)}", name, nearest(name, ATTACKS))
         known = [info.name for info in options_of(ATTACKS[name])]
-        for option in self.kwargs():
+        for option in self.chosen():
             if option not in known:
                 place = option if option in {f.name for f in fields(self)} else f"options.{option}"
                 raise FieldError(place, f"is no option of {name}, which has {', '.join(known)}")
@@ -120,8 +118,6 @@ class AggregatorConfig:
     """btard: a part is checked when most workers are farther than this from its aggregate. null: follows the step."""
     clip_lambda: float | None = None
     """btard: peers first scale their gradients to at most this norm (BTARD-Clipped-SGD). null: they do not."""
-    expected_byzantine: int | None = None
-    """How many Byzantine peers trimmed_mean, krum, multi_krum and bulyan expect. null: as many as there are."""
 
     def __post_init__(self) -> None:
         _require(self.tau > 0, "tau", "> 0", self.tau, "use inf for the plain mean")
@@ -129,10 +125,6 @@ class AggregatorConfig:
         for name in ("delta_max", "clip_lambda"):
             value = getattr(self, name)
             _require(value is None or value > 0, name, "> 0 or null", value, "null is the default")
-        expected = self.expected_byzantine
-        _require(
-            expected is None or expected >= 0, "expected_byzantine", ">= 0 or null", expected, "null: all there are"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,9 +134,7 @@ class OptimizerConfig:
     lr: float = 0.01
     """Learning rate at the start."""
     momentum: float = 0.9
-    """Momentum."""
-    nesterov: bool = True
-    """Whether the momentum is Nesterov's."""
+    """Nesterov momentum. 0: none."""
     weight_decay: float = 5e-4
     """L2 penalty."""
     schedule_steps: int | None = None
@@ -154,8 +144,6 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         _require(0 < self.lr < math.inf, "lr", "> 0 and finite", self.lr, "the paper uses 0.01")
         _require(0 <= self.momentum < 1, "momentum", ">= 0 and < 1", self.momentum, "the paper uses 0.9")
-        rule = "momentum > 0 if nesterov"
-        _require(self.momentum > 0 or not self.nesterov, "nesterov", f"false or {rule}", self.nesterov, "turn it off")
         _require(0 <= self.weight_decay < math.inf, "weight_decay", ">= 0 and finite", self.weight_decay, "0 is none")
         steps = self.schedule_steps
         _require(steps is None or steps >= 1, "schedule_steps", ">= 1 or null", steps, "null: the run's steps")
@@ -179,6 +167,8 @@ class Config:
     """Samples per peer and step."""
     eval_every: int = 50
     """Steps between two measurements of the test accuracy. The last step always has one."""
+    test_samples: int | None = None
+    """How many test images accuracy is measured on. null: all."""
     checkpoint_every: int = 500
     """Steps between two checkpoints: what an interruption can cost. The only key that may change when a run goes on."""
     mode: Literal["batched", "per_peer"] = "batched"
@@ -198,15 +188,11 @@ class Config:
         """Length of the learning rate's cosine."""
         return self.optimizer.schedule_steps or self.steps
 
-    @property
-    def expected_byzantine(self) -> int:
-        """b, as the aggregation rules are told it."""
-        expected = self.aggregator.expected_byzantine
-        return self.byzantine if expected is None else expected
-
     def __post_init__(self) -> None:
         for name in ("peers", "steps", "batch_size", "eval_every", "checkpoint_every"):
             _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name), "give a positive number")
+        samples = self.test_samples
+        _require(samples is None or samples >= 1, "test_samples", ">= 1 or null", samples, "null: all test images")
         _require(self.threads is None or self.threads >= 1, "threads", ">= 1 or null", self.threads, "null: automatic")
         _require(0 <= self.seed < 2**63, "seed", ">= 0 and < 2**63", self.seed, "any such number will do")
         n, b, m = self.peers, self.byzantine, self.validators
@@ -232,9 +218,7 @@ class Config:
 
         try:  # Attacks know best which values they allow, and some depend on the numbers of peers.
             cohort = Collusion(frozenset(range(1, 1 + byzantine)), self.peers)
-            make_attack(
-                name, cohort, start=start, every=self.attack.every, stop=self.attack.stop, **self.attack.kwargs()
-            )
+            make_attack(name, cohort, start=start, every=self.attack.every, **self.attack.chosen())
         except ValueError as error:
             raise FieldError("attack", f"has a value that does not work: {error}") from None
 
