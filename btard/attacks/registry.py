@@ -7,10 +7,21 @@ from difflib import get_close_matches
 from inspect import cleandoc
 from typing import Any
 
+from btard.attacks.accusers import FalseAccusation, Misreport, NeverAccuse
+from btard.attacks.aggregators import ColludingAggregate, WrongAggregate
 from btard.attacks.base import Attack, Level
 from btard.attacks.cohort import Copy, InnerProduct, LittleIsEnough, MinMax, MinSum
 from btard.attacks.own import DelayedGradient, LabelFlip, Noise, RandomDirection, SignFlip, Zero
 from btard.attacks.rop import RelocatedOrthogonal
+from btard.attacks.senders import (
+    BadAggregate,
+    BadPart,
+    NonFinite,
+    Silent,
+    WithheldAggregate,
+    WithheldPart,
+    WrongReveal,
+)
 from btard.protocol.collusion import Collusion
 
 _GRADIENT: tuple[type[Attack], ...] = (
@@ -27,7 +38,20 @@ _GRADIENT: tuple[type[Attack], ...] = (
     MinSum,
     RelocatedOrthogonal,
 )
-_PROTOCOL: tuple[type[Attack], ...] = ()
+_PROTOCOL: tuple[type[Attack], ...] = (
+    WrongAggregate,
+    ColludingAggregate,
+    Misreport,
+    FalseAccusation,
+    NeverAccuse,
+    NonFinite,
+    BadPart,
+    WithheldPart,
+    BadAggregate,
+    WithheldAggregate,
+    Silent,
+    WrongReveal,
+)
 
 ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in (*_GRADIENT, *_PROTOCOL)}
 """Name -> class. To add an attack, add its class above."""
@@ -96,7 +120,7 @@ def _nearest(word: str, words: Any) -> str:
 
 
 def _info(attack: type[Attack]) -> AttackInfo:
-    """Read the docstring: the first paragraph is the summary, "Formula:" and "Source:" start paragraphs of their own."""
+    """The docstring's first paragraph is the summary, "Formula:" and "Source:" begin paragraphs of their own."""
     paragraphs = [" ".join(block.split()) for block in cleandoc(attack.__doc__ or "").split("\n\n")]
 
     def section(title: str) -> str:
