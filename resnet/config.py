@@ -218,7 +218,8 @@ class Config:
 
         try:  # Attacks know best which values they allow, and some depend on the numbers of peers.
             cohort = Collusion(frozenset(range(1, 1 + byzantine)), self.peers)
-            make_attack(name, cohort, start=start, every=self.attack.every, **self.attack.chosen())
+            chosen: dict[str, Any] = {"start": start, "every": self.attack.every, **self.attack.chosen()}
+            make_attack(name, cohort, **chosen)
         except ValueError as error:
             raise FieldError("attack", f"has a value that does not work: {error}") from None
 

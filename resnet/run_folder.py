@@ -1,0 +1,283 @@
+"""A run is a folder: settings, a line of metrics per step, the ledger, TensorBoard events, checkpoints, a summary.
+
+What a run needs to go on is in the newest checkpoint; everything else in the folder is cut back to it on resuming, so
+that an interrupted run and an uninterrupted one leave the same files.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from io import TextIOWrapper
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from blake3 import blake3
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from resnet.config import Config, ConfigError, config_text, differing_keys, read_config
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+KEPT_CHECKPOINTS = 2
+"""The newest, and one to fall back on if it turns out damaged."""
+
+
+HEADER = "btard"
+"""Where a checkpoint's step, state and digest stand in the metadata of its safetensors file."""
+
+
+class RunFolderError(ValueError):
+    """The folder cannot be used for this run; one line that says why and what to do."""
+
+
+class RunFolder:
+    """The folder of one run, made if it does not exist.
+
+    Order of calls: `summary` (is it finished?), `load_checkpoint`, `start`, then `log`, `log_ledger` and
+    `save_checkpoint` as training goes on, and `write_summary` at the end.
+
+    Raises RunFolderError if `path` holds something else, or a run with other settings.
+    """
+
+    def __init__(self, path: Path, config: Config) -> None:
+        self.path = Path(path)
+        self._checkpoints = self.path / "checkpoints"
+        self._metrics: TextIOWrapper | None = None
+        self._ledger: TextIOWrapper | None = None
+        self._events: SummaryWriter | None = None
+        self._claim(config)
+
+    def _claim(self, config: Config) -> None:
+        file = self.path / "config.yaml"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            others = [entry.name for entry in self.path.iterdir()]
+        except OSError as error:
+            raise RunFolderError(f"{self.path}: cannot be used as a run folder: {error.strerror}") from None
+        if not file.exists():
+            if set(others) - {"checkpoints"}:
+                raise RunFolderError(f"{self.path}: holds other files ({min(others)}) and no run; choose another --out")
+        elif self._begun():
+            self._refuse_other(config, file)
+            return
+        # Also where an earlier attempt failed before its first step: its settings bind nobody.
+        self._checkpoints.mkdir(exist_ok=True)
+        _write_atomically(file, config_text(config).encode())
+
+    def _begun(self) -> bool:
+        metrics = self.path / "metrics.jsonl"
+        return bool(self._checkpoint_files()) or (metrics.exists() and metrics.stat().st_size > 0)
+
+    def _refuse_other(self, config: Config, file: Path) -> None:
+        way_out = "choose another --out, or delete the folder"
+        try:
+            differing = differing_keys(read_config(file), config)
+        except ConfigError as error:
+            raise RunFolderError(f"{error}; the run in this folder cannot be continued: {way_out}") from None
+        if differing:
+            key, theirs, ours = differing[0]
+            more = f" (and {len(differing) - 1} more differ)" if len(differing) > 1 else ""
+            raise RunFolderError(f"{self.path}: holds a run with {key} {theirs}, not {ours}{more}; {way_out}")
+
+    def summary(self) -> dict[str, Any] | None:
+        """Return what a finished run wrote, None if it is not finished. Raises RunFolderError if that is damaged."""
+        return read_summary(self.path)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the metrics of every step so far, as they were logged."""
+        return read_metrics(self.path)
+
+    def ledger(self) -> list[str]:
+        """Return the ledger's entries so far, as the JSON strings that were logged."""
+        return [line for _, line in _lines(self.path / "ledger.jsonl")]
+
+    def start(self, step: int) -> None:
+        """Open the files for writing from step `step` on, and forget whatever they hold of it and of later steps.
+
+        Raises RunFolderError if another process writes to this folder.
+        """
+        self.close()
+        self._lock()
+        kept = _cut(self.path / "metrics.jsonl", step)
+        _cut(self.path / "ledger.jsonl", step)
+        if kept != step:
+            warnings.warn(f"{self.path}/metrics.jsonl has {kept} of the {step} steps before this one", stacklevel=2)
+        for file in self._checkpoint_files():
+            if _step_of(file) > step:
+                file.unlink()
+        self._metrics = (self.path / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
+        self._ledger = (self.path / "ledger.jsonl").open("a", encoding="utf-8", buffering=1)
+        from torch.utils.tensorboard import SummaryWriter  # seconds to import, so only who writes pays for it
+
+        self._events = SummaryWriter(str(self.path / "tb"), purge_step=step or None)
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Append the metrics of `step` to metrics.jsonl (NaN and infinity as null), and its numbers to TensorBoard."""
+        if self._metrics is None or self._events is None:
+            raise RuntimeError("call start() before log()")
+        line = {"step": step, **metrics}
+        for name, value in line.items():
+            if name != "step" and isinstance(value, int | float):
+                self._events.add_scalar(name, value, step)
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+        self._metrics.write(json.dumps(finite) + "\n")
+
+    def log_ledger(self, entries: Sequence[str]) -> None:
+        """Append ledger entries: JSON objects with a `step`, one line each."""
+        if self._ledger is None:
+            raise RuntimeError("call start() before log_ledger()")
+        self._ledger.writelines(entry + "\n" for entry in entries)
+
+    def save_checkpoint(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Write what a run that has done `step` steps needs to go on; `state` is JSON. Keeps this one and the last.
+
+        The file appears complete or not at all, and only after the lines logged so far are on the disk.
+        """
+        for file in (self._metrics, self._ledger):
+            if file is not None:
+                file.flush()
+                os.fsync(file.fileno())
+        if self._events is not None:
+            self._events.flush()
+        # Copies, because safetensors refuses tensors that share memory.
+        copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+        text = json.dumps(state)
+        target = self._checkpoints / f"step-{step:08d}.safetensors"
+        temporary = target.with_suffix(".tmp")
+        # One entry, because safetensors writes several in random order, and equal runs shall have equal files.
+        header = json.dumps({"step": step, "state": text, "digest": _digest(step, text, copies)})
+        save_file(copies, temporary, metadata={HEADER: header})
+        _commit(temporary, target)
+        for file_path in self._checkpoint_files()[:-KEPT_CHECKPOINTS]:
+            file_path.unlink()
+
+    def load_checkpoint(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
+        """Return (steps done, tensors, state) of the newest checkpoint, None if there is none.
+
+        A damaged one is passed over with a warning. Raises RunFolderError if all are damaged.
+        """
+        files = self._checkpoint_files()
+        for file in reversed(files):
+            try:
+                return _read_checkpoint(file)
+            except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+                warnings.warn(f"{file}: damaged, trying the checkpoint before it ({error})", stacklevel=2)
+        if files:
+            raise RunFolderError(f"{self._checkpoints}: every checkpoint is damaged; delete them to start from step 0")
+        return None
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write summary.json, which marks the run as finished, and close the files."""
+        self.close()
+        _write_atomically(self.path / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+
+    def close(self) -> None:
+        """Close the files. `start` opens them again."""
+        for file in (self._metrics, self._ledger, self._events):
+            if file is not None:
+                file.close()
+        self._metrics = self._ledger = self._events = None
+
+    def _checkpoint_files(self) -> list[Path]:
+        return sorted(self._checkpoints.glob("step-*.safetensors"), key=_step_of)
+
+    def _lock(self) -> None:
+        # Held until the process ends, however it ends; a process does not lock itself out.
+        self._lock_file = (self.path / ".lock").open("w")
+        try:
+            fcntl.lockf(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunFolderError(f"{self.path}: another process is training in this folder; wait for it") from None
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run folder's metrics.jsonl; one that was cut short by a crash ends them."""
+    return [value for value, _ in _lines(path / "metrics.jsonl")]
+
+
+def read_summary(path: Path) -> dict[str, Any] | None:
+    """Return a run folder's summary, None if it has none. Raises RunFolderError if it is damaged."""
+    file = path / "summary.json"
+    try:
+        summary = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise RunFolderError(f"{file}: damaged ({error}); delete it, and the run finishes again") from None
+    if not isinstance(summary, dict):
+        raise RunFolderError(f"{file}: expected a JSON object; delete it, and the run finishes again")
+    return summary
+
+
+def _lines(file: Path) -> list[tuple[dict[str, Any], str]]:
+    """The JSON objects of a file with one per line, and their text, up to the first damaged line."""
+    found: list[tuple[dict[str, Any], str]] = []
+    if not file.exists():
+        return found
+    for line in file.read_bytes().split(b"\n")[:-1]:  # what follows the last line's end was cut short
+        try:
+            value = json.loads(line)
+        except ValueError:
+            break
+        if not isinstance(value, dict) or not isinstance(value.get("step"), int):
+            break
+        found.append((value, line.decode()))
+    return found
+
+
+def _cut(file: Path, step: int) -> int:
+    """Leave only the lines of steps before `step` in the file, and return how many they are."""
+    kept = [line for value, line in _lines(file) if value["step"] < step]
+    _write_atomically(file, "".join(line + "\n" for line in kept).encode())
+    return len(kept)
+
+
+def _read_checkpoint(file: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
+    with safe_open(file, framework="pt") as content:
+        header = json.loads(content.metadata()[HEADER])
+        tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  (no dict)
+    step, text = header["step"], header["state"]
+    if header["digest"] != _digest(step, text, tensors):
+        raise ValueError("its content does not match its digest")
+    return step, tensors, json.loads(text)
+
+
+def _digest(step: int, state: str, tensors: Mapping[str, Tensor]) -> str:
+    """BLAKE3 over everything in a checkpoint: its format itself would not notice a flipped bit."""
+    hasher = blake3(json.dumps([step, state]).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        hasher.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        hasher.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
+
+
+def _step_of(file: Path) -> int:
+    return int(file.stem.removeprefix("step-"))
+
+
+def _write_atomically(file: Path, content: bytes) -> None:
+    temporary = file.with_name(file.name + ".tmp")
+    temporary.write_bytes(content)
+    _commit(temporary, file)
+
+
+def _commit(temporary: Path, file: Path) -> None:
+    """Give a complete file its name, after its bytes are on the disk, so that no crash leaves half of it there."""
+    with temporary.open("rb+") as stream:
+        os.fsync(stream.fileno())
+    temporary.replace(file)
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
