@@ -199,7 +199,8 @@ def test_what_is_not_a_number_is_null(tmp_path):
 
 HOLD_THE_LOCK = """
 import fcntl, sys
-fcntl.lockf(open(sys.argv[1], "w"), fcntl.LOCK_EX)
+file = open(sys.argv[1], "w")
+fcntl.lockf(file, fcntl.LOCK_EX)
 print("locked", flush=True)
 sys.stdin.read()
 """
