@@ -50,9 +50,10 @@ def run_cohort(
     seed: int = 0,
     collusion: Collusion | None = None,
     mode: str = "batched",
+    until_banned: frozenset[int] = frozenset(),
     **settings: object,
 ) -> Run:
-    """Train the quadratic for `steps` steps with `behaviours` plugged in; the rest are honest."""
+    """Train the quadratic with `behaviours` plugged in, the rest honest: `steps` steps, or until those are banned."""
     behaviours = behaviours or {}
     byzantine = sum(behaviour.byzantine for behaviour in behaviours.values())
     config = ProtocolConfig(**{"peers": peers, "byzantine": byzantine, "run_id": f"test {seed}", **settings})  # type: ignore[arg-type]
@@ -61,5 +62,7 @@ def run_cohort(
     for _ in range(steps):
         results.append(driver.step(params))
         params = params - 0.1 * results[-1].gradient
+        if until_banned and not until_banned & set(results[-1].active):
+            break
     return Run(driver, params, results)
 
