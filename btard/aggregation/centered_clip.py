@@ -81,7 +81,7 @@ def _floor(
     eps: float,
 ) -> float:
     """Residual that rounding may leave: half an epsilon of `value` from rounding it, as much from the arithmetic."""
-    size = float(torch.linalg.vector_norm(value, dtype=torch.float64))
+    size = norm(value)
     return eps * _relative(float(influence @ (size + distances)), _unit(distances, w, tau))
 
 

@@ -56,6 +56,14 @@ def _block_squares(y: Tensor) -> Tensor:
     return total
 
 
+def norm(v: Tensor) -> float:
+    """Norm of the vector `v` [d], in its own dtype unless its squares leave the range of that."""
+    square = float(_block_squares(v.unsqueeze(0))[0])
+    if not 1e-30 < square < float("inf"):
+        return float(torch.linalg.vector_norm(v, dtype=torch.float64))
+    return square**0.5
+
+
 def _buffer(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Flat scratch memory for one chunk of `x`: reused, so that every chunk after the first finds it in cache."""
     columns = max((s.stop - s.start for s in chunks(x)), default=0)
