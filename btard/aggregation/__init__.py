@@ -9,12 +9,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from btard.aggregation.centered_clip import (
-    CenteredClip,
-    centered_clip,
-    clip_residual,
-    residual_and_floor,
-)
+from btard.aggregation.centered_clip import CenteredClip, centered_clip, clip_residual, residual_and_floor
 from btard.aggregation.krum import bulyan, krum, multi_krum
 from btard.aggregation.means import geometric_median, mean
 from btard.aggregation.ranks import coordinate_median, trimmed_mean

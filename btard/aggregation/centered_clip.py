@@ -9,20 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from btard.aggregation.checks import (
-    check_matrix,
-    check_tau,
-    check_weights,
-    require_finite,
-)
-from btard.aggregation.gram import (
-    GRAM_ERROR,
-    Combined,
-    checked_gram,
-    clipped_square,
-    combine,
-    row_squares,
-)
+from btard.aggregation.checks import check_matrix, check_tau, check_weights, require_finite
+from btard.aggregation.gram import GRAM_ERROR, Combined, checked_gram, clipped_square, combine, norm, row_squares
 from btard.aggregation.solver import solve
 
 # Passes after the first Gram matrix; two suffice unless rounding is extreme.
@@ -66,20 +54,13 @@ def _unit(distances: np.ndarray, w: np.ndarray, tau: float) -> float:
     return float(w.sum()) * min(tau, typical)
 
 
-def _relative(norm: float, unit: float) -> float:
-    if norm == 0:
+def _relative(size: float, unit: float) -> float:
+    if size == 0:
         return 0.0
-    return norm / unit if unit > 0 else math.inf
+    return size / unit if unit > 0 else math.inf
 
 
-def _floor(
-    value: Tensor,
-    influence: np.ndarray,
-    distances: np.ndarray,
-    w: np.ndarray,
-    tau: float,
-    eps: float,
-) -> float:
+def _floor(value: Tensor, influence: np.ndarray, distances: np.ndarray, w: np.ndarray, tau: float, eps: float) -> float:
     """Residual that rounding may leave: half an epsilon of `value` from rounding it, as much from the arithmetic."""
     size = norm(value)
     return eps * _relative(float(influence @ (size + distances)), _unit(distances, w, tau))
@@ -152,9 +133,9 @@ def centered_clip(
         distances = np.sqrt(formed.squares)
         unit = _unit(distances, w, tau)
         actual = _influence(distances, w, tau)
-        # The norm was summed with the influence expected from the Gram matrix: add what the difference can make.
-        norm = math.sqrt(formed.clipped_square) + float(np.abs(actual - influence) @ distances)
-        residual = _relative(norm, unit)
+        # The clipped sum was taken with the influence expected from the Gram matrix: add what the difference can make.
+        clipped_sum = math.sqrt(formed.clipped_square) + float(np.abs(actual - influence) @ distances)
+        residual = _relative(clipped_sum, unit)
         floor = _floor(formed.value, actual, distances, w, tau, eps)
         previous = math.inf if best is None else best[2]
         if best is None or residual < previous:
@@ -181,11 +162,7 @@ def centered_clip(
 
 
 def clip_residual(
-    x: Tensor,
-    value: Tensor,
-    tau: float,
-    *,
-    weights: Tensor | np.ndarray | list[float] | None = None,
+    x: Tensor, value: Tensor, tau: float, *, weights: Tensor | np.ndarray | list[float] | None = None
 ) -> float:
     """Relative residual of equation (CC) at any claimed `value`, with the unit of `CenteredClip.residual`:
 
@@ -208,11 +185,7 @@ def clip_residual(
 
 
 def residual_and_floor(
-    x: Tensor,
-    value: Tensor,
-    tau: float,
-    *,
-    weights: Tensor | np.ndarray | list[float] | None = None,
+    x: Tensor, value: Tensor, tau: float, *, weights: Tensor | np.ndarray | list[float] | None = None
 ) -> tuple[float, float]:
     """The residual of `clip_residual`, and the floor that rounding sets to it at `value`, see `centered_clip`.
 
@@ -232,5 +205,5 @@ def residual_and_floor(
         return math.inf, 0.0
     distances = np.sqrt(squares)
     influence = _influence(distances, w, tau)
-    norm = math.sqrt(clipped_square(x, value, influence))
-    return _relative(norm, _unit(distances, w, tau)), _floor(value, influence, distances, w, tau, eps)
+    clipped_sum = math.sqrt(clipped_square(x, value, influence))
+    return _relative(clipped_sum, _unit(distances, w, tau)), _floor(value, influence, distances, w, tau, eps)

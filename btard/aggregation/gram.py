@@ -214,8 +214,5 @@ def combine(
     if with_gram:
         squares = total_gram.diagonal()
     return Combined(
-        value,
-        squares.cpu().numpy(),
-        total_gram.cpu().numpy() if with_gram else None,
-        float(clipped_square),
+        value, squares.cpu().numpy(), total_gram.cpu().numpy() if with_gram else None, float(clipped_square)
     )

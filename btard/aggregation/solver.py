@@ -99,11 +99,7 @@ def _leave_row(point: _Point, w: np.ndarray) -> np.ndarray | None:
 
 
 def solve(
-    g: np.ndarray,
-    w: np.ndarray,
-    tau: float,
-    max_iterations: int,
-    start: np.ndarray | None = None,
+    g: np.ndarray, w: np.ndarray, tau: float, max_iterations: int, start: np.ndarray | None = None
 ) -> tuple[np.ndarray, int]:
     """Coefficients p [n] >= 0, summing to one, of the minimiser of `sum_i w_i huber_tau(||g_i - v||)`.
 
