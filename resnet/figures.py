@@ -1,0 +1,129 @@
+"""`python -m resnet.figures RUN_DIR [RUN_DIR ...] --out FILE.png`: test accuracy over steps, and bans, of several runs.
+
+Writes a PNG and an SVG side by side, and with --table prints the runs as a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from resnet.run_folder import RunFolderError
+from resnet.table import Run, bans_text, markdown_table, read_run, text_table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which people with any colour vision can tell apart; lines differ in their dashes as well,
+# for print in black and white. Yellow is left out: it vanishes on paper.
+COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+DASHES = ("-", (0, (6, 2)), "-", (0, (1, 1.2)), (0, (6, 2, 1, 2)), "-", (0, (3, 1.5)))
+INCH_PER_LABEL = 0.26
+
+
+def draw(runs: Sequence[Run]) -> Figure:
+    """Return the figure: a curve per run, a line where attacks start, a tick on the curve for each ban.
+
+    Raises RunFolderError if a run has no measured accuracy yet.
+    """
+    from matplotlib.figure import Figure  # no pyplot: nothing global, and no window system
+
+    for run in runs:
+        if not run.accuracy[0]:
+            raise RunFolderError(f"{run.path}: no test accuracy was measured yet; let it run longer")
+    legend = INCH_PER_LABEL * -(-len(runs) // _columns(runs))
+    figure = Figure(figsize=(6.4, 3.4 + legend), layout="constrained")
+    axes = figure.subplots()
+    _mark_attacks(axes, runs)
+    for run, colour, dashes in zip(runs, cycle(COLOURS), cycle(DASHES), strict=False):
+        steps, accuracy = run.accuracy
+        percent = [100 * share for share in accuracy]
+        axes.plot(steps, percent, color=colour, linestyle=dashes, lw=1.6, label=run.label)
+        _mark_bans(axes, run, colour)
+    data = {run.config.data.label or run.config.data.name for run in runs}
+    axes.set_ylabel(f"test accuracy on {data.pop()}, %" if len(data) == 1 else "test accuracy, %")
+    axes.set_xlabel("step")
+    axes.set_ylim(0, 101)
+    axes.set_xlim(0, max(run.accuracy[0][-1] for run in runs))
+    axes.grid(axis="y", color="0.88", lw=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    # Outside the axes, where no curve can be.
+    figure.legend(loc="outside upper left", ncols=_columns(runs), frameon=False, fontsize=9, handlelength=2.6)
+    return figure
+
+
+def _columns(runs: Sequence[Run]) -> int:
+    """Legend entries side by side: as many as the figure is wide for."""
+    return max(1, min(3, len(runs), 84 // (8 + max(len(run.label) for run in runs))))
+
+
+def _mark_attacks(axes: Axes, runs: Sequence[Run]) -> None:
+    starts = sorted({run.config.attack.start for run in runs if run.config.attack.name is not None})
+    for start in starts:
+        axes.axvline(start, color="0.45", lw=0.9, linestyle=(0, (2, 2)), zorder=0)
+    if starts:
+        # Low, where an accuracy above guessing leaves room.
+        axes.annotate("attack starts", (starts[0], 1.5), (4, 0), textcoords="offset points", fontsize=8, color="0.35")
+
+
+def _mark_bans(axes: Axes, run: Run, colour: str) -> None:
+    """A tick on the run's curve at every ban, a cross if the banned peer was honest."""
+    steps, accuracy = run.accuracy
+    for honest, marker, name in ((False, "|", "a ban"), (True, "x", "a ban of an honest peer")):
+        at = [ban["step"] for ban in run.bans if (ban.get("byzantine") is False) is honest]
+        if at:
+            height = [100 * share for share in np.interp(at, steps, accuracy)]
+            taken = name in axes.get_legend_handles_labels()[1]
+            label = "_nolegend_" if taken else name
+            axes.plot(at, height, marker, color=colour, ms=11, mew=1.3, label=label, zorder=3)
+
+
+def save(figure: Figure, out: Path) -> tuple[Path, Path]:
+    """Write the figure as PNG and SVG, named like `out` with these endings. The same runs give the same bytes."""
+    from matplotlib import rc_context
+
+    png, svg = out.with_suffix(".png"), out.with_suffix(".svg")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with rc_context({"svg.hashsalt": "btard", "svg.fonttype": "none"}):
+        figure.savefig(png, dpi=200, metadata={"Software": None})
+        figure.savefig(svg, metadata={"Date": None, "Creator": None})
+    return png, svg
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Return the exit code: 0, or 2 after one line about what is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m resnet.figures", description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="a FILE.svg is written beside it")
+    parser.add_argument("--labels", nargs="+", metavar="LABEL", help="one per run; by default their settings say it")
+    parser.add_argument("--table", action="store_true", help="print the runs as a table, and every ban")
+    parser.add_argument("--markdown", type=Path, metavar="FILE.md", help="write the table as Markdown")
+    arguments = parser.parse_args(argv)
+    labels = arguments.labels or [None] * len(arguments.runs)
+    try:
+        if len(labels) != len(arguments.runs):
+            raise RunFolderError(f"--labels: expected one per run, {len(arguments.runs)}, got {len(labels)}")
+        runs = [read_run(path, label) for path, label in zip(arguments.runs, labels, strict=True)]
+        save(draw(runs), arguments.out)
+    except (RunFolderError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if arguments.markdown:
+        arguments.markdown.write_text(markdown_table(runs) + "\n", encoding="utf-8")
+    if arguments.table:
+        print(text_table(runs))
+        for run in runs:
+            if run.bans:
+                print(f"\nBans under {run.label}:\n{bans_text(run)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""Finished and unfinished runs as rows of one table: for the terminal, and as Markdown for the results."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from resnet.config import Config, ConfigError, read_config
+from resnet.run_folder import RunFolderError, read_metrics, read_summary
+
+COLUMNS = (
+    "run",
+    "test accuracy",
+    "steps/s",
+    "Byzantine banned",
+    "honest banned",
+    "first ban",
+    "last ban",
+    "banned for",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder holds, as far as figures and tables need it."""
+
+    path: Path
+    label: str
+    config: Config
+    metrics: list[dict[str, Any]]
+    summary: dict[str, Any] | None
+    """None while the run is not finished."""
+
+    @property
+    def accuracy(self) -> tuple[list[int], list[float]]:
+        """Steps done, and the share of test images classified correctly after them."""
+        measured = [line for line in self.metrics if line.get("test_accuracy") is not None]
+        return [line["step"] + 1 for line in measured], [float(line["test_accuracy"]) for line in measured]
+
+    @property
+    def bans(self) -> list[dict[str, Any]]:
+        """The bans of a finished run, in the order of their steps."""
+        return sorted((self.summary or {}).get("bans", []), key=lambda ban: (ban["step"], ban["peer"]))
+
+
+def read_run(path: Path, label: str | None = None) -> Run:
+    """Return the run in folder `path`; `label` names it, by default after its attack and aggregator.
+
+    Raises RunFolderError if there is none, or if a file of it is damaged.
+    """
+    if not (path / "config.yaml").exists():
+        raise RunFolderError(f"{path}: expected a run folder, found no config.yaml in it")
+    try:
+        config = read_config(path / "config.yaml")
+    except ConfigError as error:
+        raise RunFolderError(str(error)) from None
+    return Run(path, label or describe(config), config, read_metrics(path), read_summary(path))
+
+
+def describe(config: Config) -> str:
+    """Return a short name of what a run does, such as "btard, tau 1, sign_flip by 7 of 16"."""
+    aggregator: str = config.aggregator.name
+    if aggregator in ("btard", "centered_clip"):
+        aggregator += f", tau {config.aggregator.tau:g}"
+    if config.attack.name is None:
+        return f"{aggregator}, no attack"
+    return f"{aggregator}, {config.attack.name} by {config.byzantine} of {config.peers}"
+
+
+def row(run: Run) -> tuple[str, ...]:
+    """Return the cells of a run in the order of `COLUMNS`. Steps are counted from 0; "-" is what there is not."""
+    summary = run.summary
+    if summary is None:
+        _, accuracies = run.accuracy
+        done = len(run.metrics)
+        latest = f"{accuracies[-1]:.1%} " if accuracies else ""
+        return (run.label, f"{latest}(step {done} of {run.config.steps})", *"-" * (len(COLUMNS) - 2))
+    bans = run.bans
+    steps = [ban["step"] for ban in bans]
+    kinds = sorted({ban["kind"] for ban in bans})
+    accuracy, speed = summary["test_accuracy"], summary["steps_per_second"]
+    return (
+        run.label,
+        f"{accuracy:.1%}" if math.isfinite(accuracy) else "-",
+        f"{speed:.2f}",
+        f"{summary['byzantine_banned']} of {run.config.byzantine}",
+        str(summary["honest_banned"]),
+        str(min(steps)) if steps else "-",
+        str(max(steps)) if steps else "-",
+        ", ".join(kinds) or "-",
+    )
+
+
+def text_table(runs: Sequence[Run]) -> str:
+    """Return the runs as a table of plain text."""
+    rows = [COLUMNS, *(row(run) for run in runs)]
+    widths = [max(len(cells[i]) for cells in rows) for i in range(len(COLUMNS))]
+    # Names to the left, numbers to the right.
+    lines = ["  ".join(_pad(cell, widths[i], i) for i, cell in enumerate(cells)).rstrip() for cells in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def markdown_table(runs: Sequence[Run]) -> str:
+    """Return the runs as a Markdown table."""
+    rows = [COLUMNS, tuple("---" if i in LEFT else "---:" for i in range(len(COLUMNS))), *(row(run) for run in runs)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
+
+
+def bans_text(run: Run) -> str:
+    """Return one line per ban: when, who, why and who accused; "nobody was banned" if there is none."""
+    names = {True: "Byzantine", False: "honest", None: "peer"}
+    lines = [
+        f"step {ban['step']:>5}: peer {ban['peer']:>2} ({names[ban.get('byzantine')]}), {ban['kind']}"
+        + (f", accused by {ban['accuser']}" if ban.get("accuser") is not None else "")
+        for ban in run.bans
+    ]
+    return "\n".join(lines) or "nobody was banned"
+
+
+LEFT = frozenset({0, len(COLUMNS) - 1})
+"""Columns of words."""
+
+
+def _pad(cell: str, width: int, column: int) -> str:
+    return cell.ljust(width) if column in LEFT else cell.rjust(width)
