@@ -168,6 +168,7 @@ def main() -> None:
         "byzantine (rules)": 3,
         "device": f"{os.cpu_count()} CPU cores ({platform.machine()})",
         "threads": torch.get_num_threads(),
+        "load average at the end": os.getloadavg()[0],
         "torch": torch.__version__,
         "numpy": np.__version__,
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "unset"),
