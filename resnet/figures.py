@@ -29,7 +29,7 @@ INCH_PER_LABEL = 0.26
 
 
 def draw(runs: Sequence[Run]) -> Figure:
-    """Return the figure: a curve per run, a line where attacks start, a tick on the curve for each ban.
+    """Return the figure: a curve per run, a line where attacks start, a ring on the curve for each ban.
 
     Raises RunFolderError if a run has no measured accuracy yet.
     """
@@ -74,15 +74,15 @@ def _mark_attacks(axes: Axes, runs: Sequence[Run]) -> None:
 
 
 def _mark_bans(axes: Axes, run: Run, colour: str) -> None:
-    """A tick on the run's curve at every ban, a cross if the banned peer was honest."""
+    """A ring on the run's curve at every ban, a cross if the banned peer was honest."""
     steps, accuracy = run.accuracy
-    for honest, marker, name in ((False, "|", "a ban"), (True, "x", "a ban of an honest peer")):
+    for honest, marker, name in ((False, "o", "a ban"), (True, "x", "a ban of an honest peer")):
         at = [ban["step"] for ban in run.bans if (ban.get("byzantine") is False) is honest]
         if at:
             height = [100 * share for share in np.interp(at, steps, accuracy)]
             taken = name in axes.get_legend_handles_labels()[1]
             label = "_nolegend_" if taken else name
-            axes.plot(at, height, marker, color=colour, ms=11, mew=1.3, label=label, zorder=3)
+            axes.plot(at, height, marker, color=colour, mfc="white", ms=4.5, mew=1.2, label=label, zorder=3)
 
 
 def save(figure: Figure, out: Path) -> tuple[Path, Path]:

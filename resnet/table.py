@@ -61,13 +61,12 @@ def read_run(path: Path, label: str | None = None) -> Run:
 
 
 def describe(config: Config) -> str:
-    """Return a short name of what a run does, such as "btard, tau 1, sign_flip by 7 of 16"."""
-    aggregator: str = config.aggregator.name
-    if aggregator in ("btard", "centered_clip"):
-        aggregator += f", tau {config.aggregator.tau:g}"
-    if config.attack.name is None:
-        return f"{aggregator}, no attack"
-    return f"{aggregator}, {config.attack.name} by {config.byzantine} of {config.peers}"
+    """Return a short name of what a run does, such as "btard, tau 1, sign flip by 7 of 16"."""
+    text: str = config.aggregator.name
+    if text in ("btard", "centered_clip"):
+        text += f", tau {config.aggregator.tau:g}"
+    attack = f"{config.attack.name} by {config.byzantine} of {config.peers}" if config.attack.name else "no attack"
+    return f"{text}, {attack}".replace("_", " ")
 
 
 def row(run: Run) -> tuple[str, ...]:

@@ -42,16 +42,16 @@ def test_curves_are_the_measured_accuracies(folders):
     quiet = curves["mean, no attack"]
     assert list(quiet.get_xdata()) == [10, 20, 30]
     assert list(quiet.get_ydata()) == pytest.approx([25, 50, 75])
-    attacked = curves["btard, tau 1, sign_flip by 2 of 16"]
+    attacked = curves["btard, tau 1, sign flip by 2 of 16"]
     assert attacked.get_color() != quiet.get_color()
     assert attacked.get_linestyle() != quiet.get_linestyle()
 
 
 def test_bans_stand_on_the_curve_at_their_steps(folders):
     axes = draw([read_run(folder) for folder in folders]).axes[0]
-    (ticks,) = [line for line in axes.get_lines() if line.get_label() == "a ban"]
-    assert list(ticks.get_xdata()) == [11, 14]
-    assert list(ticks.get_ydata()) == pytest.approx([27.5, 35])
+    (rings,) = [line for line in axes.get_lines() if line.get_label() == "a ban"]
+    assert list(rings.get_xdata()) == [11, 14]
+    assert list(rings.get_ydata()) == pytest.approx([27.5, 35])
 
 
 def test_honest_ban_has_a_mark_of_its_own(tmp_path):
@@ -103,7 +103,7 @@ def test_rows_of_the_table(folders):
     assert quiet["first ban"] == quiet["last ban"] == quiet["banned for"] == "-"
     assert quiet["Byzantine banned"] == "0 of 0"
     assert attacked == {
-        "run": "btard, tau 1, sign_flip by 2 of 16",
+        "run": "btard, tau 1, sign flip by 2 of 16",
         "test accuracy": "75.0%",
         "steps/s": "12.35",
         "Byzantine banned": "2 of 2",
@@ -136,7 +136,7 @@ def test_unfinished_run_shows_how_far_it_is(tmp_path):
         (Config(), "btard, tau 1, no attack"),
         (Config(aggregator=AggregatorConfig(name="krum")), "krum, no attack"),
         (replace(ATTACKED, aggregator=AggregatorConfig(name="centered_clip", tau=float("inf"))),
-         "centered_clip, tau inf, sign_flip by 2 of 16"),
+         "centered clip, tau inf, sign flip by 2 of 16"),
     ],
 )  # fmt: skip
 def test_runs_are_named_after_their_settings(config, name):
