@@ -1,4 +1,4 @@
-"""`python -m resnet.train CONFIG.yaml --out RUN_DIR [--dotted.key value ...]`: one training run, with or without attack."""
+"""`python -m resnet.train CONFIG.yaml --out RUN_DIR [--dotted.key value ...]`: one training run, attacked or not."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.hashing import stream
 from btard.protocol.ledger import Entry
-from resnet.config import Config, ConfigError, load_config
+from resnet.config import Config, exit_with, load_config
 from resnet.data import DataError, Dataset, load_dataset
 from resnet.model import bind, evaluate, flatten, resnet18
 from resnet.run_folder import RunFolder, RunFolderError
@@ -65,7 +65,9 @@ class Training:
         self.byzantine = draw_byzantine(config)
         self.driver = make_driver(config, self.task, self.byzantine, folder)
         self.test = data.test_tensors(self.device, config.test_samples)
+        self.whole_test = data.test_tensors(self.device)
         self.diverged_at: int | None = None
+        self.seconds: Counter[str] = Counter()
 
     def step(self, step: int) -> tuple[StepResult | None, dict[str, Any]]:
         """One step of all peers and of the optimizer; metrics of it. None once the parameters are beyond repair."""
@@ -77,6 +79,7 @@ class Training:
             self.params.grad = result.gradient
             self.optimizer.step()
             seconds = time.perf_counter() - started
+            self.seconds.update(result.seconds)
             honest = [peer for peer in result.workers if peer not in self.byzantine]
             metrics |= {
                 "loss": _finite(self.task.losses[honest].mean().item()),
@@ -87,21 +90,21 @@ class Training:
             # SGD never leaves NaN again: further steps would change nothing, and no peer could compute a gradient.
             if not bool(torch.isfinite(self.params.detach()).all()):
                 self.diverged_at = step
-        if (step + 1) % self.config.eval_every == 0 or step + 1 == self.config.steps:
-            accuracy, loss = self.evaluate()
+        last = step + 1 == self.config.steps
+        if (step + 1) % self.config.eval_every == 0 or last:
+            accuracy, loss = self.evaluate(*(self.whole_test if last else self.test))
             metrics |= {"test_accuracy": accuracy, "test_loss": _finite(loss)}
         return result, metrics
 
-    def evaluate(self) -> tuple[float, float]:
-        """Test accuracy in [0, 1] and loss, with the evaluating peer's own BatchNorm statistics."""
+    def evaluate(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
+        """Accuracy in [0, 1] and loss on a test set, with the evaluating peer's own BatchNorm statistics."""
         self.task.statistics.load_into(self.model, EVALUATOR)
-        return evaluate(self.model, *self.test)
+        return evaluate(self.model, images, labels)
 
     def _set_lr(self, step: int) -> float:
         """Cosine annealing from lr to 0 over `optimizer.schedule_steps`."""
-        settings = self.config.optimizer
-        progress = min(1.0, step / (settings.schedule_steps or self.config.steps))
-        lr = 0.5 * settings.lr * (1 + math.cos(math.pi * progress))
+        progress = min(1.0, step / self.config.schedule_steps)
+        lr = 0.5 * self.config.optimizer.lr * (1 + math.cos(math.pi * progress))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         return lr
@@ -115,7 +118,8 @@ class Training:
         momentum = self.optimizer.state[self.params].get("momentum_buffer") if self.optimizer.state else None
         if momentum is not None:
             tensors["momentum"] = momentum
-        folder.save_checkpoint(step, tensors, {"driver": state, "diverged_at": self.diverged_at})
+        progress = {"driver": state, "diverged_at": self.diverged_at, "seconds": dict(self.seconds)}
+        folder.save_checkpoint(step, tensors, progress)
 
     def load(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
@@ -131,6 +135,7 @@ class Training:
             self.optimizer.state[self.params]["momentum_buffer"] = tensors["momentum"]
         self.driver.restore(state["driver"], under("driver/"))
         self.diverged_at = state["diverged_at"]
+        self.seconds.update(state["seconds"])
 
 
 def _finite(value: float) -> float | None:
@@ -160,7 +165,14 @@ def make_driver(
         }
     # The same seed gives the same batches until the attack starts, whatever the attack and tau.
     run_id, aggregator = f"resnet/{config.seed}", config.aggregator
-    history = folder / "history"
+    shared: dict[str, Any] = {
+        "behaviours": behaviours,
+        "collusion": collusion,
+        "mode": config.mode,
+        "history_folder": folder / "history",
+        # From the older of the two checkpoints, should the newer one be damaged.
+        "repeatable": 2 * config.checkpoint_every,
+    }
     if aggregator.name == "btard":
         protocol = ProtocolConfig(
             peers=config.peers,
@@ -172,20 +184,15 @@ def make_driver(
             delta_max=aggregator.delta_max,
             clip_lambda=aggregator.clip_lambda,
         )
-        return LocalDriver(
-            protocol, task, behaviours=behaviours, collusion=collusion, mode=config.mode, history_folder=history
-        )
+        return LocalDriver(protocol, task, **shared)
     rule = AGGREGATORS[aggregator.name]
     return ServerDriver(
         run_id,
         config.peers,
         lambda x: rule(x, byzantine=config.byzantine, tau=aggregator.tau),
         task,
-        behaviours=behaviours,
-        collusion=collusion,
-        mode=config.mode,
         clip_lambda=aggregator.clip_lambda,
-        history_folder=history,
+        **shared,
     )
 
 
@@ -210,7 +217,14 @@ def train(config: Config, out: Path, *, progress: bool = True) -> dict[str, Any]
         training.load(tensors, state)
     folder.start(first)
     bar = tqdm(
-        range(first, config.steps), initial=first, total=config.steps, desc=out.name, unit="step", disable=not progress
+        range(first, config.steps),
+        initial=first,
+        total=config.steps,
+        desc=out.name,
+        unit="step",
+        disable=not progress,
+        # In a log file a bar is a line per update.
+        mininterval=0.2 if sys.stderr.isatty() else 30,
     )
     for step in bar:
         result, metrics = training.step(step)
@@ -265,6 +279,8 @@ def summarise(config: Config, training: Training, folder: RunFolder) -> dict[str
         "parameters": training.task.d,
         "mode": config.mode,
         "device": str(training.device),
+        "threads": torch.get_num_threads(),
+        "seconds_by_phase": {phase: round(spent, 3) for phase, spent in sorted(training.seconds.items())},
         "versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
     }
 
@@ -289,12 +305,11 @@ def print_summary(summary: dict[str, Any], out: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     warnings.showwarning = lambda message, *_args, **_kw: print(f"warning: {message}", file=sys.stderr)
+    config, out = load_config(argv)
     try:
-        config, out = load_config(sys.argv[1:] if argv is None else argv)
         summary = train(config, out)
-    except (ConfigError, DataError, RunFolderError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (DataError, RunFolderError) as error:
+        exit_with(error)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
         return 130

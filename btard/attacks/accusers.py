@@ -55,7 +55,7 @@ class FalseAccusation(Attack):
     together: bool = option(True, "whether all attackers draw the same victim")
 
     def accuse(self, ctx: Context, claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
-        false = self._claim(ctx)
+        claims, false = super().accuse(ctx, claims), self._claim(ctx)
         return claims if false is None else tuple(sorted({*claims, false}))
 
     def _claim(self, ctx: Context) -> Claim | None:

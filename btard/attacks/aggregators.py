@@ -12,7 +12,7 @@ import torch
 from btard.attacks.base import Attack, option
 from btard.protocol.behaviour import Context
 from btard.protocol.collusion import Collusion
-from btard.protocol.messages import Claim, Report
+from btard.protocol.messages import Report
 from btard.protocol.report import directions, scalars
 
 
@@ -64,9 +64,8 @@ class ColludingAggregate(Attack):
 
     Source: Gorbunov et al., ICML 2022, the case that verification 3 and the validators are there for.
 
-    Three hooks belong to it: the aggregate, the report, and accusations, because an aggregator that went on checking
-    reports would accuse its own colluders. Verification 3 looks for a distance above `delta_max`, by default 10
-    times the typical one: with scale 2 the shift stays within, with scale 100 it is far beyond.
+    Two hooks belong to it, the aggregate and the report. Verification 3 looks for a distance above `delta_max`, by
+    default 10 times the typical one: with scale 2 the shift stays within, with scale 100 it is far beyond.
     """
 
     name = "colluding_aggregate"
@@ -87,9 +86,6 @@ class ColludingAggregate(Attack):
                     ("cooked s", ctx.step, part), partial(self._share, ctx, part, cooked)
                 )
         return replace(report, products=tuple(products))
-
-    def accuse(self, ctx: Context, claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
-        return tuple(claim for claim in claims if claim.accused not in self.collusion.members)
 
     def _plot(self, ctx: Context) -> dict[int, _Cooked]:
         """The parts of this step with a wrong aggregate, over all colluders."""

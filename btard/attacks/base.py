@@ -7,8 +7,9 @@ import types
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
-from btard.protocol.behaviour import Behaviour
+from btard.protocol.behaviour import Behaviour, Context
 from btard.protocol.collusion import Collusion
+from btard.protocol.messages import EXCLUSION_KINDS, MISSING_KINDS, Claim
 
 Level = Literal["gradient", "protocol"]
 
@@ -27,7 +28,7 @@ def option(
 
 @dataclass(kw_only=True, eq=False)
 class Attack(Behaviour):
-    """A Byzantine peer. A subclass overrides one hook of `Behaviour` and declares its options as dataclass fields.
+    """A Byzantine peer. A subclass overrides one more hook of `Behaviour` and declares its options as dataclass fields.
 
     The docstring of a subclass is its documentation everywhere: the first line is the summary, the paragraphs
     "Formula:" and "Source:" are shown by `describe`. One object per peer; what the attackers share lies in `collusion`.
@@ -56,6 +57,14 @@ class Attack(Behaviour):
         if step < self.start or (self.stop is not None and step >= self.stop):
             return False
         return (step - self.start) % self.every == 0
+
+    def accuse(self, ctx: Context, claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
+        """Whatever the attack, nobody turns in a fellow attacker, least of all as its validator.
+
+        But for a part or an aggregate that it rejected: keeping that quiet would give itself away.
+        """
+        fellows = self.collusion.members
+        return tuple(c for c in claims if c.accused not in fellows or c.kind in EXCLUSION_KINDS + MISSING_KINDS)
 
     def _check(self, name: str, hint: Any, value: Any, rule: Any) -> None:
         """ValueError unless `value` has the declared type and lies in the declared range."""

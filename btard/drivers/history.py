@@ -39,8 +39,8 @@ class ParameterHistory:
         if keep > self.IN_MEMORY and folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / "parameters.f32"
-            mode = "r+" if path.exists() and path.stat().st_size == keep * d * 4 else "w+"
-            self._ring = np.memmap(path, dtype=np.float32, mode=mode, shape=(keep, d))
+            kept = path.exists() and path.stat().st_size == keep * d * 4
+            self._ring = np.memmap(path, dtype=np.float32, mode="r+" if kept else "w+", shape=(keep, d))
 
     def record(self, step: int, params: torch.Tensor) -> None:
         """Remember `params` [d] (copied) as x^step."""

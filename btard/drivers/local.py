@@ -99,7 +99,7 @@ class LocalDriver:
         )
 
     def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        """The cohort between two steps: JSON values, and tensors (shared ones once). Write them before the next step."""
+        """The cohort between two steps: JSON values, and tensors, shared ones once. Write them before the next step."""
         shared: dict[str, Any] = {}
         refs: dict[str, dict[str, str]] = {}
         tensors: dict[str, torch.Tensor] = {f"history/{s}": x for s, x in self.history.recent().items()}

@@ -1,4 +1,4 @@
-"""The baselines' setting: all peers send their gradients to a trusted server, which aggregates. Nobody is ever banned."""
+"""The baselines' setting: a trusted server aggregates the gradients of all peers. Nobody is ever banned."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ Rule = Callable[[torch.Tensor], torch.Tensor]
 class ServerDriver:
     """Applies `rule` ([n, d] -> [d]) to the gradients of `peers` peers; attackers act through their gradients alone.
 
-    `history_folder` and `repeatable` as for `LocalDriver`. Batches come from a coin as under BTARD, which the server here draws by itself.
+    `history_folder` and `repeatable` are those of `LocalDriver`. Batches come from a coin as under BTARD, which the
+    server here draws by itself.
     """
 
     def __init__(

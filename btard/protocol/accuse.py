@@ -17,7 +17,17 @@ from btard.protocol.effects import Compute, Effect, Exchange, Purpose
 from btard.protocol.evidence import disclosures, verdict_on
 from btard.protocol.hashing import batch_seed, digest
 from btard.protocol.ledger import Entry
-from btard.protocol.messages import ELIMINATE_KINDS, FALSE_CLAIM, GUILTY, Claim, Claims, Votes, max_claims
+from btard.protocol.messages import (
+    ELIMINATE_KINDS,
+    EXCLUSION_KINDS,
+    FALSE_CLAIM,
+    GUILTY,
+    MISSING_KINDS,
+    Claim,
+    Claims,
+    Votes,
+    max_claims,
+)
 from btard.protocol.record import StepRecord
 from btard.protocol.report import part_scalars
 from btard.protocol.validate import corrected_reports, gradient_is_wrong
@@ -25,9 +35,6 @@ from btard.protocol.verify import ACCUSE, scalars_differ, suspicious_parts, v2_v
 
 if TYPE_CHECKING:
     from btard.protocol.peer import Peer
-
-EXCLUSION_KINDS = ("bad_part", "withheld_part")
-MISSING_KINDS = ("bad_aggregate", "withheld_aggregate")
 
 
 def verify(peer: Peer, record: StepRecord) -> list[Claim]:
@@ -83,7 +90,8 @@ def _admissible(peer: Peer, record: StepRecord, messages: Mapping[int, Claims]) 
     raised: dict[Claim, tuple[int, ...]] = {}
     for accuser in sorted(messages):
         claims = set(messages[accuser].claims)
-        if len(claims) > max_claims(len(peer.roster.keys)) or not all(_possible(peer, record, accuser, c) for c in claims):
+        too_many = len(claims) > max_claims(len(peer.roster.keys))
+        if too_many or not all(_possible(peer, record, accuser, claim) for claim in claims):
             peer.expel(record, accuser, "malformed_claims")
             continue
         for claim in claims:
@@ -139,7 +147,7 @@ def _try(
     behaviour, ctx = peer.behaviour_at(record.step), peer.context(record)
     shown = disclosures(peer, raised, lambda claim, packets: behaviour.disclose(ctx, claim, packets))
     others = [recipient for recipient in record.remaining if recipient != peer.id]
-    evidence = yield Exchange(f"evidence/{attempt}", {recipient: shown for recipient in others} if shown else {})
+    evidence = yield Exchange(f"evidence/{attempt}", dict.fromkeys(others, shown) if shown else {})
     evidence = {**evidence, peer.id: shown}
     for claim in raised:
         if claim.kind == "wrong_gradient" and claim.accused not in truth and peer.last is not None:
@@ -209,16 +217,17 @@ def _eliminate(peer: Peer, record: StepRecord, disputes: Mapping[Claim, tuple[in
 
     One elimination uses up both of its peers, so no Byzantine peer takes more than one honest peer with it.
     """
+    # Who fell out in this step, for a contradiction say, has nothing to say any more: its claims count for nothing.
+    present = set(record.remaining)
     silent: dict[int, set[int]] = {}
     for claim, accusers in disputes.items():
-        silent.setdefault(claim.accused, set()).update(accusers)
+        silent.setdefault(claim.accused, set()).update(present & set(accusers))
 
     def entry(kind: str, accused: int, accusers: tuple[int, ...], peers: tuple[int, ...]) -> Entry:
         return Entry(record.step, kind, "eliminated", accused, accusers, peers, about_step=record.step)
 
-    present = len(record.remaining)
     for accused in sorted(silent):
-        if accused not in record.expelled and 2 * len(silent[accused]) > present:
+        if accused not in record.expelled and 2 * len(silent[accused]) > len(present):
             peer.remove(record, entry("silent", accused, tuple(sorted(silent[accused])), (accused,)))
     for claim in sorted(disputes):
         for accuser in disputes[claim]:
@@ -230,8 +239,10 @@ def _eliminate(peer: Peer, record: StepRecord, disputes: Mapping[Claim, tuple[in
 def _uncovered(peer: Peer, truth: Mapping[int, torch.Tensor]) -> list[Claim]:
     """Aggregators of the step before whose wrong aggregate a convicted peer's cooked report had hidden from V2."""
     about = peer.last
-    honest = {who: gradient for who, gradient in truth.items() if about and not gradient_is_wrong(peer, about, who, gradient)}
-    if about is None or not honest:
+    if about is None:
+        return []
+    honest = {who: gradient for who, gradient in truth.items() if not gradient_is_wrong(peer, about, who, gradient)}
+    if not honest:
         return []
     corrected = corrected_reports(peer, about, honest)
     return [

@@ -50,8 +50,8 @@ def aggregate(peer: Peer, record: StepRecord) -> Generator[Effect, Any, None]:
             body = behaviour.aggregate_for(ctx, recipient, part, value)
             if body is None:
                 continue
-            hashed = record.announced[part].digest if part in record.announced and body is value else None
-            packets_out.append(peer.packet(record, "aggregate", part, body, hashed=hashed))
+            known = record.announced[part].digest if part in record.announced and body is value else None
+            packets_out.append(peer.packet(record, "aggregate", part, body, hashed=known))
     arrived = yield Exchange("aggregate", {recipient: packets for recipient, packets in outgoing.items() if packets})
     for part in range(record.cut.k):
         owner = record.owner(part)

@@ -1,4 +1,4 @@
-"""Section 3, phase 4: the shared coin (MPRNG). Commit, then reveal; who does not reveal is out and it is drawn again."""
+"""Section 3, phase 4: the shared coin (MPRNG). Commit, then reveal; who does not reveal is out, and it is redrawn."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class ProtocolConfig:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
         if math.isinf(self.tol) or self.residual_tol < self.tol:
-            raise ValueError(f"residual_tol must be >= tol, got {self.residual_tol} < {self.tol}: honest work would fail")
+            raise ValueError(f"residual_tol must be >= tol = {self.tol}, got {self.residual_tol}: honesty would fail")
         if self.directions < 1 or self.max_absences < 1:
             raise ValueError(f"directions and max_absences must be >= 1, got {self.directions}, {self.max_absences}")
         for name in ("delta_max", "clip_lambda"):

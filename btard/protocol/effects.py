@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Union
 
 from btard.protocol.messages import Packet, Signed
 
@@ -63,4 +62,4 @@ class Exchange:
     packets: Mapping[int, Sequence[Packet]]
 
 
-Effect = Union[Compute, Idle, Broadcast, Exchange]
+Effect = Compute | Idle | Broadcast | Exchange

@@ -113,9 +113,7 @@ def _wrong_aggregate(
     return EXCUSED if cause else FALSE_CLAIM
 
 
-def committed_body(
-    peer: Peer, about: StepRecord, packet: Packet | None, sender: int, part: int
-) -> torch.Tensor | None:
+def committed_body(peer: Peer, about: StepRecord, packet: Packet | None, sender: int, part: int) -> torch.Tensor | None:
     """The disclosed part [p], if it is the one that `sender` committed to."""
     if packet is None or not isinstance(packet.body, torch.Tensor):
         return None

@@ -30,8 +30,7 @@ def exchange(peer: Peer, record: StepRecord, gradient: torch.Tensor | None) -> G
                 continue
             # What an honest peer sends is what it committed to: no need to hash it again.
             known = None if behaviour.byzantine else record.commits[peer.id].digests[part]
-            packet = peer.packet(record, "part", part, sent, hashed=known)
-            outgoing.setdefault(owner, []).append(packet)
+            outgoing.setdefault(owner, []).append(peer.packet(record, "part", part, sent, hashed=known))
     mine = outgoing.pop(peer.id, [])
     arrived = yield Exchange("part", outgoing)
     arrived = {**arrived, peer.id: mine}
@@ -49,7 +48,7 @@ def exchange(peer: Peer, record: StepRecord, gradient: torch.Tensor | None) -> G
 def find_packet(
     arrived: Mapping[int, Sequence[Packet]], sender: int, kind: str, step: int, part: int, *, author: int | None = None
 ) -> Packet | None:
-    """The packet about `part` that came from `sender`, made by `author` (default: the sender); None if there is none."""
+    """The packet about `part` that came from `sender`, made by `author` (by default the sender); else None."""
     wanted = (kind, sender if author is None else author, step, part)
     for packet in arrived.get(sender, ()):
         if (packet.kind, packet.sender, packet.step, packet.part) == wanted:

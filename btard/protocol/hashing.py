@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from typing import Union
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from blake3 import blake3
 
 DIGEST_SIZE = 32
 
-Field = Union[str, int, bytes]
+Field = str | int | bytes
 
 
 def _frame(fields: tuple[Field, ...]) -> bytes:
@@ -40,7 +39,7 @@ def tensor_digest(tensor: torch.Tensor, *fields: Field) -> bytes:
     """
     host = tensor.detach().to("cpu").contiguous()
     hasher = blake3(_frame((*fields, str(host.dtype), "x".join(map(str, host.shape)))))
-    hasher.update(memoryview(host.view(torch.uint8).numpy()) if host.numel() else b"")
+    hasher.update(host.view(torch.uint8).numpy().data if host.numel() else b"")
     return hasher.digest()
 
 

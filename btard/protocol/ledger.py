@@ -10,7 +10,7 @@ from btard.protocol.hashing import digest
 
 @dataclass(frozen=True)
 class Entry:
-    """One verdict. `peers` are those it removed: the accused, or accusers whose claim was false, or both (ELIMINATE)."""
+    """One verdict. `peers` are those it removed: the accused, or accusers that lied, or both (ELIMINATE)."""
 
     step: int
     """The step in which the verdict fell."""

@@ -5,6 +5,7 @@ Letters: k parts and workers, one direction z by default. Peers, parts and steps
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol, TypeVar
@@ -29,6 +30,10 @@ CLAIM_KINDS = frozenset(
         "withheld_aggregate",  # an aggregate that never came: ELIMINATE
     }
 )
+EXCLUSION_KINDS = ("bad_part", "withheld_part")
+"""An owner that leaves a worker out of its list owes one of these."""
+MISSING_KINDS = ("bad_aggregate", "withheld_aggregate")
+"""Who lacks an aggregate owes one of these."""
 ELIMINATE_KINDS = frozenset({"withheld_part", "withheld_aggregate"})
 
 GUILTY, FALSE_CLAIM, EXCUSED = "guilty", "false", "excused"
@@ -232,8 +237,8 @@ class Signed:
 
     def open(self, kind: type[P], max_bytes: int) -> P:
         """The payload as `kind`; Malformed if it is too long or of another form."""
-        result: P = _decode(self.payload, kind, max_bytes)
-        return result
+        decoder: Callable[[bytes, type[P], int], P] = _decode
+        return decoder(self.payload, kind, max_bytes)
 
 
 def _signed_bytes(run_id: str, sender: int, step: int, phase: str, payload: bytes) -> bytes:

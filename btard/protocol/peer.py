@@ -160,9 +160,7 @@ class Peer:
     def packet(
         self, record: StepRecord, kind: str, part: int, body: torch.Tensor | bytes, *, hashed: bytes | None
     ) -> Packet:
-        return Packet.create(
-            self.identity, self.config.run_id, kind, self.id, record.step, part, body, hashed=hashed
-        )
+        return Packet.create(self.identity, self.config.run_id, kind, self.id, record.step, part, body, hashed=hashed)
 
     def broadcast(
         self, record: StepRecord, phase: str, kind: type[M], payload: M | None, *, expected: Iterable[int]
@@ -177,9 +175,7 @@ class Peer:
         expected = tuple(expected)
         run_id = self.config.run_id
         message = (
-            None
-            if payload is None
-            else Signed.create(self.identity, run_id, self.id, record.step, phase, payload)
+            None if payload is None else Signed.create(self.identity, run_id, self.id, record.step, phase, payload)
         )
         arrived = yield Broadcast(phase, message)
         opened: dict[int, M] = {}

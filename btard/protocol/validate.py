@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from btard.protocol.peer import Peer
 
 
-def draw_validators(
-    coin: bytes, workers: tuple[int, ...], active: tuple[int, ...], validators: int
-) -> dict[int, int]:
+def draw_validators(coin: bytes, workers: tuple[int, ...], active: tuple[int, ...], validators: int) -> dict[int, int]:
     """V_{t+1} as {validator: target}: `validators` pairs drawn from r^t, all peers in them distinct.
 
     Targets come uniformly from `workers` (W_t without those already banned), validators uniformly from the other

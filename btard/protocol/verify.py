@@ -11,7 +11,7 @@ from statistics import median
 
 import torch
 
-from btard.aggregation import clip_residual
+from btard.aggregation import residual_and_floor
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.messages import Report
 from btard.protocol.record import StepRecord
@@ -23,7 +23,7 @@ SIGMAS = 6.0
 """V2 projects on a Gaussian: beyond six standard deviations of the tolerated residual nobody is honest."""
 
 AUTO_DELTA = 10.0
-"""delta_max = None: this many times the typical distance. Parts differ (layers do); a needless check only costs time."""
+"""delta_max = None: this many times the typical distance. Parts differ as layers do, and a needless check costs time."""
 
 
 def scalars_differ(
@@ -93,16 +93,15 @@ def suspicious_parts(config: ProtocolConfig, record: StepRecord, reports: Mappin
         part
         for part in sorted(record.announced)
         if counted(record, reports, part)
-        and (
-            v2_violation(config, record, reports, part, margin=ACCUSE) or v3_violation(config, record, reports, part)
-        )
+        and (v2_violation(config, record, reports, part, margin=ACCUSE) or v3_violation(config, record, reports, part))
     ]
 
 
 def aggregate_is_wrong(config: ProtocolConfig, value: torch.Tensor, x: torch.Tensor) -> bool:
-    """CheckAveraging: whether `value` [p] misses (CC) on the disclosed parts `x` [k, p] by more than is tolerated."""
-    typical = float(torch.linalg.vector_norm(x.double() - value.double(), dim=1).median())
-    if min(config.tau, typical) == 0:
-        # Half of the parts are the aggregate itself: (CC) then holds whatever the rest says only near that point.
-        return False
-    return clip_residual(x, value, config.tau) > CONVICT * residual_tolerance(config, value, typical)
+    """CheckAveraging: whether `value` [p] misses (CC) on the disclosed parts `x` [k, p] by more than is tolerated.
+
+    The floor is what rounding the honest solution to its dtype can leave; a value far from the solution has a small
+    one.
+    """
+    residual, floor = residual_and_floor(x, value, config.tau)
+    return residual > max(CONVICT * config.residual_tol, floor)

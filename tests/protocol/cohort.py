@@ -65,4 +65,3 @@ def run_cohort(
         if until_banned and not until_banned & set(results[-1].active):
             break
     return Run(driver, params, results)
-

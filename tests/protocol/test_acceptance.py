@@ -61,7 +61,9 @@ PROTOCOL_ROWS = [
     Row("misreport", {"misreport"}, same_step=True, options={"what": "norm"}, attackers=3, peers=9),
     Row("non_finite", {"bad_part"}, same_step=True, options={"value": "nan"}),
     # Its own part is Inf too, so its own list of senders lacks itself, which nobody accused it of.
-    Row("non_finite", {"bad_part", "unexplained_exclusion"}, same_step=True, options={"value": "inf", "entries": "all"}),
+    Row(
+        "non_finite", {"bad_part", "unexplained_exclusion"}, same_step=True, options={"value": "inf", "entries": "all"}
+    ),
     Row("bad_part", {"bad_part"}, same_step=True, options={"recipients": "all"}),
     Row("bad_part", {"bad_part"}, same_step=True, options={"recipients": "one", "send": "garbage"}),
     Row("bad_part", {"bad_part"}, same_step=True, options={"recipients": "one", "send": "short"}),
