@@ -23,7 +23,7 @@ SIGMAS = 6.0
 """V2 projects on a Gaussian: beyond six standard deviations of the tolerated residual nobody is honest."""
 
 AUTO_DELTA = 10.0
-"""delta_max = None: this many times the typical distance. Parts differ as layers do, and a needless check costs time."""
+"""delta_max = None: this many times the typical distance. Parts differ as layers do; a needless check costs time."""
 
 
 def scalars_differ(
