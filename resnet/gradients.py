@@ -1,11 +1,11 @@
-"""The gradients of a whole cohort of peers at one parameter vector: a row per peer, without a Python optimizer between.
+"""The gradients of a whole cohort of peers at one parameter vector: a row per peer.
 
 Every peer normalises by its own samples only, so the cohort is not one large batch. Two strategies compute the same
 numbers (to rounding):
 
-- a peer at a time, the peers spread over threads with one kernel thread each. On CPUs this beats even the plain
-  large-batch step, which gives no gradients per peer: one peer's activations fit the cache, and no kernel waits for
-  another thread (`results/benchmark_gradients/`).
+- a peer at a time, the peers spread over threads with one kernel thread each. On CPUs and images of 32x32 it takes
+  about as long as the plain large-batch step, which gives no gradients per peer: one peer's activations fit the cache,
+  and no kernel waits for another thread (`results/benchmark_gradients/`).
 - folded (`resnet.folded`): all samples through the shared weights at once, weight gradients per peer. For
   accelerators, and for networks so small that the time goes into launching operations.
 """

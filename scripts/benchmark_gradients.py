@@ -137,7 +137,8 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "results.json").write_text(json.dumps({**about, "seconds": results}, indent=1) + "\n")
     head = (
-        f"{PEERS} peers x {BATCH} samples, {about['device']}; ratios of medians to the plain step of the same row.\n\n"
+        f"{PEERS} peers x {BATCH} samples, {about['device']}; ratios of medians to the plain step of the same row. "
+        f"Load average {load:.1f} at the start, {os.getloadavg()[0]:.1f} at the end.\n\n"
     )
     (arguments.out / "table.md").write_text(head + table(results))
 
