@@ -2,3 +2,8 @@
 
 It may import `btard`; neither `btard` nor `albert` may import anything from here.
 """
+
+import os
+
+# Before torch is imported: on few cores, threads that wait busily for work take the cores from those that have some.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")

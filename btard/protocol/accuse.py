@@ -125,11 +125,13 @@ def _expel_unexplained(peer: Peer, record: StepRecord, raised: Mapping[Claim, tu
 
     for part, entry in sorted(record.announced.items()):
         owner = record.owner(part)
-        left_out = [i for i in record.workers if i not in entry.senders]
+        left_out = set(record.workers) - set(entry.senders)
         if any(not accused(owner, i, EXCLUSION_KINDS, part) for i in left_out):
             peer.expel(record, owner, "unexplained_exclusion")
-        if any(accused(owner, i, ("withheld_part",), part) for i in entry.senders):
-            peer.expel(record, owner, "contradiction")  # it counted a part that it says never came
+    for claim in sorted(raised):
+        entry = record.announced.get(claim.part) if claim.kind == "withheld_part" else None
+        if entry is not None and claim.accused in entry.senders:
+            peer.expel(record, record.owner(claim.part), "contradiction")  # it counted what it says never came
     for sender, parts in sorted(record.missing.items()):
         for part in parts:
             if part not in record.announced or not accused(sender, record.owner(part), MISSING_KINDS, part):

@@ -12,7 +12,7 @@ from btard.protocol.messages import EXCUSED, FALSE_CLAIM, GUILTY, Claim, Packet,
 from btard.protocol.record import StepRecord
 from btard.protocol.report import part_scalars
 from btard.protocol.validate import work_is_wrong
-from btard.protocol.verify import CONVICT, aggregate_is_wrong, scalars_differ, v2_violation, v3_violation
+from btard.protocol.verify import CONVICT, aggregate_is_wrong, far_off, scalars_differ, v2_violation, v3_violation
 
 if TYPE_CHECKING:
     from btard.protocol.peer import Peer
@@ -107,8 +107,9 @@ def _wrong_aggregate(
     if aggregate_is_wrong(peer.config, about.aggregates[part], torch.stack(bodies)):
         return GUILTY
     reports = corrected if about is peer.last else about.reports
+    delta_max = far_off(peer.config, about, reports)
     cause = v2_violation(peer.config, about, reports, part, margin=CONVICT) or v3_violation(
-        peer.config, about, reports, part
+        about, reports, part, delta_max
     )
     return EXCUSED if cause else FALSE_CLAIM
 

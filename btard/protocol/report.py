@@ -37,14 +37,13 @@ def scalars(part: torch.Tensor, value: torch.Tensor, z: torch.Tensor, tau: float
     """
     difference = part - value
     norm = float(torch.linalg.vector_norm(difference))
-    if not math.isfinite(norm):
-        difference, z = part.double() - value.double(), z.double()
+    products = [float(torch.dot(row, difference)) for row in z]
+    if not (math.isfinite(norm) and all(map(math.isfinite, products))):
+        difference = part.double() - value.double()
         norm = float(torch.linalg.vector_norm(difference))
+        products = [float(torch.dot(row.double(), difference)) for row in z]
     scale = 1.0 if norm <= tau else tau / norm
-    products = torch.mv(z, difference) if len(z) > 1 else torch.dot(z[0], difference).reshape(1)
-    if not bool(torch.isfinite(products).all()):
-        products = torch.mv(z.double(), difference.double())
-    return norm, tuple(scale * product for product in products.double().tolist())
+    return norm, tuple(scale * product for product in products)
 
 
 def part_scalars(peer: Peer, record: StepRecord, body: torch.Tensor, part: int) -> tuple[float, tuple[float, ...]]:

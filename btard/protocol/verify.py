@@ -77,23 +77,27 @@ def v2_violation(
     return any(abs(total) > bound for total in sums)
 
 
-def v3_violation(config: ProtocolConfig, record: StepRecord, reports: Mapping[int, Report], part: int) -> bool:
+def far_off(config: ProtocolConfig, record: StepRecord, reports: Mapping[int, Report]) -> float:
+    """delta_max of this step: the setting, or what follows from the typical distances of all parts."""
+    if config.delta_max is not None:
+        return config.delta_max
+    distances = [typical_distance(record, reports, j) for j in record.announced if counted(record, reports, j)]
+    return AUTO_DELTA * median(distances) if distances else math.inf
+
+
+def v3_violation(record: StepRecord, reports: Mapping[int, Report], part: int, delta_max: float) -> bool:
     """V3: whether more than half of the workers that went in say that they are farther than delta_max from a[part]."""
     senders = counted(record, reports, part)
-    delta_max = config.delta_max
-    if delta_max is None:
-        known = [j for j in record.announced if counted(record, reports, j)]
-        delta_max = AUTO_DELTA * median(typical_distance(record, reports, j) for j in known)
-    return sum(reports[i].norms[part] > delta_max for i in senders) * 2 > len(senders)
+    return 2 * sum(reports[i].norms[part] > delta_max for i in senders) > len(senders)
 
 
 def suspicious_parts(config: ProtocolConfig, record: StepRecord, reports: Mapping[int, Report]) -> list[int]:
     """The parts whose aggregate V2 or V3 wants checked, by broadcasts alone: the same list for everybody."""
+    delta_max = far_off(config, record, reports)
     return [
         part
         for part in sorted(record.announced)
-        if counted(record, reports, part)
-        and (v2_violation(config, record, reports, part, margin=ACCUSE) or v3_violation(config, record, reports, part))
+        if v2_violation(config, record, reports, part, margin=ACCUSE) or v3_violation(record, reports, part, delta_max)
     ]
 
 

@@ -27,7 +27,7 @@ class QuadraticTask:
         self.requests += requests
         for request, row in zip(requests, out, strict=True):
             noise = stream("quadratic", request.seed).standard_normal(self.d, dtype=np.float32)
-            row.copy_(params + self.noise * torch.from_numpy(noise))
+            row.copy_(params + self.noise * torch.from_numpy(noise).to(params.device))
             if request.flip_labels:
                 row.neg_()
 

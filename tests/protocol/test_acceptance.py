@@ -155,6 +155,14 @@ def test_a_false_dispute_takes_at_most_one_honest_peer_along(kind: str) -> None:
     assert len(set(run.removed) - members) <= len(members)
 
 
+def test_claims_of_proven_liars_count_for_nothing() -> None:
+    """Seven owners claim that one worker withheld parts which they themselves counted: a majority of who is left."""
+    row = Row("false_accusation", set(), options={"kind": "withheld_part"}, attackers=7, peers=16)
+    run, members = attack_run(row, seed=0, steps=6)
+    assert set(run.removed) == members
+    assert {entry.kind for entry in run.entries} == {"contradiction"}
+
+
 def test_a_validator_that_never_accuses_does_no_harm() -> None:
     run, members = attack_run(Row("never_accuse", set(), peers=7), seed=0, steps=20)
     assert members and not run.entries
