@@ -101,7 +101,9 @@ def _files_of(folder: Path) -> list[tuple[Path, str, str, str]]:
 
 
 def _samples_of_folder(folder: Path) -> Iterator[_Sample]:
-    for file, split, class_name, name in tqdm(_files_of(folder), desc=f"decoding {folder.name}", unit="image"):
+    for file, split, class_name, name in tqdm(
+        _files_of(folder), desc=f"decoding {folder.name}", unit="image", disable=None
+    ):
         if file.stat().st_size > MAX_IMAGE_BYTES:
             raise DataError(f"{file}: expected an image of at most {MAX_IMAGE_BYTES} bytes; remove it")
         yield _Sample(split, class_name, name, *_decode(file.read_bytes(), str(file)))
@@ -111,7 +113,9 @@ def _samples_of_archive(path: Path) -> Iterator[_Sample]:
     try:
         with (
             path.open("rb") as raw,
-            tqdm(total=path.stat().st_size, desc=f"decoding {path.name}", unit="B", unit_scale=True) as bar,
+            tqdm(
+                total=path.stat().st_size, desc=f"decoding {path.name}", unit="B", unit_scale=True, disable=None
+            ) as bar,
             tarfile.open(fileobj=raw, mode="r:*") as archive,
         ):
             for member in archive:

@@ -22,6 +22,7 @@ from btard.drivers.server import ServerDriver
 from btard.drivers.task import StepResult
 from btard.protocol.behaviour import Behaviour
 from btard.protocol.collusion import Collusion
+from btard.protocol.commit import NoGradient
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.hashing import stream
 from btard.protocol.ledger import Entry
@@ -70,12 +71,18 @@ class Training:
         self.seconds: Counter[str] = Counter()
 
     def step(self, step: int) -> tuple[StepResult | None, dict[str, Any]]:
-        """One step of all peers and of the optimizer; metrics of it. None once the parameters are beyond repair."""
+        """One step of all peers and of the optimizer; metrics of it. None once the training has diverged.
+
+        Parameters at which the gradient is NaN stay as they are: further steps would change nothing.
+        """
         metrics: dict[str, Any] = {"step": step, "lr": self._set_lr(step)}
-        result = None
+        result, started = None, time.perf_counter()
         if self.diverged_at is None:
-            started = time.perf_counter()
-            result = self.driver.step(self.params.detach())
+            try:
+                result = self.driver.step(self.params.detach())
+            except NoGradient:
+                self.diverged_at = step
+        if result is not None:
             self.params.grad = result.gradient
             self.optimizer.step()
             seconds = time.perf_counter() - started
@@ -87,9 +94,6 @@ class Training:
                 "byzantine_active": len(self.byzantine & set(result.active)),
                 "seconds": round(seconds, 4),
             }
-            # SGD never leaves NaN again: further steps would change nothing, and no peer could compute a gradient.
-            if not bool(torch.isfinite(self.params.detach()).all()):
-                self.diverged_at = step
         last = step + 1 == self.config.steps
         if (step + 1) % self.config.eval_every == 0 or last:
             accuracy, loss = self.evaluate(*(self.whole_test if last else self.test))

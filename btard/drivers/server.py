@@ -13,9 +13,10 @@ from btard.drivers.history import ParameterHistory, steps_kept
 from btard.drivers.task import StepResult, Task
 from btard.protocol.behaviour import HONEST, Behaviour, Context
 from btard.protocol.collusion import Collusion
-from btard.protocol.commit import clip_gradient
+from btard.protocol.commit import NoGradient, clip_gradient
 from btard.protocol.effects import Compute
 from btard.protocol.hashing import batch_seed, digest
+from btard.protocol.messages import is_finite
 from btard.protocol.record import StepRecord
 
 Rule = Callable[[torch.Tensor], torch.Tensor]
@@ -49,7 +50,10 @@ class ServerDriver:
         self.coins = [digest("first coin", run_id)]
 
     def step(self, params: torch.Tensor) -> StepResult:
-        """The rule's aggregate of all peers' gradients at `params` [d]."""
+        """The rule's aggregate of all peers' gradients at `params` [d].
+
+        Errors: NoGradient if an honest gradient is not finite, which no rule can aggregate.
+        """
         now = len(self.coins) - 1
         self.history.record(now, params)
         started = time.perf_counter()
@@ -62,8 +66,10 @@ class ServerDriver:
         ]
         answers = self.compute.answer(now, requests)
         computed = time.perf_counter()
+        honest = {i: answers[i] for i in record.active if not self.behaviours.get(i, HONEST).byzantine}
+        if not all(is_finite(gradient) for gradient in honest.values()):
+            raise NoGradient(f"step {now}: the training has diverged, an honest gradient is not finite")
         if self.collusion is not None:
-            honest = {i: answers[i] for i in record.active if not self.behaviours.get(i, HONEST).byzantine}
             self.collusion.observe(now, honest)
         rows = [acting[i].gradient(contexts[i], clip_gradient(answers[i], self.clip_lambda)) for i in record.active]
         gradient = self.rule(torch.stack(rows))

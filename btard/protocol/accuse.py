@@ -129,8 +129,8 @@ def _expel_unexplained(peer: Peer, record: StepRecord, raised: Mapping[Claim, tu
         if any(not accused(owner, i, EXCLUSION_KINDS, part) for i in left_out):
             peer.expel(record, owner, "unexplained_exclusion")
     for claim in sorted(raised):
-        entry = record.announced.get(claim.part) if claim.kind == "withheld_part" else None
-        if entry is not None and claim.accused in entry.senders:
+        listed = record.announced.get(claim.part) if claim.kind == "withheld_part" else None
+        if listed is not None and claim.accused in listed.senders:
             peer.expel(record, record.owner(claim.part), "contradiction")  # it counted what it says never came
     for sender, parts in sorted(record.missing.items()):
         for part in parts:

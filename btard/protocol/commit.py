@@ -9,11 +9,15 @@ import torch
 
 from btard.protocol.effects import Compute, Effect, Idle, Purpose
 from btard.protocol.hashing import batch_seed
-from btard.protocol.messages import Commit, body_digest
+from btard.protocol.messages import Commit, body_digest, is_finite
 from btard.protocol.record import Split, StepRecord
 
 if TYPE_CHECKING:
     from btard.protocol.peer import Peer
+
+
+class NoGradient(RuntimeError):
+    """Nobody has a gradient: all workers are absent, or the training has diverged and there is none."""
 
 
 def clip_gradient(gradient: torch.Tensor, clip_lambda: float | None) -> torch.Tensor:
@@ -53,10 +57,14 @@ def commit(
 ) -> Generator[Effect, Any, torch.Tensor | None]:
     """Broadcast the hashes of my parts; W_t becomes the planned workers who did. Returns my (perhaps bad) gradient.
 
-    A worker that misses this phase is absent for the step (section 8), and its part goes to the next worker.
+    A worker that misses this phase is absent for the step (section 8), and its part goes to the next worker. So is an
+    honest one whose gradient is not finite: to send NaN would be a violation, to have computed it is none.
+    Errors: NoGradient if nobody commits.
     """
     planned = tuple(p for p in record.active if p not in record.assignments)
     payload = None
+    if gradient is not None and not is_finite(gradient):
+        gradient = None
     if gradient is not None and peer.id in planned:
         gradient = peer.behaviour_at(record.step).gradient(peer.context(record), gradient)
         record.split = Split(peer.d, len(planned))
@@ -81,4 +89,4 @@ def _next_worker(planned: tuple[int, ...], part: int, present: dict[int, Commit]
         candidate = planned[(part + offset) % len(planned)]
         if candidate in present:
             return candidate
-    raise RuntimeError("no worker committed to a gradient in this step: every one of them is absent")
+    raise NoGradient("no worker committed to a gradient in this step: all are absent, or the training has diverged")

@@ -5,6 +5,7 @@ Letters: k parts and workers, one direction z by default. Peers, parts and steps
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol, TypeVar
@@ -298,10 +299,17 @@ def tensor_of(packet: Packet, size: int, dtype: torch.dtype = torch.float32) -> 
         raise Malformed(f"expected a {dtype} tensor of {size} entries, got {len(body)} raw bytes")
     if body.dtype != dtype or tuple(body.shape) != (size,):
         raise Malformed(f"expected {dtype} of shape ({size},), got {body.dtype} of shape {tuple(body.shape)}")
-    # The sum is finite for nearly every finite tensor, and never for one with NaN or Inf: one fast read.
-    if size and not bool(torch.isfinite(body.sum())) and not bool(torch.isfinite(body).all()):
+    if not is_finite(body):
         raise Malformed("holds NaN or Inf")
     return body
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether all entries are finite: one fast read, for the sum of an infinite or NaN entry is never finite.
+
+    That of finite ones can overflow: then each entry is looked at.
+    """
+    return math.isfinite(float(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def max_claims(peers: int) -> int:

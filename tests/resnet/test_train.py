@@ -1,0 +1,154 @@
+"""Whole runs on the embedded digits: outcome, files, reruns, interruptions, and one clear line for each mistake."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from resnet import train as train_module
+from resnet.config import Config, parse_command_line
+from resnet.train import Training, draw_byzantine, main, train
+
+ROOT = Path(__file__).parents[2]
+DIGITS = str(ROOT / "configs/resnet/digits.yaml")
+SMALL = "--peers 6 --steps 10 --eval_every 5 --model.width 2 --batch_size 4 --checkpoint_every 4 --test_samples 50".split()
+ATTACK = "--attack.name sign_flip --attack.start 2 --byzantine 2".split()
+
+
+def config_of(*words: str) -> Config:
+    return parse_command_line([DIGITS, "--out", "unused", *SMALL, *words], "test")[0]
+
+
+def files_of(out: Path) -> dict[str, Any]:
+    """What two equal runs have in common: all but timings."""
+    metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    newest = sorted((out / "checkpoints").glob("*.safetensors"))[-1]
+    return {
+        "metrics": [{key: value for key, value in line.items() if key != "seconds"} for line in metrics],
+        "ledger": (out / "ledger.jsonl").read_text(),
+        "tensors": {name: x.numpy().tobytes() for name, x in load_file(newest).items()},
+    }
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Let the training die in the middle of `step`, after its gradient and before its metrics."""
+    honest = Training.step
+
+    def step_or_die(self: Training, now: int) -> Any:
+        result = honest(self, now)
+        if now == step:
+            raise Killed
+        return result
+
+    monkeypatch.setattr(train_module.Training, "step", step_or_die)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--aggregator.name", "btard"),
+        ("--aggregator.name", "btard", "--mode", "per_peer"),
+        ("--aggregator.name", "krum", "--byzantine", "1"),
+    ],
+    ids=["btard", "per_peer", "server"],
+)
+@pytest.mark.parametrize("attack", ["sign_flip", "delayed_gradient"])
+def test_reruns_and_interrupted_runs_are_equal_to_the_bit(
+    words: tuple[str, ...], attack: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delay = ["--attack.delay", "3"] if attack == "delayed_gradient" else []
+    config = config_of(*ATTACK, "--attack.name", attack, *delay, *words)
+    train(config, tmp_path / "a", progress=False)
+    train(config, tmp_path / "b", progress=False)
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+    for step in (2, 7):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            kill_at(patch, step)
+            train(config, tmp_path / "c", progress=False)
+    train(config, tmp_path / "c", progress=False)
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "c")
+
+
+def test_summary_tells_who_was_banned_and_why(tmp_path: Path) -> None:
+    config = config_of(*ATTACK, "--steps", "40", "--eval_every", "40")
+    summary = train(config, tmp_path, progress=False)
+    assert summary["byzantine"] == sorted(draw_byzantine(config))
+    assert summary["byzantine_banned"] == 2 and summary["honest_banned"] == 0
+    assert {ban["peer"] for ban in summary["bans"]} == draw_byzantine(config)
+    for ban in summary["bans"]:
+        assert ban["kind"] == "wrong_gradient" and ban["step"] > 2
+        assert ban["accuser"] not in draw_byzantine(config)
+    assert summary["steps"] == 40 and summary["steps_per_second"] > 0 and 0 <= summary["test_accuracy"] <= 1
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert train(config, tmp_path, progress=False) == summary  # finished: nothing is done again
+    assert list((tmp_path / "tb").iterdir())
+
+
+def test_the_mean_is_destroyed_where_btard_is_not(tmp_path: Path) -> None:
+    words = (*ATTACK, "--steps", "60", "--eval_every", "60", "--model.width", "4")
+    mean = train(config_of(*words, "--aggregator.name", "mean"), tmp_path / "mean", progress=False)
+    btard = train(config_of(*words), tmp_path / "btard", progress=False)
+    assert mean["test_accuracy"] < 0.3 and not mean["bans"]
+    assert btard["test_accuracy"] > mean["test_accuracy"] + 0.3
+
+
+def test_peer_0_is_never_byzantine_and_seeds_draw_differently() -> None:
+    drawn = [draw_byzantine(config_of(*ATTACK, "--seed", str(seed))) for seed in range(30)]
+    assert all(0 not in members and len(members) == 2 for members in drawn)
+    assert len(set(drawn)) > 5
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--modle.width", "3"], "modle.width"),
+        (["--model.width", "three"], "model.width"),
+        (["--attack.name", "sign_flop", "--byzantine", "2"], "sign_flip"),
+        (["--data.name", "folder", "--data.path", "/no/such/folder"], "/no/such/folder"),
+        (["--byzantine", "3", "--attack.name", "alie"], "byzantine"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([DIGITS, "--out", str(tmp_path / "run"), *SMALL, *words])
+    assert stopped.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0]
+
+
+def test_a_corrupt_archive_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    archive = tmp_path / "broken.tar.gz"
+    archive.write_bytes(b"not an archive")
+    with pytest.raises(SystemExit) as stopped:
+        main([DIGITS, "--out", str(tmp_path / "run"), *SMALL, "--data.name", "folder", "--data.path", str(archive)])
+    assert stopped.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and "broken.tar.gz" in lines[0]
+
+
+def test_another_config_does_not_overwrite_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(config_of("--steps", "2"), tmp_path, progress=False)
+    with pytest.raises(SystemExit):
+        main([DIGITS, "--out", str(tmp_path), *SMALL, "--steps", "3"])
+    assert "steps" in capsys.readouterr().err
+
+
+def test_command_line_from_a_shell(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "resnet.train", DIGITS, "--out", str(tmp_path / "a"), *SMALL, "--steps", "2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "test accuracy" in done.stdout and (tmp_path / "a/summary.json").exists()
+    done = subprocess.run([*command, "--seed", "x"], cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 2 and "seed" in done.stderr and "Traceback" not in done.stderr
