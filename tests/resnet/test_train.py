@@ -17,8 +17,9 @@ from resnet.train import Training, draw_byzantine, main, train
 
 ROOT = Path(__file__).parents[2]
 DIGITS = str(ROOT / "configs/resnet/digits.yaml")
-SMALL = "--peers 6 --steps 10 --eval_every 5 --model.width 2 --batch_size 4 --checkpoint_every 4 --test_samples 50".split()
-ATTACK = "--attack.name sign_flip --attack.start 2 --byzantine 2".split()
+SMALL = ["--peers=6", "--steps=10", "--eval_every=5", "--checkpoint_every=4", "--test_samples=50"]
+SMALL += ["--model.width=2", "--batch_size=4"]
+ATTACK = ["--attack.name", "sign_flip", "--attack.start", "2", "--byzantine", "2"]
 
 
 def config_of(*words: str) -> Config:
