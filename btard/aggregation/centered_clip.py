@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from btard.aggregation.checks import check_matrix, check_tau, check_weights, require_finite
-from btard.aggregation.gram import GRAM_ERROR, Combined, checked_gram, clipped_square, combine, norm, row_squares
+from btard.aggregation.gram import GRAM_ERROR, Combined, checked_gram, clipped_square, combine, gram, norm, row_squares
 from btard.aggregation.solver import solve
 
 # Passes after the first Gram matrix; two suffice unless rounding is extreme.
-_MAX_ROUNDS = 6
+_MAX_ROUNDS = 10
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,16 @@ def _relative(size: float, unit: float) -> float:
 
 
 def _floor(value: Tensor, influence: np.ndarray, distances: np.ndarray, w: np.ndarray, tau: float, eps: float) -> float:
-    """Residual that rounding may leave: half an epsilon of `value` from rounding it, as much from the arithmetic."""
+    """Residual that rounding may leave: half an epsilon of `value` from rounding it, as much from the arithmetic.
+
+    If even tau is within rounding, a row that `value` was meant to coincide with pulls at it with any force up to tau.
+    """
     size = norm(value)
-    return eps * _relative(float(influence @ (size + distances)), _unit(distances, w, tau))
+    slack = eps * float(influence @ (size + distances))
+    rounding = 4 * eps * size
+    if tau < rounding:
+        slack += float((w * np.minimum(distances, tau))[distances <= rounding].sum())
+    return _relative(slack, _unit(distances, w, tau))
 
 
 def _gram_noise(g: np.ndarray, distances: np.ndarray, w: np.ndarray, tau: float, eps: float) -> float:
@@ -141,10 +148,16 @@ def centered_clip(
         if best is None or residual < previous:
             best = (formed, distances, residual, floor)
         # A value formed about a base rounds better: even at the floor, one more round may halve the residual.
-        if residual <= (tol if base is None else max(tol, floor)) or residual > previous / 2:
+        if residual <= (tol if base is None else max(tol, floor)):
             break
-        base = formed.value
-        if formed.gram is not None:
+        stalled = residual > previous / 2
+        if stalled and (wide or best[2] <= max(tol, best[3])):
+            break
+        base = best[0].value
+        if stalled:
+            # Hostile rows that nearly cancel each other can bury the rest in float32 rounding, never in float64's.
+            wide, g = True, gram(x, base, wide=True)
+        elif formed.gram is not None:
             g = formed.gram
         else:
             g, wide = checked_gram(x, base, wide=wide)

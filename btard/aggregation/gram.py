@@ -179,7 +179,7 @@ def combine(
 
     Args:
         x: [n, d].
-        coefficients: p [n], summing to one.
+        coefficients: p [n], summing to one unless they are those of `g_i - base` (or of the rows: base at the origin).
         influence: [n], the factors of the residual whose norm is measured.
         base: a point [d] near `v`; the sum is then formed of `g_i - base`, so that it rounds relative to the small
             differences and not to the rows.

@@ -14,6 +14,10 @@ import numpy as np
 # Relative size of the gradient at which coefficients in float64 cannot be improved.
 _STOP = 1e-14
 _TINY = 1e-300
+# Trials along a Newton step.
+_SEARCH = 12
+# Rows farther out than this many typical norms are reined in.
+_REACH = 1e6
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,34 @@ def _newton_step(point: _Point, tau: float) -> np.ndarray | None:
     return step if float(np.abs(step).max()) < 1e6 else None
 
 
+def _along(point: _Point, step: np.ndarray, g: np.ndarray, w: np.ndarray, tau: float) -> _Point:
+    """A point on the way from `point` along `step` at which the convex loss is lower; `point` if it never falls.
+
+    Looks at the slope, not at the loss, whose digits end long before: where a row is just about to be clipped, Newton's
+    step overshoots again and again, and the gain is below the rounding of the loss.
+    """
+    first = low = float(point.gradient @ point.moments @ step)
+    if not first < 0:
+        return point
+    best, lower, upper, high = point, 0.0, 1.0, 0.0
+    factor = 1.0
+    for _ in range(_SEARCH):
+        trial = _evaluate(point.p + factor * step, g, w, tau)
+        slope = float(trial.gradient @ trial.moments @ step)
+        if slope <= 0:  # all the way downhill
+            best, lower, low = trial, factor, slope
+            if factor == 1.0 or slope > first / 2:
+                break
+        else:
+            if slope < -first / 2 and trial.size < best.size:
+                return trial
+            upper, high = factor, slope
+        # Where the slope would vanish if it were linear, but well inside.
+        share = min(max(low / (low - high), 0.1), 0.9)
+        factor = lower + share * (upper - lower)
+    return best
+
+
 def _start(g: np.ndarray, w: np.ndarray, tau: float) -> tuple[np.ndarray, np.ndarray, float]:
     """A robust start that treats all rows alike, and the row of the lowest loss as an alternative to it.
 
@@ -98,16 +130,28 @@ def _leave_row(point: _Point, w: np.ndarray) -> np.ndarray | None:
     return None if stay >= 1 else stay * point.p + (1 - stay) * others / others.sum()
 
 
+def _rein_in(g: np.ndarray, w: np.ndarray, tau: float) -> np.ndarray:
+    """Factors in (0, 1] [n] that bring rows from beyond `_REACH` times the typical norm, or tau, back to there.
+
+    A clipped row pulls by its direction alone, so this turns its pull by 1 / _REACH at most, and not at all once the
+    centre is the solution. Without it the loss of a row at 1e20 would bury everybody else's in its rounding.
+    """
+    norms = np.sqrt(np.diag(g))
+    reach = _REACH * max(float(np.median(norms[w > 0])), tau)
+    return reach / np.maximum(norms, reach) if reach > 0 else np.ones_like(norms)
+
+
 def solve(
     g: np.ndarray, w: np.ndarray, tau: float, max_iterations: int, start: np.ndarray | None = None
 ) -> tuple[np.ndarray, int]:
-    """Coefficients p [n] >= 0, summing to one, of the minimiser of `sum_i w_i huber_tau(||g_i - v||)`.
+    """Coefficients p [n] >= 0 of the minimiser `v = c + sum_i p_i (g_i - c)` of `sum_i w_i huber_tau(||g_i - v||)`.
 
-    Newton's method on the loss, with a step of Weiszfeld's (reweighting, which always descends) wherever Newton's
-    does not descend. It starts below the loss at every row, so that small tau meets no singularity.
+    They sum to one, except where rows are so far off that they had to be reined in towards the centre c. Newton's
+    method on the loss with a line search, each step followed by one of Weiszfeld's (reweighting, always downhill). It
+    starts below the loss at every row, so that small tau meets no singularity.
 
     Args:
-        g: [n, n] float64 Gram matrix of the rows about any centre; best conditioned about the solution.
+        g: [n, n] float64 Gram matrix of the rows about any centre c; best conditioned about the solution.
         w: [n] weights.
         tau: clipping radius; 0 is the geometric median, inf the mean.
         max_iterations: bound on the iterations.
@@ -118,6 +162,19 @@ def solve(
     """
     if np.isinf(tau) or len(w) == 1:
         return w / w.sum(), 0
+    reins = _rein_in(g, w, tau)
+    if float(reins.min()) < 1:
+        p, iterations = _minimise(g * reins * reins[:, None], w, tau, max_iterations, None)
+        return p * reins, iterations
+    # Coefficients that do not sum to one belong to another centre.
+    fits = start is not None and abs(float(start.sum()) - 1) < 1e-9
+    return _minimise(g, w, tau, max_iterations, start if fits else None)
+
+
+def _minimise(
+    g: np.ndarray, w: np.ndarray, tau: float, max_iterations: int, start: np.ndarray | None
+) -> tuple[np.ndarray, int]:
+    """As `solve`, for rows that differ by less than `_REACH`: coefficients that sum to one, and iterations."""
     symmetric, row, lowest = _start(g, w, tau)
     point = _evaluate(symmetric if start is None else start, g, w, tau)
     if lowest < point.loss * (1 - 1e-13):
@@ -132,16 +189,8 @@ def solve(
         unit = float(w @ np.minimum(1.0, point.distances / tau)) if tau > 0 else float(w.sum())
         if point.size <= _STOP * unit:
             return point.p, iteration
-        better = point
         step = _newton_step(point, tau)
-        for factor in (1.0, 0.25, 0.0625):
-            if step is None:
-                break
-            trial = _evaluate(point.p + factor * step, g, w, tau)
-            close = trial.loss <= point.loss * (1 + 1e-14) and trial.size < 0.5 * point.size
-            if close or trial.loss < point.loss * (1 - 1e-10):
-                better = trial
-                break
+        better = point if step is None else _along(point, step, g, w, tau)
         # Weiszfeld's step descends from wherever Newton's led, and writes v as the combination a / A again, the one
         # whose gradient coefficients vanish with the gradient also where rows are linearly dependent.
         better = _evaluate(better.pull / better.pull.sum(), g, w, tau)

@@ -56,11 +56,14 @@ def counted(record: StepRecord, reports: Mapping[int, Report], part: int) -> lis
 
 
 def residual_tolerance(config: ProtocolConfig, value: torch.Tensor, typical: float) -> float:
-    """Relative residual of (CC) that an honest, rounded aggregate may have: the setting plus float32 rounding of a."""
-    scale = min(config.tau, typical)
-    if scale == 0:
+    """Relative residual of (CC) that V2 lets pass: the setting, and what rounding a [p] to float32 leaves.
+
+    A rounding error e of `value` moves a typical row's clipped difference by e min(1, tau/typical); relative to
+    min(tau, typical) that is e / typical for any tau.
+    """
+    if typical == 0:
         return math.inf
-    return config.residual_tol + 2.0**-22 * float(torch.linalg.vector_norm(value)) / scale
+    return config.residual_tol + 2.0**-22 * float(torch.linalg.vector_norm(value)) / typical
 
 
 def v2_violation(

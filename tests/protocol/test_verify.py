@@ -1,0 +1,163 @@
+"""V1, V2, V3 and CheckAveraging: honest work passes whatever the others sent, wrong work does not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from btard.aggregation import centered_clip
+from btard.protocol.config import ProtocolConfig
+from btard.protocol.messages import AnnouncedPart, Report
+from btard.protocol.record import Split, StepRecord
+from btard.protocol.report import directions, scalars
+from btard.protocol.verify import (
+    ACCUSE,
+    CONVICT,
+    aggregate_is_wrong,
+    far_off,
+    scalars_differ,
+    suspicious_parts,
+    v2_violation,
+    v3_violation,
+)
+
+HOSTILE = ["huge", "largest", "denormal", "copies", "mirrored", "zero", "honest mean", "cancelling", "collinear"]
+
+
+def hostile_rows(kind: str, x: np.ndarray, count: int, rng: np.random.Generator) -> None:
+    """Overwrite the first `count` rows of x [k, p] by what a hostile peer may send; the rest is honest."""
+    mean = x[count:].mean(0)
+    spread = float(np.abs(x[count:] - mean).mean()) + 1e-30
+    for row in range(count):
+        sign = 1 if row % 2 else -1
+        x[row] = {
+            "huge": lambda: rng.standard_normal(x.shape[1]) * 10.0 ** rng.uniform(0, 30),
+            "largest": lambda: 3e38 * np.sign(rng.standard_normal(x.shape[1])),
+            "denormal": lambda: rng.standard_normal(x.shape[1]) * 1e-42,
+            "copies": lambda: x[-1],
+            "mirrored": lambda row=row: 2 * mean - x[len(x) - 1 - row],
+            "zero": lambda: np.zeros(x.shape[1]),
+            "honest mean": lambda: mean,
+            "cancelling": lambda sign=sign: mean + sign * 1e6 * spread,
+            "collinear": lambda row=row: x[-1] + (row + 1) * (x[-2] - x[-1]),
+        }[kind]()
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    kind=st.sampled_from(HOSTILE),
+    k=st.integers(3, 16),
+    p=st.sampled_from([1, 2, 50, 777]),
+    exponent=st.floats(-8, 4),
+    common=st.floats(-3, 3),
+    tau=st.sampled_from([1e-2, 0.1, 1.0, 10.0, 1e3, float("inf")]),
+    seed=st.integers(0, 2**31),
+)
+def test_no_honest_aggregator_is_convicted_for_what_it_was_sent(
+    kind: str, k: int, p: int, exponent: float, common: float, tau: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    scale = 10.0**exponent
+    x = scale * (10.0**common * rng.standard_normal(p) + rng.standard_normal((k, p)))
+    hostile_rows(kind, x, (k - 1) // 2, rng)
+    parts = torch.from_numpy(x.astype(np.float32))
+    config = ProtocolConfig(peers=k, tau=tau * scale)
+    value = centered_clip(parts, config.tau, tol=config.tol).value
+    assert not aggregate_is_wrong(config, value, parts)
+
+
+def make_record(value: torch.Tensor, k: int) -> StepRecord:
+    """A step of k workers and one part, owned by worker 0, with `value` as its aggregate."""
+    record = StepRecord(3, tuple(range(k)), {}, b"coin", workers=tuple(range(k)), split=Split(value.numel(), 1))
+    record.owners, record.coin = (0,), b"c" * 32
+    record.announced = {0: AnnouncedPart(0, b"h" * 32, tuple(range(k)))}
+    record.aggregates = {0: value}
+    return record
+
+
+def make_reports(config: ProtocolConfig, record: StepRecord, x: torch.Tensor) -> dict[int, Report]:
+    value = record.aggregates[0]
+    z = directions(record.coin, 0, value.numel(), config.directions)
+    said = {i: scalars(row, value, z, config.tau) for i, row in enumerate(x)}
+    return {i: Report((norm,), (products,)) for i, (norm, products) in said.items()}
+
+
+@pytest.mark.parametrize("tau", [0.05, 1.0, 20.0, float("inf")])
+@pytest.mark.parametrize("p", [3, 1000, 100_000])
+def test_v2_passes_the_honest_and_catches_a_shift_of_a_thousandth(tau: float, p: int) -> None:
+    generator = torch.Generator().manual_seed(p)
+    x = torch.randn(15, p, generator=generator) + 3 * torch.randn(p, generator=generator)
+    config = ProtocolConfig(peers=15, tau=tau, directions=4)
+    honest = centered_clip(x, tau, tol=config.tol).value
+    record = make_record(honest, 15)
+    reports = make_reports(config, record, x)
+    assert not v2_violation(config, record, reports, 0, margin=CONVICT)
+    assert suspicious_parts(config, record, reports) == []
+    typical = float(torch.linalg.vector_norm(x - honest, dim=1).median())
+    # A shift moves the clipped sum by at least the share of it that stays after clipping, tau / typical.
+    shift = torch.randn(p, generator=generator)
+    wrong = honest + 1e-3 * typical * shift / shift.norm()
+    record = make_record(wrong, 15)
+    reports = make_reports(config, record, x)
+    assert v2_violation(config, record, reports, 0, margin=ACCUSE)
+    assert suspicious_parts(config, record, reports) == [0]
+    assert aggregate_is_wrong(config, wrong, x)
+
+
+def test_v3_counts_a_majority_of_the_workers() -> None:
+    record = make_record(torch.zeros(4), 5)
+
+    def reports(far: int) -> dict[int, Report]:
+        return {i: Report((100.0 if i < far else 1.0,), ((0.0,),)) for i in range(5)}
+
+    assert not v3_violation(record, reports(2), 0, delta_max=50.0)
+    assert v3_violation(record, reports(3), 0, delta_max=50.0)
+
+
+def test_delta_max_follows_the_typical_distance_over_the_parts() -> None:
+    record = make_record(torch.zeros(6), 3)
+    record.split, record.owners = Split(6, 3), (0, 1, 2)
+    record.announced = {j: AnnouncedPart(j, b"h" * 32, (0, 1, 2)) for j in range(3)}
+    reports = {i: Report((1.0, 2.0, 40.0), ((0.0,),) * 3) for i in range(3)}
+    assert far_off(ProtocolConfig(peers=3), record, reports) == 20.0
+    assert far_off(ProtocolConfig(peers=3, delta_max=7.0), record, reports) == 7.0
+
+
+def test_v1_tolerates_rounding_and_nothing_else() -> None:
+    tol = 1e-5
+    assert not scalars_differ(2.0 * (1 + 1e-6), (0.3,), 2.0, (0.3 + 1e-6,), 1.0, tol)
+    assert scalars_differ(2.0 * (1 + 2e-5), (0.3,), 2.0, (0.3,), 1.0, tol)
+    assert scalars_differ(2.0, (0.3 + 2e-4,), 2.0, (0.3,), 1.0, tol)
+    assert scalars_differ(2.0, (-0.3,), 2.0, (0.3,), 1.0, tol)
+    assert not scalars_differ(0.0, (0.0,), 0.0, (0.0,), 1.0, tol)
+    assert scalars_differ(1e-30, (0.0,), 0.0, (0.0,), 1.0, tol)
+
+
+def test_scalars_of_huge_parts_are_finite() -> None:
+    norm, (product,) = scalars(torch.full((9,), 3e38), torch.zeros(9), torch.ones(1, 9), 2.0)
+    assert norm == pytest.approx(9e38, rel=1e-6)
+    assert product == pytest.approx(2.0 * 3.0, rel=1e-6)  # <1, g> tau / ||g|| = 9 * 3e38 * 2 / 9e38
+
+
+@pytest.mark.parametrize(
+    ("settings_", "message"),
+    [
+        ({"peers": 4, "byzantine": 2}, "byzantine must be < peers / 2"),
+        ({"peers": 2, "validators": 1}, r"peers >= 2 m \+ 1"),
+        ({"peers": 4, "tau": 0.0}, "tau must be > 0"),
+        ({"peers": 4, "tau": float("nan")}, "tau must be > 0"),
+        ({"peers": 4, "tol": 1e-3}, "residual_tol must be >= tol"),
+        ({"peers": 4, "clip_lambda": -1.0}, "clip_lambda"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings_: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ProtocolConfig(**settings_)  # type: ignore[arg-type]
+
+
+def test_validators_that_may_leave_no_honest_majority_are_warned_of() -> None:
+    with pytest.warns(UserWarning, match="V3 can tie"):
+        ProtocolConfig(peers=15, byzantine=7, validators=1)
