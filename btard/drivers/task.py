@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from btard.protocol.effects import Compute
+from btard.protocol.hashing import stream
 from btard.protocol.ledger import Entry
 
 
@@ -38,3 +40,23 @@ class StepResult:
     workers: tuple[int, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     """Phase -> seconds spent to get there, all peers together."""
+
+
+class QuadraticTask:
+    """Noisy gradients of ||x||^2 / 2, for tests and demonstrations: as cheap as a task can be.
+
+    A row is a function of the parameters and the request's seed alone, to the bit. `requests` keeps what was asked.
+    """
+
+    def __init__(self, d: int, noise: float = 1.0) -> None:
+        self.d, self.noise = d, noise
+        self.requests: list[Compute] = []
+
+    def gradients(self, params: torch.Tensor, requests: Sequence[Compute], out: torch.Tensor) -> None:
+        """Write params + noise * N(0, I), its sign flipped with flipped labels, into the rows of `out` [r, d]."""
+        self.requests += requests
+        for request, row in zip(requests, out, strict=True):
+            normal = stream("quadratic", request.seed).standard_normal(self.d, dtype=np.float32)
+            row.copy_(params + self.noise * torch.from_numpy(normal).to(params.device))
+            if request.flip_labels:
+                row.neg_()

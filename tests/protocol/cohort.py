@@ -1,35 +1,14 @@
-"""A tiny task and a cohort runner shared by the protocol's tests."""
+"""A runner of small cohorts shared by the protocol's tests."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
 import torch
 
 from btard.drivers.local import LocalDriver
-from btard.drivers.task import StepResult
+from btard.drivers.task import QuadraticTask, StepResult
 from btard.protocol.behaviour import Behaviour
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.effects import Compute
-from btard.protocol.hashing import stream
-
-
-class QuadraticTask:
-    """Noisy gradients of ||x||^2 / 2: cheap, and every gradient is a function of parameters and seed alone."""
-
-    def __init__(self, d: int, noise: float = 1.0) -> None:
-        self.d, self.noise = d, noise
-        self.requests: list[Compute] = []
-
-    def gradients(self, params: torch.Tensor, requests: Sequence[Compute], out: torch.Tensor) -> None:
-        self.requests += requests
-        for request, row in zip(requests, out, strict=True):
-            noise = stream("quadratic", request.seed).standard_normal(self.d, dtype=np.float32)
-            row.copy_(params + self.noise * torch.from_numpy(noise).to(params.device))
-            if request.flip_labels:
-                row.neg_()
 
 
 class Run:
