@@ -1,0 +1,36 @@
+"""`python -m btard.attacks`: the table of attacks, as Markdown, made from the registry."""
+
+from __future__ import annotations
+
+from btard.attacks.registry import describe
+
+
+def markdown() -> str:
+    """What `docs/attacks.md` holds: every attack with its formula, source and options."""
+    lines = [
+        "# Attacks",
+        "",
+        "Made by `python -m btard.attacks > docs/attacks.md`. Choose one with `--attack.name`; every attack also has",
+        "`attack.start`, `attack.every` and `attack.stop`. Options without a key of their own are set with",
+        "`--attack.options.NAME`.",
+    ]
+    titles = {"gradient": "Attacks on gradients", "protocol": "Attacks on the protocol (only under `btard`)"}
+    for level, title in titles.items():
+        lines += ["", f"## {title}"]
+        for attack in describe():
+            if attack.level != level:
+                continue
+            lines += ["", f"### `{attack.name}`", "", attack.summary, "", f"- Formula: {attack.formula}"]
+            lines += [f"- Source: {attack.source}"]
+            if attack.requires_cohort:
+                lines += ["- Knows the honest gradients of the step."]
+            lines += [
+                f"- `{o.name}` = {o.default}: {o.help}" + (f" ({', '.join(o.choices)})" if o.choices else "")
+                for o in attack.options
+                if o.name not in ("start", "every", "stop")
+            ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")
