@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 import time
 import warnings
@@ -35,6 +36,9 @@ from resnet.task import ClassificationTask
 
 EVALUATOR = 0
 """The peer whose BatchNorm statistics the model is evaluated with; it is never Byzantine."""
+
+HISTORY = "history"
+"""Where in the run folder past parameters are kept while an attack needs them: 4 d bytes for each step of its delay."""
 
 
 class Training:
@@ -173,7 +177,7 @@ def make_driver(
         "behaviours": behaviours,
         "collusion": collusion,
         "mode": config.mode,
-        "history_folder": folder / "history",
+        "history_folder": folder / HISTORY,
         # From the older of the two checkpoints, should the newer one be damaged.
         "repeatable": 2 * config.checkpoint_every,
     }
@@ -243,6 +247,7 @@ def train(config: Config, out: Path, *, progress: bool = True) -> dict[str, Any]
     training.save(folder, config.steps)
     summary = summarise(config, training, folder)
     folder.write_summary(summary)
+    shutil.rmtree(out / HISTORY, ignore_errors=True)
     return summary
 
 

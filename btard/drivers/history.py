@@ -42,9 +42,9 @@ class ParameterHistory:
             kept = path.exists() and path.stat().st_size == keep * d * 4
             self._ring = np.memmap(path, dtype=np.float32, mode="r+" if kept else "w+", shape=(keep, d))
 
-    def record(self, step: int, params: torch.Tensor) -> None:
-        """Remember `params` [d] (copied) as x^step."""
-        if self._ring is not None:
+    def record(self, step: int, params: torch.Tensor, *, deep: bool = True) -> None:
+        """Remember `params` [d] (copied) as x^step; without `deep` only as long as a validator may need it."""
+        if self._ring is not None and deep:
             self._ring[step % self.keep] = params.detach().cpu().numpy()
         self._recent[step] = params.detach().clone()
         for old in [s for s in self._recent if s <= step - min(self.keep, self.IN_MEMORY)]:
@@ -64,5 +64,6 @@ class ParameterHistory:
         return dict(self._recent)
 
     def restore(self, recent: dict[int, torch.Tensor]) -> None:
+        """Take over what `recent` returned."""
         for step in sorted(recent):
             self.record(step, recent[step])

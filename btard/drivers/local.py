@@ -64,7 +64,8 @@ class LocalDriver:
         Errors: RuntimeError if honest peers come to different results, which would be a bug of the protocol.
         """
         now = next(iter(self.peers.values())).t
-        self.history.record(now, params)
+        # Once the last peer that looks far back is gone, nobody needs a long history any more.
+        self.history.record(now, params, deep=any(peer.behaviour.lookback > 1 for peer in self.peers.values()))
         seconds: dict[str, float] = defaultdict(float)
         running = {i: peer.step() for i, peer in self.peers.items()}
         answers: dict[int, Any] = dict.fromkeys(running)
