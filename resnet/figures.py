@@ -6,6 +6,7 @@ Writes a PNG and an SVG side by side, and with --table prints the runs as a tabl
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from itertools import cycle
@@ -39,7 +40,7 @@ def draw(runs: Sequence[Run]) -> Figure:
         if not run.accuracy[0]:
             raise RunFolderError(f"{run.path}: no test accuracy was measured yet; let it run longer")
     legend = INCH_PER_LABEL * -(-len(runs) // _columns(runs))
-    figure = Figure(figsize=(6.4, 3.4 + legend), layout="constrained")
+    figure = Figure(figsize=(7.2, 3.4 + legend), layout="constrained")
     axes = figure.subplots()
     _mark_attacks(axes, runs)
     for run, colour, dashes in zip(runs, cycle(COLOURS), cycle(DASHES), strict=False):
@@ -50,7 +51,9 @@ def draw(runs: Sequence[Run]) -> Figure:
     data = {run.config.data.label or run.config.data.name for run in runs}
     axes.set_ylabel(f"test accuracy on {data.pop()}, %" if len(data) == 1 else "test accuracy, %")
     axes.set_xlabel("step")
-    axes.set_ylim(0, 101)
+    # From zero, so that heights compare; up to 100 only where curves come near it.
+    highest = 100 * max(max(run.accuracy[1]) for run in runs)
+    axes.set_ylim(0, 101 if highest > 70 else 10 * math.ceil(highest / 10 + 0.1))
     axes.set_xlim(0, max(run.accuracy[0][-1] for run in runs))
     axes.grid(axis="y", color="0.88", lw=0.6)
     axes.spines[["top", "right"]].set_visible(False)
@@ -61,7 +64,7 @@ def draw(runs: Sequence[Run]) -> Figure:
 
 def _columns(runs: Sequence[Run]) -> int:
     """Legend entries side by side: as many as the figure is wide for."""
-    return max(1, min(3, len(runs), 84 // (8 + max(len(run.label) for run in runs))))
+    return max(1, min(3, len(runs), 96 // (8 + max(len(run.label) for run in runs))))
 
 
 def _mark_attacks(axes: Axes, runs: Sequence[Run]) -> None:
