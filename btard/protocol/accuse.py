@@ -102,7 +102,9 @@ def _admissible(peer: Peer, record: StepRecord, messages: Mapping[int, Claims]) 
 def _possible(peer: Peer, record: StepRecord, accuser: int, claim: Claim) -> bool:
     """Whether the accused had the role in which it is accused, by the broadcasts."""
     about = peer.record_of(claim.step)
-    if about is None or claim.accused == accuser or claim.accused not in about.workers:
+    if about is None or claim.accused == accuser:
+        return False
+    if claim.accused not in about.workers or claim.accused not in record.active:
         return False
     if claim.kind == "wrong_gradient":
         return about is not record and claim.part == -1

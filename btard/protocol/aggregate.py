@@ -85,21 +85,24 @@ def accept_aggregate(peer: Peer, record: StepRecord, packet: Packet | None, part
         record.aggregates[part] = packet.body
 
 
-def recover(peer: Peer, record: StepRecord, missing: dict[int, tuple[int, ...]]) -> Generator[Effect, Any, None]:
-    """Whoever holds a[j] forwards it to those who said that they lack it; `missing`: peer -> parts. Rarely needed.
+def recover(peer: Peer, record: StepRecord, attempt: int) -> Generator[Effect, Any, None]:
+    """Whoever holds a[j] forwards it to those in `record.missing`, who said that they lack it. Rarely needed.
 
-    The hash makes the helper's honesty irrelevant. A part that nobody honest holds stays missing and is skipped.
+    The hash makes the helper's honesty irrelevant: it can only help or not.
     """
     outgoing: dict[int, list[Packet]] = {}
-    for recipient, parts in missing.items():
+    for recipient, parts in record.missing.items():
         for part in parts:
-            if recipient != peer.id and part in record.aggregates and part in record.announced:
-                value, hashed = record.aggregates[part], record.announced[part].digest
-                # The digest names the owner, so the owner's packet is rebuilt; its signature is not needed.
-                packet = Packet("aggregate", record.owner(part), record.step, part, value, b"")
-                if packet.digest(peer.config.run_id) == hashed:
-                    outgoing.setdefault(recipient, []).append(packet)
-    arrived = yield Exchange("recover", outgoing)
+            if recipient == peer.id or part not in record.aggregates or part not in record.announced:
+                continue
+            body = peer.behaviour_at(record.step).forward(
+                peer.context(record), recipient, part, record.aggregates[part]
+            )
+            if body is not None:
+                # The digest names the owner, so this is the owner's packet; its signature is not needed.
+                packet = Packet("aggregate", record.owner(part), record.step, part, body, b"")
+                outgoing.setdefault(recipient, []).append(packet)
+    arrived = yield Exchange(f"recover/{attempt}", outgoing)
     for packets in arrived.values():
         for packet in packets:
             part = packet.part
@@ -108,3 +111,18 @@ def recover(peer: Peer, record: StepRecord, missing: dict[int, tuple[int, ...]])
             hashed, size = record.announced[part].digest, record.cut.size(part)
             if packet_fault(peer, packet, hashed, size, "aggregate") is None and isinstance(packet.body, torch.Tensor):
                 record.aggregates[part] = packet.body
+
+
+def settle_missing(peer: Peer, record: StepRecord) -> Generator[Effect, Any, None]:
+    """After the reports: skip the parts that no majority of the workers holds, pass the others on once more.
+
+    Whether a part counts has to follow from broadcasts: a hostile helper could give the last missing copy to some
+    honest peers and not to others. Where a majority says it has it, an honest worker does, and gives it to all.
+    """
+    if not record.missing:
+        return
+    for part in record.announced:
+        holders = sum(part not in message.missing for message in record.reports.values())
+        if 2 * holders <= len(record.workers):
+            record.skipped.add(part)
+    yield from recover(peer, record, 1)

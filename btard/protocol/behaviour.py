@@ -73,6 +73,10 @@ class Behaviour:
         """What `recipient` is sent as the announced aggregate; None sends nothing."""
         return value
 
+    def forward(self, ctx: Context, recipient: int, part: int, value: torch.Tensor) -> torch.Tensor | bytes | None:
+        """What `recipient`, who lacks the aggregate of `part`, is given by me, who have it; None gives nothing."""
+        return value
+
     def reveal(self, ctx: Context, reveal: CoinReveal) -> CoinReveal | None:
         """The coin's reveal; None stays silent."""
         return reveal

@@ -47,7 +47,7 @@ def toss(peer: Peer, record: StepRecord) -> Generator[Effect, Any, None]:
         lacking = {sender: message.missing for sender, message in commits.items() if message.missing}
         if lacking and attempt == 0:
             record.missing = lacking
-            yield from recover(peer, record, lacking)
+            yield from recover(peer, record, 0)
         reveals = yield from peer.broadcast(
             record,
             f"coin_reveal/{attempt}",

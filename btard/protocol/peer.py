@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from btard.protocol.accuse import judge, verify
-from btard.protocol.aggregate import aggregate
+from btard.protocol.aggregate import aggregate, settle_missing
 from btard.protocol.behaviour import HONEST, Behaviour, Context
 from btard.protocol.coin import toss
 from btard.protocol.commit import commit, compute
@@ -116,6 +116,7 @@ class Peer:
             yield from aggregate(self, record)
             yield from toss(self, record)
             yield from report(self, record, gradient)
+            yield from settle_missing(self, record)
             yield from judge(self, record, verify(self, record) + validate(self, recomputed))
         except Expelled:
             return None

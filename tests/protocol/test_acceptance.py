@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from btard.attacks import ATTACKS, make_attack
-from btard.protocol.behaviour import Behaviour
+from btard.protocol.behaviour import Behaviour, Context
 from btard.protocol.collusion import Collusion
 from tests.protocol.cohort import Run, run_cohort
 
@@ -153,6 +153,32 @@ def test_a_false_dispute_takes_at_most_one_honest_peer_along(kind: str) -> None:
     run, members = attack_run(row, seed=2, steps=8)
     assert members <= set(run.removed)
     assert len(set(run.removed) - members) <= len(members)
+
+
+class SelectiveOwner(Behaviour):
+    """Sends its aggregate to fellow attackers only; they then pass it on to a single honest peer."""
+
+    byzantine = True
+
+    def __init__(self, fellows: frozenset[int], favoured: int) -> None:
+        self.fellows, self.favoured = fellows, favoured
+
+    def active(self, step: int) -> bool:
+        return step >= START
+
+    def aggregate_for(self, ctx: Context, recipient: int, part: int, value: torch.Tensor) -> torch.Tensor | None:
+        return value if recipient in self.fellows else None
+
+    def forward(self, ctx: Context, recipient: int, part: int, value: torch.Tensor) -> torch.Tensor | None:
+        return value if recipient == self.favoured or ctx.record.owner(part) not in self.fellows else None
+
+
+@pytest.mark.parametrize("favoured", [0, 5])
+def test_an_aggregate_given_to_some_honest_peers_cannot_split_them(favoured: int) -> None:
+    fellows = frozenset({2, 3, 6})
+    run = run_cohort({i: SelectiveOwner(fellows, favoured) for i in fellows}, peers=9, steps=8)  # would raise if split
+    assert fellows <= set(run.removed)
+    assert len(set(run.removed) - fellows) <= len(fellows)
 
 
 def test_claims_of_proven_liars_count_for_nothing() -> None:
