@@ -19,14 +19,22 @@ if TYPE_CHECKING:
     from btard.protocol.peer import Peer
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=2)
+def _drawn(coin: bytes, count: int, device: str) -> dict[tuple[int, int], torch.Tensor]:
+    """What was drawn from this coin so far: (part, size) -> z. Of two steps, the present one and the one on trial."""
+    return {}
+
+
 def directions(coin: bytes, part: int, size: int, count: int, device: str = "cpu") -> torch.Tensor:
     """z[j] [count, size] float32, unit Gaussian entries, the same for everybody who knows the coin.
 
     Drawn on the CPU whatever the device, so that all peers get the same bits; remembered, being a pure function.
     """
-    drawn = stream("direction", coin, part).standard_normal((count, size), dtype=np.float32)
-    return torch.from_numpy(drawn).to(device)
+    drawn = _drawn(coin, count, device)
+    if (part, size) not in drawn:
+        normal = stream("direction", coin, part).standard_normal((count, size), dtype=np.float32)
+        drawn[part, size] = torch.from_numpy(normal).to(device)
+    return drawn[part, size]
 
 
 def scalars(part: torch.Tensor, value: torch.Tensor, z: torch.Tensor, tau: float) -> tuple[float, tuple[float, ...]]:
