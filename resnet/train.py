@@ -17,7 +17,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from btard.aggregation import AGGREGATORS
-from btard.attacks.registry import make_attack
+from btard.attacks.registry import ATTACKS, make_attack
 from btard.drivers.local import LocalDriver
 from btard.drivers.server import ServerDriver
 from btard.drivers.task import StepResult
@@ -27,7 +27,7 @@ from btard.protocol.commit import NoGradient
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.hashing import stream
 from btard.protocol.ledger import Entry
-from resnet.config import Config, exit_with, load_config
+from resnet.config import Config, ConfigError, exit_with, load_config
 from resnet.data import DataError, Dataset, load_dataset
 from resnet.model import bind, evaluate, flatten, resnet18
 from resnet.run_folder import RunFolder, RunFolderError
@@ -162,7 +162,10 @@ def draw_byzantine(config: Config) -> frozenset[int]:
 def make_driver(
     config: Config, task: ClassificationTask, byzantine: frozenset[int], folder: Path
 ) -> LocalDriver | ServerDriver:
-    """The protocol among peers for the aggregator "btard", else a trusted server that applies the named rule."""
+    """The protocol among peers for the aggregator "btard", else a trusted server that applies the named rule.
+
+    Errors: ConfigError if the rule guarantees nothing for these numbers of peers, or the attack needs the protocol.
+    """
     collusion = Collusion(byzantine, config.peers, config.seed)
     attack = config.attack
     behaviours: dict[int, Behaviour] = {}
@@ -194,6 +197,12 @@ def make_driver(
         )
         return LocalDriver(protocol, task, **shared)
     rule = AGGREGATORS[aggregator.name]
+    try:
+        rule(torch.zeros(config.peers, 1), byzantine=config.byzantine, tau=aggregator.tau)
+    except ValueError as error:
+        raise ConfigError(f"aggregator.name {aggregator.name}: {error}; change peers, byzantine or the rule") from None
+    if attack.name is not None and ATTACKS[attack.name].level == "protocol":
+        raise ConfigError(f"attack.name {attack.name}: attacks the protocol, which only aggregator.name btard runs")
     return ServerDriver(
         run_id,
         config.peers,
@@ -317,7 +326,7 @@ def main(argv: list[str] | None = None) -> int:
     config, out = load_config(argv)
     try:
         summary = train(config, out)
-    except (DataError, RunFolderError) as error:
+    except (ConfigError, DataError, RunFolderError) as error:
         exit_with(error)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)

@@ -118,6 +118,8 @@ def test_peer_0_is_never_byzantine_and_seeds_draw_differently() -> None:
         (["--attack.name", "sign_flop", "--byzantine", "2"], "sign_flip"),
         (["--data.name", "folder", "--data.path", "/no/such/folder"], "/no/such/folder"),
         (["--byzantine", "3", "--attack.name", "alie"], "byzantine"),
+        ([*ATTACK, "--aggregator.name", "bulyan"], "bulyan needs"),
+        ([*ATTACK, "--attack.name", "misreport", "--aggregator.name", "mean"], "attacks the protocol"),
     ],
 )
 def test_a_mistake_is_one_clear_line(
