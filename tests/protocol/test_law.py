@@ -72,7 +72,15 @@ def test_ban_times_of_real_runs_follow_the_law() -> None:
     for seed in range(runs):
         collusion = Collusion(frozenset({1, 4}), peers, seed)
         attackers = {i: make_attack("sign_flip", collusion, start=start) for i in collusion.members}
-        run = run_cohort(attackers, peers=peers, d=23, seed=seed, steps=start + steps, collusion=collusion)
+        run = run_cohort(
+            attackers,
+            peers=peers,
+            d=23,
+            seed=seed,
+            steps=start + steps,
+            collusion=collusion,
+            until_banned=collusion.members,
+        )
         assert set(run.removed) <= {1, 4}, f"seed {seed}: an honest peer was banned"
         bans = [entry.step - start for entry in run.entries]
         last.append(max(bans) if len(bans) == byzantine else steps)
