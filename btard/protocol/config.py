@@ -56,8 +56,10 @@ class ProtocolConfig:
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
         if math.isinf(self.tol) or self.residual_tol < self.tol:
             raise ValueError(f"residual_tol must be >= tol = {self.tol}, got {self.residual_tol}: honesty would fail")
-        if self.directions < 1 or self.max_absences < 1:
-            raise ValueError(f"directions and max_absences must be >= 1, got {self.directions}, {self.max_absences}")
+        if not 1 <= self.directions <= 1024:  # a report with more would be refused as too long
+            raise ValueError(f"directions must be >= 1 and <= 1024, got {self.directions}")
+        if self.max_absences < 1:
+            raise ValueError(f"max_absences must be >= 1, got {self.max_absences}")
         for name in ("delta_max", "clip_lambda"):
             value = getattr(self, name)
             if value is not None and not value > 0:
