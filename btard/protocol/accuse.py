@@ -43,13 +43,17 @@ def verify(peer: Peer, record: StepRecord) -> list[Claim]:
     for part, packets in record.received.items():
         if part not in record.announced or part not in record.aggregates:
             continue
-        for sender in record.announced[part].senders:
-            said = record.reports.get(sender)
-            body = packets[sender].body if sender in packets else None
-            if sender == peer.id or said is None or part in said.missing or not isinstance(body, torch.Tensor):
-                continue
-            norm, products = part_scalars(peer, record, body, part)
-            tol = ACCUSE * peer.config.scalar_tol
+        reported = {
+            sender: (record.reports[sender], body)
+            for sender in record.announced[part].senders
+            if sender != peer.id and sender in record.reports and part not in record.reports[sender].missing
+            if sender in packets and isinstance(body := packets[sender].body, torch.Tensor)
+        }
+        if not reported:
+            continue
+        truth = part_scalars(peer, record, [body for _, body in reported.values()], part)
+        tol = ACCUSE * peer.config.scalar_tol
+        for (sender, (said, _)), (norm, products) in zip(reported.items(), truth, strict=True):
             if scalars_differ(said.norms[part], said.products[part], norm, products, peer.config.tau, tol):
                 claims.append(Claim(record.step, sender, "misreport", part))
     claims += [

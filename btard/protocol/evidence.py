@@ -80,7 +80,7 @@ def _misreport(peer: Peer, about: StepRecord, claim: Claim, evidence: Mapping[in
         return FALSE_CLAIM
     if part not in about.aggregates:
         return EXCUSED  # I cannot tell; those who hold the aggregate can
-    norm, products = part_scalars(peer, about, body, part)
+    [(norm, products)] = part_scalars(peer, about, [body], part)
     tol = CONVICT * peer.config.scalar_tol
     wrong = scalars_differ(said.norms[part], said.products[part], norm, products, peer.config.tau, tol)
     return GUILTY if wrong else FALSE_CLAIM

@@ -32,6 +32,11 @@ class Split:
         start, stop = self.bounds(part)
         return stop - start
 
+    def runs(self) -> list[tuple[int, int]]:
+        """Ranges of neighbouring parts of equal size, at most two: what can be handled as the rows of a matrix."""
+        longer = self.d % self.k
+        return [(first, last) for first, last in ((0, longer), (longer, self.k)) if first < last]
+
     def view(self, vector: torch.Tensor, part: int) -> torch.Tensor:
         """Part `part` of `vector` [d], without a copy."""
         start, stop = self.bounds(part)

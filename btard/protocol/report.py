@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 @lru_cache(maxsize=2)
-def _drawn(coin: bytes, count: int, device: str) -> dict[tuple[int, int], torch.Tensor]:
-    """What was drawn from this coin so far: (part, size) -> z. Of two steps, the present one and the one on trial."""
+def _drawn(coin: bytes, count: int, device: str) -> dict[tuple[int, int, int], torch.Tensor]:
+    """What was drawn from this coin so far, by parts and their size; of the present step and of the one on trial."""
     return {}
 
 
@@ -30,50 +30,80 @@ def directions(coin: bytes, part: int, size: int, count: int, device: str = "cpu
 
     Drawn on the CPU whatever the device, so that all peers get the same bits; remembered, being a pure function.
     """
+    return part_directions(coin, part, part + 1, size, count, device)[0]
+
+
+def part_directions(coin: bytes, first: int, last: int, size: int, count: int, device: str = "cpu") -> torch.Tensor:
+    """z of the parts first ... last - 1, [last - first, count, size]."""
     drawn = _drawn(coin, count, device)
-    if (part, size) not in drawn:
-        normal = stream("direction", coin, part).standard_normal((count, size), dtype=np.float32)
-        drawn[part, size] = torch.from_numpy(normal).to(device)
-    return drawn[part, size]
+    if (first, last, size) not in drawn:
+        normals = [
+            stream("direction", coin, part).standard_normal((count, size), dtype=np.float32)
+            for part in range(first, last)
+        ]
+        drawn[first, last, size] = torch.from_numpy(np.stack(normals)).to(device)
+    return drawn[first, last, size]
 
 
-def scalars(part: torch.Tensor, value: torch.Tensor, z: torch.Tensor, tau: float) -> tuple[float, tuple[float, ...]]:
-    """norm = ||g - a|| and s = <z, (g - a) min(1, tau/norm)> per direction, of one part [p].
+Scalars = tuple[float, tuple[float, ...]]
+"""norm and, per direction, s of one part."""
+
+
+def scalars(part: torch.Tensor, value: torch.Tensor, z: torch.Tensor, tau: float) -> Scalars:
+    """norm = ||g - a|| and s = <z, (g - a) min(1, tau/norm)> per direction, of one part [p] with z [count, p].
 
     The difference is rounded once per entry, which is exact enough: what matters is its size relative to itself.
-    Falls back to float64 where float32 overflows (a hostile part of 1e30 is still a number). Cost: 3 reads of p.
+    Falls back to float64 where float32 overflows (a hostile part of 1e30 is still a number).
     """
-    difference = part - value
-    norm = float(torch.linalg.vector_norm(difference))
-    products = [float(torch.dot(row, difference)) for row in z]
-    if not (math.isfinite(norm) and all(map(math.isfinite, products))):
-        difference = part.double() - value.double()
-        norm = float(torch.linalg.vector_norm(difference))
-        products = [float(torch.dot(row.double(), difference)) for row in z]
-    scale = 1.0 if norm <= tau else tau / norm
-    return norm, tuple(scale * product for product in products)
+    return row_scalars(part.unsqueeze(0), value.unsqueeze(0), z.unsqueeze(0), tau)[0]
 
 
-def part_scalars(peer: Peer, record: StepRecord, body: torch.Tensor, part: int) -> tuple[float, tuple[float, ...]]:
-    """`scalars` of a worker's part `body` against the step's aggregate of that part."""
+def row_scalars(x: torch.Tensor, values: torch.Tensor, z: torch.Tensor, tau: float) -> list[Scalars]:
+    """`scalars` of each row of x [r, p] against the rows of `values` [r or 1, p] and z [r or 1, count, p].
+
+    Rows in one call or one by one may differ by rounding, which V1 tolerates. Cost: 3 reads of x, in a few large calls.
+    """
+    difference = x - values
+    norms = torch.linalg.vector_norm(difference, dim=1).tolist()
+    products = torch.linalg.vecdot(z, difference.unsqueeze(1)).tolist()  # bmm takes ten times as long for such shapes
+    found: list[Scalars] = []
+    for row, (norm, product) in enumerate(zip(norms, products, strict=True)):
+        if not (math.isfinite(norm) and all(map(math.isfinite, product))):
+            wide = x[row].double() - values[row if len(values) > 1 else 0].double()
+            norm = float(torch.linalg.vector_norm(wide))
+            product = torch.mv(z[row if len(z) > 1 else 0].double(), wide).tolist()
+        scale = 1.0 if norm <= tau else tau / norm
+        found.append((norm, tuple(scale * entry for entry in product)))
+    return found
+
+
+def part_scalars(peer: Peer, record: StepRecord, bodies: Sequence[torch.Tensor], part: int) -> list[Scalars]:
+    """The scalars of several workers' parts `bodies` against the step's aggregate of that part."""
     value = record.aggregates[part]
     z = directions(record.coin, part, record.cut.size(part), peer.config.directions, str(value.device))
-    return scalars(body, value, z, peer.config.tau)
+    return row_scalars(torch.stack(list(bodies)), value.unsqueeze(0), z.unsqueeze(0), peer.config.tau)
 
 
 def gradient_report(peer: Peer, record: StepRecord, sender: int, gradient: torch.Tensor) -> Report:
     """What worker `sender` has to report about `record`'s step if its gradient was `gradient` [d]."""
-    norms, products, missing = [], [], []
-    for part in range(record.cut.k):
-        norm, product = 0.0, (0.0,) * peer.config.directions
-        if part in record.announced and sender in record.announced[part].senders:
-            if part in record.aggregates:
-                norm, product = part_scalars(peer, record, record.cut.view(gradient, part), part)
-            else:
-                missing.append(part)
-        norms.append(norm)
-        products.append(product)
-    return Report(tuple(norms), tuple(products), tuple(missing))
+    cut, count = record.cut, peer.config.directions
+    owed = {part for part, entry in record.announced.items() if sender in entry.senders}
+    missing = tuple(sorted(owed - set(record.aggregates)))
+    known = [
+        record.aggregates[part] if part in record.aggregates else gradient.new_zeros(cut.size(part))
+        for part in range(cut.k)
+    ]
+    found: list[Scalars] = []
+    for first, last in cut.runs():
+        rows, size = last - first, cut.size(first)
+        start = cut.bounds(first)[0]
+        x = gradient[start : start + rows * size].reshape(rows, size)
+        values = torch.cat(known[first:last]).view(rows, size)
+        z = part_directions(record.coin, first, last, size, count, str(x.device))
+        found += row_scalars(x, values, z, peer.config.tau)
+    silent: Scalars = (0.0, (0.0,) * count)
+    said = [found[part] if part in owed and part in record.aggregates else silent for part in range(cut.k)]
+    return Report(tuple(norm for norm, _ in said), tuple(products for _, products in said), missing)
 
 
 def report(peer: Peer, record: StepRecord, gradient: torch.Tensor | None) -> Generator[Effect, Any, None]:
