@@ -19,9 +19,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-# As `resnet` sets them for a run; here torch is imported first.
+# As `resnet` sets it for a run; here torch is imported first.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 import torch
 
