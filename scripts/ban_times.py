@@ -58,7 +58,7 @@ def bans_of_run(peers: int, byzantine: int, validators: int, attack: str, seed: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--runs", type=int, default=50)
+    parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--peers", type=int, default=16)
     parser.add_argument("--byzantine", type=int, default=7)
     parser.add_argument("--validators", type=int, nargs="+", default=[1, 2])
