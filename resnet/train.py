@@ -216,8 +216,8 @@ def make_driver(
 def train(config: Config, out: Path, *, progress: bool = True) -> dict[str, Any]:
     """Run or resume the training in folder `out`; returns its summary. A finished run is returned as it is.
 
-    Errors: DataError for missing or broken data, RunFolderError for a folder of another run, ValueError for settings
-    that contradict each other.
+    Errors: DataError for missing or broken data, RunFolderError for a folder of another run, ConfigError for settings
+    that cannot work together.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -287,7 +287,7 @@ def summarise(config: Config, training: Training, folder: RunFolder) -> dict[str
         "test_accuracy": metrics[-1]["test_accuracy"],
         "best_test_accuracy": max(line["test_accuracy"] for line in metrics if "test_accuracy" in line),
         "steps": config.steps,
-        "steps_per_second": round(len(seconds) / sum(seconds), 3),
+        "steps_per_second": round(len(seconds) / sum(seconds), 3) if seconds else 0.0,
         "honest_banned": sum(not ban["byzantine"] for ban in bans),
         "byzantine_banned": sum(ban["byzantine"] for ban in bans),
         "byzantine": sorted(training.byzantine),
