@@ -6,5 +6,6 @@ It may import `btard`; neither `btard` nor `albert` may import anything from her
 import os
 
 # Before torch is imported: on few cores, threads that wait busily for work take the cores from those that have some.
-# Even a spin of 20,000 turns, a tenth faster on a quiet machine, halved the speed of small runs beside another program.
+# Not even a short spin (GOMP_SPINCOUNT): it gains a tenth on a quiet machine and makes small runs beside another busy
+# program several times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

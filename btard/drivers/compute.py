@@ -75,7 +75,7 @@ class CohortCompute:
         }
 
     def _compute(self, now: int, requests: list[Compute], out: torch.Tensor) -> None:
-        """Fill `out` [r, d], one call per step that is asked for. Stale requests go one by one into their rows."""
+        """Fill `out` [r, d], one call of the task per step that is asked for; rows that lie apart cost a copy."""
         for step in sorted({request.step for request in requests}):
             index = [i for i, request in enumerate(requests) if request.step == step]
             params = self.history.at(step, now)

@@ -18,7 +18,6 @@ from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Broadcast, Compute, Effect, Exchange, Idle, Purpose
 from btard.protocol.identity import Identity, Roster
-from btard.protocol.messages import Signed
 from btard.protocol.peer import Outcome, Peer
 from btard.protocol.snapshot import load_peer, save_peer
 
@@ -106,8 +105,11 @@ class LocalDriver:
         tensors: dict[str, torch.Tensor] = {f"history/{s}": x for s, x in self.history.recent().items()}
         names: dict[tuple[int, int], str] = {}
         for i, peer in self.peers.items():
-            # Broadcasts are reliable here, so the values are the same at all peers; aggregates are, down to the memory.
-            shared, own = save_peer(peer)
+            # Broadcasts are reliable here, so the values are the same at all honest peers, and attackers resume with
+            # them too; aggregates are the same down to the memory.
+            values, own = save_peer(peer)
+            if not peer.behaviour.byzantine:
+                shared = values
             refs[str(i)] = {
                 name: names.setdefault((x.data_ptr(), x.numel()), f"peer/{i}/{name}") for name, x in own.items()
             }
@@ -144,10 +146,9 @@ class LocalDriver:
             gradients = dict(zip(asked, self.compute.answer(now, list(asked.values())), strict=True))
             self._observe(now, asked, gradients)
             return {i: gradients.get(i) for i in effects}
-        spoken = {i: e.message for i, e in effects.items() if isinstance(e, Broadcast) and e.message is not None}
-        if spoken or any(isinstance(effect, Broadcast) for effect in effects.values()):
-            heard: dict[int, Signed] = spoken
-            return dict.fromkeys(effects, heard)
+        if any(isinstance(effect, Broadcast) for effect in effects.values()):
+            spoken = {i: e.message for i, e in effects.items() if isinstance(e, Broadcast) and e.message is not None}
+            return dict.fromkeys(effects, spoken)
         inbox: dict[int, dict[int, Sequence[Any]]] = {i: {} for i in effects}
         for sender, effect in effects.items():
             for recipient, packets in effect.packets.items() if isinstance(effect, Exchange) else ():

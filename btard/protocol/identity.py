@@ -11,7 +11,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from btard.protocol.hashing import digest
 
 SIGNATURE_SIZE = 64
-KEY_SIZE = 32
 
 
 class Identity:

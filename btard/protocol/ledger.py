@@ -50,7 +50,3 @@ class Ledger:
     def append(self, entry: Entry) -> None:
         self.entries.append(entry)
         self.head = digest("ledger", self.head, entry.to_json())
-
-    def banned(self) -> dict[int, Entry]:
-        """Removed peer -> the entry that removed it."""
-        return {peer: entry for entry in reversed(self.entries) for peer in entry.peers}
