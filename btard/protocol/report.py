@@ -123,6 +123,8 @@ def report(peer: Peer, record: StepRecord, gradient: torch.Tensor | None) -> Gen
             or len(message.products) != k
             or any(len(row) != count for row in message.products)
             or any(norm < 0 for norm in message.norms)
+            # Only who lacked an aggregate before the coin, and owes an accusation for it, need not report on it.
+            or not set(message.missing) <= set(record.missing.get(sender, ()))
         ):
             peer.expel(record, sender, "malformed_report")
         else:

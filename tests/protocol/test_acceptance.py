@@ -5,7 +5,7 @@ Rows: an attack of the registry, how many of the peers run it, what their ledger
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ import torch
 from btard.attacks import ATTACKS, make_attack
 from btard.protocol.behaviour import Behaviour, Context
 from btard.protocol.collusion import Collusion
+from btard.protocol.messages import Report
 from tests.protocol.cohort import Run, run_cohort
 
 START = 2
@@ -179,6 +180,25 @@ def test_an_aggregate_given_to_some_honest_peers_cannot_split_them(favoured: int
     run = run_cohort({i: SelectiveOwner(fellows, favoured) for i in fellows}, peers=9, steps=8)  # would raise if split
     assert fellows <= set(run.removed)
     assert len(set(run.removed) - fellows) <= len(fellows)
+
+
+class Reticent(Behaviour):
+    """Says that it lacks the aggregates, to report nothing about them."""
+
+    byzantine = True
+
+    def active(self, step: int) -> bool:
+        return step >= START
+
+    def report(self, ctx: Context, report: Report) -> Report:
+        return replace(report, missing=tuple(sorted(ctx.record.announced)))
+
+
+def test_nobody_gets_out_of_reporting_by_a_pretext() -> None:
+    run = run_cohort({i: Reticent() for i in (2, 5)}, peers=7, steps=5)
+    assert set(run.removed) == {2, 5}
+    assert {entry.kind for entry in run.entries} == {"malformed_report"}
+    assert run.entries[0].step == START
 
 
 def test_claims_of_proven_liars_count_for_nothing() -> None:
