@@ -16,7 +16,7 @@ from btard.drivers.task import StepResult, Task
 from btard.protocol.behaviour import HONEST, Behaviour
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.effects import Broadcast, Compute, Effect, Exchange, Idle, Purpose
+from btard.protocol.effects import Broadcast, Compare, Compute, Effect, Exchange, Idle, Purpose
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.peer import Outcome, Peer
 from btard.protocol.snapshot import load_peer, save_peer
@@ -147,14 +147,31 @@ class LocalDriver:
             self._observe(now, asked, gradients)
             return {i: gradients.get(i) for i in effects}
         if any(isinstance(effect, Broadcast) for effect in effects.values()):
-            spoken = {i: e.message for i, e in effects.items() if isinstance(e, Broadcast) and e.message is not None}
-            return dict.fromkeys(effects, spoken)
+            return self._broadcast({i: e for i, e in effects.items() if isinstance(e, Broadcast)})
+        if any(isinstance(effect, Compare) for effect in effects.values()):
+            views = {i: effect.digest for i, effect in effects.items() if isinstance(effect, Compare)}
+            return dict.fromkeys(effects, views)
         inbox: dict[int, dict[int, Sequence[Any]]] = {i: {} for i in effects}
         for sender, effect in effects.items():
             for recipient, packets in effect.packets.items() if isinstance(effect, Exchange) else ():
-                if recipient in inbox:
+                wanted = effects.get(recipient)
+                if isinstance(wanted, Exchange) and sum(packet.nbytes for packet in packets) <= wanted.limit:
                     inbox[recipient][sender] = packets
         return inbox
+
+    def _broadcast(self, effects: Mapping[int, Broadcast]) -> dict[int, Any]:
+        """Everybody gets the same, but for what senders with several faces have for single recipients."""
+        spoken = {i: e.message for i, e in effects.items() if e.message is not None and e.message.nbytes <= e.limit}
+        answers: dict[int, Any] = dict.fromkeys(effects, spoken)
+        for sender, effect in effects.items():
+            for recipient, message in effect.faces.items():
+                if recipient in answers:
+                    own = {**answers[recipient]}
+                    own.pop(sender, None)
+                    if message is not None and message.nbytes <= effect.limit:
+                        own[sender] = message
+                    answers[recipient] = own
+        return answers
 
     def _observe(self, now: int, asked: Mapping[int, Compute], gradients: Mapping[int, torch.Tensor]) -> None:
         """The omniscient attackers of the literature see every honest gradient of the step before they choose."""

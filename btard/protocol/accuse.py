@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from btard.protocol.commit import clip_gradient
-from btard.protocol.effects import Compute, Effect, Exchange, Purpose
+from btard.protocol.effects import Compute, Effect, Purpose
 from btard.protocol.evidence import disclosures, verdict_on
+from btard.protocol.exchange import packet_limit
 from btard.protocol.hashing import batch_seed, digest
 from btard.protocol.ledger import Entry
 from btard.protocol.messages import (
@@ -155,8 +156,11 @@ def _try(
     behaviour, ctx = peer.behaviour_at(record.step), peer.context(record)
     shown = disclosures(peer, raised, lambda claim, packets: behaviour.disclose(ctx, claim, packets))
     others = [recipient for recipient in record.remaining if recipient != peer.id]
-    evidence = yield Exchange(f"evidence/{attempt}", dict.fromkeys(others, shown) if shown else {})
-    evidence = {**evidence, peer.id: shown}
+    limit = sum(packet_limit(about, range(about.cut.k)) for claim in raised if (about := peer.record_of(claim.step)))
+    sent = dict.fromkeys(others, shown) if shown else {}
+    evidence = yield from peer.send(record, f"evidence/{attempt}", sent, limit=limit)
+    record.shown[attempt] = {who: tuple(packets) for who, packets in {**evidence, peer.id: shown}.items()}
+    evidence = record.shown[attempt]
     for claim in raised:
         if claim.kind == "wrong_gradient" and claim.accused not in truth and peer.last is not None:
             seed = batch_seed(peer.config.run_id, claim.step, claim.accused, peer.last.previous_coin)

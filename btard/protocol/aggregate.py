@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from btard.aggregation import centered_clip
-from btard.protocol.effects import Effect, Exchange
-from btard.protocol.exchange import find_packet, packet_fault
+from btard.protocol.effects import Effect
+from btard.protocol.exchange import find_packet, packet_fault, packet_limit
 from btard.protocol.messages import Announce, AnnouncedPart, Packet, body_digest
 from btard.protocol.record import StepRecord
 
@@ -52,7 +52,8 @@ def aggregate(peer: Peer, record: StepRecord) -> Generator[Effect, Any, None]:
                 continue
             known = record.announced[part].digest if part in record.announced and body is value else None
             packets_out.append(peer.packet(record, "aggregate", part, body, hashed=known))
-    arrived = yield Exchange("aggregate", {recipient: packets for recipient, packets in outgoing.items() if packets})
+    sent = {recipient: packets for recipient, packets in outgoing.items() if packets}
+    arrived = yield from peer.send(record, "aggregate", sent, limit=packet_limit(record, range(record.cut.k)))
     for part in range(record.cut.k):
         owner = record.owner(part)
         if owner == peer.id and part in values:
@@ -102,7 +103,8 @@ def recover(peer: Peer, record: StepRecord, attempt: int) -> Generator[Effect, A
                 # The digest names the owner, so this is the owner's packet; its signature is not needed.
                 packet = Packet("aggregate", record.owner(part), record.step, part, body, b"")
                 outgoing.setdefault(recipient, []).append(packet)
-    arrived = yield Exchange(f"recover/{attempt}", outgoing)
+    limit = packet_limit(record, range(record.cut.k))
+    arrived = yield from peer.send(record, f"recover/{attempt}", outgoing, limit=limit)
     for packets in arrived.values():
         for packet in packets:
             part = packet.part

@@ -6,14 +6,14 @@ just a message.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from btard.protocol.effects import Compute
-from btard.protocol.messages import Claim, CoinReveal, Report
+from btard.protocol.messages import Claim, CoinReveal, Packet, Relayed, Report, Signed
 
 if TYPE_CHECKING:
     from btard.protocol.config import ProtocolConfig
@@ -96,6 +96,31 @@ class Behaviour:
     def vote(self, ctx: Context, claim: Claim, verdict: str) -> str:
         """The verdict on somebody's claim."""
         return verdict
+
+    def say(
+        self, ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Callable[[Any], Signed]
+    ) -> tuple[Signed | None, Mapping[int, Signed | None]]:
+        """The broadcast of `phase`, and what single recipients are sent instead of it.
+
+        `message` is `payload` signed, None for silence; `sign` signs another payload for the same phase.
+        """
+        return message, {}
+
+    def relay(
+        self, ctx: Context, phase: str, round: int, outgoing: Mapping[int, Sequence[Relayed]]
+    ) -> Mapping[int, Sequence[Relayed]]:
+        """What is passed on of the others' broadcasts in this round, by recipient."""
+        return outgoing
+
+    def dispatch(
+        self, ctx: Context, phase: str, packets: Mapping[int, Sequence[Packet]]
+    ) -> Mapping[int, Sequence[Packet]]:
+        """The packets of a point-to-point phase, by recipient."""
+        return packets
+
+    def crashed(self, ctx: Context, phase: str) -> bool:
+        """Whether the peer is dead from this phase on."""
+        return False
 
 
 HONEST = Behaviour()

@@ -34,6 +34,9 @@ class ProtocolConfig:
     None: 10 times the median over the parts of their median distance, in the same step."""
     clip_lambda: float | None = None
     """BTARD-Clipped-SGD: peers scale their gradients to at most this norm. None: no clipping."""
+    relays: int | None = None
+    """Rounds in which differing broadcasts are passed on. As many as there are colluding Byzantine peers keep the
+    honest ones in agreement whatever these do; None: `byzantine`. 0 trusts the network to show everybody the same."""
     max_absences: int = 3
     """Steps in a row that a peer may miss the commit phase before it counts as gone."""
 
@@ -58,9 +61,16 @@ class ProtocolConfig:
             raise ValueError(f"residual_tol must be >= tol = {self.tol}, got {self.residual_tol}: honesty would fail")
         if not 1 <= self.directions <= 1024:  # a report with more would be refused as too long
             raise ValueError(f"directions must be >= 1 and <= 1024, got {self.directions}")
+        if self.relays is not None and not 0 <= self.relays < n:
+            raise ValueError(f"relays must be >= 0 and < peers = {n} (or null), got {self.relays}")
         if self.max_absences < 1:
             raise ValueError(f"max_absences must be >= 1, got {self.max_absences}")
         for name in ("delta_max", "clip_lambda"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be > 0 or null, got {value}")
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds of relays follow a broadcast."""
+        return self.byzantine if self.relays is None else self.relays

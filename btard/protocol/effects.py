@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
-from btard.protocol.messages import Packet, Signed
+from btard.protocol.messages import Packet, Relayed, Signed
 
 
 class Purpose(str, Enum):
@@ -45,21 +45,39 @@ class Idle:
 
 @dataclass(frozen=True)
 class Broadcast:
-    """Send `message` to every active peer; answered by {sender: Signed} of this phase.
+    """Send `message` (None: nothing) to every active peer; answered by {sender: Signed} of this phase.
 
-    None says nothing.
+    `faces` says what single recipients get instead: only a Byzantine peer has more than one face. Whoever sends more
+    than `limit` bytes is not read and counts as silent.
     """
 
     phase: str
     message: Signed | None
+    faces: Mapping[int, Signed | None] = field(default_factory=dict)
+    limit: int = 2**20
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Send everybody a 32-byte digest of what I hold; answered by {sender: digest}.
+
+    A hint that needs no signature: who lies about it is sent what it has already, and nothing else happens.
+    """
+
+    phase: str
+    digest: bytes
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """Send each recipient its packets; answered by {sender: packets}. What did not arrive in time is absent."""
+    """Send each recipient its items; answered by {sender: items}. What did not arrive in time is absent.
+
+    From one sender at most `limit` bytes are read; one that sends more counts as having sent nothing.
+    """
 
     phase: str
-    packets: Mapping[int, Sequence[Packet]]
+    packets: Mapping[int, Sequence[Packet | Relayed]]
+    limit: int = 2**40
 
 
-Effect = Compute | Idle | Broadcast | Exchange
+Effect = Compute | Idle | Broadcast | Compare | Exchange

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from btard.protocol.effects import Effect, Exchange
-from btard.protocol.messages import Packet, tensor_of
+from btard.protocol.effects import Effect
+from btard.protocol.identity import SIGNATURE_SIZE
+from btard.protocol.messages import PACKET_OVERHEAD, Packet, tensor_of
 from btard.protocol.record import StepRecord
 from btard.protocol.wire import Malformed
 
@@ -32,9 +33,10 @@ def exchange(peer: Peer, record: StepRecord, gradient: torch.Tensor | None) -> G
             known = None if behaviour.byzantine else record.commits[peer.id].digests[part]
             outgoing.setdefault(owner, []).append(peer.packet(record, "part", part, sent, hashed=known))
     mine = outgoing.pop(peer.id, [])
-    arrived = yield Exchange("part", outgoing)
+    own = [part for part, owner in enumerate(record.owners) if owner == peer.id]
+    arrived = yield from peer.send(record, "part", outgoing, limit=packet_limit(record, own))
     arrived = {**arrived, peer.id: mine}
-    for part in (j for j, owner in enumerate(record.owners) if owner == peer.id):
+    for part in own:
         record.received[part] = {}
         for sender in record.workers:
             packet = find_packet(arrived, sender, "part", record.step, part)
@@ -43,6 +45,14 @@ def exchange(peer: Peer, record: StepRecord, gradient: torch.Tensor | None) -> G
                 record.received[part][sender] = packet
             elif fault is not None and sender != peer.id:
                 record.suspects[fault, sender, part] = packet
+
+
+def packet_limit(record: StepRecord, parts: Iterable[int], copies: int = 1) -> int:
+    """Bytes that somebody may send who has `copies` packets for each of `parts` to send; twice what is honest.
+
+    So a wrong size is still read and becomes evidence, and ten times the size is not read at all.
+    """
+    return sum(2 * copies * (8 * record.cut.size(part) + SIGNATURE_SIZE + PACKET_OVERHEAD) for part in parts)
 
 
 def find_packet(

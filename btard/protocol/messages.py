@@ -6,7 +6,7 @@ Letters: k parts and workers, one direction z by default. Peers, parts and steps
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
@@ -14,7 +14,7 @@ import torch
 
 from btard.protocol import wire
 from btard.protocol.hashing import DIGEST_SIZE, digest, tensor_digest
-from btard.protocol.identity import Identity, Roster
+from btard.protocol.identity import SIGNATURE_SIZE, Identity, Roster
 from btard.protocol.wire import Malformed
 
 NOBODY = -1
@@ -214,6 +214,10 @@ def _decode(payload: bytes, kind: type[Any], max_bytes: int) -> Any:
     return kind.from_wire(wire.unpack(payload, max_bytes=max_bytes, what=kind.__name__))
 
 
+SIGNED_OVERHEAD = 32
+"""Bytes of a `Signed` beside payload, signature and phase: sender, step, and the lengths of the fields."""
+
+
 @dataclass(frozen=True)
 class Signed:
     """A broadcast message: payload bytes of one sender in one phase of one step, and the sender's signature."""
@@ -225,15 +229,24 @@ class Signed:
     signature: bytes
 
     @classmethod
-    def create(cls, identity: Identity, run_id: str, sender: int, step: int, phase: str, payload: Payload) -> Signed:
+    def create(cls, identity: Identity, context: bytes, sender: int, step: int, phase: str, payload: Payload) -> Signed:
+        """`context` is `StepRecord.context`: a signature holds for one run, step and state of the ledger alone."""
         packed = wire.pack(payload.to_wire())
-        message = _signed_bytes(run_id, sender, step, phase, packed)
-        return cls(sender, step, phase, packed, identity.sign(message))
+        unsigned = cls(sender, step, phase, packed, b"")
+        return replace(unsigned, signature=identity.sign(unsigned.digest(context)))
 
-    def authentic(self, run_id: str, roster: Roster) -> bool:
+    def digest(self, context: bytes) -> bytes:
+        """What the signature is on."""
+        return digest("broadcast", context, self.sender, self.step, self.phase, self.payload)
+
+    def authentic(self, context: bytes, roster: Roster) -> bool:
         """Whether the named sender really signed these bytes for this step and phase."""
-        message = _signed_bytes(run_id, self.sender, self.step, self.phase, self.payload)
-        return roster.verify(self.sender, message, self.signature)
+        return roster.verify(self.sender, self.digest(context), self.signature)
+
+    @property
+    def nbytes(self) -> int:
+        """Its size on a wire, rounded up a little."""
+        return len(self.payload) + len(self.signature) + len(self.phase) + SIGNED_OVERHEAD
 
     def open(self, kind: type[P], max_bytes: int) -> P:
         """The payload as `kind`; Malformed if it is too long or of another form."""
@@ -241,8 +254,29 @@ class Signed:
         return result
 
 
-def _signed_bytes(run_id: str, sender: int, step: int, phase: str, payload: bytes) -> bytes:
-    return digest("broadcast", run_id, sender, step, phase, payload)
+@dataclass(frozen=True)
+class Relayed:
+    """A broadcast passed on, with the signatures of those through whose hands it went: (relayer, signature).
+
+    Each signature is on `relay_digest` of the broadcast's digest.
+    """
+
+    message: Signed
+    chain: tuple[tuple[int, bytes], ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Its size on a wire, rounded up a little."""
+        return self.message.nbytes + 8 + sum(len(signature) + 8 for _, signature in self.chain)
+
+
+def relay_digest(message_digest: bytes) -> bytes:
+    """What a relayer signs."""
+    return digest("relay", message_digest)
+
+
+PACKET_OVERHEAD = 64
+"""Bytes of a `Packet` beside body and signature: kind, sender, step, part, dtype, shape."""
 
 
 @dataclass(frozen=True)
@@ -259,6 +293,12 @@ class Packet:
     part: int
     body: torch.Tensor | bytes
     signature: bytes
+
+    @property
+    def nbytes(self) -> int:
+        """Its size on a wire, rounded up a little."""
+        body = self.body.nbytes if isinstance(self.body, torch.Tensor) else len(self.body)
+        return body + len(self.signature) + PACKET_OVERHEAD
 
     @classmethod
     def create(
@@ -325,3 +365,8 @@ def max_payload(kind: type[Any], peers: int, directions: int) -> int:
     if kind is Votes:  # a verdict on every claim that all peers together can raise
         return 16 + max_claims(peers) * peers * 9
     return 128 + peers * per_part
+
+
+def max_message(kind: type[Any], peers: int, directions: int) -> int:
+    """Upper bound in bytes of an honest `Signed` with a payload of this kind."""
+    return max_payload(kind, peers, directions) + SIGNATURE_SIZE + 64 + SIGNED_OVERHEAD

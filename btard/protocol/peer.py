@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -11,10 +11,11 @@ import torch
 from btard.protocol.accuse import judge, verify
 from btard.protocol.aggregate import aggregate, settle_missing
 from btard.protocol.behaviour import HONEST, Behaviour, Context
+from btard.protocol.broadcast import hear
 from btard.protocol.coin import toss
 from btard.protocol.commit import commit, compute
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.effects import Broadcast, Effect
+from btard.protocol.effects import Effect, Exchange
 from btard.protocol.exchange import exchange
 from btard.protocol.hashing import batch_seed, digest
 from btard.protocol.identity import Identity, Roster
@@ -29,9 +30,9 @@ from btard.protocol.messages import (
     Report,
     Signed,
     Votes,
-    max_payload,
+    max_message,
 )
-from btard.protocol.record import StepRecord
+from btard.protocol.record import StepRecord, step_context
 from btard.protocol.report import report
 from btard.protocol.validate import draw_validators, validate
 from btard.protocol.wire import Malformed
@@ -106,7 +107,9 @@ class Peer:
 
     def step(self) -> Generator[Effect, Any, Outcome | None]:
         """One step of BTARD-SGD up to the agreed gradient; applying it is the caller's. None once this peer is out."""
-        record = self.current = StepRecord(self.t, self.active, self.assignments, self.coins[-1])
+        coin = self.coins[-1]
+        context = step_context(self.config.run_id, self.t, self.active, self.assignments, coin, self.ledger.head)
+        record = self.current = StepRecord(self.t, self.active, self.assignments, coin, context)
         already = len(self.ledger.entries)
         try:
             gradient = yield from compute(self, record)
@@ -168,34 +171,49 @@ class Peer:
     ) -> Generator[Effect, Any, dict[int, M]]:
         """Say `payload` (None: nothing) and hear everybody: {sender: message}, ascending.
 
-        Who sent something malformed under its signature, or is in `expected` and said nothing, is removed: everybody
-        sees that. A message with a bad signature proves nothing and counts as none.
+        Who sent two different messages or something malformed under its signature, or is in `expected` and said
+        nothing, is removed: everybody sees that. A message with a bad signature counts as none.
         """
         if self.id in record.expelled:
             raise Expelled
         expected = tuple(expected)
-        run_id = self.config.run_id
-        message = (
-            None if payload is None else Signed.create(self.identity, run_id, self.id, record.step, phase, payload)
-        )
-        arrived = yield Broadcast(phase, message)
+        behaviour, ctx = self.behaviour_at(record.step), self.context(record)
+        self._crash(record, phase)
+        limit = max_message(kind, self.config.peers, self.config.directions)
+
+        def sign(said: Any) -> Signed:
+            return Signed.create(self.identity, record.context, self.id, record.step, phase, said)
+
+        message, faces = behaviour.say(ctx, phase, payload, None if payload is None else sign(payload), sign)
+        heard = yield from hear(self, record, phase, message, faces, limit)
+        record.heard[phase] = {sender: tuple(said.values()) for sender, said in heard.items()}
         opened: dict[int, M] = {}
-        limit = max_payload(kind, self.config.peers, self.config.directions)
         for sender in record.remaining:
-            signed = arrived.get(sender)
-            genuine = (
-                isinstance(signed, Signed)
-                and (signed.sender, signed.step, signed.phase) == (sender, record.step, phase)
-                and signed.authentic(run_id, self.roster)
-            )
-            if genuine:
+            said = record.heard[phase].get(sender, ())
+            if len(said) > 1:
+                self.expel(record, sender, "equivocation")
+            elif said:
                 try:
-                    opened[sender] = signed.open(kind, limit)
+                    opened[sender] = said[0].open(kind, limit)
                 except Malformed:
                     self.expel(record, sender, f"malformed_{phase.partition('/')[0]}")
             elif sender in expected:
                 self.expel(record, sender, "silent")
         return opened
+
+    def send(
+        self, record: StepRecord, phase: str, packets: Mapping[int, Sequence[Packet]], *, limit: int
+    ) -> Generator[Effect, Any, Mapping[int, Sequence[Packet]]]:
+        """Send each recipient its packets and get mine, by sender; `limit`: bytes that anybody may send me."""
+        self._crash(record, phase)
+        packets = self.behaviour_at(record.step).dispatch(self.context(record), phase, packets)
+        arrived = yield Exchange(phase, packets, limit)
+        return arrived
+
+    def _crash(self, record: StepRecord, phase: str) -> None:
+        """The end of a peer whose behaviour is to die here."""
+        if self.behaviour_at(record.step).crashed(self.context(record), phase):
+            raise Expelled
 
     def expel(self, record: StepRecord, peer: int, kind: str) -> None:
         """Remove `peer` for what the broadcasts show to everybody."""

@@ -5,11 +5,13 @@ A verdict about step t can fall at t + 1, so a peer keeps the record of the step
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from btard.protocol.messages import NOBODY, AnnouncedPart, Commit, Packet, Report
+from btard.protocol.hashing import digest
+from btard.protocol.messages import NOBODY, AnnouncedPart, Commit, Packet, Report, Signed
 
 
 @dataclass
@@ -43,6 +45,17 @@ class Split:
         return vector[start:stop]
 
 
+def step_context(
+    run_id: str, step: int, active: Sequence[int], assignments: Mapping[int, int], coin: bytes, ledger: bytes
+) -> bytes:
+    """What a signature of step `step` is bound to: the run, A_t, V_t, r^{t-1} and the head of the ledger.
+
+    A message of another step or run, or of a peer that sees another history, is no message here.
+    """
+    pairs = [peer for pair in sorted(assignments.items()) for peer in pair]
+    return digest("context", run_id, step, len(active), *active, *pairs, coin, ledger)
+
+
 @dataclass
 class StepRecord:
     """One step as one peer saw it. Everything but `received` and `aggregates` comes from broadcasts."""
@@ -54,6 +67,8 @@ class StepRecord:
     """V_t: validator -> its target, a worker of step t - 1."""
     previous_coin: bytes
     """r^{t-1}, the seed of this step's batches."""
+    context: bytes = b""
+    """Digest of the run and of the agreed state at the start of the step: what signatures of the step are bound to."""
     workers: tuple[int, ...] = ()
     """W_t, ascending: those who committed. Planned first, fixed by the commit phase."""
     split: Split | None = None
@@ -78,10 +93,20 @@ class StepRecord:
     skipped: set[int] = field(default_factory=set)
     """Parts without a trustworthy aggregate: their parameters get a zero gradient in this step."""
 
+    heard: dict[str, dict[int, tuple[Signed, ...]]] = field(default_factory=dict)
+    """Phase -> sender -> its message, or both of them: the transcript of the step."""
+    shown: dict[int, dict[int, tuple[Packet, ...]]] = field(default_factory=dict)
+    """Round of accusations -> peer -> the evidence it disclosed."""
+
     @property
     def remaining(self) -> tuple[int, ...]:
         """A_t without those that already fell out."""
         return tuple(peer for peer in self.active if peer not in self.expelled)
+
+    @property
+    def speakers(self) -> tuple[int, ...]:
+        """Whose broadcasts count in the present phase."""
+        return self.remaining
 
     @property
     def cut(self) -> Split:
