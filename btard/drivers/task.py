@@ -40,6 +40,8 @@ class StepResult:
     workers: tuple[int, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     """Phase -> seconds spent to get there, all peers together."""
+    sent: dict[int, int] = field(default_factory=dict)
+    """Peer -> bytes it put on the wire in this step, a copy for each recipient; of the peers this driver runs."""
 
 
 class QuadraticTask:
