@@ -12,6 +12,7 @@ import torch
 
 from btard.drivers.compute import CohortCompute, Mode
 from btard.drivers.history import ParameterHistory, steps_kept
+from btard.drivers.links import Links
 from btard.drivers.task import StepResult, Task
 from btard.protocol.behaviour import HONEST, Behaviour
 from btard.protocol.collusion import Collusion
@@ -28,7 +29,7 @@ class LocalDriver:
     `history_folder` takes the parameters of past steps where an attack asks for many of them, and `repeatable` says how
     many steps a resumed run may repeat without losing any that it needs.
 
-    Broadcasts are reliable and reach everybody alike. Tensors are handed over without a copy or an encoding;
+    The network is reliable unless `links` say otherwise. Tensors are handed over without a copy or an encoding;
     everything else (hashes, signatures, decoding, checks) happens as between strangers.
     """
 
@@ -42,11 +43,14 @@ class LocalDriver:
         mode: Mode = "batched",
         history_folder: Path | None = None,
         repeatable: int = 0,
+        links: Links | None = None,
     ) -> None:
         behaviours = behaviours or {}
         identities = [Identity.from_seed(config.run_id, peer) for peer in range(config.peers)]
         roster = Roster(tuple(identity.public_key for identity in identities))
-        self.config, self.task, self.collusion = config, task, collusion
+        self.config, self.task, self.collusion, self.links = config, task, collusion, links or Links()
+        if self.links.loss and not config.rounds:
+            raise ValueError("links that lose broadcasts need a protocol that repeats them: set relays to 1 or more")
         self.peers = {
             i: Peer(i, identities[i], roster, config, task.d, behaviours.get(i, HONEST)) for i in range(config.peers)
         }
@@ -69,6 +73,7 @@ class LocalDriver:
         running = {i: peer.step() for i, peer in self.peers.items()}
         answers: dict[int, Any] = dict.fromkeys(running)
         outcomes: dict[int, Outcome | None] = {}
+        sent: dict[int, int] = dict.fromkeys(running, 0)
         while running:
             started = time.perf_counter()
             effects: dict[int, Effect] = {}
@@ -78,16 +83,22 @@ class LocalDriver:
                 except StopIteration as stop:
                     outcomes[i] = stop.value
                     del running[i]
-            phase = _phase(effects)
+            phase = self._phase(effects)
+            for i in [i for i, effect in effects.items() if _phase_of(effect) != phase]:
+                # A Byzantine peer that lives in a history of its own no longer takes part in ours.
+                outcomes[i] = None
+                del running[i], effects[i]
+            phase = phase.partition("/")[0]
             seconds[phase] += time.perf_counter() - started
             started = time.perf_counter()
+            self._count(effects, sent)
             answers = self._answer(now, effects)
             # Gradients have a line of their own; moving messages belongs to the phase that sends them.
             computing = any(isinstance(effect, Compute) for effect in effects.values())
             seconds["gradients" if computing else phase] += time.perf_counter() - started
         agreed = self._agreed({i: outcomes[i] for i in outcomes if not self.peers[i].behaviour.byzantine})
-        self.peers = {i: peer for i, peer in self.peers.items() if outcomes[i] is not None}
-        active = next(iter(self.peers.values())).active
+        active = next(self.peers[i].active for i in outcomes if outcomes[i] is agreed)
+        self.peers = {i: peer for i, peer in self.peers.items() if outcomes[i] is not None and i in active}
         return StepResult(
             step=now,
             gradient=agreed.gradient(torch.empty_like(params)),
@@ -96,6 +107,7 @@ class LocalDriver:
             active=active,
             workers=next(p for p in self.peers.values() if p.last is not None).last.workers,  # type: ignore[union-attr]
             seconds=dict(seconds),
+            sent=sent,
         )
 
     def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -140,26 +152,65 @@ class LocalDriver:
                 raise RuntimeError(f"step {staying[i].step}: honest peers {first} and {i} disagree on the outcome")
         return staying[first]
 
+    def _phase(self, effects: Mapping[int, Effect]) -> str:
+        """The phase that the honest peers are in. Two at once would be a bug: nothing could be delivered."""
+        honest = {i: effect for i, effect in effects.items() if not self.peers[i].behaviour.byzantine}
+        phases = {_phase_of(effect) for effect in (honest or effects).values()}
+        if len(phases) > 1:
+            raise RuntimeError(f"honest peers are in different phases at once: {sorted(phases)}")
+        return phases.pop() if phases else "choose"
+
+    def _count(self, effects: Mapping[int, Effect], sent: dict[int, int]) -> None:
+        """Add to `sent` the bytes that each peer puts on the wire with these effects."""
+        others = len(effects) - 1
+        for i, effect in effects.items():
+            if isinstance(effect, Broadcast):
+                usual = 0 if effect.message is None else effect.message.nbytes
+                faces = [0 if message is None else message.nbytes for message in effect.faces.values()]
+                sent[i] += usual * (others - len(faces)) + sum(faces)
+            elif isinstance(effect, Compare):
+                sent[i] += len(effect.digest) * others
+            elif isinstance(effect, Exchange):
+                sent[i] += sum(packet.nbytes for packets in effect.packets.values() for packet in packets)
+
     def _answer(self, now: int, effects: Mapping[int, Effect]) -> dict[int, Any]:
         asked = {i: effect for i, effect in effects.items() if isinstance(effect, Compute)}
         if asked:
+            # A judge is given the time that it needs; training and validation have the step's deadline.
+            late = {i for i, e in asked.items() if e.purpose is not Purpose.JUDGE and self.links.late(now, i)}
+            asked = {i: request for i, request in asked.items() if i not in late}
             gradients = dict(zip(asked, self.compute.answer(now, list(asked.values())), strict=True))
             self._observe(now, asked, gradients)
             return {i: gradients.get(i) for i in effects}
         if any(isinstance(effect, Broadcast) for effect in effects.values()):
-            return self._broadcast({i: e for i, e in effects.items() if isinstance(e, Broadcast)})
+            return self._broadcast(now, {i: e for i, e in effects.items() if isinstance(e, Broadcast)})
         if any(isinstance(effect, Compare) for effect in effects.values()):
             views = {i: effect.digest for i, effect in effects.items() if isinstance(effect, Compare)}
-            return dict.fromkeys(effects, views)
+            return self._lose(now, effects, dict.fromkeys(effects, views))
         inbox: dict[int, dict[int, Sequence[Any]]] = {i: {} for i in effects}
+        if not any(effect.packets for effect in effects.values() if isinstance(effect, Exchange)):
+            return inbox
         for sender, effect in effects.items():
             for recipient, packets in effect.packets.items() if isinstance(effect, Exchange) else ():
                 wanted = effects.get(recipient)
                 if isinstance(wanted, Exchange) and sum(packet.nbytes for packet in packets) <= wanted.limit:
                     inbox[recipient][sender] = packets
-        return inbox
+        return self._lose(now, effects, inbox, acknowledged=True)
 
-    def _broadcast(self, effects: Mapping[int, Broadcast]) -> dict[int, Any]:
+    def _lose(
+        self, now: int, effects: Mapping[int, Effect], answers: dict[int, Any], *, acknowledged: bool = False
+    ) -> dict[int, Any]:
+        """The `answers` (recipient -> sender -> what was sent) without what the links lose in this phase."""
+        phase = _phase_of(next(iter(effects.values())))
+        lost = self.links.lost(now, phase, 1 + max(effects), acknowledged=acknowledged)
+        if lost is None:
+            return answers
+        return {
+            recipient: {sender: message for sender, message in inbox.items() if not lost[sender, recipient]}
+            for recipient, inbox in answers.items()
+        }
+
+    def _broadcast(self, now: int, effects: Mapping[int, Broadcast]) -> dict[int, Any]:
         """Everybody gets the same, but for what senders with several faces have for single recipients."""
         spoken = {i: e.message for i, e in effects.items() if e.message is not None and e.message.nbytes <= e.limit}
         answers: dict[int, Any] = dict.fromkeys(effects, spoken)
@@ -171,7 +222,7 @@ class LocalDriver:
                     if message is not None and message.nbytes <= effect.limit:
                         own[sender] = message
                     answers[recipient] = own
-        return answers
+        return self._lose(now, effects, answers)
 
     def _observe(self, now: int, asked: Mapping[int, Compute], gradients: Mapping[int, torch.Tensor]) -> None:
         """The omniscient attackers of the literature see every honest gradient of the step before they choose."""
@@ -185,9 +236,5 @@ class LocalDriver:
                 self.collusion.observe(now, honest)
 
 
-def _phase(effects: Mapping[int, Effect]) -> str:
-    """The phase all running peers are in. Two phases at once would be a bug: nothing could be delivered."""
-    phases = {"compute" if isinstance(e, Idle) else e.phase for e in effects.values()}
-    if len(phases) > 1:
-        raise RuntimeError(f"peers are in different phases at once: {sorted(phases)}")
-    return phases.pop().partition("/")[0] if phases else "choose"
+def _phase_of(effect: Effect) -> str:
+    return "compute" if isinstance(effect, Idle) else effect.phase

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -20,9 +20,15 @@ class NoGradient(RuntimeError):
     """Nobody has a gradient: all workers are absent, or the training has diverged and there is none."""
 
 
-def clip_gradient(gradient: torch.Tensor, clip_lambda: float | None) -> torch.Tensor:
-    """BTARD-Clipped-SGD: `gradient` [d] scaled to norm at most `clip_lambda`; itself where that is None."""
-    if clip_lambda is None:
+G = TypeVar("G", torch.Tensor, torch.Tensor | None)
+
+
+def clip_gradient(gradient: G, clip_lambda: float | None) -> G:
+    """BTARD-Clipped-SGD: `gradient` [d] scaled to norm at most `clip_lambda`; itself where that is None.
+
+    None, for a peer that was not ready in time, stays None.
+    """
+    if clip_lambda is None or gradient is None:
         return gradient
     norm = float(torch.linalg.vector_norm(gradient))
     return gradient * (clip_lambda / norm) if norm > clip_lambda else gradient

@@ -1,0 +1,46 @@
+"""Bad links and slow peers for simulations. What is lost or late comes from named streams: runs can be repeated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from btard.protocol.hashing import stream
+
+
+@dataclass(frozen=True)
+class Links:
+    """How reliable the simulated network is, between honest peers and all others alike.
+
+    A broadcast is sent once: the relays of the protocol make up for what is lost. What goes from one peer to another is
+    acknowledged and sent again, up to `attempts` times before the phase ends.
+    """
+
+    loss: float = 0.0
+    """Chance that a message gets lost on the way."""
+    attempts: int = 12
+    """Tries of an acknowledged transfer; all of them are lost with chance loss ** attempts."""
+    slow: float = 0.0
+    """Chance that a peer is not ready with its gradient in a step: it misses the commit phase (section 8)."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("loss", "slow"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"links: {name} must be >= 0 and < 1, got {getattr(self, name)}")
+        if self.attempts < 1:
+            raise ValueError(f"links: attempts must be >= 1, got {self.attempts}")
+
+    def lost(self, step: int, phase: str, peers: int, *, acknowledged: bool) -> np.ndarray | None:
+        """Which messages of the phase get lost, [sender, recipient] bool; None if none can. Nobody loses its own."""
+        chance = self.loss**self.attempts if acknowledged else self.loss
+        if chance == 0:
+            return None
+        drawn: np.ndarray = stream("links", self.seed, step, phase).random((peers, peers)) < chance
+        np.fill_diagonal(drawn, False)
+        return drawn
+
+    def late(self, step: int, peer: int) -> bool:
+        """Whether `peer` is not ready in time at `step`."""
+        return self.slow > 0 and float(stream("slow", self.seed, step, peer).random()) < self.slow
