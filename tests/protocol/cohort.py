@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from btard.drivers.links import Links
 from btard.drivers.local import LocalDriver
 from btard.drivers.task import QuadraticTask, StepResult
 from btard.protocol.behaviour import Behaviour
@@ -30,13 +31,21 @@ def run_cohort(
     collusion: Collusion | None = None,
     mode: str = "batched",
     until_banned: frozenset[int] = frozenset(),
+    links: Links | None = None,
     **settings: object,
 ) -> Run:
     """Train the quadratic with `behaviours` plugged in, the rest honest: `steps` steps, or until those are banned."""
     behaviours = behaviours or {}
     byzantine = sum(behaviour.byzantine for behaviour in behaviours.values())
     config = ProtocolConfig(**{"peers": peers, "byzantine": byzantine, "run_id": f"test {seed}", **settings})  # type: ignore[arg-type]
-    driver = LocalDriver(config, QuadraticTask(d), behaviours=behaviours, collusion=collusion, mode=mode)  # type: ignore[arg-type]
+    driver = LocalDriver(
+        config,
+        QuadraticTask(d),
+        behaviours=behaviours,
+        collusion=collusion,
+        mode=mode,  # type: ignore[arg-type]
+        links=links,
+    )
     params, results = torch.ones(d), []
     for _ in range(steps):
         results.append(driver.step(params))

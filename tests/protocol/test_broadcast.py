@@ -1,0 +1,228 @@
+"""Broadcasts cannot be split: whatever senders and relayers do, all honest peers hold the same messages afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from btard.drivers.links import Links
+from btard.drivers.local import LocalDriver
+from btard.drivers.task import QuadraticTask
+from btard.protocol.behaviour import Behaviour, Context
+from btard.protocol.broadcast import Heard, hear
+from btard.protocol.config import ProtocolConfig
+from btard.protocol.effects import Broadcast, Compare, Exchange
+from btard.protocol.identity import Identity, Roster
+from btard.protocol.messages import CoinReveal, Relayed, Signed, relay_digest
+from btard.protocol.peer import Peer
+from btard.protocol.record import StepRecord
+from tests.protocol.cohort import run_cohort
+
+LIMIT = 10_000
+
+
+class Net:
+    """Peers in one broadcast phase; `adversary` says what Byzantine ones send, honest ones run the protocol."""
+
+    def __init__(self, peers: int, byzantine: frozenset[int], rounds: int | None = None) -> None:
+        self.n, self.byzantine = peers, byzantine
+        self.identities = [Identity.from_seed("net", i) for i in range(peers)]
+        roster = Roster(tuple(identity.public_key for identity in self.identities))
+        config = ProtocolConfig(peers=peers, byzantine=len(byzantine), validators=0, relays=rounds)
+        self.rounds = config.rounds
+        self.record = StepRecord(3, tuple(range(peers)), {}, b"coin", b"context")
+        self.peers = {i: Peer(i, self.identities[i], roster, config, 100) for i in range(peers) if i not in byzantine}
+
+    def sign(self, sender: int, value: int, phase: str = "phase", context: bytes = b"context") -> Signed:
+        payload = CoinReveal(bytes([value]) * 32, bytes(32))
+        return Signed.create(self.identities[sender], context, sender, 3, phase, payload)
+
+    def relayed(self, message: Signed, *relayers: int) -> Relayed:
+        signed = relay_digest(message.digest(b"context"))
+        return Relayed(message, tuple((r, self.identities[r].sign(signed)) for r in relayers))
+
+    def run(
+        self,
+        direct: Mapping[int, Mapping[int, Signed]],
+        relays: Mapping[int, Mapping[int, Sequence[Any]]] | None = None,
+    ) -> dict[int, Heard]:
+        """`direct`: recipient -> Byzantine sender -> message; `relays`: round -> recipient -> items of peer b."""
+        deliverer = min(self.byzantine, default=-1)
+        running = {i: hear(peer, self.record, "phase", self.sign(i, i), {}, LIMIT) for i, peer in self.peers.items()}
+        answers: dict[int, Any] = dict.fromkeys(running)
+        heard: dict[int, Heard] = {}
+        while running:
+            effects: dict[int, Any] = {}
+            for i, generator in list(running.items()):
+                try:
+                    effects[i] = generator.send(answers[i])
+                except StopIteration as stop:
+                    heard[i] = stop.value
+                    del running[i]
+            if not effects:
+                break
+            some = next(iter(effects.values()))
+            if isinstance(some, Broadcast):
+                said = {i: effect.message for i, effect in effects.items()}
+                answers = {i: {**said, **direct.get(i, {})} for i in effects}
+            elif isinstance(some, Compare):
+                views = {i: effect.digest for i, effect in effects.items()}
+                answers = {i: dict(views) for i in effects}
+            else:
+                assert isinstance(some, Exchange)
+                round = int(some.phase.rpartition("/")[2])
+                answers = {i: {s: e.packets[i] for s, e in effects.items() if i in e.packets} for i in effects}
+                for i, items in (relays or {}).get(round, {}).items():
+                    answers[i][deliverer] = items
+        return heard
+
+
+def views(heard: dict[int, Heard]) -> set[tuple[tuple[int, int], ...]]:
+    """The distinct views: how many faces of which sender."""
+    return {tuple((sender, len(said)) for sender, said in sorted(h.items())) for h in heard.values()}
+
+
+def test_honest_peers_hear_everybody_and_relay_nothing() -> None:
+    net = Net(5, frozenset())
+    assert views(net.run({})) == {tuple((i, 1) for i in range(5))}
+
+
+@pytest.mark.parametrize("reached", [(0,), (0, 2), (0, 1, 2)])
+def test_a_message_that_reaches_one_honest_peer_reaches_all(reached: tuple[int, ...]) -> None:
+    net = Net(5, frozenset({3, 4}))
+    heard = net.run({i: {3: net.sign(3, 7)} for i in reached})
+    assert views(heard) == {((0, 1), (1, 1), (2, 1), (3, 1))}
+    assert len({next(iter(h[3])) for h in heard.values()}) == 1
+
+
+def test_two_faces_meet() -> None:
+    net = Net(5, frozenset({3, 4}))
+    heard = net.run({0: {3: net.sign(3, 7)}, 1: {3: net.sign(3, 8)}, 2: {3: net.sign(3, 7)}})
+    assert views(heard) == {((0, 1), (1, 1), (2, 1), (3, 2))}
+
+
+def test_three_faces_are_two_too_many_for_everybody() -> None:
+    net = Net(6, frozenset({4, 5}))
+    heard = net.run({i: {4: net.sign(4, i)} for i in range(4)})
+    assert {len(h[4]) for h in heard.values()} == {2}
+
+
+@pytest.mark.parametrize("round", [1, 2, 3])
+@pytest.mark.parametrize("direct", ["all", "none"])
+def test_a_face_that_fellows_show_to_one_peer_in_any_round_reaches_all_or_none(round: int, direct: str) -> None:
+    """Round r takes r relayers: with fewer it comes too late and is refused, with r of them everybody gets it."""
+    byzantine = frozenset({4, 5, 6})
+    for relayers in range(4):
+        net = Net(7, byzantine)
+        assert net.rounds == 3
+        first = {i: {4: net.sign(4, 1)} for i in range(4)} if direct == "all" else {}
+        hidden = net.relayed(net.sign(4, 2), *((5, 6)[:relayers] if relayers < 3 else (5, 6, 0)))
+        if relayers == 3:  # no honest peer signs what it has not heard: they would have to forge it
+            forged = tuple((r, s if r != 0 else bytes(64)) for r, s in hidden.chain)
+            hidden = Relayed(hidden.message, forged)
+        heard = net.run(first, {round: {0: [hidden]}})
+        assert len(views(heard)) == 1, f"{relayers} relayers in round {round} split the honest peers"
+        faces = len(heard[0].get(4, {})) - (direct == "all")
+        assert faces == (1 if relayers in (1, 2) and relayers >= round else 0)
+
+
+def test_with_fewer_rounds_than_colluders_a_late_face_would_split() -> None:
+    """Why the default is as many rounds as there may be Byzantine peers."""
+    net = Net(7, frozenset({4, 5, 6}), rounds=1)
+    hidden = net.relayed(net.sign(4, 2), 5)
+    heard = net.run({i: {4: net.sign(4, 1)} for i in range(4)}, {1: {0: [hidden]}})
+    assert len(views(heard)) == 2
+
+
+def forgeries(net: Net) -> dict[str, Any]:
+    good = net.sign(4, 2)
+    proper = net.relayed(good, 5)
+    return {
+        "no tuple": 7,
+        "not relayed": good,
+        "own chain": net.relayed(good, 4),
+        "empty chain": Relayed(good, ()),
+        "twice the same": Relayed(good, proper.chain * 2),
+        "unknown relayer": Relayed(good, ((99, proper.chain[0][1]),)),
+        "negative relayer": Relayed(good, ((-1, proper.chain[0][1]),)),
+        "bad signature": Relayed(good, ((5, bytes(64)),)),
+        "short signature": Relayed(good, ((5, b"x"),)),
+        "other phase": net.relayed(net.sign(4, 2, phase="else"), 5),
+        "other context": net.relayed(net.sign(4, 2, context=b"else"), 5),
+        "in an honest name": net.relayed(Signed(1, 3, "phase", good.payload, good.signature), 5),
+        "long chain": Relayed(good, proper.chain * 50),
+        "no message": Relayed(None, proper.chain),  # type: ignore[arg-type]
+        "too large": net.relayed(
+            Signed.create(net.identities[4], b"context", 4, 3, "phase", CoinReveal(bytes(2 * LIMIT), b"")), 5
+        ),
+    }
+
+
+@pytest.mark.parametrize("what", list(forgeries(Net(7, frozenset({4, 5, 6})))))
+def test_forged_relays_change_nothing(what: str) -> None:
+    net = Net(7, frozenset({4, 5, 6}))
+    heard = net.run({}, {1: {i: [forgeries(net)[what]] for i in range(4)}})
+    assert views(heard) == {((0, 1), (1, 1), (2, 1), (3, 1))}
+
+
+def test_a_message_from_another_step_or_run_is_none() -> None:
+    net = Net(5, frozenset({4}))
+    for stranger in (net.sign(4, 1, context=b"other run"), net.sign(4, 1, phase="earlier"), net.sign(3, 1), "text"):
+        heard = net.run({i: {4: stranger} for i in range(4)})  # type: ignore[dict-item]
+        assert views(heard) == {((0, 1), (1, 1), (2, 1), (3, 1))}
+
+
+class TwoFaced(Behaviour):
+    """Says something else to every second peer, in every phase that starts with `phase`."""
+
+    byzantine = True
+
+    def __init__(self, phase: str) -> None:
+        self.phase = phase
+
+    def active(self, step: int) -> bool:
+        return step == 1
+
+    def say(self, ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Any) -> Any:
+        if not phase.startswith(self.phase) or message is None:
+            return message, {}
+        other = sign(CoinReveal(bytes(32), bytes(32)))
+        return message, {i: other for i in ctx.record.active if i % 2}
+
+
+@pytest.mark.parametrize("phase", ["commit", "announce", "coin_commit", "coin_reveal", "report", "accuse"])
+@pytest.mark.parametrize("relays", [None, 1])
+def test_equivocation_is_banned_in_its_step(phase: str, relays: int | None) -> None:
+    run = run_cohort({3: TwoFaced(phase)}, peers=7, steps=4, relays=relays)
+    assert set(run.removed) == {3}
+    assert [(entry.step, entry.kind) for entry in run.entries] == [(1, "equivocation")]
+
+
+@pytest.mark.parametrize("loss", [0.05, 0.3])
+def test_lost_broadcasts_are_made_up_for(loss: float) -> None:
+    reliable = run_cohort(peers=7, steps=6, relays=1)
+    lossy = run_cohort(peers=7, steps=6, relays=1, links=Links(loss=loss, attempts=40))
+    assert not lossy.entries
+    assert torch.equal(lossy.params, reliable.params)
+
+
+def test_lossy_links_need_relays() -> None:
+    with pytest.raises(ValueError, match="set relays to 1 or more"):
+        LocalDriver(ProtocolConfig(peers=5), QuadraticTask(20), links=Links(loss=0.1))
+
+
+def test_slow_peers_are_absent_and_not_guilty() -> None:
+    run = run_cohort(peers=9, steps=12, links=Links(slow=0.2), max_absences=12)
+    assert not run.entries
+    assert {len(result.workers) for result in run.results} - {8}, "somebody was late"
+
+
+def test_bytes_are_counted() -> None:
+    """Tensors: d (k - 1)/k floats out of every worker for its parts, and d/k to each peer for its aggregate."""
+    d, n = 5600, 8
+    small, large = (run_cohort(peers=n, steps=1, d=size, validators=0).results[0].sent for size in (d, 2 * d))
+    grown = {i: large[i] - small[i] for i in small}
+    assert set(grown.values()) == {2 * 4 * d * (n - 1) // n}
