@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from btard.protocol.commit import clip_gradient
+from btard.protocol.disclose import keep_disclosed
 from btard.protocol.effects import Compute, Effect, Purpose
 from btard.protocol.evidence import disclosures, verdict_on
 from btard.protocol.exchange import packet_limit
@@ -31,7 +32,7 @@ from btard.protocol.messages import (
 )
 from btard.protocol.record import StepRecord
 from btard.protocol.report import part_scalars
-from btard.protocol.validate import corrected_reports, gradient_is_wrong
+from btard.protocol.validate import committed_gradient, corrected_reports
 from btard.protocol.verify import ACCUSE, scalars_differ, suspicious_parts, v2_violation
 
 if TYPE_CHECKING:
@@ -113,6 +114,9 @@ def _possible(peer: Peer, record: StepRecord, accuser: int, claim: Claim) -> boo
         return False
     if claim.kind == "wrong_gradient":
         return about is not record and claim.part == -1
+    if claim.kind == "undisclosed":  # only its validator was to be shown it
+        tolerant = peer.config.validation == "tolerant" and about is not record and claim.part == -1
+        return tolerant and record.assignments.get(accuser) == claim.accused
     if not 0 <= claim.part < about.cut.k:
         return False
     if claim.kind == "wrong_aggregate":
@@ -162,10 +166,13 @@ def _try(
     record.shown[attempt] = {who: tuple(packets) for who, packets in {**evidence, peer.id: shown}.items()}
     evidence = record.shown[attempt]
     for claim in raised:
-        if claim.kind == "wrong_gradient" and claim.accused not in truth and peer.last is not None:
+        if claim.kind in ("wrong_gradient", "undisclosed") and claim.accused not in truth and peer.last is not None:
             seed = batch_seed(peer.config.run_id, claim.step, claim.accused, peer.last.previous_coin)
             gradient = yield Compute(claim.step, claim.accused, seed, Purpose.JUDGE)
             truth[claim.accused] = clip_gradient(gradient, peer.config.clip_lambda)
+    if peer.config.validation == "tolerant":
+        for accused, gradient in truth.items():
+            keep_disclosed(peer, record, accused, evidence, gradient)
     reports = corrected_reports(peer, peer.last, truth) if peer.last is not None else {}
     verdicts = tuple(
         behaviour.vote(ctx, claim, verdict_on(peer, claim, accusers, evidence, truth, reports))
@@ -253,7 +260,7 @@ def _uncovered(peer: Peer, truth: Mapping[int, torch.Tensor]) -> list[Claim]:
     about = peer.last
     if about is None:
         return []
-    honest = {who: gradient for who, gradient in truth.items() if not gradient_is_wrong(peer, about, who, gradient)}
+    honest = {who: x for who, x in truth.items() if committed_gradient(peer, about, who, x) is not None}
     if not honest:
         return []
     corrected = corrected_reports(peer, about, honest)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,14 @@ class ProtocolConfig:
     """A judge convicts an aggregator above this relative residual of (CC); rounding of the aggregate is added to it."""
     scalar_tol: float = 1e-5
     """A judge convicts a reporter whose norm or s is off by more than this, relative to the clipped difference."""
+    validation: Literal["exact", "tolerant"] = "exact"
+    """exact: a validator compares hashes, so all peers have to compute alike to the bit. tolerant: the target shows
+    what it committed to, and distances decide; for peers on different hardware."""
+    gradient_tol: float = 0.05
+    """tolerant: how far apart, relative to the larger norm, honest peers' gradients of one batch may be; a judge
+    convicts above it, a validator accuses above twice. Take it from a calibration on the hardware in use."""
+    cosine_tol: float | None = None
+    """tolerant: the same for 1 - cosine; accused above four times, for it is a distance squared. None: no check."""
     directions: int = 1
     """How many random directions z V2 projects on. More make a narrow miss by chance rarer."""
     delta_max: float | None = None
@@ -59,6 +68,12 @@ class ProtocolConfig:
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
         if math.isinf(self.tol) or self.residual_tol < self.tol:
             raise ValueError(f"residual_tol must be >= tol = {self.tol}, got {self.residual_tol}: honesty would fail")
+        if self.validation not in ("exact", "tolerant"):
+            raise ValueError(f"validation must be exact or tolerant, got {self.validation!r}")
+        if not 0 < self.gradient_tol < 0.5:  # a gradient of zero is at distance 1 and has to be accused
+            raise ValueError(f"gradient_tol must be > 0 and < 0.5, got {self.gradient_tol}")
+        if self.cosine_tol is not None and not 0 < self.cosine_tol < 0.25:  # likewise one at a right angle
+            raise ValueError(f"cosine_tol must be > 0 and < 0.25 (or null), got {self.cosine_tol}")
         if not 1 <= self.directions <= 1024:  # a report with more would be refused as too long
             raise ValueError(f"directions must be >= 1 and <= 1024, got {self.directions}")
         if self.relays is not None and not 0 <= self.relays < n:

@@ -7,12 +7,24 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from btard.protocol.disclose import committed_body, gradient_packets
 from btard.protocol.exchange import find_packet, packet_fault
-from btard.protocol.messages import EXCUSED, FALSE_CLAIM, GUILTY, Claim, Packet, Report
+from btard.protocol.messages import EXCUSED, FALSE_CLAIM, GUILTY, Claim, Packet, Report, is_finite
 from btard.protocol.record import StepRecord
 from btard.protocol.report import part_scalars
 from btard.protocol.validate import work_is_wrong
-from btard.protocol.verify import CONVICT, aggregate_is_wrong, far_off, scalars_differ, v2_violation, v3_violation
+from btard.protocol.verify import (
+    CONVICT,
+    SIGMAS,
+    aggregate_is_wrong,
+    counted,
+    far_off,
+    residual_tolerance,
+    scalars_differ,
+    typical_distance,
+    v2_violation,
+    v3_violation,
+)
 
 if TYPE_CHECKING:
     from btard.protocol.peer import Peer
@@ -31,7 +43,9 @@ def disclosures(
             continue
         packets: list[Packet] = []
         received = about.received.get(claim.part, {})
-        if claim.kind == "wrong_aggregate" and claim.accused == peer.id:
+        if claim.kind in ("wrong_gradient", "undisclosed"):
+            packets = _committed_packets(peer, about, claim, accusers)
+        elif claim.kind == "wrong_aggregate" and claim.accused == peer.id:
             packets = [received[sender] for sender in sorted(received)]
         elif peer.id in accusers and claim.kind == "misreport" and claim.accused in received:
             packets = [received[claim.accused]]
@@ -40,6 +54,21 @@ def disclosures(
             packets = [suspect] if suspect is not None else []
         shown += hook(claim, packets)
     return shown
+
+
+def _committed_packets(peer: Peer, about: StepRecord, claim: Claim, accusers: tuple[int, ...]) -> list[Packet]:
+    """Mode `tolerant`: what the accused committed to, from itself, from who was shown it, or from the parts' owners.
+
+    An honest peer on either side so brings to every judge what its verdict needs. The owners matter where neither does.
+    """
+    if peer.config.validation == "exact":
+        return []
+    if claim.accused == peer.id:
+        return gradient_packets(about, peer.id, about.own) if about.own is not None else []
+    if peer.id in accusers and claim.accused in peer.current.disclosed:
+        return gradient_packets(about, claim.accused, peer.current.disclosed[claim.accused])
+    held = [packets[claim.accused] for packets in about.received.values() if claim.accused in packets]
+    return held if claim.kind == "undisclosed" else []
 
 
 def verdict_on(
@@ -54,9 +83,8 @@ def verdict_on(
     about = peer.record_of(claim.step)
     if about is None:
         return EXCUSED
-    if claim.kind == "wrong_gradient":
-        wrong = work_is_wrong(peer, about, claim.accused, truth[claim.accused], margin=CONVICT)
-        return GUILTY if wrong else FALSE_CLAIM
+    if claim.kind in ("wrong_gradient", "undisclosed"):
+        return _wrong_work(peer, about, claim, truth[claim.accused])
     if claim.kind == "misreport":
         return _misreport(peer, about, claim, evidence)
     if claim.kind == "wrong_aggregate":
@@ -68,6 +96,17 @@ def verdict_on(
         if packet_fault(peer, packet, hashes, about.cut.size(claim.part), kind) == claim.kind:
             return GUILTY
     return FALSE_CLAIM
+
+
+def _wrong_work(peer: Peer, about: StepRecord, claim: Claim, recomputed: torch.Tensor) -> str:
+    """Mode `tolerant`: who accuses of a wrong gradient was shown it and shows it; who was not shown it has no blame."""
+    innocent = FALSE_CLAIM if claim.kind == "wrong_gradient" else EXCUSED
+    if peer.config.validation == "tolerant":
+        if claim.accused not in peer.current.disclosed:
+            return FALSE_CLAIM if claim.kind == "wrong_gradient" else GUILTY
+        if not is_finite(recomputed):
+            return EXCUSED  # I have nothing to compare with
+    return GUILTY if work_is_wrong(peer, about, claim.accused, recomputed, margin=CONVICT) else innocent
 
 
 def _misreport(peer: Peer, about: StepRecord, claim: Claim, evidence: Mapping[int, Sequence[Packet]]) -> str:
@@ -111,12 +150,26 @@ def _wrong_aggregate(
     cause = v2_violation(peer.config, about, reports, part, margin=CONVICT) or v3_violation(
         about, reports, part, delta_max
     )
+    if not cause and about is peer.last and peer.config.validation == "tolerant":
+        cause = _somebody_lied(peer, about, part, bodies)
     return EXCUSED if cause else FALSE_CLAIM
 
 
-def committed_body(peer: Peer, about: StepRecord, packet: Packet | None, sender: int, part: int) -> torch.Tensor | None:
-    """The disclosed part [p], if it is the one that `sender` committed to."""
-    if packet is None or not isinstance(packet.body, torch.Tensor):
-        return None
-    size, committed = about.cut.size(part), about.commits[sender].digests[part]
-    return packet.body if packet_fault(peer, packet, committed, size, "part") is None else None
+def _somebody_lied(peer: Peer, about: StepRecord, part: int, bodies: Sequence[torch.Tensor]) -> bool:
+    """Whether reports on `part`, whose parts are `bodies`, are false enough for an honest alarm at a right aggregate.
+
+    Mode `tolerant`: what was disclosed to the accuser but not to me corrects its sum and not mine. Its corrected sum is
+    the true one, which vanishes, and the lies that are still in it. A quarter of V2's bound, since the typical
+    distance in the accuser's bound is made of other reports than that in mine.
+    """
+    heard = counted(about, about.reports, part)
+    if not heard:
+        return False
+    typical = typical_distance(about, about.reports, part)
+    bound = CONVICT * SIGMAS * len(heard) * residual_tolerance(peer.config, about.aggregates[part], typical)
+    lies = [0.0] * peer.config.directions
+    for sender, (_, true) in zip(about.announced[part].senders, part_scalars(peer, about, bodies, part), strict=True):
+        if sender in heard:
+            said = about.reports[sender].products[part]
+            lies = [lie + abs(a - b) for lie, a, b in zip(lies, said, true, strict=True)]
+    return max(lies) > 0.25 * bound * min(peer.config.tau, typical)

@@ -30,6 +30,8 @@ CLAIM_KINDS = frozenset(
         "withheld_aggregate",  # an aggregate that never came: ELIMINATE
     }
 )
+TOLERANT_KINDS = frozenset({"undisclosed"})
+"""A validator's claim, in tolerant validation alone, that it was not shown what its target committed to."""
 EXCLUSION_KINDS = ("bad_part", "withheld_part")
 """An owner that leaves a worker out of its list owes one of these."""
 MISSING_KINDS = ("bad_aggregate", "withheld_aggregate")
@@ -181,7 +183,7 @@ class Claims:
             return Claim(
                 wire.check_int(step, what),
                 wire.check_int(accused, what),
-                wire.check_word(kind, what, CLAIM_KINDS),
+                wire.check_word(kind, what, CLAIM_KINDS | TOLERANT_KINDS),
                 wire.check_int(part, what),
             )
 

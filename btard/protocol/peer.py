@@ -11,10 +11,11 @@ import torch
 from btard.protocol.accuse import judge, verify
 from btard.protocol.aggregate import aggregate, settle_missing
 from btard.protocol.behaviour import HONEST, Behaviour, Context
-from btard.protocol.broadcast import hear
+from btard.protocol.broadcast import Heard, hear
 from btard.protocol.coin import toss
 from btard.protocol.commit import commit, compute
 from btard.protocol.config import ProtocolConfig
+from btard.protocol.disclose import disclose
 from btard.protocol.effects import Effect, Exchange
 from btard.protocol.exchange import exchange
 from btard.protocol.hashing import batch_seed, digest
@@ -110,6 +111,7 @@ class Peer:
         coin = self.coins[-1]
         context = step_context(self.config.run_id, self.t, self.active, self.assignments, coin, self.ledger.head)
         record = self.current = StepRecord(self.t, self.active, self.assignments, coin, context)
+        record.head, record.absences = self.ledger.head, dict(self.absences)
         already = len(self.ledger.entries)
         try:
             gradient = yield from compute(self, record)
@@ -120,6 +122,7 @@ class Peer:
             yield from toss(self, record)
             yield from report(self, record, gradient)
             yield from settle_missing(self, record)
+            yield from disclose(self, record, recomputed)
             yield from judge(self, record, verify(self, record) + validate(self, recomputed))
         except Expelled:
             return None
@@ -185,7 +188,7 @@ class Peer:
             return Signed.create(self.identity, record.context, self.id, record.step, phase, said)
 
         message, faces = behaviour.say(ctx, phase, payload, None if payload is None else sign(payload), sign)
-        heard = yield from hear(self, record, phase, message, faces, limit)
+        heard = yield from self.hear(record, phase, message, faces, limit)
         record.heard[phase] = {sender: tuple(said.values()) for sender, said in heard.items()}
         opened: dict[int, M] = {}
         for sender in record.remaining:
@@ -200,6 +203,12 @@ class Peer:
             elif sender in expected:
                 self.expel(record, sender, "silent")
         return opened
+
+    def hear(
+        self, record: StepRecord, phase: str, message: Signed | None, faces: Mapping[int, Signed | None], limit: int
+    ) -> Generator[Effect, Any, Heard]:
+        """What everybody said in this phase; an auditor, who was not there, takes it from a record."""
+        return hear(self, record, phase, message, faces, limit)
 
     def send(
         self, record: StepRecord, phase: str, packets: Mapping[int, Sequence[Packet]], *, limit: int

@@ -84,6 +84,10 @@ class StepRecord:
     """Part that I own -> sender -> its packet, as it came (my own part included)."""
     aggregates: dict[int, torch.Tensor] = field(default_factory=dict)
     """Part -> a[j] that matches its announced hash."""
+    own: torch.Tensor | None = None
+    """What I committed to, [d], kept in tolerant validation: my validator wants to see it in the next step."""
+    disclosed: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Peer -> what it committed to in the step before, [d], as it was shown to me in this one (tolerant validation)."""
     suspects: dict[tuple[str, int, int], Packet | None] = field(default_factory=dict)
     """(claim kind, accused, part) -> the packet that proves it, None if it never came."""
     missing: dict[int, tuple[int, ...]] = field(default_factory=dict)
@@ -95,6 +99,10 @@ class StepRecord:
 
     heard: dict[str, dict[int, tuple[Signed, ...]]] = field(default_factory=dict)
     """Phase -> sender -> its message, or both of them: the transcript of the step."""
+    head: bytes = b""
+    """The ledger's head at the start of the step."""
+    absences: dict[int, int] = field(default_factory=dict)
+    """Peer -> steps in a row that it had missed at the start of the step."""
     shown: dict[int, dict[int, tuple[Packet, ...]]] = field(default_factory=dict)
     """Round of accusations -> peer -> the evidence it disclosed."""
 

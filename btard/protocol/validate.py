@@ -8,9 +8,10 @@ import torch
 
 from btard.protocol.commit import part_digests
 from btard.protocol.hashing import stream
-from btard.protocol.messages import Claim, Report
+from btard.protocol.messages import Claim, Report, is_finite
 from btard.protocol.record import StepRecord
 from btard.protocol.report import gradient_report
+from btard.protocol.tolerance import too_far
 from btard.protocol.verify import ACCUSE, scalars_differ
 
 if TYPE_CHECKING:
@@ -33,20 +34,31 @@ def draw_validators(coin: bytes, workers: tuple[int, ...], active: tuple[int, ..
 
 
 def work_is_wrong(peer: Peer, record: StepRecord, target: int, gradient: torch.Tensor, *, margin: float) -> bool:
-    """Whether `target`'s commitments or reports of `record`'s step are not those of the honest `gradient` [d]."""
-    return gradient_is_wrong(peer, record, target, gradient) or report_is_wrong(
-        peer, record, target, gradient, margin=margin
-    )
+    """Whether `target`'s commitments or reports of `record`'s step are not those of the honest `gradient` [d].
+
+    `margin`: multiple of the tolerances. What a peer that commits to something else reports does not matter any more.
+    """
+    committed = committed_gradient(peer, record, target, gradient)
+    if committed is None:
+        return True
+    if committed is not gradient and too_far(peer.config, committed, gradient, margin=margin):
+        return True
+    return report_is_wrong(peer, record, target, committed, margin=margin)
 
 
-def gradient_is_wrong(peer: Peer, record: StepRecord, target: int, gradient: torch.Tensor) -> bool:
-    """Mode `exact`: whether the committed hashes are not those of the recomputed gradient."""
+def committed_gradient(peer: Peer, record: StepRecord, target: int, gradient: torch.Tensor) -> torch.Tensor | None:
+    """What `target` committed to at `record`'s step, [d], as far as I know: what its reports have to fit.
+
+    Mode `exact`: the recomputed `gradient` if it has the committed hashes. Mode `tolerant`: what was disclosed.
+    """
+    if peer.config.validation == "tolerant":
+        return peer.current.disclosed.get(target)
     honest = part_digests(peer.config.run_id, target, record.step, gradient, record.cut)
-    return honest != record.commits[target].digests
+    return gradient if honest == record.commits[target].digests else None
 
 
 def report_is_wrong(peer: Peer, record: StepRecord, target: int, gradient: torch.Tensor, *, margin: float) -> bool:
-    """Whether the reported norms and products are not those of `gradient`."""
+    """Whether the reported norms and products are not those of the committed `gradient`."""
     if target not in record.reports:
         return False
     said, true = record.reports[target], gradient_report(peer, record, target, gradient)
@@ -69,6 +81,11 @@ def validate(peer: Peer, gradient: torch.Tensor | None) -> list[Claim]:
     record, target = peer.last, peer.current.assignments.get(peer.id)
     if record is None or target is None or gradient is None or target in record.expelled:
         return []
+    if peer.config.validation == "tolerant":
+        if not is_finite(gradient):
+            return []  # nothing to compare with
+        if target not in peer.current.disclosed:
+            return [Claim(record.step, target, "undisclosed")]
     wrong = work_is_wrong(peer, record, target, gradient, margin=ACCUSE)
     return [Claim(record.step, target, "wrong_gradient")] if wrong else []
 
@@ -76,11 +93,12 @@ def validate(peer: Peer, gradient: torch.Tensor | None) -> list[Claim]:
 def corrected_reports(peer: Peer, record: StepRecord, honest: dict[int, torch.Tensor]) -> dict[int, Report]:
     """The step's reports with those of convicted peers replaced by the truth where it is known.
 
-    `honest`: convicted peer -> recomputed gradient. A peer that committed to another gradient than its batch's
-    leaves nothing to correct with: what it sent is known to the aggregators alone.
+    `honest`: convicted peer -> recomputed gradient. In mode `exact` a peer that committed to another gradient than its
+    batch's leaves nothing to correct with: what it sent is known to the aggregators alone.
     """
     corrected = dict(record.reports)
     for target, gradient in honest.items():
-        if target in corrected and not gradient_is_wrong(peer, record, target, gradient):
-            corrected[target] = gradient_report(peer, record, target, gradient)
+        committed = committed_gradient(peer, record, target, gradient) if target in corrected else None
+        if committed is not None:
+            corrected[target] = gradient_report(peer, record, target, committed)
     return corrected

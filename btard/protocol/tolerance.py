@@ -1,0 +1,81 @@
+"""How far apart two gradients are, in distances for which the triangle inequality holds: mode `tolerant`, section 5.
+
+    d(a, b) = ||a - b|| / max(||a||, ||b||)         relative error, between 0 and 2
+    c(a, b) = || a / ||a|| - b / ||b|| ||           chord between the directions; 1 - cos = c^2 / 2
+
+Both are metrics: c is the Euclidean distance of unit vectors, d by Ptolemy's inequality
+||a - c|| ||b|| <= ||a - b|| ||c|| + ||b - c|| ||a||  (Klamkin and Meir, Pacific J. Math. 101, 1982). So if honest peers
+agree to within tol, and a validator v sees its target's gradient g at d(g, r_v) > 2 tol from its own recomputation r_v,
+every honest judge j has d(g, r_j) >= d(g, r_v) - d(r_v, r_j) > tol and convicts; an honest target, at d <= tol, is
+accused and convicted by nobody honest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from btard.protocol.config import ProtocolConfig
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two gradients compared."""
+
+    relative: float
+    """d: 0 for equal ones (two zeros too), 1 if only one of them is zero, at most 2."""
+    cosine: float
+    """1 - cos, between 0 and 2; 0 where one of them is zero and has no direction: d says enough there."""
+
+
+CHUNK = 2**20
+"""Entries that are widened to float64 at once."""
+
+
+def difference(a: torch.Tensor, b: torch.Tensor) -> Difference:
+    """Compare `a` [d] with `b` [d], both finite. Summed in float64, where no finite float32 overflows; one pass.
+
+    1 - cos comes from the difference of the directions, since 1 minus a rounded cosine would lose half the digits.
+    """
+    apart = aa = bb = 0.0
+    for x, y in _chunks(a, b):
+        apart += float((x - y).square().sum())
+        aa += float(x.square().sum())
+        bb += float(y.square().sum())
+    longest = math.sqrt(max(aa, bb))
+    if longest == 0:
+        return Difference(0.0, 0.0)
+    shortest = math.sqrt(min(aa, bb))
+    if shortest == 0:
+        return Difference(1.0, 0.0)
+    # ||a - b||^2 = (||a|| - ||b||)^2 + ||a|| ||b|| c^2
+    gap = (aa - bb) / (longest + shortest)
+    chord = max(0.0, apart - gap * gap) / (longest * shortest)
+    return Difference(math.sqrt(apart) / longest, chord / 2)
+
+
+def _chunks(a: torch.Tensor, b: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    for x, y in zip(a.split(CHUNK), b.split(CHUNK), strict=True):
+        yield x.double(), y.to(x.device).double()
+
+
+def too_far(config: ProtocolConfig, committed: torch.Tensor, recomputed: torch.Tensor, *, margin: float) -> bool:
+    """Whether `committed` [d] is farther from `recomputed` [d] than `margin` times the tolerances.
+
+    1 - cos goes with the square of a distance, and so does its margin.
+    """
+    apart = difference(committed, recomputed)
+    if apart.relative > margin * config.gradient_tol:
+        return True
+    return config.cosine_tol is not None and apart.cosine > margin**2 * config.cosine_tol
+
+
+def tolerated_deviation(gradient_tol: float) -> float:
+    """How far a gradient that no honest validator accuses can be from the honest one, relative to the latter's norm.
+
+    ||g - r|| <= 2 tol max(||g||, ||r||) and ||g|| <= ||r|| + ||g - r|| give 2 tol / (1 - 2 tol).
+    """
+    return 2 * gradient_tol / (1 - 2 * gradient_tol)
