@@ -30,18 +30,46 @@ class CohortCompute:
     - `per_peer`: nothing is remembered across steps, validators and judges really recompute. Needs a task whose
       rows do not depend, to the bit, on which other requests are in the call.
 
+    `tasks` (peer -> Task) are for peers that compute with numerics of their own; each such task is batched and
+    remembered apart from the others, so that nobody is answered with what another kind of machine computed.
+
     Memory: two buffers [n, d], this step's gradients and the last step's, which aggregators still hold as evidence.
+    Errors: ValueError for an unknown mode and for a task of another number of parameters.
     """
 
-    def __init__(self, task: Task, history: ParameterHistory, mode: Mode) -> None:
+    def __init__(
+        self, task: Task, history: ParameterHistory, mode: Mode, tasks: Mapping[int, Task] | None = None
+    ) -> None:
         if mode not in ("batched", "per_peer"):
             raise ValueError(f"mode must be 'batched' or 'per_peer', got {mode!r}")
         self.task, self.history, self.mode = task, history, mode
         self.memory: dict[Key, torch.Tensor] = {}
         self._buffers: list[torch.Tensor] = []
+        self.others: dict[int, CohortCompute] = {}
+        """Peer -> what answers it instead of this object; the same for peers with the same task."""
+        made: dict[int, CohortCompute] = {id(task): self}
+        for peer, own in (tasks or {}).items():
+            if own.d != task.d:
+                raise ValueError(f"the task of peer {peer} has {own.d} parameters, the cohort's has {task.d}")
+            if id(own) not in made:
+                made[id(own)] = CohortCompute(own, history, mode)
+            self.others[peer] = made[id(own)]
 
-    def answer(self, now: int, requests: Sequence[Compute]) -> list[torch.Tensor]:
-        """The gradient [d] of each request, in order, at step `now`; equal requests share one tensor."""
+    def answer(self, now: int, requests: Sequence[Compute], askers: Sequence[int] | None = None) -> list[torch.Tensor]:
+        """The gradient [d] of each request, in order, at step `now`; equal requests to one task share a tensor.
+
+        `askers`: who computes each of them, by default peers with the common task.
+        """
+        if not self.others or askers is None:
+            return self._answer(now, requests)
+        answers: dict[int, torch.Tensor] = {}
+        computing = [self.others.get(asker, self) for asker in askers]
+        for compute in dict.fromkeys(computing):
+            mine = [i for i, responsible in enumerate(computing) if responsible is compute]
+            answers |= dict(zip(mine, compute._answer(now, [requests[i] for i in mine]), strict=True))
+        return [answers[i] for i in range(len(requests))]
+
+    def _answer(self, now: int, requests: Sequence[Compute]) -> list[torch.Tensor]:
         wanted = {key_of(request): request for request in requests}
         known = {key: self.memory[key] for key in wanted if key in self.memory} if self.mode == "batched" else {}
         todo = [request for key, request in wanted.items() if key not in known]
@@ -62,17 +90,25 @@ class CohortCompute:
 
     def state(self) -> tuple[list[list[int | str | bool]], dict[str, torch.Tensor]]:
         """What is remembered of the last step, as JSON values and tensors."""
-        keys: list[list[int | str | bool]] = [
-            [step, peer, seed.hex(), flipped] for step, peer, seed, flipped in self.memory
-        ]
-        return keys, {f"memory/{index}": row for index, row in enumerate(self.memory.values())}
+        keys: list[list[int | str | bool]] = []
+        rows: dict[str, torch.Tensor] = {}
+        for index, compute in enumerate(self._all()):
+            for (step, peer, seed, flipped), row in compute.memory.items():
+                rows[f"memory/{len(keys)}"] = row
+                keys.append([step, peer, seed.hex(), flipped, index])
+        return keys, rows
 
     def restore(self, keys: Sequence[Sequence[Any]], tensors: Mapping[str, torch.Tensor]) -> None:
         """Take over what `state` returned."""
-        self.memory = {
-            (step, peer, bytes.fromhex(seed), flipped): tensors[f"memory/{index}"]
-            for index, (step, peer, seed, flipped) in enumerate(keys)
-        }
+        computes = self._all()
+        for compute in computes:
+            compute.memory = {}
+        for row, (step, peer, seed, flipped, index) in enumerate(keys):
+            computes[index].memory[step, peer, bytes.fromhex(seed), flipped] = tensors[f"memory/{row}"]
+
+    def _all(self) -> list[CohortCompute]:
+        """This object and those for other numerics, in the order of the peers that brought them."""
+        return list(dict.fromkeys([self, *self.others.values()]))
 
     def _compute(self, now: int, requests: list[Compute], out: torch.Tensor) -> None:
         """Fill `out` [r, d], one call of the task per step that is asked for; rows that lie apart cost a copy."""

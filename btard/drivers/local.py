@@ -27,7 +27,8 @@ class LocalDriver:
     """Runs one `Peer` per entry of the config, `behaviours` (peer -> Behaviour) among them, on one `task`.
 
     `history_folder` takes the parameters of past steps where an attack asks for many of them, and `repeatable` says how
-    many steps a resumed run may repeat without losing any that it needs.
+    many steps a resumed run may repeat without losing any that it needs. `tasks` (peer -> Task) are for peers that
+    compute the same with other numerics than `task`, as on other hardware.
 
     The network is reliable unless `links` say otherwise. Tensors are handed over without a copy or an encoding;
     everything else (hashes, signatures, decoding, checks) happens as between strangers.
@@ -44,6 +45,7 @@ class LocalDriver:
         history_folder: Path | None = None,
         repeatable: int = 0,
         links: Links | None = None,
+        tasks: Mapping[int, Task] | None = None,
     ) -> None:
         behaviours = behaviours or {}
         identities = [Identity.from_seed(config.run_id, peer) for peer in range(config.peers)]
@@ -55,7 +57,7 @@ class LocalDriver:
             i: Peer(i, identities[i], roster, config, task.d, behaviours.get(i, HONEST)) for i in range(config.peers)
         }
         self.history = ParameterHistory(task.d, steps_kept(behaviours, repeatable), history_folder)
-        self.compute = CohortCompute(task, self.history, mode)
+        self.compute = CohortCompute(task, self.history, mode, tasks)
 
     @property
     def honest(self) -> list[Peer]:
@@ -179,7 +181,7 @@ class LocalDriver:
             # A judge is given the time that it needs; training and validation have the step's deadline.
             late = {i for i, e in asked.items() if e.purpose is not Purpose.JUDGE and self.links.late(now, i)}
             asked = {i: request for i, request in asked.items() if i not in late}
-            gradients = dict(zip(asked, self.compute.answer(now, list(asked.values())), strict=True))
+            gradients = dict(zip(asked, self.compute.answer(now, list(asked.values()), list(asked)), strict=True))
             self._observe(now, asked, gradients)
             return {i: gradients.get(i) for i in effects}
         if any(isinstance(effect, Broadcast) for effect in effects.values()):

@@ -51,6 +51,8 @@ def save_peer(peer: Peer) -> tuple[dict[str, Any], Tensors]:
             for sender, packet in packets.items()
             if isinstance(packet.body, torch.Tensor)
         }
+        if record.own is not None:  # by parts: where these lie in memory, other peers hold them as received
+            tensors |= {f"own/{part}": record.cut.view(record.own, part) for part in range(record.cut.k)}
     return state, tensors
 
 
@@ -85,6 +87,8 @@ def load_peer(peer: Peer, state: Mapping[str, Any], tensors: Mapping[str, torch.
         expelled={int(other): why for other, why in kept["expelled"].items()},
         skipped=set(kept["skipped"]),
     )
+    own = [tensors[name] for part in range(kept["k"]) if (name := f"own/{part}") in tensors]
+    record.own = torch.cat(own) if own else None
     for name, tensor in tensors.items():
         what, _, rest = name.partition("/")
         if what == "aggregate":
