@@ -43,7 +43,7 @@ def verify(peer: Peer, record: StepRecord) -> list[Claim]:
     """The claims that follow from what I received and from V1 on the parts I own, V2 and V3 on all parts."""
     claims = [Claim(record.step, accused, kind, part) for kind, accused, part in record.suspects]
     for part, packets in record.received.items():
-        if part not in record.announced or part not in record.aggregates:
+        if part not in record.announced or part not in record.aggregates or not record.held(part):
             continue
         reported = {
             sender: (record.reports[sender], body)
@@ -83,6 +83,12 @@ def judge(peer: Peer, record: StepRecord, claims: Sequence[Claim]) -> Generator[
         if not raised:
             return
         settled |= set(raised)
+        # Whoever is out already is not tried any more, but what it aggregated must not count.
+        record.skipped |= {
+            claim.part
+            for claim in raised
+            if claim.kind == "wrong_aggregate" and claim.step == record.step and claim.accused in record.expelled
+        }
         tried = sorted(c for c in raised if c.kind not in ELIMINATE_KINDS and c.accused not in record.expelled)
         if tried:
             yield from _try(peer, record, {claim: raised[claim] for claim in tried}, truth, attempt)
@@ -165,6 +171,8 @@ def _try(
     evidence = yield from peer.send(record, f"evidence/{attempt}", sent, limit=limit)
     record.shown[attempt] = {who: tuple(packets) for who, packets in {**evidence, peer.id: shown}.items()}
     evidence = record.shown[attempt]
+    # By what was known before the round, as the accusers: more truth could take their cause away.
+    reports = corrected_reports(peer, peer.last, truth) if peer.last is not None else {}
     for claim in raised:
         if claim.kind in ("wrong_gradient", "undisclosed") and claim.accused not in truth and peer.last is not None:
             seed = batch_seed(peer.config.run_id, claim.step, claim.accused, peer.last.previous_coin)
@@ -173,7 +181,6 @@ def _try(
     if peer.config.validation == "tolerant":
         for accused, gradient in truth.items():
             keep_disclosed(peer, record, accused, evidence, gradient)
-    reports = corrected_reports(peer, peer.last, truth) if peer.last is not None else {}
     verdicts = tuple(
         behaviour.vote(ctx, claim, verdict_on(peer, claim, accusers, evidence, truth, reports))
         for claim, accusers in raised.items()

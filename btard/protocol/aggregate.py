@@ -10,7 +10,7 @@ import torch
 from btard.aggregation import centered_clip
 from btard.protocol.effects import Effect
 from btard.protocol.exchange import find_packet, packet_fault, packet_limit
-from btard.protocol.messages import Announce, AnnouncedPart, Packet, body_digest
+from btard.protocol.messages import ELIMINATE_KINDS, Announce, AnnouncedPart, Packet, body_digest
 from btard.protocol.record import StepRecord
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def recover(peer: Peer, record: StepRecord, attempt: int) -> Generator[Effect, A
     """
     outgoing: dict[int, list[Packet]] = {}
     for recipient, parts in record.missing.items():
-        for part in parts:
+        for part in sorted(set(parts)):
             if recipient == peer.id or part not in record.aggregates or part not in record.announced:
                 continue
             body = peer.behaviour_at(record.step).forward(
@@ -116,15 +116,26 @@ def recover(peer: Peer, record: StepRecord, attempt: int) -> Generator[Effect, A
 
 
 def settle_missing(peer: Peer, record: StepRecord) -> Generator[Effect, Any, None]:
-    """After the reports: skip the parts that no majority of the workers holds, pass the others on once more.
+    """After the reports: skip the parts that no majority of the workers held, pass the others on once more.
 
     Whether a part counts has to follow from broadcasts: a hostile helper could give the last missing copy to some
-    honest peers and not to others. Where a majority says it has it, an honest worker does, and gives it to all.
+    honest peers and not to others. Where a majority said before the coin that it had it, an honest worker did, and has
+    given it to all before they reported. Reports come too late to count holders: a hostile owner that then adds one
+    honest holder to its fellows has a majority, and nobody else's report says how far off the aggregate is.
     """
     if not record.missing:
         return
-    for part in record.announced:
-        holders = sum(part not in message.missing for message in record.reports.values())
-        if 2 * holders <= len(record.workers):
-            record.skipped.add(part)
+    record.skipped |= {part for part in record.announced if not record.held(part)}
     yield from recover(peer, record, 1)
+
+
+def settle_exclusions(record: StepRecord) -> None:
+    """After the verdicts: skip the parts that leave out a worker which did not fall out on its own.
+
+    Otherwise an owner could leave out all but its fellows, for whose reports V2 and V3 have nothing to say, and pay
+    with a single elimination.
+    """
+    for part, entry in record.announced.items():
+        left_out = set(record.workers) - set(entry.senders)
+        if any(record.expelled.get(i) in (None, *ELIMINATE_KINDS) for i in left_out):
+            record.skipped.add(part)

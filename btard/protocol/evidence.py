@@ -113,6 +113,8 @@ def _misreport(peer: Peer, about: StepRecord, claim: Claim, evidence: Mapping[in
     part, said = claim.part, about.reports.get(claim.accused)
     if said is None or part not in about.announced or claim.accused not in about.announced[part].senders:
         return FALSE_CLAIM
+    if part in said.missing or not about.held(part):
+        return FALSE_CLAIM  # it had nothing to report on
     packet = find_packet(evidence, about.owner(part), "part", about.step, part, author=claim.accused)
     body = committed_body(peer, about, packet, claim.accused, part)
     if body is None:

@@ -39,7 +39,8 @@ def tensor_digest(tensor: torch.Tensor, *fields: Field) -> bytes:
     """
     host = tensor.detach().to("cpu").contiguous()
     hasher = blake3(_frame((*fields, str(host.dtype), "x".join(map(str, host.shape)))))
-    hasher.update(host.view(torch.uint8).numpy().data if host.numel() else b"")
+    # Flat first: a tensor without dimensions has no view as bytes.
+    hasher.update(host.view(-1).view(torch.uint8).numpy().data if host.numel() else b"")
     return hasher.digest()
 
 

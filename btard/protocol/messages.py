@@ -355,8 +355,11 @@ def is_finite(tensor: torch.Tensor) -> bool:
 
 
 def max_claims(peers: int) -> int:
-    """Accusations an honest peer can have at once: every other peer by every kind that concerns a whole peer."""
-    return 4 * peers
+    """Accusations an honest peer can have at once: of every other peer by every kind that concerns a whole peer.
+
+    And of every sender for each of its own parts, which are a + 1 where a workers are absent: (a + 1)(n - a - 1).
+    """
+    return 4 * peers + peers * peers // 4
 
 
 def max_payload(kind: type[Any], peers: int, directions: int) -> int:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from btard.protocol.accuse import judge, verify
-from btard.protocol.aggregate import aggregate, settle_missing
+from btard.protocol.aggregate import aggregate, settle_exclusions, settle_missing
 from btard.protocol.behaviour import HONEST, Behaviour, Context
 from btard.protocol.broadcast import Heard, hear
 from btard.protocol.coin import toss
@@ -130,6 +130,7 @@ class Peer:
 
     def _finish(self, record: StepRecord, already: int) -> Outcome | None:
         """A_{t+1}, V_{t+1} and the coin of the next step (phases 7 and 8)."""
+        settle_exclusions(record)
         self.active = record.remaining
         if self.id not in self.active:
             return None
@@ -217,7 +218,8 @@ class Peer:
         self._crash(record, phase)
         packets = self.behaviour_at(record.step).dispatch(self.context(record), phase, packets)
         arrived = yield Exchange(phase, packets, limit)
-        return arrived
+        # A relayed broadcast is well formed too, but no packet.
+        return {who: [item for item in items if isinstance(item, Packet)] for who, items in arrived.items()}
 
     def _crash(self, record: StepRecord, phase: str) -> None:
         """The end of a peer whose behaviour is to die here."""

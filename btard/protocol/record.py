@@ -122,5 +122,13 @@ class StepRecord:
             raise RuntimeError(f"step {self.step}: parts are only known once the gradient's size is")
         return self.split
 
+    def held(self, part: int) -> bool:
+        """Whether a majority of the workers had a[part] before the coin: then an honest one did and gave it to all.
+
+        Only such parts count, and only reports about them can be held against anybody.
+        """
+        lacking = sum(part in self.missing.get(worker, ()) for worker in self.workers)
+        return 2 * lacking < len(self.workers)
+
     def owner(self, part: int) -> int:
         return self.owners[part] if 0 <= part < len(self.owners) else NOBODY

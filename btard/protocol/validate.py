@@ -72,7 +72,7 @@ def report_is_wrong(peer: Peer, record: StepRecord, target: int, gradient: torch
             margin * peer.config.scalar_tol,
         )
         for j in range(record.cut.k)
-        if j not in said.missing and j not in true.missing
+        if record.held(j) and j not in said.missing and j not in true.missing
     )
 
 

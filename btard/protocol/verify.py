@@ -71,12 +71,15 @@ def v2_violation(
 ) -> bool:
     """V2: whether sum_i s_i[part] is farther from 0 than an honest aggregate allows, times `margin`."""
     senders = counted(record, reports, part)
-    if part not in record.aggregates or not senders:
+    if part not in record.aggregates or not senders or not record.held(part):
         return False
     typical = typical_distance(record, reports, part)
     tolerance = residual_tolerance(config, record.aggregates[part], typical)
     bound = margin * SIGMAS * len(senders) * tolerance * min(config.tau, typical)
-    sums = [math.fsum(reports[i].products[part][q] for i in senders) for q in range(config.directions)]
+    try:
+        sums = [math.fsum(reports[i].products[part][q] for i in senders) for q in range(config.directions)]
+    except OverflowError:  # of numbers that nobody honest reports
+        return True
     return any(abs(total) > bound for total in sums)
 
 
@@ -90,7 +93,7 @@ def far_off(config: ProtocolConfig, record: StepRecord, reports: Mapping[int, Re
 
 def v3_violation(record: StepRecord, reports: Mapping[int, Report], part: int, delta_max: float) -> bool:
     """V3: whether more than half of the workers that went in say that they are farther than delta_max from a[part]."""
-    senders = counted(record, reports, part)
+    senders = counted(record, reports, part) if record.held(part) else []
     return 2 * sum(reports[i].norms[part] > delta_max for i in senders) > len(senders)
 
 
