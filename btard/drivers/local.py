@@ -21,6 +21,7 @@ from btard.protocol.effects import Broadcast, Compare, Compute, Effect, Exchange
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.peer import Outcome, Peer
 from btard.protocol.snapshot import load_peer, save_peer
+from btard.protocol.proof import Recorder, attest
 
 
 class LocalDriver:
@@ -31,6 +32,8 @@ class LocalDriver:
     compute the same with other numerics than `task`, as on other hardware.
 
     The network is reliable unless `links` say otherwise. Tensors are handed over without a copy or an encoding;
+    `recorder` writes down what an audit needs.
+
     everything else (hashes, signatures, decoding, checks) happens as between strangers.
     """
 
@@ -46,12 +49,14 @@ class LocalDriver:
         repeatable: int = 0,
         links: Links | None = None,
         tasks: Mapping[int, Task] | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         behaviours = behaviours or {}
         identities = [Identity.from_seed(config.run_id, peer) for peer in range(config.peers)]
         roster = Roster(tuple(identity.public_key for identity in identities))
         self.config, self.task, self.collusion, self.links = config, task, collusion, links or Links()
         if self.links.loss and not config.rounds:
+        self.recorder = recorder
             raise ValueError("links that lose broadcasts need a protocol that repeats them: set relays to 1 or more")
         self.peers = {
             i: Peer(i, identities[i], roster, config, task.d, behaviours.get(i, HONEST)) for i in range(config.peers)
@@ -102,6 +107,8 @@ class LocalDriver:
         active = next(self.peers[i].active for i in outcomes if outcomes[i] is agreed)
         self.peers = {i: peer for i, peer in self.peers.items() if outcomes[i] is not None and i in active}
         return StepResult(
+        if self.recorder is not None:
+            self.recorder.finished(self.honest, lambda step: self.history.at(step, now))
             step=now,
             gradient=agreed.gradient(torch.empty_like(params)),
             coin=agreed.coin,
@@ -113,6 +120,11 @@ class LocalDriver:
         )
 
     def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    def attest(self, params: torch.Tensor) -> None:
+        """The end of the run, signed by all peers that are left, into the recorder's folder; `params` [d] are final."""
+        if self.recorder is not None:
+            attest(self.recorder, self.peers.values(), params).write(self.recorder.folder)
+
         """The cohort between two steps: JSON values, and tensors, shared ones once. Write them before the next step."""
         shared: dict[str, Any] = {}
         refs: dict[str, dict[str, str]] = {}
@@ -129,7 +141,8 @@ class LocalDriver:
             }
             tensors |= {ref: own[name] for name, ref in refs[str(i)].items() if ref not in tensors}
         keys, rows = self.compute.state()
-        return {"shared": shared, "peers": refs, "memory": keys}, tensors | rows
+        recorded = None if self.recorder is None else self.recorder.state()
+        return {"shared": shared, "peers": refs, "memory": keys, "recorder": recorded}, tensors | rows
 
     def restore(self, state: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
         """Take over what `state` returned, on a driver made with the same arguments."""
@@ -139,6 +152,8 @@ class LocalDriver:
         self.history.restore({int(n.split("/")[1]): x for n, x in tensors.items() if n.startswith("history/")})
         self.compute.restore(state["memory"], tensors)
 
+        if self.recorder is not None and state["recorder"] is not None:
+            self.recorder.restore(state["recorder"], self.honest[0].last)
     def _agreed(self, honest: Mapping[int, Outcome | None]) -> Outcome:
         """The outcome that all remaining honest peers share."""
         staying = {i: outcome for i, outcome in honest.items() if outcome is not None}

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
+from btard.protocol import wire
 from btard.protocol.hashing import digest
+from btard.protocol.wire import Malformed
+
+HEAD = "head"
+"""Where a line of ledger.jsonl holds the head of the chain up to and including itself."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +42,36 @@ class Entry:
 
     @classmethod
     def from_json(cls, line: str) -> Entry:
-        value = json.loads(line)
-        value["accusers"], value["peers"] = tuple(value["accusers"]), tuple(value["peers"])
+        """The entry in a line of ledger.jsonl or in what `to_json` returned; Malformed says what else it is."""
+        value = read_object(line, "ledger entry")
+        value.pop(HEAD, None)
+        expected = {item.name for item in fields(cls)}
+        if set(value) != expected:
+            raise Malformed(
+                f"ledger entry: expected the fields {', '.join(sorted(expected))}, got {sorted(value)!r:.200}"
+            )
+        for name in ("step", "accused", "about_step", "part"):
+            wire.check_int(value[name], name)
+        for name in ("accusers", "peers"):
+            value[name] = wire.check_list(value[name], name, wire.check_int, max_len=2**16)
+        words = [value["kind"], value["verdict"], value["evidence"]]
+        if not isinstance(value["votes"], dict):
+            raise Malformed(f"votes: expected an object, got {type(value['votes']).__name__}")
+        words += value["votes"].values()
+        if not all(isinstance(word, str) for word in words):
+            raise Malformed("ledger entry: kind, verdict, evidence and votes are words")
         return cls(**value)
+
+
+def read_object(text: str | bytes, what: str) -> dict[str, Any]:
+    """The JSON object in `text`, however hostile; Malformed if it is none."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Malformed(f"{what}: not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise Malformed(f"{what}: expected a JSON object, got {type(value).__name__}")
+    return value
 
 
 @dataclass
@@ -47,6 +81,16 @@ class Ledger:
     entries: list[Entry] = field(default_factory=list)
     head: bytes = b""
 
-    def append(self, entry: Entry) -> None:
+    @classmethod
+    def of(cls, lines: Iterable[str]) -> Ledger:
+        """The ledger in the lines of a ledger.jsonl that this process wrote itself: the heads are not checked."""
+        ledger = cls()
+        for line in lines:
+            ledger.append(Entry.from_json(line))
+        return ledger
+
+    def append(self, entry: Entry) -> str:
+        """Add `entry`; returns its line of ledger.jsonl: the entry and the head of the chain that ends with it."""
         self.entries.append(entry)
         self.head = digest("ledger", self.head, entry.to_json())
+        return json.dumps({**asdict(entry), HEAD: self.head.hex()}, sort_keys=True)

@@ -1,0 +1,127 @@
+"""An observer replays a recorded step with the peers' own code and comes to its own verdicts; it is no member.
+
+What a member would hear comes from the record, what it would say is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from typing import Any
+
+import torch
+
+from btard.protocol.behaviour import Behaviour, Context
+from btard.protocol.broadcast import FACES, Heard, genuine
+from btard.protocol.config import ProtocolConfig
+from btard.protocol.effects import Broadcast, Compute, Effect, Exchange, Purpose
+from btard.protocol.hashing import batch_seed
+from btard.protocol.identity import Identity, Roster
+from btard.protocol.messages import NOBODY, Claim, Packet, Signed
+from btard.protocol.peer import Peer
+from btard.protocol.proof import Proof, Section
+from btard.protocol.record import StepRecord
+
+JUDGEMENT = "accuse/0"
+"""The first phase in which a step is judged: what verdicts about it are based on lies before."""
+
+
+class Witness(Behaviour):
+    """Notes the verdict on every claim; changes nothing."""
+
+    def __init__(self) -> None:
+        self.verdicts: dict[Claim, str] = {}
+
+    def active(self, step: int) -> bool:
+        return True
+
+    def vote(self, ctx: Context, claim: Claim, verdict: str) -> str:
+        self.verdicts[claim] = verdict
+        return verdict
+
+
+class Observer(Peer):
+    """Stands where the peers stood at the start of `section`; `last` is the step before, as it was replayed."""
+
+    def __init__(
+        self, roster: Roster, config: ProtocolConfig, d: int, section: Section, last: StepRecord | None = None
+    ) -> None:
+        super().__init__(NOBODY, Identity.from_seed("observer"), roster, config, d, Witness())
+        self.section, self.last = section, last
+        self.active, self.assignments = section.active, dict(section.assignments)
+        self.absences, self.coins = dict(section.absences), [section.coin]
+        self.ledger.head = section.head
+
+    @property
+    def t(self) -> int:
+        return self.section.step
+
+    @property
+    def verdicts(self) -> Mapping[Claim, str]:
+        """My own verdict on every claim that was tried."""
+        return self.behaviour.verdicts if isinstance(self.behaviour, Witness) else {}
+
+    def seed_of(self, step: int, peer: int) -> bytes:
+        return batch_seed(self.config.run_id, step, peer, self.coins[-1])
+
+    def hear(
+        self, record: StepRecord, phase: str, message: Signed | None, faces: Mapping[int, Signed | None], limit: int
+    ) -> Generator[Effect, Any, Heard]:
+        """The recorded messages of the phase, as far as they are genuine."""
+        said: Mapping[int, tuple[Signed, ...]] = yield Broadcast(phase, None)
+        heard: Heard = {}
+        for sender in record.speakers:
+            for signed in said.get(sender, ())[:FACES]:
+                hashed = genuine(self, record, phase, signed, record.speakers, limit)
+                if hashed is not None:
+                    heard.setdefault(sender, {})[hashed] = signed
+        return heard
+
+    def replay(
+        self,
+        proof: Proof,
+        recompute: Callable[[Compute, StepRecord], torch.Tensor] | None = None,
+        *,
+        judge: bool = True,
+    ) -> StepRecord:
+        """The step as the messages have it; its entries are in `ledger` then. Without `judge` it ends before that.
+
+        `recompute` answers for gradients, given the request and the record of the step that it is about.
+        """
+        steps = self.step()
+        answer: Any = None
+        while True:
+            try:
+                effect = steps.send(answer)
+            except StopIteration:
+                break
+            if isinstance(effect, Broadcast) and effect.phase == JUDGEMENT and not judge:
+                steps.close()
+                break
+            answer = self._answer(effect, proof, recompute)
+        return self.current
+
+    def _answer(
+        self, effect: Effect, proof: Proof, recompute: Callable[[Compute, StepRecord], torch.Tensor] | None
+    ) -> Any:
+        if isinstance(effect, Broadcast):
+            return self.section.messages.get(effect.phase, {})
+        if isinstance(effect, Compute) and effect.purpose is Purpose.JUDGE:
+            known = recompute is not None and self.last is not None
+            # Equal to no gradient, and finite nowhere: it convicts nobody where distances decide.
+            unknown = torch.full((1,), torch.nan).expand(self.d)
+            return recompute(effect, self.last) if known else unknown  # type: ignore[misc, arg-type]
+        if not isinstance(effect, Exchange):
+            return None
+        if effect.phase == "aggregate":
+            return self._aggregates(proof)
+        phase, _, attempt = effect.phase.partition("/")
+        return proof.shown.get(int(attempt), {}) if phase == "evidence" else {}
+
+    def _aggregates(self, proof: Proof) -> dict[int, list[Packet]]:
+        """The recorded aggregates of this step, as from their owners: their digest is all that counts."""
+        arrived: dict[int, list[Packet]] = {}
+        for (step, part), value in proof.aggregates.items():
+            if step == self.section.step:
+                owner = self.current.owner(part)
+                arrived.setdefault(owner, []).append(Packet("aggregate", owner, step, part, value, b""))
+        return arrived
