@@ -73,6 +73,7 @@ def _agree(peer: Peer, record: StepRecord, phase: str, heard: Heard, limit: int)
     }
     recipients = [p for p in others if views.get(p) != view]
     bound = FACES * len(senders) * (limit + len(senders) * (SIGNATURE_SIZE + 16))
+    known = {(sender, signed.payload) for sender, said in heard.items() for signed in said.values()}
     for round in range(1, peer.config.rounds + 1):
         passed_on = tuple(_countersign(peer, item, hashed) for hashed, item in fresh.items()) if recipients else ()
         outgoing: Mapping[int, Sequence[Relayed]] = dict.fromkeys(recipients, passed_on) if passed_on else {}
@@ -81,9 +82,14 @@ def _agree(peer: Peer, record: StepRecord, phase: str, heard: Heard, limit: int)
         fresh = {}
         for deliverer in sorted(arrived):
             for item in arrived[deliverer]:
-                hashed = _accepted(peer, record, phase, item, senders, limit, round)
+                # Most of it is not new: that is seen before any signature is looked at.
+                if not isinstance(item, Relayed) or not isinstance(item.message, Signed):
+                    continue
+                what = (item.message.sender, item.message.payload)
+                hashed = None if what in known else _accepted(peer, record, phase, item, senders, limit, round)
                 if hashed is None:
                     continue
+                known.add(what)
                 said = heard.setdefault(item.message.sender, {})
                 if hashed not in said and len(said) < FACES:
                     said[hashed] = item.message
@@ -96,12 +102,12 @@ def _countersign(peer: Peer, item: Relayed, hashed: bytes) -> Relayed:
 
 
 def _accepted(
-    peer: Peer, record: StepRecord, phase: str, item: Any, senders: Sequence[int], limit: int, round: int
+    peer: Peer, record: StepRecord, phase: str, item: Relayed, senders: Sequence[int], limit: int, round: int
 ) -> bytes | None:
     """The digest of a relayed message that has come through at least `round` peers besides its sender; else None."""
-    if not isinstance(item, Relayed) or len(item.chain) > len(senders):
+    if len(item.chain) > len(senders):
         return None
-    relayers = {relayer for relayer, _ in item.chain} & set(senders) - {getattr(item.message, "sender", None)}
+    relayers = {relayer for relayer, _ in item.chain} & set(senders) - {item.message.sender}
     if len(relayers) < round or len(relayers) < len(item.chain):
         return None
     hashed = genuine(peer, record, phase, item.message, senders, limit)

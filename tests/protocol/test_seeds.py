@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from btard.attacks import ATTACKS, make_attack
-from btard.attacks.registry import options_of
+from btard.attacks import make_attack
 from btard.protocol.behaviour import Behaviour
 from btard.protocol.collusion import Collusion
 from btard.protocol.hashing import stream
+from btard.protocol.ledger import Entry
+from scripts import soak
 from tests.protocol.cohort import run_cohort
 
 ALWAYS_ON = ["sign_flip", "alie", "ipm", "random_direction", "rop"]
@@ -34,39 +33,23 @@ def test_seven_of_sixteen_are_all_banned(seed: int) -> None:
 
 
 SEEDS = int(os.environ.get("BTARD_SOAK_SEEDS", "40"))
-"""More for a longer soak. A failure names its seed."""
-
-ELIMINATING = {"withheld_part", "withheld_aggregate"}
-
-
-def mixture(seed: int) -> tuple[dict[int, Behaviour], int, int, Collusion]:
-    """A random cohort: (attackers, peers, validators, what they share)."""
-    rng: np.random.Generator = stream("mixture", seed)
-    peers, validators = int(rng.integers(5, 13)), int(rng.integers(1, 3))
-    count = int(rng.integers(1, max(2, (peers - validators + 1) // 2)))
-    members = frozenset(int(i) for i in rng.choice(peers, count, replace=False))
-    collusion = Collusion(members, peers, seed)
-    attackers: dict[int, Behaviour] = {}
-    for i in sorted(members):
-        name = str(rng.choice(sorted(ATTACKS)))
-        # Any of an option's choices: kinds of false accusations, phases of silence, what is sent instead of a part.
-        options: dict[str, Any] = {o.name: str(rng.choice(o.choices)) for o in options_of(ATTACKS[name]) if o.choices}
-        if name == "delayed_gradient":
-            options["delay"] = 2
-        attackers[i] = make_attack(
-            name, collusion, start=int(rng.integers(0, 4)), every=int(rng.integers(1, 3)), **options
-        )
-    return attackers, peers, validators, collusion
+"""More for a longer soak, which `python -m scripts.soak` does with several processes."""
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_no_mixture_of_attacks_gets_an_honest_peer_banned(seed: int) -> None:
-    attackers, peers, validators, collusion = mixture(seed)
-    run = run_cohort(attackers, peers=peers, d=29, seed=seed, steps=14, collusion=collusion, validators=validators)
-    honest = set(run.removed) - collusion.members
-    traders = {i for i in attackers if getattr(attackers[i], "name", "") in ELIMINATING | {"false_accusation"}}
-    assert len(honest) <= len(traders & set(run.removed)), f"seed {seed}: {run.entries}"
-    for entry in run.entries:
-        if honest & set(entry.peers):  # the documented trade, and nothing else
-            assert entry.verdict == "eliminated" and traders & set(entry.peers), f"seed {seed}: {entry}"
-    assert len({peer.ledger.head for peer in run.driver.honest}) == 1
+    """4 to 12 peers; lossy links and slow peers in some of the mixtures."""
+    soak.run(soak.draw(seed, largest=12))
+
+
+@pytest.mark.parametrize("seed", [5, 12])  # 32 peers with one attacker and lossy links; 30 with eleven
+def test_large_mixtures(seed: int) -> None:
+    soak.run(soak.draw(seed), steps=5)
+
+
+def test_the_soak_notices_a_wronged_peer() -> None:
+    mixture = soak.draw(0)
+    honest = min(set(range(mixture.config.peers)) - mixture.collusion.members)
+    wronged = Entry(0, "silent", "public", honest, (), (honest,), 0)
+    with pytest.raises(AssertionError, match=f"seed 0: honest peer {honest} was removed"):
+        soak.check(mixture, [wronged])

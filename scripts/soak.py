@@ -1,0 +1,228 @@
+"""`python -m scripts.soak --runs 500 --out DIR`: random mixtures of attackers on random cohorts with lossy links.
+
+Every run must end with the same ledger and the same parameters at all honest peers and with no honest peer removed,
+except by the trade of ELIMINATE: at most one honest peer per Byzantine one. Resumable: finished seeds are skipped.
+A failure prints the seed that reproduces it: `python -m scripts.soak --seed N`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+import traceback
+import warnings
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from btard.attacks import ATTACKS, make_attack
+from btard.attacks.registry import options_of
+from btard.drivers.links import Links
+from btard.drivers.local import LocalDriver
+from btard.drivers.task import QuadraticTask
+from btard.protocol.behaviour import Behaviour
+from btard.protocol.collusion import Collusion
+from btard.protocol.config import ProtocolConfig
+from btard.protocol.hashing import stream
+from btard.protocol.ledger import Entry
+
+STEPS, D = 14, 97
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A random cohort and what its Byzantine peers do."""
+
+    seed: int
+    config: ProtocolConfig
+    links: Links
+    collusion: Collusion
+    attackers: dict[int, Behaviour]
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """The mixture in JSON values."""
+        return {
+            "peers": self.config.peers,
+            "validators": self.config.validators,
+            "loss": self.links.loss,
+            "slow": self.links.slow,
+            "attacks": {str(i): getattr(attacker, "name", "") for i, attacker in self.attackers.items()},
+        }
+
+
+def draw(seed: int, *, largest: int = 32) -> Mixture:
+    """The mixture of `seed`: n from 4 to `largest`, m from 1 to 3, any b < (n - m)/2, any attack with any choice."""
+    rng: np.random.Generator = stream("mixture", seed)
+    peers = int(rng.integers(4, largest + 1))
+    validators = int(rng.integers(1, min(3, (peers - 1) // 2) + 1))
+    most = (peers - validators - 1) // 2  # the largest b with 2 b < n - m
+    count = int(rng.integers(min(1, most), most + 1))
+    members = frozenset(int(i) for i in rng.choice(peers, count, replace=False))
+    collusion = Collusion(members, peers, seed)
+    attackers: dict[int, Behaviour] = {}
+    for i in sorted(members):
+        name = str(rng.choice(sorted(ATTACKS)))
+        options: dict[str, Any] = {o.name: str(rng.choice(o.choices)) for o in options_of(ATTACKS[name]) if o.choices}
+        if name == "delayed_gradient":
+            options["delay"] = 2
+        start, every = int(rng.integers(0, 4)), int(rng.integers(1, 3))
+        attackers[i] = make_attack(name, collusion, start=start, every=every, **options)
+    config = ProtocolConfig(
+        peers=peers,
+        byzantine=count,
+        validators=validators,
+        run_id=f"soak {seed}",
+        relays=None if count else 1,
+        max_absences=8,
+    )
+    links = Links(loss=float(rng.choice([0, 0.02, 0.1])), slow=float(rng.choice([0, 0.03])), attempts=30, seed=seed)
+    return Mixture(seed, config, links, collusion, attackers)
+
+
+def run(mixture: Mixture, steps: int = STEPS) -> list[Entry]:
+    """The ledger after `steps` steps.
+
+    Errors: AssertionError naming the seed if an honest peer was wronged; RuntimeError if honest peers disagree.
+    """
+    driver = LocalDriver(
+        mixture.config,
+        QuadraticTask(D),
+        behaviours=mixture.attackers,
+        collusion=mixture.collusion,
+        links=mixture.links,
+    )
+    params = torch.ones(D)
+    entries: list[Entry] = []
+    for _ in range(steps):
+        result = driver.step(params)
+        entries += result.removed
+        params = params - 0.1 * result.gradient
+        heads = {peer.ledger.head for peer in driver.honest}
+        assert len(heads) == 1, f"seed {mixture.seed}: honest peers have {len(heads)} different ledgers"
+    assert torch.isfinite(params).all(), f"seed {mixture.seed}: the parameters are not finite"
+    check(mixture, entries)
+    return entries
+
+
+def check(mixture: Mixture, entries: list[Entry]) -> None:
+    """Errors: AssertionError if an honest peer was removed otherwise than in exchange for a Byzantine one."""
+    members = mixture.collusion.members
+    lost, traded = 0, 0
+    for entry in entries:
+        honest = set(entry.peers) - members
+        if honest:
+            assert entry.verdict == "eliminated" and len(honest) == 1 and set(entry.peers) & members, (
+                f"seed {mixture.seed}: honest peer {min(honest)} was removed: {entry}"
+            )
+            lost += 1
+        traded += bool(set(entry.peers) & members)
+    assert lost <= traded
+
+
+def outcome(seed: int, largest: int) -> dict[str, Any]:
+    """One line of the results."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    started = time.perf_counter()
+    mixture = draw(seed, largest=largest)
+    line: dict[str, Any] = {"seed": seed, **mixture.described}
+    try:
+        entries = run(mixture)
+    except Exception as error:
+        return {**line, "failure": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()[-2000:]}
+    removed = {peer for entry in entries for peer in entry.peers}
+    return {
+        **line,
+        "failure": None,
+        "kinds": dict(Counter(entry.kind for entry in entries)),
+        "byzantine_removed": len(removed & mixture.collusion.members),
+        "honest_eliminated": len(removed - mixture.collusion.members),
+        "seconds": round(time.perf_counter() - started, 2),
+    }
+
+
+def finished(file: Path) -> dict[int, dict[str, Any]]:
+    """Seed -> its line, of a soak that was interrupted."""
+    lines = file.read_text().split("\n")[:-1] if file.exists() else []
+    return {line["seed"]: line for line in map(json.loads, lines)}
+
+
+def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
+    good = [line for line in results if line["failure"] is None]
+    kinds: Counter[str] = Counter()
+    for line in good:
+        kinds.update(line["kinds"])
+    return {
+        "runs": len(results),
+        "failures": [line["seed"] for line in results if line["failure"] is not None],
+        "steps_per_run": STEPS,
+        "peers": [min(line["peers"] for line in results), max(line["peers"] for line in results)],
+        "attackers": sum(len(line["attacks"]) for line in results),
+        "attacks": len({name for line in results for name in line["attacks"].values()}),
+        "byzantine_removed": sum(line["byzantine_removed"] for line in good),
+        "honest_eliminated": sum(line["honest_eliminated"] for line in good),
+        "honest_banned_otherwise": 0 if len(good) == len(results) else None,
+        "ledger_kinds": dict(kinds.most_common()),
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=500)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--largest", type=int, default=32, help="peers at most")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--out", type=Path, default=Path("runs/soak"))
+    parser.add_argument("--seed", type=int, help="run this mixture alone and show what happens")
+    args = parser.parse_args()
+    if args.seed is not None:
+        mixture = draw(args.seed, largest=args.largest)
+        print(json.dumps(mixture.described, indent=2))
+        for entry in run(mixture):
+            print(entry.to_json())
+        return 0
+    args.out.mkdir(parents=True, exist_ok=True)
+    file = args.out / "runs.jsonl"
+    done = finished(file)
+    todo = [seed for seed in range(args.first, args.first + args.runs) if seed not in done]
+    with ProcessPoolExecutor(args.jobs) as pool, file.open("a", buffering=1) as sink:
+        running = [pool.submit(outcome, seed, args.largest) for seed in todo]
+        for future in tqdm(as_completed(running), total=len(todo), unit="run", mininterval=1):
+            line = future.result()
+            done[line["seed"]] = line
+            sink.write(json.dumps(line) + "\n")
+            if line["failure"] is not None:
+                tqdm.write(f"FAILED: python -m scripts.soak --largest {args.largest} --seed {line['seed']}")
+                tqdm.write(f"  {line['failure']}")
+    results = [done[seed] for seed in sorted(done)]
+    summary = summarise(results)
+    (args.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    table = Table("runs", "failures", "attackers", "removed", "honest eliminated", title=str(args.out))
+    table.add_row(
+        str(summary["runs"]),
+        str(len(summary["failures"])),
+        str(summary["attackers"]),
+        str(summary["byzantine_removed"]),
+        str(summary["honest_eliminated"]),
+    )
+    Console().print(table)
+    print(f"files: {file}, {args.out}/summary.json")
+    return 1 if summary["failures"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
