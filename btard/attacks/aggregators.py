@@ -12,6 +12,7 @@ import torch
 from btard.attacks.base import Attack, option
 from btard.protocol.behaviour import Context
 from btard.protocol.collusion import Collusion
+from btard.protocol.commit import clip_gradient
 from btard.protocol.messages import Report
 from btard.protocol.report import directions, scalars
 
@@ -47,15 +48,6 @@ class WrongAggregate(Attack):
         return shifted(self.collusion, ctx, part, value, x, self.scale)
 
 
-@dataclass(frozen=True)
-class _Cooked:
-    """What the colluders need to know of a part with a wrong aggregate `value` [p] made of `x` [k, p]."""
-
-    value: torch.Tensor
-    x: torch.Tensor
-    senders: tuple[int, ...]
-
-
 @dataclass(kw_only=True, eq=False)
 class ColludingAggregate(Attack):
     """Like wrong_aggregate, and all colluders report an s that makes the sum of verification 2 vanish.
@@ -70,39 +62,42 @@ class ColludingAggregate(Attack):
 
     name = "colluding_aggregate"
     level = "protocol"
+    requires_cohort = True
     scale: float = option(2.0, "shift in units of the typical distance to the aggregate", low=0)
     tau: float | None = option(None, "clipping radius; none: that of the run", low=0)
 
     def aggregate(self, ctx: Context, part: int, value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        wrong = shifted(self.collusion, ctx, part, value, x, self.scale)
-        self._plot(ctx)[part] = _Cooked(wrong, x, tuple(sorted(ctx.record.received[part])))
-        return wrong
+        return shifted(self.collusion, ctx, part, value, x, self.scale)
 
     def report(self, ctx: Context, report: Report) -> Report:
-        products = list(report.products)
-        for part, cooked in self._plot(ctx).items():
-            if ctx.peer in cooked.senders:
+        products, record = list(report.products), ctx.record
+        for part, entry in record.announced.items():
+            cooked = record.owner(part) in self.collusion.members and part in record.aggregates
+            if cooked and ctx.peer in entry.senders:
                 products[part] = self.collusion.shared(
-                    ("cooked s", ctx.step, part), partial(self._share, ctx, part, cooked)
+                    ("cooked s", ctx.step, part), partial(self._share, ctx, part, entry.senders)
                 )
         return replace(report, products=tuple(products))
 
-    def _plot(self, ctx: Context) -> dict[int, _Cooked]:
-        """The parts of this step with a wrong aggregate, over all colluders."""
-        empty: dict[int, _Cooked] = {}
-        return self.collusion.shared(("cooked", ctx.step), lambda: empty)
-
-    def _share(self, ctx: Context, part: int, cooked: _Cooked) -> tuple[float, ...]:
+    def _share(self, ctx: Context, part: int, senders: tuple[int, ...]) -> tuple[float, ...]:
         """What each colluder has to say, per direction z, so that everybody's s sum up to zero."""
         count = ctx.config.directions if ctx.config is not None else 1
-        z = directions(ctx.record.coin, part, cooked.value.numel(), count, str(cooked.value.device))
+        value = ctx.record.aggregates[part]
+        z = directions(ctx.record.coin, part, value.numel(), count, str(value.device))
+        committed = self.collusion.shared(("committed", ctx.step), partial(self._committed, ctx))
         honest = [
-            scalars(body, cooked.value, z, self._tau(ctx))[1]
-            for sender, body in zip(cooked.senders, cooked.x, strict=True)
+            scalars(ctx.record.cut.view(committed[sender], part), value, z, self._tau(ctx))[1]
+            for sender in senders
             if sender not in self.collusion.members
         ]
-        colluders = len(cooked.senders) - len(honest)
+        colluders = len(senders) - len(honest)
         return tuple(-math.fsum(row[q] for row in honest) / colluders for q in range(count))
+
+    def _committed(self, ctx: Context) -> dict[int, torch.Tensor]:
+        """What the honest peers committed to in this step, [d] each."""
+        clip = ctx.config.clip_lambda if ctx.config is not None else None
+        pairs = zip(self.collusion.honest_peers, self.collusion.rows, strict=True)
+        return {peer: clip_gradient(gradient, clip) for peer, gradient in pairs}
 
     def _tau(self, ctx: Context) -> float:
         if self.tau is not None:
