@@ -88,7 +88,7 @@ def draw(seed: int, *, largest: int = 32) -> Mixture:
         relays=None if count else 1,
         max_absences=8,
     )
-    links = Links(loss=float(rng.choice([0, 0.02, 0.1])), slow=float(rng.choice([0, 0.03])), attempts=30, seed=seed)
+    links = Links(loss=float(rng.choice([0, 0.1, 0.2])), slow=float(rng.choice([0, 0.03])), attempts=30, seed=seed)
     return Mixture(seed, config, links, collusion, attackers)
 
 

@@ -13,12 +13,15 @@ from btard.protocol.hashing import stream
 class Links:
     """How reliable the simulated network is, between honest peers and all others alike.
 
-    A broadcast is sent once: the relays of the protocol make up for what is lost. What goes from one peer to another is
-    acknowledged and sent again, up to `attempts` times before the phase ends.
+    What goes from one peer to another is acknowledged and sent again, up to `attempts` times before the phase ends. A
+    broadcast is sent `repeats` times without waiting for an answer: the relays of the protocol make up for what is lost
+    to some peers. What is lost to all of them was never said, and then its sender counts as silent.
     """
 
     loss: float = 0.0
-    """Chance that a message gets lost on the way."""
+    """Chance that one sending of a message gets lost on the way."""
+    repeats: int = 3
+    """Sendings of a broadcast; a peer misses it with chance loss ** repeats."""
     attempts: int = 12
     """Tries of an acknowledged transfer; all of them are lost with chance loss ** attempts."""
     slow: float = 0.0
@@ -29,12 +32,13 @@ class Links:
         for name in ("loss", "slow"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"links: {name} must be >= 0 and < 1, got {getattr(self, name)}")
-        if self.attempts < 1:
-            raise ValueError(f"links: attempts must be >= 1, got {self.attempts}")
+        for name in ("repeats", "attempts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"links: {name} must be >= 1, got {getattr(self, name)}")
 
     def lost(self, step: int, phase: str, peers: int, *, acknowledged: bool) -> np.ndarray | None:
         """Which messages of the phase get lost, [sender, recipient] bool; None if none can. Nobody loses its own."""
-        chance = self.loss**self.attempts if acknowledged else self.loss
+        chance = self.loss ** (self.attempts if acknowledged else self.repeats)
         if chance == 0:
             return None
         drawn: np.ndarray = stream("links", self.seed, step, phase).random((peers, peers)) < chance

@@ -204,7 +204,7 @@ def test_equivocation_is_banned_in_its_step(phase: str, relays: int | None) -> N
 @pytest.mark.parametrize("loss", [0.05, 0.3])
 def test_lost_broadcasts_are_made_up_for(loss: float) -> None:
     reliable = run_cohort(peers=7, steps=6, relays=1)
-    lossy = run_cohort(peers=7, steps=6, relays=1, links=Links(loss=loss, attempts=40))
+    lossy = run_cohort(peers=7, steps=6, relays=1, links=Links(loss=loss, repeats=1, attempts=40))
     assert not lossy.entries
     assert torch.equal(lossy.params, reliable.params)
 
