@@ -26,7 +26,8 @@ from btard.protocol.collusion import Collusion
 from btard.protocol.commit import NoGradient
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.hashing import stream
-from btard.protocol.ledger import Entry
+from btard.protocol.ledger import Entry, Ledger
+from btard.protocol.proof import Recorder
 from resnet.config import Config, ConfigError, exit_with, load_config
 from resnet.data import DataError, Dataset, load_dataset
 from resnet.model import bind, evaluate, flatten, resnet18
@@ -195,7 +196,7 @@ def make_driver(
             delta_max=aggregator.delta_max,
             clip_lambda=aggregator.clip_lambda,
         )
-        return LocalDriver(protocol, task, **shared)
+        return LocalDriver(protocol, task, recorder=Recorder(folder, protocol), **shared)
     rule = AGGREGATORS[aggregator.name]
     try:
         rule(torch.zeros(config.peers, 1), byzantine=config.byzantine, tau=aggregator.tau)
@@ -233,6 +234,7 @@ def train(config: Config, out: Path, *, progress: bool = True) -> dict[str, Any]
         first, tensors, state = checkpoint
         training.load(tensors, state)
     folder.start(first)
+    ledger = Ledger.of(folder.ledger())
     bar = tqdm(
         range(first, config.steps),
         initial=first,
@@ -247,13 +249,15 @@ def train(config: Config, out: Path, *, progress: bool = True) -> dict[str, Any]
         result, metrics = training.step(step)
         folder.log(step, metrics)
         for entry in result.removed if result is not None else ():
-            folder.log_ledger([entry.to_json()])
+            folder.log_ledger([ledger.append(entry)])
             bar.write(describe(entry, training.byzantine))
         if "test_accuracy" in metrics:
             bar.set_postfix_str(f"accuracy {metrics['test_accuracy']:.1%}, {metrics.get('active', '?')} peers")
         if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
             training.save(folder, step + 1)
     training.save(folder, config.steps)
+    if isinstance(training.driver, LocalDriver):
+        training.driver.attest(training.params)
     summary = summarise(config, training, folder)
     folder.write_summary(summary)
     shutil.rmtree(out / HISTORY, ignore_errors=True)

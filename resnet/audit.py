@@ -1,0 +1,31 @@
+"""The task of a run folder, for `python -m btard.audit RUN_DIR --task resnet.audit:task_of`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from resnet.config import read_config
+from resnet.data import load_dataset
+from resnet.model import resnet18
+from resnet.sampling import TrainingData
+from resnet.task import ClassificationTask
+
+
+def task_of(folder: Path) -> ClassificationTask:
+    """Return the task as the run in `folder` had it, on the CPU; its data are found where the run found them.
+
+    Sets the run's number of threads: bits depend on it. Raises ConfigError or DataError, both in one line.
+    """
+    config = read_config(Path(folder) / "config.yaml")
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    data = load_dataset(config.data.name, config.data.path, label=config.data.label)
+    return ClassificationTask(
+        resnet18(config.model.width, data.classes, data.channels, seed=config.seed),
+        TrainingData(data, torch.device("cpu")),
+        peers=config.peers,
+        batch_size=config.batch_size,
+        mode=config.mode,
+    )
