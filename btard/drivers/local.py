@@ -20,8 +20,8 @@ from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Broadcast, Compare, Compute, Effect, Exchange, Idle, Purpose
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.peer import Outcome, Peer
-from btard.protocol.snapshot import load_peer, save_peer
 from btard.protocol.proof import Recorder, attest
+from btard.protocol.snapshot import load_peer, save_peer
 
 
 class LocalDriver:
@@ -31,9 +31,9 @@ class LocalDriver:
     many steps a resumed run may repeat without losing any that it needs. `tasks` (peer -> Task) are for peers that
     compute the same with other numerics than `task`, as on other hardware.
 
-    The network is reliable unless `links` say otherwise. Tensors are handed over without a copy or an encoding;
     `recorder` writes down what an audit needs.
 
+    The network is reliable unless `links` say otherwise. Tensors are handed over without a copy or an encoding;
     everything else (hashes, signatures, decoding, checks) happens as between strangers.
     """
 
@@ -48,15 +48,15 @@ class LocalDriver:
         history_folder: Path | None = None,
         repeatable: int = 0,
         links: Links | None = None,
-        tasks: Mapping[int, Task] | None = None,
         recorder: Recorder | None = None,
+        tasks: Mapping[int, Task] | None = None,
     ) -> None:
         behaviours = behaviours or {}
         identities = [Identity.from_seed(config.run_id, peer) for peer in range(config.peers)]
         roster = Roster(tuple(identity.public_key for identity in identities))
         self.config, self.task, self.collusion, self.links = config, task, collusion, links or Links()
-        if self.links.loss and not config.rounds:
         self.recorder = recorder
+        if self.links.loss and not config.rounds:
             raise ValueError("links that lose broadcasts need a protocol that repeats them: set relays to 1 or more")
         self.peers = {
             i: Peer(i, identities[i], roster, config, task.d, behaviours.get(i, HONEST)) for i in range(config.peers)
@@ -106,9 +106,9 @@ class LocalDriver:
         agreed = self._agreed({i: outcomes[i] for i in outcomes if not self.peers[i].behaviour.byzantine})
         active = next(self.peers[i].active for i in outcomes if outcomes[i] is agreed)
         self.peers = {i: peer for i, peer in self.peers.items() if outcomes[i] is not None and i in active}
-        return StepResult(
         if self.recorder is not None:
             self.recorder.finished(self.honest, lambda step: self.history.at(step, now))
+        return StepResult(
             step=now,
             gradient=agreed.gradient(torch.empty_like(params)),
             coin=agreed.coin,
@@ -119,12 +119,12 @@ class LocalDriver:
             sent=sent,
         )
 
-    def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     def attest(self, params: torch.Tensor) -> None:
         """The end of the run, signed by all peers that are left, into the recorder's folder; `params` [d] are final."""
         if self.recorder is not None:
             attest(self.recorder, self.peers.values(), params).write(self.recorder.folder)
 
+    def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """The cohort between two steps: JSON values, and tensors, shared ones once. Write them before the next step."""
         shared: dict[str, Any] = {}
         refs: dict[str, dict[str, str]] = {}
@@ -151,9 +151,9 @@ class LocalDriver:
             load_peer(peer, state["shared"], {name: tensors[ref] for name, ref in state["peers"][str(i)].items()})
         self.history.restore({int(n.split("/")[1]): x for n, x in tensors.items() if n.startswith("history/")})
         self.compute.restore(state["memory"], tensors)
-
         if self.recorder is not None and state["recorder"] is not None:
             self.recorder.restore(state["recorder"], self.honest[0].last)
+
     def _agreed(self, honest: Mapping[int, Outcome | None]) -> Outcome:
         """The outcome that all remaining honest peers share."""
         staying = {i: outcome for i, outcome in honest.items() if outcome is not None}
