@@ -1,0 +1,210 @@
+"""Every decoder against bytes made to hurt it: a typed error or a value, never a crash, never more memory than stated.
+
+`--hypothesis-profile long` tries many times as many.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from btard.protocol import wire
+from btard.protocol.envelope import decode_digest, decode_items, decode_signed, encode_items, encode_signed
+from btard.protocol.identity import Identity
+from btard.protocol.messages import (
+    Announce,
+    AnnouncedPart,
+    Claim,
+    Claims,
+    CoinCommit,
+    CoinReveal,
+    Commit,
+    Packet,
+    Relayed,
+    Report,
+    Signed,
+    Votes,
+    relay_digest,
+)
+from btard.protocol.wire import Malformed
+
+LIMIT = 4096
+SLACK = 200_000
+"""Bytes that Python itself may allocate for an error and its message."""
+
+KEY = Identity.from_seed("hostile")
+HASH = bytes(range(32))
+PAYLOADS: list[Any] = [
+    Commit((HASH, HASH[::-1])),
+    Announce((AnnouncedPart(3, HASH, (0, 2, 5)),)),
+    CoinCommit(HASH, (1, 2)),
+    CoinReveal(HASH, HASH[::-1]),
+    Report((1.5, 0.0), ((0.25,), (-1e300,)), (1,)),
+    Claims((Claim(7, 3, "misreport", 2), Claim(6, 1, "wrong_gradient"))),
+    Votes(("guilty", "false", "excused")),
+]
+
+
+def signed(payload: Any) -> Signed:
+    return Signed.create(KEY, b"context", 1, 7, "report", payload)
+
+
+def items() -> list[Packet | Relayed]:
+    message = signed(PAYLOADS[0])
+    part = Packet.create(KEY, "run", "part", 1, 7, 2, torch.arange(6, dtype=torch.float32))
+    raw = Packet.create(KEY, "run", "aggregate", 1, 7, 2, b"garbage")
+    chain = ((1, KEY.sign(relay_digest(message.digest(b"context")))),)
+    return [part, raw, Relayed(message, chain)]
+
+
+def decoder_of(kind: type[Any]) -> Callable[[bytes], Any]:
+    return lambda data: kind.from_wire(wire.unpack(data, max_bytes=LIMIT, what=kind.__name__))
+
+
+DECODERS: dict[str, tuple[Callable[[bytes], Any], bytes]] = {
+    **{type(p).__name__: (decoder_of(type(p)), wire.pack(p.to_wire())) for p in PAYLOADS},
+    "broadcast": (lambda data: decode_signed(data, LIMIT), encode_signed(signed(PAYLOADS[4]))),
+    "items": (lambda data: decode_items(bytearray(data), LIMIT), b"".join(bytes(p) for p in encode_items(items()))),
+    "digest": (decode_digest, HASH),
+}
+
+NUMBERS = st.one_of(
+    st.integers(-(2**63), 2**64 - 1), st.sampled_from([-1, 0, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1])
+)
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), NUMBERS, st.floats(), st.binary(max_size=40), st.text(max_size=9)),
+    lambda inner: st.one_of(st.lists(inner, max_size=6), st.dictionaries(st.text(max_size=3), inner, max_size=2)),
+    max_leaves=20,
+)
+
+
+@st.composite
+def hurt(draw: st.DrawFn, valid: bytes) -> bytes:
+    """Valid bytes with a few wounds: changed, cut out, repeated, or with the length of a list or body faked."""
+    data = bytearray(valid)
+    rng = random.Random(draw(st.integers(0, 2**32)))
+    for _ in range(draw(st.integers(1, 6))):
+        where, length = rng.randrange(len(data) + 1), rng.randrange(1, 9)
+        match rng.randrange(6):
+            case 0:
+                data[where : where + length] = rng.randbytes(length)
+            case 1:
+                del data[where : where + length]
+            case 2:
+                data[where:where] = data[where : where + 4 * length] * rng.randrange(1, 4)
+            case 3:
+                data[where : where + 5] = bytes([rng.choice([0xC6, 0xDB, 0xDD, 0xDF, 0xC9])]) + struct.pack(
+                    ">I", rng.choice([0, 1, 2**16, 2**31, 2**32 - 1])
+                )
+            case 4:
+                data[where:where] = bytes([0x91]) * rng.randrange(1, 200)
+            case 5:
+                data = data[: max(1, where)]
+        if not data:
+            break
+    return bytes(data)
+
+
+def survives(decode: Callable[[bytes], Any], data: bytes, limit: int = LIMIT) -> None:
+    """Decoded or Malformed, within the memory that is stated."""
+    said = ""
+    tracemalloc.start()
+    try:
+        decode(data)
+    except Malformed as error:
+        said = str(error)
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert len(said) < 500, "an error must not repeat what a peer sent"
+    assert peak <= SLACK + 100 * min(len(data), limit), f"{peak} bytes allocated for {len(data)} received"
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@given(junk=st.binary(max_size=300))
+@example(b"")
+@example(b"\xdd\xff\xff\xff\xff" * 50)
+@example(b"\xdd\x00\x00\x0f\xff" * 800)
+@example(b"\x91" * 4000)
+@example(b"\xc6\xff\xff\xff\xff")
+@example(b"\xdf\xff\xff\xff\xff")
+@example(b"\xc9\xff\xff\xff\xff\x01")
+def test_any_bytes(name: str, junk: bytes) -> None:
+    survives(DECODERS[name][0], junk)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@given(value=VALUES)
+def test_any_structure(name: str, value: Any) -> None:
+    survives(DECODERS[name][0], msgpack.packb(value))
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@given(data=st.data())
+def test_wounded_messages(name: str, data: st.DataObject) -> None:
+    decode, valid = DECODERS[name]
+    decode(valid)  # the unharmed one is fine
+    survives(decode, data.draw(hurt(valid)))
+
+
+@given(fields=st.lists(VALUES, max_size=9), body=st.binary(max_size=64), lie=st.integers(0, 2**16 - 1))
+def test_any_header_of_an_item(fields: list[Any], body: bytes, lie: int) -> None:
+    header = msgpack.packb(fields)
+    for length in (len(header), lie):
+        data = struct.pack("<H", length) + header + bytes(-(2 + len(header)) % 8) + body
+        survives(DECODERS["items"][0], data)
+
+
+@given(sizes=st.lists(NUMBERS, max_size=4), code=st.integers(-3, 9), body=st.binary(max_size=64))
+def test_any_shape_of_a_tensor(sizes: list[int], code: int, body: bytes) -> None:
+    header = msgpack.packb([0, 1, 7, "part", bytes(64), 2, code, sizes])
+    survives(DECODERS["items"][0], struct.pack("<H", len(header)) + header + bytes(-(2 + len(header)) % 8) + body)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_what_is_too_long_is_not_read(name: str) -> None:
+    decode, valid = DECODERS[name]
+    data = valid + bytes(10 * LIMIT)
+    survives(decode, data, limit=0)
+    with pytest.raises(Malformed):
+        decode(data)
+
+
+def test_lists_are_counted_before_they_are_made() -> None:
+    """A thousand headers, each of a list as long as the message, would be a thousand such lists for msgpack itself."""
+    bomb = b"\xdd\x00\x00\xff\xff" * 500 + bytes(2**16)
+    with pytest.raises(Malformed, match="nested more than 4 deep"):
+        wire.unpack(bomb, max_bytes=2**17, what="bomb")
+    with pytest.raises(Malformed, match="a list of 65535 items in 10 bytes"):
+        wire.unpack(b"\xdd\x00\x00\xff\xff" + bytes(10), max_bytes=2**17, what="bomb")
+
+
+@given(value=VALUES)
+def test_the_scan_agrees_with_msgpack(value: Any) -> None:
+    """What msgpack can read is refused for a map or its depth alone, and what is read is what msgpack reads."""
+    packed = msgpack.packb(value)
+    found, refused = None, ""
+    try:
+        found = wire.unpack(packed, max_bytes=10_000, what="test")
+    except Malformed as error:
+        refused = str(error)
+    if refused:
+        assert "a map" in refused or "deep" in refused
+    else:
+        assert wire.pack(found) == wire.pack(msgpack.unpackb(packed))
+
+
+@pytest.mark.parametrize("cut", range(1, 60))
+def test_every_cut_is_noticed(cut: int) -> None:
+    packed = wire.pack(PAYLOADS[4].to_wire())
+    with pytest.raises(Malformed):
+        wire.unpack(packed[: len(packed) - min(cut, len(packed))], max_bytes=LIMIT, what="test")
