@@ -118,9 +118,20 @@ class AggregatorConfig:
     """btard: a part is checked when most workers are farther than this from its aggregate. null: follows the step."""
     clip_lambda: float | None = None
     """btard: peers first scale their gradients to at most this norm (BTARD-Clipped-SGD). null: they do not."""
+    validation: Literal["exact", "tolerant"] = "exact"
+    """btard: exact compares hashes, for peers that compute alike to the bit. tolerant compares distances, for peers on
+    different hardware; python -m resnet.calibrate proposes the tolerances."""
+    gradient_tol: float = 0.05
+    """btard, tolerant: relative error that honest peers' gradients of one batch stay within."""
+    cosine_tol: float | None = None
+    """btard, tolerant: the same for 1 - cosine. null: directions are not compared apart."""
 
     def __post_init__(self) -> None:
         _require(self.tau > 0, "tau", "> 0", self.tau, "use inf for the plain mean")
+        tol, cosine = self.gradient_tol, self.cosine_tol
+        _require(0 < tol < 0.5, "gradient_tol", "> 0 and < 0.5", tol, "at 0.5 a gradient of zero would pass")
+        fits = cosine is None or 0 < cosine < 0.25
+        _require(fits, "cosine_tol", "> 0 and < 0.25, or null", cosine, "null is no check")
         _require(self.directions >= 1, "directions", ">= 1", self.directions, "1 is the paper's protocol")
         for name in ("delta_max", "clip_lambda"):
             value = getattr(self, name)
