@@ -28,6 +28,7 @@ from btard.protocol.config import ProtocolConfig
 from btard.protocol.hashing import stream
 from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.proof import Recorder
+from btard.protocol.tolerance import tolerated_deviation
 from resnet.config import Config, ConfigError, exit_with, load_config
 from resnet.data import DataError, Dataset, load_dataset
 from resnet.model import bind, evaluate, flatten, resnet18
@@ -195,6 +196,9 @@ def make_driver(
             directions=aggregator.directions,
             delta_max=aggregator.delta_max,
             clip_lambda=aggregator.clip_lambda,
+            validation=aggregator.validation,
+            gradient_tol=aggregator.gradient_tol,
+            cosine_tol=aggregator.cosine_tol,
         )
         return LocalDriver(protocol, task, recorder=Recorder(folder, protocol), **shared)
     rule = AGGREGATORS[aggregator.name]
@@ -301,9 +305,25 @@ def summarise(config: Config, training: Training, folder: RunFolder) -> dict[str
         "parameters": training.task.d,
         "mode": config.mode,
         "device": str(training.device),
+        "validation": validation_of(config),
         "threads": torch.get_num_threads(),
         "seconds_by_phase": {phase: round(spent, 3) for phase, spent in sorted(training.seconds.items())},
         "versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
+    }
+
+
+def validation_of(config: Config) -> dict[str, Any] | None:
+    """How validators compare, and how far off a peer can stay unseen, relative to its gradient; None without them."""
+    aggregator = config.aggregator
+    if aggregator.name != "btard" or not config.validators:
+        return None
+    if aggregator.validation == "exact":
+        return {"mode": "exact"}
+    return {
+        "mode": "tolerant",
+        "gradient_tol": aggregator.gradient_tol,
+        "cosine_tol": aggregator.cosine_tol,
+        "tolerated_deviation": tolerated_deviation(aggregator.gradient_tol),
     }
 
 
