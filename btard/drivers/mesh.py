@@ -1,0 +1,210 @@
+"""Ranks that talk to each other in rounds over `torch.distributed`: everybody to everybody, and nobody waits for ever.
+
+A round is an all-to-all of small headers, which carry the lengths and whatever is short, and a second one of the long
+letters if there are any. It knows nothing of the protocol.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import struct
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+
+INLINE = 640
+"""Letters of up to so many bytes travel in the header: broadcasts among 16 peers fit, and take one message each."""
+
+_HEADER = struct.Struct("<BBqq32s")  # running, long letters, limit, length, phase
+SIZE = _HEADER.size + INLINE
+
+SLICE = 0.5
+"""Seconds between two looks at whether somebody else is in trouble, while waiting."""
+GRACE = 2.0
+"""Seconds given to the others to say that they are still there."""
+
+Letter = Sequence[bytes | memoryview]
+"""Pieces that are joined on the way."""
+
+
+class RankLost(RuntimeError):
+    """A rank ended or hangs: which one, at which step, in which phase.
+
+    What was under way stays pending in the background, so a process that catches this should end by `os._exit`.
+    """
+
+
+@dataclass(frozen=True)
+class Round:
+    """What came in a round. Of those that are `running`, `phases` names where they are."""
+
+    letters: dict[int, bytearray | memoryview]
+    running: frozenset[int]
+    phases: dict[int, str]
+
+
+class Mesh:
+    """The ranks that are still in the run, `ranks`, at first all `size`, and this process, `rank`, one of them.
+
+    `store` is where they find each other, and where ranks in trouble find out who is missing. It has to outlive any of
+    them, as torchrun's does. A rank that does not answer within `timeout` seconds ends the run.
+    """
+
+    def __init__(self, store: dist.Store, rank: int, size: int, timeout: float) -> None:
+        """Returns when all `size` ranks are there. Errors: RankLost if some do not come in time."""
+        self.rank = rank
+        self.ranks = tuple(range(size))
+        self.timeout = timeout
+        self.step = 0
+        self.interrupted = False
+        self._store = dist.PrefixStore("mesh", store)
+        self._connect()
+
+    @property
+    def others(self) -> tuple[int, ...]:
+        return tuple(rank for rank in self.ranks if rank != self.rank)
+
+    def heed_termination(self) -> None:
+        """On SIGTERM, which torchrun sends to all when one has ended, say who is missing instead of just dying.
+
+        A process that is not waiting for the others, because it hangs, is killed after a few seconds.
+        """
+
+        def terminated(*_: object) -> None:
+            self.interrupted = True
+            signal.alarm(math.ceil(3 * GRACE))
+
+        signal.signal(signal.SIGTERM, terminated)
+
+    def regroup(self, ranks: Sequence[int]) -> None:
+        """Go on among `ranks`, ascending, fewer than before; all of them call this. Errors: RankLost."""
+        if tuple(ranks) != self.ranks:
+            self.ranks = tuple(ranks)
+            self._connect()
+
+    def _connect(self) -> None:
+        """New connections among `ranks`. Not by `dist.new_group`: its names depend on what else a process has done."""
+        self._phase = "connect"
+        store = dist.PrefixStore(f"group/{','.join(map(str, self.ranks))}", self._store)
+        try:
+            # What a collective may take is up to `_all_to_all`; gloo's own error would only say "timeout".
+            self._group: Any = dist.ProcessGroupGloo(
+                store, self.ranks.index(self.rank), len(self.ranks), timedelta(seconds=self.timeout)
+            )
+        except RuntimeError:
+            self._name_the_missing(time.monotonic() + GRACE)
+
+    def gather(self, phase: str, value: bytes, limit: int = 2**24) -> dict[int, bytes]:
+        """Everybody's `value`, not empty and at most `limit` bytes, by rank. Errors: RankLost."""
+        came = self.round(phase, dict.fromkeys(self.others, (value,)), limit).letters
+        return {rank: bytes(came[rank]) if rank != self.rank else value for rank in self.ranks}
+
+    def round(self, phase: str, letters: Mapping[int, Letter], limit: int, *, running: bool = True) -> Round:
+        """Send each recipient its letter and get mine, by sender; from nobody more than `limit` bytes.
+
+        An empty letter is none, and one that is longer than its recipient's limit is not sent.
+        Errors: RankLost if a rank does not answer in time.
+        """
+        self._phase = phase
+        lengths = {to: sum(map(len, letter)) for to, letter in letters.items() if to in self.others}
+        long = {to for to, length in lengths.items() if length > INLINE}
+        headers = bytearray()
+        for to in self.ranks:
+            length = lengths.get(to, 0)
+            headers += _HEADER.pack(running, bool(long), limit, length, phase.encode()[:32])
+            headers += b"".join(letters[to]).ljust(INLINE, b"\0") if 0 < length <= INLINE else bytes(INLINE)
+        came = bytearray(len(headers))
+        self._all_to_all(came, headers)
+        said = {rank: _HEADER.unpack_from(came, i * SIZE) for i, rank in enumerate(self.ranks)}
+        result: dict[int, bytearray | memoryview] = {}
+        for i, rank in enumerate(self.ranks):
+            length = said[rank][3]
+            if rank != self.rank and 0 < length <= min(INLINE, limit):
+                start = i * SIZE + _HEADER.size
+                result[rank] = came[start : start + length]
+        if any(header[1] for header in said.values()):
+            out = [lengths[to] if to in long and lengths[to] <= said[to][2] else 0 for to in self.ranks]
+            into = [
+                said[rank][3] if rank != self.rank and INLINE < said[rank][3] <= limit else 0 for rank in self.ranks
+            ]
+            outgoing = bytearray().join(
+                piece for to, size in zip(self.ranks, out, strict=True) if size for piece in letters[to]
+            )
+            # Not zeroed: it is overwritten, and as long as a model.
+            incoming = torch.empty(sum(into), dtype=torch.uint8)
+            self._all_to_all(incoming, outgoing, into, out)
+            for rank, size, tensor in zip(self.ranks, into, incoming.split(into), strict=True):
+                if size:
+                    result[rank] = tensor.numpy().data
+        return Round(
+            result,
+            frozenset(rank for rank in self.ranks if said[rank][0]),
+            {rank: said[rank][4].rstrip(b"\0").decode(errors="replace") for rank in self.ranks},
+        )
+
+    def _all_to_all(
+        self,
+        into: bytearray | torch.Tensor,
+        out: bytearray,
+        into_sizes: list[int] | None = None,
+        out_sizes: list[int] | None = None,
+    ) -> None:
+        received = into if isinstance(into, torch.Tensor) else torch.frombuffer(into, dtype=torch.uint8)
+        sent = torch.frombuffer(out, dtype=torch.uint8) if out else torch.empty(0, dtype=torch.uint8)
+        deadline = time.monotonic() + self.timeout
+        try:
+            work = self._group.alltoall_base(received, sent, into_sizes or [], out_sizes or [])
+        except RuntimeError:
+            self._name_the_missing(deadline)
+        while True:
+            try:
+                work.wait(timedelta(seconds=SLICE))
+                return
+            except RuntimeError:
+                # Nothing but the end of the slice, unless the work is over: then waiting again tells which.
+                if work.is_completed():
+                    try:
+                        work.wait()
+                        return
+                    except RuntimeError:
+                        self._name_the_missing(deadline)
+            if self.interrupted or time.monotonic() > deadline or self._store.check(["trouble"]):
+                self._name_the_missing(deadline)
+
+    def _name_the_missing(self, deadline: float) -> NoReturn:
+        """Raise RankLost with the ranks that do not come here too before `deadline`; the first finding is everybody's.
+
+        gloo says only that a connection broke. So whoever notices says so in the store, where all others look.
+        """
+        started = time.monotonic()
+        deadline = max(deadline, started + min(GRACE, self.timeout))
+        try:
+            self._store.set(f"here/{self.rank}", "1")
+            self._store.set("trouble", "1")
+            while not self._store.check(["finding"]):
+                missing = [rank for rank in self.ranks if not self._store.check([f"here/{rank}"])]
+                if self.interrupted:
+                    deadline = min(deadline, started + GRACE)
+                if not missing or time.monotonic() > deadline:
+                    self._store.compare_set("finding", "", self._finding(missing))
+                    break
+                time.sleep(0.05)
+            finding = self._store.get("finding").decode()
+        except RuntimeError:
+            finding = f"step {self.step}, phase {self._phase}: the process that keeps the ranks' store has ended"
+        raise RankLost(finding)
+
+    def _finding(self, missing: Sequence[int]) -> str:
+        place = f"step {self.step}, phase {self._phase}"
+        if not missing:
+            return f"{place}: stopped" if self.interrupted else f"{place}: a connection between the ranks broke"
+        who = f"rank {missing[0]}" if len(missing) == 1 else f"ranks {', '.join(map(str, missing))}"
+        if self.interrupted:
+            return f"{place}: {who} ended"
+        return f"{place}: {who} did not answer within {self.timeout:g} s"
