@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ import torch
 from btard.drivers.compute import CohortCompute, Mode
 from btard.drivers.history import ParameterHistory, steps_kept
 from btard.drivers.links import Links
+from btard.drivers.newcomers import Newcomer, admitted_last, bring_in
 from btard.drivers.task import StepResult, Task
 from btard.protocol.behaviour import HONEST, Behaviour
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.effects import Broadcast, Compare, Compute, Effect, Exchange, Idle, Purpose
+from btard.protocol.effects import Broadcast, Compare, Compute, Effect, Exchange, Purpose
 from btard.protocol.identity import Identity, Roster
+from btard.protocol.messages import JoinRequest
 from btard.protocol.peer import Outcome, Peer
 from btard.protocol.proof import Recorder, attest
 from btard.protocol.snapshot import load_peer, save_peer
@@ -63,16 +65,48 @@ class LocalDriver:
         }
         self.history = ParameterHistory(task.d, steps_kept(behaviours, repeatable), history_folder)
         self.compute = CohortCompute(task, self.history, mode, tasks)
+        if recorder is not None and config.probation is not None:
+            raise ValueError("a run that peers can join cannot be recorded for an audit yet: set probation to null")
+        self.joining: dict[bytes, Newcomer] = {}
+        """Public key -> everybody who has asked to join."""
+        self._repeatable = repeatable
 
     @property
     def honest(self) -> list[Peer]:
         return [peer for peer in self.peers.values() if not peer.behaviour.byzantine]
 
-    def step(self, params: torch.Tensor) -> StepResult:
+    def join(
+        self,
+        identity: Identity,
+        behaviour: Behaviour = HONEST,
+        *,
+        donor: int | None = None,
+        receive: Callable[[Mapping[str, torch.Tensor]], None] | None = None,
+    ) -> Newcomer:
+        """Ask all members to admit a newcomer; it takes part from the step after its admission on.
+
+        Before `restore`, say it again for everybody who had joined: a checkpoint holds no private keys.
+        Errors: ValueError if the run admits nobody, or the behaviour asks for parameters that are no longer kept.
+        """
+        if self.config.probation is None:
+            raise ValueError("nobody can join this run: set `probation` to the steps that a newcomer has to serve")
+        if steps_kept({0: behaviour}, self._repeatable) > self.history.keep:
+            raise ValueError(
+                f"the newcomer's behaviour looks {behaviour.lookback} steps back, only {self.history.keep} steps of "
+                "parameters are kept: let a peer of the start look as far back"
+            )
+        for peer in self.peers.values():
+            peer.receive(JoinRequest.create(identity, self.config.run_id))
+        return self.joining.setdefault(identity.public_key, Newcomer(identity, behaviour, donor, receive))
+
+    def step(self, params: torch.Tensor, shared: Mapping[str, torch.Tensor] | None = None) -> StepResult:
         """One step of all peers at `params` [d]; whoever falls out is gone from `peers` afterwards.
 
+        `shared`: what a newcomer has to download beside the parameters, such as the optimizer's state.
         Errors: RuntimeError if honest peers come to different results, which would be a bug of the protocol.
         """
+        if self.config.probation is not None:
+            self._bring_in({"parameters": params, **(shared or {})})
         now = next(iter(self.peers.values())).t
         # Once the last peer that looks far back is gone, nobody needs a long history any more.
         self.history.record(now, params, deep=any(peer.behaviour.lookback > 1 for peer in self.peers.values()))
@@ -105,7 +139,8 @@ class LocalDriver:
             seconds["gradients" if computing else phase] += time.perf_counter() - started
         agreed = self._agreed({i: outcomes[i] for i in outcomes if not self.peers[i].behaviour.byzantine})
         active = next(self.peers[i].active for i in outcomes if outcomes[i] is agreed)
-        self.peers = {i: peer for i, peer in self.peers.items() if outcomes[i] is not None and i in active}
+        staying = {*active, *next(self.peers[i].probation for i in outcomes if outcomes[i] is agreed)}
+        self.peers = {i: peer for i, peer in self.peers.items() if outcomes[i] is not None and i in staying}
         if self.recorder is not None:
             self.recorder.finished(self.honest, lambda step: self.history.at(step, now))
         return StepResult(
@@ -145,7 +180,15 @@ class LocalDriver:
         return {"shared": shared, "peers": refs, "memory": keys, "recorder": recorded}, tensors | rows
 
     def restore(self, state: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take over what `state` returned, on a driver made with the same arguments."""
+        """Take over what `state` returned, on a driver made with the same arguments.
+
+        Errors: ValueError if somebody had joined and has not been made known by `join`.
+        """
+        for i in (int(i) for i in state["peers"] if int(i) >= self.config.peers):
+            key = bytes.fromhex(state["shared"]["roster"][i])
+            if key not in self.joining:
+                raise ValueError(f"peer {i} had joined with the public key {key.hex()}: call `join` for it first")
+            self.peers[i] = self.joining[key].make_peer(i, self.peers[0])
         self.peers = {int(i): self.peers[int(i)] for i in state["peers"]}
         for i, peer in self.peers.items():
             load_peer(peer, state["shared"], {name: tensors[ref] for name, ref in state["peers"][str(i)].items()})
@@ -153,6 +196,19 @@ class LocalDriver:
         self.compute.restore(state["memory"], tensors)
         if self.recorder is not None and state["recorder"] is not None:
             self.recorder.restore(state["recorder"], self.honest[0].last)
+
+    def _bring_in(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Those who were admitted in the step before become peers."""
+        witness = next(peer for peer in self.honest if peer.id in peer.active)
+        members = {i: self.peers[i] for i in witness.active if i in self.peers}
+        admitted = admitted_last(witness)
+        for number in admitted:
+            newcomer = self.joining.get(witness.roster.keys[number])
+            if newcomer is not None:
+                self.peers[number] = bring_in(newcomer, number, members, witness, tensors)
+        for peer in (self.peers[number] for number in admitted if number in self.peers):
+            for waiting in self.joining.values():  # from now on it hears of requests like everybody
+                peer.receive(JoinRequest.create(waiting.identity, self.config.run_id))
 
     def _agreed(self, honest: Mapping[int, Outcome | None]) -> Outcome:
         """The outcome that all remaining honest peers share."""
@@ -247,11 +303,13 @@ class LocalDriver:
             honest = {
                 i: gradients[i]
                 for i, request in asked.items()
-                if request.purpose is Purpose.TRAIN and not self.peers[i].behaviour.byzantine
+                if request.purpose is Purpose.TRAIN
+                and not self.peers[i].behaviour.byzantine
+                and i in self.peers[i].active  # what newcomers compute does not go in
             }
             if honest:
                 self.collusion.observe(now, honest)
 
 
 def _phase_of(effect: Effect) -> str:
-    return "compute" if isinstance(effect, Idle) else effect.phase
+    return effect.phase

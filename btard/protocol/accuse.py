@@ -14,7 +14,7 @@ import torch
 
 from btard.protocol.commit import clip_gradient
 from btard.protocol.disclose import keep_disclosed
-from btard.protocol.effects import Compute, Effect, Purpose
+from btard.protocol.effects import Compute, Effect, Idle, Purpose
 from btard.protocol.evidence import disclosures, verdict_on
 from btard.protocol.exchange import packet_limit
 from btard.protocol.hashing import batch_seed, digest
@@ -116,7 +116,9 @@ def _possible(peer: Peer, record: StepRecord, accuser: int, claim: Claim) -> boo
     about = peer.record_of(claim.step)
     if about is None or claim.accused == accuser:
         return False
-    if claim.accused not in about.workers or claim.accused not in record.active:
+    # Newcomers owe nothing but gradients.
+    owed = about.commits if claim.kind in ("wrong_gradient", "undisclosed") else about.workers
+    if claim.accused not in owed or claim.accused not in (*record.active, *record.probation):
         return False
     if claim.kind == "wrong_gradient":
         return about is not record and claim.part == -1
@@ -171,19 +173,25 @@ def _try(
     evidence = yield from peer.send(record, f"evidence/{attempt}", sent, limit=limit)
     record.shown[attempt] = {who: tuple(packets) for who, packets in {**evidence, peer.id: shown}.items()}
     evidence = record.shown[attempt]
+    watching = peer.id in record.probation  # a newcomer has no vote
     # By what was known before the round, as the accusers: more truth could take their cause away.
-    reports = corrected_reports(peer, peer.last, truth) if peer.last is not None else {}
+    reports = corrected_reports(peer, peer.last, truth) if peer.last is not None and not watching else {}
     for claim in raised:
         if claim.kind in ("wrong_gradient", "undisclosed") and claim.accused not in truth and peer.last is not None:
             seed = batch_seed(peer.config.run_id, claim.step, claim.accused, peer.last.previous_coin)
+            if watching:
+                yield Idle("judge")
+                truth[claim.accused] = torch.empty(0)
+                continue
             gradient = yield Compute(claim.step, claim.accused, seed, Purpose.JUDGE)
             truth[claim.accused] = clip_gradient(gradient, peer.config.clip_lambda)
-    if peer.config.validation == "tolerant":
+    if peer.config.validation == "tolerant" and not watching:
         for accused, gradient in truth.items():
             keep_disclosed(peer, record, accused, evidence, gradient)
     verdicts = tuple(
         behaviour.vote(ctx, claim, verdict_on(peer, claim, accusers, evidence, truth, reports))
         for claim, accusers in raised.items()
+        if not watching
     )
     voters = record.remaining
     messages = yield from peer.broadcast(record, f"vote/{attempt}", Votes, Votes(verdicts), expected=voters)
@@ -265,7 +273,7 @@ def _eliminate(peer: Peer, record: StepRecord, disputes: Mapping[Claim, tuple[in
 def _uncovered(peer: Peer, truth: Mapping[int, torch.Tensor]) -> list[Claim]:
     """Aggregators of the step before whose wrong aggregate a convicted peer's cooked report had hidden from V2."""
     about = peer.last
-    if about is None:
+    if about is None or peer.id in peer.current.probation:
         return []
     honest = {who: x for who, x in truth.items() if committed_gradient(peer, about, who, x) is not None}
     if not honest:

@@ -17,6 +17,7 @@ from btard.protocol.messages import Claim, CoinReveal, Packet, Relayed, Report, 
 
 if TYPE_CHECKING:
     from btard.protocol.config import ProtocolConfig
+    from btard.protocol.join import Download
     from btard.protocol.record import StepRecord
 
 
@@ -117,6 +118,14 @@ class Behaviour:
     ) -> Mapping[int, Sequence[Packet]]:
         """The packets of a point-to-point phase, by recipient."""
         return packets
+
+    def serve(self, ctx: Context, download: Download) -> Download | None:
+        """The state that a newcomer is given; None gives nothing."""
+        return download
+
+    def vouch(self, ctx: Context, hashed: bytes) -> bytes | None:
+        """The digest of the state that a newcomer is told; None says nothing."""
+        return hashed
 
     def crashed(self, ctx: Context, phase: str) -> bool:
         """Whether the peer is dead from this phase on."""

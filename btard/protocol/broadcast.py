@@ -33,7 +33,7 @@ def hear(
 ) -> Generator[Effect, Any, Heard]:
     """Broadcast `message`; all genuine messages of the phase, one per sender unless it has two faces.
 
-    With `config.rounds` relays the result is the same for all honest peers. A message with a bad signature proves
+    With enough relays (`_rounds`) the result is the same for all honest peers. A message with a bad signature proves
     nothing and counts as none.
     """
     arrived = yield Broadcast(phase, message, faces, limit)
@@ -44,9 +44,16 @@ def hear(
         hashed = genuine(peer, record, phase, signed, senders, limit)
         if hashed is not None and isinstance(signed, Signed) and signed.sender == sender:
             heard[sender] = {hashed: signed}
-    if peer.config.rounds:
-        yield from _agree(peer, record, phase, heard, limit)
+    rounds = _rounds(peer, record, phase)
+    if rounds:
+        yield from _agree(peer, record, phase, heard, limit, rounds)
     return heard
+
+
+def _rounds(peer: Peer, record: StepRecord, phase: str) -> int:
+    """One round per Byzantine member; one more where newcomers speak, who are none of these members."""
+    rounds = peer.config.rounds
+    return rounds + 1 if record.newcomers and phase == "commit" and peer.config.relays != 0 else rounds
 
 
 def genuine(
@@ -61,12 +68,18 @@ def genuine(
     return hashed if peer.roster.verify(signed.sender, hashed, signed.signature) else None
 
 
-def _agree(peer: Peer, record: StepRecord, phase: str, heard: Heard, limit: int) -> Generator[Effect, Any, None]:
-    """Add to `heard` whatever another honest peer has heard."""
+def _view(heard: Heard) -> bytes:
+    return digest("heard", *(hashed for sender in sorted(heard) for hashed in sorted(heard[sender])))
+
+
+def _agree(
+    peer: Peer, record: StepRecord, phase: str, heard: Heard, limit: int, rounds: int
+) -> Generator[Effect, Any, None]:
+    """Add to `heard` whatever another honest member has heard. Members relay; newcomers cannot vouch for a message."""
     behaviour, ctx = peer.behaviour_at(record.step), peer.context(record)
-    senders = record.speakers
-    others = [p for p in senders if p != peer.id]
-    view = digest("heard", *(hashed for sender in sorted(heard) for hashed in sorted(heard[sender])))
+    senders, members = record.speakers, record.remaining
+    others = [p for p in members if p != peer.id] if peer.id in members else []
+    view = _view(heard)
     views = yield Compare(f"{phase}/compare", view)
     fresh: dict[bytes, Relayed] = {
         hashed: Relayed(signed, ()) for said in heard.values() for hashed, signed in said.items()
@@ -74,14 +87,14 @@ def _agree(peer: Peer, record: StepRecord, phase: str, heard: Heard, limit: int)
     recipients = [p for p in others if views.get(p) != view]
     bound = FACES * len(senders) * (limit + len(senders) * (SIGNATURE_SIZE + 16))
     known = {(sender, signed.payload) for sender, said in heard.items() for signed in said.values()}
-    for round in range(1, peer.config.rounds + 1):
+    for round in range(1, rounds + 1):
         passed_on = tuple(_countersign(peer, item, hashed) for hashed, item in fresh.items()) if recipients else ()
         outgoing: Mapping[int, Sequence[Relayed]] = dict.fromkeys(recipients, passed_on) if passed_on else {}
         outgoing = behaviour.relay(ctx, phase, round, outgoing)
         arrived = yield Exchange(f"{phase}/relay/{round}", outgoing, bound)
         fresh = {}
         for deliverer in sorted(arrived):
-            for item in arrived[deliverer]:
+            for item in arrived[deliverer] if peer.id in members else ():
                 # Most of it is not new: that is seen before any signature is looked at.
                 if not isinstance(item, Relayed) or not isinstance(item.message, Signed):
                     continue
@@ -95,6 +108,41 @@ def _agree(peer: Peer, record: StepRecord, phase: str, heard: Heard, limit: int)
                     said[hashed] = item.message
                     fresh[hashed] = item
         recipients = others
+    if record.newcomers:
+        behind = [p for p in record.newcomers if views.get(p) != _view(heard)]
+        yield from _tell_newcomers(peer, record, phase, heard, behind, limit)
+
+
+def _tell_newcomers(
+    peer: Peer, record: StepRecord, phase: str, heard: Heard, behind: Sequence[int], limit: int
+) -> Generator[Effect, Any, None]:
+    """Members send all they have heard to the newcomers `behind`, who take what more than half of the members send.
+
+    Nobody relays for newcomers on probation, so their own view may differ from what the honest members agree on. If it
+    does, all honest members send the same; if not, they send nothing and less than half are left to lie.
+    """
+    behaviour, ctx, members = peer.behaviour_at(record.step), peer.context(record), record.remaining
+    all_heard = tuple(Relayed(said[hashed], ()) for _, said in sorted(heard.items()) for hashed in sorted(said))
+    outgoing: Mapping[int, Sequence[Relayed]] = dict.fromkeys(behind, all_heard) if peer.id in members else {}
+    outgoing = behaviour.relay(ctx, phase, 0, outgoing)
+    senders = record.speakers
+    arrived = yield Exchange(f"{phase}/tell", outgoing, FACES * len(senders) * limit)
+    if peer.id in members:
+        return
+    told: dict[bytes, tuple[int, Heard]] = {}
+    for member in members:
+        view: Heard = {}
+        for item in arrived.get(member, ()):
+            hashed = genuine(peer, record, phase, getattr(item, "message", None), senders, limit)
+            if hashed is not None:
+                view.setdefault(item.message.sender, {})[hashed] = item.message
+        if member in arrived:
+            count = told[_view(view)][0] if _view(view) in told else 0
+            told[_view(view)] = count + 1, view
+    for count, view in told.values():
+        if 2 * count > len(members):
+            heard.clear()
+            heard.update(view)
 
 
 def _countersign(peer: Peer, item: Relayed, hashed: bytes) -> Relayed:
@@ -107,7 +155,7 @@ def _accepted(
     """The digest of a relayed message that has come through at least `round` peers besides its sender; else None."""
     if len(item.chain) > len(senders):
         return None
-    relayers = {relayer for relayer, _ in item.chain} & set(senders) - {item.message.sender}
+    relayers = {relayer for relayer, _ in item.chain} & set(record.remaining) - {item.message.sender}
     if len(relayers) < round or len(relayers) < len(item.chain):
         return None
     hashed = genuine(peer, record, phase, item.message, senders, limit)

@@ -63,6 +63,7 @@ def commit(
 ) -> Generator[Effect, Any, torch.Tensor | None]:
     """Broadcast the hashes of my parts; W_t becomes the planned workers who did. Returns my (perhaps bad) gradient.
 
+    Newcomers commit to as many parts and remain outside W_t.
     A worker that misses this phase is absent for the step (section 8), and its part goes to the next worker. So is an
     honest one whose gradient is not finite: to send NaN would be a violation, to have computed it is none.
     Errors: NoGradient if nobody commits.
@@ -71,7 +72,7 @@ def commit(
     payload = None
     if gradient is not None and not is_finite(gradient):
         gradient = None
-    if gradient is not None and peer.id in planned:
+    if gradient is not None and peer.id in (*planned, *record.newcomers):
         gradient = peer.behaviour_at(record.step).gradient(peer.context(record), gradient)
         record.split = Split(peer.d, len(planned))
         digests = part_digests(peer.config.run_id, peer.id, record.step, gradient, record.split)
@@ -79,14 +80,15 @@ def commit(
         payload = Commit(chosen) if chosen is not None else None
     record.split = Split(peer.d, len(planned))
     commits = yield from peer.broadcast(record, "commit", Commit, payload, expected=())
-    for sender in planned:
+    committers = (*planned, *record.newcomers)
+    for sender in committers:
         if sender in commits and len(commits[sender].digests) != record.split.k:
             peer.expel(record, sender, "malformed_commit")
-    record.commits = {p: commits[p] for p in planned if p in commits and p not in record.expelled}
-    record.workers = tuple(record.commits)
+    record.commits = {p: commits[p] for p in committers if p in commits and p not in record.expelled}
+    record.workers = tuple(p for p in planned if p in record.commits)
     record.owners = tuple(_next_worker(planned, j, record.commits) for j in range(record.split.k))
     peer.count_absences(record, planned)
-    if peer.config.validation == "tolerant" and peer.id in record.workers:
+    if peer.config.validation == "tolerant" and peer.id in record.commits:
         record.own = gradient
     return gradient
 

@@ -48,6 +48,12 @@ class ProtocolConfig:
     honest ones in agreement whatever these do; None: `byzantine`. 0 trusts the network to show everybody the same."""
     max_absences: int = 3
     """Steps in a row that a peer may miss the commit phase before it counts as gone."""
+    probation: int | None = None
+    """T_join: steps in which a newcomer computes gradients that are checked and not used. Raise it if new identities
+    are too cheap for what they can do until they are banned. None: nobody can join. Where peers join, `byzantine` is
+    how many of the members of any step may be Byzantine."""
+    max_newcomers: int = 1
+    """Newcomers admitted per step, at most. Each costs the members d floats per step while it is on probation."""
 
     def __post_init__(self) -> None:
         n, b, m = self.peers, self.byzantine, self.validators
@@ -80,6 +86,10 @@ class ProtocolConfig:
             raise ValueError(f"relays must be >= 0 and < peers = {n} (or null), got {self.relays}")
         if self.max_absences < 1:
             raise ValueError(f"max_absences must be >= 1, got {self.max_absences}")
+        if self.probation is not None and self.probation < 1:
+            raise ValueError(f"probation must be >= 1 steps (or null: nobody can join), got {self.probation}")
+        if not 1 <= self.max_newcomers <= n:  # a message that names more would be refused as too long
+            raise ValueError(f"max_newcomers must be >= 1 and <= peers = {n}, got {self.max_newcomers}")
         for name in ("delta_max", "clip_lambda"):
             value = getattr(self, name)
             if value is not None and not value > 0:

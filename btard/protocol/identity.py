@@ -46,12 +46,17 @@ class Roster:
 
     def verify(self, peer: int, message: bytes, signature: bytes) -> bool:
         """Whether `signature` is `peer`'s on `message`; False for an unknown peer or malformed bytes."""
-        return 0 <= peer < len(self.keys) and _verify(self.keys[peer], message, signature)
+        return 0 <= peer < len(self.keys) and verify_key(self.keys[peer], message, signature)
+
+    def grown(self, key: bytes) -> Roster:
+        """The roster with one more peer, whose number is the next one. Nobody is ever taken out of a roster."""
+        return Roster((*self.keys, key))
 
 
 # A pure function of its arguments: where several peers live in one process, each signature is checked once.
 @lru_cache(maxsize=8192)
-def _verify(key: bytes, message: bytes, signature: bytes) -> bool:
+def verify_key(key: bytes, message: bytes, signature: bytes) -> bool:
+    """Whether `signature` on `message` is that of the holder of the public key `key`; False for malformed bytes."""
     if len(signature) != SIGNATURE_SIZE:
         return False
     try:

@@ -14,7 +14,7 @@ import torch
 
 from btard.protocol import wire
 from btard.protocol.hashing import DIGEST_SIZE, digest, tensor_digest
-from btard.protocol.identity import SIGNATURE_SIZE, Identity, Roster
+from btard.protocol.identity import SIGNATURE_SIZE, Identity, Roster, verify_key
 from btard.protocol.wire import Malformed
 
 NOBODY = -1
@@ -207,7 +207,43 @@ class Votes:
         return cls(wire.check_list(value, "votes", verdict, max_len=2**16))
 
 
-P = TypeVar("P", Commit, Announce, CoinCommit, CoinReveal, Report, Claims, Votes)
+@dataclass(frozen=True)
+class JoinRequest:
+    """Section 7: somebody with this public key wants to join this run. It can be passed on, and is used up once."""
+
+    key: bytes
+    signature: bytes
+
+    @classmethod
+    def create(cls, identity: Identity, run_id: str) -> JoinRequest:
+        return cls(identity.public_key, identity.sign(digest("join", run_id, identity.public_key)))
+
+    def authentic(self, run_id: str) -> bool:
+        """Whether the holder of the key signed it for this run."""
+        return verify_key(self.key, digest("join", run_id, self.key), self.signature)
+
+
+@dataclass(frozen=True)
+class Join:
+    """Section 7: the requests to join that the sender names in this step."""
+
+    requests: tuple[JoinRequest, ...]
+
+    def to_wire(self) -> Any:
+        return [(request.key, request.signature) for request in self.requests]
+
+    @classmethod
+    def from_wire(cls, value: Any) -> Join:
+        def request(entry: Any, what: str) -> JoinRequest:
+            key, signature = wire.check_fields(entry, what, 2)
+            if not isinstance(signature, bytes) or len(signature) != SIGNATURE_SIZE:
+                raise Malformed(f"{what}: expected a signature of {SIGNATURE_SIZE} bytes")
+            return JoinRequest(wire.check_digest(key, what), signature)
+
+        return cls(wire.check_list(value, "join requests", request, max_len=2**10))
+
+
+P = TypeVar("P", Commit, Announce, CoinCommit, CoinReveal, Report, Claims, Votes, Join)
 
 
 # Pure, and the same bytes reach every peer: where several peers live in one process each payload is decoded once.

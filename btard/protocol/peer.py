@@ -20,6 +20,7 @@ from btard.protocol.effects import Effect, Exchange
 from btard.protocol.exchange import exchange
 from btard.protocol.hashing import batch_seed, digest
 from btard.protocol.identity import Identity, Roster
+from btard.protocol.join import WAITING, Probation, admit, bring_up, count_probation, draw_check
 from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.messages import (
     Announce,
@@ -27,6 +28,8 @@ from btard.protocol.messages import (
     CoinCommit,
     CoinReveal,
     Commit,
+    Join,
+    JoinRequest,
     Packet,
     Report,
     Signed,
@@ -38,7 +41,7 @@ from btard.protocol.report import report
 from btard.protocol.validate import draw_validators, validate
 from btard.protocol.wire import Malformed
 
-M = TypeVar("M", Commit, Announce, CoinCommit, CoinReveal, Report, Claims, Votes)
+M = TypeVar("M", Commit, Announce, CoinCommit, CoinReveal, Report, Claims, Votes, Join)
 
 
 class Expelled(Exception):
@@ -69,6 +72,7 @@ class Outcome:
 class Peer:
     """State and behaviour of peer `id` between steps. `d`: number of parameters.
 
+    A newcomer (`id` beyond the configured peers, the roster grown) needs the downloaded state before its first step.
     Errors: ValueError if the roster's size is not the configured number of peers or d is smaller than it.
     """
 
@@ -81,7 +85,7 @@ class Peer:
         d: int,
         behaviour: Behaviour = HONEST,
     ) -> None:
-        if len(roster.keys) != config.peers:
+        if len(roster.keys) != config.peers and (config.probation is None or len(roster.keys) < config.peers):
             raise ValueError(f"peer {id}: the roster has {len(roster.keys)} keys, the config says {config.peers} peers")
         if d < config.peers:
             raise ValueError(f"peer {id}: a model of {d} parameters cannot be shared among {config.peers} peers")
@@ -99,6 +103,9 @@ class Peer:
         self.coins: list[bytes] = [digest("first coin", config.run_id)]
         self.absences: dict[int, int] = {}
         self.last: StepRecord | None = None
+        self.probation: dict[int, Probation] = {}
+        self.requests: dict[bytes, JoinRequest] = {}
+        """Of those that want to join, by key, the oldest first."""
         self.current: StepRecord
 
     @property
@@ -111,9 +118,12 @@ class Peer:
         coin = self.coins[-1]
         context = step_context(self.config.run_id, self.t, self.active, self.assignments, coin, self.ledger.head)
         record = self.current = StepRecord(self.t, self.active, self.assignments, coin, context)
+        record.probation = tuple(sorted(self.probation))
         record.head, record.absences = self.ledger.head, dict(self.absences)
         already = len(self.ledger.entries)
         try:
+            if self.config.probation is not None:
+                yield from admit(self, record)
             gradient = yield from compute(self, record)
             recomputed = gradient if self.id in record.assignments else None
             gradient = yield from commit(self, record, None if self.id in record.assignments else gradient)
@@ -123,7 +133,12 @@ class Peer:
             yield from report(self, record, gradient)
             yield from settle_missing(self, record)
             yield from disclose(self, record, recomputed)
-            yield from judge(self, record, verify(self, record) + validate(self, recomputed))
+            watching = self.id in record.probation  # a newcomer accuses nobody
+            yield from judge(self, record, [] if watching else verify(self, record) + validate(self, recomputed))
+            if self.id in record.expelled:
+                return None
+            if record.newcomers:
+                yield from bring_up(self, record)
         except Expelled:
             return None
         return self._finish(record, already)
@@ -131,11 +146,14 @@ class Peer:
     def _finish(self, record: StepRecord, already: int) -> Outcome | None:
         """A_{t+1}, V_{t+1} and the coin of the next step (phases 7 and 8)."""
         settle_exclusions(record)
-        self.active = record.remaining
-        if self.id not in self.active:
+        graduates = count_probation(self, record) if self.probation else ()
+        self.active = tuple(sorted((*record.remaining, *graduates)))
+        if self.id not in self.active and self.id not in self.probation:
             return None
         self.coins.append(record.coin)
         self.assignments = draw_validators(record.coin, record.workers, self.active, self.config.validators)
+        working = {i: standing.cleared for i, standing in self.probation.items() if i in record.commits}
+        self.assignments |= draw_check(record.coin, working, self.active, self.assignments)
         self.last = record
         usable = [j for j in range(record.cut.k) if j in record.aggregates and j not in record.skipped]
         return Outcome(
@@ -146,6 +164,15 @@ class Peer:
             record.coin,
             tuple(self.ledger.entries[already:]),
         )
+
+    def receive(self, request: JoinRequest) -> bool:
+        """Keep a request to join, to be named in the next steps; False if it is forged, used up or one too many."""
+        if request.key in self.roster.keys or len(self.requests) >= WAITING:
+            return False
+        if not request.authentic(self.config.run_id):
+            return False
+        self.requests.setdefault(request.key, request)
+        return True
 
     # What the phases share.
 
@@ -183,7 +210,11 @@ class Peer:
         expected = tuple(expected)
         behaviour, ctx = self.behaviour_at(record.step), self.context(record)
         self._crash(record, phase)
-        limit = max_message(kind, self.config.peers, self.config.directions)
+        limit = max_message(kind, len(self.roster.keys), self.config.directions)
+        record.phase = phase
+        speakers = record.speakers
+        if self.id in record.probation and self.id not in speakers:
+            payload = None  # a newcomer listens
 
         def sign(said: Any) -> Signed:
             return Signed.create(self.identity, record.context, self.id, record.step, phase, said)
@@ -192,7 +223,7 @@ class Peer:
         heard = yield from self.hear(record, phase, message, faces, limit)
         record.heard[phase] = {sender: tuple(said.values()) for sender, said in heard.items()}
         opened: dict[int, M] = {}
-        for sender in record.remaining:
+        for sender in speakers:
             said = record.heard[phase].get(sender, ())
             if len(said) > 1:
                 self.expel(record, sender, "equivocation")

@@ -69,12 +69,17 @@ class StepRecord:
     """r^{t-1}, the seed of this step's batches."""
     context: bytes = b""
     """Digest of the run and of the agreed state at the start of the step: what signatures of the step are bound to."""
+    probation: tuple[int, ...] = ()
+    """Newcomers on probation, ascending: they commit, and hear everything, and that is all (section 7)."""
+    phase: str = ""
+    """The broadcast phase at hand."""
     workers: tuple[int, ...] = ()
-    """W_t, ascending: those who committed. Planned first, fixed by the commit phase."""
+    """W_t, ascending: those who committed and are not on probation."""
     split: Split | None = None
     owners: tuple[int, ...] = ()
     """owners[j] aggregates part j."""
     commits: dict[int, Commit] = field(default_factory=dict)
+    """Of the workers, and of the newcomers."""
     announced: dict[int, AnnouncedPart] = field(default_factory=dict)
     """Part -> H(a[j]) and the workers that went in."""
     reports: dict[int, Report] = field(default_factory=dict)
@@ -112,9 +117,14 @@ class StepRecord:
         return tuple(peer for peer in self.active if peer not in self.expelled)
 
     @property
+    def newcomers(self) -> tuple[int, ...]:
+        """Those on probation without the ones that already fell out."""
+        return tuple(peer for peer in self.probation if peer not in self.expelled)
+
+    @property
     def speakers(self) -> tuple[int, ...]:
-        """Whose broadcasts count in the present phase."""
-        return self.remaining
+        """Whose broadcasts count in the present phase: the members', and the newcomers' commitments."""
+        return (*self.remaining, *self.newcomers) if self.phase == "commit" else self.remaining
 
     @property
     def cut(self) -> Split:

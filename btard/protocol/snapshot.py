@@ -1,15 +1,22 @@
-"""A peer between two steps as JSON values and tensors, and back: what a checkpoint needs to go on to the same bits."""
+"""A peer between two steps as JSON values and tensors, and back: what a checkpoint needs to go on to the same bits.
+
+The values are public but for the requests to join that the peer holds: a newcomer downloads them.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from btard.protocol import wire
+from btard.protocol.behaviour import Context
+from btard.protocol.identity import Roster
+from btard.protocol.join import Download, Probation, Vouch, state_digest
 from btard.protocol.ledger import Entry
-from btard.protocol.messages import Announce, Commit, Packet, Report
+from btard.protocol.messages import Announce, Commit, JoinRequest, Packet, Report
 from btard.protocol.peer import Peer
 from btard.protocol.record import Split, StepRecord
 
@@ -26,6 +33,13 @@ def save_peer(peer: Peer) -> tuple[dict[str, Any], Tensors]:
         "ledger": [entry.to_json() for entry in peer.ledger.entries],
         "last": None,
     }
+    if peer.config.probation is not None:
+        state["roster"] = [key.hex() for key in peer.roster.keys]
+        state["probation"] = {
+            str(i): [standing.served, standing.missed, sorted(standing.cleared)]
+            for i, standing in peer.probation.items()
+        }
+        state["requests"] = [[request.key.hex(), request.signature.hex()] for request in peer.requests.values()]
     tensors: Tensors = {}
     record = peer.last
     if record is not None:
@@ -63,6 +77,14 @@ def load_peer(peer: Peer, state: Mapping[str, Any], tensors: Mapping[str, torch.
     peer.assignments = {int(validator): target for validator, target in state["assignments"].items()}
     peer.coins = [bytes.fromhex(coin) for coin in state["coins"]]
     peer.absences = {int(other): count for other, count in state["absences"].items()}
+    if "roster" in state:
+        peer.roster = Roster(tuple(bytes.fromhex(key) for key in state["roster"]))
+        peer.probation = {
+            int(i): Probation(served, missed, frozenset(cleared))
+            for i, (served, missed, cleared) in state["probation"].items()
+        }
+        requests = [JoinRequest(bytes.fromhex(key), bytes.fromhex(signed)) for key, signed in state.get("requests", [])]
+        peer.requests = {request.key: request for request in requests}
     for line in state["ledger"]:
         peer.ledger.append(Entry.from_json(line))
     kept = state["last"]
@@ -100,3 +122,33 @@ def load_peer(peer: Peer, state: Mapping[str, Any], tensors: Mapping[str, torch.
             # The hash is what proves a disclosed part; the signature was only needed while it could differ.
             packet = Packet("part", sender, record.step, part, tensor, b"")
             record.received.setdefault(part, {})[sender] = packet
+
+
+def public_state(peer: Peer) -> bytes:
+    """What all honest members hold alike, as JSON: equal bytes at each of them. No tensors; see `Download`."""
+    state, _ = save_peer(peer)
+    return json.dumps({name: value for name, value in state.items() if name != "requests"}, sort_keys=True).encode()
+
+
+def serve(member: Peer, tensors: Mapping[str, torch.Tensor]) -> Download | None:
+    """The state with the training's `tensors`, as `member` gives it to a newcomer after a step."""
+    honest = Download(public_state(member), tensors)
+    return member.behaviour_at(member.t).serve(_context(member), honest)
+
+
+def vouch(member: Peer, newcomer: bytes, tensors: Mapping[str, bytes]) -> Vouch | None:
+    """What `member` tells the newcomer with this key about its state; `tensors`: name -> `tensor_digest`."""
+    hashed = state_digest(member.config.run_id, public_state(member), tensors)
+    said = member.behaviour_at(member.t).vouch(_context(member), hashed)
+    return None if said is None else Vouch.create(member.identity, member.config.run_id, member.id, newcomer, said)
+
+
+def load_public(newcomer: Peer, state: bytes) -> None:
+    """Give a newcomer the `public_state` that it has downloaded and checked."""
+    load_peer(newcomer, json.loads(state), {})
+
+
+def _context(member: Peer) -> Context:
+    if member.last is None:
+        raise RuntimeError(f"peer {member.id}: nobody can be admitted before the first step")
+    return member.context(member.last)
