@@ -35,6 +35,7 @@ from btard.protocol.proof import (
     Section,
     proof_file,
     raised_claims,
+    read_bounded,
     read_json,
     read_settings,
     seal_file,
@@ -45,7 +46,7 @@ from btard.protocol.wire import Malformed
 LEDGER = "ledger.jsonl"
 SUMMARY = "summary.json"
 """Marks a run as finished."""
-MAX_LEDGER = 2**28
+MAX_LEDGER = 2**26
 """Bytes of a ledger that are read."""
 
 MESSAGES = "replayed from the signed messages"
@@ -115,11 +116,9 @@ def audit(folder: Path, task: Task | None = None) -> Report:
 def read_ledger(file: Path) -> list[Line]:
     """The lines of a ledger; AuditError where one does not follow from the line before."""
     try:
-        if file.stat().st_size > MAX_LEDGER:
-            raise AuditError(f"{file.name}: {file.stat().st_size} bytes, at most {MAX_LEDGER} are read")
-        raw = file.read_bytes()
-    except OSError as error:
-        raise AuditError(f"{file.name}: {error.strerror}") from None
+        raw = read_bounded(file, MAX_LEDGER)
+    except Malformed as error:
+        raise AuditError(str(error)) from None
     if raw and not raw.endswith(b"\n"):
         raise AuditError(f"{file.name}: its last line is cut short")
     lines: list[Line] = []
@@ -204,7 +203,7 @@ class _Auditor:
         try:
             proof = Proof.read(self.evidence, step, self.d)
         except Malformed as error:
-            raise AuditError(f"{error} (proof of {LEDGER} line {lines[0].number})") from None
+            raise AuditError(f"{_within(file, error)} (proof of {LEDGER} line {lines[0].number})") from None
         self.certify(proof.now, step, file)
         if proof.before is not None:
             self.certify(proof.before, step - 1, file)
@@ -331,7 +330,7 @@ class _Auditor:
             try:
                 section = Section.from_json(read_json(file, {"now"})["now"])
             except Malformed as error:
-                raise AuditError(f"{file.name}: {error}") from None
+                raise AuditError(_within(file.name, error)) from None
             self.certify(section, int(step), seal_file(self.evidence, int(step)).name)
             newest = max(newest, int(step))
         return newest > last
@@ -343,13 +342,14 @@ class _Auditor:
         if not (self.folder / ATTESTATION).exists():
             if (self.folder / SUMMARY).exists():
                 raise AuditError(f"{ATTESTATION}: missing, though {SUMMARY} says that the run is finished")
-            if not self.lines or sealed:
+            if sealed:
                 return f"{counts}; the run is not finished, up to here a majority has signed its ledger"
-            return f"{counts}; the run is not finished, nothing signed follows on step {self.lines[-1].entry.step} yet"
+            after = f"on step {self.lines[-1].entry.step} " if self.lines else ""
+            return f"{counts}; the run is not finished, nothing signed follows {after}yet"
         try:
             attested = Attestation.read(self.folder)
         except Malformed as error:
-            raise AuditError(f"{ATTESTATION}: {error}") from None
+            raise AuditError(_within(ATTESTATION, error)) from None
         active = self.active(attested.step)
         said = attested.digest(self.config, self.roster, self.d)
         for peer, signature in attested.signatures.items():
@@ -442,6 +442,11 @@ def _is_about(entry: Entry, claim: Claim, accusers: tuple[int, ...]) -> bool:
         accusers,
     )
     return same and (entry.kind == claim.kind or entry.verdict == FALSE_CLAIM)
+
+
+def _within(file: str, error: Malformed) -> str:
+    """The error's line with the name of the file that it is about, unless it has one of the same step already."""
+    return str(error) if str(error).startswith(file.partition(".")[0]) else f"{file}: {error}"
 
 
 def _words(claim: Claim) -> str:

@@ -37,8 +37,8 @@ EVIDENCE = "evidence"
 PROTOCOL, ROSTER, ATTESTATION = "protocol.json", "roster.json", "attestation.json"
 MAX_JSON = 2**28
 """Bytes of a JSON file that are read; the messages of a step of 1,000 peers stay below."""
-MAX_FIELD = 2**24
-"""Bytes of one message that are read."""
+MAX_FIELD, MAX_PHASE = 2**24, 64
+"""Characters of one message and of a phase's name that are read."""
 TENSOR_DTYPES = {
     str(dtype): dtype
     for dtype in (
@@ -111,6 +111,8 @@ class Section:
         step = wire.check_int(content["step"], "step")
         messages: Messages = {}
         for phase, said in _object(content["messages"], "messages").items():
+            if not phase.isascii() or len(phase) > MAX_PHASE:
+                raise Malformed(f"messages: {phase[:MAX_PHASE]!a} is no phase")
             heard: dict[int, list[Signed]] = {}
             for entry in _list(said, f"messages of {phase}"):
                 sender, payload, signature = wire.check_fields(entry, "message", 3)
@@ -222,8 +224,10 @@ class Proof:
             attempt, discloser, kind, sender, step, part, signature, dtype, shape = wire.check_fields(entry, "shown", 9)
             for value in (attempt, discloser, sender, step, part):
                 wire.check_int(value, "shown")
+            if not isinstance(kind, str):
+                raise Malformed(f"shown: a packet of kind {kind!a:.40}")
             body = _unflattened(tensors.get_tensor(f"packet/{index}"), dtype, shape)
-            packet = Packet(str(kind), sender, step, part, body, _bytes(signature, "signature"))
+            packet = Packet(kind, sender, step, part, body, _bytes(signature, "signature"))
             disclosed = self.shown.setdefault(attempt, {})
             disclosed[discloser] = (*disclosed.get(discloser, ()), packet)
 
@@ -458,12 +462,21 @@ def read_settings(folder: Path) -> tuple[ProtocolConfig, int, Roster]:
     d = content["d"]
     if type(d) is not int or not 1 <= d < 2**32:
         raise Malformed(f"{PROTOCOL}: d is {d!r:.40}")
+    settings = _object(content["config"], f"{PROTOCOL}: config")
+    for item in fields(ProtocolConfig):  # annotations are strings such as "int | None"
+        value = settings.get(item.name, item.default)
+        if type(value).__name__.replace("NoneType", "None") not in str(item.type).split(" | "):
+            integer = type(value) is int and "float" in str(item.type)
+            word = isinstance(value, str) and str(item.type).startswith("Literal")
+            if not integer and not word:
+                raise Malformed(f"{PROTOCOL}: {item.name} must be {item.type}, got {value!a:.40}")
     try:
-        config = ProtocolConfig(**_object(content["config"], "config"))
+        config = ProtocolConfig(**settings)
+        config.run_id.encode()
     except (TypeError, ValueError) as error:
         raise Malformed(f"{PROTOCOL}: {error}") from None
-    if type(config.peers) is not int or config.peers > 2**16 or not isinstance(config.run_id, str):
-        raise Malformed(f"{PROTOCOL}: peers or run_id are of no use")
+    if config.peers > 2**16:
+        raise Malformed(f"{PROTOCOL}: {config.peers} peers are too many")
     keys = _list(read_json(folder / ROSTER, {"keys"})["keys"], "keys")
     roster = Roster(tuple(_hex(key, "key") for key in keys))
     if len(roster.keys) < config.peers or any(len(key) != 32 for key in roster.keys):
@@ -482,18 +495,23 @@ def write_json(file: Path, content: Mapping[str, Any]) -> None:
 
 def read_json(file: Path, names: set[str]) -> dict[str, Any]:
     """What `write_json` wrote, an object with the keys `names`; Malformed if it is anything else."""
-    try:
-        if file.stat().st_size > MAX_JSON:
-            raise Malformed(f"{file.name}: {file.stat().st_size} bytes, at most {MAX_JSON} are read")
-        raw = file.read_bytes()
-    except FileNotFoundError:
-        raise Malformed(f"{file.name}: missing") from None
-    except OSError as error:
-        raise Malformed(f"{file.name}: {error.strerror}") from None
+    raw = read_bounded(file, MAX_JSON)
     hashed, _, text = raw.partition(b"\n")
     if not text.endswith(b"\n") or blake3(text[:-1]).hexdigest().encode() != hashed:
         raise Malformed(f"{file.name}: its content does not match its digest")
     return _object(read_object(text, file.name), file.name, names)
+
+
+def read_bounded(file: Path, limit: int) -> bytes:
+    """The content of a regular file of at most `limit` bytes; Malformed for any other."""
+    try:
+        if not file.is_file():
+            raise Malformed(f"{file.name}: missing")
+        if file.stat().st_size > limit:
+            raise Malformed(f"{file.name}: {file.stat().st_size} bytes, at most {limit} are read")
+        return file.read_bytes()
+    except OSError as error:
+        raise Malformed(f"{file.name}: {error.strerror}") from None
 
 
 def _commit(temporary: Path, file: Path) -> None:
@@ -527,7 +545,7 @@ def _unflattened(raw: torch.Tensor, dtype: Any, shape: Any) -> torch.Tensor | by
     raw = raw.reshape(-1) if raw.numel() else torch.empty(0, dtype=torch.uint8)
     if raw.dtype == torch.uint8 and dtype == "bytes":
         return raw.numpy().tobytes()
-    if raw.dtype != torch.uint8 or dtype not in TENSOR_DTYPES:
+    if raw.dtype != torch.uint8 or not isinstance(dtype, str) or dtype not in TENSOR_DTYPES:
         raise Malformed(f"packet: a body of {dtype!r:.40} is not known here")
     try:
         return raw.view(TENSOR_DTYPES[dtype]).reshape(sizes)

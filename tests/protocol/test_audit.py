@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +14,20 @@ import pytest
 import torch
 
 from btard.attacks import make_attack
-from btard.audit import audit
+from btard.audit import RECOMPUTED, VOTES, AuditError, audit, main
+from btard.drivers.links import Links
 from btard.drivers.local import LocalDriver
 from btard.drivers.task import QuadraticTask
-from btard.protocol.behaviour import Behaviour
+from btard.protocol import wire
+from btard.protocol.behaviour import Behaviour, Context
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.ledger import Ledger
-from btard.protocol.proof import Recorder
+from btard.protocol.hashing import stream
+from btard.protocol.ledger import Entry, Ledger
+from btard.protocol.messages import GUILTY, Claim, CoinCommit, Packet, Signed
+from btard.protocol.proof import Attestation, Proof, Recorder, write_json
 
-D = 53
+D, START = 53, 2
 
 
 def record(
@@ -28,6 +37,7 @@ def record(
     peers: int = 8,
     steps: int = 8,
     collusion: Collusion | None = None,
+    links: Links | None = None,
     finish: bool = True,
     **settings: Any,
 ) -> LocalDriver:
@@ -35,7 +45,9 @@ def record(
     byzantine = sum(behaviour.byzantine for behaviour in behaviours.values())
     config = ProtocolConfig(**{"peers": peers, "byzantine": byzantine, "run_id": "audit", **settings})
     recorder = Recorder(folder, config)
-    driver = LocalDriver(config, QuadraticTask(D), behaviours=behaviours, collusion=collusion, recorder=recorder)
+    driver = LocalDriver(
+        config, QuadraticTask(D), behaviours=behaviours, collusion=collusion, links=links, recorder=recorder
+    )
     params, ledger, lines = torch.ones(D), Ledger(), []
     for _ in range(steps):
         result = driver.step(params)
@@ -47,7 +59,7 @@ def record(
     return driver
 
 
-def attackers(name: str, *, count: int = 2, peers: int = 8, start: int = 2, **options: Any) -> dict[str, Any]:
+def attackers(name: str, *, count: int = 2, peers: int = 8, start: int = START, **options: Any) -> dict[str, Any]:
     members = frozenset(range(1, 1 + count))
     collusion = Collusion(members, peers)
     behaviours = {i: make_attack(name, collusion, start=start, **options) for i in members}
@@ -75,15 +87,413 @@ RUNS: list[tuple[str, dict[str, Any], set[str], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize("task", [False, True], ids=["votes", "task"])
 @pytest.mark.parametrize(("attack", "options", "kinds", "more"), RUNS)
 def test_every_kind_of_ban_is_audited(
-    attack: str, options: dict[str, Any], kinds: set[str], more: dict[str, Any], task: bool, tmp_path: Path
+    attack: str, options: dict[str, Any], kinds: set[str], more: dict[str, Any], tmp_path: Path
 ) -> None:
     record(tmp_path, **attackers(attack, **options), **more)
-    report = audit(tmp_path, QuadraticTask(D) if task else None)
-    assert {finding.entry.kind for finding in report.findings} == kinds
-    for finding in report.findings:
-        assert ("votes only" in finding.checked) <= (not task)
-        print(finding)
-    print(report.summary)
+    bare, full = audit(tmp_path), audit(tmp_path, QuadraticTask(D))
+    assert {finding.entry.kind for finding in full.findings} == kinds
+    assert all(finding.checked != VOTES for finding in full.findings)
+    for one, other in zip(bare.findings, full.findings, strict=True):
+        assert one.checked == (VOTES if other.checked == RECOMPUTED else other.checked)
+    assert "attested by" in full.summary
+
+
+class TwoFaced(Behaviour):
+    """Tells peer 0 something else than the others."""
+
+    byzantine = True
+
+    def __init__(self, phase: str) -> None:
+        self.phase = phase
+
+    def active(self, step: int) -> bool:
+        return step >= START
+
+    def say(
+        self, ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Callable[[Any], Signed]
+    ) -> tuple[Signed | None, Mapping[int, Signed | None]]:
+        return message, {0: sign(CoinCommit(b"x" * 32))} if phase.startswith(self.phase) else {}
+
+
+class Garbled(TwoFaced):
+    """Says something that is no message of the phase."""
+
+    def say(
+        self, ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Callable[[Any], Signed]
+    ) -> tuple[Signed | None, Mapping[int, Signed | None]]:
+        return sign(CoinCommit(b"x" * 32)) if phase.startswith(self.phase) else message, {}
+
+
+@pytest.mark.parametrize("phase", ["commit", "announce", "report", "accuse", "vote"])
+@pytest.mark.parametrize("behaviour", [TwoFaced, Garbled])
+def test_what_broadcasts_show_is_audited(behaviour: type[TwoFaced], phase: str, tmp_path: Path) -> None:
+    members = attackers("misreport", count=1)["behaviours"]  # so that there is something to vote on
+    record(tmp_path, {**members, 3: behaviour(phase)}, steps=6, relays=2)
+    word = "equivocation" if behaviour is TwoFaced else f"malformed_{phase}"
+    assert (3, word) in {(f.entry.accused, f.entry.kind) for f in audit(tmp_path).findings}
+
+
+def test_lossy_links_and_slow_peers_leave_proofs_too(tmp_path: Path) -> None:
+    run = attackers("misreport", peers=9)
+    links = Links(loss=0.1, repeats=2, slow=0.25, seed=3)
+    record(tmp_path, **run, steps=7, relays=2, max_absences=2, links=links)
+    kinds = {finding.entry.kind for finding in audit(tmp_path, QuadraticTask(D)).findings}
+    assert {"misreport", "gone"} <= kinds
+
+
+@pytest.mark.parametrize("attack", ["sign_flip", "noise", "misreport"])
+def test_tolerant_validation_is_audited(attack: str, tmp_path: Path) -> None:
+    record(tmp_path, **attackers(attack), steps=16, validation="tolerant")
+    for task in (None, QuadraticTask(D)):
+        assert audit(tmp_path, task).findings
+
+
+class Selective(Behaviour):
+    """Innocent, falsely accused, and shows its evidence to everybody but peer 0."""
+
+    byzantine = True
+
+    def active(self, step: int) -> bool:
+        return True
+
+    def dispatch(
+        self, ctx: Context, phase: str, packets: Mapping[int, Sequence[Packet]]
+    ) -> Mapping[int, Sequence[Packet]]:
+        return {who: sent for who, sent in packets.items() if who != 0 or not phase.startswith("evidence")}
+
+
+def test_evidence_that_was_not_shown_to_all_is_recorded_as_the_majority_saw_it(tmp_path: Path) -> None:
+    run = attackers("false_accusation", count=1, kind="wrong_aggregate", target=5)
+    driver = record(tmp_path, {**run["behaviours"], 5: Selective()}, steps=6)
+    assert 5 in driver.peers and 1 not in driver.peers
+    audit(tmp_path)
+
+
+class Liar(Behaviour):
+    """Accuses peer 0 of what it did not do, and finds that it did."""
+
+    def __init__(self, accuses: bool) -> None:
+        self.accuses = accuses
+
+    def active(self, step: int) -> bool:
+        return step == START
+
+    def accuse(self, ctx: Context, claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
+        owned = [part for part, owner in enumerate(ctx.record.owners) if owner == ctx.peer]
+        return tuple(Claim(START, 0, "misreport", part) for part in owned) if self.accuses else claims
+
+    def vote(self, ctx: Context, claim: Claim, verdict: str) -> str:
+        return GUILTY
+
+
+def test_a_majority_that_votes_against_the_evidence_is_found_out(tmp_path: Path) -> None:
+    record(tmp_path, {peer: Liar(peer in (2, 3)) for peer in range(1, 8)}, steps=4)
+    with pytest.raises(AuditError, match=r"'misreport' against peer 0 of part . is false"):
+        audit(tmp_path)
+
+
+# What somebody may do to a folder afterwards.
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with bans in at least three steps, by evidence, by broadcasts and by a gradient."""
+    folder = tmp_path_factory.mktemp("audit") / "run"
+    folder.mkdir()
+    members = frozenset({1, 2, 3})
+    collusion = Collusion(members, 9)
+    names = {1: ("misreport", 2), 2: ("wrong_reveal", 5), 3: ("sign_flip", 1)}
+    behaviours: dict[int, Behaviour] = {
+        i: make_attack(name, collusion, start=start) for i, (name, start) in names.items()
+    }
+    record(folder, behaviours, collusion=collusion, peers=9, steps=24, run_id="tampered")
+    lines = (folder / "ledger.jsonl").read_text().splitlines()
+    assert len({json.loads(line)["step"] for line in lines}) == len(lines) == 3
+    audit(folder, QuadraticTask(D))
+    return folder
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def lines_of(folder: Path) -> list[str]:
+    return (folder / "ledger.jsonl").read_text().splitlines()
+
+
+def write_lines(folder: Path, lines: Sequence[str], *, chained: bool) -> None:
+    """Write the ledger; `chained`: with heads that fit, as a forger would."""
+    if chained:
+        ledger = Ledger()
+        lines = [ledger.append(Entry.from_json(line)) for line in lines]
+    (folder / "ledger.jsonl").write_text("".join(line + "\n" for line in lines))
+
+
+def refused(folder: Path, reason: str, task: QuadraticTask | None = None) -> None:
+    with pytest.raises(AuditError, match=reason):
+        audit(folder, task)
+
+
+def proof_of(folder: Path, kind: str) -> tuple[Path, dict[str, Any]]:
+    """The proof of the step in which somebody was banned for `kind`: its file and content."""
+    step = next(entry.step for entry in map(Entry.from_json, lines_of(folder)) if entry.kind == kind)
+    file = folder / "evidence" / f"step-{step:08d}.json"
+    return file, json.loads(file.read_text().splitlines()[1])
+
+
+def test_no_byte_of_the_ledger_can_be_changed(run: Path) -> None:
+    raw = (run / "ledger.jsonl").read_bytes()
+    for position in range(0, len(raw), 41):
+        changed = bytearray(raw)
+        changed[position] ^= 1
+        (run / "ledger.jsonl").write_bytes(changed)
+        refused(run, r"^ledger\.jsonl")
+    (run / "ledger.jsonl").write_bytes(raw[:-1])
+    refused(run, "cut short")
+    (run / "ledger.jsonl").unlink()
+    refused(run, r"ledger\.jsonl: missing")
+
+
+@pytest.mark.parametrize("chained", [False, True])
+@pytest.mark.parametrize("missing", [0, 1, 2])
+def test_no_line_can_be_left_out(run: Path, missing: int, chained: bool) -> None:
+    lines = lines_of(run)
+    del lines[missing]
+    write_lines(run, lines, chained=chained)
+    refused(run, "ledger.jsonl: no line about step" if chained or missing == 2 else rf"line {missing + 1}: its head")
+
+
+def test_the_end_cannot_be_cut_off_with_all_its_traces(run: Path) -> None:
+    file, _ = proof_of(run, Entry.from_json(lines_of(run)[-1]).kind)
+    for trace in (run / "evidence").iterdir():
+        if trace.name >= file.name[:13]:
+            trace.unlink()
+    write_lines(run, lines_of(run)[:-1], chained=False)
+    refused(run, "lines are missing at the end")
+
+
+@pytest.mark.parametrize("chained", [False, True])
+def test_lines_cannot_change_places(run: Path, chained: bool) -> None:
+    first, second, third = lines_of(run)
+    write_lines(run, [second, first, third], chained=chained)
+    refused(run, "after step" if chained else "line 1: its head")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"peers": (0,), "accused": 0},
+        {"verdict": "false", "kind": "false_accusation", "peers": (4,)},
+        {"votes": {"0": "guilty"}},
+        {"evidence": "00" * 32},
+        {"accusers": (0,)},
+        {"part": 0},
+        {"step": 1},
+    ],
+    ids=str,
+)
+def test_a_forged_line_contradicts_the_signed_votes(run: Path, change: dict[str, Any]) -> None:
+    lines = lines_of(run)
+    index = next(i for i, line in enumerate(lines) if Entry.from_json(line).kind == "misreport")
+    lines[index] = replace(Entry.from_json(lines[index]), **change).to_json()
+    write_lines(run, lines, chained=True)
+    refused(run, "ledger.jsonl")
+
+
+@pytest.mark.parametrize("kind", ["misreport", "wrong_reveal", "wrong_gradient"])
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+def test_a_proof_can_be_neither_missing_nor_changed(run: Path, kind: str, suffix: str) -> None:
+    file = proof_of(run, kind)[0].with_suffix(suffix)
+    if not file.exists():
+        assert (kind, suffix) == ("wrong_reveal", ".safetensors")
+        return
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    file.write_bytes(raw)
+    refused(run, rf"{file.name}: its content does not match its digest .*ledger.jsonl line")
+    file.unlink()
+    refused(run, rf"{file.name}: missing .*ledger.jsonl line")
+
+
+def forge_signature(content: dict[str, Any]) -> None:
+    message = content["now"]["messages"]["report"][0]
+    message[2] = content["now"]["messages"]["report"][1][2]
+
+
+def forge_vote(content: dict[str, Any]) -> None:
+    message = content["now"]["messages"]["vote/0"][0]
+    message[1] = base64.b64encode(wire.pack(("false",))).decode()
+
+
+def drop_votes(content: dict[str, Any]) -> None:
+    del content["now"]["messages"]["vote/0"][2:]
+
+
+def drop_step_before(content: dict[str, Any]) -> None:
+    content["before"] = None
+
+
+def swap_steps(content: dict[str, Any]) -> None:
+    content["now"], content["before"] = content["before"], content["now"]
+
+
+def change_coin(content: dict[str, Any]) -> None:
+    content["now"]["coin"] = "00" * 32
+
+
+def change_validators(content: dict[str, Any]) -> None:
+    content["now"]["assignments"] = []
+
+
+def change_peers(content: dict[str, Any]) -> None:
+    content["now"]["active"] = content["now"]["active"][:4]
+
+
+def few_signatures(content: dict[str, Any]) -> None:
+    said = content["now"]["messages"]
+    content["now"]["messages"] = {phase: [m for m in messages if m[0] < 4] for phase, messages in said.items()}
+
+
+def drop_evidence(content: dict[str, Any]) -> None:
+    content["shown"] = []
+
+
+FORGERIES: list[tuple[Callable[[dict[str, Any]], None], str]] = [
+    (forge_signature, r"step-\d+.json: the signature of peer 1 in 'report' does not hold"),
+    (forge_vote, r"the signature of peer 0 in 'vote/0' does not hold"),
+    (drop_votes, r"ledger.jsonl line \d: says"),
+    (drop_step_before, "nothing about step"),
+    (swap_steps, "starts from another step"),
+    (change_coin, "only 0 of 9 active peers signed"),
+    (change_validators, "only 0 of 9 active peers signed"),
+    (change_peers, "starts from another step, other peers"),
+    (few_signatures, "only 4 of 9 active peers signed"),
+    (drop_evidence, "by the evidence .* is false"),
+]
+
+
+@pytest.mark.parametrize(("forge", "reason"), FORGERIES, ids=[forge.__name__ for forge, _ in FORGERIES])
+def test_a_forged_proof_is_refused(run: Path, forge: Callable[[dict[str, Any]], None], reason: str) -> None:
+    file, content = proof_of(run, "misreport")
+    assert content["now"]["active"] == list(range(9)), "the first ban of this run"
+    forge(content)
+    write_json(file, content)
+    refused(run, reason)
+
+
+def test_evidence_has_to_be_what_was_committed_to(run: Path) -> None:
+    file, content = proof_of(run, "misreport")
+    proof = Proof.read(file.parent, content["now"]["step"], D)
+    for packets in proof.shown[0].values():
+        for packet in packets:
+            assert isinstance(packet.body, torch.Tensor)
+            packet.body.add_(1)
+    proof.write(file.parent)
+    refused(run, "by the evidence .* is false")
+
+
+def test_aggregates_have_to_be_those_announced(run: Path) -> None:
+    file, content = proof_of(run, "misreport")
+    proof = Proof.read(file.parent, content["now"]["step"], D)
+    for value in proof.aggregates.values():
+        value += 1
+    proof.write(file.parent)
+    refused(run, "by the evidence .* is excused")
+
+
+def test_settings_keys_and_the_end_are_signed(run: Path) -> None:
+    settings = json.loads((run / "protocol.json").read_text().splitlines()[1])
+    write_json(run / "protocol.json", {**settings, "config": {**settings["config"], "max_absences": 5}})
+    refused(run, "attestation.json: the signature of peer 0 does not hold")
+    write_json(run / "protocol.json", {**settings, "d": D + 1})
+    refused(run, "by the evidence")
+    write_json(run / "protocol.json", settings)
+    attested = Attestation.read(run)
+    for change in ({"step": 3}, {"head": b"x" * 32}, {"params": b"x" * 32}):
+        replace(attested, **change).write(run)  # type: ignore[arg-type]
+        refused(run, "attestation.json: the signature of peer 0")
+    replace(attested, signatures=dict(list(attested.signatures.items())[:3])).write(run)
+    refused(run, "signed by 3 of 6 active peers, no majority")
+    keys = json.loads((run / "roster.json").read_text().splitlines()[1])["keys"]
+    write_json(run / "roster.json", {"keys": [keys[1], *keys[1:]]})
+    refused(run, "the signature of peer 0 in .* does not hold")
+
+
+def test_absences_are_shown(tmp_path: Path) -> None:
+    record(tmp_path, **attackers("silent", count=1, phase="commit"), steps=8)
+    file, content = proof_of(tmp_path, "gone")
+    original = file.read_bytes()
+    [[_, missed]] = content["missed"]
+    missed[0] = missed[1]
+    write_json(file, content)
+    refused(tmp_path, "too few for ledger.jsonl line 1")
+    file.write_bytes(original)
+    _, content = proof_of(tmp_path, "gone")
+    content["now"]["absences"] = []
+    write_json(file, content)
+    refused(tmp_path, "ledger.jsonl line 1: says gone .* say silent")
+
+
+def test_an_unfinished_run_is_said_to_be_one(tmp_path: Path) -> None:
+    attack = attackers("wrong_reveal", count=1)
+    record(tmp_path, **attack, steps=START, finish=False)
+    assert "nothing signed follows yet" in audit(tmp_path).summary
+    record(tmp_path, **attack, steps=START + 1, finish=False)
+    assert f"nothing signed follows on step {START} yet" in audit(tmp_path).summary
+    for steps in (START + 2, START + 4):
+        record(tmp_path, **attack, steps=steps, finish=False)
+        assert "a majority has signed" in audit(tmp_path).summary
+    seal = tmp_path / "evidence" / f"step-{START + 1:08d}.seal.json"
+    write_lines(tmp_path, [], chained=False)
+    (tmp_path / "evidence" / f"step-{START:08d}.json").unlink()
+    refused(tmp_path, f"{seal.name}: starts from another step, other peers or another ledger")
+
+
+def test_a_run_without_verdicts_passes(tmp_path: Path) -> None:
+    record(tmp_path, {}, steps=2)
+    assert "0 ledger lines" in audit(tmp_path).summary
+    assert not (tmp_path / "evidence").exists()
+
+
+def test_hostile_files_are_refused_in_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Values of other types and sizes anywhere, with digests that fit: an error with its reason, or no harm."""
+    rng = stream("hostile files")
+    worst = [None, -1, 2**70, 1e308, "x" * 100, "\ud800", [], [[[]]], {}, {"a": 1}, True, "00"]
+
+    def places(value: Any) -> list[tuple[Any, Any]]:
+        keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else []
+        return [(value, key) for key in keys] + [place for key in keys for place in places(value[key])]
+
+    for file in sorted([*run.glob("*.json"), *(run / "evidence").glob("*.json")]):
+        original = file.read_bytes()
+        for _ in range(12):
+            content = json.loads(original.split(b"\n")[1])
+            everywhere = places(content)
+            parent, key = everywhere[int(rng.integers(len(everywhere)))]
+            parent[key] = worst[int(rng.integers(len(worst)))]
+            write_json(file, content)
+            capsys.readouterr()
+            if main([str(run)]) == 1:
+                error = capsys.readouterr().err
+                assert error.startswith("refused: ") and error.count("\n") == 1
+        for junk in (b"", b"\n", b"x\n{}\n", b"[" * 10**5, b"\xff" * 100):
+            file.write_bytes(junk)
+            assert main([str(run)]) == 1
+        file.unlink()
+        file.mkdir()
+        assert main([str(run)]) == 1
+        file.rmdir()
+        file.write_bytes(original)
+
+
+def test_command_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(run)]) == 0
+    *bans, summary = capsys.readouterr().out.splitlines()
+    assert len(bans) == 3 and all(line.startswith("step ") for line in bans)
+    assert "3 ledger lines of 3 steps are in order" in summary
+    for words, reason in (([str(run / "none")], "protocol.json: missing"), ([str(run), "--task", "nope:x"], "nope")):
+        assert main(words) == 1
+        assert reason in capsys.readouterr().err
