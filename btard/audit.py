@@ -23,6 +23,7 @@ from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Compute, Purpose
 from btard.protocol.hashing import batch_seed, digest
 from btard.protocol.identity import Roster
+from btard.protocol.join import ADMITTED, GRADUATED
 from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.messages import EXCUSED, FALSE_CLAIM, GUILTY, Claim
 from btard.protocol.observer import Observer
@@ -84,7 +85,8 @@ class Finding:
         accusers = f" accused by {', '.join(map(str, entry.accusers))};" if entry.accusers else ""
         agreeing = sum(vote == entry.verdict for vote in entry.votes.values())
         votes = f" votes {agreeing} for, {len(entry.votes) - agreeing} against;" if entry.votes else ""
-        who = f"peer{'s' if len(entry.peers) > 1 else ''} {', '.join(map(str, entry.peers))}"
+        peers = entry.peers or (entry.accused,)  # nobody is removed where somebody joins
+        who = f"peer{'s' if len(peers) > 1 else ''} {', '.join(map(str, peers))}"
         return f"step {entry.step}: {who}: {entry.kind};{accusers}{votes} {self.checked}"
 
 
@@ -144,7 +146,8 @@ class _Auditor:
         self, folder: Path, config: ProtocolConfig, d: int, roster: Roster, lines: list[Line], task: Task | None
     ) -> None:
         self.folder, self.evidence = folder, folder / EVIDENCE
-        self.config, self.d, self.roster, self.lines, self.task = config, d, roster, lines, task
+        self.config, self.d, self.keys, self.lines, self.task = config, d, roster, lines, task
+        self.admitted = [_admitted(line) for line in lines if line.entry.kind == ADMITTED]
         self.removed = {peer for line in lines for peer in line.entry.peers}
 
     def run(self) -> Report:
@@ -161,9 +164,21 @@ class _Auditor:
     # The state that everybody agreed on, from the ledger.
 
     def active(self, step: int) -> tuple[int, ...]:
-        """A_t."""
-        out = {peer for line in self.lines if line.entry.step < step for peer in line.entry.peers}
-        return tuple(peer for peer in range(self.config.peers) if peer not in out)
+        """A_t: the peers of the start and those that served their probation, without whoever was removed."""
+        before = [line.entry for line in self.lines if line.entry.step < step]
+        out = {peer for entry in before for peer in entry.peers}
+        members = {*range(self.config.peers), *(entry.accused for entry in before if entry.kind == GRADUATED)}
+        return tuple(sorted(members - out))
+
+    def newcomers(self, step: int) -> set[int]:
+        """Those on probation at the start of `step`."""
+        before = [line.entry for line in self.lines if line.entry.step < step]
+        gone = {peer for entry in before for peer in (*entry.peers, *([entry.accused] * (entry.kind == GRADUATED)))}
+        return {entry.accused for entry in before if entry.kind == ADMITTED} - gone
+
+    def roster(self, step: int) -> Roster:
+        """The keys at the start of `step`: those of the start, and those that the ledger admitted."""
+        return Roster((*self.keys.keys, *(key for admitted, key in self.admitted if admitted < step)))
 
     def head(self, step: int) -> bytes:
         """The ledger's head at the start of `step`."""
@@ -172,7 +187,12 @@ class _Auditor:
     def certify(self, section: Section, step: int, file: str) -> None:
         """Errors: AuditError unless all signatures hold and more than half of A_t signed for this ledger and state."""
         active, head = self.active(step), self.head(step)
-        if (section.step, section.active, section.head) != (step, active, head):
+        newcomers, roster = (
+            self.newcomers(step),
+            self.roster(step + 1),
+        )  # admitted in a step, a newcomer can speak in it
+        here = section.step, section.active, section.head, set(section.probation)
+        if here != (step, active, head, newcomers):
             raise AuditError(f"{file}: starts from another step, other peers or another ledger than {LEDGER} has then")
         context = section.context(self.config.run_id)
         good: set[int] = set()
@@ -180,7 +200,7 @@ class _Auditor:
         for phase, said in section.messages.items():
             for sender, messages in said.items():
                 for message in messages:
-                    if message.authentic(context, self.roster):
+                    if message.authentic(context, roster):
                         good.add(sender)
                     else:
                         bad.append(f"peer {sender} in {phase[:40]!r}")
@@ -229,9 +249,10 @@ class _Auditor:
     def _replayed(self, proof: Proof, recompute: _Recomputation | None) -> Observer:
         last: StepRecord | None = None
         if proof.before is not None:
-            earlier = Observer(self.roster, self.config, self.d, proof.before)
+            roster = self.roster(proof.before.step)
+            earlier = Observer(roster, self.config, self.d, proof.before)
             last = earlier.replay(proof, judge=False)
-        observer = Observer(self.roster, self.config, self.d, proof.now, last)
+        observer = Observer(self.roster(proof.now.step), self.config, self.d, proof.now, last)
         observer.replay(proof, recompute)
         return observer
 
@@ -337,7 +358,7 @@ class _Auditor:
 
     def _end(self, steps: int, sealed: bool) -> str:
         """The summary line. Errors: AuditError if the ledger does not end as the peers have attested."""
-        keys = digest("roster", *self.roster.keys).hex()[:16]
+        keys = digest("roster", *self.keys.keys).hex()[:16]
         counts = f"{len(self.lines)} ledger lines of {steps} steps are in order; keys {keys}"
         if not (self.folder / ATTESTATION).exists():
             if (self.folder / SUMMARY).exists():
@@ -351,9 +372,10 @@ class _Auditor:
         except Malformed as error:
             raise AuditError(_within(ATTESTATION, error)) from None
         active = self.active(attested.step)
-        said = attested.digest(self.config, self.roster, self.d)
+        roster = self.roster(attested.step)
+        said = attested.digest(self.config, roster, self.d)
         for peer, signature in attested.signatures.items():
-            if not self.roster.verify(peer, said, signature):
+            if not roster.verify(peer, said, signature):
                 raise AuditError(
                     f"{ATTESTATION}: the signature of peer {peer} does not hold for this end, these settings and keys"
                 )
@@ -394,7 +416,7 @@ class _Recomputation:
         """Peer -> its gradient [d] of the step, computed as it was in the run."""
         if self.params is None or self.params.numel() != self.task.d:
             raise AuditError(f"the parameters of step {record.step} are missing or of another size")
-        planned = [peer for peer in record.active if peer not in record.assignments]
+        planned = [peer for peer in (*record.active, *record.probation) if peer not in record.assignments]
         trusted = [peer for peer in record.workers if peer not in self.removed]
 
         def together(peer: int, others: Sequence[int]) -> torch.Tensor:
@@ -442,6 +464,17 @@ def _is_about(entry: Entry, claim: Claim, accusers: tuple[int, ...]) -> bool:
         accusers,
     )
     return same and (entry.kind == claim.kind or entry.verdict == FALSE_CLAIM)
+
+
+def _admitted(line: Line) -> tuple[int, bytes]:
+    """(step, key) of a newcomer's admission."""
+    try:
+        key = bytes.fromhex(line.entry.evidence)
+    except ValueError:
+        key = b""
+    if len(key) != 32:
+        raise AuditError(f"{LEDGER} line {line.number}: the newcomer's key is not one of 32 bytes")
+    return line.entry.step, key
 
 
 def _within(file: str, error: Malformed) -> str:

@@ -65,8 +65,6 @@ class LocalDriver:
         }
         self.history = ParameterHistory(task.d, steps_kept(behaviours, repeatable), history_folder)
         self.compute = CohortCompute(task, self.history, mode, tasks)
-        if recorder is not None and config.probation is not None:
-            raise ValueError("a run that peers can join cannot be recorded for an audit yet: set probation to null")
         self.joining: dict[bytes, Newcomer] = {}
         """Public key -> everybody who has asked to join."""
         self._repeatable = repeatable

@@ -49,6 +49,7 @@ class Observer(Peer):
         self.section, self.last = section, last
         self.active, self.assignments = section.active, dict(section.assignments)
         self.absences, self.coins = dict(section.absences), [section.coin]
+        self.probation = dict(section.probation)
         self.ledger.head = section.head
 
     @property

@@ -119,7 +119,7 @@ class Peer:
         context = step_context(self.config.run_id, self.t, self.active, self.assignments, coin, self.ledger.head)
         record = self.current = StepRecord(self.t, self.active, self.assignments, coin, context)
         record.probation = tuple(sorted(self.probation))
-        record.head, record.absences = self.ledger.head, dict(self.absences)
+        record.head, record.absences, record.standings = self.ledger.head, dict(self.absences), dict(self.probation)
         already = len(self.ledger.entries)
         try:
             if self.config.probation is not None:

@@ -13,6 +13,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from btard.protocol import wire
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.hashing import digest, tensor_digest
 from btard.protocol.identity import Roster
+from btard.protocol.join import Probation
 from btard.protocol.ledger import Entry, read_object
 from btard.protocol.messages import NOBODY, Claim, Claims, Commit, Packet, Signed, Votes, max_message
 from btard.protocol.record import StepRecord, step_context
@@ -75,7 +77,10 @@ class Section:
     head: bytes
     """The ledger's head at the start of the step."""
     absences: dict[int, int]
-    """Peer -> how many steps in a row it had missed; the only part of the state that no signature covers."""
+    """Peer -> how many steps in a row it had missed. Like `probation` it counts what former steps showed, and no
+    signature covers it but those on what follows from it."""
+    probation: dict[int, Probation]
+    """Newcomer -> how far it is."""
     messages: Messages
 
     @classmethod
@@ -83,7 +88,14 @@ class Section:
         heard = record.heard if phases is None else {p: record.heard[p] for p in phases if p in record.heard}
         absences = {peer: count for peer, count in record.absences.items() if count}
         return cls(
-            record.step, record.active, record.assignments, record.previous_coin, record.head, absences, {**heard}
+            record.step,
+            record.active,
+            record.assignments,
+            record.previous_coin,
+            record.head,
+            absences,
+            dict(record.standings),
+            dict(heard),
         )
 
     def context(self, run_id: str) -> bytes:
@@ -98,6 +110,10 @@ class Section:
             "coin": self.coin.hex(),
             "head": self.head.hex(),
             "absences": sorted(self.absences.items()),
+            "probation": [
+                [peer, standing.served, standing.missed, sorted(standing.cleared)]
+                for peer, standing in sorted(self.probation.items())
+            ],
             "messages": {
                 phase: [[m.sender, _text(m.payload), _text(m.signature)] for who in sorted(said) for m in said[who]]
                 for phase, said in self.messages.items()
@@ -127,6 +143,7 @@ class Section:
             _hex(content["coin"], "coin"),
             _hex(content["head"], "head"),
             _pairs(content["absences"], "absences"),
+            dict(_standing(entry) for entry in _list(content["probation"], "probation")),
             messages,
         )
 
@@ -252,7 +269,8 @@ class Recorder:
         self._begun = True
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / PROTOCOL, {"d": d, "config": asdict(self.config)})
-        write_json(self.folder / ROSTER, {"keys": [key.hex() for key in roster.keys]})
+        # Of those who were there from the start: the keys of others stand in the ledger.
+        write_json(self.folder / ROSTER, {"keys": [key.hex() for key in roster.keys[: self.config.peers]]})
         (self.folder / ATTESTATION).unlink(missing_ok=True)
         for file in (self.folder / EVIDENCE).glob("step-*"):
             step = file.name[len("step-") :].partition(".")[0]
@@ -264,6 +282,7 @@ class Recorder:
 
         Several peers serve better than one: who did not get all of the evidence is passed over.
         """
+        peers = [peer for peer in peers if peer.last is not None and peer.id in peer.last.active]
         records = [peer.last for peer in peers if peer.last is not None]
         if not records:
             return
@@ -271,13 +290,13 @@ class Recorder:
             self._begin(peers[0].roster, peers[0].d)
         record = max(records, key=lambda candidate: _with_majority(self.config, candidate, peers))
         ledger = peers[0].ledger
-        entries = [entry for entry in ledger.entries[-self.config.peers :] if entry.step == record.step]
+        entries = list(takewhile(lambda entry: entry.step == record.step, reversed(ledger.entries)))
         if entries:
             self._write(record, records, entries, parameters)
         elif self._to_seal:
             write_json(seal_file(self.folder / EVIDENCE, record.step), {"now": _seal(record).to_json()})
         self._to_seal = bool(entries)
-        absences = peers[0].absences
+        absences = {**peers[0].absences, **{i: standing.missed for i, standing in peers[0].probation.items()}}
         missing = {peer for peer, count in absences.items() if count and peer not in record.expelled}
         section = Section.of(record, ABSENCE_PHASES) if missing else None
         for peer in missing:
@@ -339,6 +358,7 @@ class Recorder:
         if state["before"] is not None and last is not None:
             section = Section.from_json(state["before"])
             last.heard, last.head, last.absences = section.messages, section.head, section.absences
+            last.standings = section.probation
             self._before = last
 
 
@@ -479,7 +499,7 @@ def read_settings(folder: Path) -> tuple[ProtocolConfig, int, Roster]:
         raise Malformed(f"{PROTOCOL}: {config.peers} peers are too many")
     keys = _list(read_json(folder / ROSTER, {"keys"})["keys"], "keys")
     roster = Roster(tuple(_hex(key, "key") for key in keys))
-    if len(roster.keys) < config.peers or any(len(key) != 32 for key in roster.keys):
+    if len(roster.keys) != config.peers or any(len(key) != 32 for key in roster.keys):
         raise Malformed(f"{ROSTER}: expected {config.peers} keys of 32 bytes, got {len(roster.keys)}")
     return config, d, roster
 
@@ -585,6 +605,15 @@ def _list(value: Any, what: str) -> list[Any]:
     if not isinstance(value, list):
         raise Malformed(f"{what}: expected a list, got {type(value).__name__}")
     return value
+
+
+def _standing(value: Any) -> tuple[int, Probation]:
+    peer, served, missed, cleared = wire.check_fields(value, "probation", 4)
+    for number in (peer, served, missed):
+        wire.check_int(number, "probation")
+    return peer, Probation(
+        served, missed, frozenset(wire.check_list(cleared, "cleared", wire.check_int, max_len=2**16))
+    )
 
 
 def _pairs(value: Any, what: str) -> dict[int, int]:

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 
 from btard.protocol.hashing import digest
 from btard.protocol.messages import NOBODY, AnnouncedPart, Commit, Packet, Report, Signed
+
+if TYPE_CHECKING:
+    from btard.protocol.join import Probation
 
 
 @dataclass
@@ -108,6 +112,8 @@ class StepRecord:
     """The ledger's head at the start of the step."""
     absences: dict[int, int] = field(default_factory=dict)
     """Peer -> steps in a row that it had missed at the start of the step."""
+    standings: dict[int, Probation] = field(default_factory=dict)
+    """Newcomer -> how far it was at the start of the step."""
     shown: dict[int, dict[int, tuple[Packet, ...]]] = field(default_factory=dict)
     """Round of accusations -> peer -> the evidence it disclosed."""
 

@@ -19,10 +19,11 @@ from btard.drivers.links import Links
 from btard.drivers.local import LocalDriver
 from btard.drivers.task import QuadraticTask
 from btard.protocol import wire
-from btard.protocol.behaviour import Behaviour, Context
+from btard.protocol.behaviour import HONEST, Behaviour, Context
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.hashing import stream
+from btard.protocol.identity import Identity
 from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.messages import GUILTY, Claim, CoinCommit, Packet, Signed
 from btard.protocol.proof import Attestation, Proof, Recorder, write_json
@@ -39,6 +40,7 @@ def record(
     collusion: Collusion | None = None,
     links: Links | None = None,
     finish: bool = True,
+    between: Callable[[LocalDriver, int], None] = lambda driver, step: None,
     **settings: Any,
 ) -> LocalDriver:
     """A run of `behaviours` among honest peers, with all that it leaves in `folder`."""
@@ -49,7 +51,8 @@ def record(
         config, QuadraticTask(D), behaviours=behaviours, collusion=collusion, links=links, recorder=recorder
     )
     params, ledger, lines = torch.ones(D), Ledger(), []
-    for _ in range(steps):
+    for step in range(steps):
+        between(driver, step)
         result = driver.step(params)
         params = params - 0.1 * result.gradient
         lines += [ledger.append(entry) + "\n" for entry in result.removed]
@@ -141,6 +144,30 @@ def test_lossy_links_and_slow_peers_leave_proofs_too(tmp_path: Path) -> None:
     record(tmp_path, **run, steps=7, relays=2, max_absences=2, links=links)
     kinds = {finding.entry.kind for finding in audit(tmp_path, QuadraticTask(D)).findings}
     assert {"misreport", "gone"} <= kinds
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "kinds"),
+    [
+        (HONEST, ["join", "member"]),
+        (make_attack("sign_flip", Collusion(frozenset(range(16)), 16)), ["join", "wrong_gradient"]),
+        (make_attack("silent", Collusion(frozenset(range(16)), 16), phase="commit"), ["join", "gone"]),
+    ],
+    ids=["honest", "sign_flip", "absent"],
+)
+def test_newcomers_are_audited(behaviour: Behaviour, kinds: list[str], tmp_path: Path) -> None:
+    def enter(driver: LocalDriver, step: int) -> None:
+        if step == 1:
+            driver.join(Identity.from_seed("newcomer"), behaviour)
+
+    driver = record(tmp_path, {}, peers=5, steps=12, probation=3, between=enter)
+    assert len(driver.peers) == 5 + (behaviour is HONEST)
+    report = audit(tmp_path, QuadraticTask(D))
+    assert [finding.entry.kind for finding in report.findings] == kinds
+    line, *_ = lines = lines_of(tmp_path)
+    key = Entry.from_json(line).evidence
+    write_lines(tmp_path, [line.replace(key, Identity.from_seed("another").public_key.hex()), *lines[1:]], chained=True)
+    refused(tmp_path, "ledger")
 
 
 @pytest.mark.parametrize("attack", ["sign_flip", "noise", "misreport"])
