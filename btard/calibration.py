@@ -18,7 +18,7 @@ FEWEST = 10
 MOST_MARGIN = 4.0
 """A tolerance is at most this many times the largest observed error; a tail that asks for more needs more samples."""
 HIGHEST = 0.49
-"""Above it a tolerance would let a gradient of zero pass."""
+"""No tolerance is proposed above it, for it would let a gradient of zero pass."""
 
 
 def upper_bound(exceedances: int, trials: int, confidence: float = 0.95) -> float:
