@@ -18,11 +18,12 @@ from btard.drivers.history import ParameterHistory
 from btard.drivers.local import LocalDriver
 from btard.drivers.task import QuadraticTask
 from btard.protocol import evidence
-from btard.protocol.behaviour import Behaviour, Context
+from btard.protocol.behaviour import HONEST, Behaviour, Context
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Compute
 from btard.protocol.hashing import stream
+from btard.protocol.identity import Identity
 from btard.protocol.ledger import Entry
 from btard.protocol.messages import EXCUSED, FALSE_CLAIM, GUILTY, Claim, Packet, Report
 from btard.protocol.tolerance import difference, tolerated_deviation, too_far
@@ -461,3 +462,16 @@ def test_the_margins_are_those_of_distances() -> None:
 def test_settings_that_could_convict_nobody_are_refused(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{name} must be"):
         ProtocolConfig(5, **{name: value})
+
+
+@pytest.mark.parametrize("attacks", [False, True])
+def test_a_newcomer_shows_its_gradients_to_its_validators(attacks: bool) -> None:
+    config = ProtocolConfig(6, run_id="newcomer", validation="tolerant", gradient_tol=TOL, probation=3)
+    tasks = {peer: OwnNumerics(31, peer, 0.5 * TOL) for peer in range(7)}
+    driver = LocalDriver(config, QuadraticTask(31), tasks=tasks)
+    driver.step(torch.ones(31))
+    driver.join(Identity.from_seed("newcomer", 6), Byzantine(backwards) if attacks else HONEST)
+    entries = [entry for _ in range(15) for entry in driver.step(torch.ones(31)).removed]
+    removed = [(entry.kind, entry.peers) for entry in entries if entry.peers]
+    assert removed == ([("wrong_gradient", (6,))] if attacks else [])
+    assert (6 in driver.honest[0].active) != attacks
