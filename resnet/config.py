@@ -181,11 +181,13 @@ class Config:
     test_samples: int | None = None
     """How many test images accuracy is measured on. null: all."""
     checkpoint_every: int = 500
-    """Steps between two checkpoints: what an interruption can cost. The only key that may change when a run goes on."""
+    """Steps between two checkpoints: what an interruption can cost. May change when a run goes on, as may timeout."""
     mode: Literal["batched", "per_peer"] = "batched"
     """batched: all peers' gradients at once. per_peer: one by one, bit-equal to what a lone peer computes; slower."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU if there is one."""
+    timeout: float = 120.0
+    """Seconds that the processes of a run under torchrun wait for one that does not answer. Slow steps want more."""
     threads: int | None = None
     """CPU threads. null: what torch chooses. Results are bit-equal for equal numbers only."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -205,6 +207,7 @@ class Config:
         samples = self.test_samples
         _require(samples is None or samples >= 1, "test_samples", ">= 1 or null", samples, "null: all test images")
         _require(self.threads is None or self.threads >= 1, "threads", ">= 1 or null", self.threads, "null: automatic")
+        _require(0 < self.timeout < math.inf, "timeout", "> 0 and finite", self.timeout, "120 is two minutes")
         _require(0 <= self.seed < 2**63, "seed", ">= 0 and < 2**63", self.seed, "any such number will do")
         n, b, m = self.peers, self.byzantine, self.validators
         _require(0 <= 2 * b < n, "byzantine", f">= 0 and < peers / 2 = {n / 2:g}", b, "the honest must be the majority")
@@ -235,7 +238,7 @@ class Config:
             raise FieldError("attack", f"has a value that does not work: {error}") from None
 
 
-FREE_TO_CHANGE = frozenset({"checkpoint_every"})
+FREE_TO_CHANGE = frozenset({"checkpoint_every", "timeout"})
 """Keys that do not change what a run computes, so that it may go on with other values."""
 
 

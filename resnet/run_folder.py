@@ -10,8 +10,9 @@ import fcntl
 import json
 import math
 import os
+import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,9 @@ KEPT_CHECKPOINTS = 2
 """The newest, and one to fall back on if it turns out damaged."""
 
 
+HANDOVER = 10.0
+"""Seconds that a process waits for the one before it to leave the folder."""
+
 HEADER = "btard"
 """Where a checkpoint's step, state and digest stand in the metadata of its safetensors file."""
 
@@ -39,18 +43,65 @@ class RunFolderError(ValueError):
     """The folder cannot be used for this run; one line that says why and what to do."""
 
 
+class Checkpoints:
+    """The newest checkpoints of a run, or of one rank of it, as files in folder `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+
+    def files(self) -> list[Path]:
+        return sorted(self.path.glob("step-*.safetensors"), key=_step_of)
+
+    def save_checkpoint(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Write what a run that has done `step` steps needs to go on; `state` is JSON. Keeps this one and the last.
+
+        The file appears complete or not at all.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        # Copies, because safetensors refuses tensors that share memory.
+        copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+        text = json.dumps(state)
+        target = self.path / f"step-{step:08d}.safetensors"
+        temporary = target.with_suffix(".tmp")
+        # One entry, because safetensors writes several in random order, and equal runs shall have equal files.
+        header = json.dumps({"step": step, "state": text, "digest": _digest(step, text, copies)})
+        save_file(copies, temporary, metadata={HEADER: header})
+        _commit(temporary, target)
+        for file_path in self.files()[:-KEPT_CHECKPOINTS]:
+            file_path.unlink()
+
+    def intact(self) -> Iterator[tuple[int, dict[str, Tensor], dict[str, Any]]]:
+        """(steps done, tensors, state) of each checkpoint, newest first; one that is damaged costs a warning."""
+        for file in reversed(self.files()):
+            try:
+                yield _read_checkpoint(file)
+            except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+                warnings.warn(f"{file}: damaged, trying the checkpoint before it ({error})", stacklevel=2)
+
+    def forget_after(self, step: int) -> None:
+        """Delete the checkpoints of later steps."""
+        for file in self.files():
+            if _step_of(file) > step:
+                file.unlink()
+
+
 class RunFolder:
     """The folder of one run, made if it does not exist.
 
     Order of calls: `summary` (is it finished?), `load_checkpoint`, `start`, then `log`, `log_ledger` and
     `save_checkpoint` as training goes on, and `write_summary` at the end.
 
+    With `processes` the run has a process for each peer: each keeps its own `rank_checkpoints`, and one of them has the
+    folder, which another takes over where that one leaves the run.
+
     Raises RunFolderError if `path` holds something else, or a run with other settings.
     """
 
-    def __init__(self, path: Path, config: Config) -> None:
+    def __init__(self, path: Path, config: Config, *, processes: bool = False) -> None:
         self.path = Path(path)
-        self._checkpoints = self.path / "checkpoints"
+        self._checkpoints = Checkpoints(self.path / "checkpoints")
+        self._processes = processes
+        self._lock_file: TextIOWrapper | None = None
         self._metrics: TextIOWrapper | None = None
         self._ledger: TextIOWrapper | None = None
         self._events: SummaryWriter | None = None
@@ -70,12 +121,15 @@ class RunFolder:
             self._refuse_other(config, file)
             return
         # Also where an earlier attempt failed before its first step: its settings bind nobody.
-        self._checkpoints.mkdir(exist_ok=True)
+        self._checkpoints.path.mkdir(exist_ok=True)
         _write_atomically(file, config_text(config).encode())
 
     def _begun(self) -> bool:
         metrics = self.path / "metrics.jsonl"
-        return bool(self._checkpoint_files()) or (metrics.exists() and metrics.stat().st_size > 0)
+        return self._has_checkpoints() or (metrics.exists() and metrics.stat().st_size > 0)
+
+    def _has_checkpoints(self) -> bool:
+        return bool(self._checkpoints.files()) or any(self._checkpoints.path.glob("rank-*/step-*.safetensors"))
 
     def _refuse_other(self, config: Config, file: Path) -> None:
         way_out = "choose another --out, or delete the folder"
@@ -87,6 +141,13 @@ class RunFolder:
             key, theirs, ours = differing[0]
             more = f" (and {len(differing) - 1} more differ)" if len(differing) > 1 else ""
             raise RunFolderError(f"{self.path}: holds a run with {key} {theirs}, not {ours}{more}; {way_out}")
+        if self._has_checkpoints() and self._processes == bool(self._checkpoints.files()):
+            how = (
+                "in one process, not under torchrun"
+                if self._processes
+                else "with a process for each peer: use torchrun"
+            )
+            raise RunFolderError(f"{self.path}: holds a run that was begun {how}; {way_out}")
 
     def summary(self) -> dict[str, Any] | None:
         """Return what a finished run wrote, None if it is not finished. Raises RunFolderError if that is damaged."""
@@ -103,7 +164,7 @@ class RunFolder:
     def start(self, step: int) -> None:
         """Open the files for writing from step `step` on, and forget whatever they hold of it and of later steps.
 
-        Raises RunFolderError if another process writes to this folder.
+        Raises RunFolderError if another process writes to this folder; one that leaves it is given some time.
         """
         self.close()
         self._lock()
@@ -111,9 +172,7 @@ class RunFolder:
         _cut(self.path / "ledger.jsonl", step)
         if kept != step:
             warnings.warn(f"{self.path}/metrics.jsonl has {kept} of the {step} steps before this one", stacklevel=2)
-        for file in self._checkpoint_files():
-            if _step_of(file) > step:
-                file.unlink()
+        self._checkpoints.forget_after(step)
         self._metrics = (self.path / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
         self._ledger = (self.path / "ledger.jsonl").open("a", encoding="utf-8", buffering=1)
         from torch.utils.tensorboard import SummaryWriter  # seconds to import, so only who writes pays for it
@@ -142,38 +201,29 @@ class RunFolder:
 
         The file appears complete or not at all, and only after the lines logged so far are on the disk.
         """
+        self.flush()
+        self._checkpoints.save_checkpoint(step, tensors, state)
+
+    def flush(self) -> None:
+        """Have the lines logged so far on the disk."""
         for file in (self._metrics, self._ledger):
             if file is not None:
                 file.flush()
                 os.fsync(file.fileno())
         if self._events is not None:
             self._events.flush()
-        # Copies, because safetensors refuses tensors that share memory.
-        copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-        text = json.dumps(state)
-        target = self._checkpoints / f"step-{step:08d}.safetensors"
-        temporary = target.with_suffix(".tmp")
-        # One entry, because safetensors writes several in random order, and equal runs shall have equal files.
-        header = json.dumps({"step": step, "state": text, "digest": _digest(step, text, copies)})
-        save_file(copies, temporary, metadata={HEADER: header})
-        _commit(temporary, target)
-        for file_path in self._checkpoint_files()[:-KEPT_CHECKPOINTS]:
-            file_path.unlink()
 
     def load_checkpoint(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
         """Return (steps done, tensors, state) of the newest checkpoint, None if there is none.
 
         A damaged one is passed over with a warning. Raises RunFolderError if all are damaged.
         """
-        files = self._checkpoint_files()
-        for file in reversed(files):
-            try:
-                return _read_checkpoint(file)
-            except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-                warnings.warn(f"{file}: damaged, trying the checkpoint before it ({error})", stacklevel=2)
-        if files:
-            raise RunFolderError(f"{self._checkpoints}: every checkpoint is damaged; delete them to start from step 0")
-        return None
+        newest = next(self._checkpoints.intact(), None)
+        if newest is None and self._checkpoints.files():
+            raise RunFolderError(
+                f"{self._checkpoints.path}: every checkpoint is damaged; delete them to start from step 0"
+            )
+        return newest
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json, which marks the run as finished, and close the files."""
@@ -181,22 +231,29 @@ class RunFolder:
         _write_atomically(self.path / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
 
     def close(self) -> None:
-        """Close the files. `start` opens them again."""
-        for file in (self._metrics, self._ledger, self._events):
+        """Close the files, and leave the folder to others. `start` opens them again."""
+        for file in (self._metrics, self._ledger, self._events, self._lock_file):
             if file is not None:
                 file.close()
-        self._metrics = self._ledger = self._events = None
-
-    def _checkpoint_files(self) -> list[Path]:
-        return sorted(self._checkpoints.glob("step-*.safetensors"), key=_step_of)
+        self._metrics = self._ledger = self._events = self._lock_file = None
 
     def _lock(self) -> None:
         # Held until the process ends, however it ends; a process does not lock itself out.
         self._lock_file = (self.path / ".lock").open("w")
-        try:
-            fcntl.lockf(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunFolderError(f"{self.path}: another process is training in this folder; wait for it") from None
+        deadline = time.monotonic() + (HANDOVER if self._processes else 0)
+        while True:
+            try:
+                return fcntl.lockf(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                if time.monotonic() >= deadline:
+                    message = f"{self.path}: another process is training in this folder; wait for it"
+                    raise RunFolderError(message) from None
+                time.sleep(0.05)
+
+
+def rank_checkpoints(path: Path, rank: int) -> Checkpoints:
+    """Where in the run folder `path` this rank of a run with a process for each peer keeps its checkpoints."""
+    return Checkpoints(Path(path) / "checkpoints" / f"rank-{rank:03d}")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -1,8 +1,12 @@
-"""`python -m resnet.train CONFIG.yaml --out RUN_DIR [--dotted.key value ...]`: one training run, attacked or not."""
+"""`python -m resnet.train CONFIG.yaml --out RUN_DIR [--dotted.key value ...]`: one training run, attacked or not.
+
+Under `torchrun --nproc-per-node PEERS -m resnet.train ...` each peer is a process (`resnet.processes`).
+"""
 
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import sys
 import time
@@ -18,6 +22,7 @@ from tqdm import tqdm
 
 from btard.aggregation import AGGREGATORS
 from btard.attacks.registry import ATTACKS, make_attack
+from btard.drivers.collective import CollectiveDriver
 from btard.drivers.local import LocalDriver
 from btard.drivers.server import ServerDriver
 from btard.drivers.task import StepResult
@@ -32,7 +37,7 @@ from btard.protocol.tolerance import tolerated_deviation
 from resnet.config import Config, ConfigError, exit_with, load_config
 from resnet.data import DataError, Dataset, load_dataset
 from resnet.model import bind, evaluate, flatten, resnet18
-from resnet.run_folder import RunFolder, RunFolderError
+from resnet.run_folder import Checkpoints, RunFolder, RunFolderError
 from resnet.sampling import TrainingData
 from resnet.task import ClassificationTask
 
@@ -48,9 +53,7 @@ class Training:
 
     def __init__(self, config: Config, data: Dataset, folder: Path) -> None:
         self.config, self.data = config, data
-        self.device = torch.device(
-            ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-        )
+        self.device = self._device()
         self.model = resnet18(config.model.width, data.classes, data.channels, seed=config.seed).to(self.device)
         self.params = torch.nn.Parameter(flatten(self.model))
         bind(self.model, self.params.detach())
@@ -70,7 +73,7 @@ class Training:
             mode=config.mode,
         )
         self.byzantine = draw_byzantine(config)
-        self.driver = make_driver(config, self.task, self.byzantine, folder)
+        self.driver = self._driver(folder)
         self.test = data.test_tensors(self.device, config.test_samples)
         self.whole_test = data.test_tensors(self.device)
         self.diverged_at: int | None = None
@@ -95,21 +98,39 @@ class Training:
             self.seconds.update(result.seconds)
             honest = [peer for peer in result.workers if peer not in self.byzantine]
             metrics |= {
-                "loss": _finite(self.task.losses[honest].mean().item()),
+                "loss": _finite(self._losses()[honest].mean().item()),
                 "active": len(result.active),
                 "byzantine_active": len(self.byzantine & set(result.active)),
                 "seconds": round(seconds, 4),
             }
         last = step + 1 == self.config.steps
-        if (step + 1) % self.config.eval_every == 0 or last:
+        if self.evaluator is not None and ((step + 1) % self.config.eval_every == 0 or last):
             accuracy, loss = self.evaluate(*(self.whole_test if last else self.test))
             metrics |= {"test_accuracy": accuracy, "test_loss": _finite(loss)}
         return result, metrics
 
     def evaluate(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
         """Accuracy in [0, 1] and loss on a test set, with the evaluating peer's own BatchNorm statistics."""
-        self.task.statistics.load_into(self.model, EVALUATOR)
+        self.task.statistics.load_into(self.model, EVALUATOR if self.evaluator is None else self.evaluator)
         return evaluate(self.model, images, labels)
+
+    # What differs where each peer is a process.
+
+    @property
+    def evaluator(self) -> int | None:
+        """The peer with whose BatchNorm statistics this process measures accuracy; None where it does not."""
+        return EVALUATOR
+
+    def _device(self) -> torch.device:
+        auto = "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.device(auto if self.config.device == "auto" else self.config.device)
+
+    def _driver(self, folder: Path) -> LocalDriver | ServerDriver | CollectiveDriver:
+        return make_driver(self.config, self.task, self.byzantine, folder)
+
+    def _losses(self) -> torch.Tensor:
+        """Each peer's latest training loss [n]."""
+        return self.task.losses
 
     def _set_lr(self, step: int) -> float:
         """Cosine annealing from lr to 0 over `optimizer.schedule_steps`."""
@@ -119,7 +140,7 @@ class Training:
             group["lr"] = lr
         return lr
 
-    def save(self, folder: RunFolder, step: int) -> None:
+    def save(self, folder: RunFolder | Checkpoints, step: int) -> None:
         """Write a checkpoint from which `load` goes on to the same bits with step `step`."""
         state, tensors = self.driver.state()
         tensors = {f"driver/{name}": tensor for name, tensor in tensors.items()}
@@ -161,13 +182,13 @@ def draw_byzantine(config: Config) -> frozenset[int]:
     return frozenset(int(peer) + 1 for peer in drawn)
 
 
-def make_driver(
-    config: Config, task: ClassificationTask, byzantine: frozenset[int], folder: Path
-) -> LocalDriver | ServerDriver:
-    """The protocol among peers for the aggregator "btard", else a trusted server that applies the named rule.
+def run_name(config: Config) -> str:
+    """The same seed gives the same batches until the attack starts, whatever the attack and tau."""
+    return f"resnet/{config.seed}"
 
-    Errors: ConfigError if the rule guarantees nothing for these numbers of peers, or the attack needs the protocol.
-    """
+
+def cohort_settings(config: Config, byzantine: frozenset[int], history: Path) -> dict[str, Any]:
+    """What every driver is told about the peers."""
     collusion = Collusion(byzantine, config.peers, config.seed)
     attack = config.attack
     behaviours: dict[int, Behaviour] = {}
@@ -176,30 +197,44 @@ def make_driver(
             peer: make_attack(attack.name, collusion, start=attack.start, every=attack.every, **attack.chosen())
             for peer in sorted(byzantine)
         }
-    # The same seed gives the same batches until the attack starts, whatever the attack and tau.
-    run_id, aggregator = f"resnet/{config.seed}", config.aggregator
-    shared: dict[str, Any] = {
+    return {
         "behaviours": behaviours,
         "collusion": collusion,
-        "mode": config.mode,
-        "history_folder": folder / HISTORY,
+        "history_folder": history,
         # From the older of the two checkpoints, should the newer one be damaged.
         "repeatable": 2 * config.checkpoint_every,
     }
+
+
+def protocol_settings(config: Config) -> ProtocolConfig:
+    """What the peers agree on under the aggregator "btard"."""
+    aggregator = config.aggregator
+    return ProtocolConfig(
+        peers=config.peers,
+        byzantine=config.byzantine,
+        validators=config.validators,
+        tau=aggregator.tau,
+        run_id=run_name(config),
+        directions=aggregator.directions,
+        delta_max=aggregator.delta_max,
+        clip_lambda=aggregator.clip_lambda,
+        validation=aggregator.validation,
+        gradient_tol=aggregator.gradient_tol,
+        cosine_tol=aggregator.cosine_tol,
+    )
+
+
+def make_driver(
+    config: Config, task: ClassificationTask, byzantine: frozenset[int], folder: Path
+) -> LocalDriver | ServerDriver:
+    """The protocol among peers for the aggregator "btard", else a trusted server that applies the named rule.
+
+    Errors: ConfigError if the rule guarantees nothing for these numbers of peers, or the attack needs the protocol.
+    """
+    attack, aggregator = config.attack, config.aggregator
+    shared = {**cohort_settings(config, byzantine, folder / HISTORY), "mode": config.mode}
     if aggregator.name == "btard":
-        protocol = ProtocolConfig(
-            peers=config.peers,
-            byzantine=config.byzantine,
-            validators=config.validators,
-            tau=aggregator.tau,
-            run_id=run_id,
-            directions=aggregator.directions,
-            delta_max=aggregator.delta_max,
-            clip_lambda=aggregator.clip_lambda,
-            validation=aggregator.validation,
-            gradient_tol=aggregator.gradient_tol,
-            cosine_tol=aggregator.cosine_tol,
-        )
+        protocol = protocol_settings(config)
         return LocalDriver(protocol, task, recorder=Recorder(folder, protocol), **shared)
     rule = AGGREGATORS[aggregator.name]
     try:
@@ -209,7 +244,7 @@ def make_driver(
     if attack.name is not None and ATTACKS[attack.name].level == "protocol":
         raise ConfigError(f"attack.name {attack.name}: attacks the protocol, which only aggregator.name btard runs")
     return ServerDriver(
-        run_id,
+        run_name(config),
         config.peers,
         lambda x: rule(x, byzantine=config.byzantine, tau=aggregator.tau),
         task,
@@ -346,6 +381,10 @@ def print_summary(summary: dict[str, Any], out: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        from resnet.processes import main as run_rank  # imports this module
+
+        return run_rank(argv)
     warnings.showwarning = lambda message, *_args, **_kw: print(f"warning: {message}", file=sys.stderr)
     config, out = load_config(argv)
     try:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from btard.drivers.compute import CohortCompute
 from btard.drivers.history import ParameterHistory, steps_kept
@@ -22,10 +21,11 @@ from btard.protocol.commit import NoGradient
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Broadcast, Compare, Compute, Effect, Exchange, Idle, Purpose
 from btard.protocol.envelope import decode_digest, decode_items, decode_signed, encode_items, encode_signed
-from btard.protocol.hashing import digest
+from btard.protocol.hashing import digest, tensor_digest
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.messages import Packet, Relayed
 from btard.protocol.peer import Outcome, Peer
+from btard.protocol.proof import Attestation, Recorder
 from btard.protocol.snapshot import load_peer, save_peer
 from btard.protocol.wire import Malformed
 
@@ -40,12 +40,12 @@ class Fallen(Exception):
 
 
 class CollectiveDriver:
-    """Runs peer `rank`, among as many processes as the config has peers, that all give the same arguments.
+    """Runs the peer whose number is `mesh.rank`, among as many processes as the config has peers.
 
-    `behaviours` (peer -> Behaviour) are those of all peers. `store` is where the ranks find each other; it outlives
-    them (torchrun's does) and serves one driver: give a prefix to each of several. A rank that does not answer within
-    `timeout` seconds ends the run at all others with `RankLost`: the slowest step and evaluation have to fit in.
+    All give the same arguments; `behaviours` (peer -> Behaviour) are those of all peers. A rank that does not answer in
+    time ends the run at all others with `RankLost`: the slowest step and evaluation have to fit into `mesh.timeout`.
     `history_folder` and `repeatable` are those of `LocalDriver`; each attacker needs a folder of its own.
+    `recorder` writes the evidence, from what this rank alone has seen: give it to one honest rank.
     `note` gives up to 256 bytes that this rank tells the others at the end of each step; `notes` has everybody's.
 
     With equal numbers of threads the parameters are those of `LocalDriver` in mode `per_peer` to the bit, and the
@@ -61,19 +61,22 @@ class CollectiveDriver:
         self,
         config: ProtocolConfig,
         task: Task,
-        store: dist.Store,
-        rank: int,
+        mesh: Mesh,
         *,
         behaviours: Mapping[int, Behaviour] | None = None,
         collusion: Collusion | None = None,
         history_folder: Path | None = None,
         repeatable: int = 0,
-        timeout: float = 120.0,
+        recorder: Recorder | None = None,
         note: Callable[[], bytes] = bytes,
     ) -> None:
+        """Errors: ValueError if there are not as many ranks as peers."""
+        if len(mesh.ranks) != config.peers:
+            raise ValueError(f"{config.peers} peers need as many processes, got {len(mesh.ranks)}")
         self.config, self.task, self.collusion, self.note = config, task, collusion, note
         self.behaviours = dict(behaviours or {})
-        self.mesh = Mesh(store, rank, config.peers, timeout)
+        self.mesh, self.recorder = mesh, recorder
+        rank = mesh.rank
         identities = [Identity.from_seed(config.run_id, peer) for peer in range(config.peers)]
         roster = Roster(tuple(identity.public_key for identity in identities))
         own = self.behaviours.get(rank, HONEST)
@@ -130,6 +133,8 @@ class CollectiveDriver:
         if failure is not None:
             raise failure
         assert outcome is not None and self.peer.last is not None
+        if self.recorder is not None:
+            self.recorder.finished([self.peer], lambda step: self.history.at(step, now))
         return StepResult(
             step=now,
             gradient=outcome.gradient(torch.empty_like(params)),
@@ -146,7 +151,8 @@ class CollectiveDriver:
         values, own = save_peer(self.peer)
         tensors = {f"history/{step}": x for step, x in self.history.recent().items()}
         tensors |= {f"peer/{name}": x for name, x in own.items()}
-        return {"peer": values, "ranks": self.mesh.ranks}, tensors
+        recorded = None if self.recorder is None else self.recorder.state()
+        return {"peer": values, "ranks": self.mesh.ranks, "recorder": recorded}, tensors
 
     def restore(self, state: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
         """Take over what `state` returned, on a driver made with the same arguments, at all ranks that were in the run.
@@ -160,6 +166,20 @@ class CollectiveDriver:
         self.mesh.regroup(tuple(state["ranks"]))
         load_peer(self.peer, state["peer"], under("peer/"))
         self.history.restore({int(step): x for step, x in under("history/").items()})
+        if self.recorder is not None and state["recorder"] is not None:
+            self.recorder.restore(state["recorder"], self.peer.last)
+
+    def attest(self, params: torch.Tensor) -> None:
+        """The end of the run, signed by all peers that are left, where the recorder is; all of them call this.
+
+        `params` [d] are final. Errors: RankLost.
+        """
+        peer, hashed = self.peer, tensor_digest(params, "parameters")
+        statement = Attestation(peer.t, peer.ledger.head, hashed)
+        signature = peer.identity.sign(statement.digest(peer.config, peer.roster, params.numel()))
+        signatures = self.mesh.gather("attest", signature)
+        if self.recorder is not None:
+            Attestation(statement.step, statement.head, hashed, signatures).write(self.recorder.folder)
 
     def _byzantine(self, rank: int) -> bool:
         return self.behaviours.get(rank, HONEST).byzantine

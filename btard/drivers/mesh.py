@@ -6,6 +6,7 @@ letters if there are any. It knows nothing of the protocol.
 
 from __future__ import annotations
 
+import json
 import math
 import signal
 import struct
@@ -34,10 +35,14 @@ Letter = Sequence[bytes | memoryview]
 
 
 class RankLost(RuntimeError):
-    """A rank ended or hangs: which one, at which step, in which phase.
+    """A rank ended or hangs: which one, at which step, in which phase. `missing` are those ranks.
 
     What was under way stays pending in the background, so a process that catches this should end by `os._exit`.
     """
+
+    def __init__(self, finding: str, missing: Sequence[int]) -> None:
+        super().__init__(finding)
+        self.missing = tuple(missing)
 
 
 @dataclass(frozen=True)
@@ -182,6 +187,7 @@ class Mesh:
 
         gloo says only that a connection broke. So whoever notices says so in the store, where all others look.
         """
+        missing: list[int]
         started = time.monotonic()
         deadline = max(deadline, started + min(GRACE, self.timeout))
         try:
@@ -192,13 +198,14 @@ class Mesh:
                 if self.interrupted:
                     deadline = min(deadline, started + GRACE)
                 if not missing or time.monotonic() > deadline:
-                    self._store.compare_set("finding", "", self._finding(missing))
+                    self._store.compare_set("finding", "", json.dumps([self._finding(missing), missing]))
                     break
                 time.sleep(0.05)
-            finding = self._store.get("finding").decode()
+            finding, missing = json.loads(self._store.get("finding"))
         except RuntimeError:
             finding = f"step {self.step}, phase {self._phase}: the process that keeps the ranks' store has ended"
-        raise RankLost(finding)
+            missing = [rank for rank in self.ranks if rank < self.rank]
+        raise RankLost(finding, missing)
 
     def _finding(self, missing: Sequence[int]) -> str:
         place = f"step {self.step}, phase {self._phase}"

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from btard.attacks import ATTACKS, make_attack
 from btard.drivers.collective import CollectiveDriver, Fallen
-from btard.drivers.mesh import RankLost
+from btard.drivers.mesh import Mesh, RankLost
 from btard.drivers.task import QuadraticTask
 from btard.protocol.behaviour import Behaviour, Context
 from btard.protocol.collusion import Collusion
@@ -42,11 +42,9 @@ def registry(store: dist.Store, rank: int, folder: Path) -> None:
         driver = CollectiveDriver(
             config,
             QuadraticTask(D),
-            dist.PrefixStore(str(number), store),
-            rank,
+            Mesh(dist.PrefixStore(str(number), store), rank, PEERS, timeout=60),
             behaviours=behaviours,
             collusion=collusion,
-            timeout=60,
             note=lambda: f"from {rank}".encode(),
         )
         params, lines, sent = torch.ones(D), [], []
@@ -84,7 +82,9 @@ class Stuck(Behaviour):
 
 def lose_a_rank(store: dist.Store, rank: int, folder: Path, mode: str) -> None:
     config = ProtocolConfig(peers=PEERS, run_id="lost", validators=1)
-    driver = CollectiveDriver(config, QuadraticTask(D), store, rank, behaviours={2: Stuck(mode)}, timeout=4)
+    driver = CollectiveDriver(
+        config, QuadraticTask(D), Mesh(store, rank, PEERS, timeout=4), behaviours={2: Stuck(mode)}
+    )
     driver.mesh.heed_termination()
     params = torch.ones(D)
     try:

@@ -1,0 +1,256 @@
+"""`torchrun --nproc-per-node PEERS -m resnet.train ...`: the same training run with a process for each peer.
+
+Each rank keeps its own checkpoints, and a step counts once all have it. The lowest honest rank that is still in the run
+writes metrics and ledger and measures accuracy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import struct
+import sys
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from btard.drivers.collective import CollectiveDriver, Fallen
+from btard.drivers.mesh import Mesh, RankLost
+from btard.protocol.ledger import Ledger
+from btard.protocol.proof import Recorder
+from resnet.config import Config, ConfigError, load_config
+from resnet.data import DataError, Dataset, load_dataset
+from resnet.run_folder import RunFolder, RunFolderError, rank_checkpoints
+from resnet.train import (
+    HISTORY,
+    Training,
+    cohort_settings,
+    describe,
+    print_summary,
+    protocol_settings,
+    summarise,
+)
+
+Checkpoint = tuple[int, dict[str, torch.Tensor], dict[str, Any]]
+
+FIRST = 0
+"""The rank that looks after the folder and the data at the start, and speaks for all about mistakes."""
+
+
+class RankTraining(Training):
+    """The part of a run that rank `mesh.rank` does."""
+
+    driver: CollectiveDriver
+
+    def __init__(self, config: Config, data: Dataset, folder: Path, mesh: Mesh) -> None:
+        self.mesh = mesh
+        super().__init__(config, data, folder)
+
+    @property
+    def evaluator(self) -> int | None:
+        """This rank, if it is the lowest honest one that is still in the run."""
+        return self.mesh.rank if self.mesh.rank == self.driver.honest[0] else None
+
+    def _device(self) -> torch.device:
+        device = super()._device()
+        if device.type != "cuda":
+            return device
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+    def _driver(self, folder: Path) -> CollectiveDriver:
+        protocol = protocol_settings(self.config)
+        return CollectiveDriver(
+            protocol,
+            self.task,
+            self.mesh,
+            # One rank's view is enough for the evidence. Should this one be removed, it ends there.
+            recorder=Recorder(folder, protocol) if self.mesh.rank == FIRST else None,
+            note=lambda: struct.pack("<f", self.task.losses[self.mesh.rank].item()),
+            **cohort_settings(self.config, self.byzantine, folder / HISTORY / f"rank-{self.mesh.rank:03d}"),
+        )
+
+    def _losses(self) -> torch.Tensor:
+        for rank, note in self.driver.notes.items():
+            self.task.losses[rank] = struct.unpack("<f", note)[0]
+        return self.task.losses
+
+
+def main(argv: list[str] | None = None) -> int:
+    """This rank's exit code; a run that is done, and a peer that fell out of it, are 0."""
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    shown = contextlib.nullcontext() if rank == FIRST else contextlib.redirect_stderr(io.StringIO())
+    with shown:  # one line about a mistake, not one from each rank
+        warnings.showwarning = lambda message, *_args, **_kw: _say(f"warning: {message}")
+        config, out = load_config(argv)
+        if config.aggregator.name != "btard":
+            return _mistake(f"aggregator.name {config.aggregator.name}: torchrun is for btard, start without it")
+        if size != config.peers:
+            return _mistake(f"peers = {config.peers}, but torchrun started {size} processes: make them equal")
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    progress = _Progress()
+    try:
+        mesh = Mesh(_store(rank, config.timeout), rank, size, config.timeout)
+        mesh.heed_termination()
+        return _run(replace(config, mode="per_peer"), out, mesh, progress)
+    except RankLost as lost:
+        there = [other for other in range(size) if other not in lost.missing and other not in progress.fallen]
+        if rank == min(there, default=rank):
+            _say(f"error: {lost}; restart with the same command to go on from step {progress.safe}")
+        return _leave(1)
+    except KeyboardInterrupt:
+        if rank == FIRST:
+            _say("interrupted: the same command goes on from the last checkpoint")
+        return _leave(130)
+
+
+class _Progress:
+    """What a rank knows when the run breaks off: the step to go on from, and who had left before."""
+
+    def __init__(self) -> None:
+        self.safe = self.saved = 0
+        self.fallen: set[int] = set()
+
+    def advanced(self, ranks: tuple[int, ...], size: int) -> None:
+        """Everybody has done another step, so everybody had written its last checkpoint."""
+        self.safe = self.saved
+        self.fallen = set(range(size)) - set(ranks)
+
+
+def _run(config: Config, out: Path, mesh: Mesh, progress: _Progress) -> int:
+    folder: RunFolder | None = None
+    problem, finished, data = "", None, None
+    if mesh.rank == FIRST:  # before all others, as it may make the folder and download the data
+        try:
+            folder = RunFolder(out, config, processes=True)
+            finished = folder.summary()
+            data = load_dataset(config.data.name, config.data.path, label=config.data.label)
+        except (ConfigError, DataError, RunFolderError) as error:
+            problem = " ".join(str(error).split())
+    problem, done = json.loads(mesh.gather("start", json.dumps([problem, finished is not None]).encode())[FIRST])
+    if problem:
+        return _mistake(problem) if mesh.rank == FIRST else 2
+    if done:
+        if finished is not None:
+            print_summary(finished, out)
+        return 0
+    if data is None:
+        data = load_dataset(config.data.name, config.data.path, label=config.data.label)
+    training = RankTraining(config, data, out, mesh)
+    checkpoints = rank_checkpoints(out, mesh.rank)
+    found = {checkpoint[0]: checkpoint for checkpoint in checkpoints.intact()}
+    first, ranks = _common(mesh, found)
+    progress.safe = progress.saved = first
+    if mesh.rank not in ranks:
+        _say(f"rank {mesh.rank}: peer {mesh.rank} had left the run before step {first}; the others go on")
+        return 0
+    if first:
+        training.load(*found[first][1:])
+    progress.advanced(mesh.ranks, config.peers)
+    checkpoints.forget_after(first)
+    try:
+        return _steps(training, out, first, progress, folder)
+    except Fallen as fallen:
+        _say(f"{fallen}; rank {mesh.rank} ends, the others go on")
+        return 0
+    except RunFolderError as error:
+        return _mistake(str(error))
+
+
+def _steps(training: RankTraining, out: Path, first: int, progress: _Progress, folder: RunFolder | None) -> int:
+    """Train from step `first` to the end; 0. `folder` is that of the first rank, others open it when it is theirs."""
+    config, mesh = training.config, training.mesh
+    checkpoints = rank_checkpoints(out, mesh.rank)
+    ledger: Ledger | None = None
+    bar = tqdm(
+        range(first, config.steps),
+        initial=first,
+        total=config.steps,
+        desc=out.name,
+        unit="step",
+        disable=mesh.rank != FIRST,
+        mininterval=0.2 if sys.stderr.isatty() else 30,
+    )
+    try:
+        for step in bar:
+            result, metrics = training.step(step)
+            progress.advanced(mesh.ranks, config.peers)
+            if training.evaluator is not None:
+                folder = folder or RunFolder(out, config, processes=True)
+                if ledger is None:
+                    folder.start(step)
+                    ledger = Ledger.of(folder.ledger())
+                folder.log(step, metrics)
+                for entry in result.removed if result is not None else ():
+                    folder.log_ledger([ledger.append(entry)])
+                    bar.write(describe(entry, training.byzantine))
+            if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
+                if folder is not None:
+                    folder.flush()
+                training.save(checkpoints, step + 1)
+                progress.saved = step + 1
+        training.driver.attest(training.params.detach())
+        progress.advanced(mesh.ranks, config.peers)
+    finally:
+        if folder is not None:
+            folder.close()  # for the next rank, if this one has fallen
+    if folder is not None and training.evaluator is not None:
+        summary = {**summarise(config, training, folder), "processes": config.peers}
+        folder.write_summary(summary)
+        shutil.rmtree(out / HISTORY, ignore_errors=True)
+        print_summary(summary, out)
+    return 0
+
+
+def _common(mesh: Mesh, found: Mapping[int, Checkpoint]) -> tuple[int, tuple[int, ...]]:
+    """The newest step of which every rank that was then in the run has a checkpoint, and these ranks; 0 if none."""
+    mine = [[step, state["driver"]["ranks"]] for step, (_, _, state) in found.items()]
+    said = mesh.gather("resume", json.dumps(mine).encode())
+    members = {rank: {step: tuple(ranks) for step, ranks in json.loads(text)} for rank, text in said.items()}
+    for step in sorted({step for known in members.values() for step in known}, reverse=True):
+        for ranks in {known[step] for known in members.values() if step in known}:
+            if all(members[rank].get(step) == ranks for rank in ranks):
+                return step, ranks
+    return 0, mesh.ranks
+
+
+def _store(rank: int, timeout: float) -> dist.Store:
+    """torchrun's own store, where there is one: it outlives the ranks. A prefix for each attempt of its to restart."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = dist.TCPStore(
+        address,
+        port,
+        is_master=not agents and rank == FIRST,
+        timeout=timedelta(seconds=timeout),
+        wait_for_workers=False,
+    )
+    return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def _say(line: str) -> None:
+    # One write: lines of several ranks do not get mixed up.
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def _mistake(line: str) -> int:
+    _say(f"error: {line}")
+    return 2
+
+
+def _leave(code: int) -> int:
+    """End at once: what waits for a lost rank in the background would keep the process."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
