@@ -72,7 +72,10 @@ class Mix:
         """The lines for a configuration."""
         if self.proposal is None:
             return ""
-        lines = [f"# {self.name}: {self.proposal.samples} comparisons", "aggregator:"]
+        lines = [
+            f"# {self.name}: the worst of {len(self.pairs)} pairs on {self.proposal.samples} batches",
+            "aggregator:",
+        ]
         if self.proposal.tolerance == 0:
             return "\n".join([*lines, "  validation: exact  # all gradients were equal to the bit"])
         if self.proposal.tolerance > WEAK:
@@ -165,9 +168,12 @@ def mixes(pairs: Sequence[Pair], validations: int) -> list[Mix]:
         if not complete:
             found.append(Mix(name, (), None, None))
             continue
-        relative = [error for pair in within for error in pair.relative]
+        # The pairs see the same batches, and one flipped ReLU is in all pairs of the peer that has it: so the samples
+        # are the batches, each with its worst pair.
+        relative = [max(errors) for errors in zip(*(pair.relative for pair in within), strict=True)]
         # 1 - cos is half a squared distance: its tail is fitted, and its margin taken, on the distance.
-        chord = propose([math.sqrt(2 * error) for pair in within for error in pair.cosine], validations).tolerance
+        chords = [math.sqrt(2 * max(errors)) for errors in zip(*(pair.cosine for pair in within), strict=True)]
+        chord = propose(chords, validations).tolerance
         found.append(Mix(name, within, propose(relative, validations), chord**2 / 2))
     return found
 
@@ -226,7 +232,9 @@ def draw(pairs: Sequence[Pair], found: Sequence[Mix]) -> Figure:
         equal = len(pair.relative) - len(logs)
         text = pair.name + (f"   ({equal} of {len(pair.relative)} equal to the bit)" if equal else "")
         axis.set_title(text, fontsize=8, loc="left", pad=2)
-        axis.set_yticks([])
+        axis.set_yscale("log")  # one flipped ReLU in hundreds of batches decides
+        axis.set_ylim(bottom=0.5)
+        axis.yaxis.set_visible(False)
         axis.spines[["top", "right", "left"]].set_visible(False)
     axes[-1].set_xlim(bins[0], bins[-1])
     axes[-1].set_xlabel("log10 of the relative error; orange: proposed gradient_tol")
