@@ -121,7 +121,7 @@ class AggregatorConfig:
     validation: Literal["exact", "tolerant"] = "exact"
     """btard: exact compares hashes, for peers that compute alike to the bit. tolerant compares distances, for peers on
     different hardware; python -m resnet.calibrate proposes the tolerances."""
-    gradient_tol: float = 0.05
+    gradient_tol: float = 0.1
     """btard, tolerant: relative error that honest peers' gradients of one batch stay within."""
     cosine_tol: float | None = None
     """btard, tolerant: the same for 1 - cosine. null: directions are not compared apart."""

@@ -31,7 +31,7 @@ class ProtocolConfig:
     validation: Literal["exact", "tolerant"] = "exact"
     """exact: a validator compares hashes, so all peers have to compute alike to the bit. tolerant: the target shows
     what it committed to, and distances decide; for peers on different hardware."""
-    gradient_tol: float = 0.05
+    gradient_tol: float = 0.1
     """tolerant: how far apart, relative to the larger norm, honest peers' gradients of one batch may be; a judge
     convicts above it, a validator accuses above twice. Take it from a calibration on the hardware in use."""
     cosine_tol: float | None = None
