@@ -264,8 +264,13 @@ class Recorder:
         self._missed: dict[int, list[Section]] = {}
         self._to_seal = self._begun = False
 
-    def _begin(self, roster: Roster, d: int) -> None:
-        """Write the run's settings and keys, and forget what the folder holds of the next step and of later ones."""
+    def begin(self, roster: Roster, d: int) -> None:
+        """Once: write the run's settings and keys, and forget what the folder holds of the next step and of later ones.
+
+        `finished` does it before the first step that it takes in, for by then a resumed run has restored the recorder.
+        """
+        if self._begun:
+            return
         self._begun = True
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / PROTOCOL, {"d": d, "config": asdict(self.config)})
@@ -286,13 +291,12 @@ class Recorder:
         records = [peer.last for peer in peers if peer.last is not None]
         if not records:
             return
-        if not self._begun:
-            self._begin(peers[0].roster, peers[0].d)
+        self.begin(peers[0].roster, peers[0].d)
         record = max(records, key=lambda candidate: _with_majority(self.config, candidate, peers))
         ledger = peers[0].ledger
         entries = list(takewhile(lambda entry: entry.step == record.step, reversed(ledger.entries)))
         if entries:
-            self._write(record, records, entries, parameters)
+            self._write(record, entries, parameters)
         elif self._to_seal:
             write_json(seal_file(self.folder / EVIDENCE, record.step), {"now": _seal(record).to_json()})
         self._to_seal = bool(entries)
@@ -309,22 +313,15 @@ class Recorder:
     def _write(
         self,
         record: StepRecord,
-        records: Sequence[StepRecord],
         entries: Sequence[Entry],
         parameters: Callable[[int], torch.Tensor],
     ) -> None:
         claims = raised_claims(self.config, record)
-        about = {record.step: [r.aggregates for r in records]}
-        if self._before is not None:
-            about[self._before.step] = [self._before.aggregates]
-        wanted = {
-            (claim.step, part)
-            for by_accuser in claims.values()
-            for claim in by_accuser
-            for held in about.get(claim.step, ())
-            for part in ([claim.part] if claim.part != NOBODY else held)
-            if part in held
+        held = {
+            (about.step, part): a for about in (self._before, record) if about for part, a in about.aggregates.items()
         }
+        concerned = {(c.step, c.part) for by_accuser in claims.values() for c in by_accuser}
+        wanted = [key for key in held if key in concerned or (key[0], NOBODY) in concerned]
         recomputed = any(c.kind in GRADIENT_KINDS for by_accuser in claims.values() for c in by_accuser)
         commits = {} if self._before is None else self._before.commits
         proof = Proof(
@@ -335,7 +332,7 @@ class Recorder:
                 attempt: _concerned(shown, claims.get(attempt, {}), self.config.run_id, commits)
                 for attempt, shown in record.shown.items()
             },
-            {key: next(held[key[1]] for held in about[key[0]] if key[1] in held) for key in sorted(wanted)},
+            {key: held[key] for key in sorted(wanted)},
             parameters(record.step - 1) if recomputed else None,
         )
         proof.write(self.folder / EVIDENCE)
@@ -469,6 +466,9 @@ class Attestation:
 
 def attest(recorder: Recorder, peers: Iterable[Peer], params: torch.Tensor) -> Attestation:
     """The end of a run, signed by `peers`; `params` [d] are the final parameters."""
+    peers = tuple(peers)
+    if peers:
+        recorder.begin(peers[0].roster, params.numel())
     statement = Attestation(recorder.next, recorder.head, tensor_digest(params, "parameters"))
     signatures = {
         peer.id: peer.identity.sign(statement.digest(peer.config, peer.roster, params.numel())) for peer in peers

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from btard.attacks import make_attack
+from btard.attacks.own import Noise
 from btard.audit import RECOMPUTED, VOTES, AuditError, audit, main
 from btard.drivers.links import Links
 from btard.drivers.local import LocalDriver
@@ -175,6 +176,55 @@ def test_tolerant_validation_is_audited(attack: str, tmp_path: Path) -> None:
     record(tmp_path, **attackers(attack), steps=16, validation="tolerant")
     for task in (None, QuadraticTask(D)):
         assert audit(tmp_path, task).findings
+
+
+class Withholding(Noise):
+    """Commits to noise, and shows it neither to its validator nor to the judges."""
+
+    def dispatch(
+        self, ctx: Context, phase: str, packets: Mapping[int, Sequence[Packet]]
+    ) -> Mapping[int, Sequence[Packet]]:
+        return {} if phase.startswith(("disclose", "evidence")) else packets
+
+
+def test_gradients_that_only_the_owners_show_are_recorded(tmp_path: Path) -> None:
+    members = frozenset({2, 3, 7})
+    record(tmp_path, {i: Withholding(collusion=Collusion(members, 8)) for i in members}, steps=8, validation="tolerant")
+    for task, checked in ((None, VOTES), (QuadraticTask(D), RECOMPUTED)):
+        findings = audit(tmp_path, task).findings
+        assert {(finding.entry.kind, finding.checked) for finding in findings} == {("undisclosed", checked)}
+
+
+def test_a_resumed_run_leaves_the_same_proofs(tmp_path: Path) -> None:
+    """Interrupted after every step, with somebody absent, to be sealed, or on trial for the step before."""
+    members = frozenset({1, 2, 3})
+    config = ProtocolConfig(peers=9, byzantine=3, run_id="audit")
+
+    def driver_for(folder: Path) -> LocalDriver:
+        collusion = Collusion(members, 9)
+        behaviours: dict[int, Behaviour] = {
+            1: make_attack("silent", collusion, phase="commit"),
+            2: make_attack("sign_flip", collusion),
+            3: make_attack("misreport", collusion, start=6),
+        }
+        recorder = Recorder(folder, config)
+        return LocalDriver(config, QuadraticTask(D), behaviours=behaviours, collusion=collusion, recorder=recorder)
+
+    for name, interrupted in (("a", False), ("b", True)):
+        driver, params = driver_for(tmp_path / name), torch.ones(D)
+        for _ in range(12):
+            params = params - 0.1 * driver.step(params).gradient
+            if interrupted:
+                state, tensors = driver.state()
+                driver = driver_for(tmp_path / name)
+                driver.restore(json.loads(json.dumps(state)), tensors)
+        driver.attest(params)
+    one, other = (
+        {str(file.relative_to(tmp_path / name)): file.read_bytes() for file in (tmp_path / name).rglob("*.*")}
+        for name in ("a", "b")
+    )
+    assert one.keys() == other.keys() and len(one) > 8
+    assert one == other
 
 
 class Selective(Behaviour):
