@@ -31,7 +31,7 @@ DTYPES: tuple[torch.dtype, ...] = (
 
 RAW = -1
 PACKET, RELAYED = 0, 1
-KINDS = frozenset({"part", "aggregate"})
+KINDS = frozenset({"part", "aggregate", "lacking"})
 MAX_DIMS = 3
 MAX_SIGNATURE = 128
 MAX_HEADER = 2**15

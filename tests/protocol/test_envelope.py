@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from btard.protocol.envelope import (
     DTYPES,
+    KINDS,
     MAX_HEADER,
     decode_digest,
     decode_items,
@@ -45,7 +46,7 @@ def tensors(draw: st.DrawFn) -> torch.Tensor:
 
 PACKETS = st.builds(
     Packet,
-    kind=st.sampled_from(["part", "aggregate"]),
+    kind=st.sampled_from(sorted(KINDS)),
     sender=NUMBERS,
     step=NUMBERS,
     part=NUMBERS,
