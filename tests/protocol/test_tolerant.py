@@ -17,7 +17,7 @@ from btard.drivers.compute import CohortCompute
 from btard.drivers.history import ParameterHistory
 from btard.drivers.local import LocalDriver
 from btard.drivers.task import QuadraticTask
-from btard.protocol import evidence
+from btard.protocol import evidence, peer, validate
 from btard.protocol.behaviour import HONEST, Behaviour, Context
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
@@ -475,3 +475,17 @@ def test_a_newcomer_shows_its_gradients_to_its_validators(attacks: bool) -> None
     removed = [(entry.kind, entry.peers) for entry in entries if entry.peers]
     assert removed == ([("wrong_gradient", (6,))] if attacks else [])
     assert (6 in driver.honest[0].active) != attacks
+
+
+@pytest.mark.parametrize("removed", ["distance", "claim"])
+def test_each_check_is_needed(removed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the distance a shown wrong gradient passes, without the claim one that is not shown does."""
+    attacker = Byzantine(backwards, from_validators if removed == "claim" else None)
+    assert set(run_mixed({3: attacker}, steps=30, until_banned=frozenset({3})).removed) == {3}
+    if removed == "distance":
+        monkeypatch.setattr(validate, "too_far", lambda *a, **k: False)
+    else:
+        honest = validate.validate
+        unclaimed = lambda *a: [claim for claim in honest(*a) if claim.kind != "undisclosed"]  # noqa: E731
+        monkeypatch.setattr(peer, "validate", unclaimed)
+    assert not run_mixed({3: attacker}, steps=30).entries
