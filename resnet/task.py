@@ -39,6 +39,12 @@ class ClassificationTask:
         result = self.compute(params, images, labels, out)
         # A validator recomputes somebody else's batch: that must not move anybody's running statistics.
         own = [row for row, request in enumerate(requests) if request.purpose is Purpose.TRAIN]
+        newest = max((requests[row].peer for row in own), default=0)
+        if newest >= len(self.losses):
+            raise ValueError(
+                f"peer {newest} has no running statistics, the task was made for {len(self.losses)} peers: give it as "
+                "many as may ever take part, those that join later included"
+            )
         if own:
             peers = [requests[row].peer for row in own]
             self.statistics.update(peers, result.statistics.rows(own))
