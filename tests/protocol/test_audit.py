@@ -15,7 +15,7 @@ import torch
 
 from btard.attacks import make_attack
 from btard.attacks.own import Noise
-from btard.audit import RECOMPUTED, VOTES, AuditError, audit, main
+from btard.audit import RECOMPUTED, UNCONFIRMED, VOTES, AuditError, audit, main
 from btard.drivers.links import Links
 from btard.drivers.local import LocalDriver
 from btard.drivers.task import QuadraticTask
@@ -23,6 +23,7 @@ from btard.protocol import wire
 from btard.protocol.behaviour import HONEST, Behaviour, Context
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
+from btard.protocol.effects import Compute
 from btard.protocol.hashing import stream
 from btard.protocol.identity import Identity
 from btard.protocol.ledger import Entry, Ledger
@@ -225,6 +226,22 @@ def test_a_resumed_run_leaves_the_same_proofs(tmp_path: Path) -> None:
     )
     assert one.keys() == other.keys() and len(one) > 8
     assert one == other
+
+
+class OtherHardware(QuadraticTask):
+    """Computes nearly the same."""
+
+    def gradients(self, params: torch.Tensor, requests: Sequence[Compute], out: torch.Tensor) -> None:
+        super().gradients(params, requests, out)
+        out.mul_(1 + 1e-4)
+
+
+def test_other_hardware_can_judge_distances_and_no_hashes(tmp_path: Path) -> None:
+    for validation in ("tolerant", "exact"):
+        record(tmp_path / validation, **attackers("noise"), steps=8, validation=validation)
+    findings = audit(tmp_path / "tolerant", OtherHardware(D)).findings
+    assert {finding.checked for finding in findings} == {UNCONFIRMED}
+    refused(tmp_path / "exact", "give nobody's committed gradient", OtherHardware(D))
 
 
 class Selective(Behaviour):
