@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
+import torch
 
 from btard.attacks.base import Attack, option
 from btard.protocol.behaviour import Context
-from btard.protocol.messages import CLAIM_KINDS, Claim, Report
+from btard.protocol.messages import CLAIM_KINDS, EXCUSED, FALSE_CLAIM, GUILTY, NOBODY, Claim, Packet, Report
 
 OWNER_KINDS = ("misreport", "bad_part", "withheld_part")
 """Claims that only the owner of the part can make."""
@@ -16,22 +19,40 @@ OWNER_KINDS = ("misreport", "bad_part", "withheld_part")
 class Misreport(Attack):
     """Reports a norm or an s that its part does not give, for all parts.
 
-    Formula: factor * norm_i[j], factor * s_i[j], or both
+    Formula: factor * norm_i[j], factor * s_i[j], or both; with `tolerances` x instead norm_i[j] (1 + x tol) and
+    s_i[j] + 10 x tol min(tau, norm_i[j]), where tol is the judges' tolerance
 
     Source: Gorbunov et al., ICML 2022, what verification 1 is there for.
+
+    A judge convicts beyond x = 1 and an honest owner accuses beyond x = 2: with x between them nobody is banned.
     """
 
     name = "misreport"
     level = "protocol"
     what: str = option("s", "which of the two numbers is wrong", choices=("norm", "s", "both"))
     factor: float = option(1.5, "reported by true value", low=0)
+    tolerances: float | None = option(None, "off by this many times the judges' tolerance; none: by factor", low=0)
 
     def report(self, ctx: Context, report: Report) -> Report:
         norms, products = report.norms, report.products
+        if self.tolerances is not None:
+            return self._at_the_edge(ctx, report, self.tolerances)
         if self.what in ("norm", "both"):
             norms = tuple(self.factor * norm for norm in norms)
         if self.what in ("s", "both"):
             products = tuple(tuple(self.factor * s for s in row) for row in products)
+        return replace(report, norms=norms, products=products)
+
+    def _at_the_edge(self, ctx: Context, report: Report, x: float) -> Report:
+        if ctx.config is None:
+            raise ValueError(f"attack {self.name}: the run's tolerance is not known here, give factor")
+        tol, tau = x * ctx.config.scalar_tol, ctx.config.tau
+        norms, products = report.norms, report.products
+        if self.what in ("s", "both"):
+            moved = zip(products, norms, strict=True)
+            products = tuple(tuple(s + 10 * tol * min(tau, norm) for s in row) for row, norm in moved)
+        if self.what in ("norm", "both"):
+            norms = tuple(norm * (1 + tol) for norm in norms)
         return replace(report, norms=norms, products=products)
 
 
@@ -95,3 +116,63 @@ class NeverAccuse(Attack):
 
     def accuse(self, ctx: Context, claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
         return tuple(claim for claim in claims if claim.kind != "wrong_gradient")
+
+
+@dataclass(kw_only=True, eq=False)
+class LyingVotes(Attack):
+    """A judge that does not vote for what it sees.
+
+    Formula: guilty, false or excused whatever the claim; opposite: guilty for false and false for guilty; fellows:
+    false where a fellow is accused and guilty where an honest peer is; random: one of the three verdicts
+
+    Source: ours, after Gorbunov et al., ICML 2022: the reason why a majority decides.
+    """
+
+    name = "lying_votes"
+    level = "protocol"
+    how: str = option(
+        "fellows", "how it votes", choices=("guilty", "false", "excused", "opposite", "fellows", "random")
+    )
+
+    def vote(self, ctx: Context, claim: Claim, verdict: str) -> str:
+        if self.how == "opposite":
+            return {GUILTY: FALSE_CLAIM, FALSE_CLAIM: GUILTY}.get(verdict, verdict)
+        if self.how == "fellows":
+            return FALSE_CLAIM if claim.accused in self.collusion.members else GUILTY
+        if self.how == "random":
+            names = (ctx.step, ctx.peer, claim.accused, claim.kind, claim.part)
+            return (GUILTY, FALSE_CLAIM, EXCUSED)[int(self.collusion.stream("vote", *names).integers(3))]
+        return {"guilty": GUILTY, "false": FALSE_CLAIM, "excused": EXCUSED}[self.how]
+
+
+SHOWN = ("nothing", "garbage", "forged", "genuine", "another")
+
+
+@dataclass(kw_only=True, eq=False)
+class FalseEvidence(FalseAccusation):
+    """Like false_accusation, and lies about the evidence.
+
+    Formula: nothing; bytes that are no tensor, or other numbers, in the author's name; the author's genuine packet;
+    another author's packet under its name
+
+    Source: ours: evidence is as hostile as any message.
+    """
+
+    name = "false_evidence"
+    kind: str = option("bad_part", "what the victim is accused of", choices=tuple(sorted(CLAIM_KINDS)))
+    show: str = option("forged", "what is shown", choices=SHOWN)
+
+    def disclose(self, ctx: Context, claim: Claim, packets: Sequence[Packet]) -> Sequence[Packet]:
+        if self.show == "nothing" or claim.part == NOBODY:
+            return ()
+        received = ctx.record.received.get(claim.part, {})
+        genuine = list(packets) or [received[i] for i in (claim.accused,) if i in received]
+        if self.show == "genuine":
+            return genuine
+        if self.show == "another":
+            return [replace(received[i], sender=claim.accused) for i in sorted(received) if i != claim.accused][:1]
+        size = ctx.record.cut.size(claim.part)
+        body = b"\xff no tensor" if self.show == "garbage" else torch.full((size,), 7.0)
+        kind = "aggregate" if claim.kind.endswith("aggregate") else "part"
+        forged = Packet(kind, claim.accused, claim.step, claim.part, body, bytes(64))
+        return [replace(packet, body=body) for packet in genuine] or [forged]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import torch
 
+from btard.aggregation import residual_and_floor
 from btard.attacks.base import Attack, option
 from btard.protocol.behaviour import Context
 from btard.protocol.collusion import Collusion
 from btard.protocol.commit import clip_gradient
-from btard.protocol.messages import Report
+from btard.protocol.messages import Claim, Packet, Report
 from btard.protocol.report import directions, scalars
 
 
@@ -33,26 +35,48 @@ def shifted(
 
 @dataclass(kw_only=True, eq=False)
 class WrongAggregate(Attack):
-    """Announces a shifted aggregate for every part that it owns, alone: nobody covers for it.
+    """Announces something else than CenteredClip for every part that it owns, alone: nobody covers for it.
 
-    Formula: a[j] + scale * median_i ||g_i[j] - a[j]|| * u, with u a random unit vector
+    Formula: shift: a[j] + scale * median_i ||g_i[j] - a[j]|| * u, with u a random unit vector; factor: scale * a[j];
+    part: g_i[j] of one of the workers, drawn for step and part; edge: a shift, found by bisection, after which the
+    relative residual of CenteredClip's equation is scale times what a judge tolerates
 
-    Source: Gorbunov et al., ICML 2022, the aggregation attacks that verification 2 is there for.
+    Source: Gorbunov et al., ICML 2022, the aggregation attacks that verification 2 is there for; edge is ours.
     """
 
     name = "wrong_aggregate"
     level = "protocol"
-    scale: float = option(1.0, "shift in units of the typical distance to the aggregate", low=0)
+    scale: float = option(1.0, "how far: see the formula", low=0)
+    how: str = option("shift", "what is announced instead", choices=("shift", "factor", "part", "edge"))
 
     def aggregate(self, ctx: Context, part: int, value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        if self.how == "factor":
+            return value * self.scale
+        if self.how == "part":
+            return x[int(self.collusion.stream("part", ctx.step, part).integers(len(x)))].clone()
+        if self.how == "edge":
+            return self._edge(ctx, part, value, x)
         return shifted(self.collusion, ctx, part, value, x, self.scale)
+
+    def _edge(self, ctx: Context, part: int, value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """The shifted value whose relative residual is `scale` times the tolerance; `value` if rounding exceeds it."""
+        if ctx.config is None:
+            raise ValueError(f"attack {self.name}: the run's tolerance is not known here, choose another how")
+        wanted, tau = self.scale * ctx.config.residual_tol, ctx.config.tau
+        low, high = -12.0, 2.0  # of the exponent: bisection over fourteen orders of magnitude
+        for _ in range(50):
+            middle = (low + high) / 2
+            moved = shifted(self.collusion, ctx, part, value, x, 10.0**middle)
+            low, high = (middle, high) if residual_and_floor(x, moved, tau)[0] < wanted else (low, middle)
+        return shifted(self.collusion, ctx, part, value, x, 10.0**low)
 
 
 @dataclass(kw_only=True, eq=False)
 class ColludingAggregate(Attack):
     """Like wrong_aggregate, and all colluders report an s that makes the sum of verification 2 vanish.
 
-    Formula: s_c[j] = -(1/c) * sum of s_i[j] over the others that went in, for each of the c colluders that went in
+    Formula: s_c[j] = -(1/c) * sum of s_i[j] over the others that went in, for each of the c colluders that went in;
+    with cook = both also norm_c[j] = 0
 
     Source: Gorbunov et al., ICML 2022, the case that verification 3 and the validators are there for.
 
@@ -64,20 +88,22 @@ class ColludingAggregate(Attack):
     level = "protocol"
     requires_cohort = True
     scale: float = option(2.0, "shift in units of the typical distance to the aggregate", low=0)
+    cook: str = option("s", "what the colluders lie about", choices=("s", "both"))
     tau: float | None = option(None, "clipping radius; none: that of the run", low=0)
 
     def aggregate(self, ctx: Context, part: int, value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return shifted(self.collusion, ctx, part, value, x, self.scale)
 
     def report(self, ctx: Context, report: Report) -> Report:
-        products, record = list(report.products), ctx.record
+        norms, products, record = list(report.norms), list(report.products), ctx.record
         for part, entry in record.announced.items():
             cooked = record.owner(part) in self.collusion.members and part in record.aggregates
             if cooked and ctx.peer in entry.senders:
                 products[part] = self.collusion.shared(
                     ("cooked s", ctx.step, part), partial(self._share, ctx, part, entry.senders)
                 )
-        return replace(report, products=tuple(products))
+                norms[part] = 0.0 if self.cook == "both" else norms[part]
+        return replace(report, norms=tuple(norms), products=tuple(products))
 
     def _share(self, ctx: Context, part: int, senders: tuple[int, ...]) -> tuple[float, ...]:
         """What each colluder has to say, per direction z, so that everybody's s sum up to zero."""
@@ -105,3 +131,24 @@ class ColludingAggregate(Attack):
         if ctx.config is None:
             raise ValueError(f"attack {self.name}: the run's clipping radius is not known here, give tau")
         return ctx.config.tau
+
+
+@dataclass(kw_only=True, eq=False)
+class UnprovenAggregate(WrongAggregate):
+    """Like wrong_aggregate, and lies about the parts that it has to show when it is accused.
+
+    Formula: nothing; copies of the announced aggregate in the senders' names, of which it would be the solution; all
+    parts but one
+
+    Source: ours: an aggregator that cannot show what it averaged is guilty.
+    """
+
+    name = "unproven_aggregate"
+    show: str = option("copies", "what is shown", choices=("nothing", "copies", "incomplete"))
+
+    def disclose(self, ctx: Context, claim: Claim, packets: Sequence[Packet]) -> Sequence[Packet]:
+        if claim.accused != ctx.peer or claim.part not in ctx.record.aggregates or self.show == "nothing":
+            return ()
+        if self.show == "incomplete":
+            return packets[:-1]
+        return [replace(packet, body=ctx.record.aggregates[claim.part]) for packet in packets]

@@ -7,15 +7,27 @@ from difflib import get_close_matches
 from inspect import cleandoc
 from typing import Any
 
-from btard.attacks.accusers import FalseAccusation, Misreport, NeverAccuse
-from btard.attacks.aggregators import ColludingAggregate, WrongAggregate
+from btard.attacks.accusers import FalseAccusation, FalseEvidence, LyingVotes, Misreport, NeverAccuse
+from btard.attacks.aggregators import ColludingAggregate, UnprovenAggregate, WrongAggregate
 from btard.attacks.base import Attack, Level
+from btard.attacks.broadcasts import (
+    Equivocate,
+    Forgery,
+    Garbage,
+    JunkRelays,
+    LateReveal,
+    MalformedMessage,
+    Replay,
+    SelectiveSilence,
+)
 from btard.attacks.cohort import Copy, InnerProduct, LittleIsEnough, MinMax, MinSum
 from btard.attacks.own import DelayedGradient, LabelFlip, Noise, RandomDirection, SignFlip, Zero
 from btard.attacks.rop import RelocatedOrthogonal
+from btard.attacks.schemes import CancellingLies, FavouredHolder, LateAggregate, SoleSender, VanishingAggregator
 from btard.attacks.senders import (
     BadAggregate,
     BadPart,
+    Crash,
     NonFinite,
     Silent,
     WithheldAggregate,
@@ -40,9 +52,17 @@ _GRADIENT: tuple[type[Attack], ...] = (
 )
 _PROTOCOL: tuple[type[Attack], ...] = (
     WrongAggregate,
+    UnprovenAggregate,
     ColludingAggregate,
+    LateAggregate,
+    FavouredHolder,
+    SoleSender,
+    VanishingAggregator,
     Misreport,
+    CancellingLies,
     FalseAccusation,
+    FalseEvidence,
+    LyingVotes,
     NeverAccuse,
     NonFinite,
     BadPart,
@@ -50,7 +70,16 @@ _PROTOCOL: tuple[type[Attack], ...] = (
     BadAggregate,
     WithheldAggregate,
     Silent,
+    Crash,
+    SelectiveSilence,
+    Equivocate,
+    LateReveal,
     WrongReveal,
+    Replay,
+    Forgery,
+    Garbage,
+    MalformedMessage,
+    JunkRelays,
 )
 
 ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in (*_GRADIENT, *_PROTOCOL)}

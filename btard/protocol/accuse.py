@@ -83,12 +83,7 @@ def judge(peer: Peer, record: StepRecord, claims: Sequence[Claim]) -> Generator[
         if not raised:
             return
         settled |= set(raised)
-        # Whoever is out already is not tried any more, but what it aggregated must not count.
-        record.skipped |= {
-            claim.part
-            for claim in raised
-            if claim.kind == "wrong_aggregate" and claim.step == record.step and claim.accused in record.expelled
-        }
+        _skip_untried(record, raised)
         tried = sorted(c for c in raised if c.kind not in ELIMINATE_KINDS and c.accused not in record.expelled)
         if tried:
             yield from _try(peer, record, {claim: raised[claim] for claim in tried}, truth, attempt)
@@ -155,6 +150,13 @@ def _expel_unexplained(peer: Peer, record: StepRecord, raised: Mapping[Claim, tu
         for part in parts:
             if part not in record.announced or not accused(sender, record.owner(part), MISSING_KINDS, part):
                 peer.expel(record, sender, "unexplained_absence")
+
+
+def _skip_untried(record: StepRecord, raised: Mapping[Claim, tuple[int, ...]]) -> None:
+    """Whoever is out already is not tried any more, but what it aggregated must not count."""
+    for claim in raised:
+        if claim.kind == "wrong_aggregate" and claim.step == record.step and claim.accused in record.expelled:
+            record.skipped.add(claim.part)
 
 
 def _try(

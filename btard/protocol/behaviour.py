@@ -17,6 +17,7 @@ from btard.protocol.messages import Claim, CoinReveal, Packet, Relayed, Report, 
 
 if TYPE_CHECKING:
     from btard.protocol.config import ProtocolConfig
+    from btard.protocol.identity import Identity
     from btard.protocol.join import Download
     from btard.protocol.record import StepRecord
 
@@ -35,6 +36,8 @@ class Context:
     """What all peers agreed on."""
     last: StepRecord | None = None
     """The step before, None in the first one."""
+    identity: Identity | None = None
+    """The peer's own keys: a Byzantine peer signs what it likes."""
 
 
 class Behaviour:
@@ -106,6 +109,10 @@ class Behaviour:
         `message` is `payload` signed, None for silence; `sign` signs another payload for the same phase.
         """
         return message, {}
+
+    def compare(self, ctx: Context, phase: str, view: bytes) -> bytes:
+        """The digest of what I say I heard in `phase`; `ctx.record.heard[phase]` is what came directly."""
+        return view
 
     def relay(
         self, ctx: Context, phase: str, round: int, outgoing: Mapping[int, Sequence[Relayed]]

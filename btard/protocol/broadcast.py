@@ -46,6 +46,7 @@ def hear(
             heard[sender] = {hashed: signed}
     rounds = _rounds(peer, record, phase)
     if rounds:
+        record.heard[phase] = {sender: tuple(said.values()) for sender, said in heard.items()}  # for the hooks to see
         yield from _agree(peer, record, phase, heard, limit, rounds)
     return heard
 
@@ -80,7 +81,7 @@ def _agree(
     senders, members = record.speakers, record.remaining
     others = [p for p in members if p != peer.id] if peer.id in members else []
     view = _view(heard)
-    views = yield Compare(f"{phase}/compare", view)
+    views = yield Compare(f"{phase}/compare", behaviour.compare(ctx, phase, view))
     fresh: dict[bytes, Relayed] = {
         hashed: Relayed(signed, ()) for said in heard.values() for hashed, signed in said.items()
     }

@@ -181,7 +181,9 @@ class Peer:
         return self.behaviour if self.behaviour.active(step) else HONEST
 
     def context(self, record: StepRecord) -> Context:
-        return Context(record.step, self.id, record, self.coins, self.config.run_id, self.config, self.last)
+        return Context(
+            record.step, self.id, record, self.coins, self.config.run_id, self.config, self.last, self.identity
+        )
 
     def seed_of(self, step: int, peer: int) -> bytes:
         """xi_i^t for a step whose coin is known."""

@@ -82,7 +82,7 @@ RUNS: list[tuple[str, dict[str, Any], set[str], dict[str, Any]]] = [
     ("bad_aggregate", {}, {"bad_aggregate"}, {}),
     ("withheld_part", {}, {"withheld_part"}, {}),
     ("withheld_aggregate", {}, {"withheld_aggregate"}, {}),
-    ("silent", {"phase": "reveal"}, {"silent"}, {}),
+    ("silent", {"phase": "coin_reveal"}, {"silent"}, {}),
     ("silent", {"phase": "part"}, {"silent"}, {}),
     ("silent", {"phase": "commit"}, {"gone"}, {"steps": 12}),
     ("wrong_reveal", {}, {"wrong_reveal"}, {}),
