@@ -14,7 +14,11 @@ NORMAL = NormalDist()
 UPPER_SHARE = 0.1
 """The tail is fitted to this share of the errors, the largest: most of a network's errors say nothing about them."""
 FEWEST = 10
-"""So many positive errors at least make a tail."""
+"""So many errors of the larger kind at least make a tail."""
+JUMP = math.log(10)
+"""Neighbouring errors farther apart than this, a factor, are of two kinds."""
+BARE_MARGIN = 2.0
+"""A tolerance without a tail to derive it from: this many times the largest observed error."""
 MOST_MARGIN = 4.0
 """A tolerance is at most this many times the largest observed error; a tail that asks for more needs more samples."""
 HIGHEST = 0.49
@@ -52,37 +56,42 @@ class Tail:
 
     mu: float
     sigma: float
+    share: float = 1.0
+    """Of the errors that are of this kind; the others are far smaller."""
 
     def exceeding(self, error: float) -> float:
         """P(an error exceeds `error`)."""
         if error <= 0:
             return 1.0
         if self.sigma == 0:
-            return float(math.log(error) < self.mu)
-        return 0.5 * math.erfc((math.log(error) - self.mu) / (self.sigma * math.sqrt(2)))
+            return self.share * (math.log(error) < self.mu)
+        return self.share * 0.5 * math.erfc((math.log(error) - self.mu) / (self.sigma * math.sqrt(2)))
 
     def quantile(self, rate: float) -> float:
-        """The error that is exceeded at `rate`; inf beyond floats."""
-        exponent = self.mu - self.sigma * NORMAL.inv_cdf(rate)
+        """The error that is exceeded at `rate`, at least the median of this kind; inf beyond floats."""
+        exponent = self.mu - self.sigma * NORMAL.inv_cdf(min(0.5, rate / self.share))
         return math.exp(exponent) if exponent < 700 else math.inf
 
 
 def fit_tail(errors: Sequence[float]) -> Tail | None:
-    """The lognormal through the largest tenth of `errors` (at least `FEWEST`), by least squares on normal scores.
+    """The lognormal through the largest tenth of the larger kind of `errors`, by least squares on normal scores.
 
-    Errors of networks come in two kinds, rounding and the rarer flipped ReLU; the smaller kind must not set the tail.
-    None where too few of the largest are positive: errors of 0 are gradients equal to the bit.
+    Errors of networks come in two kinds, rounding and the rarer flipped ReLU, with a gap between; errors of 0 are
+    gradients equal to the bit. None where fewer than `FEWEST` are of the larger kind.
     """
-    ordered = sorted(errors, reverse=True)
-    n, count = len(ordered), max(FEWEST, math.ceil(UPPER_SHARE * len(errors)))
-    top = [(math.log(x), -NORMAL.inv_cdf((i + 0.5) / n)) for i, x in enumerate(ordered[:count]) if x > 0]
-    if len(top) < FEWEST:
+    logs = [math.log(x) for x in sorted(errors, reverse=True) if x > 0]
+    jumps = [i for i in range(1, len(logs) // 2 + 1) if i < len(logs) and logs[i - 1] - logs[i] > JUMP]
+    kind = logs[: jumps[-1]] if jumps else logs
+    n = len(kind)
+    if n < FEWEST:
         return None
+    count = max(FEWEST, math.ceil(UPPER_SHARE * n))
+    top = [(x, -NORMAL.inv_cdf((i + 0.5) / n)) for i, x in enumerate(kind[:count])]
     mean_log, mean_score = (math.fsum(pair[k] for pair in top) / len(top) for k in (0, 1))
     slope = math.fsum((x - mean_log) * (z - mean_score) for x, z in top)
     spread = math.fsum((z - mean_score) ** 2 for _, z in top)
     sigma = max(0.0, slope / spread)
-    return Tail(mean_log - sigma * mean_score, sigma)
+    return Tail(mean_log - sigma * mean_score, sigma, n / len(errors))
 
 
 @dataclass(frozen=True)
@@ -98,7 +107,7 @@ class Proposal:
     rate_bound: float
     """95 % upper bound of their rate, from the observations alone."""
     rate_estimate: float | None
-    """Their rate by the fitted tail. None: there were too few positive errors for a fit."""
+    """Their rate by the fitted tail. None: there were too few large errors for a fit."""
     open_rate_estimate: float | None
     """Rate of errors above once the tolerance: a Byzantine accuser may wait for them, and some judges would convict."""
     validations: int
@@ -120,9 +129,9 @@ class Proposal:
 def propose(errors: Sequence[float], validations: int, *, risk: float = 0.01) -> Proposal:
     """A tolerance for honest `errors` >= 0 such that in a run of `validations` none exceeds it but for `risk`.
 
-    The larger of the largest error observed and of the fitted tail's quantile at risk / validations, rounded up to two
-    digits. Once the tolerance, not twice as an honest validator would need: a Byzantine one may recompute a target with
-    all sorts of numerics and accuse only where many judges will be off.
+    The larger of the largest error observed and of the fitted tail's quantile at risk / validations (without a tail,
+    twice the largest error), rounded up to two digits. Once the tolerance, not twice as an honest validator would need:
+    a Byzantine one may recompute a target with all sorts of numerics and accuse only where many judges will be off.
     Errors: ValueError without errors, for one that is negative or not finite, or for less than one validation.
     """
     if not errors or validations < 1:
@@ -130,7 +139,7 @@ def propose(errors: Sequence[float], validations: int, *, risk: float = 0.01) ->
     if not all(math.isfinite(error) and error >= 0 for error in errors):
         raise ValueError("errors must be finite and >= 0: a gradient that is not finite has no distance to others")
     largest, tail = max(errors), fit_tail(errors)
-    wanted = largest if tail is None else max(largest, tail.quantile(min(0.5, risk / validations)))
+    wanted = BARE_MARGIN * largest if tail is None else max(largest, tail.quantile(min(0.5, risk / validations)))
     most = min(HIGHEST, MOST_MARGIN * largest)
     tolerance = min(HIGHEST, round_up(min(wanted, most)))
     exceeding = sum(error > 2 * tolerance for error in errors)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -243,9 +244,15 @@ def draw(pairs: Sequence[Pair], found: Sequence[Mix]) -> Figure:
 
 def report(config: Config, pairs: Sequence[Pair], found: Sequence[Mix], missing: dict[str, str]) -> dict[str, Any]:
     """The JSON file."""
+
+    def short(values: list[float]) -> list[float]:
+        return [float(f"{value:.4g}") for value in values]
+
     return {
         "config": asdict(config),
-        "pairs": {pair.name: {"relative": pair.relative, "one_minus_cosine": pair.cosine} for pair in pairs},
+        "pairs": {
+            pair.name: {"relative": short(pair.relative), "one_minus_cosine": short(pair.cosine)} for pair in pairs
+        },
         "mixes": {
             mix.name: asdict(mix.proposal)
             | {
@@ -259,6 +266,7 @@ def report(config: Config, pairs: Sequence[Pair], found: Sequence[Mix], missing:
         },
         "not_measured": missing | {mix.name: "see what is missing" for mix in found if mix.proposal is None},
         "versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
+        "cores": os.cpu_count(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 
@@ -287,7 +295,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     pairs = measure(config, data, numerics, steps=chosen.steps, samples=chosen.samples, points=chosen.points)
     found = mixes(pairs, max(1, config.steps * config.validators))
     out.mkdir(parents=True, exist_ok=True)
-    (out / "calibration.json").write_text(json.dumps(report(config, pairs, found, missing), indent=1) + "\n")
+    (out / "calibration.json").write_text(json.dumps(report(config, pairs, found, missing)) + "\n")
     save(draw(pairs, found), out / "calibration.png")
     lines = "\n\n".join(mix.yaml for mix in found if mix.proposal is not None) + "\n"
     (out / "tolerances.txt").write_text(lines)

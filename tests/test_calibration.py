@@ -69,7 +69,14 @@ def test_equal_bits_need_no_tolerance() -> None:
 
 def test_a_few_differing_batches_are_no_tail() -> None:
     proposal = propose([0.0] * 50 + [0.01, 0.02], 100)
-    assert proposal.tolerance == 0.02 and proposal.rate_estimate is None
+    assert proposal.tolerance == 0.04 and proposal.rate_estimate is None
+
+
+def test_a_handful_of_flips_above_much_rounding_is_no_tail_either() -> None:
+    """A fit through both kinds would reach beyond any gradient."""
+    rounding = [math.exp(-13 + 0.3 * z) for z in stream("rounding").standard_normal(292)]
+    proposal = propose([*rounding, 7e-2, 6e-3, 3e-3, 2e-3, 2e-3, 1e-3, 8e-4, 4e-4], 240)
+    assert proposal.tolerance == 0.14 and proposal.rate_estimate is None and not proposal.capped
 
 
 def test_a_tail_that_wants_too_much_is_capped_and_says_so() -> None:
