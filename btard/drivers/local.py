@@ -17,6 +17,7 @@ from btard.drivers.newcomers import Newcomer, admitted_last, bring_in
 from btard.drivers.task import StepResult, Task
 from btard.protocol.behaviour import HONEST, Behaviour
 from btard.protocol.collusion import Collusion
+from btard.protocol.commit import NoGradient
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Broadcast, Compare, Compute, Effect, Exchange, Purpose
 from btard.protocol.identity import Identity, Roster
@@ -121,6 +122,11 @@ class LocalDriver:
                     effects[i] = generator.send(answers[i])
                 except StopIteration as stop:
                     outcomes[i] = stop.value
+                    del running[i]
+                except NoGradient:
+                    if not self.peers[i].behaviour.byzantine:
+                        raise
+                    outcomes[i] = None  # in a history of its own, in which nobody else works
                     del running[i]
             phase = self._phase(effects)
             for i in [i for i, effect in effects.items() if _phase_of(effect) != phase]:
