@@ -225,6 +225,9 @@ class _Auditor:
         except Malformed as error:
             raise AuditError(f"{_within(file, error)} (proof of {LEDGER} line {lines[0].number})") from None
         self.certify(proof.now, step, file)
+        recorded = self.roster(step).verify(proof.by, proof.signed, proof.signature)
+        if not recorded or proof.by not in self.active(step):
+            raise AuditError(f"{file}: not as an active peer has recorded and signed it")
         if proof.before is not None:
             self.certify(proof.before, step - 1, file)
         elif step > 0:

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from btard.protocol import wire
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.hashing import digest, tensor_digest
-from btard.protocol.identity import Roster
+from btard.protocol.identity import Identity, Roster
 from btard.protocol.join import Probation
 from btard.protocol.ledger import Entry, read_object
 from btard.protocol.messages import NOBODY, Claim, Claims, Commit, Packet, Signed, Votes, max_message
@@ -164,8 +164,14 @@ class Proof:
     params: torch.Tensor | None = None
     """x [d] of the step before, where a verdict needs a gradient computed again."""
 
-    def write(self, folder: Path) -> None:
-        """The two files of this step in `folder`; the JSON file, which names the digest of the other, comes last."""
+    by: int = NOBODY
+    """Who recorded all this, and signed it."""
+    signature: bytes = b""
+    signed: bytes = b""
+    """What the signature is on: the digest of everything else."""
+
+    def write(self, folder: Path, by: int, identity: Identity) -> None:
+        """The two files of this step in `folder`, signed by peer `by`; the JSON file names the digest of the other."""
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"aggregate/{step}/{part}": _host(value) for (step, part), value in self.aggregates.items()}
         if self.params is not None:
@@ -176,8 +182,8 @@ class Proof:
                 for packet in packets:
                     dtype, shape, raw = _flattened(packet.body)
                     tensors[f"packet/{len(shown)}"] = raw
-                    identity = [packet.kind, packet.sender, packet.step, packet.part, _text(packet.signature)]
-                    shown.append([attempt, discloser, *identity, dtype, shape])
+                    what = [packet.kind, packet.sender, packet.step, packet.part, _text(packet.signature)]
+                    shown.append([attempt, discloser, *what, dtype, shape])
         file = proof_file(folder, self.now.step)
         hashed = ""
         if tensors:
@@ -191,15 +197,18 @@ class Proof:
             "missed": [[peer, [section.to_json() for section in steps]] for peer, steps in sorted(self.missed.items())],
             "shown": shown,
             "tensors": hashed,
+            "by": by,
         }
-        write_json(file, content)
+        write_json(file, {**content, "signature": identity.sign(content_digest(content)).hex()})
 
     @classmethod
     def read(cls, folder: Path, step: int, d: int) -> Proof:
         """The proof of `step` of a run with `d` parameters. Malformed says what is wrong with the files."""
         file = proof_file(folder, step)
-        content = read_json(file, {"now", "before", "missed", "shown", "tensors"})
+        content = read_json(file, {"now", "before", "missed", "shown", "tensors", "by", "signature"})
         proof = cls(Section.from_json(content["now"]))
+        proof.by, proof.signature = wire.check_int(content["by"], "by"), _hex(content.pop("signature"), "signature")
+        proof.signed = content_digest(content)
         if content["before"] is not None:
             proof.before = Section.from_json(content["before"])
         for entry in _list(content["missed"], "missed"):
@@ -234,8 +243,8 @@ class Proof:
                 self.params = value
             else:
                 step, _, part = rest.partition("/")
-                if what != "aggregate" or not (step.isascii() and step.isdigit() and part.isascii() and part.isdigit()):
-                    raise Malformed(f"{name[:80]!r}: no such tensor belongs here")
+                if what != "aggregate" or not all(n.isascii() and n.isdigit() and len(n) < 12 for n in (step, part)):
+                    raise Malformed(f"{name[:80]!a}: no such tensor belongs here")
                 self.aggregates[int(step), int(part)] = value
         for index, entry in enumerate(_list(shown, "shown")):
             attempt, discloser, kind, sender, step, part, signature, dtype, shape = wire.check_fields(entry, "shown", 9)
@@ -247,6 +256,11 @@ class Proof:
             packet = Packet(kind, sender, step, part, body, _bytes(signature, "signature"))
             disclosed = self.shown.setdefault(attempt, {})
             disclosed[discloser] = (*disclosed.get(discloser, ()), packet)
+
+
+def content_digest(content: Mapping[str, Any]) -> bytes:
+    """What the recording peer signs of a proof."""
+    return digest("proof", json.dumps(content, sort_keys=True))
 
 
 class Recorder:
@@ -288,15 +302,15 @@ class Recorder:
         Several peers serve better than one: who did not get all of the evidence is passed over.
         """
         peers = [peer for peer in peers if peer.last is not None and peer.id in peer.last.active]
-        records = [peer.last for peer in peers if peer.last is not None]
-        if not records:
+        if not peers:
             return
         self.begin(peers[0].roster, peers[0].d)
-        record = max(records, key=lambda candidate: _with_majority(self.config, candidate, peers))
+        witness = max(peers, key=lambda peer: _with_majority(self.config, peer))
+        record = witness.current
         ledger = peers[0].ledger
         entries = list(takewhile(lambda entry: entry.step == record.step, reversed(ledger.entries)))
         if entries:
-            self._write(record, entries, parameters)
+            self._proof(record, entries, parameters).write(self.folder / EVIDENCE, witness.id, witness.identity)
         elif self._to_seal:
             write_json(seal_file(self.folder / EVIDENCE, record.step), {"now": _seal(record).to_json()})
         self._to_seal = bool(entries)
@@ -310,12 +324,7 @@ class Recorder:
         self._missed = {peer: self._missed[peer] for peer in missing}
         self._before, self.next, self.head = record, record.step + 1, ledger.head
 
-    def _write(
-        self,
-        record: StepRecord,
-        entries: Sequence[Entry],
-        parameters: Callable[[int], torch.Tensor],
-    ) -> None:
+    def _proof(self, record: StepRecord, entries: Sequence[Entry], parameters: Callable[[int], torch.Tensor]) -> Proof:
         claims = raised_claims(self.config, record)
         held = {
             (about.step, part): a for about in (self._before, record) if about for part, a in about.aggregates.items()
@@ -324,7 +333,7 @@ class Recorder:
         wanted = [key for key in held if key in concerned or (key[0], NOBODY) in concerned]
         recomputed = any(c.kind in GRADIENT_KINDS for by_accuser in claims.values() for c in by_accuser)
         commits = {} if self._before is None else self._before.commits
-        proof = Proof(
+        return Proof(
             Section.of(record),
             None if self._before is None else Section.of(self._before),
             {entry.accused: self._missed.get(entry.accused, []) for entry in entries if entry.kind == "gone"},
@@ -335,7 +344,6 @@ class Recorder:
             {key: held[key] for key in sorted(wanted)},
             parameters(record.step - 1) if recomputed else None,
         )
-        proof.write(self.folder / EVIDENCE)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint has to hold, as JSON values."""
@@ -409,9 +417,9 @@ def _concerned(
     return kept
 
 
-def _with_majority(config: ProtocolConfig, record: StepRecord, peers: Sequence[Peer]) -> int:
-    """How many of its owner's votes were those of the majority: whoever got other evidence than most has fewer."""
-    owner = next(peer.id for peer in peers if peer.last is record)
+def _with_majority(config: ProtocolConfig, peer: Peer) -> int:
+    """How many of the votes of `peer` were those of the majority: whoever got other evidence than most has fewer."""
+    record, owner = peer.current, peer.id
     limit = max_message(Votes, config.peers, config.directions)
     agreeing = 0
     for attempt in record.shown:

@@ -28,7 +28,7 @@ from btard.protocol.hashing import stream
 from btard.protocol.identity import Identity
 from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.messages import GUILTY, Claim, CoinCommit, Packet, Signed
-from btard.protocol.proof import Attestation, Proof, Recorder, write_json
+from btard.protocol.proof import Attestation, Proof, Recorder, content_digest, write_json
 
 D, START = 53, 2
 
@@ -412,6 +412,25 @@ def test_a_proof_can_be_neither_missing_nor_changed(run: Path, kind: str, suffix
     refused(run, rf"{file.name}: missing .*ledger.jsonl line")
 
 
+def sign(file: Path, content: dict[str, Any], run_id: str = "tampered", by: int = 0) -> None:
+    """Write a proof as a hostile member can, who has a key."""
+    content = {**content, "by": by}
+    content.pop("signature", None)
+    signature = Identity.from_seed(run_id, by).sign(content_digest(content))
+    write_json(file, {**content, "signature": signature.hex()})
+
+
+def test_only_members_can_record(run: Path) -> None:
+    file, content = proof_of(run, "wrong_gradient")
+    write_json(file, {**content, "missed": [[1, []]]})
+    refused(run, f"{file.name}: not as an active peer has recorded and signed it")
+    banned = next(entry.accused for entry in map(Entry.from_json, lines_of(run)) if entry.step < content["now"]["step"])
+    sign(file, content, by=banned)
+    refused(run, f"{file.name}: not as an active peer has recorded and signed it")
+    sign(file, content, by=4)
+    audit(run)
+
+
 def forge_signature(content: dict[str, Any]) -> None:
     message = content["now"]["messages"]["report"][0]
     message[2] = content["now"]["messages"]["report"][1][2]
@@ -474,7 +493,7 @@ def test_a_forged_proof_is_refused(run: Path, forge: Callable[[dict[str, Any]], 
     file, content = proof_of(run, "misreport")
     assert content["now"]["active"] == list(range(9)), "the first ban of this run"
     forge(content)
-    write_json(file, content)
+    sign(file, content)
     refused(run, reason)
 
 
@@ -485,7 +504,7 @@ def test_evidence_has_to_be_what_was_committed_to(run: Path) -> None:
         for packet in packets:
             assert isinstance(packet.body, torch.Tensor)
             packet.body.add_(1)
-    proof.write(file.parent)
+    proof.write(file.parent, 0, Identity.from_seed("tampered", 0))
     refused(run, "by the evidence .* is false")
 
 
@@ -494,7 +513,7 @@ def test_aggregates_have_to_be_those_announced(run: Path) -> None:
     proof = Proof.read(file.parent, content["now"]["step"], D)
     for value in proof.aggregates.values():
         value += 1
-    proof.write(file.parent)
+    proof.write(file.parent, 0, Identity.from_seed("tampered", 0))
     refused(run, "by the evidence .* is excused")
 
 
@@ -522,12 +541,12 @@ def test_absences_are_shown(tmp_path: Path) -> None:
     original = file.read_bytes()
     [[_, missed]] = content["missed"]
     missed[0] = missed[1]
-    write_json(file, content)
+    sign(file, content, "audit")
     refused(tmp_path, "too few for ledger.jsonl line 1")
     file.write_bytes(original)
     _, content = proof_of(tmp_path, "gone")
     content["now"]["absences"] = []
-    write_json(file, content)
+    sign(file, content, "audit")
     refused(tmp_path, "ledger.jsonl line 1: says gone .* say silent")
 
 
@@ -568,7 +587,7 @@ def test_hostile_files_are_refused_in_one_line(run: Path, capsys: pytest.Capture
             everywhere = places(content)
             parent, key = everywhere[int(rng.integers(len(everywhere)))]
             parent[key] = worst[int(rng.integers(len(worst)))]
-            write_json(file, content)
+            (sign if "signature" in content else write_json)(file, content)
             capsys.readouterr()
             if main([str(run)]) == 1:
                 error = capsys.readouterr().err

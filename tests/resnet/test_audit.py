@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from btard.audit import AuditError, audit, main
 from btard.protocol.hashing import tensor_digest
-from btard.protocol.proof import Attestation, Proof
+from btard.protocol.identity import Identity
+from btard.protocol.proof import Attestation, Proof, read_settings
 from resnet.audit import task_of
 from resnet.train import train
 from tests.resnet.test_train import ATTACK, Killed, config_of, kill_at
@@ -66,7 +67,8 @@ def test_altered_parameters_reproduce_nobodys_gradient(tmp_path: Path) -> None:
     proof = Proof.read(tmp_path / "evidence", step, task.d)
     assert proof.params is not None
     proof.params[0] += 1e-3
-    proof.write(tmp_path / "evidence")
+    config, _, _ = read_settings(tmp_path)
+    proof.write(tmp_path / "evidence", 0, Identity.from_seed(config.run_id, 0))
     audit(tmp_path)  # without the task nobody can tell
     with pytest.raises(AuditError, match="give nobody's committed gradient"):
         audit(tmp_path, task)
