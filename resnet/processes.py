@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 from btard.drivers.collective import CollectiveDriver, Fallen
 from btard.drivers.mesh import Mesh, RankLost
+from btard.drivers.understudy import Understudy
 from btard.protocol.ledger import Ledger
-from btard.protocol.proof import Recorder
 from resnet.config import Config, ConfigError, load_config
 from resnet.data import DataError, Dataset, load_dataset
 from resnet.run_folder import RunFolder, RunFolderError, rank_checkpoints
@@ -59,7 +59,7 @@ class RankTraining(Training):
     @property
     def evaluator(self) -> int | None:
         """This rank, if it is the lowest honest one that is still in the run."""
-        return self.mesh.rank if self.mesh.rank == self.driver.honest[0] else None
+        return self.mesh.rank if self.driver.leads else None
 
     def _device(self) -> torch.device:
         device = super()._device()
@@ -73,8 +73,7 @@ class RankTraining(Training):
             protocol,
             self.task,
             self.mesh,
-            # One rank's view is enough for the evidence. Should this one be removed, it ends there.
-            recorder=Recorder(folder, protocol) if self.mesh.rank == FIRST else None,
+            recorder=None if self.mesh.rank in self.byzantine else Understudy(folder, protocol),
             note=lambda: struct.pack("<f", self.task.losses[self.mesh.rank].item()),
             **cohort_settings(self.config, self.byzantine, folder / HISTORY / f"rank-{self.mesh.rank:03d}"),
         )

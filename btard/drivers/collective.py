@@ -14,6 +14,7 @@ from btard.drivers.compute import CohortCompute
 from btard.drivers.history import ParameterHistory, steps_kept
 from btard.drivers.mesh import Letter, Mesh, Round
 from btard.drivers.task import StepResult, Task
+from btard.drivers.understudy import Understudy
 from btard.protocol import wire
 from btard.protocol.behaviour import HONEST, Behaviour
 from btard.protocol.collusion import Collusion
@@ -25,7 +26,7 @@ from btard.protocol.hashing import digest, tensor_digest
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.messages import Packet, Relayed
 from btard.protocol.peer import Outcome, Peer
-from btard.protocol.proof import Attestation, Recorder
+from btard.protocol.proof import Attestation
 from btard.protocol.snapshot import load_peer, save_peer
 from btard.protocol.wire import Malformed
 
@@ -45,7 +46,7 @@ class CollectiveDriver:
     All give the same arguments; `behaviours` (peer -> Behaviour) are those of all peers. A rank that does not answer in
     time ends the run at all others with `RankLost`: the slowest step and evaluation have to fit into `mesh.timeout`.
     `history_folder` and `repeatable` are those of `LocalDriver`; each attacker needs a folder of its own.
-    `recorder` writes the evidence, from what this rank alone has seen: give it to one honest rank.
+    `recorder` writes the evidence, from what one rank alone has seen. Each honest rank has one; the lowest writes.
     `note` gives up to 256 bytes that this rank tells the others at the end of each step; `notes` has everybody's.
 
     With equal numbers of threads the parameters are those of `LocalDriver` in mode `per_peer` to the bit, and the
@@ -67,7 +68,7 @@ class CollectiveDriver:
         collusion: Collusion | None = None,
         history_folder: Path | None = None,
         repeatable: int = 0,
-        recorder: Recorder | None = None,
+        recorder: Understudy | None = None,
         note: Callable[[], bytes] = bytes,
     ) -> None:
         """Errors: ValueError if there are not as many ranks as peers."""
@@ -90,6 +91,11 @@ class CollectiveDriver:
     def honest(self) -> tuple[int, ...]:
         """The honest ranks that are in the run, ascending."""
         return tuple(rank for rank in self.mesh.ranks if not self._byzantine(rank))
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the lowest honest rank that is in the run."""
+        return self.mesh.rank == self.honest[0]
 
     def step(self, params: torch.Tensor) -> StepResult:
         """One step of this rank's peer at `params` [d], in lockstep with the others.
@@ -134,6 +140,7 @@ class CollectiveDriver:
             raise failure
         assert outcome is not None and self.peer.last is not None
         if self.recorder is not None:
+            self.recorder.writes = self.leads
             self.recorder.finished([self.peer], lambda step: self.history.at(step, now))
         return StepResult(
             step=now,
@@ -178,7 +185,7 @@ class CollectiveDriver:
         statement = Attestation(peer.t, peer.ledger.head, hashed)
         signature = peer.identity.sign(statement.digest(peer.config, peer.roster, params.numel()))
         signatures = self.mesh.gather("attest", signature)
-        if self.recorder is not None:
+        if self.recorder is not None and self.leads:
             Attestation(statement.step, statement.head, hashed, signatures).write(self.recorder.folder)
 
     def _byzantine(self, rank: int) -> bool:

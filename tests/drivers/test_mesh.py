@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,14 +13,17 @@ import torch
 import torch.distributed as dist
 
 from btard.attacks import make_attack
+from btard.audit import audit
 from btard.drivers.collective import CollectiveDriver, Fallen
 from btard.drivers.local import LocalDriver
 from btard.drivers.mesh import INLINE, Mesh, RankLost
 from btard.drivers.task import QuadraticTask
+from btard.drivers.understudy import Understudy
 from btard.protocol.behaviour import Behaviour, Context
 from btard.protocol.collusion import Collusion
 from btard.protocol.commit import NoGradient
 from btard.protocol.config import ProtocolConfig
+from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.messages import Signed
 
 D = 61
@@ -220,3 +224,33 @@ def test_honest_ranks_that_disagree_are_our_bug_and_said_so() -> None:
 
     for error in in_ranks(work, 4):
         assert isinstance(error, RuntimeError) and "honest ranks 0 and 2 disagree" in str(error)
+
+
+def test_evidence_is_complete_although_its_writer_falls_out(tmp_path: Path) -> None:
+    """Peer 0 writes until an attacker takes it along, and so does peer 1 after it."""
+    config = ProtocolConfig(peers=6, byzantine=2, run_id="understudy")
+
+    def cohort() -> Cohort:
+        collusion = Collusion(frozenset({2, 5}), 6, seed=1)
+        return {i: make_attack("withheld_part", collusion, start=1) for i in (2, 5)}, collusion
+
+    def work(mesh: Mesh) -> Any:
+        behaviours, collusion = cohort()
+        driver = CollectiveDriver(
+            config,
+            QuadraticTask(D),
+            mesh,
+            behaviours=behaviours,
+            collusion=collusion,
+            recorder=None if mesh.rank in behaviours else Understudy(tmp_path, config),
+        )
+        params, lines = advance(driver, torch.ones(D), 5)
+        driver.attest(params)
+        return lines
+
+    lines = next(lines for lines in in_ranks(work, 6) if not isinstance(lines, Fallen))
+    assert [json.loads(line)["peers"] for line in lines] == [[0, 2], [1, 5]]
+    ledger = Ledger()
+    text = [ledger.append(Entry.from_json(line)) for line in lines]
+    (tmp_path / "ledger.jsonl").write_text("".join(line + "\n" for line in text))
+    assert len(audit(tmp_path).findings) == len(lines)
