@@ -26,7 +26,7 @@ MEMBERS = frozenset({1, 4, 6})
 
 @pytest.fixture
 def different_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every peer finds norms that are off by its own share of the tolerance: two of them differ by at most 0.9 of it."""
+    """Every peer finds norms that are off by its own share of the tolerance: two differ by at most 0.9 of it."""
 
     def scalars(peer: Peer, record: StepRecord, bodies: Sequence[torch.Tensor], part: int) -> list[Scalars]:
         off = 1 + 0.9 * peer.config.scalar_tol * (peer.id / (PEERS - 1) - 0.5)
