@@ -21,7 +21,7 @@ from btard.protocol.commit import NoGradient
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Broadcast, Compare, Compute, Effect, Exchange, Purpose
 from btard.protocol.identity import Identity, Roster
-from btard.protocol.messages import JoinRequest
+from btard.protocol.messages import JoinRequest, Packet, Relayed
 from btard.protocol.peer import Outcome, Peer
 from btard.protocol.proof import Recorder, attest
 from btard.protocol.snapshot import load_peer, save_peer
@@ -239,7 +239,7 @@ class LocalDriver:
 
     def _count(self, effects: Mapping[int, Effect], sent: dict[int, int]) -> None:
         """Add to `sent` the bytes that each peer puts on the wire with these effects."""
-        others = len(effects) - 1
+        others, size = len(effects) - 1, _sizes()
         for i, effect in effects.items():
             if isinstance(effect, Broadcast):
                 usual = 0 if effect.message is None else effect.message.nbytes
@@ -248,7 +248,7 @@ class LocalDriver:
             elif isinstance(effect, Compare):
                 sent[i] += len(effect.digest) * others
             elif isinstance(effect, Exchange):
-                sent[i] += sum(packet.nbytes for packets in effect.packets.values() for packet in packets)
+                sent[i] += sum(size(packets) for packets in effect.packets.values())
 
     def _answer(self, now: int, effects: Mapping[int, Effect]) -> dict[int, Any]:
         asked = {i: effect for i, effect in effects.items() if isinstance(effect, Compute)}
@@ -267,10 +267,11 @@ class LocalDriver:
         inbox: dict[int, dict[int, Sequence[Any]]] = {i: {} for i in effects}
         if not any(effect.packets for effect in effects.values() if isinstance(effect, Exchange)):
             return inbox
+        size = _sizes()
         for sender, effect in effects.items():
             for recipient, packets in effect.packets.items() if isinstance(effect, Exchange) else ():
                 wanted = effects.get(recipient)
-                if isinstance(wanted, Exchange) and sum(packet.nbytes for packet in packets) <= wanted.limit:
+                if isinstance(wanted, Exchange) and size(packets) <= wanted.limit:
                     inbox[recipient][sender] = packets
         return self._lose(now, effects, inbox, acknowledged=True)
 
@@ -317,3 +318,15 @@ class LocalDriver:
 
 def _phase_of(effect: Effect) -> str:
     return effect.phase
+
+
+def _sizes() -> Callable[[Sequence[Packet | Relayed]], int]:
+    """A function that gives the bytes of items, and looks only once at what is sent to many."""
+    known: dict[int, int] = {}
+
+    def size(items: Sequence[Packet | Relayed]) -> int:
+        if id(items) not in known:
+            known[id(items)] = sum(item.nbytes for item in items)
+        return known[id(items)]
+
+    return size
