@@ -116,10 +116,10 @@ def recover(peer: Peer, record: StepRecord, attempt: int) -> Generator[Effect, A
 
 
 def settle_missing(peer: Peer, record: StepRecord) -> Generator[Effect, Any, None]:
-    """After the reports: skip the parts that no majority of the workers held, pass the others on once more.
+    """After the reports: skip the parts that no majority of the peers held, pass the others on once more.
 
     Whether a part counts has to follow from broadcasts: a hostile helper could give the last missing copy to some
-    honest peers and not to others. Where a majority said before the coin that it had it, an honest worker did, and has
+    honest peers and not to others. Where a majority said before the coin that it had it, an honest peer did, and has
     given it to all before they reported. Reports come too late to count holders: a hostile owner that then adds one
     honest holder to its fellows has a majority, and nobody else's report says how far off the aggregate is.
     """

@@ -139,12 +139,12 @@ class StepRecord:
         return self.split
 
     def held(self, part: int) -> bool:
-        """Whether a majority of the workers had a[part] before the coin: then an honest one did and gave it to all.
+        """Whether a majority of A_t had a[part] before the coin: then an honest peer did and gave it to all.
 
         Only such parts count, and only reports about them can be held against anybody.
         """
-        lacking = sum(part in self.missing.get(worker, ()) for worker in self.workers)
-        return 2 * lacking < len(self.workers)
+        lacking = sum(part in self.missing.get(peer, ()) for peer in self.active)
+        return 2 * lacking < len(self.active)
 
     def owner(self, part: int) -> int:
         return self.owners[part] if 0 <= part < len(self.owners) else NOBODY
