@@ -56,7 +56,7 @@ class Row:
         """The behaviour in words of the registry."""
 
         def value(chosen: Any) -> str:
-            return "|".join(map(str, chosen)) if isinstance(chosen, Cycle) else f"{chosen}"
+            return "/".join(map(str, chosen)) if isinstance(chosen, Cycle) else f"{chosen}"
 
         def told(attack: str, options: Mapping[str, Any]) -> str:
             said = ", ".join(f"{name}={value(chosen)}" for name, chosen in options.items())

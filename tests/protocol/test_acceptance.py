@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from btard.protocol.behaviour import Behaviour, Context
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.messages import CoinCommit, Report, Signed, max_claims
+from scripts import threat_model
 from tests.protocol.cohort import run_cohort
 from tests.protocol.matrix import ROWS, SEEDS, START, Row, observe, play
 
@@ -32,6 +34,13 @@ def test_every_attack_of_the_registry_has_a_row() -> None:
 
 def test_labels_are_unique() -> None:
     assert len({str(row) for row in ROWS}) == len(ROWS)
+
+
+def test_the_threat_model_lists_every_row_and_every_attack() -> None:
+    text = (Path(__file__).parents[2] / "docs/threat-model.md").read_text()
+    table = [line for line in text.splitlines() if line.startswith("| `")]
+    assert [line.rpartition(" | ")[0] for line in table] == [threat_model.promised(row) for row in ROWS]
+    assert all(f"`{name}" in text or f" with {name}" in text for name in ATTACKS)
 
 
 def test_the_matrix_notices_an_attacker_that_gets_away() -> None:
