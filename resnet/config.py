@@ -125,6 +125,9 @@ class AggregatorConfig:
     """btard, tolerant: relative error that honest peers' gradients of one batch stay within."""
     cosine_tol: float | None = None
     """btard, tolerant: the same for 1 - cosine. null: directions are not compared apart."""
+    relays: int | None = None
+    """btard: rounds in which peers pass on what others may not have heard. null: as many as there are Byzantine peers,
+    which keeps honest peers in agreement whatever these do. Fewer are quicker with a process per peer."""
 
     def __post_init__(self) -> None:
         _require(self.tau > 0, "tau", "> 0", self.tau, "use inf for the plain mean")
@@ -214,6 +217,9 @@ class Config:
         if self.aggregator.name == "btard":
             most = f">= 0 and at most (peers - 1) / 2 = {(n - 1) // 2}"
             _require(0 <= 2 * m < n, "validators", most, m, "every validator needs a target among the workers")
+            relays = self.aggregator.relays
+            fits = relays is None or 0 <= relays < n
+            _require(fits, "aggregator.relays", f">= 0 and < peers = {n}, or null", relays, "null is the safe choice")
         self._check_attack(b)
 
     def _check_attack(self, byzantine: int) -> None:

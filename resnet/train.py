@@ -221,6 +221,7 @@ def protocol_settings(config: Config) -> ProtocolConfig:
         validation=aggregator.validation,
         gradient_tol=aggregator.gradient_tol,
         cosine_tol=aggregator.cosine_tol,
+        relays=aggregator.relays,
     )
 
 

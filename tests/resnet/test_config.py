@@ -114,6 +114,8 @@ WRONG_FILES = [
     ("data: {name: folder}", "data.path must be set if data.name is folder, got null"),
     ("byzantine: 8\nattack: {name: alie}", "byzantine must be >= 0 and < peers / 2 = 8, got 8"),
     ("validators: 8", "validators must be >= 0 and at most (peers - 1) / 2 = 7, got 8"),
+    ("aggregator: {relays: 16}", "aggregator.relays must be >= 0 and < peers = 16, or null, got 16"),
+    ("aggregator: {gradient_tol: 0.5}", "aggregator.gradient_tol must be > 0 and < 0.5, got 0.5"),
     ("byzantine: 7", "byzantine must be 0 without an attack, got 7; set attack.name"),
     ("attack: {name: alie}", "byzantine must be > 0 with the attack alie, got 0"),
     ("steps: 20\nbyzantine: 7\nattack: {name: alie}", "attack.start must be < steps = 20, got 1000"),
