@@ -243,14 +243,30 @@ ROWS: tuple[Row, ...] = (
     Row(A, "wrong_aggregate", when="never", options={"how": "edge", "scale": Cycle((0.9, 1.0, 1.5, 2.0, 2.1))}),
     Row(A, "wrong_aggregate", "wrong_aggregate", "later", options={"how": "edge", "scale": 1000.0}),
     Row(A, "unproven_aggregate", "wrong_aggregate", options={"show": Cycle(("nothing", "copies", "incomplete"))}),
-    Row(A, "colluding_aggregate", "wrong_aggregate", options={"scale": 100.0, "cook": Cycle(("s", "both"))}, **_DUO),
-    Row(
-        A,
-        "colluding_aggregate",
-        "wrong_aggregate wrong_gradient",
-        "later",
-        options={"scale": 2.0, "cook": Cycle(("s", "both"))},
-        **_DUO,
+    # Each of them aggregates wrongly, and 1 to 6 others cover for it: beyond V3's distance and within it.
+    *(
+        Row(
+            A,
+            "colluding_aggregate",
+            "wrong_aggregate",
+            options={"scale": 100.0, "cook": Cycle(("s", "both"))},
+            attackers=colluders + 1,
+            peers=2 * colluders + 4,
+        )
+        for colluders in range(1, 7)
+    ),
+    *(
+        Row(
+            A,
+            "colluding_aggregate",
+            "wrong_aggregate wrong_gradient",
+            "later",
+            options={"scale": 2.0, "cook": Cycle(("s", "both"))},
+            attackers=colluders + 1,
+            peers=2 * colluders + 3 + validators,
+            settings={"validators": validators} if validators > 1 else {},
+        )
+        for colluders, validators in ((1, 1), (2, 2), (3, 3), (4, 3), (5, 3), (6, 3))
     ),
     Row(
         A,
@@ -260,14 +276,6 @@ ROWS: tuple[Row, ...] = (
         options={"scale": 2.0},
         attackers=1,
         settings={"validators": 2},
-    ),
-    Row(
-        A,
-        "colluding_aggregate",
-        "wrong_aggregate",
-        options={"scale": 100.0, "cook": Cycle(("s", "both"))},
-        attackers=7,
-        peers=16,
     ),
     Row(A, "late_aggregate", "silent false_accusation", "maybe", options={"then": "accuse"}, **_DUO),
     Row(
