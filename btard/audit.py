@@ -31,6 +31,7 @@ from btard.protocol.proof import (
     ATTESTATION,
     EVIDENCE,
     GRADIENT_KINDS,
+    PROTOCOL,
     Attestation,
     Proof,
     Section,
@@ -104,6 +105,8 @@ def audit(folder: Path, task: Task | None = None) -> Report:
     Errors: AuditError names the first thing that is not in order.
     """
     folder = Path(folder)
+    if not (folder / PROTOCOL).exists():
+        raise AuditError(f"{PROTOCOL}: missing; a run folder of the protocol (aggregator btard) is expected")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a config that was good enough for the run
