@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from btard.aggregation import AGGREGATORS
 from btard.attacks.registry import ATTACKS, make_attack
+from btard.audit.recorder import Recorder
 from btard.drivers.collective import CollectiveDriver
 from btard.drivers.local import LocalDriver
 from btard.drivers.server import ServerDriver
@@ -32,7 +33,6 @@ from btard.protocol.commit import NoGradient
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.hashing import stream
 from btard.protocol.ledger import Entry, Ledger
-from btard.protocol.proof import Recorder
 from btard.protocol.tolerance import tolerated_deviation
 from resnet.config import Config, ConfigError, exit_with, load_config
 from resnet.data import DataError, Dataset, load_dataset

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from btard.audit.attestation import Attestation
 from btard.drivers.compute import CohortCompute
 from btard.drivers.history import ParameterHistory, steps_kept
 from btard.drivers.mesh import Letter, Mesh, Round
@@ -26,7 +27,6 @@ from btard.protocol.hashing import digest, tensor_digest
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.messages import Packet, Relayed
 from btard.protocol.peer import Outcome, Peer
-from btard.protocol.proof import Attestation
 from btard.protocol.snapshot import load_peer, save_peer
 from btard.protocol.wire import Malformed
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from btard.audit.attestation import attest
+from btard.audit.recorder import Recorder
 from btard.drivers.compute import CohortCompute, Mode
 from btard.drivers.history import ParameterHistory, steps_kept
 from btard.drivers.links import Links
@@ -23,7 +25,6 @@ from btard.protocol.effects import Broadcast, Compare, Compute, Effect, Exchange
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.messages import JoinRequest, Packet, Relayed
 from btard.protocol.peer import Outcome, Peer
-from btard.protocol.proof import Recorder, attest
 from btard.protocol.snapshot import load_peer, save_peer
 
 

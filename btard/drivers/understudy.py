@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
+from btard.audit.recorder import Recorder
 from btard.protocol.identity import Roster
 from btard.protocol.peer import Peer
-from btard.protocol.proof import Recorder
 
 
 class Understudy(Recorder):

@@ -15,7 +15,13 @@ import torch
 
 from btard.attacks import make_attack
 from btard.attacks.own import Noise
-from btard.audit import RECOMPUTED, UNCONFIRMED, VOTES, AuditError, audit, main
+from btard.audit import AuditError, audit
+from btard.audit.__main__ import main
+from btard.audit.attestation import Attestation
+from btard.audit.files import write_json
+from btard.audit.proof import Proof, content_digest
+from btard.audit.recorder import Recorder
+from btard.audit.report import RECOMPUTED, UNCONFIRMED, VOTES
 from btard.drivers.links import Links
 from btard.drivers.local import LocalDriver
 from btard.drivers.task import QuadraticTask
@@ -28,7 +34,6 @@ from btard.protocol.hashing import stream
 from btard.protocol.identity import Identity
 from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.messages import GUILTY, Claim, CoinCommit, Packet, Signed
-from btard.protocol.proof import Attestation, Proof, Recorder, content_digest, write_json
 
 D, START = 53, 2
 

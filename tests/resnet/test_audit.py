@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from btard.audit import AuditError, audit, main
+from btard.audit import AuditError, audit
+from btard.audit.__main__ import main
+from btard.audit.attestation import Attestation
+from btard.audit.proof import Proof
+from btard.audit.settings import read_settings
 from btard.protocol.hashing import tensor_digest
 from btard.protocol.identity import Identity
-from btard.protocol.proof import Attestation, Proof, read_settings
 from resnet.audit import task_of
 from resnet.train import train
 from tests.resnet.test_train import ATTACK, Killed, config_of, kill_at

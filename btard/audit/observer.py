@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from btard.audit.proof import Proof, Section
 from btard.protocol.behaviour import Behaviour, Context
 from btard.protocol.broadcast import FACES, Heard, genuine
 from btard.protocol.config import ProtocolConfig
@@ -18,7 +19,6 @@ from btard.protocol.hashing import batch_seed
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.messages import NOBODY, Claim, Packet, Signed
 from btard.protocol.peer import Peer
-from btard.protocol.proof import Proof, Section
 from btard.protocol.record import StepRecord
 
 JUDGEMENT = "accuse/0"

@@ -1,0 +1,67 @@
+"""The end of a run as its active peers sign it: steps, ledger, parameters, settings and keys."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from btard.audit.encoding import check_array, check_hex
+from btard.audit.files import ATTESTATION, read_json, write_json
+from btard.protocol import wire
+from btard.protocol.config import ProtocolConfig
+from btard.protocol.hashing import digest, tensor_digest
+from btard.protocol.identity import Roster
+
+if TYPE_CHECKING:
+    from btard.audit.recorder import Recorder
+    from btard.protocol.peer import Peer
+
+
+@dataclass(frozen=True)
+class Attestation:
+    """What the active peers sign at the end of a run, so that nothing can be cut off or changed afterwards."""
+
+    step: int
+    """Steps that were done."""
+    head: bytes
+    """The ledger's head."""
+    params: bytes
+    """Digest of the final parameters."""
+    signatures: dict[int, bytes] = field(default_factory=dict)
+
+    def digest(self, config: ProtocolConfig, roster: Roster, d: int) -> bytes:
+        """What is signed: also the settings and the keys."""
+        settings = json.dumps(asdict(config), sort_keys=True)
+        return digest("attestation", config.run_id, settings, d, *roster.keys, self.step, self.head, self.params)
+
+    def write(self, folder: Path) -> None:
+        signatures = [[peer, signature.hex()] for peer, signature in sorted(self.signatures.items())]
+        content = {"step": self.step, "head": self.head.hex(), "params": self.params.hex(), "signatures": signatures}
+        write_json(folder / ATTESTATION, content)
+
+    @classmethod
+    def read(cls, folder: Path) -> Attestation:
+        content = read_json(folder / ATTESTATION, {"step", "head", "params", "signatures"})
+        signatures = {}
+        for entry in check_array(content["signatures"], "signatures"):
+            peer, signature = wire.check_fields(entry, "signature", 2)
+            signatures[wire.check_int(peer, "peer")] = check_hex(signature, "signature")
+        step = wire.check_int(content["step"], "step")
+        return cls(step, check_hex(content["head"], "head"), check_hex(content["params"], "params"), signatures)
+
+
+def attest(recorder: Recorder, peers: Iterable[Peer], params: torch.Tensor) -> Attestation:
+    """The end of a run, signed by `peers`; `params` [d] are the final parameters."""
+    peers = tuple(peers)
+    if peers:
+        recorder.begin(peers[0].roster, params.numel())
+    statement = Attestation(recorder.next, recorder.head, tensor_digest(params, "parameters"))
+    signatures = {
+        peer.id: peer.identity.sign(statement.digest(peer.config, peer.roster, params.numel())) for peer in peers
+    }
+    return Attestation(statement.step, statement.head, statement.params, signatures)

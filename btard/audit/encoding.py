@@ -1,0 +1,89 @@
+"""How values stand in the files of a recorded run, and their strict decoding: what does not fit is Malformed."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Any
+
+import torch
+
+from btard.protocol import wire
+from btard.protocol.wire import Malformed
+
+MAX_FIELD = 2**24
+"""Characters of one message that are read."""
+TENSOR_DTYPES = {
+    str(dtype): dtype
+    for dtype in (
+        *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128),
+        *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    )
+}
+"""What a packet's body may be; what else a hostile peer sends is kept as the bytes that it is."""
+
+
+def to_base64(raw: bytes) -> str:
+    return base64.b64encode(raw).decode()
+
+
+def check_base64(value: Any, what: str) -> bytes:
+    if not isinstance(value, str) or len(value) > MAX_FIELD:
+        raise Malformed(f"{what}: expected at most {MAX_FIELD} characters of base64")
+    try:
+        return base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError):
+        raise Malformed(f"{what}: not base64") from None
+
+
+def check_hex(value: Any, what: str) -> bytes:
+    if not isinstance(value, str) or len(value) > 2**10:
+        raise Malformed(f"{what}: expected hexadecimal digits")
+    try:
+        return bytes.fromhex(value)
+    except ValueError:
+        raise Malformed(f"{what}: expected hexadecimal digits, got {value!r:.40}") from None
+
+
+def check_object(value: Any, what: str, names: set[str] | None = None) -> dict[str, Any]:
+    if not isinstance(value, dict) or (names is not None and set(value) != names):
+        raise Malformed(f"{what}: expected an object{f' with {sorted(names)}' if names else ''}")
+    return value
+
+
+def check_array(value: Any, what: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise Malformed(f"{what}: expected a list, got {type(value).__name__}")
+    return value
+
+
+def check_pairs(value: Any, what: str) -> dict[int, int]:
+    pairs = [wire.check_fields(entry, what, 2) for entry in check_array(value, what)]
+    return {wire.check_int(first, what): wire.check_int(second, what) for first, second in pairs}
+
+
+def to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """A contiguous copy in the CPU's memory."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def flattened(body: torch.Tensor | bytes) -> tuple[str, list[int], torch.Tensor]:
+    """(dtype, shape, bytes [n]) of a packet's body, whatever its sender made it of."""
+    if isinstance(body, bytes):
+        return "bytes", [len(body)], torch.frombuffer(bytearray(body), dtype=torch.uint8) if body else torch.empty(0)
+    host = to_host(body)
+    return str(host.dtype), list(host.shape), host.reshape(-1).view(torch.uint8) if host.numel() else torch.empty(0)
+
+
+def unflattened(raw: torch.Tensor, dtype: Any, shape: Any) -> torch.Tensor | bytes:
+    """The body of which `flattened` made `dtype`, `shape` and `raw`; Malformed if it made them of none."""
+    sizes = wire.check_list(shape, "shape", wire.check_int, max_len=64)
+    raw = raw.reshape(-1) if raw.numel() else torch.empty(0, dtype=torch.uint8)
+    if raw.dtype == torch.uint8 and dtype == "bytes":
+        return raw.numpy().tobytes()
+    if raw.dtype != torch.uint8 or not isinstance(dtype, str) or dtype not in TENSOR_DTYPES:
+        raise Malformed(f"packet: a body of {dtype!r:.40} is not known here")
+    try:
+        return raw.view(TENSOR_DTYPES[dtype]).reshape(sizes)
+    except RuntimeError:
+        raise Malformed(f"packet: {raw.numel()} bytes are no {dtype} of shape {list(sizes)!r:.80}") from None

@@ -1,0 +1,120 @@
+"""The ledger of a run: its chain line by line, and the state that it gives everybody at the start of each step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from btard.audit.files import LEDGER, read_bounded
+from btard.audit.proof import Section
+from btard.audit.report import AuditError
+from btard.protocol.config import ProtocolConfig
+from btard.protocol.identity import Roster
+from btard.protocol.join import ADMITTED, GRADUATED
+from btard.protocol.ledger import Entry, Ledger
+from btard.protocol.wire import Malformed
+
+MAX_LEDGER = 2**26
+"""Bytes of a ledger that are read."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of ledger.jsonl."""
+
+    number: int
+    """From 1."""
+    entry: Entry
+    head: bytes
+    """The chain's head after it."""
+
+
+def read_ledger(file: Path) -> list[Line]:
+    """The lines of a ledger; AuditError where one does not follow from the line before."""
+    try:
+        raw = read_bounded(file, MAX_LEDGER)
+    except Malformed as error:
+        raise AuditError(str(error)) from None
+    if raw and not raw.endswith(b"\n"):
+        raise AuditError(f"{file.name}: its last line is cut short")
+    lines: list[Line] = []
+    ledger = Ledger()
+    for number, text in enumerate(raw.split(b"\n")[:-1], start=1):
+        try:
+            entry = Entry.from_json(text.decode())
+        except ValueError as error:
+            raise AuditError(f"{file.name} line {number}: {error}") from None
+        if ledger.append(entry).encode() != text:
+            raise AuditError(
+                f"{file.name} line {number}: its head does not follow from it and the line before: "
+                "a line was changed, removed or moved"
+            )
+        if lines and entry.step < lines[-1].entry.step:
+            raise AuditError(f"{file.name} line {number}: step {entry.step} after step {lines[-1].entry.step}")
+        lines.append(Line(number, entry, ledger.head))
+    return lines
+
+
+class AgreedState:
+    """The state that everybody agreed on, from the `lines` of the ledger and the `keys` of those there at the start."""
+
+    def __init__(self, config: ProtocolConfig, keys: Roster, lines: list[Line]) -> None:
+        self.config, self.keys, self.lines = config, keys, lines
+        self.admitted = [_admitted(line) for line in lines if line.entry.kind == ADMITTED]
+        self.removed = {peer for line in lines for peer in line.entry.peers}
+
+    def active(self, step: int) -> tuple[int, ...]:
+        """A_t: the peers of the start and those that served their probation, without whoever was removed."""
+        before = [line.entry for line in self.lines if line.entry.step < step]
+        out = {peer for entry in before for peer in entry.peers}
+        members = {*range(self.config.peers), *(entry.accused for entry in before if entry.kind == GRADUATED)}
+        return tuple(sorted(members - out))
+
+    def newcomers(self, step: int) -> set[int]:
+        """Those on probation at the start of `step`."""
+        before = [line.entry for line in self.lines if line.entry.step < step]
+        gone = {peer for entry in before for peer in (*entry.peers, *([entry.accused] * (entry.kind == GRADUATED)))}
+        return {entry.accused for entry in before if entry.kind == ADMITTED} - gone
+
+    def roster(self, step: int) -> Roster:
+        """The keys at the start of `step`: those of the start, and those that the ledger admitted."""
+        return Roster((*self.keys.keys, *(key for admitted, key in self.admitted if admitted < step)))
+
+    def head(self, step: int) -> bytes:
+        """The ledger's head at the start of `step`."""
+        return next((line.head for line in reversed(self.lines) if line.entry.step < step), b"")
+
+    def certify(self, section: Section, step: int, file: str) -> None:
+        """Errors: AuditError unless all signatures hold and more than half of A_t signed for this ledger and state."""
+        active, head = self.active(step), self.head(step)
+        newcomers = self.newcomers(step)
+        roster = self.roster(step + 1)  # admitted in a step, a newcomer can speak in it
+        here = section.step, section.active, section.head, set(section.probation)
+        if here != (step, active, head, newcomers):
+            raise AuditError(f"{file}: starts from another step, other peers or another ledger than {LEDGER} has then")
+        context = section.context(self.config.run_id)
+        good: set[int] = set()
+        bad: list[str] = []
+        for phase, said in section.messages.items():
+            for sender, messages in said.items():
+                for message in messages:
+                    if message.authentic(context, roster):
+                        good.add(sender)
+                    else:
+                        bad.append(f"peer {sender} in {phase[:40]!r}")
+        if 2 * len(good & set(active)) <= len(active):
+            signed = f"only {len(good & set(active))} of {len(active)} active peers signed"
+            raise AuditError(f"{file}: {signed} this state of the ledger and the coin at step {step}")
+        if bad:
+            raise AuditError(f"{file}: the signature of {bad[0]} does not hold")
+
+
+def _admitted(line: Line) -> tuple[int, bytes]:
+    """(step, key) of a newcomer's admission."""
+    try:
+        key = bytes.fromhex(line.entry.evidence)
+    except ValueError:
+        key = b""
+    if len(key) != 32:
+        raise AuditError(f"{LEDGER} line {line.number}: the newcomer's key is not one of 32 bytes")
+    return line.entry.step, key

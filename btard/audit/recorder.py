@@ -1,0 +1,132 @@
+"""Writes the proofs of a run while it goes on; the peers know nothing of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from btard.audit.claims import GRADIENT_KINDS, packets_about, raised_claims, votes_with_majority
+from btard.audit.files import ATTESTATION, EVIDENCE, seal_file, write_json
+from btard.audit.proof import Proof, Section
+from btard.audit.settings import write_settings
+from btard.protocol.config import ProtocolConfig
+from btard.protocol.identity import Roster
+from btard.protocol.ledger import Entry
+from btard.protocol.messages import NOBODY
+from btard.protocol.record import StepRecord
+
+if TYPE_CHECKING:
+    from btard.protocol.peer import Peer
+
+ABSENCE_PHASES = ("commit", "coin_commit/0")
+"""Of a step that a peer missed: who committed, and the signatures of all who went on."""
+
+
+class Recorder:
+    """Writes a run's proofs into `folder`: hand it every finished step.
+
+    It holds on to the step before and to the commit phases of steps that somebody missed; a step without entries costs
+    a few references.
+    """
+
+    def __init__(self, folder: Path, config: ProtocolConfig) -> None:
+        self.folder, self.config = Path(folder), config
+        self.next, self.head = 0, b""
+        """The next step, and the ledger's head before it."""
+        self._before: StepRecord | None = None
+        self._missed: dict[int, list[Section]] = {}
+        self._to_seal = self._begun = False
+
+    def begin(self, roster: Roster, d: int) -> None:
+        """Once: write the run's settings and keys, and forget what the folder holds of the next step and of later ones.
+
+        `finished` does it before the first step that it takes in, for by then a resumed run has restored the recorder.
+        """
+        if self._begun:
+            return
+        self._begun = True
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_settings(self.folder, self.config, d, roster)
+        (self.folder / ATTESTATION).unlink(missing_ok=True)
+        for file in (self.folder / EVIDENCE).glob("step-*"):
+            step = file.name[len("step-") :].partition(".")[0]
+            if file.suffix == ".tmp" or (step.isdigit() and int(step) >= self.next):
+                file.unlink()
+
+    def finished(self, peers: Sequence[Peer], parameters: Callable[[int], torch.Tensor]) -> None:
+        """Take in the step that the honest `peers` have just finished; `parameters`: step -> x [d] of it.
+
+        Several peers serve better than one: who did not get all of the evidence is passed over.
+        """
+        peers = [peer for peer in peers if peer.last is not None and peer.id in peer.last.active]
+        if not peers:
+            return
+        self.begin(peers[0].roster, peers[0].d)
+        witness = max(peers, key=lambda peer: votes_with_majority(self.config, peer))
+        record = witness.current
+        ledger = peers[0].ledger
+        entries = list(takewhile(lambda entry: entry.step == record.step, reversed(ledger.entries)))
+        if entries:
+            self._proof(record, entries, parameters).write(self.folder / EVIDENCE, witness.id, witness.identity)
+        elif self._to_seal:
+            write_json(seal_file(self.folder / EVIDENCE, record.step), {"now": _seal(record).to_json()})
+        self._to_seal = bool(entries)
+        absences = {**peers[0].absences, **{i: standing.missed for i, standing in peers[0].probation.items()}}
+        missing = {peer for peer, count in absences.items() if count and peer not in record.expelled}
+        section = Section.of(record, ABSENCE_PHASES) if missing else None
+        for peer in missing:
+            seen = self._missed.get(peer, [])
+            if section is not None and len(seen) < absences[peer]:
+                self._missed[peer] = [*seen, section]
+        self._missed = {peer: self._missed[peer] for peer in missing}
+        self._before, self.next, self.head = record, record.step + 1, ledger.head
+
+    def _proof(self, record: StepRecord, entries: Sequence[Entry], parameters: Callable[[int], torch.Tensor]) -> Proof:
+        claims = raised_claims(self.config, record)
+        held = {
+            (about.step, part): a for about in (self._before, record) if about for part, a in about.aggregates.items()
+        }
+        concerned = {(c.step, c.part) for by_accuser in claims.values() for c in by_accuser}
+        wanted = [key for key in held if key in concerned or (key[0], NOBODY) in concerned]
+        recomputed = any(c.kind in GRADIENT_KINDS for by_accuser in claims.values() for c in by_accuser)
+        commits = {} if self._before is None else self._before.commits
+        return Proof(
+            Section.of(record),
+            None if self._before is None else Section.of(self._before),
+            {entry.accused: self._missed.get(entry.accused, []) for entry in entries if entry.kind == "gone"},
+            {
+                attempt: packets_about(shown, claims.get(attempt, {}), self.config.run_id, commits)
+                for attempt, shown in record.shown.items()
+            },
+            {key: held[key] for key in sorted(wanted)},
+            parameters(record.step - 1) if recomputed else None,
+        )
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint has to hold, as JSON values."""
+        return {
+            "next": self.next,
+            "head": self.head.hex(),
+            "before": None if self._before is None else Section.of(self._before).to_json(),
+            "missed": [[peer, [section.to_json() for section in steps]] for peer, steps in self._missed.items()],
+            "to_seal": self._to_seal,
+        }
+
+    def restore(self, state: Mapping[str, Any], last: StepRecord | None) -> None:
+        """Take over what `state` returned; `last` is the step before as a peer remembers it."""
+        self.next, self.head = state["next"], bytes.fromhex(state["head"])
+        self._missed = {peer: [Section.from_json(s) for s in steps] for peer, steps in state["missed"]}
+        self._to_seal = state["to_seal"]
+        if state["before"] is not None and last is not None:
+            section = Section.from_json(state["before"])
+            last.heard, last.head, last.absences = section.messages, section.head, section.absences
+            last.standings = section.probation
+            self._before = last
+
+
+def _seal(record: StepRecord) -> Section:
+    return Section.of(record, ABSENCE_PHASES[1:])

@@ -1,0 +1,183 @@
+"""The replay of the steps that put something into the ledger, and the comparison of entries and verdicts with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from btard.audit.claims import GRADIENT_KINDS, raised_claims
+from btard.audit.files import LEDGER, proof_file
+from btard.audit.ledger import AgreedState, Line
+from btard.audit.observer import Observer
+from btard.audit.proof import Proof
+from btard.audit.recomputation import Recomputation
+from btard.audit.report import (
+    MESSAGES,
+    RECOMPUTED,
+    REPLAYED,
+    SIGNATURES,
+    UNCONFIRMED,
+    VOTES,
+    AuditError,
+    Finding,
+    within,
+)
+from btard.protocol.ledger import Entry
+from btard.protocol.messages import EXCUSED, FALSE_CLAIM, GUILTY, Claim
+from btard.protocol.record import StepRecord
+from btard.protocol.wire import Malformed
+
+if TYPE_CHECKING:
+    from btard.drivers.task import Task
+
+
+class Replay:
+    """Replays recorded steps of the run whose proofs are in `evidence`; with `task` also the gradients on trial."""
+
+    def __init__(self, agreed: AgreedState, evidence: Path, d: int, task: Task | None) -> None:
+        self.agreed, self.evidence, self.d, self.task = agreed, evidence, d, task
+        self.config = agreed.config
+
+    def step(self, step: int, lines: Sequence[Line]) -> list[Finding]:
+        """What was checked of each of the ledger's `lines` about `step`. Errors: AuditError if one does not hold."""
+        file = proof_file(self.evidence, step).name
+        try:
+            proof = Proof.read(self.evidence, step, self.d)
+        except Malformed as error:
+            raise AuditError(f"{within(file, error)} (proof of {LEDGER} line {lines[0].number})") from None
+        self.agreed.certify(proof.now, step, file)
+        recorded = self.agreed.roster(step).verify(proof.by, proof.signed, proof.signature)
+        if not recorded or proof.by not in self.agreed.active(step):
+            raise AuditError(f"{file}: not as an active peer has recorded and signed it")
+        if proof.before is not None:
+            self.agreed.certify(proof.before, step - 1, file)
+        elif step > 0:
+            raise AuditError(f"{file}: nothing about step {step - 1}")
+        self._check_absences(proof, lines, file)
+        recompute = (
+            None if self.task is None else Recomputation(self.task, self.config, proof.params, self.agreed.removed)
+        )
+        try:
+            observer = self._replayed(proof, recompute)
+        except AuditError as error:
+            raise AuditError(f"{file}: {error}") from None
+        except Exception as error:  # hostile records can break the replay anywhere: none of it is a proof
+            raise AuditError(f"{file}: cannot be replayed ({type(error).__name__}: {error!s:.200})") from None
+        self._compare(observer.ledger.entries, lines, file)
+        claims = {
+            claim: who
+            for raised in raised_claims(self.config, observer.current).values()
+            for claim, who in raised.items()
+        }
+        confirmed = recompute is None or recompute.confirmed
+        return self._findings(observer, claims, lines, file, RECOMPUTED if confirmed else UNCONFIRMED)
+
+    def _replayed(self, proof: Proof, recompute: Recomputation | None) -> Observer:
+        last: StepRecord | None = None
+        if proof.before is not None:
+            roster = self.agreed.roster(proof.before.step)
+            earlier = Observer(roster, self.config, self.d, proof.before)
+            last = earlier.replay(proof, judge=False)
+        observer = Observer(self.agreed.roster(proof.now.step), self.config, self.d, proof.now, last)
+        observer.replay(proof, recompute)
+        return observer
+
+    def _check_absences(self, proof: Proof, lines: Sequence[Line], file: str) -> None:
+        """Who counts as gone did miss as many steps in a row, by what the others signed in them."""
+        for line in lines:
+            if line.entry.kind != "gone":
+                continue
+            gone, missed = line.entry.accused, proof.missed.get(line.entry.accused, [])
+            steps = [section.step for section in missed]
+            if (
+                len(set(steps)) != self.config.max_absences - 1
+                or steps != sorted(steps)
+                or max(steps, default=-1) >= line.entry.step
+            ):
+                raise AuditError(
+                    f"{file}: shows peer {gone} absent in steps {steps}, too few for {LEDGER} line {line.number}"
+                )
+            for section in missed:
+                self.agreed.certify(section, section.step, file)
+                if gone in section.messages.get("commit", {}) or gone in section.assignments:
+                    raise AuditError(f"{file}: peer {gone} was not absent in step {section.step}")
+
+    def _compare(self, entries: Sequence[Entry], lines: Sequence[Line], file: str) -> None:
+        """Errors: AuditError unless the replay came to the ledger's entries."""
+        for line, entry in zip(lines, entries, strict=False):
+            if line.entry != entry:
+                said, found = (f"{e.kind} of {list(e.peers)}, {e.verdict}" for e in (line.entry, entry))
+                if said == found:
+                    said, found = line.entry.to_json(), entry.to_json()
+                raise AuditError(
+                    f"{LEDGER} line {line.number}: says {said:.300}; the messages in {file} say {found:.300}"
+                )
+        if len(entries) != len(lines):
+            raise AuditError(
+                f"{LEDGER} line {lines[min(len(entries), len(lines) - 1)].number}: {len(lines)} lines of step "
+                f"{lines[0].entry.step}, but the messages in {file} give {len(entries)}"
+            )
+
+    def _findings(
+        self,
+        observer: Observer,
+        claims: Mapping[Claim, tuple[int, ...]],
+        lines: Sequence[Line],
+        file: str,
+        recomputed: str,
+    ) -> list[Finding]:
+        """What was checked of every line. Errors: AuditError where the evidence says otherwise than the majority."""
+        expelled = observer.current.expelled
+        for claim, verdict in observer.verdicts.items():
+            accusers = claims.get(claim, ())
+            spared = claim.accused not in expelled if verdict == GUILTY else not set(accusers) <= set(expelled)
+            if verdict != EXCUSED and spared and self._reliable(observer, claim, verdict):
+                raise AuditError(
+                    f"{file}: by the evidence the claim {_words(claim)} is {verdict}; the majority voted otherwise"
+                )
+        findings = []
+        for line in lines:
+            entry = line.entry
+            if entry.verdict not in (GUILTY, FALSE_CLAIM):
+                silent = entry.kind in ("silent", "gone") and entry.verdict == "public"
+                findings.append(Finding(entry, SIGNATURES if silent else MESSAGES))
+                continue
+            about = [c for c in observer.verdicts if _is_about(entry, c, claims.get(c, ()))]
+            checked = REPLAYED
+            for claim in about:
+                verdict = observer.verdicts[claim]
+                if not self._reliable(observer, claim, verdict):
+                    checked = VOTES
+                elif verdict != entry.verdict:
+                    raise AuditError(
+                        f"{LEDGER} line {line.number}: {entry.verdict}; by the evidence in {file} the claim "
+                        f"{_words(claim)} is {verdict}"
+                    )
+                elif claim.kind in GRADIENT_KINDS:
+                    checked = recomputed
+            findings.append(Finding(entry, checked))
+        return findings
+
+    def _reliable(self, observer: Observer, claim: Claim, verdict: str) -> bool:
+        """Whether the replay's own verdict on `claim` counts: not where it would have needed a gradient."""
+        if self.task is not None:
+            return True
+        uncovered = claim.kind == "wrong_aggregate" and claim.step != observer.section.step and verdict != GUILTY
+        return claim.kind not in GRADIENT_KINDS and not uncovered
+
+
+def _is_about(entry: Entry, claim: Claim, accusers: tuple[int, ...]) -> bool:
+    """Whether `entry` is the verdict on `claim`."""
+    same = (entry.about_step, entry.accused, entry.part, entry.accusers) == (
+        claim.step,
+        claim.accused,
+        claim.part,
+        accusers,
+    )
+    return same and (entry.kind == claim.kind or entry.verdict == FALSE_CLAIM)
+
+
+def _words(claim: Claim) -> str:
+    part = f" of part {claim.part}" if claim.part >= 0 else ""
+    return f"{claim.kind!r} against peer {claim.accused}{part}"

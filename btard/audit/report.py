@@ -1,0 +1,49 @@
+"""What an audit says: a line for each ledger entry that stood it and a summary, or the first thing out of order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from btard.protocol.ledger import Entry
+from btard.protocol.wire import Malformed
+
+MESSAGES = "replayed from the signed messages"
+SIGNATURES = "replayed; that nothing was said rests on the majority, which signed what followed"
+REPLAYED = "replayed from evidence"
+RECOMPUTED = "gradient computed again"
+UNCONFIRMED = "gradient computed again, at parameters that no commitment confirms to the bit on this machine"
+VOTES = "votes only: recomputation needs --task"
+
+
+class AuditError(Exception):
+    """The run folder does not hold what an honest majority has signed; one line: which file, where, and why."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One ledger entry that stood the audit."""
+
+    entry: Entry
+    checked: str
+
+    def __str__(self) -> str:
+        entry = self.entry
+        accusers = f" accused by {', '.join(map(str, entry.accusers))};" if entry.accusers else ""
+        agreeing = sum(vote == entry.verdict for vote in entry.votes.values())
+        votes = f" votes {agreeing} for, {len(entry.votes) - agreeing} against;" if entry.votes else ""
+        peers = entry.peers or (entry.accused,)  # nobody is removed where somebody joins
+        who = f"peer{'s' if len(peers) > 1 else ''} {', '.join(map(str, peers))}"
+        return f"step {entry.step}: {who}: {entry.kind};{accusers}{votes} {self.checked}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the audit found in order."""
+
+    findings: tuple[Finding, ...]
+    summary: str
+
+
+def within(file: str, error: Malformed) -> str:
+    """The error's line with the name of the file that it is about, unless it has one of the same step already."""
+    return str(error) if str(error).startswith(file.partition(".")[0]) else f"{file}: {error}"

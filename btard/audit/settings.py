@@ -1,0 +1,47 @@
+"""The settings of a recorded run and the public keys of its first peers: what an auditor reads first."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from btard.audit.encoding import check_array, check_hex, check_object
+from btard.audit.files import PROTOCOL, ROSTER, read_json, write_json
+from btard.protocol.config import ProtocolConfig
+from btard.protocol.identity import Roster
+from btard.protocol.wire import Malformed
+
+
+def write_settings(folder: Path, config: ProtocolConfig, d: int, roster: Roster) -> None:
+    """The two files that `read_settings` reads."""
+    write_json(folder / PROTOCOL, {"d": d, "config": asdict(config)})
+    # Of those who were there from the start: the keys of others stand in the ledger.
+    write_json(folder / ROSTER, {"keys": [key.hex() for key in roster.keys[: config.peers]]})
+
+
+def read_settings(folder: Path) -> tuple[ProtocolConfig, int, Roster]:
+    """The run's settings, its number of parameters d, and its keys; Malformed names what is wrong."""
+    content = read_json(folder / PROTOCOL, {"d", "config"})
+    d = content["d"]
+    if type(d) is not int or not 1 <= d < 2**32:
+        raise Malformed(f"{PROTOCOL}: d is {d!r:.40}")
+    settings = check_object(content["config"], f"{PROTOCOL}: config")
+    for item in fields(ProtocolConfig):  # annotations are strings such as "int | None"
+        value = settings.get(item.name, item.default)
+        if type(value).__name__.replace("NoneType", "None") not in str(item.type).split(" | "):
+            integer = type(value) is int and "float" in str(item.type)
+            word = isinstance(value, str) and str(item.type).startswith("Literal")
+            if not integer and not word:
+                raise Malformed(f"{PROTOCOL}: {item.name} must be {item.type}, got {value!a:.40}")
+    try:
+        config = ProtocolConfig(**settings)
+        config.run_id.encode()
+    except (TypeError, ValueError) as error:
+        raise Malformed(f"{PROTOCOL}: {error}") from None
+    if config.peers > 2**16:
+        raise Malformed(f"{PROTOCOL}: {config.peers} peers are too many")
+    keys = check_array(read_json(folder / ROSTER, {"keys"})["keys"], "keys")
+    roster = Roster(tuple(check_hex(key, "key") for key in keys))
+    if len(roster.keys) != config.peers or any(len(key) != 32 for key in roster.keys):
+        raise Malformed(f"{ROSTER}: expected {config.peers} keys of 32 bytes, got {len(roster.keys)}")
+    return config, d, roster
