@@ -191,7 +191,7 @@ def markdown(summary: dict[str, Any]) -> str:
         "none, a tenth or a fifth of all sendings; about half of the runs have slow peers.",
         "",
         f"- Failed seeds: {failed}; what follows is about the others." if summary["failures"] else "- No run failed.",
-        f"- {attackers} attackers with {summary['attacks']} different attacks, {removed} of them removed in these steps.",
+        f"- {attackers} attackers with {summary['attacks']} attacks, {removed} of them removed in these steps.",
         f"- Honest peers removed: {traded}, each by ELIMINATE together with a Byzantine one.",
         "- After every step all honest peers held the same ledger and the same parameters.",
         "",
