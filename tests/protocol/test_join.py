@@ -32,6 +32,7 @@ from btard.protocol.join import (
 )
 from btard.protocol.messages import Commit, Join, JoinRequest, Relayed, Signed, max_message, relay_digest
 from btard.protocol.peer import Outcome
+from scripts.sybil_price import sybil_price
 
 PEERS, D, T_JOIN = 5, 41, 4
 
@@ -632,40 +633,6 @@ def test_a_false_accusation_of_a_newcomer_costs_the_accuser_its_place() -> None:
 # What Sybils can do.
 
 
-def sybil_price(seed: int, lives: int, probation: int) -> tuple[int, int]:
-    """(honest gradients, attacking steps) of one Sybil that returns under a new key after each ban."""
-    driver = cohort(run_id=f"sybil {seed}", probation=probation, byzantine=1)
-    honest = attacks = 0
-    for life in range(lives):
-        number = PEERS + life
-        behaviour = WaitAndAttack()
-        newcomer = driver.enter(key("sybil", seed, life), behaviour)
-        while newcomer.peer is None or number in {*driver.peers[0].active, *driver.peers[0].probation}:
-            driver.advance(1)
-        assert driver.removed[number] == "wrong_gradient"
-        honest, attacks = honest + behaviour.served, attacks + behaviour.attacked
-    return honest, attacks
-
-
-class WaitAndAttack(Behaviour):
-    """Honest on probation; as a member it flips signs whenever it works."""
-
-    byzantine = True
-
-    def __init__(self) -> None:
-        self.served = self.attacked = 0
-
-    def active(self, step: int) -> bool:
-        return True
-
-    def gradient(self, ctx: Context, gradient: torch.Tensor) -> torch.Tensor:
-        if ctx.peer in ctx.record.probation:
-            self.served += 1
-            return gradient
-        self.attacked += 1
-        return -1000.0 * gradient
-
-
 def test_every_life_of_a_sybil_costs_a_probation() -> None:
     """Honest gradients per attack: T_join / a, among a members of whom one attacks, with m = 1.
 
@@ -673,7 +640,7 @@ def test_every_life_of_a_sybil_costs_a_probation() -> None:
     until one of them is checked, and there is one more in the step in which that one is judged.
     """
     lives, probation = 4, 3
-    prices = [sybil_price(seed, lives, probation) for seed in range(10)]
+    prices = [sybil_price(PEERS, probation, lives, seed) for seed in range(10)]
     honest, attacks = (np.array(column, dtype=float) for column in zip(*prices, strict=True))
     assert (honest == lives * probation).all(), "no life is cheaper than a probation"
     members = PEERS + 1

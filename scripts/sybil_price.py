@@ -1,0 +1,96 @@
+"""`python -m scripts.sybil_price --out results/sybil`: what an attack costs a Sybil that returns after each ban.
+
+It serves its probation honestly, attacks as soon as it is a member, is banned, and comes back under a new key. Counted
+are the honest gradients that it has to compute and the steps in which it attacks, against T_join / a.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from btard.drivers.local import LocalDriver
+from btard.drivers.task import QuadraticTask
+from btard.protocol.behaviour import Behaviour, Context
+from btard.protocol.config import ProtocolConfig
+from btard.protocol.identity import Identity
+
+D = 40
+SETTINGS = ((5, 3), (8, 5), (8, 10))
+"""(honest members, T_join)"""
+
+
+class WaitAndAttack(Behaviour):
+    """Honest on probation; as a member it flips signs whenever it works."""
+
+    byzantine = True
+
+    def __init__(self) -> None:
+        self.served = self.attacked = 0
+
+    def active(self, step: int) -> bool:
+        return True
+
+    def gradient(self, ctx: Context, gradient: torch.Tensor) -> torch.Tensor:
+        if ctx.peer in ctx.record.probation:
+            self.served += 1
+            return gradient
+        self.attacked += 1
+        return -1000.0 * gradient
+
+
+def sybil_price(members: int, probation: int, lives: int, seed: int) -> tuple[int, int]:
+    """(honest gradients, attacking steps) of one Sybil among `members` honest peers over so many lives."""
+    config = ProtocolConfig(peers=members, byzantine=1, probation=probation, run_id=f"sybil {seed}")
+    driver = LocalDriver(config, QuadraticTask(D))
+    params = torch.ones(D)
+    honest = attacks = 0
+    for life in range(lives):
+        behaviour = WaitAndAttack()
+        newcomer = driver.join(Identity.from_seed("sybil", seed, life), behaviour)
+        removed: dict[int, str] = {}
+        while newcomer.peer not in removed:
+            result = driver.step(params)
+            params = params - 0.1 * result.gradient
+            removed = {peer: entry.kind for entry in result.removed for peer in entry.peers}
+        assert removed == {newcomer.peer: "wrong_gradient"}, f"seed {seed}, life {life}: {removed}"
+        honest, attacks = honest + behaviour.served, attacks + behaviour.attacked
+    return honest, attacks
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--lives", type=int, default=10, help="of each Sybil")
+    parser.add_argument("--seeds", type=int, default=6)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    lines = [
+        "| members, the Sybil included | T_join | lives | honest gradients | attacks | per attack | T_join / a |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for members, probation in SETTINGS:
+        counts = [
+            sybil_price(members, probation, args.lives, seed)
+            for seed in tqdm(range(args.seeds), desc=f"{members} members, T_join {probation}")
+        ]
+        honest, attacks = (sum(column) for column in zip(*counts, strict=True))
+        a, lives = members + 1, args.lives * args.seeds
+        rows.append({"members": a, "probation": probation, "lives": lives, "honest": honest, "attacks": attacks})
+        lines.append(
+            f"| {a} | {probation} | {lives} | {honest} | {attacks} | {honest / attacks:.2f} | {probation / a:.2f} |"
+        )
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "results.json").write_text(json.dumps(rows, indent=2) + "\n")
+    (args.out / "table.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+    print(f"files: {args.out}/results.json, table.md")
+
+
+if __name__ == "__main__":
+    main()
