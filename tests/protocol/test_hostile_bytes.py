@@ -20,38 +20,16 @@ from hypothesis import strategies as st
 from btard.protocol import wire
 from btard.protocol.envelope import decode_digest, decode_items, decode_signed, encode_items, encode_signed
 from btard.protocol.identity import Identity
-from btard.protocol.messages import (
-    Announce,
-    AnnouncedPart,
-    Claim,
-    Claims,
-    CoinCommit,
-    CoinReveal,
-    Commit,
-    Packet,
-    Relayed,
-    Report,
-    Signed,
-    Votes,
-    relay_digest,
-)
+from btard.protocol.messages import Packet, Relayed, Report, Signed, relay_digest
 from btard.protocol.wire import Malformed
+from tests.protocol.test_messages import HASH, MESSAGES
 
 LIMIT = 4096
 SLACK = 200_000
 """Bytes that Python itself may allocate for an error and its message."""
 
 KEY = Identity.from_seed("hostile")
-HASH = bytes(range(32))
-PAYLOADS: list[Any] = [
-    Commit((HASH, HASH[::-1])),
-    Announce((AnnouncedPart(3, HASH, (0, 2, 5)),)),
-    CoinCommit(HASH, (1, 2)),
-    CoinReveal(HASH, HASH[::-1]),
-    Report((1.5, 0.0), ((0.25,), (-1e300,)), (1,)),
-    Claims((Claim(7, 3, "misreport", 2), Claim(6, 1, "wrong_gradient"))),
-    Votes(("guilty", "false", "excused")),
-]
+REPORT = next(message for message in MESSAGES if isinstance(message, Report))
 
 
 def signed(payload: Any) -> Signed:
@@ -59,7 +37,7 @@ def signed(payload: Any) -> Signed:
 
 
 def items() -> list[Packet | Relayed]:
-    message = signed(PAYLOADS[0])
+    message = signed(MESSAGES[0])
     part = Packet.create(KEY, "run", "part", 1, 7, 2, torch.arange(6, dtype=torch.float32))
     raw = Packet.create(KEY, "run", "aggregate", 1, 7, 2, b"garbage")
     chain = ((1, KEY.sign(relay_digest(message.digest(b"context")))),)
@@ -71,8 +49,8 @@ def decoder_of(kind: type[Any]) -> Callable[[bytes], Any]:
 
 
 DECODERS: dict[str, tuple[Callable[[bytes], Any], bytes]] = {
-    **{type(p).__name__: (decoder_of(type(p)), wire.pack(p.to_wire())) for p in PAYLOADS},
-    "broadcast": (lambda data: decode_signed(data, LIMIT), encode_signed(signed(PAYLOADS[4]))),
+    **{type(p).__name__: (decoder_of(type(p)), wire.pack(p.to_wire())) for p in MESSAGES},
+    "broadcast": (lambda data: decode_signed(data, LIMIT), encode_signed(signed(REPORT))),
     "items": (lambda data: decode_items(bytearray(data), LIMIT), b"".join(bytes(p) for p in encode_items(items()))),
     "digest": (decode_digest, HASH),
 }
@@ -205,6 +183,6 @@ def test_the_scan_agrees_with_msgpack(value: Any) -> None:
 
 @pytest.mark.parametrize("cut", range(1, 60))
 def test_every_cut_is_noticed(cut: int) -> None:
-    packed = wire.pack(PAYLOADS[4].to_wire())
+    packed = wire.pack(REPORT.to_wire())
     with pytest.raises(Malformed):
         wire.unpack(packed[: len(packed) - min(cut, len(packed))], max_bytes=LIMIT, what="test")

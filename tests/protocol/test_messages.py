@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from btard.protocol import wire
+from btard.protocol import messages, wire
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.messages import (
     Announce,
@@ -16,6 +16,8 @@ from btard.protocol.messages import (
     CoinCommit,
     CoinReveal,
     Commit,
+    Join,
+    JoinRequest,
     Packet,
     Report,
     Signed,
@@ -34,7 +36,13 @@ MESSAGES = [
     Report((1.5, 0.0), ((0.25,), (-1e300,)), (1,)),
     Claims((Claim(7, 3, "misreport", 2), Claim(6, 1, "wrong_gradient"))),
     Votes(("guilty", "false", "excused")),
+    Join((JoinRequest.create(Identity.from_seed("newcomer"), "run"),)),
 ]
+
+
+def test_there_is_a_sample_of_every_payload() -> None:
+    kinds = {kind.__name__ for kind in vars(messages).values() if isinstance(kind, type) and "from_wire" in vars(kind)}
+    assert {type(message).__name__ for message in MESSAGES} == kinds - {"Payload"}
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
