@@ -174,7 +174,6 @@ def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
         "attacks": len({name for line in results for name in line["attacks"].values()}),
         "byzantine_removed": sum(line["byzantine_removed"] for line in good),
         "honest_eliminated": sum(line["honest_eliminated"] for line in good),
-        "honest_banned_otherwise": 0 if len(good) == len(results) else None,
         "ledger_kinds": dict(kinds.most_common()),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
