@@ -98,7 +98,7 @@ class AgreedState:
         for phase, said in section.messages.items():
             for sender, messages in said.items():
                 for message in messages:
-                    if message.authentic(context, roster):
+                    if message.proven(context, roster):
                         good.add(sender)
                     else:
                         bad.append(f"peer {sender} in {phase[:40]!r}")

@@ -33,7 +33,7 @@ from btard.protocol.messages import (
 from btard.protocol.record import StepRecord
 from btard.protocol.report import part_scalars
 from btard.protocol.validate import committed_gradient, corrected_reports
-from btard.protocol.verify import ACCUSE, scalars_differ, suspicious_parts, v2_violation
+from btard.protocol.verify import ACCUSE, Tally, scalars_differ, suspicious_parts, v2_violation
 
 if TYPE_CHECKING:
     from btard.protocol.peer import Peer
@@ -280,11 +280,11 @@ def _uncovered(peer: Peer, truth: Mapping[int, torch.Tensor]) -> list[Claim]:
     honest = {who: x for who, x in truth.items() if committed_gradient(peer, about, who, x) is not None}
     if not honest:
         return []
-    corrected = corrected_reports(peer, about, honest)
+    tally = Tally(about, corrected_reports(peer, about, honest))
     return [
         Claim(about.step, about.owner(part), "wrong_aggregate", part)
         for part in sorted(about.announced)
         if about.owner(part) != peer.id
         and about.owner(part) in peer.current.remaining
-        and v2_violation(peer.config, about, corrected, part, margin=ACCUSE)
+        and v2_violation(peer.config, about, tally, part, margin=ACCUSE)
     ]

@@ -46,12 +46,14 @@ def aggregate(peer: Peer, record: StepRecord) -> Generator[Effect, Any, None]:
 
     outgoing: dict[int, list[Packet]] = {recipient: [] for recipient in record.remaining if recipient != peer.id}
     for part, value in values.items():
+        known = record.announced[part].digest if part in record.announced else None
+        packet = peer.packet(record, "aggregate", part, value, hashed=known)
         for recipient, packets_out in outgoing.items():
             body = behaviour.aggregate_for(ctx, recipient, part, value)
-            if body is None:
-                continue
-            known = record.announced[part].digest if part in record.announced and body is value else None
-            packets_out.append(peer.packet(record, "aggregate", part, body, hashed=known))
+            if body is value:  # signed once for all
+                packets_out.append(packet)
+            elif body is not None:
+                packets_out.append(peer.packet(record, "aggregate", part, body, hashed=None))
     sent = {recipient: packets for recipient, packets in outgoing.items() if packets}
     arrived = yield from peer.send(record, "aggregate", sent, limit=packet_limit(record, range(record.cut.k)))
     for part in range(record.cut.k):

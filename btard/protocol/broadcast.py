@@ -65,8 +65,7 @@ def genuine(
         return None
     if signed.sender not in senders or signed.nbytes > limit:
         return None
-    hashed = signed.digest(record.context)
-    return hashed if peer.roster.verify(signed.sender, hashed, signed.signature) else None
+    return signed.proven(record.context, peer.roster)
 
 
 def _view(heard: Heard) -> bytes:

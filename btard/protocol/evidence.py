@@ -16,12 +16,11 @@ from btard.protocol.validate import work_is_wrong
 from btard.protocol.verify import (
     CONVICT,
     SIGMAS,
+    Tally,
     aggregate_is_wrong,
-    counted,
     far_off,
     residual_tolerance,
     scalars_differ,
-    typical_distance,
     v2_violation,
     v3_violation,
 )
@@ -147,11 +146,9 @@ def _wrong_aggregate(
         bodies.append(body)
     if aggregate_is_wrong(peer.config, about.aggregates[part], torch.stack(bodies)):
         return GUILTY
-    reports = corrected if about is peer.last else about.reports
-    delta_max = far_off(peer.config, about, reports)
-    cause = v2_violation(peer.config, about, reports, part, margin=CONVICT) or v3_violation(
-        about, reports, part, delta_max
-    )
+    tally = Tally(about, corrected if about is peer.last else about.reports)
+    delta_max = far_off(peer.config, about, tally)
+    cause = v2_violation(peer.config, about, tally, part, margin=CONVICT) or v3_violation(about, tally, part, delta_max)
     if not cause and about is peer.last and peer.config.validation == "tolerant":
         cause = _somebody_lied(peer, about, part, bodies)
     return EXCUSED if cause else FALSE_CLAIM
@@ -164,10 +161,11 @@ def _somebody_lied(peer: Peer, about: StepRecord, part: int, bodies: Sequence[to
     the true one, which vanishes, and the lies that are still in it. A quarter of V2's bound, since the typical
     distance in the accuser's bound is made of other reports than that in mine.
     """
-    heard = counted(about, about.reports, part)
+    tally = Tally(about, about.reports)
+    heard = tally.senders(part)
     if not heard:
         return False
-    typical = typical_distance(about, about.reports, part)
+    typical = tally.typical(part)
     bound = CONVICT * SIGMAS * len(heard) * residual_tolerance(peer.config, about.aggregates[part], typical)
     lies = [0.0] * peer.config.directions
     for sender, (_, true) in zip(about.announced[part].senders, part_scalars(peer, about, bodies, part), strict=True):

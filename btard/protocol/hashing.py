@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 
 import numpy as np
 import torch
 from blake3 import blake3
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 DIGEST_SIZE = 32
+
+threads = 1
+"""On how many threads a large tensor is hashed. A process that is one peer alone has more to give than one."""
 
 Field = str | int | bytes
 
 
 def _frame(fields: tuple[Field, ...]) -> bytes:
     """Injective encoding of `fields`: every field carries its type and length, so no two tuples share bytes."""
-    out = bytearray()
-    for field in fields:
-        if isinstance(field, bytes):
-            tag, raw = b"b", field
-        elif isinstance(field, str):
-            tag, raw = b"s", field.encode()
-        else:
-            tag, raw = b"i", str(field).encode()
-        out += tag + struct.pack("<I", len(raw)) + raw
-    return bytes(out)
+    return b"".join([_bytes_head(len(f)) + f if isinstance(f, bytes) else _encoded(f) for f in fields])
+
+
+# Thousands of fields are framed in a step, nearly all of them words, peers and digests of 32 bytes.
+@lru_cache(maxsize=256)
+def _bytes_head(length: int) -> bytes:
+    return struct.pack("<cI", b"b", length)
+
+
+@lru_cache(maxsize=4096, typed=True)
+def _encoded(field: str | int) -> bytes:
+    raw = str(field).encode()
+    return struct.pack("<cI", b"s" if isinstance(field, str) else b"i", len(raw)) + raw
 
 
 def digest(*fields: Field) -> bytes:
@@ -37,11 +45,18 @@ def tensor_digest(tensor: torch.Tensor, *fields: Field) -> bytes:
 
     Equal for equal content wherever it lies (device, strides). -0.0 and 0.0, and NaNs of different payload, differ.
     """
-    host = tensor.detach().to("cpu").contiguous()
-    hasher = blake3(_frame((*fields, str(host.dtype), "x".join(map(str, host.shape)))))
+    host = tensor.detach().cpu().contiguous()
+    frame = _frame((*fields, str(host.dtype), "x".join(map(str, host.shape))))
+    if not host.numel():
+        return blake3(frame).digest()
     # Flat first: a tensor without dimensions has no view as bytes.
-    hasher.update(host.view(-1).view(torch.uint8).numpy().data if host.numel() else b"")
-    return hasher.digest()
+    content = host.view(-1).view(torch.uint8).numpy().data
+    hasher = blake3(frame, max_threads=threads if len(content) >= _WORTH_THREADS else 1)
+    return hasher.update(content).digest()
+
+
+_WORTH_THREADS = 2**20
+"""Bytes from which on several threads hash faster than one."""
 
 
 def stream(*fields: Field) -> np.random.Generator:
@@ -52,3 +67,20 @@ def stream(*fields: Field) -> np.random.Generator:
 def batch_seed(run_id: str, step: int, peer: int, previous_coin: bytes) -> bytes:
     """xi_i^t = H(run_id, "batch", t, i, r^{t-1}): the 32-byte seed of peer `peer`'s public batch at `step`."""
     return digest("batch", run_id, step, peer, previous_coin)
+
+
+UNIFORM_SCALE = (3 / (4.0**15 - 1)) ** 0.5
+"""Times this, the numbers of `uniform` have variance 1."""
+
+
+def uniform(size: int, *fields: Field) -> np.ndarray:
+    """`size` numbers of the stream of this name, uniform on the odd int16 values: mean 0, variance (2^30 - 1) / 3.
+
+    AES in counter mode, twenty times as fast as normal numbers and the same on every machine.
+    """
+    drawn = np.zeros(2 * size + 15, dtype=np.uint8)  # a cipher asks for room for one more block
+    Cipher(algorithms.AES(digest("uniform", *fields)), modes.CTR(bytes(16))).encryptor().update_into(
+        drawn[: 2 * size].data, drawn.data
+    )
+    odd = drawn[: 2 * size].view("<i2").astype(np.int16, copy=False)
+    return np.bitwise_or(odd, 1, out=odd)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from nacl.exceptions import BadSignatureError
+from nacl.signing import SigningKey, VerifyKey
 
 from btard.protocol.hashing import digest
+from btard.protocol.remembered import remembered
 
 SIGNATURE_SIZE = 64
 
@@ -16,26 +16,26 @@ SIGNATURE_SIZE = 64
 class Identity:
     """A peer's key pair. The public key (32 bytes) is the peer's identity."""
 
-    def __init__(self, private_key: Ed25519PrivateKey) -> None:
+    def __init__(self, private_key: SigningKey) -> None:
         self._private_key = private_key
-        self.public_key: bytes = private_key.public_key().public_bytes_raw()
+        self.public_key = bytes(private_key.verify_key)
 
     @classmethod
     def from_seed(cls, *fields: str | int | bytes) -> Identity:
         """A reproducible identity, for simulations. A real peer calls `generate` and keeps its key."""
-        return cls(Ed25519PrivateKey.from_private_bytes(digest("identity", *fields)))
+        return cls(SigningKey(digest("identity", *fields)))
 
     @classmethod
     def generate(cls) -> Identity:
-        return cls(Ed25519PrivateKey.generate())
+        return cls(SigningKey.generate())
 
     def sign(self, message: bytes) -> bytes:
         """The 64-byte Ed25519 signature of `message`."""
-        return self._private_key.sign(message)
+        return self._private_key.sign(message).signature
 
     def secret(self, *fields: str | int) -> bytes:
         """32 bytes that only the holder of this key can derive, the same on every rerun."""
-        return digest("secret", self._private_key.private_bytes_raw(), *fields)
+        return digest("secret", bytes(self._private_key), *fields)
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,13 @@ class Roster:
         return Roster((*self.keys, key))
 
 
-# A pure function of its arguments: where several peers live in one process, each signature is checked once.
-@lru_cache(maxsize=8192)
+@remembered(8192)
 def verify_key(key: bytes, message: bytes, signature: bytes) -> bool:
     """Whether `signature` on `message` is that of the holder of the public key `key`; False for malformed bytes."""
     if len(signature) != SIGNATURE_SIZE:
         return False
     try:
-        Ed25519PublicKey.from_public_bytes(key).verify(signature, message)
-    except InvalidSignature:
+        VerifyKey(key).verify(message, signature)
+    except (BadSignatureError, ValueError):  # ValueError: a key of another length
         return False
     return True

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -15,6 +14,7 @@ import torch
 from btard.protocol import wire
 from btard.protocol.hashing import DIGEST_SIZE, digest, tensor_digest
 from btard.protocol.identity import SIGNATURE_SIZE, Identity, Roster, verify_key
+from btard.protocol.remembered import remembered
 from btard.protocol.wire import Malformed
 
 NOBODY = -1
@@ -246,10 +246,14 @@ class Join:
 P = TypeVar("P", Commit, Announce, CoinCommit, CoinReveal, Report, Claims, Votes, Join)
 
 
-# Pure, and the same bytes reach every peer: where several peers live in one process each payload is decoded once.
-@lru_cache(maxsize=4096)
+@remembered(4096)
 def _decode(payload: bytes, kind: type[Any], max_bytes: int) -> Any:
     return kind.from_wire(wire.unpack(payload, max_bytes=max_bytes, what=kind.__name__))
+
+
+@remembered(8192)
+def _signed_digest(context: bytes, sender: int, step: int, phase: str, payload: bytes) -> bytes:
+    return digest("broadcast", context, sender, step, phase, payload)
 
 
 SIGNED_OVERHEAD = 32
@@ -275,11 +279,12 @@ class Signed:
 
     def digest(self, context: bytes) -> bytes:
         """What the signature is on."""
-        return digest("broadcast", context, self.sender, self.step, self.phase, self.payload)
+        return _signed_digest(context, self.sender, self.step, self.phase, self.payload)
 
-    def authentic(self, context: bytes, roster: Roster) -> bool:
-        """Whether the named sender really signed these bytes for this step and phase."""
-        return roster.verify(self.sender, self.digest(context), self.signature)
+    def proven(self, context: bytes, roster: Roster) -> bytes | None:
+        """Its digest if the named sender really signed these bytes for this step and phase, else None."""
+        hashed = self.digest(context)
+        return hashed if roster.verify(self.sender, hashed, self.signature) else None
 
     @property
     def nbytes(self) -> int:

@@ -28,15 +28,14 @@ class Split:
     def __post_init__(self) -> None:
         if self.d < self.k:
             raise ValueError(f"a model of {self.d} parameters cannot be cut into {self.k} parts, one per worker")
+        size, longer = divmod(self.d, self.k)
+        self._starts = [part * size + min(part, longer) for part in range(self.k + 1)]
 
     def bounds(self, part: int) -> tuple[int, int]:
-        size, longer = divmod(self.d, self.k)
-        start = part * size + min(part, longer)
-        return start, start + size + (part < longer)
+        return self._starts[part], self._starts[part + 1]
 
     def size(self, part: int) -> int:
-        start, stop = self.bounds(part)
-        return stop - start
+        return self._starts[part + 1] - self._starts[part]
 
     def runs(self) -> list[tuple[int, int]]:
         """Ranges of neighbouring parts of equal size, at most two: what can be handled as the rows of a matrix."""
@@ -45,8 +44,7 @@ class Split:
 
     def view(self, vector: torch.Tensor, part: int) -> torch.Tensor:
         """Part `part` of `vector` [d], without a copy."""
-        start, stop = self.bounds(part)
-        return vector[start:stop]
+        return vector[self._starts[part] : self._starts[part + 1]]
 
 
 def step_context(
@@ -120,7 +118,7 @@ class StepRecord:
     @property
     def remaining(self) -> tuple[int, ...]:
         """A_t without those that already fell out."""
-        return tuple(peer for peer in self.active if peer not in self.expelled)
+        return tuple(peer for peer in self.active if peer not in self.expelled) if self.expelled else self.active
 
     @property
     def newcomers(self) -> tuple[int, ...]:
@@ -143,6 +141,8 @@ class StepRecord:
 
         Only such parts count, and only reports about them can be held against anybody.
         """
+        if not self.missing:
+            return True
         lacking = sum(part in self.missing.get(peer, ()) for peer in self.active)
         return 2 * lacking < len(self.active)
 

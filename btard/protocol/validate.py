@@ -10,6 +10,7 @@ from btard.protocol.commit import part_digests
 from btard.protocol.hashing import stream
 from btard.protocol.messages import Claim, Report, is_finite
 from btard.protocol.record import StepRecord
+from btard.protocol.remembered import remembered
 from btard.protocol.report import gradient_report
 from btard.protocol.tolerance import too_far
 from btard.protocol.verify import ACCUSE, scalars_differ
@@ -24,13 +25,20 @@ def draw_validators(coin: bytes, workers: tuple[int, ...], active: tuple[int, ..
     Targets come uniformly from `workers` (W_t without those already banned), validators uniformly from the other
     peers of `active` (A_{t+1}). Fewer pairs where there are too few peers; at least one peer is left to work.
     """
+    return dict(_pairs(coin, workers, active, validators))
+
+
+@remembered(4)
+def _pairs(
+    coin: bytes, workers: tuple[int, ...], active: tuple[int, ...], validators: int
+) -> tuple[tuple[int, int], ...]:
     rng = stream("validators", coin)
     candidates = [peer for peer in workers if peer in active]
     count = max(0, min(validators, len(candidates), (len(active) - 1) // 2))
     targets = [candidates[i] for i in rng.choice(len(candidates), count, replace=False)] if count else []
     others = [peer for peer in active if peer not in targets]
     chosen = [others[i] for i in rng.choice(len(others), count, replace=False)] if count else []
-    return dict(sorted(zip(chosen, targets, strict=True)))
+    return tuple(sorted(zip(chosen, targets, strict=True)))
 
 
 def work_is_wrong(peer: Peer, record: StepRecord, target: int, gradient: torch.Tensor, *, margin: float) -> bool:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from statistics import median
 
+import numpy as np
 import torch
 
 from btard.aggregation import residual_and_floor
@@ -20,7 +21,7 @@ ACCUSE, CONVICT = 2.0, 1.0
 """Multiples of a tolerance: who accuses wants to be sure that the judges agree."""
 
 SIGMAS = 6.0
-"""V2 projects on a Gaussian: beyond six standard deviations of the tolerated residual nobody is honest."""
+"""V2 projects on random numbers with the tails of a Gaussian: six standard deviations off, nobody is honest."""
 
 AUTO_DELTA = 10.0
 """delta_max = None: this many times the typical distance. Parts differ as layers do; a needless check costs time."""
@@ -45,14 +46,47 @@ def scalars_differ(
     return any(abs(said - true) > 10 * tol * scale for said, true in zip(reported, products, strict=True))
 
 
-def typical_distance(record: StepRecord, reports: Mapping[int, Report], part: int) -> float:
-    """Median of the reported norm_i[part] over the workers that went in: the honest majority decides it."""
-    return median(reports[i].norms[part] for i in counted(record, reports, part))
+class Tally:
+    """What counts of `reports` on the parts of `record`'s step: those of the announced senders that cover the part."""
 
+    def __init__(self, record: StepRecord, reports: Mapping[int, Report]) -> None:
+        self._record, self._reports = record, reports
+        self._spoke = tuple(sorted(reports))
+        self._partial = {i for i in self._spoke if reports[i].missing}
+        self._columns: dict[tuple[int, ...], tuple[np.ndarray, list[float]]] = {}
 
-def counted(record: StepRecord, reports: Mapping[int, Report], part: int) -> list[int]:
-    """The workers over which the sums for `part` run: announced as senders, with a report that covers the part."""
-    return [i for i in record.announced[part].senders if i in reports and part not in reports[i].missing]
+    def senders(self, part: int) -> tuple[int, ...]:
+        """The workers over which the sums for `part` run, ascending."""
+        announced = self._record.announced[part].senders
+        if announced == self._spoke and not self._partial:
+            return announced
+        return tuple(i for i in announced if i in self._reports and part not in self._reports[i].missing)
+
+    def norms(self, part: int) -> np.ndarray:
+        """norm_i[part] of the senders, float64."""
+        return self._matrix(self.senders(part))[0][:, part]
+
+    def typical(self, part: int) -> float:
+        """Median of the reported norm_i[part]: the honest majority decides it. There has to be a sender."""
+        return self._matrix(self.senders(part))[1][part]
+
+    def total(self, part: int, direction: int) -> float:
+        """sum_i s_i[part], correctly rounded; OverflowError for numbers that nobody honest reports."""
+        return math.fsum(self._reports[i].products[part][direction] for i in self.senders(part))
+
+    def _matrix(self, senders: tuple[int, ...]) -> tuple[np.ndarray, list[float]]:
+        """Norms [senders, k] and their medians over the senders: nearly always the same senders for all parts."""
+        if senders not in self._columns:
+            norms = np.array([self._reports[i].norms for i in senders])
+            ordered = np.sort(norms, axis=0)
+            middle = [
+                (a + b) / 2
+                for a, b in zip(
+                    ordered[(len(senders) - 1) // 2].tolist(), ordered[len(senders) // 2].tolist(), strict=True
+                )
+            ]
+            self._columns[senders] = norms, middle
+        return self._columns[senders]
 
 
 def residual_tolerance(config: ProtocolConfig, value: torch.Tensor, typical: float) -> float:
@@ -66,44 +100,45 @@ def residual_tolerance(config: ProtocolConfig, value: torch.Tensor, typical: flo
     return config.residual_tol + 2.0**-22 * float(torch.linalg.vector_norm(value)) / typical
 
 
-def v2_violation(
-    config: ProtocolConfig, record: StepRecord, reports: Mapping[int, Report], part: int, *, margin: float
-) -> bool:
+def v2_violation(config: ProtocolConfig, record: StepRecord, tally: Tally, part: int, *, margin: float) -> bool:
     """V2: whether sum_i s_i[part] is farther from 0 than an honest aggregate allows, times `margin`."""
-    senders = counted(record, reports, part)
+    senders = tally.senders(part)
     if part not in record.aggregates or not senders or not record.held(part):
         return False
-    typical = typical_distance(record, reports, part)
-    tolerance = residual_tolerance(config, record.aggregates[part], typical)
-    bound = margin * SIGMAS * len(senders) * tolerance * min(config.tau, typical)
+    typical = tally.typical(part)
     try:
-        sums = [math.fsum(reports[i].products[part][q] for i in senders) for q in range(config.directions)]
-    except OverflowError:  # of numbers that nobody honest reports
+        largest = max(abs(tally.total(part, direction)) for direction in range(config.directions))
+    except OverflowError:
         return True
-    return any(abs(total) > bound for total in sums)
+    unit = margin * SIGMAS * len(senders) * min(config.tau, typical)
+    # What rounding adds to the tolerance takes a read of the aggregate, and is nearly never needed.
+    if largest <= unit * config.residual_tol:
+        return False
+    return largest > unit * residual_tolerance(config, record.aggregates[part], typical)
 
 
-def far_off(config: ProtocolConfig, record: StepRecord, reports: Mapping[int, Report]) -> float:
+def far_off(config: ProtocolConfig, record: StepRecord, tally: Tally) -> float:
     """delta_max of this step: the setting, or what follows from the typical distances of all parts."""
     if config.delta_max is not None:
         return config.delta_max
-    distances = [typical_distance(record, reports, j) for j in record.announced if counted(record, reports, j)]
+    distances = [tally.typical(part) for part in record.announced if tally.senders(part)]
     return AUTO_DELTA * median(distances) if distances else math.inf
 
 
-def v3_violation(record: StepRecord, reports: Mapping[int, Report], part: int, delta_max: float) -> bool:
+def v3_violation(record: StepRecord, tally: Tally, part: int, delta_max: float) -> bool:
     """V3: whether more than half of the workers that went in say that they are farther than delta_max from a[part]."""
-    senders = counted(record, reports, part) if record.held(part) else []
-    return 2 * sum(reports[i].norms[part] > delta_max for i in senders) > len(senders)
+    senders = tally.senders(part) if record.held(part) else ()
+    return bool(senders) and 2 * int((tally.norms(part) > delta_max).sum()) > len(senders)
 
 
 def suspicious_parts(config: ProtocolConfig, record: StepRecord, reports: Mapping[int, Report]) -> list[int]:
     """The parts whose aggregate V2 or V3 wants checked, by broadcasts alone: the same list for everybody."""
-    delta_max = far_off(config, record, reports)
+    tally = Tally(record, reports)
+    delta_max = far_off(config, record, tally)
     return [
         part
         for part in sorted(record.announced)
-        if v2_violation(config, record, reports, part, margin=ACCUSE) or v3_violation(record, reports, part, delta_max)
+        if v2_violation(config, record, tally, part, margin=ACCUSE) or v3_violation(record, tally, part, delta_max)
     ]
 
 

@@ -4,7 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from btard.protocol.hashing import batch_seed, digest, stream, tensor_digest
+from btard.protocol import hashing
+from btard.protocol.hashing import UNIFORM_SCALE, batch_seed, digest, stream, tensor_digest, uniform
 
 field = st.one_of(st.binary(max_size=8), st.text(max_size=8), st.integers(-5, 300))
 
@@ -51,3 +52,30 @@ def test_batch_seed_depends_on_everything_it_should() -> None:
     }
     assert len(seeds) == 16 and all(len(seed) == 32 for seed in seeds)
     assert np.unique([seed[0] for seed in seeds]).size > 8  # spread, not counted up
+
+
+def test_tensors_hash_alike_on_one_thread_and_on_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.arange(2**19, dtype=torch.float32)
+    alone = tensor_digest(x, "part")
+    monkeypatch.setattr(hashing, "threads", 2)
+    assert tensor_digest(x, "part") == alone
+
+
+def test_uniform_numbers_are_odd_symmetric_and_of_variance_one() -> None:
+    drawn = uniform(200_000, "direction", b"coin", 3)
+    assert drawn.dtype == np.int16 and (drawn % 2 == 1).all()
+    assert -32767 <= drawn.min() < -32700 and 32700 < drawn.max() <= 32767
+    scaled = UNIFORM_SCALE * drawn.astype(np.float64)
+    # Four standard errors of the mean, the variance, the kurtosis (9/5) and the correlation of neighbours.
+    error = 4 / np.sqrt(len(scaled))
+    assert abs(scaled.mean()) < error and abs(scaled.var() - 1) < error
+    assert abs((scaled**4).mean() - 9 / 5) < 2 * error
+    assert abs((scaled[1:] * scaled[:-1]).mean()) < error
+
+
+def test_uniform_numbers_are_named_repeatable_and_the_same_on_every_machine() -> None:
+    assert (uniform(7, "a", 1) == uniform(7, "a", 1)).all()
+    assert (uniform(100, "a", 1)[:7] == uniform(7, "a", 1)).all()
+    assert (uniform(100, "a", 1) != uniform(100, "a", 2)).mean() > 0.9
+    assert uniform(4, "direction", b"c" * 32, 0).tolist() == [-26661, 10977, -3529, -369]
+    assert uniform(0, "a").shape == (0,)

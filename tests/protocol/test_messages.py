@@ -109,9 +109,9 @@ def test_signature_binds_run_sender_step_phase_and_payload() -> None:
     keys = [Identity.from_seed("test", i) for i in range(2)]
     roster = Roster(tuple(key.public_key for key in keys))
     signed = Signed.create(keys[0], "run", 0, 5, "commit", MESSAGES[0])
-    assert signed.authentic("run", roster) and not signed.authentic("other run", roster)
+    assert signed.proven("run", roster) == signed.digest("run") and not signed.proven("other run", roster)
     for change in ({"sender": 1}, {"step": 6}, {"phase": "report"}, {"payload": signed.payload + b"\0"}, {"sender": 9}):
-        assert not Signed(**{**signed.__dict__, **change}).authentic("run", roster)
+        assert not Signed(**{**signed.__dict__, **change}).proven("run", roster)
     assert signed.open(Commit, 1000) == MESSAGES[0]
     with pytest.raises(Malformed):
         signed.open(Report, 1000)

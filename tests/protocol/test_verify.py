@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 
 from btard.aggregation import centered_clip
 from btard.protocol.config import ProtocolConfig
+from btard.protocol.hashing import UNIFORM_SCALE
 from btard.protocol.messages import AnnouncedPart, Report
 from btard.protocol.record import Split, StepRecord
 from btard.protocol.report import directions, scalars
 from btard.protocol.verify import (
     ACCUSE,
     CONVICT,
+    Tally,
     aggregate_is_wrong,
     far_off,
     scalars_differ,
@@ -94,7 +96,7 @@ def test_v2_passes_the_honest_and_catches_a_shift_of_a_thousandth(tau: float, p:
     honest = centered_clip(x, tau, tol=config.tol).value
     record = make_record(honest, 15)
     reports = make_reports(config, record, x)
-    assert not v2_violation(config, record, reports, 0, margin=CONVICT)
+    assert not v2_violation(config, record, Tally(record, reports), 0, margin=CONVICT)
     assert suspicious_parts(config, record, reports) == []
     typical = float(torch.linalg.vector_norm(x - honest, dim=1).median())
     # A shift moves the clipped sum by at least the share of it that stays after clipping, tau / typical.
@@ -102,7 +104,7 @@ def test_v2_passes_the_honest_and_catches_a_shift_of_a_thousandth(tau: float, p:
     wrong = honest + 1e-3 * typical * shift / shift.norm()
     record = make_record(wrong, 15)
     reports = make_reports(config, record, x)
-    assert v2_violation(config, record, reports, 0, margin=ACCUSE)
+    assert v2_violation(config, record, Tally(record, reports), 0, margin=ACCUSE)
     assert suspicious_parts(config, record, reports) == [0]
     assert aggregate_is_wrong(config, wrong, x)
 
@@ -113,8 +115,8 @@ def test_v3_counts_a_majority_of_the_workers() -> None:
     def reports(far: int) -> dict[int, Report]:
         return {i: Report((100.0 if i < far else 1.0,), ((0.0,),)) for i in range(5)}
 
-    assert not v3_violation(record, reports(2), 0, delta_max=50.0)
-    assert v3_violation(record, reports(3), 0, delta_max=50.0)
+    assert not v3_violation(record, Tally(record, reports(2)), 0, delta_max=50.0)
+    assert v3_violation(record, Tally(record, reports(3)), 0, delta_max=50.0)
 
 
 def test_delta_max_follows_the_typical_distance_over_the_parts() -> None:
@@ -122,8 +124,8 @@ def test_delta_max_follows_the_typical_distance_over_the_parts() -> None:
     record.split, record.owners = Split(6, 3), (0, 1, 2)
     record.announced = {j: AnnouncedPart(j, b"h" * 32, (0, 1, 2)) for j in range(3)}
     reports = {i: Report((1.0, 2.0, 40.0), ((0.0,),) * 3) for i in range(3)}
-    assert far_off(ProtocolConfig(peers=3), record, reports) == 20.0
-    assert far_off(ProtocolConfig(peers=3, delta_max=7.0), record, reports) == 7.0
+    assert far_off(ProtocolConfig(peers=3), record, Tally(record, reports)) == 20.0
+    assert far_off(ProtocolConfig(peers=3, delta_max=7.0), record, Tally(record, reports)) == 7.0
 
 
 def test_v1_tolerates_rounding_and_nothing_else() -> None:
@@ -137,9 +139,11 @@ def test_v1_tolerates_rounding_and_nothing_else() -> None:
 
 
 def test_scalars_of_huge_parts_are_finite() -> None:
-    norm, (product,) = scalars(torch.full((9,), 3e38), torch.zeros(9), torch.ones(1, 9), 2.0)
+    ones = torch.ones(1, 9, dtype=torch.int16)
+    norm, (product,) = scalars(torch.full((9,), 3e38), torch.zeros(9), ones, 2.0)
     assert norm == pytest.approx(9e38, rel=1e-6)
-    assert product == pytest.approx(2.0 * 3.0, rel=1e-6)  # <1, g> tau / ||g|| = 9 * 3e38 * 2 / 9e38
+    # <1, g> tau / ||g|| = 9 * 3e38 * 2 / 9e38
+    assert product == pytest.approx(UNIFORM_SCALE * 2.0 * 3.0, rel=1e-6)
 
 
 @pytest.mark.parametrize(
