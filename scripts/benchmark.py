@@ -1,0 +1,107 @@
+"""Measures aggregation, a step by phase, the simulator, and growth with peers and parameters; writes one page.
+
+    python -m scripts.benchmark                                    # all sections into results/benchmark
+    python -m scripts.benchmark --only step scale                  # these again; the others stay on the page
+    python -m scripts.benchmark --report                           # the page again from the JSON files
+
+Each section leaves `<section>.json` with all single times, and `README.md` is drawn from the files that are there.
+Run it on a quiet machine: the load average is on the page.
+"""
+
+from __future__ import annotations
+
+import os
+
+# As `resnet` sets it for a run, before torch is imported: busy waiting would disturb what is measured next.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import argparse
+import json
+import shlex
+import sys
+import time
+import warnings
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from scripts.benchmarks.measure import Settings, load, machine
+from scripts.benchmarks.page import Table, page, section
+
+SECTIONS = ("aggregation", "step", "simulator", "scale")
+
+
+def measure(name: str, settings: Settings, command: str, progress: Progress) -> dict[str, Any]:
+    """The content of `<name>.json`: what it was measured on, and a result per case."""
+    started, before = time.perf_counter(), load()
+    found = import_module(f"scripts.benchmarks.{name}").cases(settings)
+    bar = progress.add_task(name, total=len(found))
+    results = {}
+    for case, run in found.items():
+        progress.update(bar, description=f"{name}: {case}")
+        results[case] = run()
+        progress.advance(bar)
+    progress.update(bar, description=name)
+    about = {"command": command, **machine(settings.device), "load": [before, load()], "quick": settings.quick}
+    return {"about": {**about, "seconds": round(time.perf_counter() - started, 1)}, "results": results}
+
+
+def tables_of(name: str, content: dict[str, Any]) -> list[Table]:
+    """The section's tables, from what its JSON file holds."""
+    return import_module(f"scripts.benchmarks.{name}").tables(content["results"])
+
+
+def write_page(out: Path) -> str:
+    """Draw `README.md` from the sections' files in `out`; returns its text.
+
+    Errors: FileNotFoundError if there is none.
+    """
+    parts = []
+    for name in SECTIONS:
+        path = out / f"{name}.json"
+        if path.exists():
+            content = json.loads(path.read_text())
+            parts.append(section(name, content["about"], tables_of(name, content)))
+    if not parts:
+        raise FileNotFoundError(f"no measurements in {out}: run `python -m scripts.benchmark --out {out}` first")
+    text = page(parts)
+    (out / "README.md").write_text(text)
+    return text
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="sections to measure")
+    parser.add_argument("--out", type=Path, default=Path("results/benchmark"))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything runs")
+    parser.add_argument("--report", action="store_true", help="measure nothing, draw the page from the JSON files")
+    options = parser.parse_args(argv)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device here")
+    console = Console()
+    options.out.mkdir(parents=True, exist_ok=True)
+    if not options.report:
+        warnings.simplefilter("ignore")
+        command = shlex.join(["python", "-m", "scripts.benchmark", *(sys.argv[1:] if argv is None else argv)])
+        settings = Settings(options.device, options.quick)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        for name in options.only:
+            with Progress(*columns, console=console, transient=True) as progress:
+                content = measure(name, settings, command, progress)
+            (options.out / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+            for table in tables_of(name, content):
+                table.show(console)
+    try:
+        write_page(options.out)
+    except FileNotFoundError as error:
+        parser.error(str(error))
+    console.print(f"wrote {options.out / 'README.md'}")
+
+
+if __name__ == "__main__":
+    main()

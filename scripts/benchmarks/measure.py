@@ -1,0 +1,145 @@
+"""Interleaved timing, the fits of growth, memory of a process, and what a page says about machine and versions."""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+Times = dict[str, list[float]]
+"""Variant -> seconds of every repeat."""
+
+PACKAGES = ("torch", "numpy", "cryptography", "blake3", "torchvision", "transformers", "byzfl", "byzpy")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the sections are told: where to compute, and whether sizes are tiny because only the code is tried."""
+
+    device: str = "cpu"
+    quick: bool = False
+
+
+def synchronise(device: str) -> None:
+    """Wait for the accelerator, so that a clock read next counts what was started before."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def interleaved(
+    variants: Mapping[str, Callable[[], object]],
+    repeats: int,
+    device: str = "cpu",
+    *,
+    warmup: int = 1,
+    patience: float = math.inf,
+) -> Times:
+    """Seconds of each variant in every repeat. They take turns, so a slow minute of the machine is slow for all.
+
+    The first `warmup` rounds are not counted. With `patience`, in seconds, a variant sits out once it has used them up;
+    of one that does so while warming up that time is what counts.
+    """
+    times: Times = {name: [] for name in variants}
+    used = dict.fromkeys(variants, 0.0)
+    for repeat in range(warmup + repeats):
+        for name, function in variants.items():
+            if used[name] >= patience:
+                continue
+            synchronise(device)
+            started = time.perf_counter()
+            function()
+            synchronise(device)
+            spent = time.perf_counter() - started
+            used[name] += spent
+            if repeat >= warmup or used[name] >= patience:
+                times[name].append(spent)
+    return times
+
+
+def ratio(times: Sequence[float], unit: Sequence[float], digits: int = 1) -> str:
+    """`median (min to max)` of `times` in units of the median of `unit`."""
+    base = statistics.median(unit)
+    if len(times) == 1:
+        return f"{times[0] / base:.{digits}f} (once)"
+    middle, low, high = (f"{value / base:.{digits}f}" for value in (statistics.median(times), min(times), max(times)))
+    return f"{middle} ({low} to {high})"
+
+
+def slope(sizes: Sequence[float], values: Sequence[float]) -> float:
+    """Exponent of growth: the slope of log(value) over log(size) in the upper half of the sizes, at least two."""
+    half = min(len(sizes) // 2, len(sizes) - 2)
+    return float(np.polyfit(np.log(sizes[half:]), np.log(values[half:]), 1)[0])
+
+
+def fit(basis: Mapping[str, Sequence[float]], values: Sequence[float]) -> dict[str, Any]:
+    """Coefficients of the terms in `basis` (name -> its value in each case), none negative; least relative squares.
+
+    `largest error` is the largest relative deviation of a fitted value. A term whose best coefficient would be
+    negative is left out: no part of a cost is.
+    """
+    columns = np.array(list(basis.values()), dtype=float).T / np.array(values)[:, None]
+    used = list(range(columns.shape[1]))
+    while True:
+        found = np.linalg.lstsq(columns[:, used], np.ones(len(values)), rcond=None)[0]
+        if (found >= 0).all():
+            break
+        del used[int(found.argmin())]
+    coefficients = np.zeros(columns.shape[1])
+    coefficients[used] = found
+    error = float(np.abs(columns @ coefficients - 1).max())
+    return {"coefficients": dict(zip(basis, coefficients.tolist(), strict=True)), "largest error": error}
+
+
+def memory(field: str) -> int:
+    """Bytes of this process's memory from /proc: `VmRSS` now, `VmHWM` at its peak. Linux alone has it.
+
+    `getrusage` would not do: its peak is handed on from the process that started this one.
+    """
+    for line in Path("/proc/self/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            return 1024 * int(value.split()[0])
+    raise RuntimeError(f"/proc/self/status has no {field}: memory is measured on Linux only")
+
+
+def release(device: str) -> None:
+    """Give memory of the case before back, so that the next one is not measured on a full machine."""
+    gc.collect()
+    if device != "cpu":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def load() -> float:
+    """Load average of the last minute: above the number of busy cores, somebody else was computing too."""
+    return round(os.getloadavg()[0], 2)
+
+
+def machine(device: str) -> dict[str, Any]:
+    """Hardware in words, threads and versions."""
+    hardware = f"{os.cpu_count()} CPU cores ({platform.machine()})"
+    if device != "cpu":
+        hardware = f"{torch.cuda.get_device_name()}, {hardware}"
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "hardware": hardware,
+        "threads": torch.get_num_threads(),
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "unset"),
+        "versions": versions,
+    }

@@ -1,0 +1,59 @@
+"""Tables of a section, for the terminal and for the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, what a reader must know about the numbers, and rows of words."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+    def markdown(self) -> str:
+        lines = [f"| {' | '.join(self.columns)} |", "| --- |" + " ---: |" * (len(self.columns) - 1)]
+        lines += [f"| {' | '.join(row)} |" for row in self.rows]
+        return "\n\n".join(part for part in (f"### {self.title}", self.note, "\n".join(lines)) if part)
+
+    def show(self, console: Console) -> None:
+        shown = RichTable(title=escape(self.title), box=box.SIMPLE, caption=escape(self.note), caption_justify="left")
+        for index, column in enumerate(self.columns):
+            shown.add_column(escape(column), justify="right" if index else "left")
+        for row in self.rows:
+            shown.add_row(*map(escape, row))
+        console.print(shown)
+
+
+def section(name: str, about: dict[str, Any], tables: Sequence[Table]) -> str:
+    """Markdown of a section: its tables under what they were measured on."""
+    versions = ", ".join(f"{package} {version}" for package, version in about["versions"].items())
+    start, end = about["load"]
+    quick = " Tiny sizes (`--quick`): these numbers only show that the code runs." if about["quick"] else ""
+    facts = (
+        f"`{about['command']}`\n\n{about['hardware']}, {about['threads']} threads, OMP_WAIT_POLICY "
+        f"{about['OMP_WAIT_POLICY']}; load average {start} at the start, {end} at the end; {about['seconds']:.0f} s. "
+        f"{versions}.{quick}"
+    )
+    return "\n\n".join([f"## {name.capitalize()}", facts, *(table.markdown() for table in tables)])
+
+
+HEAD = """# Benchmark
+
+Every number with a spread is `median (min to max)` over the repeats, a ratio to the unit that its table names. The unit
+was measured in the same run, in turns with what is divided by it: compare ratios, not seconds of different runs."""
+
+
+def page(sections: Sequence[str]) -> str:
+    """The whole page."""
+    return "\n\n".join([HEAD, *sections]) + "\n"

@@ -1,0 +1,158 @@
+"""Steps per second of the local driver, against a plain large-batch step and against one process per peer."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from btard.drivers.local import LocalDriver
+from btard.protocol.config import ProtocolConfig
+from scripts.benchmarks.measure import Settings, interleaved, ratio, release
+from scripts.benchmarks.page import Table
+from scripts.benchmarks.workloads import BATCH, PEERS, PLAIN, gradient_variants, resnet_task
+
+ROOT = Path(__file__).resolve().parents[2]
+MINUTES = 5
+"""A run of `resnet.train` that takes longer is stopped."""
+
+
+def cases(settings: Settings) -> dict[str, Callable[[], Any]]:
+    if settings.quick:
+        return {
+            "width 4 tau 1": partial(plain_case, 4, 8, 1.0, 1, settings),
+            "processes 0": partial(processes_case, 4, 0, 2, 1, settings),
+        }
+    return {
+        "width 16 tau 1": partial(plain_case, 16, 32, 1.0, 12, settings),
+        "width 16 tau 10": partial(plain_case, 16, 32, 10.0, 12, settings),
+        "width 64 tau 1": partial(plain_case, 64, 32, 1.0, 3, settings),
+        "processes 0": partial(processes_case, PEERS, 0, 12, 2, settings),
+        "processes 7": partial(processes_case, PEERS, 7, 12, 2, settings),
+    }
+
+
+def plain_case(width: int, size: int, tau: float, repeats: int, settings: Settings) -> dict[str, Any]:
+    """A whole step of the cohort and the plain step on as many samples, in turns."""
+    release(settings.device)
+    task, params = resnet_task(width, size, settings.device)
+    config = ProtocolConfig(peers=PEERS, byzantine=7, tau=tau, run_id="benchmark")
+    driver = LocalDriver(config, task)
+
+    def step() -> None:
+        params.sub_(driver.step(params).gradient, alpha=0.001)
+
+    plain = {name: run for name, run in gradient_variants(width, size, settings.device).items() if name in PLAIN}
+    # Nobody validates in the first step.
+    times = interleaved({**plain, "btard": step}, repeats, settings.device, warmup=2)
+    return {"width": width, "size": size, "tau": tau, "d": task.d, "seconds": times}
+
+
+def processes_case(peers: int, byzantine: int, steps: int, repeats: int, settings: Settings) -> dict[str, Any]:
+    """Steps per second of the same training in one process, in both modes, and in a process per peer, in turns."""
+    release(settings.device)
+    words = ["configs/resnet/digits.yaml", f"--peers={peers}", f"--byzantine={byzantine}", "--threads=1"]
+    words += [f"--steps={steps}", f"--eval_every={steps}", f"--checkpoint_every={steps}", "--test_samples=50"]
+    words += [f"--device={settings.device}"]
+    if byzantine:
+        words += ["--attack.name=sign_flip", "--attack.start=2"]
+    many = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={peers}"]
+    found: dict[str, list[float]] = {"one process": [], "one process, per_peer": [], "a process per peer": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for repeat in range(repeats):
+            for number, (name, launcher, mode) in enumerate(
+                zip(found, ([], [], many), (["--mode=batched"], ["--mode=per_peer"], []), strict=True)
+            ):
+                out = Path(folder, f"{number}-{repeat}")
+                summary = _train([*launcher, "-m", "resnet.train", *words, *mode, f"--out={out}"], out)
+                found[name].append(summary["steps_per_second"])
+    return {
+        "peers": peers,
+        "byzantine": byzantine,
+        "steps": steps,
+        "d": summary["parameters"],
+        "steps_per_second": found,
+    }
+
+
+def _train(words: list[str], out: Path) -> dict[str, Any]:
+    """Run `python WORDS`; the summary that it leaves in `out`.
+
+    Errors: RuntimeError with its last words if it fails or takes longer than `MINUTES`.
+    """
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *words]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            _, errors = process.communicate(timeout=60 * MINUTES)
+        except BaseException as error:
+            process.terminate()  # torchrun ends its processes, too
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            raise RuntimeError(f"{' '.join(command)} took longer than {MINUTES} minutes") from None
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed: {errors[-2000:]}")
+    return json.loads((out / "summary.json").read_text())
+
+
+def tables(results: dict[str, Any]) -> list[Table]:
+    plain = [case for name, case in results.items() if name.startswith("width ")]
+    processes = [case for name, case in results.items() if name.startswith("processes ")]
+    return [_plain_table(plain), _processes_table(processes)]
+
+
+def _plain_table(found: list[dict[str, Any]]) -> Table:
+    rows = []
+    for case in found:
+        times = case["seconds"]
+        rows.append(
+            [
+                f"width {case['width']}, tau {case['tau']:g}",
+                f"{1 / statistics.median(times['btard']):.3f}",
+                f"{1 / statistics.median(times['plain']):.3f}",
+                *(ratio(times["btard"], times[name], 2) for name in PLAIN),
+            ]
+        )
+    return Table(
+        "A whole BTARD step in one process against a plain step on the same number of samples",
+        ["ResNet-18", "BTARD, steps/s", "plain, steps/s", "BTARD / plain", "BTARD / plain channels_last"],
+        rows,
+        f"{PEERS} peers x {BATCH} samples, everything included: a gradient per peer, hashes, signatures, CenteredClip, "
+        "coin, reports, verification and a validator, whose gradient is remembered, not computed again. `plain`: one "
+        "forward and backward with one gradient, in torch's default memory format and in channels_last.",
+    )
+
+
+def _processes_table(found: list[dict[str, Any]]) -> Table:
+    rows = []
+    for case in found:
+        speeds = case["steps_per_second"]
+        many = speeds["a process per peer"]
+        names = list(speeds)
+        rows.append(
+            [
+                f"{case['peers']} peers, {case['byzantine']} attackers",
+                *(f"{statistics.median(speeds[name]):.2f}" for name in names),
+                *(ratio(speeds[name], many) for name in names if name != "a process per peer"),
+            ]
+        )
+    names = list(found[0]["steps_per_second"])
+    case = found[0]
+    return Table(
+        "One process against a process for each peer, steps per second",
+        ["digits", *names, *(f"{name} / a process per peer" for name in names[:-1])],
+        rows,
+        f"`resnet.train configs/resnet/digits.yaml --threads 1`, {case['d']:,} parameters, {case['steps']} steps, "
+        "where latency rules; starting the processes is not counted. `per_peer` computes what the processes compute, "
+        "to the bit: validators recompute, and no gradients are batched; `batched` is the default in one process. "
+        "Attackers flip signs from step 2 on until they are banned.",
+    )
