@@ -11,7 +11,7 @@ from torch import Tensor
 
 from btard.aggregation.checks import check_matrix, check_tau, check_weights, require_finite
 from btard.aggregation.gram import GRAM_ERROR, Combined, checked_gram, clipped_square, combine, gram, norm, row_squares
-from btard.aggregation.solver import solve
+from btard.aggregation.solver import distances_from, solve
 
 # Passes after the first Gram matrix; two suffice unless rounding is extreme.
 _MAX_ROUNDS = 10
@@ -49,8 +49,8 @@ def _unit(distances: np.ndarray, w: np.ndarray, tau: float) -> float:
     The median is over rows of positive weight. Where it vanishes, as most rows coincide with the value, the largest
     distance takes its place.
     """
-    used = distances[w > 0]
-    typical = float(np.median(used)) or float(used.max())
+    used = sorted(distances[w > 0].tolist())
+    typical = (used[(len(used) - 1) // 2] + used[len(used) // 2]) / 2 or used[-1]
     return float(w.sum()) * min(tau, typical)
 
 
@@ -60,29 +60,25 @@ def _relative(size: float, unit: float) -> float:
     return size / unit if unit > 0 else math.inf
 
 
-def _floor(value: Tensor, influence: np.ndarray, distances: np.ndarray, w: np.ndarray, tau: float, eps: float) -> float:
-    """Residual that rounding may leave: half an epsilon of `value` from rounding it, as much from the arithmetic.
+def _floor(
+    size: float, influence: np.ndarray, distances: np.ndarray, w: np.ndarray, tau: float, eps: float, unit: float
+) -> float:
+    """Residual that rounding may leave at a value of norm `size`: half an epsilon from that, as much from arithmetic.
 
-    If even tau is within rounding, a row that `value` was meant to coincide with pulls at it with any force up to tau.
+    If even tau is within rounding, a row that the value was meant to coincide with pulls at it with any force up to
+    tau.
     """
-    size = norm(value)
     slack = eps * float(influence @ (size + distances))
     rounding = 4 * eps * size
     if tau < rounding:
         slack += float((w * np.minimum(distances, tau))[distances <= rounding].sum())
-    return _relative(slack, _unit(distances, w, tau))
+    return _relative(slack, unit)
 
 
-def _gram_noise(g: np.ndarray, distances: np.ndarray, w: np.ndarray, tau: float, eps: float) -> float:
-    """Residual to expect from the rounding of the Gram matrix from which `distances` come."""
-    error = GRAM_ERROR * eps * np.diag(g) / np.maximum(distances, 1e-300)
-    noise = float(_influence(distances, w, tau) @ np.minimum(error, distances))
-    return _relative(noise, _unit(distances, w, tau))
-
-
-def _distances(g: np.ndarray, p: np.ndarray) -> np.ndarray:
-    q = np.eye(len(p)) - p
-    return np.sqrt(np.maximum(((q @ g) * q).sum(1), 0.0))
+def _gram_noise(squares: np.ndarray, distances: np.ndarray, influence: np.ndarray, eps: float) -> float:
+    """Clipped sum to expect from the rounding of the Gram matrix, of diagonal `squares`, that `distances` come from."""
+    error = GRAM_ERROR * eps * squares / np.maximum(distances, 1e-300)
+    return float(influence @ np.minimum(error, distances))
 
 
 def centered_clip(
@@ -131,19 +127,21 @@ def centered_clip(
 
     g, wide = checked_gram(x)
     for _ in range(_MAX_ROUNDS):
-        p, steps = solve(g, w, tau, max_iterations, start=p)
+        p, steps = solve(g, w, tau, max_iterations, start=p, stop=eps / 128)
         iterations += steps
-        expected = _distances(g, p)
+        expected = distances_from(g, p)
         influence = _influence(expected, w, tau)
-        noise = _gram_noise(g, expected, w, tau, 2.0**-52 if wide else eps)
-        formed = combine(x, p, influence, base, with_gram=noise > tol / 2, wide=wide)
+        squares = g.diagonal()
+        noise = _gram_noise(squares, expected, influence, 2.0**-52 if wide else eps)
+        precise = noise <= tol / 2 * _unit(expected, w, tau)
+        formed = combine(x, p, influence, base, squares if precise else None, wide=wide)
         distances = np.sqrt(formed.squares)
         unit = _unit(distances, w, tau)
         actual = _influence(distances, w, tau)
         # The clipped sum was taken with the influence expected from the Gram matrix: add what the difference can make.
-        clipped_sum = math.sqrt(formed.clipped_square) + float(np.abs(actual - influence) @ distances)
+        clipped_sum = formed.clipped_sum + float(np.abs(actual - influence) @ distances)
         residual = _relative(clipped_sum, unit)
-        floor = _floor(formed.value, actual, distances, w, tau, eps)
+        floor = _floor(formed.size, actual, distances, w, tau, eps, unit)
         previous = math.inf if best is None else best[2]
         if best is None or residual < previous:
             best = (formed, distances, residual, floor)
@@ -219,4 +217,6 @@ def residual_and_floor(
     distances = np.sqrt(squares)
     influence = _influence(distances, w, tau)
     clipped_sum = math.sqrt(clipped_square(x, value, influence))
-    return _relative(clipped_sum, _unit(distances, w, tau)), _floor(value, influence, distances, w, tau, eps)
+    unit = _unit(distances, w, tau)
+    floor = _floor(norm(value), influence, distances, w, tau, eps, unit)
+    return _relative(clipped_sum, unit), floor

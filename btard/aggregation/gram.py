@@ -7,6 +7,7 @@ entries whose squares leave the range of float32.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -31,48 +32,75 @@ def chunks(x: Tensor, bytes_cpu: int = 1 << 23, bytes_cuda: int = 1 << 26) -> It
         yield slice(start, min(start + columns, d))
 
 
+def _blocks(y: Tensor, count: int) -> Tensor:
+    """The first `count` blocks of columns of `y`, [count, n, BLOCK], without a copy."""
+    return y[:, : count * BLOCK].unflatten(1, (count, BLOCK)).transpose(0, 1)
+
+
 def _block_gram(y: Tensor) -> Tensor:
     """Gram matrix [n, n] in float64 of the rows of `y`, multiplied blockwise where it lies, without a copy."""
-    blocks, rest = divmod(y.shape[1], BLOCK)
-    total = torch.zeros(len(y), len(y), dtype=torch.float64, device=y.device)
-    if blocks:
-        z = y[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK)).transpose(0, 1)
-        total += torch.bmm(z, z.transpose(1, 2)).sum(0, dtype=torch.float64)
-    if rest:
-        tail = y[:, blocks * BLOCK :]
-        total += torch.mm(tail, tail.t())
-    return total
+    count, rest = divmod(y.shape[1], BLOCK)
+    tail = y[:, count * BLOCK :]
+    if not count:
+        return torch.mm(tail, tail.t()).double()
+    z = _blocks(y, count)
+    total = torch.bmm(z, z.transpose(1, 2)).sum(0, dtype=torch.float64)
+    return total.add_(torch.mm(tail, tail.t())) if rest else total
+
+
+def _block_dots(y: Tensor, v: Tensor) -> Tensor:
+    """Inner products [n] in float64 of the rows of `y` with `v`."""
+    count, rest = divmod(y.shape[1], BLOCK)
+    if not count:
+        return torch.mv(y, v).double()
+    lines = v[: count * BLOCK].view(count, 1, BLOCK)
+    total = torch.bmm(lines, _blocks(y, count).transpose(1, 2)).sum((0, 1), dtype=torch.float64)
+    return total.add_(torch.mv(y[:, count * BLOCK :], v[count * BLOCK :])) if rest else total
 
 
 def _block_squares(y: Tensor) -> Tensor:
     """Squared norms [n] in float64 of the rows of `y`."""
-    blocks, rest = divmod(y.shape[1], BLOCK)
-    total = torch.zeros(len(y), dtype=torch.float64, device=y.device)
-    if blocks:
-        norms = torch.linalg.vector_norm(y[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK)), dim=2)
-        total += norms.double().square_().sum(1)
-    if rest:
-        total += torch.linalg.vector_norm(y[:, blocks * BLOCK :], dim=1).double().square_()
-    return total
+    count, rest = divmod(y.shape[1], BLOCK)
+    if not count:
+        return torch.linalg.vector_norm(y, dim=1).double().square_()
+    total = torch.linalg.vector_norm(_blocks(y, count), dim=2).double().square_().sum(0)
+    return total.add_(torch.linalg.vector_norm(y[:, count * BLOCK :], dim=1).double().square_()) if rest else total
 
 
 def norm(v: Tensor) -> float:
     """Norm of the vector `v` [d], in its own dtype unless its squares leave the range of that."""
-    square = float(_block_squares(v.unsqueeze(0))[0])
-    if not 1e-30 < square < float("inf"):
+    return _norm(v, float(_block_squares(v.unsqueeze(0))))
+
+
+def _norm(v: Tensor, square: float) -> float:
+    """Norm of `v` of which `square` is the square as computed in the dtype of `v`."""
+    if not 1e-30 < square < math.inf:
         return float(torch.linalg.vector_norm(v, dtype=torch.float64))
-    return square**0.5
+    return math.sqrt(square)
 
 
-def _buffer(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Flat scratch memory for one chunk of `x`: reused, so that every chunk after the first finds it in cache."""
-    columns = max((s.stop - s.start for s in chunks(x)), default=0)
-    return torch.empty(len(x) * columns, dtype=dtype, device=x.device)
+def _kernel_rows(x: Tensor) -> int:
+    """The number of rows for which `x` is multiplied fastest: matrix kernels are slow at, say, 15 rows (2.5 times)."""
+    n, d = x.shape
+    return n if x.is_cuda or n <= 12 or d < BLOCK else -(-n // 4) * 4
 
 
-def _difference(buffer: Tensor, x: Tensor, part: slice, centre: Tensor) -> Tensor:
+def _buffer(x: Tensor, dtype: torch.dtype, rows: int) -> Tensor:
+    """Scratch memory [rows, columns of a chunk]: reused, so that every chunk after the first finds it in cache.
+
+    Rows beyond those of `x` are zero. A cache line between rows keeps them from competing for the same cache sets.
+    """
+    columns = next(chunks(x)).stop
+    buffer = torch.empty(rows, columns + 64 // dtype.itemsize, dtype=dtype, device=x.device)
+    buffer[len(x) :] = 0
+    return buffer
+
+
+def _load(buffer: Tensor, x: Tensor, part: slice, centre: Tensor | None) -> Tensor:
     """`x[:, part] - centre[part]` in the dtype of the buffer. The subtraction rounds once, relative to its result."""
-    y = buffer[: len(x) * (part.stop - part.start)].view(len(x), -1)
+    y = buffer[: len(x), : part.stop - part.start]
+    if centre is None:
+        return y.copy_(x[:, part])
     if buffer.dtype == x.dtype:
         return torch.sub(x[:, part], centre[part], out=y)
     return y.copy_(x[:, part]).sub_(centre[part])
@@ -83,22 +111,26 @@ def gram(x: Tensor, centre: Tensor | None = None, *, wide: bool = False) -> np.n
 
     Args:
         x: [n, d] float32 or float64.
-        centre: [d] in the dtype of `x`; None is the origin, which needs no subtraction and half the time.
+        centre: [d] in the dtype of `x`; None is the origin, which needs no subtraction.
         wide: compute in float64.
     """
+    n, rows = len(x), _kernel_rows(x)
     dtype = torch.float64 if wide else x.dtype
-    total = torch.zeros(len(x), len(x), dtype=torch.float64, device=x.device)
-    if centre is None and dtype == x.dtype:
-        # Nothing is written, so that slices need not fit in cache; they only bound the memory for block results.
-        for part in chunks(x, 1 << 28, 1 << 30):
-            total += _block_gram(x[:, part])
-        return total.cpu().numpy()
-    if centre is None:
-        centre = x.new_zeros(x.shape[1])
-    buffer = _buffer(x, dtype)
-    for part in chunks(x):
-        total += _block_gram(_difference(buffer, x, part, centre))
-    return total.cpu().numpy()
+    in_place = centre is None and dtype == x.dtype and rows == n
+    # In place nothing is written, so that slices need not fit in cache; they only bound the memory for block results.
+    parts = list(chunks(x, 1 << 28, 1 << 30) if in_place else chunks(x))
+    buffer = None if in_place else _buffer(x, dtype, rows)
+    total = None
+    for part in parts:
+        if buffer is None:
+            y = x[:, part]
+        else:
+            _load(buffer, x, part, centre)
+            y = buffer[:, : part.stop - part.start]
+        g = _block_gram(y)
+        total = g if total is None else total.add_(g)
+    assert total is not None
+    return total[:n, :n].cpu().numpy()
 
 
 def checked_gram(x: Tensor, centre: Tensor | None = None, *, wide: bool = False) -> tuple[np.ndarray, bool]:
@@ -109,9 +141,9 @@ def checked_gram(x: Tensor, centre: Tensor | None = None, *, wide: bool = False)
     """
     g = gram(x, centre, wide=wide)
     if x.dtype == torch.float32 and not wide:
-        squares = np.diag(g)
+        squares = sorted(g.diagonal().tolist())
         # Differences from a centre inside the hull of the rows have at most four times the largest square.
-        if not float(squares.max()) < 1e37 or float(np.median(squares)) < 1e-32 * x.shape[1]:
+        if not squares[-1] < 1e37 or squares[len(squares) // 2] < 1e-32 * x.shape[1]:
             wide = True
             g = gram(x, centre, wide=True)
     if not np.isfinite(g).all():
@@ -138,32 +170,64 @@ def squared_distances(x: Tensor) -> np.ndarray:
 
 def row_squares(x: Tensor, centre: Tensor) -> np.ndarray:
     """Squares [n] = ||g_i - centre||^2 in float64 throughout. One pass; entries may be inf or NaN."""
-    buffer = _buffer(x, torch.float64)
+    buffer = _buffer(x, torch.float64, len(x))
     total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     for part in chunks(x):
-        total += _block_squares(_difference(buffer, x, part, centre))
+        total += _block_squares(_load(buffer, x, part, centre))
     return total.cpu().numpy()
 
 
 def clipped_square(x: Tensor, centre: Tensor, influence: np.ndarray) -> float:
     """`||sum_i influence_i (g_i - centre)||^2` in float64 throughout. One pass."""
-    buffer = _buffer(x, torch.float64)
+    buffer = _buffer(x, torch.float64, len(x))
     a = torch.from_numpy(influence).to(x.device)
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     for part in chunks(x):
-        total += torch.mv(_difference(buffer, x, part, centre).t(), a).square_().sum()
+        total += torch.mv(_load(buffer, x, part, centre).t(), a).square_().sum()
     return float(total)
+
+
+def _form(y: Tensor, p: Tensor, base: Tensor | None, value: Tensor) -> Tensor:
+    """Write `sum_i p_i y_i + base` into `value` [c], and return `value - base` in the dtype of `y`."""
+    if y.dtype == value.dtype and base is None:
+        return torch.mv(y.t(), p, out=value)
+    formed = torch.mv(y.t(), p)
+    if base is None:
+        return value.copy_(formed).to(y.dtype)
+    base = base.to(y.dtype)
+    return value.copy_(formed.add_(base)).to(y.dtype).sub(base)
+
+
+def combination(x: Tensor, coefficients: np.ndarray, base: Tensor | None, *, wide: bool = False) -> Tensor:
+    """The value [d] alone of `combine`: one pass."""
+    dtype = torch.float64 if wide else x.dtype
+    p = torch.from_numpy(coefficients).to(x.device, dtype)
+    value = x.new_empty(x.shape[1])
+    if base is None and not wide:
+        return torch.mv(x.t(), p, out=value)
+    buffer = _buffer(x, dtype, len(x))
+    for part in chunks(x):
+        _form(_load(buffer, x, part, base), p, None if base is None else base[part], value[part])
+    return value
 
 
 @dataclass(frozen=True)
 class Combined:
-    """Result of `combine`: the value [d], squares [n] = ||g_i - v||^2, the Gram matrix of g_i - v if asked for, and
-    clipped_square = ||sum_i influence_i (g_i - v)||^2."""
+    """Result of `combine`.
+
+    Attributes:
+        value: v [d].
+        size: ||v||.
+        squares: [n], ||g_i - v||^2.
+        clipped_sum: ||sum_i influence_i (g_i - v)||.
+        gram: [n, n], the Gram matrix of g_i - v, or None.
+    """
 
     value: Tensor
+    size: float
     squares: np.ndarray
+    clipped_sum: float
     gram: np.ndarray | None
-    clipped_square: float
 
 
 def combine(
@@ -171,8 +235,8 @@ def combine(
     coefficients: np.ndarray,
     influence: np.ndarray,
     base: Tensor | None,
+    row_squares: np.ndarray | None,
     *,
-    with_gram: bool = False,
     wide: bool = False,
 ) -> Combined:
     """Form `v = sum_i p_i g_i` in the dtype of `x` and measure it: one pass over the memory for both.
@@ -180,39 +244,47 @@ def combine(
     Args:
         x: [n, d].
         coefficients: p [n], summing to one unless they are those of `g_i - base` (or of the rows: base at the origin).
-        influence: [n], the factors of the residual whose norm is measured.
+        influence: [n], the factors of the residual whose norm is measured; not all zero.
         base: a point [d] near `v`; the sum is then formed of `g_i - base`, so that it rounds relative to the small
             differences and not to the rows.
-        with_gram: also return the Gram matrix of `g_i - v` (half a pass more).
+        row_squares: [n], ||g_i - base||^2. Distances are then measured by inner products with `v - base`, precisely
+            if they are not far below ||g_i - base||. None: by subtracting `v` from the rows, precisely in any case,
+            which returns the Gram matrix too and takes twice the time.
         wide: compute in float64.
     """
-    dtype = torch.float64 if wide else x.dtype
+    n, dtype = len(x), torch.float64 if wide else x.dtype
+    scale = float(influence.sum())
     p = torch.from_numpy(coefficients).to(x.device, dtype)
-    a = torch.from_numpy(influence).to(x.device, dtype)
-    value = torch.empty_like(x[0])
-    n = len(x)
-    total_gram = torch.zeros(n, n, dtype=torch.float64, device=x.device)
-    squares = torch.zeros(n, dtype=torch.float64, device=x.device)
-    clipped_square = torch.zeros((), dtype=torch.float64, device=x.device)
-    buffer = _buffer(x, dtype)
-    if base is None and wide:
-        base = torch.zeros_like(value)
+    a = torch.from_numpy(influence / scale).to(x.device, dtype)
+    value = x.new_empty(x.shape[1])
+    in_place = base is None and not wide
+    rows = n if row_squares is not None else _kernel_rows(x)
+    buffer = None if in_place and row_squares is not None else _buffer(x, dtype, rows)
+    moments: Tensor | None = None  # inner products with v - base, or the Gram matrix
+    squares: Tensor | None = None  # of the clipped sum and of v - base
     for part in chunks(x):
         v = value[part]
-        if base is None:
-            torch.mv(x[:, part].t(), p, out=v)
+        y = x[:, part] if in_place or buffer is None else _load(buffer, x, part, base)
+        moved = _form(y, p, None if base is None else base[part], v)
+        if row_squares is not None:
+            pulled = torch.addmv(moved, y.t(), a, beta=-1)
+            part_moments = _block_dots(y, moved)
         else:
-            y = _difference(buffer, x, part, base)
-            v.copy_(torch.mv(y.t(), p) + base[part])
-        y = _difference(buffer, x, part, value)
-        if with_gram:
-            total_gram += _block_gram(y)
-        else:
-            squares += _block_squares(y)
-        residual = torch.mv(y.t(), a)
-        clipped_square += _block_squares(residual.unsqueeze(0))[0]
-    if with_gram:
-        squares = total_gram.diagonal()
-    return Combined(
-        value, squares.cpu().numpy(), total_gram.cpu().numpy() if with_gram else None, float(clipped_square)
-    )
+            assert buffer is not None
+            y = _load(buffer, x, part, value)
+            pulled = torch.mv(y.t(), a)
+            part_moments = _block_gram(buffer[:, : part.stop - part.start])
+        part_squares = _block_squares(torch.stack((pulled, moved)))
+        moments = part_moments if moments is None else moments.add_(part_moments)
+        squares = part_squares if squares is None else squares.add_(part_squares)
+    assert moments is not None
+    assert squares is not None
+    measured = moments.cpu().numpy()
+    clipped_square, moved_square = squares.tolist()
+    clipped = scale * math.sqrt(clipped_square)
+    size = _norm(value, moved_square) if base is None else norm(value)
+    if row_squares is None:
+        g = measured[:n, :n]
+        return Combined(value, size, g.diagonal(), clipped, g)
+    distances = np.maximum(row_squares - 2 * measured + moved_square, 0.0)
+    return Combined(value, size, distances, clipped, None)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from btard.aggregation.checks import check_matrix, require_finite
-from btard.aggregation.gram import checked_gram, combine
+from btard.aggregation.gram import checked_gram, combination
 from btard.aggregation.solver import solve
 
 
@@ -41,9 +41,9 @@ def geometric_median(x: Tensor, *, max_iterations: int = 500) -> Tensor:
     w = np.ones(len(x))
     g, wide = checked_gram(x)
     p, _ = solve(g, w, 0.0, max_iterations)
-    base = combine(x, p, w, None, wide=wide).value
+    base = combination(x, p, None, wide=wide)
     g, wide = checked_gram(x, base, wide=wide)
     p, _ = solve(g, w, 0.0, max_iterations, start=p)
     if float(p.max()) == 1.0:
         return x[int(p.argmax())].clone()
-    return combine(x, p, w, base, wide=wide).value
+    return combination(x, p, base, wide=wide)

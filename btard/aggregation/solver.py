@@ -7,7 +7,7 @@ the pull of row i divided by D_i and tau, `A = sum a`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 
 import numpy as np
 
@@ -20,32 +20,54 @@ _SEARCH = 12
 _REACH = 1e6
 
 
-@dataclass(frozen=True)
 class _Point:
-    p: np.ndarray
-    moments: np.ndarray  # <g_i - v, g_j - v>
-    distances: np.ndarray
-    pull: np.ndarray  # a
-    loss: float
-    gradient: np.ndarray  # coefficients of the gradient, summing to zero
-    size: float  # norm of the gradient
+    """Coefficients p of a point v, and what the loss is made of there."""
+
+    __slots__ = ("distances", "gradient", "moments", "p", "pull", "size", "total", "unit")
+
+    def __init__(self, p: np.ndarray, problem: _Problem) -> None:
+        # Rows of e_i - p sum to zero: the quadratic form then loses nothing when v comes close to a row.
+        q = problem.identity - p
+        self.p = p
+        self.moments = q @ problem.g @ q.T  # <g_i - v, g_j - v>
+        self.distances = np.sqrt(np.maximum(self.moments.diagonal(), 0.0))
+        self.pull = problem.w / np.maximum(self.distances, problem.nearest)  # a
+        self.total = float(np.add.reduce(self.pull))  # A
+        # Coefficients of the loss's gradient, summing to zero.
+        self.gradient = self.total * p - self.pull
+        # Its norm, from small coefficients: from the moments it would be a difference of large numbers.
+        self.size = math.sqrt(max(float(self.gradient @ problem.g @ self.gradient), 0.0))
+        # What the norm is relative to: the sum of the lengths that cancel in the gradient.
+        self.unit = float(self.pull @ self.distances)
+
+    def weiszfeld(self) -> np.ndarray:
+        """Coefficients of the mean of the rows weighted by their pulls."""
+        return self.pull / self.total
 
 
-def _evaluate(p: np.ndarray, g: np.ndarray, w: np.ndarray, tau: float) -> _Point:
-    # Rows of e_i - p sum to zero: the quadratic form then loses nothing when v comes close to a row.
-    q = -np.broadcast_to(p, g.shape).copy()
-    q.flat[:: len(p) + 1] += 1.0
-    moments = q @ g @ q.T
-    distances = np.sqrt(np.maximum(np.diag(moments), 0.0))
-    # At a row with tau = 0 the pull is infinite: large enough will do, if its square is still finite.
-    reach = np.maximum(np.maximum(distances, tau), 1e-140 * distances.max() + _TINY)
-    pull = w / reach
-    inside = distances * (distances / (2 * reach))
-    loss = float(w @ np.where(distances > tau, distances - tau / 2, inside))
-    # The norm from small coefficients: from the moments it would be a difference of large numbers.
-    gradient = pull.sum() * p - pull
-    size = float(np.sqrt(max(float(gradient @ g @ gradient), 0.0)))
-    return _Point(p, moments, distances, pull, loss, gradient, size)
+class _Problem:
+    """The rows' Gram matrix, weights and tau, and what every point needs of them."""
+
+    def __init__(self, g: np.ndarray, w: np.ndarray, tau: float) -> None:
+        self.g, self.w, self.tau = g, w, tau
+        self.identity = np.eye(len(w))
+        # At a row with tau = 0 the pull is infinite: large enough will do, if its square is still finite.
+        self.nearest = max(tau, 1e-140 * math.sqrt(float(g.diagonal().max())) + _TINY)
+
+    def huber(self, distances: np.ndarray) -> np.ndarray:
+        """Loss of rows at `distances` from a point."""
+        tau = self.tau
+        inside = distances * (distances / (2 * np.maximum(distances, self.nearest)))
+        return np.where(distances > tau, distances - tau / 2, inside)
+
+    def loss(self, point: _Point) -> float:
+        return float(self.w @ self.huber(point.distances))
+
+
+def distances_from(g: np.ndarray, p: np.ndarray) -> np.ndarray:
+    """Distances [n] of the rows, of Gram matrix `g` about any centre, from the point of coefficients `p`."""
+    q = np.eye(len(p)) - p
+    return np.sqrt(np.maximum(((q @ g) * q).sum(1), 0.0))
 
 
 def _newton_step(point: _Point, tau: float) -> np.ndarray | None:
@@ -54,26 +76,22 @@ def _newton_step(point: _Point, tau: float) -> np.ndarray | None:
     The components `u_i . step` solve a symmetric system of n unknowns. None if it is singular: then the loss is
     linear along a line (collinear rows, all clipped).
     """
-    a, m = point.pull, point.moments
-    total = a.sum()
-    clipped = point.distances > tau
-    inverse = np.divide(1.0, point.distances, out=np.zeros_like(a), where=clipped)
-    root = np.where(clipped, np.sqrt(a), 0.0)
-    with np.errstate(all="ignore"):  # near a row noise may overflow: the step is then dropped
-        scaled = root * inverse
-        system = -(m * scaled[:, None] * scaled)
-        system.flat[:: len(a) + 1] += total * (1 + 1e-15)
-        try:
-            z = np.linalg.solve(system, -scaled * (m @ a))
-        except np.linalg.LinAlgError:
-            return None
-        c = scaled * z
-        step = (c.sum() * point.p - c - point.gradient) / total
+    a, m, total = point.pull, point.moments, point.total
+    # Near a row noise may overflow: the step is then dropped.
+    scaled = np.sqrt(a) * (point.distances > tau) / np.maximum(point.distances, _TINY)
+    system = m * scaled * -scaled[:, None]
+    system.ravel()[:: len(a) + 1] += total * (1 + 1e-15)
+    try:
+        z = np.linalg.solve(system, -scaled * (m @ a))
+    except np.linalg.LinAlgError:
+        return None
+    c = scaled * z
+    step = (np.add.reduce(c) * point.p - c - point.gradient) / total
     # The solution lies in the simplex: a step of such a size comes from a loss that is linear along a line.
     return step if float(np.abs(step).max()) < 1e6 else None
 
 
-def _along(point: _Point, step: np.ndarray, g: np.ndarray, w: np.ndarray, tau: float) -> _Point:
+def _along(point: _Point, step: np.ndarray, problem: _Problem) -> _Point:
     """A point on the way from `point` along `step` at which the convex loss is lower; `point` if it never falls.
 
     Looks at the slope, not at the loss, whose digits end long before: where a row is just about to be clipped, Newton's
@@ -85,7 +103,7 @@ def _along(point: _Point, step: np.ndarray, g: np.ndarray, w: np.ndarray, tau: f
     best, lower, upper, high = point, 0.0, 1.0, 0.0
     factor = 1.0
     for _ in range(_SEARCH):
-        trial = _evaluate(point.p + factor * step, g, w, tau)
+        trial = _Point(point.p + factor * step, problem)
         slope = float(trial.gradient @ trial.moments @ step)
         if slope <= 0:  # all the way downhill
             best, lower, low = trial, factor, slope
@@ -101,21 +119,25 @@ def _along(point: _Point, step: np.ndarray, g: np.ndarray, w: np.ndarray, tau: f
     return best
 
 
-def _start(g: np.ndarray, w: np.ndarray, tau: float) -> tuple[np.ndarray, np.ndarray, float]:
-    """A robust start that treats all rows alike, and the row of the lowest loss as an alternative to it.
+def _start(problem: _Problem) -> tuple[np.ndarray, np.ndarray]:
+    """A robust start that treats all rows alike, and the losses at the rows.
 
-    Returns the start's coefficients, the best row's (ties share), and the loss at the best row.
+    Returns the start's coefficients [n] and the loss at each row [n].
     """
-    squares = np.diag(g)
-    distances = np.sqrt(np.maximum(squares[:, None] + squares[None, :] - 2 * g, 0.0))
-    np.fill_diagonal(distances, 0.0)
-    typical = np.median(distances[:, w > 0], axis=1)
-    weights = w / np.maximum(np.maximum(typical, tau), 1e-12 * typical.max() + _TINY)
-    reach = np.maximum(np.maximum(distances, tau), _TINY)
-    losses = np.where(distances > tau, distances - tau / 2, distances * (distances / (2 * reach))) @ w
-    lowest = float(losses.min())
-    ties = (losses <= lowest * (1 + 1e-13)).astype(np.float64)
-    return weights / weights.sum(), ties / ties.sum(), lowest
+    g, w = problem.g, problem.w
+    squares = g.diagonal()
+    distances = np.sqrt(np.maximum(squares[:, None] + squares - 2 * g, 0.0))
+    distances.ravel()[:: len(w) + 1] = 0.0
+    typical = _median(distances[:, w > 0])
+    weights = w / np.maximum(typical, max(problem.tau, 1e-12 * float(typical.max()) + _TINY))
+    return weights / np.add.reduce(weights), problem.huber(distances) @ w
+
+
+def _median(values: np.ndarray) -> np.ndarray:
+    """Median along the last axis; for few values several times faster than numpy's."""
+    ordered = np.sort(values, axis=-1)
+    count = ordered.shape[-1]
+    return (ordered[..., (count - 1) // 2] + ordered[..., count // 2]) / 2
 
 
 def _leave_row(point: _Point, w: np.ndarray) -> np.ndarray | None:
@@ -130,19 +152,25 @@ def _leave_row(point: _Point, w: np.ndarray) -> np.ndarray | None:
     return None if stay >= 1 else stay * point.p + (1 - stay) * others / others.sum()
 
 
-def _rein_in(g: np.ndarray, w: np.ndarray, tau: float) -> np.ndarray:
+def _rein_in(g: np.ndarray, w: np.ndarray, tau: float) -> np.ndarray | None:
     """Factors in (0, 1] [n] that bring rows from beyond `_REACH` times the typical norm, or tau, back to there.
 
     A clipped row pulls by its direction alone, so this turns its pull by 1 / _REACH at most, and not at all once the
-    centre is the solution. Without it the loss of a row at 1e20 would bury everybody else's in its rounding.
+    centre is the solution. Without it the loss of a row at 1e20 would bury everybody else's in its rounding. None
+    where no row is that far out.
     """
-    norms = np.sqrt(np.diag(g))
-    reach = _REACH * max(float(np.median(norms[w > 0])), tau)
-    return reach / np.maximum(norms, reach) if reach > 0 else np.ones_like(norms)
+    norms = np.sqrt(g.diagonal())
+    reach = _REACH * max(float(_median(norms[w > 0])), tau)
+    return reach / np.maximum(norms, reach) if 0 < reach < norms.max() else None
 
 
 def solve(
-    g: np.ndarray, w: np.ndarray, tau: float, max_iterations: int, start: np.ndarray | None = None
+    g: np.ndarray,
+    w: np.ndarray,
+    tau: float,
+    max_iterations: int,
+    start: np.ndarray | None = None,
+    stop: float = _STOP,
 ) -> tuple[np.ndarray, int]:
     """Coefficients p [n] >= 0 of the minimiser `v = c + sum_i p_i (g_i - c)` of `sum_i w_i huber_tau(||g_i - v||)`.
 
@@ -156,45 +184,51 @@ def solve(
         tau: clipping radius; 0 is the geometric median, inf the mean.
         max_iterations: bound on the iterations.
         start: coefficients to start from.
+        stop: size of the loss's gradient, relative to that of its terms, at which to stop.
 
     Returns:
         the coefficients and the number of iterations.
     """
-    if np.isinf(tau) or len(w) == 1:
+    if math.isinf(tau) or len(w) == 1:
         return w / w.sum(), 0
-    reins = _rein_in(g, w, tau)
-    if float(reins.min()) < 1:
-        p, iterations = _minimise(g * reins * reins[:, None], w, tau, max_iterations, None)
-        return p * reins, iterations
-    # Coefficients that do not sum to one belong to another centre.
-    fits = start is not None and abs(float(start.sum()) - 1) < 1e-9
-    return _minimise(g, w, tau, max_iterations, start if fits else None)
+    stop = max(stop, _STOP)
+    with np.errstate(all="ignore"):
+        reins = _rein_in(g, w, tau)
+        if reins is not None:
+            p, iterations = _minimise(_Problem(g * reins * reins[:, None], w, tau), max_iterations, None, stop)
+            return p * reins, iterations
+        # Coefficients that do not sum to one belong to another centre.
+        fits = start is not None and abs(float(start.sum()) - 1) < 1e-9
+        return _minimise(_Problem(g, w, tau), max_iterations, start if fits else None, stop)
 
 
-def _minimise(
-    g: np.ndarray, w: np.ndarray, tau: float, max_iterations: int, start: np.ndarray | None
-) -> tuple[np.ndarray, int]:
+def _minimise(problem: _Problem, max_iterations: int, start: np.ndarray | None, stop: float) -> tuple[np.ndarray, int]:
     """As `solve`, for rows that differ by less than `_REACH`: coefficients that sum to one, and iterations."""
-    symmetric, row, lowest = _start(g, w, tau)
-    point = _evaluate(symmetric if start is None else start, g, w, tau)
-    if lowest < point.loss * (1 - 1e-13):
-        point = _evaluate(row, g, w, tau)
-        away = _leave_row(point, w)
+    symmetric, losses = _start(problem)
+    point = _Point(symmetric if start is None else start, problem)
+    loss, lowest = problem.loss(point), float(losses.min())
+    if lowest < loss * (1 - 1e-13):
+        ties = (losses <= lowest * (1 + 1e-13)).astype(np.float64)
+        point = _Point(ties / ties.sum(), problem)
+        away = _leave_row(point, problem.w)
+        if away is None and problem.tau == 0:
+            return point.p, 0
         if away is not None:
-            trial = _evaluate(away, g, w, tau)
-            point = trial if trial.loss < point.loss else point
-        elif tau == 0:
-            return row, 0
+            trial = _Point(away, problem)
+            point = trial if problem.loss(trial) < problem.loss(point) else point
+        loss = problem.loss(point)
     for iteration in range(max_iterations):
-        unit = float(w @ np.minimum(1.0, point.distances / tau)) if tau > 0 else float(w.sum())
-        if point.size <= _STOP * unit:
+        if point.size <= stop * point.unit:
             return point.p, iteration
-        step = _newton_step(point, tau)
-        better = point if step is None else _along(point, step, g, w, tau)
+        step = _newton_step(point, problem.tau)
+        better = point if step is None else _along(point, step, problem)
         # Weiszfeld's step descends from wherever Newton's led, and writes v as the combination a / A again, the one
         # whose gradient coefficients vanish with the gradient also where rows are linearly dependent.
-        better = _evaluate(better.pull / better.pull.sum(), g, w, tau)
-        if better.loss >= point.loss * (1 - 1e-15) and better.size >= 0.9 * point.size:
+        if better.size <= stop * better.unit:
+            return better.weiszfeld(), iteration + 1
+        better = _Point(better.weiszfeld(), problem)
+        better_loss = problem.loss(better)
+        if better_loss >= loss * (1 - 1e-15) and better.size >= 0.9 * point.size:
             return (better if better.size < point.size else point).p, iteration + 1
-        point = better
+        point, loss = better, better_loss
     return point.p, max_iterations
