@@ -170,9 +170,9 @@ def _growth_table(
         ("memory", "d", size, lambda case: case["memory"], "1"),
     ]
     for name, over, found, value, promised in quantities:
-        if len(found) >= 2:
-            sizes = [case[over] for case in found]
-            rows.append([f"{name}, over {over}", f"{slope(sizes, [value(case) for case in found]):.2f}", promised])
+        sizes, values = [case[over] for case in found], [value(case) for case in found]
+        if len(found) >= 2 and min(values) > 0:
+            rows.append([f"{name}, over {over}", f"{slope(sizes, values):.2f}", promised])
     fitted = growth([*alone, *size])
     c = fitted["coefficients"]
     return Table(

@@ -28,7 +28,7 @@ def cases(settings: Settings) -> dict[str, Callable[[], Any]]:
     if settings.quick:
         return {
             "width 4 tau 1": partial(plain_case, 4, 8, 1.0, 1, settings),
-            "processes 0": partial(processes_case, 4, 0, 2, 1, settings),
+            "processes 0": partial(processes_case, 2, 0, 2, 1, settings),
         }
     return {
         "width 16 tau 1": partial(plain_case, 16, 32, 1.0, 12, settings),
@@ -60,7 +60,7 @@ def processes_case(peers: int, byzantine: int, steps: int, repeats: int, setting
     release(settings.device)
     words = ["configs/resnet/digits.yaml", f"--peers={peers}", f"--byzantine={byzantine}", "--threads=1"]
     words += [f"--steps={steps}", f"--eval_every={steps}", f"--checkpoint_every={steps}", "--test_samples=50"]
-    words += [f"--device={settings.device}"]
+    words += [f"--device={settings.device}", f"--validators={int(peers > 2)}"]
     if byzantine:
         words += ["--attack.name=sign_flip", "--attack.start=2"]
     many = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={peers}"]

@@ -115,8 +115,9 @@ def albert(device: str, tokens: int, **sizes: int) -> tuple[int, Callable[[], ob
 
     large = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
     config = AlbertConfig(**{**large, "embedding_size": 128, "vocab_size": 30_000, **sizes})
-    torch.manual_seed(0)
-    model = AlbertForPreTraining(config).to(device).train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AlbertForPreTraining(config).to(device).train()
     words = torch.randint(0, config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0)).to(device)
     order = torch.zeros(1, dtype=torch.int64, device=device)
     parameters = list(model.parameters())
