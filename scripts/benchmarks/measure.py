@@ -43,26 +43,26 @@ def interleaved(
     device: str = "cpu",
     *,
     warmup: int = 1,
-    patience: float = math.inf,
+    patience: Mapping[str, float] | None = None,
 ) -> Times:
     """Seconds of each variant in every repeat. They take turns, so a slow minute of the machine is slow for all.
 
-    The first `warmup` rounds are not counted. With `patience`, in seconds, a variant sits out once it has used them up;
-    of one that does so while warming up that time is what counts.
+    The first `warmup` rounds are not counted. A variant with `patience` (variant -> seconds) sits out once it has used
+    it up; of one that does so while warming up that time is what counts.
     """
     times: Times = {name: [] for name in variants}
-    used = dict.fromkeys(variants, 0.0)
+    left = {name: (patience or {}).get(name, math.inf) for name in variants}
     for repeat in range(warmup + repeats):
         for name, function in variants.items():
-            if used[name] >= patience:
+            if left[name] <= 0:
                 continue
             synchronise(device)
             started = time.perf_counter()
             function()
             synchronise(device)
             spent = time.perf_counter() - started
-            used[name] += spent
-            if repeat >= warmup or used[name] >= patience:
+            left[name] -= spent
+            if repeat >= warmup or left[name] <= 0:
                 times[name].append(spent)
     return times
 

@@ -119,11 +119,11 @@ def albert_case(repeats: int, settings: Settings) -> dict[str, Any]:
 
 
 def gradients_case(width: int, size: int, seconds: float, settings: Settings) -> dict[str, Any]:
-    """Ways to per-peer gradients beside the plain step, as many rounds as fit in `seconds`, from three to thirty."""
+    """Ways to per-peer gradients beside the plain step, as many rounds as fit in `seconds`, from two to thirty."""
     release(settings.device)
     variants = gradient_variants(width, size, settings.device)
     trial = sum(times[0] for times in interleaved(variants, 1, settings.device).values())
-    repeats = min(30, max(3, int(seconds / trial)))
+    repeats = min(30, max(2, int(seconds / trial)))
     return {"width": width, "size": size, "seconds": interleaved(variants, repeats, settings.device, warmup=0)}
 
 

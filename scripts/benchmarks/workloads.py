@@ -106,14 +106,19 @@ def gradient_variants(width: int, size: int, device: str) -> dict[str, Callable[
     }
 
 
-def albert(device: str, tokens: int, **sizes: int) -> tuple[int, Callable[[], object]]:
+def albert(device: str, tokens: int, **sizes: Any) -> tuple[int, Callable[[], object]]:
     """Parameters of ALBERT for pretraining, and its gradient on one sequence of `tokens`; random weights.
 
     `sizes` replaces sizes of albert-large-v2 as published. Errors: ImportError without the package transformers.
     """
     from transformers import AlbertConfig, AlbertForPreTraining
 
-    large = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+    large: dict[str, Any] = {
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+    }
     config = AlbertConfig(**{**large, "embedding_size": 128, "vocab_size": 30_000, **sizes})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

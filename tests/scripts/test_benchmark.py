@@ -96,7 +96,7 @@ def test_variants_take_turns_and_the_first_round_does_not_count() -> None:
 
 
 def test_what_has_used_up_its_patience_is_not_repeated() -> None:
-    times = interleaved({"slow": lambda: time.sleep(0.05), "fast": lambda: None}, 3, patience=0.04)
+    times = interleaved({"slow": lambda: time.sleep(0.05), "fast": lambda: None}, 3, patience={"slow": 0.04})
     assert [len(spent) for spent in times.values()] == [1, 3]
     assert times["slow"][0] >= 0.05
 
