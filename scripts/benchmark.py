@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from scripts.benchmarks.measure import Settings, load, machine
-from scripts.benchmarks.page import Table, page, section
+from scripts.benchmarks.page import Aim, Table, page, section
 
 SECTIONS = ("aggregation", "step", "simulator", "scale")
 
@@ -60,15 +60,18 @@ def write_page(out: Path) -> str:
 
     Errors: FileNotFoundError if there is none.
     """
-    parts = []
+    parts: list[str] = []
+    aims: list[Aim] = []
     for name in SECTIONS:
         path = out / f"{name}.json"
         if path.exists():
             content = json.loads(path.read_text())
             parts.append(section(name, content["about"], tables_of(name, content)))
+            if not content["about"]["quick"]:
+                aims += import_module(f"scripts.benchmarks.{name}").aims(content["results"])
     if not parts:
         raise FileNotFoundError(f"no measurements in {out}: run `python -m scripts.benchmark --out {out}` first")
-    text = page(parts)
+    text = page(aims, parts)
     (out / "README.md").write_text(text)
     return text
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from btard.aggregation import AGGREGATORS, centered_clip, clip_residual
 from btard.aggregation.gram import gram
 from scripts.benchmarks.libraries import OTHERS, STEPS, Rule, rules_of
-from scripts.benchmarks.measure import Settings, Times, interleaved, ratio, release
-from scripts.benchmarks.page import Table
+from scripts.benchmarks.measure import Settings, Times, in_units, interleaved, ratio, release
+from scripts.benchmarks.page import Aim, Table
 from scripts.benchmarks.textbook import textbook_count, textbook_iteration
 
 RESNET18, ALBERT_LARGE = 11_173_962, 17_700_000
@@ -160,6 +160,24 @@ def tables(results: dict[str, Any]) -> list[Table]:
     shapes = dict.fromkeys((case["n"], case["d"]) for case in rules)
     by_shape = [_rules_table([case for case in rules if (case["n"], case["d"]) == shape]) for shape in shapes]
     return [_clip_table(clips), *by_shape, _residual_table(rules), _small_table(small)]
+
+
+def aims(results: dict[str, Any]) -> list[Aim]:
+    clips = [case for name, case in results.items() if name.startswith("clip ")]
+    shape = (clips[0]["n"], clips[0]["d"])
+    reads = [
+        in_units(case["seconds"][row["tau"]], case["seconds"]["x.sum()"]) for case in clips for row in case["taus"]
+    ]
+    medians = [
+        in_units(case["seconds"]["coordinate_median"], case["seconds"]["x.sum()"])
+        for name, case in results.items()
+        if name.startswith("rules ") and (case["n"], case["d"]) == shape
+    ]
+    where = f"[{shape[0]}, {shape[1]:,}], reads of the memory"
+    return [
+        Aim(f"CenteredClip to convergence at {where}", 10, max(reads)),
+        Aim(f"coordinate-wise median at {where}", 25, max(medians)),
+    ]
 
 
 def _clip_table(found: list[dict[str, Any]]) -> Table:

@@ -1,6 +1,7 @@
 """The same rules elsewhere: the textbook's CenteredClip, torch's median, and the libraries byzfl and byzpy.
 
-The libraries are measured where they are installed; nothing here needs them.
+The libraries are measured where they are installed; nothing here needs them. byzpy pins older versions of torch than
+we use but runs with newer ones: `pip install --no-deps byzfl byzpy` and `pip install scipy seaborn cloudpickle`.
 """
 
 from __future__ import annotations

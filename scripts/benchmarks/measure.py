@@ -67,6 +67,11 @@ def interleaved(
     return times
 
 
+def in_units(times: Sequence[float], unit: Sequence[float]) -> float:
+    """The median of `times` over the median of `unit`."""
+    return statistics.median(times) / statistics.median(unit)
+
+
 def ratio(times: Sequence[float], unit: Sequence[float], digits: int = 1) -> str:
     """`median (min to max)` of `times` in units of the median of `unit`."""
     base = statistics.median(unit)

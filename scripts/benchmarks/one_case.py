@@ -17,7 +17,7 @@ from btard.drivers.local import LocalDriver
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.remembered import nothing_remembered
 from resnet.model import resnet18
-from scripts.benchmarks.measure import memory, synchronise
+from scripts.benchmarks.measure import memory, release, synchronise
 from scripts.benchmarks.workloads import BATCH, PEERS, PreparedTask, resnet_task
 from scripts.traffic import tensors
 
@@ -71,6 +71,7 @@ CASES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 
 def result_of(case: dict[str, Any]) -> dict[str, Any]:
     """`case` with what was measured, and the peak of the memory beyond what was there before."""
+    release(case["device"])
     cuda = case["device"] != "cpu"
     torch.zeros(1, device=case["device"])  # an accelerator's context is not part of any case
     before = 0 if cuda else memory("VmRSS")

@@ -35,6 +35,33 @@ class Table:
         console.print(shown)
 
 
+@dataclass(frozen=True)
+class Aim:
+    """A bound that `measured` is to keep: `at most` it or, for speeds, `at least` it."""
+
+    what: str
+    bound: float
+    measured: float
+    least: bool = False
+
+    @property
+    def kept(self) -> bool:
+        return self.measured >= self.bound if self.least else self.measured <= self.bound
+
+
+def aims_table(aims: Sequence[Aim]) -> Table:
+    rows = [
+        [
+            aim.what,
+            f"at {'least' if aim.least else 'most'} {aim.bound:g}",
+            f"{aim.measured:.2f}",
+            "yes" if aim.kept else "no",
+        ]
+        for aim in aims
+    ]
+    return Table("Aims", ["what", "aim", "measured", "kept"], rows, "Medians; of several cases the worst.")
+
+
 def section(name: str, about: dict[str, Any], tables: Sequence[Table]) -> str:
     """Markdown of a section: its tables under what they were measured on."""
     versions = ", ".join(f"{package} {version}" for package, version in about["versions"].items())
@@ -54,6 +81,7 @@ Every number with a spread is `median (min to max)` over the repeats, a ratio to
 was measured in the same run, in turns with what is divided by it: compare ratios, not seconds of different runs."""
 
 
-def page(sections: Sequence[str]) -> str:
+def page(aims: Sequence[Aim], sections: Sequence[str]) -> str:
     """The whole page."""
-    return "\n\n".join([HEAD, *sections]) + "\n"
+    kept = [aims_table(aims).markdown()] if aims else []
+    return "\n\n".join([HEAD, *kept, *sections]) + "\n"

@@ -13,7 +13,7 @@ from typing import Any
 
 from scripts.benchmarks.measure import Settings, fit, release, slope
 from scripts.benchmarks.one_case import result_of
-from scripts.benchmarks.page import Table
+from scripts.benchmarks.page import Aim, Table
 from scripts.benchmarks.workloads import PEERS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,15 +66,34 @@ def in_process_of_its_own(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def tables(results: dict[str, Any]) -> list[Table]:
-    def of(prefix: str) -> list[dict[str, Any]]:
-        return [case for name, case in results.items() if name.startswith(f"{prefix} ")]
-
+    peers, own, relays, size = (_of(results, prefix) for prefix in ("peers", "own", "relays", "size"))
     return [
-        _peers_table(of("peers"), of("own"), of("relays")),
-        _size_table(of("size")),
-        _growth_table(of("peers"), of("own"), of("relays"), of("size")),
-        _memory_table(of("training memory"), of("driver memory")),
+        _peers_table(peers, own, relays),
+        _size_table(size),
+        _growth_table(peers, own, relays, size),
+        _memory_table(_of(results, "training memory"), _of(results, "driver memory")),
     ]
+
+
+def aims(results: dict[str, Any]) -> list[Aim]:
+    pairs = zip(_of(results, "training memory"), _of(results, "driver memory"), strict=True)
+    return [
+        Aim(
+            f"driver's memory / ([n, d] and one model's training), width {cohort['width']}",
+            SLACK,
+            cohort["memory"] / allowance(plain, cohort),
+        )
+        for plain, cohort in pairs
+    ]
+
+
+def allowance(plain: dict[str, Any], cohort: dict[str, Any]) -> float:
+    """Bytes of the gradients [n, d] in float32 and of training one model."""
+    return 4 * cohort["n"] * cohort["d"] + plain["memory"]
+
+
+def _of(results: dict[str, Any], prefix: str) -> list[dict[str, Any]]:
+    return [case for name, case in results.items() if name.startswith(f"{prefix} ")]
 
 
 def per_peer(case: dict[str, Any]) -> float:
@@ -188,15 +207,13 @@ def _growth_table(
 def _memory_table(training: list[dict[str, Any]], driver: list[dict[str, Any]]) -> Table:
     rows = []
     for plain, cohort in zip(training, driver, strict=True):
-        matrix = 4 * cohort["n"] * cohort["d"]
-        allowed = matrix + plain["memory"]
         rows.append(
             [
                 f"ResNet-18 of width {cohort['width']}",
-                _mb(matrix),
+                _mb(4 * cohort["n"] * cohort["d"]),
                 _mb(plain["memory"]),
                 _mb(cohort["memory"]),
-                f"{cohort['memory'] / allowed:.2f}",
+                f"{cohort['memory'] / allowance(plain, cohort):.2f}",
             ]
         )
     return Table(

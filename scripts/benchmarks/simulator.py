@@ -15,8 +15,8 @@ from typing import Any
 
 from btard.drivers.local import LocalDriver
 from btard.protocol.config import ProtocolConfig
-from scripts.benchmarks.measure import Settings, interleaved, ratio, release
-from scripts.benchmarks.page import Table
+from scripts.benchmarks.measure import Settings, in_units, interleaved, ratio, release
+from scripts.benchmarks.page import Aim, Table
 from scripts.benchmarks.workloads import BATCH, PEERS, PLAIN, gradient_variants, resnet_task
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,6 +108,18 @@ def tables(results: dict[str, Any]) -> list[Table]:
     plain = [case for name, case in results.items() if name.startswith("width ")]
     processes = [case for name, case in results.items() if name.startswith("processes ")]
     return [_plain_table(plain), _processes_table(processes)]
+
+
+def aims(results: dict[str, Any]) -> list[Aim]:
+    narrow = next(case for name, case in results.items() if name.startswith("width "))
+    against = in_units(narrow["seconds"]["btard"], narrow["seconds"]["plain"])
+    case = next(case for name, case in results.items() if name.startswith("processes "))
+    speeds = case["steps_per_second"]
+    faster = in_units(speeds["one process"], speeds["a process per peer"])
+    return [
+        Aim(f"BTARD step / plain step on the same samples, width {narrow['width']}", 1.6, against),
+        Aim(f"steps/s in one process / in {case['peers']} processes, digits", 10, faster, least=True),
+    ]
 
 
 def _plain_table(found: list[dict[str, Any]]) -> Table:

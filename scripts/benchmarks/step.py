@@ -16,8 +16,8 @@ from btard.drivers.local import LocalDriver
 from btard.drivers.task import Task
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.remembered import nothing_remembered
-from scripts.benchmarks.measure import Settings, interleaved, ratio, release, synchronise
-from scripts.benchmarks.page import Table
+from scripts.benchmarks.measure import Settings, in_units, interleaved, ratio, release, synchronise
+from scripts.benchmarks.page import Aim, Table
 from scripts.benchmarks.workloads import (
     BATCH,
     PEERS,
@@ -132,6 +132,18 @@ def tables(results: dict[str, Any]) -> list[Table]:
     skipped = [f"ALBERT-large: {case['skipped']}." for case in results.values() if "skipped" in case]
     ways = [case for name, case in results.items() if name.startswith("gradients ")]
     return [_overhead_table(steps, skipped), *map(_phases_table, steps), _traffic_table(steps), _gradients_table(ways)]
+
+
+def aims(results: dict[str, Any]) -> list[Aim]:
+    case = next(case for case in results.values() if "phases" in case)
+    return [
+        Aim(
+            f"protocol without the gradients, % of their time, {case['model']}, {way}",
+            25,
+            100 * in_units(protocol_times(case, way), gradient_times(case, way)),
+        )
+        for way in WAYS
+    ]
 
 
 def gradient_times(case: dict[str, Any], way: str) -> list[float]:

@@ -21,6 +21,8 @@ from btard.aggregation import AGGREGATORS, clip_residual
 from scripts.benchmark import SECTIONS, main, tables_of
 from scripts.benchmarks.libraries import OTHERS, rules_of
 from scripts.benchmarks.measure import fit, interleaved, memory, ratio, slope
+from scripts.benchmarks.page import Aim
+from scripts.benchmarks.scale import aims
 from scripts.benchmarks.step import all_reduce
 from scripts.benchmarks.textbook import textbook_clip, textbook_count
 
@@ -106,6 +108,11 @@ def test_ratios_name_their_spread() -> None:
     assert ratio([3.0], [2.0], 2) == "1.50 (once)"
 
 
+def test_an_aim_is_kept_on_the_right_side_of_its_bound() -> None:
+    assert Aim("reads", 10, 7.3).kept and not Aim("reads", 10, 10.1).kept
+    assert Aim("speed", 10, 12.0, least=True).kept and not Aim("speed", 10, 9.0, least=True).kept
+
+
 def test_memory_of_the_process_is_seen() -> None:
     before = memory("VmRSS")
     block = np.ones(8_000_000)
@@ -174,6 +181,7 @@ class TestQuickRun:
                 assert table.markdown() in page
                 assert table.rows
                 assert {len(row) for row in table.rows} == {len(table.columns)}
+        assert "### Aims" not in page
         assert page.count("Tiny sizes (`--quick`)") == len(SECTIONS)
 
     def test_the_page_is_drawn_again_from_the_json_alone(self, quick: Path, tmp_path: Path) -> None:
@@ -181,6 +189,16 @@ class TestQuickRun:
             shutil.copy(quick / f"{name}.json", tmp_path)
         main(["--report", "--out", str(tmp_path)])
         assert (tmp_path / "README.md").read_text() == (quick / "README.md").read_text()
+
+    def test_aims_are_held_against_whole_runs(self, quick: Path, tmp_path: Path) -> None:
+        for name in SECTIONS:
+            whole = content(quick, name)
+            whole["about"]["quick"] = False
+            (tmp_path / f"{name}.json").write_text(json.dumps(whole))
+        main(["--report", "--out", str(tmp_path)])
+        page = (tmp_path / "README.md").read_text()
+        assert "### Aims" in page
+        assert (page.count("| at most "), page.count("| at least ")) == (6, 1)
 
     def test_sections_that_were_not_measured_are_not_on_the_page(self, quick: Path, tmp_path: Path) -> None:
         shutil.copy(quick / "scale.json", tmp_path)
@@ -209,6 +227,7 @@ class TestQuickRun:
             if name.startswith("training memory"):
                 result.update(memory=36_000_000)
         assert list(tables_of("scale", changed)[-1].rows[0])[1:] == ["64.0", "36.0", "120.0", "1.20"]
+        assert [(aim.measured, aim.kept) for aim in aims(changed["results"])] == [(1.2, True)]
 
     def test_the_processes_and_the_simulator_have_run(self, quick: Path) -> None:
         speeds = content(quick, "simulator")["results"]["processes 0"]["steps_per_second"]
