@@ -231,5 +231,5 @@ class TestQuickRun:
 
     def test_the_processes_and_the_simulator_have_run(self, quick: Path) -> None:
         speeds = content(quick, "simulator")["results"]["processes 0"]["steps_per_second"]
-        assert len(speeds) == 3
+        assert speeds.keys() == {"one process", "a process per peer"}
         assert all(min(values) > 0 for values in speeds.values())
