@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from scripts.benchmarks.measure import Settings, fit, release, slope
+from scripts.benchmarks.measure import Settings, fit, ratio, release, slope
 from scripts.benchmarks.one_case import result_of
 from scripts.benchmarks.page import Aim, Table
 from scripts.benchmarks.workloads import PEERS
@@ -102,13 +102,8 @@ def per_peer(case: dict[str, Any]) -> float:
 
 
 def _ms(case: dict[str, Any] | None) -> str:
-    if case is None:
-        return "-"
-    middle, low, high = (
-        f"{1e3 * s / case['n']:.2f}"
-        for s in (statistics.median(case["seconds"]), min(case["seconds"]), max(case["seconds"]))
-    )
-    return f"{middle} ({low} to {high})"
+    """Milliseconds of a step for each peer."""
+    return "-" if case is None else ratio(case["seconds"], [case["n"] / 1e3], 2)
 
 
 def _mb(size: float) -> str:

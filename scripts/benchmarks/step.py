@@ -159,7 +159,7 @@ def protocol_times(case: dict[str, Any], way: str) -> list[float]:
 
 
 def _percent(times: list[float], unit: list[float]) -> str:
-    return ratio([100 * seconds for seconds in times], unit) + " %"
+    return ratio([100 * seconds for seconds in times], unit)
 
 
 def _overhead_table(steps: list[dict[str, Any]], skipped: list[str]) -> Table:
@@ -178,7 +178,7 @@ def _overhead_table(steps: list[dict[str, Any]], skipped: list[str]) -> Table:
             )
     return Table(
         "What a step costs beside the gradients",
-        ["model", "parameters", "gradients, s", "protocol without gradients", "plain all-reduce, arithmetic"],
+        ["model", "parameters", "gradients, s", "protocol without gradients, %", "plain all-reduce, arithmetic, %"],
         rows,
         f"{PEERS} peers, {BYZANTINE} of whom may be Byzantine and none attacks, one validator; {BATCH} images of "
         "32 x 32 per peer for ResNet-18. Shares of the time of the gradients. For ResNet-18 these are those of the 15 "
@@ -200,7 +200,7 @@ def _phases_table(case: dict[str, Any]) -> Table:
     total = [_percent(protocol_times(case, way), gradient_times(case, way)) for way in WAYS]
     return Table(
         f"{case['model']}: the phases, as shares of the gradients' time",
-        ["phase", *WAYS],
+        ["phase", *(f"{way}, %" for way in WAYS)],
         [*rows, ["all", *total]],
         "What a phase does in peers and driver to get there: `announce` holds CenteredClip of the parts.",
     )

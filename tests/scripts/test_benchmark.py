@@ -217,8 +217,8 @@ class TestQuickRun:
         case = changed["results"]["resnet 4"]
         case["phases"] = {way: [{"gradients": 8.0, "commit": 1.0, "part": 0.6}] for way in case["phases"]}
         tables = tables_of("step", changed)
-        assert tables[0].rows[0][2:4] == ["8.000", "20.0 (once) %"]
-        assert list(tables[1].rows[0]) == ["commit", "12.5 (once) %", "12.5 (once) %"]
+        assert tables[0].rows[0][2:4] == ["8.000", "20.0 (once)"]
+        assert list(tables[1].rows[0]) == ["commit", "12.5 (once)", "12.5 (once)"]
 
         changed = content(quick, "scale")
         for name, result in changed["results"].items():
