@@ -40,7 +40,7 @@ def cases(settings: Settings) -> dict[str, Callable[[], Any]]:
 
     found = {}
     for n in counts:
-        found[f"peers {n}"] = task(kind="step", n=n, d=PER_PEER * n, steps=2 if n > 100 else 4)
+        found[f"peers {n}"] = task(kind="step", n=n, d=PER_PEER * n, steps=3 if n > 100 else 4)
         if n <= (4 if settings.quick else ON_ITS_OWN):
             found[f"own {n}"] = task(kind="step", n=n, d=PER_PEER * n, steps=3, own=True)
             found[f"relays {n}"] = task(kind="step", n=n, d=PER_PEER * n, steps=3, byzantine=(n - 2) // 2)

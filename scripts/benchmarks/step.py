@@ -48,7 +48,7 @@ def cases(settings: Settings) -> dict[str, Callable[[], Any]]:
         "resnet 16": partial(resnet_case, 16, 32, 8, settings),
     }
     found["albert"] = partial(albert_case, 3, settings)
-    return found | {f"gradients {w} {s}": partial(gradients_case, w, s, 6.0, settings) for w, s in GRADIENT_CASES}
+    return found | {f"gradients {w} {s}": partial(gradients_case, w, s, 10.0, settings) for w, s in GRADIENT_CASES}
 
 
 def all_reduce(rows: Tensor) -> Tensor:
