@@ -187,6 +187,9 @@ class Config:
     """Steps between two checkpoints: what an interruption can cost. May change when a run goes on, as may timeout."""
     mode: Literal["batched", "per_peer"] = "batched"
     """batched: all peers' gradients at once. per_peer: one by one, bit-equal to what a lone peer computes; slower."""
+    commitments: Literal["hashed", "ideal"] = "hashed"
+    """ideal: tensors stand for themselves and are not read for it. The same bans and parameters, sooner, and nothing to
+    audit; for simulations in one process."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU if there is one."""
     timeout: float = 120.0

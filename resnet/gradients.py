@@ -12,8 +12,6 @@ numbers (to rounding):
 
 import copy
 import queue
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from btard.drivers.threads import Team
 from resnet.batchnorm import Statistics, bind_statistics, statistics_size
 from resnet.folded import FoldedNetwork
 from resnet.model import bind, flatten, views
@@ -165,7 +164,7 @@ class _Team:
 
     def __init__(self, model: nn.Module, flat: Tensor, workers: int) -> None:
         self._replicas = [_Replica(model, flat) for _ in range(workers)]
-        self._pool = _single_threaded_pool(workers) if flat.device.type == "cpu" else None
+        self._threads = Team(workers) if flat.device.type == "cpu" else None
 
     def compute(self, images: Tensor, labels: Tensor, result: CohortResult) -> None:
         peers: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -180,31 +179,11 @@ class _Team:
                     return
                 replica.compute(peer, images, labels, result)
 
-        if self._pool is None:
+        if self._threads is None:
             work(self._replicas[0])
         else:
-            # list: waits for all and raises a worker's exception here.
-            list(self._pool.map(work, self._replicas[: len(images)]))
+            self._threads.map(work, self._replicas[: len(images)])
 
     def close(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown()
-
-
-def _single_threaded_pool(size: int) -> ThreadPoolExecutor:
-    """A pool whose threads run torch's kernels in one thread each; the caller's number of threads stays as it is."""
-    threads = torch.get_num_threads()
-    ready = threading.Barrier(size + 1)
-
-    def start() -> None:
-        torch.get_num_threads()  # A thread's first use of torch sets its number to the default; let that be over.
-        torch.set_num_threads(1)
-        ready.wait()
-
-    pool = ThreadPoolExecutor(size, thread_name_prefix="peer-gradients", initializer=start)
-    for _ in range(size):
-        pool.submit(int)
-    ready.wait()
-    # torch keeps the number per thread, but also the last one set as the default of threads to come.
-    torch.set_num_threads(threads)
-    return pool
+        if self._threads is not None:
+            self._threads.close()

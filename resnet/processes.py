@@ -93,6 +93,8 @@ def main(argv: list[str] | None = None) -> int:
         config, out = load_config(argv)
         if config.aggregator.name != "btard":
             return _mistake(f"aggregator.name {config.aggregator.name}: torchrun is for btard, start without it")
+        if config.commitments != "hashed":
+            return _mistake("commitments ideal: processes have no memory in common, use hashed")
         if size != config.peers:
             return _mistake(f"peers = {config.peers}, but torchrun started {size} processes: make them equal")
     if config.threads is not None:

@@ -236,7 +236,8 @@ def make_driver(
     shared = {**cohort_settings(config, byzantine, folder / HISTORY), "mode": config.mode}
     if aggregator.name == "btard":
         protocol = protocol_settings(config)
-        return LocalDriver(protocol, task, recorder=Recorder(folder, protocol), **shared)
+        recorder = Recorder(folder, protocol) if config.commitments == "hashed" else None
+        return LocalDriver(protocol, task, recorder=recorder, commitments=config.commitments, **shared)
     rule = AGGREGATORS[aggregator.name]
     try:
         rule(torch.zeros(config.peers, 1), byzantine=config.byzantine, tau=aggregator.tau)
@@ -342,6 +343,7 @@ def summarise(config: Config, training: Training, folder: RunFolder) -> dict[str
         "mode": config.mode,
         "device": str(training.device),
         "validation": validation_of(config),
+        "commitments": config.commitments if config.aggregator.name == "btard" else None,
         "threads": torch.get_num_threads(),
         "seconds_by_phase": {phase: round(spent, 3) for phase, spent in sorted(training.seconds.items())},
         "versions": {"torch": torch.__version__, "python": sys.version.split()[0]},

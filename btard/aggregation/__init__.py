@@ -13,6 +13,7 @@ from btard.aggregation.centered_clip import CenteredClip, centered_clip, clip_re
 from btard.aggregation.krum import bulyan, krum, multi_krum
 from btard.aggregation.means import geometric_median, mean
 from btard.aggregation.ranks import coordinate_median, trimmed_mean
+from btard.aggregation.rows import stack_rows
 
 __all__ = [
     "AGGREGATORS",
@@ -27,6 +28,7 @@ __all__ = [
     "mean",
     "multi_krum",
     "residual_and_floor",
+    "stack_rows",
     "trimmed_mean",
 ]
 

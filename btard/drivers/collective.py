@@ -15,8 +15,9 @@ from btard.drivers.compute import CohortCompute
 from btard.drivers.history import ParameterHistory, steps_kept
 from btard.drivers.mesh import Letter, Mesh, Round
 from btard.drivers.task import StepResult, Task
+from btard.drivers.threads import kernel_threads
 from btard.drivers.understudy import Understudy
-from btard.protocol import wire
+from btard.protocol import hashing, wire
 from btard.protocol.behaviour import HONEST, Behaviour
 from btard.protocol.collusion import Collusion
 from btard.protocol.commit import NoGradient
@@ -86,6 +87,7 @@ class CollectiveDriver:
         self.compute = CohortCompute(task, self.history, "per_peer")
         self.notes: dict[int, bytes] = {}
         self._sent = 0
+        hashing.threads = torch.get_num_threads()
 
     @property
     def honest(self) -> tuple[int, ...]:
@@ -114,7 +116,8 @@ class CollectiveDriver:
         while True:
             started = time.perf_counter()
             try:
-                effect = generator.send(answer)
+                with kernel_threads(1):
+                    effect = generator.send(answer)
             except StopIteration as stop:
                 outcome = stop.value
                 break

@@ -46,9 +46,11 @@ class ParameterHistory:
         """Remember `params` [d] (copied) as x^step; without `deep` only as long as a validator may need it."""
         if self._ring is not None and deep:
             self._ring[step % self.keep] = params.detach().cpu().numpy()
-        self._recent[step] = params.detach().clone()
-        for old in [s for s in self._recent if s <= step - min(self.keep, self.IN_MEMORY)]:
-            del self._recent[old]
+        outdated = [s for s in self._recent if s <= step - min(self.keep, self.IN_MEMORY)]
+        freed = [self._recent.pop(old) for old in outdated]
+        # Into memory that is there already: a fresh page costs more than copying it.
+        room = freed[0] if freed and freed[0].device == params.device else torch.empty_like(params)
+        self._recent[step] = room.copy_(params.detach())
 
     def at(self, step: int, now: int) -> torch.Tensor:
         """x^step [d], where `now` is the latest step recorded; LookupError if it is no longer kept."""

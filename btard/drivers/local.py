@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -17,15 +20,22 @@ from btard.drivers.history import ParameterHistory, steps_kept
 from btard.drivers.links import Links
 from btard.drivers.newcomers import Newcomer, admitted_last, bring_in
 from btard.drivers.task import StepResult, Task
+from btard.drivers.threads import Team, kernel_threads
 from btard.protocol.behaviour import HONEST, Behaviour
 from btard.protocol.collusion import Collusion
 from btard.protocol.commit import NoGradient
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Broadcast, Compare, Compute, Effect, Exchange, Purpose
+from btard.protocol.exchange import bodies
+from btard.protocol.ideal import IdealCommitments
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.messages import JoinRequest, Packet, Relayed
 from btard.protocol.peer import Outcome, Peer
+from btard.protocol.record import StepRecord
 from btard.protocol.snapshot import load_peer, save_peer
+
+THREADED_FROM = 2**17
+"""Parameters from which on the peers of a cohort work in threads."""
 
 
 class LocalDriver:
@@ -35,10 +45,15 @@ class LocalDriver:
     many steps a resumed run may repeat without losing any that it needs. `tasks` (peer -> Task) are for peers that
     compute the same with other numerics than `task`, as on other hardware.
 
-    `recorder` writes down what an audit needs.
+    `recorder` writes down what an audit needs. `commitments`: `hashed`, or `ideal` (`btard.protocol.ideal`): that saves
+    reading every gradient and aggregate three times and, on a GPU, moving them to the CPU for it; nothing is left to
+    audit then.
 
     The network is reliable unless `links` say otherwise. Tensors are handed over without a copy or an encoding;
-    everything else (hashes, signatures, decoding, checks) happens as between strangers.
+    everything else (hashes, signatures, decoding, checks) happens as between strangers. What several peers would
+    compute alike, such as whether a signature is good, is computed once (`btard.protocol.remembered`).
+
+    Large models on a CPU: between two phases the peers work in as many threads as torch has when this is made.
     """
 
     def __init__(
@@ -54,7 +69,12 @@ class LocalDriver:
         links: Links | None = None,
         recorder: Recorder | None = None,
         tasks: Mapping[int, Task] | None = None,
+        commitments: Literal["hashed", "ideal"] = "hashed",
     ) -> None:
+        if commitments not in ("hashed", "ideal"):
+            raise ValueError(f"commitments must be 'hashed' or 'ideal', got {commitments!r}")
+        if commitments == "ideal" and recorder is not None:
+            raise ValueError("ideal commitments mean nothing to an auditor: record only with commitments='hashed'")
         behaviours = behaviours or {}
         identities = [Identity.from_seed(config.run_id, peer) for peer in range(config.peers)]
         roster = Roster(tuple(identity.public_key for identity in identities))
@@ -70,6 +90,9 @@ class LocalDriver:
         self.joining: dict[bytes, Newcomer] = {}
         """Public key -> everybody who has asked to join."""
         self._repeatable = repeatable
+        self._ideal = IdealCommitments(config.run_id) if commitments == "ideal" else None
+        self._threads = torch.get_num_threads()
+        self._team: Team | None = None
 
     @property
     def honest(self) -> list[Peer]:
@@ -110,6 +133,13 @@ class LocalDriver:
         now = next(iter(self.peers.values())).t
         # Once the last peer that looks far back is gone, nobody needs a long history any more.
         self.history.record(now, params, deep=any(peer.behaviour.lookback > 1 for peer in self.peers.values()))
+        if self._ideal is not None:
+            self._ideal.forget(now - 1)
+        with kernel_threads(1), self._ideal.in_use() if self._ideal is not None else nullcontext():
+            return self._step(now, params)
+
+    def _step(self, now: int, params: torch.Tensor) -> StepResult:
+        team = self._team_for(params)
         seconds: dict[str, float] = defaultdict(float)
         running = {i: peer.step() for i, peer in self.peers.items()}
         answers: dict[int, Any] = dict.fromkeys(running)
@@ -118,17 +148,14 @@ class LocalDriver:
         while running:
             started = time.perf_counter()
             effects: dict[int, Effect] = {}
-            for i, generator in list(running.items()):
-                try:
-                    effects[i] = generator.send(answers[i])
-                except StopIteration as stop:
-                    outcomes[i] = stop.value
+            resume = partial(self._resume, running, answers)
+            everybody = list(running)
+            for i, reached in zip(everybody, (team.map if team else map)(resume, everybody), strict=True):
+                if isinstance(reached, _Ended):
+                    outcomes[i] = reached.outcome
                     del running[i]
-                except NoGradient:
-                    if not self.peers[i].behaviour.byzantine:
-                        raise
-                    outcomes[i] = None  # in a history of its own, in which nobody else works
-                    del running[i]
+                else:
+                    effects[i] = reached
             phase = self._phase(effects)
             for i in [i for i, effect in effects.items() if _phase_of(effect) != phase]:
                 # A Byzantine peer that lives in a history of its own no longer takes part in ours.
@@ -158,6 +185,26 @@ class LocalDriver:
             seconds=dict(seconds),
             sent=sent,
         )
+
+    def _resume(
+        self, running: Mapping[int, Generator[Effect, Any, Outcome | None]], answers: Mapping[int, Any], i: int
+    ) -> Effect | _Ended:
+        """Let peer `i` go on with what it asked for, up to its next effect or its end."""
+        try:
+            return running[i].send(answers[i])
+        except StopIteration as stop:
+            return _Ended(stop.value)
+        except NoGradient:
+            if not self.peers[i].behaviour.byzantine:
+                raise
+            return _Ended(None)  # in a history of its own, in which nobody else works
+
+    def _team_for(self, params: torch.Tensor) -> Team | None:
+        """Threads for the peers, unless the model is so small that handing over takes longer than the work."""
+        if self._threads == 1 or params.is_cuda or self.task.d < THREADED_FROM:
+            return None
+        self._team = self._team or Team(self._threads)
+        return self._team
 
     def attest(self, params: torch.Tensor) -> None:
         """The end of the run, signed by all peers that are left, into the recorder's folder; `params` [d] are final."""
@@ -199,6 +246,9 @@ class LocalDriver:
             load_peer(peer, state["shared"], {name: tensors[ref] for name, ref in state["peers"][str(i)].items()})
         self.history.restore({int(n.split("/")[1]): x for n, x in tensors.items() if n.startswith("history/")})
         self.compute.restore(state["memory"], tensors)
+        if self._ideal is not None:
+            for peer in self.peers.values():
+                _learn(self._ideal, peer.last)
         if self.recorder is not None and state["recorder"] is not None:
             self.recorder.restore(state["recorder"], self.honest[0].last)
 
@@ -257,7 +307,9 @@ class LocalDriver:
             # A judge is given the time that it needs; training and validation have the step's deadline.
             late = {i for i, e in asked.items() if e.purpose is not Purpose.JUDGE and self.links.late(now, i)}
             asked = {i: request for i, request in asked.items() if i not in late}
-            gradients = dict(zip(asked, self.compute.answer(now, list(asked.values()), list(asked)), strict=True))
+            with kernel_threads(self._threads):
+                rows = self.compute.answer(now, list(asked.values()), list(asked))
+            gradients = dict(zip(asked, rows, strict=True))
             self._observe(now, asked, gradients)
             return {i: gradients.get(i) for i in effects}
         if any(isinstance(effect, Broadcast) for effect in effects.values()):
@@ -315,6 +367,25 @@ class LocalDriver:
             }
             if honest:
                 self.collusion.observe(now, honest)
+
+
+def _learn(commitments: IdealCommitments, record: StepRecord | None) -> None:
+    """Make known what stands for what in the step of a checkpoint."""
+    if record is None:
+        return
+    for part, packets in record.received.items():
+        for sender, body in zip(sorted(packets), bodies(packets), strict=True):
+            commitments.learn(("part", sender, record.step, part), body, record.commits[sender].digests[part])
+    for part, value in record.aggregates.items():
+        hashed = record.announced[part].digest
+        commitments.learn(("aggregate", record.owner(part), record.step, part), value, hashed)
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """The step of a peer is over."""
+
+    outcome: Outcome | None
 
 
 def _phase_of(effect: Effect) -> str:

@@ -16,7 +16,7 @@ from btard.protocol.commit import clip_gradient
 from btard.protocol.disclose import keep_disclosed
 from btard.protocol.effects import Compute, Effect, Idle, Purpose
 from btard.protocol.evidence import disclosures, verdict_on
-from btard.protocol.exchange import packet_limit
+from btard.protocol.exchange import bodies, packet_limit
 from btard.protocol.hashing import batch_seed, digest
 from btard.protocol.ledger import Entry
 from btard.protocol.messages import (
@@ -45,17 +45,14 @@ def verify(peer: Peer, record: StepRecord) -> list[Claim]:
     for part, packets in record.received.items():
         if part not in record.announced or part not in record.aggregates or not record.held(part):
             continue
-        reported = {
-            sender: (record.reports[sender], body)
-            for sender in record.announced[part].senders
-            if sender != peer.id and sender in record.reports and part not in record.reports[sender].missing
-            if sender in packets and isinstance(body := packets[sender].body, torch.Tensor)
-        }
-        if not reported:
-            continue
-        truth = part_scalars(peer, record, [body for _, body in reported.values()], part)
+        # All of them, my own too: whoever holds them side by side in memory then reads them where they lie.
+        truth = part_scalars(peer, record, bodies(packets), part)
         tol = ACCUSE * peer.config.scalar_tol
-        for (sender, (said, _)), (norm, products) in zip(reported.items(), truth, strict=True):
+        senders = set(record.announced[part].senders) - {peer.id}
+        for sender, (norm, products) in zip(sorted(packets), truth, strict=True):
+            said = record.reports.get(sender)
+            if said is None or sender not in senders or part in said.missing:
+                continue
             if scalars_differ(said.norms[part], said.products[part], norm, products, peer.config.tau, tol):
                 claims.append(Claim(record.step, sender, "misreport", part))
     claims += [

@@ -7,19 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from btard.aggregation import centered_clip
+from btard.aggregation import centered_clip, stack_rows
 from btard.protocol.effects import Effect
-from btard.protocol.exchange import find_packet, packet_fault, packet_limit
+from btard.protocol.exchange import bodies, find_packet, packet_fault, packet_limit
 from btard.protocol.messages import ELIMINATE_KINDS, Announce, AnnouncedPart, Packet, body_digest
 from btard.protocol.record import StepRecord
 
 if TYPE_CHECKING:
     from btard.protocol.peer import Peer
-
-
-def stack_parts(packets: dict[int, Packet]) -> torch.Tensor:
-    """x [k, p]: the parts of `packets` (sender -> packet, checked before) in the senders' order."""
-    return torch.stack([packets[sender].body for sender in sorted(packets)])  # type: ignore[misc]
 
 
 def aggregate(peer: Peer, record: StepRecord) -> Generator[Effect, Any, None]:
@@ -34,15 +29,19 @@ def aggregate(peer: Peer, record: StepRecord) -> Generator[Effect, Any, None]:
     for part, packets in record.received.items():
         if not packets:
             continue
-        x = stack_parts(packets)
+        x = stack_rows(bodies(packets))
         value = centered_clip(x, peer.config.tau, tol=peer.config.tol).value
         values[part] = behaviour.aggregate(ctx, part, value, x)
         hashed = body_digest(peer.config.run_id, "aggregate", peer.id, record.step, part, values[part])
         announced.append(AnnouncedPart(part, hashed, tuple(sorted(packets))))
     payload = Announce(tuple(announced)) if peer.id in record.workers else None
     announces = yield from peer.broadcast(record, "announce", Announce, payload, expected=record.workers)
+    owned: dict[int, list[int]] = {}
+    for part, owner in enumerate(record.owners):
+        owned.setdefault(owner, []).append(part)
+    workers = set(record.workers)
     for owner, message in announces.items():
-        _accept_announcement(peer, record, owner, message)
+        _accept_announcement(peer, record, owner, message, set(owned.get(owner, ())), workers)
 
     outgoing: dict[int, list[Packet]] = {recipient: [] for recipient in record.remaining if recipient != peer.id}
     for part, value in values.items():
@@ -64,14 +63,17 @@ def aggregate(peer: Peer, record: StepRecord) -> Generator[Effect, Any, None]:
             accept_aggregate(peer, record, find_packet(arrived, owner, "aggregate", record.step, part), part)
 
 
-def _accept_announcement(peer: Peer, record: StepRecord, owner: int, message: Announce) -> None:
-    """Keep an announcement that covers exactly the owner's parts with workers of this step as senders; else expel."""
-    owned = {part for part, who in enumerate(record.owners) if who == owner}
+def _accept_announcement(
+    peer: Peer, record: StepRecord, owner: int, message: Announce, owned: set[int], workers: set[int]
+) -> None:
+    """Keep an announcement that covers exactly the parts `owned` with some of the `workers` as senders; else expel."""
     if {entry.part for entry in message.parts} != owned or len(message.parts) != len(owned):
         peer.expel(record, owner, "malformed_announce")
         return
     for entry in message.parts:
-        if not entry.senders or tuple(sorted(set(entry.senders) & set(record.workers))) != entry.senders:
+        if entry.senders == record.workers:
+            continue
+        if not entry.senders or tuple(sorted(workers.intersection(entry.senders))) != entry.senders:
             peer.expel(record, owner, "malformed_announce")
             return
     for entry in message.parts:

@@ -41,7 +41,10 @@ class Context:
 
 
 class Behaviour:
-    """Honesty. Subclasses in `btard.attacks` override single hooks; `active` says at which steps they apply."""
+    """Honesty. Subclasses in `btard.attacks` override single hooks; `active` says at which steps they apply.
+
+    Hooks of different peers may run at the same time: what attackers share goes through `Collusion`.
+    """
 
     byzantine = False
     lookback = 1

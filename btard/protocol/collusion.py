@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
+from threading import RLock
 from typing import TypeVar
 
 import numpy as np
@@ -27,6 +28,7 @@ class Collusion:
         self._rows: dict[int, torch.Tensor] = {}
         self._shared: dict[Hashable, object] = {}
         self._constants: dict[Hashable, object] = {}
+        self._once = RLock()  # members may work in threads; what one makes can need what another name stands for
 
     def observe(self, step: int, honest: Mapping[int, torch.Tensor]) -> None:
         """Take note of the honest gradients [d] of `step`, by peer; what was shared about earlier steps is dropped."""
@@ -49,15 +51,17 @@ class Collusion:
 
     def shared(self, name: Hashable, make: Callable[[], T]) -> T:
         """`make()`, called once per step and name: attackers that send the same vector compute it once."""
-        if name not in self._shared:
-            self._shared[name] = make()
-        return self._shared[name]  # type: ignore[return-value]
+        with self._once:
+            if name not in self._shared:
+                self._shared[name] = make()
+            return self._shared[name]  # type: ignore[return-value]
 
     def constant(self, name: Hashable, make: Callable[[], T]) -> T:
         """`make()`, called once per run and name. Checkpoints do not hold it: it must follow from the seed alone."""
-        if name not in self._constants:
-            self._constants[name] = make()
-        return self._constants[name]  # type: ignore[return-value]
+        with self._once:
+            if name not in self._constants:
+                self._constants[name] = make()
+            return self._constants[name]  # type: ignore[return-value]
 
     def stream(self, *names: str | int) -> np.random.Generator:
         """A random stream that all members share."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from btard.protocol import ideal
 from btard.protocol.effects import Compute, Effect, Idle, Purpose
 from btard.protocol.hashing import batch_seed
 from btard.protocol.messages import Commit, body_digest, is_finite
@@ -36,8 +37,9 @@ def clip_gradient(gradient: G, clip_lambda: float | None) -> G:
 
 def part_digests(run_id: str, peer: int, step: int, gradient: torch.Tensor, split: Split) -> tuple[bytes, ...]:
     """h_i[j] = H(run_id, t, i, j, g_i[j]) for all parts j: one read of the gradient."""
-    host = gradient.detach().to("cpu")
-    return tuple(body_digest(run_id, "part", peer, step, j, split.view(host, j)) for j in range(split.k))
+    if ideal.current is None:
+        gradient = gradient.detach().to("cpu")  # one transfer instead of k
+    return tuple(body_digest(run_id, "part", peer, step, j, split.view(gradient, j)) for j in range(split.k))
 
 
 def compute(peer: Peer, record: StepRecord) -> Generator[Effect, Any, torch.Tensor | None]:

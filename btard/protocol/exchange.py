@@ -47,6 +47,11 @@ def exchange(peer: Peer, record: StepRecord, gradient: torch.Tensor | None) -> G
                 record.suspects[fault, sender, part] = packet
 
 
+def bodies(packets: Mapping[int, Packet]) -> list[torch.Tensor]:
+    """The parts of `packets` (sender -> packet, checked before), each [p], in the senders' order."""
+    return [packets[sender].body for sender in sorted(packets)]  # type: ignore[misc]
+
+
 def packet_limit(record: StepRecord, parts: Iterable[int], copies: int = 1) -> int:
     """Bytes that somebody may send who has `copies` packets for each of `parts` to send; twice what is honest.
 

@@ -45,14 +45,18 @@ def tensor_digest(tensor: torch.Tensor, *fields: Field) -> bytes:
 
     Equal for equal content wherever it lies (device, strides). -0.0 and 0.0, and NaNs of different payload, differ.
     """
-    host = tensor.detach().cpu().contiguous()
-    frame = _frame((*fields, str(host.dtype), "x".join(map(str, host.shape))))
+    host = tensor.detach()
+    if host.device.type != "cpu" or not host.is_contiguous():
+        host = host.cpu().contiguous()
+    shape = host.shape
+    frame = _frame((*fields, str(host.dtype), str(shape[0]) if len(shape) == 1 else "x".join(map(str, shape))))
     if not host.numel():
         return blake3(frame).digest()
     # Flat first: a tensor without dimensions has no view as bytes.
-    content = host.view(-1).view(torch.uint8).numpy().data
-    hasher = blake3(frame, max_threads=threads if len(content) >= _WORTH_THREADS else 1)
-    return hasher.update(content).digest()
+    content = (host if len(shape) == 1 else host.view(-1)).view(torch.uint8).numpy().data
+    if len(content) < _WORTH_THREADS:
+        return blake3(frame).update(content).digest()
+    return blake3(frame, max_threads=threads).update(content).digest()
 
 
 _WORTH_THREADS = 2**20

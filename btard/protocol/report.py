@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from btard.aggregation import stack_rows
 from btard.protocol.effects import Effect
 from btard.protocol.hashing import UNIFORM_SCALE, uniform
 from btard.protocol.messages import Report
@@ -105,7 +106,7 @@ def part_scalars(peer: Peer, record: StepRecord, bodies: Sequence[torch.Tensor],
     """The scalars of several workers' parts `bodies` against the step's aggregate of that part."""
     value = record.aggregates[part]
     z = directions(record.coin, part, record.cut.size(part), peer.config.directions, str(value.device))
-    return row_scalars(torch.stack(list(bodies)), value.unsqueeze(0), z.unsqueeze(0), peer.config.tau)
+    return row_scalars(stack_rows(bodies), value.unsqueeze(0), z.unsqueeze(0), peer.config.tau)
 
 
 def gradient_report(peer: Peer, record: StepRecord, sender: int, gradient: torch.Tensor) -> Report:
@@ -113,18 +114,19 @@ def gradient_report(peer: Peer, record: StepRecord, sender: int, gradient: torch
     cut, count = record.cut, peer.config.directions
     owed = {part for part, entry in record.announced.items() if sender in entry.senders}
     missing = tuple(sorted(owed - set(record.aggregates)))
-    known = [
-        record.aggregates[part] if part in record.aggregates else gradient.new_zeros(cut.size(part))
-        for part in range(cut.k)
-    ]
+    nothing = gradient.new_zeros(cut.size(0))
+    known = [record.aggregates.get(part, nothing[: cut.size(part)]) for part in range(cut.k)]
     found: list[Scalars] = []
     for first, last in cut.runs():
-        rows, size = last - first, cut.size(first)
-        start = cut.bounds(first)[0]
-        x = gradient[start : start + rows * size].reshape(rows, size)
-        values = torch.cat(known[first:last]).view(rows, size)
-        z = part_directions(record.coin, first, last, size, count, str(x.device))
-        found += row_scalars(x, values, z, peer.config.tau)
+        # Small parts all in one go; with large ones that would cost a copy of all aggregates.
+        size = cut.size(first)
+        together = max(1, BLOCK // size)
+        for start in range(first, last, together):
+            stop = min(start + together, last)
+            x = gradient[cut.bounds(start)[0] : cut.bounds(stop - 1)[1]].view(stop - start, size)
+            values = stack_rows(known[start:stop])
+            z = part_directions(record.coin, start, stop, size, count, str(x.device))
+            found += row_scalars(x, values, z, peer.config.tau)
     silent: Scalars = (0.0, (0.0,) * count)
     said = [found[part] if part in owed and part in record.aggregates else silent for part in range(cut.k)]
     return Report(tuple(norm for norm, _ in said), tuple(products for _, products in said), missing)
@@ -138,12 +140,11 @@ def report(peer: Peer, record: StepRecord, gradient: torch.Tensor | None) -> Gen
         payload = peer.behaviour_at(record.step).report(peer.context(record), honest)
     reports = yield from peer.broadcast(record, "report", Report, payload, expected=record.workers)
     for sender, message in reports.items():
-        k, count = record.cut.k, peer.config.directions
         if (
-            len(message.norms) != k
-            or len(message.products) != k
-            or any(len(row) != count for row in message.products)
-            or any(norm < 0 for norm in message.norms)
+            len(message.norms) != record.cut.k
+            or min(message.norms) < 0
+            or len(message.products) != record.cut.k
+            or set(map(len, message.products)) != {peer.config.directions}
             # Only who lacked an aggregate before the coin, and owes an accusation for it, need not report on it.
             or not set(message.missing) <= set(record.missing.get(sender, ()))
         ):

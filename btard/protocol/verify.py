@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from operator import itemgetter
 from statistics import median
 
 import numpy as np
@@ -53,7 +54,8 @@ class Tally:
         self._record, self._reports = record, reports
         self._spoke = tuple(sorted(reports))
         self._partial = {i for i in self._spoke if reports[i].missing}
-        self._columns: dict[tuple[int, ...], tuple[np.ndarray, list[float]]] = {}
+        self._norms: dict[tuple[int, ...], tuple[np.ndarray, list[float]]] = {}
+        self._products: dict[tuple[tuple[int, ...], int], list[tuple[float, ...]]] = {}
 
     def senders(self, part: int) -> tuple[int, ...]:
         """The workers over which the sums for `part` run, ascending."""
@@ -72,21 +74,20 @@ class Tally:
 
     def total(self, part: int, direction: int) -> float:
         """sum_i s_i[part], correctly rounded; OverflowError for numbers that nobody honest reports."""
-        return math.fsum(self._reports[i].products[part][direction] for i in self.senders(part))
+        senders = self.senders(part)
+        if (senders, direction) not in self._products:
+            rows = (map(itemgetter(direction), self._reports[i].products) for i in senders)
+            self._products[senders, direction] = list(zip(*rows, strict=True))
+        return math.fsum(self._products[senders, direction][part])
 
     def _matrix(self, senders: tuple[int, ...]) -> tuple[np.ndarray, list[float]]:
         """Norms [senders, k] and their medians over the senders: nearly always the same senders for all parts."""
-        if senders not in self._columns:
+        if senders not in self._norms:
             norms = np.array([self._reports[i].norms for i in senders])
-            ordered = np.sort(norms, axis=0)
-            middle = [
-                (a + b) / 2
-                for a, b in zip(
-                    ordered[(len(senders) - 1) // 2].tolist(), ordered[len(senders) // 2].tolist(), strict=True
-                )
-            ]
-            self._columns[senders] = norms, middle
-        return self._columns[senders]
+            ordered, half = np.sort(norms, axis=0).tolist(), len(senders) // 2
+            middle = [(a + b) / 2 for a, b in zip(ordered[-half - 1], ordered[half], strict=True)]
+            self._norms[senders] = norms, middle
+        return self._norms[senders]
 
 
 def residual_tolerance(config: ProtocolConfig, value: torch.Tensor, typical: float) -> float:

@@ -72,6 +72,7 @@ def test_a_run_with_a_process_per_peer_is_the_local_run_even_after_kill_9(tmp_pa
     [
         ([], "peers = 6, but torchrun started 3 processes"),
         (["--aggregator.name=mean"], "aggregator.name mean: torchrun is for btard"),
+        (["--commitments=ideal"], "processes have no memory in common, use hashed"),
         (["--modle.width=3"], "modle.width"),
     ],
 )

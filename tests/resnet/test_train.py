@@ -96,6 +96,15 @@ def test_summary_tells_who_was_banned_and_why(tmp_path: Path) -> None:
     assert list((tmp_path / "tb").iterdir())
 
 
+def test_ideal_commitments_make_the_same_run_without_evidence(tmp_path: Path) -> None:
+    hashed = train(config_of(*ATTACK), tmp_path / "hashed", progress=False)
+    ideal = train(config_of(*ATTACK, "--commitments=ideal"), tmp_path / "ideal", progress=False)
+    assert ideal["bans"] == hashed["bans"] != []
+    assert ideal["commitments"] == "ideal" and hashed["commitments"] == "hashed"
+    assert files_of(tmp_path / "ideal")["tensors"]["params"] == files_of(tmp_path / "hashed")["tensors"]["params"]
+    assert (tmp_path / "hashed/evidence").exists() and not (tmp_path / "ideal/evidence").exists()
+
+
 def test_the_mean_is_destroyed_where_btard_is_not(tmp_path: Path) -> None:
     words = (*ATTACK, "--steps", "60", "--eval_every", "60", "--model.width", "4")
     mean = train(config_of(*words, "--aggregator.name", "mean"), tmp_path / "mean", progress=False)
