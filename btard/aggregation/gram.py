@@ -59,17 +59,18 @@ def _block_dots(y: Tensor, v: Tensor) -> Tensor:
 
 
 def _block_squares(y: Tensor) -> Tensor:
-    """Squared norms [n] in float64 of the rows of `y`."""
-    count, rest = divmod(y.shape[1], BLOCK)
+    """Squared norms in float64 of the rows of `y` [n, c], giving [n], or of the vector `y` [c]."""
+    count, rest = divmod(y.shape[-1], BLOCK)
     if not count:
-        return torch.linalg.vector_norm(y, dim=1).double().square_()
-    total = torch.linalg.vector_norm(_blocks(y, count), dim=2).double().square_().sum(0)
-    return total.add_(torch.linalg.vector_norm(y[:, count * BLOCK :], dim=1).double().square_()) if rest else total
+        return torch.linalg.vector_norm(y, dim=-1).double().square_()
+    blocks, tail = y[..., : count * BLOCK].unflatten(-1, (count, BLOCK)), y[..., count * BLOCK :]
+    total = torch.linalg.vector_norm(blocks, dim=-1).double().square_().sum(-1)
+    return total.add_(torch.linalg.vector_norm(tail, dim=-1).double().square_()) if rest else total
 
 
 def norm(v: Tensor) -> float:
     """Norm of the vector `v` [d], in its own dtype unless its squares leave the range of that."""
-    return _norm(v, float(_block_squares(v.unsqueeze(0))))
+    return _norm(v, float(_block_squares(v)))
 
 
 def _norm(v: Tensor, square: float) -> float:
@@ -140,13 +141,14 @@ def checked_gram(x: Tensor, centre: Tensor | None = None, *, wide: bool = False)
         ValueError: a row of `x` is not finite; this costs nothing to find out until it happens.
     """
     g = gram(x, centre, wide=wide)
-    if x.dtype == torch.float32 and not wide:
-        squares = sorted(g.diagonal().tolist())
-        # Differences from a centre inside the hull of the rows have at most four times the largest square.
-        if not squares[-1] < 1e37 or squares[len(squares) // 2] < 1e-32 * x.shape[1]:
-            wide = True
-            g = gram(x, centre, wide=True)
-    if not np.isfinite(g).all():
+    squares = sorted(g.diagonal().tolist())
+    # Differences from a centre inside the hull of the rows have at most four times the largest square.
+    in_range = squares[-1] < 1e37 and squares[len(squares) // 2] >= 1e-32 * x.shape[1]
+    if x.dtype == torch.float32 and not wide and not in_range:
+        wide = True
+        g = gram(x, centre, wide=True)
+        squares = g.diagonal().tolist()
+    if not math.isfinite(sum(squares)):
         require_finite(x)
     return g, wide
 
@@ -261,7 +263,8 @@ def combine(
     rows = n if row_squares is not None else _kernel_rows(x)
     buffer = None if in_place and row_squares is not None else _buffer(x, dtype, rows)
     moments: Tensor | None = None  # inner products with v - base, or the Gram matrix
-    squares: Tensor | None = None  # of the clipped sum and of v - base
+    moved_square: Tensor | None = None
+    clipped_square: Tensor | None = None
     for part in chunks(x):
         v = value[part]
         y = x[:, part] if in_place or buffer is None else _load(buffer, x, part, base)
@@ -274,17 +277,21 @@ def combine(
             y = _load(buffer, x, part, value)
             pulled = torch.mv(y.t(), a)
             part_moments = _block_gram(buffer[:, : part.stop - part.start])
-        part_squares = _block_squares(torch.stack((pulled, moved)))
-        moments = part_moments if moments is None else moments.add_(part_moments)
-        squares = part_squares if squares is None else squares.add_(part_squares)
+        part_moved = _block_squares(moved)
+        part_clipped = torch.dot(pulled, pulled)
+        if moments is None or moved_square is None or clipped_square is None:
+            moments, moved_square, clipped_square = part_moments, part_moved, part_clipped
+        else:
+            moments += part_moments
+            moved_square += part_moved
+            clipped_square += part_clipped
     assert moments is not None
-    assert squares is not None
-    measured = moments.cpu().numpy()
-    clipped_square, moved_square = squares.tolist()
-    clipped = scale * math.sqrt(clipped_square)
-    size = _norm(value, moved_square) if base is None else norm(value)
+    assert moved_square is not None
+    assert clipped_square is not None
+    measured, square = moments.cpu().numpy(), float(moved_square)
+    clipped_sum = scale * math.sqrt(float(clipped_square))
+    size = _norm(value, square) if base is None else norm(value)
     if row_squares is None:
         g = measured[:n, :n]
-        return Combined(value, size, g.diagonal(), clipped, g)
-    distances = np.maximum(row_squares - 2 * measured + moved_square, 0.0)
-    return Combined(value, size, distances, clipped, None)
+        return Combined(value, size, g.diagonal(), clipped_sum, g)
+    return Combined(value, size, np.maximum(row_squares - 2 * measured + square, 0.0), clipped_sum, None)

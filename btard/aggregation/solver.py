@@ -160,8 +160,11 @@ def _rein_in(g: np.ndarray, w: np.ndarray, tau: float) -> np.ndarray | None:
     where no row is that far out.
     """
     norms = np.sqrt(g.diagonal())
+    largest = float(norms.max())
+    if largest <= _REACH * tau:
+        return None
     reach = _REACH * max(float(_median(norms[w > 0])), tau)
-    return reach / np.maximum(norms, reach) if 0 < reach < norms.max() else None
+    return reach / np.maximum(norms, reach) if 0 < reach < largest else None
 
 
 def solve(
@@ -175,8 +178,8 @@ def solve(
     """Coefficients p [n] >= 0 of the minimiser `v = c + sum_i p_i (g_i - c)` of `sum_i w_i huber_tau(||g_i - v||)`.
 
     They sum to one, except where rows are so far off that they had to be reined in towards the centre c. Newton's
-    method on the loss with a line search, each step followed by one of Weiszfeld's (reweighting, always downhill). It
-    starts below the loss at every row, so that small tau meets no singularity.
+    method on the loss with a line search, each step that gains little, and the last, followed by one of Weiszfeld's
+    (reweighting, always downhill). It starts below the loss at every row, so that small tau meets no singularity.
 
     Args:
         g: [n, n] float64 Gram matrix of the rows about any centre c; best conditioned about the solution.
@@ -222,10 +225,13 @@ def _minimise(problem: _Problem, max_iterations: int, start: np.ndarray | None, 
             return point.p, iteration
         step = _newton_step(point, problem.tau)
         better = point if step is None else _along(point, step, problem)
-        # Weiszfeld's step descends from wherever Newton's led, and writes v as the combination a / A again, the one
-        # whose gradient coefficients vanish with the gradient also where rows are linearly dependent.
         if better.size <= stop * better.unit:
             return better.weiszfeld(), iteration + 1
+        if better.size <= point.size / 10:
+            point, loss = better, math.inf  # Newton's method is converging by itself
+            continue
+        # Weiszfeld's step descends from wherever Newton's led, and writes v as the combination a / A again, the one
+        # whose gradient coefficients vanish with the gradient also where rows are linearly dependent.
         better = _Point(better.weiszfeld(), problem)
         better_loss = problem.loss(better)
         if better_loss >= loss * (1 - 1e-15) and better.size >= 0.9 * point.size:
