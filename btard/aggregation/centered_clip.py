@@ -97,16 +97,15 @@ def centered_clip(
     iteration of the solver works on an n x n Gram matrix alone. The result is the same bits for the same input, dtype,
     device and number of threads, also when `x` is a column slice of another matrix.
 
-    `residual` is measured on the rounded `value` in the pass that forms it; beyond float noise (about 1e-8 in float32)
-    it errs upwards only. Rounding
-    `value` to its dtype leaves a residual of its own, up to `floor`: one epsilon of `||v||`, and of
-    the distances of what is clipped, against `min(tau, median distance)`. Where `floor` exceeds `tol`, the solver
-    stops at the floor and calls it converged.
+    `residual` is measured on the rounded `value` in the pass that forms it, its distances by inner products where those
+    are precise enough; beyond float noise (about 1e-8 in float32) it errs upwards only. Rounding `value` to its dtype
+    leaves a residual of its own, up to `floor`: one epsilon of `||v||`, and of the distances of what is clipped,
+    against `min(tau, median distance)`. Where `floor` exceeds `tol`, the solver stops at the floor and calls it
+    converged.
 
-    Cost: one pass for the Gram matrix and one, about twice as dear, to form and measure the value. Where the rows have
-    much in common (their norms far above their distances), a second Gram matrix about the first solution and another
-    pass to form the value. float32 rows with entries beyond about 1e18 or typically below 1e-16 are computed in
-    float64, several times slower.
+    Cost: one pass for the Gram matrix and one to form and measure the value. Where the rows have much in common (their
+    norms far above their distances), a second Gram matrix about the first solution and another pass to form the value.
+    float32 rows with entries beyond about 1e18 or typically below 1e-16 are computed in float64, several times slower.
 
     Args:
         x: [n, d] float32 or float64, one row per peer; CPU or CUDA. Column slices are not copied.

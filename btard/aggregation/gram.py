@@ -19,6 +19,8 @@ from btard.aggregation.checks import require_finite
 
 # Length of the dot products that are summed in the dtype of x before float64 takes over.
 BLOCK = 2048
+# Columns that one thread takes at a time where combinations are shared out among threads.
+_SHARE = 4 * BLOCK
 # Relative error of an entry of the Gram matrix, measured and rounded up, in units of the dtype's epsilon.
 GRAM_ERROR = 1.0
 
@@ -27,7 +29,7 @@ def chunks(x: Tensor, bytes_cpu: int = 1 << 23, bytes_cuda: int = 1 << 26) -> It
     """Slices of the columns of `x` such that a buffer of one slice stays in the last-level cache."""
     n, d = x.shape
     budget = bytes_cuda if x.is_cuda else bytes_cpu
-    columns = max(BLOCK, budget // (n * x.element_size()) // BLOCK * BLOCK)
+    columns = max(1, budget // (n * x.element_size()) // _SHARE) * _SHARE
     for start in range(0, d, columns):
         yield slice(start, min(start + columns, d))
 
@@ -189,11 +191,28 @@ def clipped_square(x: Tensor, centre: Tensor, influence: np.ndarray) -> float:
     return float(total)
 
 
+def _mix(y: Tensor, p: Tensor, minus: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """`sum_i p_i y_i - minus` [c], into `out` if given.
+
+    Matrix-vector products run in one thread on the CPU, products of matrices in all. Where there are more threads and
+    no remainder, so in all but the last of many chunks, it is one product per share of the columns.
+    """
+    n, columns = y.shape
+    if y.is_cuda or columns % _SHARE or torch.get_num_threads() == 1:
+        return torch.mv(y.t(), p, out=out) if minus is None else torch.addmv(minus, y.t(), p, beta=-1, out=out)
+    count = columns // _SHARE
+    z, line = y.unflatten(1, (count, _SHARE)).transpose(0, 1), p.expand(count, 1, n)
+    into = None if out is None else out.view(count, 1, _SHARE)
+    if minus is None:
+        return torch.bmm(line, z, out=into).view(columns)
+    return torch.baddbmm(minus.view(count, 1, _SHARE), line, z, beta=-1, out=into).view(columns)
+
+
 def _form(y: Tensor, p: Tensor, base: Tensor | None, value: Tensor) -> Tensor:
     """Write `sum_i p_i y_i + base` into `value` [c], and return `value - base` in the dtype of `y`."""
     if y.dtype == value.dtype and base is None:
-        return torch.mv(y.t(), p, out=value)
-    formed = torch.mv(y.t(), p)
+        return _mix(y, p, out=value)
+    formed = _mix(y, p)
     if base is None:
         return value.copy_(formed).to(y.dtype)
     base = base.to(y.dtype)
@@ -270,12 +289,12 @@ def combine(
         y = x[:, part] if in_place or buffer is None else _load(buffer, x, part, base)
         moved = _form(y, p, None if base is None else base[part], v)
         if row_squares is not None:
-            pulled = torch.addmv(moved, y.t(), a, beta=-1)
+            pulled = _mix(y, a, moved)
             part_moments = _block_dots(y, moved)
         else:
             assert buffer is not None
             y = _load(buffer, x, part, value)
-            pulled = torch.mv(y.t(), a)
+            pulled = _mix(y, a)
             part_moments = _block_gram(buffer[:, : part.stop - part.start])
         part_moved = _block_squares(moved)
         part_clipped = torch.dot(pulled, pulled)
