@@ -135,6 +135,8 @@ def _expel_unexplained(peer: Peer, record: StepRecord, raised: Mapping[Claim, tu
         return any(accuser in raised.get(Claim(record.step, whom, kind, part), ()) for kind in kinds)
 
     for part, entry in sorted(record.announced.items()):
+        if entry.senders == record.workers:
+            continue
         owner = record.owner(part)
         left_out = set(record.workers) - set(entry.senders)
         if any(not accused(owner, i, EXCLUSION_KINDS, part) for i in left_out):

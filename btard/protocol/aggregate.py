@@ -140,6 +140,6 @@ def settle_exclusions(record: StepRecord) -> None:
     with a single elimination.
     """
     for part, entry in record.announced.items():
-        left_out = set(record.workers) - set(entry.senders)
+        left_out = set(record.workers) - set(entry.senders) if entry.senders != record.workers else ()
         if any(record.expelled.get(i) in (None, *ELIMINATE_KINDS) for i in left_out):
             record.skipped.add(part)

@@ -10,11 +10,13 @@ from btard.protocol.effects import Effect
 from btard.protocol.hashing import digest
 from btard.protocol.messages import CoinCommit, CoinReveal
 from btard.protocol.record import StepRecord
+from btard.protocol.remembered import remembered
 
 if TYPE_CHECKING:
     from btard.protocol.peer import Peer
 
 
+@remembered(1024)
 def coin_commitment(run_id: str, step: int, attempt: int, peer: int, reveal: CoinReveal) -> bytes:
     """H(u_i, salt_i), bound to the run, the step, the attempt and the peer so that it cannot be copied."""
     return digest("coin", run_id, step, attempt, peer, reveal.value, reveal.salt)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -71,22 +70,17 @@ def row_scalars(x: torch.Tensor, values: torch.Tensor, z: torch.Tensor, tau: flo
     Rows in one call or one by one may differ by rounding, which V1 tolerates. Cost: one read of x, `values` and z.
     """
     norms, products = _measured(x, values, z)
-    found: list[Scalars] = []
-    for row, (norm, product) in enumerate(zip(norms, products, strict=True)):
-        if not (math.isfinite(norm) and all(map(math.isfinite, product))):
-            mine = slice(row, row + 1)
-            [norm], [product] = _measured(
-                x[mine].double(),
-                values[mine if len(values) > 1 else slice(1)].double(),
-                z[mine if len(z) > 1 else slice(1)],
-            )
-        scale = 1.0 if norm <= tau else tau / norm
-        found.append((norm, tuple(scale * entry for entry in product)))
-    return found
+    for row in np.flatnonzero(~(np.isfinite(norms) & np.isfinite(products).all(1))):
+        mine = slice(row, row + 1)
+        value, direction = (rows[mine] if len(rows) > 1 else rows for rows in (values, z))
+        norms[mine], products[mine] = _measured(x[mine].double(), value.double(), direction)
+    clipped = norms > tau
+    products[clipped] *= (tau / norms[clipped])[:, None]
+    return list(zip(norms.tolist(), map(tuple, products.tolist()), strict=True))
 
 
-def _measured(x: torch.Tensor, values: torch.Tensor, z: torch.Tensor) -> tuple[list[float], list[list[float]]]:
-    """Norms [r] of the rows of x - values, and their products [r, count] with z, both summed up in float64."""
+def _measured(x: torch.Tensor, values: torch.Tensor, z: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Norms [r] of the rows of x - values, and their products [r, count] with z: float64, and summed up in it."""
     rows, size = x.shape
     width = max(1, min(size, BLOCK // rows))
     buffer = x.new_empty(rows, width)
@@ -97,9 +91,9 @@ def _measured(x: torch.Tensor, values: torch.Tensor, z: torch.Tensor) -> tuple[l
         found.append(torch.linalg.vector_norm(gap, dim=1))
         for direction in z[:, :, block].to(x.dtype).unbind(1):
             found.append(torch.mv(gap, direction[0]) if len(z) == 1 else direction.mul_(gap).sum(1))
-    sums = torch.stack(found).view(-1, 1 + z.shape[1], rows).double()
-    norms = torch.linalg.vector_norm(sums[:, 0], dim=0)
-    return norms.tolist(), (UNIFORM_SCALE * sums[:, 1:].sum(0)).t().tolist()
+    sums = torch.stack(found).view(-1, 1 + z.shape[1], rows).double().cpu().numpy()
+    norms = np.sqrt(np.square(sums[:, 0]).sum(0))
+    return norms, UNIFORM_SCALE * sums[:, 1:].sum(0).T
 
 
 def part_scalars(peer: Peer, record: StepRecord, bodies: Sequence[torch.Tensor], part: int) -> list[Scalars]:

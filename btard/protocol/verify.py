@@ -66,7 +66,7 @@ class Tally:
 
     def norms(self, part: int) -> np.ndarray:
         """norm_i[part] of the senders, float64."""
-        return self._matrix(self.senders(part))[0][:, part]
+        return self._matrix(self.senders(part))[0][part]
 
     def typical(self, part: int) -> float:
         """Median of the reported norm_i[part]: the honest majority decides it. There has to be a sender."""
@@ -81,11 +81,12 @@ class Tally:
         return math.fsum(self._products[senders, direction][part])
 
     def _matrix(self, senders: tuple[int, ...]) -> tuple[np.ndarray, list[float]]:
-        """Norms [senders, k] and their medians over the senders: nearly always the same senders for all parts."""
+        """Norms [k, senders] and their medians over the senders: nearly always the same senders for all parts."""
         if senders not in self._norms:
-            norms = np.array([self._reports[i].norms for i in senders])
-            ordered, half = np.sort(norms, axis=0).tolist(), len(senders) // 2
-            middle = [(a + b) / 2 for a, b in zip(ordered[-half - 1], ordered[half], strict=True)]
+            norms = np.array([self._reports[i].norms for i in senders]).T
+            ordered, half = np.sort(norms, axis=1), len(senders) // 2
+            low, high = ordered[:, -half - 1].tolist(), ordered[:, half].tolist()
+            middle = [(a + b) / 2 for a, b in zip(low, high, strict=True)]
             self._norms[senders] = norms, middle
         return self._norms[senders]
 
