@@ -22,9 +22,9 @@ RESNET18, ALBERT_LARGE = 11_173_962, 17_700_000
 SHAPES: tuple[tuple[int, int], ...] = ((16, 1_000_000), (16, RESNET18), (64, 1_000_000), (16, ALBERT_LARGE))
 SMALL: tuple[tuple[int, int], ...] = ((15, 46_764), (15, 67))
 TAU = 10.0
-LONGEST = 3.0
+LONGEST = 2.0
 """Seconds: a call of somebody else's rule that would take longer is not made, as a sixteenth of the columns tells."""
-PATIENCE = 1.5
+PATIENCE = 1.0
 """Seconds after which somebody else's rule is not repeated any more."""
 LIMIT = 50_000
 """Textbook iterations to follow in Gram space."""

@@ -35,7 +35,7 @@ def cases(settings: Settings) -> dict[str, Callable[[], Any]]:
         "width 16 tau 10": partial(plain_case, 16, 32, 10.0, 12, settings),
         "width 64 tau 1": partial(plain_case, 64, 32, 1.0, 3, settings),
         "processes 0": partial(processes_case, PEERS, 0, 12, 2, settings),
-        "processes 7": partial(processes_case, PEERS, 7, 12, 2, settings),
+        "processes 7": partial(processes_case, PEERS, 7, 12, 1, settings),
     }
 
 
