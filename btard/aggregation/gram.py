@@ -21,6 +21,8 @@ from btard.aggregation.checks import require_finite
 BLOCK = 2048
 # Columns that one thread takes at a time where combinations are shared out among threads.
 _SHARE = 4 * BLOCK
+# Bytes of a cache line.
+_LINE = 64
 # Relative error of an entry of the Gram matrix, measured and rounded up, in units of the dtype's epsilon.
 GRAM_ERROR = 1.0
 
@@ -88,13 +90,24 @@ def _kernel_rows(x: Tensor) -> int:
     return n if x.is_cuda or n <= 12 or d < BLOCK else -(-n // 4) * 4
 
 
+def _aligned(x: Tensor) -> bool:
+    """Whether every row of `x` starts with a cache line.
+
+    Matrix kernels sum in another order where rows do not. The same rows have to give the same bits wherever they lie,
+    so others are multiplied in a buffer.
+    """
+    return x.is_cuda or (x.data_ptr() % _LINE == 0 and (len(x) == 1 or x.stride(0) * x.element_size() % _LINE == 0))
+
+
 def _buffer(x: Tensor, dtype: torch.dtype, rows: int) -> Tensor:
     """Scratch memory [rows, columns of a chunk]: reused, so that every chunk after the first finds it in cache.
 
-    Rows beyond those of `x` are zero. A cache line between rows keeps them from competing for the same cache sets.
+    Rows beyond those of `x` are zero. They are aligned, with a cache line between them that keeps them from competing
+    for the same cache sets.
     """
+    line = _LINE // dtype.itemsize
     columns = next(chunks(x)).stop
-    buffer = torch.empty(rows, columns + 64 // dtype.itemsize, dtype=dtype, device=x.device)
+    buffer = torch.empty(rows, (-(-columns // line) + 1) * line, dtype=dtype, device=x.device)
     buffer[len(x) :] = 0
     return buffer
 
@@ -119,12 +132,10 @@ def gram(x: Tensor, centre: Tensor | None = None, *, wide: bool = False) -> np.n
     """
     n, rows = len(x), _kernel_rows(x)
     dtype = torch.float64 if wide else x.dtype
-    in_place = centre is None and dtype == x.dtype and rows == n
-    # In place nothing is written, so that slices need not fit in cache; they only bound the memory for block results.
-    parts = list(chunks(x, 1 << 28, 1 << 30) if in_place else chunks(x))
+    in_place = centre is None and dtype == x.dtype and rows == n and _aligned(x)
     buffer = None if in_place else _buffer(x, dtype, rows)
     total = None
-    for part in parts:
+    for part in chunks(x):
         if buffer is None:
             y = x[:, part]
         else:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from btard.aggregation import centered_clip
 from btard.aggregation.gram import combination, combine, gram
 
 
@@ -58,3 +59,16 @@ def test_both_ways_to_measure_agree(d, about, wide, threads):
         assert measured.size == pytest.approx(float(torch.linalg.vector_norm(quick.value.double())), rel=1e-6)
     assert quick.gram is None
     np.testing.assert_allclose(careful.gram, truth @ truth.T, atol=1e-6 * (truth**2).sum(1).max())
+
+
+@pytest.mark.parametrize("n", [5, 8, 15, 16])
+@pytest.mark.parametrize("d", [3, 67, 2048, 3001, 150_001])
+def test_the_same_rows_give_the_same_bits_wherever_they_lie(n, d):
+    wide = torch.randn(n, d + 40, generator=torch.Generator().manual_seed(d))
+    rows = wide[:, 1 : 1 + d]
+    aligned = torch.empty(n, -(-d // 16) * 16)[:, :d].copy_(rows)
+    packed = rows.contiguous()
+    for tau in (0.1, 3.0):
+        values = [centered_clip(x, tau).value for x in (rows, packed, aligned)]
+        assert torch.equal(values[0], values[1])
+        assert torch.equal(values[0], values[2])
