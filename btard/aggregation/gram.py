@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from btard.aggregation.checks import require_finite
+from btard.aggregation.scratch import scratch
 
 # Length of the dot products that are summed in the dtype of x before float64 takes over.
 BLOCK = 2048
@@ -62,7 +63,7 @@ def _block_dots(y: Tensor, v: Tensor) -> Tensor:
     return total.add_(torch.mv(y[:, count * BLOCK :], v[count * BLOCK :])) if rest else total
 
 
-def _block_squares(y: Tensor) -> Tensor:
+def block_squares(y: Tensor) -> Tensor:
     """Squared norms in float64 of the rows of `y` [n, c], giving [n], or of the vector `y` [c]."""
     count, rest = divmod(y.shape[-1], BLOCK)
     if not count:
@@ -74,7 +75,7 @@ def _block_squares(y: Tensor) -> Tensor:
 
 def norm(v: Tensor) -> float:
     """Norm of the vector `v` [d], in its own dtype unless its squares leave the range of that."""
-    return _norm(v, float(_block_squares(v)))
+    return _norm(v, float(block_squares(v)))
 
 
 def _norm(v: Tensor, square: float) -> float:
@@ -107,7 +108,7 @@ def _buffer(x: Tensor, dtype: torch.dtype, rows: int) -> Tensor:
     """
     line = _LINE // dtype.itemsize
     columns = next(chunks(x)).stop
-    buffer = torch.empty(rows, (-(-columns // line) + 1) * line, dtype=dtype, device=x.device)
+    buffer = scratch("rows of a chunk", (rows, (-(-columns // line) + 1) * line), dtype, x.device)
     buffer[len(x) :] = 0
     return buffer
 
@@ -188,7 +189,7 @@ def row_squares(x: Tensor, centre: Tensor) -> np.ndarray:
     buffer = _buffer(x, torch.float64, len(x))
     total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     for part in chunks(x):
-        total += _block_squares(_load(buffer, x, part, centre))
+        total += block_squares(_load(buffer, x, part, centre))
     return total.cpu().numpy()
 
 
@@ -307,7 +308,7 @@ def combine(
             y = _load(buffer, x, part, value)
             pulled = _mix(y, a)
             part_moments = _block_gram(buffer[:, : part.stop - part.start])
-        part_moved = _block_squares(moved)
+        part_moved = block_squares(moved)
         part_clipped = torch.dot(pulled, pulled)
         if moments is None or moved_square is None or clipped_square is None:
             moments, moved_square, clipped_square = part_moments, part_moved, part_clipped

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from btard.aggregation import stack_rows
+from btard.aggregation.gram import block_squares
+from btard.aggregation.scratch import scratch
 from btard.protocol.effects import Effect
 from btard.protocol.hashing import UNIFORM_SCALE, uniform
 from btard.protocol.messages import Report
@@ -19,10 +23,17 @@ if TYPE_CHECKING:
     from btard.protocol.peer import Peer
 
 
+@dataclass
+class _Drawn:
+    """What was drawn from a coin so far, by parts and their size; peers in threads wait for each other's drawing."""
+
+    z: dict[tuple[int, int, int], torch.Tensor] = field(default_factory=dict)
+    lock: Lock = field(default_factory=Lock)
+
+
 @remembered(2)  # of the present step and of the one on trial
-def _drawn(coin: bytes, count: int, device: str) -> dict[tuple[int, int, int], torch.Tensor]:
-    """What was drawn from this coin so far, by parts and their size."""
-    return {}
+def _drawn(coin: bytes, count: int, device: str) -> _Drawn:
+    return _Drawn()
 
 
 def directions(coin: bytes, part: int, size: int, count: int, device: str = "cpu") -> torch.Tensor:
@@ -39,20 +50,22 @@ def directions(coin: bytes, part: int, size: int, count: int, device: str = "cpu
 def part_directions(coin: bytes, first: int, last: int, size: int, count: int, device: str = "cpu") -> torch.Tensor:
     """z of the parts first ... last - 1, [last - first, count, size] int16."""
     drawn = _drawn(coin, count, device)
-    if (first, last, size) not in drawn:
-        rows = [uniform(count * size, "direction", coin, part).reshape(count, size) for part in range(first, last)]
-        z = torch.from_numpy(np.stack(rows)).to(device)
-        drawn[first, last, size] = z
-        for part in range(first, last):  # asked for one by one when parts are verified
-            drawn.setdefault((part, part + 1, size), z[part - first : part - first + 1])
-    return drawn[first, last, size]
+    with drawn.lock:
+        if (first, last, size) not in drawn.z:
+            rows = [torch.from_numpy(uniform(count * size, "direction", coin, part)) for part in range(first, last)]
+            z = (torch.stack(rows) if len(rows) > 1 else rows[0]).view(last - first, count, size).to(device)
+            drawn.z[first, last, size] = z
+            for part in range(first, last):  # asked for one by one when parts are verified
+                drawn.z.setdefault((part, part + 1, size), z[part - first : part - first + 1])
+        return drawn.z[first, last, size]
 
 
 Scalars = tuple[float, tuple[float, ...]]
 """norm and, per direction, s of one part."""
 
-BLOCK = 2**17
-"""Entries of x that are worked on at once: what is made of them stays in a core's own cache."""
+BLOCK = 2**20
+"""Entries of x that are worked on at once: few enough for the last-level cache, and so many that threads of one process
+hardly ever wait for their turn in the interpreter."""
 
 
 def scalars(part: torch.Tensor, value: torch.Tensor, z: torch.Tensor, tau: float) -> Scalars:
@@ -83,17 +96,22 @@ def _measured(x: torch.Tensor, values: torch.Tensor, z: torch.Tensor) -> tuple[n
     """Norms [r] of the rows of x - values, and their products [r, count] with z: float64, and summed up in it."""
     rows, size = x.shape
     width = max(1, min(size, BLOCK // rows))
-    buffer = x.new_empty(rows, width)
-    found = []  # per block: the norms, and the products with every direction
+    gaps, weights, terms = (
+        scratch(use, (count, width), x.dtype, x.device)
+        for use, count in (("differences", rows), ("directions", len(z)), ("terms", rows))
+    )
+    squares, products = [], []
     for start in range(0, size, width):
         block = slice(start, min(start + width, size))
-        gap = torch.sub(x[:, block], values[:, block], out=buffer[:, : block.stop - start])
-        found.append(torch.linalg.vector_norm(gap, dim=1))
-        for direction in z[:, :, block].to(x.dtype).unbind(1):
-            found.append(torch.mv(gap, direction[0]) if len(z) == 1 else direction.mul_(gap).sum(1))
-    sums = torch.stack(found).view(-1, 1 + z.shape[1], rows).double().cpu().numpy()
-    norms = np.sqrt(np.square(sums[:, 0]).sum(0))
-    return norms, UNIFORM_SCALE * sums[:, 1:].sum(0).T
+        gap, weight, term = (buffer[:, : block.stop - start] for buffer in (gaps, weights, terms))
+        torch.sub(x[:, block], values[:, block], out=gap)
+        # In float32 torch adds up long norms and products of matrices one by one; short norms, and sums, it does well.
+        squares.append(block_squares(gap))
+        for direction in z.unbind(1):
+            products.append(torch.mul(gap, weight.copy_(direction[:, block]), out=term).sum(1))
+    norms = torch.stack(squares).sum(0).sqrt_()
+    sums = torch.stack(products).view(-1, z.shape[1], rows).sum(0, dtype=torch.float64)
+    return norms.cpu().numpy(), UNIFORM_SCALE * sums.t().cpu().numpy()
 
 
 def part_scalars(peer: Peer, record: StepRecord, bodies: Sequence[torch.Tensor], part: int) -> list[Scalars]:

@@ -13,7 +13,7 @@ from btard.protocol.config import ProtocolConfig
 from btard.protocol.hashing import UNIFORM_SCALE
 from btard.protocol.messages import AnnouncedPart, Report
 from btard.protocol.record import Split, StepRecord
-from btard.protocol.report import directions, scalars
+from btard.protocol.report import directions, row_scalars, scalars
 from btard.protocol.verify import (
     ACCUSE,
     CONVICT,
@@ -144,6 +144,21 @@ def test_scalars_of_huge_parts_are_finite() -> None:
     assert norm == pytest.approx(9e38, rel=1e-6)
     # <1, g> tau / ||g|| = 9 * 3e38 * 2 / 9e38
     assert product == pytest.approx(UNIFORM_SCALE * 2.0 * 3.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 15])
+def test_scalars_of_long_parts_are_exact_whatever_their_tails(rows: int) -> None:
+    # Gradients have a few entries far larger than the rest: added up one by one in float32 these swallow the rest.
+    rng, p = np.random.default_rng(0), 3 * 2**20 // rows
+    x = torch.from_numpy(np.exp(3 * rng.standard_normal((rows, p))) * rng.choice([-1.0, 1.0], (rows, p))).float()
+    value = torch.from_numpy(rng.standard_normal((1, p))).float()
+    z = directions(b"coin", 0, p, 2).unsqueeze(0)
+    gap = x.double() - value.double()
+    for row, (norm, products) in enumerate(row_scalars(x, value, z, float("inf"))):
+        true = float(torch.linalg.vector_norm(gap[row]))
+        assert norm == pytest.approx(true, rel=3e-7)
+        wanted = UNIFORM_SCALE * torch.mv(z[0].double(), gap[row])
+        assert np.abs(np.array(products) - wanted.numpy()).max() < 3e-6 * true
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,31 @@
+"""Memory that is used again and again: the first touch of a page costs more than all that is done with it here."""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+from torch import Tensor
+
+_LARGEST = 1 << 26
+"""Bytes up to which memory is kept, per use and thread."""
+
+_kept = threading.local()
+
+
+def scratch(use: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Uninitialised memory of this shape, which this thread's next call for the same `use` overwrites.
+
+    CUDA has its own cache of memory.
+    """
+    count = 1
+    for size in shape:
+        count *= size
+    if device.type != "cpu" or count * dtype.itemsize > _LARGEST:
+        return torch.empty(shape, dtype=dtype, device=device)
+    name = f"{use} {dtype}"
+    memory: Tensor | None = getattr(_kept, name, None)
+    if memory is None or memory.numel() < count:
+        memory = torch.empty(count, dtype=dtype)
+        setattr(_kept, name, memory)
+    return memory[:count].view(shape)
