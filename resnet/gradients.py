@@ -5,7 +5,7 @@ numbers (to rounding):
 
 - a peer at a time, the peers spread over threads with one kernel thread each. On CPUs and images of 32x32 it takes
   about as long as the plain large-batch step, which gives no gradients per peer: one peer's activations fit the cache,
-  and no kernel waits for another thread (`results/benchmark_gradients/`).
+  and no kernel waits for another thread (`results/benchmark/`).
 - folded (`resnet.folded`): all samples through the shared weights at once, weight gradients per peer. For
   accelerators, and for networks so small that the time goes into launching operations.
 """
