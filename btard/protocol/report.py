@@ -88,7 +88,8 @@ def row_scalars(x: torch.Tensor, values: torch.Tensor, z: torch.Tensor, tau: flo
         value, direction = (rows[mine] if len(rows) > 1 else rows for rows in (values, z))
         norms[mine], products[mine] = _measured(x[mine].double(), value.double(), direction)
     clipped = norms > tau
-    products[clipped] *= (tau / norms[clipped])[:, None]
+    with np.errstate(invalid="ignore"):  # of my own part: whoever sends infinities reports nonsense
+        products[clipped] *= (tau / norms[clipped])[:, None]
     return list(zip(norms.tolist(), map(tuple, products.tolist()), strict=True))
 
 

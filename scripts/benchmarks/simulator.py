@@ -171,7 +171,7 @@ def _processes_table(found: list[dict[str, Any]]) -> Table:
         ["digits", *names, *(f"{name} / a process per peer" for name in names[:-1])],
         rows,
         f"`resnet.train configs/resnet/digits.yaml`, {case['d']:,} parameters, {case['steps']} steps, "
-        "where latency rules; medians over the steps after the first two. `per_peer` computes what the processes compute, "
-        "to the bit and with one thread as they do: validators recompute, and no gradients are batched. "
+        "where latency rules; medians over the steps after the first two. `per_peer` computes what the processes "
+        "compute, to the bit and with one thread as they do: validators recompute, and no gradients are batched. "
         "Attackers flip signs from step 2 on until they are banned.",
     )
