@@ -95,7 +95,7 @@ def centered_clip(
 
     It minimises a convex loss, so it does not depend on a start and is unique unless the rows lie on a line. Each
     iteration of the solver works on an n x n Gram matrix alone. The result is the same bits for the same input, dtype,
-    device and number of threads, also when `x` is a column slice of another matrix.
+    device and number of threads; up to 2^27 entries also wherever they lie, as a column slice of another matrix, say.
 
     `residual` is measured on the rounded `value` in the pass that forms it, its distances by inner products where those
     are precise enough; beyond float noise (about 1e-8 in float32) it errs upwards only. Rounding `value` to its dtype

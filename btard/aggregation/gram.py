@@ -24,6 +24,8 @@ BLOCK = 2048
 _SHARE = 4 * BLOCK
 # Bytes of a cache line.
 _LINE = 64
+# Entries up to which rows that are not aligned are copied.
+_COPIED = 1 << 27
 # Relative error of an entry of the Gram matrix, measured and rounded up, in units of the dtype's epsilon.
 GRAM_ERROR = 1.0
 
@@ -91,13 +93,14 @@ def _kernel_rows(x: Tensor) -> int:
     return n if x.is_cuda or n <= 12 or d < BLOCK else -(-n // 4) * 4
 
 
-def _aligned(x: Tensor) -> bool:
-    """Whether every row of `x` starts with a cache line.
+def _in_place(x: Tensor) -> bool:
+    """Whether to multiply the rows of `x` where they lie.
 
-    Matrix kernels sum in another order where rows do not. The same rows have to give the same bits wherever they lie,
-    so others are multiplied in a buffer.
+    Matrix kernels sum in another order where rows do not start with a cache line. The same rows have to give the same
+    bits wherever they lie, so such ones are copied first, unless they are so many that the copy would cost two reads.
     """
-    return x.is_cuda or (x.data_ptr() % _LINE == 0 and (len(x) == 1 or x.stride(0) * x.element_size() % _LINE == 0))
+    aligned = x.data_ptr() % _LINE == 0 and (len(x) == 1 or x.stride(0) * x.element_size() % _LINE == 0)
+    return x.is_cuda or aligned or x.numel() > _COPIED
 
 
 def _buffer(x: Tensor, dtype: torch.dtype, rows: int) -> Tensor:
@@ -133,7 +136,7 @@ def gram(x: Tensor, centre: Tensor | None = None, *, wide: bool = False) -> np.n
     """
     n, rows = len(x), _kernel_rows(x)
     dtype = torch.float64 if wide else x.dtype
-    in_place = centre is None and dtype == x.dtype and rows == n and _aligned(x)
+    in_place = centre is None and dtype == x.dtype and rows == n and _in_place(x)
     buffer = None if in_place else _buffer(x, dtype, rows)
     total = None
     for part in chunks(x):
