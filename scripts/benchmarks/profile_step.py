@@ -1,0 +1,63 @@
+"""`python -m scripts.benchmarks.profile_step`: where a step's time goes, by function, on one thread.
+
+Gradients are prepared; nobody attacks. Times are those under `cProfile`, which makes Python somewhat slower than it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import pstats
+import time
+
+import torch
+from rich.console import Console
+
+from btard.drivers.local import LocalDriver
+from btard.protocol.config import ProtocolConfig
+from scripts.benchmarks.page import Table
+from scripts.benchmarks.workloads import PEERS, PreparedTask
+from scripts.traffic import RESNET18
+
+FUNCTIONS = {
+    "tensor_digest": "hashes of gradients, parts and aggregates",
+    "centered_clip": "CenteredClip",
+    "gradient_report": "reports, norms and products of the workers",
+    "part_scalars": "V1, the same by the owners",
+    "is_finite": "sums that find NaN",
+    "sign": "signatures",
+    "verify_key": "checks of signatures",
+}
+"""Name -> what it does. None of them calls another."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--d", type=int, default=RESNET18, help="parameters; by default those of ResNet-18")
+    parser.add_argument("--steps", type=int, default=3)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    driver = LocalDriver(ProtocolConfig(peers=PEERS, run_id="profile"), PreparedTask(options.d, PEERS, "cpu"))
+    params = torch.zeros(options.d)
+    for _ in range(2):  # nobody validates in the first step, and the second warms that up
+        driver.step(params)
+    profile = cProfile.Profile()
+    started = time.perf_counter()
+    profile.enable()
+    for _ in range(options.steps):
+        driver.step(params)
+    profile.disable()
+    total = 1e3 * (time.perf_counter() - started) / options.steps
+    spent = dict.fromkeys(FUNCTIONS, 0.0)
+    calls = dict.fromkeys(FUNCTIONS, 0)
+    for (file, _, name), (_, count, _, cumulative, _) in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
+        if name in FUNCTIONS and "btard" in file:
+            spent[name] += 1e3 * cumulative / options.steps
+            calls[name] += count // options.steps
+    rows = [[what, str(calls[name]), f"{spent[name]:.1f}"] for name, what in FUNCTIONS.items()]
+    rows += [["all else", "", f"{total - sum(spent.values()):.1f}"], ["a step", "", f"{total:.1f}"]]
+    Table(f"{PEERS} peers, {options.d:,} parameters", ["what", "calls", "ms per step"], rows).show(Console())
+
+
+if __name__ == "__main__":
+    main()
