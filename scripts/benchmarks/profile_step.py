@@ -9,6 +9,7 @@ import argparse
 import cProfile
 import pstats
 import time
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -20,15 +21,15 @@ from scripts.benchmarks.workloads import PEERS, PreparedTask
 from scripts.traffic import RESNET18
 
 FUNCTIONS = {
-    "tensor_digest": "hashes of gradients, parts and aggregates",
-    "centered_clip": "CenteredClip",
-    "gradient_report": "reports, norms and products of the workers",
-    "part_scalars": "V1, the same by the owners",
-    "is_finite": "sums that find NaN",
-    "sign": "signatures",
-    "verify_key": "checks of signatures",
+    "hashing.tensor_digest": "hashes of gradients, parts and aggregates",
+    "centered_clip.centered_clip": "CenteredClip",
+    "report.gradient_report": "reports, norms and products of the workers",
+    "report.part_scalars": "V1, the same by the owners",
+    "messages.is_finite": "sums that find NaN",
+    "identity.sign": "signatures",
+    "identity.verify_key": "checks of signatures",
 }
-"""Name -> what it does. None of them calls another."""
+"""Module and name -> what it does. None of them calls another."""
 
 
 def main() -> None:
@@ -51,9 +52,10 @@ def main() -> None:
     spent = dict.fromkeys(FUNCTIONS, 0.0)
     calls = dict.fromkeys(FUNCTIONS, 0)
     for (file, _, name), (_, count, _, cumulative, _) in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
-        if name in FUNCTIONS and "btard" in file:
-            spent[name] += 1e3 * cumulative / options.steps
-            calls[name] += count // options.steps
+        function = f"{Path(file).stem}.{name}"
+        if function in FUNCTIONS:
+            spent[function] += 1e3 * cumulative / options.steps
+            calls[function] += count // options.steps
     rows = [[what, str(calls[name]), f"{spent[name]:.1f}"] for name, what in FUNCTIONS.items()]
     rows += [["all else", "", f"{total - sum(spent.values()):.1f}"], ["a step", "", f"{total:.1f}"]]
     Table(f"{PEERS} peers, {options.d:,} parameters", ["what", "calls", "ms per step"], rows).show(Console())
