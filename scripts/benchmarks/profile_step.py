@@ -36,9 +36,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--d", type=int, default=RESNET18, help="parameters; by default those of ResNet-18")
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--commitments", choices=("hashed", "ideal"), default="hashed")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    driver = LocalDriver(ProtocolConfig(peers=PEERS, run_id="profile"), PreparedTask(options.d, PEERS, "cpu"))
+    config, task = ProtocolConfig(peers=PEERS, run_id="profile"), PreparedTask(options.d, PEERS, "cpu")
+    driver = LocalDriver(config, task, commitments=options.commitments)
     params = torch.zeros(options.d)
     for _ in range(2):  # nobody validates in the first step, and the second warms that up
         driver.step(params)
@@ -58,7 +60,9 @@ def main() -> None:
             calls[function] += count // options.steps
     rows = [[what, str(calls[name]), f"{spent[name]:.1f}"] for name, what in FUNCTIONS.items()]
     rows += [["all else", "", f"{total - sum(spent.values()):.1f}"], ["a step", "", f"{total:.1f}"]]
-    Table(f"{PEERS} peers, {options.d:,} parameters", ["what", "calls", "ms per step"], rows).show(Console())
+    Table(
+        f"{PEERS} peers, {options.d:,} parameters, {options.commitments}", ["what", "calls", "ms per step"], rows
+    ).show(Console())
 
 
 if __name__ == "__main__":
