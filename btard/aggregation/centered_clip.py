@@ -108,7 +108,7 @@ def centered_clip(
     float32 rows with entries beyond about 1e18 or typically below 1e-16 are computed in float64, several times slower.
 
     Args:
-        x: [n, d] float32 or float64, one row per peer; CPU or CUDA. Column slices are not copied.
+        x: [n, d] float32 or float64, one row per peer; CPU or CUDA; may be a column slice.
         tau: clipping radius in (0, inf]. inf gives the mean; tau -> 0 tends to the geometric median.
         tol: relative residual at which to stop.
         weights: [n], finite and not negative; equal by default.

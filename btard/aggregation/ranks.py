@@ -1,7 +1,7 @@
 """Rules on the order of each coordinate: coordinate-wise median and trimmed mean, by selection networks.
 
 A network compares whole rows, elementwise, in blocks of columns. It is Batcher's odd-even merge sort with
-every comparator left out whose outcome is not needed: 53 of 63 for the median of 16.
+every comparator left out whose outcome is not needed: 52 of 63 are left for the median of 16.
 """
 
 from __future__ import annotations

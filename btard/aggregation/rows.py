@@ -14,6 +14,8 @@ def stack_rows(rows: Sequence[Tensor]) -> Tensor:
     Equally spaced pieces of one storage, such as the same columns of a matrix's rows, are seen where they lie; anything
     else is copied. Errors: as `torch.stack`.
     """
+    if not rows:
+        return torch.stack(list(rows))
     first = rows[0]
     d, start = first.shape[0] if first.dim() == 1 else -1, first.storage_offset()
     spacing = rows[1].storage_offset() - start if len(rows) > 1 else d

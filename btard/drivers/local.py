@@ -26,12 +26,10 @@ from btard.protocol.collusion import Collusion
 from btard.protocol.commit import NoGradient
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Broadcast, Compare, Compute, Effect, Exchange, Purpose
-from btard.protocol.exchange import bodies
 from btard.protocol.ideal import IdealCommitments
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.messages import JoinRequest, Packet, Relayed
 from btard.protocol.peer import Outcome, Peer
-from btard.protocol.record import StepRecord
 from btard.protocol.snapshot import load_peer, save_peer
 
 THREADED_FROM = 2**17
@@ -247,8 +245,8 @@ class LocalDriver:
         self.history.restore({int(n.split("/")[1]): x for n, x in tensors.items() if n.startswith("history/")})
         self.compute.restore(state["memory"], tensors)
         if self._ideal is not None:
-            for peer in self.peers.values():
-                _learn(self._ideal, peer.last)
+            for record in (peer.last for peer in self.peers.values() if peer.last is not None):
+                self._ideal.learn_step(record)
         if self.recorder is not None and state["recorder"] is not None:
             self.recorder.restore(state["recorder"], self.honest[0].last)
 
@@ -367,18 +365,6 @@ class LocalDriver:
             }
             if honest:
                 self.collusion.observe(now, honest)
-
-
-def _learn(commitments: IdealCommitments, record: StepRecord | None) -> None:
-    """Make known what stands for what in the step of a checkpoint."""
-    if record is None:
-        return
-    for part, packets in record.received.items():
-        for sender, body in zip(sorted(packets), bodies(packets), strict=True):
-            commitments.learn(("part", sender, record.step, part), body, record.commits[sender].digests[part])
-    for part, value in record.aggregates.items():
-        hashed = record.announced[part].digest
-        commitments.learn(("aggregate", record.owner(part), record.step, part), value, hashed)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def verify(peer: Peer, record: StepRecord) -> list[Claim]:
     """The claims that follow from what I received and from V1 on the parts I own, V2 and V3 on all parts."""
     claims = [Claim(record.step, accused, kind, part) for kind, accused, part in record.suspects]
     for part, packets in record.received.items():
-        if part not in record.announced or part not in record.aggregates or not record.held(part):
+        if not packets or part not in record.announced or part not in record.aggregates or not record.held(part):
             continue
         # All of them, my own too: whoever holds them side by side in memory then reads them where they lie.
         truth = part_scalars(peer, record, bodies(packets), part)

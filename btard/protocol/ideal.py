@@ -10,10 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
+from typing import TYPE_CHECKING
 
 import torch
 
 from btard.protocol.hashing import Field, digest
+
+if TYPE_CHECKING:
+    from btard.protocol.record import StepRecord
 
 Slot = tuple[str, int, int, int]
 """What a commitment is to: kind, sender, step, part."""
@@ -42,6 +46,17 @@ class IdealCommitments:
         """That `tensor` was committed to as `hashed`, as a checkpoint says."""
         with self._lock:
             self._seen.setdefault(slot, []).append((tensor, tensor._version, hashed))
+
+    def learn_step(self, record: StepRecord) -> None:
+        """What was committed to in the step of a checkpoint."""
+        for part, packets in record.received.items():
+            for sender, packet in packets.items():
+                if isinstance(packet.body, torch.Tensor):
+                    hashed = record.commits[sender].digests[part]
+                    self.learn(("part", sender, record.step, part), packet.body, hashed)
+        for part, value in record.aggregates.items():
+            slot = ("aggregate", record.owner(part), record.step, part)
+            self.learn(slot, value, record.announced[part].digest)
 
     def forget(self, step: int) -> None:
         """Drop what was committed to before `step`."""

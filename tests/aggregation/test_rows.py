@@ -47,8 +47,10 @@ def test_other_rows_are_copied(rows: list[torch.Tensor]) -> None:
         assert not torch.equal(matrix[0], rows[0]), "the rows themselves are left alone"
 
 
-def test_rows_of_one_storage_and_different_lengths_or_types_do_not_fit() -> None:
+def test_what_does_not_fit_is_what_torch_says_of_it() -> None:
     with pytest.raises(RuntimeError):
         stack_rows([X[0, :4], X[1, :5]])
+    with pytest.raises(RuntimeError, match="non-empty"):
+        stack_rows([])
     mixed = stack_rows([torch.zeros(2), torch.zeros(2, dtype=torch.float64)])
     assert mixed.dtype == torch.float64

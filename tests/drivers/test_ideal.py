@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,12 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from btard.attacks import make_attack
 from btard.audit.recorder import Recorder
 from btard.drivers.local import LocalDriver
 from btard.drivers.task import QuadraticTask
 from btard.protocol import messages
-from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.ideal import IdealCommitments
 from btard.protocol.ledger import Entry
@@ -36,37 +33,6 @@ def test_every_attack_ends_as_under_hashes(row: Row, monkeypatch: pytest.MonkeyP
     ideal, _ = play(row, 0)
     assert verdicts(ideal.entries) == verdicts(hashed.entries)
     assert torch.equal(ideal.params, hashed.params)
-
-
-@pytest.mark.parametrize("attack", ["sign_flip", "wrong_aggregate"])
-@pytest.mark.parametrize("stop", [3, 4, 5, 6])
-def test_what_was_committed_to_before_an_interruption_still_convicts(attack: str, stop: int) -> None:
-    members = frozenset({2, 5})
-
-    def make() -> LocalDriver:
-        collusion = Collusion(members, 7, seed=3)
-        behaviours = {i: make_attack(attack, collusion, start=3) for i in sorted(members)}
-        config = ProtocolConfig(peers=7, byzantine=2, run_id="driver test")
-        return LocalDriver(config, QuadraticTask(61), behaviours=behaviours, collusion=collusion, commitments="ideal")
-
-    def advance(driver: LocalDriver, params: torch.Tensor, steps: int) -> tuple[torch.Tensor, list[str]]:
-        lines: list[str] = []
-        for _ in range(steps):
-            result = driver.step(params)
-            lines += [entry.to_json() for entry in result.removed]
-            params = params - 0.1 * result.gradient
-        return params, lines
-
-    undisturbed, expected = advance(make(), torch.ones(61), 14)
-    first = make()
-    params, lines = advance(first, torch.ones(61), stop)
-    state, tensors = first.state()
-    state, tensors = json.loads(json.dumps(state)), {name: x.clone() for name, x in tensors.items()}
-    second = make()
-    second.restore(state, tensors)
-    params, more = advance(second, params, 14 - stop)
-    assert expected and lines + more == expected
-    assert torch.equal(params, undisturbed)
 
 
 def test_a_commitment_is_to_the_bytes_and_to_what_they_were() -> None:

@@ -21,7 +21,9 @@ from tests.protocol.cohort import run_cohort
 PEERS, MEMBERS = 7, frozenset({2, 5})
 
 
-def make_driver(attack: str = "sign_flip", mode: str = "batched", folder: Path | None = None) -> LocalDriver:
+def make_driver(
+    attack: str = "sign_flip", mode: str = "batched", folder: Path | None = None, commitments: str = "hashed"
+) -> LocalDriver:
     collusion = Collusion(MEMBERS, PEERS, seed=3)
     options = {"delay": 4} if attack == "delayed_gradient" else {}
     behaviours: dict[int, Behaviour] = {i: make_attack(attack, collusion, start=3, **options) for i in sorted(MEMBERS)}
@@ -35,6 +37,7 @@ def make_driver(attack: str = "sign_flip", mode: str = "batched", folder: Path |
         mode=mode,  # type: ignore[arg-type]
         history_folder=folder,
         repeatable=20,
+        commitments=commitments,  # type: ignore[arg-type]
     )
 
 
@@ -48,15 +51,18 @@ def advance(driver: LocalDriver, params: torch.Tensor, steps: int) -> tuple[torc
 
 
 @pytest.mark.parametrize("attack", ["sign_flip", "alie", "colluding_aggregate", "delayed_gradient"])
-@pytest.mark.parametrize("stop", [1, 4, 7])
-def test_a_run_that_stops_and_goes_on_comes_to_the_same_bits(attack: str, stop: int, tmp_path: Path) -> None:
-    undisturbed, expected = advance(make_driver(attack, folder=tmp_path / "a"), torch.ones(61), 14)
-    first = make_driver(attack, folder=tmp_path / "b")
+@pytest.mark.parametrize("stop", [1, 3, 4, 5, 6, 7])
+@pytest.mark.parametrize("commitments", ["hashed", "ideal"])
+def test_a_run_that_stops_and_goes_on_comes_to_the_same_bits(
+    attack: str, stop: int, commitments: str, tmp_path: Path
+) -> None:
+    undisturbed, expected = advance(make_driver(attack, "batched", tmp_path / "a", commitments), torch.ones(61), 14)
+    first = make_driver(attack, "batched", tmp_path / "b", commitments)
     params, lines = advance(first, torch.ones(61), stop)
     state, tensors = first.state()
     state, tensors = json.loads(json.dumps(state)), {name: x.clone() for name, x in tensors.items()}
     advance(first, params, 5)  # what is lost with the interruption
-    second = make_driver(attack, folder=tmp_path / "b")
+    second = make_driver(attack, "batched", tmp_path / "b", commitments)
     second.restore(state, tensors)
     params, more = advance(second, params, 14 - stop)
     assert torch.equal(params, undisturbed)
