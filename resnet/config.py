@@ -112,6 +112,9 @@ class AggregatorConfig:
     tau: float = 1.0
     """Clipping radius of btard (per part of the butterfly) and centered_clip (whole gradient, so compare with about
     sqrt(peers) times it). inf is the mean. Lower it if accuracy dips under attack; the paper uses 1 and 10."""
+    byzantine: int | None = None
+    """How many Byzantine peers the rule is made for: trimmed_mean, krum, multi_krum and bulyan depend on it, and the
+    relays of btard. null: as many as there are. Set it to see what a defence costs when nobody attacks."""
     directions: int = 1
     """btard: random directions that each part's aggregate is checked on. More make a miss by chance rarer."""
     delta_max: float | None = None
@@ -207,6 +210,11 @@ class Config:
         """Length of the learning rate's cosine."""
         return self.optimizer.schedule_steps or self.steps
 
+    @property
+    def tolerated(self) -> int:
+        """How many Byzantine peers the aggregator is made for."""
+        return self.byzantine if self.aggregator.byzantine is None else self.aggregator.byzantine
+
     def __post_init__(self) -> None:
         for name in ("peers", "steps", "batch_size", "eval_every", "checkpoint_every"):
             _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name), "give a positive number")
@@ -217,6 +225,8 @@ class Config:
         _require(0 <= self.seed < 2**63, "seed", ">= 0 and < 2**63", self.seed, "any such number will do")
         n, b, m = self.peers, self.byzantine, self.validators
         _require(0 <= 2 * b < n, "byzantine", f">= 0 and < peers / 2 = {n / 2:g}", b, "the honest must be the majority")
+        made_for, rule = self.tolerated, f">= 0 and < peers / 2 = {n / 2:g}"
+        _require(0 <= 2 * made_for < n, "aggregator.byzantine", rule, made_for, "null: as many as there are")
         if self.aggregator.name == "btard":
             most = f">= 0 and at most (peers - 1) / 2 = {(n - 1) // 2}"
             _require(0 <= 2 * m < n, "validators", most, m, "every validator needs a target among the workers")

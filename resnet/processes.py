@@ -191,7 +191,7 @@ def _steps(training: RankTraining, out: Path, first: int, progress: _Progress, f
                 if ledger is None:
                     folder.start(step)
                     ledger = Ledger.of(folder.ledger())
-                folder.log(step, metrics)
+                folder.log(step, metrics, training.seconds)
                 for entry in result.removed if result is not None else ():
                     folder.log_ledger([ledger.append(entry)])
                     bar.write(describe(entry, training.byzantine))

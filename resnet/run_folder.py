@@ -1,5 +1,7 @@
 """A run is a folder: settings, a line of metrics per step, the ledger, TensorBoard events, checkpoints, a summary.
 
+What a clock measured has a file of its own, timings.jsonl: of the others equal runs leave equal ones.
+
 What a run needs to go on is in the newest checkpoint; everything else in the folder is cut back to it on resuming, so
 that an interrupted run and an uninterrupted one leave the same files.
 """
@@ -10,6 +12,7 @@ import fcntl
 import json
 import math
 import os
+import shutil
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +37,20 @@ KEPT_CHECKPOINTS = 2
 
 HANDOVER = 10.0
 """Seconds that a process waits for the one before it to leave the folder."""
+
+TIMINGS = "timings.jsonl"
+
+TAGS = {
+    "test_accuracy": "accuracy/test",
+    "loss": "loss/train, mean of honest peers",
+    "test_loss": "loss/test",
+    "active": "peers/active",
+    "tau": "protocol/tau",
+    "lr": "optimizer/learning rate",
+}
+"""What TensorBoard calls the metrics of a step."""
+
+SECONDS_TAG = "time/seconds per step"
 
 HEADER = "btard"
 """Where a checkpoint's step, state and digest stand in the metadata of its safetensors file."""
@@ -92,18 +109,20 @@ class RunFolder:
     `save_checkpoint` as training goes on, and `write_summary` at the end.
 
     With `processes` the run has a process for each peer: each keeps its own `rank_checkpoints`, and one of them has the
-    folder, which another takes over where that one leaves the run.
+    folder, which another takes over where that one leaves the run. Without `events` nothing goes to TensorBoard.
 
     Raises RunFolderError if `path` holds something else, or a run with other settings.
     """
 
-    def __init__(self, path: Path, config: Config, *, processes: bool = False) -> None:
+    def __init__(self, path: Path, config: Config, *, processes: bool = False, events: bool = True) -> None:
         self.path = Path(path)
+        self._wants_events = events
         self._checkpoints = Checkpoints(self.path / "checkpoints")
         self._processes = processes
         self._lock_file: TextIOWrapper | None = None
         self._metrics: TextIOWrapper | None = None
         self._ledger: TextIOWrapper | None = None
+        self._timings: TextIOWrapper | None = None
         self._events: SummaryWriter | None = None
         self._claim(config)
 
@@ -122,13 +141,14 @@ class RunFolder:
             return
         # Also where an earlier attempt failed before its first step: its settings bind nobody.
         self._checkpoints.path.mkdir(exist_ok=True)
-        _write_atomically(file, config_text(config).encode())
+        write_atomically(file, config_text(config).encode())
 
     def _begun(self) -> bool:
         metrics = self.path / "metrics.jsonl"
-        return self._has_checkpoints() or (metrics.exists() and metrics.stat().st_size > 0)
+        return self.has_checkpoints() or (metrics.exists() and metrics.stat().st_size > 0)
 
-    def _has_checkpoints(self) -> bool:
+    def has_checkpoints(self) -> bool:
+        """Whether the run has come to a first checkpoint."""
         return bool(self._checkpoints.files()) or any(self._checkpoints.path.glob("rank-*/step-*.safetensors"))
 
     def _refuse_other(self, config: Config, file: Path) -> None:
@@ -141,7 +161,7 @@ class RunFolder:
             key, theirs, ours = differing[0]
             more = f" (and {len(differing) - 1} more differ)" if len(differing) > 1 else ""
             raise RunFolderError(f"{self.path}: holds a run with {key} {theirs}, not {ours}{more}; {way_out}")
-        if self._has_checkpoints() and self._processes == bool(self._checkpoints.files()):
+        if self.has_checkpoints() and self._processes == bool(self._checkpoints.files()):
             how = (
                 "in one process, not under torchrun"
                 if self._processes
@@ -170,25 +190,50 @@ class RunFolder:
         self._lock()
         kept = _cut(self.path / "metrics.jsonl", step)
         _cut(self.path / "ledger.jsonl", step)
+        _cut(self.path / TIMINGS, step)
         if kept != step:
             warnings.warn(f"{self.path}/metrics.jsonl has {kept} of the {step} steps before this one", stacklevel=2)
         self._checkpoints.forget_after(step)
         self._metrics = (self.path / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
         self._ledger = (self.path / "ledger.jsonl").open("a", encoding="utf-8", buffering=1)
-        from torch.utils.tensorboard import SummaryWriter  # seconds to import, so only who writes pays for it
+        self._timings = (self.path / TIMINGS).open("a", encoding="utf-8", buffering=1)
+        if self._wants_events:
+            from torch.utils.tensorboard import SummaryWriter  # seconds to import, so only who writes pays for it
 
-        self._events = SummaryWriter(str(self.path / "tb"), purge_step=step or None)
+            self._events = SummaryWriter(str(self.path / "tb"), purge_step=step or None)
 
-    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Append the metrics of `step` to metrics.jsonl (NaN and infinity as null), and its numbers to TensorBoard."""
-        if self._metrics is None or self._events is None:
+    def adopt(self, other: Path, checkpoint: Path, step: int) -> None:
+        """Begin as the run in folder `other` had come to at step `step`: its lines until then, and its `checkpoint`.
+
+        The checkpoint comes last: whatever interrupts this leaves a run that has not begun, and can be done again.
+        """
+        for name in ("metrics.jsonl", "ledger.jsonl", TIMINGS):
+            lines = [text for value, text in _lines(other / name) if value["step"] < step]
+            write_atomically(self.path / name, "".join(line + "\n" for line in lines).encode())
+        target = self._checkpoints.path / checkpoint.name
+        temporary = target.with_suffix(".tmp")
+        shutil.copyfile(checkpoint, temporary)
+        _commit(temporary, target)
+
+    def log(self, step: int, metrics: Mapping[str, Any], seconds: Mapping[str, float] | None = None) -> None:
+        """Append the metrics of `step` to metrics.jsonl (NaN and infinity as null), and its numbers to TensorBoard.
+
+        `seconds`: phase of the step -> how long it took, for timings.jsonl.
+        """
+        if self._metrics is None or self._timings is None:
             raise RuntimeError("call start() before log()")
         line = {"step": step, **metrics}
-        for name, value in line.items():
-            if name != "step" and isinstance(value, int | float):
-                self._events.add_scalar(name, value, step)
+        if self._events is not None:
+            for name, value in line.items():
+                if name in TAGS and isinstance(value, int | float):
+                    self._events.add_scalar(TAGS[name], value, step)
+            if seconds:
+                self._events.add_scalar(SECONDS_TAG, sum(seconds.values()), step)
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
         self._metrics.write(json.dumps(finite) + "\n")
+        if seconds:
+            rounded = {phase: round(spent, 5) for phase, spent in seconds.items()}
+            self._timings.write(json.dumps({"step": step, **rounded}) + "\n")
 
     def log_ledger(self, entries: Sequence[str]) -> None:
         """Append ledger entries: JSON objects with a `step`, one line each."""
@@ -206,7 +251,7 @@ class RunFolder:
 
     def flush(self) -> None:
         """Have the lines logged so far on the disk."""
-        for file in (self._metrics, self._ledger):
+        for file in (self._metrics, self._ledger, self._timings):
             if file is not None:
                 file.flush()
                 os.fsync(file.fileno())
@@ -228,14 +273,14 @@ class RunFolder:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json, which marks the run as finished, and close the files."""
         self.close()
-        _write_atomically(self.path / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+        write_atomically(self.path / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
 
     def close(self) -> None:
         """Close the files, and leave the folder to others. `start` opens them again."""
-        for file in (self._metrics, self._ledger, self._events, self._lock_file):
+        for file in (self._metrics, self._ledger, self._timings, self._events, self._lock_file):
             if file is not None:
                 file.close()
-        self._metrics = self._ledger = self._events = self._lock_file = None
+        self._metrics = self._ledger = self._timings = self._events = self._lock_file = None
 
     def _lock(self) -> None:
         # Held until the process ends, however it ends; a process does not lock itself out.
@@ -259,6 +304,18 @@ def rank_checkpoints(path: Path, rank: int) -> Checkpoints:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the lines of a run folder's metrics.jsonl; one that was cut short by a crash ends them."""
     return [value for value, _ in _lines(path / "metrics.jsonl")]
+
+
+def read_timings(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run folder's timings.jsonl: `step`, and phase -> seconds. Empty where nobody kept them."""
+    return [value for value, _ in _lines(path / TIMINGS)]
+
+
+def steps_per_second(path: Path) -> float | None:
+    """Return how fast the run in this folder trained, evaluation and start not counted; None if that is not known."""
+    lines = read_timings(path)
+    spent = sum(seconds for line in lines for phase, seconds in line.items() if phase != "step")
+    return len(lines) / spent if spent else None
 
 
 def read_summary(path: Path) -> dict[str, Any] | None:
@@ -294,7 +351,7 @@ def _lines(file: Path) -> list[tuple[dict[str, Any], str]]:
 def _cut(file: Path, step: int) -> int:
     """Leave only the lines of steps before `step` in the file, and return how many they are."""
     kept = [line for value, line in _lines(file) if value["step"] < step]
-    _write_atomically(file, "".join(line + "\n" for line in kept).encode())
+    write_atomically(file, "".join(line + "\n" for line in kept).encode())
     return len(kept)
 
 
@@ -322,7 +379,8 @@ def _step_of(file: Path) -> int:
     return int(file.stem.removeprefix("step-"))
 
 
-def _write_atomically(file: Path, content: bytes) -> None:
+def write_atomically(file: Path, content: bytes) -> None:
+    """Replace a file by one with `content`; whatever happens, one of the two is there, and whole."""
     temporary = file.with_name(file.name + ".tmp")
     temporary.write_bytes(content)
     _commit(temporary, file)

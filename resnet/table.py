@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet.config import Config, ConfigError, read_config
-from resnet.run_folder import RunFolderError, read_metrics, read_summary
+from resnet.run_folder import RunFolderError, read_metrics, read_summary, steps_per_second
 
 COLUMNS = (
     "run",
@@ -80,11 +80,11 @@ def row(run: Run) -> tuple[str, ...]:
     bans = run.bans
     steps = [ban["step"] for ban in bans]
     kinds = sorted({ban["kind"] for ban in bans})
-    accuracy, speed = summary["test_accuracy"], summary["steps_per_second"]
+    accuracy, speed = summary["test_accuracy"], steps_per_second(run.path)
     return (
         run.label,
         f"{accuracy:.1%}" if math.isfinite(accuracy) else "-",
-        f"{speed:.2f}",
+        f"{speed:.2f}" if speed else "-",
         f"{summary['byzantine_banned']} of {run.config.byzantine}",
         str(summary["honest_banned"]),
         str(min(steps)) if steps else "-",

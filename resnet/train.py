@@ -12,6 +12,7 @@ import sys
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from btard.protocol.tolerance import tolerated_deviation
 from resnet.config import Config, ConfigError, exit_with, load_config
 from resnet.data import DataError, Dataset, load_dataset
 from resnet.model import bind, evaluate, flatten, resnet18
-from resnet.run_folder import Checkpoints, RunFolder, RunFolderError
+from resnet.run_folder import Checkpoints, RunFolder, RunFolderError, read_timings, steps_per_second
 from resnet.sampling import TrainingData
 from resnet.task import ClassificationTask
 
@@ -77,7 +78,8 @@ class Training:
         self.test = data.test_tensors(self.device, config.test_samples)
         self.whole_test = data.test_tensors(self.device)
         self.diverged_at: int | None = None
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = {}
+        """Phase -> seconds of the latest step; empty if nothing was computed."""
 
     def step(self, step: int) -> tuple[StepResult | None, dict[str, Any]]:
         """One step of all peers and of the optimizer; metrics of it. None once the training has diverged.
@@ -86,6 +88,7 @@ class Training:
         """
         metrics: dict[str, Any] = {"step": step, "lr": self._set_lr(step)}
         result, started = None, time.perf_counter()
+        self.seconds = {}
         if self.diverged_at is None:
             try:
                 result = self.driver.step(self.params.detach())
@@ -94,14 +97,14 @@ class Training:
         if result is not None:
             self.params.grad = result.gradient
             self.optimizer.step()
-            seconds = time.perf_counter() - started
-            self.seconds.update(result.seconds)
-            honest = [peer for peer in result.workers if peer not in self.byzantine]
+            spent = time.perf_counter() - started
+            self.seconds = {**result.seconds, "other": max(0.0, spent - sum(result.seconds.values()))}
+            # Until an attack starts nobody is anything but honest.
+            attackers = self.byzantine if step >= self.config.attack.start else ()
+            honest = [peer for peer in result.workers if peer not in attackers]
             metrics |= {
                 "loss": _finite(self._losses()[honest].mean().item()),
                 "active": len(result.active),
-                "byzantine_active": len(self.byzantine & set(result.active)),
-                "seconds": round(seconds, 4),
             }
         last = step + 1 == self.config.steps
         if self.evaluator is not None and ((step + 1) % self.config.eval_every == 0 or last):
@@ -149,8 +152,7 @@ class Training:
         momentum = self.optimizer.state[self.params].get("momentum_buffer") if self.optimizer.state else None
         if momentum is not None:
             tensors["momentum"] = momentum
-        progress = {"driver": state, "diverged_at": self.diverged_at, "seconds": dict(self.seconds)}
-        folder.save_checkpoint(step, tensors, progress)
+        folder.save_checkpoint(step, tensors, {"driver": state, "diverged_at": self.diverged_at})
 
     def load(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
@@ -166,7 +168,6 @@ class Training:
             self.optimizer.state[self.params]["momentum_buffer"] = tensors["momentum"]
         self.driver.restore(state["driver"], under("driver/"))
         self.diverged_at = state["diverged_at"]
-        self.seconds.update(state["seconds"])
 
 
 def _finite(value: float) -> float | None:
@@ -211,7 +212,7 @@ def protocol_settings(config: Config) -> ProtocolConfig:
     aggregator = config.aggregator
     return ProtocolConfig(
         peers=config.peers,
-        byzantine=config.byzantine,
+        byzantine=config.tolerated,
         validators=config.validators,
         tau=aggregator.tau,
         run_id=run_name(config),
@@ -232,42 +233,63 @@ def make_driver(
 
     Errors: ConfigError if the rule guarantees nothing for these numbers of peers, or the attack needs the protocol.
     """
-    attack, aggregator = config.attack, config.aggregator
+    aggregator = config.aggregator
     shared = {**cohort_settings(config, byzantine, folder / HISTORY), "mode": config.mode}
     if aggregator.name == "btard":
         protocol = protocol_settings(config)
         recorder = Recorder(folder, protocol) if config.commitments == "hashed" else None
         return LocalDriver(protocol, task, recorder=recorder, commitments=config.commitments, **shared)
+    check_rule(config)
     rule = AGGREGATORS[aggregator.name]
-    try:
-        rule(torch.zeros(config.peers, 1), byzantine=config.byzantine, tau=aggregator.tau)
-    except ValueError as error:
-        raise ConfigError(f"aggregator.name {aggregator.name}: {error}; change peers, byzantine or the rule") from None
-    if attack.name is not None and ATTACKS[attack.name].level == "protocol":
-        raise ConfigError(f"attack.name {attack.name}: attacks the protocol, which only aggregator.name btard runs")
     return ServerDriver(
         run_name(config),
         config.peers,
-        lambda x: rule(x, byzantine=config.byzantine, tau=aggregator.tau),
+        lambda x: rule(x, byzantine=config.tolerated, tau=aggregator.tau),
         task,
         clip_lambda=aggregator.clip_lambda,
         **shared,
     )
 
 
-def train(config: Config, out: Path, *, progress: bool = True) -> dict[str, Any]:
+def check_rule(config: Config) -> None:
+    """Raise ConfigError if a server's rule guarantees nothing for these numbers of peers, or cannot be attacked so."""
+    attack, aggregator = config.attack, config.aggregator
+    if aggregator.name == "btard":
+        return
+    try:
+        AGGREGATORS[aggregator.name](torch.zeros(config.peers, 1), byzantine=config.tolerated, tau=aggregator.tau)
+    except ValueError as error:
+        raise ConfigError(f"aggregator.name {aggregator.name}: {error}; change peers, byzantine or the rule") from None
+    if attack.name is not None and ATTACKS[attack.name].level == "protocol":
+        raise ConfigError(f"attack.name {attack.name}: attacks the protocol, which only aggregator.name btard runs")
+
+
+def train(
+    config: Config,
+    out: Path,
+    *,
+    progress: bool = True,
+    until: int | None = None,
+    events: bool = True,
+    on_step: Callable[[int], None] | None = None,
+    data: Dataset | None = None,
+) -> dict[str, Any] | None:
     """Run or resume the training in folder `out`; returns its summary. A finished run is returned as it is.
 
+    `until`: stop before this step, with a checkpoint and without a summary (None is returned); `events`: write for
+    TensorBoard; `on_step` hears how many steps are done; `data` spares reading the data set that the config names.
     Errors: DataError for missing or broken data, RunFolderError for a folder of another run, ConfigError for settings
     that cannot work together.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    folder = RunFolder(out, config)
+    folder = RunFolder(out, config, events=events)
     finished = folder.summary()
     if finished is not None:
         return finished
-    data = load_dataset(config.data.name, config.data.path, label=config.data.label)
+    last = config.steps if until is None else min(until, config.steps)
+    if data is None:
+        data = load_dataset(config.data.name, config.data.path, label=config.data.label)
     training = Training(config, data, out)
     first = 0
     checkpoint = folder.load_checkpoint()
@@ -277,9 +299,9 @@ def train(config: Config, out: Path, *, progress: bool = True) -> dict[str, Any]
     folder.start(first)
     ledger = Ledger.of(folder.ledger())
     bar = tqdm(
-        range(first, config.steps),
+        range(first, last),
         initial=first,
-        total=config.steps,
+        total=last,
         desc=out.name,
         unit="step",
         disable=not progress,
@@ -288,15 +310,21 @@ def train(config: Config, out: Path, *, progress: bool = True) -> dict[str, Any]
     )
     for step in bar:
         result, metrics = training.step(step)
-        folder.log(step, metrics)
+        folder.log(step, metrics, training.seconds)
         for entry in result.removed if result is not None else ():
             folder.log_ledger([ledger.append(entry)])
             bar.write(describe(entry, training.byzantine))
         if "test_accuracy" in metrics:
             bar.set_postfix_str(f"accuracy {metrics['test_accuracy']:.1%}, {metrics.get('active', '?')} peers")
-        if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
+        if on_step is not None:
+            on_step(step + 1)
+        if (step + 1) % config.checkpoint_every == 0 and step + 1 < last:
             training.save(folder, step + 1)
-    training.save(folder, config.steps)
+    if first < last:
+        training.save(folder, last)
+    if last < config.steps:
+        folder.close()
+        return None
     if isinstance(training.driver, LocalDriver):
         training.driver.attest(training.params)
     summary = summarise(config, training, folder)
@@ -327,12 +355,10 @@ def summarise(config: Config, training: Training, folder: RunFolder) -> dict[str
         for entry in entries
         for peer in entry.peers
     ]
-    seconds = [line["seconds"] for line in metrics if "seconds" in line]
     return {
         "test_accuracy": metrics[-1]["test_accuracy"],
         "best_test_accuracy": max(line["test_accuracy"] for line in metrics if "test_accuracy" in line),
         "steps": config.steps,
-        "steps_per_second": round(len(seconds) / sum(seconds), 3) if seconds else 0.0,
         "honest_banned": sum(not ban["byzantine"] for ban in bans),
         "byzantine_banned": sum(ban["byzantine"] for ban in bans),
         "byzantine": sorted(training.byzantine),
@@ -345,7 +371,6 @@ def summarise(config: Config, training: Training, folder: RunFolder) -> dict[str
         "validation": validation_of(config),
         "commitments": config.commitments if config.aggregator.name == "btard" else None,
         "threads": torch.get_num_threads(),
-        "seconds_by_phase": {phase: round(spent, 3) for phase, spent in sorted(training.seconds.items())},
         "versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
     }
 
@@ -371,12 +396,14 @@ def print_summary(summary: dict[str, Any], out: Path) -> None:
     table.add_row(
         summary["data"],
         f"{summary['test_accuracy']:.2%}",
-        f"{summary['steps_per_second']:.2f}",
+        f"{speed:.2f}" if (speed := steps_per_second(out)) else "-",
         f"{summary['byzantine_banned']} of {len(summary['byzantine'])}",
         str(summary["honest_banned"]),
     )
     console.print(table)
-    phases: Counter[str] = Counter(summary.get("seconds_by_phase", {}))
+    phases: Counter[str] = Counter()
+    for line in read_timings(out):
+        phases.update({phase: spent for phase, spent in line.items() if phase != "step"})
     if total := sum(phases.values()):
         shares = ", ".join(f"{phase} {spent / total:.0%}" for phase, spent in phases.most_common(6))
         console.print(f"time by phase: {shares}")

@@ -72,6 +72,16 @@ def _field_docs(cls: type) -> dict[str, str]:
 
 def read_settings(path: Path, cls: type) -> dict[str, Setting]:
     """Return the settings of a YAML file by dotted key. Raises ConfigError for what `cls` does not have."""
+    return settings_of(read_mapping(path), cls, str(path))
+
+
+def settings_of(content: Mapping[Any, Any], cls: type, origin: str) -> dict[str, Setting]:
+    """Return the settings in a mapping, nested or by dotted key, that stands in `origin`; errors as `read_settings`."""
+    return dict(_flatten(content, "", keys(cls), origin))
+
+
+def read_mapping(path: Path) -> Mapping[Any, Any]:
+    """Return the content of a YAML file that is a mapping, empty for an empty file; ConfigError for any other."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # a SafeLoader
     except FileNotFoundError:
@@ -87,7 +97,7 @@ def read_settings(path: Path, cls: type) -> dict[str, Setting]:
         return {}
     if not isinstance(content, Mapping):
         raise ConfigError(f"{path}: expected a mapping of keys to values, got {_named(content)}")
-    return dict(_flatten(content, "", keys(cls), str(path)))
+    return content
 
 
 def _flatten(content: Mapping[Any, Any], prefix: str, known: Mapping[str, Any], origin: str) -> Iterator[Any]:
@@ -121,6 +131,16 @@ def read_words(words: Sequence[str], cls: type) -> dict[str, Setting]:
             value = remaining.pop(0)
         settings[key] = Setting(value, COMMAND_LINE)
     return settings
+
+
+def converted(settings: Mapping[str, Setting], cls: type) -> dict[str, Any]:
+    """Return the values of settings by dotted key, each of the type that `cls` says. Raises ConfigError."""
+    known = keys(cls)
+    values: dict[str, Any] = {}
+    for key, setting in settings.items():
+        hint = known[key][0] if key in known else _mapping_value(known[key.rpartition(".")[0]][0])
+        values[key] = _convert(key, setting, hint)
+    return values
 
 
 def build(cls: type[T], settings: Mapping[str, Setting], origin: str) -> T:

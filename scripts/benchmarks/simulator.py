@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import subprocess
@@ -15,6 +14,7 @@ from typing import Any
 
 from btard.drivers.local import LocalDriver
 from btard.protocol.config import ProtocolConfig
+from resnet.run_folder import read_summary, read_timings
 from scripts.benchmarks.measure import Settings, in_units, interleaved, ratio, release
 from scripts.benchmarks.page import Aim, Table
 from scripts.benchmarks.workloads import BATCH, PEERS, PLAIN, gradient_variants, resnet_task
@@ -107,8 +107,10 @@ def _train(words: list[str], out: Path) -> tuple[dict[str, Any], list[float]]:
             raise RuntimeError(f"{' '.join(command)} took longer than {MINUTES} minutes") from None
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} failed: {errors[-2000:]}")
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return json.loads((out / "summary.json").read_text()), [line["seconds"] for line in lines]
+    summary = read_summary(out)
+    if summary is None:
+        raise RuntimeError(f"{' '.join(command)} left no summary")
+    return summary, [sum(spent for phase, spent in line.items() if phase != "step") for line in read_timings(out)]
 
 
 def tables(results: dict[str, Any]) -> list[Table]:

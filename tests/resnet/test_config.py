@@ -34,7 +34,7 @@ def test_papers_file_spells_out_every_default():
     assert set(read_settings(file, Config)) == set(keys(Config))
 
 
-@pytest.mark.parametrize("name", ["digits.yaml", "small.yaml"])
+@pytest.mark.parametrize("name", ["digits.yaml", "cifar10_small.yaml"])
 def test_other_files_attack_within_their_steps(name):
     config, _ = load_config([str(CONFIGS / name), "--out", "x", "--byzantine", "7", "--attack.name", "sign_flip"])
     assert config.attack.start < config.steps / 2

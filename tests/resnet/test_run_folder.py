@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from resnet.config import Config, read_config
-from resnet.run_folder import RunFolder, RunFolderError, read_metrics, read_summary
+from resnet.run_folder import TAGS, RunFolder, RunFolderError, read_metrics, read_summary
 
 CONFIG = Config(steps=10)
 
@@ -82,8 +82,8 @@ def test_tensorboard_drops_what_came_after_the_checkpoint(tmp_path):
     train(again, 4, 10)
     again.close()
     events = EventAccumulator(str(tmp_path / "r" / "tb")).Reload()
-    assert events.Tags()["scalars"] == ["loss"]
-    assert [event.step for event in events.Scalars("loss")] == list(range(10))
+    assert events.Tags()["scalars"] == [TAGS["loss"]]
+    assert [event.step for event in events.Scalars(TAGS["loss"])] == list(range(10))
 
 
 def test_run_without_a_checkpoint_starts_over(tmp_path):

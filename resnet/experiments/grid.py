@@ -1,0 +1,316 @@
+"""A grid of runs, as a YAML file describes it: attacks, defences, and experiments that combine them.
+
+    title: what figures and tables are headed with
+    base: another.yaml                 # settings of all runs, as for resnet.train; beside this file
+    settings: {steps: 400}             # what differs from them
+    seeds: [0, 1, 2]
+    attacks:                           # name in figures -> settings
+      no attack: {}
+      sign flip: {attack.name: sign_flip}
+    defences:
+      BTARD, tau 1: {aggregator.name: btard, aggregator.tau: 1}
+    experiments:                       # every attack with every defence, every combination of `vary`, every seed
+      early:
+        title: Attack from step 80 on
+        about: What it shows.
+        attacks: all                   # or a list of names
+        defences: all
+        settings: {byzantine: 7, attack.start: 80}
+        vary: {validators: [1, 2]}
+        seeds: [0]                     # instead of the file's
+
+Cells of several experiments with the same settings are one run. An attack without a name is a run without attack:
+`byzantine` then says what the defence is made for.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from resnet.config import Config
+from resnet.typed_yaml import (
+    ConfigError,
+    Setting,
+    build,
+    converted,
+    nearest,
+    read_mapping,
+    read_settings,
+    settings_of,
+)
+
+ALL = "all"
+RULES_FOR_A_NUMBER = frozenset({"trimmed_mean", "krum", "multi_krum", "bulyan"})
+"""Rules at a server whose result depends on how many Byzantine peers they are made for."""
+
+NOT_SET = Setting(None, "")
+
+GRID_KEYS = ("title", "base", "settings", "seeds", "attacks", "defences", "experiments")
+EXPERIMENT_KEYS = ("title", "about", "attacks", "defences", "settings", "vary", "seeds")
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One run of a grid. `name` is its folder below runs/; equal names are equal runs."""
+
+    name: str
+    attack: str
+    defence: str
+    varied: tuple[tuple[str, Any], ...]
+    """What the experiment varies beside attack, defence and seed: (dotted key, value)."""
+    config: Config
+
+    @property
+    def seed(self) -> int:
+        return self.config.seed
+
+    @property
+    def variant(self) -> str:
+        """The varied values for people, such as "validators 2"; empty if nothing varies."""
+        return ", ".join(f"{short(key)} {value}" for key, value in self.varied)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A figure's worth of cells, in the order of seeds, then variants, attacks and defences."""
+
+    name: str
+    title: str
+    about: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All experiments of a file. `text` is the grid as YAML that `parse_grid` reads back without any other file."""
+
+    title: str
+    experiments: tuple[Experiment, ...]
+    text: str = field(repr=False)
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """Every run once: all experiments with their first seed, then with their second, so that a picture of the
+        whole is there early."""
+        ranked = [
+            (rank, cell)
+            for experiment in self.experiments
+            for rank, seed in enumerate(dict.fromkeys(cell.seed for cell in experiment.cells))
+            for cell in experiment.cells
+            if cell.seed == seed
+        ]
+        ranked.sort(key=lambda pair: pair[0])
+        return tuple({cell.name: cell for _, cell in ranked}.values())
+
+    def only(self, names: Sequence[str], origin: str) -> Grid:
+        """Return the grid with the experiments `names` alone. Raises ConfigError for a name that it does not have."""
+        known = [experiment.name for experiment in self.experiments]
+        for name in names:
+            if name not in known:
+                raise ConfigError(f"{origin}: no experiment {name!r}, there are {', '.join(known)}")
+        return replace(self, experiments=tuple(e for e in self.experiments if e.name in names))
+
+
+def read_grid(path: Path, changes: Mapping[str, Setting] | None = None) -> Grid:
+    """Return the grid in a YAML file, with `changes` (as from a command line) in every run.
+
+    Raises ConfigError, one line, for whatever is wrong with the file or with the settings of a run.
+    """
+    content = dict(read_mapping(path))
+    base: dict[str, Setting] = {}
+    if content.get("base") is not None:
+        if not isinstance(content["base"], str):
+            raise ConfigError(f"{path}: base must be the name of a file beside it, got {content['base']!r}")
+        base = read_settings(path.parent / content["base"], Config)
+    del_base = {key: value for key, value in content.items() if key != "base"}
+    own = settings_of(_section(content, "settings", str(path)), Config, str(path))
+    return parse_grid(del_base, str(path), base | own | dict(changes or {}))
+
+
+def parse_grid(content: Mapping[str, Any], origin: str, settings: Mapping[str, Setting] | None = None) -> Grid:
+    """Return the grid in `content`; `settings` instead of its own, if given. `origin` stands in error messages."""
+    _known(content, GRID_KEYS, origin)
+    if settings is None:
+        settings = settings_of(_section(content, "settings", origin), Config, origin)
+    attacks = _named_settings(content, "attacks", origin)
+    defences = _named_settings(content, "defences", origin)
+    experiments = _section(content, "experiments", origin)
+    if not experiments:
+        raise ConfigError(f"{origin}: experiments: expected at least one")
+    drafts = [
+        _Draft.of(name, _mapping(entry, f"{origin}: experiments.{name}"), content, attacks, defences, origin)
+        for name, entry in experiments.items()
+    ]
+    built = tuple(draft.build(dict(settings), attacks, defences) for draft in drafts)
+    seen: dict[str, Cell] = {}
+    for cell in (cell for experiment in built for cell in experiment.cells):
+        twin = seen.setdefault(cell.name, cell)
+        if twin.config != cell.config:
+            raise ConfigError(f"{origin}: two different runs would be {cell.name}: rename an attack or a defence")
+    return Grid(str(content.get("title") or Path(origin).stem), built, _resolved(content, settings))
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """An experiment as it stands in the file."""
+
+    name: str
+    title: str
+    about: str
+    attacks: tuple[str, ...]
+    defences: tuple[str, ...]
+    settings: dict[str, Setting]
+    vary: dict[str, list[Setting]]
+    seeds: tuple[int, ...]
+    origin: str
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        entry: Mapping[str, Any],
+        content: Mapping[str, Any],
+        attacks: Mapping[str, Any],
+        defences: Mapping[str, Any],
+        origin: str,
+    ) -> _Draft:
+        where = f"{origin}: experiments.{name}"
+        _known(entry, EXPERIMENT_KEYS, where)
+        vary: dict[str, list[Setting]] = {}
+        for key, values in _section(entry, "vary", where).items():
+            if not isinstance(values, list) or not values:
+                raise ConfigError(f"{where}: vary.{key}: expected a list of values, got {values!r}")
+            vary[key] = [settings_of({key: value}, Config, where)[key] for value in values]
+        seeds = entry.get("seeds", content.get("seeds", [0]))
+        if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
+            raise ConfigError(f"{where}: seeds: expected a list of whole numbers, got {seeds!r}")
+        return cls(
+            name,
+            str(entry.get("title", name)),
+            " ".join(str(entry.get("about", "")).split()),
+            _choice(entry, "attacks", attacks, where),
+            _choice(entry, "defences", defences, where),
+            settings_of(_section(entry, "settings", where), Config, where),
+            vary,
+            tuple(seeds),
+            where,
+        )
+
+    def build(
+        self,
+        settings: Mapping[str, Setting],
+        attacks: Mapping[str, dict[str, Setting]],
+        defences: Mapping[str, dict[str, Setting]],
+    ) -> Experiment:
+        usual = converted(settings, Config)
+        cells = []
+        for seed in self.seeds:
+            for values in itertools.product(*self.vary.values()):
+                varied = dict(zip(self.vary, values, strict=True))
+                for attack, defence in itertools.product(self.attacks, self.defences):
+                    merged = {**settings, **self.settings, **varied, **defences[defence], **attacks[attack]}
+                    merged["seed"] = Setting(seed, self.origin)
+                    config = self._config(merged, f"{attack!r} against {defence!r}")
+                    shown = tuple((key, _value(config, key)) for key in self.vary)
+                    unusual = [
+                        key
+                        for key in (*self.settings, *self.vary)
+                        if key not in (*attacks[attack], *defences[defence])
+                        and _value(config, key) != usual.get(key, _value(Config(), key))
+                    ]
+                    cells.append(Cell(_folder(config, attack, defence, unusual), attack, defence, shown, config))
+        return Experiment(self.name, self.title, self.about, tuple({cell.name: cell for cell in cells}.values()))
+
+    def _config(self, merged: dict[str, Setting], what: str) -> Config:
+        if merged.get("attack.name", NOT_SET).value is None:
+            # Nobody attacks, but the defence does not know that.
+            attackers = merged.pop("byzantine", None)
+            merged = {key: setting for key, setting in merged.items() if not key.startswith("attack.")}
+            if attackers is not None and merged.get("aggregator.name", NOT_SET).value in RULES_FOR_A_NUMBER:
+                merged.setdefault("aggregator.byzantine", attackers)
+        try:
+            return build(Config, merged, self.origin)
+        except ConfigError as error:
+            raise ConfigError(f"{error} ({what})") from None
+
+
+def _folder(config: Config, attack: str, defence: str, unusual: Sequence[str]) -> str:
+    """Named after what differs from the grid's settings, so that a grid can grow and its runs keep their names."""
+    values = {key: _value(config, key) for key in unusual}
+    if config.attack.name is None:
+        values = {key: value for key, value in values.items() if not key.startswith("attack.")}
+        if "byzantine" in values:
+            values["byzantine"] = config.aggregator.byzantine
+    shown = [f"{short(key)}-{value}" for key, value in sorted(values.items()) if value is not None]
+    parts = [_slug(defence), _slug(attack), _slug("_".join(shown)), f"seed-{config.seed}"]
+    return "/".join(part for part in parts if part)
+
+
+def short(key: str) -> str:
+    """Return what a dotted key is called where space is short: its last word."""
+    return key.rpartition(".")[2]
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9._]+", "-", text.lower()).strip("-")
+
+
+def _value(config: Config, key: str) -> Any:
+    value: Any = config
+    for name in key.split("."):
+        value = value[name] if isinstance(value, Mapping) else getattr(value, name)
+    return value
+
+
+def _choice(entry: Mapping[str, Any], key: str, known: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    chosen = entry.get(key, ALL)
+    if chosen == ALL:
+        return tuple(known)
+    if not isinstance(chosen, list) or not chosen:
+        raise ConfigError(f"{where}: {key}: expected {ALL!r} or a list of names, got {chosen!r}")
+    for name in chosen:
+        if name not in known:
+            raise ConfigError(f"{where}: {key}: {name!r} is not among the file's {key}; {nearest(str(name), known)}")
+    return tuple(chosen)
+
+
+def _named_settings(content: Mapping[str, Any], key: str, origin: str) -> dict[str, dict[str, Setting]]:
+    found = {
+        str(name): settings_of(_mapping(entry, f"{origin}: {key}.{name}"), Config, f"{origin}: {key}.{name}")
+        for name, entry in _section(content, key, origin).items()
+    }
+    if not found:
+        raise ConfigError(f"{origin}: {key}: expected at least one, a name and its settings each")
+    return found
+
+
+def _section(content: Mapping[str, Any], key: str, origin: str) -> Mapping[Any, Any]:
+    return _mapping(content.get(key), f"{origin}: {key}")
+
+
+def _mapping(value: Any, where: str) -> Mapping[Any, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where}: expected a mapping, got {value!r}")
+    return value
+
+
+def _known(content: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    for key in content:
+        if key not in known:
+            raise ConfigError(f"{where}: unknown key {key!r}; {nearest(str(key), known)} ({', '.join(known)})")
+
+
+def _resolved(content: Mapping[str, Any], settings: Mapping[str, Setting]) -> str:
+    """The grid on its own: what its base and the command line say stands in its settings."""
+    plain = {key: value for key, value in content.items() if key != "settings"}
+    values = dict(sorted(converted(settings, Config).items()))
+    return yaml.safe_dump({"settings": values, **plain}, sort_keys=False, allow_unicode=True, width=120)

@@ -1,0 +1,99 @@
+"""What runs have in common before their attacks start is trained once, and each goes on from a copy of it.
+
+Until its attack starts, a run depends on its model, data, seed and defence alone. A warm-up is a run of those without
+an attack and without an end; it leaves a checkpoint at each step where a run of the grid goes on by itself. Such a run
+has the same files, to the bit, as one that was trained alone from step 0 on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from blake3 import blake3
+
+from btard.attacks.registry import ATTACKS, make_attack
+from btard.protocol.collusion import Collusion
+from resnet.config import AttackConfig, Config, config_text
+from resnet.data import Dataset
+from resnet.experiments.grid import RULES_FOR_A_NUMBER
+from resnet.run_folder import RunFolder
+from resnet.train import train
+
+ENDLESS = 2**31
+"""Steps of a warm-up: it never comes to its last one, which would be measured differently."""
+
+
+def warm_up_of(config: Config) -> Config:
+    """Return the settings of the run that `config` has in common with others until its attack starts."""
+    made_for = config.tolerated if config.aggregator.name in RULES_FOR_A_NUMBER else 0
+    return replace(
+        config,
+        steps=ENDLESS,
+        byzantine=0,
+        checkpoint_every=Config.checkpoint_every,
+        attack=AttackConfig(),
+        aggregator=replace(config.aggregator, byzantine=made_for),
+        optimizer=replace(config.optimizer, schedule_steps=config.schedule_steps),
+    )
+
+
+def fork_step(config: Config) -> int:
+    """Return the step from which on a run needs to be trained by itself.
+
+    An attack that sends gradients of the past has to see the parameters of the steps that it looks back to, and one on
+    the protocol what was said in the step before: checkpoints hold neither. A run without attack differs from its
+    warm-up by its last step, which is measured on all test images.
+    """
+    attack = config.attack
+    if attack.name is None:
+        return config.steps - 1
+    cohort = Collusion(frozenset(range(1, 1 + config.byzantine)), config.peers)
+    lookback = make_attack(attack.name, cohort, start=attack.start, **attack.chosen()).lookback
+    before = lookback if lookback > 1 else int(ATTACKS[attack.name].level == "protocol")
+    return max(0, attack.start - before)
+
+
+def warm_up_name(config: Config) -> str:
+    """Return the folder of a warm-up below warmups/: what people look for in it, and a digest of its settings."""
+    aggregator = config.aggregator
+    name: str = aggregator.name
+    if name in ("btard", "centered_clip"):
+        name += f"-{aggregator.tau}"
+    return f"{name}/seed-{config.seed}-{blake3(config_text(config).encode()).hexdigest(8)}"
+
+
+def fork_point(folder: Path, step: int) -> Path:
+    """Return the checkpoint that the warm-up in `folder` leaves at `step`."""
+    return folder / "forks" / f"step-{step:08d}.safetensors"
+
+
+def extend(
+    config: Config,
+    folder: Path,
+    step: int,
+    *,
+    on_step: Callable[[int], None] | None = None,
+    data: Dataset | None = None,
+) -> None:
+    """Train the warm-up in `folder` up to its fork point at `step`, or go on with it; no more if it is there."""
+    target = fork_point(folder, step)
+    if target.exists():
+        return
+    train(config, folder, progress=False, until=step, events=False, on_step=on_step, data=data)
+    target.parent.mkdir(exist_ok=True)
+    temporary = target.with_suffix(".tmp")
+    temporary.unlink(missing_ok=True)
+    # Another name for the same file: a checkpoint is never changed once it is there.
+    os.link(folder / "checkpoints" / target.name, temporary)
+    temporary.replace(target)
+
+
+def branch(config: Config, folder: Path, warm_up: Path, step: int) -> None:
+    """Make the run folder `folder` what it would be after `step` steps; nothing if the run has begun by itself."""
+    run = RunFolder(folder, config, events=False)
+    if run.summary() is None and not run.has_checkpoints():
+        run.adopt(warm_up, fork_point(warm_up, step), step)
+    run.close()

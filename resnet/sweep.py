@@ -1,0 +1,261 @@
+"""`python -m resnet.sweep GRID.yaml --out DIR [--dotted.key value ...]`: train all runs of a grid, or go on with it.
+
+A grid is a file as `resnet.experiments.grid` describes it, such as configs/resnet/small.yaml. DIR gets runs/ (a folder
+per run), warmups/ (what runs have in common before their attacks start), and sweep.yaml (the grid, with everything from
+the command line in it). `python -m resnet.report DIR` makes figures and tables of whatever is finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+# Before torch is imported, also in the workers: threads that wait by spinning steal the cores from those that work.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from resnet.config import Config, ConfigError, exit_with
+from resnet.data import DataError, load_dataset
+from resnet.experiments.grid import Cell, Grid, read_grid
+from resnet.experiments.plan import RUNS, Branch, Plan, Task, make_plan, shard
+from resnet.experiments.workers import Progress, run_tasks
+from resnet.run_folder import RunFolderError, read_summary, steps_per_second, write_atomically
+from resnet.train import Training, check_rule
+from resnet.typed_yaml import COMMAND_LINE, read_words
+
+GRID_FILE = "sweep.yaml"
+PROBE_STEPS = 4
+"""Steps that are timed where nothing has been trained yet; the first one of them does not count."""
+
+
+def sweep(
+    grid: Grid,
+    out: Path,
+    *,
+    jobs: int = 1,
+    part: tuple[int, int] = (1, 1),
+    keep_checkpoints: bool = False,
+    show: bool = True,
+) -> Progress:
+    """Train what is not finished of `grid` into `out`, `jobs` runs at a time; returns what failed.
+
+    `part` = (i, k): only the i-th of k shares. The same grid, seed and machine give the same files, however often this
+    was interrupted, but for timings.jsonl. Errors: ConfigError for settings that cannot work, RunFolderError if `out`
+    holds another grid, DataError for missing data; all before anything is trained.
+    """
+    cells = shard(grid.cells, *part)
+    for cell in grid.cells:
+        check_rule(cell.config)
+    _claim(out, grid)
+    plan = make_plan(cells, out)
+    for task in plan.tasks:  # left by an interruption between the end of a run and its tidying up
+        if isinstance(task, Branch) and task.done and not keep_checkpoints:
+            shutil.rmtree(task.folder / "checkpoints", ignore_errors=True)
+    todo = plan.todo()
+    if show:
+        print_plan(grid, cells, plan, jobs, estimate(todo, out, jobs))
+    if not todo:
+        return Progress()
+    with _Display(plan, todo, show) as display:
+        return run_tasks(plan, todo, jobs, display.update, keep_checkpoints=keep_checkpoints)
+
+
+def _claim(out: Path, grid: Grid) -> None:
+    """Write the grid into `out`. Another one may replace it as long as runs of the same name stay the same."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(f"{out}: cannot be used for a sweep: {error.strerror}") from None
+    file = out / GRID_FILE
+    strangers = [entry.name for entry in out.iterdir()]
+    if strangers and not file.exists():
+        raise RunFolderError(f"{out}: holds other files ({min(strangers)}) and no sweep; choose another --out")
+    write_atomically(file, grid.text.encode())
+
+
+def estimate(todo: Sequence[Task], out: Path, jobs: int) -> float:
+    """Seconds that `todo` will take, from runs that are finished in `out`, else from a few steps on this machine.
+
+    It is rough: after bans a step is faster, and runs side by side slow each other down.
+    """
+    known: dict[str, float] = {}
+    total = 0.0
+    for task in todo:
+        config = task.cell.config if isinstance(task, Branch) else task.config
+        rule = config.aggregator.name
+        if rule not in known:
+            known[rule] = _seconds_per_step(config, out)
+        total += known[rule] * task.steps
+    return total / max(1, min(jobs, len(todo)))
+
+
+def _seconds_per_step(config: Config, out: Path) -> float:
+    for folder in sorted((out / RUNS).glob("**/summary.json")):
+        if f"name: {config.aggregator.name}\n" in (folder.parent / "config.yaml").read_text(encoding="utf-8"):
+            speed = steps_per_second(folder.parent)
+            if speed:
+                return 1 / speed
+    data = load_dataset(config.data.name, config.data.path, label=config.data.label)
+    with tempfile.TemporaryDirectory() as folder:
+        # Without its attack and test set; what remains is most of the time.
+        quiet = replace(config, eval_every=config.steps, attack=type(config.attack)(), byzantine=0)
+        training = Training(quiet, data, Path(folder))
+        training.step(0)
+        started = time.perf_counter()
+        for step in range(1, PROBE_STEPS):
+            training.step(step)
+        return (time.perf_counter() - started) / (PROBE_STEPS - 1)
+
+
+def print_plan(grid: Grid, cells: Sequence[Cell], plan: Plan, jobs: int, seconds: float) -> None:
+    """Say what there is to do, and how long it should take."""
+    console = Console()
+    table = Table("experiment", "attacks", "defences", "runs", "finished", title=grid.title)
+    mine = {cell.name for cell in cells}
+    finished = {str(task) for task in plan.tasks if isinstance(task, Branch) and task.done}
+    for experiment in grid.experiments:
+        chosen = [cell for cell in experiment.cells if cell.name in mine]
+        table.add_row(
+            experiment.title,
+            str(len({cell.attack for cell in chosen})),
+            str(len({cell.defence for cell in chosen})),
+            str(len(chosen)),
+            str(sum(cell.name in finished for cell in chosen)),
+        )
+    console.print(table)
+    todo = plan.todo()
+    runs = sum(isinstance(task, Branch) for task in todo)
+    console.print(
+        f"{len(cells)} different runs, {runs} to train, {len(todo) - runs} parts of warm-ups, "
+        f"{sum(task.steps for task in todo):,} steps, {jobs} at a time: about {duration(seconds)}."
+    )
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people: "40 s", "12 min", "3 h 20 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+class _Display:
+    """One bar over all steps, what runs at the moment, and a line for each run that ends."""
+
+    def __init__(self, plan: Plan, todo: Sequence[Task], show: bool) -> None:
+        self._done = 0
+        self._bar: Any = tqdm(
+            total=sum(task.steps for task in todo),
+            unit="step",
+            disable=not show,
+            smoothing=0.05,
+            # In a log file a bar is a line per update.
+            mininterval=0.5 if sys.stderr.isatty() else 30,
+        )
+
+    def __enter__(self) -> _Display:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def update(self, progress: Progress) -> None:
+        for task, seconds in progress.finished:
+            self._done += task.steps
+            self._bar.write(f"{task}: {_outcome(task)} ({duration(seconds)})")
+        running = 0
+        for task, steps in progress.running.items():
+            first = task.fork if isinstance(task, Branch) else task.first
+            running += max(0, min(steps, first + task.steps) - first)
+        self._bar.n = self._done + running
+        self._bar.set_postfix_str(", ".join(str(task) for task in progress.running)[-60:], refresh=False)
+        self._bar.refresh() if sys.stderr.isatty() else self._bar.update(0)
+
+
+def _outcome(task: Task) -> str:
+    summary = read_summary(task.folder) if isinstance(task, Branch) else None
+    if summary is None:
+        return "done"
+    text = f"{summary['test_accuracy']:.1%}"
+    if summary["byzantine"] and summary["validation"]:
+        steps = [ban["step"] for ban in summary["bans"] if ban["byzantine"]]
+        text += f", {len(steps)} of {len(summary['byzantine'])} attackers banned"
+        text += f" by step {max(steps)}" if steps else ""
+    return text + (f", {summary['honest_banned']} honest peers banned" if summary["honest_banned"] else "")
+
+
+def _share(text: str) -> tuple[int, int]:
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
+        raise argparse.ArgumentTypeError(f"expected I/K with 1 <= I <= K, such as 2/8, got {text!r}")
+    return int(index), int(count)
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
+    return int(text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Return the exit code: 0, 1 if runs failed, 2 after one line about what is wrong, 130 after an interruption."""
+    parser = argparse.ArgumentParser(
+        prog="python -m resnet.sweep",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Any key of resnet.train can be changed for all runs: --data.path FOLDER, --device cuda, ...",
+        allow_abbrev=False,
+    )
+    parser.add_argument("grid", type=Path, metavar="GRID.yaml", help="or the DIR of a sweep, to go on with it")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where everything goes; by default DIR itself")
+    parser.add_argument("--jobs", type=_positive, default=1, metavar="N", help="runs at a time on this machine (1)")
+    parser.add_argument("--shard", type=_share, default=(1, 1), metavar="I/K", help="train the I-th of K shares only")
+    parser.add_argument("--only", nargs="+", default=[], metavar="EXPERIMENT", help="only these of the grid")
+    parser.add_argument("--plan", action="store_true", help="say what there is to do and how long it takes, and end")
+    parser.add_argument("--keep-checkpoints", action="store_true", help="of finished runs, too; they are large")
+    arguments, words = parser.parse_known_args(argv)
+    try:
+        grid, out = _grid_of(arguments.grid, arguments.out, words)
+        if arguments.only:
+            grid = grid.only(arguments.only, COMMAND_LINE)
+        if arguments.plan:
+            cells = shard(grid.cells, *arguments.shard)
+            plan = make_plan(cells, out)
+            print_plan(grid, cells, plan, arguments.jobs, estimate(plan.todo(), out, arguments.jobs))
+            return 0
+        ended = sweep(grid, out, jobs=arguments.jobs, part=arguments.shard, keep_checkpoints=arguments.keep_checkpoints)
+    except (ConfigError, DataError, RunFolderError) as error:
+        exit_with(error)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the last checkpoints", file=sys.stderr)
+        return 130
+    for task, problem in ended.failed.items():
+        print(f"error: {task}: {problem}", file=sys.stderr)
+    for task in ended.skipped:
+        print(f"not trained, as it needs what failed: {task}", file=sys.stderr)
+    print(f"figures and tables: python -m resnet.report {out}")
+    return 1 if ended.failed else 0
+
+
+def _grid_of(path: Path, out: Path | None, words: Sequence[str]) -> tuple[Grid, Path]:
+    changes = read_words(words, Config)
+    if path.is_dir():
+        return read_grid(path / GRID_FILE, changes), out or path
+    if out is None:
+        raise ConfigError(f"{COMMAND_LINE}: --out DIR is missing: the folder that the sweep is written to")
+    return read_grid(path, changes), out
+
+
+if __name__ == "__main__":
+    sys.exit(main())
