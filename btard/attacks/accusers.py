@@ -46,7 +46,7 @@ class Misreport(Attack):
     def _at_the_edge(self, ctx: Context, report: Report, x: float) -> Report:
         if ctx.config is None:
             raise ValueError(f"attack {self.name}: the run's tolerance is not known here, give factor")
-        tol, tau = x * ctx.config.scalar_tol, ctx.config.tau
+        tol, tau = x * ctx.config.scalar_tol, ctx.record.tau
         norms, products = report.norms, report.products
         if self.what in ("s", "both"):
             moved = zip(products, norms, strict=True)

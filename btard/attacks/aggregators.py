@@ -62,7 +62,7 @@ class WrongAggregate(Attack):
         """The shifted value whose relative residual is `scale` times the tolerance; `value` if rounding exceeds it."""
         if ctx.config is None:
             raise ValueError(f"attack {self.name}: the run's tolerance is not known here, choose another how")
-        wanted, tau = self.scale * ctx.config.residual_tol, ctx.config.tau
+        wanted, tau = self.scale * ctx.config.residual_tol, ctx.record.tau
         low, high = -12.0, 2.0  # of the exponent: bisection over fourteen orders of magnitude
         for _ in range(50):
             middle = (low + high) / 2
@@ -126,11 +126,7 @@ class ColludingAggregate(Attack):
         return {peer: clip_gradient(gradient, clip) for peer, gradient in pairs}
 
     def _tau(self, ctx: Context) -> float:
-        if self.tau is not None:
-            return float(self.tau)
-        if ctx.config is None:
-            raise ValueError(f"attack {self.name}: the run's clipping radius is not known here, give tau")
-        return ctx.config.tau
+        return ctx.record.tau if self.tau is None else float(self.tau)
 
 
 @dataclass(kw_only=True, eq=False)

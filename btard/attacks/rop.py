@@ -82,7 +82,7 @@ class RelocatedOrthogonal(Attack):
     def _length(self, ctx: Context, mean: torch.Tensor) -> float:
         if self.z is not None:
             return float(self.z)
-        if ctx.config is not None and math.isfinite(ctx.config.tau):
+        if math.isfinite(ctx.record.tau):
             workers = sum(peer not in ctx.record.assignments for peer in ctx.record.active)
-            return self.scale * ctx.config.tau * math.sqrt(workers)
+            return self.scale * ctx.record.tau * math.sqrt(workers)
         return self.scale * math.sqrt(float(spread_of(self.collusion.rows, mean, mean).to_mean.mean()))

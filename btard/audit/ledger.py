@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from btard.audit.files import LEDGER, read_bounded
+from btard.audit.files import LEDGER, PROTOCOL, read_bounded
 from btard.audit.proof import Section
 from btard.audit.report import AuditError
 from btard.protocol.config import ProtocolConfig
@@ -92,6 +92,8 @@ class AgreedState:
         here = section.step, section.active, section.head, set(section.probation)
         if here != (step, active, head, newcomers):
             raise AuditError(f"{file}: starts from another step, other peers or another ledger than {LEDGER} has then")
+        if self.config.tau not in ("auto", section.tau):
+            raise AuditError(f"{file}: clips at {section.tau:g}, {PROTOCOL} at {self.config.tau}")
         context = section.context(self.config.run_id)
         good: set[int] = set()
         bad: list[str] = []

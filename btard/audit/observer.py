@@ -50,7 +50,7 @@ class Observer(Peer):
         self.active, self.assignments = section.active, dict(section.assignments)
         self.absences, self.coins = dict(section.absences), [section.coin]
         self.probation = dict(section.probation)
-        self.ledger.head = section.head
+        self.ledger.head, self.tau = section.head, section.tau
 
     @property
     def t(self) -> int:

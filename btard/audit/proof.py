@@ -53,6 +53,8 @@ class Section:
     """r^{t-1}."""
     head: bytes
     """The ledger's head at the start of the step."""
+    tau: float
+    """The clipping radius of the step."""
     absences: dict[int, int]
     """Peer -> how many steps in a row it had missed. Like `probation` it counts what former steps showed, and no
     signature covers it but those on what follows from it."""
@@ -70,6 +72,7 @@ class Section:
             record.assignments,
             record.previous_coin,
             record.head,
+            record.tau,
             absences,
             dict(record.standings),
             dict(heard),
@@ -77,7 +80,7 @@ class Section:
 
     def context(self, run_id: str) -> bytes:
         """What the signatures of the step must be bound to."""
-        return step_context(run_id, self.step, self.active, self.assignments, self.coin, self.head)
+        return step_context(run_id, self.step, self.active, self.assignments, self.coin, self.head, self.tau)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -86,6 +89,7 @@ class Section:
             "assignments": sorted(self.assignments.items()),
             "coin": self.coin.hex(),
             "head": self.head.hex(),
+            "tau": self.tau,
             "absences": sorted(self.absences.items()),
             "probation": [
                 [peer, standing.served, standing.missed, sorted(standing.cleared)]
@@ -123,6 +127,7 @@ class Section:
             check_pairs(content["assignments"], "assignments"),
             check_hex(content["coin"], "coin"),
             check_hex(content["head"], "head"),
+            _radius(content["tau"]),
             check_pairs(content["absences"], "absences"),
             dict(_standing(entry) for entry in check_array(content["probation"], "probation")),
             messages,
@@ -247,6 +252,12 @@ class Proof:
 def content_digest(content: Mapping[str, Any]) -> bytes:
     """What the recording peer signs of a proof."""
     return digest("proof", json.dumps(content, sort_keys=True))
+
+
+def _radius(value: Any) -> float:
+    if type(value) is not float or not value > 0:
+        raise Malformed(f"tau: expected a number > 0, got {value!a:.40}")
+    return value
 
 
 def _standing(value: Any) -> tuple[int, Probation]:

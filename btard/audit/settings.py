@@ -30,7 +30,7 @@ def read_settings(folder: Path) -> tuple[ProtocolConfig, int, Roster]:
         value = settings.get(item.name, item.default)
         if type(value).__name__.replace("NoneType", "None") not in str(item.type).split(" | "):
             integer = type(value) is int and "float" in str(item.type)
-            word = isinstance(value, str) and str(item.type).startswith("Literal")
+            word = isinstance(value, str) and "Literal" in str(item.type)
             if not integer and not word:
                 raise Malformed(f"{PROTOCOL}: {item.name} must be {item.type}, got {value!a:.40}")
     try:

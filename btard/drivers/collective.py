@@ -152,6 +152,7 @@ class CollectiveDriver:
             removed=outcome.removed,
             active=active,
             workers=self.peer.last.workers,
+            tau=self.peer.last.tau,
             seconds=dict(seconds),
             sent={self.peer.id: self._sent},
         )
@@ -302,10 +303,10 @@ class CollectiveDriver:
         """A digest of all that honest peers must agree on after a step."""
         if outcome is None:
             return b""
-        pairs = [peer for pair in sorted(self.peer.assignments.items()) for peer in pair]
-        return digest(
-            "outcome", outcome.step, *outcome.hashes, outcome.coin, self.peer.ledger.head, *self.peer.active, *pairs
-        )
+        peer = self.peer
+        pairs = [number for pair in sorted(peer.assignments.items()) for number in pair]
+        start = (outcome.coin, peer.ledger.head, peer.tau.hex())
+        return digest("outcome", outcome.step, *outcome.hashes, *start, *peer.active, *pairs)
 
 
 def _decode(effect: Effect, letter: bytearray | memoryview, device: torch.device) -> Any:

@@ -168,8 +168,9 @@ class LocalDriver:
             computing = any(isinstance(effect, Compute) for effect in effects.values())
             seconds["gradients" if computing else phase] += time.perf_counter() - started
         agreed = self._agreed({i: outcomes[i] for i in outcomes if not self.peers[i].behaviour.byzantine})
-        active = next(self.peers[i].active for i in outcomes if outcomes[i] is agreed)
-        staying = {*active, *next(self.peers[i].probation for i in outcomes if outcomes[i] is agreed)}
+        witness = next(self.peers[i] for i in outcomes if outcomes[i] is agreed)
+        active = witness.active
+        staying = {*active, *witness.probation}
         self.peers = {i: peer for i, peer in self.peers.items() if outcomes[i] is not None and i in staying}
         if self.recorder is not None:
             self.recorder.finished(self.honest, lambda step: self.history.at(step, now))
@@ -179,7 +180,8 @@ class LocalDriver:
             coin=agreed.coin,
             removed=agreed.removed,
             active=active,
-            workers=next(p for p in self.peers.values() if p.last is not None).last.workers,  # type: ignore[union-attr]
+            workers=witness.current.workers,
+            tau=witness.current.tau,
             seconds=dict(seconds),
             sent=sent,
         )
@@ -268,10 +270,10 @@ class LocalDriver:
         staying = {i: outcome for i, outcome in honest.items() if outcome is not None}
         if not staying:
             raise RuntimeError("no honest peer is left in the run")
-        views = {
-            i: (o.step, o.hashes, o.coin, self.peers[i].ledger.head, self.peers[i].active, self.peers[i].assignments)
-            for i, o in staying.items()
-        }
+        views = {}
+        for i, o in staying.items():
+            peer = self.peers[i]
+            views[i] = (o.step, o.hashes, o.coin, peer.ledger.head, peer.active, peer.assignments, peer.tau)
         first = next(iter(views))
         for i, view in views.items():
             if view != views[first]:

@@ -38,6 +38,8 @@ class StepResult:
     removed: tuple[Entry, ...] = ()
     active: tuple[int, ...] = ()
     workers: tuple[int, ...] = ()
+    tau: float | None = None
+    """The clipping radius of the step; None at a server, whose rule has its own."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Phase -> seconds spent to get there, all peers together."""
     sent: dict[int, int] = field(default_factory=dict)

@@ -53,7 +53,7 @@ def verify(peer: Peer, record: StepRecord) -> list[Claim]:
             said = record.reports.get(sender)
             if said is None or sender not in senders or part in said.missing:
                 continue
-            if scalars_differ(said.norms[part], said.products[part], norm, products, peer.config.tau, tol):
+            if scalars_differ(said.norms[part], said.products[part], norm, products, record.tau, tol):
                 claims.append(Claim(record.step, sender, "misreport", part))
     claims += [
         Claim(record.step, record.owner(part), "wrong_aggregate", part)

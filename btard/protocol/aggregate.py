@@ -30,7 +30,7 @@ def aggregate(peer: Peer, record: StepRecord) -> Generator[Effect, Any, None]:
         if not packets:
             continue
         x = stack_rows(bodies(packets))
-        value = centered_clip(x, peer.config.tau, tol=peer.config.tol).value
+        value = centered_clip(x, record.tau, tol=peer.config.tol).value
         values[part] = behaviour.aggregate(ctx, part, value, x)
         hashed = body_digest(peer.config.run_id, "aggregate", peer.id, record.step, part, values[part])
         announced.append(AnnouncedPart(part, hashed, tuple(sorted(packets))))

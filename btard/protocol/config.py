@@ -18,8 +18,13 @@ class ProtocolConfig:
     """b: how many of them may be Byzantine. Only checked against n and m; nobody knows who they are."""
     validators: int = 1
     """m: validators per step. Raise it to catch attackers sooner, at the price of m fewer gradients per step."""
-    tau: float = 1.0
-    """Clipping radius of CenteredClip on each part; inf is the mean. Lower it if accuracy dips under attack."""
+    tau: float | Literal["auto"] = 1.0
+    """Clipping radius of CenteredClip on each part; inf is the mean. Lower it if accuracy dips under attack.
+    auto: follows the distances that the workers reported in the step before (`btard.protocol.radius`)."""
+    tau_quantile: float = 0.5
+    """auto: which quantile of a part's distances. Below 0.5 it clips more, and stands fewer liars."""
+    tau_start: float = 1.0
+    """auto: the radius of the first step, and of the next ones until there is a distance to go by."""
     run_id: str = "btard"
     """Names the run in every hash and signature, so that no message can be replayed in another run."""
     tol: float = 1e-6
@@ -69,9 +74,22 @@ class ProtocolConfig:
                 "honest majority and V3 can tie; use fewer validators or more peers",
                 stacklevel=3,
             )
-        for name in ("tau", "tol", "residual_tol", "scalar_tol"):
+        if isinstance(self.tau, str):
+            if self.tau != "auto":
+                raise ValueError(f"tau must be a number or auto, got {self.tau!r}")
+        elif not self.tau > 0:
+            raise ValueError(f"tau must be > 0, got {self.tau}")
+        for name in ("tau_start", "tol", "residual_tol", "scalar_tol"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
+        if not 0 < self.tau_quantile <= 0.5:
+            raise ValueError(f"tau_quantile must be > 0 and <= 0.5, got {self.tau_quantile}: above, fewer liars do")
+        if self.tau == "auto" and b and not b < self.tau_quantile * (n - m):
+            raise ValueError(
+                f"tau auto with tau_quantile {self.tau_quantile} needs byzantine < tau_quantile (peers - validators) = "
+                f"{self.tau_quantile * (n - m):g}, got {b}: liars could choose the radius; raise tau_quantile up to "
+                "0.5, use fewer validators or more peers, or a number for tau"
+            )
         if math.isinf(self.tol) or self.residual_tol < self.tol:
             raise ValueError(f"residual_tol must be >= tol = {self.tol}, got {self.residual_tol}: honesty would fail")
         if self.validation not in ("exact", "tolerant"):
@@ -99,3 +117,8 @@ class ProtocolConfig:
     def rounds(self) -> int:
         """How many rounds of relays follow a broadcast."""
         return self.byzantine if self.relays is None else self.relays
+
+    @property
+    def first_tau(self) -> float:
+        """The clipping radius of the first step."""
+        return self.tau_start if isinstance(self.tau, str) else float(self.tau)

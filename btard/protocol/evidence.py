@@ -122,7 +122,7 @@ def _misreport(peer: Peer, about: StepRecord, claim: Claim, evidence: Mapping[in
         return EXCUSED  # I cannot tell; those who hold the aggregate can
     [(norm, products)] = part_scalars(peer, about, [body], part)
     tol = CONVICT * peer.config.scalar_tol
-    wrong = scalars_differ(said.norms[part], said.products[part], norm, products, peer.config.tau, tol)
+    wrong = scalars_differ(said.norms[part], said.products[part], norm, products, about.tau, tol)
     return GUILTY if wrong else FALSE_CLAIM
 
 
@@ -144,7 +144,7 @@ def _wrong_aggregate(
         if body is None:
             return GUILTY
         bodies.append(body)
-    if aggregate_is_wrong(peer.config, about.aggregates[part], torch.stack(bodies)):
+    if aggregate_is_wrong(peer.config, about.aggregates[part], torch.stack(bodies), about.tau):
         return GUILTY
     tally = Tally(about, corrected if about is peer.last else about.reports)
     delta_max = far_off(peer.config, about, tally)
@@ -172,4 +172,4 @@ def _somebody_lied(peer: Peer, about: StepRecord, part: int, bodies: Sequence[to
         if sender in heard:
             said = about.reports[sender].products[part]
             lies = [lie + abs(a - b) for lie, a, b in zip(lies, said, true, strict=True)]
-    return max(lies) > 0.25 * bound * min(peer.config.tau, typical)
+    return max(lies) > 0.25 * bound * min(about.tau, typical)

@@ -36,6 +36,7 @@ from btard.protocol.messages import (
     Votes,
     max_message,
 )
+from btard.protocol.radius import next_radius
 from btard.protocol.record import StepRecord, step_context
 from btard.protocol.report import report
 from btard.protocol.validate import draw_validators, validate
@@ -101,6 +102,8 @@ class Peer:
         self.active: tuple[int, ...] = tuple(range(config.peers))
         self.assignments: dict[int, int] = {}
         self.coins: list[bytes] = [digest("first coin", config.run_id)]
+        self.tau = config.first_tau
+        """The clipping radius of the next step."""
         self.absences: dict[int, int] = {}
         self.last: StepRecord | None = None
         self.probation: dict[int, Probation] = {}
@@ -115,11 +118,11 @@ class Peer:
 
     def step(self) -> Generator[Effect, Any, Outcome | None]:
         """One step of BTARD-SGD up to the agreed gradient; applying it is the caller's. None once this peer is out."""
-        coin = self.coins[-1]
-        context = step_context(self.config.run_id, self.t, self.active, self.assignments, coin, self.ledger.head)
-        record = self.current = StepRecord(self.t, self.active, self.assignments, coin, context)
+        coin, head = self.coins[-1], self.ledger.head
+        context = step_context(self.config.run_id, self.t, self.active, self.assignments, coin, head, self.tau)
+        record = self.current = StepRecord(self.t, self.active, self.assignments, coin, self.tau, context)
         record.probation = tuple(sorted(self.probation))
-        record.head, record.absences, record.standings = self.ledger.head, dict(self.absences), dict(self.probation)
+        record.head, record.absences, record.standings = head, dict(self.absences), dict(self.probation)
         already = len(self.ledger.entries)
         try:
             if self.config.probation is not None:
@@ -151,6 +154,7 @@ class Peer:
         if self.id not in self.active and self.id not in self.probation:
             return None
         self.coins.append(record.coin)
+        self.tau = next_radius(self.config, record)
         self.assignments = draw_validators(record.coin, record.workers, self.active, self.config.validators)
         working = {i: standing.cleared for i, standing in self.probation.items() if i in record.commits}
         self.assignments |= draw_check(record.coin, working, self.active, self.assignments)

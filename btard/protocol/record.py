@@ -5,6 +5,7 @@ A verdict about step t can fall at t + 1, so a peer keeps the record of the step
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -48,14 +49,20 @@ class Split:
 
 
 def step_context(
-    run_id: str, step: int, active: Sequence[int], assignments: Mapping[int, int], coin: bytes, ledger: bytes
+    run_id: str,
+    step: int,
+    active: Sequence[int],
+    assignments: Mapping[int, int],
+    coin: bytes,
+    ledger: bytes,
+    tau: float,
 ) -> bytes:
-    """What a signature of step `step` is bound to: the run, A_t, V_t, r^{t-1} and the head of the ledger.
+    """What a signature of step `step` is bound to: the run, A_t, V_t, r^{t-1}, the head of the ledger, the radius.
 
     A message of another step or run, or of a peer that sees another history, is no message here.
     """
     pairs = [peer for pair in sorted(assignments.items()) for peer in pair]
-    return digest("context", run_id, step, len(active), *active, *pairs, coin, ledger)
+    return digest("context", run_id, step, len(active), *active, *pairs, coin, ledger, tau.hex())
 
 
 @dataclass
@@ -69,6 +76,8 @@ class StepRecord:
     """V_t: validator -> its target, a worker of step t - 1."""
     previous_coin: bytes
     """r^{t-1}, the seed of this step's batches."""
+    tau: float = math.inf
+    """The clipping radius of this step, whenever it is judged; inf clips nothing."""
     context: bytes = b""
     """Digest of the run and of the agreed state at the start of the step: what signatures of the step are bound to."""
     probation: tuple[int, ...] = ()

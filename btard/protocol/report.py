@@ -119,7 +119,7 @@ def part_scalars(peer: Peer, record: StepRecord, bodies: Sequence[torch.Tensor],
     """The scalars of several workers' parts `bodies` against the step's aggregate of that part."""
     value = record.aggregates[part]
     z = directions(record.coin, part, record.cut.size(part), peer.config.directions, str(value.device))
-    return row_scalars(stack_rows(bodies), value.unsqueeze(0), z.unsqueeze(0), peer.config.tau)
+    return row_scalars(stack_rows(bodies), value.unsqueeze(0), z.unsqueeze(0), record.tau)
 
 
 def gradient_report(peer: Peer, record: StepRecord, sender: int, gradient: torch.Tensor) -> Report:
@@ -139,7 +139,7 @@ def gradient_report(peer: Peer, record: StepRecord, sender: int, gradient: torch
             x = gradient[cut.bounds(start)[0] : cut.bounds(stop - 1)[1]].view(stop - start, size)
             values = stack_rows(known[start:stop])
             z = part_directions(record.coin, start, stop, size, count, str(x.device))
-            found += row_scalars(x, values, z, peer.config.tau)
+            found += row_scalars(x, values, z, record.tau)
     silent: Scalars = (0.0, (0.0,) * count)
     said = [found[part] if part in owed and part in record.aggregates else silent for part in range(cut.k)]
     return Report(tuple(norm for norm, _ in said), tuple(products for _, products in said), missing)

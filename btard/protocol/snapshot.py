@@ -68,6 +68,8 @@ def save_peer(peer: Peer) -> tuple[dict[str, Any], Tensors]:
         }
         if record.own is not None:  # by parts: where these lie in memory, other peers hold them as received
             tensors |= {f"own/{part}": record.cut.view(record.own, part) for part in range(record.cut.k)}
+    if peer.config.tau == "auto":
+        state["tau"] = [peer.tau, None if record is None else record.tau]
     return state, tensors
 
 
@@ -85,6 +87,7 @@ def load_peer(peer: Peer, state: Mapping[str, Any], tensors: Mapping[str, torch.
         }
         requests = [JoinRequest(bytes.fromhex(key), bytes.fromhex(signed)) for key, signed in state.get("requests", [])]
         peer.requests = {request.key: request for request in requests}
+    peer.tau, last_tau = state.get("tau", (peer.tau, peer.tau))
     for line in state["ledger"]:
         peer.ledger.append(Entry.from_json(line))
     kept = state["last"]
@@ -100,6 +103,7 @@ def load_peer(peer: Peer, state: Mapping[str, Any], tensors: Mapping[str, torch.
         active=tuple(kept["active"]),
         assignments={int(validator): target for validator, target in kept["assignments"].items()},
         previous_coin=bytes.fromhex(kept["previous_coin"]),
+        tau=last_tau,
         workers=tuple(kept["workers"]),
         split=Split(peer.d, kept["k"]),
         owners=tuple(kept["owners"]),

@@ -76,7 +76,7 @@ def report_is_wrong(peer: Peer, record: StepRecord, target: int, gradient: torch
             said.products[j],
             true.norms[j],
             true.products[j],
-            peer.config.tau,
+            record.tau,
             margin * peer.config.scalar_tol,
         )
         for j in range(record.cut.k)

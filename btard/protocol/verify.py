@@ -112,7 +112,7 @@ def v2_violation(config: ProtocolConfig, record: StepRecord, tally: Tally, part:
         largest = max(abs(tally.total(part, direction)) for direction in range(config.directions))
     except OverflowError:
         return True
-    unit = margin * SIGMAS * len(senders) * min(config.tau, typical)
+    unit = margin * SIGMAS * len(senders) * min(record.tau, typical)
     # What rounding adds to the tolerance takes a read of the aggregate, and is nearly never needed.
     if largest <= unit * config.residual_tol:
         return False
@@ -144,11 +144,13 @@ def suspicious_parts(config: ProtocolConfig, record: StepRecord, reports: Mappin
     ]
 
 
-def aggregate_is_wrong(config: ProtocolConfig, value: torch.Tensor, x: torch.Tensor) -> bool:
+def aggregate_is_wrong(config: ProtocolConfig, value: torch.Tensor, x: torch.Tensor, tau: float) -> bool:
     """CheckAveraging: whether `value` [p] misses (CC) on the disclosed parts `x` [k, p] by more than is tolerated.
+
+    `tau`: the clipping radius of the step that the parts are of.
 
     The floor is what rounding the honest solution to its dtype can leave; a value far from the solution has a small
     one.
     """
-    residual, floor = residual_and_floor(x, value, config.tau)
+    residual, floor = residual_and_floor(x, value, tau)
     return residual > max(CONVICT * config.residual_tol, floor)

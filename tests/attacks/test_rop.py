@@ -9,7 +9,6 @@ import torch
 
 from btard.attacks import make_attack
 from btard.attacks.rop import previous_aggregate, rotated_perturbation
-from btard.protocol.config import ProtocolConfig
 from btard.protocol.record import Split, StepRecord
 
 HONEST = torch.tensor([[1.0, 2.0, 3.0, 4.0], [3.0, 2.0, 1.0, 0.0], [2.0, 2.0, 2.0, 5.0]])
@@ -66,10 +65,10 @@ def test_place_and_direction(collude, context, lam, relocation):
 
 def test_length_by_default(collude, context):
     def length(tau: float | None, **options: float) -> float:
-        config = None if tau is None else ProtocolConfig(peers=8, tau=tau)
-        return float(
-            (make_attack("rop", collude(HONEST), **options).gradient(context(config=config), MEAN) - MEAN).norm()
-        )
+        ctx = context()
+        if tau is not None:
+            ctx.record.tau = tau
+        return float((make_attack("rop", collude(HONEST), **options).gradient(ctx, MEAN) - MEAN).norm())
 
     # 8 peers of which one validates: 7 parts.
     assert length(2.0) == pytest.approx(2 * math.sqrt(7), rel=1e-5)

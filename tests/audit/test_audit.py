@@ -184,6 +184,29 @@ def test_tolerant_validation_is_audited(attack: str, tmp_path: Path) -> None:
         assert audit(tmp_path, task).findings
 
 
+@pytest.mark.parametrize(
+    ("attack", "options"),
+    [("sign_flip", {}), ("misreport", {}), ("colluding_aggregate", {"scale": 2.0})],
+)
+def test_a_radius_that_follows_the_steps_is_audited(attack: str, options: dict[str, Any], tmp_path: Path) -> None:
+    record(tmp_path, **attackers(attack, **options), steps=20, tau="auto")
+    for task in (None, QuadraticTask(D)):
+        assert audit(tmp_path, task).findings
+    for part in ("now", "before"):
+        step = Entry.from_json(lines_of(tmp_path)[0]).step
+        file = tmp_path / "evidence" / f"step-{step:08d}.json"
+        original = file.read_bytes()
+        content = json.loads(original.splitlines()[1])
+        assert content["now"]["tau"] != content["before"]["tau"], "or else the test shows nothing"
+        content[part]["tau"] *= 1.5
+        sign(file, content, "audit")
+        refused(tmp_path, "only 0 of 8 active peers signed")
+        content[part]["tau"] = float("nan")
+        sign(file, content, "audit")
+        refused(tmp_path, "tau: expected a number > 0, got nan")
+        file.write_bytes(original)
+
+
 class Withholding(Noise):
     """Commits to noise, and shows it neither to its validator nor to the judges."""
 
@@ -470,6 +493,10 @@ def change_peers(content: dict[str, Any]) -> None:
     content["now"]["active"] = content["now"]["active"][:4]
 
 
+def change_radius(content: dict[str, Any]) -> None:
+    content["now"]["tau"] = 2.0
+
+
 def few_signatures(content: dict[str, Any]) -> None:
     said = content["now"]["messages"]
     content["now"]["messages"] = {phase: [m for m in messages if m[0] < 4] for phase, messages in said.items()}
@@ -488,6 +515,7 @@ FORGERIES: list[tuple[Callable[[dict[str, Any]], None], str]] = [
     (change_coin, "only 0 of 9 active peers signed"),
     (change_validators, "only 0 of 9 active peers signed"),
     (change_peers, "starts from another step, other peers"),
+    (change_radius, r"step-\d+.json: clips at 2, protocol.json at 1.0"),
     (few_signatures, "only 4 of 9 active peers signed"),
     (drop_evidence, "by the evidence .* is false"),
 ]

@@ -166,6 +166,16 @@ def test_faces_reach_the_one_they_are_for() -> None:
     assert [entry.kind for entry in local.peers[0].ledger.entries] == ["equivocation"]
 
 
+def test_the_radius_that_follows_the_steps_is_that_of_one_process() -> None:
+    def cohort() -> Cohort:
+        collusion = Collusion(frozenset({3}), 5)
+        return {3: make_attack("sign_flip", collusion, start=1)}, collusion
+
+    config = ProtocolConfig(peers=5, byzantine=1, run_id="radius", tau="auto")
+    local, _ = compare(config, cohort, steps=4)
+    assert local.peers[0].tau != 1.0
+
+
 def test_broadcasts_that_do_not_fit_a_header() -> None:
     compare(ProtocolConfig(peers=4, run_id="long", directions=200), honest_cohort, steps=2)
 

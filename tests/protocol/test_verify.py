@@ -66,14 +66,14 @@ def test_no_honest_aggregator_is_convicted_for_what_it_was_sent(
     x = scale * (10.0**common * rng.standard_normal(p) + rng.standard_normal((k, p)))
     hostile_rows(kind, x, (k - 1) // 2, rng)
     parts = torch.from_numpy(x.astype(np.float32))
-    config = ProtocolConfig(peers=k, tau=tau * scale)
-    value = centered_clip(parts, config.tau, tol=config.tol).value
-    assert not aggregate_is_wrong(config, value, parts)
+    config = ProtocolConfig(peers=k)
+    value = centered_clip(parts, tau * scale, tol=config.tol).value
+    assert not aggregate_is_wrong(config, value, parts, tau * scale)
 
 
-def make_record(value: torch.Tensor, k: int) -> StepRecord:
+def make_record(value: torch.Tensor, k: int, tau: float = 1.0) -> StepRecord:
     """A step of k workers and one part, owned by worker 0, with `value` as its aggregate."""
-    record = StepRecord(3, tuple(range(k)), {}, b"coin", workers=tuple(range(k)), split=Split(value.numel(), 1))
+    record = StepRecord(3, tuple(range(k)), {}, b"coin", tau, workers=tuple(range(k)), split=Split(value.numel(), 1))
     record.owners, record.coin = (0,), b"c" * 32
     record.announced = {0: AnnouncedPart(0, b"h" * 32, tuple(range(k)))}
     record.aggregates = {0: value}
@@ -83,7 +83,7 @@ def make_record(value: torch.Tensor, k: int) -> StepRecord:
 def make_reports(config: ProtocolConfig, record: StepRecord, x: torch.Tensor) -> dict[int, Report]:
     value = record.aggregates[0]
     z = directions(record.coin, 0, value.numel(), config.directions)
-    said = {i: scalars(row, value, z, config.tau) for i, row in enumerate(x)}
+    said = {i: scalars(row, value, z, record.tau) for i, row in enumerate(x)}
     return {i: Report((norm,), (products,)) for i, (norm, products) in said.items()}
 
 
@@ -92,9 +92,9 @@ def make_reports(config: ProtocolConfig, record: StepRecord, x: torch.Tensor) ->
 def test_v2_passes_the_honest_and_catches_a_shift_of_a_thousandth(tau: float, p: int) -> None:
     generator = torch.Generator().manual_seed(p)
     x = torch.randn(15, p, generator=generator) + 3 * torch.randn(p, generator=generator)
-    config = ProtocolConfig(peers=15, tau=tau, directions=4)
+    config = ProtocolConfig(peers=15, directions=4)
     honest = centered_clip(x, tau, tol=config.tol).value
-    record = make_record(honest, 15)
+    record = make_record(honest, 15, tau)
     reports = make_reports(config, record, x)
     assert not v2_violation(config, record, Tally(record, reports), 0, margin=CONVICT)
     assert suspicious_parts(config, record, reports) == []
@@ -102,11 +102,11 @@ def test_v2_passes_the_honest_and_catches_a_shift_of_a_thousandth(tau: float, p:
     # A shift moves the clipped sum by at least the share of it that stays after clipping, tau / typical.
     shift = torch.randn(p, generator=generator)
     wrong = honest + 1e-3 * typical * shift / shift.norm()
-    record = make_record(wrong, 15)
+    record = make_record(wrong, 15, tau)
     reports = make_reports(config, record, x)
     assert v2_violation(config, record, Tally(record, reports), 0, margin=ACCUSE)
     assert suspicious_parts(config, record, reports) == [0]
-    assert aggregate_is_wrong(config, wrong, x)
+    assert aggregate_is_wrong(config, wrong, x, tau)
 
 
 def test_v3_counts_a_majority_of_the_workers() -> None:
