@@ -109,9 +109,12 @@ class AggregatorConfig:
 
     name: AggregatorName = "btard"
     """btard: the protocol, without a server. Any other: that rule at a trusted server, where nobody is ever banned."""
-    tau: float = 1.0
+    tau: float | Literal["auto"] = 1.0
     """Clipping radius of btard (per part of the butterfly) and centered_clip (whole gradient, so compare with about
-    sqrt(peers) times it). inf is the mean. Lower it if accuracy dips under attack; the paper uses 1 and 10."""
+    sqrt(peers) times it). inf is the mean. Lower it if accuracy dips under attack; the paper uses 1 and 10.
+    auto, of btard: follows the distances between gradients and aggregate that peers reported in the step before."""
+    tau_quantile: float = 0.5
+    """btard, tau auto: which quantile of these distances. Below 0.5 more is clipped, and fewer liars are withstood."""
     byzantine: int | None = None
     """How many Byzantine peers the rule is made for: trimmed_mean, krum, multi_krum and bulyan depend on it, and the
     relays of btard. null: as many as there are. Set it to see what a defence costs when nobody attacks."""
@@ -133,7 +136,13 @@ class AggregatorConfig:
     which keeps honest peers in agreement whatever these do. Fewer are quicker with a process per peer."""
 
     def __post_init__(self) -> None:
-        _require(self.tau > 0, "tau", "> 0", self.tau, "use inf for the plain mean")
+        if isinstance(self.tau, str):
+            fix = "only the peers of btard report the distances that auto follows"
+            _require(self.name == "btard", "tau", f"a number with aggregator.name {self.name}", self.tau, fix)
+        else:
+            _require(self.tau > 0, "tau", "> 0", self.tau, "use inf for the plain mean")
+        quantile = self.tau_quantile
+        _require(0 < quantile <= 0.5, "tau_quantile", "> 0 and <= 0.5", quantile, "0.5 withstands the most liars")
         tol, cosine = self.gradient_tol, self.cosine_tol
         _require(0 < tol < 0.5, "gradient_tol", "> 0 and < 0.5", tol, "at 0.5 a gradient of zero would pass")
         fits = cosine is None or 0 < cosine < 0.25
@@ -230,6 +239,10 @@ class Config:
         if self.aggregator.name == "btard":
             most = f">= 0 and at most (peers - 1) / 2 = {(n - 1) // 2}"
             _require(0 <= 2 * m < n, "validators", most, m, "every validator needs a target among the workers")
+            share, auto = self.aggregator.tau_quantile, self.aggregator.tau == "auto"
+            rule = f"> aggregator.byzantine / (peers - validators) = {made_for / (n - m):.3g}"
+            fits = not auto or not made_for or made_for < share * (n - m)
+            _require(fits, "aggregator.tau_quantile", rule, share, "or else liars choose tau; 0.5 is the most")
             relays = self.aggregator.relays
             fits = relays is None or 0 <= relays < n
             _require(fits, "aggregator.relays", f">= 0 and < peers = {n}, or null", relays, "null is the safe choice")

@@ -64,7 +64,8 @@ def describe(config: Config) -> str:
     """Return a short name of what a run does, such as "btard, tau 1, sign flip by 7 of 16"."""
     text: str = config.aggregator.name
     if text in ("btard", "centered_clip"):
-        text += f", tau {config.aggregator.tau:g}"
+        tau = config.aggregator.tau
+        text += f", tau {tau if isinstance(tau, str) else format(tau, 'g')}"
     attack = f"{config.attack.name} by {config.byzantine} of {config.peers}" if config.attack.name else "no attack"
     return f"{text}, {attack}".replace("_", " ")
 

@@ -106,6 +106,8 @@ class Training:
                 "loss": _finite(self._losses()[honest].mean().item()),
                 "active": len(result.active),
             }
+            if self.config.aggregator.tau == "auto":
+                metrics["tau"] = result.tau
         last = step + 1 == self.config.steps
         if self.evaluator is not None and ((step + 1) % self.config.eval_every == 0 or last):
             accuracy, loss = self.evaluate(*(self.whole_test if last else self.test))
@@ -215,6 +217,7 @@ def protocol_settings(config: Config) -> ProtocolConfig:
         byzantine=config.tolerated,
         validators=config.validators,
         tau=aggregator.tau,
+        tau_quantile=aggregator.tau_quantile,
         run_id=run_name(config),
         directions=aggregator.directions,
         delta_max=aggregator.delta_max,

@@ -237,7 +237,8 @@ def _mapping_value(hint: Any) -> Any:
 
 def _expected(option: Any) -> str:
     if get_origin(option) is Literal:
-        return "one of " + ", ".join(str(choice) for choice in get_args(option))
+        choices = [str(choice) for choice in get_args(option)]
+        return choices[0] if len(choices) == 1 else "one of " + ", ".join(choices)
     if get_origin(option) is dict:
         return "a mapping of names to values"
     names = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null"}

@@ -77,7 +77,7 @@ def test_values_that_follow_from_others(tmp_path):
     assert load(tmp_path, attacked, "--optimizer.schedule_steps", "25").schedule_steps == 25
 
 
-@pytest.mark.parametrize("value", [math.inf, 1e-7, 2.5])
+@pytest.mark.parametrize("value", [math.inf, 1e-7, 2.5, "auto"])
 def test_saved_settings_read_back_equal_and_the_text_is_always_the_same(tmp_path, value):
     config = load(tmp_path, f"aggregator: {{tau: {value}}}", "--attack.options", "{a_b: 1, c: text}")
     save_config(config, tmp_path / "one.yaml")
@@ -103,7 +103,11 @@ WRONG_FILES = [
     ("peers: [1]", "peers must be an integer, got a list"),
     ("threads: x", "threads must be an integer or null, got 'x'"),
     ("data: {path: 3}", "data.path must be text or null, got 3"),
-    ("aggregator: {tau: .nan}", "aggregator.tau must be a number, got nan"),
+    ("aggregator: {tau: .nan}", "aggregator.tau must be a number or auto, got nan"),
+    ("aggregator: {tau: automatic}", "aggregator.tau must be a number or auto, got 'automatic'"),
+    ("aggregator: {tau: auto, name: centered_clip}", "aggregator.tau must be a number with aggregator.name centered_c"),
+    ("aggregator: {tau: auto, tau_quantile: 0.6}", "aggregator.tau_quantile must be > 0 and <= 0.5, got 0.6"),
+    ("aggregator: {tau: auto, tau_quantile: 0.2, byzantine: 3}", "aggregator.tau_quantile must be > aggregator.byzant"),
     ("aggregator: {tau: 0}", "aggregator.tau must be > 0, got 0.0; use inf for the plain mean"),
     ("mode: bached", "mode must be one of batched, per_peer, got 'bached'; did you mean batched?"),
     ("attack: 3", "attack must be a section of keys, got 3"),

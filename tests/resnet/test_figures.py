@@ -134,6 +134,7 @@ def test_unfinished_run_shows_how_far_it_is(tmp_path):
     ("config", "name"),
     [
         (Config(), "btard, tau 1, no attack"),
+        (Config(aggregator=AggregatorConfig(tau="auto")), "btard, tau auto, no attack"),
         (Config(aggregator=AggregatorConfig(name="krum")), "krum, no attack"),
         (replace(ATTACKED, aggregator=AggregatorConfig(name="centered_clip", tau=float("inf"))),
          "centered clip, tau inf, sign flip by 2 of 16"),

@@ -81,6 +81,15 @@ def test_reruns_and_interrupted_runs_are_equal_to_the_bit(
     assert files_of(tmp_path / "a") == files_of(tmp_path / "c")
 
 
+def test_the_radius_that_follows_the_steps_is_logged(tmp_path: Path) -> None:
+    train(config_of("--aggregator.tau", "auto", *ATTACK), tmp_path / "auto", progress=False)
+    train(config_of(), tmp_path / "fixed", progress=False)
+    auto, fixed = ([json.loads(x) for x in (tmp_path / n / "metrics.jsonl").open()] for n in ("auto", "fixed"))
+    taus = [line["tau"] for line in auto]
+    assert taus[0] == 1.0 and len(set(taus)) == len(taus) and min(taus) > 0
+    assert all("tau" not in line for line in fixed)
+
+
 def test_summary_tells_who_was_banned_and_why(tmp_path: Path) -> None:
     config = config_of(*ATTACK, "--steps", "40", "--eval_every", "40")
     summary = train(config, tmp_path, progress=False)
