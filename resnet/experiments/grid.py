@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -149,11 +149,7 @@ def parse_grid(content: Mapping[str, Any], origin: str, settings: Mapping[str, S
         for name, entry in experiments.items()
     ]
     built = tuple(draft.build(dict(settings), attacks, defences) for draft in drafts)
-    seen: dict[str, Cell] = {}
-    for cell in (cell for experiment in built for cell in experiment.cells):
-        twin = seen.setdefault(cell.name, cell)
-        if twin.config != cell.config:
-            raise ConfigError(f"{origin}: two different runs would be {cell.name}: rename an attack or a defence")
+    _by_name((cell for experiment in built for cell in experiment.cells), origin)
     return Grid(str(content.get("title") or Path(origin).stem), built, _resolved(content, settings))
 
 
@@ -226,7 +222,7 @@ class _Draft:
                         and _value(config, key) != usual.get(key, _value(Config(), key))
                     ]
                     cells.append(Cell(_folder(config, attack, defence, unusual), attack, defence, shown, config))
-        return Experiment(self.name, self.title, self.about, tuple({cell.name: cell for cell in cells}.values()))
+        return Experiment(self.name, self.title, self.about, tuple(_by_name(cells, self.origin).values()))
 
     def _config(self, merged: dict[str, Setting], what: str) -> Config:
         if merged.get("attack.name", NOT_SET).value is None:
@@ -239,6 +235,14 @@ class _Draft:
             return build(Config, merged, self.origin)
         except ConfigError as error:
             raise ConfigError(f"{error} ({what})") from None
+
+
+def _by_name(cells: Iterable[Cell], origin: str) -> dict[str, Cell]:
+    found: dict[str, Cell] = {}
+    for cell in cells:
+        if found.setdefault(cell.name, cell).config != cell.config:
+            raise ConfigError(f"{origin}: two different runs would be {cell.name}: rename an attack or a defence")
+    return found
 
 
 def _folder(config: Config, attack: str, defence: str, unusual: Sequence[str]) -> str:

@@ -14,10 +14,10 @@ import pytest
 import yaml
 
 from btard.attacks.registry import ATTACKS
-from resnet.experiments.grid import Grid, parse_grid
+from resnet.experiments.grid import Grid, parse_grid, read_grid
 from resnet.experiments.plan import Branch, Segment, make_plan, shard
-from resnet.experiments.warmup import branch, extend, fork_point, fork_step, warm_up_of
-from resnet.experiments.workers import run_tasks
+from resnet.experiments.warmup import branch, extend, fork_step, warm_up_of
+from resnet.run_folder import read_summary
 from resnet.sweep import main, sweep
 from resnet.train import train
 
@@ -68,8 +68,273 @@ def test_a_run_that_leaves_a_warm_up_is_the_run_that_was_trained_alone(name: str
         train(cell.config, tmp_path / cell.defence / "branch", progress=False, events=False)
         train(cell.config, tmp_path / cell.defence / "alone", progress=False, events=False)
         one, other = (files(tmp_path / cell.defence / which) for which in ("branch", "alone"))
-        # Of checkpoints that both have: the one at the fork is an extra of the branch.
+        # The checkpoint at the fork is an extra of the branch.
         common = one.keys() & other.keys()
-        assert {path for path in one.keys() ^ other.keys() if "checkpoints" not in path} == set()
+        assert all(path.startswith("checkpoints/") for path in one.keys() ^ other.keys())
         assert "checkpoints/step-00000012.safetensors" in common
         assert {path: one[path] for path in common} == {path: other[path] for path in common}
+
+
+ATTACKS_OF_TWO = {"no attack": {}, "sign flip": {"attack.name": "sign_flip"}, "ALIE": {"attack.name": "alie"}}
+
+
+def write_grid(file: Path, **entries) -> Path:
+    content = {"settings": SETTINGS, "attacks": ATTACKS_OF_TWO, "defences": DEFENCES, "experiments": {"all": {}}}
+    file.write_text(yaml.safe_dump({**content, **entries}))
+    return file
+
+
+def start_sweep(grid: Path, out: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "resnet.sweep", str(grid), "--out", str(out), "--jobs", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def steps_done(out: Path) -> int:
+    """Lines in all metrics of the sweep so far, those of warm-ups included."""
+    return sum(file.read_bytes().count(b"\n") for file in out.rglob("metrics.jsonl"))
+
+
+def children_of(pid: int) -> set[int]:
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False).stdout
+    return {int(word) for word in found.split()}
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until(holds, what: str, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_a_sweep_that_was_killed_three_times_leaves_the_files_of_an_undisturbed_one(tmp_path: Path) -> None:
+    grid = write_grid(tmp_path / "grid.yaml", seeds=[0, 1])
+    whole = start_sweep(grid, tmp_path / "whole")
+    _, errors = whole.communicate(timeout=120)
+    assert whole.returncode == 0, errors
+    total = steps_done(tmp_path / "whole")
+    broken, chance = tmp_path / "broken", random.Random(0)
+    reached = 0
+    for _ in range(3):
+        process = start_sweep(grid, broken)
+        reached = chance.randint(reached + 1, max(reached + 1, (reached + total) // 2))
+        wait_until(lambda reached=reached: steps_done(broken) >= reached or process.poll() is not None, "steps")
+        assert process.poll() is None, process.communicate()[1]
+        workers = children_of(process.pid)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        # Whoever trains ends with its parent, and leaves the folders to the next.
+        wait_until(lambda workers=workers: not any(map(alive, workers)), "the workers' end")
+        reached = steps_done(broken)
+    last = start_sweep(grid, broken)
+    _, errors = last.communicate(timeout=120)
+    assert last.returncode == 0, errors
+    assert files(broken) == files(tmp_path / "whole")
+    runs = [path for path in files(broken) if path.endswith("summary.json")]
+    assert len(runs) == 2 * 2 * 3
+    assert not list((broken / "runs").rglob("*.safetensors.tmp"))
+
+
+def test_a_sweep_leaves_alone_what_is_finished_and_trains_what_is_new(tmp_path: Path) -> None:
+    small = grid_of({"sign flip": {"attack.name": "sign_flip"}}, {"BTARD": {}})
+    assert not sweep(small, tmp_path, show=False).failed
+    before = files(tmp_path / "runs")
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*") if path.is_file()}
+    # A grid that has grown, also by a setting that no run had differed in.
+    wider = grid_of(
+        {"sign flip": {"attack.name": "sign_flip"}},
+        {"BTARD": {}},
+        experiments={"all": {}, "two": {"vary": {"validators": [1, 2]}}},
+    )
+    assert not sweep(wider, tmp_path, show=False).failed
+    after = files(tmp_path / "runs")
+    assert before.items() < after.items()
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert sum(path.endswith("summary.json") for path in after) == 2
+    assert read_grid(tmp_path / "sweep.yaml").text == wider.text
+
+
+def test_one_run_that_fails_does_not_stop_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid = write_grid(tmp_path / "grid.yaml", defences={"BTARD": {}})
+    stranger = tmp_path / "out/runs/btard/sign-flip/seed-0/notes.txt"
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/sweep.yaml").write_text("")
+    stranger.parent.mkdir(parents=True)
+    stranger.write_text("mine")
+    assert main([str(grid), "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr()
+    assert "btard/sign-flip/seed-0: RunFolderError" in said.err and "notes.txt" in said.err
+    assert stranger.read_text() == "mine"
+    finished = {path.parent.parent.name for path in (tmp_path / "out/runs").rglob("summary.json")}
+    assert finished == {"no-attack", "alie"}
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_costs_its_run_and_no_other(tmp_path: Path) -> None:
+    grid = write_grid(tmp_path / "grid.yaml", defences={"BTARD": {}})
+    process = start_sweep(grid, tmp_path / "out")
+    wait_until(lambda: steps_done(tmp_path / "out") > 12 or process.poll() is not None, "a run to begin")
+    # The parent's other child keeps track of shared memory; workers are those that train.
+    (victim, *_) = [
+        pid for pid in children_of(process.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+    os.kill(victim, signal.SIGKILL)
+    _, errors = process.communicate(timeout=90)
+    assert process.returncode == 1 and "its process died (SIGKILL" in errors, errors
+    again = start_sweep(grid, tmp_path / "out")
+    assert again.wait(timeout=90) == 0
+    assert len(list((tmp_path / "out/runs").rglob("summary.json"))) == 3
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_workers_and_says_how_to_go_on(tmp_path: Path) -> None:
+    process = start_sweep(write_grid(tmp_path / "grid.yaml"), tmp_path / "out")
+    wait_until(lambda: steps_done(tmp_path / "out") > 0 or process.poll() is not None, "a first step")
+    workers = children_of(process.pid)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130 and "goes on from the last checkpoints" in errors
+    wait_until(lambda: not any(map(alive, workers)), "the workers' end")
+
+
+def test_warm_ups_are_shared_and_come_before_what_needs_them(tmp_path: Path) -> None:
+    late = {"all": {}, "late": {"settings": {"attack.start": 8}}}
+    plan = make_plan(grid_of(ATTACKS_OF_TWO, experiments=late, seeds=[0, 1]).cells, tmp_path)
+    segments = [task for task in plan.tasks if isinstance(task, Segment)]
+    # Two defences and two seeds; a start at 5, one at 8, and the last step of the run without attack.
+    assert sorted((segment.first, segment.last) for segment in segments) == sorted([(0, 5), (5, 8), (8, 11)] * 4)
+    assert len({segment.folder for segment in segments}) == 4
+    order = {task: place for place, task in enumerate(plan.tasks)}
+    assert all(order[needed] < order[task] for task, needed in plan.needs.items())
+    for task in plan.tasks:
+        if isinstance(task, Branch):
+            needed = plan.needs[task]
+            assert isinstance(needed, Segment) and (needed.folder, needed.last) == (task.warm_up, task.fork)
+    # The first seed's picture is whole before the second one's begins.
+    seeds = [task.cell.seed for task in plan.tasks if isinstance(task, Branch)]
+    assert seeds == sorted(seeds)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_shares_are_a_division_and_keep_what_is_common_together(count: int) -> None:
+    cells = grid_of(ATTACKS_OF_TWO, seeds=[0, 1, 2]).cells
+    shares = [shard(cells, index, count) for index in range(1, count + 1)]
+    names = [cell.name for share in shares for cell in share]
+    assert sorted(names) == sorted(cell.name for cell in cells) and len(set(names)) == len(names)
+    owners = [{(cell.defence, cell.seed) for cell in share} for share in shares]
+    assert sum(len(owned) for owned in owners) == len(set.union(*owners)) == 6
+    assert max(map(len, shares)) - min(map(len, shares)) <= 3  # no share differs by more than one warm-up's runs
+
+
+def test_cells_are_named_by_what_differs_from_the_grids_settings() -> None:
+    grid = grid_of(
+        {"no attack": {}, "ALIE": {"attack.name": "alie"}},
+        experiments={"a": {}, "b": {"settings": {"byzantine": 1, "attack.start": 7}, "vary": {"validators": [1, 2]}}},
+    )
+    assert [cell.name for cell in grid.cells] == [
+        "btard/no-attack/seed-0",
+        "krum/no-attack/seed-0",
+        "btard/alie/seed-0",
+        "krum/alie/seed-0",
+        "krum/no-attack/byzantine-1/seed-0",
+        "btard/alie/start-7_byzantine-1/seed-0",
+        "krum/alie/start-7_byzantine-1/seed-0",
+        "btard/no-attack/validators-2/seed-0",
+        "krum/no-attack/byzantine-1_validators-2/seed-0",
+        "btard/alie/start-7_byzantine-1_validators-2/seed-0",
+        "krum/alie/start-7_byzantine-1_validators-2/seed-0",
+    ]
+    quiet = grid.cells[4].config
+    assert quiet.byzantine == 0 and quiet.tolerated == 1 and quiet.attack.name is None
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"experiments": {}}, "experiments: expected at least one"),
+        ({"attacks": {}}, "attacks: expected at least one"),
+        ({"extra": 1}, "unknown key 'extra'"),
+        ({"experiments": {"e": {"atacks": []}}}, "did you mean attacks?"),
+        ({"experiments": {"e": {"attacks": ["ALEI"]}}}, "'ALEI' is not among the file's attacks; did you mean ALIE?"),
+        ({"experiments": {"e": {"vary": {"validators": 2}}}}, "vary.validators: expected a list of values, got 2"),
+        ({"experiments": {"e": {"vary": {"validator": [2]}}}}, "unknown key validator; did you mean validators?"),
+        ({"experiments": {"e": {"seeds": ["a"]}}}, "seeds: expected a list of whole numbers"),
+        ({"experiments": {"e": {"settings": {"byzantine": 4}}}}, "byzantine must be >= 0 and < peers / 2 = 3.5, got 4"),
+        ({"base": "nowhere.yaml"}, "nowhere.yaml: no such file"),
+        ({"base": 3}, "base must be the name of a file"),
+        (
+            {"defences": {"Krum": {"aggregator.name": "krum"}}, "settings": {**SETTINGS, "peers": 6}},
+            "aggregator.name krum",
+        ),
+        (
+            {"attacks": {"A": {"attack.name": "alie"}, "a": {"attack.name": "zero"}}},
+            "two different runs would be btard/a/",
+        ),
+    ],
+)
+def test_a_mistake_in_a_grid_is_one_line_before_anything_is_trained(
+    entries: dict, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = write_grid(tmp_path / "grid.yaml", **entries)
+    with pytest.raises(SystemExit) as ended:
+        main([str(grid), "--out", str(tmp_path / "out")])
+    errors = capsys.readouterr().err
+    assert ended.value.code == 2 and errors.count("\n") == 1 and message in errors
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "--out DIR is missing"),
+        (["--out", "{out}", "--only", "later"], "no experiment 'later', there are all"),
+        (["--out", "{out}", "--peer", "8"], "unknown key --peer"),
+        (["--out", "{strange}"], "holds other files (a file) and no sweep"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "strange").mkdir()
+    (tmp_path / "strange/a file").touch()
+    places = {"out": tmp_path / "out", "strange": tmp_path / "strange"}
+    with pytest.raises(SystemExit) as ended:
+        main([str(write_grid(tmp_path / "grid.yaml")), *(word.format(**places) for word in words)])
+    errors = capsys.readouterr().err
+    assert ended.value.code == 2 and errors.count("\n") == 1 and message in errors
+
+
+def test_the_plan_says_what_there_is_to_do_and_trains_nothing(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid = write_grid(tmp_path / "grid.yaml")
+    assert main([str(grid), "--out", str(tmp_path / "out"), "--plan", "--seed", "3", "--jobs", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "6 different runs, 6 to train, 4 parts of warm-ups" in " ".join(said.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line_changes_every_run_and_the_folder_alone_goes_on(tmp_path: Path) -> None:
+    grid = write_grid(tmp_path / "grid.yaml", defences={"BTARD": {}}, experiments={"e": {"attacks": ["sign flip"]}})
+    out = tmp_path / "out"
+    assert main([str(grid), "--out", str(out), "--steps", "9", "--data.label", "8 x 8"]) == 0
+    summary = read_summary(out / "runs/btard/sign-flip/seed-0")
+    assert summary is not None and summary["steps"] == 9 and summary["data"] == "8 x 8"
+    assert main([str(out)]) == 0  # nothing is left to do, and the folder knows its grid
+
+
+@pytest.mark.parametrize("file", ["small.yaml", "paper.yaml", "tiny.yaml"])
+def test_grids_that_come_with_the_repository_can_be_read(file: str) -> None:
+    grid = read_grid(ROOT / "configs/resnet" / file)
+    assert parse_grid(yaml.safe_load(grid.text), "again").text == grid.text
+    assert [cell.config for cell in parse_grid(yaml.safe_load(grid.text), "again").cells] == [
+        cell.config for cell in grid.cells
+    ]
