@@ -115,6 +115,16 @@ def wait_until(holds, what: str, seconds: float = 60) -> None:
         time.sleep(0.01)
 
 
+def kill_after(steps: int, process: subprocess.Popen[str], out: Path) -> None:
+    """Kill the sweep's parent alone: whoever trains has to end with it, and leave the folders to the next."""
+    wait_until(lambda: steps_done(out) >= steps or process.poll() is not None, f"{steps} steps")
+    assert process.poll() is None, process.communicate()[1]
+    workers = children_of(process.pid)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    wait_until(lambda: not any(map(alive, workers)), "the workers' end")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_sweep_that_was_killed_three_times_leaves_the_files_of_an_undisturbed_one(tmp_path: Path) -> None:
@@ -126,15 +136,8 @@ def test_a_sweep_that_was_killed_three_times_leaves_the_files_of_an_undisturbed_
     broken, chance = tmp_path / "broken", random.Random(0)
     reached = 0
     for _ in range(3):
-        process = start_sweep(grid, broken)
         reached = chance.randint(reached + 1, max(reached + 1, (reached + total) // 2))
-        wait_until(lambda reached=reached: steps_done(broken) >= reached or process.poll() is not None, "steps")
-        assert process.poll() is None, process.communicate()[1]
-        workers = children_of(process.pid)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        # Whoever trains ends with its parent, and leaves the folders to the next.
-        wait_until(lambda workers=workers: not any(map(alive, workers)), "the workers' end")
+        kill_after(reached, start_sweep(grid, broken), broken)
         reached = steps_done(broken)
     last = start_sweep(grid, broken)
     _, errors = last.communicate(timeout=120)
