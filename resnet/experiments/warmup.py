@@ -7,6 +7,7 @@ has the same files, to the bit, as one that was trained alone from step 0 on.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +17,7 @@ from blake3 import blake3
 
 from btard.attacks.registry import ATTACKS, make_attack
 from btard.protocol.collusion import Collusion
-from resnet.config import AttackConfig, Config, config_text
+from resnet.config import AttackConfig, Config, differing_keys
 from resnet.data import Dataset
 from resnet.experiments.grid import RULES_FOR_A_NUMBER
 from resnet.run_folder import RunFolder
@@ -57,12 +58,16 @@ def fork_step(config: Config) -> int:
 
 
 def warm_up_name(config: Config) -> str:
-    """Return the folder of a warm-up below warmups/: what people look for in it, and a digest of its settings."""
+    """Return the folder of a warm-up below warmups/: what people look for in it, and a digest of its settings.
+
+    Of those that are not the defaults, so that a setting that is new to the program changes no name.
+    """
     aggregator = config.aggregator
     name: str = aggregator.name
     if name in ("btard", "centered_clip"):
         name += f"-{aggregator.tau}"
-    return f"{name}/seed-{config.seed}-{blake3(config_text(config).encode()).hexdigest(8)}"
+    settings = json.dumps([[key, value] for key, value, _ in differing_keys(config, Config())])
+    return f"{name}/seed-{config.seed}-{blake3(settings.encode()).hexdigest(8)}"
 
 
 def fork_point(folder: Path, step: int) -> Path:
