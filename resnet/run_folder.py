@@ -141,7 +141,7 @@ class RunFolder:
             return
         # Also where an earlier attempt failed before its first step: its settings bind nobody.
         self._checkpoints.path.mkdir(exist_ok=True)
-        write_atomically(file, config_text(config).encode())
+        _write_atomically(file, config_text(config).encode())
 
     def _begun(self) -> bool:
         metrics = self.path / "metrics.jsonl"
@@ -209,7 +209,7 @@ class RunFolder:
         """
         for name in ("metrics.jsonl", "ledger.jsonl", TIMINGS):
             lines = [text for value, text in _lines(other / name) if value["step"] < step]
-            write_atomically(self.path / name, "".join(line + "\n" for line in lines).encode())
+            _write_atomically(self.path / name, "".join(line + "\n" for line in lines).encode())
         target = self._checkpoints.path / checkpoint.name
         temporary = target.with_suffix(".tmp")
         shutil.copyfile(checkpoint, temporary)
@@ -273,7 +273,7 @@ class RunFolder:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json, which marks the run as finished, and close the files."""
         self.close()
-        write_atomically(self.path / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+        _write_atomically(self.path / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
 
     def close(self) -> None:
         """Close the files, and leave the folder to others. `start` opens them again."""
@@ -351,7 +351,7 @@ def _lines(file: Path) -> list[tuple[dict[str, Any], str]]:
 def _cut(file: Path, step: int) -> int:
     """Leave only the lines of steps before `step` in the file, and return how many they are."""
     kept = [line for value, line in _lines(file) if value["step"] < step]
-    write_atomically(file, "".join(line + "\n" for line in kept).encode())
+    _write_atomically(file, "".join(line + "\n" for line in kept).encode())
     return len(kept)
 
 
@@ -379,8 +379,7 @@ def _step_of(file: Path) -> int:
     return int(file.stem.removeprefix("step-"))
 
 
-def write_atomically(file: Path, content: bytes) -> None:
-    """Replace a file by one with `content`; whatever happens, one of the two is there, and whole."""
+def _write_atomically(file: Path, content: bytes) -> None:
     temporary = file.with_name(file.name + ".tmp")
     temporary.write_bytes(content)
     _commit(temporary, file)

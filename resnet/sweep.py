@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import shutil
 import sys
 import tempfile
@@ -30,7 +31,7 @@ from resnet.data import DataError, load_dataset
 from resnet.experiments.grid import Cell, Grid, read_grid
 from resnet.experiments.plan import RUNS, Branch, Plan, Task, make_plan, shard
 from resnet.experiments.workers import Progress, run_tasks
-from resnet.run_folder import RunFolderError, read_summary, steps_per_second, write_atomically
+from resnet.run_folder import RunFolderError, read_summary, steps_per_second
 from resnet.train import Training, check_rule
 from resnet.typed_yaml import COMMAND_LINE, read_words
 
@@ -77,11 +78,15 @@ def _claim(out: Path, grid: Grid) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunFolderError(f"{out}: cannot be used for a sweep: {error.strerror}") from None
-    file = out / GRID_FILE
-    strangers = [entry.name for entry in out.iterdir()]
+    file, content = out / GRID_FILE, grid.text.encode()
+    # Other machines may begin their shares of the same sweep at this moment.
+    temporary = out / f".{GRID_FILE}.{platform.node()}.{os.getpid()}"
+    strangers = [entry.name for entry in out.iterdir() if not entry.name.startswith(f".{GRID_FILE}.")]
     if strangers and not file.exists():
         raise RunFolderError(f"{out}: holds other files ({min(strangers)}) and no sweep; choose another --out")
-    write_atomically(file, grid.text.encode())
+    if not file.exists() or file.read_bytes() != content:
+        temporary.write_bytes(content)
+        temporary.replace(file)
 
 
 def estimate(todo: Sequence[Task], out: Path, jobs: int) -> float:

@@ -71,7 +71,14 @@ class Plan:
     needs: dict[Task, Task]
 
     def todo(self) -> list[Task]:
-        return [task for task in self.tasks if not task.done]
+        """What is not done, in order; no warm-up whose runs are all finished."""
+        wanted: set[Task] = set()
+        for task in self.tasks:
+            needed: Task | None = task if isinstance(task, Branch) else None
+            while needed is not None and not needed.done:
+                wanted.add(needed)
+                needed = self.needs.get(needed)
+        return [task for task in self.tasks if task in wanted]
 
 
 def make_plan(cells: Sequence[Cell], folder: Path) -> Plan:

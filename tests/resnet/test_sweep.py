@@ -228,6 +228,24 @@ def test_warm_ups_are_shared_and_come_before_what_needs_them(tmp_path: Path) -> 
     assert seeds == sorted(seeds)
 
 
+def test_a_warm_up_whose_runs_are_finished_is_not_trained_again(tmp_path: Path) -> None:
+    grid = grid_of(ATTACKS_OF_TWO, {"BTARD": {}})
+    plan = make_plan(grid.cells, tmp_path)
+    for cell in grid.cells[1:]:
+        folder = tmp_path / "runs" / cell.name
+        folder.mkdir(parents=True)
+        (folder / "summary.json").write_text("{}")
+    # The run without attack is left, and goes on from what the others left: the whole chain of its warm-up is needed.
+    assert [str(task) for task in plan.todo()] == [
+        "warm-up btard-1.0 seed-0 to step 5",
+        "warm-up btard-1.0 seed-0 to step 11",
+        "btard/no-attack/seed-0",
+    ]
+    (tmp_path / "runs/btard/no-attack/seed-0").mkdir(parents=True)
+    (tmp_path / "runs/btard/no-attack/seed-0/summary.json").write_text("{}")
+    assert plan.todo() == []
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 def test_shares_are_a_division_and_keep_what_is_common_together(count: int) -> None:
     cells = grid_of(ATTACKS_OF_TWO, seeds=[0, 1, 2]).cells
@@ -237,6 +255,25 @@ def test_shares_are_a_division_and_keep_what_is_common_together(count: int) -> N
     owners = [{(cell.defence, cell.seed) for cell in share} for share in shares]
     assert sum(len(owned) for owned in owners) == len(set.union(*owners)) == 6
     assert max(map(len, shares)) - min(map(len, shares)) <= 3  # no share differs by more than one warm-up's runs
+
+
+@pytest.mark.slow
+def test_jobs_of_a_cluster_do_their_shares_in_one_folder(tmp_path: Path) -> None:
+    grid = write_grid(tmp_path / "grid.yaml", seeds=[0, 1], attacks={"sign flip": {"attack.name": "sign_flip"}})
+    command = ["bash", str(ROOT / "scripts/sweep_slurm.sh"), str(grid), str(tmp_path / "out"), "--steps", "8"]
+    environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "SLURM_ARRAY_TASK_COUNT": "2"}
+    jobs = [
+        subprocess.Popen(command, env={**environment, "SLURM_ARRAY_TASK_ID": str(i)}, stdout=subprocess.DEVNULL)
+        for i in (1, 2)
+    ]
+    assert [job.wait(timeout=90) for job in jobs] == [0, 0]
+    cells = read_grid(tmp_path / "out/sweep.yaml").cells
+    assert len(cells) == 4
+    for cell in cells:
+        summary = read_summary(tmp_path / "out/runs" / cell.name)
+        assert summary is not None and summary["steps"] == 8
+    alone = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert alone.returncode and "run it by sbatch" in alone.stderr
 
 
 def test_cells_are_named_by_what_differs_from_the_grids_settings() -> None:
