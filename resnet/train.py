@@ -316,7 +316,8 @@ def train(
         folder.log(step, metrics, training.seconds)
         for entry in result.removed if result is not None else ():
             folder.log_ledger([ledger.append(entry)])
-            bar.write(describe(entry, training.byzantine))
+            if progress:
+                bar.write(describe(entry, training.byzantine))
         if "test_accuracy" in metrics:
             bar.set_postfix_str(f"accuracy {metrics['test_accuracy']:.1%}, {metrics.get('active', '?')} peers")
         if on_step is not None:
