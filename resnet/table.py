@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,8 +106,13 @@ def text_table(runs: Sequence[Run]) -> str:
 
 def markdown_table(runs: Sequence[Run]) -> str:
     """Return the runs as a Markdown table."""
-    rows = [COLUMNS, tuple("---" if i in LEFT else "---:" for i in range(len(COLUMNS))), *(row(run) for run in runs)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
+    return markdown_lines([COLUMNS, *(row(run) for run in runs)], LEFT)
+
+
+def markdown_lines(rows: Sequence[Sequence[str]], left: Collection[int]) -> str:
+    """Return rows of cells, the first of them the heading, as a Markdown table; columns not in `left` go right."""
+    rule = ["---" if i in left else "---:" for i in range(len(rows[0]))]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (rows[0], rule, *rows[1:]))
 
 
 def bans_text(run: Run) -> str:

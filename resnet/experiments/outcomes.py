@@ -1,0 +1,326 @@
+"""What came of the runs of a sweep: how far accuracy fell under an attack, when it was back, who was banned when.
+
+Everything is read from the files that finished runs leave behind, and nothing is smoothed: accuracy is measured on
+`test_samples` images, at the last step on all, and scatters accordingly.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from resnet.config import Config, ConfigError, config_text, differing_keys, read_config
+from resnet.experiments.grid import Cell, Experiment, Grid, read_grid
+from resnet.experiments.plan import RUNS
+from resnet.experiments.warmup import warm_up_of
+from resnet.run_folder import RunFolderError, read_metrics, read_summary, steps_per_second
+from resnet.table import Run
+
+GRID_FILE = "sweep.yaml"
+SPEEDS_FILE = "speeds.json"
+"""Steps per second of the runs of an exported sweep, which has no timings: {name of the run: number}."""
+
+RECOVERED_WITHIN = 3.0
+"""A run is back when its accuracy stays within so many percentage points of the run without attack until the end.
+
+On 1,000 test images a measured accuracy has a standard error of up to 1.6 points, so that much less would be luck.
+"""
+
+PLACE = "data.path"
+"""The setting that says where the data lies on one machine, and nothing about the run."""
+
+Curve = Mapping[int, float]
+"""Steps done -> share of test images classified correctly after them, ascending."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """A finished run. Steps "after the start" are counted from the first step of its attack on.
+
+    `reference` is the curve of the run that differs in nothing but that nobody attacks, None if there is none that is
+    finished. If that one is longer, its accuracy at this run's last step was measured on fewer images.
+    """
+
+    cell: Cell
+    run: Run
+    curve: Curve
+    reference: Curve | None
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        assert self.run.summary is not None
+        return self.run.summary
+
+    @property
+    def attacked(self) -> bool:
+        return self.cell.config.attack.name is not None
+
+    @property
+    def start(self) -> int:
+        return self.cell.config.attack.start
+
+    @property
+    def accuracy(self) -> float:
+        """Test accuracy after the last step, in [0, 1]."""
+        return self.curve[self.cell.config.steps]
+
+    @property
+    def reference_accuracy(self) -> float | None:
+        """The same without attack; None for a run that is itself without, or has nothing to compare with."""
+        return self.reference.get(self.cell.config.steps) if self.reference is not None and self.attacked else None
+
+    @cached_property
+    def gaps(self) -> dict[int, float]:
+        """Steps done -> percentage points below the run without attack, where both were measured after the start."""
+        if self.reference is None or not self.attacked:
+            return {}
+        reference = self.reference
+        return {
+            step: round(100 * (reference[step] - accuracy), 9)  # so that 3 points are not 3.0000000000000027
+            for step, accuracy in self.curve.items()
+            if step > self.start and step in reference
+        }
+
+    @property
+    def dip(self) -> float | None:
+        """The largest of `gaps`, negative if the run was always better; None if there is nothing to compare with."""
+        return max(self.gaps.values(), default=None)
+
+    @property
+    def recovery(self) -> int | None:
+        """Steps after the start to the first measurement, after the deepest dip, from which on the run stays within
+        `RECOVERED_WITHIN` until the end; 0 if it never left. None: never, or there is nothing to compare with."""
+        dip = self.dip
+        if dip is None:
+            return None
+        if dip <= RECOVERED_WITHIN:
+            return 0
+        steps = list(self.gaps)
+        deepest = next(step for step in steps if self.gaps[step] == dip)
+        back = None
+        for step in reversed(steps):
+            if step <= deepest or self.gaps[step] > RECOVERED_WITHIN:
+                break
+            back = step
+        return None if back is None else back - self.start
+
+    @property
+    def attackers(self) -> int:
+        return len(self.summary["byzantine"])
+
+    @cached_property
+    def attacker_bans(self) -> list[int]:
+        """Steps after the start at which attackers were banned, ascending."""
+        return [ban["step"] - self.start for ban in self.run.bans if ban["byzantine"]]
+
+    @property
+    def first_ban(self) -> int | None:
+        return min(self.attacker_bans, default=None)
+
+    @property
+    def last_ban(self) -> int | None:
+        """The last ban of an attacker that there was, whether or not others are left; None if there was none."""
+        return max(self.attacker_bans, default=None)
+
+    @cached_property
+    def honest_bans(self) -> Counter[str]:
+        """Kind of verdict -> honest peers banned."""
+        return Counter(ban["kind"] for ban in self.run.bans if not ban["byzantine"])
+
+    @property
+    def diverged_at(self) -> int | None:
+        return self.summary["diverged_at"]
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """Finished runs of an experiment that differ in their seed alone."""
+
+    attack: str
+    defence: str
+    variant: str
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def config(self) -> Config:
+        return self.outcomes[0].cell.config
+
+    @property
+    def protocol(self) -> bool:
+        """Whether the peers ran BTARD; otherwise a server aggregated, and nobody could be banned."""
+        return self.config.aggregator.name == "btard"
+
+    def values(self, measure: Callable[[Outcome], Any]) -> list[Any]:
+        """`measure` of every run where there is one."""
+        return [value for value in map(measure, self.outcomes) if value is not None]
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """A sweep as far as it has come. `outcomes`: name of the run -> what came of it, in the grid's order."""
+
+    grid: Grid
+    outcomes: Mapping[str, Outcome]
+    speeds: Mapping[str, float]
+    """Name of the run -> steps per second, where that is known."""
+
+    def series(self, experiment: Experiment) -> tuple[Series, ...]:
+        """The experiment's finished runs, those that differ in the seed alone together, in the order of its cells."""
+        groups: dict[tuple[str, str, str], list[Outcome]] = defaultdict(list)
+        for cell in experiment.cells:
+            if cell.name in self.outcomes:
+                # Cells of two experiments can be one run and yet vary something else.
+                outcome = replace(self.outcomes[cell.name], cell=cell)
+                groups[cell.attack, cell.defence, cell.variant].append(outcome)
+        order = {name: place for place, name in enumerate(dict.fromkeys(cell.attack for cell in experiment.cells))}
+        ranked = sorted(groups.items(), key=lambda item: order[item[0][0]])
+        return tuple(Series(*key, tuple(outcomes)) for key, outcomes in ranked)
+
+    def of(self, experiments: Iterable[Experiment]) -> list[Outcome]:
+        """The finished runs of some experiments, each once."""
+        names = {cell.name: None for experiment in experiments for cell in experiment.cells}
+        return [self.outcomes[name] for name in names if name in self.outcomes]
+
+
+def read_sweep(folder: Path) -> Grid:
+    """Return the grid of the sweep in `folder`. RunFolderError if it holds none, ConfigError if it is damaged."""
+    if not (folder / GRID_FILE).is_file():
+        raise RunFolderError(f"{folder}: expected the folder of a sweep, found no {GRID_FILE} in it")
+    return read_grid(folder / GRID_FILE)
+
+
+def read_results(folder: Path, grid: Grid, listen: Callable[[], None] = lambda: None) -> Results:
+    """Return what came of the finished runs of `grid` in `folder`; `listen` is called after each run, finished or not.
+
+    Raises RunFolderError, one line, for a run with damaged files or with settings that are not the grid's.
+    """
+    runs: dict[str, Run] = {}
+    for cell in grid.cells:
+        run = _read_run(folder / RUNS / cell.name, cell)
+        if run is not None:
+            runs[cell.name] = run
+        listen()
+    curves = {name: dict(zip(*run.accuracy, strict=True)) for name, run in runs.items()}
+    references = _references(cell for cell in grid.cells if cell.name in runs)
+    outcomes = {}
+    for cell in grid.cells:
+        if cell.name in runs:
+            reference = references(cell)
+            curve = None if reference is None else curves[reference]
+            outcomes[cell.name] = Outcome(cell, runs[cell.name], curves[cell.name], curve)
+    return Results(grid, outcomes, _read_speeds(folder, list(outcomes)))
+
+
+def settings_by_key(config: Config) -> dict[str, Any]:
+    """Return every setting by dotted key, in the order of the config's fields; options of an attack one by one."""
+
+    def flat(values: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
+        for name, value in values.items():
+            if isinstance(value, Mapping):
+                yield from flat(value, f"{prefix}{name}.")
+            else:
+                yield prefix + name, value
+
+    return dict(flat(asdict(config), ""))
+
+
+def varied_keys(cells: Sequence[Cell]) -> list[str]:
+    """Return the settings in which some of `cells` differ, but for where the data lies."""
+    flat = [settings_by_key(cell.config) for cell in cells]
+    names = dict.fromkeys(key for settings in flat for key in settings)
+    return [key for key in names if key != PLACE and len({repr(settings.get(key)) for settings in flat}) > 1]
+
+
+def _references(finished: Iterable[Cell]) -> Callable[[Cell], str | None]:
+    """Cell -> name of the finished run without attack that it is compared with."""
+    quiet: dict[str, list[Cell]] = defaultdict(list)
+    finished = list(finished)
+    keys = {cell.name: config_text(warm_up_of(cell.config)) for cell in finished}
+    for cell in finished:
+        if cell.config.attack.name is None:
+            quiet[keys[cell.name]].append(cell)
+
+    def find(cell: Cell) -> str | None:
+        # The one of equal length first: its last step was measured on as many images.
+        long_enough = [other for other in quiet[keys[cell.name]] if other.config.steps >= cell.config.steps]
+        return min(long_enough, key=lambda other: other.config.steps).name if long_enough else None
+
+    return find
+
+
+AGAIN = "delete the run's folder, and run the sweep again"
+
+NEEDED = {
+    "test_accuracy": (int, float),
+    "bans": list,
+    "byzantine": list,
+    "diverged_at": (int, type(None)),
+    "data": str,
+    "device": str,
+    "versions": dict,
+}
+"""Entries of a summary that figures and tables cannot do without, and their types."""
+
+
+def _read_run(path: Path, cell: Cell) -> Run | None:
+    """The run if it is finished; RunFolderError if it is not what the grid says, or its files do not fit together."""
+    summary = read_summary(path)
+    if summary is None:
+        return None
+    _check_settings(path / "config.yaml", cell)
+    for key, kind in NEEDED.items():
+        if not isinstance(summary.get(key), kind):  # type: ignore[arg-type]
+            raise RunFolderError(f"{path}/summary.json: damaged: {key} is {summary.get(key)!r}; {AGAIN}")
+    for ban in summary["bans"]:
+        known = isinstance(ban, dict) and all(type(ban.get(key)) is int for key in ("step", "peer"))
+        if not (known and type(ban.get("byzantine")) is bool and isinstance(ban.get("kind"), str)):
+            raise RunFolderError(f"{path}/summary.json: damaged: a ban without step, peer, kind or side; {AGAIN}")
+    run = Run(path, cell.name, cell.config, read_metrics(path), summary)
+    try:
+        steps, accuracy = run.accuracy
+    except (TypeError, ValueError):
+        raise RunFolderError(f"{path}/metrics.jsonl: damaged: an accuracy is no number; {AGAIN}") from None
+    last, every = cell.config.steps, cell.config.eval_every
+    expected = sorted({*range(every, last + 1, every), last})
+    if steps != expected:
+        missing = min(set(expected) ^ set(steps), default=last)
+        raise RunFolderError(f"{path}/metrics.jsonl: damaged around step {missing}: no accuracy as configured; {AGAIN}")
+    if accuracy[-1] != summary["test_accuracy"]:
+        raise RunFolderError(f"{path}: summary.json and metrics.jsonl differ in the last accuracy; {AGAIN}")
+    return run
+
+
+def _check_settings(file: Path, cell: Cell) -> None:
+    try:
+        text = file.read_text(encoding="utf-8")
+        if text == config_text(cell.config):
+            return  # as nearly always; parsing takes longer
+        differing = [entry for entry in differing_keys(read_config(file), cell.config) if entry[0] != PLACE]
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunFolderError(f"{file}: cannot be read ({error}); {AGAIN}") from None
+    except ConfigError as error:
+        raise RunFolderError(str(error)) from None
+    if differing:
+        key, theirs, ours = differing[0]
+        raise RunFolderError(f"{file}: has {key} {theirs}, where {GRID_FILE} says {ours}; {AGAIN}")
+
+
+def _read_speeds(folder: Path, names: Sequence[str]) -> dict[str, float]:
+    exported: Any = {}
+    file = folder / SPEEDS_FILE
+    if file.exists():
+        try:
+            exported = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RunFolderError(f"{file}: damaged ({error}); delete it to do without") from None
+        numbers = exported.values() if isinstance(exported, dict) else [None]
+        if not all(isinstance(value, float) and math.isfinite(value) for value in numbers):
+            raise RunFolderError(f"{file}: expected a number for each run; delete it to do without")
+    found = {name: exported.get(name) or steps_per_second(folder / RUNS / name) for name in names}
+    return {name: speed for name, speed in found.items() if speed}

@@ -1,0 +1,266 @@
+"""Tables of a sweep: Markdown for people, CSV for programs. Equal result files give equal bytes."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from resnet.experiments.grid import Experiment, short
+from resnet.experiments.outcomes import (
+    RECOVERED_WITHIN,
+    Outcome,
+    Results,
+    Series,
+    settings_by_key,
+    varied_keys,
+)
+from resnet.experiments.survival import LEVEL, Group
+from resnet.table import markdown_lines
+
+Table = list[list[str]]
+"""Rows of cells; the first one has the columns' names."""
+
+VALIDATORS = "validators"
+
+LEGEND = f"""Accuracies in percent: at the last step, on all test images. Several seeds: mean (lowest to highest). The
+deepest dip is the largest distance to the run without attack, in percentage points, at any measurement after the
+attack's start; all but the last are on a sample of the test images, and none is smoothed. Steps count from the attack's
+start. Recovered: at the first measurement after the deepest dip from which on the run stays within
+{RECOVERED_WITHIN:g} points of the run without attack until its end; 0 if it never left, "-" if that did not happen. An
+empty cell: nothing to compare with, or nobody who could be banned."""
+
+RESULT_COLUMNS = (
+    "attack",
+    "defence",
+    "variant",
+    "seeds",
+    "final accuracy",
+    "without attack",
+    "deepest dip",
+    "steps to recovery",
+    "attackers banned",
+    "steps to last ban",
+    "honest banned",
+    "diverged",
+)
+WORDS = frozenset({"experiment", "attack", "defence", "variant"})
+"""Columns to the left; numbers go to the right."""
+
+
+def results_table(series: Sequence[Series]) -> Table:
+    """Return a row per series, for people; without a column that is the same empty cell in all of them."""
+    rows = [list(RESULT_COLUMNS), *(_result(entry) for entry in series)]
+    used = [i for i, name in enumerate(RESULT_COLUMNS) if name != "variant" or any(row[i] for row in rows[1:])]
+    return [[row[i] for i in used] for row in rows]
+
+
+def _result(entry: Series) -> list[str]:
+    attacked = entry.outcomes[0].attacked
+    banning = attacked and entry.protocol
+    attackers, banned = _total(entry, lambda o: o.attackers), _total(entry, lambda o: len(o.attacker_bans))
+    return [
+        entry.attack,
+        entry.defence,
+        entry.variant,
+        str(len(entry.outcomes)),
+        spread([100 * value for value in entry.values(lambda o: o.accuracy)], 1),
+        spread([100 * value for value in entry.values(lambda o: o.reference_accuracy)], 1),
+        spread(entry.values(lambda o: o.dip), 1),
+        _recovery(entry),
+        f"{banned} of {attackers}" if banning else "",
+        (spread(entry.values(lambda o: o.last_ban), 0) or "-") if banning else "",
+        honest_bans(entry.outcomes) if entry.protocol else "",
+        _diverged(entry),
+    ]
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Return "46.9 (45.1 to 47.8)", the mean and the range; of one value itself; of none nothing."""
+    if not values:
+        return ""
+    mean = f"{sum(values) / len(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def honest_bans(outcomes: Iterable[Outcome]) -> str:
+    """Return how many honest peers were banned in these runs, and for what."""
+    kinds = sum((outcome.honest_bans for outcome in outcomes), Counter())
+    text = str(sum(kinds.values()))
+    return f"{text} ({', '.join(f'{kind} {kinds[kind]}' for kind in sorted(kinds))})" if kinds else text
+
+
+def _recovery(entry: Series) -> str:
+    comparable = [outcome for outcome in entry.outcomes if outcome.dip is not None]
+    back = [outcome.recovery for outcome in comparable if outcome.recovery is not None]
+    never = len(comparable) - len(back)
+    if never and back:
+        return f"{spread(back, 0)}, - in {never} of {len(comparable)}"
+    return "-" if never else spread(back, 0)
+
+
+def _diverged(entry: Series) -> str:
+    steps = entry.values(lambda outcome: outcome.diverged_at)
+    if not steps:
+        return "no"
+    runs = "" if len(entry.outcomes) == 1 else f"{len(steps)} of {len(entry.outcomes)}, "
+    return f"{runs}at step {spread(steps, 0)}"
+
+
+def _total(entry: Series, count: Any) -> int:
+    return sum(count(outcome) for outcome in entry.outcomes)
+
+
+def results_csv(results: Results, experiments: Sequence[Experiment]) -> Table:
+    """Return a row per experiment and series, for programs: accuracies in [0, 1], nothing for what there is not."""
+    columns = ["experiment", "attack", "defence", "variant", "seeds"]
+    columns += [f"accuracy_{part}" for part in ("mean", "min", "max")] + ["accuracy_without_attack_mean"]
+    columns += [f"dip_points_{part}" for part in ("mean", "min", "max")]
+    columns += ["recovered_runs", "compared_runs", "recovery_steps_mean", "attackers", "attackers_banned"]
+    columns += [f"last_ban_steps_{part}" for part in ("mean", "min", "max")] + ["honest_banned", "diverged_runs"]
+    rows = [columns]
+    for experiment in experiments:
+        for entry in results.series(experiment):
+            references = entry.values(lambda o: o.reference_accuracy)
+            recoveries, dips = entry.values(lambda o: o.recovery), entry.values(lambda o: o.dip)
+            row = [experiment.name, entry.attack, entry.defence, entry.variant, len(entry.outcomes)]
+            row += [*_mean_min_max(entry.values(lambda o: o.accuracy)), _mean(references), *_mean_min_max(dips)]
+            row += [len(recoveries), len(dips), _mean(recoveries)]
+            row += [_total(entry, lambda o: o.attackers), _total(entry, lambda o: len(o.attacker_bans))]
+            row += _mean_min_max(entry.values(lambda o: o.last_ban))
+            row += [_total(entry, lambda o: sum(o.honest_bans.values())), len(entry.values(lambda o: o.diverged_at))]
+            rows.append([plain(value) for value in row])
+    return rows
+
+
+def runs_csv(results: Results, experiments: Sequence[Experiment]) -> Table:
+    """Return a row per finished run: where it belongs, every setting in which runs of the sweep differ, what came."""
+    keys = list(dict.fromkeys(["seed", *varied_keys(results.grid.cells)]))
+    columns = ["run", "experiments", "attack", "defence", *keys, "accuracy", "accuracy_without_attack", "dip_points"]
+    columns += ["recovery_steps", "attackers", "attackers_banned", "first_ban_steps", "last_ban_steps"]
+    columns += ["honest_banned", "honest_banned_by_kind", "diverged_at"]
+    columns += ["data", "parameters", "device", "torch", "python"]
+    rows = [columns]
+    for outcome in results.of(experiments):
+        cell, summary, settings = outcome.cell, outcome.summary, settings_by_key(outcome.cell.config)
+        homes = [e.name for e in experiments if any(other.name == cell.name for other in e.cells)]
+        row = [cell.name, " ".join(homes), cell.attack, cell.defence, *(settings.get(key) for key in keys)]
+        row += [outcome.accuracy, outcome.reference_accuracy, outcome.dip, outcome.recovery, outcome.attackers]
+        row += [len(outcome.attacker_bans), outcome.first_ban, outcome.last_ban, sum(outcome.honest_bans.values())]
+        row += [" ".join(f"{kind}:{n}" for kind, n in sorted(outcome.honest_bans.items())), outcome.diverged_at]
+        versions = summary["versions"]
+        row += [summary["data"], summary.get("parameters"), summary["device"]]
+        row += [versions.get("torch"), versions.get("python")]
+        rows.append([plain(value) for value in row])
+    return rows
+
+
+def curves_csv(outcomes: Iterable[Outcome]) -> Table:
+    """Return a row per measurement: run, steps done, test accuracy in [0, 1], training and test loss then."""
+    rows = [["run", "step", "accuracy", "loss", "test_loss"]]
+    for outcome in outcomes:
+        for line in outcome.run.metrics:
+            if line.get("test_accuracy") is not None:
+                measured = (line["step"] + 1, line["test_accuracy"], line.get("loss"), line.get("test_loss"))
+                rows.append([outcome.cell.name, *map(plain, measured)])
+    return rows
+
+
+SURVIVAL_COLUMNS = (
+    "peers",
+    "Byzantine",
+    "validators",
+    "runs",
+    "draws",
+    "last ban, mean",
+    "by the law",
+    "p",
+    "level",
+    "agrees",
+    "with attackers left",
+    "honest banned",
+)
+
+
+def survival_table(groups: Sequence[Group]) -> Table:
+    """Return a row per (n, b, m): steps to the last ban against the sampling law."""
+    rows = [list(SURVIVAL_COLUMNS)]
+    for group in groups:
+        n, p = len(group.samples), group.p_value()
+        runs, honest = sum(len(s.runs) for s in group.samples), sum(s.honest for s in group.samples)
+        row = [group.peers, group.byzantine, group.validators, runs, n, f"{sum(group.last_bans) / n:.1f}"]
+        row += [f"{group.expected_last_ban():.1f}", f"{p:.3g}", f"{group.level:.3g}"]
+        row += ["yes" if p >= group.level else "NO", group.unfinished, honest]
+        rows.append([str(value) for value in row])
+    return rows
+
+
+SURVIVAL_LEGEND = f"""Runs in which the attack goes on at every step and any validator convicts its author. Who
+validates whom does not depend on gradients, so runs with the same seed and start are one draw, whatever the attack and
+tau. Steps to the last ban count from the attack's start; where attackers were left at the end, all steps count, for the
+law too. p: the chance under the law of a mean as far out, on either side, from the exact distribution of the sum. A row
+disagrees below its level, {LEVEL:.0%} divided by the number of rows."""
+
+
+def validators_table(results: Results, experiment: Experiment) -> Table:
+    """Return what more validators cost and give, for an experiment that varies their number; else no rows.
+
+    Gradients used: the share (n - m)/n of all peers' gradients that goes into a step, as long as nobody is banned.
+    """
+    varied = [
+        entry for entry in results.series(experiment) if VALIDATORS in dict(entry.outcomes[0].cell.varied)
+    ]  # fmt: skip
+    if not varied:
+        return []
+    rows = [["attack", "defence", "variant", "validators", "gradients used", "steps to last ban", "final accuracy"]]
+    for entry in varied:
+        n, m = entry.config.peers, entry.config.validators
+        others = [f"{short(k)} {v}" for k, v in entry.outcomes[0].cell.varied if k != VALIDATORS]
+        last = spread(entry.values(lambda o: o.last_ban), 0) or ("-" if entry.outcomes[0].attacked else "")
+        accuracy = spread([100 * value for value in entry.values(lambda o: o.accuracy)], 1)
+        rows.append([entry.attack, entry.defence, ", ".join(others), str(m), f"{(n - m) / n:.1%}", last, accuracy])
+    return rows if any(row[2] for row in rows[1:]) else [row[:2] + row[3:] for row in rows]
+
+
+def speed_table(results: Results, experiments: Sequence[Experiment]) -> Table:
+    """Return steps per second by experiment, defence and variant, over all attacks; only the heading if unknown."""
+    rows = [["experiment", "defence", "variant", "runs", "steps/s"]]
+    for experiment in experiments:
+        groups: dict[tuple[str, str], list[float]] = {}
+        for entry in results.series(experiment):
+            known = [results.speeds[o.cell.name] for o in entry.outcomes if o.cell.name in results.speeds]
+            groups.setdefault((entry.defence, entry.variant), []).extend(known)
+        for (defence, variant), speeds in groups.items():
+            if speeds:
+                rows.append([experiment.name, defence, variant, str(len(speeds)), spread(speeds, 2)])
+    return rows
+
+
+def plain(value: Any) -> str:
+    """Return a value as it stands in a CSV file: numbers to nine digits, nothing for None."""
+    if value is None:
+        return ""
+    return format(value, ".9g") if isinstance(value, float) else str(value)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _mean_min_max(values: Sequence[float]) -> list[float | None]:
+    return [_mean(values), min(values, default=None), max(values, default=None)]
+
+
+def markdown(table: Table) -> str:
+    """Return a table as Markdown."""
+    left = {i for i, name in enumerate(table[0]) if name in WORDS}
+    return markdown_lines([[cell.replace("|", "\\|") for cell in row] for row in table], left) + "\n"
+
+
+def csv_text(table: Table) -> str:
+    """Return a table as CSV (RFC 4180, but with plain line ends)."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(table)
+    return text.getvalue()
