@@ -1,0 +1,78 @@
+"""What a repository should keep of a sweep: enough for the same report, without checkpoints and private paths."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from resnet.config import config_text
+from resnet.experiments.grid import parse_grid
+from resnet.experiments.outcomes import GRID_FILE, PLACE, SPEEDS_FILE, Outcome, Results
+from resnet.experiments.plan import RUNS
+from resnet.run_folder import RunFolderError
+
+
+def export(results: Results, source: Path, target: Path, listen: Callable[[], None] = lambda: None) -> None:
+    """Write the finished runs of `results`, which were read from `source`, to the folder `target`.
+
+    Of each run: its settings, summary, ledger, and those metrics that have an accuracy. Where the data lay is replaced
+    by its bare name, and timings by steps per second. An earlier export in `target` is replaced. Calls `listen` after
+    each run. Raises RunFolderError if `target` holds anything else.
+    """
+    if target.exists() and not target.is_dir():
+        raise RunFolderError(f"{target}: is no folder; choose another --export")
+    if target.resolve() == source.resolve():
+        raise RunFolderError(f"{target}: is the sweep itself; choose another --export")
+    others = sorted(entry.name for entry in target.iterdir()) if target.is_dir() else []
+    if others and SPEEDS_FILE not in others:
+        raise RunFolderError(f"{target}: holds other files ({others[0]}) and no export; choose another --export")
+    text = _public(results.grid.text)
+    public = parse_grid(yaml.safe_load(text), str(source / GRID_FILE))
+    if [cell.name for cell in public.cells] != [cell.name for cell in results.grid.cells]:
+        raise RunFolderError(f"{source}: runs are named after their {PLACE}, and cannot be exported without it")
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(target / RUNS, ignore_errors=True)
+    # First what marks an export, so that one that was interrupted can be done again.
+    (target / SPEEDS_FILE).write_text(json.dumps(dict(results.speeds), indent=2) + "\n", encoding="utf-8")
+    (target / GRID_FILE).write_text(text, encoding="utf-8")
+    for name, outcome in results.outcomes.items():
+        _export_run(outcome, target / RUNS / name)
+        listen()
+
+
+def _export_run(outcome: Outcome, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    config, run = outcome.cell.config, outcome.run
+    if config.data.path is not None:
+        config = replace(config, data=replace(config.data, path=_bare(config.data.path)))
+    (folder / "config.yaml").write_text(config_text(config), encoding="utf-8")
+    measured = [line for line in run.metrics if line.get("test_accuracy") is not None]
+    text = "".join(json.dumps(line) + "\n" for line in measured)
+    (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
+    for name in ("summary.json", "ledger.jsonl"):
+        if (run.path / name).exists():
+            shutil.copyfile(run.path / name, folder / name)
+
+
+def _public(grid: str) -> str:
+    """The grid's YAML with every data.path cut down to its last part."""
+
+    def cleaned(value: Any, key: str) -> Any:
+        if isinstance(value, Mapping):
+            return {name: cleaned(entry, f"{key}.{name}") for name, entry in value.items()}
+        if isinstance(value, list):
+            return [cleaned(entry, key) for entry in value]
+        return _bare(value) if key.endswith(f".{PLACE}") and isinstance(value, str) else value
+
+    return yaml.safe_dump(cleaned(yaml.safe_load(grid), ""), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _bare(path: str) -> str:
+    """What the file or folder is called, without where it lies."""
+    return Path(path).name or path

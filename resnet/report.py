@@ -1,0 +1,215 @@
+"""`python -m resnet.report DIR`: figures and tables of a sweep, as far as it has come.
+
+DIR is what `python -m resnet.sweep` wrote, or an export of it. Result files are all that is read: neither the data set
+nor checkpoints have to be there. Equal files give equal figures and tables, to the byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table as RichTable
+from tqdm import tqdm
+
+from resnet.config import ConfigError, exit_with
+from resnet.experiments import tables
+from resnet.experiments.export import export
+from resnet.experiments.grid import Experiment
+from resnet.experiments.outcomes import Outcome, Results, read_results, read_sweep
+from resnet.experiments.plots import accuracy_figure, overview_experiments, survival_figure
+from resnet.experiments.survival import collapse
+from resnet.experiments.tracking import TrackingError, write_tensorboard, write_wandb
+from resnet.figures import save
+from resnet.run_folder import RunFolderError
+from resnet.typed_yaml import COMMAND_LINE
+
+PATIENCE = 2.0
+"""Seconds after which a progress bar appears."""
+
+WIDE = 150
+"""Characters of a line in a log file."""
+
+
+def write_report(results: Results, experiments: Sequence[Experiment], out: Path) -> list[str]:
+    """Write the figures and tables of `experiments` and a report.md that ties them together to the folder `out`.
+
+    Returns what somebody should look at: one line each. Raises RunFolderError if none of their runs is finished.
+    """
+    outcomes = results.of(experiments)
+    total = len({cell.name for experiment in experiments for cell in experiment.cells})
+    if not outcomes:
+        raise RunFolderError(f"nothing to report yet: none of {total} runs is finished; run the sweep, or wait")
+    out.mkdir(parents=True, exist_ok=True)
+    csv_files = {
+        "results.csv": tables.results_csv(results, experiments),
+        "runs.csv": tables.runs_csv(results, experiments),
+        "curves.csv": tables.curves_csv(outcomes),
+    }
+    groups, warnings = collapse(outcomes)
+    warnings = [f"equal coins, different bans: {line}" for line in warnings]
+    shown = [experiment for experiment in experiments if results.series(experiment)]
+    text = [f"# {results.grid.title}", _status(outcomes, total)]
+    overview = overview_experiments(shown)
+    with _bar(len(shown) + 2, "figures") as drawn:
+        if figure := accuracy_figure(results, overview):
+            save(figure, out / "overview")
+            if len(overview) > 1:  # otherwise it is one of the figures below
+                titles = "; ".join(experiment.title for experiment in overview)
+                text.append(f"![Test accuracy under each attack](overview.png)\n\n{titles}.")
+        drawn()
+        if groups:
+            save(survival_figure(groups), out / "survival")
+            table = tables.survival_table(groups)
+            csv_files["survival.csv"] = table
+            bad = [row for row in table[1:] if row[table[0].index("agrees")] == "NO"]
+            warnings += [
+                f"the sampling law is rejected for n, b, m = {', '.join(row[:3])}: p = {row[7]}" for row in bad
+            ]
+            survival = [*(f"**{line}**" for line in warnings), tables.markdown(table), tables.SURVIVAL_LEGEND]
+            _write(out / "survival.md", "\n\n".join(map(str.strip, survival)) + "\n")
+            figure_line = "![Byzantine peers left, against the sampling law](survival.png)"
+            text += ["## How long attackers survive", figure_line, *survival]
+        drawn()
+        sections = ["# Results", tables.LEGEND]
+        for experiment in shown:
+            about = [experiment.about] if experiment.about else []
+            table_text = tables.markdown(tables.results_table(results.series(experiment)))
+            sections += [f"## {experiment.title}", *about, table_text]
+            text += [f"## {experiment.title}", *about]
+            if figure := accuracy_figure(results, [experiment]):
+                name = f"accuracy-{experiment.name}"
+                save(figure, out / name)
+                text.append(f"![Test accuracy: {experiment.title}]({name}.png)")
+            text.append(table_text)
+            if validators := tables.validators_table(results, experiment):
+                text.append(tables.markdown(validators))
+                sections.append(tables.markdown(validators))
+            drawn()
+    _write(out / "results.md", "\n\n".join(map(str.strip, sections)) + "\n")
+    speeds = tables.speed_table(results, experiments)
+    if len(speeds) > 1:
+        _write(out / "speed.md", f"{SPEED}\n\n{tables.markdown(speeds)}")
+    for name, table in csv_files.items():
+        _write(out / name, tables.csv_text(table))
+    text += ["## How to read the tables", tables.LEGEND, "## How it was made", *_made(outcomes, sorted(csv_files))]
+    text += ["Steps per second: [speed.md](speed.md)."] if len(speeds) > 1 else []
+    _write(out / "report.md", "\n\n".join(map(str.strip, text)) + "\n")
+    return warnings
+
+
+SPEED = """Steps per second, measurements of the accuracy not counted: mean (lowest to highest) over runs and attacks.
+Runs side by side slow each other down, and a step is faster once peers are banned."""
+
+
+def _status(outcomes: Sequence[Outcome], total: int) -> str:
+    data = sorted({outcome.summary["data"] for outcome in outcomes})
+    finished = "All" if len(outcomes) == total else f"**Unfinished sweep:** {len(outcomes)} of"
+    return f"Data: {', '.join(data)}. {finished} {total} runs are finished."
+
+
+def _made(outcomes: Sequence[Outcome], csv_files: Sequence[str]) -> list[str]:
+    def distinct(value: Callable[[Outcome], object]) -> str:
+        return ", ".join(sorted({str(value(outcome)) for outcome in outcomes}))
+
+    machine = (
+        f"Runs: torch {distinct(lambda o: o.summary['versions'].get('torch'))}, "
+        f"Python {distinct(lambda o: o.summary['versions'].get('python'))}, "
+        f"device {distinct(lambda o: o.summary['device'])}."
+    )
+    again = (
+        "The runs by `python -m resnet.sweep sweep.yaml --out DIR`, with `--data.path` for where the data lies; this "
+        "report by `python -m resnet.report DIR`."
+    )
+    links = ", ".join(f"[{name}]({name})" for name in csv_files)
+    return [machine, again, f"The numbers for programs: {links}. Every figure is there as SVG, too."]
+
+
+@contextmanager
+def _bar(total: int, what: str) -> Iterator[Callable[[], None]]:
+    """A progress bar that only appears if it takes long; yields what to call after each step."""
+    with tqdm(total=total, desc=what, delay=PATIENCE, leave=False) as bar:
+        yield lambda: bool(bar.update()) and None
+
+
+def _write(file: Path, text: str) -> None:
+    file.write_text(text, encoding="utf-8", newline="\n")
+
+
+def print_results(results: Results, experiments: Sequence[Experiment]) -> None:
+    """Print a table of what came of each experiment, without columns that say the same everywhere."""
+    # Where nobody looks at a terminal, its width is no limit.
+    console = Console(width=None if sys.stdout.isatty() else WIDE)
+    for experiment in experiments:
+        series = results.series(experiment)
+        if not series:
+            continue
+        rows = tables.results_table(series)
+        said = [name in tables.WORDS or len({row[i] for row in rows[1:]}) > 1 for i, name in enumerate(rows[0])]
+        shown = RichTable(title=experiment.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        for i, name in enumerate(rows[0]):
+            if said[i] or name == "final accuracy":
+                left = name in tables.WORDS
+                shown.add_column(name, justify="left" if left else "right", no_wrap=left)
+        for row in rows[1:]:
+            shown.add_row(*(cell for i, cell in enumerate(row) if said[i] or rows[0][i] == "final accuracy"))
+        console.print(shown)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Return the exit code: 0, or 2 after one line about what is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m resnet.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="the folder of a sweep, or an export of one")
+    parser.add_argument("--out", type=Path, metavar="OUT", help="where the report goes (DIR/report)")
+    parser.add_argument("--only", nargs="+", default=[], metavar="EXPERIMENT", help="only these of the grid")
+    parser.add_argument("--tensorboard", action="store_true", help="write OUT/tensorboard, a run per run of the sweep")
+    parser.add_argument("--wandb", metavar="PROJECT", help="log the runs to a project of Weights & Biases")
+    parser.add_argument(
+        "--export", type=Path, metavar="FOLDER", help="write what a repository should keep of the sweep"
+    )
+    arguments = parser.parse_args(argv)
+    out: Path = arguments.out or arguments.folder / "report"
+    try:
+        grid = read_sweep(arguments.folder)
+        chosen = grid.only(arguments.only, COMMAND_LINE) if arguments.only else grid
+        with _bar(len(grid.cells), "runs") as done:
+            results = read_results(arguments.folder, grid, done)
+        outcomes = results.of(chosen.experiments)
+        if arguments.export:
+            with _bar(len(results.outcomes), "export") as done:
+                export(results, arguments.folder, arguments.export, done)
+        warnings = write_report(results, chosen.experiments, out)
+        if arguments.tensorboard:
+            with _bar(len(outcomes), "TensorBoard") as done:
+                write_tensorboard(results, outcomes, out / "tensorboard", done)
+        if arguments.wandb:
+            with _bar(len(outcomes), "W&B") as done:
+                write_wandb(results, outcomes, arguments.wandb, out, done)
+    except (ConfigError, RunFolderError, TrackingError, OSError) as error:
+        exit_with(error)
+    print_results(results, chosen.experiments)
+    print(_status(outcomes, len(chosen.cells)).replace("*", ""))
+    print(f"report: {out}/report.md   tables for programs: {out}/*.csv")
+    if arguments.tensorboard:
+        print(f"curves: tensorboard --logdir {out}/tensorboard")
+    if arguments.wandb:
+        print(f"W&B: project {arguments.wandb}, files in {out}/wandb")
+    if arguments.export:
+        print(f"export: {arguments.export}")
+    for line in warnings:
+        print(f"WARNING: {line}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
