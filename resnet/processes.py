@@ -30,6 +30,7 @@ from btard.drivers.understudy import Understudy
 from btard.protocol.ledger import Ledger
 from resnet.config import Config, ConfigError, load_config
 from resnet.data import DataError, Dataset, load_dataset
+from resnet.progress import interval
 from resnet.run_folder import RunFolder, RunFolderError, rank_checkpoints
 from resnet.train import (
     HISTORY,
@@ -180,7 +181,7 @@ def _steps(training: RankTraining, out: Path, first: int, progress: _Progress, f
         desc=out.name,
         unit="step",
         disable=mesh.rank != FIRST,
-        mininterval=0.2 if sys.stderr.isatty() else 30,
+        mininterval=interval(),
     )
     try:
         for step in bar:

@@ -31,6 +31,7 @@ from resnet.data import DataError, load_dataset
 from resnet.experiments.grid import Cell, Grid, read_grid
 from resnet.experiments.plan import RUNS, Branch, Plan, Task, make_plan, shard
 from resnet.experiments.workers import Progress, run_tasks
+from resnet.progress import interval
 from resnet.run_folder import RunFolderError, read_summary, steps_per_second
 from resnet.train import Training, check_rule
 from resnet.typed_yaml import COMMAND_LINE, read_words
@@ -165,8 +166,7 @@ class _Display:
             unit="step",
             disable=not show,
             smoothing=0.05,
-            # In a log file a bar is a line per update.
-            mininterval=0.5 if sys.stderr.isatty() else 30,
+            mininterval=interval(),
         )
 
     def __enter__(self) -> _Display:
@@ -183,9 +183,8 @@ class _Display:
         for task, steps in progress.running.items():
             first = task.fork if isinstance(task, Branch) else task.first
             running += max(0, min(steps, first + task.steps) - first)
-        self._bar.n = self._done + running
         self._bar.set_postfix_str(", ".join(str(task) for task in progress.running)[-60:], refresh=False)
-        self._bar.refresh() if sys.stderr.isatty() else self._bar.update(0)
+        self._bar.update(self._done + running - self._bar.n)
 
 
 def _outcome(task: Task) -> str:

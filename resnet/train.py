@@ -38,6 +38,7 @@ from btard.protocol.tolerance import tolerated_deviation
 from resnet.config import Config, ConfigError, exit_with, load_config
 from resnet.data import DataError, Dataset, load_dataset
 from resnet.model import bind, evaluate, flatten, resnet18
+from resnet.progress import interval
 from resnet.run_folder import Checkpoints, RunFolder, RunFolderError, read_timings, steps_per_second
 from resnet.sampling import TrainingData
 from resnet.task import ClassificationTask
@@ -308,8 +309,7 @@ def train(
         desc=out.name,
         unit="step",
         disable=not progress,
-        # In a log file a bar is a line per update.
-        mininterval=0.2 if sys.stderr.isatty() else 30,
+        mininterval=interval(),
     )
     for step in bar:
         result, metrics = training.step(step)
