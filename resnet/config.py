@@ -265,7 +265,8 @@ class Config:
         try:  # Attacks know best which values they allow, and some depend on the numbers of peers.
             cohort = Collusion(frozenset(range(1, 1 + byzantine)), self.peers)
             chosen: dict[str, Any] = {"start": start, "every": self.attack.every, **self.attack.chosen()}
-            make_attack(name, cohort, **chosen)
+            validators = self.validators if self.aggregator.name == "btard" else 0
+            make_attack(name, cohort, **chosen).check_validators(validators)
         except ValueError as error:
             raise FieldError("attack", f"has a value that does not work: {error}") from None
 

@@ -127,6 +127,9 @@ WRONG_FILES = [
     ("attack: {name: zero, epsilon: 1}", "attack.epsilon is no option of zero"),
     ("attack: {name: zero, options: {zz: 1}}", "attack.options.zz is no option of zero"),
     ("byzantine: 2\nattack: {name: ipm, epsilon: -1}", "epsilon must be >= 0, got -1"),
+    ("byzantine: 2\nattack: {name: zero, options: {when: now}}", "when must be one of always, checked, covered"),
+    ("byzantine: 2\nattack: {name: zero, options: {when: seldom}}\nvalidators: 0", "validators, and this run has none"),
+    ("byzantine: 2\nattack: {name: zero, options: {when: seldom}}\naggregator: {name: krum}", "this run has none"),
     ("optimizer: {momentum: 1}", "optimizer.momentum must be >= 0 and < 1, got 1.0"),
 ]
 
