@@ -1,10 +1,12 @@
 """When are attackers banned? Many cohorts on a toy task, against the sampling law of `btard.protocol.law`.
 
     python -m scripts.ban_times --out results/ban_times
+    python -m scripts.ban_times --out results/ban_times --attack sign_flip alie zero
 
 Every peer runs the whole protocol (hashes, signatures, coin, votes); only the model is a toy, for who validates whom
 does not depend on it. Writes `results.json`, `table.md` and `survival.png`/`.svg`. The test is Kolmogorov-Smirnov on
-the step of the last ban; for a discrete law it is conservative.
+the step of the last ban, for each attack and number of validators, at a level for all rows together (Bonferroni); for a
+discrete law it is conservative.
 """
 
 from __future__ import annotations
@@ -15,14 +17,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import argparse
 import json
+import math
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from btard.attacks import make_attack
+from btard.attacks import ATTACKS, make_attack
 from btard.drivers.local import LocalDriver
 from btard.drivers.task import QuadraticTask
 from btard.protocol.behaviour import Behaviour
@@ -32,19 +37,31 @@ from btard.protocol.law import expected_last_ban, survival_law
 
 START = 2
 LEVEL = 0.01
-CRITICAL = 1.628
-"""Asymptotic critical value of sqrt(runs) * D at level 1 %."""
+OPTIONS: dict[str, dict[str, Any]] = {"delayed_gradient": {"delay": 1}}
+"""Of attacks whose defaults are for long runs."""
+
+
+def critical_value(rows: int) -> float:
+    """Asymptotic critical value of sqrt(runs) * D, for `rows` tests at `LEVEL` together."""
+    return math.sqrt(-math.log(LEVEL / rows / 2) / 2)
+
+
+def toy_cohort(
+    name: str, peers: int, byzantine: int, validators: int, attack: str, seed: int, **options: Any
+) -> tuple[LocalDriver, frozenset[int]]:
+    """A cohort on a task of 4 parameters per peer, attacked from step START on; and who attacks. `name`: of the run."""
+    members = frozenset(range(1, 1 + byzantine))
+    collusion = Collusion(members, peers, seed)
+    options = {**OPTIONS.get(attack, {}), **options}
+    behaviours: dict[int, Behaviour] = {i: make_attack(attack, collusion, start=START, **options) for i in members}
+    config = ProtocolConfig(peers=peers, byzantine=byzantine, validators=validators, run_id=name)
+    return LocalDriver(config, QuadraticTask(4 * peers), behaviours=behaviours, collusion=collusion), members
 
 
 def bans_of_run(peers: int, byzantine: int, validators: int, attack: str, seed: int) -> tuple[list[int], int]:
     """Steps from the attack's start to each ban of an attacker, ascending, and how many honest peers were banned."""
-    members = frozenset(range(1, 1 + byzantine))
-    collusion = Collusion(members, peers, seed)
-    behaviours: dict[int, Behaviour] = {i: make_attack(attack, collusion, start=START) for i in members}
-    config = ProtocolConfig(
-        peers=peers, byzantine=byzantine, validators=validators, run_id=f"ban times {attack} {validators} {seed}"
-    )
-    driver = LocalDriver(config, QuadraticTask(4 * peers), behaviours=behaviours, collusion=collusion)
+    name = f"ban times {attack} {validators} {seed}"
+    driver, members = toy_cohort(name, peers, byzantine, validators, attack, seed)
     params, bans, honest = torch.ones(4 * peers), [], 0
     while members & set(driver.peers):
         result = driver.step(params)
@@ -62,16 +79,20 @@ def main() -> None:
     parser.add_argument("--peers", type=int, default=16)
     parser.add_argument("--byzantine", type=int, default=7)
     parser.add_argument("--validators", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--attack", default="sign_flip")
+    gradient = [name for name, attack in ATTACKS.items() if attack.level == "gradient"]
+    parser.add_argument("--attack", nargs="+", default=["sign_flip"], choices=gradient, metavar="NAME")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    n, b, runs = options.peers, options.byzantine, options.runs
+    n, b, runs, attacks = options.peers, options.byzantine, options.runs, options.attack
+    rows, shown = len(options.validators) * len(attacks), 0
     cases = []
     figure, axes = plt.subplots(figsize=(6.4, 3.6))
-    for color, m in zip(("#0072b2", "#d55e00", "#009e73"), options.validators, strict=False):
+    colors = dict(zip(options.validators, ("#0072b2", "#d55e00", "#009e73"), strict=False))
+    for m, attack in product(options.validators, attacks):
+        color, first, last_one = colors.get(m, "#000000"), attack == attacks[0], attack == attacks[-1]
         outcomes = [
-            bans_of_run(n, b, m, options.attack, seed)
-            for seed in tqdm(range(runs), desc=f"{m} validator(s)", unit="run")
+            bans_of_run(n, b, m, attack, seed)
+            for seed in tqdm(range(runs), desc=f"{attack}, {m} validator(s)", unit="run")
         ]
         last = np.array([bans[-1] for bans, _ in outcomes])
         steps = int(last.max()) + 10
@@ -79,10 +100,16 @@ def main() -> None:
         empirical = np.array([(last <= s).mean() for s in range(steps)])
         distance = float(np.abs(empirical - law[:, 0]).max())
         alive = np.array([[b - sum(t <= s for t in bans) for s in range(steps)] for bans, _ in outcomes])
-        axes.plot(alive.mean(0), color=color, label=f"{m} per step, mean of {runs} runs", drawstyle="steps-post")
-        axes.plot(law @ np.arange(b + 1), color=color, linestyle="--", label=f"{m} per step, sampling law")
+        of_all = f"{runs} runs" if len(attacks) == 1 else f"{runs} runs of each attack"
+        label = f"{m} per step, mean of {of_all}" if first else None
+        axes.plot(alive.mean(0), color=color, label=label, drawstyle="steps-post")
+        shown = steps if first else max(shown, steps)
+        if last_one:
+            left = survival_law(n, b, m, shown, start=START) @ np.arange(b + 1)
+            axes.plot(left, color=color, linestyle="--", label=f"{m} per step, sampling law")
         cases.append(
             {
+                "attack": attack,
                 "validators": m,
                 "runs": runs,
                 "honest_banned": sum(honest for _, honest in outcomes),
@@ -90,7 +117,7 @@ def main() -> None:
                 "standard_error": float(last.std(ddof=1) / np.sqrt(runs)),
                 "expected_last_ban": expected_last_ban(n, b, m),
                 "ks_distance": distance,
-                "ks_critical": CRITICAL / np.sqrt(runs),
+                "ks_critical": critical_value(rows) / np.sqrt(runs),
                 "last_bans": last.tolist(),
             }
         )
@@ -104,13 +131,13 @@ def main() -> None:
     for suffix in ("png", "svg"):
         figure.savefig(options.out / f"survival.{suffix}", dpi=150)
     lines = [
-        f"{options.attack} by {b} of {n} at every step from step {START} on; test at level {LEVEL:.0%}.\n",
-        "| validators | runs | honest banned | last ban, mean ± s.e. | by the law | KS distance | critical |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        f"Attacks by {b} of {n} at every step from step {START} on; test at level {LEVEL:.0%} for all rows together.\n",
+        "| attack | validators | runs | honest banned | last ban, mean ± s.e. | by the law | KS distance | critical |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     lines += [
-        f"| {c['validators']} | {runs} | {c['honest_banned']} | {c['mean_last_ban']:.1f} ± {c['standard_error']:.1f} "
-        f"| {c['expected_last_ban']:.1f} | {c['ks_distance']:.3f} | {c['ks_critical']:.3f} |"
+        f"| {c['attack']} | {c['validators']} | {runs} | {c['honest_banned']} "
+        f"| {c['mean_last_ban']:.1f} ± {c['standard_error']:.1f} | {c['expected_last_ban']:.1f} | {c['ks_distance']:.3f} | {c['ks_critical']:.3f} |"
         for c in cases
     ]
     text = "\n".join(lines) + "\n"

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import fields
+
+from btard.attacks.base import Attack
+from btard.attacks.moments import MOMENTS
 from btard.attacks.registry import describe
+
+COMMON = frozenset(item.name for item in fields(Attack))
+"""Options that all attacks have, described once."""
 
 
 def markdown() -> str:
@@ -13,7 +21,14 @@ def markdown() -> str:
         "Made by `python -m btard.attacks > docs/attacks.md`. Choose one with `--attack.name`; every attack also has",
         "`attack.start`, `attack.every` and `attack.stop`. Options without a key of their own are set with",
         "`--attack.options.NAME`.",
+        "",
+        "Every attack also has the option `when`: which of these steps it picks, by what it knows when it has to",
+        "commit. In the other steps it is honest, but turns in no fellow. Where there are no validators, as under the",
+        "rule of a server, there is only `always`. None of them pays:",
+        "[Why an attacker cannot pick its moment](protocol.md#why-an-attacker-cannot-pick-its-moment).",
+        "",
     ]
+    lines += [f"- `{name}`: {inspect.getdoc(moment)}" for name, moment in MOMENTS.items()]
     titles = {"gradient": "Attacks on gradients", "protocol": "Attacks on the protocol (only under `btard`)"}
     for level, title in titles.items():
         lines += ["", f"## {title}"]
@@ -27,7 +42,7 @@ def markdown() -> str:
             lines += [
                 f"- `{o.name}` = {o.default}: {o.help}" + (f" ({', '.join(o.choices)})" if o.choices else "")
                 for o in attack.options
-                if o.name not in ("start", "every", "stop")
+                if o.name not in COMMON
             ]
     return "\n".join(lines) + "\n"
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import types
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
+from btard.attacks.moments import MOMENTS
 from btard.protocol.behaviour import Behaviour, Context
 from btard.protocol.collusion import Collusion
 from btard.protocol.messages import EXCLUSION_KINDS, MISSING_KINDS, Claim
@@ -24,6 +26,26 @@ def option(
 ) -> Any:
     """A dataclass field that users may set; `low` and `high` are the inclusive range of a number."""
     return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
+
+
+def without_fellows(claims: tuple[Claim, ...], fellows: frozenset[int]) -> tuple[Claim, ...]:
+    """Whatever the attack, nobody turns in a fellow attacker, least of all as its validator.
+
+    But for a part or an aggregate that it rejected: keeping that quiet would give itself away.
+    """
+    return tuple(c for c in claims if c.accused not in fellows or c.kind in EXCLUSION_KINDS + MISSING_KINDS)
+
+
+class Loyal(Behaviour):
+    """An attacker in the steps in which it does not attack: honest, but it turns in nobody of its `fellows`."""
+
+    byzantine = True
+
+    def __init__(self, fellows: frozenset[int]) -> None:
+        self.fellows = fellows
+
+    def accuse(self, ctx: Context, claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
+        return without_fellows(claims, self.fellows)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -44,6 +66,7 @@ class Attack(Behaviour):
     start: int = option(0, "first step of the attack", low=0)
     every: int = option(1, "act at every so-many-th step from start on", low=1)
     stop: int | None = option(None, "first step without the attack; none: it goes on", low=0)
+    when: str = option("always", "which of these steps it picks, by what it knows then", choices=tuple(MOMENTS))
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -58,13 +81,23 @@ class Attack(Behaviour):
             return False
         return (step - self.start) % self.every == 0
 
-    def accuse(self, ctx: Context, claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
-        """Whatever the attack, nobody turns in a fellow attacker, least of all as its validator.
+    def acts(self, ctx: Context) -> bool:
+        return self.active(ctx.step) and MOMENTS[self.when](self.collusion, ctx)
 
-        But for a part or an aggregate that it rejected: keeping that quiet would give itself away.
-        """
-        fellows = self.collusion.members
-        return tuple(c for c in claims if c.accused not in fellows or c.kind in EXCLUSION_KINDS + MISSING_KINDS)
+    @cached_property
+    def resting(self) -> Behaviour:
+        """Honest, but loyal."""
+        return Loyal(self.collusion.members)
+
+    def check_validators(self, validators: int) -> None:
+        if self.when != "always" and not validators:
+            raise ValueError(
+                f"attack {self.name}: when {self.when} is about escaping validators, and this run has none; choose "
+                "always, or the protocol with validators >= 1"
+            )
+
+    def accuse(self, ctx: Context, claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
+        return without_fellows(claims, self.collusion.members)
 
     def _check(self, name: str, hint: Any, value: Any, rule: Any) -> None:
         """ValueError unless `value` has the declared type and lies in the declared range."""

@@ -111,7 +111,7 @@ class AttackInfo:
 
 
 def options_of(attack: type[Attack]) -> tuple[OptionInfo, ...]:
-    """The options of `attack`: its own first, then start, every and stop, which all have."""
+    """The options of `attack`: its own first, then start, every, stop and when, which all have."""
     found = [
         OptionInfo(item.name, str(item.type), item.default, item.metadata["help"], item.metadata["choices"])
         for item in fields(attack)
@@ -127,7 +127,14 @@ def describe() -> tuple[AttackInfo, ...]:
 
 
 def make_attack(
-    name: str, collusion: Collusion, *, start: int = 0, every: int = 1, stop: int | None = None, **options: Any
+    name: str,
+    collusion: Collusion,
+    *,
+    start: int = 0,
+    every: int = 1,
+    stop: int | None = None,
+    when: str = "always",
+    **options: Any,
 ) -> Attack:
     """The attack `name` for one peer; its class checks the values.
 
@@ -140,7 +147,7 @@ def make_attack(
     for key in options:
         if key not in known:
             raise ValueError(f"attack {name} has no option {key!r}{_nearest(key, known)}; it has {', '.join(known)}")
-    return attack(collusion=collusion, start=start, every=every, stop=stop, **options)
+    return attack(collusion=collusion, start=start, every=every, stop=stop, when=when, **options)
 
 
 def _nearest(word: str, words: Any) -> str:

@@ -26,7 +26,7 @@ class ServerDriver:
     """Applies `rule` ([n, d] -> [d]) to the gradients of `peers` peers; attackers act through their gradients alone.
 
     `history_folder` and `repeatable` are those of `LocalDriver`. Batches come from a coin as under BTARD, which the
-    server here draws by itself.
+    server here draws by itself. Errors: ValueError for a behaviour that needs validators, which there are none of.
     """
 
     def __init__(
@@ -43,6 +43,8 @@ class ServerDriver:
         history_folder: Path | None = None,
         repeatable: int = 0,
     ) -> None:
+        for behaviour in (behaviours or {}).values():
+            behaviour.check_validators(0)
         self.run_id, self.n, self.rule, self.task = run_id, peers, rule, task
         self.behaviours, self.collusion, self.clip_lambda = dict(behaviours or {}), collusion, clip_lambda
         self.history = ParameterHistory(task.d, steps_kept(self.behaviours, repeatable), history_folder)
@@ -58,8 +60,8 @@ class ServerDriver:
         self.history.record(now, params)
         started = time.perf_counter()
         record = StepRecord(now, tuple(range(self.n)), {}, self.coins[-1])
-        acting = {i: b if (b := self.behaviours.get(i, HONEST)).active(now) else HONEST for i in record.active}
         contexts = {i: Context(now, i, record, self.coins, self.run_id) for i in record.active}
+        acting = {i: b if (b := self.behaviours.get(i, HONEST)).acts(contexts[i]) else b.resting for i in record.active}
         requests = [
             acting[i].request(contexts[i], Compute(now, i, batch_seed(self.run_id, now, i, self.coins[-1])))
             for i in record.active

@@ -69,7 +69,7 @@ def judge(peer: Peer, record: StepRecord, claims: Sequence[Claim]) -> Generator[
     settled: set[Claim] = set()
     attempt = 0
     while True:
-        chosen = peer.behaviour_at(record.step).accuse(peer.context(record), tuple(sorted(set(claims))))
+        chosen = peer.behaviour_at(record).accuse(peer.context(record), tuple(sorted(set(claims))))
         messages = yield from peer.broadcast(
             record, f"accuse/{attempt}", Claims, Claims(chosen), expected=record.remaining
         )
@@ -166,7 +166,7 @@ def _try(
     attempt: int,
 ) -> Generator[Effect, Any, None]:
     """Evidence, votes and verdicts on the claims `raised`, all in one go. Adds recomputed gradients to `truth`."""
-    behaviour, ctx = peer.behaviour_at(record.step), peer.context(record)
+    behaviour, ctx = peer.behaviour_at(record), peer.context(record)
     shown = disclosures(peer, raised, lambda claim, packets: behaviour.disclose(ctx, claim, packets))
     others = [recipient for recipient in record.remaining if recipient != peer.id]
     limit = sum(packet_limit(about, range(about.cut.k)) for claim in raised if (about := peer.record_of(claim.step)))

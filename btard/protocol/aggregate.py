@@ -23,7 +23,7 @@ def aggregate(peer: Peer, record: StepRecord) -> Generator[Effect, Any, None]:
     The announcement comes first, so that nobody can fit an aggregate to what the others received.
     Communication: d/k floats to every active peer.
     """
-    behaviour, ctx = peer.behaviour_at(record.step), peer.context(record)
+    behaviour, ctx = peer.behaviour_at(record), peer.context(record)
     values: dict[int, torch.Tensor] = {}
     announced: list[AnnouncedPart] = []
     for part, packets in record.received.items():
@@ -100,9 +100,7 @@ def recover(peer: Peer, record: StepRecord, attempt: int) -> Generator[Effect, A
         for part in sorted(set(parts)):
             if recipient == peer.id or part not in record.aggregates or part not in record.announced:
                 continue
-            body = peer.behaviour_at(record.step).forward(
-                peer.context(record), recipient, part, record.aggregates[part]
-            )
+            body = peer.behaviour_at(record).forward(peer.context(record), recipient, part, record.aggregates[part])
             if body is not None:
                 # The digest names the owner, so this is the owner's packet; its signature is not needed.
                 packet = Packet("aggregate", record.owner(part), record.step, part, body, b"")

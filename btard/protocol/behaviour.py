@@ -41,7 +41,7 @@ class Context:
 
 
 class Behaviour:
-    """Honesty. Subclasses in `btard.attacks` override single hooks; `active` says at which steps they apply.
+    """Honesty. Subclasses in `btard.attacks` override single hooks; `acts` says in which steps they apply.
 
     Hooks of different peers may run at the same time: what attackers share goes through `Collusion`.
     """
@@ -51,8 +51,20 @@ class Behaviour:
     """How many steps before the present one this behaviour may ask gradients of (validators need 1)."""
 
     def active(self, step: int) -> bool:
-        """Whether the overridden hooks apply at `step`."""
+        """Whether the overridden hooks may apply at `step`: the plan, made before the run."""
         return False
+
+    def acts(self, ctx: Context) -> bool:
+        """Whether they do apply in the step of `ctx.record`: a function of its public state at the start."""
+        return self.active(ctx.step)
+
+    @property
+    def resting(self) -> Behaviour:
+        """What the peer does in the other steps."""
+        return HONEST
+
+    def check_validators(self, validators: int) -> None:
+        """ValueError if `acts` goes by validators and a step has none."""
 
     def request(self, ctx: Context, request: Compute) -> Compute:
         """Which gradient the peer computes as its own."""

@@ -76,7 +76,7 @@ def _agree(
     peer: Peer, record: StepRecord, phase: str, heard: Heard, limit: int, rounds: int
 ) -> Generator[Effect, Any, None]:
     """Add to `heard` whatever another honest member has heard. Members relay; newcomers cannot vouch for a message."""
-    behaviour, ctx = peer.behaviour_at(record.step), peer.context(record)
+    behaviour, ctx = peer.behaviour_at(record), peer.context(record)
     senders, members = record.speakers, record.remaining
     others = [p for p in members if p != peer.id] if peer.id in members else []
     view = _view(heard)
@@ -121,7 +121,7 @@ def _tell_newcomers(
     Nobody relays for newcomers on probation, so their own view may differ from what the honest members agree on. If it
     does, all honest members send the same; if not, they send nothing and less than half are left to lie.
     """
-    behaviour, ctx, members = peer.behaviour_at(record.step), peer.context(record), record.remaining
+    behaviour, ctx, members = peer.behaviour_at(record), peer.context(record), record.remaining
     all_heard = tuple(Relayed(said[hashed], ()) for _, said in sorted(heard.items()) for hashed in sorted(said))
     outgoing: Mapping[int, Sequence[Relayed]] = dict.fromkeys(behind, all_heard) if peer.id in members else {}
     outgoing = behaviour.relay(ctx, phase, 0, outgoing)

@@ -54,7 +54,7 @@ def toss(peer: Peer, record: StepRecord) -> Generator[Effect, Any, None]:
             record,
             f"coin_reveal/{attempt}",
             CoinReveal,
-            peer.behaviour_at(record.step).reveal(peer.context(record), mine),
+            peer.behaviour_at(record).reveal(peer.context(record), mine),
             expected=record.remaining,
         )
         broken = [

@@ -50,7 +50,7 @@ def compute(peer: Peer, record: StepRecord) -> Generator[Effect, Any, torch.Tens
     target = record.assignments.get(peer.id)
     if target is None:
         request = Compute(record.step, peer.id, peer.seed_of(record.step, peer.id))
-        gradient = yield peer.behaviour_at(record.step).request(peer.context(record), request)
+        gradient = yield peer.behaviour_at(record).request(peer.context(record), request)
         return clip_gradient(gradient, peer.config.clip_lambda)
     if peer.last is None or target not in peer.last.commits:
         yield Idle()
@@ -75,10 +75,10 @@ def commit(
     if gradient is not None and not is_finite(gradient):
         gradient = None
     if gradient is not None and peer.id in (*planned, *record.newcomers):
-        gradient = peer.behaviour_at(record.step).gradient(peer.context(record), gradient)
+        gradient = peer.behaviour_at(record).gradient(peer.context(record), gradient)
         record.split = Split(peer.d, len(planned))
         digests = part_digests(peer.config.run_id, peer.id, record.step, gradient, record.split)
-        chosen = peer.behaviour_at(record.step).commit(peer.context(record), digests)
+        chosen = peer.behaviour_at(record).commit(peer.context(record), digests)
         payload = Commit(chosen) if chosen is not None else None
     record.split = Split(peer.d, len(planned))
     commits = yield from peer.broadcast(record, "commit", Commit, payload, expected=())

@@ -24,7 +24,7 @@ def exchange(peer: Peer, record: StepRecord, gradient: torch.Tensor | None) -> G
     """
     outgoing: dict[int, list[Packet]] = {}
     if peer.id in record.workers and gradient is not None:
-        behaviour, ctx, cut = peer.behaviour_at(record.step), peer.context(record), record.cut
+        behaviour, ctx, cut = peer.behaviour_at(record), peer.context(record), record.cut
         for part, owner in enumerate(record.owners):
             sent = behaviour.part(ctx, part, cut.view(gradient, part))
             if sent is None:

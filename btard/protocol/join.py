@@ -77,7 +77,7 @@ def bring_up(peer: Peer, record: StepRecord) -> Generator[Effect, Any, None]:
     """
     cut, newcomers = record.cut, record.newcomers
     usable = [part for part in record.announced if part not in record.skipped]
-    behaviour, ctx = peer.behaviour_at(record.step), peer.context(record)
+    behaviour, ctx = peer.behaviour_at(record), peer.context(record)
     outgoing: dict[int, list[Packet]] = {newcomer: [] for newcomer in newcomers}
     for part in usable:
         if record.owner(part) == peer.id and part in record.aggregates:

@@ -22,6 +22,40 @@ def _hypergeometric(population: int, marked: int, drawn: int) -> dict[int, float
     return {c: comb(marked, c) * comb(population - marked, drawn - c) / total for c in range(low, high + 1)}
 
 
+def chances_to_be_caught(
+    honest_workers: int, byzantine_workers: int, honest_others: int, byzantine_others: int, validators: int
+) -> tuple[float, float]:
+    """(p, q): p that one draw of `draw_validators` catches a given Byzantine worker, q that it catches two given ones.
+
+    To be caught is to be drawn as the target of an honest validator. The four numbers are of the peers in A_{t+1}:
+    those that worked in step t, and the others. With c pairs among w workers and a peers in all, h_w honest workers and
+    h_o honest others,
+
+        p = c/w * (h_o + h_w (w - c)/(w - 1)) / (a - c),
+
+    for one's validator is each of the other a - c peers that are no targets with equal chance, and of the other workers
+    a share of (c - 1)/(w - 1) are targets. With m = 1 that is (h_o + h_w) / (w (a - 1)). What matters of the past is
+    in these numbers: nothing that a peer knows before the coin r^t, nor anything that it does, changes p.
+    """
+    workers = honest_workers + byzantine_workers
+    active = workers + honest_others + byzantine_others
+    count = max(0, min(validators, workers, (active - 1) // 2))
+    free = active - count
+    if not count or not byzantine_workers:
+        return 0.0, 0.0
+    judges = honest_others + honest_workers * (workers - count) / max(1, workers - 1)
+    one = count / workers * judges / free
+    if count < 2 or byzantine_workers < 2:
+        return one, 0.0
+    # Both are targets; of the other count - 2 targets some are honest, and their validators are two honest ones.
+    both = count * (count - 1) / (workers * (workers - 1))
+    pairs = 0.0
+    for targets, p in _hypergeometric(workers - 2, honest_workers, count - 2).items():
+        left = honest_others + honest_workers - targets
+        pairs += p * left * (left - 1)
+    return one, both * pairs / (free * (free - 1))
+
+
 State = tuple[int, int, int]
 """Byzantine peers left, validators of the present step, Byzantine ones among them."""
 

@@ -74,7 +74,8 @@ class Peer:
     """State and behaviour of peer `id` between steps. `d`: number of parameters.
 
     A newcomer (`id` beyond the configured peers, the roster grown) needs the downloaded state before its first step.
-    Errors: ValueError if the roster's size is not the configured number of peers or d is smaller than it.
+    Errors: ValueError if the roster's size is not the configured number of peers or d is smaller than it, or if
+    `behaviour` needs validators and there are none.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Peer:
             raise ValueError(f"peer {id}: the roster has {len(roster.keys)} keys, the config says {config.peers} peers")
         if d < config.peers:
             raise ValueError(f"peer {id}: a model of {d} parameters cannot be shared among {config.peers} peers")
+        behaviour.check_validators(config.validators)
         self.id, self.identity, self.roster, self.config, self.d, self.behaviour = (
             id,
             identity,
@@ -118,11 +120,7 @@ class Peer:
 
     def step(self) -> Generator[Effect, Any, Outcome | None]:
         """One step of BTARD-SGD up to the agreed gradient; applying it is the caller's. None once this peer is out."""
-        coin, head = self.coins[-1], self.ledger.head
-        context = step_context(self.config.run_id, self.t, self.active, self.assignments, coin, head, self.tau)
-        record = self.current = StepRecord(self.t, self.active, self.assignments, coin, self.tau, context)
-        record.probation = tuple(sorted(self.probation))
-        record.head, record.absences, record.standings = head, dict(self.absences), dict(self.probation)
+        record = self.current = self.begin()
         already = len(self.ledger.entries)
         try:
             if self.config.probation is not None:
@@ -145,6 +143,15 @@ class Peer:
         except Expelled:
             return None
         return self._finish(record, already)
+
+    def begin(self) -> StepRecord:
+        """The record of the next step, of which all that is known is the agreed state at its start."""
+        coin, head = self.coins[-1], self.ledger.head
+        context = step_context(self.config.run_id, self.t, self.active, self.assignments, coin, head, self.tau)
+        record = StepRecord(self.t, self.active, self.assignments, coin, self.tau, context)
+        record.probation = tuple(sorted(self.probation))
+        record.head, record.absences, record.standings = head, dict(self.absences), dict(self.probation)
+        return record
 
     def _finish(self, record: StepRecord, already: int) -> Outcome | None:
         """A_{t+1}, V_{t+1} and the coin of the next step (phases 7 and 8)."""
@@ -180,9 +187,9 @@ class Peer:
 
     # What the phases share.
 
-    def behaviour_at(self, step: int) -> Behaviour:
-        """My behaviour, honest at the steps in which it does not apply."""
-        return self.behaviour if self.behaviour.active(step) else HONEST
+    def behaviour_at(self, record: StepRecord) -> Behaviour:
+        """My behaviour in the step of `record`: at rest in the steps in which it does not act."""
+        return self.behaviour if self.behaviour.acts(self.context(record)) else self.behaviour.resting
 
     def context(self, record: StepRecord) -> Context:
         return Context(
@@ -214,7 +221,7 @@ class Peer:
         if self.id in record.expelled:
             raise Expelled
         expected = tuple(expected)
-        behaviour, ctx = self.behaviour_at(record.step), self.context(record)
+        behaviour, ctx = self.behaviour_at(record), self.context(record)
         self._crash(record, phase)
         limit = max_message(kind, len(self.roster.keys), self.config.directions)
         record.phase = phase
@@ -253,14 +260,14 @@ class Peer:
     ) -> Generator[Effect, Any, Mapping[int, Sequence[Packet]]]:
         """Send each recipient its packets and get mine, by sender; `limit`: bytes that anybody may send me."""
         self._crash(record, phase)
-        packets = self.behaviour_at(record.step).dispatch(self.context(record), phase, packets)
+        packets = self.behaviour_at(record).dispatch(self.context(record), phase, packets)
         arrived = yield Exchange(phase, packets, limit)
         # A relayed broadcast is well formed too, but no packet.
         return {who: [item for item in items if isinstance(item, Packet)] for who, items in arrived.items()}
 
     def _crash(self, record: StepRecord, phase: str) -> None:
         """The end of a peer whose behaviour is to die here."""
-        if self.behaviour_at(record.step).crashed(self.context(record), phase):
+        if self.behaviour_at(record).crashed(self.context(record), phase):
             raise Expelled
 
     def expel(self, record: StepRecord, peer: int, kind: str) -> None:

@@ -150,7 +150,7 @@ def report(peer: Peer, record: StepRecord, gradient: torch.Tensor | None) -> Gen
     payload = None
     if peer.id in record.workers and gradient is not None:
         honest = gradient_report(peer, record, peer.id, gradient)
-        payload = peer.behaviour_at(record.step).report(peer.context(record), honest)
+        payload = peer.behaviour_at(record).report(peer.context(record), honest)
     reports = yield from peer.broadcast(record, "report", Report, payload, expected=record.workers)
     for sender, message in reports.items():
         if (

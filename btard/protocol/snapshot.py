@@ -137,13 +137,13 @@ def public_state(peer: Peer) -> bytes:
 def serve(member: Peer, tensors: Mapping[str, torch.Tensor]) -> Download | None:
     """The state with the training's `tensors`, as `member` gives it to a newcomer after a step."""
     honest = Download(public_state(member), tensors)
-    return member.behaviour_at(member.t).serve(_context(member), honest)
+    return member.behaviour_at(member.begin()).serve(_context(member), honest)
 
 
 def vouch(member: Peer, newcomer: bytes, tensors: Mapping[str, bytes]) -> Vouch | None:
     """What `member` tells the newcomer with this key about its state; `tensors`: name -> `tensor_digest`."""
     hashed = state_digest(member.config.run_id, public_state(member), tensors)
-    said = member.behaviour_at(member.t).vouch(_context(member), hashed)
+    said = member.behaviour_at(member.begin()).vouch(_context(member), hashed)
     return None if said is None else Vouch.create(member.identity, member.config.run_id, member.id, newcomer, said)
 
 

@@ -34,7 +34,7 @@ def test_the_description_comes_from_the_classes():
     assert list(rows) == list(ATTACKS)
     for name, row in rows.items():
         assert row.summary and row.formula and row.source, name
-        assert [option.name for option in row.options][-3:] == ["start", "every", "stop"]
+        assert [option.name for option in row.options][-4:] == ["start", "every", "stop", "when"]
         assert all(option.help for option in row.options)
         declared = {field.name for field in dataclasses.fields(ATTACKS[name])} - {"collusion"}
         assert {option.name for option in row.options} == declared
@@ -59,7 +59,7 @@ def test_start_every_and_stop():
         ),
         ("%", {}, "unknown attack '%'; there are"),
         ("ipm", {"epsilonn": 1}, "attack ipm has no option 'epsilonn', did you mean 'epsilon'?; it has epsilon, start"),
-        ("zero", {"collusion_": 1}, "attack zero has no option 'collusion_'; it has start, every, stop"),
+        ("zero", {"collusion_": 1}, "attack zero has no option 'collusion_'; it has start, every, stop, when"),
         ("ipm", {"epsilon": "0.1"}, "attack ipm: epsilon must be float, got '0.1'"),
         ("ipm", {"epsilon": True}, "attack ipm: epsilon must be float, got True"),
         ("ipm", {"epsilon": -1}, "attack ipm: epsilon must be >= 0, got -1"),
@@ -72,6 +72,7 @@ def test_start_every_and_stop():
         ("zero", {"every": 0}, "attack zero: every must be >= 1, got 0"),
         ("zero", {"start": -1}, "attack zero: start must be >= 0, got -1"),
         ("zero", {"start": 4, "stop": 4}, "attack zero: stop must be > start, got 4 and start 4"),
+        ("zero", {"when": "never"}, "attack zero: when must be one of always, checked, covered, seldom, got 'never'"),
         ("zero", {"stop": "soon"}, "attack zero: stop must be int or none, got 'soon'"),
     ],
 )

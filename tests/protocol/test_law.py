@@ -6,7 +6,7 @@ import pytest
 from btard.attacks import make_attack
 from btard.protocol.collusion import Collusion
 from btard.protocol.hashing import digest
-from btard.protocol.law import expected_last_ban, survival_law
+from btard.protocol.law import chances_to_be_caught, expected_last_ban, survival_law
 from btard.protocol.validate import draw_validators
 from tests.protocol.cohort import run_cohort
 
@@ -35,6 +35,31 @@ def test_law_is_that_of_the_draws(peers: int, byzantine: int, validators: int) -
     seen = simulate(peers, byzantine, validators, steps, runs)
     # Five standard deviations of a frequency, at (steps x states) points.
     assert np.all(np.abs(seen - law) <= 5 * np.sqrt(law * (1 - law) / runs) + 1e-9)
+
+
+@pytest.mark.parametrize("validators", [1, 2, 3])
+@pytest.mark.parametrize("others", [(), (0, 6), (0, 1, 2, 3, 4, 5)])
+def test_chances_to_be_caught_are_those_of_the_draws(validators: int, others: tuple[int, ...]) -> None:
+    """9 peers, 6 to 8 are Byzantine, `others` did not work; and two given attackers may be caught by one draw."""
+    peers, bad, runs = tuple(range(9)), {6, 7, 8}, 6000
+    workers = tuple(p for p in peers if p not in others)
+    one = both = 0
+    for run in range(runs):
+        drawn = draw_validators(digest("chances", run), workers, peers, validators)
+        caught = {target for judge, target in drawn.items() if judge not in bad}
+        one, both = one + (8 in caught), both + ({7, 8} <= caught)
+    marked, idle = len(bad - set(others)), len(bad & set(others))
+    chances = chances_to_be_caught(len(workers) - marked, marked, len(others) - idle, idle, validators)
+    for seen, chance in zip((one, both), chances, strict=True):
+        assert abs(seen / runs - chance) <= 4 * np.sqrt(chance * (1 - chance) / runs)
+    assert chances[0] > 0 and (chances[1] > 0) == (validators > 1)
+
+
+def test_chances_to_be_caught_by_hand() -> None:
+    assert chances_to_be_caught(8, 7, 1, 0, 1)[0] == pytest.approx(9 / (15 * 15)), "(a - beta)/(a - 1)^2"
+    assert chances_to_be_caught(9, 6, 0, 1, 1)[0] == pytest.approx(9 / (15 * 15)), "who validates does not matter"
+    assert chances_to_be_caught(0, 1, 2, 0, 1)[0] == 1.0
+    assert chances_to_be_caught(3, 0, 1, 1, 1) == chances_to_be_caught(3, 2, 1, 1, 0) == (0.0, 0.0)
 
 
 def test_expectation_of_the_papers_setting() -> None:

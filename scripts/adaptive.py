@@ -1,0 +1,249 @@
+"""Does it pay to attack only when a check seems unlikely? Many cohorts on a toy task, one strategy each.
+
+    python -m scripts.adaptive --out results/adaptive
+
+Every peer runs the whole protocol; only the model is a toy. Whatever an attacker knows when it has to commit, the coin
+that draws the targets comes later. So for each attacking step the chance p to be caught is that of
+`btard.protocol.law.chances_to_be_caught`, and the sum of (caught - p) over attacking steps is a martingale. The test is
+its z-score for each strategy, at a level for all of them together (Bonferroni). Writes `results.json`, `table.md` and
+`survival.png`/`.svg`: how many attackers are left after so many steps, and after so many attacks of theirs.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from tqdm import tqdm
+
+from btard.drivers.local import LocalDriver
+from btard.protocol.law import chances_to_be_caught
+from btard.protocol.record import StepRecord
+from scripts.ban_times import LEVEL, START, toy_cohort
+
+BURST = 5
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "always": {},
+    "every 10th": {"every": 10},
+    "checked": {"when": "checked"},
+    "covered": {"when": "covered"},
+    "seldom": {"when": "seldom"},
+    f"burst of {BURST}": {"stop": START + BURST},
+}
+"""Name -> options of the attack."""
+COLORS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
+
+
+@dataclass
+class Fate:
+    """One attacker."""
+
+    attacks: int = 0
+    """Steps in which it attacked, up to and including the one that it was caught for."""
+    steps: int = 0
+    """From the attack's start until it was banned; the run's limit if it was not."""
+    caught: bool = False
+
+
+@dataclass
+class Outcome:
+    """One run."""
+
+    fates: dict[int, Fate]
+    expected: float = 0.0
+    """Sum of the chances of all attacks to be caught for them."""
+    variance: float = 0.0
+    """Of the number of those caught, summed up over the steps, each given all that was before its coin."""
+    honest_banned: int = 0
+
+
+def attackers_of(driver: LocalDriver, record: StepRecord, members: frozenset[int]) -> list[int]:
+    """Who of those that are still there attacked in the step of `record`, ascending."""
+    there = [driver.peers[i] for i in sorted(members & set(record.workers) & set(driver.peers))]
+    return [peer.id for peer in there if peer.behaviour.acts(peer.context(record))]
+
+
+def run_once(strategy: str, seed: int, *, peers: int, byzantine: int, validators: int, limit: int) -> Outcome:
+    """A run until all attackers are banned or none will act any more, of at most `limit` steps from START on."""
+    options = STRATEGIES[strategy]
+    name = f"adaptive {strategy} {seed}"
+    driver, members = toy_cohort(name, peers, byzantine, validators, "sign_flip", seed, **options)
+    outcome = Outcome({i: Fate(steps=limit) for i in sorted(members)})
+    params = torch.ones(driver.task.d)
+    attacked: list[int] = []
+    for step in range(START + limit + 1):
+        result = driver.step(params)
+        params = params - 0.1 * result.gradient
+        for entry in result.removed:
+            outcome.honest_banned += len(set(entry.peers) - members)
+            for i in members & set(entry.peers):
+                outcome.fates[i].caught, outcome.fates[i].steps = True, step - START
+                if i not in attacked or entry.about_step != step - 1:
+                    raise RuntimeError(
+                        f"{name}: peer {i} was banned in step {step} for {entry.kind}, not for an attack"
+                    )
+        record = driver.honest[0].last
+        assert record is not None
+        # An attack of the last step would never be judged.
+        attacked = attackers_of(driver, record, members) if step < START + limit else []
+        workers, everybody = set(record.workers) & set(result.active), set(result.active)
+        p, both = chances_to_be_caught(
+            len(workers - members),
+            len(workers & members),
+            len(everybody - workers - members),
+            len((everybody - workers) & members),
+            validators,
+        )
+        x = len(attacked)
+        outcome.expected += x * p
+        outcome.variance += x * p + x * (x - 1) * both - (x * p) ** 2
+        for i in attacked:
+            outcome.fates[i].attacks += 1
+        if not attacked and over(options, step, len(members & everybody)):
+            break
+    return outcome
+
+
+def over(options: dict[str, Any], step: int, left: int) -> bool:
+    """Whether none of the attackers that are `left` will ever attack after `step`."""
+    alone = left < 2 and options.get("when") == "covered"
+    return not left or alone or ("stop" in options and step + 1 >= options["stop"])
+
+
+def z_score(outcomes: Sequence[Outcome]) -> float:
+    """(caught - expected) / standard deviation, over all runs: standard normal whatever the strategy."""
+    caught = sum(fate.caught for outcome in outcomes for fate in outcome.fates.values())
+    return (caught - sum(o.expected for o in outcomes)) / math.sqrt(sum(o.variance for o in outcomes))
+
+
+def critical_z(tests: int) -> float:
+    """The absolute value that z exceeds by chance in any of so many tests with probability LEVEL."""
+    return NormalDist().inv_cdf(1 - LEVEL / (2 * tests))
+
+
+def survival(times: Sequence[int], caught: Sequence[bool], length: int) -> np.ndarray:
+    """Kaplan and Meier's estimate [length] of the share that outlives 0, 1, ... units; who was not caught is censored.
+
+    NaN from where nobody is observed any more.
+    """
+    ends, ended = np.array(times), np.array(caught)
+    share, left = 1.0, []
+    for t in range(length):
+        at_risk = int((ends >= t).sum())
+        if at_risk == 0:
+            left.append(math.nan)
+            continue
+        share *= 1 - int(((ends == t) & ended).sum()) / at_risk
+        left.append(share)
+    return np.array(left)
+
+
+def summary(strategy: str, outcomes: Sequence[Outcome], limit: int) -> dict[str, Any]:
+    """What `outcomes` came to, as JSON values."""
+    fates = [fate for outcome in outcomes for fate in outcome.fates.values()]
+    attacks, caught = sum(fate.attacks for fate in fates), sum(fate.caught for fate in fates)
+    expected = sum(outcome.expected for outcome in outcomes)
+    return {
+        "strategy": strategy,
+        "runs": len(outcomes),
+        "limit": limit,
+        "honest_banned": sum(outcome.honest_banned for outcome in outcomes),
+        "attackers": len(fates),
+        "attacks": attacks,
+        "caught": caught,
+        "expected": expected,
+        "z": z_score(outcomes),
+        "attacks_per_ban": attacks / caught if caught else None,
+        "attacks_per_ban_by_the_law": attacks / expected,
+        "steps_to_ban": float(np.mean([fate.steps for fate in fates if fate.caught])) if caught else None,
+        "fates": [asdict(fate) for fate in fates],
+    }
+
+
+def draw(axes: Sequence[Axes], cases: Sequence[dict[str, Any]], limit: int) -> None:
+    """Left: attackers over steps. Right: the same attackers over their own attacks."""
+    for color, case in zip(COLORS, cases, strict=False):
+        caught = [fate["caught"] for fate in case["fates"]]
+        for axis, unit, length in zip(axes, ("steps", "attacks"), (limit + 1, 31), strict=True):
+            left = survival([fate[unit] for fate in case["fates"]], caught, length)
+            axis.plot(left, color=color, label=case["strategy"], drawstyle="steps-post")
+    axes[0].set_xlabel("steps since the attack's start")
+    axes[1].set_xlabel("attacks of its own")
+    axes[0].set_ylabel("share of attackers not banned")
+    for axis in axes:
+        axis.set_ylim(0, 1.02)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[1].legend(frameon=False)
+
+
+def table(cases: Sequence[dict[str, Any]], critical: float) -> str:
+    """The cases as Markdown."""
+    lines = [
+        "| strategy | runs | honest banned | attacks | banned for one | by the law | z | attacks per ban | by the law "
+        "| steps to a ban |",
+        "| --- |" + " ---: |" * 9,
+    ]
+    for c in cases:
+        cells = [c["strategy"], c["runs"], c["honest_banned"], c["attacks"], f"{c['caught']} of {c['attackers']}"]
+        cells += [_number(c["expected"]), f"{c['z']:+.2f}", _number(c["attacks_per_ban"])]
+        cells += [_number(c["attacks_per_ban_by_the_law"]), _number(c["steps_to_ban"])]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    worst = max(abs(c["z"]) for c in cases)
+    lines += ["", f"Largest \\|z\\|: {worst:.2f}; critical at level {LEVEL:.0%} for all rows together: {critical:.2f}."]
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--runs", type=int, default=60)
+    parser.add_argument("--peers", type=int, default=6)
+    parser.add_argument("--byzantine", type=int, default=2)
+    parser.add_argument("--validators", type=int, default=1)
+    parser.add_argument("--limit", type=int, default=120, help="steps from the attack's start on")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    n, b, m, limit = options.peers, options.byzantine, options.validators, options.limit
+    cases = []
+    for strategy in STRATEGIES:
+        outcomes = [
+            run_once(strategy, seed, peers=n, byzantine=b, validators=m, limit=limit)
+            for seed in tqdm(range(options.runs), desc=strategy, unit="run")
+        ]
+        cases.append(summary(strategy, outcomes, limit))
+    figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.6), sharey=True)
+    draw(axes, cases, limit)
+    figure.tight_layout()
+    options.out.mkdir(parents=True, exist_ok=True)
+    for suffix in ("png", "svg"):
+        figure.savefig(options.out / f"survival.{suffix}", dpi=150)
+    head = (
+        f"Sign flip by {b} of {n} peers with {m} validator(s) per step, up to {limit} steps from step {START} on. "
+        '"By the law": the sum of the chances of all attacks to be caught.\n\n'
+    )
+    text = head + table(cases, critical_z(len(cases)))
+    (options.out / "table.md").write_text(text)
+    (options.out / "results.json").write_text(json.dumps(cases, indent=2))
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
