@@ -4,6 +4,6 @@ import sys
 
 
 def interval() -> float:
-    """Return the seconds between two updates of a bar: few where somebody looks, many in a log, where each is a line."""
+    """Return the seconds between two updates of a bar: few where somebody looks, many in a log of a line for each."""
     watched = sys.stderr.isatty() or "ipykernel" in sys.modules
     return 0.5 if watched else 30
