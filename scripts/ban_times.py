@@ -137,7 +137,8 @@ def main() -> None:
     ]
     lines += [
         f"| {c['attack']} | {c['validators']} | {runs} | {c['honest_banned']} "
-        f"| {c['mean_last_ban']:.1f} ± {c['standard_error']:.1f} | {c['expected_last_ban']:.1f} | {c['ks_distance']:.3f} | {c['ks_critical']:.3f} |"
+        f"| {c['mean_last_ban']:.1f} ± {c['standard_error']:.1f} | {c['expected_last_ban']:.1f} "
+        f"| {c['ks_distance']:.3f} | {c['ks_critical']:.3f} |"
         for c in cases
     ]
     text = "\n".join(lines) + "\n"
