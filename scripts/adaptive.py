@@ -237,8 +237,8 @@ def main() -> None:
         figure.savefig(options.out / f"survival.{suffix}", dpi=150)
     head = (
         f"Sign flip by {b} of {n} peers with {m} validator(s) per step, up to {limit} steps from step {START} on. "
-        '"By the law": the sum of the chances of all attacks to be caught. `covered` ends for the last attacker, which has '
-        "no fellow any more.\n\n"
+        '"By the law": the sum of the chances of all attacks to be caught. `covered` ends for the last attacker, '
+        "which has no fellow any more.\n\n"
     )
     text = head + table(cases, critical_z(len(cases)))
     (options.out / "table.md").write_text(text)
