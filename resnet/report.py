@@ -7,6 +7,7 @@ nor checkpoints have to be there. Equal files give equal figures and tables, to 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,9 @@ from resnet.typed_yaml import COMMAND_LINE
 
 PATIENCE = 2.0
 """Seconds after which a progress bar appears."""
+
+OVERVIEW = "overview"
+"""Figure for a README."""
 
 WIDE = 150
 """Characters of a line in a log file."""
@@ -57,11 +61,10 @@ def write_report(results: Results, experiments: Sequence[Experiment], out: Path)
     text = [f"# {results.grid.title}", _status(outcomes, total)]
     overview = overview_experiments(shown)
     with _bar(len(shown) + 2, "figures") as drawn:
-        if figure := accuracy_figure(results, overview):
-            save(figure, out / "overview")
-            if len(overview) > 1:  # otherwise it is one of the figures below
-                titles = "; ".join(experiment.title for experiment in overview)
-                text.append(f"![Test accuracy under each attack](overview.png)\n\n{titles}.")
+        if len(overview) > 1 and (figure := accuracy_figure(results, overview)):
+            save(figure, out / OVERVIEW)
+            titles = "; ".join(experiment.title for experiment in overview)
+            text.append(f"![Test accuracy under each attack]({OVERVIEW}.png)\n\n{titles}.")
         drawn()
         if groups:
             save(survival_figure(groups), out / "survival")
@@ -84,7 +87,9 @@ def write_report(results: Results, experiments: Sequence[Experiment], out: Path)
             text += [f"## {experiment.title}", *about]
             if figure := accuracy_figure(results, [experiment]):
                 name = f"accuracy-{experiment.name}"
-                save(figure, out / name)
+                for file in save(figure, out / name):
+                    if overview == [experiment]:  # nothing to lay over it, and nothing to draw twice
+                        shutil.copyfile(file, out / f"{OVERVIEW}{file.suffix}")
                 text.append(f"![Test accuracy: {experiment.title}]({name}.png)")
             text.append(table_text)
             if validators := tables.validators_table(results, experiment):

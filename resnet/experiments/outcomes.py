@@ -35,6 +35,8 @@ On 1,000 test images a measured accuracy has a standard error of up to 1.6 point
 PLACE = "data.path"
 """The setting that says where the data lies on one machine, and nothing about the run."""
 
+ATTACK = "attack."
+
 Curve = Mapping[int, float]
 """Steps done -> share of test images classified correctly after them, ascending."""
 
@@ -218,7 +220,10 @@ def read_results(folder: Path, grid: Grid, listen: Callable[[], None] = lambda: 
 
 
 def settings_by_key(config: Config) -> dict[str, Any]:
-    """Return every setting by dotted key, in the order of the config's fields; options of an attack one by one."""
+    """Return every setting by dotted key, in the order of the config's fields; options of an attack one by one.
+
+    Of a run without attack not what an attack would do.
+    """
 
     def flat(values: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
         for name, value in values.items():
@@ -227,14 +232,20 @@ def settings_by_key(config: Config) -> dict[str, Any]:
             else:
                 yield prefix + name, value
 
-    return dict(flat(asdict(config), ""))
+    quiet = config.attack.name is None
+    return {k: v for k, v in flat(asdict(config), "") if not (quiet and k.startswith(ATTACK) and k != f"{ATTACK}name")}
 
 
 def varied_keys(cells: Sequence[Cell]) -> list[str]:
     """Return the settings in which some of `cells` differ, but for where the data lies."""
     flat = [settings_by_key(cell.config) for cell in cells]
-    names = dict.fromkeys(key for settings in flat for key in settings)
-    return [key for key in names if key != PLACE and len({repr(settings.get(key)) for settings in flat}) > 1]
+    attacked = [settings for settings in flat if settings[f"{ATTACK}name"] is not None]
+    varied = []
+    for key in dict.fromkeys(key for settings in flat for key in settings if key != PLACE):
+        having = attacked if key.startswith(ATTACK) and key != f"{ATTACK}name" else flat
+        if len({repr(settings.get(key)) for settings in having}) > 1:
+            varied.append(key)
+    return varied
 
 
 def _references(finished: Iterable[Cell]) -> Callable[[Cell], str | None]:

@@ -78,11 +78,11 @@ def _result(entry: Series) -> list[str]:
 
 
 def spread(values: Sequence[float], digits: int) -> str:
-    """Return "46.9 (45.1 to 47.8)", the mean and the range; of one value itself; of none nothing."""
+    """Return "46.9 (45.1 to 47.8)", the mean and the range; of equal values these; of none nothing."""
     if not values:
         return ""
-    mean = f"{sum(values) / len(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+    mean, low, high = (f"{value:.{digits}f}" for value in (sum(values) / len(values), min(values), max(values)))
+    return mean if low == high else f"{mean} ({low} to {high})"
 
 
 def honest_bans(outcomes: Iterable[Outcome]) -> str:
