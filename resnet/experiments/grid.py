@@ -97,17 +97,8 @@ class Grid:
 
     @property
     def cells(self) -> tuple[Cell, ...]:
-        """Every run once: all experiments with their first seed, then with their second, so that a picture of the
-        whole is there early."""
-        ranked = [
-            (rank, cell)
-            for experiment in self.experiments
-            for rank, seed in enumerate(dict.fromkeys(cell.seed for cell in experiment.cells))
-            for cell in experiment.cells
-            if cell.seed == seed
-        ]
-        ranked.sort(key=lambda pair: pair[0])
-        return tuple({cell.name: cell for _, cell in ranked}.values())
+        """Every run once, in the order of the experiments."""
+        return tuple({cell.name: cell for experiment in self.experiments for cell in experiment.cells}.values())
 
     def only(self, names: Sequence[str], origin: str) -> Grid:
         """Return the grid with the experiments `names` alone. Raises ConfigError for a name that it does not have."""
