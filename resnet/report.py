@@ -23,10 +23,9 @@ from resnet.experiments import tables
 from resnet.experiments.export import export
 from resnet.experiments.grid import Experiment
 from resnet.experiments.outcomes import Outcome, Results, read_results, read_sweep
-from resnet.experiments.plots import accuracy_figure, overview_experiments, survival_figure
+from resnet.experiments.plots import accuracy_figure, overview_experiments, survival_figure, write_figure
 from resnet.experiments.survival import collapse
 from resnet.experiments.tracking import TrackingError, write_tensorboard, write_wandb
-from resnet.figures import save
 from resnet.run_folder import RunFolderError
 from resnet.typed_yaml import COMMAND_LINE
 
@@ -62,12 +61,12 @@ def write_report(results: Results, experiments: Sequence[Experiment], out: Path)
     overview = overview_experiments(shown)
     with _bar(len(shown) + 2, "figures") as drawn:
         if len(overview) > 1 and (figure := accuracy_figure(results, overview)):
-            save(figure, out / OVERVIEW)
+            write_figure(figure, out / OVERVIEW)
             titles = "; ".join(experiment.title for experiment in overview)
             text.append(f"![Test accuracy under each attack]({OVERVIEW}.png)\n\n{titles}.")
         drawn()
         if groups:
-            save(survival_figure(groups), out / "survival")
+            write_figure(survival_figure(groups), out / "survival")
             table = tables.survival_table(groups)
             csv_files["survival.csv"] = table
             bad = [row for row in table[1:] if row[table[0].index("agrees")] == "NO"]
@@ -87,7 +86,7 @@ def write_report(results: Results, experiments: Sequence[Experiment], out: Path)
             text += [f"## {experiment.title}", *about]
             if figure := accuracy_figure(results, [experiment]):
                 name = f"accuracy-{experiment.name}"
-                for file in save(figure, out / name):
+                for file in write_figure(figure, out / name):
                     if overview == [experiment]:  # nothing to lay over it, and nothing to draw twice
                         shutil.copyfile(file, out / f"{OVERVIEW}{file.suffix}")
                 text.append(f"![Test accuracy: {experiment.title}]({name}.png)")
@@ -136,10 +135,10 @@ def _made(outcomes: Sequence[Outcome], csv_files: Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def _bar(total: int, what: str) -> Iterator[Callable[[], None]]:
+def _bar(total: int, what: str) -> Iterator[Callable[[], object]]:
     """A progress bar that only appears if it takes long; yields what to call after each step."""
     with tqdm(total=total, desc=what, delay=PATIENCE, leave=False) as bar:
-        yield lambda: bool(bar.update()) and None
+        yield bar.update
 
 
 def _write(file: Path, text: str) -> None:

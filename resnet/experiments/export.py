@@ -18,7 +18,7 @@ from resnet.experiments.plan import RUNS
 from resnet.run_folder import RunFolderError
 
 
-def export(results: Results, source: Path, target: Path, listen: Callable[[], None] = lambda: None) -> None:
+def export(results: Results, source: Path, target: Path, listen: Callable[[], object] = lambda: None) -> None:
     """Write the finished runs of `results`, which were read from `source`, to the folder `target`.
 
     Of each run: its settings, summary, ledger, and those metrics that have an accuracy. Where the data lay is replaced

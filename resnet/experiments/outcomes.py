@@ -197,7 +197,7 @@ def read_sweep(folder: Path) -> Grid:
     return read_grid(folder / GRID_FILE)
 
 
-def read_results(folder: Path, grid: Grid, listen: Callable[[], None] = lambda: None) -> Results:
+def read_results(folder: Path, grid: Grid, listen: Callable[[], object] = lambda: None) -> Results:
     """Return what came of the finished runs of `grid` in `folder`; `listen` is called after each run, finished or not.
 
     Raises RunFolderError, one line, for a run with damaged files or with settings that are not the grid's.

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from resnet.experiments.grid import Experiment
 from resnet.experiments.outcomes import Outcome, Results, Series
 from resnet.experiments.survival import BAND, Group
-from resnet.figures import COLOURS
+from resnet.figures import COLOURS, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +30,7 @@ WIDTH = 10.0
 """Inches: what a README shows without shrinking the letters."""
 PANEL_HEIGHT = 1.95
 PANELS_PER_ROW = 3
+SURVIVAL_PANELS_PER_ROW = 4
 RUG_ROW = 0.035
 """Height of a defence's row of ban marks, as a share of the panel's."""
 
@@ -46,6 +48,17 @@ class Style:
     colour: str
     dashes: Any
     width: float
+
+
+def write_figure(figure: Figure, out: Path) -> tuple[Path, Path]:
+    """Write a figure as PNG, of 256 colours, which lines do not need more than, and SVG; returns both files."""
+    from PIL import Image
+
+    png, svg = save(figure, out)
+    with Image.open(png) as image:
+        small = image.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    small.save(png, optimize=True)
+    return png, svg
 
 
 def accuracy_figure(results: Results, experiments: Sequence[Experiment]) -> Figure | None:
@@ -107,34 +120,42 @@ def overview_experiments(experiments: Sequence[Experiment]) -> list[Experiment]:
 
 
 def survival_figure(groups: Sequence[Group]) -> Figure:
-    """Return the mean number of attackers left over steps from the start on, with the law and its band, per group."""
+    """Return a panel per group: the mean number of attackers left over steps from the start on, the law, its band."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH * 0.75, 3.6 + 0.24 * len(groups)), layout="constrained")
-    axes = figure.subplots()
+    columns = min(SURVIVAL_PANELS_PER_ROW, len(groups))
+    rows = -(-len(groups) // columns)
+    figure = Figure(figsize=(1.2 + 3.2 * min(columns, 2) + 1.2 * max(0, columns - 2), 0.6 + 2.5 * rows))
+    figure.set_layout_engine("constrained")
+    panels = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
     shown = 1
-    for group, colour in zip(groups, (PROTOCOL_COLOURS[i % len(PROTOCOL_COLOURS)] for i in count()), strict=False):
+    for axes, group in zip(panels, groups, strict=False):
         steps, law, left = np.arange(group.steps), group.law(), group.left()
         low, high = group.band()
         n = len(group.samples)
-        samples = "one draw" if n == 1 else f"mean of {n} independent draws"
-        axes.fill_between(steps, low, high, step="post", color=colour, alpha=0.12, lw=0)
-        axes.plot(steps, law, color=colour, linestyle=(0, (4, 2)), lw=1.1, label=f"law: {group.label}")
-        axes.plot(steps, left, color=colour, lw=1.7, drawstyle="steps-post", label=f"{group.label}: {samples}")
+        axes.set_title(f"{group.label}\n{'one draw' if n == 1 else f'mean of {n} draws'}", fontsize=9, pad=4)
+        band = f"{BAND:.0%} of such means"
+        axes.fill_between(steps, low, high, step="post", color=BLUE, alpha=0.15, lw=0, label=band)
+        axes.plot(steps, law, color=BLACK, linestyle=(0, (4, 2)), lw=1.1, label="by the sampling law")
+        axes.plot(steps, left, color=BLUE, lw=1.7, drawstyle="steps-post", label="Byzantine peers left")
         alive = np.flatnonzero((left > 0) | (law > 0.05))
         shown = max(shown, int(alive[-1]) + 5 if alive.size else 1)
-    axes.set_xlim(0, shown)
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("steps after the attack's start", fontsize=9)
-    axes.set_ylabel("Byzantine peers left", fontsize=9)
-    axes.tick_params(labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-    handles, labels = axes.get_legend_handles_labels()
-    # In two columns: what was measured to the left, its law to the right.
-    order = [*range(1, len(labels), 2), *range(0, len(labels), 2)]
-    names = [labels[i] if i % 2 else f"by the sampling law, {BAND:.0%} of such means shaded" for i in order]
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels[len(groups) :]:
+        axes.set_visible(False)
+    for axes in panels[len(groups) - columns : len(groups)]:
+        axes.tick_params(labelbottom=True)
+    panels[0].set_xlim(0, shown)
+    panels[0].set_ylim(0, 1.03 * max(group.byzantine for group in groups))
+    panels[0].yaxis.get_major_locator().set_params(integer=True)
+    figure.supxlabel("steps after the attack's start", fontsize=9)
+    figure.supylabel("Byzantine peers left", fontsize=9)
+    handles, labels = panels[0].get_legend_handles_labels()
+    order = [2, 1, 0]  # what was measured first, though it is drawn last
     figure.legend(
-        [handles[i] for i in order], names, loc="outside upper left", ncols=2, frameon=False, fontsize=8.5
+        [handles[i] for i in order], [labels[i] for i in order], loc="outside upper center",
+        ncols=3 if columns > 1 else 1, frameon=False, fontsize=8.5,
     )  # fmt: skip
     return figure
 
@@ -236,7 +257,7 @@ def _set_limits(axes: Axes, drawn: Sequence[Series], rug_rows: int) -> None:
     # From zero, so that heights compare, and the rug below it.
     room = (rug_rows + 0.4) * RUG_ROW
     axes.set_ylim(-room * top / (1 - room), top)
-    axes.set_xlim(left, last)
+    axes.set_xlim(left, last + 0.01 * (last - left))  # the last measurement is not cut in half
     step = next(step for step in (1, 2, 5, 10, 20) if top / step <= 6)
     axes.set_yticks(np.arange(0, top, step))
 

@@ -68,7 +68,7 @@ def readable_settings(results: Results, outcome: Outcome) -> dict[str, str | int
 
 
 def write_tensorboard(
-    results: Results, outcomes: Sequence[Outcome], folder: Path, listen: Callable[[], None] = lambda: None
+    results: Results, outcomes: Sequence[Outcome], folder: Path, listen: Callable[[], object] = lambda: None
 ) -> None:
     """Write a TensorBoard run for each of `outcomes`, named like it, with its curves and its row of the HParams tab.
 
@@ -102,7 +102,11 @@ def write_tensorboard(
 
 
 def write_wandb(
-    results: Results, outcomes: Sequence[Outcome], project: str, folder: Path, listen: Callable[[], None] = lambda: None
+    results: Results,
+    outcomes: Sequence[Outcome],
+    project: str,
+    folder: Path,
+    listen: Callable[[], object] = lambda: None,
 ) -> None:
     """Log each of `outcomes` as a run of a Weights & Biases project, grouped by defence; its files go to folder/wandb.
 
