@@ -1,7 +1,7 @@
 """What came of the runs of a sweep: how far accuracy fell under an attack, when it was back, who was banned when.
 
-Everything is read from the files that finished runs leave behind, and nothing is smoothed: accuracy is measured on
-`test_samples` images, at the last step on all, and scatters accordingly.
+Everything is read from the files that finished runs leave behind. Accuracy is measured on `test_samples` images, at the
+last step on all, and scatters accordingly; only what counts as recovered is judged by means of several measurements.
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ from typing import Any
 
 from resnet.config import Config, ConfigError, config_text, differing_keys, read_config
 from resnet.experiments.grid import Cell, Experiment, Grid, read_grid
-from resnet.experiments.plan import RUNS
+from resnet.experiments.plan import GRID_FILE, RUNS
 from resnet.experiments.warmup import warm_up_of
 from resnet.run_folder import RunFolderError, read_metrics, read_summary, steps_per_second
 from resnet.table import Run
 
-GRID_FILE = "sweep.yaml"
 SPEEDS_FILE = "speeds.json"
 """Steps per second of the runs of an exported sweep, which has no timings: {name of the run: number}."""
 
 RECOVERED_WITHIN = 3.0
-"""A run is back when its accuracy stays within so many percentage points of the run without attack until the end.
+"""A run is back when it stays, on average over `RECOVERY_WINDOW` measurements, within so many percentage points of the
+run without attack until the end."""
 
-On 1,000 test images a measured accuracy has a standard error of up to 1.6 points, so that much less would be luck.
-"""
+RECOVERY_WINDOW = 5
+"""One measured gap has a standard error of some 2 points on 1,000 test images: of many measurements, one would nearly
+always lie 3 points off by chance, but hardly ever five in a row on average."""
 
 PLACE = "data.path"
 """The setting that says where the data lies on one machine, and nothing about the run."""
@@ -96,21 +97,18 @@ class Outcome:
 
     @property
     def recovery(self) -> int | None:
-        """Steps after the start to the first measurement, after the deepest dip, from which on the run stays within
-        `RECOVERED_WITHIN` until the end; 0 if it never left. None: never, or there is nothing to compare with."""
-        dip = self.dip
-        if dip is None:
+        """Steps after the start to the first measurement from which on, until the end, every `RECOVERY_WINDOW`
+        measurements are on average at most `RECOVERED_WITHIN` points below the run without attack; 0 if that holds
+        from the start on. None: never, or there is nothing to compare with."""
+        steps, gaps = list(self.gaps), list(self.gaps.values())
+        width = min(RECOVERY_WINDOW, len(gaps))
+        windows = [sum(gaps[i : i + width]) / width for i in range(len(gaps) - width + 1)] if gaps else []
+        back = len(windows)
+        while back and round(windows[back - 1], 9) <= RECOVERED_WITHIN:
+            back -= 1
+        if back == len(windows):
             return None
-        if dip <= RECOVERED_WITHIN:
-            return 0
-        steps = list(self.gaps)
-        deepest = next(step for step in steps if self.gaps[step] == dip)
-        back = None
-        for step in reversed(steps):
-            if step <= deepest or self.gaps[step] > RECOVERED_WITHIN:
-                break
-            back = step
-        return None if back is None else back - self.start
+        return steps[back] - self.start if back else 0
 
     @property
     def attackers(self) -> int:

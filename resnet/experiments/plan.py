@@ -12,7 +12,8 @@ from resnet.experiments.grid import Cell
 from resnet.experiments.warmup import fork_point, fork_step, warm_up_name, warm_up_of
 from resnet.run_folder import RunFolderError, read_summary
 
-RUNS, WARM_UPS = "runs", "warmups"
+GRID_FILE, RUNS, WARM_UPS = "sweep.yaml", "runs", "warmups"
+"""What the folder of a sweep holds."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ from typing import Any
 from resnet.experiments.grid import Experiment, short
 from resnet.experiments.outcomes import (
     RECOVERED_WITHIN,
+    RECOVERY_WINDOW,
     Outcome,
     Results,
     Series,
@@ -28,10 +29,9 @@ VALIDATORS = "validators"
 LEGEND = f"""Accuracies in percent: at the last step, on all test images. Several seeds: mean (lowest to highest). The
 deepest dip is the largest distance to the run without attack, in percentage points, at any measurement after the
 attack's start; all but the last are on `test_samples` of the test images, and none is smoothed, so that chance deepens
-it. Steps count from the attack's start. Recovered: at the first measurement after the deepest dip from which on the run
-stays within {RECOVERED_WITHIN:g} points of the run without attack until its end; 0 if it never left, "-" if that did
-not happen. As late as the last step this says little: the measurements before it scatter more. An empty cell: nothing
-to compare with, or nobody who could be banned."""
+it. Steps count from the attack's start. Recovered: at the first measurement from which on any {RECOVERY_WINDOW} in a
+row are on average within {RECOVERED_WITHIN:g} points of the run without attack, until its end; 0 if it never left, "-"
+if that did not happen. An empty cell: nothing to compare with, or nobody who could be banned."""
 
 RESULT_COLUMNS = (
     "attack",

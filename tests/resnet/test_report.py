@@ -16,7 +16,7 @@ import yaml
 
 from btard.protocol.law import survival_law
 from resnet.config import config_text
-from resnet.experiments import survival, tables
+from resnet.experiments import outcomes, survival, tables
 from resnet.experiments.export import export
 from resnet.experiments.grid import Cell, Grid, parse_grid
 from resnet.experiments.outcomes import Outcome, Results, read_results, read_sweep, varied_keys
@@ -152,11 +152,31 @@ def outcome_of(tmp_path: Path, curve: list[float], **summary: Any) -> Outcome:
         ([0.05, 0.10, 0.15, 0.10, 0.25, 0.20, 0.35, 0.40], 10, 25),  # two dips are as deep
     ],
 )
-def test_dip_and_recovery_by_hand(curve: list[float], dip: float, recovery: int | None, tmp_path: Path) -> None:
+def test_dip_and_recovery_by_hand(
+    curve: list[float], dip: float, recovery: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outcomes, "RECOVERY_WINDOW", 1)
     outcome = outcome_of(tmp_path, curve)
     assert outcome.dip == pytest.approx(dip)
     assert outcome.recovery == recovery
     assert outcome.accuracy == curve[-1] and outcome.reference_accuracy == 0.40
+
+
+@pytest.mark.parametrize(
+    ("gaps", "recovery"),
+    [
+        ([10, 2, 0, 7, 0, 0], 10),  # means of three: 4, 3, 2.3, 2.3
+        ([20, 10, 2, 0, 7, 0], 15),
+        ([0, 0, 0, 0, 9, 0], 0),  # one measurement that is off is chance
+        ([9, 0, 0, 0, 9, 1], None),  # 3.3 at the end
+    ],
+)
+def test_recovery_is_judged_by_means_of_several_measurements(
+    gaps: list[float], recovery: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outcomes, "RECOVERY_WINDOW", 3)
+    curve = [0.05, 0.10, *((step - gap) / 100 for step, gap in zip(STEPS[2:], gaps, strict=True))]
+    assert outcome_of(tmp_path, curve).recovery == recovery
 
 
 def test_bans_count_from_the_start_of_the_attack(tmp_path: Path) -> None:
