@@ -44,8 +44,8 @@ def test_the_notebook_runs_from_top_to_bottom_at_its_smallest_setting(folder: Pa
     assert not [output for output in outputs if output.output_type == "error"]
     images = [output for output in outputs if "image/png" in output.get("data", {})]
     assert len(images) >= 3  # the first attack, accuracy per attack, survival
-    printed = "".join(output.text for output in outputs if output.output_type == "stream")
-    assert "banned peer" in printed and "6 different runs" in printed
+    printed = "".join(output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs)
+    assert "banned peer" in printed and "All 6 runs are finished" in printed
     assert len(list((folder / "sweep/runs").rglob("summary.json"))) == 6
 
 
