@@ -33,7 +33,7 @@ class Net:
         roster = Roster(tuple(identity.public_key for identity in self.identities))
         config = ProtocolConfig(peers=peers, byzantine=len(byzantine), validators=0, relays=rounds)
         self.rounds = config.rounds
-        self.record = StepRecord(3, tuple(range(peers)), {}, b"coin", b"context")
+        self.record = StepRecord(3, tuple(range(peers)), {}, b"coin", context=b"context")
         self.peers = {i: Peer(i, self.identities[i], roster, config, 100) for i in range(peers) if i not in byzantine}
 
     def sign(self, sender: int, value: int, phase: str = "phase", context: bytes = b"context") -> Signed:
