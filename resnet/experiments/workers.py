@@ -6,6 +6,7 @@ has done is in its folder: nothing is lost but the steps since its last checkpoi
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import multiprocessing
 import os
@@ -22,6 +23,9 @@ from resnet.experiments.plan import Branch, Plan, Segment, Task
 
 POLL = 0.5
 """Seconds between two looks at how far the workers are."""
+
+PATIENCE = 10
+"""Seconds that a worker without a task has to end by itself."""
 
 
 @dataclass
@@ -117,7 +121,8 @@ class _Worker:
 
     def begin(self, task: Task) -> None:
         self.task, self._steps.value = task, 0
-        self.pipe.send(task)
+        with contextlib.suppress(OSError):  # a process that died while it had nothing to do: `poll` finds out
+            self.pipe.send(task)
 
     def poll(self) -> _Ended | None:
         """How the task ended, None if it has not."""
@@ -125,7 +130,7 @@ class _Worker:
             return None
         try:
             ended = self.pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):
             self._process.join()
             death = _death(self._process.exitcode)
             ended = _Ended(0, f"its process died ({death}); run the sweep again to go on with it")
@@ -135,6 +140,8 @@ class _Worker:
 
     def stop(self) -> None:
         self.pipe.close()
+        if self.task is None:
+            self._process.join(PATIENCE)  # it ends by itself, and tidies up
         self._process.terminate()
         self._process.join()
 
