@@ -1,15 +1,13 @@
 """The settings of a ResNet-18 experiment. The defaults are the paper's, and configs/resnet/paper_defaults.yaml."""
 
 import math
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, ClassVar, Literal
 
-import yaml
-
-from resnet.typed_yaml import ConfigError, FieldError, build, keys, nearest, read_settings, read_words
+from btard.harness import settings
+from btard.harness.typed_yaml import FieldError, nearest
 
 AggregatorName = Literal[
     "btard",
@@ -179,6 +177,8 @@ class OptimizerConfig:
 class Config:
     """One run."""
 
+    free_to_change: ClassVar[frozenset[str]] = frozenset({"checkpoint_every", "timeout"})
+
     peers: int = 16
     """Simulated peers (n)."""
     byzantine: int = 0
@@ -271,8 +271,8 @@ class Config:
             raise FieldError("attack", f"has a value that does not work: {error}") from None
 
 
-FREE_TO_CHANGE = frozenset({"checkpoint_every", "timeout"})
-"""Keys that do not change what a run computes, so that it may go on with other values."""
+ABOUT = """Trains as CONFIG.yaml says, with these keys changed, and writes the run to RUN_DIR. The same command goes on
+with an interrupted run."""
 
 
 def load_config(argv: Sequence[str] | None = None, *, program: str = "python -m resnet.train") -> tuple[Config, Path]:
@@ -281,101 +281,14 @@ def load_config(argv: Sequence[str] | None = None, *, program: str = "python -m 
     `argv` is by default the process's. Ends the process: with code 0 after --help, and with code 2 after one line on
     stderr if a key, a value or a file is wrong.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    if "-h" in words or "--help" in words:
-        print(_help(program))
-        raise SystemExit(0)
-    try:
-        return parse_command_line(words, program)
-    except ConfigError as error:
-        exit_with(error)
-
-
-def exit_with(error: Exception) -> NoReturn:
-    """End the process with code 2 and one line on stderr, as for any mistake in what the user asked for."""
-    print("error:", " ".join(str(error).split()), file=sys.stderr)
-    raise SystemExit(2)
+    return settings.load_config(Config, argv, program, ABOUT)
 
 
 def parse_command_line(words: Sequence[str], program: str) -> tuple[Config, Path]:
     """As `load_config`, without ending the process: raises ConfigError."""
-    usage = f"usage: {program} CONFIG.yaml --out RUN_DIR [--key value ...]"
-    if not words or words[0].startswith("--"):
-        raise ConfigError(f"command line: expected a configuration file first; {usage}")
-    file, rest = Path(words[0]), list(words[1:])
-    out = None
-    for index, word in enumerate(rest):
-        if word == "--out" and index + 1 < len(rest) and not rest[index + 1].startswith("--"):
-            out = rest[index + 1]
-            del rest[index : index + 2]
-            break
-        if word.startswith("--out="):
-            out = rest.pop(index).partition("=")[2]
-            break
-    if not out:
-        raise ConfigError(f"command line: --out RUN_DIR is missing: the folder that the run is written to; {usage}")
-    return build(Config, read_settings(file, Config) | read_words(rest, Config), str(file)), Path(out)
+    return settings.parse_command_line(Config, words, program)
 
 
 def read_config(path: Path) -> Config:
     """Return the settings in a YAML file; what it leaves out has its default. Raises ConfigError."""
-    return build(Config, read_settings(path, Config), str(path))
-
-
-def config_text(config: Config) -> str:
-    """Return every setting as YAML that `read_config` reads back to an equal Config; always the same text for it."""
-    return yaml.safe_dump(asdict(config), sort_keys=False, default_flow_style=False, allow_unicode=True)
-
-
-def save_config(config: Config, path: Path) -> None:
-    """Write `config_text` to a file."""
-    path.write_text(config_text(config), encoding="utf-8")
-
-
-def differing_keys(one: Config, other: Config) -> list[tuple[str, Any, Any]]:
-    """Return (dotted key, value in one, value in the other) where they differ in what a run computes."""
-
-    def values(config: Config, key: str) -> Any:
-        value: Any = config
-        for name in key.split("."):
-            value = getattr(value, name)
-        return value
-
-    pairs = [(key, values(one, key), values(other, key)) for key in keys(Config) if key not in FREE_TO_CHANGE]
-    return [(key, a, b) for key, a, b in pairs if a != b]
-
-
-def _help(program: str) -> str:
-    lines = [
-        f"usage: {program} CONFIG.yaml --out RUN_DIR [--key value ...]",
-        "",
-        "Trains as CONFIG.yaml says, with these keys changed, and writes the run to RUN_DIR. The same command goes on",
-        "with an interrupted run. The keys, their defaults, and what they do:",
-    ]
-    settings = asdict(Config())
-    for key, (hint, doc) in keys(Config).items():
-        value: Any = settings
-        for name in key.split("."):
-            value = value[name]
-        shown = yaml.safe_dump(value).splitlines()[0]
-        choices = f" (of {', '.join(get_args(hint))})" if get_origin(hint) is Literal else ""
-        lines += ["", f"  --{key} {shown}{choices}", f"      {doc}"]
-    return "\n".join(lines)
-
-
-__all__ = [
-    "AggregatorConfig",
-    "AttackConfig",
-    "Config",
-    "ConfigError",
-    "DataConfig",
-    "ModelConfig",
-    "OptimizerConfig",
-    "config_text",
-    "differing_keys",
-    "exit_with",
-    "load_config",
-    "parse_command_line",
-    "read_config",
-    "save_config",
-]
+    return settings.read_config(Config, path)

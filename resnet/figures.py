@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from resnet.run_folder import RunFolderError
+from btard.harness.run_folder import RunFolderError
 from resnet.table import Run, bans_text, markdown_table, read_run, text_table
 
 if TYPE_CHECKING:

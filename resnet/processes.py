@@ -27,11 +27,12 @@ from tqdm import tqdm
 from btard.drivers.collective import CollectiveDriver, Fallen
 from btard.drivers.mesh import Mesh, RankLost
 from btard.drivers.understudy import Understudy
+from btard.harness.progress import interval
+from btard.harness.run_folder import RunFolder, RunFolderError, rank_checkpoints
+from btard.harness.typed_yaml import ConfigError
 from btard.protocol.ledger import Ledger
-from resnet.config import Config, ConfigError, load_config
+from resnet.config import Config, load_config
 from resnet.data import DataError, Dataset, load_dataset
-from resnet.progress import interval
-from resnet.run_folder import RunFolder, RunFolderError, rank_checkpoints
 from resnet.train import (
     HISTORY,
     Training,

@@ -18,7 +18,9 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from tqdm import tqdm
 
-from resnet.config import ConfigError, exit_with
+from btard.harness.run_folder import RunFolderError
+from btard.harness.settings import exit_with
+from btard.harness.typed_yaml import COMMAND_LINE, ConfigError
 from resnet.experiments import tables
 from resnet.experiments.export import export
 from resnet.experiments.grid import Experiment
@@ -26,8 +28,6 @@ from resnet.experiments.outcomes import Outcome, Results, read_results, read_swe
 from resnet.experiments.plots import accuracy_figure, overview_experiments, survival_figure, write_figure
 from resnet.experiments.survival import collapse
 from resnet.experiments.tracking import TrackingError, write_tensorboard, write_wandb
-from resnet.run_folder import RunFolderError
-from resnet.typed_yaml import COMMAND_LINE
 
 PATIENCE = 2.0
 """Seconds after which a progress bar appears."""

@@ -26,15 +26,16 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from resnet.config import Config, ConfigError, exit_with
+from btard.harness.progress import interval
+from btard.harness.run_folder import RunFolderError, read_summary, steps_per_second
+from btard.harness.settings import exit_with
+from btard.harness.typed_yaml import COMMAND_LINE, ConfigError, read_words
+from resnet.config import Config
 from resnet.data import DataError, load_dataset
 from resnet.experiments.grid import Cell, Grid, read_grid
 from resnet.experiments.plan import GRID_FILE, RUNS, Branch, Plan, Task, make_plan, shard
 from resnet.experiments.workers import Progress, run_tasks
-from resnet.progress import interval
-from resnet.run_folder import RunFolderError, read_summary, steps_per_second
 from resnet.train import Training, check_rule
-from resnet.typed_yaml import COMMAND_LINE, read_words
 
 PROBE_STEPS = 4
 """Steps that are timed where nothing has been trained yet; the first one of them does not count."""

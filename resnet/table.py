@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resnet.config import Config, ConfigError, read_config
-from resnet.run_folder import RunFolderError, read_metrics, read_summary, steps_per_second
+from btard.harness.run_folder import RunFolderError, read_metrics, read_summary, steps_per_second
+from btard.harness.typed_yaml import ConfigError
+from resnet.config import Config, read_config
 
 COLUMNS = (
     "run",

@@ -28,6 +28,10 @@ from btard.drivers.collective import CollectiveDriver
 from btard.drivers.local import LocalDriver
 from btard.drivers.server import ServerDriver
 from btard.drivers.task import StepResult
+from btard.harness.progress import interval
+from btard.harness.run_folder import Checkpoints, RunFolder, RunFolderError, read_timings, steps_per_second
+from btard.harness.settings import exit_with
+from btard.harness.typed_yaml import ConfigError
 from btard.protocol.behaviour import Behaviour
 from btard.protocol.collusion import Collusion
 from btard.protocol.commit import NoGradient
@@ -35,11 +39,9 @@ from btard.protocol.config import ProtocolConfig
 from btard.protocol.hashing import stream
 from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.tolerance import tolerated_deviation
-from resnet.config import Config, ConfigError, exit_with, load_config
+from resnet.config import Config, load_config
 from resnet.data import DataError, Dataset, load_dataset
 from resnet.model import bind, evaluate, flatten, resnet18
-from resnet.progress import interval
-from resnet.run_folder import Checkpoints, RunFolder, RunFolderError, read_timings, steps_per_second
 from resnet.sampling import TrainingData
 from resnet.task import ClassificationTask
 

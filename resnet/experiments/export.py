@@ -11,11 +11,11 @@ from typing import Any
 
 import yaml
 
-from resnet.config import config_text
+from btard.harness.run_folder import RunFolderError
+from btard.harness.settings import config_text
 from resnet.experiments.grid import parse_grid
 from resnet.experiments.outcomes import GRID_FILE, PLACE, SPEEDS_FILE, Outcome, Results
 from resnet.experiments.plan import RUNS
-from resnet.run_folder import RunFolderError
 
 
 def export(results: Results, source: Path, target: Path, listen: Callable[[], object] = lambda: None) -> None:

@@ -34,8 +34,7 @@ from typing import Any
 
 import yaml
 
-from resnet.config import Config
-from resnet.typed_yaml import (
+from btard.harness.typed_yaml import (
     ConfigError,
     Setting,
     build,
@@ -45,6 +44,7 @@ from resnet.typed_yaml import (
     read_settings,
     settings_of,
 )
+from resnet.config import Config
 
 ALL = "all"
 RULES_FOR_A_NUMBER = frozenset({"trimmed_mean", "krum", "multi_krum", "bulyan"})

@@ -15,11 +15,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from resnet.config import Config, ConfigError, config_text, differing_keys, read_config
+from btard.harness.run_folder import RunFolderError, read_metrics, read_summary, steps_per_second
+from btard.harness.settings import config_text, differing_keys
+from btard.harness.typed_yaml import ConfigError
+from resnet.config import Config, read_config
 from resnet.experiments.grid import Cell, Experiment, Grid, read_grid
 from resnet.experiments.plan import GRID_FILE, RUNS
 from resnet.experiments.warmup import warm_up_of
-from resnet.run_folder import RunFolderError, read_metrics, read_summary, steps_per_second
 from resnet.table import Run
 
 SPEEDS_FILE = "speeds.json"

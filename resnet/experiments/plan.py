@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from btard.harness.run_folder import RunFolderError, read_summary
 from resnet.config import Config
 from resnet.experiments.grid import Cell
 from resnet.experiments.warmup import fork_point, fork_step, warm_up_name, warm_up_of
-from resnet.run_folder import RunFolderError, read_summary
 
 GRID_FILE, RUNS, WARM_UPS = "sweep.yaml", "runs", "warmups"
 """What the folder of a sweep holds."""

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from btard.harness.run_folder import TAGS
 from resnet.experiments.grid import short
 from resnet.experiments.outcomes import Outcome, Results, settings_by_key
-from resnet.run_folder import TAGS
 
 BANNED_TAG = "peers/banned attackers"
 

@@ -16,11 +16,12 @@ from pathlib import Path
 from blake3 import blake3
 
 from btard.attacks.registry import ATTACKS, make_attack
+from btard.harness.run_folder import RunFolder
+from btard.harness.settings import differing_keys
 from btard.protocol.collusion import Collusion
-from resnet.config import AttackConfig, Config, differing_keys
+from resnet.config import AttackConfig, Config
 from resnet.data import Dataset
 from resnet.experiments.grid import RULES_FOR_A_NUMBER
-from resnet.run_folder import RunFolder
 from resnet.train import train
 
 ENDLESS = 2**31

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from btard.drivers.local import LocalDriver
+from btard.harness.run_folder import read_summary, read_timings
 from btard.protocol.config import ProtocolConfig
-from resnet.run_folder import read_summary, read_timings
 from scripts.benchmarks.measure import Settings, in_units, interleaved, ratio, release
 from scripts.benchmarks.page import Aim, Table
 from scripts.benchmarks.workloads import BATCH, PEERS, PLAIN, gradient_variants, resnet_task

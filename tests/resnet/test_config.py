@@ -7,17 +7,9 @@ from typing import get_args
 import pytest
 
 from btard.aggregation import AGGREGATORS
-from resnet.config import (
-    AggregatorName,
-    Config,
-    ConfigError,
-    config_text,
-    differing_keys,
-    load_config,
-    read_config,
-    save_config,
-)
-from resnet.typed_yaml import keys, read_settings
+from btard.harness.settings import config_text, differing_keys
+from btard.harness.typed_yaml import ConfigError, keys, read_settings
+from resnet.config import AggregatorName, Config, load_config, read_config
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "resnet"
 
@@ -80,7 +72,7 @@ def test_values_that_follow_from_others(tmp_path):
 @pytest.mark.parametrize("value", [math.inf, 1e-7, 2.5, "auto"])
 def test_saved_settings_read_back_equal_and_the_text_is_always_the_same(tmp_path, value):
     config = load(tmp_path, f"aggregator: {{tau: {value}}}", "--attack.options", "{a_b: 1, c: text}")
-    save_config(config, tmp_path / "one.yaml")
+    (tmp_path / "one.yaml").write_text(config_text(config), encoding="utf-8")
     again = read_config(tmp_path / "one.yaml")
     assert again == config
     assert config_text(again) == (tmp_path / "one.yaml").read_text(encoding="utf-8")

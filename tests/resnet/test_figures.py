@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from btard.harness.run_folder import RunFolder, RunFolderError
 from resnet.config import AggregatorConfig, AttackConfig, Config
 from resnet.figures import draw, main
-from resnet.run_folder import RunFolder, RunFolderError
 from resnet.table import COLUMNS, bans_text, describe, markdown_table, read_run, row, text_table
 
 QUIET = Config(steps=30, aggregator=AggregatorConfig(name="mean"))

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import yaml
 
+from btard.harness.settings import config_text
 from btard.protocol.law import survival_law
-from resnet.config import config_text
 from resnet.experiments import outcomes, survival, tables
 from resnet.experiments.export import export
 from resnet.experiments.grid import Cell, Grid, parse_grid

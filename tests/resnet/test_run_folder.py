@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from btard.harness.run_folder import TAGS, RunFolder, RunFolderError, read_metrics, read_summary
 from resnet.config import Config, read_config
-from resnet.run_folder import TAGS, RunFolder, RunFolderError, read_metrics, read_summary
 
 CONFIG = Config(steps=10)
 
@@ -137,7 +137,7 @@ def test_crash_while_saving_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     def crash(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("resnet.run_folder._commit", crash)
+    monkeypatch.setattr("btard.harness.run_folder._commit", crash)
     with pytest.raises(KeyboardInterrupt):
         folder.save_checkpoint(2, tensors(2), {})
     assert folder.load_checkpoint()[0] == 1

@@ -14,10 +14,10 @@ import pytest
 import yaml
 
 from btard.attacks.registry import ATTACKS
+from btard.harness.run_folder import read_summary
 from resnet.experiments.grid import Grid, parse_grid, read_grid
 from resnet.experiments.plan import Branch, Segment, make_plan, shard
 from resnet.experiments.warmup import branch, extend, fork_step, warm_up_of
-from resnet.run_folder import read_summary
 from resnet.sweep import main, sweep
 from resnet.train import train
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from btard.harness.run_folder import RunFolder, RunFolderError
 from resnet.processes import main
-from resnet.run_folder import RunFolder, RunFolderError
 from resnet.train import train
 from tests.resnet.test_train import DIGITS, ROOT, config_of
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from btard.harness.run_folder import steps_per_second
 from resnet import train as train_module
 from resnet.config import Config, parse_command_line
-from resnet.run_folder import steps_per_second
 from resnet.train import Training, draw_byzantine, main, train
 
 ROOT = Path(__file__).parents[2]

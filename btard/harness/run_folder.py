@@ -26,7 +26,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from resnet.config import Config, ConfigError, config_text, differing_keys, read_config
+from btard.harness.settings import Settings, config_text, differing_keys, read_config
+from btard.harness.typed_yaml import ConfigError
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -114,7 +115,7 @@ class RunFolder:
     Raises RunFolderError if `path` holds something else, or a run with other settings.
     """
 
-    def __init__(self, path: Path, config: Config, *, processes: bool = False, events: bool = True) -> None:
+    def __init__(self, path: Path, config: Settings, *, processes: bool = False, events: bool = True) -> None:
         self.path = Path(path)
         self._wants_events = events
         self._checkpoints = Checkpoints(self.path / "checkpoints")
@@ -126,7 +127,7 @@ class RunFolder:
         self._events: SummaryWriter | None = None
         self._claim(config)
 
-    def _claim(self, config: Config) -> None:
+    def _claim(self, config: Settings) -> None:
         file = self.path / "config.yaml"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -151,10 +152,10 @@ class RunFolder:
         """Whether the run has come to a first checkpoint."""
         return bool(self._checkpoints.files()) or any(self._checkpoints.path.glob("rank-*/step-*.safetensors"))
 
-    def _refuse_other(self, config: Config, file: Path) -> None:
+    def _refuse_other(self, config: Settings, file: Path) -> None:
         way_out = "choose another --out, or delete the folder"
         try:
-            differing = differing_keys(read_config(file), config)
+            differing = differing_keys(read_config(type(config), file), config)
         except ConfigError as error:
             raise RunFolderError(f"{error}; the run in this folder cannot be continued: {way_out}") from None
         if differing:
