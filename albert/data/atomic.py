@@ -1,0 +1,72 @@
+"""A folder that appears complete or not at all."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from albert.data.errors import DataError
+
+
+@contextmanager
+def complete_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder to write into; it becomes `folder` at the end of the block, after all of it is on the disk.
+
+    If the block raises, it is deleted. What a killed process left is deleted by the next one. Raises DataError if
+    `folder` is there already and not empty, if another process is making it, or if it cannot be written.
+    """
+    partial = folder.with_name(folder.name + ".partial")
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        lock = _locked(partial)
+    except OSError as error:
+        raise DataError(f"{partial}: cannot be made ({error.strerror}); choose another --out") from None
+    try:
+        _empty(partial)
+        yield partial
+        for path in [*partial.rglob("*"), partial]:
+            _sync(path)
+        try:
+            os.rename(partial, folder)
+        except OSError as error:
+            raise DataError(f"{folder}: cannot take its place ({error.strerror}); choose another --out") from None
+        _sync(folder.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    finally:
+        os.close(lock)
+
+
+def _locked(partial: Path) -> int:
+    """Make the folder and lock it, until the returned descriptor is closed or the process ends."""
+    while True:
+        partial.mkdir(exist_ok=True)
+        lock = os.open(partial, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Between the two the process that had it may have finished and moved it away.
+            if os.path.exists(partial) and os.path.samestat(os.fstat(lock), os.stat(partial)):
+                return lock
+        except BlockingIOError:
+            os.close(lock)
+            raise DataError(f"{partial}: another process is preparing this folder; wait for it to end") from None
+        os.close(lock)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

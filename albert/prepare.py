@@ -1,0 +1,117 @@
+"""`python -m albert.prepare --source SOURCE --out DATA`: text made into the segment pairs that a swarm trains on.
+
+    python -m albert.prepare --source wikitext-103 --out data/wikitext-103
+    python -m albert.prepare --source wikitext-2 --out data/wikitext-2 --train-tokenizer --vocab-size 8000
+    python -m albert.prepare --source synthetic --out data/synthetic      # invented text: downloads nothing
+    python -m albert.prepare --check data/wikitext-103
+
+DATA appears complete or not at all: after an interruption, repeat the command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from albert.data.errors import DataError
+from albert.data.folder import RECORD, TOKENIZER, check
+from albert.data.preparation import Options, prepare
+from albert.data.sources import SYNTHETIC
+from albert.data.tokenizer import DEFAULT
+from btard.harness.settings import exit_with
+
+PROGRAM = "python -m albert.prepare"
+
+
+def print_summary(record: dict[str, Any], out: Path, remark: str) -> None:
+    """Print what a prepared folder holds; `remark` says how it came to be."""
+    table = Table("split", title=str(out), title_justify="left")
+    for name in ("articles", "examples", "tokens", "tokens per example"):
+        table.add_column(name, justify="right")
+    for split, counts in record["splits"].items():
+        mean = counts["tokens"] / counts["examples"]
+        table.add_row(split, *(f"{counts[name]:,}" for name in ("articles", "examples", "tokens")), f"{mean:.1f}")
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, markup=False)
+    console.print(table)
+    console.print(f"vocabulary {record['vocab_size']:,}, sequence length {record['sequence_length']}, {remark}")
+    console.print(f"digest {record['digest']}")
+    console.print(f"files: {out}/{RECORD}, {', '.join(f'{split}.arrow' for split in record['splits'])}, {TOKENIZER}/")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Return the exit code: 0, 2 after one line about what is wrong, or 130 after an interruption."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--source", help="wikitext-103, wikitext-2, synthetic, or a folder with text files *train*, ..."
+    )
+    parser.add_argument("--out", type=Path, metavar="DATA", help="the folder to make")
+    parser.add_argument("--check", type=Path, metavar="DATA", help="read all of a prepared folder and verify it")
+    parser.add_argument("--tokenizer", metavar="NAME", help=f"{DEFAULT} (default) or a folder with a tokenizer")
+    parser.add_argument("--train-tokenizer", action="store_true", help="train one on the text; default for synthetic")
+    parser.add_argument("--vocab-size", type=int, help="of a trained tokenizer (30000; for synthetic 2000)")
+    parser.add_argument("--sequence-length", type=int, help="tokens of an example (512; for synthetic 128)")
+    parser.add_argument("--seed", type=int, default=0, help="of segment boundaries and of synthetic text (0)")
+    parser.add_argument("--workers", type=int, help="threads that tokenise (as many as there are cores)")
+    arguments = parser.parse_args(argv)
+    begin = time.monotonic()
+    try:
+        if arguments.check is not None:
+            if arguments.source is not None or arguments.out is not None:
+                raise DataError("--check: expected it alone, got --source or --out beside it; leave these out")
+            print_summary(check(arguments.check), arguments.check, "intact: every file was read")
+            return 0
+        options = _options(arguments)
+        if arguments.workers is not None:
+            # The tokenizer's thread pool starts with its first use and reads it then.
+            os.environ["RAYON_NUM_THREADS"] = str(arguments.workers)
+        record, made = prepare(options, arguments.out)
+    except DataError as error:
+        exit_with(error)
+    except OSError as error:
+        exit_with(
+            DataError(f"{error.filename or arguments.out}: cannot be written ({error.strerror}); see to the disk")
+        )
+    except KeyboardInterrupt:
+        print("interrupted: nothing was left behind, the same command begins again", file=sys.stderr)
+        return 130
+    print_summary(record, arguments.out, f"{time.monotonic() - begin:.0f} s" if made else "there already")
+    return 0
+
+
+def _options(arguments: argparse.Namespace) -> Options:
+    """Return the options on the command line, where the defaults depend on the source."""
+    if arguments.source is None or arguments.out is None:
+        raise DataError(f"expected --source and --out, or --check; see {PROGRAM} --help")
+    if arguments.workers is not None and arguments.workers < 1:
+        raise DataError(f"--workers: expected at least 1, got {arguments.workers}")
+    if arguments.train_tokenizer and arguments.tokenizer is not None:
+        raise DataError("--train-tokenizer: expected no --tokenizer beside it; choose one of the two")
+    synthetic = arguments.source == SYNTHETIC
+    trained = arguments.train_tokenizer or (synthetic and arguments.tokenizer is None)
+    if arguments.vocab_size is not None and not trained:
+        raise DataError("--vocab-size: is that of a trained tokenizer; pass --train-tokenizer, too")
+    return Options(
+        source=arguments.source,
+        tokenizer=None if trained else arguments.tokenizer or DEFAULT,
+        vocab_size=_default(arguments.vocab_size, 2_000 if synthetic else 30_000),
+        sequence_length=_default(arguments.sequence_length, 128 if synthetic else 512),
+        seed=arguments.seed,
+    )
+
+
+def _default(given: int | None, otherwise: int) -> int:
+    return otherwise if given is None else given
+
+
+if __name__ == "__main__":
+    sys.exit(main())
