@@ -24,13 +24,14 @@ from tqdm import tqdm
 from btard.calibration import Proposal, propose
 from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import ConfigError
+from btard.harness.vector import bind, flatten
 from btard.protocol.effects import Compute
 from btard.protocol.hashing import batch_seed, digest
 from btard.protocol.tolerance import difference, tolerated_deviation
 from resnet.config import Config, parse_command_line
 from resnet.data import DataError, Dataset, load_dataset
 from resnet.figures import save
-from resnet.model import bind, flatten, resnet18
+from resnet.model import resnet18
 from resnet.numerics import Numerics, NumericTask, numerics_here
 from resnet.sampling import TrainingData
 from resnet.task import ClassificationTask

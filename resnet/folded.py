@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from btard.harness.vector import bind, views
 from resnet.batchnorm import Statistics
-from resnet.model import bind, views
 
 
 class FoldedNetwork:

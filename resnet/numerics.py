@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from btard.harness.vector import flatten, parameter_count, views
 from btard.protocol.effects import Compute
 from resnet.batchnorm import Statistics, statistics_size
 from resnet.data import Dataset
 from resnet.folded import FoldedNetwork
 from resnet.gradients import CohortGradients
-from resnet.model import flatten, parameter_count, views
 from resnet.sampling import TrainingData, draw_batches
 
 Precision = Literal["float32", "tf32", "bfloat16"]

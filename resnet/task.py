@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from btard.harness.vector import parameter_count
 from btard.protocol.effects import Compute, Purpose
 from resnet.batchnorm import RunningStatistics
 from resnet.gradients import CohortGradients, Mode
-from resnet.model import parameter_count
 from resnet.sampling import TrainingData, draw_batches
 
 

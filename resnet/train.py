@@ -32,6 +32,7 @@ from btard.harness.progress import interval
 from btard.harness.run_folder import Checkpoints, RunFolder, RunFolderError, read_timings, steps_per_second
 from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import ConfigError
+from btard.harness.vector import bind, flatten
 from btard.protocol.behaviour import Behaviour
 from btard.protocol.collusion import Collusion
 from btard.protocol.commit import NoGradient
@@ -41,7 +42,7 @@ from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.tolerance import tolerated_deviation
 from resnet.config import Config, load_config
 from resnet.data import DataError, Dataset, load_dataset
-from resnet.model import bind, evaluate, flatten, resnet18
+from resnet.model import evaluate, resnet18
 from resnet.sampling import TrainingData
 from resnet.task import ClassificationTask
 

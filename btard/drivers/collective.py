@@ -12,6 +12,7 @@ import torch
 
 from btard.audit.attestation import Attestation
 from btard.drivers.compute import CohortCompute
+from btard.drivers.decoding import decode
 from btard.drivers.history import ParameterHistory, steps_kept
 from btard.drivers.mesh import Letter, Mesh, Round
 from btard.drivers.task import StepResult, Task
@@ -19,14 +20,14 @@ from btard.drivers.threads import kernel_threads
 from btard.drivers.understudy import Understudy
 from btard.protocol import hashing, wire
 from btard.protocol.behaviour import HONEST, Behaviour
+from btard.protocol.coin import NoQuorum
 from btard.protocol.collusion import Collusion
 from btard.protocol.commit import NoGradient
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Broadcast, Compare, Compute, Effect, Exchange, Idle, Purpose
-from btard.protocol.envelope import decode_digest, decode_items, decode_signed, encode_items, encode_signed
+from btard.protocol.envelope import encode_items, encode_signed
 from btard.protocol.hashing import digest, tensor_digest
 from btard.protocol.identity import Identity, Roster
-from btard.protocol.messages import Packet, Relayed
 from btard.protocol.peer import Outcome, Peer
 from btard.protocol.snapshot import load_peer, save_peer
 from btard.protocol.wire import Malformed
@@ -124,6 +125,10 @@ class CollectiveDriver:
             except NoGradient as error:
                 failure = error
                 break
+            except NoQuorum:
+                if not self.peer.behaviour.byzantine:
+                    raise
+                break  # in a history of its own
             computing = isinstance(effect, Compute | Idle)
             phase = effect.phase.partition("/")[0]
             seconds[phase] += time.perf_counter() - started
@@ -251,7 +256,7 @@ class CollectiveDriver:
         answers: dict[int, Any] = {}
         for sender in sorted(came.letters.keys() & present):
             try:
-                answers[sender] = _decode(effect, came.letters[sender], device)
+                answers[sender] = decode(effect, came.letters[sender], device)
             except Malformed:
                 continue  # as if nothing had come: what it is worth is the protocol's to say
         return answers if said is None else {**answers, self.mesh.rank: said}
@@ -307,24 +312,3 @@ class CollectiveDriver:
         pairs = [number for pair in sorted(peer.assignments.items()) for number in pair]
         start = (outcome.coin, peer.ledger.head, peer.tau.hex())
         return digest("outcome", outcome.step, *outcome.hashes, *start, *peer.active, *pairs)
-
-
-def _decode(effect: Effect, letter: bytearray | memoryview, device: torch.device) -> Any:
-    if isinstance(effect, Broadcast):
-        message = decode_signed(memoryview(letter), effect.limit)
-        if message.nbytes > effect.limit:
-            raise Malformed(f"broadcast: at most {effect.limit} bytes are allowed")
-        return message
-    if isinstance(effect, Compare):
-        return decode_digest(memoryview(letter))
-    if isinstance(effect, Exchange):
-        items = decode_items(letter, effect.limit)
-        return items if device.type == "cpu" else tuple(_on(device, item) for item in items)
-    raise TypeError(f"nothing is sent for {type(effect).__name__}")
-
-
-def _on(device: torch.device, item: Packet | Relayed) -> Packet | Relayed:
-    """The item with its tensor, if it has one, on `device`."""
-    if isinstance(item, Packet) and isinstance(item.body, torch.Tensor):
-        return Packet(item.kind, item.sender, item.step, item.part, item.body.to(device), item.signature)
-    return item

@@ -22,6 +22,7 @@ from btard.drivers.newcomers import Newcomer, admitted_last, bring_in
 from btard.drivers.task import StepResult, Task
 from btard.drivers.threads import Team, kernel_threads
 from btard.protocol.behaviour import HONEST, Behaviour
+from btard.protocol.coin import NoQuorum
 from btard.protocol.collusion import Collusion
 from btard.protocol.commit import NoGradient
 from btard.protocol.config import ProtocolConfig
@@ -194,7 +195,7 @@ class LocalDriver:
             return running[i].send(answers[i])
         except StopIteration as stop:
             return _Ended(stop.value)
-        except NoGradient:
+        except (NoGradient, NoQuorum):
             if not self.peers[i].behaviour.byzantine:
                 raise
             return _Ended(None)  # in a history of its own, in which nobody else works

@@ -48,6 +48,11 @@ TAGS = {
     "active": "peers/active",
     "tau": "protocol/tau",
     "lr": "optimizer/learning rate",
+    "validation_loss": "loss/validation",
+    "samples": "speed/sequences per step",
+    "samples_per_second": "speed/sequences per second",
+    "sent": "network/bytes per step, all peers",
+    "removed": "peers/removed so far",
 }
 """What TensorBoard calls the metrics of a step."""
 
@@ -118,7 +123,7 @@ class RunFolder:
     def __init__(self, path: Path, config: Settings, *, processes: bool = False, events: bool = True) -> None:
         self.path = Path(path)
         self._wants_events = events
-        self._checkpoints = Checkpoints(self.path / "checkpoints")
+        self.checkpoints = Checkpoints(self.path / "checkpoints")
         self._processes = processes
         self._lock_file: TextIOWrapper | None = None
         self._metrics: TextIOWrapper | None = None
@@ -141,7 +146,7 @@ class RunFolder:
             self._refuse_other(config, file)
             return
         # Also where an earlier attempt failed before its first step: its settings bind nobody.
-        self._checkpoints.path.mkdir(exist_ok=True)
+        self.checkpoints.path.mkdir(exist_ok=True)
         _write_atomically(file, config_text(config).encode())
 
     def _begun(self) -> bool:
@@ -150,7 +155,7 @@ class RunFolder:
 
     def has_checkpoints(self) -> bool:
         """Whether the run has come to a first checkpoint."""
-        return bool(self._checkpoints.files()) or any(self._checkpoints.path.glob("rank-*/step-*.safetensors"))
+        return bool(self.checkpoints.files()) or any(self.checkpoints.path.glob("rank-*/step-*.safetensors"))
 
     def _refuse_other(self, config: Settings, file: Path) -> None:
         way_out = "choose another --out, or delete the folder"
@@ -162,7 +167,7 @@ class RunFolder:
             key, theirs, ours = differing[0]
             more = f" (and {len(differing) - 1} more differ)" if len(differing) > 1 else ""
             raise RunFolderError(f"{self.path}: holds a run with {key} {theirs}, not {ours}{more}; {way_out}")
-        if self.has_checkpoints() and self._processes == bool(self._checkpoints.files()):
+        if self.has_checkpoints() and self._processes == bool(self.checkpoints.files()):
             how = (
                 "in one process, not under torchrun"
                 if self._processes
@@ -194,7 +199,7 @@ class RunFolder:
         _cut(self.path / TIMINGS, step)
         if kept != step:
             warnings.warn(f"{self.path}/metrics.jsonl has {kept} of the {step} steps before this one", stacklevel=2)
-        self._checkpoints.forget_after(step)
+        self.checkpoints.forget_after(step)
         self._metrics = (self.path / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
         self._ledger = (self.path / "ledger.jsonl").open("a", encoding="utf-8", buffering=1)
         self._timings = (self.path / TIMINGS).open("a", encoding="utf-8", buffering=1)
@@ -211,7 +216,7 @@ class RunFolder:
         for name in ("metrics.jsonl", "ledger.jsonl", TIMINGS):
             lines = [text for value, text in _lines(other / name) if value["step"] < step]
             _write_atomically(self.path / name, "".join(line + "\n" for line in lines).encode())
-        target = self._checkpoints.path / checkpoint.name
+        target = self.checkpoints.path / checkpoint.name
         temporary = target.with_suffix(".tmp")
         shutil.copyfile(checkpoint, temporary)
         _commit(temporary, target)
@@ -242,13 +247,21 @@ class RunFolder:
             raise RuntimeError("call start() before log_ledger()")
         self._ledger.writelines(entry + "\n" for entry in entries)
 
+    def replace_ledger(self, entries: Sequence[str]) -> None:
+        """Have these entries in the ledger instead of what it holds: whoever was away learns what it missed."""
+        if self._ledger is None:
+            raise RuntimeError("call start() before replace_ledger()")
+        self._ledger.close()
+        _write_atomically(self.path / "ledger.jsonl", "".join(entry + "\n" for entry in entries).encode())
+        self._ledger = (self.path / "ledger.jsonl").open("a", encoding="utf-8", buffering=1)
+
     def save_checkpoint(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Write what a run that has done `step` steps needs to go on; `state` is JSON. Keeps this one and the last.
 
         The file appears complete or not at all, and only after the lines logged so far are on the disk.
         """
         self.flush()
-        self._checkpoints.save_checkpoint(step, tensors, state)
+        self.checkpoints.save_checkpoint(step, tensors, state)
 
     def flush(self) -> None:
         """Have the lines logged so far on the disk."""
@@ -264,10 +277,10 @@ class RunFolder:
 
         A damaged one is passed over with a warning. Raises RunFolderError if all are damaged.
         """
-        newest = next(self._checkpoints.intact(), None)
-        if newest is None and self._checkpoints.files():
+        newest = next(self.checkpoints.intact(), None)
+        if newest is None and self.checkpoints.files():
             raise RunFolderError(
-                f"{self._checkpoints.path}: every checkpoint is damaged; delete them to start from step 0"
+                f"{self.checkpoints.path}: every checkpoint is damaged; delete them to start from step 0"
             )
         return newest
 

@@ -18,6 +18,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 COMMAND_LINE = "command line"
+BASE = "base"
+"""The key that names the file whose settings a file begins with."""
 
 T = TypeVar("T")
 
@@ -71,8 +73,24 @@ def _field_docs(cls: type) -> dict[str, str]:
 
 
 def read_settings(path: Path, cls: type) -> dict[str, Setting]:
-    """Return the settings of a YAML file by dotted key. Raises ConfigError for what `cls` does not have."""
-    return settings_of(read_mapping(path), cls, str(path))
+    """Return the settings of a YAML file by dotted key. Raises ConfigError for what `cls` does not have.
+
+    `base` names another file beside it, whose settings count where this one has none.
+    """
+    return _read(path, cls, ())
+
+
+def _read(path: Path, cls: type, above: tuple[Path, ...]) -> dict[str, Setting]:
+    content = dict(read_mapping(path))
+    base = content.pop(BASE, None)
+    if base is None:
+        return settings_of(content, cls, str(path))
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: {BASE} must be the name of a file beside it, got {_named(base)}")
+    other = path.parent / base
+    if other in (path, *above):
+        raise ConfigError(f"{path}: {BASE} {base} leads back to a file that is based on this one")
+    return _read(other, cls, (*above, path)) | settings_of(content, cls, str(path))
 
 
 def settings_of(content: Mapping[Any, Any], cls: type, origin: str) -> dict[str, Setting]:

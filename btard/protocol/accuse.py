@@ -71,7 +71,7 @@ def judge(peer: Peer, record: StepRecord, claims: Sequence[Claim]) -> Generator[
     while True:
         chosen = peer.behaviour_at(record).accuse(peer.context(record), tuple(sorted(set(claims))))
         messages = yield from peer.broadcast(
-            record, f"accuse/{attempt}", Claims, Claims(chosen), expected=record.remaining
+            record, f"accuse/{attempt}", Claims, Claims(chosen), expected=record.present
         )
         raised = _admissible(peer, record, messages)
         if attempt == 0:
@@ -195,7 +195,7 @@ def _try(
         if not watching
     )
     voters = record.remaining
-    messages = yield from peer.broadcast(record, f"vote/{attempt}", Votes, Votes(verdicts), expected=voters)
+    messages = yield from peer.broadcast(record, f"vote/{attempt}", Votes, Votes(verdicts), expected=record.present)
     votes = {judge: message.verdicts for judge, message in messages.items() if len(message.verdicts) == len(raised)}
     for judge in messages:
         if judge not in votes:

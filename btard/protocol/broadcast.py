@@ -40,7 +40,7 @@ def hear(
     senders = record.speakers
     heard: Heard = {}
     for sender in senders:
-        signed = arrived.get(sender) if sender != peer.id else message
+        signed = arrived.get(sender)
         hashed = genuine(peer, record, phase, signed, senders, limit)
         if hashed is not None and isinstance(signed, Signed) and signed.sender == sender:
             heard[sender] = {hashed: signed}

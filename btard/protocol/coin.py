@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from btard.protocol.peer import Peer
 
 
+class NoQuorum(RuntimeError):
+    """Half of the peers or more were not heard in a step: who goes on now may be cut off from those who really do."""
+
+
 @remembered(1024)
 def coin_commitment(run_id: str, step: int, attempt: int, peer: int, reveal: CoinReveal) -> bytes:
     """H(u_i, salt_i), bound to the run, the step, the attempt and the peer so that it cannot be copied."""
@@ -34,6 +38,10 @@ def toss(peer: Peer, record: StepRecord) -> Generator[Effect, Any, None]:
     """Set `record.coin` to r^t, strictly after all commitments to gradients and aggregates.
 
     Rides along: each peer names the aggregates it lacks, and those who hold them pass them on before the reveal.
+
+    It is also the roll call. A worker that missed the commit phase may have been slow, and owes this one nothing: if it
+    is not heard here either, it is away for the rest of the step (section 8).
+    Errors: NoQuorum if no more than half of A_t are heard.
     """
     run_id, attempt = peer.config.run_id, 0
     while True:
@@ -44,8 +52,18 @@ def toss(peer: Peer, record: StepRecord) -> Generator[Effect, Any, None]:
         commitment = coin_commitment(run_id, record.step, attempt, peer.id, mine)
         missing = tuple(part for part in record.announced if part not in record.aggregates)
         commits = yield from peer.broadcast(
-            record, f"coin_commit/{attempt}", CoinCommit, CoinCommit(commitment, missing), expected=record.remaining
+            record,
+            f"coin_commit/{attempt}",
+            CoinCommit,
+            CoinCommit(commitment, missing),
+            expected=record.present if attempt else record.owing,
         )
+        if attempt == 0:
+            record.away = frozenset(record.remaining) - commits.keys()
+            if 2 * len(commits.keys() & set(record.active)) <= len(record.active):
+                raise NoQuorum(
+                    f"step {record.step}: heard {len(commits)} of {len(record.active)} peers, more than half are needed"
+                )
         lacking = {sender: message.missing for sender, message in commits.items() if message.missing}
         if lacking and attempt == 0:
             record.missing = lacking
@@ -55,8 +73,9 @@ def toss(peer: Peer, record: StepRecord) -> Generator[Effect, Any, None]:
             f"coin_reveal/{attempt}",
             CoinReveal,
             peer.behaviour_at(record).reveal(peer.context(record), mine),
-            expected=record.remaining,
+            expected=record.present,
         )
+        reveals = {sender: reveal for sender, reveal in reveals.items() if sender in commits}
         broken = [
             sender
             for sender in record.remaining

@@ -29,13 +29,18 @@ class Identity:
     def generate(cls) -> Identity:
         return cls(SigningKey.generate())
 
+    @property
+    def seed(self) -> bytes:
+        """The 32 secret bytes that the key is made of, for whoever stores it."""
+        return bytes(self._private_key)
+
     def sign(self, message: bytes) -> bytes:
         """The 64-byte Ed25519 signature of `message`."""
         return self._private_key.sign(message).signature
 
     def secret(self, *fields: str | int) -> bytes:
         """32 bytes that only the holder of this key can derive, the same on every rerun."""
-        return digest("secret", bytes(self._private_key), *fields)
+        return digest("secret", self.seed, *fields)
 
 
 @dataclass(frozen=True)

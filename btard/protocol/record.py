@@ -110,6 +110,8 @@ class StepRecord:
     """Peer -> parts whose aggregate it said it lacks; each of them needs an accusation."""
     expelled: dict[int, str] = field(default_factory=dict)
     """Peers that fell out during this step -> why."""
+    away: frozenset[int] = frozenset()
+    """Those of A_t that were heard neither with a commitment nor at the roll call: nothing more is expected of them."""
     skipped: set[int] = field(default_factory=set)
     """Parts without a trustworthy aggregate: their parameters get a zero gradient in this step."""
 
@@ -128,6 +130,17 @@ class StepRecord:
     def remaining(self) -> tuple[int, ...]:
         """A_t without those that already fell out."""
         return tuple(peer for peer in self.active if peer not in self.expelled) if self.expelled else self.active
+
+    @property
+    def present(self) -> tuple[int, ...]:
+        """Of whom every further broadcast is expected: those of A_t that are neither out nor away."""
+        return tuple(peer for peer in self.remaining if peer not in self.away) if self.away else self.remaining
+
+    @property
+    def owing(self) -> tuple[int, ...]:
+        """Who owes the rest of the step: workers by their commitment, validators by their duty."""
+        absent = set(self.active) - set(self.workers) - self.assignments.keys()
+        return tuple(peer for peer in self.remaining if peer not in absent) if absent else self.remaining
 
     @property
     def newcomers(self) -> tuple[int, ...]:
@@ -152,7 +165,7 @@ class StepRecord:
         """
         if not self.missing:
             return True
-        lacking = sum(part in self.missing.get(peer, ()) for peer in self.active)
+        lacking = sum(peer in self.away or part in self.missing.get(peer, ()) for peer in self.active)
         return 2 * lacking < len(self.active)
 
     def owner(self, part: int) -> int:

@@ -142,9 +142,14 @@ def serve(member: Peer, tensors: Mapping[str, torch.Tensor]) -> Download | None:
 
 def vouch(member: Peer, newcomer: bytes, tensors: Mapping[str, bytes]) -> Vouch | None:
     """What `member` tells the newcomer with this key about its state; `tensors`: name -> `tensor_digest`."""
-    hashed = state_digest(member.config.run_id, public_state(member), tensors)
-    said = member.behaviour_at(member.begin()).vouch(_context(member), hashed)
+    said = vouched(member, tensors)
     return None if said is None else Vouch.create(member.identity, member.config.run_id, member.id, newcomer, said)
+
+
+def vouched(member: Peer, tensors: Mapping[str, bytes]) -> bytes | None:
+    """The digest of its state that `member` tells whoever asks after this step; None if it says nothing."""
+    hashed = state_digest(member.config.run_id, public_state(member), tensors)
+    return member.behaviour_at(member.begin()).vouch(_context(member), hashed)
 
 
 def load_public(newcomer: Peer, state: bytes) -> None:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from btard.harness.vector import bind, flatten
 from btard.protocol.effects import Compute
 from resnet.data import Dataset
 from resnet.gradients import CohortGradients
-from resnet.model import bind, flatten, resnet18
+from resnet.model import resnet18
 from resnet.sampling import TrainingData
 from resnet.task import ClassificationTask
 

@@ -580,7 +580,7 @@ def test_absences_are_shown(tmp_path: Path) -> None:
     _, content = proof_of(tmp_path, "gone")
     content["now"]["absences"] = []
     sign(file, content, "audit")
-    refused(tmp_path, "ledger.jsonl line 1: says gone .* say silent")
+    refused(tmp_path, "ledger.jsonl line 1: 1 lines of step .*, but the messages in .* give 0")
 
 
 def test_an_unfinished_run_is_said_to_be_one(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from btard.drivers.history import ParameterHistory
 from btard.drivers.local import LocalDriver
 from btard.drivers.task import QuadraticTask
 from btard.protocol.behaviour import Behaviour
+from btard.protocol.coin import NoQuorum
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Purpose
@@ -90,8 +92,16 @@ def test_modes_agree_and_only_per_peer_recomputes() -> None:
 
 def test_honest_peers_that_disagree_are_our_bug_and_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = make_driver()
-    monkeypatch.setattr(driver.peers[4].ledger, "head", b"another history")
+    finish = driver.peers[4]._finish
+    monkeypatch.setattr(driver.peers[4], "_finish", lambda *args: replace(finish(*args), coin=b"another coin"))
     with pytest.raises(RuntimeError, match="honest peers 0 and 4 disagree"):
+        driver.step(torch.ones(61))
+
+
+def test_a_peer_that_hears_no_majority_goes_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = make_driver()
+    monkeypatch.setattr(driver.peers[4].ledger, "head", b"another history")
+    with pytest.raises(NoQuorum, match="step 0: heard 1 of 7 peers, more than half are needed"):
         driver.step(torch.ones(61))
 
 

@@ -628,7 +628,8 @@ ROWS: tuple[Row, ...] = (
         for phase in ("part", "announce", "aggregate", "coin_commit", "coin_reveal", "report", "accuse")
     ),
     Row(C, "silent", "gone", "later", options={"phase": "commit"}),
-    Row(C, "silent", "silent", options={"phase": "commit", "onwards": True}),
+    # As a worker it is away from the roll call on, as one that is slow or cut off; a validator owes its duty.
+    Row(C, "silent", "silent gone", "later", options={"phase": "commit", "onwards": True}, steps=5),
     Row(
         C,
         "silent",
@@ -643,11 +644,10 @@ ROWS: tuple[Row, ...] = (
         "crash",
         "silent",
         options={
-            "phase": Cycle(
-                ("commit", "part", "announce", "aggregate", "coin_commit", "coin_reveal", "report", "accuse")
-            )
+            "phase": Cycle(("part", "announce", "aggregate", "coin_commit", "coin_reveal", "report", "accuse")),
         },
     ),
+    Row(C, "crash", "silent gone", "later", options={"phase": "commit"}, steps=5),
     Row(C, "wrong_reveal", "wrong_reveal"),
     Row(C, "late_reveal", "silent", "later", **_DUO),
     Row(C, "late_reveal", "silent", "later", attackers=3, peers=8),

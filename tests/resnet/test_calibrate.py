@@ -11,6 +11,7 @@ import yaml
 
 from btard.attacks import make_attack
 from btard.drivers.local import LocalDriver
+from btard.harness.vector import flatten
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Compute
@@ -19,7 +20,7 @@ from btard.protocol.tolerance import difference
 from resnet.calibrate import Pair, draw, main, mixes
 from resnet.config import Config, parse_command_line, read_config
 from resnet.data import load_dataset
-from resnet.model import flatten, resnet18
+from resnet.model import resnet18
 from resnet.numerics import Numerics, NumericTask, numerics_here
 from resnet.sampling import TrainingData
 from resnet.task import ClassificationTask

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from btard.harness.vector import flatten, views
 from resnet import folded
 from resnet.batchnorm import RunningStatistics, Statistics, norm_layers
 from resnet.gradients import FOLDED_BELOW, CohortGradients, CohortResult
-from resnet.model import flatten, resnet18, views
+from resnet.model import resnet18
 
 PEERS, BATCH = 5, 4
 

@@ -5,7 +5,8 @@ import torch
 import torchvision
 from torch import nn
 
-from resnet.model import bind, evaluate, flatten, parameter_count, resnet18, views
+from btard.harness.vector import bind, flatten, parameter_count, views
+from resnet.model import evaluate, resnet18
 
 
 @pytest.mark.parametrize(("width", "count"), [(64, 11_173_962), (16, 701_466)])

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from btard.harness.vector import flatten
 from btard.protocol.effects import Compute, Purpose
 from resnet.data import load_dataset
-from resnet.model import flatten, resnet18
+from resnet.model import resnet18
 from resnet.sampling import TrainingData
 from resnet.task import ClassificationTask
 

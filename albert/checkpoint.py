@@ -1,0 +1,51 @@
+"""The checkpoints that a coordinator keeps, and that a run can start from: parameters and moments, nobody's secrets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from btard.harness.typed_yaml import ConfigError
+
+HEADER = "btard.albert"
+
+
+def save_start(
+    file: Path, step: int, tensors: Mapping[str, torch.Tensor], confirmed_by: tuple[int, ...], digest: str
+) -> None:
+    """Write the state at the beginning of `step`; the file appears complete or not at all.
+
+    `confirmed_by` are the members that vouched for `digest`.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".tmp")
+    header = json.dumps({"step": step, "digest": digest, "confirmed_by": list(confirmed_by)})
+    save_file({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, temporary, {HEADER: header})
+    temporary.replace(file)
+
+
+def load_start(file: Path, like: Mapping[str, torch.Tensor]) -> tuple[int, dict[str, torch.Tensor]]:
+    """The step and the tensors in a checkpoint, which have to be of the shapes and dtypes of `like`.
+
+    Errors: ConfigError, in one line.
+    """
+    try:
+        with safe_open(file, framework="pt") as content:
+            header = json.loads((content.metadata() or {}).get(HEADER, "null"))
+            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  (no dict)
+        step = int(header["step"])
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"start_from {file}: is no checkpoint of a coordinator ({error})") from None
+    for name, tensor in like.items():
+        if name not in tensors or (tensors[name].shape, tensors[name].dtype) != (tensor.shape, tensor.dtype):
+            found = "nothing" if name not in tensors else f"{tuple(tensors[name].shape)} of {tensors[name].dtype}"
+            raise ConfigError(
+                f"start_from {file}: expected {name} {tuple(tensor.shape)} of {tensor.dtype}, found {found}; it is of "
+                "another model"
+            )
+    return step, {name: tensors[name] for name in like}

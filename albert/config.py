@@ -1,0 +1,372 @@
+"""The settings of a swarm. The defaults are the paper's, and configs/albert/paper.yaml."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from btard.harness import settings
+from btard.harness.typed_yaml import FieldError, nearest
+
+AttackOption = int | float | bool | str
+
+
+def _require(holds: bool, name: str, rule: str, value: object, fix: str) -> None:
+    if not holds:
+        raise FieldError(name, f"must be {rule}, got {value}; {fix}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """ALBERT with a head for masked words and one for the order of sentences."""
+
+    layers: int = 24
+    """Times that the one shared layer is applied."""
+    hidden: int = 1024
+    """Width of the layer; a multiple of the heads."""
+    heads: int = 16
+    """Attention heads."""
+    intermediate: int = 4096
+    """Width of the feed-forward part."""
+    embedding: int = 128
+    """Width of the word embeddings."""
+    dropout: float = 0.0
+    """In the layer; 0 is albert-large-v2's."""
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "hidden", "heads", "intermediate", "embedding"):
+            _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name), "see configs/albert/paper.yaml")
+        multiple = self.hidden % self.heads == 0
+        _require(multiple, "hidden", f"a multiple of model.heads = {self.heads}", self.hidden, "change either")
+        _require(0 <= self.dropout < 1, "dropout", ">= 0 and < 1", self.dropout, "0 is albert-large-v2's")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is learned."""
+
+    path: str = "data/wikitext-103"
+    """The folder that python -m albert.prepare has written; equal at all peers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    """How many sequences a step takes, over all peers."""
+
+    total: int = 4096
+    """Sequences per step. Each worker takes an equal share, so the shares grow when peers are banned."""
+    per_device: int = 4
+    """Sequences that a peer computes at once. Lower it if the memory does not suffice; equal at all peers."""
+
+    def __post_init__(self) -> None:
+        for name in ("total", "per_device"):
+            _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name), "give a positive number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """LAMB, with a linear warm-up and a linear decay."""
+
+    lr: float = 0.00176
+    """Learning rate at the end of the warm-up."""
+    warmup_steps: int = 5000
+    """Steps of the warm-up."""
+    schedule_steps: int = 125_000
+    """The learning rate is 0 after so many steps."""
+    weight_decay: float = 0.01
+    """Not applied to biases and layer norms."""
+    beta1: float = 0.9
+    """Decay of the mean of gradients."""
+    beta2: float = 0.999
+    """Decay of the mean of squares."""
+    eps: float = 1e-6
+    """Added to the root of the squares."""
+
+    def __post_init__(self) -> None:
+        _require(0 < self.lr < math.inf, "lr", "> 0 and finite", self.lr, "the paper uses 0.00176")
+        _require(self.warmup_steps >= 0, "warmup_steps", ">= 0", self.warmup_steps, "0 is none")
+        longer = self.schedule_steps > self.warmup_steps
+        _require(longer, "schedule_steps", "> optimizer.warmup_steps", self.schedule_steps, "the paper uses 125000")
+        _require(self.weight_decay >= 0, "weight_decay", ">= 0", self.weight_decay, "0 is none")
+        for name in ("beta1", "beta2"):
+            _require(0 <= getattr(self, name) < 1, name, ">= 0 and < 1", getattr(self, name), "0.9 and 0.999 are usual")
+        _require(self.eps > 0, "eps", "> 0", self.eps, "the paper uses 1e-6")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtocolSettings:
+    """What peers do to keep each other honest."""
+
+    tau: float | Literal["auto"] = 0.125
+    """Clipping radius of CenteredClip on each part. inf is the mean. auto follows the distances that peers report."""
+    clip_lambda: float | None = 1.0
+    """BTARD-Clipped-SGD: peers scale their gradients to at most this norm. null: they do not."""
+    validation: Literal["exact", "tolerant"] = "exact"
+    """exact: peers compute alike to the bit, as on equal machines. tolerant: for peers on different hardware."""
+    gradient_tol: float = 0.1
+    """tolerant: relative error that honest peers' gradients of one batch stay within."""
+    cosine_tol: float | None = None
+    """tolerant: the same for 1 - cosine. null: directions are not compared apart."""
+    relays: int | None = None
+    """Rounds in which peers pass on what others may not have heard. null: as many as may be Byzantine, which no liar
+    can get around; each costs a round trip in each of some six phases. Lower it if the round trips take a large share
+    of a step and few peers would lie about who said what."""
+    directions: int = 1
+    """Random directions that each part's aggregate is checked on. More make a miss by chance rarer."""
+    delta_max: float | None = None
+    """A part is checked when most workers are farther than this from its aggregate. null: follows the step."""
+    max_absences: int = 3
+    """Steps in a row that a peer may miss before it counts as gone. Raise it if peers need longer to restart."""
+    probation: int | None = None
+    """Steps that a newcomer computes before it counts. null: nobody can join after the start."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackConfig:
+    """What the Byzantine peers do, and when."""
+
+    name: str | None = None
+    """An attack of btard.attacks, such as sign_flip. null: nobody attacks."""
+    start: int = 1000
+    """First step of the attack."""
+    every: int = 1
+    """Act at every so-many-th step from the start on."""
+    stop: int | None = None
+    """First step without the attack. null: it goes on to the end."""
+    options: dict[str, AttackOption] = field(default_factory=dict)
+    """Options of the attack by name: --attack.options.NAME VALUE."""
+    peers: str | None = None
+    """Numbers of the peers that attack, with commas between them. null: drawn from the seed."""
+    join: bool | None = None
+    """Of one trainer: whether it attacks, whatever its number. null: attack.peers says. It knows its fellows from
+    attack.peers alone."""
+
+    def __post_init__(self) -> None:
+        _require(self.start >= 0, "start", ">= 0", self.start, "0 attacks from the first step on")
+        _require(self.every >= 1, "every", ">= 1", self.every, "1 attacks at every step")
+        if self.stop is not None:
+            _require(self.stop > self.start, "stop", f"> attack.start = {self.start}", self.stop, "null is never")
+        if self.peers is not None:
+            numbers = [word.strip() for word in self.peers.split(",")]
+            fits = all(word.isdigit() for word in numbers) and len(set(numbers)) == len(numbers)
+            _require(fits, "peers", "different numbers with commas between them", repr(self.peers), "such as 1,4,6")
+        if self.name is not None:
+            from btard.attacks.registry import ATTACKS, options_of  # only a run with an attack pays for importing torch
+
+            known = ATTACKS
+            _require(
+                self.name in known, "name", f"null or one of {', '.join(known)}", self.name, nearest(self.name, known)
+            )
+            options = [info.name for info in options_of(ATTACKS[self.name])]
+            for option in self.options:
+                if option not in options:
+                    raise FieldError(
+                        f"options.{option}", f"is no option of {self.name}, which has {', '.join(options)}"
+                    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """Where this process listens, and whom it knows."""
+
+    initial_peers: str | None = None
+    """Addresses of anybody in the swarm, with commas between them: /ip4/10.0.0.1/tcp/31337/p2p/12D3KooW... The
+    coordinator prints its own. null: for the coordinator, which is the first."""
+    host: str = "127.0.0.1"
+    """IP to listen on. 0.0.0.0 for peers on other machines."""
+    port: int = 0
+    """Port to listen on. 0: any that is free."""
+    announce: str | None = None
+    """IP at which others reach this machine, if it is another one than it listens on. Needs a port."""
+    relay: bool = False
+    """Whether to be reachable through other peers behind a NAT, and to open a port by UPnP."""
+    identity: str | None = None
+    """File with this peer's key, made if it is missing. null: identity.key in the run folder."""
+    founders: str | None = None
+    """File with the public keys of the first peers, a line of 64 hexadecimal digits each, in the order of their
+    numbers. null: the coordinator lists who has come."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.port < 2**16, "port", ">= 0 and < 65536", self.port, "0 is any that is free")
+        fits = self.announce is None or self.port > 0
+        _require(fits, "announce", "null without network.port", self.announce, "give the port that others reach")
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """`initial_peers`, one by one."""
+        return tuple(word.strip() for word in (self.initial_peers or "").split(",") if word.strip())
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeadlineConfig:
+    """How long peers wait for each other, in seconds."""
+
+    compute: float = 300.0
+    """How long a gradient may take. Raise it if honest peers are often absent from a step."""
+    phase: float = 30.0
+    """How long those who have their gradient wait for the slower ones. Raise it if the peers' speeds differ a lot."""
+    message: float = 1.0
+    """What a short message may take. Raise it if peers are silent to each other over slow links."""
+    transfer: float = 30.0
+    """What a gradient's way through the network may take, each way."""
+    give_up: float = 10.0
+    """How long a peer may be unreachable before a phase goes on without it."""
+    gather: float = 600.0
+    """How long the first peers wait for all to come, and those who come back for the others' state."""
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            _require(
+                0 < value < math.inf, item.name, "> 0 and finite", value, "the defaults are for T4 GPUs and 1 Gbit/s"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One swarm, and one process of it."""
+
+    free_to_change: ClassVar[frozenset[str]] = frozenset(
+        {"checkpoint_every", "eval_every", "wandb", "data.path"}
+        | {f"network.{item.name}" for item in fields(NetworkConfig)}
+        | {f"deadlines.{item.name}" for item in fields(DeadlineConfig)}
+    )
+
+    run_id: str = "albert"
+    """Names the run in every hash and signature. Another run needs another name."""
+    peers: int = 16
+    """Peers at the start (n)."""
+    byzantine: int = 0
+    """How many of them may be Byzantine (b), and how many are, where attack.name is set."""
+    validators: int = 1
+    """Peers per step that check another one's work of the step before instead of computing (m)."""
+    steps: int = 1250
+    """Steps after which the run ends."""
+    seed: int = 0
+    """Seeds the initial model and who is Byzantine."""
+    peer: int | None = None
+    """Of one trainer: its number, in a simulation in which every key follows from run_id and number. null: it has a
+    key of its own, as in every real swarm."""
+    start_from: str | None = None
+    """A checkpoint to begin from instead of new parameters, equal at all peers: an attack run goes on from it."""
+    checkpoint_every: int = 50
+    """Steps between two checkpoints. May change when a run goes on."""
+    eval_every: int = 50
+    """Steps between two measurements of the validation loss by the coordinator."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU if there is one."""
+    precision: Literal["float32", "float16"] = "float32"
+    """float16: mixed precision on a GPU, with master weights in float32. Equal at all peers."""
+    loss_scale: float = 4096.0
+    """float16: the loss is multiplied by it, so that small gradients do not vanish. Lower it if gradients overflow."""
+    threads: int | None = None
+    """CPU threads. null: what torch chooses. Exact validation needs equal numbers at all peers."""
+    wandb: str | None = None
+    """The coordinator's project at Weights & Biases. null: none. WANDB_MODE=offline works."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    protocol: ProtocolSettings = field(default_factory=ProtocolSettings)
+    attack: AttackConfig = field(default_factory=AttackConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    deadlines: DeadlineConfig = field(default_factory=DeadlineConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("peers", "steps", "checkpoint_every", "eval_every"):
+            _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name), "give a positive number")
+        _require(
+            bool(self.run_id) and len(self.run_id) <= 80, "run_id", "1 to 80 characters", self.run_id, "choose a name"
+        )
+        _require(0 <= self.seed < 2**63, "seed", ">= 0 and < 2**63", self.seed, "any such number will do")
+        _require(self.threads is None or self.threads >= 1, "threads", ">= 1 or null", self.threads, "null: automatic")
+        _require(self.loss_scale >= 1, "loss_scale", ">= 1", self.loss_scale, "1 is none")
+        n, b, m = self.peers, self.byzantine, self.validators
+        _require(0 <= 2 * b < n, "byzantine", f">= 0 and < peers / 2 = {n / 2:g}", b, "the honest must be the majority")
+        _require(0 <= 2 * m < n, "validators", f">= 0 and at most (peers - 1) / 2 = {(n - 1) // 2}", m, "lower it")
+        _require(
+            self.peer is None or 0 <= self.peer < n, "peer", f">= 0 and < peers = {n}, or null", self.peer, "see --help"
+        )
+        self._check_protocol()
+        self._check_attack()
+
+    def _check_protocol(self) -> None:
+        try:
+            import warnings
+
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # said once, by whoever runs the protocol
+                self.protocol_config()
+        except ValueError as error:
+            raise FieldError("protocol", f"has a value that does not work: {error}") from None
+
+    def _check_attack(self) -> None:
+        attack = self.attack
+        if attack.name is None:
+            return
+        _require(self.byzantine > 0, "byzantine", f"> 0 with the attack {attack.name}", self.byzantine, "set it")
+        _require(attack.start < self.steps, "attack.start", f"< steps = {self.steps}", attack.start, "start earlier")
+        if attack.peers is not None:
+            numbers = [int(word) for word in attack.peers.split(",")]
+            fits = len(numbers) == self.byzantine and max(numbers) < self.peers
+            rule = f"{self.byzantine} numbers (byzantine) below {self.peers} (peers)"
+            _require(fits, "attack.peers", rule, attack.peers, "list as many as there are")
+        from btard.attacks.registry import make_attack
+        from btard.protocol.collusion import Collusion
+
+        try:
+            cohort = Collusion(frozenset(range(1, 1 + self.byzantine)), self.peers)
+            options: dict[str, Any] = {
+                "start": attack.start,
+                "every": attack.every,
+                "stop": attack.stop,
+                **attack.options,
+            }
+            make_attack(attack.name, cohort, **options).check_validators(self.validators)
+        except ValueError as error:
+            raise FieldError("attack", f"has a value that does not work: {error}") from None
+
+    def protocol_config(self) -> Any:
+        """The `ProtocolConfig` that all peers agree on."""
+        from btard.protocol.config import ProtocolConfig
+
+        chosen = {item.name: getattr(self.protocol, item.name) for item in fields(self.protocol)}
+        return ProtocolConfig(
+            peers=self.peers, byzantine=self.byzantine, validators=self.validators, run_id=self.run_id, **chosen
+        )
+
+    def attackers(self) -> frozenset[int]:
+        """Numbers of the peers that attack; nobody without an attack. The seed draws them, and never peer 0."""
+        if self.attack.name is None:
+            return frozenset()
+        if self.attack.peers is not None:
+            return frozenset(int(word) for word in self.attack.peers.split(","))
+        from btard.protocol.hashing import stream
+
+        drawn = stream("byzantine peers", self.seed).choice(self.peers - 1, self.byzantine, replace=False)
+        return frozenset(int(peer) + 1 for peer in drawn)
+
+    def agreed(self) -> dict[str, Any]:
+        """The settings that all peers have to have alike, by dotted key: JSON values."""
+        everything = asdict(self)
+        shared: dict[str, Any] = {
+            name: everything[name] for name in ("peers", "byzantine", "validators", "steps", "seed")
+        }
+        shared |= {"precision": self.precision, "batch.total": self.batch.total}
+        for section in ("model", "optimizer", "protocol"):
+            shared |= {f"{section}.{name}": value for name, value in everything[section].items()}
+        if self.protocol.validation == "exact":
+            shared |= {"batch.per_device": self.batch.per_device, "threads": self.threads}
+        return {name: str(value) if isinstance(value, float) else value for name, value in shared.items()}
+
+
+ABOUT = """Runs as CONFIG.yaml says, with these keys changed, and writes to RUN_DIR. The same command goes on after an
+interruption."""
+
+
+def load_config(argv: Sequence[str] | None, program: str) -> tuple[Config, Path]:
+    """Return the settings and the run folder of a command line; ends the process as `settings.load_config` says."""
+    return settings.load_config(Config, argv, program, ABOUT)

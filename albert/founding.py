@@ -1,0 +1,160 @@
+"""Who the first peers are: a list of keys that all of them have alike; a peer's number is its place in it.
+
+A simulation derives the keys from the run's name. A swarm of strangers is given them in a file, or takes them from the
+coordinator, which lists the first that have come: that much the peers trust it with, and they see if others were told
+something else, for the list is part of what they compare before they talk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from albert.config import Config
+from albert.data.corpus import Corpus
+from albert.network.identity import peer_id_of, public_key_of
+from albert.network.node import Node, node_of
+from btard.harness.typed_yaml import ConfigError
+from btard.protocol import wire
+from btard.protocol.hashing import digest, tensor_digest
+from btard.protocol.identity import Identity
+
+PAUSE = 0.5
+"""Seconds between two looks into the DHT."""
+REPEAT = 30.0
+"""Seconds after which a record is stored again: long before it is forgotten."""
+
+Say = Callable[[str], None]
+
+
+class NoFounders(RuntimeError):
+    """The list of the first peers did not come: what was waited for, and what to do."""
+
+
+def agreed_settings(config: Config, corpus: Corpus, first: int, params: torch.Tensor) -> dict[str, Any]:
+    """What all peers have to have alike before they talk, by name: settings, data, parameters [d] at step `first`."""
+    initial = tensor_digest(params, "parameters").hex()
+    return config.agreed() | {"data": corpus.digest, "first step": first, "initial parameters": initial}
+
+
+def founders_digest(founders: tuple[bytes, ...]) -> str:
+    """A digest of the list of the first peers: part of what they compare."""
+    return digest("founders", *founders).hex()
+
+
+def come_key(run_id: str) -> str:
+    """Where in the DHT peers say that they are there, by public key."""
+    return f"btard/{run_id}/come"
+
+
+def founders_key(run_id: str) -> str:
+    """Where in the DHT the coordinator lists the first peers."""
+    return f"btard/{run_id}/founders"
+
+
+def known_founders(config: Config) -> tuple[bytes, ...] | None:
+    """The keys that follow from the settings; None where the coordinator has to list them. Errors: ConfigError."""
+    if config.peer is not None:
+        return tuple(Identity.from_seed(config.run_id, peer).public_key for peer in range(config.peers))
+    if config.network.founders is None:
+        return None
+    file = Path(config.network.founders)
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        keys = tuple(bytes.fromhex(line) for line in lines)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file}: cannot be read as a list of public keys ({error}); see network.founders") from None
+    if len(keys) != config.peers or any(len(key) != 32 for key in keys) or len(set(keys)) != len(keys):
+        raise ConfigError(
+            f"{file}: expected {config.peers} different keys of 64 hexadecimal digits, one for each of `peers`, "
+            f"got {len(keys)} lines"
+        )
+    return keys
+
+
+async def announce(node: Node, run_id: str) -> None:
+    """Say again and again that this peer is there, and where."""
+    while True:
+        addresses = [str(address) for address in await node.p2p.get_visible_maddrs()]
+        await node.publish(come_key(run_id), node.identity.public_key.hex(), addresses[:8])
+        await asyncio.sleep(REPEAT)
+
+
+async def meet(node: Node, run_id: str) -> dict[bytes, list[str]]:
+    """Public key -> addresses of everybody that says that it is there."""
+    found: dict[bytes, list[str]] = {}
+    for subkey, (author, value) in (await node.records(come_key(run_id))).items():
+        if subkey == author.hex() and isinstance(value, list) and all(isinstance(entry, str) for entry in value):
+            found[author] = value
+    return found
+
+
+async def list_founders(node: Node, config: Config, say: Say) -> tuple[bytes, ...]:
+    """For the coordinator: wait until `config.peers` have come, and list them."""
+    deadline = time.monotonic() + config.deadlines.gather
+    shown = -1
+    while True:
+        come = sorted(set(await meet(node, config.run_id)) - {node.identity.public_key})
+        if len(come) != shown:
+            shown = len(come)
+            say(f"{shown} of {config.peers} peers have come")
+        if len(come) >= config.peers:
+            return tuple(come[: config.peers])
+        if time.monotonic() > deadline:
+            raise NoFounders(
+                f"only {len(come)} of {config.peers} peers have come within deadlines.gather = "
+                f"{config.deadlines.gather:g} s; start more trainers, or lower `peers`"
+            )
+        await asyncio.sleep(PAUSE)
+
+
+async def publish_founders(node: Node, run_id: str, founders: tuple[bytes, ...]) -> None:
+    """For the coordinator: say again and again who the first peers are."""
+    while True:
+        await node.publish(founders_key(run_id), node.identity.public_key.hex(), list(founders))
+        await asyncio.sleep(REPEAT)
+
+
+async def learn_founders(node: Node, config: Config, say: Say) -> tuple[bytes, ...]:
+    """For a trainer: wait for the list of the coordinator, whose key the addresses in the settings name.
+
+    Errors: NoFounders; ConfigError for addresses that name nobody.
+    """
+    try:
+        trusted = {public_key_of(node_of(address)) for address in config.network.addresses}
+    except ValueError as error:
+        raise ConfigError(f"network.initial_peers: {error}") from None
+    deadline = time.monotonic() + config.deadlines.gather
+    said = False
+    while True:
+        for author, value in (await node.records(founders_key(config.run_id))).values():
+            if author in trusted:
+                return _keys(value, config)
+        if not said:
+            said = True
+            say("waiting for the coordinator to list the first peers")
+        if time.monotonic() > deadline:
+            raise NoFounders(
+                f"run {config.run_id}: no list of its first peers from "
+                f"{', '.join(peer_id_of(key).to_base58() for key in trusted if key)} within deadlines.gather = "
+                f"{config.deadlines.gather:g} s; check run_id, and that the coordinator and {config.peers} trainers run"
+            )
+        await asyncio.sleep(PAUSE)
+
+
+def _keys(value: Any, config: Config) -> tuple[bytes, ...]:
+    try:
+        keys = wire.check_list(value, "founders", wire.check_digest, max_len=2**10)
+    except wire.Malformed as error:
+        raise NoFounders(f"the coordinator's list of the first peers is broken: {error}") from None
+    if len(keys) != config.peers or len(set(keys)) != len(keys):
+        raise NoFounders(
+            f"the coordinator lists {len(keys)} first peers, this configuration has peers = {config.peers}; "
+            "use the same configuration"
+        )
+    return keys

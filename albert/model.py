@@ -1,0 +1,33 @@
+"""ALBERT with its two heads, and its parameters as one vector."""
+
+from __future__ import annotations
+
+import torch
+from transformers import AlbertConfig, AlbertForPreTraining
+
+from albert.config import ModelConfig
+
+
+def make_model(config: ModelConfig, vocab_size: int, sequence_length: int, seed: int) -> AlbertForPreTraining:
+    """The model with initial parameters drawn from `seed`, equal on all machines with equal versions of torch."""
+    settings = AlbertConfig(
+        vocab_size=vocab_size,
+        embedding_size=config.embedding,
+        hidden_size=config.hidden,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        intermediate_size=config.intermediate,
+        max_position_embeddings=sequence_length,
+        hidden_dropout_prob=config.dropout,
+        attention_probs_dropout_prob=config.dropout,
+        classifier_dropout_prob=config.dropout,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AlbertForPreTraining(settings)
+    return model.train()
+
+
+def decays(name: str) -> bool:
+    """Whether weight decay applies to the parameter of this name: not to biases and layer norms."""
+    return not (name.endswith("bias") or "LayerNorm" in name or "layer_norm" in name)

@@ -1,0 +1,160 @@
+"""Who is let in, and to what: every stream begins with a hello, and a banned peer is refused at every door.
+
+A hello names the protocol's version, the run and the settings that all peers have to agree on; whoever differs is told
+in which of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from hivemind.p2p import P2PDaemonError
+from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
+
+from albert.network import frames
+from albert.network.identity import public_key_of
+from albert.network.link import Refused
+from albert.network.node import Node
+from btard.protocol import wire
+from btard.protocol.wire import Malformed
+
+PROTOCOL = "/btard/swarm"
+"""The name of our streams among libp2p's. It never changes, so that versions can tell each other that they differ."""
+VERSION = 1
+HELLO = 2**16
+"""Bytes of a hello: the settings are the most of it."""
+PATIENCE = 10.0
+"""Seconds in which a hello has to be said, and answered."""
+STREAMS = 8
+"""Streams that one peer may have open at once: one to follow, and some for what else it asks."""
+
+log = logging.getLogger(__name__)
+
+Door = Callable[[bytes, list[Any], asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+"""Serves one stream: public key of who asks, its arguments, the stream. Raises Refused for what it does not give."""
+
+
+class Doors:
+    """The doors of this peer, by name. `settings`: what all peers have to agree on, JSON values by dotted key.
+
+    `banned`: public key -> why; `members`: the keys that may enter the doors that are for members alone.
+    """
+
+    def __init__(self, node: Node, run_id: str, settings: Mapping[str, Any]) -> None:
+        self.node, self.run_id, self.settings = node, run_id, dict(settings)
+        self.banned: dict[bytes, str] = {}
+        self.members: frozenset[bytes] = frozenset()
+        self.refused: Counter[str] = Counter()
+        """Why streams were refused -> how often: what a monitor shows."""
+        self._doors: dict[str, tuple[Door, bool]] = {}
+        self._open: Counter[bytes] = Counter()
+        self._hello = json.dumps(self.settings, sort_keys=True)
+
+    def add(self, name: str, door: Door, *, members_only: bool = False) -> None:
+        self._doors[name] = door, members_only
+
+    async def open(self) -> None:
+        """Let the others in from now on."""
+        await self.node.listen(PROTOCOL, self._serve)
+
+    async def knock(self, key: bytes, door: str, *arguments: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A stream to `door` of the holder of `key`. Errors: Refused, in its words; Malformed; those of `Node.dial`."""
+        reader, writer = await asyncio.wait_for(self.node.dial(key, PROTOCOL), PATIENCE)
+        try:
+            await frames.send(writer, ("btard", VERSION, door, self.run_id, self._hello, arguments))
+            answer = await asyncio.wait_for(frames.receive(reader, HELLO, "answer"), PATIENCE)
+            if answer[:1] != ["welcome"]:
+                raise Refused(str(answer[1])[:2000] if len(answer) > 1 else "refused without a reason")
+        except BaseException:
+            writer.close()
+            raise
+        return reader, writer
+
+    @asynccontextmanager
+    async def visit(
+        self, key: bytes, door: str, *arguments: Any
+    ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        """`knock`, and close the stream afterwards."""
+        reader, writer = await self.knock(key, door, *arguments)
+        try:
+            yield reader, writer
+        finally:
+            writer.close()
+
+    async def _serve(self, info: StreamInfo, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        key = public_key_of(info.peer_id)
+        if key is None or self._open[key] >= STREAMS:
+            writer.close()
+            return
+        self._open[key] += 1
+        try:
+            await self._answer(key, reader, writer)
+        except (
+            Malformed,
+            P2PDaemonError,
+            OSError,
+            asyncio.IncompleteReadError,
+            asyncio.TimeoutError,
+            ValueError,
+        ) as error:
+            self.refused[type(error).__name__] += 1
+        except asyncio.CancelledError:
+            raise
+        except Exception:  # a bug of ours; whoever asked must not see more than a closed stream, nor end the server
+            log.exception("a stream of %s failed", info.peer_id)
+        finally:
+            self._open[key] -= 1
+            writer.close()
+
+    async def _answer(self, key: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        hello = await asyncio.wait_for(frames.receive(reader, HELLO, "hello"), PATIENCE)
+        try:
+            door, arguments = self._check(key, hello)
+            await frames.send(writer, ("welcome",))
+        except Refused as refused:
+            self.refused[str(refused).partition(":")[0]] += 1
+            await frames.send(writer, ("refused", str(refused)))
+            return
+        try:
+            await door(key, arguments, reader, writer)
+        except Refused as refused:
+            await frames.send(writer, ("refused", str(refused)))
+
+    def _check(self, key: bytes, hello: list[Any]) -> tuple[Door, list[Any]]:
+        if hello[:1] != ["btard"] or len(hello) < 2:
+            raise Malformed("hello: no peer of ours")
+        if hello[1] != VERSION:
+            raise Refused(f"protocol version: you speak {hello[1]!r:.20}, I speak {VERSION}; install the same version")
+        _, _, name, run_id, settings, arguments = wire.check_fields(hello, "hello", 6)
+        if run_id != self.run_id:
+            raise Refused(f"run_id: yours is {run_id!r:.80}, mine is {self.run_id!r}; use the swarm's configuration")
+        if key in self.banned:
+            raise Refused(f"banned: {self.banned[key]}")
+        if settings != self._hello:
+            raise Refused(f"settings: {self._difference(settings)}; use the swarm's configuration")
+        if not isinstance(name, str) or name not in self._doors:
+            raise Refused(f"door: there is no {name!r:.40}")
+        door, members_only = self._doors[name]
+        if members_only and key not in self.members:
+            raise Refused("member: your key is not in the roster of this run")
+        if not isinstance(arguments, list):
+            raise Malformed("hello: expected a list of arguments")
+        return door, arguments
+
+    def _difference(self, text: Any) -> str:
+        """Which settings differ, in words."""
+        try:
+            theirs = json.loads(text)
+            if not isinstance(theirs, dict):
+                raise ValueError
+        except (ValueError, TypeError, RecursionError):
+            return "yours cannot be read"
+        names = [k for k in sorted({*theirs, *self.settings}) if theirs.get(k) != self.settings.get(k)]
+        told = [f"{k} is {theirs.get(k)!r:.60} with you, {self.settings.get(k)!r:.60} with me" for k in names[:5]]
+        return ", ".join(told) + (f", and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,62 @@
+"""Bytes on a stream: a header of a few fields, then perhaps a body whose length the header says.
+
+Whoever reads says first how much it will take. What is longer is not read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+from btard.protocol import wire
+from btard.protocol.wire import Malformed
+
+CHUNK = 2**18
+"""Bytes that are handed to the stream at once."""
+
+_LENGTH = struct.Struct("<I")
+
+Pieces = Sequence[bytes | memoryview]
+"""A body, in pieces that are joined on the way."""
+
+
+def size_of(pieces: Pieces) -> int:
+    return sum(len(piece) for piece in pieces)
+
+
+async def send(writer: asyncio.StreamWriter, header: Any, body: Pieces = ()) -> None:
+    """Write `header` (what msgpack takes) and the pieces of `body`. Errors: OSError if the stream has ended."""
+    packed = wire.pack(header)
+    writer.write(_LENGTH.pack(len(packed)) + packed)
+    for piece in body:
+        view = memoryview(piece)
+        for start in range(0, len(view), CHUNK):
+            writer.write(view[start : start + CHUNK])
+            await writer.drain()
+    await writer.drain()
+
+
+async def receive(reader: asyncio.StreamReader, limit: int, what: str) -> list[Any]:
+    """The fields of a header of at most `limit` bytes. Errors: Malformed; IncompleteReadError if the stream ends."""
+    length = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))[0]
+    if length > limit:
+        raise Malformed(f"{what}: a header of {length} bytes, at most {limit} are allowed")
+    fields = wire.unpack(await reader.readexactly(length), max_bytes=limit, what=what)
+    if not isinstance(fields, list):
+        raise Malformed(f"{what}: expected a list of fields, got {type(fields).__name__}")
+    return fields
+
+
+async def receive_body(reader: asyncio.StreamReader, size: int) -> bytearray:
+    """`size` bytes, which the caller has found to be few enough; memory that is the caller's alone."""
+    body = bytearray(size)
+    view, at = memoryview(body), 0
+    while at < size:
+        chunk = await reader.read(min(CHUNK, size - at))
+        if not chunk:
+            raise asyncio.IncompleteReadError(b"", size - at)
+        view[at : at + len(chunk)] = chunk
+        at += len(chunk)
+    return body

@@ -1,0 +1,168 @@
+"""What one peer says to me: a stream of frames that I opened, read in order, and opened again where it broke off."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from hivemind.p2p import P2PDaemonError
+
+from albert.network import frames
+from albert.network.outbox import Position
+from btard.protocol import wire
+from btard.protocol.wire import Malformed
+
+HEADER = 512
+"""Bytes of a frame's header."""
+AHEAD, AHEAD_TOTAL = 2**16, 2**20
+"""Bytes of a frame, and of all frames of a peer, that are read before anybody asks for them."""
+FRAMES_AHEAD = 256
+"""Frames of a peer that are read before anybody asks for them; a step among many colluders has some hundred."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
+"""Seconds between two attempts to reach a peer; they double."""
+
+Dial = Callable[[Position], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
+
+
+class Refused(Exception):
+    """The other side does not let me in: why, in its own words."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a peer said in a phase; `body` is None if it had nothing to say to me, or said more than anybody may."""
+
+    phase: str
+    body: bytearray | None
+
+
+class Link:
+    """Follows one peer from position `at` on. `changed` is called whenever there is something new to look at.
+
+    All methods are for the network's thread.
+    """
+
+    def __init__(self, dial: Dial, at: Position, changed: Callable[[], None]) -> None:
+        self._dial, self._changed = dial, changed
+        self.at = at
+        """What I want next: frames before it are passed over."""
+        self.position: Position | None = None
+        """How far the other side is known to be: the last frame that it began to send."""
+        self.phase = ""
+        self.refusal: str | None = None
+        self.ahead_of_me: int | None = None
+        """The oldest step that the other side still has, if that is past what I want."""
+        self.down_since: float | None = time.monotonic()
+        self._frames: dict[Position, Frame] = {}
+        self._limit: int | None = None
+        self._wanted = asyncio.Event()
+        self._wake = asyncio.Event()
+
+    def want(self, at: Position, limit: int) -> None:
+        """Forget what came before `at`, and read what comes there if it has at most `limit` bytes."""
+        self.at, self._limit = at, limit
+        self._frames = {p: frame for p, frame in self._frames.items() if p >= at}
+        self._wanted.set()
+
+    def frame(self) -> Frame | None:
+        """The frame at `at`, once it is there."""
+        return self._frames.get(self.at)
+
+    def restart(self, at: Position) -> None:
+        """Follow from `at` on, whatever came until now."""
+        self.at, self._frames, self.position, self.ahead_of_me = at, {}, None, None
+        self._wake.set()
+
+    def down_for(self) -> float:
+        """Seconds for which the peer could not be reached; 0 if it can, or does not say that it is not there."""
+        return 0.0 if self.down_since is None else time.monotonic() - self.down_since
+
+    async def follow(self) -> None:
+        """Read for ever."""
+        pause = FIRST_PAUSE
+        while True:
+            writer = None
+            try:
+                reader, writer = await self._dial(self._next())
+                self.down_since, self.refusal, pause = None, None, FIRST_PAUSE
+                self._wake.clear()
+                self._changed()
+                reading = asyncio.ensure_future(self._read(reader))
+                waking = asyncio.ensure_future(self._wake.wait())
+                try:
+                    await asyncio.wait({reading, waking}, return_when=asyncio.FIRST_COMPLETED)
+                    if reading.done():
+                        await reading
+                finally:
+                    for task in (reading, waking):
+                        task.cancel()
+                await asyncio.sleep(FIRST_PAUSE)
+                continue
+            except Refused as refused:
+                self.refusal, self.down_since = str(refused), None
+            except (P2PDaemonError, OSError, asyncio.IncompleteReadError, asyncio.TimeoutError, Malformed):
+                self.down_since = self.down_since or time.monotonic()
+            finally:
+                if writer is not None:
+                    writer.close()
+            self._changed()
+            self._wake.clear()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _next(self) -> Position:
+        known = [p for p in self._frames if p >= self.at]
+        return (max(known)[0], max(known)[1] + 1) if known else self.at
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        """Read frames until the stream ends; returns where it has to be opened anew, at the next frame."""
+        while True:
+            fields = await frames.receive(reader, HEADER, "frame")
+            if fields[:1] == ["gone"]:
+                self.ahead_of_me = wire.check_int(fields[-1], "step")
+                self._changed()
+                continue
+            position, phase, size = _header(fields)
+            self.position, self.phase = position, phase
+            self._changed()
+            if position < self.at:
+                if size > AHEAD_TOTAL:
+                    return
+                await frames.receive_body(reader, max(0, size))
+                continue
+            if size > AHEAD or size + self._held() > AHEAD_TOTAL or len(self._frames) >= FRAMES_AHEAD:
+                limit = await self._until_wanted(position)
+                if limit is None:
+                    return  # passed by meanwhile
+                if size > limit:
+                    self._keep(position, Frame(phase, None))
+                    return
+            body = await frames.receive_body(reader, size) if size >= 0 else None
+            self._keep(position, Frame(phase, body))
+
+    async def _until_wanted(self, position: Position) -> int | None:
+        while True:
+            if self._limit is not None and self.at == position:
+                return self._limit
+            if self.at > position:
+                return None
+            self._wanted.clear()
+            await self._wanted.wait()
+
+    def _held(self) -> int:
+        return sum(len(frame.body) for frame in self._frames.values() if frame.body is not None)
+
+    def _keep(self, position: Position, frame: Frame) -> None:
+        self._frames.setdefault(position, frame)
+        self._changed()
+
+
+def _header(fields: list[object]) -> tuple[Position, str, int]:
+    step, number, phase, size = wire.check_fields(fields, "frame", 4)
+    if not isinstance(phase, str) or len(phase) > 64 or type(size) is not int:
+        raise Malformed("frame: expected a phase and a size")
+    return (wire.check_int(step, "step"), wire.check_int(number, "phase")), phase, size

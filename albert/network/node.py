@@ -1,0 +1,204 @@
+"""This process's place in the swarm: a libp2p daemon, a DHT node, and the event loop in which all talking happens.
+
+The loop has a thread of its own, so that peers are answered while the main thread computes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
+
+import uvloop
+from hivemind.dht.node import DHTNode
+from hivemind.p2p import P2P, P2PDaemonError, PeerID
+from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
+from hivemind.utils import get_dht_time
+from hivemind.utils.multiaddr import Multiaddr
+
+from albert.network.identity import peer_id_of, write_identity
+from btard.protocol import wire
+from btard.protocol.hashing import digest
+from btard.protocol.identity import SIGNATURE_SIZE, Identity, verify_key
+
+T = TypeVar("T")
+Handler = Callable[[StreamInfo, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+MAX_RECORD = 3500
+"""Bytes of a record in the DHT: more does not fit the messages of every node."""
+RECORD_LIFE = 120.0
+"""Seconds that a record is kept; whoever stored it says it again before."""
+
+
+class Unreachable(RuntimeError):
+    """The swarm, or this process's own daemon, could not be reached: where, and what to do."""
+
+
+class Node:
+    """A libp2p daemon with the identity's key and a DHT node, started by `start` and ended by `close`.
+
+    `host`: the IP to listen on; `port`: 0 for any; `announce`: the IP that others reach us at, if it is another one;
+    `initial_peers`: multiaddrs of anybody in the swarm, none for its first member.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        announce: str | None = None,
+        initial_peers: Sequence[str] = (),
+        relay: bool = False,
+    ) -> None:
+        self.identity, self.host, self.port, self.announce = identity, host, port, announce
+        self.initial_peers, self.relay = tuple(initial_peers), relay
+        self.p2p: P2P
+        self.dht: DHTNode
+        self._loop = uvloop.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="network", daemon=True)
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    @property
+    def addresses(self) -> list[str]:
+        """Multiaddrs at which others reach this node."""
+        return [str(address) for address in self.run(self.p2p.get_visible_maddrs())]
+
+    def start(self, timeout: float = 60.0) -> Node:
+        """Start the daemon and join the DHT. Errors: Unreachable."""
+        self._thread.start()
+        try:
+            self.run(self._start(timeout))
+        except (P2PDaemonError, RuntimeError, OSError, ValueError, asyncio.TimeoutError) as error:
+            self.close()
+            where = f"the swarm at {', '.join(self.initial_peers)}" if self.initial_peers else "the libp2p daemon"
+            raise Unreachable(
+                f"{where} could not be reached ({type(error).__name__}: {error}); check network.initial_peers, "
+                "network.host and network.port, and that the first member is up"
+            ) from None
+        return self
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do `work` in the network's thread and wait for its result."""
+        return self.submit(work).result()
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Start `work` in the network's thread, to be cancelled by `close` at the latest. Call it from that thread."""
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def close(self) -> None:
+        """End the daemon and the thread."""
+        if not self._thread.is_alive():
+            return
+        try:
+            self.submit(self._stop()).result(timeout=15)
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(timeout=15)
+
+    async def listen(self, protocol: str, handler: Handler) -> None:
+        """Have `handler` called for every stream that somebody opens to `protocol`; it may not raise."""
+        await self.p2p.add_binary_stream_handler(protocol, handler)
+
+    async def dial(self, key: bytes, protocol: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A stream to the holder of `key`. Errors: P2PDaemonError, OSError, IncompleteReadError if it does not answer.
+
+        The daemon has checked by its handshake that it is really that key's holder.
+        """
+        _, reader, writer = await self.p2p.call_binary_stream_handler(peer_id_of(key), protocol)
+        return reader, writer
+
+    async def publish(self, key: str, subkey: str, value: Any) -> bool:
+        """Store a signed record for `RECORD_LIFE` seconds; False if no node of the DHT took it."""
+        now = get_dht_time()
+        body = wire.pack((value, now))
+        record = self.identity.public_key + self.identity.sign(_signed(key, subkey, body)) + body
+        if len(record) > MAX_RECORD:
+            raise ValueError(f"a record of {len(record)} bytes does not fit into the DHT, at most {MAX_RECORD} do")
+        return bool(await self.dht.store(key, record, now + RECORD_LIFE, subkey=subkey))
+
+    async def records(self, key: str) -> dict[str, tuple[bytes, Any]]:
+        """subkey -> (public key of whoever signed it, value), of the records under `key` that are intact."""
+        found = await self.dht.get(key, latest=True)
+        if found is None or not isinstance(found.value, dict):
+            return {}
+        records: dict[str, tuple[bytes, Any]] = {}
+        for subkey, entry in found.value.items():
+            record = entry.value
+            if not isinstance(subkey, str) or not isinstance(record, bytes) or len(record) > MAX_RECORD:
+                continue
+            author, signature, body = record[:32], record[32 : 32 + SIGNATURE_SIZE], record[32 + SIGNATURE_SIZE :]
+            if not verify_key(author, _signed(key, subkey, body), signature):
+                continue
+            try:
+                value, _ = wire.check_fields(wire.unpack(body, max_bytes=MAX_RECORD, what="record"), "record", 2)
+            except wire.Malformed:
+                continue
+            records[subkey] = author, value
+        return records
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+
+    async def _start(self, timeout: float) -> None:
+        network = {"nat_port_map": self.relay, "auto_nat": self.relay, "use_relay": self.relay}
+        listen = [f"/ip4/{self.host}/tcp/{self.port}"]
+        announce = [f"/ip4/{self.announce}/tcp/{self.port}"] if self.announce else None
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "identity"
+            write_identity(self.identity, file)
+            deadline = time.monotonic() + timeout
+            while True:
+                try:
+                    self.p2p = await P2P.create(
+                        initial_peers=self.initial_peers,
+                        identity_path=str(file),
+                        host_maddrs=listen,
+                        announce_maddrs=announce,
+                        check_if_identity_free=False,
+                        use_auto_relay=self.relay,
+                        startup_timeout=timeout,
+                        **network,
+                    )
+                    break
+                except P2PDaemonError:  # the first member may come up at this moment
+                    if time.monotonic() > deadline:
+                        raise
+                    await asyncio.sleep(0.5)
+        self.dht = await DHTNode.create(
+            p2p=self.p2p, initial_peers=self.initial_peers, bootstrap_timeout=timeout, ensure_bootstrap_success=False
+        )
+
+    async def _stop(self) -> None:
+        for task in tuple(self._tasks):
+            task.cancel()
+        if hasattr(self, "dht"):
+            await self.dht.shutdown()
+        if hasattr(self, "p2p"):
+            await self.p2p.shutdown()
+
+
+def node_of(address: str) -> PeerID:
+    """The peer id at the end of a multiaddr. Errors: ValueError, in one line, if it has none."""
+    try:
+        return PeerID.from_base58(Multiaddr(address)["p2p"])
+    except Exception:
+        raise ValueError(
+            f"{address!r} is no address of a peer, expected something like /ip4/10.0.0.1/tcp/31337/p2p/12D3KooW..."
+        ) from None
+
+
+def _signed(key: str, subkey: str, body: bytes) -> bytes:
+    return digest("record", key, subkey, body)

@@ -1,0 +1,93 @@
+"""What this peer has said in the present step and the one before, in order, for whoever follows it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from albert.network.frames import Pieces
+
+Position = tuple[int, int]
+"""(step, number of the phase within it): every peer that is in a step counts its phases alike."""
+
+STEPS_KEPT = 2
+
+
+@dataclass(frozen=True)
+class Said:
+    """The frame of one phase: `body` for everybody, but for those in `special`; None is nothing."""
+
+    phase: str
+    body: Pieces | None
+    special: Mapping[int, Pieces | None] = field(default_factory=dict)
+
+    def to(self, recipient: int) -> Pieces | None:
+        return self.special.get(recipient, self.body)
+
+
+class Gone(Exception):
+    """What was asked for is no longer kept; `step` is the oldest that is."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"frames before step {step} are no longer kept")
+        self.step = step
+
+
+class Outbox:
+    """Frames by position. All methods are for the network's thread."""
+
+    def __init__(self) -> None:
+        self._said: dict[Position, Said] = {}
+        self._changed = asyncio.Condition()
+        self._ended: dict[int, int] = {}
+        """Step -> how many phases it had."""
+        self.step = 0
+        self.sent_to: dict[int, Position] = {}
+        """Recipient -> up to where it was sent everything."""
+
+    async def say(self, position: Position, said: Said) -> None:
+        """Add the frame of my next phase."""
+        async with self._changed:
+            self.step = position[0]
+            self._said[position] = said
+            for old in [p for p in self._said if p[0] <= self.step - STEPS_KEPT]:
+                del self._said[old]
+            self._changed.notify_all()
+
+    async def finish(self, step: int, phases: int) -> None:
+        """`step` is over after so many phases: what follows is the next one's first."""
+        async with self._changed:
+            self._ended = {s: n for s, n in self._ended.items() if s > step - STEPS_KEPT} | {step: phases}
+            self._changed.notify_all()
+
+    async def restart(self, step: int) -> None:
+        """Forget everything: I go on at `step`, with a state that I was given."""
+        async with self._changed:
+            self._said, self._ended, self.step = {}, {step - 1: 0}, step
+            self._changed.notify_all()
+
+    async def after(self, position: Position, timeout: float) -> tuple[Position, Said] | None:
+        """The frame at `position` or, where its step had fewer phases, the next step's first; None after `timeout`.
+
+        Errors: Gone if it is no longer kept.
+        """
+        deadline = asyncio.get_running_loop().time() + timeout
+        async with self._changed:
+            while True:
+                step, number = position
+                if step in self._ended and number >= self._ended[step]:
+                    position = (step + 1, 0)
+                    continue
+                if position in self._said:
+                    return position, self._said[position]
+                oldest = min((p[0] for p in self._said), default=self.step)
+                if step < oldest:
+                    raise Gone(oldest)
+                left = deadline - asyncio.get_running_loop().time()
+                if left <= 0:
+                    return None
+                try:
+                    await asyncio.wait_for(self._changed.wait(), left)
+                except asyncio.TimeoutError:
+                    continue

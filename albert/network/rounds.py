@@ -1,0 +1,140 @@
+"""Phases among peers with clocks of their own: everybody says something to everybody, and nobody waits for ever.
+
+Whoever has heard all others goes on at once. How long a peer waits for one that is silent grows from phase to phase by
+what a message may take: then an honest peer that was kept waiting by a liar in one phase still comes in time for all
+honest peers in the next one. (Let the wait in phase p be w_p, and let A leave p when it has heard B. B had begun p by
+then, so it leaves p within w_p, and what it says next arrives within w_p + one message: w_{p+1} must be that long.)
+
+A peer that has kept me waiting is not waited for any more until it has caught up: a liar can waste one wait in a step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from albert.network.link import Dial, Link
+from albert.network.node import Node
+from albert.network.outbox import Outbox, Position, Said
+
+SLICE = 0.5
+"""Seconds between two looks at the clock while waiting."""
+STALL = 1.0
+"""Seconds by which a look comes late before this process counts as having been stopped itself."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """What came in a phase: `bodies` by sender, and who did not answer in time."""
+
+    bodies: Mapping[int, bytearray]
+    missing: tuple[int, ...]
+    seconds: float
+
+
+class Rounds:
+    """This peer's outbox and its links to the others. `give_up`: seconds after which one that is down counts as silent.
+
+    `position` is the phase at hand.
+    """
+
+    def __init__(self, node: Node, give_up: float) -> None:
+        self.node, self.give_up = node, give_up
+        self.outbox = Outbox()
+        self.links: dict[int, Link] = {}
+        self.position: Position = (0, 0)
+        self.heard_at: dict[int, float] = {}
+        """Peer -> when it last answered, by time.time."""
+        self._before: Position = (-1, 0)
+        self._struck: set[int] = set()
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._changed = asyncio.Event()
+
+    def follow(self, peer: int, dial: Dial) -> None:
+        """Begin to follow `peer`. For the network's thread."""
+        link = Link(dial, self.position, self._changed.set)
+        self.links[peer] = link
+        self._tasks[peer] = self.node.spawn(link.follow())
+
+    def unfollow(self, peer: int) -> None:
+        """Whatever `peer` says from now on is of no interest. For the network's thread."""
+        self.links.pop(peer)
+        self._tasks.pop(peer).cancel()
+        self._struck.discard(peer)
+
+    def outrun_by(self) -> int:
+        """How many peers are known to be past the phase at hand."""
+        return sum(link.position is not None and link.position > self.position for link in self.links.values())
+
+    def left_behind_by(self) -> int:
+        """How many peers no longer keep what I would need to catch up with them."""
+        return sum(link.ahead_of_me is not None and link.ahead_of_me > self.position[0] for link in self.links.values())
+
+    def refusals(self) -> dict[int, str]:
+        """Peer -> why it does not let me in."""
+        return {peer: link.refusal for peer, link in self.links.items() if link.refusal is not None}
+
+    async def say(self, said: Said) -> None:
+        """Put what I say in the phase at hand where the others get it."""
+        await self.outbox.say(self.position, said)
+
+    async def hear(self, phase: str, peers: Iterable[int], limit: int, wait: float) -> Round:
+        """What `peers` say in the phase at hand, up to `limit` bytes each, waiting at most `wait` seconds for it."""
+        peers = tuple(peers)
+        for peer in peers:
+            self.links[peer].want(self.position, limit)
+        began = last = time.monotonic()
+        deadline = began + wait
+        while True:
+            self._changed.clear()
+            waiting = [peer for peer in peers if not self._settled(peer)]
+            now = time.monotonic()
+            if now - last > SLICE + STALL:  # this process was stopped: what came meanwhile is still to be read
+                deadline = max(deadline, now + self.give_up)
+            last = now
+            if not waiting or now >= deadline:
+                break
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), min(SLICE, deadline - now))
+        self._struck.update(waiting)
+        bodies: dict[int, bytearray] = {}
+        for peer in peers:
+            frame = self.links[peer].frame()
+            if frame is None:
+                continue
+            self._struck.discard(peer)
+            self.heard_at[peer] = time.time()
+            if frame.phase == phase and frame.body is not None and len(frame.body) <= limit:
+                bodies[peer] = frame.body
+        return Round(bodies, tuple(waiting), time.monotonic() - began)
+
+    def advance(self) -> None:
+        """The phase at hand is over."""
+        self._before, self.position = self.position, (self.position[0], self.position[1] + 1)
+
+    async def finish(self, step: int) -> None:
+        """The step is over; the next one begins."""
+        await self.outbox.finish(step, self.position[1])
+        self.position = (step + 1, 0)
+
+    async def restart(self, step: int) -> None:
+        """I go on at the beginning of `step`, wherever I was."""
+        await self.outbox.restart(step)
+        self.position, self._before, self._struck = (step, 0), (step - 1, 0), set()
+        for link in self.links.values():
+            link.restart(self.position)
+
+    def _settled(self, peer: int) -> bool:
+        """Whether there is nothing to wait for: it has spoken, it cannot, or it is far behind and was waited for."""
+        link = self.links[peer]
+        if link.frame() is not None or link.refusal is not None or link.ahead_of_me is not None:
+            return True
+        if link.position is not None and link.position > self.position:
+            return True  # it has passed by without saying it: it lives in another history
+        if link.down_for() > self.give_up:
+            return True
+        behind = link.position is None or link.position < self._before
+        return peer in self._struck and behind

@@ -1,0 +1,234 @@
+"""The swarm's state for those who were away, who join, or who keep checkpoints: given by anybody, vouched for by most.
+
+Members take a snapshot at the beginning of a step if somebody has asked for one. Who asks takes nothing of it before
+its digest is the one that more than half of the members have signed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from albert.network import frames
+from albert.network.doors import Doors
+from albert.network.link import Refused
+from albert.network.node import Node
+from btard.protocol import wire
+from btard.protocol.envelope import DTYPES
+from btard.protocol.hashing import tensor_digest
+from btard.protocol.join import Download, Vouch, WrongState, agreed_digest, check_download
+from btard.protocol.messages import JoinRequest
+from btard.protocol.peer import Peer
+from btard.protocol.snapshot import serve, vouched
+from btard.protocol.wire import Malformed
+
+MAX_STATE = 2**26
+"""Bytes of the state as JSON: 32 for each step, and some hundred for each entry of the ledger."""
+MAX_STATUS = 2**16
+KEPT = 2
+"""Snapshots that are kept: who begins to load one has a step's time for it."""
+MAX_NAMES = 2**12
+
+Template = Mapping[str, torch.Tensor]
+"""Tensors of the names, shapes and dtypes that a download has to have."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state at the beginning of `step` as this member gives and vouches for it; None where it gives nothing."""
+
+    step: int
+    download: Download | None
+    vouched: bytes | None
+
+
+class StateService:
+    """Gives this member's state away. `patience`: seconds that a request waits for the next step to begin.
+
+    `status`: what this peer says of itself, JSON values.
+    """
+
+    def __init__(self, node: Node, doors: Doors, patience: float, status: Callable[[], Mapping[str, Any]]) -> None:
+        self.node, self.patience, self.status = node, patience, status
+        self.wanted = False
+        """Whether somebody waits for a snapshot."""
+        self.requests: list[JoinRequest] = []
+        """Those who asked to join, for the trainer to hand to its peer."""
+        self._snapshots: dict[int, Snapshot] = {}
+        self._published = asyncio.Condition()
+        self._told = threading.Event()
+        self._member: Peer
+        doors.add("vouch", self._vouch)
+        doors.add("state", self._give)
+        doors.add("status", self._tell)
+        doors.add("join", self._join)
+
+    def publish(self, peer: Peer, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take a snapshot of `peer` and of the training's `tensors` (copied); for the trainer's thread."""
+        self.wanted = False
+        copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        hashed = {name: tensor_digest(tensor, name) for name, tensor in copies.items()}
+        snapshot = Snapshot(peer.t, serve(peer, copies), vouched(peer, hashed))
+        self.node.run(self._announce(snapshot, peer))
+
+    def wait_until_told(self, timeout: float) -> None:
+        """Wait until somebody has asked for the status from now on, at most so long; for the trainer's thread."""
+        self._told.clear()
+        self._told.wait(timeout)
+
+    async def _announce(self, snapshot: Snapshot, peer: Peer) -> None:
+        async with self._published:
+            self._snapshots[snapshot.step] = snapshot
+            for old in sorted(self._snapshots)[:-KEPT]:
+                del self._snapshots[old]
+            self._member = peer
+            self._published.notify_all()
+
+    async def _vouch(
+        self, key: bytes, _: list[Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        after = max(self._snapshots, default=-1)
+        self.wanted = True
+        async with self._published:
+            try:
+                await asyncio.wait_for(
+                    self._published.wait_for(lambda: max(self._snapshots, default=-1) > after), self.patience
+                )
+            except asyncio.TimeoutError:
+                raise Refused(f"state: no step has begun within {self.patience:g} s; ask again") from None
+            snapshot = self._snapshots[max(self._snapshots)]
+        if snapshot.vouched is None:
+            raise Refused("state: I vouch for none")
+        member = self._member
+        vouch = Vouch.create(member.identity, member.config.run_id, member.id, key, snapshot.vouched)
+        await frames.send(writer, ("vouch", snapshot.step, vouch.digest, vouch.signature))
+
+    async def _give(
+        self, key: bytes, arguments: list[Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        snapshot = self._snapshots.get(wire.check_int(arguments[0], "step")) if arguments else None
+        if snapshot is None or snapshot.download is None:
+            raise Refused("state: I do not have that of this step; ask another member")
+        state, tensors = snapshot.download.state, snapshot.download.tensors
+        shapes = [(name, DTYPES.index(x.dtype), tuple(x.shape)) for name, x in tensors.items()]
+        await frames.send(writer, ("state", snapshot.step, len(state), shapes), [state])
+        for tensor in tensors.values():
+            body = tensor.contiguous().view(-1).view(torch.uint8).numpy().data if tensor.numel() else b""
+            await frames.send(writer, ("tensor",), [body])
+
+    async def _tell(self, key: bytes, _: list[Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        body = json.dumps(self.status()).encode()
+        await frames.send(writer, ("status", len(body)), [body])
+        self._told.set()
+
+    async def _join(
+        self, key: bytes, arguments: list[Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        if len(arguments) != 1 or not isinstance(arguments[0], bytes):
+            raise Malformed("join: expected a signature")
+        if len(self.requests) >= 2**10:
+            raise Refused("join: too many have asked; ask again later")
+        self.requests.append(JoinRequest(key, arguments[0]))
+        await frames.send(writer, ("noted",))
+
+
+async def ask_status(doors: Doors, key: bytes, timeout: float = 10.0) -> dict[str, Any]:
+    """What a peer says of itself, unverified. Errors: those of `Doors.knock`; Malformed."""
+
+    async def ask() -> dict[str, Any]:
+        async with doors.visit(key, "status") as (reader, _):
+            size = wire.check_int((await frames.receive(reader, 2**10, "status"))[-1], "size")
+            if size > MAX_STATUS:
+                raise Malformed(f"status: {size} bytes, at most {MAX_STATUS} are allowed")
+            try:
+                status = json.loads(bytes(await frames.receive_body(reader, size)))
+            except (ValueError, RecursionError):
+                raise Malformed("status: not JSON") from None
+            if not isinstance(status, dict):
+                raise Malformed("status: expected an object")
+            return status
+
+    return await asyncio.wait_for(ask(), timeout)
+
+
+async def ask_to_join(doors: Doors, key: bytes, request: JoinRequest) -> None:
+    """Ask one member to name me to the others."""
+    async with doors.visit(key, "join", request.signature) as (reader, _):
+        await asyncio.wait_for(frames.receive(reader, 2**10, "join"), 10.0)
+
+
+async def fetch_state(
+    doors: Doors, me: bytes, members: Mapping[int, bytes], template: Template, timeout: float
+) -> tuple[int, Download]:
+    """The state at the beginning of the next step, checked: (step, download).
+
+    `me`: my public key; `members`: number -> key of all that count. Errors: WrongState if no state has a majority
+    within `timeout` seconds, or nobody gives the one that has.
+    """
+    vouches: dict[int, tuple[int, Vouch]] = {}
+    problems: dict[int, str] = {}
+
+    async def ask(number: int, key: bytes) -> None:
+        try:
+            async with doors.visit(key, "vouch") as (reader, _):
+                kind, step, hashed, signature = wire.check_fields(
+                    await frames.receive(reader, 2**12, "vouch"), "vouch", 4
+                )
+            if kind != "vouch" or not isinstance(signature, bytes):
+                raise Malformed("vouch: expected a signature")
+            vouches[number] = wire.check_int(step, "step"), Vouch(number, hashed, signature)
+        except Exception as error:
+            problems[number] = str(error) or type(error).__name__
+
+    asking = {asyncio.ensure_future(ask(number, key)) for number, key in members.items() if key != me}
+    deadline = asyncio.get_running_loop().time() + timeout
+    agreed: bytes | None = None
+    try:
+        while agreed is None:
+            try:
+                agreed = agreed_digest(doors.run_id, me, members, [vouch for _, vouch in vouches.values()])
+                break
+            except WrongState as error:
+                left = deadline - asyncio.get_running_loop().time()
+                if not asking or left <= 0:
+                    told = "; ".join(f"peer {i}: {why}" for i, why in sorted(problems.items()))
+                    raise WrongState(f"{error}" + (f" ({told})" if told else "")) from None
+            _, asking = await asyncio.wait(asking, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in asking:
+            task.cancel()
+    donors = {number: step for number, (step, vouch) in vouches.items() if vouch.digest == agreed}
+    for donor, step in donors.items():
+        try:
+            download = await asyncio.wait_for(_load(doors, members[donor], step, template), max(10.0, timeout))
+            check_download(download, donor, agreed, doors.run_id)
+            return step, download
+        except Exception as error:
+            problems[donor] = str(error) or type(error).__name__
+    told = "; ".join(f"peer {i}: {why}" for i, why in sorted(problems.items()))
+    raise WrongState(f"nobody gives the state that the majority vouches for ({told}): ask again in the next step")
+
+
+async def _load(doors: Doors, key: bytes, step: int, template: Template) -> Download:
+    """One donor's state, unchecked but for sizes. Errors: Malformed, Refused, and those of the stream."""
+    async with doors.visit(key, "state", step) as (reader, _):
+        kind, said, size, shapes = wire.check_fields(await frames.receive(reader, 2**18, "state"), "state", 4)
+        wanted = [[name, DTYPES.index(x.dtype), list(x.shape)] for name, x in template.items()]
+        if kind != "state" or said != step or len(shapes) > MAX_NAMES or sorted(shapes) != sorted(wanted):
+            raise Malformed("state: other tensors than those of this run")
+        if not 0 <= wire.check_int(size, "size") <= MAX_STATE:
+            raise Malformed(f"state: {size} bytes, at most {MAX_STATE} are allowed")
+        state = bytes(await frames.receive_body(reader, size))
+        tensors: dict[str, torch.Tensor] = {}
+        for name, _, _ in shapes:
+            like = template[name]
+            await frames.receive(reader, 2**10, "tensor")
+            body = await frames.receive_body(reader, like.nbytes)
+            tensors[name] = torch.frombuffer(body, dtype=like.dtype).view(like.shape) if like.numel() else like.clone()
+        return Download(state, tensors)

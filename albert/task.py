@@ -1,0 +1,109 @@
+"""Gradients of public batches: what a peer computes for itself, and again for another one whom it validates."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from transformers import AlbertForPreTraining
+
+from albert.data.batches import batch
+from albert.data.corpus import Corpus
+from btard.harness.vector import bind, flatten, parameter_count, views
+from btard.protocol.effects import Compute
+from btard.protocol.hashing import digest
+
+
+def share(total: int, workers: int) -> int:
+    """Sequences that each of `workers` peers computes of a step's `total`: as many for all, so at least one."""
+    return max(1, math.ceil(total / workers))
+
+
+class AlbertTask:
+    """The loss of `model` on `corpus`: mean over masked words plus mean over sentence orders, per micro-batch.
+
+    The model is used as a function: it keeps its own copy of the parameters. A gradient depends on the parameters, the
+    request and the number of workers alone; equal machines with equal numbers of threads get equal bits.
+    """
+
+    def __init__(
+        self,
+        model: AlbertForPreTraining,
+        corpus: Corpus,
+        total: int,
+        per_device: int,
+        *,
+        half: bool = False,
+        loss_scale: float = 1.0,
+    ) -> None:
+        self.model, self.corpus, self.total, self.per_device = model, corpus, total, per_device
+        self.d = parameter_count(model)
+        self.half, self.loss_scale = half, loss_scale if half else 1.0
+        self.device = next(model.parameters()).device
+        self._params = flatten(model).detach()
+        bind(model, self._params)
+        self.loss = math.nan
+        """Mean loss of the latest gradient that was computed for training."""
+        self.samples = 0
+        """Sequences of it."""
+
+    def gradient(
+        self, params: torch.Tensor, request: Compute, workers: int, ready: Callable[[], bool] = lambda: False
+    ) -> torch.Tensor | None:
+        """The gradient [d] at `params` [d] of the request's batch, float32 on the device; None once `ready()` is True.
+
+        `workers` share the step. `ready` is asked between micro-batches: whether it is too late to go on.
+        """
+        size = share(self.total, workers)
+        self._params.copy_(params)
+        gradient = torch.zeros_like(self._params)
+        for parameter, piece in zip(self.model.parameters(), views(self.model, gradient), strict=True):
+            parameter.grad = piece
+        loss = 0.0
+        for start in range(0, size, self.per_device):
+            if ready():
+                return None
+            stop = min(start + self.per_device, size)
+            inputs = batch(self.corpus, request.seed, size, flip_labels=request.flip_labels, start=start, stop=stop)
+            with self._numerics(request.seed, start):
+                result = self.model(**{name: tensor.to(self.device) for name, tensor in inputs.items()})
+            part = result.loss * ((stop - start) / size)
+            (part * self.loss_scale).backward()
+            loss += part.detach()
+        if self.loss_scale != 1:
+            gradient.div_(self.loss_scale)
+        for parameter in self.model.parameters():
+            parameter.grad = None
+        if request.purpose.value == "train":
+            self.loss, self.samples = float(loss), size
+        return gradient
+
+    def gradients(self, params: torch.Tensor, requests: list[Compute], out: torch.Tensor, workers: int) -> None:
+        """As `gradient`, one row of `out` [r, d] for each request."""
+        for request, row in zip(requests, out, strict=True):
+            row.copy_(self.gradient(params, request, workers))
+
+    @torch.no_grad()
+    def evaluate(self, params: torch.Tensor, batches: list[dict[str, torch.Tensor]]) -> float:
+        """The mean loss at `params` [d] over `batches`."""
+        self._params.copy_(params)
+        self.model.eval()
+        try:
+            losses = [
+                float(self.model(**{name: tensor.to(self.device) for name, tensor in inputs.items()}).loss)
+                for inputs in batches
+            ]
+        finally:
+            self.model.train()
+        return sum(losses) / len(losses)
+
+    @contextlib.contextmanager
+    def _numerics(self, seed: bytes, start: int) -> Iterator[None]:
+        """Dropout that follows from the public seed, and half precision where it was asked for."""
+        cuda = self.device.type == "cuda"
+        with torch.random.fork_rng(devices=[self.device] if cuda else []):
+            torch.manual_seed(int.from_bytes(digest("dropout", seed, start)[:8], "little"))
+            with torch.autocast(self.device.type, torch.float16, enabled=self.half and cuda):
+                yield
