@@ -124,8 +124,8 @@ def _folder(folder: Path) -> Source:
     if not files["train"]:
         names = ", ".join(path.name for path in entries[:8]) or "nothing"
         raise DataError(
-            f"{folder}: expected a file named *train* that ends in {', '.join(SUFFIXES)}, found {names}; rename the "
-            "file with the training text"
+            f"{folder}: expected a file named *train* that ends in {', '.join(SUFFIXES)}, found {names}; add one, or "
+            "rename the file with the training text"
         )
 
     description: dict[str, Any] = {"name": folder.resolve().name, "files": contents}
