@@ -190,7 +190,7 @@ class SwarmDriver:
     def linger(self, timeout: float) -> None:
         """Wait until everybody who follows has been sent everything, at most so long."""
         deadline = time.monotonic() + timeout
-        last = self.rounds.position
+        last = self.rounds.outbox.newest
         while time.monotonic() < deadline:
             reached = [self.rounds.outbox.sent_to.get(other, (-1, 0)) >= last for other in self.others]
             if all(done or self.rounds.links[o].down_for() > 0 for o, done in zip(self.others, reached, strict=True)):

@@ -60,7 +60,7 @@ class Swarm:
         self.address = ""
 
     def start(self, timeout: float = 120.0) -> Swarm:
-        """Start the coordinator, and the trainers once it has an address. Errors: RuntimeError if it has none in time."""
+        """Start the coordinator, and the trainers once it has an address. RuntimeError if it has none in time."""
         self.start_coordinator(timeout)
         for number in range(self.config.peers):
             self.start_trainer(number)

@@ -58,14 +58,19 @@ class Link:
         self.down_since: float | None = time.monotonic()
         self._frames: dict[Position, Frame] = {}
         self._limit: int | None = None
+        self._failures = self._failures_then = 0
         self._wanted = asyncio.Event()
-        self._wake = asyncio.Event()
+        self._wake = asyncio.Event()  # begin anew at another place
+        self._hurry = asyncio.Event()  # no time for pauses
 
     def want(self, at: Position, limit: int) -> None:
         """Forget what came before `at`, and read what comes there if it has at most `limit` bytes."""
         self.at, self._limit = at, limit
         self._frames = {p: frame for p, frame in self._frames.items() if p >= at}
         self._wanted.set()
+        self._failures_then = self._failures
+        if self.down_since is not None:
+            self._hurry.set()
 
     def frame(self) -> Frame | None:
         """The frame at `at`, once it is there."""
@@ -75,10 +80,13 @@ class Link:
         """Follow from `at` on, whatever came until now."""
         self.at, self._frames, self.position, self.ahead_of_me = at, {}, None, None
         self._wake.set()
+        self._hurry.set()
 
     def down_for(self) -> float:
-        """Seconds for which the peer could not be reached; 0 if it can, or does not say that it is not there."""
-        return 0.0 if self.down_since is None else time.monotonic() - self.down_since
+        """Seconds for which the peer could not be reached, also when it was last tried, after `want`; else 0."""
+        if self.down_since is None or self._failures == self._failures_then:
+            return 0.0
+        return time.monotonic() - self.down_since
 
     async def follow(self) -> None:
         """Read for ever."""
@@ -86,9 +94,10 @@ class Link:
         while True:
             writer = None
             try:
+                self._wake.clear()
+                self._hurry.clear()
                 reader, writer = await self._dial(self._next())
                 self.down_since, self.refusal, pause = None, None, FIRST_PAUSE
-                self._wake.clear()
                 self._changed()
                 reading = asyncio.ensure_future(self._read(reader))
                 waking = asyncio.ensure_future(self._wake.wait())
@@ -105,13 +114,13 @@ class Link:
                 self.refusal, self.down_since = str(refused), None
             except (P2PDaemonError, OSError, asyncio.IncompleteReadError, asyncio.TimeoutError, Malformed):
                 self.down_since = self.down_since or time.monotonic()
+                self._failures += 1
             finally:
                 if writer is not None:
                     writer.close()
             self._changed()
-            self._wake.clear()
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), pause)
+                await asyncio.wait_for(self._hurry.wait(), pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
     def _next(self) -> Position:

@@ -6,6 +6,7 @@ The loop has a thread of its own, so that peers are answered while the main thre
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import tempfile
 import threading
 import time
@@ -31,6 +32,8 @@ Handler = Callable[[StreamInfo, asyncio.StreamReader, asyncio.StreamWriter], Awa
 
 MAX_RECORD = 3500
 """Bytes of a record in the DHT: more does not fit the messages of every node."""
+PATIENCE = 3.0
+"""Seconds that each part is given to end."""
 RECORD_LIFE = 120.0
 """Seconds that a record is kept; whoever stored it says it again before."""
 
@@ -184,10 +187,17 @@ class Node:
     async def _stop(self) -> None:
         for task in tuple(self._tasks):
             task.cancel()
-        if hasattr(self, "dht"):
-            await self.dht.shutdown()
-        if hasattr(self, "p2p"):
-            await self.p2p.shutdown()
+        alive = hasattr(self, "p2p") and (self.p2p._child is None or self.p2p._child.returncode is None)
+        for part in ("dht", "p2p") if alive else ("p2p",):  # a daemon that has died would be waited for in vain
+            if hasattr(self, part):
+                with contextlib.suppress(asyncio.TimeoutError, P2PDaemonError, OSError):
+                    await asyncio.wait_for(getattr(self, part).shutdown(), PATIENCE)
+        # What still serves or asks somebody ends here, before the loop does.
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
+            task.cancel()
+        if rest:
+            await asyncio.wait(rest, timeout=PATIENCE)
 
 
 def node_of(address: str) -> PeerID:

@@ -1,0 +1,180 @@
+"""The swarm's driver against the simulator, and against peers that are slow, stopped, killed or cut off."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+import torch
+
+from albert.driver import Fallen
+from btard.protocol.commit import NoGradient
+from tests.albert.cohort import QUICK, Cohort, Fault, Member
+
+EQUAL = [
+    (None, {}, 0, 4),
+    ("sign_flip", {}, 1, 12),
+    ("label_flip", {}, 1, 8),
+    ("random_direction", {}, 1, 8),
+    ("wrong_aggregate", {}, 1, 4),
+    ("equivocate", {"phase": "report"}, 1, 4),
+    ("false_accusation", {}, 1, 4),
+    ("bad_part", {"recipients": "one"}, 1, 4),
+    ("wrong_reveal", {}, 1, 4),
+    ("lying_votes", {}, 1, 6),
+]
+
+
+@pytest.mark.parametrize(("attack", "options", "byzantine", "steps"), EQUAL, ids=[str(case[0]) for case in EQUAL])
+def test_bans_and_parameters_are_those_of_the_simulator(
+    attack: str | None, options: dict[str, object], byzantine: int, steps: int
+) -> None:
+    with Cohort(peers=5, byzantine=byzantine, attack=attack, options=options) as cohort:
+        cohort.run(steps)
+        params, simulated = cohort.simulate(steps)
+        for member in cohort.honest:
+            assert member.end is None
+            assert torch.equal(member.params, params)
+            assert member.driver.peer.ledger.head == simulated.honest[0].ledger.head
+        if attack not in (None, "label_flip", "sign_flip", "random_direction", "lying_votes"):
+            assert cohort.removed().keys() == cohort.attackers
+
+
+@pytest.mark.parametrize("attack", ["ipm", "alie"])
+def test_colluders_show_each_other_their_gradients(attack: str) -> None:
+    with Cohort(peers=7, byzantine=3, attack=attack, start=0, tau=float("inf")) as cohort:
+        seen: dict[int, tuple[int, ...]] = {}
+
+        def look(member: Member) -> None:
+            assert member.driver.collusion is not None
+            seen[member.driver.peer.id] = member.driver.collusion.honest_peers
+
+        cohort.faults = tuple(Fault(peer, 0, "commit", look) for peer in cohort.attackers)
+        cohort.run(1)
+        assert seen == {peer: tuple(sorted(cohort.attackers)) for peer in cohort.attackers}
+        sent = [cohort.members[peer].driver.peer.last.commits[peer].digests for peer in cohort.attackers]  # type: ignore[union-attr]
+        assert len(set(sent)) == 3  # hashes name their peer, whatever they are of
+
+
+PHASES = ["compute", "commit", "part", "announce", "aggregate", "coin_commit/0", "coin_reveal/0", "report", "accuse/0"]
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_the_others_go_on_when_a_peer_is_killed(phase: str) -> None:
+    fault = Fault(2, 1, phase, Member.kill)
+    with Cohort(peers=5, byzantine=1, faults=(fault,), max_absences=2) as cohort:
+        started = time.monotonic()
+        cohort.run(5)
+        assert {m.driver.peer.id for m in cohort.done} == {0, 1, 3, 4}
+        assert len({m.driver.peer.ledger.head for m in cohort.done}) == 1
+        assert all(torch.equal(m.params, cohort.members[0].params) for m in cohort.done)
+        assert cohort.removed().keys() <= {2} and cohort.members[0].active[-1] == (0, 1, 3, 4)
+        # Nobody waits for a deadline: whoever cannot be reached is given up.
+        assert time.monotonic() - started < 5 * QUICK.phase
+
+
+def test_a_validator_that_is_killed_goes_alone() -> None:
+    with Cohort(peers=5, byzantine=1) as cohort:
+        cohort.run(1)
+        [validator] = cohort.members[0].driver.peer.assignments
+        cohort.faults = (Fault(validator, 1, "compute", Member.kill),)
+        cohort.run(3)
+        witness = next(m for m in cohort.done)
+        assert cohort.removed(witness.driver.peer.id) == {validator: "silent"}
+
+
+def test_a_slow_peer_is_absent_and_comes_back() -> None:
+    with Cohort(peers=5, byzantine=1, max_absences=4) as cohort:
+
+        def slow(member: Member) -> None:
+            member.task.slow = 2 * QUICK.phase
+
+        def quick(member: Member) -> None:
+            member.task.slow = 0.0
+
+        cohort.faults = (Fault(3, 1, "compute", slow), Fault(3, 2, "compute", quick))
+        cohort.run(4)
+        assert all(m.end is None for m in cohort.members)
+        assert cohort.removed() == {}
+        assert len({m.driver.peer.ledger.head for m in cohort.members}) == 1
+        assert all(torch.equal(m.params, cohort.members[0].params) for m in cohort.members)
+
+
+def test_a_peer_whose_gradient_never_comes_in_time_is_gone() -> None:
+    with Cohort(peers=5, byzantine=1, max_absences=2) as cohort:
+        cohort.members[4].task.slow = 60.0
+        cohort.run(4)
+        assert cohort.removed() in ({4: "gone"}, {4: "silent"})
+        assert isinstance(cohort.members[4].end, Exception)
+
+
+def test_a_banned_peer_is_refused_at_every_door() -> None:
+    with Cohort(peers=5, byzantine=1, attack="wrong_aggregate") as cohort:
+        cohort.run(3)
+        [banned] = cohort.attackers
+        member, honest = cohort.members[banned], cohort.members[0]
+        assert cohort.removed() == {banned: "wrong_aggregate"}
+        key = honest.driver.peer.identity.public_key
+        for door in ("follow", "fellow"):
+            with pytest.raises(Exception, match="banned: wrong_aggregate, step 1"):
+                member.node.run(member.driver.doors.knock(key, door, 0, 0))
+        assert honest.driver.doors.refused["banned"] >= 2
+
+
+def test_a_peer_that_the_others_have_removed_finds_out() -> None:
+    """It was deaf for a while: its own view of the step is not theirs."""
+    with Cohort(peers=5, byzantine=1) as cohort:
+        resume = threading.Event()
+
+        def stop(member: Member) -> None:
+            resume.wait(30)
+
+        cohort.faults = (Fault(2, 1, "report", stop),)
+        watcher = threading.Thread(target=lambda: (_until(lambda: 2 in cohort.removed()), resume.set()))
+        watcher.start()
+        cohort.run(4)
+        watcher.join()
+        assert cohort.removed() == {2: "silent"}
+        assert {m.driver.peer.id for m in cohort.done} == {0, 1, 3, 4}
+        end = cohort.members[2].end
+        assert end is not None and ("silent" in str(end) or "heard" in str(end) or isinstance(end, Fallen))
+
+
+def test_a_minority_that_is_cut_off_stops() -> None:
+    with Cohort(peers=5, byzantine=1, max_absences=9) as cohort:
+        cohort.run(1)
+        cut = {3, 4}
+
+        def dial_nobody(member: Member) -> None:
+            others = {0, 1, 2} if member.driver.peer.id in cut else cut
+            member.node.run(_forget(member, others))
+
+        cohort.faults = tuple(Fault(peer, 1, "compute", dial_nobody) for peer in range(5))
+        cohort.run(3)
+        ends = {m.driver.peer.id: m.end for m in cohort.members}
+        assert all("more than half are needed" in str(ends[peer]) for peer in cut)
+        assert all(ends[peer] is None for peer in (0, 1, 2)) and cohort.removed().keys() <= cut
+
+
+def test_nobody_with_a_gradient_is_said_so() -> None:
+    deadlines = QUICK.__class__(compute=0.2, phase=0.5, message=0.1, transfer=0.1, give_up=0.5)
+    with Cohort(peers=3, deadlines=deadlines) as cohort:
+        for member in cohort.members:
+            member.task.slow = 30.0
+        cohort.run(1)
+        assert all(isinstance(m.end, NoGradient) for m in cohort.members)
+
+
+async def _forget(member: Member, others: set[int]) -> None:
+    """No frame of the others arrives any more, as if the cable were cut."""
+    for other in others & member.driver.rounds.links.keys():
+        link = member.driver.rounds.links[other]
+        member.driver.rounds._tasks[other].cancel()
+        link.down_since = time.monotonic() - 60
+
+
+def _until(holds: object, timeout: float = 30.0) -> None:
+    deadline = time.monotonic() + timeout
+    while not holds() and time.monotonic() < deadline:  # type: ignore[operator]
+        time.sleep(0.02)
