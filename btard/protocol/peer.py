@@ -162,9 +162,10 @@ class Peer:
             return None
         self.coins.append(record.coin)
         self.tau = next_radius(self.config, record)
-        self.assignments = draw_validators(record.coin, record.workers, self.active, self.config.validators)
+        there = tuple(p for p in self.active if p not in record.away)  # whoever is away could only fail at the duty
+        self.assignments = draw_validators(record.coin, record.workers, there, self.config.validators)
         working = {i: standing.cleared for i, standing in self.probation.items() if i in record.commits}
-        self.assignments |= draw_check(record.coin, working, self.active, self.assignments)
+        self.assignments |= draw_check(record.coin, working, there, self.assignments)
         self.last = record
         usable = [j for j in range(record.cut.k) if j in record.aggregates and j not in record.skipped]
         return Outcome(

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from btard.attacks.registry import make_attack
 from btard.drivers.links import Links
 from btard.drivers.local import LocalDriver
 from btard.drivers.task import QuadraticTask
 from btard.protocol.behaviour import Behaviour, Context
 from btard.protocol.broadcast import Heard, hear
+from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Broadcast, Compare, Exchange
 from btard.protocol.identity import Identity, Roster
@@ -218,6 +220,14 @@ def test_slow_peers_are_absent_and_not_guilty() -> None:
     run = run_cohort(peers=9, steps=12, links=Links(slow=0.2), max_absences=12)
     assert not run.entries
     assert {len(result.workers) for result in run.results} - {8}, "somebody was late"
+
+
+def test_whoever_is_away_is_not_drawn_as_a_validator() -> None:
+    """It would be removed for a duty that it knows nothing of, long before `max_absences`."""
+    steps = 30
+    away = make_attack("silent", Collusion(frozenset({3}), 5, 0), start=1, phase="commit", onwards=True)
+    run = run_cohort({3: away}, peers=5, steps=steps, seed=1, max_absences=steps + 1)
+    assert not run.entries and run.results[-1].active == (0, 1, 2, 3, 4)
 
 
 def test_bytes_are_counted() -> None:
