@@ -85,6 +85,7 @@ class SwarmDriver:
         self._members: dict[bytes, int] = {}
         self._own: dict[int, torch.Tensor] = {}
         self._sent = 0
+        self._behind: int | None = None
         doors.add("follow", self._follow, members_only=True)
         doors.add("fellow", self._show_fellow, members_only=True)
         self.refresh()
@@ -175,9 +176,14 @@ class SwarmDriver:
             sent={self.peer.id: self._sent},
         )
 
-    def restart(self, peer: Peer) -> None:
-        """Go on as `peer`, which has the state at the beginning of its next step."""
+    def restart(self, peer: Peer, *, behind: bool = False) -> None:
+        """Go on as `peer`, which has the state at the beginning of its next step.
+
+        `behind`: the others are in that step already, and do not wait for this peer. So it does not commit in it: they
+        could go on without its commitment, and hold it to what it then says in their roll call.
+        """
         self.peer = peer
+        self._behind = peer.t if behind else None
         self.node.run(self.rounds.restart(peer.t))
         self.refresh()
 
@@ -207,7 +213,8 @@ class SwarmDriver:
         body: frames.Pieces | None = None
         if isinstance(effect, Broadcast):
             late = self.rounds.outrun_by() > self.peer.config.byzantine
-            if not late:
+            late = late or (effect.phase == "commit" and self._behind == record.step)
+            if not late or self._owes(effect.phase):
                 if effect.message is not None:
                     body = [encode_signed(effect.message)]
                 special = {to: None if m is None else [encode_signed(m)] for to, m in effect.faces.items()}
@@ -236,6 +243,13 @@ class SwarmDriver:
                 continue  # as if nothing had come: what it is worth is the protocol's to say
         self._stay(effect.phase)
         return answers if said is None else {**answers, me: said}
+
+    def _owes(self, phase: str) -> bool:
+        """Whether the others remove whoever is not heard in this broadcast; to be late is better then."""
+        record, me = self.peer.current, self.peer.id
+        if "coin_commit/0" in record.heard:
+            return me in record.present
+        return phase != "commit" and record.split is not None and me in record.owing
 
     async def _round(self, said: Said, others: Sequence[int], limit: int, wait: float) -> Any:
         await self.rounds.say(said)

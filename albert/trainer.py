@@ -307,7 +307,7 @@ class Trainer:
             self.optimizer.load({name: tensor.to(self.device) for name, tensor in download.tensors.items()})
             self.driver.history.restore({step - 1: download.tensors[PREVIOUS].to(self.device)})
             self.driver.workers = {step - 1: len(fresh.last.active) - len(fresh.last.assignments)} if fresh.last else {}
-            self.driver.restart(fresh)
+            self.driver.restart(fresh, behind=True)
             self.recorder = None  # it has not seen the steps between
             self.state = "running"
             self.say(f"back at step {self.first + step}, with the state of the majority")

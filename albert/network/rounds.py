@@ -99,7 +99,7 @@ class Rounds:
                 break
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), min(SLICE, deadline - now))
-        self._struck.update(waiting)
+        self._struck.update(waiting, (peer for peer in peers if self._given_up(peer)))
         bodies: dict[int, bytearray] = {}
         for peer in peers:
             frame = self.links[peer].frame()
@@ -127,6 +127,10 @@ class Rounds:
         for link in self.links.values():
             link.restart(self.position)
 
+    def _given_up(self, peer: int) -> bool:
+        """Whether it cannot be reached; once it can be, it is still to catch up."""
+        return self.links[peer].down_for() > self.give_up
+
     def _settled(self, peer: int) -> bool:
         """Whether there is nothing to wait for: it has spoken, it cannot, or it is far behind and was waited for."""
         link = self.links[peer]
@@ -134,7 +138,7 @@ class Rounds:
             return True
         if link.position is not None and link.position > self.position:
             return True  # it has passed by without saying it: it lives in another history
-        if link.down_for() > self.give_up:
+        if self._given_up(peer):
             return True
         behind = link.position is None or link.position < self._before
         return peer in self._struck and behind
