@@ -31,8 +31,15 @@ class Optimizer:
             {"params": [p for name, p in named if decays(name)], "weight_decay": config.weight_decay},
             {"params": [p for name, p in named if not decays(name)], "weight_decay": 0.0},
         ]
+        # adam_debias: the library's word for leaving the step size alone; else it would depend on how many steps this
+        # process has done, and whoever comes back would compute something else.
         self._lamb = Lamb(
-            groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, weight_decouple=False
+            groups,
+            lr=config.lr,
+            betas=(config.beta1, config.beta2),
+            eps=config.eps,
+            weight_decouple=False,
+            adam_debias=True,
         )
         pieces = {name: list(views(model, vector)) for name, vector in self.moments.items()}
         gradients = views(model, self._gradient)

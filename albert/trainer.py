@@ -206,7 +206,12 @@ class Trainer:
                 shown = len(everybody)
                 self.say(f"{shown} of {len(self.peer.roster.keys)} peers are here")
             late = time.monotonic() > deadline
-            if len(everybody) == len(self.peer.roster.keys) or (late and len(everybody) > half):
+            # Whoever goes first is waited for in the first phase, not longer: so all first say that they are ready.
+            if len(everybody) == len(self.peer.roster.keys):
+                self.state = "ready"
+            if late and len(everybody) > half:
+                break
+            if self.state == "ready" and all(s.get("state") != "gathering" for s in said.values()):
                 break
             if late:
                 raise NoFounders(

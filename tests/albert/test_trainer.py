@@ -1,0 +1,208 @@
+"""Trainers: a run's files and audit, the simulator's result, interruptions, returning, joining, starting points."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from albert.checkpoint import load_start, save_start
+from albert.config import AttackConfig, ProtocolSettings
+from albert.data.corpus import Corpus
+from albert.driver import Fallen
+from albert.model import make_model
+from albert.optimizer import Optimizer
+from albert.task import AlbertTask
+from albert.trainer import Trainer
+from btard.attacks.registry import make_attack
+from btard.audit.__main__ import main as audit
+from btard.drivers.local import LocalDriver
+from btard.harness.run_folder import RunFolderError, read_metrics
+from btard.harness.typed_yaml import ConfigError
+from btard.protocol.behaviour import Behaviour
+from btard.protocol.collusion import Collusion
+from btard.protocol.effects import Compute
+from btard.protocol.hashing import tensor_digest
+from tests.albert.trainers import Trainers, same, tiny
+
+
+@pytest.fixture
+def swarm(data: Path, tmp_path: Path) -> Iterator[Any]:
+    made: list[Trainers] = []
+
+    def make(**changes: Any) -> Trainers:
+        made.append(Trainers(tiny(data, **changes), tmp_path / f"swarm-{len(made)}"))
+        return made[-1]
+
+    yield make
+    for trainers in made:
+        trainers.close()
+
+
+class Simulated:
+    """The task of a swarm for the simulator: it tells the task how many peers share a step."""
+
+    def __init__(self, task: AlbertTask) -> None:
+        self.task, self.d = task, task.d
+        self.workers: dict[int, int] = {}
+
+    def gradients(self, params: torch.Tensor, requests: list[Compute], out: torch.Tensor) -> None:
+        for request, row in zip(requests, out, strict=True):
+            row.copy_(self.task.gradient(params, request, self.workers[request.step]))  # type: ignore[arg-type]
+
+
+def simulate(trainers: Trainers) -> tuple[str, LocalDriver]:
+    """Digest of the final parameters, and the driver, of the same run in the simulator."""
+    config = trainers.config
+    corpus = Corpus(config.data.path)
+    optimizer = Optimizer(make_model(config.model, corpus.vocab_size, 64, config.seed), config.optimizer)
+    model = make_model(config.model, corpus.vocab_size, 64, config.seed)
+    task = Simulated(AlbertTask(model, corpus, config.batch.total, config.batch.per_device))
+    collusion = Collusion(config.attackers(), config.peers, config.seed)
+    behaviours: dict[int, Behaviour] = {
+        peer: make_attack(str(config.attack.name), collusion, start=config.attack.start) for peer in config.attackers()
+    }
+    driver = LocalDriver(config.protocol_config(), task, behaviours=behaviours, collusion=collusion, mode="per_peer")
+    driver._threads = 1
+    for step in range(config.steps):
+        peer = driver.honest[0]
+        task.workers[step] = len(peer.active) - len(set(peer.assignments) & set(peer.active))
+        optimizer.apply(driver.step(optimizer.params).gradient, step)
+    return tensor_digest(optimizer.params, "parameters").hex(), driver
+
+
+def test_a_run_leaves_what_an_audit_needs(swarm: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    trainers = swarm()
+    ends = trainers.run()
+    assert same(ends) and all(end["signed_by"] == [0, 1, 2, 3] for end in ends.values())
+    for number in trainers.numbers:
+        folder = trainers.out / f"peer-{number}"
+        metrics = read_metrics(folder)
+        assert [line["step"] for line in metrics] == list(range(6))
+        assert {line["active"] for line in metrics} == {4} and all(line["sent"] > 0 for line in metrics)
+        assert {line["samples"] for line in metrics[1:]} == {9}  # 3 workers, one third of 8 sequences each
+        assert audit([str(folder)]) == 0
+        assert "4 of 4" in capsys.readouterr().out or number
+    assert any(line["loss"] for line in read_metrics(trainers.out / "peer-0"))
+
+
+def test_bans_and_parameters_are_those_of_the_simulator(swarm: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    trainers = swarm(peers=5, byzantine=2, steps=14, attack=AttackConfig(name="sign_flip", start=1))
+    ends = trainers.run()
+    honest = {n: end for n, end in ends.items() if n not in trainers.config.attackers()}
+    params, simulated = simulate(trainers)
+    assert same(honest)
+    for end in honest.values():
+        assert end["digest"] == params and end["ledger"] == simulated.honest[0].ledger.head.hex()
+        assert {ban["peer"] for ban in end["bans"]} == trainers.config.attackers()
+    assert all(isinstance(ends[peer], Fallen) for peer in trainers.config.attackers())
+    assert audit([str(trainers.out / f"peer-{min(honest)}")]) == 0
+    assert "wrong_gradient" in capsys.readouterr().out
+
+
+def test_the_whole_swarm_goes_on_from_its_disks(swarm: Any, data: Path, tmp_path: Path) -> None:
+    undisturbed = swarm(run_id="again").run()
+    trainers = swarm(run_id="again")
+    for number in trainers.numbers:
+        trainers.make(number)
+        trainers.kill_at(number, 5, "report")
+        trainers.start(number)
+    assert set(trainers.wait().values()) == {"killed"}
+    again = Trainers(trainers.config, trainers.out)
+    try:
+        ends = again.run()
+        assert same(ends) and ends[0]["digest"] == undisturbed[0]["digest"]
+        assert "goes on from its checkpoint at step 4" in again.lines[0]
+        assert [line["step"] for line in read_metrics(trainers.out / "peer-0")] == list(range(6))
+        assert audit([str(trainers.out / "peer-0")]) == 0
+    finally:
+        again.close()
+
+
+def test_a_trainer_that_was_killed_comes_back_with_the_state_of_the_majority(swarm: Any) -> None:
+    trainers = swarm(steps=60)
+    for number in trainers.numbers:
+        trainers.make(number)
+    trainers.kill_at(3, 3, "compute")
+    for number in trainers.numbers:
+        trainers.start(number)
+    trainers.wait(3)
+    trainers.make(3)
+    trainers.start(3)
+    ends = trainers.wait()
+    if any(ban["peer"] == 3 for ban in ends[0]["bans"]):  # it was a validator then, and those owe their duty
+        assert isinstance(ends[3], Fallen)
+        return
+    assert same(ends), trainers.lines
+    assert any("with the state of the majority" in line for line in trainers.lines[3])
+    assert ends[0]["bans"] == [] and ends[3]["evidence"] is False
+
+
+def test_an_attack_run_starts_from_a_checkpoint(swarm: Any, tmp_path: Path) -> None:
+    first = swarm(steps=3)
+    first.run()
+    file = tmp_path / "step-00000003.safetensors"
+    save_start(file, 3, first.trainers[0].optimizer.state(), (0, 1, 2, 3), "digest")
+    attacked = swarm(
+        run_id="from there",
+        peers=5,
+        byzantine=1,
+        steps=12,
+        start_from=str(file),
+        attack=AttackConfig(name="random_direction", start=4),
+    )
+    ends = attacked.run()
+    honest = {n: end for n, end in ends.items() if n not in attacked.config.attackers()}
+    assert same(honest)
+    metrics = read_metrics(attacked.out / f"peer-{min(honest)}")
+    assert [line["step"] for line in metrics] == list(range(3, 12))
+    assert metrics[0]["lr"] == first.trainers[0].optimizer.lr(3)
+    assert all(ban["step"] >= 5 for end in honest.values() for ban in end["bans"])
+
+
+def test_checkpoints_of_other_models_are_refused(data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "start.safetensors"
+    save_start(file, 3, {"parameters": torch.zeros(3)}, (), "digest")
+    with pytest.raises(ConfigError, match=r"expected parameters \(\d+,\) of torch.float32, found \(3,\)"):
+        Trainer(tiny(data, start_from=str(file), peer=0), tmp_path / "out")
+    file.write_bytes(b"nothing")
+    with pytest.raises(ConfigError, match="is no checkpoint of a coordinator"):
+        load_start(file, {})
+    with pytest.raises(ConfigError, match="is no checkpoint"):
+        load_start(tmp_path / "missing", {})
+
+
+def test_somebody_joins_serves_its_probation_and_becomes_a_member(swarm: Any) -> None:
+    trainers = swarm(steps=60, protocol=ProtocolSettings(max_absences=50, probation=2))
+    for number in trainers.numbers:
+        trainers.make(number)
+        trainers.start(number)
+    newcomer = trainers.make(4, peer=None, network=trainers.config.network)
+    founders = trainers.out / "founders.txt"
+    founders.write_text("\n".join(key.hex() for key in trainers.trainers[0].peer.roster.keys[:4]))
+    newcomer.node.close()
+    known = trainers.trainers[0].node.addresses[0]
+    network = replace(trainers.config.network, initial_peers=known, founders=str(founders))
+    trainers.make(4, peer=None, network=network)
+    trainers.start(4)
+    ends = trainers.wait()
+    assert isinstance(ends[4], dict), (ends[4], trainers.lines[4])
+    assert ends[4]["peer"] == 4 and ends[4]["active"] == [0, 1, 2, 3, 4]
+    assert same(ends)
+    entries = [json.loads(line) for line in (trainers.out / "peer-0" / "ledger.jsonl").read_text().splitlines()]
+    assert [entry["kind"] for entry in entries] == ["join", "member"]
+
+
+def test_a_folder_of_another_run_is_refused(data: Path, tmp_path: Path, swarm: Any) -> None:
+    trainers = swarm(steps=3)
+    trainers.run()
+    with pytest.raises(RunFolderError, match="holds a run with seed 0, not 1"):
+        Trainer(replace(trainers.config, peer=0, seed=1), trainers.out / "peer-0")
+    # Where it listens and how long it waits may change.
+    moved = replace(trainers.config, peer=0, network=replace(trainers.config.network, port=31337))
+    Trainer(moved, trainers.out / "peer-0")
