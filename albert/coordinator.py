@@ -16,6 +16,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from albert.founding import (
     founders_digest,
     known_founders,
     list_founders,
+    meet,
     publish_founders,
 )
 from albert.model import make_model
@@ -48,7 +50,7 @@ from btard.harness.run_folder import RunFolder, RunFolderError
 from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.identity import Identity
-from btard.protocol.join import WrongState
+from btard.protocol.join import Download, WrongState
 from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.wire import Malformed
 
@@ -56,7 +58,9 @@ POLL = 0.5
 """Seconds between two rounds of questions."""
 EVALUATED = 256
 """Validation examples that a checkpoint is measured on."""
-ADDRESS, STATUS = "address.txt", "status.json"
+ADDRESS, STATUS, SWARM = "address.txt", "status.json", "swarm.json"
+NOTE = 5.0
+"""Seconds between two notes of where the peers are."""
 
 Say = Callable[[str], None]
 
@@ -96,6 +100,8 @@ class Coordinator:
         self._next = self.first
         self._started = 0.0
         self._checkpoint: dict[str, Any] = {}
+        self._fetching: Future[tuple[int, Download]] | None = None
+        """The state that is on its way for a checkpoint."""
 
     def run(self) -> dict[str, Any]:
         """Watch to the end; returns the summary."""
@@ -110,7 +116,7 @@ class Coordinator:
             self.say(f"address: {address}")
             self.say(f"trainers: python -m albert.trainer CONFIG.yaml --out RUN_DIR --network.initial_peers {address}")
             self.node.run(self._meet())
-            self.folder.start(self.first)
+            self._go_on()
             self._started = time.time()
             return self._watch(tracker)
         finally:
@@ -120,9 +126,11 @@ class Coordinator:
                 tracker.finish()
 
     async def _meet(self) -> None:
+        noted = self._noted()
+        await self.node.meet_again(noted["addresses"])
         self.node.spawn(announce(self.node, self.config.run_id))
         self._write_status()
-        founders = known_founders(self.config)
+        founders = known_founders(self.config) or tuple(bytes.fromhex(key) for key in noted["founders"]) or None
         if founders is None:
             founders = await list_founders(self.node, self.config, self.say)
             self.node.spawn(publish_founders(self.node, self.config.run_id, founders))
@@ -130,6 +138,40 @@ class Coordinator:
         settings = self.agreed | {"founders": founders_digest(founders)}
         self.doors = Doors(self.node, self.config.run_id, settings)
         await self.doors.open()
+        self.node.spawn(self._note_swarm())
+
+    async def _note_swarm(self) -> None:
+        """Write down again and again who the first peers are and where somebody is: for when this is started again."""
+        me = self.identity.public_key
+        while True:
+            met = await meet(self.node, self.config.run_id)
+            if met.keys() - {me}:
+                addresses = sorted(address for key, where in met.items() if key != me for address in where)
+                content = {"founders": [key.hex() for key in self.founders], "addresses": addresses}
+                _write(self.out / SWARM, content)
+            await asyncio.sleep(NOTE)
+
+    def _noted(self) -> dict[str, list[str]]:
+        """What `_note_swarm` has written, or nothing."""
+        try:
+            content = json.loads((self.out / SWARM).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {"founders": [], "addresses": []}
+        return {name: [str(entry) for entry in content[name]] for name in ("founders", "addresses")}
+
+    def _go_on(self) -> None:
+        """Keep what the folder holds, and begin where it ends."""
+        metrics = self.folder.metrics()
+        self._next = metrics[-1]["step"] + 1 if metrics else self.first
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of steps that nobody watched there are no metrics
+            self.folder.start(max(self._next, self._newest()))
+        self.ledger = Ledger.of(self.folder.ledger())
+
+    def _newest(self) -> int:
+        """The step of the newest checkpoint."""
+        files = sorted((self.out / "checkpoints").glob("step-*.safetensors"))
+        return int(files[-1].stem[5:]) if files else self.first
 
     def _watch(self, tracker: Any) -> dict[str, Any]:
         quiet = time.monotonic()
@@ -179,26 +221,40 @@ class Coordinator:
         return [peer for peer in range(len(self.founders)) if peer not in out]
 
     def _note_ledger(self) -> None:
-        """Take over the ledger that most of those who answered tell alike, as far as it goes on from mine."""
-        known = len(self.ledger.entries)
-        told: Counter[tuple[str, ...]] = Counter()
+        """Take over the ledger that most of those who answered tell alike, where it goes on from mine.
+
+        It does not after all peers have gone back to a checkpoint and were luckier then: it takes the place of mine.
+        """
+        told: Counter[tuple[int, tuple[str, ...]]] = Counter()
         for number, status in self.statuses.items():
             lines, count = status.get("ledger"), status.get("entries")
-            if number in self._active() and isinstance(lines, list) and isinstance(count, int) and count > known:
-                told[tuple(str(line) for line in lines[known - count :])] += 1
-        for lines, votes in told.items():
-            if 2 * votes > len(self._present()) and votes > self.config.byzantine:
-                try:
-                    entries = [Entry.from_json(line) for line in lines]
-                except Malformed:
+            if number in self._active() and isinstance(lines, list) and isinstance(count, int) and count >= len(lines):
+                told[count, tuple(str(line) for line in lines)] += 1
+        for (count, lines), votes in told.items():
+            if not (2 * votes > len(self._present()) and votes > self.config.byzantine):
+                continue
+            try:
+                entries = [Entry.from_json(line) for line in lines]
+            except Malformed:
+                continue
+            before, known = count - len(entries), list(self.ledger.entries)
+            if before > len(known):
+                continue  # too many at once for a status
+            if known[before:] != entries[: len(known) - before]:
+                if before:
                     continue
-                for entry in entries:
-                    self.folder.log_ledger([self.ledger.append(entry)])
-                    self.say(f"step {entry.step}: {entry.kind}, peers {list(entry.peers) or [entry.accused]}")
+                self.ledger, known = Ledger(), []
+                self.folder.replace_ledger([])
+            for entry in entries[len(known) - before :]:
+                self.folder.log_ledger([self.ledger.append(entry)])
+                self.say(f"step {entry.step}: {entry.kind}, peers {list(entry.peers) or [entry.accused]}")
 
     def _complete_rows(self) -> list[dict[str, Any]]:
         """Metrics of the steps that are over for most of the peers, in order: medians of what they say."""
         found = []
+        told = [step for step in self.rows if step >= self._next and self._complete(self.rows[step])]
+        if told and self._next not in self.rows:
+            self._next = min(told)  # nobody tells any more of the steps between: they were not watched
         while self._next in self.rows and self._complete(self.rows[self._next]):
             said = self.rows.pop(self._next)
             said = {peer: row for peer, row in said.items() if peer in self._active()} or said
@@ -234,23 +290,29 @@ class Coordinator:
         return self._next >= self.config.steps
 
     def _keep(self) -> None:
-        """A checkpoint whenever one is due, of the state that more than half of the peers vouch for."""
-        due = self.config.checkpoint_every
-        files = sorted((self.out / "checkpoints").glob("step-*.safetensors"))
-        newest = int(files[-1].stem[5:]) if files else self.first
-        # Asking takes until the beginning of the next step.
-        if (self._next + 1) // due <= newest // due or self._over():
+        """A checkpoint whenever one is due, of the state that more than half of the peers vouch for.
+
+        The state comes while the peers are watched further: it takes until their next step, or in vain until they end.
+        """
+        if self._fetching is None:
+            due = self.config.checkpoint_every
+            # Asking takes until the beginning of the next step.
+            if (self._next + 1) // due <= self._newest() // due or self._over():
+                return
+            template = dict(self.optimizer.state().items()) | {"previous": self.optimizer.params}
+            members = {peer: self.founders[peer] for peer in self._active()}
+            patience = self.config.deadlines.compute + 4 * self.config.deadlines.phase
+            me = self.identity.public_key
+            self._fetching = self.node.submit(fetch_state(self.doors, me, members, template, patience))
+        if not self._fetching.done():
             return
-        template = dict(self.optimizer.state().items()) | {"previous": self.optimizer.params}
-        members = {peer: self.founders[peer] for peer in self._active()}
-        patience = self.config.deadlines.compute + 4 * self.config.deadlines.phase
+        fetched, self._fetching = self._fetching, None
         try:
-            step, download = self.node.run(
-                fetch_state(self.doors, self.identity.public_key, members, template, patience)
-            )
+            step, download = fetched.result()
         except WrongState as error:
             self.say(f"no checkpoint at step {self._next}: {error}")
             return
+        members = {peer: self.founders[peer] for peer in self._active()}
         step += self.first
         tensors = {name: x for name, x in download.tensors.items() if name != "previous"}
         hashed = download.digest(self.config.run_id).hex()
@@ -289,9 +351,7 @@ class Coordinator:
             "steps_per_hour": 3600 * (self._next - self.first) / elapsed if elapsed else None,
             "peers": peers,
         }
-        temporary = self.out / f".{STATUS}"
-        temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
-        temporary.replace(self.out / STATUS)
+        _write(self.out / STATUS, content)
 
     def _end(self) -> dict[str, Any]:
         for row in self._complete_rows():
@@ -331,6 +391,13 @@ class Coordinator:
             return load_identity(Path(self.config.network.identity or self.out / "identity.key"))
         except (ValueError, OSError) as error:
             raise ConfigError(str(error)) from None
+
+
+def _write(file: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON that appears complete or not at all."""
+    temporary = file.with_name(f".{file.name}")
+    temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    temporary.replace(file)
 
 
 def _rows(status: Mapping[str, Any]) -> list[dict[str, Any]]:

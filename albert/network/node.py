@@ -110,6 +110,17 @@ class Node:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(timeout=15)
 
+    async def meet_again(self, addresses: Sequence[str]) -> None:
+        """Be in the swarm again through whoever is still at one of `addresses`; the others cost nothing."""
+
+        async def ask(address: str) -> None:
+            peer = node_of(address)
+            await self.p2p._client.connect(peer, [Multiaddr(address).decapsulate(Multiaddr(f"/p2p/{peer}"))])
+            await self.dht.protocol.call_ping(peer)
+
+        asked = [asyncio.wait_for(ask(address), PATIENCE) for address in addresses]
+        await asyncio.gather(*asked, return_exceptions=True)
+
     async def listen(self, protocol: str, handler: Handler) -> None:
         """Have `handler` called for every stream that somebody opens to `protocol`; it may not raise."""
         await self.p2p.add_binary_stream_handler(protocol, handler)
