@@ -1,0 +1,63 @@
+"""The disk images that machines start from: the newest of a public SSM parameter, fixed once per run."""
+
+from dataclasses import dataclass
+
+from albert.cloud.account import Account
+from albert.cloud.errors import CloudError, code_of
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image and its first disk."""
+
+    id: str
+    name: str
+    device: str
+    size_gb: int
+
+
+def find_image(account: Account, wanted: str, key: str, disk_gb: int) -> Image:
+    """Return the image that a public SSM parameter names, or that has the id `wanted`.
+
+    Raises CloudError, blaming the setting `key`, if there is none, or if it does not fit onto the disk.
+    """
+    image = describe_image(account, _resolve(account, wanted, key), key)
+    if disk_gb < image.size_gb:
+        raise CloudError(
+            f"{key.rpartition('.')[0]}.disk_gb must be at least the image's {image.size_gb}, got {disk_gb}; increase it"
+        )
+    return image
+
+
+def describe_image(account: Account, image_id: str, key: str) -> Image:
+    """Return an image by its id. Raises CloudError if there is none."""
+    ec2 = account.client("ec2")
+    try:
+        found = ec2.describe_images(ImageIds=[image_id])["Images"]
+    except ec2.exceptions.ClientError as error:
+        if code_of(error) not in ("InvalidAMIID.NotFound", "InvalidAMIID.Malformed"):
+            raise
+        found = []
+    if not found:
+        raise CloudError(f"{key}: no image {image_id} in {account.region}; images have other ids in other regions")
+    image = found[0]
+    if image["Architecture"] != "x86_64":
+        raise CloudError(f"{key}: the image {image_id} is for {image['Architecture']}; take one for x86_64")
+    device = image.get("RootDeviceName") or "/dev/sda1"
+    sizes = [m["Ebs"].get("VolumeSize", 0) for m in image["BlockDeviceMappings"] if m.get("DeviceName") == device]
+    return Image(image_id, image.get("Name", image_id), device, max(sizes, default=0))
+
+
+def _resolve(account: Account, wanted: str, key: str) -> str:
+    if wanted.startswith("ami-"):
+        return wanted
+    ssm = account.client("ssm")
+    try:
+        return str(ssm.get_parameter(Name=wanted)["Parameter"]["Value"])
+    except ssm.exceptions.ClientError as error:
+        if code_of(error) not in ("ParameterNotFound", "ValidationException"):
+            raise
+        raise CloudError(
+            f"{key}: no public parameter {wanted} in {account.region}; `aws ssm get-parameters-by-path --path "
+            "/aws/service/deeplearning/ami/x86_64 --recursive` lists those for deep learning"
+        ) from None
