@@ -1,0 +1,102 @@
+"""`python -m albert.cloud plan|launch|status|logs|stop CONFIG.yaml [--dotted.key value ...]`: the swarm on AWS.
+
+    plan    what would be started, what it costs, and what stands in the way; touches nothing
+    launch  starts the run; a second time, completes a half-made one
+    status  peers, machines, speed, dollars so far
+    logs    what one of them printed: logs CONFIG.yaml coordinator, a peer's number, or an instance id
+    stop    removes everything, and lists what is left
+
+Every key of CONFIG.yaml can be changed on the command line; give the same changes to every command of a run.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from btard.harness.settings import exit_with
+from btard.harness.typed_yaml import ConfigError
+
+try:
+    from albert.cloud.account import Account
+except ModuleNotFoundError as error:
+    if (error.name or "").partition(".")[0] not in ("boto3", "botocore"):
+        raise
+    exit_with(ModuleNotFoundError(f"{error.name} is not installed here; run `pip install boto3`"))
+
+from albert.cloud.config import help_text, load
+from albert.cloud.errors import CloudError, explained
+from albert.cloud.launch import launch
+from albert.cloud.logs import logs
+from albert.cloud.plan import plan
+from albert.cloud.run import Run
+from albert.cloud.status import status
+from albert.cloud.stop import stop
+from albert.cloud.tables import console
+
+COMMANDS = ("plan", "launch", "status", "logs", "stop")
+USAGE = "usage: python -m albert.cloud plan|launch|status|logs|stop CONFIG.yaml [--key value ...]"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Return the exit code: 0; 1 if AWS refuses or something is left to do; 2 for a mistake; 130 if interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or "-h" in words or "--help" in words:
+        print(f"{__doc__}\nThe keys, their defaults, and what they do:\n\n{help_text()}")
+        return 0 if words else 2
+    try:
+        command, path, who, changes = _parse(words)
+        config = load(path, changes)
+    except ConfigError as error:
+        exit_with(error)
+    out = console()
+    try:
+        with explained():
+            return 0 if _act(command, Run(Account(config.region, config.profile), config), who, out) else 1
+    except (CloudError, ConfigError) as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _act(command: str, run: Run, who: str, out: Console) -> bool:
+    """Carry a command out; return whether all is well."""
+    if command == "launch":
+        return launch(run, out, _ask)
+    if command == "logs":
+        logs(run, who, out)
+        return True
+    return {"plan": plan, "status": status, "stop": stop}[command](run, out)
+
+
+def _parse(words: list[str]) -> tuple[str, Path, str, list[str]]:
+    """The command, the settings' file, whose logs, and the words that change settings."""
+    command, *rest = words
+    if command not in COMMANDS:
+        raise ConfigError(f"command line: expected one of {', '.join(COMMANDS)}, got {command}; {USAGE}")
+    if not rest or rest[0].startswith("--"):
+        raise ConfigError(f"command line: {command} needs a configuration file; {USAGE}")
+    path, *rest = rest
+    if command != "logs":
+        return command, Path(path), "", rest
+    if not rest or rest[0].startswith("--"):
+        raise ConfigError("command line: whose logs? logs CONFIG.yaml coordinator, a peer's number, or an instance id")
+    return command, Path(path), rest[0], rest[1:]
+
+
+def _ask(question: str, default: bool) -> bool:
+    """The answer at the terminal; `default` if nobody is there, no at a second Ctrl-C."""
+    if not sys.stdin.isatty():
+        return default
+    try:
+        answer = input(f"{question} [{'Y/n' if default else 'y/N'}] ").strip().lower()
+    except (EOFError, KeyboardInterrupt):
+        return False
+    return answer.startswith("y") if answer else default
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""The swarm's own records: what the coordinator writes into status.json, read from S3 or from the machine itself."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlparse
+
+from albert.cloud.errors import CloudError, code_of
+from albert.cloud.machines import Machine
+from albert.cloud.remote import run_on
+from albert.cloud.run import Run
+
+FILE = "status.json"
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A peer as the coordinator knows it; times in seconds since 1970."""
+
+    number: int
+    peer_id: str | None
+    instance: str | None
+    step: int | None
+    last_seen: float | None
+    active: bool
+    banned: str | None
+    """Why it was banned, None if it was not."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the coordinator last wrote."""
+
+    step: int
+    time: float
+    steps_per_hour: float | None
+    peers: tuple[Peer, ...]
+
+
+def read_record(run: Run, coordinator: Machine | None) -> Record | None:
+    """Return what the coordinator last wrote, None if it has written nothing yet or cannot be asked.
+
+    With a bucket it is read from there, and outlives the machine. Raises CloudError if it is damaged, or if the machine
+    does not answer.
+    """
+    if run.folder is not None:
+        text = _from_s3(run, run.folder)
+        return parse_record(text, f"{run.folder}/{FILE}") if text else None
+    if coordinator is None:
+        return None
+    path = f"/var/lib/btard/run/{FILE}"
+    text = run_on(run, coordinator.id, f"if [ -e {path} ]; then cat {path}; fi")
+    return parse_record(text, f"{coordinator.id}:{path}") if text.strip() else None
+
+
+def parse_record(text: str, where: str) -> Record:
+    """Return what stands in the text of a status.json. Raises CloudError if that is not what it should be."""
+    try:
+        content = json.loads(text)
+        rate = content["steps_per_hour"]
+        return Record(
+            step=int(content["step"]),
+            time=float(content["time"]),
+            steps_per_hour=None if rate is None else float(rate),
+            peers=tuple(_peer(peer) for peer in content["peers"]),
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        problem = f"{type(error).__name__}: {error}"
+        raise CloudError(
+            f"{where} is not a status of a swarm ({problem}); `logs coordinator` says what it does"
+        ) from None
+
+
+def _peer(content: dict[str, Any]) -> Peer:
+    names = ("peer_id", "step", "last_seen", "instance", "banned")
+    peer_id, step, seen, instance, banned = (content[name] for name in names)
+    return Peer(
+        number=int(content["peer"]),
+        peer_id=None if peer_id is None else str(peer_id),
+        instance=None if instance is None else str(instance),
+        step=None if step is None else int(step),
+        last_seen=None if seen is None else float(seen),
+        active=bool(content["active"]),
+        banned=None if banned is None else str(banned),
+    )
+
+
+def _from_s3(run: Run, folder: str) -> str | None:
+    place = urlparse(folder)
+    s3 = run.account.client("s3")
+    try:
+        answer = s3.get_object(Bucket=place.netloc, Key=f"{place.path.lstrip('/')}/{FILE}")
+    except s3.exceptions.ClientError as error:
+        if code_of(error) != "NoSuchKey":
+            raise
+        return None
+    return str(answer["Body"].read().decode("utf-8", errors="replace"))
