@@ -81,6 +81,8 @@ class SwarmDriver:
         self.history, self.collusion, self.watch = history, collusion, watch
         self.workers: dict[int, int] = {}
         """Step -> how many peers were to work in it, of the steps whose gradients may still be asked for."""
+        self.members = peer.active
+        """A_t of the latest step, whatever has become of it in this peer's view."""
         self.rounds = Rounds(node, deadlines.give_up)
         self._members: dict[bytes, int] = {}
         self._own: dict[int, torch.Tensor] = {}
@@ -125,6 +127,7 @@ class SwarmDriver:
         nobody has a gradient.
         """
         now = self.peer.t
+        self.members = self.peer.active
         self.history.record(now, params, deep=self.peer.behaviour.lookback > 1)
         self.workers = {
             s: count for s, count in self.workers.items() if s > now - max(2, 1 + self.peer.behaviour.lookback)
@@ -157,6 +160,7 @@ class SwarmDriver:
             answer = self._talk(effect, params.device, wait)
             seconds[phase] += time.perf_counter() - started
         self.node.run(self.rounds.finish(now))
+        self._trust_majority("the end")
         if outcome is None and self.peer.behaviour.byzantine:
             raise Fallen(f"step {now}: its behaviour ends here")
         if outcome is None:
@@ -266,6 +270,14 @@ class SwarmDriver:
             raise Fallen(f"step {self.peer.t}, {phase}: {len(banned)} members refuse this peer: {banned[0]}")
         if self.rounds.left_behind_by() > enough:
             raise OutOfStep(f"step {self.peer.t}, {phase}: the others are some steps ahead")
+        self._trust_majority(phase)
+
+    def _trust_majority(self, phase: str) -> None:
+        """Errors: OutOfStep if half of the members are silent to me: then it is me who is out of step, not they."""
+        record = self.peer.current
+        silent = [peer for peer, kind in record.expelled.items() if kind == "silent" and peer != self.peer.id]
+        if 2 * len(silent) >= len(record.active) > 1:
+            raise OutOfStep(f"step {record.step}, {phase}: {len(silent)} of {len(record.active)} peers say nothing")
 
     def _gradient(self, now: int, request: Compute, params: torch.Tensor) -> torch.Tensor | None:
         """The gradient [d] that is asked for, None if it is not ready in time; colluders show each other theirs."""

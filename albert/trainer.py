@@ -227,6 +227,7 @@ class Trainer:
     def _ask_all(self) -> dict[int, dict[str, Any]]:
         """What the others say of themselves. Errors: Fallen if more of them than can lie have banned this peer."""
         doors, keys = self.driver.doors, self.peer.roster.keys
+        others = [number for number in range(len(keys)) if number != self.peer.id]
         banned: list[str] = []
 
         async def ask(number: int) -> dict[str, Any] | None:
@@ -242,12 +243,12 @@ class Trainer:
             return None
 
         async def ask_everybody() -> list[dict[str, Any] | None]:
-            return await asyncio.gather(*(ask(number) for number in self.driver.others))
+            return await asyncio.gather(*(ask(number) for number in others))
 
         answers = self.node.run(ask_everybody())
         if len(banned) > self.protocol.byzantine:
             raise Fallen(f"{len(banned)} members refuse this peer: {banned[0]}")
-        return {number: said for number, said in zip(self.driver.others, answers, strict=True) if said is not None}
+        return {number: said for number, said in zip(others, answers, strict=True) if said is not None}
 
     def _complain(self, number: int, refusal: str) -> None:
         line = f"peer {number} refuses this one: {refusal}"
@@ -284,10 +285,8 @@ class Trainer:
         template = {name: tensor.cpu() for name, tensor in template.items()}
         patience = self.config.deadlines.compute + 4 * self.config.deadlines.phase
         while True:
-            members = {i: self.peer.roster.keys[i] for i in self.peer.active if i != self.peer.id or self.peer.last}
-            members.pop(self.peer.id, None)
-            if self.peer.id in self.peer.active:
-                members[self.peer.id] = self.identity.public_key  # counts as a member that says nothing
+            # This peer counts among them, as a member that says nothing.
+            members = {i: self.peer.roster.keys[i] for i in self.driver.members}
             try:
                 step, download = self.node.run(
                     fetch_state(self.driver.doors, self.identity.public_key, members, template, patience)
