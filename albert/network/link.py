@@ -62,6 +62,7 @@ class Link:
         self._wanted = asyncio.Event()
         self._wake = asyncio.Event()  # begin anew at another place
         self._hurry = asyncio.Event()  # no time for pauses
+        self._reading: asyncio.Task[None] | None = None
 
     def want(self, at: Position, limit: int) -> None:
         """Forget what came before `at`, and read what comes there if it has at most `limit` bytes."""
@@ -79,6 +80,8 @@ class Link:
     def restart(self, at: Position) -> None:
         """Follow from `at` on, whatever came until now."""
         self.at, self._frames, self.position, self.ahead_of_me = at, {}, None, None
+        if self._reading is not None:
+            self._reading.cancel()  # at once: a frame that it still kept would be taken for the one before the next
         self._wake.set()
         self._hurry.set()
 
@@ -99,15 +102,14 @@ class Link:
                 reader, writer = await self._dial(self._next())
                 self.down_since, self.refusal, pause = None, None, FIRST_PAUSE
                 self._changed()
-                reading = asyncio.ensure_future(self._read(reader))
-                waking = asyncio.ensure_future(self._wake.wait())
-                try:
-                    await asyncio.wait({reading, waking}, return_when=asyncio.FIRST_COMPLETED)
-                    if reading.done():
-                        await reading
-                finally:
-                    for task in (reading, waking):
-                        task.cancel()
+                if not self._wake.is_set():
+                    self._reading = asyncio.ensure_future(self._read(reader))
+                    try:
+                        await asyncio.wait({self._reading})
+                    finally:
+                        self._reading.cancel()
+                    if not self._reading.cancelled():
+                        self._reading.result()
                 await asyncio.sleep(FIRST_PAUSE)
                 continue
             except Refused as refused:

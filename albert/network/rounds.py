@@ -134,7 +134,9 @@ class Rounds:
     def _settled(self, peer: int) -> bool:
         """Whether there is nothing to wait for: it has spoken, it cannot, or it is far behind and was waited for."""
         link = self.links[peer]
-        if link.frame() is not None or link.refusal is not None or link.ahead_of_me is not None:
+        if link.frame() is not None or link.refusal is not None:
+            return True
+        if link.ahead_of_me is not None and link.ahead_of_me > self.position[0]:
             return True
         if link.position is not None and link.position > self.position:
             return True  # it has passed by without saying it: it lives in another history

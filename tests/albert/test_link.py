@@ -1,0 +1,125 @@
+"""What a peer reads of another one, when it begins anew at another place."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any
+
+from albert.network import frames
+from albert.network.link import Link
+from albert.network.outbox import Position
+from albert.network.rounds import Rounds
+
+
+class Wire:
+    """Streams that the test feeds; `dialled` are the positions that they were opened at."""
+
+    def __init__(self) -> None:
+        self.dialled: list[Position] = []
+        self.readers: list[asyncio.StreamReader] = []
+        self.opened = asyncio.Event()
+
+    async def dial(self, at: Position) -> tuple[asyncio.StreamReader, Any]:
+        self.dialled.append(at)
+        self.readers.append(asyncio.StreamReader())
+        self.opened.set()
+        return self.readers[-1], Nobody()
+
+    async def redialled(self, count: int) -> asyncio.StreamReader:
+        while len(self.readers) < count:
+            self.opened.clear()
+            await asyncio.wait_for(self.opened.wait(), 5)
+        return self.readers[count - 1]
+
+
+class Nobody:
+    """A writer whose bytes go nowhere."""
+
+    def __init__(self) -> None:
+        self.bytes = b""
+
+    def write(self, data: Any) -> None:
+        self.bytes += bytes(data)
+
+    async def drain(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+async def frame(step: int, number: int, body: bytes) -> bytes:
+    said = Nobody()
+    await frames.send(said, (step, number, "phase", len(body)), [body])  # type: ignore[arg-type]
+    return said.bytes
+
+
+def run(test: Awaitable[None]) -> None:
+    asyncio.run(asyncio.wait_for(test, 20))  # type: ignore[arg-type]
+
+
+def test_a_frame_that_arrives_at_a_restart_is_asked_for_again() -> None:
+    """Were it kept, those before it would never be asked for: their sender would seem to have withheld them."""
+
+    async def test() -> None:
+        wire = Wire()
+        link = Link(wire.dial, (0, 0), lambda: None)
+        task = asyncio.ensure_future(link.follow())
+        try:
+            reader = await wire.redialled(1)
+            reader.feed_data(await frame(8, 0, b"first"))
+            half = await frame(8, 1, b"second")
+            reader.feed_data(half[:-3])
+            while link.position != (8, 1):
+                await asyncio.sleep(0)
+            reader.feed_data(half[-3:])  # it is there, but not yet read
+            link.restart((8, 0))
+            reader = await wire.redialled(2)
+            assert wire.dialled == [(0, 0), (8, 0)]
+            reader.feed_data(await frame(8, 0, b"first") + await frame(8, 1, b"second"))
+            for at, body in (((8, 0), b"first"), ((8, 1), b"second")):
+                link.want(at, 100)
+                while (found := link.frame()) is None:
+                    await asyncio.sleep(0.01)
+                assert found.body == body
+        finally:
+            task.cancel()
+
+    run(test())
+
+
+def test_a_restart_while_the_stream_is_opened_opens_it_again() -> None:
+    async def test() -> None:
+        wire, gate = Wire(), asyncio.Event()
+
+        async def slowly(at: Position) -> Any:
+            stream = await wire.dial(at)
+            await gate.wait()
+            return stream
+
+        link = Link(slowly, (3, 4), lambda: None)
+        task = asyncio.ensure_future(link.follow())
+        try:
+            reader = await wire.redialled(1)
+            reader.feed_data(await frame(5, 7, b"later"))
+            link.restart((5, 0))
+            gate.set()
+            await wire.redialled(2)
+            assert wire.dialled == [(3, 4), (5, 0)] and link.position is None
+        finally:
+            task.cancel()
+
+    run(test())
+
+
+def test_a_peer_that_was_ahead_once_is_waited_for_again() -> None:
+    async def test() -> None:
+        rounds = Rounds(None, 1.0)  # type: ignore[arg-type]
+        link = rounds.links[1] = Link(Wire().dial, (7, 0), lambda: None)
+        link.ahead_of_me = 9
+        for step, settled in ((8, True), (9, False), (10, False)):
+            rounds.position = (step, 0)
+            assert rounds._settled(1) is settled
+
+    run(test())
