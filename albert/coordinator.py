@@ -223,12 +223,14 @@ class Coordinator:
     def _note_ledger(self) -> None:
         """Take over the ledger that most of those who answered tell alike, where it goes on from mine.
 
-        It does not after all peers have gone back to a checkpoint and were luckier then: it takes the place of mine.
+        It does not if all peers have gone back to a checkpoint and were luckier then: it takes the place of mine.
         """
         told: Counter[tuple[int, tuple[str, ...]]] = Counter()
         for number, status in self.statuses.items():
             lines, count = status.get("ledger"), status.get("entries")
-            if number in self._active() and isinstance(lines, list) and isinstance(count, int) and count >= len(lines):
+            if status.get("state") in ("gathering", "ready") or number not in self._active():
+                continue
+            if isinstance(lines, list) and isinstance(count, int) and count >= len(lines):
                 told[count, tuple(str(line) for line in lines)] += 1
         for (count, lines), votes in told.items():
             if not (2 * votes > len(self._present()) and votes > self.config.byzantine):
@@ -241,7 +243,7 @@ class Coordinator:
             if before > len(known):
                 continue  # too many at once for a status
             if known[before:] != entries[: len(known) - before]:
-                if before:
+                if before or 2 * votes <= len(self._active()):
                     continue
                 self.ledger, known = Ledger(), []
                 self.folder.replace_ledger([])
@@ -299,6 +301,8 @@ class Coordinator:
             # Asking takes until the beginning of the next step.
             if (self._next + 1) // due <= self._newest() // due or self._over():
                 return
+            if 2 * len(self._present()) <= len(self._active()):
+                return  # nobody could vouch for it
             template = dict(self.optimizer.state().items()) | {"previous": self.optimizer.params}
             members = {peer: self.founders[peer] for peer in self._active()}
             patience = self.config.deadlines.compute + 4 * self.config.deadlines.phase
