@@ -1,4 +1,4 @@
-"""Trainers: a run's files and audit, the simulator's result, interruptions, returning, joining, starting points."""
+"""Trainers: a run's files and audit, returning, joining, starting points."""
 
 from __future__ import annotations
 
@@ -13,21 +13,11 @@ import torch
 
 from albert.checkpoint import load_start, save_start
 from albert.config import AttackConfig, ProtocolSettings
-from albert.data.corpus import Corpus
 from albert.driver import Fallen
-from albert.model import make_model
-from albert.optimizer import Optimizer
-from albert.task import AlbertTask
 from albert.trainer import Trainer
-from btard.attacks.registry import make_attack
 from btard.audit.__main__ import main as audit
-from btard.drivers.local import LocalDriver
 from btard.harness.run_folder import RunFolderError, read_metrics
 from btard.harness.typed_yaml import ConfigError
-from btard.protocol.behaviour import Behaviour
-from btard.protocol.collusion import Collusion
-from btard.protocol.effects import Compute
-from btard.protocol.hashing import tensor_digest
 from tests.albert.trainers import Trainers, same, tiny
 
 
@@ -44,38 +34,6 @@ def swarm(data: Path, tmp_path: Path) -> Iterator[Any]:
         trainers.close()
 
 
-class Simulated:
-    """The task of a swarm for the simulator: it tells the task how many peers share a step."""
-
-    def __init__(self, task: AlbertTask) -> None:
-        self.task, self.d = task, task.d
-        self.workers: dict[int, int] = {}
-
-    def gradients(self, params: torch.Tensor, requests: list[Compute], out: torch.Tensor) -> None:
-        for request, row in zip(requests, out, strict=True):
-            row.copy_(self.task.gradient(params, request, self.workers[request.step]))  # type: ignore[arg-type]
-
-
-def simulate(trainers: Trainers) -> tuple[str, LocalDriver]:
-    """Digest of the final parameters, and the driver, of the same run in the simulator."""
-    config = trainers.config
-    corpus = Corpus(config.data.path)
-    optimizer = Optimizer(make_model(config.model, corpus.vocab_size, 64, config.seed), config.optimizer)
-    model = make_model(config.model, corpus.vocab_size, 64, config.seed)
-    task = Simulated(AlbertTask(model, corpus, config.batch.total, config.batch.per_device))
-    collusion = Collusion(config.attackers(), config.peers, config.seed)
-    behaviours: dict[int, Behaviour] = {
-        peer: make_attack(str(config.attack.name), collusion, start=config.attack.start) for peer in config.attackers()
-    }
-    driver = LocalDriver(config.protocol_config(), task, behaviours=behaviours, collusion=collusion, mode="per_peer")
-    driver._threads = 1
-    for step in range(config.steps):
-        peer = driver.honest[0]
-        task.workers[step] = len(peer.active) - len(set(peer.assignments) & set(peer.active))
-        optimizer.apply(driver.step(optimizer.params).gradient, step)
-    return tensor_digest(optimizer.params, "parameters").hex(), driver
-
-
 def test_a_run_leaves_what_an_audit_needs(swarm: Any, capsys: pytest.CaptureFixture[str]) -> None:
     trainers = swarm()
     ends = trainers.run()
@@ -89,39 +47,6 @@ def test_a_run_leaves_what_an_audit_needs(swarm: Any, capsys: pytest.CaptureFixt
         assert audit([str(folder)]) == 0
         assert "4 of 4" in capsys.readouterr().out or number
     assert any(line["loss"] for line in read_metrics(trainers.out / "peer-0"))
-
-
-def test_bans_and_parameters_are_those_of_the_simulator(swarm: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    trainers = swarm(peers=5, byzantine=2, steps=14, attack=AttackConfig(name="sign_flip", start=1))
-    ends = trainers.run()
-    honest = {n: end for n, end in ends.items() if n not in trainers.config.attackers()}
-    params, simulated = simulate(trainers)
-    assert same(honest)
-    for end in honest.values():
-        assert end["digest"] == params and end["ledger"] == simulated.honest[0].ledger.head.hex()
-        assert {ban["peer"] for ban in end["bans"]} == trainers.config.attackers()
-    assert all(isinstance(ends[peer], Fallen) for peer in trainers.config.attackers())
-    assert audit([str(trainers.out / f"peer-{min(honest)}")]) == 0
-    assert "wrong_gradient" in capsys.readouterr().out
-
-
-def test_the_whole_swarm_goes_on_from_its_disks(swarm: Any, data: Path, tmp_path: Path) -> None:
-    undisturbed = swarm(run_id="again").run()
-    trainers = swarm(run_id="again")
-    for number in trainers.numbers:
-        trainers.make(number)
-        trainers.kill_at(number, 5, "report")
-        trainers.start(number)
-    assert set(trainers.wait().values()) == {"killed"}
-    again = Trainers(trainers.config, trainers.out)
-    try:
-        ends = again.run()
-        assert same(ends) and ends[0]["digest"] == undisturbed[0]["digest"]
-        assert "goes on from its checkpoint at step 4" in again.lines[0]
-        assert [line["step"] for line in read_metrics(trainers.out / "peer-0")] == list(range(6))
-        assert audit([str(trainers.out / "peer-0")]) == 0
-    finally:
-        again.close()
 
 
 def test_a_trainer_that_was_killed_comes_back_with_the_state_of_the_majority(swarm: Any) -> None:
