@@ -23,7 +23,8 @@ def draw_validators(coin: bytes, workers: tuple[int, ...], active: tuple[int, ..
     """V_{t+1} as {validator: target}: `validators` pairs drawn from r^t, all peers in them distinct.
 
     Targets come uniformly from `workers` (W_t without those already banned), validators uniformly from the other
-    peers of `active` (A_{t+1} without those who are away). Fewer pairs where there are too few peers; at least one peer is left to work.
+    peers of `active` (A_{t+1} without those who are away). Fewer pairs where there are too few peers; at least one peer
+    is left to work.
     """
     return dict(_pairs(coin, workers, active, validators))
 
