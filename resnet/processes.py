@@ -31,17 +31,10 @@ from btard.harness.progress import interval
 from btard.harness.run_folder import RunFolder, RunFolderError, rank_checkpoints
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.ledger import Ledger
+from resnet.cohort import HISTORY, cohort_settings, protocol_settings
 from resnet.config import Config, load_config
 from resnet.data import DataError, Dataset, load_dataset
-from resnet.train import (
-    HISTORY,
-    Training,
-    cohort_settings,
-    describe,
-    print_summary,
-    protocol_settings,
-    summarise,
-)
+from resnet.train import Training, describe, print_summary, summarise
 
 Checkpoint = tuple[int, dict[str, torch.Tensor], dict[str, Any]]
 

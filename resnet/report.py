@@ -98,7 +98,9 @@ def write_report(results: Results, experiments: Sequence[Experiment], out: Path)
     _write(out / "results.md", "\n\n".join(map(str.strip, sections)) + "\n")
     speeds = tables.speed_table(results, experiments)
     if len(speeds) > 1:
-        _write(out / "speed.md", f"{SPEED}\n\n{tables.markdown(speeds)}")
+        known = sum(outcome.cell.name in results.speeds for outcome in outcomes)
+        some = f"\nMeasured in {known} of {len(outcomes)} runs." if known < len(outcomes) else ""
+        _write(out / "speed.md", f"{SPEED}{some}\n\n{tables.markdown(speeds)}")
     for name, table in csv_files.items():
         _write(out / name, tables.csv_text(table))
     text += ["## How to read the tables", tables.LEGEND, "## How it was made", *_made(outcomes, sorted(csv_files))]

@@ -30,12 +30,13 @@ from btard.harness.progress import interval
 from btard.harness.run_folder import RunFolderError, read_summary, steps_per_second
 from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import COMMAND_LINE, ConfigError, read_words
+from resnet.cohort import check_rule
 from resnet.config import Config
 from resnet.data import DataError, load_dataset
 from resnet.experiments.grid import Cell, Grid, read_grid
 from resnet.experiments.plan import GRID_FILE, RUNS, Branch, Plan, Task, make_plan, shard
 from resnet.experiments.workers import Progress, run_tasks
-from resnet.train import Training, check_rule
+from resnet.train import Training
 
 PROBE_STEPS = 4
 """Steps that are timed where nothing has been trained yet; the first one of them does not count."""

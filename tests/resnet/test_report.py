@@ -16,6 +16,7 @@ import yaml
 
 from btard.harness.settings import config_text
 from btard.protocol.law import survival_law
+from resnet.cohort import draw_byzantine
 from resnet.experiments import outcomes, survival, tables
 from resnet.experiments.export import export
 from resnet.experiments.grid import Cell, Grid, parse_grid
@@ -24,7 +25,7 @@ from resnet.experiments.plots import accuracy_figure, overview_experiments, surv
 from resnet.experiments.survival import collapse, distribution_of_sum, two_sided
 from resnet.experiments.tracking import BANNED_TAG
 from resnet.report import main
-from resnet.train import draw_byzantine, train
+from resnet.train import train
 
 SETTINGS = {
     "peers": 16,
@@ -634,6 +635,13 @@ def test_an_unfinished_sweep_is_reported_as_far_as_it_is(tmp_path: Path, capsys:
     assert "Unfinished sweep: 6 of 12 runs are finished." in capsys.readouterr().out
     assert "**Unfinished sweep:** 6 of 12 runs are finished." in (out / "report/report.md").read_text()
     assert [row["seeds"] for row in csv.DictReader((out / "report/results.csv").open())] == ["1"] * 6
+
+
+def test_a_report_says_of_how_many_runs_the_speed_is_known(tmp_path: Path) -> None:
+    out = write_sweep(tmp_path / "s", make_grid(experiments=early()))
+    assert b"Measured in" not in report(out, tmp_path / "all")["speed.md"]
+    (out / "runs/btard-tau-1/alie/seed-0/timings.jsonl").unlink()
+    assert b"Measured in 11 of 12 runs." in report(out, tmp_path / "some")["speed.md"]
 
 
 def test_only_some_experiments(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 
 from btard.harness.run_folder import steps_per_second
 from resnet import train as train_module
+from resnet.cohort import draw_byzantine
 from resnet.config import Config, parse_command_line
-from resnet.train import Training, draw_byzantine, main, train
+from resnet.train import Training, main, train
 
 ROOT = Path(__file__).parents[2]
 DIGITS = str(ROOT / "configs/resnet/digits.yaml")
