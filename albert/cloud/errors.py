@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from botocore import exceptions as boto
+from botocore.parsers import ResponseParserError
 
 CREDENTIALS = "run `aws configure`, or set AWS_PROFILE, or `profile` in the settings"
 
@@ -42,15 +43,23 @@ class CloudError(RuntimeError):
     """One line for the user: what was expected, what came, what to do."""
 
 
+KNOWN = (CloudError, boto.ClientError, boto.BotoCoreError, ResponseParserError)
+"""Errors that are not our own bugs, but have to do with AWS and the way there."""
+
+
 def code_of(error: BaseException) -> str:
     """Return AWS's code of an error, "" for any other error."""
     return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, boto.ClientError) else ""
 
 
-def explain(error: boto.ClientError | boto.BotoCoreError) -> CloudError:
-    """Return the line for an error of boto3. It never repeats credentials, which boto3's own messages do not hold."""
+def explain(error: Exception) -> CloudError:
+    """Return the line for one of `KNOWN`. It never repeats credentials, which boto3's own messages do not hold."""
+    if isinstance(error, CloudError):
+        return error
     if isinstance(error, boto.ClientError):
         return CloudError(_of_answer(error))
+    if isinstance(error, ResponseParserError):
+        return CloudError("something between here and AWS answers in its place; check proxies and AWS_ENDPOINT_URL")
     return CloudError(_of_boto(error))
 
 
@@ -59,7 +68,7 @@ def explained() -> Iterator[None]:
     """Within it, errors of boto3 become CloudError."""
     try:
         yield
-    except (boto.ClientError, boto.BotoCoreError) as error:
+    except KNOWN as error:
         raise explain(error) from None
 
 
@@ -85,7 +94,7 @@ def _of_answer(error: boto.ClientError) -> str:
     return f"AWS refused {operation} ({code}: {said}); {advice}"
 
 
-def _of_boto(error: boto.BotoCoreError) -> str:
+def _of_boto(error: Exception) -> str:
     values: dict[str, Any] = getattr(error, "kwargs", {})
     if isinstance(error, boto.NoCredentialsError):
         return f"no AWS credentials found; {CREDENTIALS}"

@@ -53,15 +53,14 @@ def group_arguments(run: Run, role: Role, places: Places) -> dict[str, Any]:
     }
 
 
-def ensure_group(run: Run, role: Role, places: Places, charter: Charter) -> bool:
-    """Make a role's group, still without machines, and its end; return whether it was made.
+def ensure_group(run: Run, role: Role, places: Places, charter: Charter, *, make: bool) -> None:
+    """Make a role's group, still without machines, if it is not there yet (`make`), and its end in any case.
 
     The end comes before the first machine, so that no group is ever without.
     """
     scaling = run.account.client("autoscaling")
     name = run.names.of(role)
-    made = all(group["AutoScalingGroupName"] != name for group in find_groups(run))
-    if made:
+    if make:
         arguments = group_arguments(run, role, places)
         once_profiles_are_known(lambda: scaling.create_auto_scaling_group(**arguments))
     scaling.put_scheduled_update_group_action(
@@ -74,7 +73,6 @@ def ensure_group(run: Run, role: Role, places: Places, charter: Charter) -> bool
     )
     # To balance zones, AWS would end peers that train.
     scaling.suspend_processes(AutoScalingGroupName=name, ScalingProcesses=["AZRebalance"])
-    return made
 
 
 def fill_group(run: Run, role: Role) -> None:

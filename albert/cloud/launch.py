@@ -6,17 +6,16 @@ from contextlib import contextmanager
 from datetime import datetime
 from types import FrameType
 
-from botocore.exceptions import BotoCoreError, ClientError
 from rich.console import Console
 from rich.markup import escape
 
 from albert.cloud.account import wait_for
 from albert.cloud.costs import hourly_costs
-from albert.cloud.errors import CloudError, explain
+from albert.cloud.errors import KNOWN, CloudError, explain
 from albert.cloud.groups import emptied, ensure_group, fill_group, find_groups, troubles
 from albert.cloud.images import describe_image
 from albert.cloud.machines import find_coordinator, start_coordinator
-from albert.cloud.names import Role, kind_of
+from albert.cloud.names import kind_of
 from albert.cloud.places import Places
 from albert.cloud.roles import ensure_roles
 from albert.cloud.run import Charter, Run, now, shown
@@ -24,7 +23,7 @@ from albert.cloud.security_group import find_group, make_group, mark_complete, r
 from albert.cloud.stop import remove_run
 from albert.cloud.survey import Survey, survey
 from albert.cloud.tables import finding_line, span
-from albert.cloud.templates import ensure_template, template_data
+from albert.cloud.templates import find_templates, make_template, template_data
 from albert.cloud.user_data import user_data
 
 STOP = "run `stop` until it says that nothing is left"
@@ -55,9 +54,11 @@ def launch(run: Run, out: Console, ask: Ask) -> bool:
         except KeyboardInterrupt:
             _offer_removal(run, out, ask)
             raise
-        except (ClientError, BotoCoreError, CloudError) as error:
-            problem = error if isinstance(error, CloudError) else explain(error)
-            raise _undone(run, out, problem) from None
+        except KNOWN as error:
+            raise _undone(run, out, explain(error)) from None
+        except Exception:  # a bug of ours must not leave machines behind either
+            out.print(str(_undone(run, out, CloudError("internal error"))))
+            raise
     costs = hourly_costs(run, found.spot_prices, found.on_demand_prices)
     price = span(sum(cost.low for cost in costs), sum(cost.high for cost in costs))
     end = shown(charter.ends)
@@ -95,10 +96,12 @@ def _make(run: Run, found: Survey, out: Console) -> Charter:
         _say(out, "the group's rules", True)
     for made in ensure_roles(run):
         _say(out, made, True)
-    for role in run.sizes:
-        _make_template(run, role, charter, group_id, found, out)
+    _make_templates(run, charter, group_id, found, out)
+    there = {group["AutoScalingGroupName"] for group in find_groups(run)}
     for role in run.groups:
-        _say(out, f"Auto Scaling group {run.names.of(role)}", ensure_group(run, role, places, charter))
+        name = run.names.of(role)
+        ensure_group(run, role, places, charter, make=name not in there)
+        _say(out, f"Auto Scaling group {name}", name not in there)
     _ensure_coordinator(run, places, charter, out)
     if not charter.complete:  # of a complete run, finished trainers have left for good
         for role, size in run.groups.items():
@@ -108,14 +111,18 @@ def _make(run: Run, found: Survey, out: Console) -> Charter:
     return charter
 
 
-def _make_template(run: Run, role: Role, charter: Charter, group_id: str, found: Survey, out: Console) -> None:
-    kind = kind_of(role)
-    image = found.images[kind]
-    if image.id != charter.images[kind]:  # a newer one has come out since the first launch
-        image = describe_image(run.account, charter.images[kind], "the run's charter")
-    script = user_data(run, role, charter, found.swarm_settings)
-    made = ensure_template(run, role, template_data(run, role, image, group_id, script))
-    _say(out, f"launch template {run.names.of(role)}", made)
+def _make_templates(run: Run, charter: Charter, group_id: str, found: Survey, out: Console) -> None:
+    there = {template["LaunchTemplateName"] for template in find_templates(run)}
+    for role in run.sizes:
+        name = run.names.of(role)
+        if name not in there:
+            kind = kind_of(role)
+            image = found.images[kind]
+            if image.id != charter.images[kind]:  # a newer one has come out since the first launch
+                image = describe_image(run.account, charter.images[kind], "the run's charter")
+            script = user_data(run, role, charter, found.swarm_settings)
+            make_template(run, role, template_data(run, role, image, group_id, script))
+        _say(out, f"launch template {name}", name not in there)
 
 
 def _ensure_coordinator(run: Run, places: Places, charter: Charter, out: Console) -> None:
@@ -140,10 +147,9 @@ def _undone(run: Run, out: Console, problem: CloudError) -> CloudError:
             return CloudError(f"{problem}; the run goes on as it was, launch again to mend it, or `stop` it")
         out.print(f"[red]failed[/]: {escape(str(problem))}")
         out.print("removing what was made")
-        left = remove_run(run, out)
-    except (ClientError, BotoCoreError, CloudError) as error:
-        second = error if isinstance(error, CloudError) else explain(error)
-        return CloudError(f"{problem}; removing what was made failed, too ({second}): {STOP}")
+        _, left = remove_run(run, out)
+    except KNOWN as error:
+        return CloudError(f"{problem}; removing what was made failed, too ({explain(error)}): {STOP}")
     if left:
         return CloudError(f"{problem}; left of it: {', '.join(name for _, name in left)}: {STOP}")
     return CloudError(f"{problem}; nothing is left of the attempt")
@@ -155,7 +161,7 @@ def _offer_removal(run: Run, out: Console, ask: Ask) -> None:
     if charter is None:
         out.print("interrupted; nothing was made")
     elif ask(f"Interrupted. Remove all of run {run.config.run_id}?", not charter.complete):
-        left = remove_run(run, out)
+        _, left = remove_run(run, out)
         out.print("nothing is left" if not left else STOP)
     else:
         out.print("left as it is: `launch` completes it, `stop` removes it")

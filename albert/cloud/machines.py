@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
@@ -65,11 +66,12 @@ def start_coordinator(run: Run, subnets: tuple[Subnet, ...], charter: Charter) -
     raise CloudError(f"no zone has a {run.config.coordinator.type} for the coordinator; {refusals[-1]}")
 
 
-def end_machines(run: Run) -> list[str]:
+def end_machines(run: Run, tell: Callable[[str], None]) -> list[str]:
     """End all machines of the run and wait until they are; return the ids of those that were alive."""
     ids = [machine.id for machine in find_machines(run) if machine.state != "terminated"]
     if not ids:
         return []
+    tell(f"ending {len(ids)} machines, which takes some minutes")
     run.account.client("ec2").terminate_instances(InstanceIds=ids)
 
     def ended() -> bool | None:

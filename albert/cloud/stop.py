@@ -2,11 +2,10 @@
 
 from collections.abc import Callable
 
-from botocore.exceptions import BotoCoreError, ClientError
 from rich.console import Console
 from rich.markup import escape
 
-from albert.cloud.errors import CloudError, code_of, explain
+from albert.cloud.errors import KNOWN, code_of, explain, explained
 from albert.cloud.groups import empty_groups, find_groups, remove_groups
 from albert.cloud.machines import end_machines, find_machines, find_volumes, remove_volumes
 from albert.cloud.names import RUN_TAG
@@ -19,10 +18,10 @@ from albert.cloud.templates import find_templates, remove_templates
 
 def stop(run: Run, out: Console) -> bool:
     """Remove the run; return whether nothing is left. Raises CloudError without valid credentials."""
-    if not leftovers(run):
+    count, left = remove_run(run, out)
+    if not count and not left:
         out.print(f"nothing of run {run.config.run_id} is there in {run.account.region}")
         return True
-    left = remove_run(run, out)
     if run.folder is not None:
         out.print(f"kept: what is in {run.folder}")
     if not left:
@@ -35,14 +34,14 @@ def stop(run: Run, out: Console) -> bool:
     return False
 
 
-def remove_run(run: Run, out: Console) -> list[tuple[str, str]]:
-    """Remove everything of the run; return what is left as (what, name).
+def remove_run(run: Run, out: Console) -> tuple[int, list[tuple[str, str]]]:
+    """Remove everything of the run; return how many things that were, and what is left as (what, name).
 
     What costs money goes first. One refusal does not keep the rest from being removed; it is printed.
     """
     steps: tuple[tuple[str, Callable[[], list[str]]], ...] = (
         ("Auto Scaling groups", lambda: _emptied(run)),
-        ("machines", lambda: _ended(run, out)),
+        ("machines", lambda: [f"machine {name}" for name in end_machines(run, out.print)]),
         ("Auto Scaling groups", lambda: remove_groups(run)),
         ("launch templates", lambda: remove_templates(run)),
         ("disks", lambda: remove_volumes(run)),
@@ -50,19 +49,20 @@ def remove_run(run: Run, out: Console) -> list[tuple[str, str]]:
         ("roles", lambda: remove_roles(run)),
         ("security group", lambda: [f"security group {run.names.base}"] if remove_group(run) else []),
     )
+    count = 0
     for what, remove in steps:
         try:
             for removed in remove():
                 out.print(f"removed {escape(removed)}")
-        except (ClientError, BotoCoreError, CloudError) as error:
-            problem = error if isinstance(error, CloudError) else explain(error)
-            out.print(f"[red]{what}[/]: {escape(str(problem))}")
-    return leftovers(run)
+                count += 1
+        except KNOWN as error:
+            out.print(f"[red]{what}[/]: {escape(str(explain(error)))}")
+    return count, leftovers(run)
 
 
 def leftovers(run: Run) -> list[tuple[str, str]]:
     """Return all there is of the run as (what, name). Raises CloudError if AWS does not let us look."""
-    try:
+    with explained():
         found = [("Auto Scaling group", group["AutoScalingGroupName"]) for group in find_groups(run)]
         found += [("machine", machine.id) for machine in find_machines(run) if machine.state != "terminated"]
         found += [("launch template", template["LaunchTemplateName"]) for template in find_templates(run)]
@@ -71,21 +71,12 @@ def leftovers(run: Run) -> list[tuple[str, str]]:
         found += [("instance profile", name) for name in find_profiles(run)]
         found += [("role", name) for name in find_roles(run)]
         found += [("security group", run.names.base)] if find_group(run) else []
-    except (ClientError, BotoCoreError) as error:
-        raise explain(error) from None
     return found
 
 
 def _emptied(run: Run) -> list[str]:
     empty_groups(run)
     return []
-
-
-def _ended(run: Run, out: Console) -> list[str]:
-    count = sum(machine.state != "terminated" for machine in find_machines(run))
-    if count:
-        out.print(f"ending {count} machines, which takes some minutes")
-    return [f"machine {name}" for name in end_machines(run)]
 
 
 def _has_address(run: Run) -> bool:

@@ -5,10 +5,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TypeVar
 
-from botocore.exceptions import BotoCoreError, ClientError
-
 from albert.cloud.config import words
-from albert.cloud.errors import CloudError, explain
+from albert.cloud.errors import KNOWN, explain
 from albert.cloud.findings import Finding, Level
 from albert.cloud.images import Image, find_image
 from albert.cloud.machine_types import MachineType, read_types
@@ -25,6 +23,7 @@ from albert.cloud.user_data import LIMIT, user_data
 from btard.harness.typed_yaml import ConfigError
 
 T = TypeVar("T")
+F = TypeVar("F")
 
 
 @dataclass
@@ -57,13 +56,13 @@ class Survey:
             images={kind: image.id for kind, image in self.images.items()},
         )
 
-    def attempt(self, topic: str, find: Callable[[], T], fallback: T, level: Level = "stop") -> T:
+    def attempt(self, topic: str, find: Callable[[], T], fallback: F, level: Level = "stop") -> T | F:
         """Return what `find` finds, or `fallback` and a finding of the given level if it fails."""
         try:
             return find()
-        except (ClientError, BotoCoreError) as error:
+        except KNOWN as error:
             self.findings.append(Finding(level, topic, *_halves(str(explain(error)))))
-        except (CloudError, ConfigError) as error:
+        except ConfigError as error:
             self.findings.append(Finding(level, topic, *_halves(str(error))))
         return fallback
 
@@ -78,12 +77,8 @@ def survey(run: Run) -> Survey:
         places = found.places
         found.findings += found.attempt("subnets", lambda: check_places(run, places), [])
     found.types = found.attempt("types", lambda: read_types(run), {})
-    for kind, section in (("coordinator", config.coordinator), ("trainer", config.trainers)):
-        key = "coordinator.image" if kind == "coordinator" else "trainers.image"
-        image = found.attempt("image", lambda s=section, k=key: find_image(run.account, s.image, k, s.disk_gb), None)
-        if image is not None:
-            found.images[kind] = image  # type: ignore[index]
-            found.findings.append(Finding("ok", "image", f"{kind}: {image.id} {image.name}"))
+    _look_at_image(found, "coordinator", "coordinator.image", config.coordinator.image, config.coordinator.disk_gb)
+    _look_at_image(found, "trainer", "trainers.image", config.trainers.image, config.trainers.disk_gb)
     if found.types:
         found.findings += found.attempt("quota", lambda: check_quotas(run, found.types), [], "note")
     found.findings += found.attempt(
@@ -92,6 +87,13 @@ def survey(run: Run) -> Survey:
     _look_at_sources(found)
     _look_at_prices(found)
     return found
+
+
+def _look_at_image(found: Survey, kind: Kind, key: str, wanted: str, disk_gb: int) -> None:
+    image = found.attempt("image", lambda: find_image(found.run.account, wanted, key, disk_gb), None)
+    if image is not None:
+        found.images[kind] = image
+        found.findings.append(Finding("ok", "image", f"{kind}: {image.id} {image.name}"))
 
 
 def _look_at_sources(found: Survey) -> None:
@@ -111,7 +113,7 @@ def _look_at_sources(found: Survey) -> None:
     if key is not None:
         found.findings.append(key)
         if key.level == "ok" and run.config.network.ssh_key is not None:
-            found.attempt("ssh", lambda: wanted_rules(run), set())
+            found.attempt("ssh", lambda: wanted_rules(run), None)
 
 
 def _script_size(found: Survey) -> int:
@@ -131,14 +133,19 @@ def _look_at_prices(found: Survey) -> None:
     asked = [] if config.coordinator.price is not None else [config.coordinator.type]
     asked += [] if config.trainers.spot else list(types)
     for name in asked:
-        price = found.attempt("prices", lambda n=name: read_on_demand_price(run.account, n), None, "note")
-        if price is not None:
-            found.on_demand_prices[name] = price
-        else:
-            advice = "set coordinator.price" if name == config.coordinator.type else "look it up in AWS's price list"
-            found.findings.append(Finding("note", "prices", f"no on-demand price of {name}", advice))
+        _look_at_on_demand_price(found, name)
     if config.coordinator.price is not None:
         found.on_demand_prices[config.coordinator.type] = config.coordinator.price
+
+
+def _look_at_on_demand_price(found: Survey, name: str) -> None:
+    account, coordinator = found.run.account, found.run.config.coordinator.type
+    price = found.attempt("prices", lambda: read_on_demand_price(account, name), None, "note")
+    if price is not None:
+        found.on_demand_prices[name] = price
+    else:
+        advice = "set coordinator.price" if name == coordinator else "look it up in AWS's price list"
+        found.findings.append(Finding("note", "prices", f"no on-demand price of {name}", advice))
 
 
 def _halves(line: str) -> tuple[str, str]:

@@ -29,16 +29,13 @@ def template_data(run: Run, role: Role, image: Image, group_id: str, script: str
     return data | ({"KeyName": config.network.ssh_key} if config.network.ssh_key else {})
 
 
-def ensure_template(run: Run, role: Role, data: dict[str, Any]) -> bool:
-    """Make a role's template unless it is there; return whether it was made."""
-    name = run.names.of(role)
-    if any(template["LaunchTemplateName"] == name for template in find_templates(run)):
-        return False
-    tags = [{"ResourceType": "launch-template", "Tags": run.names.tags(role)}]
+def make_template(run: Run, role: Role, data: dict[str, Any]) -> None:
+    """Make a role's template, which must not be there yet."""
     run.account.client("ec2").create_launch_template(
-        LaunchTemplateName=name, LaunchTemplateData=data, TagSpecifications=tags
+        LaunchTemplateName=run.names.of(role),
+        LaunchTemplateData=data,
+        TagSpecifications=[{"ResourceType": "launch-template", "Tags": run.names.tags(role)}],
     )
-    return True
 
 
 def find_templates(run: Run) -> list[dict[str, Any]]:

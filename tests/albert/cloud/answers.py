@@ -9,7 +9,7 @@ from xml.sax.saxutils import escape
 from tests.albert.cloud.endpoint import Endpoint, Reply, Request, refusal, told
 
 IMAGE = "ami-785db401"
-"""An Ubuntu that moto has."""
+"""The one of amis.json."""
 PRICES = {
     ("g4dn.xlarge", "us-east-1a"): (0.16, 0.20),
     ("g4dn.xlarge", "us-east-1b"): (0.18, 0.18),

@@ -156,7 +156,7 @@ def cloud(
     s3.create_bucket(Bucket="results")
     s3.create_bucket(Bucket="data")
     s3.put_object(Bucket="data", Key="wikitext/train.bin", Body=b"words")
-    cloud.client("ec2").create_key_pair(KeyName="laptop")
+    cloud.client("ec2").create_key_pair(KeyName="laptop", KeyType="ed25519")
     endpoint.asked.clear()
     yield cloud
     endpoint.rules.clear()

@@ -7,10 +7,12 @@ list, output of commands, failed scaling), a rule answers as AWS does. All of it
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 from xml.sax.saxutils import escape
@@ -58,6 +60,7 @@ class Endpoint:
     rules: list[Rule] = field(default_factory=list)
 
     def start(self) -> ThreadedMotoServer:
+        os.environ["MOTO_AMIS_PATH"] = str(Path(__file__).with_name("amis.json"))  # moto's own are hundreds
         server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         server.start()
         host, port = server.get_host_and_port()

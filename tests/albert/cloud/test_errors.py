@@ -4,6 +4,7 @@ import boto3
 import pytest
 from botocore import exceptions as boto
 from botocore.exceptions import ClientError
+from botocore.parsers import ResponseParserError
 
 from albert.cloud.account import Account
 from albert.cloud.errors import CloudError, explain
@@ -22,6 +23,7 @@ LINES = [
     (boto.ConnectTimeoutError(endpoint_url="https://x"), "https://x cannot be reached; check the network"),
     (boto.UnauthorizedSSOTokenError(), "the login has expired; run `aws sso login`"),
     (boto.ParamValidationError(report="Invalid length"), "ParamValidationError: Parameter validation failed"),
+    (ResponseParserError("not XML"), "something between here and AWS answers in its place; check proxies"),
     (answered("UnauthorizedOperation", "You are not authorized. Encoded authorization failure message: abcdefgh"),
      "missing right: RunInstances was refused (UnauthorizedOperation)"),
     (answered("AccessDenied", "User: arn:aws:iam::1:user/x is not authorized to perform: iam:PassRole on resource: y"),

@@ -60,6 +60,13 @@ def test_a_launch_that_fails_halfway_undoes_itself(cloud, action, after):
     assert cloud.machines() == []
 
 
+def test_a_bug_of_ours_leaves_nothing_behind_either(cloud, monkeypatch):
+    monkeypatch.setattr("albert.cloud.launch.start_coordinator", lambda *arguments: {}["bug"])
+    with pytest.raises(KeyError, match="bug"):
+        cloud("launch")
+    assert cloud.left() == []
+
+
 def test_if_undoing_fails_as_well_the_line_says_what_to_do(cloud, monkeypatch):
     monkeypatch.setattr("albert.cloud.security_group.REMOVAL_SECONDS", 0.05)
     cloud.endpoint.refuse("CreateLaunchTemplate", "InternalError", "try later", after=1)

@@ -87,7 +87,8 @@ def limited(cloud: Cloud, monkeypatch: pytest.MonkeyPatch):
         key = iam.create_access_key(UserName="student")["AccessKey"]
         monkeypatch.setitem(os.environ, "AWS_ACCESS_KEY_ID", key["AccessKeyId"])
         monkeypatch.setitem(os.environ, "AWS_SECRET_ACCESS_KEY", key["SecretAccessKey"])
-        monkeypatch.setattr("albert.cloud.__main__.Account", Account)
+        account = Account("us-east-1")
+        monkeypatch.setattr("albert.cloud.__main__.Account", lambda region, profile: account)
 
     return become
 
@@ -101,7 +102,6 @@ def test_a_user_with_that_policy_can_do_everything(cloud, limited):
     with enable_iam_authentication():
         for command in (["plan"], ["launch"], ["status"], ["stop"]):
             assert cloud(*command) == 0, cloud.output
-        assert "user/student" in cloud.output or cloud("plan") == 0
 
 
 def test_a_user_without_a_right_is_told_which_and_nothing_is_left(cloud, limited):
