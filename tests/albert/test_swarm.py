@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
+import random
 import signal
+import socket
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hivemind.p2p import P2PDaemonError
 
 from albert.config import Config
 from albert.data.corpus import Corpus
+from albert.founding import announce, meet
 from albert.model import make_model
+from albert.network import frames
+from albert.network.doors import HELLO, PROTOCOL
+from albert.network.link import AHEAD
+from albert.network.node import Node
 from albert.optimizer import Optimizer
 from albert.swarm import COORDINATOR, peer_folder
 from albert.task import AlbertTask
@@ -24,9 +36,13 @@ from btard.drivers.local import LocalDriver
 from btard.protocol.collusion import Collusion
 from btard.protocol.effects import Compute
 from btard.protocol.hashing import tensor_digest
+from btard.protocol.identity import Identity
+from btard.protocol.wire import Malformed
 from tests.albert.faulty import Fault, FaultySwarm, settings
 
 EXIT_OUT = 3
+FLOOD = 2**27
+"""Bytes that a hostile peer tries to make another one hold."""
 
 
 class SimulatedTask:
@@ -196,3 +212,139 @@ def test_a_swarm_that_was_killed_goes_on_as_if_nothing_had_happened(
         summary = json.loads((tmp_path / COORDINATOR / "summary.json").read_text())
         assert summary["heads"] == [head] and summary["byzantine_banned"] == len(bans)
         check_nothing_left(swarm)
+
+
+class Hostile:
+    """Listens in the place of a peer: takes part in the gathering, then says to each follower what costs memory."""
+
+    SAYS = ("endless header", "huge body", "many bodies", "many frames")
+
+    def __init__(self, node: Node) -> None:
+        self.node, self.said, self._turn = node, Counter[str](), 0
+
+    async def serve(self, _: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.TimeoutError, Malformed):
+            door = (await frames.receive(reader, HELLO, "hello"))[2]
+            await frames.send(writer, ("welcome",))
+            if door == "status":
+                status = json.dumps({"state": "ready", "step": 0, "stored": [0]}).encode()
+                await frames.send(writer, ("status", len(status)), [status])
+            elif door == "follow":
+                kind = self.SAYS[self._turn % len(self.SAYS)]
+                self._turn += 1
+                self.said[kind] += 1
+                await asyncio.wait_for(getattr(self, "_" + kind.replace(" ", "_"))(writer), 2.0)
+        writer.close()
+
+    async def _endless_header(self, writer: asyncio.StreamWriter) -> None:
+        await pour(writer, b"\xff\xff\xff\xff", FLOOD)
+
+    async def _huge_body(self, writer: asyncio.StreamWriter) -> None:
+        await frames.send(writer, (0, 0, "commit", 2**31))
+        await pour(writer, b"", FLOOD)
+
+    async def _many_bodies(self, writer: asyncio.StreamWriter) -> None:
+        for number in range(FLOOD // AHEAD):
+            await frames.send(writer, (5, number, "part", AHEAD), [bytes(AHEAD)])
+
+    async def _many_frames(self, writer: asyncio.StreamWriter) -> None:
+        for number in range(100_000):
+            await frames.send(writer, (5, number, "x" * 64, 0))
+
+
+async def pour(writer: asyncio.StreamWriter, first: bytes, size: int) -> None:
+    writer.write(first)
+    for _ in range(size // 2**18):
+        writer.write(bytes(2**18))
+        await writer.drain()
+
+
+async def storm(node: Node, key: bytes) -> int:
+    """Open many streams to the doors of `key`, with hellos too long, too deep and never ended; how many were opened."""
+    deep = ("btard", 1, "status", "flood", "[" * 60_000, ())
+    opened = 0
+
+    async def shout(number: int) -> None:
+        nonlocal opened
+        with contextlib.suppress(P2PDaemonError, OSError, asyncio.TimeoutError):
+            _, writer = await asyncio.wait_for(node.dial(key, PROTOCOL), 5.0)
+            opened += 1
+            try:
+                if number % 3 == 0:
+                    await asyncio.wait_for(pour(writer, b"\xff\xff\xff\x7f", 2**20), 1.0)
+                elif number % 3 == 1:
+                    await asyncio.wait_for(frames.send(writer, deep), 1.0)
+                else:
+                    writer.write(b"\x10")  # and nothing more
+                    await asyncio.sleep(1.0)
+            finally:
+                writer.close()
+
+    for _ in range(6):
+        await asyncio.gather(*(shout(number) for number in range(24)))
+    return opened
+
+
+def noise(address: str) -> None:
+    """Bytes that mean nothing, to the port itself."""
+    _, _, host, _, port, *_ = address.split("/")
+    for size in (1, 10**3, 10**6):
+        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=2) as connection:
+            connection.sendall(random.Random(size).randbytes(size))
+
+
+def memory(pid: int) -> int:
+    """Bytes of its own, not of files, that a process holds together with those that it has started."""
+    total = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, KeyError):  # it has ended
+            lines = (folder / "status").read_text().splitlines()
+            status = {name: value.split()[0] for name, value in (line.split(":", 1) for line in lines) if value.split()}
+            if str(pid) in (status["Pid"], status["PPid"]):
+                total += 1024 * int(status["RssAnon"])
+    return total
+
+
+@pytest.mark.timeout(240)
+def test_hostile_bytes_cost_little_memory_and_no_training(data: Path, tmp_path: Path) -> None:
+    """Peer 4 is an attacker that answers all who follow it with floods; a stranger storms the doors of peer 0."""
+    deadlines = {"phase": 2.0}
+    config = settings(data, run_id="flood", steps=25, protocol={"max_absences": 5}, deadlines=deadlines)
+    with FaultySwarm(config, tmp_path) as swarm, contextlib.ExitStack() as nodes:
+        swarm.start_coordinator()
+        for number in range(4):
+            swarm.start_trainer(number)
+
+        def join(identity: Identity) -> Node:
+            node = Node(identity, initial_peers=[swarm.address]).start()
+            nodes.callback(node.close)
+            return node
+
+        hostile = Hostile(join(Identity.from_seed(config.run_id, 4)))
+        hostile.node.run(hostile.node.listen(PROTOCOL, hostile.serve))
+        hostile.node.run(_say_that_it_is_there(hostile.node, config.run_id))
+        stranger = join(Identity.from_seed("stranger", 0))
+        key = Identity.from_seed(config.run_id, 0).public_key
+        address = swarm.until(lambda: stranger.run(meet(stranger, config.run_id)).get(key))[0]
+        swarm.until(lambda: all(swarm.steps(number) for number in range(4)), what="the first step is not over")
+        before = {number: memory(swarm.pid(number)) for number in range(4)}
+        grown = dict.fromkeys(before, 0)
+
+        def over() -> bool:
+            for number in grown:
+                grown[number] = max(grown[number], memory(swarm.pid(number)) - before[number])
+            return len(swarm.alive()) == 1
+
+        storming = stranger.submit(storm(stranger, key))
+        noise(address)
+        swarm.until(over, 120, what="the training does not go on")
+        assert storming.result(60) > 0
+        assert hostile.said.keys() == set(Hostile.SAYS)
+        assert min(before.values()) > 0 and 0 < max(grown.values()) < FLOOD / 3, grown
+        assert swarm.wait(120), swarm.alive()
+        check_agreement(swarm, set(range(4)), {4: "gone"})
+        check_nothing_left(swarm)
+
+
+async def _say_that_it_is_there(node: Node, run_id: str) -> None:
+    node.spawn(announce(node, run_id))
