@@ -40,10 +40,17 @@ network: {ssh_key: laptop, ssh_from: 203.0.113.7/32}
 """Settings of a swarm of 1 coordinator, 2 honest trainers and 1 Byzantine one."""
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _sources_read_once() -> Iterator[None]:
+    """What keys are documented as is read from the sources for every command; here once for all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typed_yaml, "_field_docs", functools.cache(typed_yaml._field_docs))
+        yield
+
+
 @pytest.fixture(scope="session")
 def _server() -> Iterator[Endpoint]:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line per request
-    typed_yaml._field_docs = functools.cache(typed_yaml._field_docs)  # reads sources anew for every command
     endpoint = Endpoint()
     server = endpoint.start()
     yield endpoint
