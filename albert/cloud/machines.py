@@ -71,7 +71,7 @@ def end_machines(run: Run, tell: Callable[[str], None]) -> list[str]:
     ids = [machine.id for machine in find_machines(run) if machine.state != "terminated"]
     if not ids:
         return []
-    tell(f"ending {len(ids)} machines, which takes some minutes")
+    tell(f"machines to end: {len(ids)}; that takes some minutes")
     run.account.client("ec2").terminate_instances(InstanceIds=ids)
 
     def ended() -> bool | None:
