@@ -26,8 +26,9 @@ from albert.config import (
     ProtocolSettings,
 )
 from albert.swarm import COORDINATOR, Swarm
+from tests.albert.netns import Wire, enter
 
-FAULTS = "faults"
+FAULTS, NAMESPACES = "faults", "namespaces"
 SWARM = "BTARD_TEST_SWARM"
 """Names the swarm in the environment of all that its processes start."""
 ATTEND = 60.0
@@ -74,6 +75,11 @@ class FaultyTrainer(trainer.Trainer):
 
 class FaultySwarm(Swarm):
     """A swarm whose trainers can be struck."""
+
+    def __init__(self, config: Config, out: Path, wire: Wire | None = None) -> None:
+        """On a `wire` the coordinator has its first namespace, and the trainers the next ones."""
+        super().__init__(config, out)
+        self.wire = wire
 
     def strike(self, name: str, fault: Fault) -> None:
         """Place a fault, named for `struck`."""
@@ -144,6 +150,11 @@ class FaultySwarm(Swarm):
         return found
 
     def _launch(self, name: str, module: str, config: Config) -> None:
+        if self.wire is not None:
+            number = 0 if name == COORDINATOR else 1 + int(name.removeprefix("peer-"))
+            config = replace(config, network=replace(config.network, host=self.wire.hosts[number]))
+            (self.out / NAMESPACES).mkdir(exist_ok=True)
+            (self.out / NAMESPACES / name).write_text(self.wire.paths[number], encoding="utf-8")
         super()._launch(name, "tests.albert.faulty", config)
 
 
@@ -167,6 +178,9 @@ def main(argv: Sequence[str]) -> int:
     """One process of the swarm."""
     out = Path(argv[argv.index("--out") + 1])
     os.environ[SWARM] = str(out.parent)
+    namespace = out.parent / NAMESPACES / out.name
+    if namespace.exists():
+        enter(namespace.read_text(encoding="utf-8"))
     if out.name == COORDINATOR:
         from albert import coordinator
 

@@ -1,0 +1,105 @@
+"""Swarms whose peers are in network namespaces of their own, on a wire that delays, loses and parts."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.albert.faulty import Fault, FaultySwarm, settings
+from tests.albert.netns import Wire, enter, reason_not_to
+from tests.albert.test_swarm import check_agreement, check_nothing_left
+
+_REASON = reason_not_to()
+pytestmark = pytest.mark.skipif(_REASON is not None, reason=str(_REASON))
+
+
+def test_the_wire_delays_loses_and_parts() -> None:
+    got: list[tuple[bytes, float]] = []
+    sent: dict[int, float] = {}
+
+    def listen(wire: Wire, ready: threading.Event) -> None:
+        enter(wire.paths[1])
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ear:
+            ear.bind((wire.hosts[1], 7))
+            ear.settimeout(5)
+            ready.set()
+            while (said := ear.recv(100)) != b"end":
+                got.append((said, time.monotonic()))
+
+    def speak(wire: Wire) -> None:
+        enter(wire.paths[0])
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as mouth:
+
+            def say(words: bytes) -> float:
+                mouth.sendto(words, (wire.hosts[1], 7))
+                return time.monotonic()
+
+            for number in range(200):
+                sent[number] = say(bytes([number]))
+            while wire.carried + wire.lost < 200:
+                time.sleep(0.01)
+            wire.part({1})
+            while wire.stopped == 0:
+                say(b"parted")
+                time.sleep(0.01)
+            wire.part(())
+            wire.loss = 0.0
+            say(b"end")
+
+    with Wire(2, delay=0.05, loss=0.1) as wire:
+        ready = threading.Event()
+        listener = threading.Thread(target=listen, args=(wire, ready))
+        listener.start()
+        assert ready.wait(5)
+        speaker = threading.Thread(target=speak, args=(wire,))
+        speaker.start()
+        speaker.join(10)
+        listener.join(10)
+        numbers = [said[0] for said, _ in got]
+        assert b"parted" not in [said for said, _ in got]
+        assert 150 < len(numbers) < 200 and numbers == sorted(numbers) and wire.lost == 200 - len(numbers)
+        assert all(at - sent[said[0]] > 0.045 for said, at in got)
+
+
+@pytest.mark.timeout(240)
+def test_peers_over_a_slow_and_lossy_wire_agree(data: Path, tmp_path: Path) -> None:
+    config = settings(data, run_id="wire", steps=8, attack={"name": "sign_flip", "start": 1})
+    with Wire(6, delay=0.02, loss=0.01) as wire, FaultySwarm(config, tmp_path, wire) as swarm:
+        swarm.start()
+        assert swarm.wait(150), swarm.alive()
+        ends = swarm.summaries()
+        assert wire.lost > 0 and wire.carried > 1000
+        bans = {ban["peer"]: ban["kind"] for ban in ends[0]["bans"]}
+        assert bans in ({}, dict.fromkeys(config.attackers(), "wrong_gradient"))
+        check_agreement(swarm, set(range(5)) - bans.keys(), bans)
+        check_nothing_left(swarm)
+
+
+@pytest.mark.timeout(240)
+def test_a_minority_that_is_cut_off_stops_and_comes_back(data: Path, tmp_path: Path) -> None:
+    deadlines = {"compute": 5.0, "phase": 3.0}
+    config = settings(data, run_id="parted", peers=6, steps=40, protocol={"max_absences": 1000}, deadlines=deadlines)
+    with Wire(7, delay=0.005) as wire, FaultySwarm(config, tmp_path, wire) as swarm:
+        minority = (4, 5)
+        for peer in minority:
+            swarm.strike(f"attending-{peer}", Fault(3, "attend", peer=peer))
+        swarm.start()
+        steps = {swarm.struck(f"attending-{peer}")[1] for peer in minority}
+        wire.part({1 + peer for peer in minority})
+        for peer in minority:
+            swarm.let_go(f"attending-{peer}")
+        away = max(steps)
+        swarm.until(lambda: swarm.steps(0) > away + 3, what="the majority does not go on")
+        stopped = [swarm.steps(peer) for peer in minority]
+        assert max(stopped) <= away + 1, "the minority went on alone"
+        wire.part(())
+        swarm.until(lambda: all("back at step" in swarm.log(f"peer-{peer:02d}") for peer in minority), 100)
+        assert swarm.wait(150), swarm.alive()
+        assert wire.stopped > 0
+        check_agreement(swarm, set(range(6)), {})
+        assert all(set(end["signed_by"]) == set(range(6)) for end in swarm.summaries().values())
+        check_nothing_left(swarm)
