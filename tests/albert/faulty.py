@@ -28,7 +28,7 @@ from albert.config import (
 from albert.swarm import COORDINATOR, Swarm
 from tests.albert.netns import Wire, enter
 
-FAULTS, NAMESPACES = "faults", "namespaces"
+FAULTS, NAMESPACES, PACE = "faults", "namespaces", "pace"
 SWARM = "BTARD_TEST_SWARM"
 """Names the swarm in the environment of all that its processes start."""
 ATTEND = 60.0
@@ -55,6 +55,8 @@ class FaultyTrainer(trainer.Trainer):
 
     def _watch(self, phase: str) -> None:
         super()._watch(phase)
+        if phase == "compute" and (self.out.parent / PACE).exists():
+            time.sleep(float((self.out.parent / PACE).read_text(encoding="utf-8")))
         for file in sorted((self.out.parent / FAULTS).glob("*.json")):
             try:
                 fault = Fault(**json.loads(file.read_text(encoding="utf-8")))
@@ -80,6 +82,12 @@ class FaultySwarm(Swarm):
         """On a `wire` the coordinator has its first namespace, and the trainers the next ones."""
         super().__init__(config, out)
         self.wire = wire
+
+    def pace(self, seconds: float) -> None:
+        """Have every step take so much longer from now on: so that the run is not over before the faults are."""
+        temporary = self.out / f".{PACE}"
+        temporary.write_text(str(seconds), encoding="utf-8")
+        temporary.rename(self.out / PACE)
 
     def strike(self, name: str, fault: Fault) -> None:
         """Place a fault, named for `struck`."""

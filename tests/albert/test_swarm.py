@@ -124,10 +124,11 @@ def test_attackers_are_banned_and_all_is_as_in_the_simulator(data: Path, tmp_pat
         check_nothing_left(swarm)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(360)
 def test_peers_and_coordinator_that_are_killed_or_stopped_come_back(data: Path, tmp_path: Path) -> None:
     config = settings(data, run_id="returns", steps=90, protocol={"max_absences": 1000})
     with FaultySwarm(config, tmp_path) as swarm:
+        swarm.pace(0.3)
         swarm.strike("killed", Fault(6, "kill", peer=3))
         swarm.start()
         # A trainer, kill -9 before it has committed to anything in its step: it owes nobody anything.
@@ -154,6 +155,7 @@ def test_peers_and_coordinator_that_are_killed_or_stopped_come_back(data: Path, 
         _, step = swarm.struck("stopped")
         swarm.until(lambda: swarm.steps(0) > step + 2)
         os.kill(swarm.pid(2), signal.SIGCONT)
+        swarm.pace(0.0)
 
         assert swarm.wait(120), swarm.alive()
         check_agreement(swarm, set(range(5)), {})
@@ -164,7 +166,7 @@ def test_peers_and_coordinator_that_are_killed_or_stopped_come_back(data: Path, 
         check_nothing_left(swarm)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(360)
 def test_whoever_is_lost_in_the_middle_of_a_step_is_removed_alone(data: Path, tmp_path: Path) -> None:
     config = settings(data, run_id="losses", peers=6, steps=20)
     with FaultySwarm(config, tmp_path) as swarm:
@@ -188,7 +190,7 @@ def test_whoever_is_lost_in_the_middle_of_a_step_is_removed_alone(data: Path, tm
         check_nothing_left(swarm)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(360)
 def test_a_swarm_that_was_killed_goes_on_as_if_nothing_had_happened(
     data: Path, tmp_path: Path, one_thread: None
 ) -> None:
@@ -305,7 +307,7 @@ def memory(pid: int) -> int:
     return total
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(360)
 def test_hostile_bytes_cost_little_memory_and_no_training(data: Path, tmp_path: Path) -> None:
     """Peer 4 is an attacker that answers all who follow it with floods; a stranger storms the doors of peer 0."""
     deadlines = {"phase": 2.0}
