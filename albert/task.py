@@ -44,6 +44,8 @@ class AlbertTask:
         self.device = next(model.parameters()).device
         self._params = flatten(model).detach()
         bind(model, self._params)
+        rates = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout_prob")
+        self._drops = any(getattr(model.config, rate) > 0 for rate in rates)
         self.loss = math.nan
         """Mean loss of the latest gradient that was computed for training."""
         self.samples = 0
@@ -103,6 +105,10 @@ class AlbertTask:
     def _numerics(self, seed: bytes, start: int) -> Iterator[None]:
         """Dropout that follows from the public seed, and half precision where it was asked for."""
         cuda = self.device.type == "cuda"
+        if not self._drops:  # torch's generator is the whole process's: whoever else draws from it is left alone
+            with torch.autocast(self.device.type, torch.float16, enabled=self.half and cuda):
+                yield
+            return
         with torch.random.fork_rng(devices=[self.device] if cuda else []):
             torch.manual_seed(int.from_bytes(digest("dropout", seed, start)[:8], "little"))
             with torch.autocast(self.device.type, torch.float16, enabled=self.half and cuda):
