@@ -9,14 +9,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from btard.harness import settings
-from btard.harness.typed_yaml import FieldError, nearest
+from btard.harness.typed_yaml import FieldError, nearest, require
 
 AttackOption = int | float | bool | str
-
-
-def _require(holds: bool, name: str, rule: str, value: object, fix: str) -> None:
-    if not holds:
-        raise FieldError(name, f"must be {rule}, got {value}; {fix}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +33,10 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name in ("layers", "hidden", "heads", "intermediate", "embedding"):
-            _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name), "see configs/albert/paper.yaml")
+            require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name), "see configs/albert/paper.yaml")
         multiple = self.hidden % self.heads == 0
-        _require(multiple, "hidden", f"a multiple of model.heads = {self.heads}", self.hidden, "change either")
-        _require(0 <= self.dropout < 1, "dropout", ">= 0 and < 1", self.dropout, "0 is albert-large-v2's")
+        require(multiple, "hidden", f"a multiple of model.heads = {self.heads}", self.hidden, "change either")
+        require(0 <= self.dropout < 1, "dropout", ">= 0 and < 1", self.dropout, "0 is albert-large-v2's")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +58,7 @@ class BatchConfig:
 
     def __post_init__(self) -> None:
         for name in ("total", "per_device"):
-            _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name), "give a positive number")
+            require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name), "give a positive number")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,14 +81,14 @@ class OptimizerConfig:
     """Added to the root of the squares."""
 
     def __post_init__(self) -> None:
-        _require(0 < self.lr < math.inf, "lr", "> 0 and finite", self.lr, "the paper uses 0.00176")
-        _require(self.warmup_steps >= 0, "warmup_steps", ">= 0", self.warmup_steps, "0 is none")
+        require(0 < self.lr < math.inf, "lr", "> 0 and finite", self.lr, "the paper uses 0.00176")
+        require(self.warmup_steps >= 0, "warmup_steps", ">= 0", self.warmup_steps, "0 is none")
         longer = self.schedule_steps > self.warmup_steps
-        _require(longer, "schedule_steps", "> optimizer.warmup_steps", self.schedule_steps, "the paper uses 125000")
-        _require(self.weight_decay >= 0, "weight_decay", ">= 0", self.weight_decay, "0 is none")
+        require(longer, "schedule_steps", "> optimizer.warmup_steps", self.schedule_steps, "the paper uses 125000")
+        require(self.weight_decay >= 0, "weight_decay", ">= 0", self.weight_decay, "0 is none")
         for name in ("beta1", "beta2"):
-            _require(0 <= getattr(self, name) < 1, name, ">= 0 and < 1", getattr(self, name), "0.9 and 0.999 are usual")
-        _require(self.eps > 0, "eps", "> 0", self.eps, "the paper uses 1e-6")
+            require(0 <= getattr(self, name) < 1, name, ">= 0 and < 1", getattr(self, name), "0.9 and 0.999 are usual")
+        require(self.eps > 0, "eps", "> 0", self.eps, "the paper uses 1e-6")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,19 +140,19 @@ class AttackConfig:
     attack.peers alone."""
 
     def __post_init__(self) -> None:
-        _require(self.start >= 0, "start", ">= 0", self.start, "0 attacks from the first step on")
-        _require(self.every >= 1, "every", ">= 1", self.every, "1 attacks at every step")
+        require(self.start >= 0, "start", ">= 0", self.start, "0 attacks from the first step on")
+        require(self.every >= 1, "every", ">= 1", self.every, "1 attacks at every step")
         if self.stop is not None:
-            _require(self.stop > self.start, "stop", f"> attack.start = {self.start}", self.stop, "null is never")
+            require(self.stop > self.start, "stop", f"> attack.start = {self.start}", self.stop, "null is never")
         if self.peers is not None:
             numbers = [word.strip() for word in self.peers.split(",")]
             fits = all(word.isdigit() for word in numbers) and len(set(numbers)) == len(numbers)
-            _require(fits, "peers", "different numbers with commas between them", repr(self.peers), "such as 1,4,6")
+            require(fits, "peers", "different numbers with commas between them", repr(self.peers), "such as 1,4,6")
         if self.name is not None:
             from btard.attacks.registry import ATTACKS, options_of  # only a run with an attack pays for importing torch
 
             known = ATTACKS
-            _require(
+            require(
                 self.name in known, "name", f"null or one of {', '.join(known)}", self.name, nearest(self.name, known)
             )
             options = [info.name for info in options_of(ATTACKS[self.name])]
@@ -190,9 +185,9 @@ class NetworkConfig:
     numbers. null: the coordinator lists who has come."""
 
     def __post_init__(self) -> None:
-        _require(0 <= self.port < 2**16, "port", ">= 0 and < 65536", self.port, "0 is any that is free")
+        require(0 <= self.port < 2**16, "port", ">= 0 and < 65536", self.port, "0 is any that is free")
         fits = self.announce is None or self.port > 0
-        _require(fits, "announce", "null without network.port", self.announce, "give the port that others reach")
+        require(fits, "announce", "null without network.port", self.announce, "give the port that others reach")
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -220,7 +215,7 @@ class DeadlineConfig:
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
-            _require(
+            require(
                 0 < value < math.inf, item.name, "> 0 and finite", value, "the defaults are for T4 GPUs and 1 Gbit/s"
             )
 
@@ -230,7 +225,7 @@ class Config:
     """One swarm, and one process of it."""
 
     free_to_change: ClassVar[frozenset[str]] = frozenset(
-        {"checkpoint_every", "eval_every", "wandb", "data.path"}
+        {"checkpoint_every", "wandb", "data.path"}
         | {f"network.{item.name}" for item in fields(NetworkConfig)}
         | {f"deadlines.{item.name}" for item in fields(DeadlineConfig)}
     )
@@ -253,9 +248,8 @@ class Config:
     start_from: str | None = None
     """A checkpoint to begin from instead of new parameters, equal at all peers: an attack run goes on from it."""
     checkpoint_every: int = 50
-    """Steps between two checkpoints. May change when a run goes on."""
-    eval_every: int = 50
-    """Steps between two measurements of the validation loss by the coordinator."""
+    """Steps between two checkpoints; the coordinator measures the validation loss of its own. May change when a run
+    goes on."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU if there is one."""
     precision: Literal["float32", "float16"] = "float32"
@@ -276,18 +270,18 @@ class Config:
     deadlines: DeadlineConfig = field(default_factory=DeadlineConfig)
 
     def __post_init__(self) -> None:
-        for name in ("peers", "steps", "checkpoint_every", "eval_every"):
-            _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name), "give a positive number")
-        _require(
+        for name in ("peers", "steps", "checkpoint_every"):
+            require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name), "give a positive number")
+        require(
             bool(self.run_id) and len(self.run_id) <= 80, "run_id", "1 to 80 characters", self.run_id, "choose a name"
         )
-        _require(0 <= self.seed < 2**63, "seed", ">= 0 and < 2**63", self.seed, "any such number will do")
-        _require(self.threads is None or self.threads >= 1, "threads", ">= 1 or null", self.threads, "null: automatic")
-        _require(self.loss_scale >= 1, "loss_scale", ">= 1", self.loss_scale, "1 is none")
+        require(0 <= self.seed < 2**63, "seed", ">= 0 and < 2**63", self.seed, "any such number will do")
+        require(self.threads is None or self.threads >= 1, "threads", ">= 1 or null", self.threads, "null: automatic")
+        require(self.loss_scale >= 1, "loss_scale", ">= 1", self.loss_scale, "1 is none")
         n, b, m = self.peers, self.byzantine, self.validators
-        _require(0 <= 2 * b < n, "byzantine", f">= 0 and < peers / 2 = {n / 2:g}", b, "the honest must be the majority")
-        _require(0 <= 2 * m < n, "validators", f">= 0 and at most (peers - 1) / 2 = {(n - 1) // 2}", m, "lower it")
-        _require(
+        require(0 <= 2 * b < n, "byzantine", f">= 0 and < peers / 2 = {n / 2:g}", b, "the honest must be the majority")
+        require(0 <= 2 * m < n, "validators", f">= 0 and at most (peers - 1) / 2 = {(n - 1) // 2}", m, "lower it")
+        require(
             self.peer is None or 0 <= self.peer < n, "peer", f">= 0 and < peers = {n}, or null", self.peer, "see --help"
         )
         self._check_protocol()
@@ -307,13 +301,13 @@ class Config:
         attack = self.attack
         if attack.name is None:
             return
-        _require(self.byzantine > 0, "byzantine", f"> 0 with the attack {attack.name}", self.byzantine, "set it")
-        _require(attack.start < self.steps, "attack.start", f"< steps = {self.steps}", attack.start, "start earlier")
+        require(self.byzantine > 0, "byzantine", f"> 0 with the attack {attack.name}", self.byzantine, "set it")
+        require(attack.start < self.steps, "attack.start", f"< steps = {self.steps}", attack.start, "start earlier")
         if attack.peers is not None:
             numbers = [int(word) for word in attack.peers.split(",")]
             fits = len(numbers) == self.byzantine and max(numbers) < self.peers
             rule = f"{self.byzantine} numbers (byzantine) below {self.peers} (peers)"
-            _require(fits, "attack.peers", rule, attack.peers, "list as many as there are")
+            require(fits, "attack.peers", rule, attack.peers, "list as many as there are")
         from btard.attacks.registry import make_attack
         from btard.protocol.collusion import Collusion
 

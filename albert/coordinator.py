@@ -42,7 +42,7 @@ from albert.model import make_model
 from albert.network.doors import Doors
 from albert.network.identity import load_identity
 from albert.network.node import Node, Unreachable
-from albert.network.state import ask_status, fetch_state
+from albert.network.state import Fetched, ask_status, fetch_state
 from albert.optimizer import Optimizer
 from albert.task import AlbertTask
 from btard.harness.progress import console_for_all
@@ -50,7 +50,7 @@ from btard.harness.run_folder import RunFolder, RunFolderError
 from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.identity import Identity
-from btard.protocol.join import Download, WrongState
+from btard.protocol.join import WrongState
 from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.wire import Malformed
 
@@ -100,7 +100,7 @@ class Coordinator:
         self._next = self.first
         self._started = 0.0
         self._checkpoint: dict[str, Any] = {}
-        self._fetching: Future[tuple[int, Download]] | None = None
+        self._fetching: Future[Fetched] | None = None
         """The state that is on its way for a checkpoint."""
 
     def run(self) -> dict[str, Any]:
@@ -130,9 +130,10 @@ class Coordinator:
         await self.node.meet_again(noted["addresses"])
         self.node.spawn(announce(self.node, self.config.run_id))
         self._write_status()
-        founders = known_founders(self.config) or tuple(bytes.fromhex(key) for key in noted["founders"]) or None
+        founders = known_founders(self.config)
         if founders is None:
-            founders = await list_founders(self.node, self.config, self.say)
+            founders = tuple(bytes.fromhex(key) for key in noted["founders"])
+            founders = founders or await list_founders(self.node, self.config, self.say)
             self.node.spawn(publish_founders(self.node, self.config.run_id, founders))
         self.founders = founders
         settings = self.agreed | {"founders": founders_digest(founders)}
@@ -312,15 +313,14 @@ class Coordinator:
             return
         fetched, self._fetching = self._fetching, None
         try:
-            step, download = fetched.result()
+            found = fetched.result()
         except WrongState as error:
             self.say(f"no checkpoint at step {self._next}: {error}")
             return
-        members = {peer: self.founders[peer] for peer in self._active()}
-        step += self.first
-        tensors = {name: x for name, x in download.tensors.items() if name != "previous"}
-        hashed = download.digest(self.config.run_id).hex()
-        save_start(self.out / "checkpoints" / f"step-{step:08d}.safetensors", step, tensors, tuple(members), hashed)
+        step = self.first + found.step
+        tensors = {name: x for name, x in found.download.tensors.items() if name != "previous"}
+        hashed = found.download.digest(self.config.run_id).hex()
+        save_start(self.out / "checkpoints" / f"step-{step:08d}.safetensors", step, tensors, found.vouched_by, hashed)
         loss = self.task.evaluate(tensors["parameters"], self.validation)
         self._checkpoint = {"validation_loss": loss}
         self.say(f"checkpoint of step {step}, vouched for by most: validation loss {loss:.4f}")

@@ -52,8 +52,8 @@ class SwarmTask(Protocol):
 
     d: int
 
-    def gradient(self, params: torch.Tensor, request: Compute, workers: int, ready: Callable[[], bool]) -> Any:
-        """The gradient [d] of the request's batch when `workers` peers share a step; None once `ready()` is True."""
+    def gradient(self, params: torch.Tensor, request: Compute, workers: int, too_late: Callable[[], bool]) -> Any:
+        """The gradient [d] of the request's batch when `workers` peers share a step; None once it is `too_late()`."""
         ...
 
 
@@ -61,8 +61,7 @@ class SwarmDriver:
     """Runs `peer` among the others of `doors`' swarm.
 
     `collusion` are an attacker's fellows: they show each other their gradients where an attack asks for the honest
-    ones, for nobody shows them more. `lookback`: how many steps back an attack asks for gradients.
-    `watch` is told (phase, seconds) as phases end.
+    ones, for nobody shows them more. `watch` is told each phase as it begins.
     """
 
     def __init__(
@@ -195,7 +194,7 @@ class SwarmDriver:
         """A last round after the last step: what I say, and what the others say, by peer."""
         self.node.run(self.rounds.say(Said(ATTEST, [said])))
         heard = self.node.run(self.rounds.hear(ATTEST, self.others, limit, 2 * self.deadlines.phase))
-        return {peer: bytes(body) for peer, body in heard.bodies.items()} | {self.peer.id: said}
+        return {peer: bytes(body) for peer, body in heard.items()} | {self.peer.id: said}
 
     def linger(self, timeout: float) -> None:
         """Wait until everybody who follows has been sent everything, at most so long."""
@@ -240,9 +239,9 @@ class SwarmDriver:
             raise TypeError(f"no driver answers {type(effect).__name__}")
         heard = self.node.run(self._round(Said(effect.phase, body, special), others, limit, wait))
         answers: dict[int, Any] = {}
-        for sender in sorted(heard.bodies):
+        for sender in sorted(heard):
             try:
-                answers[sender] = decode(effect, heard.bodies[sender], device)
+                answers[sender] = decode(effect, heard[sender], device)
             except Malformed:
                 continue  # as if nothing had come: what it is worth is the protocol's to say
         self._stay(effect.phase)
@@ -255,7 +254,7 @@ class SwarmDriver:
             return me in record.present
         return phase != "commit" and record.split is not None and me in record.owing
 
-    async def _round(self, said: Said, others: Sequence[int], limit: int, wait: float) -> Any:
+    async def _round(self, said: Said, others: Sequence[int], limit: int, wait: float) -> dict[int, bytearray]:
         await self.rounds.say(said)
         heard = await self.rounds.hear(said.phase, others, limit, wait)
         self.rounds.advance()

@@ -48,15 +48,13 @@ class AlbertTask:
         self._drops = any(getattr(model.config, rate) > 0 for rate in rates)
         self.loss = math.nan
         """Mean loss of the latest gradient that was computed for training."""
-        self.samples = 0
-        """Sequences of it."""
 
     def gradient(
-        self, params: torch.Tensor, request: Compute, workers: int, ready: Callable[[], bool] = lambda: False
+        self, params: torch.Tensor, request: Compute, workers: int, too_late: Callable[[], bool] = lambda: False
     ) -> torch.Tensor | None:
-        """The gradient [d] at `params` [d] of the request's batch, float32 on the device; None once `ready()` is True.
+        """The gradient [d] at `params` [d] of the request's batch, float32 on the device; None if it is too late.
 
-        `workers` share the step. `ready` is asked between micro-batches: whether it is too late to go on.
+        `workers` share the step. `too_late` is asked between micro-batches.
         """
         size = share(self.total, workers)
         self._params.copy_(params)
@@ -65,7 +63,7 @@ class AlbertTask:
             parameter.grad = piece
         loss = 0.0
         for start in range(0, size, self.per_device):
-            if ready():
+            if too_late():
                 return None
             stop = min(start + self.per_device, size)
             inputs = batch(self.corpus, request.seed, size, flip_labels=request.flip_labels, start=start, stop=stop)
@@ -79,13 +77,8 @@ class AlbertTask:
         for parameter in self.model.parameters():
             parameter.grad = None
         if request.purpose.value == "train":
-            self.loss, self.samples = float(loss), size
+            self.loss = float(loss)
         return gradient
-
-    def gradients(self, params: torch.Tensor, requests: list[Compute], out: torch.Tensor, workers: int) -> None:
-        """As `gradient`, one row of `out` [r, d] for each request."""
-        for request, row in zip(requests, out, strict=True):
-            row.copy_(self.gradient(params, request, workers))
 
     @torch.no_grad()
     def evaluate(self, params: torch.Tensor, batches: list[dict[str, torch.Tensor]]) -> float:

@@ -288,7 +288,7 @@ class Trainer:
             # This peer counts among them, as a member that says nothing.
             members = {i: self.peer.roster.keys[i] for i in self.driver.members}
             try:
-                step, download = self.node.run(
+                found = self.node.run(
                     fetch_state(self.driver.doors, self.identity.public_key, members, template, patience)
                 )
             except WrongState as error:
@@ -297,6 +297,7 @@ class Trainer:
                     raise Fallen(f"no state came within deadlines.gather: {error}") from None
                 time.sleep(POLL)
                 continue
+            step, download = found.step, found.download
             fresh, _ = self._make_peer(self.peer.id, self.peer.roster)
             load_public(fresh, download.state)
             number = fresh.roster.keys.index(self.identity.public_key) if self._is_in(fresh) else None

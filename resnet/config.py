@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from btard.harness import settings
-from btard.harness.typed_yaml import FieldError, nearest
+from btard.harness.typed_yaml import FieldError, nearest, require
 
 AggregatorName = Literal[
     "btard",
@@ -23,11 +23,6 @@ AggregatorName = Literal[
 AttackOption = int | float | bool | str
 
 
-def _require(holds: bool, name: str, rule: str, value: object, fix: str) -> None:
-    if not holds:
-        raise FieldError(name, f"must be {rule}, got {value}; {fix}")
-
-
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The network: ResNet-18 with the stem for small images."""
@@ -36,7 +31,7 @@ class ModelConfig:
     """Channels of the first stage. 64 is the standard ResNet-18 (11.2 M parameters), 16 has 0.7 M."""
 
     def __post_init__(self) -> None:
-        _require(self.width >= 1, "width", ">= 1", self.width, "64 is the standard network")
+        require(self.width >= 1, "width", ">= 1", self.width, "64 is the standard network")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +47,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if self.name == "folder":
-            _require(self.path is not None, "path", "set if data.name is folder", "null", "give a folder or an archive")
+            require(self.path is not None, "path", "set if data.name is folder", "null", "give a folder or an archive")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +77,10 @@ class AttackConfig:
         return {name: value for name, value in named.items() if value is not None} | dict(self.options)
 
     def __post_init__(self) -> None:
-        _require(self.start >= 0, "start", ">= 0", self.start, "0 attacks from the first step on")
-        _require(self.every >= 1, "every", ">= 1", self.every, "1 attacks at every step")
+        require(self.start >= 0, "start", ">= 0", self.start, "0 attacks from the first step on")
+        require(self.every >= 1, "every", ">= 1", self.every, "1 attacks at every step")
         if self.stop is not None:
-            _require(self.stop > self.start, "stop", f"> attack.start = {self.start}", self.stop, "null is never")
+            require(self.stop > self.start, "stop", f"> attack.start = {self.start}", self.stop, "null is never")
         if self.name is not None:
             self._check_names(self.name)
 
@@ -93,7 +88,7 @@ class AttackConfig:
         # Here, not above: only a run with an attack pays for importing torch.
         from btard.attacks.registry import ATTACKS, options_of
 
-        _require(name in ATTACKS, "name", f"null or one of {', '.join(ATTACKS)}", name, nearest(name, ATTACKS))
+        require(name in ATTACKS, "name", f"null or one of {', '.join(ATTACKS)}", name, nearest(name, ATTACKS))
         known = [info.name for info in options_of(ATTACKS[name])]
         for option in self.chosen():
             if option not in known:
@@ -136,19 +131,19 @@ class AggregatorConfig:
     def __post_init__(self) -> None:
         if isinstance(self.tau, str):
             fix = "only the peers of btard report the distances that auto follows"
-            _require(self.name == "btard", "tau", f"a number with aggregator.name {self.name}", self.tau, fix)
+            require(self.name == "btard", "tau", f"a number with aggregator.name {self.name}", self.tau, fix)
         else:
-            _require(self.tau > 0, "tau", "> 0", self.tau, "use inf for the plain mean")
+            require(self.tau > 0, "tau", "> 0", self.tau, "use inf for the plain mean")
         quantile = self.tau_quantile
-        _require(0 < quantile <= 0.5, "tau_quantile", "> 0 and <= 0.5", quantile, "0.5 withstands the most liars")
+        require(0 < quantile <= 0.5, "tau_quantile", "> 0 and <= 0.5", quantile, "0.5 withstands the most liars")
         tol, cosine = self.gradient_tol, self.cosine_tol
-        _require(0 < tol < 0.5, "gradient_tol", "> 0 and < 0.5", tol, "at 0.5 a gradient of zero would pass")
+        require(0 < tol < 0.5, "gradient_tol", "> 0 and < 0.5", tol, "at 0.5 a gradient of zero would pass")
         fits = cosine is None or 0 < cosine < 0.25
-        _require(fits, "cosine_tol", "> 0 and < 0.25, or null", cosine, "null is no check")
-        _require(self.directions >= 1, "directions", ">= 1", self.directions, "1 is the paper's protocol")
+        require(fits, "cosine_tol", "> 0 and < 0.25, or null", cosine, "null is no check")
+        require(self.directions >= 1, "directions", ">= 1", self.directions, "1 is the paper's protocol")
         for name in ("delta_max", "clip_lambda"):
             value = getattr(self, name)
-            _require(value is None or value > 0, name, "> 0 or null", value, "null is the default")
+            require(value is None or value > 0, name, "> 0 or null", value, "null is the default")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,11 +161,11 @@ class OptimizerConfig:
     Set it where a run is only the beginning of a longer one."""
 
     def __post_init__(self) -> None:
-        _require(0 < self.lr < math.inf, "lr", "> 0 and finite", self.lr, "the paper uses 0.01")
-        _require(0 <= self.momentum < 1, "momentum", ">= 0 and < 1", self.momentum, "the paper uses 0.9")
-        _require(0 <= self.weight_decay < math.inf, "weight_decay", ">= 0 and finite", self.weight_decay, "0 is none")
+        require(0 < self.lr < math.inf, "lr", "> 0 and finite", self.lr, "the paper uses 0.01")
+        require(0 <= self.momentum < 1, "momentum", ">= 0 and < 1", self.momentum, "the paper uses 0.9")
+        require(0 <= self.weight_decay < math.inf, "weight_decay", ">= 0 and finite", self.weight_decay, "0 is none")
         steps = self.schedule_steps
-        _require(steps is None or steps >= 1, "schedule_steps", ">= 1 or null", steps, "null: the run's steps")
+        require(steps is None or steps >= 1, "schedule_steps", ">= 1 or null", steps, "null: the run's steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,39 +221,37 @@ class Config:
 
     def __post_init__(self) -> None:
         for name in ("peers", "steps", "batch_size", "eval_every", "checkpoint_every"):
-            _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name), "give a positive number")
+            require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name), "give a positive number")
         samples = self.test_samples
-        _require(samples is None or samples >= 1, "test_samples", ">= 1 or null", samples, "null: all test images")
-        _require(self.threads is None or self.threads >= 1, "threads", ">= 1 or null", self.threads, "null: automatic")
-        _require(0 < self.timeout < math.inf, "timeout", "> 0 and finite", self.timeout, "120 is two minutes")
-        _require(0 <= self.seed < 2**63, "seed", ">= 0 and < 2**63", self.seed, "any such number will do")
+        require(samples is None or samples >= 1, "test_samples", ">= 1 or null", samples, "null: all test images")
+        require(self.threads is None or self.threads >= 1, "threads", ">= 1 or null", self.threads, "null: automatic")
+        require(0 < self.timeout < math.inf, "timeout", "> 0 and finite", self.timeout, "120 is two minutes")
+        require(0 <= self.seed < 2**63, "seed", ">= 0 and < 2**63", self.seed, "any such number will do")
         n, b, m = self.peers, self.byzantine, self.validators
-        _require(0 <= 2 * b < n, "byzantine", f">= 0 and < peers / 2 = {n / 2:g}", b, "the honest must be the majority")
+        require(0 <= 2 * b < n, "byzantine", f">= 0 and < peers / 2 = {n / 2:g}", b, "the honest must be the majority")
         made_for, rule = self.tolerated, f">= 0 and < peers / 2 = {n / 2:g}"
-        _require(0 <= 2 * made_for < n, "aggregator.byzantine", rule, made_for, "null: as many as there are")
+        require(0 <= 2 * made_for < n, "aggregator.byzantine", rule, made_for, "null: as many as there are")
         if self.aggregator.name == "btard":
             most = f">= 0 and at most (peers - 1) / 2 = {(n - 1) // 2}"
-            _require(0 <= 2 * m < n, "validators", most, m, "every validator needs a target among the workers")
+            require(0 <= 2 * m < n, "validators", most, m, "every validator needs a target among the workers")
             share, auto = self.aggregator.tau_quantile, self.aggregator.tau == "auto"
             rule = f"> aggregator.byzantine / (peers - validators) = {made_for / (n - m):.3g}"
             fits = not auto or not made_for or made_for < share * (n - m)
-            _require(fits, "aggregator.tau_quantile", rule, share, "or else liars choose tau; 0.5 is the most")
+            require(fits, "aggregator.tau_quantile", rule, share, "or else liars choose tau; 0.5 is the most")
             relays = self.aggregator.relays
             fits = relays is None or 0 <= relays < n
-            _require(fits, "aggregator.relays", f">= 0 and < peers = {n}, or null", relays, "null is the safe choice")
+            require(fits, "aggregator.relays", f">= 0 and < peers = {n}, or null", relays, "null is the safe choice")
         self._check_attack(b)
 
     def _check_attack(self, byzantine: int) -> None:
         # Either alone would silently be a run without attack, which somebody would take for one with it.
         name, start = self.attack.name, self.attack.start
         if name is None:
-            _require(
-                byzantine == 0, "byzantine", "0 without an attack", byzantine, "set attack.name, or byzantine to 0"
-            )
+            require(byzantine == 0, "byzantine", "0 without an attack", byzantine, "set attack.name, or byzantine to 0")
             return
-        _require(byzantine > 0, "byzantine", f"> 0 with the attack {name}", byzantine, "set it, or attack.name to null")
+        require(byzantine > 0, "byzantine", f"> 0 with the attack {name}", byzantine, "set it, or attack.name to null")
         rule = f"< steps = {self.steps}"
-        _require(start < self.steps, "attack.start", rule, start, "start earlier, or the run sees no attack")
+        require(start < self.steps, "attack.start", rule, start, "start earlier, or the run sees no attack")
         from btard.attacks.registry import make_attack
         from btard.protocol.collusion import Collusion
 

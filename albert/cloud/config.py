@@ -10,15 +10,10 @@ from typing import Any, ClassVar
 
 import yaml
 
-from btard.harness.typed_yaml import ConfigError, FieldError, Setting, build, keys, read_settings, read_words
+from btard.harness.typed_yaml import ConfigError, FieldError, Setting, build, keys, read_settings, read_words, require
 
 Option = int | float | bool | str | None
 OPTIONS = "swarm.options"
-
-
-def _require(holds: bool, name: str, rule: str, value: object, fix: str) -> None:
-    if not holds:
-        raise FieldError(name, f"must be {rule}, got {value}; {fix}")
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -46,16 +41,16 @@ class CodeConfig:
 
     def __post_init__(self) -> None:
         both = self.repository is not None and self.wheel is not None
-        _require(not both, "wheel", "null if code.repository is set", self.wheel, "the machines install one of them")
+        require(not both, "wheel", "null if code.repository is set", self.wheel, "the machines install one of them")
         if self.wheel is not None:
             good = re.fullmatch(r"s3://[^/\s]+/\S+\.whl", self.wheel) is not None
-            _require(good, "wheel", "s3://BUCKET/PATH.whl", self.wheel, "upload it with `aws s3 cp`")
+            require(good, "wheel", "s3://BUCKET/PATH.whl", self.wheel, "upload it with `aws s3 cp`")
         if self.repository is not None:
             secret = "@" in self.repository.partition("://")[2].partition("/")[0]
             shown = self.repository if not secret else "one with a user in it"
             fix = "for code that is not public, upload a wheel and set code.wheel"
             public = self.repository.startswith("https://") and not secret
-            _require(public, "repository", "a public https:// address", shown, fix)
+            require(public, "repository", "a public https:// address", shown, fix)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +67,11 @@ class DataConfig:
         if self.source is None:
             return
         known = self.source.startswith(("s3://", "https://"))
-        _require(known, "source", "s3:// or https://", self.source, "upload a folder with `aws s3 sync`")
+        require(known, "source", "s3:// or https://", self.source, "upload a folder with `aws s3 sync`")
         folder = self.source.startswith("s3://") or self.is_archive
-        _require(folder, "source", "an archive if it is https://", self.source, "pack the folder with `tar -czf`")
+        require(folder, "source", "an archive if it is https://", self.source, "pack the folder with `tar -czf`")
         checkable = self.sha256 is None or self.is_archive
-        _require(checkable, "sha256", "null if data.source is a folder", self.sha256, "only archives are checked")
+        require(checkable, "sha256", "null if data.source is a folder", self.sha256, "only archives are checked")
 
     @property
     def is_archive(self) -> bool:
@@ -110,7 +105,7 @@ class SwarmConfig:
     peers there are, the attack, addresses and the like are passed on without that."""
 
     def __post_init__(self) -> None:
-        _require(1024 <= self.port <= 65535, "port", "from 1024 to 65535", self.port, "31337 is the default")
+        require(1024 <= self.port <= 65535, "port", "from 1024 to 65535", self.port, "31337 is the default")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +122,7 @@ class WandbConfig:
         good = self.parameter is None or re.fullmatch(r"/[\w.\-/]+", self.parameter) is not None
         fix = "put the key there with `aws ssm put-parameter --type SecureString`"
         # What came is not shown: somebody may have written the key itself here.
-        _require(good, "parameter", "a parameter's name that begins with /", "something else", fix)
+        require(good, "parameter", "a parameter's name that begins with /", "something else", fix)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,15 +164,15 @@ class TrainersConfig:
     """Size of each disk. It must hold the image (75 GB), PyTorch (10 GB) and the data."""
 
     def __post_init__(self) -> None:
-        _require(self.count >= 1, "count", ">= 1", self.count, "the paper has 16")
+        require(self.count >= 1, "count", ">= 1", self.count, "the paper has 16")
         good = self.byzantine >= 0 and 2 * self.byzantine < self.count
         rule = f">= 0 and < count / 2 = {self.count / 2:g}"
-        _require(good, "byzantine", rule, self.byzantine, "no protocol withstands a half of liars")
-        _require(
+        require(good, "byzantine", rule, self.byzantine, "no protocol withstands a half of liars")
+        require(
             bool(words(self.types)), "types", "at least one instance type", repr(self.types), "g4dn.xlarge has a T4"
         )
         price = self.max_price
-        _require(price is None or price > 0, "max_price", "> 0 or null", price, "null is the on-demand price")
+        require(price is None or price > 0, "max_price", "> 0 or null", price, "null is the on-demand price")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +201,7 @@ class NetworkConfig:
             rule = "an address range such as 203.0.113.7/32"
             raise FieldError("ssh_from", f"must be {rule}, got {self.ssh_from}; null is your own address") from None
         narrow = network is None or network.prefixlen > 0
-        _require(narrow, "ssh_from", "narrower than everybody", self.ssh_from, "null is your own address")
+        require(narrow, "ssh_from", "narrower than everybody", self.ssh_from, "null is your own address")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,17 +260,17 @@ class Config:
     def __post_init__(self) -> None:
         named = re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,22}[a-z0-9])?", self.run_id) is not None
         fix = "AWS allows little more in all the places it is used"
-        _require(named, "run_id", "1 to 24 of a-z, 0-9 and - inside", repr(self.run_id), fix)
-        _require(self.hours > 0, "hours", "> 0", self.hours, "25 is for 1,250 steps")
+        require(named, "run_id", "1 to 24 of a-z, 0-9 and - inside", repr(self.run_id), fix)
+        require(self.hours > 0, "hours", "> 0", self.hours, "25 is for 1,250 steps")
         rule = f">= hours = {self.hours:g} and at most 168"
         good = self.hours <= self.max_hours <= 168
-        _require(good, "max_hours", rule, f"{self.max_hours:g}", "nothing may run on unwatched for more than a week")
+        require(good, "max_hours", rule, f"{self.max_hours:g}", "nothing may run on unwatched for more than a week")
         neat = re.fullmatch(r"[\w.-]+(/[\w.-]+)*", self.prefix) is not None
-        _require(neat, "prefix", "a folder such as btard or results/btard", repr(self.prefix), "no / at the ends")
+        require(neat, "prefix", "a folder such as btard or results/btard", repr(self.prefix), "no / at the ends")
         plain = self.bucket is None or re.fullmatch(r"[a-z0-9.-]{3,63}", self.bucket) is not None
-        _require(plain, "bucket", "the name of a bucket alone", self.bucket, "leave out s3:// and folders")
-        _require(self.wait_minutes >= 0, "wait_minutes", ">= 0", self.wait_minutes, "0 does not wait")
-        _require(1 <= self.log_lines <= 10_000, "log_lines", "from 1 to 10000", self.log_lines, "200 is the default")
+        require(plain, "bucket", "the name of a bucket alone", self.bucket, "leave out s3:// and folders")
+        require(self.wait_minutes >= 0, "wait_minutes", ">= 0", self.wait_minutes, "0 does not wait")
+        require(1 <= self.log_lines <= 10_000, "log_lines", "from 1 to 10000", self.log_lines, "200 is the default")
 
 
 def load(path: Path, changes: Sequence[str]) -> Config:

@@ -51,7 +51,6 @@ class Link:
         """What I want next: frames before it are passed over."""
         self.position: Position | None = None
         """How far the other side is known to be: the last frame that it began to send."""
-        self.phase = ""
         self.refusal: str | None = None
         self.ahead_of_me: int | None = None
         """The oldest step that the other side still has, if that is past what I want."""
@@ -138,7 +137,7 @@ class Link:
                 self._changed()
                 continue
             position, phase, size = _header(fields)
-            self.position, self.phase = position, phase
+            self.position = position
             self._changed()
             if position < self.at:
                 if size > AHEAD_TOTAL:

@@ -13,8 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 from albert.network.link import Dial, Link
 from albert.network.node import Node
@@ -24,15 +23,6 @@ SLICE = 0.5
 """Seconds between two looks at the clock while waiting."""
 STALL = 1.0
 """Seconds by which a look comes late before this process counts as having been stopped itself."""
-
-
-@dataclass(frozen=True)
-class Round:
-    """What came in a phase: `bodies` by sender, and who did not answer in time."""
-
-    bodies: Mapping[int, bytearray]
-    missing: tuple[int, ...]
-    seconds: float
 
 
 class Rounds:
@@ -46,8 +36,6 @@ class Rounds:
         self.outbox = Outbox()
         self.links: dict[int, Link] = {}
         self.position: Position = (0, 0)
-        self.heard_at: dict[int, float] = {}
-        """Peer -> when it last answered, by time.time."""
         self._before: Position = (-1, 0)
         self._struck: set[int] = set()
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -81,13 +69,13 @@ class Rounds:
         """Put what I say in the phase at hand where the others get it."""
         await self.outbox.say(self.position, said)
 
-    async def hear(self, phase: str, peers: Iterable[int], limit: int, wait: float) -> Round:
-        """What `peers` say in the phase at hand, up to `limit` bytes each, waiting at most `wait` seconds for it."""
+    async def hear(self, phase: str, peers: Iterable[int], limit: int, wait: float) -> dict[int, bytearray]:
+        """Sender -> what it says in the phase at hand, up to `limit` bytes; waits `wait` seconds at most."""
         peers = tuple(peers)
         for peer in peers:
             self.links[peer].want(self.position, limit)
-        began = last = time.monotonic()
-        deadline = began + wait
+        last = time.monotonic()
+        deadline = last + wait
         while True:
             self._changed.clear()
             waiting = [peer for peer in peers if not self._settled(peer)]
@@ -106,10 +94,9 @@ class Rounds:
             if frame is None:
                 continue
             self._struck.discard(peer)
-            self.heard_at[peer] = time.time()
             if frame.phase == phase and frame.body is not None and len(frame.body) <= limit:
                 bodies[peer] = frame.body
-        return Round(bodies, tuple(waiting), time.monotonic() - began)
+        return bodies
 
     def advance(self) -> None:
         """The phase at hand is over."""

@@ -48,6 +48,15 @@ class Snapshot:
     vouched: bytes | None
 
 
+@dataclass(frozen=True)
+class Fetched:
+    """The state at the beginning of `step`, checked, and the members that signed its digest, ascending."""
+
+    step: int
+    download: Download
+    vouched_by: tuple[int, ...]
+
+
 class StateService:
     """Gives this member's state away. `patience`: seconds that a request waits for the next step to begin.
 
@@ -165,10 +174,11 @@ async def ask_to_join(doors: Doors, key: bytes, request: JoinRequest) -> None:
 
 async def fetch_state(
     doors: Doors, me: bytes, members: Mapping[int, bytes], template: Template, timeout: float
-) -> tuple[int, Download]:
-    """The state at the beginning of the next step, checked: (step, download).
+) -> Fetched:
+    """The state at the beginning of the next step.
 
-    `me`: my public key; `members`: number -> key of all that count. Errors: WrongState if no state has a majority
+    `me`: my public key; `members`: number -> key of all that count. What step it is follows from the state itself: a
+    donor may call it another. Errors: WrongState if no state has a majority
     within `timeout` seconds, or nobody gives the one that has.
     """
     vouches: dict[int, tuple[int, Vouch]] = {}
@@ -203,12 +213,16 @@ async def fetch_state(
     finally:
         for task in asking:
             task.cancel()
-    donors = {number: step for number, (step, vouch) in vouches.items() if vouch.digest == agreed}
+    donors = {
+        number: step
+        for number, (step, vouch) in sorted(vouches.items())
+        if vouch.digest == agreed and vouch.authentic(members[number], doors.run_id, me)
+    }
     for donor, step in donors.items():
         try:
             download = await asyncio.wait_for(_load(doors, members[donor], step, template), max(10.0, timeout))
             check_download(download, donor, agreed, doors.run_id)
-            return step, download
+            return Fetched(len(json.loads(download.state)["coins"]) - 1, download, tuple(donors))
         except Exception as error:
             problems[donor] = str(error) or type(error).__name__
     told = "; ".join(f"peer {i}: {why}" for i, why in sorted(problems.items()))

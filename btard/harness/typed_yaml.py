@@ -40,6 +40,12 @@ class FieldError(ValueError):
         self.message = message
 
 
+def require(holds: bool, name: str, rule: str, value: object, fix: str) -> None:
+    """Raise FieldError unless the check of field `name` holds: the rule, the value that came, what to do."""
+    if not holds:
+        raise FieldError(name, f"must be {rule}, got {value}; {fix}")
+
+
 @dataclass(frozen=True)
 class Setting:
     """A value and the file it stands in, or `COMMAND_LINE`, where it is still text."""

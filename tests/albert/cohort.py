@@ -51,11 +51,11 @@ class Quadratic:
         self.d, self.task, self.slow = d, QuadraticTask(d), 0.0
 
     def gradient(
-        self, params: torch.Tensor, request: Compute, workers: int, ready: Callable[[], bool]
+        self, params: torch.Tensor, request: Compute, workers: int, too_late: Callable[[], bool]
     ) -> torch.Tensor | None:
         until = time.monotonic() + self.slow
         while time.monotonic() < until:
-            if ready():
+            if too_late():
                 return None
             time.sleep(0.01)
         out = torch.empty(1, self.d)

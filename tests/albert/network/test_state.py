@@ -1,0 +1,103 @@
+"""States given away: what most vouch for is taken, whatever single members say or give."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+
+from albert.network import frames
+from albert.network.doors import Doors
+from albert.network.node import Node
+from albert.network.state import Fetched, Snapshot, StateService, ask_status, fetch_state
+from btard.protocol.identity import Identity
+from btard.protocol.join import Download, WrongState
+from btard.protocol.peer import Peer
+from tests.albert.cohort import Cohort
+
+GUEST = Identity.from_seed("state", "guest")
+SETTINGS = {"a": 1}
+
+
+@dataclass
+class Swarm:
+    """Four members after one step, what gives their state away, and somebody who asks."""
+
+    cohort: Cohort
+    services: list[StateService]
+    guest: Doors
+
+    def fetch(self, timeout: float = 10.0) -> Fetched:
+        members = dict(enumerate(self.cohort.roster.keys))
+        template = {"parameters": torch.empty(self.cohort.d)}
+        asked = self.guest.node.submit(fetch_state(self.guest, GUEST.public_key, members, template, timeout))
+        for member, service in zip(self.cohort.members, self.services, strict=True):
+            while not service.wanted and not asked.done():
+                time.sleep(0.01)
+            service.publish(member.driver.peer, {"parameters": member.params})
+        return asked.result(60)
+
+
+@pytest.fixture
+def swarm() -> Iterator[Swarm]:
+    with Cohort(peers=4, byzantine=1) as cohort:
+        cohort.run(1)
+        services = [
+            StateService(m.node, m.driver.doors, 10.0, lambda m=m: {"peer": m.driver.peer.id}) for m in cohort.members
+        ]
+        node = Node(GUEST, initial_peers=cohort.members[0].node.addresses[:1]).start()
+        yield Swarm(cohort, services, Doors(node, cohort.config.run_id, SETTINGS))
+        node.close()
+
+
+def test_the_state_comes_with_its_step_and_who_vouched_for_it(swarm: Swarm) -> None:
+    found = swarm.fetch()
+    assert found.step == 1 and len(found.vouched_by) >= 3
+    assert torch.equal(found.download.tensors["parameters"], swarm.cohort.members[0].params)
+
+
+class Misnumbering(StateService):
+    """Gives the right state, and says that it is of step 41."""
+
+    async def _announce(self, snapshot: Snapshot, peer: Peer) -> None:
+        await super()._announce(replace(snapshot, step=41), peer)
+
+
+def test_a_donor_that_calls_the_step_another_fools_nobody(swarm: Swarm) -> None:
+    swarm.cohort.members[3].params = torch.zeros(swarm.cohort.d)  # so that the liar's word is needed
+    member = swarm.cohort.members[0]
+    swarm.services[0] = Misnumbering(member.node, member.driver.doors, 10.0, dict)
+    found = swarm.fetch()
+    assert found.step == 1 and found.vouched_by == (0, 1, 2)
+
+
+def test_whoever_vouches_for_another_state_is_not_named(swarm: Swarm) -> None:
+    swarm.cohort.members[2].params = torch.zeros(swarm.cohort.d)
+    found = swarm.fetch()
+    assert 2 not in found.vouched_by
+    assert torch.equal(found.download.tensors["parameters"], swarm.cohort.members[0].params)
+
+
+def test_without_a_majority_there_is_no_state(swarm: Swarm) -> None:
+    for member in swarm.cohort.members[:2]:
+        member.params = torch.zeros(swarm.cohort.d)
+    with pytest.raises(WrongState, match="no state has the signatures of more than half of the 4 members, only of 2"):
+        swarm.fetch()
+
+
+def test_a_donor_of_other_tensors_is_passed_over(swarm: Swarm) -> None:
+    async def give_nonsense(key: bytes, arguments: list[Any], reader: Any, writer: Any) -> None:
+        await frames.send(writer, ("state", arguments[0], 2, [("parameters", 0, (2**31,))]), [b"{}"])
+
+    swarm.cohort.members[0].driver.doors.add("state", give_nonsense)
+    found = swarm.fetch()
+    assert isinstance(found.download, Download) and found.step == 1
+
+
+def test_a_status_is_what_the_peer_says(swarm: Swarm) -> None:
+    key = swarm.cohort.roster.keys[3]
+    assert swarm.guest.node.run(ask_status(swarm.guest, key)) == {"peer": 3}
