@@ -34,7 +34,7 @@ from btard.protocol.hashing import stream
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.peer import Peer
 
-CASES = ((4, 1_000_000), (4, 10_000_000), (4, 18_000_000), (8, 1_000_000), (8, 10_000_000), (16, 1_000_000))
+CASES = tuple((peers, d) for peers in (4, 8, 16) for d in (1_000_000, 10_000_000, 18_000_000))
 RUN = "rounds"
 ROUNDS = 5
 """Timed, after one that is not."""
