@@ -26,6 +26,7 @@ from resnet.experiments.survival import collapse, distribution_of_sum, two_sided
 from resnet.experiments.tracking import BANNED_TAG
 from resnet.report import main
 from resnet.train import train
+from tests.wandb_files import records
 
 SETTINGS = {
     "peers": 16,
@@ -777,38 +778,21 @@ def test_tensorboard_shows_each_run_with_its_bans_settings_and_outcome(tmp_path:
     assert quiet.PluginTagToContent("hparams").keys() == content.keys()
 
 
-def wandb_records(data: bytes) -> list[bytes]:
-    """The records of a .wandb file: after 7 bytes a LevelDB log, each with checksum, length and kind before it."""
-    block, whole, first, last, found, place, parts = 2**15, 1, 2, 4, [], 7, b""
-    while place + 7 <= len(data):
-        if block - place % block < 7:  # what is left of a block is too short for a record
-            place += block - place % block
-            continue
-        length, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
-        parts = (b"" if kind in (whole, first) else parts) + data[place + 7 : place + 7 + length]
-        if kind in (whole, last):
-            found.append(parts)
-        place += 7 + length
-    return found
-
-
 def test_wandb_gets_each_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
-    from wandb.proto.wandb_internal_pb2 import Record
-
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.chdir(tmp_path)
     out = write_sweep(tmp_path / "s", make_grid(experiments=early(seeds=[0], defences=BTARD[:1], attacks=["ALIE"])))
     assert main([str(out), "--wandb", "a-project"]) == 0
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["s"]  # nothing beside the report
     (file,) = (out / "report/wandb").glob("offline-run-*/*.wandb")
-    records = [Record.FromString(data) for data in wandb_records(file.read_bytes())]
-    (run,) = [record.run for record in records if record.WhichOneof("record_type") == "run"][-1:]
+    found = records(file)
+    (run,) = [record.run for record in found if record.WhichOneof("record_type") == "run"][-1:]
     assert (run.project, run.run_group, run.display_name) == ("a-project", "BTARD, tau 1", "ALIE, BTARD, tau 1, seed 0")
     assert list(run.tags) == ["ALIE", "early"]
     config = {item.key: json.loads(item.value_json) for item in run.config.update}
     assert (config["attack"], config["start"], config["byzantine"]) == ("ALIE", 10, 7)
-    history = [record.history.item for record in records if record.WhichOneof("record_type") == "history"]
+    history = [record.history.item for record in found if record.WhichOneof("record_type") == "history"]
     logged = [{item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in row} for row in history]
     assert [row["_step"] + 1 for row in logged if "accuracy/test" in row] == list(STEPS)
     assert max(row.get(BANNED_TAG, 0) for row in logged) == 7
