@@ -29,6 +29,19 @@ def save_start(
     temporary.replace(file)
 
 
+def checkpoint_before(folder: Path, step: int) -> Path:
+    """The newest checkpoint of a coordinator's run folder that is no later than `step`. Errors: ConfigError."""
+    files = sorted((folder / "checkpoints").glob("step-*.safetensors"))
+    fitting = [file for file in files if int(file.stem.removeprefix("step-")) <= step]
+    if not fitting:
+        there = ", ".join(file.stem for file in files[:3]) or "none"
+        raise ConfigError(
+            f"{folder}/checkpoints: expected a checkpoint of step {step} or before, found {there}; lower "
+            "checkpoint_every, and run the baseline again"
+        )
+    return fitting[-1]
+
+
 def load_start(file: Path, like: Mapping[str, torch.Tensor]) -> tuple[int, dict[str, torch.Tensor]]:
     """The step and the tensors in a checkpoint, which have to be of the shapes and dtypes of `like`.
 

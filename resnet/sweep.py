@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from btard.harness.progress import interval
+from btard.harness.progress import duration, interval
 from btard.harness.run_folder import RunFolderError, read_summary, steps_per_second
 from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import COMMAND_LINE, ConfigError, read_words
@@ -147,14 +147,6 @@ def print_plan(grid: Grid, cells: Sequence[Cell], plan: Plan, jobs: int, seconds
         f"{len(cells)} different runs, {runs} to train, {len(todo) - runs} parts of warm-ups, "
         f"{sum(task.steps for task in todo):,} steps, {jobs} at a time: about {duration(seconds)}."
     )
-
-
-def duration(seconds: float) -> str:
-    """Return a time for people: "40 s", "12 min", "3 h 20 min"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 class _Display:

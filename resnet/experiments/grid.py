@@ -26,7 +26,6 @@ Cells of several experiments with the same settings are one run. An attack witho
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,6 +33,7 @@ from typing import Any
 
 import yaml
 
+from btard.harness.grid_file import check_keys, mapping, named_settings, section, slug, whole_numbers
 from btard.harness.typed_yaml import (
     ConfigError,
     Setting,
@@ -121,22 +121,22 @@ def read_grid(path: Path, changes: Mapping[str, Setting] | None = None) -> Grid:
             raise ConfigError(f"{path}: base must be the name of a file beside it, got {content['base']!r}")
         base = read_settings(path.parent / content["base"], Config)
     del_base = {key: value for key, value in content.items() if key != "base"}
-    own = settings_of(_section(content, "settings", str(path)), Config, str(path))
+    own = settings_of(section(content, "settings", str(path)), Config, str(path))
     return parse_grid(del_base, str(path), base | own | dict(changes or {}))
 
 
 def parse_grid(content: Mapping[str, Any], origin: str, settings: Mapping[str, Setting] | None = None) -> Grid:
     """Return the grid in `content`; `settings` instead of its own, if given. `origin` stands in error messages."""
-    _known(content, GRID_KEYS, origin)
+    check_keys(content, GRID_KEYS, origin)
     if settings is None:
-        settings = settings_of(_section(content, "settings", origin), Config, origin)
-    attacks = _named_settings(content, "attacks", origin)
-    defences = _named_settings(content, "defences", origin)
-    experiments = _section(content, "experiments", origin)
+        settings = settings_of(section(content, "settings", origin), Config, origin)
+    attacks = named_settings(content, "attacks", Config, origin)
+    defences = named_settings(content, "defences", Config, origin)
+    experiments = section(content, "experiments", origin)
     if not experiments:
         raise ConfigError(f"{origin}: experiments: expected at least one")
     drafts = [
-        _Draft.of(name, _mapping(entry, f"{origin}: experiments.{name}"), content, attacks, defences, origin)
+        _Draft.of(name, mapping(entry, f"{origin}: experiments.{name}"), content, attacks, defences, origin)
         for name, entry in experiments.items()
     ]
     built = tuple(draft.build(dict(settings), attacks, defences) for draft in drafts)
@@ -169,24 +169,22 @@ class _Draft:
         origin: str,
     ) -> _Draft:
         where = f"{origin}: experiments.{name}"
-        _known(entry, EXPERIMENT_KEYS, where)
+        check_keys(entry, EXPERIMENT_KEYS, where)
         vary: dict[str, list[Setting]] = {}
-        for key, values in _section(entry, "vary", where).items():
+        for key, values in section(entry, "vary", where).items():
             if not isinstance(values, list) or not values:
                 raise ConfigError(f"{where}: vary.{key}: expected a list of values, got {values!r}")
             vary[key] = [settings_of({key: value}, Config, where)[key] for value in values]
-        seeds = entry.get("seeds", content.get("seeds", [0]))
-        if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
-            raise ConfigError(f"{where}: seeds: expected a list of whole numbers, got {seeds!r}")
+        seeds = whole_numbers(entry.get("seeds", content.get("seeds", [0])), f"{where}: seeds")
         return cls(
             name,
             str(entry.get("title", name)),
             " ".join(str(entry.get("about", "")).split()),
             _choice(entry, "attacks", attacks, where),
             _choice(entry, "defences", defences, where),
-            settings_of(_section(entry, "settings", where), Config, where),
+            settings_of(section(entry, "settings", where), Config, where),
             vary,
-            tuple(seeds),
+            seeds,
             where,
         )
 
@@ -244,17 +242,13 @@ def _folder(config: Config, attack: str, defence: str, unusual: Sequence[str]) -
         if "byzantine" in values:
             values["byzantine"] = config.aggregator.byzantine
     shown = [f"{short(key)}-{value}" for key, value in sorted(values.items()) if value is not None]
-    parts = [_slug(defence), _slug(attack), _slug("_".join(shown)), f"seed-{config.seed}"]
+    parts = [slug(defence), slug(attack), slug("_".join(shown)), f"seed-{config.seed}"]
     return "/".join(part for part in parts if part)
 
 
 def short(key: str) -> str:
     """Return what a dotted key is called where space is short: its last word."""
     return key.rpartition(".")[2]
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9._]+", "-", text.lower()).strip("-")
 
 
 def _value(config: Config, key: str) -> Any:
@@ -274,34 +268,6 @@ def _choice(entry: Mapping[str, Any], key: str, known: Mapping[str, Any], where:
         if name not in known:
             raise ConfigError(f"{where}: {key}: {name!r} is not among the file's {key}; {nearest(str(name), known)}")
     return tuple(chosen)
-
-
-def _named_settings(content: Mapping[str, Any], key: str, origin: str) -> dict[str, dict[str, Setting]]:
-    found = {
-        str(name): settings_of(_mapping(entry, f"{origin}: {key}.{name}"), Config, f"{origin}: {key}.{name}")
-        for name, entry in _section(content, key, origin).items()
-    }
-    if not found:
-        raise ConfigError(f"{origin}: {key}: expected at least one, a name and its settings each")
-    return found
-
-
-def _section(content: Mapping[str, Any], key: str, origin: str) -> Mapping[Any, Any]:
-    return _mapping(content.get(key), f"{origin}: {key}")
-
-
-def _mapping(value: Any, where: str) -> Mapping[Any, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{where}: expected a mapping, got {value!r}")
-    return value
-
-
-def _known(content: Mapping[str, Any], known: Sequence[str], where: str) -> None:
-    for key in content:
-        if key not in known:
-            raise ConfigError(f"{where}: unknown key {key!r}; {nearest(str(key), known)} ({', '.join(known)})")
 
 
 def _resolved(content: Mapping[str, Any], settings: Mapping[str, Setting]) -> str:

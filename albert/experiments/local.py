@@ -1,0 +1,41 @@
+"""A swarm of a series on this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from albert.checkpoint import checkpoint_before
+from albert.experiments.grid import BASELINE, Cell
+from albert.swarm import COORDINATOR, LOOK, Swarm
+
+LAST = 60.0
+"""Seconds that the processes get to end by themselves once the coordinator has."""
+
+
+class LocalSwarms:
+    """Runs swarms as processes of this machine, one swarm at a time."""
+
+    def train(self, cell: Cell, out: Path, listen: Callable[[int], None]) -> str | None:
+        """Run `cell` into its folder of `out`, or go on with it; calls `listen` with the step that it has come to.
+
+        Returns what went wrong, in one line, or None. Errors: ConfigError if the baseline has no checkpoint for it.
+        """
+        config = cell.config
+        if cell.start_by is not None:
+            config = replace(config, start_from=str(checkpoint_before(out / BASELINE / COORDINATOR, cell.start_by)))
+        folder = out / cell.name
+        with Swarm(config, folder) as swarm:
+            try:
+                swarm.start()
+            except RuntimeError as error:
+                return " ".join(str(error).split())
+            while COORDINATOR in (alive := swarm.alive()) and len(alive) > 1:
+                listen(int(swarm.status().get("step", 0)))
+                time.sleep(LOOK)
+            swarm.wait(LAST)
+        if (folder / COORDINATOR / "summary.json").exists():
+            return None
+        return f"did not come to its end; what its processes printed: {folder}/logs"

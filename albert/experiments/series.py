@@ -1,0 +1,122 @@
+"""Runs the swarms of a grid one after another, and goes on where it was interrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.table import Table
+from tqdm import tqdm
+
+from albert.experiments.grid import BASELINE, Cell, Grid
+from albert.swarm import COORDINATOR
+from btard.harness.progress import console_for_all, duration, interval
+from btard.harness.run_folder import read_summary, steps_per_second
+
+
+class Place(Protocol):
+    """Where swarms run."""
+
+    def train(self, cell: Cell, out: Path, listen: Callable[[int], None]) -> str | None:
+        """Run a swarm into its folder of `out`, telling its steps; returns what went wrong, in one line, or None."""
+
+
+def is_finished(cell: Cell, out: Path) -> bool:
+    """Whether the swarm came to its end. Errors: RunFolderError if its summary is damaged."""
+    return read_summary(out / cell.name / COORDINATOR) is not None
+
+
+def run_series(grid: Grid, out: Path, place: Place, *, show: bool = True) -> dict[str, str]:
+    """Run what is not finished of `grid` into `out`, a folder for each swarm; returns name -> what went wrong.
+
+    An interruption loses nothing: the same call goes on. Errors: ConfigError, RunFolderError.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    todo = [cell for cell in grid.cells if not is_finished(cell, out)]
+    failed: dict[str, str] = {}
+    with _Display(todo, out, show) as display:
+        for cell in todo:
+            if cell.start_by is not None and BASELINE in failed:
+                failed[cell.name] = "not begun, as it starts from the baseline, which failed"
+                continue
+            display.begin(cell)
+            problem = place.train(cell, out, display.at)
+            if problem is not None:
+                failed[cell.name] = problem
+            display.end(problem)
+    return failed
+
+
+def print_plan(grid: Grid, out: Path) -> None:
+    """Print what there is to do, and how long it should take if that is known from swarms that are finished."""
+    console = console_for_all()
+    table = Table("swarms", "attack from step", "steps each", "seeds", "finished", title=grid.title)
+    kinds: dict[tuple[str | None, str, int], list[Cell]] = {}
+    for cell in grid.cells:
+        kinds.setdefault((cell.attack, cell.defence, cell.config.attack.start), []).append(cell)
+    for (attack, defence, start), cells in kinds.items():
+        table.add_row(
+            f"baseline, nobody attacks ({defence})" if attack is None else f"{attack} against {defence}",
+            "-" if attack is None else str(start),
+            f"{cells[0].steps:,}",
+            "-" if attack is None else ", ".join(str(cell.config.seed) for cell in cells),
+            f"{sum(is_finished(cell, out) for cell in cells)} of {len(cells)}",
+        )
+    console.print(table)
+    todo = [cell for cell in grid.cells if not is_finished(cell, out)]
+    steps = sum(cell.steps for cell in todo)
+    rate = _steps_per_second(grid.cells, out)
+    about = f", about {duration(steps / rate)} by those that are finished" if rate and todo else ""
+    console.print(f"{len(grid.cells)} swarms, {len(todo)} to run, {steps:,} steps, one swarm at a time{about}")
+
+
+def _steps_per_second(cells: Sequence[Cell], out: Path) -> float | None:
+    """How fast the swarms that are finished were, by the times that their steps took."""
+    known = [rate for cell in cells if (rate := steps_per_second(out / cell.name / COORDINATOR))]
+    return len(known) / sum(1 / rate for rate in known) if known else None
+
+
+class _Display:
+    """One bar over the steps of all swarms, and a line for each swarm that ends."""
+
+    def __init__(self, todo: Sequence[Cell], out: Path, show: bool) -> None:
+        self.out = out
+        self._ended = 0
+        self._bar: Any = tqdm(
+            total=sum(cell.steps for cell in todo), unit="step", disable=not show, mininterval=interval()
+        )
+
+    def __enter__(self) -> _Display:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def begin(self, cell: Cell) -> None:
+        self._cell = cell
+        self._bar.set_postfix_str(cell.name, refresh=True)
+
+    def at(self, step: int) -> None:
+        """The swarm has come to this step of its own count, which may begin at a checkpoint."""
+        done = step - (self._cell.config.steps - self._cell.steps)
+        self._bar.update(self._ended + max(0, min(done, self._cell.steps)) - self._bar.n)
+
+    def end(self, problem: str | None) -> None:
+        self._ended += self._cell.steps
+        self._bar.update(self._ended - self._bar.n)
+        if not self._bar.disable:
+            self._bar.write(f"{self._cell.name}: {problem or outcome(self._cell, self.out)}")
+
+
+def outcome(cell: Cell, out: Path) -> str:
+    """How a finished swarm ended, in one line."""
+    summary = read_summary(out / cell.name / COORDINATOR) or {}
+    loss = summary.get("loss")
+    text = "no loss" if loss is None else f"loss {loss:.2f}"
+    if cell.attack is None:
+        return text
+    attackers = summary["byzantine"]
+    steps = sorted(ban["step"] for ban in summary["bans"] if ban["peer"] in attackers)
+    text += f", {len(steps)} of {len(attackers)} attackers banned" + (f" by step {steps[-1]}" if steps else "")
+    return text + (f", {summary['honest_banned']} honest peers removed" if summary["honest_banned"] else "")
