@@ -1,0 +1,182 @@
+"""How a peer gets in: it gathers with the other first ones, asks to join, or comes back after it was away."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from albert.driver import Fallen
+from albert.founding import NoFounders, founders_digest, known_founders, learn_founders
+from albert.member import PREVIOUS, Member
+from albert.network.doors import Doors
+from albert.network.identity import peer_id_of
+from albert.network.link import Refused
+from albert.network.state import ask_status, ask_to_join, fetch_state
+from btard.harness.typed_yaml import ConfigError
+from btard.protocol.join import WrongState
+from btard.protocol.messages import JoinRequest
+from btard.protocol.peer import Peer
+from btard.protocol.snapshot import load_public
+
+POLL = 0.3
+"""Seconds between two looks at the others while waiting for them."""
+
+
+def arrive(member: Member) -> None:
+    """Take the seat that the first peers' list gives, and be where the others are. The node has been started.
+
+    Errors: NoFounders, ConfigError; Fallen if the others have removed this peer.
+    """
+    founders = known_founders(member.config)
+    if founders is None:
+        founders = member.node.run(learn_founders(member.node, member.config, member.say))
+    doors = Doors(member.node, member.config.run_id, member.agreed | {"founders": founders_digest(founders)})
+    known = member.take_seat(founders, doors)
+    member.node.run(doors.open())
+    number = member.peer.id if known else "(new)"
+    member.say(f"peer {number}: {peer_id_of(member.identity.public_key).to_base58()}")
+    if known:
+        _gather(member)
+    else:
+        _join(member)
+
+
+def _gather(member: Member) -> None:
+    """Wait for the others, then begin where most of them can: at the newest step that they have on their disks.
+
+    If most are in the middle of the run, go on with their state.
+    """
+    member.state = "gathering"
+    deadline = time.monotonic() + member.config.deadlines.gather
+    half, shown = len(member.peer.roster.keys) / 2, 0
+    while True:
+        said = ask_all(member)
+        mine = {"state": "gathering", "step": 0, "stored": sorted({0, *member.stored})}
+        everybody = [mine, *said.values()]
+        can = [step for step in mine["stored"] if sum(step in s.get("stored", ()) for s in everybody) > half]
+        begin = max(can, default=0)
+        ahead = sum(s.get("state") in ("running", "returning") and s.get("step", 0) > begin for s in said.values())
+        if ahead > half:
+            return come_back(member, "the others are in the middle of the run")
+        if len(everybody) != shown:
+            shown = len(everybody)
+            member.say(f"{shown} of {len(member.peer.roster.keys)} peers are here")
+        late = time.monotonic() > deadline
+        # Whoever goes first is waited for in the first phase, not longer: so all first say that they are ready.
+        if len(everybody) == len(member.peer.roster.keys):
+            member.state = "ready"
+        if late and len(everybody) > half:
+            break
+        if member.state == "ready" and all(s.get("state") != "gathering" for s in said.values()):
+            break
+        if late:
+            raise NoFounders(
+                f"only {len(everybody)} of {len(member.peer.roster.keys)} peers are here after deadlines.gather = "
+                f"{member.config.deadlines.gather:g} s, more than half are needed; start the others"
+            )
+        time.sleep(POLL)
+    if begin:
+        member.load(begin)
+    member.stored = {step: kept for step, kept in member.stored.items() if step >= begin}
+    member.state = "running"
+
+
+def ask_all(member: Member) -> dict[int, dict[str, Any]]:
+    """What the others say of themselves. Errors: Fallen if more of them than can lie have banned this peer."""
+    doors, keys = member.driver.doors, member.peer.roster.keys
+    others = [number for number in range(len(keys)) if number != member.peer.id]
+    banned: list[str] = []
+
+    async def ask(number: int) -> dict[str, Any] | None:
+        try:
+            return await ask_status(doors, keys[number], timeout=5.0)
+        except Refused as refused:
+            if str(refused).startswith("banned"):
+                banned.append(str(refused))
+            else:
+                member.say_once(f"peer {number} refuses this one: {refused}")
+        except Exception:
+            pass  # not there yet
+        return None
+
+    async def ask_everybody() -> list[dict[str, Any] | None]:
+        return await asyncio.gather(*(ask(number) for number in others))
+
+    answers = member.node.run(ask_everybody())
+    if len(banned) > member.protocol.byzantine:
+        raise Fallen(f"{len(banned)} members refuse this peer: {banned[0]}")
+    return {number: said for number, said in zip(others, answers, strict=True) if said is not None and _is_status(said)}
+
+
+def _join(member: Member) -> None:
+    """Ask the members to be admitted, and take part from the step after that on."""
+    member.state = "joining"
+    request = JoinRequest.create(member.identity, member.config.run_id)
+    member.say("this peer is not among the first ones: it asks to join")
+    if member.protocol.probation is None:
+        raise ConfigError("protocol.probation is null: nobody can join this run after its start")
+
+    async def ask_everybody() -> None:
+        keys = [member.peer.roster.keys[number] for number in member.driver.others]
+        await asyncio.gather(*(ask_to_join(member.driver.doors, key, request) for key in keys), return_exceptions=True)
+
+    member.node.run(ask_everybody())
+    come_back(member, "waiting to be admitted")
+
+
+def come_back(member: Member, why: str) -> None:
+    """Go on with the state that most members vouch for, at the beginning of their next step.
+
+    Errors: Fallen if it says that this peer is out, or if there is none in time.
+    """
+    member.state = "returning"
+    member.say(f"{why}: asking for their state")
+    deadline = time.monotonic() + member.config.deadlines.gather
+    template = member.optimizer.state() | {PREVIOUS: member.optimizer.params}
+    template = {name: tensor.cpu() for name, tensor in template.items()}
+    while True:
+        # This peer counts among them, as a member that says nothing.
+        members = {i: member.peer.roster.keys[i] for i in member.driver.members}
+        try:
+            found = member.node.run(
+                fetch_state(member.driver.doors, member.identity.public_key, members, template, member.patience)
+            )
+        except WrongState as error:
+            ask_all(member)  # Fallen, if that is why
+            if time.monotonic() > deadline:
+                raise Fallen(f"no state came within deadlines.gather: {error}") from None
+            time.sleep(POLL)
+            continue
+        step, download = found.step, found.download
+        fresh, _ = member.make_peer(member.peer.id, member.peer.roster)
+        load_public(fresh, download.state)
+        number = fresh.roster.keys.index(member.identity.public_key) if _is_in(member, fresh) else None
+        if number is None and member.identity.public_key in fresh.roster.keys:
+            raise Fallen(f"step {fresh.t}: the members' state says that this peer is out")
+        if number is None:
+            time.sleep(POLL)
+            continue  # not admitted yet
+        if number != fresh.id:
+            fresh, _ = member.make_peer(number, fresh.roster)
+            load_public(fresh, download.state)
+        member.optimizer.load({name: tensor.to(member.device) for name, tensor in download.tensors.items()})
+        member.driver.history.restore({step - 1: download.tensors[PREVIOUS].to(member.device)})
+        member.driver.workers = {step - 1: len(fresh.last.active) - len(fresh.last.assignments)} if fresh.last else {}
+        member.driver.restart(fresh, behind=True)
+        member.recorder = None  # it has not seen the steps between
+        member.state = "running"
+        member.say(f"back at step {member.first + step}, with the state of the majority")
+        return
+
+
+def _is_status(said: dict[str, Any]) -> bool:
+    """Whether it can be compared with those of others: whoever tells it may lie, but not break anything."""
+    stored = said.get("stored", [])
+    return type(said.get("step", 0)) is int and isinstance(stored, list) and isinstance(said.get("state", ""), str)
+
+
+def _is_in(member: Member, peer: Peer) -> bool:
+    """Whether `member` is in the run in the view of `peer`."""
+    keys = peer.roster.keys
+    return any(keys[i] == member.identity.public_key for i in (*peer.active, *peer.probation))

@@ -1,0 +1,197 @@
+"""One peer of a swarm with all that belongs to it, what it keeps on its disk, and what it says of itself."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from albert.config import Config
+from albert.deadlines import Deadlines
+from albert.driver import SwarmDriver
+from albert.network.doors import Doors
+from albert.network.state import StateService
+from albert.startup import begin, make_node, own_identity
+from btard.attacks.registry import make_attack
+from btard.audit.recorder import Recorder
+from btard.drivers.history import ParameterHistory, steps_kept
+from btard.harness.run_folder import RunFolder
+from btard.protocol.behaviour import HONEST, Behaviour
+from btard.protocol.collusion import Collusion
+from btard.protocol.identity import Identity, Roster
+from btard.protocol.ledger import Ledger
+from btard.protocol.peer import Peer
+from btard.protocol.snapshot import load_peer, save_peer
+
+PREVIOUS = "previous"
+"""In a state: the parameters of the step before, which validators and judges need."""
+RECENT = 24
+"""Steps whose metrics a status has."""
+STATUS_ENTRIES = 60
+"""Entries of the ledger that a status has; the message is bounded."""
+
+
+class Member:
+    """A peer that has its key, its data and its model, and after `take_seat` its place among the others."""
+
+    def __init__(self, config: Config, out: Path, *, say: Callable[[str], None] = print) -> None:
+        self.config, self.out, self.say = config, Path(out), say
+        self.folder = RunFolder(self.out, config, events=False)
+        self.state, self.phase = "starting", ""
+        self.protocol = config.protocol_config()
+        if config.peer is not None:
+            self.identity = Identity.from_seed(config.run_id, config.peer)
+        else:
+            self.identity = own_identity(config, self.out)
+        self.device = torch.device(_device(config.device))
+        start = begin(config, self.device)
+        self.optimizer, self.task, self.first, self.agreed = start.optimizer, start.task, start.first, start.agreed
+        self.node = make_node(config, self.identity)
+        self.driver: SwarmDriver
+        self.service: StateService
+        self.recorder: Recorder | None = None
+        self.stored: dict[int, tuple[dict[str, torch.Tensor], dict[str, Any]]] = {}
+        """Step -> content of each checkpoint on the disk."""
+        self.recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
+        self.sent = 0
+        self.chain = Ledger()
+        """What the folder has of the peer's ledger."""
+        self._said: set[str] = set()
+
+    @property
+    def peer(self) -> Peer:
+        return self.driver.peer
+
+    def take_seat(self, founders: tuple[bytes, ...], doors: Doors) -> bool:
+        """Be the peer that the list of the first ones says, or a newcomer after them; returns whether it is listed."""
+        me, limits = self.identity.public_key, self.config.deadlines
+        self.service = StateService(self.node, doors, self.patience, self.status)
+        known = me in founders
+        number = founders.index(me) if known else len(founders)
+        roster = Roster(founders) if known else Roster(founders).grown(me)
+        peer, collusion = self.make_peer(number, roster)
+        self.driver = SwarmDriver(
+            peer,
+            self.task,
+            self.node,
+            doors,
+            Deadlines(limits.compute, limits.phase, limits.message, limits.transfer, limits.give_up),
+            ParameterHistory(
+                self.task.d,
+                steps_kept({peer.id: peer.behaviour}, 2 * self.config.checkpoint_every),
+                self.out / "history",
+            ),
+            collusion=collusion,
+            watch=self._watch,
+        )
+        self.stored = {step: (tensors, state) for step, tensors, state in self.folder.checkpoints.intact()}
+        if not peer.behaviour.byzantine:
+            self.recorder = Recorder(self.out, self.protocol)
+        return known
+
+    @property
+    def patience(self) -> float:
+        """Seconds that somebody who asks for a state waits for the next step to begin."""
+        return self.config.deadlines.compute + 4 * self.config.deadlines.phase
+
+    def make_peer(self, number: int, roster: Roster) -> tuple[Peer, Collusion | None]:
+        """A fresh peer of this number, honest or not, and its fellows if it is not."""
+        config, attack = self.config, self.config.attack
+        attackers = config.attackers()
+        attacks = number in attackers if attack.join is None else attack.join
+        behaviour: Behaviour = HONEST
+        collusion = None
+        if attack.name is not None and attacks:
+            fellows = frozenset(attackers if attack.join is None or attack.peers is not None else ()) | {number}
+            collusion = Collusion(fellows, max(config.peers, number + 1), config.seed)
+            stop = None if attack.stop is None else max(1, attack.stop - self.first)
+            behaviour = make_attack(
+                attack.name,
+                collusion,
+                start=max(0, attack.start - self.first),
+                every=attack.every,
+                stop=stop,
+                **attack.options,
+            )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return Peer(number, self.identity, roster, self.protocol, self.task.d, behaviour), collusion
+
+    def say_once(self, line: str) -> None:
+        """Say what would otherwise be said again and again."""
+        if line not in self._said:
+            self._said.add(line)
+            self.say(line)
+
+    # What is kept on the disk, and told to others.
+
+    def rewrite_ledger(self) -> None:
+        """Have in the folder what the peer's ledger holds, also of steps in which it was away."""
+        chain = Ledger()
+        self.folder.replace_ledger([chain.append(entry) for entry in self.peer.ledger.entries])
+        self.chain = chain
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        values, own = save_peer(self.peer)
+        tensors = {f"training/{name}": tensor for name, tensor in self.optimizer.state().items()}
+        tensors |= {f"history/{step}": x for step, x in self.driver.history.recent().items()}
+        tensors |= {f"peer/{name}": tensor for name, tensor in own.items()}
+        recorded = None if self.recorder is None else self.recorder.state()
+        workers = {str(step): count for step, count in self.driver.workers.items()}
+        self.folder.save_checkpoint(
+            self.peer.t, tensors, {"peer": values, "workers": workers, "recorder": recorded, "sent": self.sent}
+        )
+        self.stored = {0: ({}, {}), self.peer.t: ({}, {})}
+
+    def load(self, step: int) -> None:
+        """Go back to the checkpoint of `step`."""
+        tensors, state = self.stored[step]
+
+        def under(prefix: str) -> dict[str, torch.Tensor]:
+            return {n[len(prefix) :]: x.to(self.device) for n, x in tensors.items() if n.startswith(prefix)}
+
+        self.optimizer.load(under("training/"))
+        fresh, _ = self.make_peer(self.peer.id, self.peer.roster)
+        load_peer(fresh, state["peer"], under("peer/"))
+        self.driver.history.restore({int(s): x for s, x in under("history/").items()})
+        self.driver.workers = {int(s): count for s, count in state["workers"].items()}
+        self.driver.restart(fresh)
+        self.sent = state["sent"]
+        if self.recorder is not None and state["recorder"] is not None:
+            self.recorder.restore(state["recorder"], fresh.last)
+        self.say(f"goes on from its checkpoint at step {self.first + step}")
+
+    def status(self) -> dict[str, Any]:
+        """What this peer says of itself to whoever asks: JSON values, at most some 50 kB."""
+        if not hasattr(self, "driver"):
+            return {"state": self.state}
+        peer = self.peer
+        recent = list(self.recent)  # first, so that the ledger below has whatever happened in these steps
+        return {
+            "peer": peer.id,
+            "state": self.state,
+            "step": peer.t,
+            "first": self.first,
+            "phase": self.phase,
+            "stored": sorted({0, *self.stored}),
+            "active": list(peer.active),
+            "head": peer.ledger.head.hex(),
+            "entries": len(peer.ledger.entries),
+            "ledger": [entry.to_json() for entry in peer.ledger.entries[-STATUS_ENTRIES:]],
+            "recent": recent,
+            "instance": os.environ.get("BTARD_INSTANCE"),
+            "attacks": peer.behaviour.byzantine,
+        }
+
+    def _watch(self, phase: str) -> None:
+        self.phase = phase
+
+
+def _device(name: str) -> str:
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
