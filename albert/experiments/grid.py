@@ -14,8 +14,8 @@
     after: 40                          # steps from an attack's start to the end
     seeds: [0, 1, 2]                   # who attacks, and every coin; or for each defence: {BTARD: [0, 1, 2], mean: [0]}
 
-Every attack meets every defence, from every start, with every seed. Where an attack starts within the lead, or without a
-baseline, the swarm begins from scratch.
+Every attack meets every defence, from every start, with every seed. Where an attack starts within the lead, or without
+a baseline, the swarm begins from scratch.
 """
 
 from __future__ import annotations

@@ -1,0 +1,161 @@
+"""Figures of finished swarms: a panel for each attack and start, with the attack and the bans marked."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from albert.experiments.results import MEAN, NO_ATTACK, Swarm
+
+BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
+OTHERS = (BLUE, GREEN, PURPLE, SKY)
+PHASES = (BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, "#8C6D31", "0.35", "0.6")
+"""Colours of the phases that take longest."""
+CALM = {"color": "0.6", "linestyle": (0, (4, 2)), "linewidth": 1.4}
+"""How swarms that nobody attacks are drawn."""
+COLUMNS = 3
+TOP = 1.3
+"""Losses of more than so many times the first one are not drawn: the training has diverged."""
+SMOOTH = 7
+"""Steps whose median a curve of speeds shows."""
+
+Curve = Callable[[Swarm], tuple[list[int], list[float]]]
+
+
+def loss_figure(swarms: Sequence[Swarm]) -> Figure:
+    """Training loss over steps; rings are bans of attackers, crosses removals of honest peers."""
+    limit = TOP * max(swarm.series("loss")[1][0] for swarm in swarms)
+
+    def curve(swarm: Swarm) -> tuple[list[int], list[float]]:
+        steps, losses = swarm.series("loss")
+        cut = next((i + 1 for i, loss in enumerate(losses) if loss > 2 * limit), len(losses))
+        return steps[:cut], losses[:cut]
+
+    figure = _panels(swarms, curve, "training loss, median of the peers", bans=True)
+    for axes in figure.axes:
+        if axes.has_data():
+            axes.set_ylim(top=limit)
+    return figure
+
+
+def peers_figure(swarms: Sequence[Swarm]) -> Figure:
+    """Peers that are in the run, over steps."""
+    figure = _panels(swarms, lambda swarm: swarm.series("active"), "alive peers", drawstyle="steps-post")
+    most = max(value for swarm in swarms for value in swarm.series("active")[1])
+    for axes in figure.axes:
+        axes.set_ylim(0, most + 0.5)
+    return figure
+
+
+def speed_figure(swarms: Sequence[Swarm]) -> Figure:
+    """Sequences that the swarm takes per second, over steps."""
+
+    def curve(swarm: Swarm) -> tuple[list[int], list[float]]:
+        steps, values = swarm.series("samples_per_second")
+        half = SMOOTH // 2
+        return steps, [statistics.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
+
+    figure = _panels(swarms, curve, "samples per second")
+    for axes in figure.axes:
+        axes.set_ylim(bottom=0)
+    return figure
+
+
+def phases_figure(swarms: Sequence[Swarm]) -> Figure:
+    """Where the time of a step goes: the median seconds of each phase, a bar for each kind of swarm."""
+    kinds = [swarm for swarm in _first_of_each(swarms) if swarm.timings]
+    phases = {phase for swarm in kinds for line in swarm.timings for phase in line} - {"step"}
+    medians = [{p: statistics.median(line.get(p, 0.0) for line in s.timings) for p in phases} for s in kinds]
+    ordered = sorted(phases, key=lambda phase: (-max(seconds[phase] for seconds in medians), phase))
+    shown, rest = ordered[: len(PHASES)], ordered[len(PHASES) :]
+    bars = [(phase, colour, [s[phase] for s in medians]) for phase, colour in zip(shown, PHASES, strict=False)]
+    bars.append(("all others", "0.85", [sum(seconds[phase] for phase in rest) for seconds in medians]))
+    figure = Figure(figsize=(10.5, 1.1 + 0.3 * len(kinds)), layout="constrained")
+    axes = figure.subplots()
+    names = [f"{swarm.attack}, {swarm.defence}" for swarm in kinds]
+    left = [0.0] * len(kinds)
+    for phase, colour, widths in bars:
+        axes.barh(names, widths, left=left, color=colour, label=phase, height=0.7)
+        left = [before + width for before, width in zip(left, widths, strict=True)]
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds per step, median of steps and peers")
+    axes.grid(axis="x", alpha=0.25)
+    figure.legend(frameon=False, fontsize="small", loc="outside right upper")
+    return figure
+
+
+def _first_of_each(swarms: Sequence[Swarm]) -> list[Swarm]:
+    """One swarm for each attack and defence, that with the earliest start and the smallest seed."""
+    ordered = sorted(swarms, key=lambda s: (s.attack != NO_ATTACK, s.attack, s.defence, s.start or 0, s.seed))
+    return list({(s.attack, s.defence): s for s in reversed(ordered)}.values())[::-1]
+
+
+def _panels(swarms: Sequence[Swarm], curve: Curve, label: str, *, bans: bool = False, **style: Any) -> Figure:
+    """A row for each start and a column for each attack; without an attack one panel."""
+    attacked = [swarm for swarm in swarms if swarm.attack != NO_ATTACK]
+    calm = [swarm for swarm in swarms if swarm.attack == NO_ATTACK]
+    attacks = sorted({swarm.attack for swarm in attacked}) or [NO_ATTACK]
+    starts = sorted({swarm.start for swarm in attacked if swarm.start is not None}) or [0]
+    cells = [(start, attack) for start in starts for attack in attacks]
+    columns = min(COLUMNS, len(attacks)) if len(starts) == 1 else len(attacks)
+    rows = -(-len(cells) // columns)
+    figure = Figure(figsize=(max(4.8, 3.5 * columns), 0.5 + 2.5 * rows), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
+    colours = _colours(swarms)
+    labelled: set[str] = set()
+    for panel, (start, attack) in zip(panels, cells, strict=False):
+        inside = [swarm for swarm in attacked if (swarm.start, swarm.attack) == (start, attack)]
+        shown = [swarm for swarm in inside if curve(swarm)[0]]
+        for swarm in calm:
+            _line(panel, swarm, curve, labelled, f"{swarm.defence}, {NO_ATTACK}", style | CALM)
+        for swarm in sorted(shown, key=lambda s: s.defence == MEAN):
+            _line(
+                panel,
+                swarm,
+                curve,
+                labelled,
+                swarm.defence,
+                {"color": colours[swarm.defence], "linewidth": 1.2} | style,
+            )
+        for swarm in shown if bans else ():
+            _mark(panel, swarm, curve, colours[swarm.defence], labelled)
+        if shown:
+            panel.axvline(start, color="0.75", linewidth=1, zorder=0)
+            panel.set_xlim(min(curve(s)[0][0] for s in shown) - 1, max(curve(s)[0][-1] for s in shown) + 1)
+        panel.set_title(attack if attack == NO_ATTACK else f"{attack} from step {start}", fontsize="medium")
+        panel.grid(alpha=0.25)
+        panel.set_xlabel("step")
+    for panel in panels[len(cells) :]:
+        panel.set_axis_off()
+    for row in range(rows):
+        panels[row * columns].set_ylabel(label, fontsize="small")
+    figure.legend(frameon=False, fontsize="small", loc="outside upper center", ncols=len(labelled))
+    return figure
+
+
+def _colours(swarms: Sequence[Swarm]) -> dict[str, str]:
+    others = sorted({swarm.defence for swarm in swarms} - {MEAN})
+    return {MEAN: VERMILION} | {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(others)}
+
+
+def _line(panel: Axes, swarm: Swarm, curve: Curve, labelled: set[str], label: str, style: dict[str, Any]) -> None:
+    panel.plot(*curve(swarm), label=None if label in labelled else label, **style)
+    labelled.add(label)
+
+
+def _mark(panel: Axes, swarm: Swarm, curve: Curve, colour: str, labelled: set[str]) -> None:
+    known = dict(zip(*curve(swarm), strict=True))
+    marks = (
+        ("an attacker is banned", swarm.bans, {"marker": "o", "mfc": "none", "mec": colour, "ms": 7}),
+        ("an honest peer is removed", swarm.honest_removed, {"marker": "x", "color": "black", "ms": 7}),
+    )
+    for label, steps, style in marks:
+        at = [step for step in steps if step in known]
+        if at:
+            shown = None if label in labelled else label
+            panel.plot(at, [known[step] for step in at], linestyle="none", label=shown, **style)
+            labelled.add(label)
