@@ -5,6 +5,7 @@ A field may be int, float, bool, str, a Literal, a mapping of such, any of them 
 
 import ast
 import difflib
+import functools
 import inspect
 import itertools
 import math
@@ -69,6 +70,7 @@ def _leaves(cls: type, prefix: str) -> Iterator[tuple[str, tuple[Any, str]]]:
             yield prefix + field.name, (hint, docs.get(field.name, ""))
 
 
+@functools.cache
 def _field_docs(cls: type) -> dict[str, str]:
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
     docs = {}
