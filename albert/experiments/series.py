@@ -35,7 +35,7 @@ def run_series(grid: Grid, out: Path, place: Place, *, show: bool = True) -> dic
     out.mkdir(parents=True, exist_ok=True)
     todo = [cell for cell in grid.cells if not is_finished(cell, out)]
     failed: dict[str, str] = {}
-    with _Display(todo, out, show) as display:
+    with _Display(todo, out, show and bool(todo)) as display:
         for cell in todo:
             if cell.start_by is not None and BASELINE in failed:
                 failed[cell.name] = "not begun, as it starts from the baseline, which failed"

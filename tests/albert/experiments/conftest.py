@@ -39,7 +39,9 @@ def make_grid(tmp_path: Path) -> MakeGrid:
     """Writes a grid and its base, with these instead of what stands there."""
 
     def make(*replaced: tuple[str, str], **values: Any) -> Path:
-        (tmp_path / "base.yaml").write_text("{run_id: small, peers: 5, byzantine: 2, steps: 9, data: {path: nowhere}}\n")
+        (tmp_path / "base.yaml").write_text(
+            "{run_id: small, peers: 5, byzantine: 2, steps: 9, data: {path: nowhere}}\n"
+        )
         text = GRID.format(**{"baseline": "BTARD", "starts": [20, 40], "seeds": "{BTARD: [0, 1], mean: [0]}"} | values)
         for old, new in replaced:
             assert old in text
@@ -59,8 +61,8 @@ def grid(make_grid: MakeGrid) -> Grid:
 def write_swarm(cell: Cell, out: Path, *, honest: int | None = None) -> None:
     """What the coordinator of a finished swarm leaves: its attackers are banned 2 and 5 steps after their start.
 
-    With the mean nobody is, and the loss goes up; `honest` is removed at the last step. It began at a checkpoint 10 steps
-    before the attack, if at any.
+    With the mean nobody is, and the loss goes up; `honest` is removed at the last step. It began at a checkpoint 10
+    steps before the attack, if at any.
     """
     config = cell.config
     attackers = sorted(config.attackers())

@@ -1,0 +1,140 @@
+"""What a report says follows by hand from the files that were written here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from albert.experiments import plots, results, tables
+from albert.experiments.grid import BASELINE, Grid
+from albert.experiments.results import Swarm, read_swarms
+from albert.report import main
+from tests.albert.experiments.conftest import write_swarm
+
+
+@pytest.fixture
+def series(grid: Grid, tmp_path: Path) -> Path:
+    """All swarms of the grid; in one of them an honest peer is removed."""
+    out = tmp_path / "series"
+    for cell in grid.cells:
+        write_swarm(cell, out, honest=0 if cell.name == "ipm-from-40-btard-seed-1" else None)
+    return out
+
+
+@pytest.fixture
+def swarms(series: Path) -> list[Swarm]:
+    return read_swarms(series)
+
+
+def named(swarms: list[Swarm], name: str) -> Swarm:
+    return next(swarm for swarm in swarms if swarm.name == name)
+
+
+def test_a_swarm_is_what_its_files_say(swarms: list[Swarm]) -> None:
+    assert len(swarms) == 13
+    swarm = named(swarms, "ipm-from-40-btard-seed-1")
+    assert (swarm.attack, swarm.defence, swarm.start, swarm.seed) == ("ipm (epsilon 0.6)", "BTARD", 40, 1)
+    assert (swarm.bans, swarm.honest_removed) == ([42, 45], [59])
+    assert swarm.series("active") == (list(range(30, 60)), [5] * 12 + [4] * 3 + [3] * 14 + [2])
+    calm = named(swarms, BASELINE)
+    assert (calm.attack, calm.start, calm.bans) == ("no attack", None, [])
+
+
+def test_an_unfinished_swarm_is_left_out_and_none_at_all_is_an_error(series: Path, tmp_path: Path) -> None:
+    (series / BASELINE / "coordinator/summary.json").unlink()
+    assert BASELINE not in [swarm.name for swarm in read_swarms(series)]
+    with pytest.raises(results.RunFolderError, match="holds no swarm that came to its end"):
+        read_swarms(tmp_path / "elsewhere")
+
+
+def test_the_loss_is_drawn_for_each_attack_and_start_with_attack_and_bans(swarms: list[Swarm]) -> None:
+    figure = plots.loss_figure(swarms)
+    panels = {axes.get_title(): axes for axes in figure.axes}
+    assert list(panels) == [f"{a} from step {s}" for s in (20, 40) for a in ("ipm (epsilon 0.6)", "sign flip")]
+    axes = panels["ipm (epsilon 0.6) from step 40"]
+    lines = {tuple(line.get_xdata()): line for line in axes.lines}
+    rings = [line for line in axes.lines if line.get_marker() == "o"]
+    assert [list(ring.get_xdata()) for ring in rings] == [[42, 45], [42, 45]]
+    assert [list(line.get_xdata()) for line in axes.lines if line.get_marker() == "x"] == [[59]]
+    assert [line for line in axes.lines if list(line.get_xdata()) == [40, 40]]  # the attack begins
+    assert tuple(range(60)) in lines  # the baseline
+    first = rings[0]
+    assert list(first.get_ydata()) == [9 - 42 / 20, 9 - 45 / 20]
+    assert (axes.get_xlim(), axes.get_ylim()[1]) == ((29, 60), pytest.approx(9 * plots.TOP))
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "BTARD, no attack", "BTARD", "mean", "an attacker is banned", "an honest peer is removed",
+    ]  # fmt: skip
+
+
+def test_a_loss_that_runs_away_is_cut_off(swarms: list[Swarm]) -> None:
+    figure = plots.loss_figure(swarms)
+    axes = next(axes for axes in figure.axes if axes.get_title() == "sign flip from step 20")
+    wild = next(line for line in axes.lines if line.get_color() == plots.VERMILION)
+    assert list(wild.get_xdata()) == list(range(10, 21))  # 9 + 20 is more than twice the limit already
+
+
+def test_peers_and_speed_are_drawn(swarms: list[Swarm]) -> None:
+    alive = plots.peers_figure(swarms).axes[0]
+    assert [min(line.get_ydata()) for line in alive.lines if len(line.get_xdata()) == 30] == [3, 3, 5]
+    speed = plots.speed_figure(swarms).axes[0]
+    calm = next(line for line in speed.lines if len(line.get_xdata()) == 60)
+    assert calm.get_ydata()[30] == 130
+
+
+def test_where_the_time_goes_is_drawn_for_each_kind_of_swarm(swarms: list[Swarm]) -> None:
+    axes = plots.phases_figure(swarms).axes[0]
+    ipm = ["ipm (epsilon 0.6), BTARD", "ipm (epsilon 0.6), mean"]
+    shown = [label.get_text() for label in axes.get_yticklabels()]
+    assert shown == ["no attack, BTARD", *ipm, "sign flip, BTARD", "sign flip, mean"]
+    widths = {bars.get_label(): bars[0].get_width() for bars in axes.containers}
+    assert widths == pytest.approx({"gradients": 0.2, "commit": 0.1, "accuse": 0.05, "all others": 0})
+
+
+def test_tables_count_over_the_seeds(swarms: list[Swarm]) -> None:
+    lines = [line for line in tables.results_table(swarms).splitlines() if line.startswith("| ipm")]
+    assert lines == [
+        "| ipm (epsilon 0.6) | 20 | BTARD | 2 | 4 of 4 | 5 | 0 | 7.05 | 124 |",
+        "| ipm (epsilon 0.6) | 20 | mean | 1 | 0 of 2 | - | 0 | 48.00 | 124 |",
+        "| ipm (epsilon 0.6) | 40 | BTARD | 2 | 4 of 4 | 5 | 1 | 6.05 | 144 |",
+        "| ipm (epsilon 0.6) | 40 | mean | 1 | 0 of 2 | - | 0 | 68.00 | 144 |",
+    ]
+    assert "| sign flip | BTARD | 1 | 20 | 22, 25 (2 of 2) | 0 | 7.05 |" in tables.bans_table(swarms)
+
+
+def test_the_ledger_is_shown_in_steps_of_the_run(swarms: list[Swarm]) -> None:
+    swarm = named(swarms, "sign-flip-from-20-btard-seed-0")
+    one, two = swarm.summary["byzantine"]
+    assert tables.ledger_table(swarm).splitlines()[2:] == [
+        f"| 22 | wrong_gradient | {one} | 0 | {one} | 2 guilty | `abababababab` |",
+        f"| 25 | wrong_gradient | {two} | 0 | {two} | 2 guilty | `abababababab` |",
+    ]
+    assert "nobody was accused" in tables.ledger_table(named(swarms, BASELINE))
+
+
+def test_the_report_is_made_again_from_what_it_exports(
+    series: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exported = tmp_path / "exported"
+    assert main([str(series), "--out", str(exported), "--export"]) == 0
+    assert "sign flip" in capsys.readouterr().out
+    for figure in ("loss", "peers", "speed", "phases"):
+        assert (exported / f"{figure}.png").exists() and (exported / f"{figure}.svg").exists()
+    kept = yaml.safe_load((exported / "ipm-from-40-btard-seed-1/config.yaml").read_text())
+    assert not {"network", "data", "start_from", "wandb"} & kept.keys()
+    assert "/home/somebody" not in "".join(file.read_text() for file in exported.rglob("*.yaml"))
+    again = read_swarms(exported)
+    assert (exported / "results.md").read_text() == tables.results_table(again)
+    assert (exported / "bans.md").read_text() == tables.bans_table(again)
+    first, second = (plots.loss_figure(found) for found in (read_swarms(series), again))
+    for one, two in zip(first.axes, second.axes, strict=True):
+        assert [list(line.get_ydata()) for line in one.lines] == [list(line.get_ydata()) for line in two.lines]
+
+
+def test_a_folder_without_swarms_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([str(tmp_path)])
+    assert caught.value.code == 2
+    assert "holds no swarm that came to its end; python -m albert.experiments makes some" in capsys.readouterr().err
