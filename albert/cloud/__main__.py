@@ -1,9 +1,11 @@
-"""`python -m albert.cloud plan|launch|status|logs|stop CONFIG.yaml [--dotted.key value ...]`: the swarm on AWS.
+"""`python -m albert.cloud plan|launch|status|logs|wait|fetch|stop CONFIG.yaml [--dotted.key value ...]`: on AWS.
 
     plan    what would be started, what it costs, and what stands in the way; touches nothing
     launch  starts the run; a second time, completes a half-made one
     status  peers, machines, speed, dollars so far
     logs    what one of them printed: logs CONFIG.yaml coordinator, a peer's number, or an instance id
+    wait    shows how the run goes until it has finished (exit code 0) or has ended without (1)
+    fetch   copies the run folder from the bucket: fetch CONFIG.yaml --to DIR
     stop    removes everything, and lists what is left
 
 Every key of CONFIG.yaml can be changed on the command line; give the same changes to every command of a run.
@@ -27,6 +29,7 @@ except ModuleNotFoundError as error:
 
 from albert.cloud.config import help_text, load
 from albert.cloud.errors import CloudError, explained
+from albert.cloud.fetch import fetch
 from albert.cloud.launch import launch
 from albert.cloud.logs import logs
 from albert.cloud.plan import plan
@@ -34,9 +37,10 @@ from albert.cloud.run import Run
 from albert.cloud.status import status
 from albert.cloud.stop import stop
 from albert.cloud.tables import console
+from albert.cloud.wait import wait
 
-COMMANDS = ("plan", "launch", "status", "logs", "stop")
-USAGE = "usage: python -m albert.cloud plan|launch|status|logs|stop CONFIG.yaml [--key value ...]"
+COMMANDS = ("plan", "launch", "status", "logs", "wait", "fetch", "stop")
+USAGE = f"usage: python -m albert.cloud {'|'.join(COMMANDS)} CONFIG.yaml [--key value ...]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,15 +50,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{__doc__}\nThe keys, their defaults, and what they do:\n\n{help_text()}")
         return 0 if words else 2
     try:
-        command, path, who, changes = _parse(words)
+        command, path, extra, changes = _parse(words)
         config = load(path, changes)
     except ConfigError as error:
         exit_with(error)
     out = console()
     try:
         with explained():
-            return 0 if _act(command, Run(Account(config.region, config.profile), config), who, out) else 1
-    except (CloudError, ConfigError) as error:
+            return 0 if _act(command, Run(Account(config.region, config.profile), config), extra, out) else 1
+    except ConfigError as error:
+        exit_with(error)
+    except CloudError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -62,29 +68,43 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _act(command: str, run: Run, who: str, out: Console) -> bool:
+def _act(command: str, run: Run, extra: str, out: Console) -> bool:
     """Carry a command out; return whether all is well."""
     if command == "launch":
         return launch(run, out, _ask)
     if command == "logs":
-        logs(run, who, out)
+        logs(run, extra, out)
         return True
-    return {"plan": plan, "status": status, "stop": stop}[command](run, out)
+    if command == "fetch":
+        return fetch(run, Path(extra), out) > 0
+    return {"plan": plan, "status": status, "wait": wait, "stop": stop}[command](run, out)
 
 
 def _parse(words: list[str]) -> tuple[str, Path, str, list[str]]:
-    """The command, the settings' file, whose logs, and the words that change settings."""
+    """The command, the settings' file, whose logs or where to, and the words that change settings."""
     command, *rest = words
     if command not in COMMANDS:
         raise ConfigError(f"command line: expected one of {', '.join(COMMANDS)}, got {command}; {USAGE}")
     if not rest or rest[0].startswith("--"):
         raise ConfigError(f"command line: {command} needs a configuration file; {USAGE}")
     path, *rest = rest
+    if command == "fetch":
+        return command, Path(path), *_target(rest)
     if command != "logs":
         return command, Path(path), "", rest
     if not rest or rest[0].startswith("--"):
         raise ConfigError("command line: whose logs? logs CONFIG.yaml coordinator, a peer's number, or an instance id")
     return command, Path(path), rest[0], rest[1:]
+
+
+def _target(words: list[str]) -> tuple[str, list[str]]:
+    """The folder after --to, and the words without it."""
+    for i, word in enumerate(words):
+        if word.startswith("--to="):
+            return word.removeprefix("--to="), words[:i] + words[i + 1 :]
+        if word == "--to" and i + 1 < len(words):
+            return words[i + 1], words[:i] + words[i + 2 :]
+    raise ConfigError("command line: where to? fetch CONFIG.yaml --to DIR")
 
 
 def _ask(question: str, default: bool) -> bool:

@@ -53,10 +53,10 @@ class Account:
         return self.caller[1].split(":")[1]
 
     def pages(self, service: str, operation: str, key: str, **arguments: Any) -> list[Any]:
-        """Return everything under `key` that an operation lists, over all its pages."""
+        """Return everything under `key` that an operation lists, over all its pages; one without any may lack it."""
         found: list[Any] = []
         for page in self.client(service).get_paginator(operation).paginate(**arguments):
-            found += page[key]
+            found += page.get(key, [])
         return found
 
 

@@ -97,6 +97,9 @@ class SwarmConfig:
     """The swarm's own settings: a file here, which goes along to every machine as it is at the first launch."""
     port: int = 31337
     """TCP port on which peers talk to each other."""
+    start_from: str | None = None
+    """s3://BUCKET/PATH.safetensors: a checkpoint that a coordinator has kept. Every machine fetches it, and the run
+    begins from it. null: from new parameters."""
     public: bool = False
     """true: peers announce public addresses, and the port is open to everybody, so that peers outside AWS can join;
     traffic over public addresses is charged. false: private addresses, and the port is open inside the swarm only."""
@@ -106,6 +109,13 @@ class SwarmConfig:
 
     def __post_init__(self) -> None:
         require(1024 <= self.port <= 65535, "port", "from 1024 to 65535", self.port, "31337 is the default")
+        if self.start_from is not None:
+            good = re.fullmatch(r"s3://[^/\s]+/\S+\.safetensors", self.start_from) is not None
+            fix = "runs keep theirs in s3://BUCKET/PREFIX/RUN_ID/checkpoints"
+            require(good, "start_from", "s3://BUCKET/PATH.safetensors", self.start_from, fix)
+            both = "start_from" in self.options
+            fix = "take start_from out of the options: machines fetch only the other"
+            require(not both, "start_from", "null if swarm.options.start_from is given", self.start_from, fix)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,15 @@ from datetime import datetime
 from typing import Any
 
 from albert.cloud.config import words
+from albert.cloud.errors import CloudError, explained
+from albert.cloud.groups import history
 from albert.cloud.machines import Machine
-from albert.cloud.prices import ADDRESS_HOUR, DISK_GB_HOUR, SpotPrices
-from albert.cloud.run import Run
+from albert.cloud.prices import ADDRESS_HOUR, DISK_GB_HOUR, SpotPrices, read_on_demand_price, read_spot_prices
+from albert.cloud.run import Charter, Run
+from albert.cloud.survey import survey_prices
+
+PARTS = 4
+"""Of what `hourly_costs` returns if all prices are known."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,20 @@ def hourly_costs(run: Run, spot: SpotPrices | None, on_demand: dict[str, float])
     costs.append(Cost("disks", disks, disks))
     costs.append(Cost("public addresses", 0.0, addresses))
     return costs
+
+
+def dollars_per_hour(run: Run) -> tuple[float, float]:
+    """Return what the run would cost per hour at the present prices: in the cheapest case, and in the dearest.
+
+    It is what `plan` says, without traffic between zones. Launches nothing. Raises CloudError if a price is not known,
+    as a sum without it would be no answer.
+    """
+    found = survey_prices(run)
+    costs = hourly_costs(run, found.spot_prices, found.on_demand_prices)
+    if found.findings or len(costs) < PARTS:
+        problems = [f"{finding.found}; {finding.advice}".rstrip("; ") for finding in found.findings]
+        raise CloudError(problems[0] if problems else f"no spot prices of {run.config.trainers.types} in these zones")
+    return sum(cost.low for cost in costs), sum(cost.high for cost in costs)
 
 
 @dataclass(frozen=True)
@@ -116,6 +136,27 @@ def bill(run: Run, found: list[Life], spot: SpotPrices, on_demand: dict[str, flo
         size = coordinator.disk_gb if life.type == coordinator.type else trainers.disk_gb
         extras += (size * DISK_GB_HOUR + ADDRESS_HOUR) * life.hours
     return Bill(total, extras, tuple(unpriced))
+
+
+def spent(run: Run, charter: Charter, machines: list[Machine], now: datetime) -> tuple[list[Life], Bill]:
+    """Return the lives of all machines that the run has had, and what they have cost until now."""
+    config = run.config
+    found = lives(machines, history(run), config.trainers.spot, now)
+    zones = sorted({life.zone for life in found})
+    prices = read_spot_prices(run.account, words(config.trainers.types), zones, charter.started)
+    asked = {life.type for life in found if not life.spot and life.type is not None}
+    on_demand = {name: price for name in sorted(asked) if (price := _on_demand(run, name)) is not None}
+    return found, bill(run, found, prices, on_demand)
+
+
+def _on_demand(run: Run, name: str) -> float | None:
+    if name == run.config.coordinator.type and run.config.coordinator.price is not None:
+        return run.config.coordinator.price
+    try:
+        with explained():
+            return read_on_demand_price(run.account, name)
+    except CloudError:
+        return None
 
 
 def _price(run: Run, life: Life, spot: SpotPrices, on_demand: dict[str, float]) -> float | None:

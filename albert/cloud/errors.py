@@ -52,6 +52,16 @@ def code_of(error: BaseException) -> str:
     return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, boto.ClientError) else ""
 
 
+def passes(error: BaseException) -> bool:
+    """Whether an error of `KNOWN` comes from the network or from a busy service, so that a later try may go well."""
+    if isinstance(error, boto.ClientError):
+        return code_of(error) in THROTTLED or error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500
+    if isinstance(error, boto.SSLError | boto.ProxyConnectionError):
+        return False
+    broken = boto.HTTPClientError | boto.ConnectionError | boto.IncompleteReadError | ResponseParserError
+    return isinstance(error, broken)
+
+
 def explain(error: Exception) -> CloudError:
     """Return the line for one of `KNOWN`. It never repeats credentials, which boto3's own messages do not hold."""
     if isinstance(error, CloudError):

@@ -11,6 +11,8 @@ from albert.cloud.remote import run_on
 from albert.cloud.run import Run
 
 FILE = "status.json"
+SUMMARY = "summary.json"
+"""What the coordinator writes last, and copies to the bucket last: the run has finished, and all of it is there."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Record:
     """What the coordinator last wrote."""
 
     step: int
+    steps: int | None
+    """How many there are to be; None in records that do not say."""
     time: float
     steps_per_hour: float | None
     peers: tuple[Peer, ...]
@@ -44,7 +48,7 @@ def read_record(run: Run, coordinator: Machine | None) -> Record | None:
     does not answer.
     """
     if run.folder is not None:
-        text = _from_s3(run, run.folder)
+        text = _from_s3(run, FILE)
         return parse_record(text, f"{run.folder}/{FILE}") if text else None
     if coordinator is None:
         return None
@@ -53,13 +57,19 @@ def read_record(run: Run, coordinator: Machine | None) -> Record | None:
     return parse_record(text, f"{coordinator.id}:{path}") if text.strip() else None
 
 
+def has_finished(run: Run) -> bool:
+    """Return whether the bucket has the run's summary. Only with a bucket."""
+    return _from_s3(run, SUMMARY) is not None
+
+
 def parse_record(text: str, where: str) -> Record:
     """Return what stands in the text of a status.json. Raises CloudError if that is not what it should be."""
     try:
         content = json.loads(text)
-        rate = content["steps_per_hour"]
+        rate, steps = content["steps_per_hour"], content.get("steps")
         return Record(
             step=int(content["step"]),
+            steps=None if steps is None else int(steps),
             time=float(content["time"]),
             steps_per_hour=None if rate is None else float(rate),
             peers=tuple(_peer(peer) for peer in content["peers"]),
@@ -85,11 +95,12 @@ def _peer(content: dict[str, Any]) -> Peer:
     )
 
 
-def _from_s3(run: Run, folder: str) -> str | None:
-    place = urlparse(folder)
+def _from_s3(run: Run, name: str) -> str | None:
+    assert run.folder is not None
+    place = urlparse(run.folder)
     s3 = run.account.client("s3")
     try:
-        answer = s3.get_object(Bucket=place.netloc, Key=f"{place.path.lstrip('/')}/{FILE}")
+        answer = s3.get_object(Bucket=place.netloc, Key=f"{place.path.lstrip('/')}/{name}")
     except s3.exceptions.ClientError as error:
         if code_of(error) != "NoSuchKey":
             raise

@@ -147,7 +147,7 @@ def policy(buckets: tuple[str, ...] = ()) -> dict[str, Any]:
 def buckets_of(run: Run) -> tuple[str, ...]:
     """Return the buckets that the settings name."""
     config = run.config
-    addresses = [config.code.wheel, config.data.source, run.folder]
+    addresses = [config.code.wheel, config.data.source, config.swarm.start_from, run.folder]
     found = {urlparse(address).netloc for address in addresses if address and address.startswith("s3://")}
     return tuple(sorted(found))
 

@@ -142,7 +142,12 @@ def _made(make: Callable[..., Any], **arguments: Any) -> bool:
 def _fetching(run: Run) -> list[dict[str, Any]]:
     config = run.config
     statements = []
-    for address, folder in ((config.code.wheel, False), (config.data.source, not config.data.is_archive)):
+    fetched = (
+        (config.code.wheel, False),
+        (config.data.source, not config.data.is_archive),
+        (config.swarm.start_from, False),
+    )
+    for address, folder in fetched:
         if address is not None and address.startswith("s3://"):
             statements += _in_s3(run, address, ["s3:GetObject"], folder=folder)
     return statements

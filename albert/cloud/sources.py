@@ -8,6 +8,7 @@ from urllib.parse import urlparse
 
 from albert.cloud.errors import CloudError, code_of
 from albert.cloud.findings import Finding
+from albert.cloud.records import has_finished
 from albert.cloud.run import Run
 
 WHEEL = "wheel"
@@ -81,7 +82,7 @@ def _check_object(run: Run, topic: str, key: str, address: str) -> Finding:
     try:
         s3.head_object(Bucket=place.netloc, Key=place.path.lstrip("/"))
     except s3.exceptions.ClientError as error:
-        return _unreadable(topic, key, address, error)
+        return unreadable(topic, key, address, error)
     return Finding("ok", topic, address)
 
 
@@ -91,13 +92,14 @@ def _check_folder(run: Run, topic: str, key: str, address: str) -> Finding:
     try:
         listed = s3.list_objects_v2(Bucket=place.netloc, Prefix=place.path.lstrip("/"), MaxKeys=1)
     except s3.exceptions.ClientError as error:
-        return _unreadable(topic, key, address, error)
+        return unreadable(topic, key, address, error)
     if not listed.get("KeyCount"):
         return Finding("stop", topic, f"{address} is empty", f"upload the data with `aws s3 sync`, or change {key}")
     return Finding("ok", topic, address)
 
 
-def _unreadable(topic: str, key: str, address: str, error: Exception) -> Finding:
+def unreadable(topic: str, key: str, address: str, error: Exception) -> Finding:
+    """Return the finding that setting `key` names something in S3 that cannot be read; any other error is raised."""
     code = code_of(error)
     if code in _MISSING:
         return Finding("stop", topic, f"{address} is not there", f"upload it, or change {key}")
@@ -117,7 +119,10 @@ def _check_results(run: Run) -> list[Finding]:
     try:
         listed = s3.list_objects_v2(Bucket=bucket, Prefix=f"{config.prefix}/{config.run_id}/", MaxKeys=1)
     except s3.exceptions.ClientError as error:
-        return [_unreadable("results", "bucket", f"s3://{bucket}", error)]
+        return [unreadable("results", "bucket", f"s3://{bucket}", error)]
+    if has_finished(run):
+        advice = "`fetch` it, or choose another run_id or prefix for a run from the start"
+        return [Finding("stop", "results", f"{run.folder} has a run that has finished", advice)]
     if listed.get("KeyCount"):
         advice = "choose another run_id or prefix for a run from the start"
         return [Finding("note", "results", f"{run.folder} has a run, which will go on", advice)]

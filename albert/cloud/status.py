@@ -6,12 +6,10 @@ from datetime import datetime
 from rich.console import Console
 from rich.markup import escape
 
-from albert.cloud.config import words
-from albert.cloud.costs import bill, lives
+from albert.cloud.costs import spent
 from albert.cloud.errors import CloudError, explained
-from albert.cloud.groups import emptied, history, troubles
+from albert.cloud.groups import emptied, troubles
 from albert.cloud.machines import Machine, find_machines
-from albert.cloud.prices import read_on_demand_price, read_spot_prices
 from albert.cloud.records import Peer, Record, read_record
 from albert.cloud.run import Charter, Run, now, shown
 from albert.cloud.security_group import read_charter
@@ -103,14 +101,7 @@ def _progress(record: Record, time: datetime) -> str:
 
 
 def _print_dollars(run: Run, charter: Charter, machines: list[Machine], time: datetime, out: Console) -> None:
-    config = run.config
-    types = words(config.trainers.types)
-    found = lives(machines, history(run), config.trainers.spot, time)
-    zones = sorted({life.zone for life in found})
-    prices = read_spot_prices(run.account, types, zones, charter.started)
-    asked = {life.type for life in found if not life.spot and life.type is not None}
-    on_demand = {name: price for name in sorted(asked) if (price := _on_demand(run, name)) is not None}
-    sum_ = bill(run, found, prices, on_demand)
+    found, sum_ = spent(run, charter, machines, time)
     hours = sum(life.hours for life in found)
     out.print(
         f"about {dollars(sum_.total)} dollars so far: {dollars(sum_.machines)} for {hours:.1f} hours of {len(found)} "
@@ -120,16 +111,6 @@ def _print_dollars(run: Run, charter: Charter, machines: list[Machine], time: da
         out.print(
             f"[yellow]not in it[/]: {len(sum_.unpriced)} machines without a known price (coordinator.price sets one)"
         )
-
-
-def _on_demand(run: Run, name: str) -> float | None:
-    if name == run.config.coordinator.type and run.config.coordinator.price is not None:
-        return run.config.coordinator.price
-    try:
-        with explained():
-            return read_on_demand_price(run.account, name)
-    except CloudError:
-        return None
 
 
 def _print_state(run: Run, charter: Charter, machines: list[Machine], time: datetime, out: Console) -> None:

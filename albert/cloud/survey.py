@@ -89,6 +89,14 @@ def survey(run: Run) -> Survey:
     return found
 
 
+def survey_prices(run: Run) -> Survey:
+    """Return the present prices alone, with findings about those that are not known. Errors as above."""
+    found = Survey(run, now())
+    found.places = found.attempt("subnets", lambda: find_places(run), None)
+    _look_at_prices(found)
+    return found
+
+
 def _look_at_image(found: Survey, kind: Kind, key: str, wanted: str, disk_gb: int) -> None:
     image = found.attempt("image", lambda: find_image(found.run.account, wanted, key, disk_gb), None)
     if image is not None:

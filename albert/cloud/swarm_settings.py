@@ -9,6 +9,7 @@ from albert.cloud.config import OPTIONS, Config, words
 from albert.cloud.findings import Finding
 from albert.cloud.machine_types import MachineType
 from albert.cloud.run import Run
+from albert.cloud.start import check_start
 from albert.cloud.user_data import options
 from albert.config import Config as SwarmConfig
 from btard.harness.typed_yaml import converted, read_settings, settings_of
@@ -32,10 +33,17 @@ def effective_settings(run: Run) -> dict[str, Any]:
 
 
 def check_swarm(run: Run, types: dict[str, MachineType]) -> list[Finding]:
-    """Return what of the swarm's own settings does not go well with these machines. Raises ConfigError as above."""
+    """Return what of the swarm's own settings does not go well with these machines, and of the checkpoint with them.
+
+    Raises ConfigError as above.
+    """
     settings = effective_settings(run)
     trainers = [types[name] for name in words(run.config.trainers.types) if name in types]
-    findings = []
+    findings = check_start(run, settings.get("steps", SwarmConfig.steps))
+    start = settings.get("start_from")
+    if start is not None and not str(start).startswith("/"):
+        advice = "upload it, and set swarm.start_from to its address"
+        findings.append(Finding("stop", "start", f"start_from is {start}, which no machine has", advice))
     if run.config.trainers.spot and settings.get("protocol.probation") is None:
         advice = "set swarm.options.protocol.probation, for example to 10"
         findings.append(Finding("note", "settings", "protocol.probation is null: replaced peers cannot join", advice))

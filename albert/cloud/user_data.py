@@ -15,6 +15,8 @@ MACHINE = Path(__file__).parent / "machine"
 SCRIPTS = ("end.sh", "finished.sh", "lib.sh", "run.sh", "setup.sh", "upload.sh")
 UNITS = ("btard.service", "btard-end.service", "btard-end.timer", "btard-upload.service", "btard-upload.timer")
 
+START = "/var/lib/btard/start.safetensors"
+"""Where machines have the checkpoint that they start from."""
 IDENTITY = "identity.key"
 """The coordinator's private key in its run folder."""
 LIMIT = 16 * 1024
@@ -82,6 +84,8 @@ def _settings(run: Run, role: Role, charter: Charter) -> str:
         "DATA": config.data.source or "",
         "DATA_IS_ARCHIVE": config.data.is_archive,
         "DATA_SHA256": config.data.sha256 or "",
+        "START_FROM": config.swarm.start_from or "",
+        "START": START,
         "RESULTS": (run.folder or "") if coordinator else "",
         "PUBLIC": config.swarm.public,
         "PORT": config.swarm.port,
@@ -113,6 +117,8 @@ def options(run: Run, role: Role) -> Mapping[str, object]:
     }
     if config.data.source is not None:
         chosen["data.path"] = "/var/lib/btard/data"
+    if config.swarm.start_from is not None:
+        chosen["start_from"] = START
     if config.trainers.byzantine == 0:
         chosen["attack.name"] = None
     else:

@@ -4,5 +4,5 @@ set -uo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 . /opt/btard/lib.sh
 timeout 60 systemctl stop btard.service
-if [[ -n $RESULTS ]]; then timeout 240 /opt/btard/upload.sh; fi
+if [[ -n $RESULTS ]]; then timeout 240 /opt/btard/upload.sh last; fi
 exit 0

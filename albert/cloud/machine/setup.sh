@@ -1,6 +1,6 @@
 #!/bin/bash
 # Prepares a machine of the swarm, once, at its first boot: the end first, then programs, code, data, and the service.
-set -euo pipefail
+set -Eeuo pipefail
 exec > >(tee -a /var/log/btard-setup.log) 2>&1
 trap 'echo "setup failed in line $LINENO" >&2' ERR
 
@@ -75,6 +75,7 @@ if [[ -n $DATA && $DATA_IS_ARCHIVE == true ]]; then
 elif [[ -n $DATA ]]; then
   retry aws s3 sync --only-show-errors "$DATA" "$STATE/data"
 fi
+if [[ -n $START_FROM ]]; then fetch "$START_FROM" "$START"; fi
 if [[ -n $RESULTS ]]; then retry aws s3 sync --only-show-errors "$RESULTS" "$STATE/run"; fi
 chown -R btard: "$STATE"
 

@@ -93,6 +93,18 @@ WRONG = [
     ("data: {source: 'https://x.org/data'}", "data.source must be an archive if it is https://"),
     ("data: {source: 's3://b/data', sha256: aa}", "data.sha256 must be null if data.source is a folder, got aa"),
     ("swarm: {port: 80}", "swarm.port must be from 1024 to 65535, got 80"),
+    (
+        "swarm: {start_from: runs/step-1.safetensors}",
+        "swarm.start_from must be s3://BUCKET/PATH.safetensors, got runs/",
+    ),
+    (
+        "swarm: {start_from: 's3://b/step-1.pt'}",
+        "swarm.start_from must be s3://BUCKET/PATH.safetensors, got s3://b/step-1",
+    ),
+    (
+        "swarm: {start_from: 's3://b/a.safetensors', options: {start_from: /a.safetensors}}",
+        "swarm.start_from must be null if swarm.options.start_from is given, got s3://b/a.safetensors; ",
+    ),
     ("trainers: {byzantine: 8}", "trainers.byzantine must be >= 0 and < count / 2 = 8, got 8"),
     ("trainers: {types: ' '}", "trainers.types must be at least one instance type, got ' '"),
     ("trainers: {max_price: 0}", "trainers.max_price must be > 0 or null, got 0.0"),
@@ -130,12 +142,15 @@ def test_a_secret_in_a_setting_is_not_repeated_in_the_error(tmp_path, capsys, te
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["go", "x.yaml"], "expected one of plan, launch, status, logs, stop, got go"),
+        (["go", "x.yaml"], "expected one of plan, launch, status, logs, wait, fetch, stop, got go"),
         (["plan"], "plan needs a configuration file"),
         (["plan", "--run_id", "x"], "plan needs a configuration file"),
         (["plan", "none.yaml"], "none.yaml: no such file"),
         (["logs", str(PAPER)], "whose logs? logs CONFIG.yaml coordinator, a peer's number, or an instance id"),
         (["logs", str(PAPER), "--run_id", "x"], "whose logs?"),
+        (["fetch", str(PAPER), "--run_id", "x"], "where to? fetch CONFIG.yaml --to DIR"),
+        (["fetch", str(PAPER), "--to"], "where to? fetch CONFIG.yaml --to DIR"),
+        (["wait", str(PAPER), "--to", "x"], "unknown key --to"),
         (["plan", str(PAPER), "--runid", "x"], "unknown key --runid; did you mean --run_id?"),
         (["plan", str(PAPER), "--swarm.options.a.b"], "--swarm.options.a.b needs a value"),
         (["plan", str(PAPER), "--swarm.options.a", "[1]"], "swarm.options must be a mapping of names to values"),

@@ -205,10 +205,49 @@ def test_a_coordinator_says_where_it_is_and_gets_the_key_of_wandb_in_its_environ
     files = [path for path in box.folder.rglob("*") if path.is_file() and not path.is_symlink()]
     assert not any(key.encode() in path.read_bytes() for path in files)
     assert key not in output
-    assert box.run("/opt/btard/upload.sh")[0] == 0
-    assert box.calls("aws s3") == [
-        "aws s3 sync --only-show-errors --exclude identity.key* /var/lib/btard/run s3://results/btard/albert"
-    ]
+
+
+@needs_namespaces
+def test_the_summary_is_copied_after_all_else_and_once_the_process_has_ended(tmp_path, box):
+    box.unpack(script(settings(tmp_path), "coordinator"))
+    sync, places = (
+        "aws s3 sync --only-show-errors --exclude identity.key*",
+        "/var/lib/btard/run s3://results/btard/albert",
+    )
+    but_summary, everything = f"{sync} --exclude summary.json {places}", f"{sync} {places}"
+
+    def copied(command: str) -> list[str]:
+        box.forget()
+        assert box.run(command)[0] == 0
+        return box.calls("aws s3")
+
+    assert copied("/opt/btard/upload.sh") == [but_summary]
+    assert copied("/opt/btard/upload.sh last") == copied("/opt/btard/end.sh") == [but_summary, everything]
+    box.write("lib/btard/finished", "0")
+    assert copied("/opt/btard/upload.sh") == [but_summary, everything]
+
+
+@needs_namespaces
+@pytest.mark.parametrize("role", ["coordinator", "byzantine"])
+def test_every_machine_fetches_the_checkpoint_and_starts_from_it(tmp_path, box, role):
+    box.write("s3/step-00000950.safetensors", b"tensors")
+    config = settings(tmp_path, "--swarm.start_from", "s3://results/btard/base/checkpoints/step-00000950.safetensors")
+    code, output = box.boot(script(config, role))
+    assert code == 0, output
+    assert (box.folder / "lib/btard/start.safetensors").read_bytes() == b"tensors"
+    order = [call.partition(" /")[0] for call in box.calls()]
+    assert order.index("chown -R btard:") > max(i for i, call in enumerate(order) if call.startswith("aws s3"))
+    assert box.run("/opt/btard/run.sh")[0] == 0
+    assert " --start_from /var/lib/btard/start.safetensors" in box.calls("python -m albert.")[-1]
+
+
+@needs_namespaces
+def test_without_its_checkpoint_no_machine_starts(tmp_path, box):
+    config = settings(tmp_path, "--swarm.start_from", "s3://results/gone.safetensors")
+    code, output = box.boot(script(config, "honest"))
+    assert code != 0
+    assert "try 5 failed: aws" in output and "setup failed in line" in output, output
+    assert "systemctl enable --now btard.service" not in box.calls("systemctl")
 
 
 @needs_namespaces
@@ -334,7 +373,7 @@ def test_a_wheel_is_installed_instead_of_the_repository(tmp_path, box):
 def test_the_end_stops_the_process_copies_the_folder_and_shuts_down(tmp_path, box):
     box.unpack(script(settings(tmp_path), "coordinator"))
     assert box.run("/opt/btard/end.sh")[0] == 0
-    assert [call.partition(" --")[0] for call in box.calls()] == ["systemctl stop btard.service", "aws s3 sync"]
+    assert [call.partition(" --")[0] for call in box.calls()] == ["systemctl stop btard.service", *["aws s3 sync"] * 2]
     unit = (MACHINE / "btard-end.service").read_text()
     assert "ExecStart=-/opt/btard/end.sh\nExecStart=/sbin/shutdown -h now\nFailureAction=poweroff-force\n" in unit
 

@@ -1,6 +1,5 @@
 """`status` and `logs`: the swarm's own records joined with EC2's, from S3 or from the machine, and what they cost."""
 
-import json
 import time
 
 import pytest
@@ -9,17 +8,7 @@ from albert.cloud.errors import CloudError
 from albert.cloud.records import parse_record
 from tests.albert.cloud import answers
 from tests.albert.cloud.conftest import Cloud
-
-
-def peer(number: int, **changes: object) -> dict[str, object]:
-    seen = time.time() - 615
-    whole = {"peer": number, "peer_id": f"12D3{number}", "instance": None, "step": 1041, "last_seen": seen}
-    return whole | {"active": True, "banned": None} | changes
-
-
-def record(peers: list[dict[str, object]], **changes: object) -> str:
-    whole = {"run_id": "small", "step": 1042, "time": time.time() - 5, "steps_per_hour": 52.4, "peers": peers}
-    return json.dumps(whole | changes)
+from tests.albert.cloud.folders import peer, record
 
 
 def rows(output: str) -> list[list[str]]:
