@@ -30,6 +30,7 @@ from albert.founding import NoFounders, announce
 from albert.member import PREVIOUS, Member
 from albert.network.node import Unreachable
 from albert.task import share
+from albert.view import bans_of
 from btard.audit.attestation import Attestation
 from btard.harness.progress import console_for_all, interval
 from btard.harness.run_folder import RunFolderError
@@ -152,17 +153,12 @@ class Trainer(Member):
             self.recorder.begin(peer.roster, self.task.d)
             Attestation(statement.step, statement.head, statement.params, signatures).write(self.out)
         self.save()
-        bans = [
-            {"peer": out, "step": self.first + e.step, "kind": e.kind, "accusers": list(e.accusers)}
-            for e in peer.ledger.entries
-            for out in e.peers
-        ]
         summary = {
             "peer": peer.id,
             "steps": self.config.steps,
             "loss": self.task.loss,
             "active": list(peer.active),
-            "bans": bans,
+            "bans": bans_of(peer.ledger.entries, self.first),
             "parameters": self.task.d,
             "digest": statement.params.hex(),
             "ledger": peer.ledger.head.hex(),

@@ -48,11 +48,6 @@ TAGS = {
     "active": "peers/active",
     "tau": "protocol/tau",
     "lr": "optimizer/learning rate",
-    "validation_loss": "loss/validation",
-    "samples": "speed/sequences per step",
-    "samples_per_second": "speed/sequences per second",
-    "sent": "network/bytes per step, all peers",
-    "removed": "peers/removed so far",
 }
 """What TensorBoard calls the metrics of a step."""
 

@@ -1,0 +1,64 @@
+"""What a coordinator's metrics are called in TensorBoard and in Weights & Biases, and which charts show them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+TAGS = {
+    "loss": "loss/train, median of peers",
+    "loss_at_ban": "loss/at a ban",
+    "validation_loss": "loss/validation",
+    "active": "peers/active",
+    "attacking": "peers/attacking",
+    "removed": "peers/removed so far",
+    "samples_per_second": "speed/sequences per second",
+    "samples": "speed/sequences per step",
+    "sent": "network/bytes per step, all peers",
+    "sent_per_peer": "network/bytes per step, mean of peers",
+    "lr": "optimizer/learning rate",
+}
+"""Name in metrics.jsonl -> tag."""
+BANS, TIME = "bans/", "time/"
+"""How the tags begin that there is one of for each kind of ban, and for each phase of a step."""
+SECONDS = "speed/seconds per step"
+
+
+def scalars(row: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, float]:
+    """Tag -> value of a step: those of its metrics that have a tag and a value, and the seconds of its phases."""
+    named = {TAGS.get(name, name if name.startswith(BANS) else None): value for name, value in row.items()}
+    found = {tag: float(value) for tag, value in named.items() if tag is not None and isinstance(value, int | float)}
+    found |= {TIME + phase: spent for phase, spent in seconds.items()}
+    return found | ({SECONDS: sum(seconds.values())} if seconds else {})
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Several tags in one chart: these, or all that begin with `prefix`."""
+
+    title: str
+    tags: tuple[str, ...] = ()
+    prefix: str | None = None
+
+    @property
+    def patterns(self) -> list[str]:
+        """Regular expressions, to be matched from the beginning of a tag on."""
+        return [f"{self.prefix}.*"] if self.prefix else [f"{re.escape(tag)}$" for tag in self.tags]
+
+
+def _chart(title: str, *names: str) -> Chart:
+    return Chart(title, tuple(TAGS[name] for name in names))
+
+
+SECTIONS: dict[str, tuple[Chart, ...]] = {
+    "Loss": (_chart("Loss, with bans", "loss", "loss_at_ban"), _chart("Validation loss", "validation_loss")),
+    "Peers": (_chart("Peers in the run, attacking, removed", "active", "attacking", "removed"),),
+    "Bans": (Chart("Removed so far, by kind", prefix=BANS),),
+    "Time": (Chart("Seconds of a step, by phase", prefix=TIME), Chart("Seconds of a step", (SECONDS,))),
+    "Speed": (_chart("Sequences per second", "samples_per_second"), _chart("Sequences per step", "samples")),
+    "Network": (_chart("Bytes per step, all peers", "sent"), _chart("Bytes per step, mean of peers", "sent_per_peer")),
+    "Optimizer": (_chart("Learning rate", "lr"),),
+}
+"""Charts by section, in the order in which they are shown."""

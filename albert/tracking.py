@@ -1,0 +1,183 @@
+"""Where a coordinator's metrics go beside its folder's files: TensorBoard, and Weights & Biases."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+from albert import tags
+from albert.config import Config
+from btard.harness.settings import config_text
+from btard.harness.typed_yaml import ConfigError
+
+FLUSH = 10
+"""Seconds after which TensorBoard's file has what was logged."""
+PATIENCE = 60
+"""Seconds that Weights & Biases may take to begin a run."""
+WANDB_ID = "wandb_id.txt"
+"""In the run folder: the run's id at Weights & Biases, so that it is one run however often it is interrupted."""
+WANDB_VERSION = "wandb>=0.30,<1"
+BANS_TABLE = "removed peers"
+
+Say = Callable[[str], None]
+
+
+class Tracker(Protocol):
+    """Shows a run while it goes on."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Show the scalars of a step, by tag; steps ascend."""
+
+    def banned(self, step: int, line: str) -> None:
+        """Show that peers were removed in this step."""
+
+    def finish(self, summary: Mapping[str, Any] | None) -> None:
+        """Show the end, None if the run has not come to it, and close."""
+
+
+class TensorBoard:
+    """Event files in `folder`, whatever they have of steps from `step` on forgotten; charts under Custom Scalars."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # seconds to import, so only who writes pays for it
+
+        self._writer = SummaryWriter(str(folder), purge_step=step or None, flush_secs=FLUSH)
+        layout = {
+            section: {chart.title: ["Multiline", chart.patterns] for chart in charts}
+            for section, charts in tags.SECTIONS.items()
+        }
+        self._writer.add_custom_scalars(layout)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        for tag, value in values.items():
+            self._writer.add_scalar(tag, value, step)
+
+    def banned(self, step: int, line: str) -> None:
+        self._writer.add_text("bans", line, step)
+
+    def finish(self, summary: Mapping[str, Any] | None) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run in the project `config.wandb`; the one of the same folder goes on. Its own files are in `out`/wandb.
+
+    What does not work at the start is a ConfigError of one line. Later nothing is: the first failure is said, and the
+    run goes on without what was lost.
+    """
+
+    def __init__(self, config: Config, out: Path, say: Say) -> None:
+        self.out, self._say, self._failed = out, say, False
+        wandb = self._wandb = log_in("wandb", "; WANDB_MODE=offline keeps all here for now")
+        try:
+            self._run = wandb.init(
+                project=config.wandb,
+                id=_run_id(out),
+                resume="allow",
+                name=config.run_id,
+                group=defence(config),
+                tags=[config.attack.name or "no attack", defence(config)],
+                config=yaml.safe_load(config_text(config)),
+                dir=str(out),
+                settings=wandb.Settings(
+                    silent=True, console="off", disable_git=True, save_code=False, init_timeout=PATIENCE
+                ),
+            )
+            self._run.define_metric("step")
+            self._run.define_metric("*", step_metric="step")
+        except (wandb.Error, OSError) as error:
+            raise ConfigError(
+                f"wandb: the run could not begin ({explain(error)}); check network and key (`wandb login`), set "
+                "WANDB_MODE=offline to send it later, or leave `wandb` out"
+            ) from None
+        offline = f"offline, `wandb sync {Path(self._run.dir).parent}` sends it"
+        say(f"Weights & Biases: {offline if self._run.offline else self._run.url}")
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self._try(lambda: self._run.log({**values, "step": step}, step=step))
+
+    def banned(self, step: int, line: str) -> None:
+        """In the table at the end."""
+
+    def finish(self, summary: Mapping[str, Any] | None) -> None:
+        if summary is not None:
+            self._try(lambda: self._summarize(summary))
+        self._try(lambda: self._run.finish(exit_code=0 if summary is not None else 1))
+
+    def _summarize(self, summary: Mapping[str, Any]) -> None:
+        attackers = summary["byzantine"]
+        rows = [
+            [ban["step"], ban["peer"], ban["kind"], ", ".join(map(str, ban["accusers"])), ban["peer"] in attackers]
+            for ban in summary["bans"]
+        ]
+        table = self._wandb.Table(columns=["step", "peer", "kind", "accusers", "attacker"], data=rows)
+        self._run.log({BANS_TABLE: table})
+        self._run.summary.update({name: x for name, x in summary.items() if isinstance(x, int | float | str)})
+
+    def _try(self, act: Callable[[], object]) -> None:
+        try:
+            act()
+        except Exception as error:
+            if not self._failed:
+                self._failed = True
+                self._say(
+                    f"Weights & Biases: {explain(error)}; the run goes on, what is missing there is in "
+                    f"{self.out}/metrics.jsonl"
+                )
+
+
+def log_in(what: str, advice: str = "") -> Any:
+    """The package wandb, with a key if it is to send anything. `what` and `advice`: for the message.
+
+    Errors: ConfigError, in one line.
+    """
+    try:
+        import wandb
+    except ImportError:
+        raise ConfigError(f"{what}: the package wandb is not installed; pip install '{WANDB_VERSION}'") from None
+    try:
+        online = wandb.setup().settings.mode in ("online", "shared")
+        known = not online or wandb.login(prompt=False, verify=False)
+    except (wandb.Error, OSError, ValueError) as error:
+        raise ConfigError(f"{what}: {explain(error)}; `wandb login` with a key of your account") from None
+    if not known:
+        raise ConfigError(f"{what}: not logged in to Weights & Biases; run `wandb login`, or set WANDB_API_KEY{advice}")
+    return wandb
+
+
+def defence(config: Config) -> str:
+    """The aggregation by name: what runs under the same attack differ in."""
+    tau = config.protocol.tau
+    return "mean" if tau == float("inf") else f"BTARD, tau {tau}"
+
+
+def describe(ban: Mapping[str, Any]) -> str:
+    """One line about a removed peer, as `View.bans` has it."""
+    by = f", accused by {', '.join(map(str, ban['accusers']))}" if ban["accusers"] else ""
+    return f"step {ban['step']}: peer {ban['peer']}, {ban['kind']}{by}"
+
+
+def show(trackers: Sequence[Tracker], row: Mapping[str, Any], seconds: Mapping[str, float]) -> None:
+    """Hand the metrics of a step to all trackers."""
+    values = tags.scalars(row, seconds)
+    for tracker in trackers:
+        tracker.log(row["step"], values)
+
+
+def _run_id(out: Path) -> str:
+    file = out / WANDB_ID
+    if not file.exists():
+        file.write_text(secrets.token_hex(8) + "\n", encoding="utf-8")
+    return file.read_text(encoding="utf-8").strip()
+
+
+def explain(error: Exception) -> str:
+    """What an error says, in one line, and never the key."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    key = os.environ.get("WANDB_API_KEY")
+    return text.replace(key, "***") if key else text

@@ -1,0 +1,264 @@
+"""What most peers of a swarm say of themselves, put together from their statuses. Nothing of it is proven."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from albert.config import Config
+from btard.protocol.ledger import Entry, Ledger
+from btard.protocol.wire import Malformed
+
+FRESH = 15.0
+"""Seconds for which an answer counts as being there."""
+LEDGER_PATIENCE = 10.0
+"""Seconds that a step waits for the verdicts that fell in it: peers that are asked between two steps tell different
+ledgers."""
+
+
+@dataclass(frozen=True)
+class News:
+    """What the ledger has gained. `anew`: it takes the place of the one before."""
+
+    anew: bool
+    entries: tuple[Entry, ...]
+    lines: tuple[str, ...]
+    """The entries as lines of ledger.jsonl."""
+
+
+class View:
+    """The swarm as it shows itself to one who asks all its first peers again and again.
+
+    `first` is the step at which the protocol began. Times are `time.time()`.
+    """
+
+    def __init__(self, config: Config, first: int) -> None:
+        self.config, self.first, self.next = config, first, first
+        self.ledger = Ledger()
+        self.attacks: dict[int, bool] = {}
+        """Peer -> whether it says that it was started as an attacker."""
+        self._statuses: dict[int, dict[str, Any]] = {}
+        self._seen: dict[int, float] = {}
+        self._rows: dict[int, dict[int, dict[str, Any]]] = {}
+        """Step -> peer -> what it said of that step."""
+        self._shown = 0
+        """Peers that were removed by the last step whose loss has been told."""
+        self._waits: tuple[int, float] | None = None
+        """The step that waits for the ledger, and since when."""
+        self._missing: int | None = None
+        """The length at which the ledger stays behind what is told of it, though it was waited for."""
+
+    def go_on(self, metrics: list[dict[str, Any]], ledger: Iterable[str]) -> None:
+        """Begin after the steps in `metrics`, with the lines of a ledger.jsonl."""
+        self.next = metrics[-1]["step"] + 1 if metrics else self.first
+        self._shown = metrics[-1].get("removed", 0) if metrics else 0
+        self.ledger = Ledger.of(ledger)
+
+    @property
+    def over(self) -> bool:
+        return self.next >= self.config.steps
+
+    def hear(self, number: int, status: dict[str, Any], now: float) -> None:
+        """Take in what peer `number` has answered."""
+        self._statuses[number], self._seen[number] = status, now
+        if isinstance(status.get("attacks"), bool):
+            self.attacks[number] = status["attacks"]
+        for row in _rows(status):
+            if self.next <= row["step"] < self.config.steps:
+                self._rows.setdefault(row["step"], {})[number] = row
+
+    # Who is there.
+
+    def active(self) -> list[int]:
+        """The first peers that the ledger has not removed."""
+        out = {peer for entry in self.ledger.entries for peer in entry.peers}
+        return [peer for peer in range(self.config.peers) if peer not in out]
+
+    def present(self, now: float) -> dict[int, dict[str, Any]]:
+        """What those say who have answered lately and are, by what most say, in the run."""
+        return {i: self._statuses[i] for i in self.active() if i in self._seen and now - self._seen[i] < FRESH}
+
+    def attacks_of(self, peer: int) -> bool | None:
+        """Whether a peer attacks, as far as anybody says so: for labels alone, nobody's trust rests on it.
+
+        What it says of how it was started goes before what the settings say of its number, and only where numbers are
+        given do they say anything: elsewhere a number is no more than a place in the list of those who came.
+        """
+        numbered = self.config.peer is not None or self.config.attack.peers is not None
+        return self.attacks.get(peer, peer in self.config.attackers() if numbered else None)
+
+    def attackers(self) -> frozenset[int]:
+        """The peers of which `attacks_of` says so."""
+        return frozenset(peer for peer in range(self.config.peers) if self.attacks_of(peer))
+
+    def bans(self) -> list[dict[str, Any]]:
+        """Everybody that was removed, with step, kind and accusers, in the order of the ledger."""
+        return bans_of(self.ledger.entries, self.first)
+
+    # What happened.
+
+    def learn(self, now: float) -> News | None:
+        """Take over the ledger that most of those who answered tell alike, where it goes on from mine.
+
+        It does not if all peers have gone back to a checkpoint and were luckier then: it takes the place of mine.
+        """
+        told: Counter[tuple[int, tuple[str, ...]]] = Counter()
+        for number in self.active():
+            status = self._statuses.get(number, {})
+            lines, count = status.get("ledger"), status.get("entries")
+            if status.get("state") in ("gathering", "ready"):
+                continue
+            if isinstance(lines, list) and isinstance(count, int) and count >= len(lines):
+                told[count, tuple(str(line) for line in lines)] += 1
+        for (count, lines), votes in told.items():
+            if not (2 * votes > len(self.present(now)) and votes > self.config.byzantine):
+                continue
+            try:
+                entries = [Entry.from_json(line) for line in lines]
+            except Malformed:
+                continue
+            before, known = count - len(entries), list(self.ledger.entries)
+            if before > len(known):
+                continue  # too many at once for a status
+            anew = known[before:] != entries[: len(known) - before]
+            if anew:
+                if before or 2 * votes <= len(self.active()):
+                    continue
+                self.ledger, known = Ledger(), []
+            fresh = entries[len(known) - before :]
+            written = tuple(self.ledger.append(entry) for entry in fresh)
+            if anew:
+                self._shown = min(self._shown, sum(ban["step"] < self.next for ban in self.bans()))
+            if anew or fresh:
+                return News(anew, tuple(fresh), written)
+        return None
+
+    def complete_rows(self, now: float, last: bool = False) -> list[dict[str, Any]]:
+        """Metrics of the steps that are over for most of the peers, in order: medians of what they say.
+
+        Each has its phases' `seconds`. The `last` time nothing is waited for.
+        """
+        found = []
+        told = [step for step, said in self._rows.items() if step >= self.next and self._complete(said)]
+        if told and self.next not in self._rows:
+            self.next = min(told)  # nobody tells any more of the steps between: they were not watched
+        while self.next in self._rows and self._complete(self._rows[self.next]):
+            if not last and self._awaits_ledger(self._rows[self.next], now):
+                break
+            said = self._rows.pop(self.next)
+            active = set(self.active())
+            found.append(self._row(self.next, {p: row for p, row in said.items() if p in active} or said))
+            self.next += 1
+        self._rows = {step: said for step, said in self._rows.items() if step >= self.next}
+        return found
+
+    def _complete(self, said: Mapping[int, dict[str, Any]]) -> bool:
+        """Whether nobody else is likely to say something of the step: all have, or most have and are past it."""
+        active = set(self.active())
+        return active <= said.keys() or (2 * len(said) > len(active) and max(self._rows) > self.next)
+
+    def _awaits_ledger(self, said: Mapping[int, dict[str, Any]], now: float) -> bool:
+        """Whether most peers know of verdicts in this step or before that are not in my ledger yet."""
+        lengths = [row["entries"] for row in said.values() if type(row.get("entries")) is int]
+        known = len(self.ledger.entries)
+        if not lengths or known >= statistics.median_low(lengths) or known == self._missing:
+            return False
+        if self._waits is None or self._waits[0] != self.next:
+            self._waits = self.next, now
+        if now - self._waits[1] < LEDGER_PATIENCE:
+            return True
+        self._missing = known
+        return False
+
+    def _row(self, step: int, said: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
+        losses = [row["loss"] for row in said.values() if row.get("loss") is not None]
+        # What only a minority tells has no name here, or a liar could invent any number of phases.
+        phases = Counter(phase for row in said.values() for phase in row["seconds"])
+        seconds = {
+            phase: statistics.median(row["seconds"].get(phase, 0.0) for row in said.values())
+            for phase in sorted(phases)
+            if 2 * phases[phase] > len(said)
+        }
+        total = sum(seconds.values())
+        samples = statistics.median(row["samples"] for row in said.values())
+        bans = [ban for ban in self.bans() if ban["step"] <= step]
+        row: dict[str, Any] = {
+            "step": step,
+            "loss": statistics.median(losses) if losses else None,
+            "active": int(statistics.median_low([row["active"] for row in said.values()])),
+            "lr": statistics.median(row["lr"] for row in said.values()),
+            "samples": samples,
+            "samples_per_second": samples / total if total else None,
+            "sent": sum(row["sent"] for row in said.values()),
+            "sent_per_peer": statistics.fmean(row["sent"] for row in said.values()),
+            "removed": len(bans),
+            **{f"bans/{kind}": count for kind, count in sorted(Counter(ban["kind"] for ban in bans).items())},
+            "seconds": seconds,
+        }
+        attack = self.config.attack
+        if attack.name is not None:
+            begun = attack.start <= step and (attack.stop is None or step < attack.stop)
+            row["attacking"] = len(self.attackers() - {ban["peer"] for ban in bans}) if begun else 0
+        if row["loss"] is not None:
+            if len(bans) > self._shown:
+                row["loss_at_ban"] = row["loss"]
+            self._shown = len(bans)
+        return row
+
+    def peers(self) -> list[dict[str, Any]]:
+        """What a table of the peers needs, by number."""
+        bans = {ban["peer"]: f"{ban['kind']}, step {ban['step']}" for ban in self.bans()}
+        table = []
+        for number in range(self.config.peers):
+            status = self._statuses.get(number, {})
+            recent = _rows(status)
+            table.append(
+                {
+                    "peer": number,
+                    "peer_id": None,
+                    "instance": status.get("instance"),
+                    "state": status.get("state"),
+                    "step": status["step"] + self.first if isinstance(status.get("step"), int) else None,
+                    "phase": status.get("phase"),
+                    "loss": recent[-1].get("loss") if recent else None,
+                    "last_seen": self._seen.get(number),
+                    "active": number not in bans,
+                    "banned": bans.get(number),
+                    "attacks": self.attacks_of(number),
+                }
+            )
+        return table
+
+
+def bans_of(entries: Iterable[Entry], first: int) -> list[dict[str, Any]]:
+    """Peer, step, kind and accusers of everybody that the entries of a ledger removed."""
+    return [
+        {"peer": peer, "step": first + entry.step, "kind": entry.kind, "accusers": list(entry.accusers)}
+        for entry in entries
+        for peer in entry.peers
+    ]
+
+
+def _rows(status: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a status that are what they should be; whoever tells them may lie, but not break anything."""
+    rows = status.get("recent")
+    found = []
+    for row in rows if isinstance(rows, list) else ():
+        if not isinstance(row, dict) or type(row.get("step")) is not int or not isinstance(row.get("seconds"), dict):
+            continue
+        numbers = [row.get(name) for name in ("active", "samples", "lr", "sent")]
+        loss = row.get("loss")
+        if all(_is_number(n) for n in (*numbers, *row["seconds"].values())) and (
+            loss is None or isinstance(loss, float)
+        ):
+            found.append(row)
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    """Whether sums and means of such values are numbers, too: neither NaN nor infinite nor of hundreds of digits."""
+    return type(value) in (int, float) and abs(value) < 2**63 and math.isfinite(value)

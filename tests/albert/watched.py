@@ -1,0 +1,55 @@
+"""A whole swarm in threads of one process, with the coordinator that watches it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from albert.config import Config
+from albert.coordinator import Coordinator
+from tests.albert.trainers import Trainers
+
+
+class Watched:
+    """`coordinator` and `trainers`. Peers have keys of their own, as strangers do, unless the settings number them."""
+
+    def __init__(self, config: Config, out: Path) -> None:
+        self.config, self.out, self.lines = config, out, list[str]()
+        self.trainers = Trainers(config, out)
+        self.coordinator = Coordinator(config, out / "coordinator", say=self.lines.append)
+        self.end: Any = None
+
+    def run(self, **of_peers: dict[str, Any]) -> dict[str, Any]:
+        """Run to the end, with changes to the settings of `peer_NUMBER`; returns the coordinator's summary."""
+        watching = threading.Thread(target=self._watch, name="coordinator")
+        watching.start()
+        address = self._address()
+        network = replace(self.config.network, initial_peers=address)
+        for number in self.trainers.numbers:
+            seat = None if self.config.peer is None else number
+            self.trainers.make(number, peer=seat, network=network, **of_peers.get(f"peer_{number}", {}))
+        for number in self.trainers.numbers:
+            self.trainers.start(number)
+        watching.join(110)
+        assert not watching.is_alive(), self.lines
+        if isinstance(self.end, BaseException):
+            raise self.end
+        self.trainers.wait()
+        return self.end
+
+    def _watch(self) -> None:
+        try:
+            self.end = self.coordinator.run()
+        except BaseException as error:
+            self.end = error
+
+    def _address(self) -> str:
+        file = self.out / "coordinator" / "address.txt"
+        deadline = time.monotonic() + 30
+        while not file.exists():
+            assert self.end is None and time.monotonic() < deadline, self.end
+            time.sleep(0.05)
+        return file.read_text(encoding="utf-8").strip()
