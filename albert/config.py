@@ -176,8 +176,10 @@ class NetworkConfig:
     """Port to listen on. 0: any that is free."""
     announce: str | None = None
     """IP at which others reach this machine, if it is another one than it listens on. Needs a port."""
-    relay: bool = False
-    """Whether to be reachable through other peers behind a NAT, and to open a port by UPnP."""
+    relay: Literal["none", "use", "serve"] = "none"
+    """use: for a peer behind a NAT or firewall that lets nobody in: others reach it through those of
+    network.initial_peers that serve. serve: for machines that everybody reaches, the coordinator first of all: pass on
+    what such peers and others say to each other. none: where every peer can reach every other."""
     identity: str | None = None
     """File with this peer's key, made if it is missing. null: identity.key in the run folder."""
     founders: str | None = None
@@ -188,6 +190,10 @@ class NetworkConfig:
         require(0 <= self.port < 2**16, "port", ">= 0 and < 65536", self.port, "0 is any that is free")
         fits = self.announce is None or self.port > 0
         require(fits, "announce", "null without network.port", self.announce, "give the port that others reach")
+        if self.relay == "use":
+            known, alone = self.initial_peers is not None, self.announce is None
+            require(known, "relay", "none or serve without network.initial_peers", "use", "name the relays there")
+            require(alone, "announce", "null with network.relay use", self.announce, "who is reached needs no relay")
 
     @property
     def addresses(self) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import uvloop
 from hivemind.dht.node import DHTNode
@@ -28,6 +28,7 @@ from btard.protocol.hashing import digest
 from btard.protocol.identity import SIGNATURE_SIZE, Identity, verify_key
 
 T = TypeVar("T")
+Relay = Literal["none", "use", "serve"]
 Handler = Callable[[StreamInfo, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 MAX_RECORD = 3500
@@ -38,15 +39,33 @@ RECORD_LIFE = 120.0
 """Seconds that a record is kept; whoever stored it says it again before."""
 
 
+CIRCUITS = {"relayMaxCircuits": 1024, "relayDataLimit": 2**40, "relayTimeLimit": "8760h", "relayBufferSize": 2**18}
+"""What a relay carries: connections of one peer, bytes and time of a connection, which is cut off after them, and bytes
+that it holds of one. The daemon's own limits are 16 connections, 4 GiB and 30 minutes."""
+
+
 class Unreachable(RuntimeError):
     """The swarm, or this process's own daemon, could not be reached: where, and what to do."""
+
+
+class Daemon(P2P):
+    """hivemind's daemon with options that `P2P.create` does not pass on: those that begin with relay."""
+
+    @staticmethod
+    def _make_process_args(*words: Any, **options: Any) -> list[str]:
+        if "trustedRelays" in options:
+            # Else the daemon waits three minutes for four relays to choose from, and nobody reaches this peer so long.
+            options["relayDiscovery"] = False
+        made: list[str] = P2P._make_process_args(*words, **options, **CIRCUITS)
+        return made
 
 
 class Node:
     """A libp2p daemon with the identity's key and a DHT node, started by `start` and ended by `close`.
 
     `host`: the IP to listen on; `port`: 0 for any; `announce`: the IP that others reach us at, if it is another one;
-    `initial_peers`: multiaddrs of anybody in the swarm, none for its first member.
+    `initial_peers`: multiaddrs of anybody in the swarm, none for its first member. `relay`: whether to be reached
+    through those of them that serve as relays, or to serve as one, which takes an address that all can reach.
     """
 
     def __init__(
@@ -57,7 +76,7 @@ class Node:
         port: int = 0,
         announce: str | None = None,
         initial_peers: Sequence[str] = (),
-        relay: bool = False,
+        relay: Relay = "none",
     ) -> None:
         self.identity, self.host, self.port, self.announce = identity, host, port, announce
         self.initial_peers, self.relay = tuple(initial_peers), relay
@@ -167,7 +186,8 @@ class Node:
         self._loop.run_forever()
 
     async def _start(self, timeout: float) -> None:
-        network = {"nat_port_map": self.relay, "auto_nat": self.relay, "use_relay": self.relay}
+        # Found out by the daemon itself it would take minutes, and more peers than a small swarm has.
+        reachable = {"none": None, "use": "private", "serve": "public"}[self.relay]
         listen = [f"/ip4/{self.host}/tcp/{self.port}"]
         announce = [f"/ip4/{self.announce}/tcp/{self.port}"] if self.announce else None
         with tempfile.TemporaryDirectory() as folder:
@@ -176,15 +196,19 @@ class Node:
             deadline = time.monotonic() + timeout
             while True:
                 try:
-                    self.p2p = await P2P.create(
+                    self.p2p = await Daemon.create(
                         initial_peers=self.initial_peers,
                         identity_path=str(file),
                         host_maddrs=listen,
                         announce_maddrs=announce,
                         check_if_identity_free=False,
-                        use_auto_relay=self.relay,
+                        nat_port_map=False,
+                        auto_nat=False,
+                        use_relay=self.relay != "none",
+                        use_auto_relay=self.relay == "use",
+                        trusted_relays=self.initial_peers if self.relay == "use" else None,
+                        force_reachability=reachable,
                         startup_timeout=timeout,
-                        **network,
                     )
                     break
                 except P2PDaemonError:  # the first member may come up at this moment

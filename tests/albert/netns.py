@@ -1,7 +1,8 @@
 """A network of namespaces whose wire is this process: packets are delayed, lost and, while it is parted, stopped.
 
-Each namespace has a TUN device; a thread reads what comes out of each and writes it into that of the recipient. The
-namespaces have no names: they are gone with the process, however it ends.
+Each namespace has a TUN device; a thread reads what comes out of each and writes it into that of the recipient. Some
+may be behind a router that translates addresses (NAT). The namespaces have no names: they are gone with the process,
+however it ends.
 """
 
 from __future__ import annotations
@@ -52,15 +53,31 @@ class Wire:
     """`count` namespaces, each of which reaches the others after `delay` seconds; a packet is lost with chance `loss`.
 
     `paths` leads to them, for `enter`, as long as this is open; `hosts` are their IPs.
+
+    Each of `natted` is alone behind a router: its IP is a private one, the others see `outside`, and only those can
+    reach it to whom it has sent something from the same port. Where the router is `symmetric`, every one of them sees
+    another port of it, so that nobody can tell others where it is to be found.
     """
 
-    def __init__(self, count: int, *, delay: float = 0.0, loss: float = 0.0, seed: int = 0) -> None:
-        self.delay, self.loss = delay, loss
-        self.hosts = [f"10.77.0.{number + 1}" for number in range(count)]
+    def __init__(
+        self,
+        count: int,
+        *,
+        delay: float = 0.0,
+        loss: float = 0.0,
+        seed: int = 0,
+        natted: Collection[int] = (),
+        symmetric: bool = True,
+    ) -> None:
+        self.delay, self.loss, self.natted = delay, loss, frozenset(natted)
+        self.outside = [f"145.77.0.{number + 1}" for number in range(count)]
+        """Not one of the reserved networks: libp2p would take all peers for neighbours in one house."""
+        self.hosts = [f"192.168.{n + 1}.2" if n in natted else self.outside[n] for n in range(count)]
+        self._routers = {number: Router(self.hosts[number], self.outside[number], symmetric) for number in natted}
         self.parted: frozenset[int] = frozenset()
         """These reach each other, and the others each other, and nothing passes between the two."""
-        self.carried = self.lost = self.stopped = 0
-        """Packets."""
+        self.carried = self.lost = self.stopped = self.refused = 0
+        """Packets; `refused` are those that a router did not let in."""
         self._random = random.Random(seed)
         self._namespaces: list[int] = []
         self._devices: list[int] = []
@@ -101,7 +118,7 @@ class Wire:
                 self._devices.append(os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK))
                 fcntl.ioctl(self._devices[-1], TUNSETIFF, struct.pack("16sH22x", DEVICE, IFF_TUN | IFF_NO_PI))
                 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-                    for request, value in ((SIOCSIFADDR, host), (SIOCSIFNETMASK, "255.255.255.0")):
+                    for request, value in ((SIOCSIFADDR, host), (SIOCSIFNETMASK, "128.0.0.0")):  # all are on the wire
                         address = struct.pack("HH4s8x", socket.AF_INET, 0, socket.inet_aton(value))
                         fcntl.ioctl(control, request, struct.pack("16s16s", DEVICE, address))
                     fcntl.ioctl(control, SIOCSIFMTU, struct.pack("16si12x", DEVICE, MTU))
@@ -118,7 +135,7 @@ class Wire:
 
     def _carry(self) -> None:
         numbers = {device: number for number, device in enumerate(self._devices)}
-        hosts = {socket.inet_aton(host): number for number, host in enumerate(self.hosts)}
+        hosts = {socket.inet_aton(host): number for number, host in enumerate(self.outside)}
         under_way: list[tuple[float, int, int, bytes]] = []
         poll = select.poll()
         for descriptor in (*self._devices, self._stop):
@@ -132,6 +149,14 @@ class Wire:
                     to = hosts.get(packet[16:20]) if packet[0] >> 4 == 4 else None
                     if to is None:
                         continue
+                    if (router := self._routers.get(numbers[descriptor])) is not None:
+                        packet = router.out(packet)
+                    if (router := self._routers.get(to)) is not None:
+                        inside = router.inwards(packet)
+                        if inside is None:
+                            self.refused += 1
+                            continue
+                        packet = inside
                     if (to in self.parted) != (numbers[descriptor] in self.parted):
                         self.stopped += 1
                     elif self._random.random() < self.loss:
@@ -150,6 +175,50 @@ class Wire:
     def _release(self) -> None:
         for descriptor in (*self._devices, *self._namespaces, self._stop, self._stopping):
             os.close(descriptor)
+
+
+class Router:
+    """What a router at home does to the packets of the one host `inside` it: TCP and UDP, without options of IP."""
+
+    def __init__(self, inside: str, outside: str, symmetric: bool) -> None:
+        self.inside, self.outside, self.symmetric = socket.inet_aton(inside), socket.inet_aton(outside), symmetric
+        self._next = 20_000
+        self._ports: dict[tuple[bytes, ...], bytes] = {}
+        """Protocol, port of the host and, if symmetric, whom it talks to -> port outside."""
+        self._talks: dict[tuple[bytes, ...], bytes] = {}
+        """Protocol, port outside, IP and port of whom the host talks to -> port of the host."""
+
+    def out(self, packet: bytes) -> bytes:
+        protocol, port, other = packet[9:10], packet[20:22], (packet[16:20], packet[22:24])
+        key = (protocol, port, *other) if self.symmetric else (protocol, port)
+        if key not in self._ports:
+            self._next += self.symmetric
+            self._ports[key] = struct.pack("!H", self._next) if self.symmetric else port
+        self._talks[(protocol, self._ports[key], *other)] = port
+        return _readdressed(packet, 12, self.outside, 20, self._ports[key])
+
+    def inwards(self, packet: bytes) -> bytes | None:
+        """The packet as the host gets it; None if it gets it not."""
+        port = self._talks.get((packet[9:10], packet[22:24], packet[12:16], packet[20:22]))
+        return None if port is None else _readdressed(packet, 16, self.inside, 22, port)
+
+
+def _readdressed(packet: bytes, ip_at: int, ip: bytes, port_at: int, port: bytes) -> bytes:
+    """The packet with another IP and port, and the checksums that follow from them."""
+    tcp, udp = packet[9] == socket.IPPROTO_TCP, packet[9] == socket.IPPROTO_UDP
+    if not (tcp or udp):
+        return packet
+    changed = bytearray(packet)
+    changed[ip_at : ip_at + 4], changed[port_at : port_at + 2] = ip, port
+    differences = [(packet[at : at + 2], changed[at : at + 2]) for at in (ip_at, ip_at + 2, port_at)]
+    for at, pairs in ((10, differences[:2]), (36 if tcp else 26, differences)):
+        total = 0xFFFF ^ struct.unpack_from("!H", packet, at)[0]
+        for before, after in pairs:
+            total += (0xFFFF ^ int.from_bytes(before, "big")) + int.from_bytes(after, "big")
+        while total >> 16:
+            total = (total & 0xFFFF) + (total >> 16)
+        struct.pack_into("!H", changed, at, 0xFFFF ^ total)
+    return bytes(changed)
 
 
 def _read(device: int) -> bytes | None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from albert.config import Config
+from albert.swarm import COORDINATOR
 from tests.albert.faulty import Fault, FaultySwarm, settings
 from tests.albert.netns import Wire, enter, reason_not_to
 from tests.albert.test_swarm import check_agreement, check_nothing_left
@@ -104,4 +107,73 @@ def test_a_minority_that_is_cut_off_stops_and_comes_back(data: Path, tmp_path: P
         assert wire.stopped > 0
         check_agreement(swarm, set(range(6)), {})
         assert all(set(end["signed_by"]) == set(range(6)) for end in swarm.summaries().values())
+        check_nothing_left(swarm)
+
+
+class RelayedSwarm(FaultySwarm):
+    """The coordinator serves as a relay; trainers behind routers of the wire use it if `relayed`."""
+
+    relayed = True
+
+    def _launch(self, name: str, module: str, config: Config) -> None:
+        assert self.wire is not None
+        behind = name != COORDINATOR and 1 + int(name.removeprefix("peer-")) in self.wire.natted
+        relay = "none" if not self.relayed else "use" if behind else "serve"
+        super()._launch(name, module, replace(config, network=replace(config.network, relay=relay)))
+
+
+def test_a_router_lets_in_only_what_was_asked_for() -> None:
+    answers: list[bytes] = []
+
+    def ask(wire: Wire, number: int, other: int) -> None:
+        """Say hello to `other`, and hear whether it answers."""
+        enter(wire.paths[number])
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as mouth:
+            mouth.settimeout(0.5)
+            try:
+                mouth.connect((wire.outside[other], 7))
+                mouth.sendall(bytes(100_000))
+                answers.append(mouth.recv(100))
+            except TimeoutError:
+                answers.append(b"")
+
+    def listen(wire: Wire, number: int, ready: threading.Event) -> None:
+        """Tell whoever comes from where it came."""
+        enter(wire.paths[number])
+        with socket.create_server((wire.hosts[number], 7)) as ear:
+            ear.settimeout(1.0)
+            ready.set()
+            try:
+                stream, (ip, _) = ear.accept()
+            except TimeoutError:
+                return
+            with stream:
+                left = 100_000
+                while left:
+                    left -= len(stream.recv(left))
+                stream.sendall(ip.encode())
+
+    for asks, hears in ((1, 0), (0, 1), (1, 2)):
+        with Wire(3, natted=(1, 2)) as wire:
+            ready = threading.Event()
+            threads = [threading.Thread(target=listen, args=(wire, hears, ready))]
+            threads[0].start()
+            assert ready.wait(5)
+            threads.append(threading.Thread(target=ask, args=(wire, asks, hears)))
+            threads[1].start()
+            for thread in threads:
+                thread.join(10)
+            assert (wire.refused > 0) == (hears in wire.natted)
+            assert answers.pop() == (wire.outside[asks].encode() if hears == 0 else b"")
+
+
+@pytest.mark.timeout(360)
+def test_peers_behind_different_routers_train_through_a_relay(data: Path, tmp_path: Path) -> None:
+    config = settings(data, run_id="relayed", steps=8)
+    with Wire(6, delay=0.005, natted=(1, 3, 4)) as wire, RelayedSwarm(config, tmp_path, wire) as swarm:
+        swarm.start()
+        assert swarm.wait(150), swarm.alive()
+        check_agreement(swarm, set(range(5)), {})
+        assert all(set(end["signed_by"]) == set(range(5)) for end in swarm.summaries().values())
+        assert wire.refused == 0, "somebody dials addresses that only work inside"
         check_nothing_left(swarm)
