@@ -121,8 +121,8 @@ class _Folder:
     def keep(self, name: str, etag: str) -> None:
         """Put a file that has come whole in its place."""
         part, target = self.part(name, etag), self.path / name
-        for parent in reversed(PurePosixPath(name).parents):
-            if parent.name and (self.path / parent).is_symlink():
+        for parent in _parents(name):
+            if (self.path / parent).is_symlink():
                 raise CloudError(
                     f"{self.path / parent} is a link, which may lead anywhere; remove it, then fetch again"
                 )
@@ -170,8 +170,7 @@ def _listed(run: Run) -> tuple[list[Remote], list[str]]:
     prefix = f"{place.path.lstrip('/')}/"
     entries = run.account.pages("s3", "list_objects_v2", "Contents", Bucket=place.netloc, Prefix=prefix)
     objects = {entry["Key"].removeprefix(prefix): entry for entry in entries if not entry["Key"].endswith("/")}
-    folders = {str(parent) for name in objects for parent in PurePosixPath(name).parents}
-    strange = [name for name in objects if name in folders or not all(map(_WORD.fullmatch, name.split("/")))]
+    strange = [name for name in objects if not _is_plain(name) or any(str(p) in objects for p in _parents(name))]
     remotes = [
         Remote(entry["Key"], name, int(entry["Size"]), str(entry["ETag"]))
         for name, entry in objects.items()
@@ -179,6 +178,15 @@ def _listed(run: Run) -> tuple[list[Remote], list[str]]:
     ]
     # The summary says that all of it is there, here as in the bucket.
     return sorted(remotes, key=lambda remote: (remote.name == SUMMARY, remote.name)), strange
+
+
+def _is_plain(name: str) -> bool:
+    return all(_WORD.fullmatch(word) for word in name.split("/"))
+
+
+def _parents(name: str) -> list[PurePosixPath]:
+    """The folders of a name, the outermost first."""
+    return list(PurePosixPath(name).parents)[-2::-1]
 
 
 def _copy(run: Run, here: _Folder, wanted: list[Remote], out: Console) -> int:

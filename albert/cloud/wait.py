@@ -18,7 +18,7 @@ from albert.cloud.machines import Machine, find_machines
 from albert.cloud.records import Record, has_finished, read_record
 from albert.cloud.run import Charter, Run, now, shown
 from albert.cloud.security_group import read_charter
-from albert.cloud.tables import ago, dollars
+from albert.cloud.tables import dollars
 from btard.harness.progress import duration
 from btard.harness.typed_yaml import ConfigError
 
@@ -172,7 +172,7 @@ class _Watch:
         if silent and not self.silent:
             why = f" ({escape(problem)})" if problem else ""
             self.bar.out.print(
-                f"[yellow]no news from the coordinator[/] since {ago(time.timestamp() - heard)}{why}: "
+                f"[yellow]no news from the coordinator[/] for {duration(time.timestamp() - heard)}{why}: "
                 "`logs coordinator` shows what it does"
             )
         self.silent = silent

@@ -45,6 +45,8 @@ class Reply:
     body: str
     status: int = 200
     type: str = "text/xml"
+    headers: tuple[tuple[str, str], ...] = ()
+    """Over those that follow from the rest."""
 
 
 Rule = Callable[[Request], "Reply | None"]
@@ -90,8 +92,8 @@ class Endpoint:
                 reply = rule(request)
                 if reply is not None:
                     content = reply.body.encode()
-                    headers = [("Content-Type", reply.type), ("Content-Length", str(len(content)))]
-                    start_response(f"{reply.status} Told", headers)
+                    headers = {"Content-Type": reply.type, "Content-Length": str(len(content)), **dict(reply.headers)}
+                    start_response(f"{reply.status} Told", list(headers.items()))
                     return [content]
         return self._moto(environ, start_response)
 
@@ -162,7 +164,7 @@ def _parse(environ: dict[str, Any], body: str) -> Request:
     form = {key: values[0] for key, values in parse_qs(body).items()}
     if "Action" in form:
         return Request(service, form.pop("Action"), form)
-    return Request(service, _s3_action(environ), {"path": environ["PATH_INFO"]})
+    return Request(service, _s3_action(environ), {"path": environ["PATH_INFO"], "range": environ.get("HTTP_RANGE")})
 
 
 def _s3_action(environ: dict[str, Any]) -> str:
