@@ -1,0 +1,166 @@
+"""What a coordinator makes of what peers tell it, whoever of them lies."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from albert.arrival import _is_status
+from albert.config import AttackConfig, Config
+from albert.view import LEDGER_PATIENCE, View
+from btard.protocol.ledger import Entry
+from tests.albert.trainers import tiny
+
+HUGE = 10**400
+
+
+def config(**changes: Any) -> Config:
+    return tiny(Path("nowhere"), **{"steps": 50, **changes})
+
+
+def row(step: int, loss: float | None = 1.0, **changes: Any) -> dict[str, Any]:
+    told = {"step": step, "loss": loss, "active": 4, "samples": 8, "lr": 0.1, "sent": 100, "entries": 0}
+    return {**told, "seconds": {"gradients": 1.0, "commit": 0.5}, **changes}
+
+
+def ban(step: int, peer: int, kind: str = "wrong_gradient") -> str:
+    return Entry(step, kind, "guilty", peer, (0,), (peer,), step - 1).to_json()
+
+
+def status(*rows: dict[str, Any], ledger: tuple[str, ...] = (), **changes: Any) -> dict[str, Any]:
+    told = {"state": "running", "step": 9, "recent": list(rows), "ledger": list(ledger), "entries": len(ledger)}
+    return {**told, **changes}
+
+
+def hear(view: View, said: dict[int, dict[str, Any]], now: float = 0.0) -> list[dict[str, Any]]:
+    """One round of questions; returns the rows that are complete."""
+    for peer, told in said.items():
+        view.hear(peer, told, now)
+    view.learn(now)
+    return view.complete_rows(now)
+
+
+def test_rows_are_medians_and_bans_are_counted_by_kind() -> None:
+    view = View(config(), 0)
+    losses = [1.0, 2.0, 30.0, None]
+    (first,) = hear(view, {peer: status(row(0, loss, sent=100 + peer)) for peer, loss in enumerate(losses)})
+    assert (first["loss"], first["sent"], first["sent_per_peer"], first["removed"]) == (2.0, 406, 101.5, 0)
+    assert first["seconds"] == {"commit": 0.5, "gradients": 1.0} and first["samples_per_second"] == 8 / 1.5
+    assert "attacking" not in first and "loss_at_ban" not in first
+    ledger = (ban(1, 3), ban(2, 2, "silent"))
+    later = {peer: status(row(1, entries=1), row(2, entries=2), row(3, entries=2), ledger=ledger) for peer in (0, 1)}
+    rows = hear(view, later, 100.0)  # the removed are silent
+    assert [r["removed"] for r in rows] == [1, 2, 2]
+    assert [(r.get("bans/wrong_gradient"), r.get("bans/silent")) for r in rows] == [(1, None), (1, 1), (1, 1)]
+    assert [r.get("loss_at_ban") for r in rows] == [1.0, 1.0, None]
+    assert view.active() == [0, 1] and view.bans()[1] == {"peer": 2, "step": 2, "kind": "silent", "accusers": [0]}
+
+
+def test_a_step_waits_for_the_verdicts_that_fell_in_it() -> None:
+    view = View(config(), 0)
+    ledger = (ban(0, 3),)
+    # Half have told a ledger from before the verdict, half from after it.
+    early = {0: status(row(0, entries=1)), 1: status(row(0, entries=1)), 3: status(row(0, entries=1))}
+    assert hear(view, early | {2: status(row(0, entries=1), ledger=ledger)}) == []
+    (found,) = hear(view, {peer: status(row(0, entries=1), ledger=ledger) for peer in range(3)}, 1.0)
+    assert found["loss_at_ban"] == 1.0
+
+
+def test_verdicts_that_do_not_come_hold_nobody_up_for_long() -> None:
+    view = View(config(), 0)
+    told = {peer: status(*(row(step, entries=70) for step in range(3)), ledger=(), entries=70) for peer in range(4)}
+    assert hear(view, told) == []
+    assert [r["step"] for r in hear(view, told, LEDGER_PATIENCE)] == [0, 1, 2]
+    assert [r["step"] for r in hear(view, {p: status(row(3, entries=70), entries=70) for p in range(4)}, 20.0)] == [3]
+    view.hear(0, status(row(4, entries=71), entries=71), 30.0)
+    assert view.complete_rows(30.0, last=True) == []
+
+
+def test_a_ban_in_a_step_that_nobody_watched_marks_the_next_one() -> None:
+    view = View(config(), 0)
+    view.go_on([{"step": 4, "removed": 1}], [ban(2, 3)])
+    ledger = (ban(2, 3), ban(6, 2))
+    rows = hear(view, {peer: status(row(9, None), row(10), row(11), ledger=ledger) for peer in range(2)})
+    assert [r.get("loss_at_ban") for r in rows] == [None, 1.0, None]
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        {"sent": HUGE},
+        {"lr": float("nan")},
+        {"active": True},
+        {"samples": float("inf")},
+        {"seconds": {"commit": HUGE}},
+        {"seconds": [1]},
+        {"loss": HUGE},
+        {"step": 10**9},
+        {"step": "0"},
+    ],
+)
+def test_one_peers_nonsense_changes_no_row(nonsense: dict[str, Any]) -> None:
+    view = View(config(), 0)
+    said = {peer: status(row(0), row(1)) for peer in range(3)}
+    rows = hear(view, said | {3: status({**row(0), **nonsense})})
+    assert rows[0]["loss"] == 1.0 and rows[0]["sent"] == 300
+    json.dumps(rows, allow_nan=False)
+
+
+def test_one_peer_invents_no_phases_and_no_verdicts() -> None:
+    view = View(config(), 0)
+    said = {peer: status(row(0)) for peer in range(3)}
+    seconds = {f"phase {number}": 1.0 for number in range(100)}
+    lie = status(row(0, seconds=seconds, entries=HUGE), ledger=(ban(0, 1), "no entry"), entries=2)
+    (found,) = hear(view, said | {3: lie})
+    assert found["seconds"].keys() == {"commit", "gradients"} and found["removed"] == 0 and view.bans() == []
+
+
+def test_another_ledger_takes_the_place_of_mine_only_for_most_of_all() -> None:
+    view = View(config(peers=5, validators=1), 0)
+    hear(view, {peer: status(row(0, entries=1), ledger=(ban(0, 4),)) for peer in range(4)})
+    assert view.active() == [0, 1, 2, 3]
+    for peer in range(3):
+        view.hear(peer, status(ledger=(ban(1, 3),)), 100.0)
+    news = view.learn(100.0)
+    assert news is not None and news.anew and len(news.lines) == 1 and view.active() == [0, 1, 2, 4]
+
+
+ATTACK = AttackConfig(name="sign_flip", start=3, stop=6)
+
+
+def test_known_attackers_are_counted_from_the_attacks_start_to_its_stop() -> None:
+    numbered = config(peers=8, byzantine=3, peer=0, attack=replace(ATTACK, peers="2,5,6"))
+    view = View(numbered, 0)
+    view.go_on([{"step": 1}], [])
+    ledger = (ban(4, 5),)
+    rows = hear(
+        view, {peer: status(*(row(step) for step in range(2, 8)), ledger=ledger) for peer in range(8) if peer != 5}
+    )
+    assert [(r["step"], r["attacking"]) for r in rows] == [(2, 0), (3, 3), (4, 2), (5, 2), (6, 0), (7, 0)]
+
+
+def test_who_attacks_is_what_peers_say_of_themselves_where_numbers_say_nothing() -> None:
+    drawn = config(peers=8, byzantine=3, attack=ATTACK)
+    simulation = View(replace(drawn, peer=0), 0)
+    assert simulation.attackers() == drawn.attackers() and len(drawn.attackers()) == 3
+    strangers = View(drawn, 0)
+    assert strangers.attackers() == frozenset() and strangers.attacks_of(1) is None
+    for view in (simulation, strangers):
+        for peer in range(8):
+            view.hear(peer, status(attacks=peer in (1, 4)), 0.0)
+        view.hear(7, status(attacks="yes"), 0.0)
+        view.hear(1, {"state": "gathering"}, 1.0)  # says nothing of it now
+        assert view.attackers() == {1, 4}
+    assert [p["attacks"] for p in strangers.peers()] == [peer in (1, 4) for peer in range(8)]
+    listed = View(replace(drawn, attack=replace(ATTACK, peers="0,2,3")), 0)
+    assert listed.attackers() == {0, 2, 3}
+
+
+def test_a_status_that_cannot_be_compared_is_no_status() -> None:
+    assert _is_status({"state": "gathering", "step": 0, "stored": [0]}) and _is_status({"state": "starting"})
+    for nonsense in ({"stored": 5}, {"step": "1"}, {"step": True}, {"state": ["gathering"]}):
+        assert not _is_status({"state": "gathering", "step": 0, "stored": [0], **nonsense})
