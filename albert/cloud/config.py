@@ -31,7 +31,8 @@ class CodeConfig:
     """Commit, tag or branch of it. A branch is resolved once, by the first launch: machines that replace interrupted
     ones days later run the same commit."""
     wheel: str | None = None
-    """For code that is not public, instead of the repository: s3://BUCKET/PATH.whl, with `btard` and `albert` in it."""
+    """For code that is not public, instead of the repository: s3://BUCKET/PATH.whl, as `pip wheel . --no-deps` makes it.
+    It is installed with its extra `experiments`, which is requirements.txt."""
     requirements: str | None = "requirements.txt"
     """With the repository: the file in it that pip installs. null: none."""
     packages: str = ""

@@ -60,7 +60,9 @@ def dollars_per_hour(run: Run) -> tuple[float, float]:
     costs = hourly_costs(run, found.spot_prices, found.on_demand_prices)
     if found.findings or len(costs) < PARTS:
         problems = [f"{finding.found}; {finding.advice}".rstrip("; ") for finding in found.findings]
-        raise CloudError(problems[0] if problems else f"no spot prices of {run.config.trainers.types} in these zones")
+        where = f"{run.config.trainers.types} in {run.account.region}"
+        problems += [f"no spot prices of {where}; change trainers.types, network.zones or region"]
+        raise CloudError(problems[0])
     return sum(cost.low for cost in costs), sum(cost.high for cost in costs)
 
 

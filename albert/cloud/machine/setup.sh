@@ -53,8 +53,9 @@ mkdir -p "$BASE/code"
 pip() { retry "$BASE/venv/bin/pip" install --quiet "$@"; }
 pip --upgrade pip
 if [[ -n $WHEEL ]]; then
-  fetch "$WHEEL" "$BASE/$(basename "$WHEEL")"
-  pip "$BASE/$(basename "$WHEEL")"
+  wheel=$BASE/$(basename "$WHEEL")
+  fetch "$WHEEL" "$wheel"
+  pip "${wheel}[experiments]" # with what requirements.txt says, which stands in it under that name
 else
   clone() { rm -rf "$BASE/code" && git clone --quiet "$REPOSITORY" "$BASE/code"; }
   retry clone

@@ -7,11 +7,13 @@ from types import SimpleNamespace
 import pytest
 
 from albert.cloud.config import Config
-from albert.cloud.costs import Life, bill, hourly_costs, lives
+from albert.cloud.costs import Life, bill, dollars_per_hour, hourly_costs, lives
+from albert.cloud.errors import CloudError
 from albert.cloud.machines import Machine, _ended
 from albert.cloud.prices import ADDRESS_HOUR, DISK_GB_HOUR, SpotPrices
 from albert.cloud.run import Run
 from albert.cloud.tables import ago, dollars, span
+from tests.albert.cloud import answers
 
 T = datetime(2026, 1, 1, tzinfo=timezone.utc)
 HOUR = timedelta(hours=1)
@@ -92,6 +94,44 @@ def test_costs_per_hour_from_the_cheapest_to_the_dearest():
     assert costs["public addresses"] == (0.0, pytest.approx(0.085))
     assert costs["disks"][0] == pytest.approx((16 * 120 + 50) * 0.08 / 730)
     assert {cost.name for cost in hourly_costs(RUN, None, {})} == {"disks", "public addresses"}
+
+
+def test_a_run_has_its_dollars_per_hour_without_being_launched(cloud):
+    low, high = dollars_per_hour(cloud.run)
+    # 3 spot machines at 0.18 (the cheapest now) to 0.26; a coordinator; 410 GB of disk; up to 4 addresses.
+    fixed = 0.096 + 410 * DISK_GB_HOUR
+    assert low == pytest.approx(3 * 0.18 + fixed)
+    assert high == pytest.approx(3 * 0.26 + fixed + 4 * ADDRESS_HOUR)
+    assert cloud("plan") == 0
+    assert f"│{span(low, high)}" in cloud.output.replace("│ ", "│")
+    cloud.endpoint.asked.clear()
+    dollars_per_hour(cloud.run)
+    assert cloud.endpoint.changes() == []
+    assert "SimulatePrincipalPolicy" not in {request.action for request in cloud.endpoint.asked}
+    cloud.changes = ["--trainers.spot", "false", "--coordinator.price", "0.5", "--trainers.types", "g4dn.xlarge"]
+    low, high = dollars_per_hour(cloud.run)
+    assert (low, high) == (pytest.approx(low), pytest.approx(low + 4 * ADDRESS_HOUR))
+    assert low == pytest.approx(3 * 0.526 + 0.5 + 410 * DISK_GB_HOUR)
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        ("GetProducts", "missing right: GetProducts was refused"),
+        ("DescribeSpotPriceHistory", "missing right: DescribeSpotPriceHistory was refused"),
+        ("DescribeSubnets", "missing right: DescribeSubnets was refused"),
+    ],
+)
+def test_a_price_that_is_not_known_is_an_error_and_no_smaller_sum(cloud, action, message):
+    cloud.endpoint.refuse(action, "AccessDeniedException" if action == "GetProducts" else "UnauthorizedOperation")
+    with pytest.raises(CloudError, match=message):
+        dollars_per_hour(cloud.run)
+
+
+def test_types_that_are_sold_nowhere_have_no_price(cloud):
+    cloud.endpoint.answer("DescribeSpotPriceHistory", answers.spot_prices({}))
+    with pytest.raises(CloudError, match=r"no spot prices of g4dn\.xlarge g4dn\.2xlarge in us-east-1; "):
+        dollars_per_hour(cloud.run)
 
 
 def test_the_end_of_a_machine_stands_in_its_reason():

@@ -365,7 +365,7 @@ def test_a_wheel_is_installed_instead_of_the_repository(tmp_path, box):
     config = settings(tmp_path, "--code.repository", "null", "--code.wheel", wheel)
     code, output = box.boot(script(config, "honest", charter(commit="wheel")))
     assert code == 0, output
-    assert "pip install --quiet /opt/btard/btard-0.1.0-py3-none-any.whl" in box.calls("pip")
+    assert "pip install --quiet /opt/btard/btard-0.1.0-py3-none-any.whl[experiments]" in box.calls("pip")
     assert box.calls("git") == []
 
 

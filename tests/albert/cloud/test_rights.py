@@ -12,6 +12,7 @@ from albert.cloud.account import Account
 from albert.cloud.rights import GRANTS, policy
 from tests.albert.cloud import answers
 from tests.albert.cloud.conftest import Cloud
+from tests.albert.cloud.folders import put
 
 DOCS = Path(__file__).parents[3] / "docs" / "aws.md"
 BY_AWS_ITSELF = {
@@ -42,6 +43,9 @@ def use_everything(cloud: Cloud) -> None:
     cloud.endpoint.answer("GetCommandInvocation", answers.printed("line"))
     assert cloud("status") == 0, cloud.output
     assert cloud("logs", "coordinator") == 0, cloud.output
+    put(cloud, "summary.json", "{}")
+    assert cloud("wait") == 0, cloud.output
+    assert cloud("fetch", "--to", "here") == 0, cloud.output
     assert cloud("stop") == 0, cloud.output
 
 
