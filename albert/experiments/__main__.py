@@ -2,7 +2,8 @@
 
 GRID.yaml says which, such as configs/albert/experiments/tiny.yaml: a baseline from scratch, and attacks that begin from
 its checkpoints, with several starts, defences and seeds. DIR gets a folder for each swarm; those that are finished are
-skipped. With --aws they run on AWS, one after another: each is launched, fetched into DIR, and stopped.
+skipped. With --aws CLOUD.yaml (as for `python -m albert.cloud`) they run on AWS, one after another: each is launched,
+waited for, fetched into DIR, and removed; --aws.KEY VALUE changes what stands in CLOUD.yaml.
 `python -m albert.report DIR` makes figures and tables of whatever is finished.
 """
 
@@ -18,11 +19,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from albert.config import Config
 from albert.experiments.grid import read_grid
-from albert.experiments.local import LocalSwarms
-from albert.experiments.series import print_plan, run_series
+from albert.experiments.series import place_of, print_plan, run_series
 from btard.harness.run_folder import RunFolderError
 from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import COMMAND_LINE, ConfigError, read_words
+
+AWS = "--aws."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,17 +40,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where everything goes")
     parser.add_argument("--only", nargs="+", default=[], metavar="ATTACK", help="only these of the grid")
     parser.add_argument("--plan", action="store_true", help="say what there is to do, and end")
+    parser.add_argument("--aws", metavar="CLOUD.yaml", help="run them on AWS, with the machines of this file")
+    parser.add_argument("--data", type=Path, metavar="DATA", help="with --aws: copy this prepared folder there first")
+    parser.add_argument("--stop", action="store_true", help="with --aws: remove all of the series there, and end")
     arguments, words = parser.parse_known_args(argv)
     try:
+        words, cloud = split_words(words)
         grid = read_grid(arguments.grid, read_words(words, Config))
         if arguments.only:
             grid = grid.only(arguments.only, COMMAND_LINE)
+        place = place_of("local" if arguments.aws is None else "aws", arguments.aws, cloud)
+        if arguments.stop:
+            place.clean_up(grid, arguments.out)
+            return 0
         print_plan(grid, arguments.out)
+        place.describe(grid, arguments.out)
         if arguments.plan:
             return 0
-        failed = run_series(grid, arguments.out, LocalSwarms())
+        if arguments.data is not None:
+            place.put_data(arguments.data)
+        failed = run_series(grid, arguments.out, place)
     except (ConfigError, RunFolderError) as error:
         exit_with(error)
+    except RuntimeError as error:  # of AWS, whose modules are not loaded without --aws
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted: the same command goes on", file=sys.stderr)
         return 130
@@ -56,6 +72,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {name}: {problem}", file=sys.stderr)
     print(f"figures and tables: python -m albert.report {arguments.out}")
     return 1 if failed else 0
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the words for the swarms, and those that begin with --aws., without that."""
+    own: list[str] = []
+    cloud: list[str] = []
+    target = own
+    for word in words:
+        if word.startswith("--"):
+            target = cloud if word.startswith(AWS) else own
+        target.append(f"--{word.removeprefix(AWS)}" if word.startswith(AWS) else word)
+    return own, cloud
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from albert.checkpoint import checkpoint_before
-from albert.experiments.grid import BASELINE, Cell
+from albert.experiments.grid import BASELINE, Cell, Grid
 from albert.swarm import COORDINATOR, LOOK, Swarm
 
 LAST = 60.0
@@ -16,7 +16,18 @@ LAST = 60.0
 
 
 class LocalSwarms:
-    """Runs swarms as processes of this machine, one swarm at a time."""
+    """Runs swarms as processes of this machine, one swarm at a time. They end with the call, however it ends."""
+
+    own_display = False
+
+    def put_data(self, folder: Path) -> None:
+        """The data are where they are needed."""
+
+    def describe(self, grid: Grid, out: Path) -> None:
+        """There is nothing to pay, and no more to say than `print_plan` does."""
+
+    def clean_up(self, grid: Grid, out: Path) -> None:
+        """Nothing is left running."""
 
     def train(self, cell: Cell, out: Path, listen: Callable[[int], None]) -> str | None:
         """Run `cell` into its folder of `out`, or go on with it; calls `listen` with the step that it has come to.

@@ -10,16 +10,46 @@ from rich.table import Table
 from tqdm import tqdm
 
 from albert.experiments.grid import BASELINE, Cell, Grid
+from albert.experiments.local import LocalSwarms
 from albert.swarm import COORDINATOR
 from btard.harness.progress import console_for_all, duration, interval
 from btard.harness.run_folder import read_summary, steps_per_second
+from btard.harness.typed_yaml import ConfigError
 
 
 class Place(Protocol):
-    """Where swarms run."""
+    """Where swarms run. Errors: ConfigError for settings that cannot work, CloudError if AWS refuses something."""
+
+    own_display: bool
+    """Whether it shows itself how a swarm goes."""
+
+    def put_data(self, folder: Path) -> None:
+        """Bring the prepared data where the swarms run."""
+
+    def describe(self, grid: Grid, out: Path) -> None:
+        """Print what it costs to run what is not finished of `grid`, and what stands in the way."""
 
     def train(self, cell: Cell, out: Path, listen: Callable[[int], None]) -> str | None:
         """Run a swarm into its folder of `out`, telling its steps; returns what went wrong, in one line, or None."""
+
+    def clean_up(self, grid: Grid, out: Path) -> None:
+        """End and remove whatever of the series still runs; what the swarms have written stays."""
+
+
+def place_of(mode: str, cloud: str | Path | None = None, changes: Sequence[str] = ()) -> Place:
+    """Return the place "local" or "aws"; of that, `cloud` is the file of settings, and `changes` are words over them.
+
+    Errors: ConfigError, CloudError without credentials.
+    """
+    if mode == "local":
+        return LocalSwarms()
+    if mode != "aws" or cloud is None:
+        raise ConfigError(f"mode: expected local, or aws with its file of settings, got {mode} with {cloud}")
+    try:
+        from albert.experiments.aws import AwsSwarms
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"mode aws: {error.name} is not installed here; run `pip install boto3`") from None
+    return AwsSwarms.of_file(Path(cloud), changes)
 
 
 def is_finished(cell: Cell, out: Path) -> bool:
@@ -35,7 +65,7 @@ def run_series(grid: Grid, out: Path, place: Place, *, show: bool = True) -> dic
     out.mkdir(parents=True, exist_ok=True)
     todo = [cell for cell in grid.cells if not is_finished(cell, out)]
     failed: dict[str, str] = {}
-    with _Display(todo, out, show and bool(todo)) as display:
+    with _Display(todo, out, show and bool(todo), bar=not place.own_display) as display:
         for cell in todo:
             if cell.start_by is not None and BASELINE in failed:
                 failed[cell.name] = "not begun, as it starts from the baseline, which failed"
@@ -80,11 +110,11 @@ def _steps_per_second(cells: Sequence[Cell], out: Path) -> float | None:
 class _Display:
     """One bar over the steps of all swarms, and a line for each swarm that ends."""
 
-    def __init__(self, todo: Sequence[Cell], out: Path, show: bool) -> None:
-        self.out = out
+    def __init__(self, todo: Sequence[Cell], out: Path, show: bool, *, bar: bool) -> None:
+        self.out, self.show = out, show
         self._ended = 0
         self._bar: Any = tqdm(
-            total=sum(cell.steps for cell in todo), unit="step", disable=not show, mininterval=interval()
+            total=sum(cell.steps for cell in todo), unit="step", disable=not (show and bar), mininterval=interval()
         )
 
     def __enter__(self) -> _Display:
@@ -105,7 +135,7 @@ class _Display:
     def end(self, problem: str | None) -> None:
         self._ended += self._cell.steps
         self._bar.update(self._ended - self._bar.n)
-        if not self._bar.disable:
+        if self.show:
             self._bar.write(f"{self._cell.name}: {problem or outcome(self._cell, self.out)}")
 
 

@@ -79,15 +79,16 @@ def config_text(config: Settings) -> str:
 
 def differing_keys(one: S, other: S) -> list[tuple[str, Any, Any]]:
     """Return (dotted key, value in one, value in the other) where they differ in what a run computes."""
-
-    def value(config: S, key: str) -> Any:
-        found: Any = config
-        for name in key.split("."):
-            found = getattr(found, name)
-        return found
-
     compared = [key for key in keys(type(one)) if key not in one.free_to_change]
-    return [(key, a, b) for key in compared if (a := value(one, key)) != (b := value(other, key))]
+    return [(key, a, b) for key in compared if (a := value_of(one, key)) != (b := value_of(other, key))]
+
+
+def value_of(config: Settings, key: str) -> Any:
+    """Return the value of a dotted key."""
+    found: Any = config
+    for name in key.split("."):
+        found = getattr(found, name)
+    return found
 
 
 def help_text(cls: type[S], program: str, about: str) -> str:

@@ -19,6 +19,8 @@ from tests.albert.experiments.conftest import MakeGrid, write_swarm
 class Written:
     """Swarms that are written down at once, but for those that fail, and those at which the user interrupts."""
 
+    own_display = False
+
     def __init__(self, fails: str = "", interrupted: str = "") -> None:
         self.fails, self.interrupted = fails, interrupted
         self.trained: list[str] = []
@@ -32,6 +34,12 @@ class Written:
             return "its coordinator fell over"
         write_swarm(cell, out)
         return None
+
+    def put_data(self, folder: Path) -> None: ...
+
+    def describe(self, grid: Grid, out: Path) -> None: ...
+
+    def clean_up(self, grid: Grid, out: Path) -> None: ...
 
 
 def names(grid: Grid) -> list[str]:

@@ -1,0 +1,215 @@
+"""The swarms of a series on AWS, one after another: each is launched, waited for, fetched, and removed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import yaml
+from blake3 import blake3
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from albert.cloud.account import Account
+from albert.cloud.config import AttackConfig
+from albert.cloud.config import Config as CloudConfig
+from albert.cloud.config import load as load_cloud_config
+from albert.cloud.costs import dollars_per_hour
+from albert.cloud.errors import CloudError, explained
+from albert.cloud.fetch import fetch
+from albert.cloud.launch import launch
+from albert.cloud.plan import plan
+from albert.cloud.records import has_finished
+from albert.cloud.run import Run
+from albert.cloud.stop import stop
+from albert.cloud.tables import console, span
+from albert.cloud.wait import wait
+from albert.config import Config
+from albert.experiments.grid import BASELINE, Cell, Grid
+from albert.experiments.series import is_finished
+from albert.swarm import COORDINATOR
+from btard.harness.progress import interval
+from btard.harness.settings import differing_keys, value_of
+from btard.harness.typed_yaml import ConfigError
+
+STEPS_PER_HOUR = 50.0
+"""Of the paper's swarm, which took 4 to 5 hours for 250 steps."""
+SETUP_HOURS = 0.5
+"""Until machines are there, and have installed and fetched everything."""
+RESERVE = 1.5
+"""A run may take so many times the hours that are expected before it ends by itself."""
+LONGEST = 168.0
+"""Hours that a run may last at most."""
+LAUNCHES = 3
+"""So often a swarm may lose its coordinator."""
+SHORT = 17
+"""Characters that a series' run_id may have; that of each swarm is longer by a digest."""
+
+
+class AwsSwarms:
+    """Runs swarms on AWS as `config` says, which has the machines; what they train is the cell's.
+
+    Errors of all methods: CloudError, ConfigError.
+    """
+
+    own_display = True
+
+    def __init__(
+        self, config: CloudConfig, *, steps_per_hour: float = STEPS_PER_HOUR, out: Console | None = None
+    ) -> None:
+        if config.bucket is None:
+            raise ConfigError(
+                "bucket: expected a name, got null: --aws.bucket NAME; what swarms leave comes from it"
+            )
+        if len(config.run_id) > SHORT:
+            raise ConfigError(f"run_id: expected at most {SHORT} characters for a series, got {config.run_id}")
+        if steps_per_hour <= 0:
+            raise ConfigError(f"steps per hour: expected > 0, got {steps_per_hour:g}")
+        self.config, self.steps_per_hour = config, steps_per_hour
+        self.out = console() if out is None else out
+        self.account = Account(config.region, config.profile)
+
+    @classmethod
+    def of_file(cls, path: Path, changes: Sequence[str] = (), *, steps_per_hour: float = STEPS_PER_HOUR) -> AwsSwarms:
+        """From a file for `python -m albert.cloud`, with `--dotted.key value` words over it."""
+        return cls(load_cloud_config(path, changes), steps_per_hour=steps_per_hour)
+
+    def put_data(self, folder: Path) -> None:
+        """Copy the prepared data to data.source, if that is a folder in S3; what is there alike is not copied again."""
+        source = self.config.data.source
+        if source is None:
+            raise ConfigError(
+                "data.source: expected where machines find the data, got null: --aws.data.source s3://..."
+            )
+        if self.config.data.is_archive or not source.startswith("s3://"):
+            return
+        place = urlparse(source.rstrip("/"))
+        s3 = self.account.client("s3")
+        with explained():
+            prefix = f"{place.path.lstrip('/')}/"
+            listed = self.account.pages("s3", "list_objects_v2", "Contents", Bucket=place.netloc, Prefix=prefix)
+            there = {entry["Key"]: entry["Size"] for entry in listed}
+            files = {prefix + str(f.relative_to(folder)): f for f in sorted(folder.rglob("*")) if f.is_file()}
+            new = {key: file for key, file in files.items() if there.get(key) != file.stat().st_size}
+            total = sum(file.stat().st_size for file in new.values())
+            with tqdm(total=total, unit="B", unit_scale=True, disable=not new, mininterval=interval()) as bar:
+                for key, file in new.items():
+                    s3.upload_file(str(file), place.netloc, key, Callback=bar.update)
+        self.out.print(f"{source}: {len(new)} files copied, {len(files) - len(new)} were there")
+
+    def describe(self, grid: Grid, out: Path) -> None:
+        """Print what the series will take in hours and dollars, and what stands in the way of its first swarm."""
+        todo = [cell for cell in grid.cells if not is_finished(cell, out)]
+        if not todo:
+            return
+        first = self.run_of(todo[0], out, start_from=None)
+        plan(first, self.out)
+        low, high = dollars_per_hour(first)
+        table = Table("swarm", "AWS calls it", "steps", "hours", "dollars", title="On AWS, one after another")
+        for cell in todo:
+            hours = self.hours(cell)
+            name = self.run_id(cell)
+            table.add_row(cell.name, name, f"{cell.steps:,}", f"{hours:.1f}", span(low * hours, high * hours))
+        total = sum(self.hours(cell) for cell in todo)
+        table.add_section()
+        steps = sum(cell.steps for cell in todo)
+        table.add_row("all", "", f"{steps:,}", f"{total:.0f}", span(low * total, high * total))
+        self.out.print(table)
+        self.out.print(f"at {self.steps_per_hour:g} steps an hour; traffic between zones is not in it")
+
+    def train(self, cell: Cell, out: Path, listen: Callable[[int], None]) -> str | None:
+        """Launch `cell`, or go on with it, wait for its end, copy what its coordinator leaves into `out`, remove it.
+
+        Returns what went wrong, in one line, or None. An interruption leaves the swarm alone: the same call goes on.
+        """
+        run = self.run_of(cell, out, self._checkpoint(cell))
+        with explained():
+            finished = has_finished(run)
+        try:
+            finished = finished or self._run(run, listen)
+        except CloudError as error:
+            problem = str(error)
+        else:
+            problem = "" if finished else "ended before its time, for the reason above"
+        if finished:
+            fetch(run, out / cell.name / COORDINATOR, self.out, checkpoints=False)
+        if not stop(run, self.out):
+            return f"{problem or 'has finished'}, and left something on AWS: `stop` run {run.config.run_id} again"
+        if problem:
+            return f"{problem}; it was removed, and its trainers' disks with it: to begin again, empty {run.folder}"
+        return None
+
+    def _run(self, run: Run, listen: Callable[[int], None]) -> bool:
+        """Whether the run comes to its end. One that has lost its coordinator gets another."""
+        for _ in range(LAUNCHES):
+            if not launch(run, self.out, lambda _question, default: default):
+                raise CloudError("something stands in its way, as said above")
+            if wait(run, self.out, listen):
+                return True
+        return False
+
+    def clean_up(self, grid: Grid, out: Path) -> None:
+        """Remove whatever of the series is on AWS. What is in the bucket stays."""
+        for cell in grid.cells:
+            stop(self.run_of(cell, out, start_from=None), self.out)
+
+    def run_id(self, cell: Cell) -> str:
+        """What AWS calls the swarm: names there are short."""
+        return self._named(cell.config.run_id)
+
+    def hours(self, cell: Cell) -> float:
+        """How long the swarm should take."""
+        return SETUP_HOURS + cell.steps / self.steps_per_hour
+
+    def run_of(self, cell: Cell, out: Path, start_from: str | None) -> Run:
+        """The run on AWS that a cell is; its settings are written to a file of `out`."""
+        config = replace(cell.config, start_from=None, peer=None, wandb=None)
+        file = out / f"{cell.name}.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(yaml.safe_dump(_changed(config), sort_keys=False), encoding="utf-8")
+        hours = self.hours(cell)
+        cloud = replace(
+            self.config,
+            run_id=self.run_id(cell),
+            hours=hours,
+            max_hours=min(LONGEST, max(RESERVE * hours, hours + 1)),
+            swarm=replace(self.config.swarm, config=str(file), start_from=start_from),
+            attack=AttackConfig(name=None, start=None),
+            trainers=replace(
+                self.config.trainers, count=config.peers, byzantine=0 if cell.attack is None else config.byzantine
+            ),
+        )
+        return Run(self.account, cloud)
+
+    def _checkpoint(self, cell: Cell) -> str | None:
+        """The address of the newest of the baseline's checkpoints that is old enough for the cell."""
+        if cell.start_by is None:
+            return None
+        baseline = f"{cell.config.run_id.rpartition('/')[0]}/{BASELINE}"
+        folder = f"{Run(self.account, replace(self.config, run_id=self._named(baseline))).folder}/checkpoints"
+        place = urlparse(folder)
+        prefix = f"{place.path.lstrip('/')}/step-"
+        with explained():
+            entries = self.account.pages("s3", "list_objects_v2", "Contents", Bucket=place.netloc, Prefix=prefix)
+        numbers = [entry["Key"].removeprefix(prefix).removesuffix(".safetensors") for entry in entries]
+        fitting = [int(number) for number in numbers if number.isdigit() and int(number) <= cell.start_by]
+        if not fitting:
+            raise CloudError(f"{folder}: expected one of step {cell.start_by} or before, found none; run the baseline")
+        return f"{folder}/step-{max(fitting):08d}.safetensors"
+
+    def _named(self, run_id: str) -> str:
+        return f"{self.config.run_id}-{blake3(run_id.encode()).hexdigest(3)}"
+
+
+def _changed(config: Config) -> dict[str, Any]:
+    """The settings that are not the defaults, by dotted key: a machine's start-up script has no room for more."""
+    defaults = Config()
+    return {key: value for key, value, _ in differing_keys(config, defaults)} | {
+        key: value
+        for key in sorted(Config.free_to_change)
+        if key.partition(".")[0] != "network" and (value := value_of(config, key)) != value_of(defaults, key)
+    }
