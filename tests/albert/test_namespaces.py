@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 
 from albert.config import Config
+from albert.network.identity import peer_id_of
 from albert.swarm import COORDINATOR
+from btard.protocol.identity import Identity
 from tests.albert.faulty import Fault, FaultySwarm, settings
 from tests.albert.netns import Wire, enter, reason_not_to
 from tests.albert.test_swarm import check_agreement, check_nothing_left
 
 _REASON = reason_not_to()
+PORT = 31337
 pytestmark = pytest.mark.skipif(_REASON is not None, reason=str(_REASON))
 
 
@@ -111,15 +114,18 @@ def test_a_minority_that_is_cut_off_stops_and_comes_back(data: Path, tmp_path: P
 
 
 class RelayedSwarm(FaultySwarm):
-    """The coordinator serves as a relay; trainers behind routers of the wire use it if `relayed`."""
-
-    relayed = True
+    """Who is behind a router of the wire uses the coordinator and the first other trainer as relays."""
 
     def _launch(self, name: str, module: str, config: Config) -> None:
         assert self.wire is not None
         behind = name != COORDINATOR and 1 + int(name.removeprefix("peer-")) in self.wire.natted
-        relay = "none" if not self.relayed else "use" if behind else "serve"
-        super()._launch(name, module, replace(config, network=replace(config.network, relay=relay)))
+        network = replace(config.network, relay="use" if behind else "serve", port=PORT)
+        if behind:
+            second = min(set(range(1, 1 + config.peers)) - self.wire.natted)
+            key = Identity.from_seed(config.run_id, second - 1).public_key
+            address = f"/ip4/{self.wire.hosts[second]}/tcp/{PORT}/p2p/{peer_id_of(key)}"
+            network = replace(network, initial_peers=f"{self.address},{address}")
+        super()._launch(name, module, replace(config, network=network))
 
 
 def test_a_router_lets_in_only_what_was_asked_for() -> None:
@@ -168,12 +174,16 @@ def test_a_router_lets_in_only_what_was_asked_for() -> None:
 
 
 @pytest.mark.timeout(360)
-def test_peers_behind_different_routers_train_through_a_relay(data: Path, tmp_path: Path) -> None:
-    config = settings(data, run_id="relayed", steps=8)
-    with Wire(6, delay=0.005, natted=(1, 3, 4)) as wire, RelayedSwarm(config, tmp_path, wire) as swarm:
+def test_peers_behind_different_routers_train_through_relays(data: Path, tmp_path: Path) -> None:
+    config = settings(data, run_id="relayed", peers=4, steps=8)
+    with Wire(5, delay=0.005, natted=(1, 3)) as wire, RelayedSwarm(config, tmp_path, wire) as swarm:
+        swarm.strike("attending", Fault(2, "attend", peer=0))
         swarm.start()
-        assert swarm.wait(150), swarm.alive()
-        check_agreement(swarm, set(range(5)), {})
-        assert all(set(end["signed_by"]) == set(range(5)) for end in swarm.summaries().values())
+        swarm.struck("attending")
+        swarm.processes[COORDINATOR].kill()  # and one of the two relays with it
+        swarm.let_go("attending")
+        assert swarm.wait(100), swarm.alive()
+        check_agreement(swarm, set(range(4)), {})
+        assert all(set(end["signed_by"]) == set(range(4)) for end in swarm.summaries().values())
         assert wire.refused == 0, "somebody dials addresses that only work inside"
         check_nothing_left(swarm)
