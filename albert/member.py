@@ -16,7 +16,7 @@ from albert.deadlines import Deadlines
 from albert.driver import SwarmDriver
 from albert.network.doors import Doors
 from albert.network.state import StateService
-from albert.startup import begin, make_node, own_identity
+from albert.startup import begin, make_node, own_identity, pick_device
 from btard.attacks.registry import make_attack
 from btard.audit.recorder import Recorder
 from btard.drivers.history import ParameterHistory, steps_kept
@@ -48,7 +48,7 @@ class Member:
             self.identity = Identity.from_seed(config.run_id, config.peer)
         else:
             self.identity = own_identity(config, self.out)
-        self.device = torch.device(_device(config.device))
+        self.device = pick_device(config.device)
         start = begin(config, self.device)
         self.optimizer, self.task, self.first, self.agreed = start.optimizer, start.task, start.first, start.agreed
         self.node = make_node(config, self.identity)
@@ -191,7 +191,3 @@ class Member:
 
     def _watch(self, phase: str) -> None:
         self.phase = phase
-
-
-def _device(name: str) -> str:
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name

@@ -39,19 +39,29 @@ def begin(config: Config, device: torch.device) -> Start:
     corpus = Corpus(config.data.path)
     size = corpus.vocab_size, corpus.sequence_length, config.seed
     optimizer = Optimizer(make_model(config.model, *size).to(device), config.optimizer)
-    task = AlbertTask(
-        make_model(config.model, *size).to(device),
+    task = make_task(config, corpus, device)
+    first = 0
+    if config.start_from is not None:
+        first, tensors = load_start(Path(config.start_from), optimizer.state())
+        optimizer.load(tensors)
+    return Start(optimizer, task, first, agreed_settings(config, corpus, first, optimizer.params))
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of this name; "auto" is a GPU if there is one."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def make_task(config: Config, corpus: Corpus, device: torch.device) -> AlbertTask:
+    """The gradients of this configuration on the device."""
+    return AlbertTask(
+        make_model(config.model, corpus.vocab_size, corpus.sequence_length, config.seed).to(device),
         corpus,
         config.batch.total,
         config.batch.per_device,
         half=config.precision == "float16" and device.type == "cuda",
         loss_scale=config.loss_scale,
     )
-    first = 0
-    if config.start_from is not None:
-        first, tensors = load_start(Path(config.start_from), optimizer.state())
-        optimizer.load(tensors)
-    return Start(optimizer, task, first, agreed_settings(config, corpus, first, optimizer.params))
 
 
 def make_node(config: Config, identity: Identity) -> Node:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from btard.audit.report import AuditError
+from btard.drivers.task import SharedTask
 from btard.protocol.commit import clip_gradient, part_digests
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Compute, Purpose
@@ -38,14 +39,15 @@ class Recomputation:
 
     def _reproducing(self, record: StepRecord) -> Callable[[int], torch.Tensor]:
         """Peer -> its gradient [d] of the step, computed as it was in the run."""
-        if self.params is None or self.params.numel() != self.task.d:
+        task = self._task(record)
+        if self.params is None or self.params.numel() != task.d:
             raise AuditError(f"the parameters of step {record.step} are missing or of another size")
         planned = [peer for peer in (*record.active, *record.probation) if peer not in record.assignments]
         trusted = [peer for peer in record.workers if peer not in self.removed]
 
         def together(peer: int, others: Sequence[int]) -> torch.Tensor:
             group = sorted({*others, peer})
-            return self._rows(record, group)[group.index(peer)]
+            return self._rows(task, record, group)[group.index(peer)]
 
         staying = [peer for peer in planned if peer not in self.removed]
         for others in ([], planned, staying):
@@ -62,7 +64,13 @@ class Recomputation:
             "machine does not compute to the bit as the run's did"
         )
 
-    def _rows(self, record: StepRecord, peers: Sequence[int]) -> torch.Tensor:
+    def _task(self, record: StepRecord) -> Task:
+        """The task as it was in that step."""
+        if isinstance(self.task, SharedTask):
+            return self.task.among(len(set(record.active) - set(record.assignments)))
+        return self.task
+
+    def _rows(self, task: Task, record: StepRecord, peers: Sequence[int]) -> torch.Tensor:
         """[len(peers), d]."""
         requests = [
             Compute(
@@ -73,7 +81,7 @@ class Recomputation:
             )
             for peer in peers
         ]
-        out = torch.empty(len(peers), self.task.d)
+        out = torch.empty(len(peers), task.d)
         if self.params is not None:
-            self.task.gradients(self.params, requests, out)
+            task.gradients(self.params, requests, out)
         return out

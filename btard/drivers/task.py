@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,6 +25,15 @@ class Task(Protocol):
 
         Each row must depend on `params` and its own request alone: a validator asks for it again.
         """
+        ...
+
+
+@runtime_checkable
+class SharedTask(Protocol):
+    """A task whose batches are shares of a whole, so that a gradient depends on how many share it."""
+
+    def among(self, workers: int) -> Task:
+        """Return the task of a step that so many workers share."""
         ...
 
 

@@ -106,7 +106,9 @@ def check_nothing_left(swarm: FaultySwarm) -> None:
     swarm.until(lambda: not swarm.left(), 10, f"{swarm.left()} left")
 
 
-def test_attackers_are_banned_and_all_is_as_in_the_simulator(data: Path, tmp_path: Path, one_thread: None) -> None:
+def test_attackers_are_banned_and_all_is_as_in_the_simulator(
+    data: Path, tmp_path: Path, one_thread: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     attack = {"name": "sign_flip", "start": 1}
     config = settings(data, run_id="attackers 3", peers=8, byzantine=3, steps=9, attack=attack)
     digest, head, bans = simulate(config)
@@ -122,6 +124,9 @@ def test_attackers_are_banned_and_all_is_as_in_the_simulator(data: Path, tmp_pat
         summary = json.loads((tmp_path / COORDINATOR / "summary.json").read_text())
         assert (summary["byzantine_banned"], summary["honest_banned"]) == (3, 0) and summary["heads"] == [head]
         check_nothing_left(swarm)
+    capsys.readouterr()
+    assert audit([str(tmp_path / peer_folder(0)), "--task", "albert.audit:task_of"]) == 0
+    assert capsys.readouterr().out.count("gradient computed again") == 3
 
 
 @pytest.mark.timeout(360)
