@@ -5,7 +5,7 @@
     status  peers, machines, speed, dollars so far
     logs    what one of them printed: logs CONFIG.yaml coordinator, a peer's number, or an instance id
     wait    shows how the run goes until it has finished (exit code 0) or has ended without (1)
-    fetch   copies the run folder from the bucket: fetch CONFIG.yaml --to DIR
+    fetch   copies the run folder from the bucket: fetch CONFIG.yaml --to DIR [--without-checkpoints]
     stop    removes everything, and lists what is left
 
 Every key of CONFIG.yaml can be changed on the command line; give the same changes to every command of a run.
@@ -40,6 +40,7 @@ from albert.cloud.tables import console
 from albert.cloud.wait import wait
 
 COMMANDS = ("plan", "launch", "status", "logs", "wait", "fetch", "stop")
+WITHOUT = "--without-checkpoints"
 USAGE = f"usage: python -m albert.cloud {'|'.join(COMMANDS)} CONFIG.yaml [--key value ...]"
 
 
@@ -68,19 +69,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _act(command: str, run: Run, extra: str, out: Console) -> bool:
+def _act(command: str, run: Run, extra: list[str], out: Console) -> bool:
     """Carry a command out; return whether all is well."""
     if command == "launch":
         return launch(run, out, _ask)
     if command == "logs":
-        logs(run, extra, out)
+        logs(run, extra[0], out)
         return True
     if command == "fetch":
-        return fetch(run, Path(extra), out) > 0
+        return fetch(run, Path(extra[0]), out, checkpoints=WITHOUT not in extra) > 0
     return {"plan": plan, "status": status, "wait": wait, "stop": stop}[command](run, out)
 
 
-def _parse(words: list[str]) -> tuple[str, Path, str, list[str]]:
+def _parse(words: list[str]) -> tuple[str, Path, list[str], list[str]]:
     """The command, the settings' file, whose logs or where to, and the words that change settings."""
     command, *rest = words
     if command not in COMMANDS:
@@ -91,19 +92,21 @@ def _parse(words: list[str]) -> tuple[str, Path, str, list[str]]:
     if command == "fetch":
         return command, Path(path), *_target(rest)
     if command != "logs":
-        return command, Path(path), "", rest
+        return command, Path(path), [], rest
     if not rest or rest[0].startswith("--"):
         raise ConfigError("command line: whose logs? logs CONFIG.yaml coordinator, a peer's number, or an instance id")
-    return command, Path(path), rest[0], rest[1:]
+    return command, Path(path), rest[:1], rest[1:]
 
 
-def _target(words: list[str]) -> tuple[str, list[str]]:
-    """The folder after --to, and the words without it."""
-    for i, word in enumerate(words):
+def _target(words: list[str]) -> tuple[list[str], list[str]]:
+    """The folder after --to and whether without checkpoints, and the words without these."""
+    rest = [word for word in words if word != WITHOUT]
+    without = [WITHOUT] if len(rest) < len(words) else []
+    for i, word in enumerate(rest):
         if word.startswith("--to="):
-            return word.removeprefix("--to="), words[:i] + words[i + 1 :]
-        if word == "--to" and i + 1 < len(words):
-            return words[i + 1], words[:i] + words[i + 2 :]
+            return [word.removeprefix("--to="), *without], rest[:i] + rest[i + 1 :]
+        if word == "--to" and i + 1 < len(rest):
+            return [rest[i + 1], *without], rest[:i] + rest[i + 2 :]
     raise ConfigError("command line: where to? fetch CONFIG.yaml --to DIR")
 
 

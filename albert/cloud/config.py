@@ -31,7 +31,7 @@ class CodeConfig:
     """Commit, tag or branch of it. A branch is resolved once, by the first launch: machines that replace interrupted
     ones days later run the same commit."""
     wheel: str | None = None
-    """For code that is not public, instead of the repository: s3://BUCKET/PATH.whl, as `pip wheel . --no-deps` makes it.
+    """For code that is not public, instead of the repository: s3://BUCKET/PATH.whl, made by `pip wheel . --no-deps`.
     It is installed with its extra `experiments`, which is requirements.txt."""
     requirements: str | None = "requirements.txt"
     """With the repository: the file in it that pip installs. null: none."""
@@ -245,7 +245,7 @@ class Config:
     """Everything ends by itself so long after the first launch, finished or not."""
     bucket: str | None = None
     """S3 bucket, in the same region, that the coordinator's run folder is copied to every minute. null: it is lost when
-    the machine ends. A later launch of the same run_id goes on from there."""
+    the machine ends. A coordinator that takes the place of a lost one goes on from there."""
     prefix: str = "btard"
     """Folder in the bucket: runs go to s3://BUCKET/PREFIX/RUN_ID/."""
     keep_finished: bool = False

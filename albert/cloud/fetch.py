@@ -46,8 +46,10 @@ class Remote:
     etag: str
 
 
-def fetch(run: Run, folder: Path, out: Console) -> int:
-    """Copy the run folder from the bucket into `folder`; return how many files of the run are there then.
+def fetch(run: Run, folder: Path, out: Console, *, checkpoints: bool = True) -> int:
+    """Copy the run folder from the bucket into `folder`; return how many of the files are there then.
+
+    Without `checkpoints` these are left where they are: they are nearly all of its bytes.
 
     0, after a line that says so, if the bucket has none. What is there is not copied again, and an interrupted copy
     goes on. Raises ConfigError without a bucket, and CloudError if AWS refuses, if the folder holds something else, or
@@ -57,6 +59,8 @@ def fetch(run: Run, folder: Path, out: Console) -> int:
         raise ConfigError("`fetch` copies from the bucket, which is null; set bucket as it was at the launch")
     with explained():
         remotes, strange = _listed(run)
+    if not checkpoints:
+        remotes = [remote for remote in remotes if not remote.name.startswith("checkpoints/")]
     for name in strange[:3]:
         out.print(f"[yellow]left out[/]: {escape(ascii(name))}, which is no name that a run gives to a file")
     if len(strange) > 3:

@@ -1,6 +1,7 @@
 """The swarm's own records: what the coordinator writes into status.json, read from S3 or from the machine itself."""
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlparse
@@ -13,6 +14,8 @@ from albert.cloud.run import Run
 FILE = "status.json"
 SUMMARY = "summary.json"
 """What the coordinator writes last, and copies to the bucket last: the run has finished, and all of it is there."""
+FOUNDERS = "swarm.json"
+"""Who the first peers are. A coordinator that finds it goes on with them, and with nobody else."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,23 @@ def read_record(run: Run, coordinator: Machine | None) -> Record | None:
 def has_finished(run: Run) -> bool:
     """Return whether the bucket has the run's summary. Only with a bucket."""
     return _from_s3(run, SUMMARY) is not None
+
+
+def has_begun(run: Run) -> bool:
+    """Return whether the bucket has a list of the run's first peers. Only with a bucket."""
+    return _from_s3(run, FOUNDERS) is not None
+
+
+def newest_checkpoint(run: Run) -> str | None:
+    """Return the address of the newest checkpoint in the bucket, None if there is none. Only with a bucket."""
+    assert run.folder is not None
+    place = urlparse(run.folder)
+    prefix = f"{place.path.lstrip('/')}/checkpoints/step-"
+    entries = run.account.pages("s3", "list_objects_v2", "Contents", Bucket=place.netloc, Prefix=prefix)
+    keys = [str(entry["Key"]) for entry in entries]
+    found = [key for key in keys if re.fullmatch(r"\d{1,18}\.safetensors", key.removeprefix(prefix))]
+    newest = max(found, key=lambda key: int(key.removeprefix(prefix).partition(".")[0]), default=None)
+    return None if newest is None else f"s3://{place.netloc}/{newest}"
 
 
 def parse_record(text: str, where: str) -> Record:

@@ -8,8 +8,9 @@ from urllib.parse import urlparse
 
 from albert.cloud.errors import CloudError, code_of
 from albert.cloud.findings import Finding
-from albert.cloud.records import has_finished
+from albert.cloud.records import has_begun, has_finished, newest_checkpoint
 from albert.cloud.run import Run
+from albert.cloud.security_group import read_charter
 
 WHEEL = "wheel"
 """What a charter has instead of a commit if a wheel is installed."""
@@ -123,6 +124,10 @@ def _check_results(run: Run) -> list[Finding]:
     if has_finished(run):
         advice = "`fetch` it, or choose another run_id or prefix for a run from the start"
         return [Finding("stop", "results", f"{run.folder} has a run that has finished", advice)]
+    if has_begun(run) and read_charter(run) is None:
+        start = newest_checkpoint(run)
+        advice = f"choose another run_id, with swarm.start_from {start}" if start else "choose another run_id or prefix"
+        return [Finding("stop", "results", f"{run.folder} has a run whose peers are gone with their machines", advice)]
     if listed.get("KeyCount"):
         advice = "choose another run_id or prefix for a run from the start"
         return [Finding("note", "results", f"{run.folder} has a run, which will go on", advice)]

@@ -15,7 +15,7 @@ from albert.cloud.costs import spent
 from albert.cloud.errors import EXPIRED, KNOWN, CloudError, code_of, explain, passes
 from albert.cloud.groups import emptied
 from albert.cloud.machines import Machine, find_machines
-from albert.cloud.records import Record, has_finished, read_record
+from albert.cloud.records import Record, has_finished, newest_checkpoint, read_record
 from albert.cloud.run import Charter, Run, now, shown
 from albert.cloud.security_group import read_charter
 from albert.cloud.tables import dollars
@@ -128,26 +128,31 @@ class _Watch:
 
     def _missing(self, charter: Charter | None, machines: list[Machine], time: datetime) -> str | None:
         """What keeps the run from finishing, None if nothing does."""
-        folder = self.run.folder
         if charter is None:
-            return f"was stopped before it had finished; `launch` goes on from {folder}"
+            return f"was stopped before it had finished; {self._further()}"
         coordinator = any(machine.role == "coordinator" and machine.alive for machine in machines)
         if time >= charter.ends and (not coordinator or time >= charter.ends + LAST_COPY):
-            end = shown(charter.ends)
             return (
-                f"came to its end at {end} (max_hours) before it had finished; `stop` removes what is left of it, then "
-                f"`launch` with more max_hours goes on from {folder}"
+                f"came to its end at {shown(charter.ends)} (max_hours) before it had finished; `stop` removes what is "
+                f"left of it; {self._further()}"
             )
         if not charter.complete:
             return "is half-made; `launch` completes it, `stop` removes it"
         if coordinator:
             return None
         if emptied(self.run):
-            return f"ended without a summary in {folder}; `stop` removes what is left, then `launch` goes on from there"
+            return f"ended without a summary in {self.run.folder}; `stop` removes what is left of it; {self._further()}"
         return (
             "has lost its coordinator, and its trainers still cost money; `launch` starts another, which goes on from "
-            f"{folder}, `stop` ends the run"
+            f"{self.run.folder}, `stop` ends the run"
         )
+
+    def _further(self) -> str:
+        """How to go on without the peers, who are gone."""
+        start = newest_checkpoint(self.run)
+        if start is None:
+            return "it has kept no checkpoint to go on from"
+        return f"to go on, launch another run_id with swarm.start_from {start}"
 
     def _end(self, finished: bool, verdict: str) -> bool:
         self.verdict = escape(f"run {self.run.config.run_id} {verdict}")

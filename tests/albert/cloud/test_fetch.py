@@ -74,6 +74,15 @@ def test_the_run_folder_is_copied_and_later_only_what_is_new(there, tmp_path):
     assert there.endpoint.changes() == []
 
 
+def test_checkpoints_can_be_left_out_and_come_later(there, tmp_path):
+    to = tmp_path / "to"
+    assert there("fetch", "--without-checkpoints", "--to", str(to)) == 0, there.output
+    assert files(to) == {name: content for name, content in FILES.items() if not name.startswith("checkpoints/")}
+    assert fetch(there.run, to, Console(file=StringIO()), checkpoints=False) == 5
+    assert there("fetch", "--to", str(to)) == 0
+    assert files(to) == FILES
+
+
 def test_without_a_run_folder_or_a_bucket_it_says_so(cloud, tmp_path):
     assert cloud("fetch", "--to", str(tmp_path / "x")) == 1
     assert cloud.output == (

@@ -103,3 +103,27 @@ def test_a_run_that_has_finished_is_not_launched_again(cloud):
         "prefix for a run from the start"
     ) in cloud.output
     assert [finding.level for finding in survey(cloud.run).findings if finding.topic == "results"] == ["stop"]
+
+
+def test_a_run_whose_peers_are_gone_is_not_launched_again_but_gone_on_with_under_another_name(cloud):
+    """A coordinator with a list of first peers waits for them alone; those of a launch have other keys."""
+    assert cloud("launch") == 0, cloud.output
+    put(cloud, "swarm.json", "{}")
+    found = [finding for finding in survey(cloud.run).findings if finding.topic == "results"]
+    assert [(finding.level, finding.found) for finding in found] == [
+        ("note", "s3://results/btard/small has a run, which will go on")
+    ]
+    assert cloud("launch") == 0, cloud.output  # a second one mends it
+    assert cloud("stop") == 0
+    assert cloud("launch") == 1
+    gone = "results: s3://results/btard/small has a run whose peers are gone with their machines; choose another run_id"
+    assert f"{gone} or prefix" in cloud.output
+    put(cloud, NAME, checkpoint(950))
+    assert cloud("launch") == 1
+    start = f"s3://results/btard/small/{NAME}"
+    assert f"{gone}, with swarm.start_from {start}" in cloud.output
+    cloud.changes = ["--run_id", "small-on", "--swarm.start_from", start]
+    assert cloud("launch") == 0, cloud.output
+    assert cloud("stop") == 0
+    assert cloud.left() == []
+    cloud.changes = []

@@ -125,11 +125,15 @@ def test_a_lost_coordinator_ends_it_unless_another_comes_soon(launched, pauses):
 
 
 def test_a_coordinator_that_leaves_without_a_summary_is_an_end_too(launched, pauses):
+    for step in (950, 1000, 50):
+        put(launched, f"checkpoints/step-{step:08d}.safetensors", "tensors")
+    put(launched, "checkpoints/step-.safetensors", "no checkpoint")
+    put(launched, "checkpoints/step-00002000.tmp", "half of one")
     pauses.acts = [lambda: empty_groups(launched), lambda: None, lambda: end_coordinator(launched)]
     assert launched("wait") == 1
     assert launched.output.splitlines()[-1] == (
-        "run small ended without a summary in s3://results/btard/small; `stop` removes what is left, then `launch` "
-        "goes on from there"
+        "run small ended without a summary in s3://results/btard/small; `stop` removes what is left of it; to go on, "
+        "launch another run_id with swarm.start_from s3://results/btard/small/checkpoints/step-00001000.safetensors"
     )
 
 
@@ -143,7 +147,7 @@ def test_a_run_that_is_stopped_meanwhile_has_not_finished(launched, pauses):
     pauses.acts = [lambda: launched("stop")]
     assert launched("wait") == 1
     assert launched.output.splitlines()[-1] == (
-        "run small was stopped before it had finished; `launch` goes on from s3://results/btard/small"
+        "run small was stopped before it had finished; it has kept no checkpoint to go on from"
     )
 
 
@@ -151,7 +155,7 @@ def test_max_hours_end_it_once_the_last_copy_may_be_expected(launched, pauses):
     begun, hours = pauses.time, timedelta(hours=8)
     pauses.acts = [lambda: pauses.skip(hours)]  # somebody forbade the machines to end
     assert launched("wait") == 1
-    message = "(max_hours) before it had finished; `stop` removes what is left of it, then `launch` with more max_hours"
+    message = "(max_hours) before it had finished; `stop` removes what is left of it; it has kept no checkpoint"
     assert message in launched.output and launched.output.startswith("run small")
     assert pauses.time - begun >= hours + LAST_COPY
 
