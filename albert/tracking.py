@@ -17,8 +17,8 @@ from btard.harness.typed_yaml import ConfigError
 
 FLUSH = 10
 """Seconds after which TensorBoard's file has what was logged."""
-PATIENCE = 60
-"""Seconds that Weights & Biases may take to begin a run."""
+PATIENCE, FINISH = 60.0, 45.0
+"""Seconds that Weights & Biases may take to begin a run, and to take what is left at its end."""
 WANDB_ID = "wandb_id.txt"
 """In the run folder: the run's id at Weights & Biases, so that it is one run however often it is interrupted."""
 WANDB_VERSION = "wandb>=0.30,<1"
@@ -85,7 +85,13 @@ class WeightsAndBiases:
                 config=yaml.safe_load(config_text(config)),
                 dir=str(out),
                 settings=wandb.Settings(
-                    silent=True, console="off", disable_git=True, save_code=False, init_timeout=PATIENCE
+                    silent=True,
+                    console="off",
+                    disable_git=True,
+                    save_code=False,
+                    init_timeout=PATIENCE,
+                    finish_timeout=FINISH,
+                    finish_timeout_raises=True,
                 ),
             )
             self._run.define_metric("step")
@@ -95,8 +101,8 @@ class WeightsAndBiases:
                 f"wandb: the run could not begin ({explain(error)}); check network and key (`wandb login`), set "
                 "WANDB_MODE=offline to send it later, or leave `wandb` out"
             ) from None
-        offline = f"offline, `wandb sync {Path(self._run.dir).parent}` sends it"
-        say(f"Weights & Biases: {offline if self._run.offline else self._run.url}")
+        self._sync = f"`wandb sync {Path(self._run.dir).parent}`"
+        say(f"Weights & Biases: {f'offline, {self._sync} sends it' if self._run.offline else self._run.url}")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._try(lambda: self._run.log({**values, "step": step}, step=step))
@@ -106,18 +112,21 @@ class WeightsAndBiases:
 
     def finish(self, summary: Mapping[str, Any] | None) -> None:
         if summary is not None:
-            self._try(lambda: self._summarize(summary))
-        self._try(lambda: self._run.finish(exit_code=0 if summary is not None else 1))
+            words = {name: value for name, value in summary.items() if isinstance(value, int | float | str)}
+            self._try(lambda: self._run.summary.update(words))
+            self._try(lambda: self._run.log({BANS_TABLE: self._table(summary)}))
+        try:
+            self._run.finish(exit_code=0 if summary is not None else 1)
+        except Exception as error:
+            self._say(f"Weights & Biases: not all has arrived ({explain(error)}); {self._sync} sends it")
 
-    def _summarize(self, summary: Mapping[str, Any]) -> None:
+    def _table(self, summary: Mapping[str, Any]) -> Any:
         attackers = summary["byzantine"]
         rows = [
             [ban["step"], ban["peer"], ban["kind"], ", ".join(map(str, ban["accusers"])), ban["peer"] in attackers]
             for ban in summary["bans"]
         ]
-        table = self._wandb.Table(columns=["step", "peer", "kind", "accusers", "attacker"], data=rows)
-        self._run.log({BANS_TABLE: table})
-        self._run.summary.update({name: x for name, x in summary.items() if isinstance(x, int | float | str)})
+        return self._wandb.Table(columns=["step", "peer", "kind", "accusers", "attacker"], data=rows)
 
     def _try(self, act: Callable[[], object]) -> None:
         try:
