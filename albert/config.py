@@ -19,17 +19,17 @@ class ModelConfig:
     """ALBERT with a head for masked words and one for the order of sentences."""
 
     layers: int = 24
-    """Times that the one shared layer is applied."""
+    """Times that the one shared layer is applied. The time of a step follows it, the number of parameters does not."""
     hidden: int = 1024
-    """Width of the layer; a multiple of the heads."""
+    """Width of the layer; a multiple of the heads. Lower it for a smaller model."""
     heads: int = 16
-    """Attention heads."""
+    """Attention heads. One for each 64 of the width is usual."""
     intermediate: int = 4096
-    """Width of the feed-forward part."""
+    """Width of the feed-forward part. 4 times the layer's is usual."""
     embedding: int = 128
-    """Width of the word embeddings."""
+    """Width of the word embeddings. 128 in every ALBERT."""
     dropout: float = 0.0
-    """In the layer; 0 is albert-large-v2's."""
+    """In the layer; 0 is albert-large-v2's. Raise it if the validation loss rises while the training loss falls."""
 
     def __post_init__(self) -> None:
         for name in ("layers", "hidden", "heads", "intermediate", "embedding"):
@@ -44,7 +44,8 @@ class DataConfig:
     """What is learned."""
 
     path: str = "data/wikitext-103"
-    """The folder that python -m albert.prepare has written; equal at all peers."""
+    """The folder that python -m albert.prepare has written. Peers compare the digest of what is in it; where it is may
+    differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +53,11 @@ class BatchConfig:
     """How many sequences a step takes, over all peers."""
 
     total: int = 4096
-    """Sequences per step. Each worker takes an equal share, so the shares grow when peers are banned."""
+    """Sequences per step. Each worker takes an equal share, so the shares grow when peers are banned. Lower it if steps
+    take too long, and optimizer.lr with it."""
     per_device: int = 4
-    """Sequences that a peer computes at once. Lower it if the memory does not suffice; equal at all peers."""
+    """Sequences that a peer computes at once. Lower it if the memory does not suffice, raise it if a GPU is not busy.
+    Exact validation needs equal numbers at all peers."""
 
     def __post_init__(self) -> None:
         for name in ("total", "per_device"):
@@ -66,19 +69,19 @@ class OptimizerConfig:
     """LAMB, with a linear warm-up and a linear decay."""
 
     lr: float = 0.00176
-    """Learning rate at the end of the warm-up."""
+    """Learning rate at the end of the warm-up. Lower it if the loss jumps, or with a smaller batch."""
     warmup_steps: int = 5000
-    """Steps of the warm-up."""
+    """Steps of the warm-up. More if the loss rises towards its end."""
     schedule_steps: int = 125_000
-    """The learning rate is 0 after so many steps."""
+    """The learning rate is 0 after so many steps: `steps`, or more where a run is the beginning of a longer one."""
     weight_decay: float = 0.01
-    """Not applied to biases and layer norms."""
+    """Not applied to biases and layer norms. 0: none."""
     beta1: float = 0.9
-    """Decay of the mean of gradients."""
+    """Decay of the mean of gradients. Hardly ever changed."""
     beta2: float = 0.999
-    """Decay of the mean of squares."""
+    """Decay of the mean of squares. Lower it for runs of fewer than some thousand steps."""
     eps: float = 1e-6
-    """Added to the root of the squares."""
+    """Added to the root of the squares. Hardly ever changed."""
 
     def __post_init__(self) -> None:
         require(0 < self.lr < math.inf, "lr", "> 0 and finite", self.lr, "the paper uses 0.00176")
@@ -96,27 +99,35 @@ class ProtocolSettings:
     """What peers do to keep each other honest."""
 
     tau: float | Literal["auto"] = 0.125
-    """Clipping radius of CenteredClip on each part. inf is the mean. auto follows the distances that peers report."""
+    """Clipping radius of CenteredClip on each part. inf is the mean. auto follows the distances that peers report.
+    Lower it if the loss rises under attack, raise it if without one it falls slower than with the mean."""
     clip_lambda: float | None = 1.0
-    """BTARD-Clipped-SGD: peers scale their gradients to at most this norm. null: they do not."""
+    """BTARD-Clipped-SGD: peers scale their gradients to at most this norm. Lower it if the loss jumps. null: they do
+    not."""
     validation: Literal["exact", "tolerant"] = "exact"
-    """exact: peers compute alike to the bit, as on equal machines. tolerant: for peers on different hardware."""
+    """exact: peers compute alike to the bit, as on equal machines. tolerant: for peers on different hardware, or with
+    different versions of PyTorch."""
     gradient_tol: float = 0.1
-    """tolerant: relative error that honest peers' gradients of one batch stay within."""
+    """tolerant: relative error that honest peers' gradients of one batch stay within. Raise it if honest peers are
+    banned for wrong_gradient; whatever is within it passes for honest."""
     cosine_tol: float | None = None
-    """tolerant: the same for 1 - cosine. null: directions are not compared apart."""
+    """tolerant: the same for 1 - cosine. Set it to catch gradients that differ in their direction alone. null:
+    directions are not compared apart."""
     relays: int | None = None
     """Rounds in which peers pass on what others may not have heard. null: as many as may be Byzantine, which no liar
     can get around; each costs a round trip in each of some six phases. Lower it if the round trips take a large share
     of a step and few peers would lie about who said what."""
     directions: int = 1
-    """Random directions that each part's aggregate is checked on. More make a miss by chance rarer."""
+    """Random directions that each part's aggregate is checked on. More make a miss by chance rarer, and the reports
+    longer."""
     delta_max: float | None = None
-    """A part is checked when most workers are farther than this from its aggregate. null: follows the step."""
+    """A part is computed again by all if most workers are farther than this from its aggregate. null: follows the step.
+    Set it if you know how far honest gradients are apart, to leave colluders less."""
     max_absences: int = 3
     """Steps in a row that a peer may miss before it counts as gone. Raise it if peers need longer to restart."""
     probation: int | None = None
-    """Steps that a newcomer computes before it counts. null: nobody can join after the start."""
+    """Steps that a newcomer computes before it counts: what a new identity costs. null: nobody can join after the
+    start. Set it if peers are replaced, or strangers may come later; raise it if banned peers come back too cheaply."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,15 +137,15 @@ class AttackConfig:
     name: str | None = None
     """An attack of btard.attacks, such as sign_flip. null: nobody attacks."""
     start: int = 1000
-    """First step of the attack."""
+    """First step of the attack: after the warm-up, to see what it does to a model that has learned something."""
     every: int = 1
-    """Act at every so-many-th step from the start on."""
+    """Act at every so-many-th step from the start on. More than 1: caught later, for less harm."""
     stop: int | None = None
     """First step without the attack. null: it goes on to the end."""
     options: dict[str, AttackOption] = field(default_factory=dict)
-    """Options of the attack by name: --attack.options.NAME VALUE."""
+    """Options of the attack by name: --attack.options.NAME VALUE. docs/attacks.md has them all."""
     peers: str | None = None
-    """Numbers of the peers that attack, with commas between them. null: drawn from the seed."""
+    """Numbers of the peers that attack, with commas between them. null: drawn from the seed, never peer 0."""
     join: bool | None = None
     """Of one trainer: whether it attacks, whatever its number. null: attack.peers says. It knows its fellows from
     attack.peers alone."""
@@ -173,18 +184,20 @@ class NetworkConfig:
     host: str = "127.0.0.1"
     """IP to listen on. 0.0.0.0 for peers on other machines."""
     port: int = 0
-    """Port to listen on. 0: any that is free."""
+    """Port to listen on. 0: any that is free. Set it where a firewall or router has to let others in."""
     announce: str | None = None
-    """IP at which others reach this machine, if it is another one than it listens on. Needs a port."""
+    """IP at which others reach this machine, if it is another one than it listens on: a cloud's public IP, or that of a
+    router that forwards network.port to the same port here."""
     relay: Literal["none", "use", "serve"] = "none"
     """use: for a peer behind a NAT or firewall that lets nobody in: others reach it through those of
     network.initial_peers that serve. serve: for machines that everybody reaches, the coordinator first of all: pass on
     what such peers and others say to each other. none: where every peer can reach every other."""
     identity: str | None = None
-    """File with this peer's key, made if it is missing. null: identity.key in the run folder."""
+    """File with this peer's key, made if it is missing. null: identity.key in the run folder. Set it to be the same
+    peer in another folder."""
     founders: str | None = None
     """File with the public keys of the first peers, a line of 64 hexadecimal digits each, in the order of their
-    numbers. null: the coordinator lists who has come."""
+    numbers. Set it if the coordinator is not to choose who they are. null: it lists those who come first."""
 
     def __post_init__(self) -> None:
         require(0 <= self.port < 2**16, "port", ">= 0 and < 65536", self.port, "0 is any that is free")
@@ -212,11 +225,13 @@ class DeadlineConfig:
     message: float = 1.0
     """What a short message may take. Raise it if peers are silent to each other over slow links."""
     transfer: float = 30.0
-    """What a gradient's way through the network may take, each way."""
+    """What a gradient's way through the network may take, each way. Raise it if peers are silent in phases that carry
+    parts, or behind relays: bytes of the gradient over what the slowest link carries in a second, at least."""
     give_up: float = 10.0
-    """How long a peer may be unreachable before a phase goes on without it."""
+    """How long a peer may be unreachable before a phase goes on without it. Raise it if links break for moments."""
     gather: float = 600.0
-    """How long the first peers wait for all to come, and those who come back for the others' state."""
+    """How long the first peers wait for all to come, and those who come back for the others' state. Raise it if
+    machines are started by hand, or if a step with the state after it takes longer."""
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -237,29 +252,32 @@ class Config:
     )
 
     run_id: str = "albert"
-    """Names the run in every hash and signature. Another run needs another name."""
+    """Names the run in every hash and signature. Another run needs another name, or its messages could be replayed."""
     peers: int = 16
-    """Peers at the start (n)."""
+    """Peers at the start (n): so many have to come before the run begins."""
     byzantine: int = 0
-    """How many of them may be Byzantine (b), and how many are, where attack.name is set."""
+    """How many of them may be Byzantine (b), and how many are, where attack.name is set. More cost round trips
+    (protocol.relays)."""
     validators: int = 1
-    """Peers per step that check another one's work of the step before instead of computing (m)."""
+    """Peers per step that check another one's work of the step before instead of computing (m). More catch attackers
+    sooner, for as many gradients less per step."""
     steps: int = 1250
     """Steps after which the run ends."""
     seed: int = 0
-    """Seeds the initial model and who is Byzantine."""
+    """Seeds the initial model and who is Byzantine. Another one repeats an experiment independently."""
     peer: int | None = None
     """Of one trainer: its number, in a simulation in which every key follows from run_id and number. null: it has a
     key of its own, as in every real swarm."""
     start_from: str | None = None
     """A checkpoint to begin from instead of new parameters, equal at all peers: an attack run goes on from it."""
     checkpoint_every: int = 50
-    """Steps between two checkpoints; the coordinator measures the validation loss of its own. May change when a run
-    goes on."""
+    """Steps between two checkpoints: what is lost if all peers stop. The coordinator measures the validation loss of
+    its own."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: a GPU if there is one."""
+    """auto: a GPU if there is one. cpu if its memory does not suffice; then other peers need protocol.validation
+    tolerant, or cpu, too."""
     precision: Literal["float32", "float16"] = "float32"
-    """float16: mixed precision on a GPU, with master weights in float32. Equal at all peers."""
+    """float16: mixed precision on a GPU, with master weights in float32: faster on GPUs with tensor cores."""
     loss_scale: float = 4096.0
     """float16: the loss is multiplied by it, so that small gradients do not vanish. Lower it if gradients overflow."""
     threads: int | None = None
@@ -356,6 +374,8 @@ class Config:
             name: everything[name] for name in ("peers", "byzantine", "validators", "steps", "seed")
         }
         shared |= {"precision": self.precision, "batch.total": self.batch.total}
+        if self.precision == "float16":
+            shared["loss_scale"] = self.loss_scale
         for section in ("model", "optimizer", "protocol"):
             shared |= {f"{section}.{name}": value for name, value in everything[section].items()}
         if self.protocol.validation == "exact":

@@ -28,7 +28,7 @@ class ModelConfig:
     """The network: ResNet-18 with the stem for small images."""
 
     width: int = 64
-    """Channels of the first stage. 64 is the standard ResNet-18 (11.2 M parameters), 16 has 0.7 M."""
+    """Channels of the first stage. 64 is the standard ResNet-18 (11.2 M parameters), 16 has 0.7 M. Lower it on CPUs."""
 
     def __post_init__(self) -> None:
         require(self.width >= 1, "width", ">= 1", self.width, "64 is the standard network")
@@ -43,7 +43,7 @@ class DataConfig:
     path: str | None = None
     """cifar10: the folder that has it or that it is downloaded into, null is a cache. folder: the tree or archive."""
     label: str | None = None
-    """What figures and tables call the data. null: its name."""
+    """What figures and tables call the data. null: its name. Set it for a folder of your own."""
 
     def __post_init__(self) -> None:
         if self.name == "folder":
@@ -57,19 +57,20 @@ class AttackConfig:
     name: str | None = None
     """An attack of btard.attacks, such as sign_flip or alie. null: nobody attacks."""
     start: int = 1000
-    """First step of the attack."""
+    """First step of the attack: late enough for a model that has learned something to lose."""
     every: int = 1
-    """Act at every so-many-th step from the start on."""
+    """Act at every so-many-th step from the start on. More than 1: caught later, for less harm."""
     stop: int | None = None
     """First step without the attack. null: it goes on to the end."""
     scale: float | None = None
-    """Magnitude, for attacks that have one. null: the attack's own default."""
+    """Magnitude, for attacks that have one. null: the attack's own default. Lower it for attackers that are
+    harder to tell from honest peers."""
     epsilon: float | None = None
     """Of ipm: the share of the honest mean that is pushed backwards; the paper uses 0.1 and 0.6. null: its default."""
     delay: int | None = None
     """Of delayed_gradient: the age of the gradients in steps. null: its default."""
     options: dict[str, AttackOption] = field(default_factory=dict)
-    """Any other option of the attack by name: --attack.options.NAME VALUE."""
+    """Any other option of the attack by name: --attack.options.NAME VALUE. docs/attacks.md has them all."""
 
     def chosen(self) -> dict[str, AttackOption]:
         """The options to hand to `make_attack`, beside start and every."""
@@ -112,18 +113,23 @@ class AggregatorConfig:
     """How many Byzantine peers the rule is made for: trimmed_mean, krum, multi_krum and bulyan depend on it, and the
     relays of btard. null: as many as there are. Set it to see what a defence costs when nobody attacks."""
     directions: int = 1
-    """btard: random directions that each part's aggregate is checked on. More make a miss by chance rarer."""
+    """btard: random directions that each part's aggregate is checked on. More make a miss by chance rarer, and the
+    reports longer."""
     delta_max: float | None = None
-    """btard: a part is checked when most workers are farther than this from its aggregate. null: follows the step."""
+    """btard: a part is computed again by all if most workers are farther than this from its aggregate. null: follows
+    the step. Set it if you know how far honest gradients are apart, to leave colluders less."""
     clip_lambda: float | None = None
-    """btard: peers first scale their gradients to at most this norm (BTARD-Clipped-SGD). null: they do not."""
+    """btard: peers first scale their gradients to at most this norm (BTARD-Clipped-SGD). Lower it if the loss jumps.
+    null: they do not."""
     validation: Literal["exact", "tolerant"] = "exact"
     """btard: exact compares hashes, for peers that compute alike to the bit. tolerant compares distances, for peers on
     different hardware; python -m resnet.calibrate proposes the tolerances."""
     gradient_tol: float = 0.1
-    """btard, tolerant: relative error that honest peers' gradients of one batch stay within."""
+    """btard, tolerant: relative error that honest peers' gradients of one batch stay within. Raise it if honest peers
+    are banned for wrong_gradient; whatever is within it passes for honest."""
     cosine_tol: float | None = None
-    """btard, tolerant: the same for 1 - cosine. null: directions are not compared apart."""
+    """btard, tolerant: the same for 1 - cosine. Set it to catch gradients that differ in their direction alone. null:
+    directions are not compared apart."""
     relays: int | None = None
     """btard: rounds in which peers pass on what others may not have heard. null: as many as there are Byzantine peers,
     which keeps honest peers in agreement whatever these do. Fewer are quicker with a process per peer."""
@@ -151,11 +157,11 @@ class OptimizerConfig:
     """SGD with momentum and a cosine schedule."""
 
     lr: float = 0.01
-    """Learning rate at the start."""
+    """Learning rate at the start. Lower it if the loss jumps."""
     momentum: float = 0.9
-    """Nesterov momentum. 0: none."""
+    """Nesterov momentum. 0: none. With more of it an attack is felt for longer after its end."""
     weight_decay: float = 5e-4
-    """L2 penalty."""
+    """L2 penalty. Raise it if the test accuracy falls behind that of the training."""
     schedule_steps: int | None = None
     """The learning rate falls to 0 along a cosine over so many steps. null: over all steps of the run.
     Set it where a run is only the beginning of a longer one."""
@@ -175,30 +181,33 @@ class Config:
     free_to_change: ClassVar[frozenset[str]] = frozenset({"checkpoint_every", "timeout"})
 
     peers: int = 16
-    """Simulated peers (n)."""
+    """Simulated peers (n). The time of a step follows it."""
     byzantine: int = 0
-    """How many of them are Byzantine (b). The seed draws who; peer 0 never is, it evaluates."""
+    """How many of them are Byzantine (b): less than half. The seed draws who; peer 0 never is, it evaluates."""
     validators: int = 1
-    """Peers per step that check another one's work of the step before instead of computing (m). Only btard has them."""
+    """Peers per step that check another one's work of the step before instead of computing (m). Only btard has them.
+    More catch attackers sooner, for as many gradients less per step."""
     steps: int = 25_000
-    """Training steps."""
+    """Training steps. The learning rate's cosine is as long, if optimizer.schedule_steps does not say otherwise."""
     seed: int = 0
-    """Seeds the initial model, who is Byzantine, every batch and every coin."""
+    """Seeds the initial model, who is Byzantine, every batch and every coin. Another one repeats an experiment
+    independently."""
     batch_size: int = 8
-    """Samples per peer and step."""
+    """Samples per peer and step. Lower it if the memory does not suffice."""
     eval_every: int = 50
-    """Steps between two measurements of the test accuracy. The last step always has one."""
+    """Steps between two measurements of the test accuracy. The last step always has one. Raise it if they take a large
+    share of the time."""
     test_samples: int | None = None
-    """How many test images accuracy is measured on. null: all."""
+    """How many test images accuracy is measured on. null: all. Set it for measurements that are quicker and noisier."""
     checkpoint_every: int = 500
-    """Steps between two checkpoints: what an interruption can cost. May change when a run goes on, as may timeout."""
+    """Steps between two checkpoints: what an interruption can cost. A checkpoint has the last step's gradients."""
     mode: Literal["batched", "per_peer"] = "batched"
     """batched: all peers' gradients at once. per_peer: one by one, bit-equal to what a lone peer computes; slower."""
     commitments: Literal["hashed", "ideal"] = "hashed"
     """ideal: tensors stand for themselves and are not read for it. The same bans and parameters, sooner, and nothing to
     audit; for simulations in one process."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: a GPU if there is one."""
+    """auto: a GPU if there is one. cpu if its memory does not suffice."""
     timeout: float = 120.0
     """Seconds that the processes of a run under torchrun wait for one that does not answer. Slow steps want more."""
     threads: int | None = None
