@@ -76,6 +76,9 @@ class Coordinator:
         self.validation = list(evaluation_batches(Corpus(config.data.path, "validation"), 16, EVALUATED))
         self.node = make_node(config, self.identity)
         self.view = View(config, self.first)
+        before = {peer["peer"]: peer.get("attacks") for peer in _read(self.out / STATUS).get("peers", ())}
+        # From before it was interrupted: those who have been removed since say it no more.
+        self.view.attacks = {peer: attacks for peer, attacks in before.items() if attacks is not None}
         self.trackers: list[Tracker] = []
         self._started = 0.0
         self._measured: dict[str, Any] = {}
@@ -110,9 +113,6 @@ class Coordinator:
 
     async def _meet(self) -> None:
         noted = self._noted()
-        before = {peer["peer"]: peer.get("attacks") for peer in _read(self.out / STATUS).get("peers", ())}
-        # Those who were removed say it no more.
-        self.view.attacks = {peer: attacks for peer, attacks in before.items() if attacks is not None}
         await self.node.meet_again(noted["addresses"])
         self.node.spawn(announce(self.node, self.config.run_id))
         self._write_status()

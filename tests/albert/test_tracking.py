@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -92,6 +93,14 @@ def test_the_summary_says_who_was_started_as_an_attacker(seen: Seen) -> None:
     assert (seen.ban["peer"], seen.ban["kind"]) == (seen.attacker, "wrong_gradient") and seen.ban["accusers"]
     status = json.loads((seen.out / "status.json").read_text())
     assert [peer["peer"] for peer in status["peers"] if peer["attacks"]] == [seen.attacker]
+
+
+def test_a_coordinator_that_is_started_again_still_knows_who_attacked(seen: Seen, tmp_path: Path) -> None:
+    again = tmp_path / "coordinator"
+    shutil.copytree(seen.out, again)
+    assert Coordinator(seen.config, again).view.attackers() == {seen.attacker}
+    (again / "status.json").unlink()
+    assert Coordinator(seen.config, again).view.attackers() == frozenset()
 
 
 def test_metrics_show_the_attack_and_the_ban(seen: Seen) -> None:
