@@ -62,9 +62,7 @@ class AwsSwarms:
         self, config: CloudConfig, *, steps_per_hour: float = STEPS_PER_HOUR, out: Console | None = None
     ) -> None:
         if config.bucket is None:
-            raise ConfigError(
-                "bucket: expected a name, got null: --aws.bucket NAME; what swarms leave comes from it"
-            )
+            raise ConfigError("bucket: expected a name, got null: --aws.bucket NAME; what swarms leave comes from it")
         if len(config.run_id) > SHORT:
             raise ConfigError(f"run_id: expected at most {SHORT} characters for a series, got {config.run_id}")
         if steps_per_hour <= 0:
@@ -129,28 +127,25 @@ class AwsSwarms:
         run = self.run_of(cell, out, self._checkpoint(cell))
         with explained():
             finished = has_finished(run)
-        try:
-            finished = finished or self._run(run, listen)
-        except CloudError as error:
-            problem = str(error)
-        else:
-            problem = "" if finished else "ended before its time, for the reason above"
+        for launches in range(LAUNCHES):
+            if finished:
+                break
+            try:
+                launched = launch(run, self.out, lambda _question, default: default)
+            except CloudError:
+                if launches:  # nothing can be mended any more
+                    break
+                raise
+            if not launched:
+                return "was not launched; what stands in its way is said above"
+            finished = wait(run, self.out, listen)
         if finished:
             fetch(run, out / cell.name / COORDINATOR, self.out, checkpoints=False)
         if not stop(run, self.out):
-            return f"{problem or 'has finished'}, and left something on AWS: `stop` run {run.config.run_id} again"
-        if problem:
-            return f"{problem}; it was removed, and its trainers' disks with it: to begin again, empty {run.folder}"
-        return None
-
-    def _run(self, run: Run, listen: Callable[[int], None]) -> bool:
-        """Whether the run comes to its end. One that has lost its coordinator gets another."""
-        for _ in range(LAUNCHES):
-            if not launch(run, self.out, lambda _question, default: default):
-                raise CloudError("something stands in its way, as said above")
-            if wait(run, self.out, listen):
-                return True
-        return False
+            return f"has left something on AWS: `stop` run {run.config.run_id} again"
+        if finished:
+            return None
+        return f"ended before its time, and its trainers' disks are gone; to begin again, empty {run.folder}"
 
     def clean_up(self, grid: Grid, out: Path) -> None:
         """Remove whatever of the series is on AWS. What is in the bucket stays."""
