@@ -117,7 +117,7 @@ def write_wandb(
     try:
         import wandb
     except ImportError:
-        raise TrackingError("--wandb: the package wandb is not installed; pip install 'wandb>=0.17,<1'") from None
+        raise TrackingError("--wandb: the package wandb is not installed; pip install 'wandb>=0.30,<1'") from None
     folder.mkdir(parents=True, exist_ok=True)
     for outcome in outcomes:
         cell = outcome.cell
