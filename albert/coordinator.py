@@ -316,7 +316,8 @@ def print_summary(summary: dict[str, Any], out: Path) -> None:
         str(summary["honest_banned"]),
     )
     console.print(table)
-    console.print(f"curves: tensorboard --logdir {out}   files: {out}/metrics.jsonl, ledger.jsonl, checkpoints/")
+    console.print(f"files: {out}/metrics.jsonl, ledger.jsonl, checkpoints/")
+    console.print(f"loss with bans: tensorboard --logdir {out}, then http://localhost:6006/#custom_scalars")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -70,16 +70,20 @@ def has_begun(run: Run) -> bool:
     return _from_s3(run, FOUNDERS) is not None
 
 
-def newest_checkpoint(run: Run) -> str | None:
-    """Return the address of the newest checkpoint in the bucket, None if there is none. Only with a bucket."""
+def newest_checkpoint(run: Run, by: int | None = None) -> str | None:
+    """Return the address of the newest checkpoint in the bucket, None if there is none. Only with a bucket.
+
+    `by`: the newest of those that are of this step or before.
+    """
     assert run.folder is not None
     place = urlparse(run.folder)
     prefix = f"{place.path.lstrip('/')}/checkpoints/step-"
     entries = run.account.pages("s3", "list_objects_v2", "Contents", Bucket=place.netloc, Prefix=prefix)
     keys = [str(entry["Key"]) for entry in entries]
-    found = [key for key in keys if re.fullmatch(r"\d{1,18}\.safetensors", key.removeprefix(prefix))]
-    newest = max(found, key=lambda key: int(key.removeprefix(prefix).partition(".")[0]), default=None)
-    return None if newest is None else f"s3://{place.netloc}/{newest}"
+    names = [re.fullmatch(r"(\d{1,18})\.safetensors", key.removeprefix(prefix)) for key in keys]
+    steps = {int(name[1]): key for name, key in zip(names, keys, strict=True) if name is not None}
+    newest = max((step for step in steps if by is None or step <= by), default=None)
+    return None if newest is None else f"s3://{place.netloc}/{steps[newest]}"
 
 
 def parse_record(text: str, where: str) -> Record:

@@ -23,7 +23,7 @@ from albert.cloud.errors import CloudError, explained
 from albert.cloud.fetch import fetch
 from albert.cloud.launch import launch
 from albert.cloud.plan import plan
-from albert.cloud.records import has_finished
+from albert.cloud.records import has_finished, newest_checkpoint
 from albert.cloud.run import Run
 from albert.cloud.stop import stop
 from albert.cloud.tables import console, span
@@ -184,20 +184,23 @@ class AwsSwarms:
         """The address of the newest of the baseline's checkpoints that is old enough for the cell."""
         if cell.start_by is None:
             return None
-        baseline = f"{cell.config.run_id.rpartition('/')[0]}/{BASELINE}"
-        folder = f"{Run(self.account, replace(self.config, run_id=self._named(baseline))).folder}/checkpoints"
-        place = urlparse(folder)
-        prefix = f"{place.path.lstrip('/')}/step-"
+        baseline = Run(self.account, replace(self.config, run_id=self._named(f"{_series(cell)}/{BASELINE}")))
         with explained():
-            entries = self.account.pages("s3", "list_objects_v2", "Contents", Bucket=place.netloc, Prefix=prefix)
-        numbers = [entry["Key"].removeprefix(prefix).removesuffix(".safetensors") for entry in entries]
-        fitting = [int(number) for number in numbers if number.isdigit() and int(number) <= cell.start_by]
-        if not fitting:
-            raise CloudError(f"{folder}: expected one of step {cell.start_by} or before, found none; run the baseline")
-        return f"{folder}/step-{max(fitting):08d}.safetensors"
+            address = newest_checkpoint(baseline, by=cell.start_by)
+        if address is None:
+            raise CloudError(
+                f"{baseline.folder}/checkpoints: expected one of step {cell.start_by} or before, found none; run the "
+                "baseline"
+            )
+        return address
 
     def _named(self, run_id: str) -> str:
         return f"{self.config.run_id}-{blake3(run_id.encode()).hexdigest(3)}"
+
+
+def _series(cell: Cell) -> str:
+    """What the run_ids of all swarms of a series begin with."""
+    return cell.config.run_id.removesuffix(f"/{cell.name}")
 
 
 def _changed(config: Config) -> dict[str, Any]:
