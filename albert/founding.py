@@ -123,12 +123,14 @@ async def publish_founders(node: Node, run_id: str, founders: tuple[bytes, ...])
 async def learn_founders(node: Node, config: Config, say: Say) -> tuple[bytes, ...]:
     """For a trainer: wait for the list of the coordinator, whose key the addresses in the settings name.
 
-    Errors: NoFounders; ConfigError for addresses that name nobody.
+    Errors: NoFounders; ConfigError without addresses, and for addresses that name nobody.
     """
     try:
         trusted = {public_key_of(node_of(address)) for address in config.network.addresses}
     except ValueError as error:
         raise ConfigError(f"network.initial_peers: {error}") from None
+    if not trusted:
+        raise ConfigError("network.initial_peers is null: give the address that the coordinator prints")
     deadline = time.monotonic() + config.deadlines.gather
     said = False
     while True:

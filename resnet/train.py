@@ -123,6 +123,8 @@ class Training:
 
     def _device(self) -> torch.device:
         auto = "cuda" if torch.cuda.is_available() else "cpu"
+        if self.config.device == "cuda" and auto == "cpu":
+            raise ConfigError("device cuda: torch finds no GPU; see to its driver, or set device to cpu")
         return torch.device(auto if self.config.device == "auto" else self.config.device)
 
     def _driver(self, folder: Path) -> LocalDriver | ServerDriver | CollectiveDriver:
@@ -329,6 +331,9 @@ def main(argv: list[str] | None = None) -> int:
         summary = train(config, out)
     except (ConfigError, DataError, RunFolderError) as error:
         exit_with(error)
+    except torch.OutOfMemoryError as error:
+        what = str(error).partition(". ")[0]
+        exit_with(MemoryError(f"{what}: lower batch_size or peers, or set mode to per_peer or device to cpu"))
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
         return 130

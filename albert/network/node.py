@@ -98,11 +98,16 @@ class Node:
             self.run(self._start(timeout))
         except (P2PDaemonError, RuntimeError, OSError, ValueError, asyncio.TimeoutError) as error:
             self.close()
-            where = f"the swarm at {', '.join(self.initial_peers)}" if self.initial_peers else "the libp2p daemon"
-            raise Unreachable(
-                f"{where} could not be reached ({type(error).__name__}: {error}); check network.initial_peers, "
-                "network.host and network.port, and that the first member is up"
-            ) from None
+            if _cannot_listen(error):
+                why = f"cannot listen at {self.host}, port {self.port} ({error}); change network.host or network.port"
+            elif self.initial_peers:
+                why = (
+                    f"the swarm at {', '.join(self.initial_peers)} could not be reached ({error}); check "
+                    "network.initial_peers, that the first member runs, and that no firewall is in between"
+                )
+            else:
+                why = f"the libp2p daemon did not start ({type(error).__name__}: {error}); see to network.host"
+            raise Unreachable(why) from None
         return self
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -190,6 +195,8 @@ class Node:
         reachable = {"none": None, "use": "private", "serve": "public"}[self.relay]
         listen = [f"/ip4/{self.host}/tcp/{self.port}"]
         announce = [f"/ip4/{self.announce}/tcp/{self.port}"] if self.announce else None
+        for address in self.initial_peers:
+            node_of(address)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "identity"
             write_identity(self.identity, file)
@@ -211,8 +218,8 @@ class Node:
                         startup_timeout=timeout,
                     )
                     break
-                except P2PDaemonError:  # the first member may come up at this moment
-                    if time.monotonic() > deadline:
+                except P2PDaemonError as error:  # the first member may come up at this moment
+                    if time.monotonic() > deadline or _cannot_listen(error):
                         raise
                     await asyncio.sleep(0.5)
         self.dht = await DHTNode.create(
@@ -233,6 +240,10 @@ class Node:
             task.cancel()
         if rest:
             await asyncio.wait(rest, timeout=PATIENCE)
+
+
+def _cannot_listen(error: Exception) -> bool:
+    return "failed to listen" in str(error)
 
 
 def node_of(address: str) -> PeerID:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from btard.harness.run_folder import steps_per_second
@@ -175,3 +176,23 @@ def test_command_line_from_a_shell(tmp_path: Path) -> None:
     assert "test accuracy" in done.stdout and (tmp_path / "a/summary.json").exists()
     done = subprocess.run([*command, "--seed", "x"], cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 2 and "seed" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_gpu_that_is_not_there_or_too_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nGPU 0 has ...")
+
+    def told(*words: str) -> str:
+        with pytest.raises(SystemExit, match="2"):
+            main([DIGITS, "--out", str(tmp_path / "run"), *SMALL, *words])
+        return capsys.readouterr().err
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert (
+        told("--device", "cuda") == "error: device cuda: torch finds no GPU; see to its driver, or set device to cpu\n"
+    )
+    monkeypatch.setattr(train_module, "train", full)
+    advice = "lower batch_size or peers, or set mode to per_peer or device to cpu"
+    assert told() == f"error: CUDA out of memory: {advice}\n"

@@ -1,0 +1,47 @@
+"""What a user is told who gives an address or a port that does not work."""
+
+import socket
+import time
+
+import pytest
+
+from albert.network.identity import peer_id_of
+from albert.network.node import Node, Unreachable
+from btard.protocol.identity import Identity
+
+
+def refusal(**settings: object) -> str:
+    node = Node(Identity.generate(), **settings)  # type: ignore[arg-type]
+    began = time.monotonic()
+    with pytest.raises(Unreachable) as raised:
+        node.start()
+    assert time.monotonic() - began < 20, "what cannot get better is not tried again"
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def test_a_port_that_is_in_use() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        told = refusal(port=port)
+    assert told.startswith(f"cannot listen at 127.0.0.1, port {port} (Daemon failed to start: ")
+    assert "address already in use" in told and told.endswith("; change network.host or network.port")
+
+
+def test_an_ip_that_this_machine_does_not_have() -> None:
+    assert refusal(host="192.0.2.1").startswith("cannot listen at 192.0.2.1, port 0 (Daemon failed to start: ")
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1:31337", "/ip4/10.0.0.1/tcp/31337", "/ip4/10.0.0.1/tcp/31337/p2p/short"])
+def test_an_address_that_is_none(address: str) -> None:
+    told = refusal(initial_peers=[address])
+    assert told.startswith(
+        f"the swarm at {address} could not be reached ({address!r} is no address of a peer, expected"
+    )
+
+
+def test_nobody_at_an_address() -> None:
+    address = f"/ip4/127.0.0.1/tcp/9/p2p/{peer_id_of(Identity.generate().public_key)}"
+    node = Node(Identity.generate(), initial_peers=[address])
+    with pytest.raises(Unreachable, match=r"could not be reached .*; check network\.initial_peers, that the first"):
+        node.start(timeout=3.0)
