@@ -18,6 +18,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from albert.config import Config
+from albert.data.errors import DataError
 from albert.experiments.grid import read_grid
 from albert.experiments.series import place_of, print_plan, run_series
 from btard.harness.run_folder import RunFolderError
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.data is not None:
             place.put_data(arguments.data)
         failed = run_series(grid, arguments.out, place)
-    except (ConfigError, RunFolderError) as error:
+    except (ConfigError, DataError, RunFolderError) as error:
         exit_with(error)
     except RuntimeError as error:  # of AWS, whose modules are not loaded without --aws
         print("error:", " ".join(str(error).split()), file=sys.stderr)

@@ -62,7 +62,10 @@ class AwsSwarms:
         self, config: CloudConfig, *, steps_per_hour: float = STEPS_PER_HOUR, out: Console | None = None
     ) -> None:
         if config.bucket is None:
-            raise ConfigError("bucket: expected a name, got null: --aws.bucket NAME; what swarms leave comes from it")
+            raise ConfigError(
+                "bucket: expected a name, got null; what swarms leave comes from it: --aws.bucket NAME, or in the "
+                'notebook AWS_CHANGES = ["--bucket", "NAME"]'
+            )
         if len(config.run_id) > SHORT:
             raise ConfigError(f"run_id: expected at most {SHORT} characters for a series, got {config.run_id}")
         if steps_per_hour <= 0:
@@ -118,6 +121,9 @@ class AwsSwarms:
         table.add_row("all", "", f"{steps:,}", f"{total:.0f}", span(low * total, high * total))
         self.out.print(table)
         self.out.print(f"at {self.steps_per_hour:g} steps an hour; traffic between zones is not in it")
+
+    def check(self, cells: Sequence[Cell]) -> None:
+        """Each launch looks at everything by itself, before it makes anything."""
 
     def train(self, cell: Cell, out: Path, listen: Callable[[int], None]) -> str | None:
         """Launch `cell`, or go on with it, wait for its end, copy what its coordinator leaves into `out`, remove it.

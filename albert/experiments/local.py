@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from albert.checkpoint import checkpoint_before
+from albert.data.corpus import Corpus
 from albert.experiments.grid import BASELINE, Cell, Grid
 from albert.swarm import COORDINATOR, LOOK, Swarm
 
@@ -25,6 +26,11 @@ class LocalSwarms:
 
     def describe(self, grid: Grid, out: Path) -> None:
         """There is nothing to pay, and no more to say than `print_plan` does."""
+
+    def check(self, cells: Sequence[Cell]) -> None:
+        """Errors: DataError if the data of one of them are missing or broken."""
+        for path in {cell.config.data.path for cell in cells}:
+            Corpus(path)
 
     def clean_up(self, grid: Grid, out: Path) -> None:
         """Nothing is left running."""

@@ -18,7 +18,10 @@ from btard.harness.typed_yaml import ConfigError
 
 
 class Place(Protocol):
-    """Where swarms run. Errors: ConfigError for settings that cannot work, CloudError if AWS refuses something."""
+    """Where swarms run.
+
+    Errors: ConfigError for settings that cannot work, DataError for data, CloudError if AWS refuses something.
+    """
 
     own_display: bool
     """Whether it shows itself how a swarm goes."""
@@ -28,6 +31,9 @@ class Place(Protocol):
 
     def describe(self, grid: Grid, out: Path) -> None:
         """Print what it costs to run what is not finished of `grid`, and what stands in the way."""
+
+    def check(self, cells: Sequence[Cell]) -> None:
+        """Find mistakes that would make these swarms fail one after another."""
 
     def train(self, cell: Cell, out: Path, listen: Callable[[int], None]) -> str | None:
         """Run a swarm into its folder of `out`, telling its steps; returns what went wrong, in one line, or None."""
@@ -62,8 +68,9 @@ def run_series(grid: Grid, out: Path, place: Place, *, show: bool = True) -> dic
 
     An interruption loses nothing: the same call goes on. Errors: ConfigError, RunFolderError.
     """
-    out.mkdir(parents=True, exist_ok=True)
     todo = [cell for cell in grid.cells if not is_finished(cell, out)]
+    place.check(todo)
+    out.mkdir(parents=True, exist_ok=True)
     failed: dict[str, str] = {}
     with _Display(todo, out, show and bool(todo), bar=not place.own_display) as display:
         for cell in todo:

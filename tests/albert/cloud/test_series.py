@@ -251,7 +251,7 @@ def test_the_data_are_copied_once(cloud: Cloud, place: AwsSwarms, tmp_path: Path
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["--bucket", "null"], "bucket: expected a name, got null: --aws.bucket NAME"),
+        (["--bucket", "null"], "bucket: expected a name, got null; what swarms leave comes from it: --aws.bucket NAME"),
         (["--run_id", "a-name-that-is-long"], "run_id: expected at most 17 characters for a series"),
     ],
 )

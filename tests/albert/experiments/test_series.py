@@ -39,6 +39,8 @@ class Written:
 
     def describe(self, grid: Grid, out: Path) -> None: ...
 
+    def check(self, cells: object) -> None: ...
+
     def clean_up(self, grid: Grid, out: Path) -> None: ...
 
 
@@ -116,6 +118,15 @@ def test_the_outcome_of_a_swarm_in_one_line(grid: Grid, tmp_path: Path) -> None:
     assert defended == "loss 7.05, 2 of 2 attackers banned by step 25, 1 honest peers removed"
     assert outcome(cells["ipm-from-20-mean-seed-0"], tmp_path) == "loss 48.00, 0 of 2 attackers banned"
     assert outcome(cells[BASELINE], tmp_path) == "loss 6.05"
+
+
+def test_missing_data_are_found_before_any_swarm_starts(
+    make_grid: MakeGrid, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([str(make_grid()), "--out", str(tmp_path / "out")])
+    assert caught.value.code == 2 and "nowhere: expected a folder of prepared data" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_plans_and_tells_mistakes_in_one_line(
