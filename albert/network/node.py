@@ -88,8 +88,9 @@ class Node:
 
     @property
     def addresses(self) -> list[str]:
-        """Multiaddrs at which others reach this node."""
-        return [str(address) for address in self.run(self.p2p.get_visible_maddrs())]
+        """Multiaddrs at which others reach this node; those that only lead there on this machine come last."""
+        found = [str(address) for address in self.run(self.p2p.get_visible_maddrs())]
+        return sorted(found, key=lambda address: address.startswith("/ip4/127."))
 
     def start(self, timeout: float = 60.0) -> Node:
         """Start the daemon and join the DHT. Errors: Unreachable."""

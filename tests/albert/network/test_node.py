@@ -10,6 +10,11 @@ from albert.network.node import Node, Unreachable
 from btard.protocol.identity import Identity
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        return int(unused.getsockname()[1])
+
+
 def refusal(**settings: object) -> str:
     node = Node(Identity.generate(), **settings)  # type: ignore[arg-type]
     began = time.monotonic()
@@ -45,3 +50,21 @@ def test_nobody_at_an_address() -> None:
     node = Node(Identity.generate(), initial_peers=[address])
     with pytest.raises(Unreachable, match=r"could not be reached .*; check network\.initial_peers, that the first"):
         node.start(timeout=3.0)
+
+
+def test_the_first_address_is_one_for_other_machines() -> None:
+    for settings, wanted in (
+        ({}, "/ip4/127.0.0.1/tcp/"),
+        ({"announce": "203.0.113.7", "port": free_port()}, "/ip4/203.0.113.7/tcp/"),
+    ):
+        node = Node(Identity.generate(), **settings).start()  # type: ignore[arg-type]
+        try:
+            assert node.addresses[0].startswith(wanted)
+        finally:
+            node.close()
+    node = Node(Identity.generate(), host="0.0.0.0").start()
+    try:
+        local = [address.startswith("/ip4/127.") for address in node.addresses]
+        assert any(local) and local == sorted(local)
+    finally:
+        node.close()
