@@ -89,6 +89,51 @@ NOT_COVERED = """
   signed them.
 """
 
+SWARM = """
+## The swarm
+
+What the runs above leave out: processes on several machines, which find each other through a DHT, can be flooded, and
+can be strangers ([swarm.md](swarm.md), [running.md](running.md)). Tests of this are in `tests/albert`.
+
+- **Impersonation.** The key that signs a peer's messages is its libp2p identity: a connection proves who is at its
+  other end, whoever carries it. Messages carry signatures besides, over the run's name, step and phase. *Not
+  covered:* a stolen `identity.key`. A run with the name and the peers of an earlier one.
+- **Strangers at the door.** Each stream begins with a hello of at most 64 KB in 10 s; settings, data, parameters
+  and the list of first peers are compared before anything else. A key has 8 streams at once. Only members are
+  followed; the banned are refused. *Not covered:* whoever differs is told in what, a stranger, too.
+- **Floods by members.** What a peer sends is bounded before it is read: 1 MiB ahead of time, and never more than
+  the phase allows. Nothing is unpickled. Who is silent or late costs the others one deadline in each step, until it
+  is removed. *Not covered:* that one deadline, for a member that keeps within the rules.
+- **Floods from outside.** What a key makes a peer hold is bounded. *Not covered:* many keys, which cost nothing.
+  Nobody limits connections, bandwidth and the DHT's memory; libp2p's daemon closes connections above 512, honest
+  ones among them. A firewall with the peers' IPs helps.
+- **Sybils at the founding.** `network.founders`: a list of keys that all have agreed on before. *Not covered:*
+  without it the first that come are the members, and whoever starts enough trainers first is the majority.
+- **Sybils later.** `protocol.probation`: each new identity computes T steps of validated gradients before it
+  counts, one newcomer is admitted per step; `null`, the default, lets nobody in. *Not covered:* whoever pays for
+  more members than `b` allows. Joining is free of any other test.
+- **A hostile coordinator.** It has no vote. The list of first peers is part of what peers compare, so it cannot
+  show different lists to different peers. Its checkpoints carry the digest that more than half of the peers have
+  signed, and peers take none from it. *Not covered:* without `network.founders` it chooses the first peers. It can
+  keep the run from beginning. What it shows is what it wants to show; the peers' own ledgers count. An attack run
+  from its checkpoint (`start_from`) takes its parameters on trust: peers only compare that they are the same.
+- **Eclipse: lies in the DHT.** Records are signed by the keys that they are about, and expire after two minutes.
+  Members are known by key, not by what the DHT says. *Not covered:* records and addresses can be withheld: then a
+  peer is not found, the run does not begin, or somebody counts as silent. Several `network.initial_peers` help, if
+  not all of them lie.
+- **A false state for who comes back or joins.** Nothing of a download is used before its digest is the one that
+  more than half of the members have signed, for this key and run. Names, shapes and sizes are known before. *Not
+  covered:* who joins late counts the first peers as the members: it trusts that more than half of them are still
+  there and honest. Anybody may ask for the state, and makes the members copy it at the next step: parameters are
+  public, and asking costs them time.
+- **The network's and relays' operators.** Connections are encrypted from end to end, relays' included, and what
+  they lose is asked for again. *Not covered:* they see who talks to whom and how much. They can delay and cut: a
+  peer is then silent, and two that do not hear each other are both removed. A relay also carries the traffic of
+  strangers.
+- **A partition.** Who hears no majority stops, and takes the majority's state later. *Not covered:* halves stand
+  still. A minority that is away for longer than `max_absences` steps is out.
+"""
+
 
 def promised(row: Row) -> str:
     """The row's line of the table up to what was observed."""
@@ -123,7 +168,7 @@ def main() -> None:
         pending = [pool.submit(observed, row, options.seeds) for row in ROWS]
         results = [future.result() for future in tqdm(pending, unit="row")]
     introduction = INTRODUCTION.format(runs=len(ROWS) * options.seeds, seeds=options.seeds)
-    options.out.write_text("\n".join([introduction.rstrip("\n"), *table(ROWS, results)]) + "\n" + NOT_COVERED)
+    options.out.write_text("\n".join([introduction.rstrip("\n"), *table(ROWS, results)]) + "\n" + NOT_COVERED + SWARM)
 
 
 if __name__ == "__main__":
