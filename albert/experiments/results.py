@@ -18,6 +18,7 @@ KEPT = ("config.yaml", "metrics.jsonl", "timings.jsonl", "ledger.jsonl", "summar
 PRIVATE = ("network", "data", "start_from", "wandb")
 """Settings that say where something lay on one machine, or whose it was."""
 NO_ATTACK = "no attack"
+NAMES = {"random_direction": "constant direction", "ipm": "IPM", "alie": "ALIE"}
 MEAN, BTARD = "mean", "BTARD"
 
 
@@ -52,7 +53,7 @@ class Swarm:
         if attack["name"] is None:
             return NO_ATTACK
         options = ", ".join(f"{name} {value}" for name, value in attack["options"].items())
-        name = "constant direction" if attack["name"] == "random_direction" else attack["name"].replace("_", " ")
+        name = NAMES.get(attack["name"], attack["name"].replace("_", " "))
         return f"{name} ({options})" if options else name
 
     @property

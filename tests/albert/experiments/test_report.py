@@ -35,7 +35,7 @@ def named(swarms: list[Swarm], name: str) -> Swarm:
 def test_a_swarm_is_what_its_files_say(swarms: list[Swarm]) -> None:
     assert len(swarms) == 13
     swarm = named(swarms, "ipm-from-40-btard-seed-1")
-    assert (swarm.attack, swarm.defence, swarm.start, swarm.seed) == ("ipm (epsilon 0.6)", "BTARD", 40, 1)
+    assert (swarm.attack, swarm.defence, swarm.start, swarm.seed) == ("IPM (epsilon 0.6)", "BTARD", 40, 1)
     assert (swarm.bans, swarm.honest_removed) == ([42, 45], [59])
     assert swarm.series("active") == (list(range(30, 60)), [5] * 12 + [4] * 3 + [3] * 14 + [2])
     calm = named(swarms, BASELINE)
@@ -52,8 +52,8 @@ def test_an_unfinished_swarm_is_left_out_and_none_at_all_is_an_error(series: Pat
 def test_the_loss_is_drawn_for_each_attack_and_start_with_attack_and_bans(swarms: list[Swarm]) -> None:
     figure = plots.loss_figure(swarms)
     panels = {axes.get_title(): axes for axes in figure.axes}
-    assert list(panels) == [f"{a} from step {s}" for s in (20, 40) for a in ("ipm (epsilon 0.6)", "sign flip")]
-    axes = panels["ipm (epsilon 0.6) from step 40"]
+    assert list(panels) == [f"{a} from step {s}" for s in (20, 40) for a in ("IPM (epsilon 0.6)", "sign flip")]
+    axes = panels["IPM (epsilon 0.6) from step 40"]
     lines = {tuple(line.get_xdata()): line for line in axes.lines}
     rings = [line for line in axes.lines if line.get_marker() == "o"]
     assert [list(ring.get_xdata()) for ring in rings] == [[42, 45], [42, 45]]
@@ -86,7 +86,7 @@ def test_peers_and_speed_are_drawn(swarms: list[Swarm]) -> None:
 
 def test_where_the_time_goes_is_drawn_for_each_kind_of_swarm(swarms: list[Swarm]) -> None:
     axes = plots.phases_figure(swarms).axes[0]
-    ipm = ["ipm (epsilon 0.6), BTARD", "ipm (epsilon 0.6), mean"]
+    ipm = ["IPM (epsilon 0.6), BTARD", "IPM (epsilon 0.6), mean"]
     shown = [label.get_text() for label in axes.get_yticklabels()]
     assert shown == ["no attack, BTARD", *ipm, "sign flip, BTARD", "sign flip, mean"]
     widths = {bars.get_label(): bars[0].get_width() for bars in axes.containers}
@@ -94,12 +94,12 @@ def test_where_the_time_goes_is_drawn_for_each_kind_of_swarm(swarms: list[Swarm]
 
 
 def test_tables_count_over_the_seeds(swarms: list[Swarm]) -> None:
-    lines = [line for line in tables.results_table(swarms).splitlines() if line.startswith("| ipm")]
+    lines = [line for line in tables.results_table(swarms).splitlines() if line.startswith("| IPM")]
     assert lines == [
-        "| ipm (epsilon 0.6) | 20 | BTARD | 2 | 4 of 4 | 5 | 0 | 7.05 | 124 |",
-        "| ipm (epsilon 0.6) | 20 | mean | 1 | 0 of 2 | - | 0 | 48.00 | 124 |",
-        "| ipm (epsilon 0.6) | 40 | BTARD | 2 | 4 of 4 | 5 | 1 | 6.05 | 144 |",
-        "| ipm (epsilon 0.6) | 40 | mean | 1 | 0 of 2 | - | 0 | 68.00 | 144 |",
+        "| IPM (epsilon 0.6) | 20 | BTARD | 2 | 4 of 4 | 5 | 0 | 7.05 | 124 |",
+        "| IPM (epsilon 0.6) | 20 | mean | 1 | 0 of 2 | - | 0 | 48.00 | 124 |",
+        "| IPM (epsilon 0.6) | 40 | BTARD | 2 | 4 of 4 | 5 | 1 | 6.05 | 144 |",
+        "| IPM (epsilon 0.6) | 40 | mean | 1 | 0 of 2 | - | 0 | 68.00 | 144 |",
     ]
     assert "| sign flip | BTARD | 1 | 20 | 22, 25 (2 of 2) | 0 | 7.05 |" in tables.bans_table(swarms)
 
