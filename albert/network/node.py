@@ -23,25 +23,23 @@ from hivemind.utils import get_dht_time
 from hivemind.utils.multiaddr import Multiaddr
 
 from albert.network.identity import peer_id_of, write_identity
+from albert.network.relay import Relay
 from btard.protocol import wire
 from btard.protocol.hashing import digest
 from btard.protocol.identity import SIGNATURE_SIZE, Identity, verify_key
 
 T = TypeVar("T")
-Relay = Literal["none", "use", "serve"]
+Relaying = Literal["none", "use", "serve"]
 Handler = Callable[[StreamInfo, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 MAX_RECORD = 3500
 """Bytes of a record in the DHT: more does not fit the messages of every node."""
 PATIENCE = 3.0
 """Seconds that each part is given to end."""
+KEEP = 5.0
+"""Seconds after which a peer that is reached through relays looks whether they are there."""
 RECORD_LIFE = 120.0
 """Seconds that a record is kept; whoever stored it says it again before."""
-
-
-CIRCUITS = {"relayMaxCircuits": 1024, "relayDataLimit": 2**40, "relayTimeLimit": "8760h", "relayBufferSize": 2**18}
-"""What a relay carries: connections of one peer, bytes and time of a connection, which is cut off after them, and bytes
-that it holds of one. The daemon's own limits are 16 connections, 4 GiB and 30 minutes."""
 
 
 class Unreachable(RuntimeError):
@@ -49,14 +47,14 @@ class Unreachable(RuntimeError):
 
 
 class Daemon(P2P):
-    """hivemind's daemon with options that `P2P.create` does not pass on: those that begin with relay."""
+    """hivemind's daemon with an option that `P2P.create` does not pass on."""
 
     @staticmethod
     def _make_process_args(*words: Any, **options: Any) -> list[str]:
         if "trustedRelays" in options:
             # Else the daemon waits three minutes for four relays to choose from, and nobody reaches this peer so long.
             options["relayDiscovery"] = False
-        made: list[str] = P2P._make_process_args(*words, **options, **CIRCUITS)
+        made: list[str] = P2P._make_process_args(*words, **options)
         return made
 
 
@@ -76,7 +74,7 @@ class Node:
         port: int = 0,
         announce: str | None = None,
         initial_peers: Sequence[str] = (),
-        relay: Relay = "none",
+        relay: Relaying = "none",
     ) -> None:
         self.identity, self.host, self.port, self.announce = identity, host, port, announce
         self.initial_peers, self.relay = tuple(initial_peers), relay
@@ -192,8 +190,6 @@ class Node:
         self._loop.run_forever()
 
     async def _start(self, timeout: float) -> None:
-        # Found out by the daemon itself it would take minutes, and more peers than a small swarm has.
-        reachable = {"none": None, "use": "private", "serve": "public"}[self.relay]
         listen = [f"/ip4/{self.host}/tcp/{self.port}"]
         announce = [f"/ip4/{self.announce}/tcp/{self.port}"] if self.announce else None
         for address in self.initial_peers:
@@ -215,7 +211,8 @@ class Node:
                         use_relay=self.relay != "none",
                         use_auto_relay=self.relay == "use",
                         trusted_relays=self.initial_peers if self.relay == "use" else None,
-                        force_reachability=reachable,
+                        # Found out by the daemon itself it would take more peers than a small swarm has.
+                        force_reachability="private" if self.relay == "use" else None,
                         startup_timeout=timeout,
                     )
                     break
@@ -223,9 +220,19 @@ class Node:
                     if time.monotonic() > deadline or _cannot_listen(error):
                         raise
                     await asyncio.sleep(0.5)
+        if self.relay == "serve":
+            await Relay(self.p2p).open()
         self.dht = await DHTNode.create(
             p2p=self.p2p, initial_peers=self.initial_peers, bootstrap_timeout=timeout, ensure_bootstrap_success=False
         )
+        if self.relay == "use":
+            self.spawn(self._keep_relays())
+
+    async def _keep_relays(self) -> None:
+        """Be connected to the relays, also after they were gone: they pass on nothing to others."""
+        while True:
+            await asyncio.sleep(KEEP)
+            await self.meet_again(self.initial_peers)
 
     async def _stop(self) -> None:
         for task in tuple(self._tasks):

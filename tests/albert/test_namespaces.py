@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import socket
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hivemind.p2p import P2PDaemonError
+from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 
 from albert.config import Config
 from albert.network.identity import peer_id_of
+from albert.network.node import Node, Relaying
 from albert.swarm import COORDINATOR
 from btard.protocol.identity import Identity
 from tests.albert.faulty import Fault, FaultySwarm, settings
@@ -116,14 +123,26 @@ def test_a_minority_that_is_cut_off_stops_and_comes_back(data: Path, tmp_path: P
 class RelayedSwarm(FaultySwarm):
     """Who is behind a router of the wire uses the coordinator and the first other trainer as relays."""
 
+    def start(self, timeout: float = 120.0) -> RelayedSwarm:
+        assert self.wire is not None
+        behind = {number - 1 for number in self.wire.natted}
+        self._second = min(set(range(self.config.peers)) - behind)
+        self.start_coordinator(timeout)
+        for peer in sorted(set(range(self.config.peers)) - behind):
+            self.start_trainer(peer)
+        # A relay that is not there yet is looked for again after half a minute.
+        self.until(lambda: f"peer {self._second}: " in self.log(f"peer-{self._second:02d}"))
+        for peer in sorted(behind):
+            self.start_trainer(peer)
+        return self
+
     def _launch(self, name: str, module: str, config: Config) -> None:
         assert self.wire is not None
         behind = name != COORDINATOR and 1 + int(name.removeprefix("peer-")) in self.wire.natted
         network = replace(config.network, relay="use" if behind else "serve", port=PORT)
         if behind:
-            second = min(set(range(1, 1 + config.peers)) - self.wire.natted)
-            key = Identity.from_seed(config.run_id, second - 1).public_key
-            address = f"/ip4/{self.wire.hosts[second]}/tcp/{PORT}/p2p/{peer_id_of(key)}"
+            key = Identity.from_seed(config.run_id, self._second).public_key
+            address = f"/ip4/{self.wire.hosts[1 + self._second]}/tcp/{PORT}/p2p/{peer_id_of(key)}"
             network = replace(network, initial_peers=f"{self.address},{address}")
         super()._launch(name, module, replace(config, network=network))
 
@@ -171,6 +190,61 @@ def test_a_router_lets_in_only_what_was_asked_for() -> None:
                 thread.join(10)
             assert (wire.refused > 0) == (hears in wire.natted)
             assert answers.pop() == (wire.outside[asks].encode() if hears == 0 else b"")
+
+
+def test_a_relay_carries_any_number_of_bytes_and_is_found_again() -> None:
+    """Of two nodes behind routers; the daemon's own relay cuts a connection after 128 KiB."""
+    identities = [Identity.from_seed("relay", number) for number in range(3)]
+
+    def start(wire: Wire, number: int) -> Node:
+        enter(wire.paths[number])
+        relay = f"/ip4/{wire.hosts[0]}/tcp/{PORT}/p2p/{peer_id_of(identities[0].public_key)}"
+        role: Relaying = "use" if number else "serve"
+        known = [relay] if number else []
+        return Node(identities[number], host=wire.hosts[number], port=PORT, initial_peers=known, relay=role).start()
+
+    async def echo(_: StreamInfo, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(2**16):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def ask(node: Node, other: int, size: int) -> bytes:
+        reader, writer = await node.dial(identities[other].public_key, "/echo")
+        try:
+            writer.write(bytes(size))
+            return await asyncio.wait_for(reader.readexactly(size), 20)
+        finally:
+            writer.close()
+
+    def answers(node: Node, other: int) -> bool:
+        try:
+            return node.run(ask(node, other, 100)) == bytes(100)
+        except (P2PDaemonError, OSError, asyncio.IncompleteReadError, asyncio.TimeoutError):
+            return False
+
+    def until(holds: Callable[[], bool], timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while not holds():
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
+    # A node's thread and daemon are in the namespace of the thread that starts it.
+    with Wire(3, natted=(1, 2)) as wire, contextlib.ExitStack() as threads, contextlib.ExitStack() as open_nodes:
+        places = [threads.enter_context(ThreadPoolExecutor(1)) for _ in range(3)]
+        nodes = [places[number].submit(start, wire, number).result() for number in range(3)]
+        for node in nodes[1:]:
+            open_nodes.callback(node.close)
+            node.run(node.listen("/echo", echo))
+        until(lambda: all([answers(nodes[1], 2), answers(nodes[2], 1)]), 20)
+        assert nodes[1].run(ask(nodes[1], 2, 3_000_000)) == bytes(3_000_000)
+        nodes[0].close()
+        until(lambda: not answers(nodes[1], 2), 10)
+        open_nodes.callback(places[0].submit(start, wire, 0).result().close)
+        until(lambda: answers(nodes[1], 2), 60)
+        until(lambda: answers(nodes[2], 1), 20)
+        assert wire.refused == 0, "somebody dials addresses that only work inside"
 
 
 @pytest.mark.timeout(360)
