@@ -214,23 +214,10 @@ class Coordinator:
             show(self.trackers, row, seconds)
 
     def _keep(self) -> None:
-        """A checkpoint whenever one is due, of the state that more than half of the peers vouch for.
-
-        The state comes while the peers are watched further: it takes until their next step, or in vain until they end.
-        """
+        """A checkpoint whenever one is due, of the state that more than half of the peers vouch for."""
         if self._fetching is None:
-            due = self.config.checkpoint_every
-            # Asking takes until the beginning of the next step.
-            if (self.view.next + 1) // due <= self._newest() // due or self.view.over:
-                return
-            if 2 * len(self.view.present(time.time())) <= len(self.view.active()):
-                return  # nobody could vouch for it
-            template = dict(self.optimizer.state().items()) | {"previous": self.optimizer.params}
-            members = {peer: self.founders[peer] for peer in self.view.active()}
-            patience = self.config.deadlines.compute + 4 * self.config.deadlines.phase
-            me = self.identity.public_key
-            self._fetching = self.node.submit(fetch_state(self.doors, me, members, template, patience))
-        if not self._fetching.done():
+            self._ask_for_state(self._newest())
+        if self._fetching is None or not self._fetching.done():
             return
         fetched, self._fetching = self._fetching, None
         try:
@@ -239,12 +226,31 @@ class Coordinator:
             self.say(f"no checkpoint at step {self.view.next}: {error}")
             return
         step = self.first + found.step
+        self._ask_for_state(step)
         tensors = {name: x for name, x in found.download.tensors.items() if name != "previous"}
         hashed = found.download.digest(self.config.run_id).hex()
         save_start(self.out / "checkpoints" / f"step-{step:08d}.safetensors", step, tensors, found.vouched_by, hashed)
         loss = self.task.evaluate(tensors["parameters"], self.validation)
         self._measured = {"validation_loss": loss}
         self.say(f"checkpoint of step {step}, vouched for by most: validation loss {loss:.4f}")
+
+    def _ask_for_state(self, newest: int) -> None:
+        """Ask for the state of the step whose checkpoint is due after that of step `newest`.
+
+        As early as can be, so that it is of exactly that step, whenever peers are looked at: what begins from it is
+        then the same again and again. Peers that are banned meanwhile do not matter, as they are never the majority.
+        """
+        every = self.config.checkpoint_every
+        due = (newest // every + 1) * every
+        if due >= self.config.steps or 2 * len(self.view.present(time.time())) <= len(self.view.active()):
+            return  # there is none, or nobody could vouch for it
+        template = dict(self.optimizer.state().items()) | {"previous": self.optimizer.params}
+        members = {peer: self.founders[peer] for peer in self.view.active()}
+        ahead = due - self.view.next
+        at = due - self.first if ahead > 0 else None  # if it was missed, the next one will do
+        patience = max(1, ahead) * (self.config.deadlines.compute + 4 * self.config.deadlines.phase)
+        me = self.identity.public_key
+        self._fetching = self.node.submit(fetch_state(self.doors, me, members, template, patience, at))
 
     def _write_status(self) -> None:
         """Write what a table of the swarm needs, for whoever looks into the folder."""

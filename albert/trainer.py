@@ -105,7 +105,7 @@ class Trainer(Member):
         now, known = self.peer.t, len(self.peer.ledger.entries)
         for request in self._requests():
             self.peer.receive(request)
-        if self.service.wanted and self.peer.last is not None:
+        if self.service.begins(now) and self.peer.last is not None:
             previous = self.driver.history.at(now - 1, now - 1) if now else self.optimizer.params
             self.service.publish(self.peer, self.optimizer.state() | {PREVIOUS: previous})
         started = time.perf_counter()

@@ -1,7 +1,7 @@
 """The swarm's state for those who were away, who join, or who keep checkpoints: given by anybody, vouched for by most.
 
-Members take a snapshot at the beginning of a step if somebody has asked for one. Who asks takes nothing of it before
-its digest is the one that more than half of the members have signed.
+Members take a snapshot at the beginning of a step if somebody has asked for one: of the next step, or of a certain one.
+Who asks takes nothing of it before its digest is the one that more than half of the members have signed.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ MAX_STATE = 2**26
 MAX_STATUS = 2**16
 KEPT = 2
 """Snapshots that are kept: who begins to load one has a step's time for it."""
+MAX_WAITING = 64
 MAX_NAMES = 2**12
 
 Template = Mapping[str, torch.Tensor]
@@ -65,8 +66,10 @@ class StateService:
 
     def __init__(self, node: Node, doors: Doors, patience: float, status: Callable[[], Mapping[str, Any]]) -> None:
         self.node, self.patience, self.status = node, patience, status
-        self.wanted = False
-        """Whether somebody waits for a snapshot."""
+        self._next_wanted = False
+        self._wanted: list[int] = []
+        """The steps at whose beginnings somebody waits for a snapshot."""
+        self._begun = -1
         self.requests: list[JoinRequest] = []
         """Those who asked to join, for the trainer to hand to its peer."""
         self._snapshots: dict[int, Snapshot] = {}
@@ -78,9 +81,16 @@ class StateService:
         doors.add("status", self._tell)
         doors.add("join", self._join)
 
+    def begins(self, step: int) -> bool:
+        """Note that this step begins, and return whether somebody waits for its snapshot; for the trainer's thread."""
+        self._begun = step
+        if any(wish < step for wish in self._wanted):
+            self.node.submit(self._wake())
+        return self._next_wanted or step in self._wanted
+
     def publish(self, peer: Peer, tensors: Mapping[str, torch.Tensor]) -> None:
         """Take a snapshot of `peer` and of the training's `tensors` (copied); for the trainer's thread."""
-        self.wanted = False
+        self._next_wanted = False
         copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
         hashed = {name: tensor_digest(tensor, name) for name, tensor in copies.items()}
         snapshot = Snapshot(peer.t, serve(peer, copies), vouched(peer, hashed))
@@ -99,11 +109,24 @@ class StateService:
             self._member = peer
             self._published.notify_all()
 
+    async def _wake(self) -> None:
+        async with self._published:
+            self._published.notify_all()
+
     async def _vouch(
-        self, key: bytes, _: list[Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self, key: bytes, arguments: list[Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
+        snapshot = await (self._at(wire.check_int(arguments[0], "step")) if arguments else self._next())
+        if snapshot.vouched is None:
+            raise Refused("state: I vouch for none")
+        member = self._member
+        vouch = Vouch.create(member.identity, member.config.run_id, member.id, key, snapshot.vouched)
+        await frames.send(writer, ("vouch", snapshot.step, vouch.digest, vouch.signature))
+
+    async def _next(self) -> Snapshot:
+        """The snapshot of the next step that begins."""
         after = max(self._snapshots, default=-1)
-        self.wanted = True
+        self._next_wanted = True
         async with self._published:
             try:
                 await asyncio.wait_for(
@@ -111,12 +134,26 @@ class StateService:
                 )
             except asyncio.TimeoutError:
                 raise Refused(f"state: no step has begun within {self.patience:g} s; ask again") from None
-            snapshot = self._snapshots[max(self._snapshots)]
-        if snapshot.vouched is None:
-            raise Refused("state: I vouch for none")
-        member = self._member
-        vouch = Vouch.create(member.identity, member.config.run_id, member.id, key, snapshot.vouched)
-        await frames.send(writer, ("vouch", snapshot.step, vouch.digest, vouch.signature))
+            return self._snapshots[max(self._snapshots)]
+
+    async def _at(self, step: int) -> Snapshot:
+        """The snapshot of the beginning of `step`, however far that is."""
+        if len(self._wanted) >= MAX_WAITING:
+            raise Refused("state: too many wait for one; ask again later")
+        self._wanted.append(step)
+        try:
+            async with self._published:
+                await asyncio.wait_for(
+                    self._published.wait_for(lambda: step in self._snapshots or self._begun > step),
+                    max(1, step - self._begun) * self.patience,
+                )
+                if step not in self._snapshots:
+                    raise Refused(f"state: step {step} has begun already, without a snapshot; ask for a later one")
+                return self._snapshots[step]
+        except asyncio.TimeoutError:
+            raise Refused(f"state: step {step} has not begun in time; ask again") from None
+        finally:
+            self._wanted.remove(step)
 
     async def _give(
         self, key: bytes, arguments: list[Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -147,12 +184,23 @@ class StateService:
         await frames.send(writer, ("noted",))
 
 
+async def _answer(reader: asyncio.StreamReader, limit: int, kind: str, count: int) -> list[Any]:
+    """The `count` fields of a frame of this kind. Errors: Refused, in the other's words; Malformed."""
+    fields = await frames.receive(reader, limit, kind)
+    if fields[:1] == ["refused"]:
+        raise Refused(str(fields[1])[:2000] if len(fields) > 1 else "refused without a reason")
+    fields = wire.check_fields(fields, kind, count)
+    if fields[0] != kind:
+        raise Malformed(f"{kind}: another answer than that")
+    return fields
+
+
 async def ask_status(doors: Doors, key: bytes, timeout: float = 10.0) -> dict[str, Any]:
     """What a peer says of itself, unverified. Errors: those of `Doors.knock`; Malformed."""
 
     async def ask() -> dict[str, Any]:
         async with doors.visit(key, "status") as (reader, _):
-            size = wire.check_int((await frames.receive(reader, 2**10, "status"))[-1], "size")
+            size = wire.check_int((await _answer(reader, 2**12, "status", 2))[1], "size")
             if size > MAX_STATUS:
                 raise Malformed(f"status: {size} bytes, at most {MAX_STATUS} are allowed")
             try:
@@ -169,28 +217,32 @@ async def ask_status(doors: Doors, key: bytes, timeout: float = 10.0) -> dict[st
 async def ask_to_join(doors: Doors, key: bytes, request: JoinRequest) -> None:
     """Ask one member to name me to the others."""
     async with doors.visit(key, "join", request.signature) as (reader, _):
-        await asyncio.wait_for(frames.receive(reader, 2**10, "join"), 10.0)
+        await asyncio.wait_for(_answer(reader, 2**12, "noted", 1), 10.0)
 
 
 async def fetch_state(
-    doors: Doors, me: bytes, members: Mapping[int, bytes], template: Template, timeout: float
+    doors: Doors,
+    me: bytes,
+    members: Mapping[int, bytes],
+    template: Template,
+    timeout: float,
+    at: int | None = None,
 ) -> Fetched:
-    """The state at the beginning of the next step.
+    """The state at the beginning of the next step, or of step `at`, which has not begun yet.
 
     `me`: my public key; `members`: number -> key of all that count. What step it is follows from the state itself: a
-    donor may call it another. Errors: WrongState if no state has a majority
-    within `timeout` seconds, or nobody gives the one that has.
+    donor may call it another. Errors: WrongState if no state has a majority within `timeout` seconds, or nobody gives
+    the one that has.
     """
+    wish = () if at is None else (at,)
     vouches: dict[int, tuple[int, Vouch]] = {}
     problems: dict[int, str] = {}
 
     async def ask(number: int, key: bytes) -> None:
         try:
-            async with doors.visit(key, "vouch") as (reader, _):
-                kind, step, hashed, signature = wire.check_fields(
-                    await frames.receive(reader, 2**12, "vouch"), "vouch", 4
-                )
-            if kind != "vouch" or not isinstance(signature, bytes):
+            async with doors.visit(key, "vouch", *wish) as (reader, _):
+                _, step, hashed, signature = await _answer(reader, 2**12, "vouch", 4)
+            if not isinstance(signature, bytes):
                 raise Malformed("vouch: expected a signature")
             vouches[number] = wire.check_int(step, "step"), Vouch(number, hashed, signature)
         except Exception as error:
@@ -232,9 +284,9 @@ async def fetch_state(
 async def _load(doors: Doors, key: bytes, step: int, template: Template) -> Download:
     """One donor's state, unchecked but for sizes. Errors: Malformed, Refused, and those of the stream."""
     async with doors.visit(key, "state", step) as (reader, _):
-        kind, said, size, shapes = wire.check_fields(await frames.receive(reader, 2**18, "state"), "state", 4)
+        _, said, size, shapes = await _answer(reader, 2**18, "state", 4)
         wanted = [[name, DTYPES.index(x.dtype), list(x.shape)] for name, x in template.items()]
-        if kind != "state" or said != step or len(shapes) > MAX_NAMES or sorted(shapes) != sorted(wanted):
+        if said != step or len(shapes) > MAX_NAMES or sorted(shapes) != sorted(wanted):
             raise Malformed("state: other tensors than those of this run")
         if not 0 <= wire.check_int(size, "size") <= MAX_STATE:
             raise Malformed(f"state: {size} bytes, at most {MAX_STATE} are allowed")

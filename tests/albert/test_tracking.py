@@ -71,7 +71,7 @@ def seen(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Seen:
         byzantine=1,
         validators=2,
         steps=STEPS,
-        checkpoint_every=5,
+        checkpoint_every=10,
         attack=attack,
         wandb="a-project",
     )
@@ -113,6 +113,11 @@ def test_metrics_show_the_attack_and_the_ban(seen: Seen) -> None:
         assert 4 * row["sent_per_peer"] <= row["sent"] * 1.001 <= 5.1 * row["sent_per_peer"]
     assert any("validation_loss" in row for row in seen.metrics)
     assert any(f"step {seen.ban['step']}: peer {seen.attacker}, wrong_gradient, accused by" in s for s in seen.lines)
+
+
+def test_checkpoints_are_of_exactly_the_steps_that_were_asked_for(seen: Seen) -> None:
+    steps = [int(file.stem.removeprefix("step-")) for file in sorted((seen.out / "checkpoints").iterdir())]
+    assert steps == [10, 20]
 
 
 def expected(seen: Seen) -> dict[str, list[tuple[int, float]]]:

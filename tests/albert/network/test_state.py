@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,12 +33,16 @@ class Swarm:
     services: list[StateService]
     guest: Doors
 
-    def fetch(self, timeout: float = 10.0) -> Fetched:
+    def ask(self, timeout: float = 10.0, at: int | None = None) -> Future[Fetched]:
+        """Ask for the state of the next step, or of step `at`."""
         members = dict(enumerate(self.cohort.roster.keys))
         template = {"parameters": torch.empty(self.cohort.d)}
-        asked = self.guest.node.submit(fetch_state(self.guest, GUEST.public_key, members, template, timeout))
+        return self.guest.node.submit(fetch_state(self.guest, GUEST.public_key, members, template, timeout, at))
+
+    def fetch(self, timeout: float = 10.0, at: int | None = None) -> Fetched:
+        asked = self.ask(timeout, at)
         for member, service in zip(self.cohort.members, self.services, strict=True):
-            while not service.wanted and not asked.done():
+            while not service.begins(member.driver.peer.t) and not asked.done():
                 time.sleep(0.01)
             service.publish(member.driver.peer, {"parameters": member.params})
         return asked.result(60)
@@ -58,6 +64,35 @@ def test_the_state_comes_with_its_step_and_who_vouched_for_it(swarm: Swarm) -> N
     found = swarm.fetch()
     assert found.step == 1 and len(found.vouched_by) >= 3
     assert torch.equal(found.download.tensors["parameters"], swarm.cohort.members[0].params)
+
+
+def test_the_state_of_a_certain_step_comes_when_that_begins(swarm: Swarm) -> None:
+    asked = swarm.ask(at=1)
+    service = swarm.services[0]
+    while not service.begins(1):
+        time.sleep(0.01)
+    assert not service.begins(0)  # nobody waits for that one
+    assert not asked.done()
+    found = swarm.fetch(at=1)
+    assert found.step == 1 and asked.result(60).step == 1
+    swarm.guest.node.run(until_nobody_waits(swarm.services))
+    assert not any(service.begins(1) for service in swarm.services)
+
+
+async def until_nobody_waits(services: list[StateService]) -> None:
+    while any(service.begins(1) for service in services):
+        await asyncio.sleep(0.01)
+
+
+def test_a_step_that_has_begun_without_a_snapshot_is_refused_when_the_next_one_begins(swarm: Swarm) -> None:
+    asked = swarm.ask(at=1)
+    for service in swarm.services:
+        while not service.begins(1):
+            time.sleep(0.01)
+    for service in swarm.services:
+        service.begins(2)
+    with pytest.raises(WrongState, match="step 1 has begun already, without a snapshot"):
+        asked.result(60)
 
 
 class Misnumbering(StateService):
