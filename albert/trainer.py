@@ -208,6 +208,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         summary = trainer.run()
     except (ConfigError, DataError, RunFolderError, Unreachable, NoFounders, NoGradient) as error:
         exit_with(error)
+    except torch.OutOfMemoryError as error:
+        what = str(error).partition(". ")[0]
+        exit_with(MemoryError(f"{what}: lower batch.per_device, or set precision to float16, at all peers alike"))
     except Fallen as fallen:
         print(f"out of the run: {fallen}", file=sys.stderr)
         return 3

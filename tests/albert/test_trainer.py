@@ -14,9 +14,10 @@ import torch
 from albert.checkpoint import load_start, save_start
 from albert.config import AttackConfig, ProtocolSettings
 from albert.driver import Fallen
-from albert.trainer import Trainer
+from albert.trainer import Trainer, main
 from btard.audit.__main__ import main as audit
 from btard.harness.run_folder import RunFolderError, read_metrics
+from btard.harness.settings import config_text
 from btard.harness.typed_yaml import ConfigError
 from tests.albert.trainers import Trainers, same, tiny
 
@@ -131,3 +132,18 @@ def test_a_folder_of_another_run_is_refused(data: Path, tmp_path: Path, swarm: A
     # Where it listens and how long it waits may change.
     moved = replace(trainers.config, peer=0, network=replace(trainers.config.network, port=31337))
     Trainer(moved, trainers.out / "peer-0")
+
+
+def test_a_gpu_that_is_too_small_is_one_line(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(_: Trainer) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nGPU 0 has ...")
+
+    monkeypatch.setattr(Trainer, "run", full)
+    file = tmp_path / "swarm.yaml"
+    file.write_text(config_text(tiny(data, peer=0)))
+    with pytest.raises(SystemExit, match="2"):
+        main([str(file), "--out", str(tmp_path / "out")])
+    advice = "lower batch.per_device, or set precision to float16, at all peers alike"
+    assert capsys.readouterr().err == f"error: CUDA out of memory: {advice}\n"
