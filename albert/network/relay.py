@@ -80,6 +80,7 @@ class Relay:
             await self._connect(asks, to, reader, writer)
         finally:
             self.circuits[asks] -= 1
+            self.circuits += Counter()  # forgets who has none: strangers make up names as they like
 
     async def _connect(
         self, asks: PeerID, to: PeerID, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
