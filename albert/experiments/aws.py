@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from time import sleep
 from typing import Any
 from urllib.parse import urlparse
 
@@ -46,6 +47,8 @@ LONGEST = 168.0
 """Hours that a run may last at most."""
 LAUNCHES = 3
 """So often a swarm may lose its coordinator."""
+STOP_PAUSES = (60.0, 120.0)
+"""Seconds after which to try again to remove what is left."""
 SHORT = 17
 """Characters that a series' run_id may have; that of each swarm is longer by a digest."""
 
@@ -147,7 +150,7 @@ class AwsSwarms:
             finished = wait(run, self.out, listen)
         if finished:
             fetch(run, out / cell.name / COORDINATOR, self.out, checkpoints=False)
-        if not stop(run, self.out):
+        if not self._removed(run):
             return f"has left something on AWS: `stop` run {run.config.run_id} again"
         if finished:
             return None
@@ -156,7 +159,15 @@ class AwsSwarms:
     def clean_up(self, grid: Grid, out: Path) -> None:
         """Remove whatever of the series is on AWS. What is in the bucket stays."""
         for cell in grid.cells:
-            stop(self.run_of(cell, out, start_from=None), self.out)
+            self._removed(self.run_of(cell, out, start_from=None))
+
+    def _removed(self, run: Run) -> bool:
+        """Whether the run could be removed; what hangs on a machine that is still ending goes at a later try."""
+        for pause in STOP_PAUSES:
+            if stop(run, self.out):
+                return True
+            sleep(pause)
+        return stop(run, self.out)
 
     def run_id(self, cell: Cell) -> str:
         """What AWS calls the swarm: names there are short."""

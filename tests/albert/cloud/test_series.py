@@ -200,6 +200,22 @@ def test_a_swarm_that_ends_before_its_time_is_removed_and_told(
     assert left(place, grid) == []
 
 
+def test_what_is_still_ending_is_removed_at_a_later_try(
+    cloud: Cloud, grid: Grid, place: AwsSwarms, machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    stop, busy = aws.stop, [True, True, False]
+    monkeypatch.setattr(aws, "stop", lambda run, out: not busy.pop(0) and stop(run, out))
+    monkeypatch.setattr(aws, "sleep", pauses.append)
+    assert grid.baseline is not None
+    assert place.train(grid.baseline, tmp_path / "out", lambda step: None) is None
+    assert tuple(pauses) == aws.STOP_PAUSES and busy == []
+    busy[:] = [True] * 3
+    again = place.train(grid.baseline, tmp_path / "again", lambda step: None)
+    assert again == f"has left something on AWS: `stop` run {place.run_id(grid.baseline)} again"
+    assert left(place, grid) == []
+
+
 def test_what_stands_in_the_way_is_told_before_anything_is_launched(
     cloud: Cloud, grid: Grid, place: AwsSwarms, machines: Machines, tmp_path: Path
 ) -> None:
