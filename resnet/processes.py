@@ -169,7 +169,6 @@ def _steps(training: RankTraining, out: Path, first: int, progress: _Progress, f
     checkpoints = rank_checkpoints(out, mesh.rank)
     ledger: Ledger | None = None
     bar = tqdm(
-        range(first, config.steps),
         initial=first,
         total=config.steps,
         desc=out.name,
@@ -178,7 +177,7 @@ def _steps(training: RankTraining, out: Path, first: int, progress: _Progress, f
         mininterval=interval(),
     )
     try:
-        for step in bar:
+        for step in range(first, config.steps):
             result, metrics = training.step(step)
             progress.advanced(mesh.ranks, config.peers)
             if training.evaluator is not None:
@@ -195,9 +194,11 @@ def _steps(training: RankTraining, out: Path, first: int, progress: _Progress, f
                     folder.flush()
                 training.save(checkpoints, step + 1)
                 progress.saved = step + 1
+            bar.update()
         training.driver.attest(training.params.detach())
         progress.advanced(mesh.ranks, config.peers)
     finally:
+        bar.close()
         if folder is not None:
             folder.close()  # for the next rank, if this one has fallen
     if folder is not None and training.evaluator is not None:

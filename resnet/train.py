@@ -208,28 +208,24 @@ def train(
         training.load(tensors, state)
     folder.start(first)
     ledger = Ledger.of(folder.ledger())
-    bar = tqdm(
-        range(first, last),
-        initial=first,
-        total=last,
-        desc=out.name,
-        unit="step",
-        disable=not progress,
-        mininterval=interval(),
-    )
-    for step in bar:
-        result, metrics = training.step(step)
-        folder.log(step, metrics, training.seconds)
-        for entry in result.removed if result is not None else ():
-            folder.log_ledger([ledger.append(entry)])
-            if progress:
-                bar.write(describe(entry, training.byzantine))
-        if "test_accuracy" in metrics:
-            bar.set_postfix_str(f"accuracy {metrics['test_accuracy']:.1%}, {metrics.get('active', '?')} peers")
-        if on_step is not None:
-            on_step(step + 1)
-        if (step + 1) % config.checkpoint_every == 0 and step + 1 < last:
-            training.save(folder, step + 1)
+    with tqdm(
+        initial=first, total=last, desc=out.name, unit="step", disable=not progress, mininterval=interval()
+    ) as bar:
+        for step in range(first, last):
+            result, metrics = training.step(step)
+            folder.log(step, metrics, training.seconds)
+            for entry in result.removed if result is not None else ():
+                folder.log_ledger([ledger.append(entry)])
+                if progress:
+                    bar.write(describe(entry, training.byzantine))
+            if "test_accuracy" in metrics:
+                now = f"{metrics['active']} peers" if "active" in metrics else "diverged"
+                bar.set_postfix_str(f"accuracy {metrics['test_accuracy']:.1%}, {now}", refresh=False)
+            if on_step is not None:
+                on_step(step + 1)
+            if (step + 1) % config.checkpoint_every == 0 and step + 1 < last:
+                training.save(folder, step + 1)
+            bar.update()
     if first < last:
         training.save(folder, last)
     if last < config.steps:
