@@ -30,7 +30,7 @@ def arrive(member: Member) -> None:
     """
     founders = known_founders(member.config)
     if founders is None:
-        founders = member.node.run(learn_founders(member.node, member.config, member.say))
+        founders = member.node.run(learn_founders(member.node, member.config, member.agreed, member.say))
     doors = Doors(member.node, member.config.run_id, member.agreed | {"founders": founders_digest(founders)})
     known = member.take_seat(founders, doors)
     member.node.run(doors.open())

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from albert.deadlines import Deadlines
 from btard.harness import settings
 from btard.harness.typed_yaml import FieldError, nearest, require
 
@@ -215,40 +216,13 @@ class NetworkConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeadlineConfig:
-    """How long peers wait for each other, in seconds."""
-
-    compute: float = 300.0
-    """How long a gradient may take. Raise it if honest peers are often absent from a step."""
-    phase: float = 30.0
-    """How long those who have their gradient wait for the slower ones. Raise it if the peers' speeds differ a lot."""
-    message: float = 1.0
-    """What a short message may take. Raise it if peers are silent to each other over slow links."""
-    transfer: float = 30.0
-    """What a gradient's way through the network may take, each way. Raise it if peers are silent in phases that carry
-    parts, or behind relays: bytes of the gradient over what the slowest link carries in a second, at least."""
-    give_up: float = 10.0
-    """How long a peer may be unreachable before a phase goes on without it. Raise it if links break for moments."""
-    gather: float = 600.0
-    """How long the first peers wait for all to come, and those who come back for the others' state. Raise it if
-    machines are started by hand, or if a step with the state after it takes longer."""
-
-    def __post_init__(self) -> None:
-        for item in fields(self):
-            value = getattr(self, item.name)
-            require(
-                0 < value < math.inf, item.name, "> 0 and finite", value, "the defaults are for T4 GPUs and 1 Gbit/s"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
 class Config:
     """One swarm, and one process of it."""
 
     free_to_change: ClassVar[frozenset[str]] = frozenset(
         {"checkpoint_every", "wandb", "data.path"}
         | {f"network.{item.name}" for item in fields(NetworkConfig)}
-        | {f"deadlines.{item.name}" for item in fields(DeadlineConfig)}
+        | {f"deadlines.{item.name}" for item in fields(Deadlines)}
     )
 
     run_id: str = "albert"
@@ -291,7 +265,7 @@ class Config:
     protocol: ProtocolSettings = field(default_factory=ProtocolSettings)
     attack: AttackConfig = field(default_factory=AttackConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
-    deadlines: DeadlineConfig = field(default_factory=DeadlineConfig)
+    deadlines: Deadlines = field(default_factory=Deadlines)
 
     def __post_init__(self) -> None:
         for name in ("peers", "steps", "checkpoint_every"):

@@ -28,15 +28,7 @@ from albert.checkpoint import load_start, save_start
 from albert.config import Config, load_config
 from albert.data.corpus import Corpus, DataError
 from albert.data.evaluation import evaluation_batches
-from albert.founding import (
-    NoFounders,
-    announce,
-    founders_digest,
-    known_founders,
-    list_founders,
-    meet,
-    publish_founders,
-)
+from albert.founding import Lobby, NoFounders, announce, founders_digest, known_founders, meet, publish_founders
 from albert.network.doors import Doors
 from albert.network.node import Unreachable
 from albert.network.state import Fetched, ask_status, fetch_state
@@ -118,8 +110,10 @@ class Coordinator:
         self._write_status()
         founders = known_founders(self.config)
         if founders is None:
+            lobby = Lobby(self.node, self.config, self.agreed, self.say)
+            await lobby.open()
             founders = tuple(bytes.fromhex(key) for key in noted["founders"])
-            founders = founders or await list_founders(self.node, self.config, self.say)
+            founders = founders or await lobby.list_founders()
             self.node.spawn(publish_founders(self.node, self.config.run_id, founders))
         self.founders = founders
         settings = self.agreed | {"founders": founders_digest(founders)}

@@ -1,15 +1,15 @@
 """Who the first peers are: a list of keys that all of them have alike; a peer's number is its place in it.
 
 A simulation derives the keys from the run's name. A swarm of strangers is given them in a file, or takes them from the
-coordinator, which lists the first that have come: that much the peers trust it with, and they see if others were told
-something else, for the list is part of what they compare before they talk.
+coordinator, which lists the first that have come with its own settings: that much the peers trust it with, and they see
+if others were told something else, for the list is part of what they compare before they talk.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ import torch
 
 from albert.config import Config
 from albert.data.corpus import Corpus
+from albert.network.doors import LOBBY, Doors
 from albert.network.identity import peer_id_of, public_key_of
+from albert.network.link import Refused
 from albert.network.node import Node, node_of
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol import wire
@@ -28,6 +30,10 @@ PAUSE = 0.5
 """Seconds between two looks into the DHT."""
 REPEAT = 30.0
 """Seconds after which a record is stored again: long before it is forgotten."""
+COME = "come"
+"""The lobby's door."""
+SAID = 100
+"""Refusals that the lobby tells of: strangers can make any number of keys."""
 
 Say = Callable[[str], None]
 
@@ -94,23 +100,49 @@ async def meet(node: Node, run_id: str) -> dict[bytes, list[str]]:
     return found
 
 
-async def list_founders(node: Node, config: Config, say: Say) -> tuple[bytes, ...]:
-    """For the coordinator: wait until `config.peers` have come, and list them."""
-    deadline = time.monotonic() + config.deadlines.gather
-    shown = -1
-    while True:
-        come = sorted(set(await meet(node, config.run_id)) - {node.identity.public_key})
-        if len(come) != shown:
-            shown = len(come)
-            say(f"{shown} of {config.peers} peers have come")
-        if len(come) >= config.peers:
-            return tuple(come[: config.peers])
-        if time.monotonic() > deadline:
-            raise NoFounders(
-                f"only {len(come)} of {config.peers} peers have come within deadlines.gather = "
-                f"{config.deadlines.gather:g} s; start more trainers, or lower `peers`"
-            )
-        await asyncio.sleep(PAUSE)
+class Lobby:
+    """Where the coordinator compares settings with those who come, so that whoever has others gets no seat."""
+
+    def __init__(self, node: Node, config: Config, agreed: Mapping[str, Any], say: Say) -> None:
+        self.node, self.config, self.say = node, config, say
+        self.welcome: set[bytes] = set()
+        """Public keys of those who have the same settings."""
+        self._refused: set[tuple[bytes, str]] = set()
+        self._doors = Doors(node, config.run_id, agreed, protocol=LOBBY, on_refused=self._on_refused)
+        self._doors.add(COME, self._come)
+
+    async def open(self) -> None:
+        """Let in those who come, also after the list is made: newcomers compare their settings here, too."""
+        await self._doors.open()
+
+    async def list_founders(self) -> tuple[bytes, ...]:
+        """Wait until `config.peers` have come with the same settings, and list them. Errors: NoFounders."""
+        deadline = time.monotonic() + self.config.deadlines.gather
+        shown = -1
+        while True:
+            come = sorted(self.welcome & (await meet(self.node, self.config.run_id)).keys())
+            if len(come) != shown:
+                shown = len(come)
+                self.say(f"{shown} of {self.config.peers} peers have come")
+            if len(come) >= self.config.peers:
+                return tuple(come[: self.config.peers])
+            if time.monotonic() > deadline:
+                refused = len({key for key, _ in self._refused} - self.welcome)
+                raise NoFounders(
+                    f"only {len(come)} of {self.config.peers} peers have come within deadlines.gather = "
+                    f"{self.config.deadlines.gather:g} s{f', and {refused} with other settings' if refused else ''}; "
+                    "start more trainers, or lower `peers`"
+                )
+            await asyncio.sleep(PAUSE)
+
+    async def _come(self, key: bytes, arguments: list[Any], *streams: object) -> None:
+        self.welcome.add(key)
+
+    def _on_refused(self, key: bytes, why: str) -> None:
+        self.welcome.discard(key)
+        if (key, why) not in self._refused and len(self._refused) < SAID:
+            self._refused.add((key, why))
+            self.say(f"{peer_id_of(key).to_base58()} gets no seat; it is told: {why}")
 
 
 async def publish_founders(node: Node, run_id: str, founders: tuple[bytes, ...]) -> None:
@@ -120,33 +152,49 @@ async def publish_founders(node: Node, run_id: str, founders: tuple[bytes, ...])
         await asyncio.sleep(REPEAT)
 
 
-async def learn_founders(node: Node, config: Config, say: Say) -> tuple[bytes, ...]:
+async def learn_founders(node: Node, config: Config, agreed: Mapping[str, Any], say: Say) -> tuple[bytes, ...]:
     """For a trainer: wait for the list of the coordinator, whose key the addresses in the settings name.
 
-    Errors: NoFounders; ConfigError without addresses, and for addresses that name nobody.
+    Errors: NoFounders; ConfigError without addresses, for addresses that name nobody, and for settings (`agreed`) that
+    are not the coordinator's.
     """
     try:
-        trusted = {public_key_of(node_of(address)) for address in config.network.addresses}
+        named = {public_key_of(node_of(address)) for address in config.network.addresses}
     except ValueError as error:
         raise ConfigError(f"network.initial_peers: {error}") from None
+    trusted = {key for key in named if key is not None}
     if not trusted:
         raise ConfigError("network.initial_peers is null: give the address that the coordinator prints")
+    lobby = Doors(node, config.run_id, agreed, protocol=LOBBY)
     deadline = time.monotonic() + config.deadlines.gather
-    said = False
+    knocked: float | None = None
     while True:
+        if knocked is None or time.monotonic() - knocked > REPEAT:  # again: a coordinator may have been started anew
+            if knocked is None:
+                say("waiting for the coordinator to list the first peers")
+            knocked = time.monotonic()
+            await asyncio.gather(*(_come(lobby, key) for key in trusted))
         for author, value in (await node.records(founders_key(config.run_id))).values():
             if author in trusted:
                 return _keys(value, config)
-        if not said:
-            said = True
-            say("waiting for the coordinator to list the first peers")
         if time.monotonic() > deadline:
             raise NoFounders(
                 f"run {config.run_id}: no list of its first peers from "
-                f"{', '.join(peer_id_of(key).to_base58() for key in trusted if key)} within deadlines.gather = "
+                f"{', '.join(peer_id_of(key).to_base58() for key in trusted)} within deadlines.gather = "
                 f"{config.deadlines.gather:g} s; check run_id, and that the coordinator and {config.peers} trainers run"
             )
         await asyncio.sleep(PAUSE)
+
+
+async def _come(lobby: Doors, key: bytes) -> None:
+    """Tell the coordinator that this peer is there, with these settings. Errors: ConfigError if it has others."""
+    try:
+        async with lobby.visit(key, COME):
+            pass
+    except Refused as refused:
+        raise ConfigError(f"the coordinator refuses this peer: {refused}") from None
+    except Exception:
+        pass  # not there, or no coordinator but another peer's address: the list may be known without it
 
 
 def _keys(value: Any, config: Config) -> tuple[bytes, ...]:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from albert.config import Config
-from albert.deadlines import Deadlines
 from albert.driver import SwarmDriver
 from albert.network.doors import Doors
 from albert.network.state import StateService
@@ -69,7 +68,7 @@ class Member:
 
     def take_seat(self, founders: tuple[bytes, ...], doors: Doors) -> bool:
         """Be the peer that the list of the first ones says, or a newcomer after them; returns whether it is listed."""
-        me, limits = self.identity.public_key, self.config.deadlines
+        me = self.identity.public_key
         self.service = StateService(self.node, doors, self.patience, self.status)
         known = me in founders
         number = founders.index(me) if known else len(founders)
@@ -80,7 +79,7 @@ class Member:
             self.task,
             self.node,
             doors,
-            Deadlines(limits.compute, limits.phase, limits.message, limits.transfer, limits.give_up),
+            self.config.deadlines,
             ParameterHistory(
                 self.task.d,
                 steps_kept({peer.id: peer.behaviour}, 2 * self.config.checkpoint_every),

@@ -26,6 +26,8 @@ from btard.protocol.wire import Malformed
 
 PROTOCOL = "/btard/swarm"
 """The name of our streams among libp2p's. It never changes, so that versions can tell each other that they differ."""
+LOBBY = "/btard/lobby"
+"""And of those to who lists the first peers, before anybody knows the list."""
 VERSION = 1
 HELLO = 2**16
 """Bytes of a hello: the settings are the most of it."""
@@ -44,10 +46,20 @@ class Doors:
     """The doors of this peer, by name. `settings`: what all peers have to agree on, JSON values by dotted key.
 
     `banned`: public key -> why; `members`: the keys that may enter the doors that are for members alone.
+    `on_refused` is called with the key of whoever is refused at its hello, and why.
     """
 
-    def __init__(self, node: Node, run_id: str, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        node: Node,
+        run_id: str,
+        settings: Mapping[str, Any],
+        *,
+        protocol: str = PROTOCOL,
+        on_refused: Callable[[bytes, str], None] = lambda key, why: None,
+    ) -> None:
         self.node, self.run_id, self.settings = node, run_id, dict(settings)
+        self.protocol, self.on_refused = protocol, on_refused
         self.banned: dict[bytes, str] = {}
         self.members: frozenset[bytes] = frozenset()
         self.refused: Counter[str] = Counter()
@@ -61,11 +73,11 @@ class Doors:
 
     async def open(self) -> None:
         """Let the others in from now on."""
-        await self.node.listen(PROTOCOL, self._serve)
+        await self.node.listen(self.protocol, self._serve)
 
     async def knock(self, key: bytes, door: str, *arguments: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A stream to `door` of the holder of `key`. Errors: Refused, in its words; Malformed; those of `Node.dial`."""
-        reader, writer = await asyncio.wait_for(self.node.dial(key, PROTOCOL), PATIENCE)
+        reader, writer = await asyncio.wait_for(self.node.dial(key, self.protocol), PATIENCE)
         try:
             await frames.send(writer, ("btard", VERSION, door, self.run_id, self._hello, arguments))
             answer = await asyncio.wait_for(frames.receive(reader, HELLO, "answer"), PATIENCE)
@@ -119,6 +131,7 @@ class Doors:
             await frames.send(writer, ("welcome",))
         except Refused as refused:
             self.refused[str(refused).partition(":")[0]] += 1
+            self.on_refused(key, str(refused))
             await frames.send(writer, ("refused", str(refused)))
             return
         try:

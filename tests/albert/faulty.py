@@ -20,11 +20,11 @@ from albert.config import (
     BatchConfig,
     Config,
     DataConfig,
-    DeadlineConfig,
     ModelConfig,
     OptimizerConfig,
     ProtocolSettings,
 )
+from albert.deadlines import Deadlines
 from albert.swarm import COORDINATOR, Swarm
 from tests.albert.netns import Wire, enter
 
@@ -174,7 +174,7 @@ def settings(data: Path, **changes: Any) -> Config:
         "optimizer": OptimizerConfig(lr=0.01, warmup_steps=5, schedule_steps=1000),
         "protocol": ProtocolSettings(),
         "attack": AttackConfig(),
-        "deadlines": DeadlineConfig(compute=20.0, phase=5.0, message=0.3, transfer=1.0, give_up=1.0, gather=60.0),
+        "deadlines": Deadlines(compute=20.0, phase=5.0, message=0.3, transfer=1.0, give_up=1.0, gather=60.0),
     }
     for name, section in sections.items():
         sections[name] = replace(section, **changes.pop(name, {}))
