@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import sys
 import time
@@ -34,7 +35,7 @@ from albert.network.node import Unreachable
 from albert.network.state import Fetched, ask_status, fetch_state
 from albert.startup import begin, make_node, own_identity
 from albert.tracking import TensorBoard, Tracker, WeightsAndBiases, describe, show
-from albert.view import View, bans_of
+from albert.view import PATIENCE, View, bans_of
 from btard.harness.progress import console_for_all
 from btard.harness.run_folder import RunFolder, RunFolderError
 from btard.harness.settings import exit_with
@@ -153,7 +154,7 @@ class Coordinator:
         return int(files[-1].stem[5:]) if files else self.first
 
     def _watch(self) -> dict[str, Any]:
-        quiet = time.monotonic()
+        quiet, ending = time.monotonic(), math.inf
         while True:
             self.node.run(self._ask_all())
             self._note_ledger()
@@ -163,7 +164,10 @@ class Coordinator:
             states = Counter(str(status.get("state")) for status in present.values())
             if present:
                 quiet = time.monotonic()
-            if self.view.over or states["done"] * 2 > len(self.view.active()):
+            if states["done"] * 2 > len(self.view.active()):
+                ending = min(ending, time.monotonic())
+            told = ending < math.inf and (states["done"] == len(present) or time.monotonic() - ending > PATIENCE)
+            if self.view.over or told:
                 return self._end()
             if time.monotonic() - quiet > self.config.deadlines.gather:
                 raise NoFounders(

@@ -6,7 +6,6 @@ Every peer's key follows from the run's name and its number: for simulations and
 
 from __future__ import annotations
 
-import ctypes
 import json
 import multiprocessing
 import os
@@ -35,7 +34,7 @@ from btard.harness.typed_yaml import ConfigError
 COORDINATOR = "coordinator"
 LOOK = 0.5
 """Seconds between two looks at the processes."""
-_PR_SET_PDEATHSIG = 1
+EXIT_TERMINATED = 143
 
 
 def peer_folder(number: int) -> str:
@@ -145,9 +144,9 @@ class Swarm:
 
 def _child(module: str, words: list[str], log: str) -> None:
     """The life of one process: its output in a file, and no longer than that of who started it."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), name="parent", daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(EXIT_TERMINATED))
     with open(log, "a", buffering=1, encoding="utf-8") as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
@@ -162,6 +161,12 @@ def _child(module: str, words: list[str], log: str) -> None:
             code = 1
         stream.flush()
         os._exit(code)
+
+
+def _end_with(parent: Any) -> None:
+    """End this process when its parent does, however that ends: the server that it was forked by stays for it."""
+    parent.join()
+    os._exit(EXIT_TERMINATED)
 
 
 def table_of(status: dict[str, Any], alive: Sequence[str], title: str) -> Table:

@@ -15,9 +15,9 @@ from btard.protocol.wire import Malformed
 
 FRESH = 15.0
 """Seconds for which an answer counts as being there."""
-LEDGER_PATIENCE = 10.0
-"""Seconds that a step waits for the verdicts that fell in it: peers that are asked between two steps tell different
-ledgers."""
+PATIENCE = 10.0
+"""Seconds that a step waits for peers that are slower to tell of it, and for the verdicts that fell in it: peers that
+are asked between two steps tell different ledgers."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,10 @@ class View:
         """Step -> peer -> what it said of that step."""
         self._shown = 0
         """Peers that were removed by the last step whose loss has been told."""
+        self._slow: tuple[int, float] | None = None
+        """The step that waits for slower peers, and since when."""
+        self._too_slow: set[int] = set()
+        """Peers that are not waited for until they tell of a step in time."""
         self._waits: tuple[int, float] | None = None
         """The step that waits for the ledger, and since when."""
         self._missing: int | None = None
@@ -143,23 +147,44 @@ class View:
         Each has its phases' `seconds`. The `last` time nothing is waited for.
         """
         found = []
-        told = [step for step, said in self._rows.items() if step >= self.next and self._complete(said)]
+        told = [step for step in self._rows if step >= self.next and self._told(step, last)]
         if told and self.next not in self._rows:
             self.next = min(told)  # nobody tells any more of the steps between: they were not watched
-        while self.next in self._rows and self._complete(self._rows[self.next]):
-            if not last and self._awaits_ledger(self._rows[self.next], now):
+        while self._told(self.next, last):
+            said = self._rows[self.next]
+            if not last and (self._awaits_slower(said, now) or self._awaits_ledger(said, now)):
                 break
-            said = self._rows.pop(self.next)
-            active = set(self.active())
-            found.append(self._row(self.next, {p: row for p, row in said.items() if p in active} or said))
+            out = {ban["peer"] for ban in self.bans() if ban["step"] <= self.next}
+            found.append(self._row(self.next, {peer: row for peer, row in said.items() if peer not in out} or said))
+            del self._rows[self.next]
             self.next += 1
         self._rows = {step: said for step, said in self._rows.items() if step >= self.next}
         return found
 
-    def _complete(self, said: Mapping[int, dict[str, Any]]) -> bool:
-        """Whether nobody else is likely to say something of the step: all have, or most have and are past it."""
-        active = set(self.active())
-        return active <= said.keys() or (2 * len(said) > len(active) and max(self._rows) > self.next)
+    def _told(self, step: int, last: bool) -> bool:
+        """Whether all have told of the step, or most have, and somebody is past it."""
+        said, active = self._rows.get(step, {}), set(self.active())
+        if not said or active <= said.keys():
+            return bool(said)
+        return 2 * len(said) > len(active) and (last or max(self._rows) > step)
+
+    def _awaits_slower(self, said: Mapping[int, dict[str, Any]], now: float) -> bool:
+        """Whether somebody who is there has not come to the end of this step, and may soon tell of it."""
+        step = self.next - self.first
+        slower = {
+            peer
+            for peer, status in self.present(now).items()
+            if status.get("state") == "running" and type(status.get("step")) is int and status["step"] <= step
+        } - said.keys()
+        self._too_slow -= said.keys()
+        if slower <= self._too_slow:
+            return False
+        if self._slow is None or self._slow[0] != self.next:
+            self._slow = self.next, now
+        if now - self._slow[1] < PATIENCE:
+            return True
+        self._too_slow |= slower
+        return False
 
     def _awaits_ledger(self, said: Mapping[int, dict[str, Any]], now: float) -> bool:
         """Whether most peers know of verdicts in this step or before that are not in my ledger yet."""
@@ -169,7 +194,7 @@ class View:
             return False
         if self._waits is None or self._waits[0] != self.next:
             self._waits = self.next, now
-        if now - self._waits[1] < LEDGER_PATIENCE:
+        if now - self._waits[1] < PATIENCE:
             return True
         self._missing = known
         return False

@@ -9,12 +9,17 @@ import os
 import random
 import signal
 import socket
+import statistics
+import subprocess
+import sys
+import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from hivemind.p2p import P2PDaemonError
@@ -33,6 +38,7 @@ from albert.task import AlbertTask
 from btard.attacks.registry import make_attack
 from btard.audit.__main__ import main as audit
 from btard.drivers.local import LocalDriver
+from btard.harness.settings import config_text
 from btard.protocol.collusion import Collusion
 from btard.protocol.effects import Compute
 from btard.protocol.hashing import tensor_digest
@@ -102,6 +108,10 @@ def check_agreement(swarm: FaultySwarm, peers: set[int], removed: dict[int, str]
             assert audit([str(swarm.out / peer_folder(peer))]) == 0
 
 
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
 def check_nothing_left(swarm: FaultySwarm) -> None:
     swarm.until(lambda: not swarm.left(), 10, f"{swarm.left()} left")
 
@@ -123,10 +133,33 @@ def test_attackers_are_banned_and_all_is_as_in_the_simulator(
         assert swarm.processes[COORDINATOR].exitcode == 0
         summary = json.loads((tmp_path / COORDINATOR / "summary.json").read_text())
         assert (summary["byzantine_banned"], summary["honest_banned"]) == (3, 0) and summary["heads"] == [head]
+        # The coordinator has heard everybody that was left at the end.
+        seen = metrics(tmp_path / COORDINATOR)
+        last = [metrics(tmp_path / peer_folder(peer))[-1] for peer in range(8) if peer not in bans]
+        assert [row["step"] for row in seen] == list(range(9))
+        assert seen[-1]["sent"] == sum(row["sent"] for row in last)
+        losses = [row["loss"] for row in last if row["loss"] is not None]
+        assert seen[-1]["loss"] == statistics.median(losses) == summary["loss"]
         check_nothing_left(swarm)
     capsys.readouterr()
     assert audit([str(tmp_path / peer_folder(0)), "--task", "albert.audit:task_of"]) == 0
     assert capsys.readouterr().out.count("gradient computed again") == 3
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_swarm_ends_with_whoever_started_it(data: Path, tmp_path: Path, how: signal.Signals) -> None:
+    file = tmp_path / "swarm.yaml"
+    file.write_text(config_text(settings(data, run_id=f"ends {how.name}", steps=10_000)))
+    words = [sys.executable, "-m", "albert.swarm", str(file), "--out", str(tmp_path / "swarm")]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as started:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "swarm" / peer_folder(0) / "metrics.jsonl").exists():
+            assert started.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        processes = psutil.Process(started.pid).children(recursive=True)
+        assert len(processes) > 12, processes  # six with a daemon each, and who forks them
+        started.send_signal(how)
+    assert psutil.wait_procs(processes, 30)[1] == []
 
 
 @pytest.mark.timeout(360)

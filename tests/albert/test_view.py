@@ -11,7 +11,7 @@ import pytest
 
 from albert.arrival import _is_status
 from albert.config import AttackConfig, Config
-from albert.view import LEDGER_PATIENCE, View
+from albert.view import PATIENCE, View
 from btard.protocol.ledger import Entry
 from tests.albert.trainers import tiny
 
@@ -74,10 +74,53 @@ def test_verdicts_that_do_not_come_hold_nobody_up_for_long() -> None:
     view = View(config(), 0)
     told = {peer: status(*(row(step, entries=70) for step in range(3)), ledger=(), entries=70) for peer in range(4)}
     assert hear(view, told) == []
-    assert [r["step"] for r in hear(view, told, LEDGER_PATIENCE)] == [0, 1, 2]
+    assert [r["step"] for r in hear(view, told, PATIENCE)] == [0, 1, 2]
     assert [r["step"] for r in hear(view, {p: status(row(3, entries=70), entries=70) for p in range(4)}, 20.0)] == [3]
     view.hear(0, status(row(4, entries=71), entries=71), 30.0)
     assert view.complete_rows(30.0, last=True) == []
+
+
+def test_a_step_waits_for_whoever_is_still_in_it() -> None:
+    view = View(config(), 0)
+    ahead = {peer: status(row(0, 1.0), row(1, 1.0), step=2) for peer in range(3)}
+    assert hear(view, ahead | {3: status(step=0)}) == []
+    rows = hear(view, {3: status(row(0, 4.0), step=1)}, 1.0)
+    assert [(r["step"], r["sent"]) for r in rows] == [(0, 400)]  # step 1 still waits
+    assert [r["sent"] for r in hear(view, {3: status(row(1, 4.0), step=2)}, 2.0)] == [400]
+    # Whoever was away for a step is past it, and is not waited for.
+    later = {peer: status(row(2), row(3), step=4) for peer in range(3)}
+    assert [r["step"] for r in hear(view, later | {3: status(row(3), step=4)}, 3.0)] == [2, 3]
+
+
+def test_whoever_stays_behind_holds_the_others_up_once() -> None:
+    view = View(config(), 0)
+
+    def told(step: int, now: float) -> list[int]:
+        ahead = {peer: status(row(step), row(step + 1), step=step + 2) for peer in range(3)}
+        return [r["step"] for r in hear(view, ahead | {3: status(step=0)}, now)]
+
+    assert told(0, 0.0) == [] and told(0, PATIENCE) == [0]
+    assert told(1, PATIENCE + 1) == [1] and told(2, PATIENCE + 2) == [2]
+    # It tells of a step again: from now on it is waited for again.
+    for peer in range(3):
+        view.hear(peer, status(row(3), row(4), row(5), step=6), PATIENCE + 3)
+    assert [r["sent"] for r in hear(view, {3: status(row(3), step=4)}, PATIENCE + 3)] == [400]
+    assert view.complete_rows(PATIENCE + 4) == [] != view.complete_rows(2 * PATIENCE + 4)
+
+
+def test_at_the_end_what_most_have_told_is_shown() -> None:
+    view = View(config(), 0)
+    hear(view, {peer: status(row(0), step=1) for peer in range(3)})
+    assert view.next == 0
+    assert [r["step"] for r in view.complete_rows(1.0, last=True)] == [0]
+
+
+def test_whoever_is_banned_later_counts_in_the_steps_before() -> None:
+    view = View(config(), 0)
+    ledger = (ban(1, 3),)
+    said = {peer: status(row(0), row(1, entries=1), row(2, entries=1), ledger=ledger) for peer in range(3)}
+    rows = hear(view, said | {3: status(row(0, sent=7))})
+    assert [r["sent"] for r in rows] == [307, 300, 300]
 
 
 def test_a_ban_in_a_step_that_nobody_watched_marks_the_next_one() -> None:
