@@ -279,7 +279,8 @@ class Config:
         neat = re.fullmatch(r"[\w.-]+(/[\w.-]+)*", self.prefix) is not None
         require(neat, "prefix", "a folder such as btard or results/btard", repr(self.prefix), "no / at the ends")
         plain = self.bucket is None or re.fullmatch(r"[a-z0-9.-]{3,63}", self.bucket) is not None
-        require(plain, "bucket", "the name of a bucket alone", self.bucket, "leave out s3:// and folders")
+        rule = "the name of a bucket: 3 to 63 lower-case letters, digits, dots and hyphens"
+        require(plain, "bucket", rule, self.bucket, "leave out s3:// and folders")
         require(self.wait_minutes >= 0, "wait_minutes", ">= 0", self.wait_minutes, "0 does not wait")
         require(1 <= self.log_lines <= 10_000, "log_lines", "from 1 to 10000", self.log_lines, "200 is the default")
 

@@ -81,7 +81,7 @@ WRONG = [
     ("run_id: -a", "run_id must be 1 to 24 of a-z, 0-9 and - inside, got '-a'"),
     ("hours: 40", "max_hours must be >= hours = 40 and at most 168, got 36"),
     ("max_hours: 200", "max_hours must be >= hours = 25 and at most 168, got 200; nothing may run on unwatched"),
-    ("bucket: s3://results", "bucket must be the name of a bucket alone, got s3://results"),
+    ("bucket: s3://results", "digits, dots and hyphens, got s3://results; leave out s3://"),
     ("prefix: /btard/", "prefix must be a folder such as btard or results/btard, got '/btard/'"),
     ("code: {repository: 'git@github.com:a/b.git'}", "code.repository must be a public https:// address"),
     ("code: {wheel: btard.whl}", "code.wheel must be s3://BUCKET/PATH.whl, got btard.whl; upload it"),
