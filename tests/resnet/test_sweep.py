@@ -128,7 +128,7 @@ def kill_after(steps: int, process: subprocess.Popen[str], out: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_sweep_that_was_killed_three_times_leaves_the_files_of_an_undisturbed_one(tmp_path: Path) -> None:
-    grid = write_grid(tmp_path / "grid.yaml", seeds=[0, 1])
+    grid = write_grid(tmp_path / "grid.yaml")
     whole = start_sweep(grid, tmp_path / "whole")
     _, errors = whole.communicate(timeout=120)
     assert whole.returncode == 0, errors
@@ -144,7 +144,7 @@ def test_a_sweep_that_was_killed_three_times_leaves_the_files_of_an_undisturbed_
     assert last.returncode == 0, errors
     assert files(broken) == files(tmp_path / "whole")
     runs = [path for path in files(broken) if path.endswith("summary.json")]
-    assert len(runs) == 2 * 2 * 3
+    assert len(runs) == 2 * 3
     assert not list((broken / "runs").rglob("*.safetensors.tmp"))
 
 
