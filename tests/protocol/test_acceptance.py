@@ -20,14 +20,10 @@ from scripts import threat_model
 from tests.protocol.cohort import run_cohort
 from tests.protocol.matrix import ROWS, SEEDS, START, Row, observe, play
 
-LARGE = 12
-"""Peers beyond which a row has half the seeds."""
-
 
 @pytest.mark.parametrize("row", ROWS, ids=str)
 def test_what_must_happen_happens(row: Row) -> None:
-    # The time grows with the square of the peers; scripts.threat_model runs all seeds of every row.
-    for seed in range(SEEDS if row.peers <= LARGE else SEEDS // 2):
+    for seed in range(SEEDS):
         observe(row, seed)
 
 
