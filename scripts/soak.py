@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from btard.attacks import ATTACKS, make_attack
 from btard.attacks.registry import options_of
+from btard.audit.recorder import Recorder
 from btard.drivers.links import Links
 from btard.drivers.local import LocalDriver
 from btard.drivers.task import QuadraticTask
@@ -37,6 +38,7 @@ from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.hashing import stream
 from btard.protocol.ledger import Entry
+from tests.protocol.cohort import Run
 
 STEPS, D = 14, 97
 
@@ -92,10 +94,10 @@ def draw(seed: int, *, largest: int = 32) -> Mixture:
     return Mixture(seed, config, links, collusion, attackers)
 
 
-def run(mixture: Mixture, steps: int = STEPS) -> list[Entry]:
-    """The ledger after `steps` steps.
+def play(mixture: Mixture, steps: int = STEPS, proofs: Path | None = None) -> Run:
+    """The run of `steps` steps; its proofs go into the folder `proofs`.
 
-    Errors: AssertionError naming the seed if an honest peer was wronged; RuntimeError if honest peers disagree.
+    Errors: AssertionError naming the seed if ledgers differ; RuntimeError if honest peers disagree.
     """
     driver = LocalDriver(
         mixture.config,
@@ -103,18 +105,26 @@ def run(mixture: Mixture, steps: int = STEPS) -> list[Entry]:
         behaviours=mixture.attackers,
         collusion=mixture.collusion,
         links=mixture.links,
+        recorder=None if proofs is None else Recorder(proofs, mixture.config),
     )
-    params = torch.ones(D)
-    entries: list[Entry] = []
+    params, results = torch.ones(D), []
     for _ in range(steps):
-        result = driver.step(params)
-        entries += result.removed
-        params = params - 0.1 * result.gradient
+        results.append(driver.step(params))
+        params = params - 0.1 * results[-1].gradient
         heads = {peer.ledger.head for peer in driver.honest}
         assert len(heads) == 1, f"seed {mixture.seed}: honest peers have {len(heads)} different ledgers"
-    assert torch.isfinite(params).all(), f"seed {mixture.seed}: the parameters are not finite"
-    check(mixture, entries)
-    return entries
+    return Run(driver, params, results)
+
+
+def run(mixture: Mixture, steps: int = STEPS) -> list[Entry]:
+    """The ledger after `steps` steps.
+
+    Errors: those of `play`; AssertionError naming the seed if an honest peer was wronged.
+    """
+    played = play(mixture, steps)
+    assert torch.isfinite(played.params).all(), f"seed {mixture.seed}: the parameters are not finite"
+    check(mixture, played.entries)
+    return played.entries
 
 
 def check(mixture: Mixture, entries: list[Entry]) -> None:

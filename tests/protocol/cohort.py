@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
+from btard.audit.recorder import Recorder
 from btard.drivers.links import Links
 from btard.drivers.local import LocalDriver
 from btard.drivers.task import QuadraticTask, StepResult
@@ -32,9 +35,13 @@ def run_cohort(
     mode: str = "batched",
     until_banned: frozenset[int] = frozenset(),
     links: Links | None = None,
+    proofs: Path | None = None,
     **settings: object,
 ) -> Run:
-    """Train the quadratic with `behaviours` plugged in, the rest honest: `steps` steps, or until those are banned."""
+    """Train the quadratic with `behaviours` plugged in, the rest honest: `steps` steps, or until those are banned.
+
+    What an audit needs is written into the folder `proofs`.
+    """
     behaviours = behaviours or {}
     byzantine = sum(behaviour.byzantine for behaviour in behaviours.values())
     config = ProtocolConfig(**{"peers": peers, "byzantine": byzantine, "run_id": f"test {seed}", **settings})  # type: ignore[arg-type]
@@ -45,6 +52,7 @@ def run_cohort(
         collusion=collusion,
         mode=mode,  # type: ignore[arg-type]
         links=links,
+        recorder=None if proofs is None else Recorder(proofs, config),
     )
     params, results = torch.ones(d), []
     for _ in range(steps):

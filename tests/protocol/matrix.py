@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
@@ -115,8 +116,11 @@ def cohort_of(row: Row, seed: int) -> tuple[dict[int, Behaviour], Collusion]:
     return attackers, collusion
 
 
-def play(row: Row, seed: int) -> tuple[Run, frozenset[int]]:
-    """The row's run: until all attackers are gone where they have to go. Errors: what the driver raises on a split."""
+def play(row: Row, seed: int, proofs: Path | None = None) -> tuple[Run, frozenset[int]]:
+    """The row's run: until all attackers are gone where they have to go; its proofs go into the folder `proofs`.
+
+    Errors: what the driver raises on a split.
+    """
     attackers, collusion = cohort_of(row, seed)
     steps = {"same step": START + 4, "later": 150}.get(row.when, START + row.steps)
     run = run_cohort(
@@ -127,6 +131,7 @@ def play(row: Row, seed: int) -> tuple[Run, frozenset[int]]:
         seed=seed,
         collusion=collusion,
         until_banned=collusion.members,
+        proofs=proofs,
         **row.settings,
     )
     return run, collusion.members

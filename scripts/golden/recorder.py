@@ -1,0 +1,43 @@
+"""Makes the runs of this tree and writes a JSON line for each to standard output, as they end."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from scripts.golden.runs import Case, cases, record
+
+Line = dict[str, Any]
+"""section, name, seed, and fields: what the run came to. Its format has to stay: trees of different ages write it."""
+
+_work: list[Case] = []
+
+
+def lines(work: Sequence[Case], jobs: int) -> Iterator[Line]:
+    """The record of every case of `work`, in `jobs` processes, in any order."""
+    _work[:] = work
+    if jobs == 1:
+        yield from map(_line, range(len(work)))
+        return
+    with multiprocessing.get_context("fork").Pool(jobs) as pool:  # what is imported here need not be imported again
+        yield from pool.imap_unordered(_line, range(len(work)))
+
+
+def _line(index: int) -> Line:
+    case = _work[index]
+    return {"section": case.section, "name": case.name, "seed": case.seed, "fields": record(case)}
+
+
+def write_lines(sections: Sequence[str], seeds: int, jobs: int) -> None:
+    """First the number of runs, then a line for each. Whatever else is printed meanwhile goes to standard error."""
+    with os.fdopen(os.dup(1), "w") as out:
+        os.dup2(2, 1)
+        sys.stdout = sys.stderr
+        work = list(cases(sections, seeds))
+        print(len(work), file=out, flush=True)
+        for line in lines(work, jobs):
+            print(json.dumps(line), file=out, flush=True)
