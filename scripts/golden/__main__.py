@@ -16,6 +16,7 @@ def parser() -> argparse.ArgumentParser:
     runs = argparse.ArgumentParser(add_help=False)
     runs.add_argument("--only", action="append", choices=SECTIONS, help="these runs alone (may be given again)")
     runs.add_argument("--seeds", type=int, default=3, help="seeds for each row of the matrix (default: 3)")
+    runs.add_argument("--match", default="", metavar="TEXT", help="the runs alone whose name holds this text")
     runs.add_argument("--jobs", type=int, default=2, help="processes in all (default: 2)")
     top = argparse.ArgumentParser(prog="python -m scripts.golden", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
@@ -30,10 +31,11 @@ def main(words: Sequence[str] | None = None) -> int:
     options = parser().parse_args(words)
     sections = options.only or list(SECTIONS)
     if options.command == "record":
-        write_lines(sections, options.seeds, options.jobs)
+        write_lines(sections, options.seeds, options.match, options.jobs)
         return 0
+    chosen = ["--seeds", str(options.seeds), "--match", options.match, *(f"--only={name}" for name in sections)]
     try:
-        return compare(options.commit, sections, options.seeds, options.jobs, options.keep)
+        return compare(options.commit, chosen, options.jobs, options.keep)
     except GoldenError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

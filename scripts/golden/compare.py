@@ -29,12 +29,14 @@ class GoldenError(Exception):
     """A comparison that cannot be made, in one line."""
 
 
-def compare(commit: str, sections: Sequence[str], seeds: int, jobs: int, keep: Path | None) -> int:
-    """Print what is equal and what is not; 1 if anything is not. `keep`: file for both records.
+def compare(commit: str, chosen: Sequence[str], jobs: int, keep: Path | None) -> int:
+    """Print what is equal and what is not; 1 if anything is not.
+
+    `chosen`: the recorder's options that say which runs; `keep`: file for both records.
 
     Errors: GoldenError if `commit` is unknown or older than the recorder, or a recorder fails.
     """
-    old, new = both(commit, sections, seeds, jobs)
+    old, new = both(commit, chosen, jobs)
     found = list(differences(old, new))
     if keep is not None:
         sides = {"old": old, "new": new}
@@ -43,10 +45,10 @@ def compare(commit: str, sections: Sequence[str], seeds: int, jobs: int, keep: P
     return 1 if found else 0
 
 
-def both(commit: str, sections: Sequence[str], seeds: int, jobs: int) -> tuple[Record, Record]:
+def both(commit: str, chosen: Sequence[str], jobs: int) -> tuple[Record, Record]:
     """The records of `commit` and of this tree, made side by side, with `jobs` processes in all."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    words = ["--seeds", str(seeds), "--jobs", str(max(1, jobs // 2)), *(f"--only={name}" for name in sections)]
+    words = [*chosen, "--jobs", str(max(1, jobs // 2))]
     with checked_out(commit) as tree, Progress(*columns, console=Console(stderr=True)) as progress:
         sides = {commit[:12]: tree, "this tree": ROOT}
         made: dict[str, Record | GoldenError] = {}
