@@ -10,10 +10,10 @@ import torch
 
 from albert.config import Config
 from albert.data.corpus import Corpus
-from albert.startup import make_task, pick_device
 from albert.task import AlbertTask
 from btard.harness.settings import read_config
 from btard.protocol.effects import Compute
+from btard.swarm.startup import make_task, pick_device
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from albert.deadlines import Deadlines
 from btard.harness import settings
 from btard.harness.typed_yaml import FieldError, nearest, require
+from btard.swarm.deadlines import Deadlines
 
 AttackOption = int | float | bool | str
 

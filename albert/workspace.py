@@ -11,10 +11,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from albert.tags import SECTIONS, Chart
-from albert.tracking import explain, log_in
 from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import ConfigError
+from btard.swarm.tags import SECTIONS, Chart
+from btard.swarm.tracking import explain, log_in
 
 VERSION = "wandb-workspaces>=0.4.13,<0.5"
 COMMAND = "python -m albert.workspace"

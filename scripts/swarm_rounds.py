@@ -23,16 +23,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
 from tqdm import tqdm
 
-from albert.deadlines import Deadlines
-from albert.driver import SwarmDriver
-from albert.network.doors import Doors
-from albert.network.node import Node
 from btard.drivers.history import ParameterHistory
 from btard.harness.progress import console_for_all
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.hashing import stream
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.peer import Peer
+from btard.swarm.deadlines import Deadlines
+from btard.swarm.doors import Doors
+from btard.swarm.driver import SwarmDriver
+from btard.swarm.node import Node
 
 CASES = tuple((peers, d) for peers in (4, 8, 16) for d in (1_000_000, 10_000_000, 18_000_000))
 RUN = "rounds"

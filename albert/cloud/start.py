@@ -9,7 +9,7 @@ from albert.cloud.run import Run
 from albert.cloud.sources import unreadable
 
 HEADER = "btard.albert"
-"""Where a checkpoint's metadata say which step it is of: HEADER of albert/checkpoint.py, which imports torch."""
+"""Where a checkpoint's metadata say which step it is of: HEADER of btard/swarm/checkpoint.py, which imports torch."""
 HEADER_LIMIT = 256 * 1024
 """Bytes that are looked at; the list of ALBERT-large's tensors has some 10 KB."""
 

@@ -32,10 +32,10 @@ from albert.cloud.wait import wait
 from albert.config import Config
 from albert.experiments.grid import BASELINE, Cell, Grid
 from albert.experiments.series import is_finished
-from albert.swarm import COORDINATOR
 from btard.harness.progress import interval
 from btard.harness.settings import differing_keys, value_of
 from btard.harness.typed_yaml import ConfigError
+from btard.swarm.local import COORDINATOR
 
 STEPS_PER_HOUR = 50.0
 """Of the paper's swarm, which took 4 to 5 hours for 250 steps."""

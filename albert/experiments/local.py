@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from albert.checkpoint import checkpoint_before
 from albert.data.corpus import Corpus
 from albert.experiments.grid import BASELINE, Cell, Grid
-from albert.swarm import COORDINATOR, LOOK, Swarm
+from btard.swarm.checkpoint import checkpoint_before
+from btard.swarm.local import COORDINATOR, LOOK, Swarm
 
 LAST = 60.0
 """Seconds that the processes get to end by themselves once the coordinator has."""

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from albert.swarm import COORDINATOR
 from btard.harness.run_folder import RunFolderError, read_metrics, read_summary, read_timings
+from btard.swarm.local import COORDINATOR
 
 KEPT = ("config.yaml", "metrics.jsonl", "timings.jsonl", "ledger.jsonl", "summary.json")
 PRIVATE = ("network", "data", "start_from", "wandb")

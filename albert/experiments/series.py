@@ -11,10 +11,10 @@ from tqdm import tqdm
 
 from albert.experiments.grid import BASELINE, Cell, Grid
 from albert.experiments.local import LocalSwarms
-from albert.swarm import COORDINATOR
 from btard.harness.progress import console_for_all, duration, interval
 from btard.harness.run_folder import read_summary, steps_per_second
 from btard.harness.typed_yaml import ConfigError
+from btard.swarm.local import COORDINATOR
 
 
 class Place(Protocol):

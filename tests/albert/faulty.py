@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from albert import trainer
 from albert.config import (
     AttackConfig,
     BatchConfig,
@@ -24,9 +23,10 @@ from albert.config import (
     OptimizerConfig,
     ProtocolSettings,
 )
-from albert.deadlines import Deadlines
-from albert.swarm import COORDINATOR, Swarm
-from tests.albert.netns import Wire, enter
+from btard.swarm import trainer
+from btard.swarm.deadlines import Deadlines
+from btard.swarm.local import COORDINATOR, Swarm
+from tests.swarm.netns import Wire, enter
 
 FAULTS, NAMESPACES, PACE = "faults", "namespaces", "pace"
 SWARM = "BTARD_TEST_SWARM"

@@ -17,13 +17,13 @@ from hivemind.p2p import P2PDaemonError
 from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 
 from albert.config import Config
-from albert.network.identity import peer_id_of
-from albert.network.node import Node, Relaying
-from albert.swarm import COORDINATOR
 from btard.protocol.identity import Identity
+from btard.swarm.identity import peer_id_of
+from btard.swarm.local import COORDINATOR
+from btard.swarm.node import Node, Relaying
 from tests.albert.faulty import Fault, FaultySwarm, settings
-from tests.albert.netns import Wire, enter, reason_not_to
 from tests.albert.test_swarm import check_agreement, check_nothing_left
+from tests.swarm.netns import Wire, enter, reason_not_to
 
 _REASON = reason_not_to()
 PORT = 31337

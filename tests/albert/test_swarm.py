@@ -26,14 +26,8 @@ from hivemind.p2p import P2PDaemonError
 
 from albert.config import Config
 from albert.data.corpus import Corpus
-from albert.founding import announce, meet
 from albert.model import make_model
-from albert.network import frames
-from albert.network.doors import HELLO, PROTOCOL
-from albert.network.link import AHEAD
-from albert.network.node import Node
 from albert.optimizer import Optimizer
-from albert.swarm import COORDINATOR, peer_folder
 from albert.task import AlbertTask
 from btard.attacks.registry import make_attack
 from btard.audit.__main__ import main as audit
@@ -44,6 +38,12 @@ from btard.protocol.effects import Compute
 from btard.protocol.hashing import tensor_digest
 from btard.protocol.identity import Identity
 from btard.protocol.wire import Malformed
+from btard.swarm import frames
+from btard.swarm.doors import HELLO, PROTOCOL
+from btard.swarm.founding import announce, meet
+from btard.swarm.links import AHEAD
+from btard.swarm.local import COORDINATOR, peer_folder
+from btard.swarm.node import Node
 from tests.albert.faulty import Fault, FaultySwarm, settings
 
 EXIT_OUT = 3

@@ -14,13 +14,13 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
-from albert import tags
 from albert.config import AttackConfig
-from albert.coordinator import Coordinator, main
-from albert.tracking import WANDB_ID, WeightsAndBiases
 from albert.workspace import make_workspace
 from btard.harness.run_folder import read_metrics, read_timings
 from btard.harness.typed_yaml import ConfigError
+from btard.swarm import tags
+from btard.swarm.coordinator import Coordinator, main
+from btard.swarm.tracking import WANDB_ID, WeightsAndBiases
 from tests.albert.trainers import tiny
 from tests.albert.watched import Watched
 from tests.wandb_files import records

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from albert.checkpoint import load_start, save_start
 from albert.config import AttackConfig, ProtocolSettings
-from albert.driver import Fallen
-from albert.trainer import Trainer, main
 from btard.audit.__main__ import main as audit
 from btard.harness.run_folder import RunFolderError, read_metrics
 from btard.harness.settings import config_text
 from btard.harness.typed_yaml import ConfigError
+from btard.swarm.checkpoint import load_start, save_start
+from btard.swarm.driver import Fallen
+from btard.swarm.trainer import Trainer, main
 from tests.albert.trainers import Trainers, same, tiny
 
 

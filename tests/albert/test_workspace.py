@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from albert import tags, tracking
 from albert.config import AttackConfig
-from albert.tracking import WANDB_ID, WeightsAndBiases
 from albert.workspace import main
 from btard.harness.typed_yaml import ConfigError
+from btard.swarm import tags, tracking
+from btard.swarm.tracking import WANDB_ID, WeightsAndBiases
 from tests.albert.trainers import tiny
 from tests.albert.wandb_server import WandbServer
 

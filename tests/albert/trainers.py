@@ -17,9 +17,9 @@ from albert.config import (
     OptimizerConfig,
     ProtocolSettings,
 )
-from albert.deadlines import Deadlines
-from albert.trainer import Trainer
-from tests.albert.cohort import Killed
+from btard.swarm.deadlines import Deadlines
+from btard.swarm.trainer import Trainer
+from tests.swarm.cohort import Killed
 
 
 def tiny(data: Path, **changes: Any) -> Config:

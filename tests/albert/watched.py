@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from albert.config import Config
-from albert.coordinator import Coordinator
+from btard.swarm.coordinator import Coordinator
 from tests.albert.trainers import Trainers
 
 

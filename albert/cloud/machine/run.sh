@@ -21,7 +21,7 @@ if [[ $KIND == coordinator ]]; then
       --query Parameter.Value --output text)
     export WANDB_API_KEY
   fi
-  peer=$("$PYTHON" -m albert.network.identity "$STATE/run/$IDENTITY" | tail -n 1)
+  peer=$("$PYTHON" -m btard.swarm.identity "$STATE/run/$IDENTITY" | tail -n 1)
   aws ssm put-parameter --name "$ADDRESS_PARAMETER" --type String --overwrite \
     --value "/ip4/$announce/tcp/$PORT/p2p/$peer" > /dev/null
   peers=()

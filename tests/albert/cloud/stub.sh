@@ -24,7 +24,7 @@ case "$name $*" in
     mkdir -p "$3/bin"
     ln -s "$BOX/bin/stub" "$3/bin/pip"
     ln -s "$BOX/bin/stub" "$3/bin/python" ;;
-  "python -m albert.network.identity"*) echo 12D3KooWpeer ;;
+  "python -m btard.swarm.identity"*) echo 12D3KooWpeer ;;
   "python -m albert."*)
     printf '%s\n' "instance=$BTARD_INSTANCE key=$WANDB_API_KEY" > "$BOX/environment"
     if [[ -e $BOX/hang ]]; then

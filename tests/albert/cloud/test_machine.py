@@ -190,7 +190,7 @@ def test_a_coordinator_says_where_it_is_and_gets_the_key_of_wandb_in_its_environ
     code, output = box.run("/opt/btard/run.sh")
     assert code == 0, output
     assert box.calls("python") == [
-        "python -m albert.network.identity /var/lib/btard/run/identity.key",
+        "python -m btard.swarm.identity /var/lib/btard/run/identity.key",
         "python -m albert.coordinator /opt/btard/swarm.yaml --out /var/lib/btard/run --network.host 0.0.0.0 "
         "--network.announce 198.51.100.7 --run_id albert --peers 16 --network.port 31337 --data.path "
         "/var/lib/btard/data --byzantine 7 --attack.name sign_flip --attack.start 1000 --wandb btard-albert",

@@ -18,9 +18,9 @@ from albert.experiments.aws import AwsSwarms
 from albert.experiments.grid import BASELINE, Cell, Grid, read_grid
 from albert.experiments.results import read_swarms
 from albert.experiments.series import run_series
-from albert.swarm import COORDINATOR
 from btard.harness.settings import differing_keys
 from btard.harness.typed_yaml import ConfigError
+from btard.swarm.local import COORDINATOR
 from tests.albert.cloud.conftest import Cloud
 from tests.albert.cloud.folders import checkpoint
 from tests.albert.experiments.conftest import GRID, write_swarm

@@ -5,14 +5,14 @@ import base64
 import pytest
 import torch
 
-from albert.checkpoint import HEADER as ALBERTS
-from albert.checkpoint import save_start
 from albert.cloud.config import load
 from albert.cloud.findings import Finding
 from albert.cloud.run import Run
 from albert.cloud.start import HEADER, check_start, step_of
 from albert.cloud.survey import survey
 from albert.cloud.swarm_settings import check_swarm
+from btard.swarm.checkpoint import HEADER as ALBERTS
+from btard.swarm.checkpoint import save_start
 from tests.albert.cloud.conftest import Cloud
 from tests.albert.cloud.folders import checkpoint, put
 from tests.albert.cloud.test_launch import allowed, policy

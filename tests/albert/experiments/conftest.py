@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from albert.experiments.grid import Cell, Grid, read_grid
-from albert.swarm import COORDINATOR
 from btard.harness.settings import config_text
+from btard.swarm.local import COORDINATOR
 
 GRID = """
 title: A small series

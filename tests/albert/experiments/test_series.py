@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from albert.checkpoint import checkpoint_before
 from albert.experiments.__main__ import main
 from albert.experiments.grid import BASELINE, Cell, Grid
 from albert.experiments.series import is_finished, outcome, print_plan, run_series
-from albert.swarm import COORDINATOR
 from btard.harness.typed_yaml import ConfigError
+from btard.swarm.checkpoint import checkpoint_before
+from btard.swarm.local import COORDINATOR
 from tests.albert.experiments.conftest import MakeGrid, write_swarm
 
 

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from albert.network import frames
-from albert.network.doors import Doors
-from albert.network.node import Node
-from albert.network.state import Fetched, Snapshot, StateService, ask_status, fetch_state
 from btard.protocol.identity import Identity
 from btard.protocol.join import Download, WrongState
 from btard.protocol.peer import Peer
-from tests.albert.cohort import Cohort
+from btard.swarm import frames
+from btard.swarm.doors import Doors
+from btard.swarm.node import Node
+from btard.swarm.state import Fetched, Snapshot, StateService, ask_status, fetch_state
+from tests.swarm.cohort import Cohort
 
 GUEST = Identity.from_seed("state", "guest")
 SETTINGS = {"a": 1}

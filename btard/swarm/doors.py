@@ -17,12 +17,12 @@ from typing import Any
 from hivemind.p2p import P2PDaemonError
 from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 
-from albert.network import frames
-from albert.network.identity import public_key_of
-from albert.network.link import Refused
-from albert.network.node import Node
 from btard.protocol import wire
 from btard.protocol.wire import Malformed
+from btard.swarm import frames
+from btard.swarm.identity import public_key_of
+from btard.swarm.links import Refused
+from btard.swarm.node import Node
 
 PROTOCOL = "/btard/swarm"
 """The name of our streams among libp2p's. It never changes, so that versions can tell each other that they differ."""

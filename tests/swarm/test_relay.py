@@ -8,11 +8,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from albert.network import relay
-from albert.network.identity import peer_id_of
-from albert.network.node import Node
 from btard.protocol.identity import Identity
 from btard.protocol.wire import Malformed
+from btard.swarm import relay
+from btard.swarm.identity import peer_id_of
+from btard.swarm.node import Node
 
 
 @pytest.fixture(scope="module")

@@ -6,18 +6,18 @@ import asyncio
 import time
 from typing import Any
 
-from albert.driver import Fallen
-from albert.founding import NoFounders, founders_digest, known_founders, learn_founders
-from albert.member import PREVIOUS, Member
-from albert.network.doors import Doors
-from albert.network.identity import peer_id_of
-from albert.network.link import Refused
-from albert.network.state import ask_status, ask_to_join, fetch_state
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.join import WrongState
 from btard.protocol.messages import JoinRequest
 from btard.protocol.peer import Peer
 from btard.protocol.snapshot import load_public
+from btard.swarm.doors import Doors
+from btard.swarm.driver import Fallen
+from btard.swarm.founding import NoFounders, founders_digest, known_founders, learn_founders
+from btard.swarm.identity import peer_id_of
+from btard.swarm.links import Refused
+from btard.swarm.member import PREVIOUS, Member
+from btard.swarm.state import ask_status, ask_to_join, fetch_state
 
 POLL = 0.3
 """Seconds between two looks at the others while waiting for them."""

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from hivemind.p2p import PeerID
 
-from albert.network.identity import load_identity, main, peer_id_of, public_key_of
-from albert.network.node import node_of
 from btard.protocol.identity import Identity
+from btard.swarm.identity import load_identity, main, peer_id_of, public_key_of
+from btard.swarm.node import node_of
 
 
 def test_a_peer_id_names_its_key() -> None:

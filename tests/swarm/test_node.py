@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from albert.network.identity import peer_id_of
-from albert.network.node import Node, Unreachable
 from btard.protocol.identity import Identity
+from btard.swarm.identity import peer_id_of
+from btard.swarm.node import Node, Unreachable
 
 
 def free_port() -> int:

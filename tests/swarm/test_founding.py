@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from albert.config import Config, NetworkConfig
-from albert.deadlines import Deadlines
-from albert.founding import Lobby, NoFounders, announce, founders_key, learn_founders, publish_founders
-from albert.network.node import Node
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.identity import Identity
+from btard.swarm.deadlines import Deadlines
+from btard.swarm.founding import Lobby, NoFounders, announce, founders_key, learn_founders, publish_founders
+from btard.swarm.node import Node
 
 AGREED = {"peers": 2, "optimizer.lr": 0.002}
 OTHER = {**AGREED, "optimizer.lr": 0.004}

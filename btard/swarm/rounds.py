@@ -15,9 +15,9 @@ import contextlib
 import time
 from collections.abc import Iterable
 
-from albert.network.link import Dial, Link
-from albert.network.node import Node
-from albert.network.outbox import Outbox, Position, Said
+from btard.swarm.links import Dial, Link
+from btard.swarm.node import Node
+from btard.swarm.outbox import Outbox, Position, Said
 
 SLICE = 0.5
 """Seconds between two looks at the clock while waiting."""

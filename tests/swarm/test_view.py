@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from albert.arrival import _is_status
 from albert.config import AttackConfig, Config
-from albert.view import PATIENCE, View
 from btard.protocol.ledger import Entry
+from btard.swarm.arrival import _is_status
+from btard.swarm.view import PATIENCE, View
 from tests.albert.trainers import tiny
 
 HUGE = 10**400

@@ -7,3 +7,9 @@ and no leader, and nothing of what a stock optimizer does when a round fails (lo
 state of whoever claims to be ahead) may happen here. One layer below, hivemind has all that is needed: authenticated
 streams through NATs and relays (`P2P`), and a DHT to meet (`DHTNode`), both in the trainer's own process.
 """
+
+import warnings
+
+# hivemind compiles its activation functions when it is imported; whoever trains can do nothing about how.
+warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
+warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=DeprecationWarning)

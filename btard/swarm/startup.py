@@ -8,17 +8,17 @@ from typing import Any
 
 import torch
 
-from albert.checkpoint import load_start
 from albert.config import Config
 from albert.data.corpus import Corpus
-from albert.founding import agreed_settings
 from albert.model import make_model
-from albert.network.identity import load_identity
-from albert.network.node import Node
 from albert.optimizer import Optimizer
 from albert.task import AlbertTask
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.identity import Identity
+from btard.swarm.checkpoint import load_start
+from btard.swarm.founding import agreed_settings
+from btard.swarm.identity import load_identity
+from btard.swarm.node import Node
 
 
 @dataclass(frozen=True)

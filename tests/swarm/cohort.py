@@ -10,10 +10,6 @@ from typing import Any
 
 import torch
 
-from albert.deadlines import Deadlines
-from albert.driver import Fallen, OutOfStep, SwarmDriver
-from albert.network.doors import Doors
-from albert.network.node import Node
 from btard.attacks.registry import make_attack
 from btard.drivers.history import ParameterHistory
 from btard.drivers.local import LocalDriver
@@ -24,6 +20,10 @@ from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Compute
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.peer import Peer
+from btard.swarm.deadlines import Deadlines
+from btard.swarm.doors import Doors
+from btard.swarm.driver import Fallen, OutOfStep, SwarmDriver
+from btard.swarm.node import Node
 
 RUN = "cohort"
 QUICK = Deadlines(compute=20.0, phase=3.0, message=0.2, transfer=1.0, give_up=0.5)

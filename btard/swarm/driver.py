@@ -15,13 +15,6 @@ from typing import Any, Protocol
 
 import torch
 
-from albert.deadlines import Deadlines
-from albert.network import frames
-from albert.network.doors import Doors
-from albert.network.link import Refused
-from albert.network.node import Node
-from albert.network.outbox import Gone, Position, Said
-from albert.network.rounds import Rounds
 from btard.drivers.decoding import decode
 from btard.drivers.history import ParameterHistory
 from btard.drivers.task import StepResult
@@ -33,6 +26,13 @@ from btard.protocol.effects import Broadcast, Compare, Compute, Effect, Exchange
 from btard.protocol.envelope import encode_items, encode_signed
 from btard.protocol.peer import Outcome, Peer
 from btard.protocol.wire import Malformed
+from btard.swarm import frames
+from btard.swarm.deadlines import Deadlines
+from btard.swarm.doors import Doors
+from btard.swarm.links import Refused
+from btard.swarm.node import Node
+from btard.swarm.outbox import Gone, Position, Said
+from btard.swarm.rounds import Rounds
 
 FOLLOW = 30.0
 """Seconds after which a follower's stream is looked at, if there was nothing to send."""

@@ -1,6 +1,6 @@
 """One key per peer: the Ed25519 key that signs its messages is also its libp2p identity, so a peer id names its key.
 
-`python -m albert.network.identity FILE` makes the key if it is missing, and prints the peer id and the public key.
+`python -m btard.swarm.identity FILE` makes the key if it is missing, and prints the peer id and the public key.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     """Print the peer id and the public key of an identity file."""
     words = sys.argv[1:] if argv is None else argv
     if len(words) != 1 or words[0].startswith("-"):
-        print("usage: python -m albert.network.identity FILE", file=sys.stderr)
+        print("usage: python -m btard.swarm.identity FILE", file=sys.stderr)
         return 2
     try:
         identity = load_identity(Path(words[0]))

@@ -17,14 +17,14 @@ import torch
 
 from albert.config import Config
 from albert.data.corpus import Corpus
-from albert.network.doors import LOBBY, Doors
-from albert.network.identity import peer_id_of, public_key_of
-from albert.network.link import Refused
-from albert.network.node import Node, node_of
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol import wire
 from btard.protocol.hashing import digest, tensor_digest
 from btard.protocol.identity import Identity
+from btard.swarm.doors import LOBBY, Doors
+from btard.swarm.identity import peer_id_of, public_key_of
+from btard.swarm.links import Refused
+from btard.swarm.node import Node, node_of
 
 PAUSE = 0.5
 """Seconds between two looks into the DHT."""

@@ -10,10 +10,10 @@ from typing import Any, Protocol
 
 import yaml
 
-from albert import tags
 from albert.config import Config
 from btard.harness.settings import config_text
 from btard.harness.typed_yaml import ConfigError
+from btard.swarm import tags
 
 FLUSH = 10
 """Seconds after which TensorBoard's file has what was logged."""

@@ -38,7 +38,7 @@ class Deadlines:
             )
 
     def allowance(self, phase: str) -> float:
-        """By how much the wait of `phase` is longer than that of the phase before it (`albert.network.rounds`: why)."""
+        """By how much the wait of `phase` is longer than that of the phase before it (`btard.swarm.rounds`: why)."""
         kind = phase.partition("/")[0]
         if kind == "vote":  # judges recompute before they vote
             return self.compute + self.message

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Any
 
-from albert.network import frames
-from albert.network.link import Link
-from albert.network.outbox import Position
-from albert.network.rounds import Rounds
+from btard.swarm import frames
+from btard.swarm.links import Link
+from btard.swarm.outbox import Position
+from btard.swarm.rounds import Rounds
 
 
 class Wire:

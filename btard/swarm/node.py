@@ -22,11 +22,11 @@ from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 from hivemind.utils import get_dht_time
 from hivemind.utils.multiaddr import Multiaddr
 
-from albert.network.identity import peer_id_of, write_identity
-from albert.network.relay import Relay
 from btard.protocol import wire
 from btard.protocol.hashing import digest
 from btard.protocol.identity import SIGNATURE_SIZE, Identity, verify_key
+from btard.swarm.identity import peer_id_of, write_identity
+from btard.swarm.relay import Relay
 
 T = TypeVar("T")
 Relaying = Literal["none", "use", "serve"]

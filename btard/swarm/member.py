@@ -12,10 +12,6 @@ from typing import Any
 import torch
 
 from albert.config import Config
-from albert.driver import SwarmDriver
-from albert.network.doors import Doors
-from albert.network.state import StateService
-from albert.startup import begin, make_node, own_identity, pick_device
 from btard.attacks.registry import make_attack
 from btard.audit.recorder import Recorder
 from btard.drivers.history import ParameterHistory, steps_kept
@@ -26,6 +22,10 @@ from btard.protocol.identity import Identity, Roster
 from btard.protocol.ledger import Ledger
 from btard.protocol.peer import Peer
 from btard.protocol.snapshot import load_peer, save_peer
+from btard.swarm.doors import Doors
+from btard.swarm.driver import SwarmDriver
+from btard.swarm.startup import begin, make_node, own_identity, pick_device
+from btard.swarm.state import StateService
 
 PREVIOUS = "previous"
 """In a state: the parameters of the step before, which validators and judges need."""

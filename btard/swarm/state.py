@@ -15,10 +15,6 @@ from typing import Any
 
 import torch
 
-from albert.network import frames
-from albert.network.doors import Doors
-from albert.network.link import Refused
-from albert.network.node import Node
 from btard.protocol import wire
 from btard.protocol.envelope import DTYPES
 from btard.protocol.hashing import tensor_digest
@@ -27,6 +23,10 @@ from btard.protocol.messages import JoinRequest
 from btard.protocol.peer import Peer
 from btard.protocol.snapshot import serve, vouched
 from btard.protocol.wire import Malformed
+from btard.swarm import frames
+from btard.swarm.doors import Doors
+from btard.swarm.links import Refused
+from btard.swarm.node import Node
 
 MAX_STATE = 2**26
 """Bytes of the state as JSON: 32 for each step, and some hundred for each entry of the ledger."""

@@ -8,9 +8,9 @@ import time
 import pytest
 import torch
 
-from albert.driver import Fallen
 from btard.protocol.commit import NoGradient
-from tests.albert.cohort import QUICK, Cohort, Fault, Member
+from btard.swarm.driver import Fallen
+from tests.swarm.cohort import QUICK, Cohort, Fault, Member
 
 EQUAL = [
     (None, {}, 0, 4),

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from hivemind.p2p import P2PDaemonError
 
-from albert.network import frames
-from albert.network.outbox import Position
 from btard.protocol import wire
 from btard.protocol.wire import Malformed
+from btard.swarm import frames
+from btard.swarm.outbox import Position
 
 HEADER = 512
 """Bytes of a frame's header."""

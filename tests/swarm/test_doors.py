@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from albert.network import doors as doors_module
-from albert.network import frames
-from albert.network.doors import PROTOCOL, STREAMS, Doors
-from albert.network.link import AHEAD, Link, Refused
-from albert.network.node import Node
 from btard.protocol.identity import Identity
 from btard.protocol.wire import Malformed
+from btard.swarm import doors as doors_module
+from btard.swarm import frames
+from btard.swarm.doors import PROTOCOL, STREAMS, Doors
+from btard.swarm.links import AHEAD, Link, Refused
+from btard.swarm.node import Node
 
 HOST, GUEST = Identity.from_seed("doors", 0), Identity.from_seed("doors", 1)
 SETTINGS = {"peers": 2, "protocol.tau": "0.125"}

@@ -1,0 +1,343 @@
+"""`python -m albert.coordinator CONFIG.yaml --out RUN_DIR [--dotted.key value ...]`: where a swarm meets.
+
+It is the first address in the DHT and an observer. It has no vote, and what it shows is what most peers say of
+themselves. RUN_DIR gets metrics, ledger, TensorBoard events, and checkpoints, each of which more than half of the peers
+have vouched for; with `wandb` the metrics go to Weights & Biases, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import torch
+from rich.table import Table
+
+from albert.config import Config, load_config
+from albert.data.corpus import Corpus, DataError
+from albert.data.evaluation import evaluation_batches
+from btard.harness.progress import console_for_all
+from btard.harness.run_folder import RunFolder, RunFolderError
+from btard.harness.settings import exit_with
+from btard.harness.typed_yaml import ConfigError
+from btard.protocol.identity import Identity
+from btard.protocol.join import WrongState
+from btard.swarm.checkpoint import load_start, save_start
+from btard.swarm.doors import Doors
+from btard.swarm.founding import Lobby, NoFounders, announce, founders_digest, known_founders, meet, publish_founders
+from btard.swarm.node import Unreachable
+from btard.swarm.startup import begin, make_node, own_identity
+from btard.swarm.state import Fetched, ask_status, fetch_state
+from btard.swarm.tracking import TensorBoard, Tracker, WeightsAndBiases, describe, show
+from btard.swarm.view import PATIENCE, View, bans_of
+
+POLL = 0.5
+"""Seconds between two rounds of questions."""
+EVALUATED = 256
+"""Validation examples that a checkpoint is measured on."""
+ADDRESS, STATUS, SWARM = "address.txt", "status.json", "swarm.json"
+NOTE = 5.0
+"""Seconds between two notes of where the peers are."""
+
+Say = Callable[[str], None]
+
+
+class Coordinator:
+    """Watches a swarm until its peers are done. Errors as for `Trainer`."""
+
+    def __init__(self, config: Config, out: Path, *, say: Say = print) -> None:
+        self.config, self.out, self.say = config, Path(out), say
+        self.folder = RunFolder(self.out, config, events=False)
+        if config.network.identity is None and config.peer is not None:
+            self.identity = Identity.from_seed(config.run_id, "coordinator")
+        else:
+            self.identity = own_identity(config, self.out)
+        start = begin(config, torch.device("cpu"))
+        self.optimizer, self.task, self.first, self.agreed = start.optimizer, start.task, start.first, start.agreed
+        self.validation = list(evaluation_batches(Corpus(config.data.path, "validation"), 16, EVALUATED))
+        self.node = make_node(config, self.identity)
+        self.view = View(config, self.first)
+        before = {peer["peer"]: peer.get("attacks") for peer in _read(self.out / STATUS).get("peers", ())}
+        # From before it was interrupted: those who have been removed since say it no more.
+        self.view.attacks = {peer: attacks for peer, attacks in before.items() if attacks is not None}
+        self.trackers: list[Tracker] = []
+        self._started = 0.0
+        self._measured: dict[str, Any] = {}
+        """Of the newest checkpoint, for the metrics of the next step."""
+        self._fetching: Future[Fetched] | None = None
+        """The state that is on its way for a checkpoint."""
+
+    def run(self) -> dict[str, Any]:
+        """Watch to the end; returns the summary."""
+        finished = self.folder.summary()
+        if finished is not None:
+            return finished
+        if self.config.wandb is not None:
+            self.trackers.append(WeightsAndBiases(self.config, self.out, self.say))
+        summary = None
+        try:
+            self.node.start()
+            address = self.node.addresses[0]
+            (self.out / ADDRESS).write_text(address + "\n", encoding="utf-8")
+            self.say(f"address: {address}")
+            self.say(f"trainers: python -m albert.trainer CONFIG.yaml --out RUN_DIR --network.initial_peers {address}")
+            self.node.run(self._meet())
+            self._go_on()
+            self._started = time.time()
+            summary = self._watch()
+            return summary
+        finally:
+            self.folder.close()
+            self.node.close()
+            for tracker in self.trackers:
+                tracker.finish(summary)
+
+    async def _meet(self) -> None:
+        noted = self._noted()
+        await self.node.meet_again(noted["addresses"])
+        self.node.spawn(announce(self.node, self.config.run_id))
+        self._write_status()
+        founders = known_founders(self.config)
+        if founders is None:
+            lobby = Lobby(self.node, self.config, self.agreed, self.say)
+            await lobby.open()
+            founders = tuple(bytes.fromhex(key) for key in noted["founders"])
+            founders = founders or await lobby.list_founders()
+            self.node.spawn(publish_founders(self.node, self.config.run_id, founders))
+        self.founders = founders
+        settings = self.agreed | {"founders": founders_digest(founders)}
+        self.doors = Doors(self.node, self.config.run_id, settings)
+        await self.doors.open()
+        self.node.spawn(self._note_swarm())
+
+    async def _note_swarm(self) -> None:
+        """Write down again and again who the first peers are and where somebody is: for when this is started again."""
+        me = self.identity.public_key
+        while True:
+            met = await meet(self.node, self.config.run_id)
+            if met.keys() - {me}:
+                addresses = sorted(address for key, where in met.items() if key != me for address in where)
+                content = {"founders": [key.hex() for key in self.founders], "addresses": addresses}
+                _write(self.out / SWARM, content)
+            await asyncio.sleep(NOTE)
+
+    def _noted(self) -> dict[str, list[str]]:
+        """What `_note_swarm` has written, or nothing."""
+        content = _read(self.out / SWARM)
+        return {name: [str(entry) for entry in content.get(name, ())] for name in ("founders", "addresses")}
+
+    def _go_on(self) -> None:
+        """Keep what the folder holds, and begin where it ends."""
+        metrics = self.folder.metrics()
+        begin = metrics[-1]["step"] + 1 if metrics else self.first
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of steps that nobody watched there are no metrics
+            self.folder.start(max(begin, self._newest()))
+        self.view.go_on(metrics, self.folder.ledger())
+        self.trackers.append(TensorBoard(self.out / "tb", begin))
+
+    def _newest(self) -> int:
+        """The step of the newest checkpoint."""
+        files = sorted((self.out / "checkpoints").glob("step-*.safetensors"))
+        return int(files[-1].stem[5:]) if files else self.first
+
+    def _watch(self) -> dict[str, Any]:
+        quiet, ending = time.monotonic(), math.inf
+        while True:
+            self.node.run(self._ask_all())
+            self._note_ledger()
+            self._log_rows()
+            self._write_status()
+            present = self.view.present(time.time())
+            states = Counter(str(status.get("state")) for status in present.values())
+            if present:
+                quiet = time.monotonic()
+            if states["done"] * 2 > len(self.view.active()):
+                ending = min(ending, time.monotonic())
+            told = ending < math.inf and (states["done"] == len(present) or time.monotonic() - ending > PATIENCE)
+            if self.view.over or told:
+                return self._end()
+            if time.monotonic() - quiet > self.config.deadlines.gather:
+                raise NoFounders(
+                    f"no peer has answered for deadlines.gather = {self.config.deadlines.gather:g} s; start the "
+                    "trainers again with the same commands, then this one"
+                )
+            self._keep()
+            time.sleep(POLL)
+
+    async def _ask_all(self) -> None:
+        async def ask(number: int) -> None:
+            try:
+                status = await ask_status(self.doors, self.founders[number], timeout=5.0)
+                self.view.hear(number, status, time.time())
+            except Exception:  # gone, refused or hostile: then there is nothing to show of it
+                return
+
+        await asyncio.gather(*(ask(number) for number in range(len(self.founders))))
+
+    def _note_ledger(self) -> None:
+        """Write down and show what the ledger has gained."""
+        news = self.view.learn(time.time())
+        if news is None:
+            return
+        if news.anew:
+            self.folder.replace_ledger([])
+        self.folder.log_ledger(news.lines)
+        for entry in news.entries:
+            if not entry.peers:
+                self.say(f"step {self.first + entry.step}: {entry.kind}, peers [{entry.accused}]")
+        for ban in bans_of(news.entries, self.first):
+            self.say(describe(ban))
+            for tracker in self.trackers:
+                tracker.banned(ban["step"], describe(ban))
+
+    def _log_rows(self, last: bool = False) -> None:
+        for row in self.view.complete_rows(time.time(), last):
+            seconds = row.pop("seconds")
+            row |= self._measured
+            self._measured = {}
+            self.folder.log(row["step"], row, seconds)
+            show(self.trackers, row, seconds)
+
+    def _keep(self) -> None:
+        """A checkpoint whenever one is due, of the state that more than half of the peers vouch for."""
+        if self._fetching is None:
+            self._ask_for_state(self._newest())
+        if self._fetching is None or not self._fetching.done():
+            return
+        fetched, self._fetching = self._fetching, None
+        try:
+            found = fetched.result()
+        except WrongState as error:
+            self.say(f"no checkpoint at step {self.view.next}: {error}")
+            return
+        step = self.first + found.step
+        self._ask_for_state(step)
+        tensors = {name: x for name, x in found.download.tensors.items() if name != "previous"}
+        hashed = found.download.digest(self.config.run_id).hex()
+        save_start(self.out / "checkpoints" / f"step-{step:08d}.safetensors", step, tensors, found.vouched_by, hashed)
+        loss = self.task.evaluate(tensors["parameters"], self.validation)
+        self._measured = {"validation_loss": loss}
+        self.say(f"checkpoint of step {step}, vouched for by most: validation loss {loss:.4f}")
+
+    def _ask_for_state(self, newest: int) -> None:
+        """Ask for the state of the step whose checkpoint is due after that of step `newest`.
+
+        As early as can be, so that it is of exactly that step, whenever peers are looked at: what begins from it is
+        then the same again and again. Peers that are banned meanwhile do not matter, as they are never the majority.
+        """
+        every = self.config.checkpoint_every
+        due = (newest // every + 1) * every
+        if due >= self.config.steps or 2 * len(self.view.present(time.time())) <= len(self.view.active()):
+            return  # there is none, or nobody could vouch for it
+        template = dict(self.optimizer.state().items()) | {"previous": self.optimizer.params}
+        members = {peer: self.founders[peer] for peer in self.view.active()}
+        ahead = due - self.view.next
+        at = due - self.first if ahead > 0 else None  # if it was missed, the next one will do
+        patience = max(1, ahead) * (self.config.deadlines.compute + 4 * self.config.deadlines.phase)
+        me = self.identity.public_key
+        self._fetching = self.node.submit(fetch_state(self.doors, me, members, template, patience, at))
+
+    def _write_status(self) -> None:
+        """Write what a table of the swarm needs, for whoever looks into the folder."""
+        elapsed = time.time() - self._started if self._started else 0.0
+        content = {
+            "run_id": self.config.run_id,
+            "step": self.view.next,
+            "steps": self.config.steps,
+            "time": time.time(),
+            "steps_per_hour": 3600 * (self.view.next - self.first) / elapsed if elapsed else None,
+            "peers": self.view.peers(),
+        }
+        _write(self.out / STATUS, content)
+
+    def _end(self) -> dict[str, Any]:
+        self._log_rows(last=True)
+        metrics, bans, attackers = self.folder.metrics(), self.view.bans(), sorted(self.view.attackers())
+        heads = {str(status.get("head")) for status in self.view.present(time.time()).values()}
+        summary = {
+            "steps": self.config.steps,
+            "loss": metrics[-1]["loss"] if metrics else None,
+            "validation_loss": self._final_loss(),
+            "byzantine": attackers,
+            "byzantine_banned": sum(ban["peer"] in attackers for ban in bans),
+            "honest_banned": sum(ban["peer"] not in attackers for ban in bans),
+            "bans": bans,
+            "heads": sorted(heads),
+        }
+        self.folder.write_summary(summary)
+        self._write_status()
+        return summary
+
+    def _final_loss(self) -> float | None:
+        files = sorted((self.out / "checkpoints").glob("step-*.safetensors"))
+        if not files:
+            return None
+        _, tensors = load_start(files[-1], self.optimizer.state())
+        return self.task.evaluate(tensors["parameters"], self.validation)
+
+
+def _write(file: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON that appears complete or not at all."""
+    temporary = file.with_name(f".{file.name}")
+    temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    temporary.replace(file)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """What `_write` has written, or nothing."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def print_summary(summary: dict[str, Any], out: Path) -> None:
+    """A table of how the run ended, and where its files are."""
+    console = console_for_all()
+    table = Table("steps", "loss", "validation loss", "Byzantine banned", "honest banned", title=str(out))
+
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:.4f}"
+
+    table.add_row(
+        str(summary["steps"]),
+        number(summary["loss"]),
+        number(summary["validation_loss"]),
+        f"{summary['byzantine_banned']} of {len(summary['byzantine'])}",
+        str(summary["honest_banned"]),
+    )
+    console.print(table)
+    console.print(f"files: {out}/metrics.jsonl, ledger.jsonl, checkpoints/")
+    console.print(f"loss with bans: tensorboard --logdir {out}, then http://localhost:6006/#custom_scalars")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code: 0 at the end of the run, 2 after one line about a mistake, 130 if interrupted."""
+    warnings.showwarning = lambda message, *_args, **_kw: print(f"warning: {message}", file=sys.stderr)
+    config, out = load_config(argv, "python -m albert.coordinator")
+    try:
+        summary = Coordinator(config, out, say=lambda line: print(line, flush=True)).run()
+    except (ConfigError, DataError, RunFolderError, Unreachable, NoFounders) as error:
+        exit_with(error)
+    except KeyboardInterrupt:
+        print("interrupted: the peers go on without it; the same command watches them again", file=sys.stderr)
+        return 130
+    print_summary(summary, out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

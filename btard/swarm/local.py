@@ -1,0 +1,239 @@
+"""`python -m albert.swarm CONFIG.yaml --out RUN_DIR [--dotted.key value ...]`: a whole swarm on this machine.
+
+A coordinator and `peers` trainers, a process each, with a live table of them. RUN_DIR gets a folder for each of them.
+Every peer's key follows from the run's name and its number: for simulations and tests, not for strangers.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import yaml
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from tqdm import tqdm
+
+from albert.config import Config, load_config
+from btard.harness.settings import exit_with
+from btard.harness.typed_yaml import ConfigError
+
+COORDINATOR = "coordinator"
+LOOK = 0.5
+"""Seconds between two looks at the processes."""
+EXIT_TERMINATED = 143
+
+
+def peer_folder(number: int) -> str:
+    """The folder of a trainer within the swarm's."""
+    return f"peer-{number:02d}"
+
+
+def log_file(out: Path, name: str) -> Path:
+    """What the process of this name prints."""
+    return out / "logs" / f"{name}.txt"
+
+
+class Swarm:
+    """The processes of a swarm. They end with `close`, and with this process."""
+
+    def __init__(self, config: Config, out: Path) -> None:
+        self.config, self.out = config, Path(out)
+        # Importing torch, transformers and hivemind takes longer than everything else at the start: once is enough.
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["btard.swarm.trainer", "btard.swarm.coordinator"])
+        self.processes: dict[str, Any] = {}
+        self.address = ""
+
+    def start(self, timeout: float = 120.0) -> Swarm:
+        """Start the coordinator, and the trainers once it has an address. RuntimeError if it has none in time."""
+        self.start_coordinator(timeout)
+        for number in range(self.config.peers):
+            self.start_trainer(number)
+        return self
+
+    def start_coordinator(self, timeout: float = 120.0) -> None:
+        file = self.out / COORDINATOR / "address.txt"
+        file.unlink(missing_ok=True)
+        network = replace(self.config.network, initial_peers=None)
+        self._launch(COORDINATOR, "btard.swarm.coordinator", replace(self.config, peer=0, network=network))
+        deadline = time.monotonic() + timeout
+        while not (file.exists() and file.read_text(encoding="utf-8").endswith("\n")):
+            if not self.processes[COORDINATOR].is_alive() or time.monotonic() > deadline:
+                raise RuntimeError(f"the coordinator did not come up: {self.log(COORDINATOR)[-2000:]}")
+            time.sleep(0.05)
+        self.address = file.read_text(encoding="utf-8").strip()
+
+    def start_trainer(self, number: int, **changes: Any) -> None:
+        """Start trainer `number`, or start it again; `changes` to its settings make it differ from the others."""
+        network = replace(self.config.network, initial_peers=self.address)
+        config = replace(self.config, **{"peer": number, "network": network, "wandb": None, **changes})
+        self._launch(peer_folder(number), "btard.swarm.trainer", config)
+
+    def pid(self, number: int) -> int:
+        """The process of trainer `number`."""
+        return int(self.processes[peer_folder(number)].pid)
+
+    def alive(self) -> list[str]:
+        """The processes that run, by folder."""
+        return [name for name, process in self.processes.items() if process.is_alive()]
+
+    def log(self, name: str) -> str:
+        """What a process has printed so far."""
+        file = log_file(self.out, name)
+        return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+
+    def status(self) -> dict[str, Any]:
+        """What the coordinator has written about the peers; empty before it has."""
+        try:
+            content = json.loads((self.out / COORDINATOR / "status.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until all processes have ended; False if some still run after `timeout` seconds."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        for process in list(self.processes.values()):
+            process.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        return not self.alive()
+
+    def close(self) -> None:
+        """End whatever still runs."""
+        for process in self.processes.values():
+            if process.is_alive():
+                process.terminate()
+        deadline = time.monotonic() + 10
+        for process in self.processes.values():
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+    def __enter__(self) -> Swarm:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _launch(self, name: str, module: str, config: Config) -> None:
+        folder = self.out / name
+        folder.mkdir(parents=True, exist_ok=True)
+        file = self.out / f"{name}.yaml"
+        file.write_text(yaml.safe_dump(asdict(config), sort_keys=False), encoding="utf-8")
+        words = [str(file), "--out", str(folder)]
+        log = log_file(self.out, name)
+        log.parent.mkdir(exist_ok=True)
+        process = self._context.Process(target=_child, args=(module, words, str(log)), name=name)
+        process.start()
+        self.processes[name] = process
+
+
+def _child(module: str, words: list[str], log: str) -> None:
+    """The life of one process: its output in a file, and no longer than that of who started it."""
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), name="parent", daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(EXIT_TERMINATED))
+    with open(log, "a", buffering=1, encoding="utf-8") as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+        sys.stdout = sys.stderr = stream
+        tqdm.set_lock(threading.RLock())  # its own would be left behind by a process that is killed
+        try:
+            code = __import__(module, fromlist=["main"]).main(words)
+        except SystemExit as exit:
+            code = exit.code if isinstance(exit.code, int) else 1
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        stream.flush()
+        os._exit(code)
+
+
+def _end_with(parent: Any) -> None:
+    """End this process when its parent does, however that ends: the server that it was forked by stays for it."""
+    parent.join()
+    os._exit(EXIT_TERMINATED)
+
+
+def table_of(status: dict[str, Any], alive: Sequence[str], title: str) -> Table:
+    """The live table: a line for each peer."""
+    table = Table("peer", "process", "state", "step", "phase", "loss", "in the run", title=title)
+    for peer in status.get("peers", ()):
+        name = peer_folder(peer["peer"])
+        loss = peer.get("loss")
+        table.add_row(
+            str(peer["peer"]),
+            "runs" if name in alive else "ended",
+            str(peer.get("state") or "-"),
+            "-" if peer.get("step") is None else str(peer["step"]),
+            str(peer.get("phase") or "-"),
+            "-" if loss is None else f"{loss:.4f}",
+            "yes" if peer["active"] else f"no: {peer['banned']}",
+        )
+    return table
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code: 0 if the run came to its end, 1 if not, 2 after one line about a mistake, 130 if interrupted."""
+    config, out = load_config(argv, "python -m albert.swarm")
+    if config.peer is not None or config.network.founders is not None:
+        exit_with(ConfigError("peer and network.founders are for single trainers: leave them out for a whole swarm"))
+    console = Console()
+    with Swarm(config, out) as swarm:
+        try:
+            console.print(f"starting a coordinator and {config.peers} trainers; what they print: {out}/logs")
+            swarm.start()
+            with Live(console=console, refresh_per_second=2, transient=not console.is_terminal) as live:
+                while True:
+                    alive = swarm.alive()
+                    status = swarm.status()
+                    title = f"step {status.get('step', 0)} of {config.steps}"
+                    live.update(table_of(status, alive, title))
+                    if COORDINATOR not in alive or len(alive) == 1:
+                        break
+                    time.sleep(LOOK)
+            swarm.wait(60)
+        except KeyboardInterrupt:
+            console.print("interrupted: the same command goes on from the last checkpoints")
+            return 130
+        except RuntimeError as error:
+            exit_with(error)
+    return report(config, out, console)
+
+
+def report(config: Config, out: Path, console: Console) -> int:
+    """The table at the end; 0 if the coordinator saw the run's end."""
+    file = out / COORDINATOR / "summary.json"
+    if not file.exists():
+        tails = {log.stem: log.read_text(errors="replace").strip()[-300:] for log in sorted(out.glob("logs/*.txt"))}
+        for name, tail in tails.items():
+            console.print(f"[bold]{name}[/bold]: {tail or 'printed nothing'}", highlight=False)
+        console.print("the run did not come to its end; the same command goes on from the last checkpoints")
+        return 1
+    from btard.swarm.coordinator import print_summary
+
+    print_summary(json.loads(file.read_text(encoding="utf-8")), out / COORDINATOR)
+    ends = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("peer-*/summary.json"))]
+    equal = len({(end["digest"], end["ledger"]) for end in ends}) == 1
+    console.print(
+        f"{len(ends)} peers came to the end, {'with equal' if equal else 'with DIFFERENT'} parameters and ledgers"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,225 @@
+"""`python -m albert.trainer CONFIG.yaml --out RUN_DIR [--dotted.key value ...]`: one peer of a swarm.
+
+It joins through `network.initial_peers`, waits for the others, trains with them, and goes on after an interruption:
+from its own disk if they all stopped, else with the state that most of them vouch for. RUN_DIR gets this peer's
+metrics, ledger, evidence and checkpoints.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+# Before torch is imported: threads that wait by spinning steal the cores from those that work.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import torch
+from rich.table import Table
+from tqdm import tqdm
+
+from albert.config import Config, load_config
+from albert.data.corpus import DataError
+from albert.task import share
+from btard.audit.attestation import Attestation
+from btard.harness.progress import console_for_all, interval
+from btard.harness.run_folder import RunFolderError
+from btard.harness.settings import exit_with
+from btard.harness.typed_yaml import ConfigError
+from btard.protocol.commit import NoGradient
+from btard.protocol.hashing import tensor_digest
+from btard.protocol.identity import SIGNATURE_SIZE
+from btard.protocol.ledger import Entry
+from btard.protocol.messages import JoinRequest
+from btard.swarm.arrival import arrive, come_back
+from btard.swarm.driver import Fallen, OutOfStep
+from btard.swarm.founding import NoFounders, announce
+from btard.swarm.member import PREVIOUS, Member
+from btard.swarm.node import Unreachable
+from btard.swarm.view import bans_of
+
+FAREWELL = 5.0
+"""Seconds for which a peer that is done waits for somebody to ask how it ended."""
+
+
+class Trainer(Member):
+    """One peer, from its start to the end of the run. `say` gets lines for people; `show` draws a progress bar.
+
+    Errors: ConfigError, DataError, RunFolderError, Unreachable and NoFounders for what cannot work.
+    """
+
+    def __init__(self, config: Config, out: Path, *, say: Callable[[str], None] = print, show: bool = False) -> None:
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        super().__init__(config, out, say=say)
+        self.show = show
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end; returns the summary. Errors: Fallen if the others have removed this peer."""
+        finished = self.folder.summary()
+        if finished is not None:
+            return finished
+        try:
+            self.node.start()
+            self.node.run(self._background())
+            arrive(self)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of steps that were missed there are no metrics
+                self.folder.start(self.first + self.peer.t)
+            self.rewrite_ledger()
+            self._train()
+            return self._end()
+        finally:
+            self.folder.close()
+            self.node.close()
+
+    async def _background(self) -> None:
+        self.node.spawn(announce(self.node, self.config.run_id))
+
+    def _train(self) -> None:
+        last = self.config.steps - self.first
+        bar = tqdm(
+            total=self.config.steps,
+            initial=self.first + self.peer.t,
+            desc=f"peer {self.peer.id}",
+            unit="step",
+            disable=not self.show,
+            mininterval=interval(),
+        )
+        with bar:
+            while self.peer.t < last:
+                try:
+                    self._step(bar)
+                except OutOfStep as error:
+                    if self.peer.behaviour.byzantine and self.peer.id in self.driver.peer.current.expelled:
+                        raise Fallen(str(error)) from None
+                    come_back(self, str(error))
+                    self.rewrite_ledger()
+                bar.update(self.first + self.peer.t - bar.n)
+
+    def _step(self, bar: tqdm[Any]) -> None:
+        now, known = self.peer.t, len(self.peer.ledger.entries)
+        for request in self._requests():
+            self.peer.receive(request)
+        if self.service.begins(now) and self.peer.last is not None:
+            previous = self.driver.history.at(now - 1, now - 1) if now else self.optimizer.params
+            self.service.publish(self.peer, self.optimizer.state() | {PREVIOUS: previous})
+        started = time.perf_counter()
+        result = self.driver.step(self.optimizer.params)
+        self.optimizer.apply(result.gradient, self.first + now)
+        seconds = {**result.seconds, "other": max(0.0, time.perf_counter() - started - sum(result.seconds.values()))}
+        self.sent += sum(result.sent.values())
+        worked = self.peer.last is not None and self.peer.id in self.peer.last.workers
+        metrics = {
+            "loss": self.task.loss if worked else None,
+            "lr": self.optimizer.lr(self.first + now),
+            "active": len(result.active),
+            "samples": len(result.workers) * share(self.config.batch.total, self.driver.workers[now]),
+            "sent": sum(result.sent.values()),
+        }
+        if self.config.protocol.tau == "auto":
+            metrics["tau"] = result.tau
+        self.folder.log(self.first + now, metrics, seconds)
+        rounded = {phase: round(spent, 4) for phase, spent in seconds.items()}
+        told = {"step": self.first + now, "entries": len(self.peer.ledger.entries), "time": time.time()}
+        self.recent.append({**metrics, **told, "seconds": rounded})
+        for entry in self.peer.ledger.entries[known:]:
+            self.folder.log_ledger([self.chain.append(entry)])
+            bar.write(_describe(entry)) if self.show else self.say(_describe(entry))
+        if self.recorder is not None:
+            self.recorder.finished([self.peer], lambda step: self.driver.history.at(step, now))
+        bar.set_postfix_str(f"loss {self.task.loss:.3f}, {len(result.active)} peers", refresh=False)
+        if (now + 1) % self.config.checkpoint_every == 0 and now + 1 < self.config.steps - self.first:
+            self.save()
+
+    def _requests(self) -> list[JoinRequest]:
+        taken = self.service.requests[:]
+        del self.service.requests[: len(taken)]
+        return taken
+
+    def _end(self) -> dict[str, Any]:
+        """Sign the end together with the others, and write the summary."""
+        self.state = "ending"
+        peer = self.peer
+        statement = Attestation(peer.t, peer.ledger.head, tensor_digest(self.optimizer.params, "parameters"))
+        signed = statement.digest(self.protocol, peer.roster, self.task.d)
+        said = self.driver.attest(peer.identity.sign(signed), SIGNATURE_SIZE)
+        signatures = {i: signature for i, signature in said.items() if peer.roster.verify(i, signed, signature)}
+        if self.recorder is not None:
+            self.recorder.begin(peer.roster, self.task.d)
+            Attestation(statement.step, statement.head, statement.params, signatures).write(self.out)
+        self.save()
+        summary = {
+            "peer": peer.id,
+            "steps": self.config.steps,
+            "loss": self.task.loss,
+            "active": list(peer.active),
+            "bans": bans_of(peer.ledger.entries, self.first),
+            "parameters": self.task.d,
+            "digest": statement.params.hex(),
+            "ledger": peer.ledger.head.hex(),
+            "signed_by": sorted(signatures),
+            "evidence": self.recorder is not None,
+            "bytes_sent": self.sent,
+            "device": str(self.device),
+            "threads": torch.get_num_threads(),
+            "versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
+        }
+        self.folder.write_summary(summary)
+        self.state = "done"
+        self.driver.linger(2 * self.config.deadlines.phase)
+        self.service.wait_until_told(FAREWELL)
+        return summary
+
+
+def _describe(entry: Entry) -> str:
+    by = f", accused by {', '.join(map(str, entry.accusers))}" if entry.accusers else ""
+    out = ", ".join(map(str, entry.peers)) or str(entry.accused)
+    return f"step {entry.step}: {'removed' if entry.peers else 'noted'} peer {out}: {entry.kind}{by}"
+
+
+def print_summary(summary: dict[str, Any], out: Path) -> None:
+    """A table of how the run ended for this peer, and where its files are."""
+    console = console_for_all()
+    table = Table("peer", "steps", "loss", "peers left", "removed", "sent", title=str(out))
+    removed = ", ".join(f"{ban['peer']} ({ban['kind']}, step {ban['step']})" for ban in summary["bans"]) or "nobody"
+    table.add_row(
+        str(summary["peer"]),
+        str(summary["steps"]),
+        f"{summary['loss']:.4f}",
+        str(len(summary["active"])),
+        removed,
+        f"{summary['bytes_sent'] / 1e6:.1f} MB",
+    )
+    console.print(table)
+    console.print(f"files: {out}/metrics.jsonl, ledger.jsonl, summary.json   audit: python -m btard.audit {out}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code: 0 at the end of the run, 2 for a mistake, 3 if the others removed this peer, 130: interrupted."""
+    warnings.showwarning = lambda message, *_args, **_kw: print(f"warning: {message}", file=sys.stderr)
+    config, out = load_config(argv, "python -m albert.trainer")
+    try:
+        trainer = Trainer(config, out, say=lambda line: print(line, flush=True), show=sys.stderr.isatty())
+        summary = trainer.run()
+    except (ConfigError, DataError, RunFolderError, Unreachable, NoFounders, NoGradient) as error:
+        exit_with(error)
+    except torch.OutOfMemoryError as error:
+        what = str(error).partition(". ")[0]
+        exit_with(MemoryError(f"{what}: lower batch.per_device, or set precision to float16, at all peers alike"))
+    except Fallen as fallen:
+        print(f"out of the run: {fallen}", file=sys.stderr)
+        return 3
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on", file=sys.stderr)
+        return 130
+    print_summary(summary, out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
