@@ -10,8 +10,8 @@ import torch
 
 from btard.attacks.base import Attack, option
 from btard.protocol.behaviour import Context
+from btard.protocol.choose import draw_validators
 from btard.protocol.messages import NOBODY, Announce, Claim, Report, Signed
-from btard.protocol.validate import draw_validators
 
 
 def own_parts(ctx: Context) -> list[int]:

@@ -12,7 +12,7 @@ import torch
 
 from btard.audit.proof import Proof, Section
 from btard.protocol.behaviour import Behaviour, Context
-from btard.protocol.broadcast import FACES, Heard, genuine
+from btard.protocol.broadcast import FACES, genuine
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Broadcast, Compute, Effect, Exchange, Purpose
 from btard.protocol.hashing import batch_seed
@@ -20,6 +20,7 @@ from btard.protocol.identity import Identity, Roster
 from btard.protocol.messages import NOBODY, Claim, Packet, Signed
 from btard.protocol.peer import Peer
 from btard.protocol.record import StepRecord
+from btard.protocol.seat import Heard
 
 JUDGEMENT = "accuse/0"
 """The first phase in which a step is judged: what verdicts about it are based on lies before."""

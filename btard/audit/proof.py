@@ -31,9 +31,8 @@ from btard.audit.files import file_digest, proof_file, put_in_place, read_json, 
 from btard.protocol import wire
 from btard.protocol.hashing import digest
 from btard.protocol.identity import Identity
-from btard.protocol.join import Probation
 from btard.protocol.messages import NOBODY, Packet, Signed
-from btard.protocol.record import StepRecord, step_context
+from btard.protocol.record import Probation, StepRecord, step_context
 from btard.protocol.wire import Malformed
 
 MAX_PHASE = 64

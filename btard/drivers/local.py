@@ -249,7 +249,7 @@ class LocalDriver:
         self.compute.restore(state["memory"], tensors)
         if self._ideal is not None:
             for record in (peer.last for peer in self.peers.values() if peer.last is not None):
-                self._ideal.learn_step(record)
+                self._ideal.learn_step(record.committed())
         if self.recorder is not None and state["recorder"] is not None:
             self.recorder.restore(state["recorder"], self.honest[0].last)
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import torch
 
 from btard.protocol.behaviour import HONEST, Behaviour
+from btard.protocol.download import Download, WrongState, agreed_digest, check_download
 from btard.protocol.hashing import tensor_digest
 from btard.protocol.identity import Identity
-from btard.protocol.join import ADMITTED, Download, WrongState, agreed_digest, check_download
+from btard.protocol.join import ADMITTED
 from btard.protocol.peer import Peer
 from btard.protocol.snapshot import load_public, serve, vouch
 

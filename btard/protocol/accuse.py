@@ -8,7 +8,7 @@ an exclusion without an accusation, need no vote: everybody sees the same.
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -16,7 +16,6 @@ from btard.protocol.commit import clip_gradient
 from btard.protocol.disclose import keep_disclosed
 from btard.protocol.effects import Compute, Effect, Idle, Purpose
 from btard.protocol.evidence import disclosures, verdict_on
-from btard.protocol.exchange import bodies, packet_limit
 from btard.protocol.hashing import batch_seed, digest
 from btard.protocol.ledger import Entry
 from btard.protocol.messages import (
@@ -30,25 +29,24 @@ from btard.protocol.messages import (
     Votes,
     max_claims,
 )
+from btard.protocol.packets import bodies, packet_limit
 from btard.protocol.record import StepRecord
 from btard.protocol.report import part_scalars
+from btard.protocol.seat import Seat
 from btard.protocol.validate import committed_gradient, corrected_reports
 from btard.protocol.verify import ACCUSE, Tally, scalars_differ, suspicious_parts, v2_violation
 
-if TYPE_CHECKING:
-    from btard.protocol.peer import Peer
 
-
-def verify(peer: Peer, record: StepRecord) -> list[Claim]:
+def verify(seat: Seat, record: StepRecord) -> list[Claim]:
     """The claims that follow from what I received and from V1 on the parts I own, V2 and V3 on all parts."""
     claims = [Claim(record.step, accused, kind, part) for kind, accused, part in record.suspects]
     for part, packets in record.received.items():
         if not packets or part not in record.announced or part not in record.aggregates or not record.held(part):
             continue
         # All of them, my own too: whoever holds them side by side in memory then reads them where they lie.
-        truth = part_scalars(peer, record, bodies(packets), part)
-        tol = ACCUSE * peer.config.scalar_tol
-        senders = set(record.announced[part].senders) - {peer.id}
+        truth = part_scalars(seat, record, bodies(packets), part)
+        tol = ACCUSE * seat.config.scalar_tol
+        senders = set(record.announced[part].senders) - {seat.id}
         for sender, (norm, products) in zip(sorted(packets), truth, strict=True):
             said = record.reports.get(sender)
             if said is None or sender not in senders or part in said.missing:
@@ -57,25 +55,25 @@ def verify(peer: Peer, record: StepRecord) -> list[Claim]:
                 claims.append(Claim(record.step, sender, "misreport", part))
     claims += [
         Claim(record.step, record.owner(part), "wrong_aggregate", part)
-        for part in suspicious_parts(peer.config, record, record.reports)
-        if record.owner(part) != peer.id
+        for part in suspicious_parts(seat.config, record, record.reports)
+        if record.owner(part) != seat.id
     ]
     return claims
 
 
-def judge(peer: Peer, record: StepRecord, claims: Sequence[Claim]) -> Generator[Effect, Any, None]:
+def judge(seat: Seat, record: StepRecord, claims: Sequence[Claim]) -> Generator[Effect, Any, None]:
     """Raise my `claims`, hear everybody's, look at the evidence, vote, and carry out the verdicts."""
     truth: dict[int, torch.Tensor] = {}
     settled: set[Claim] = set()
     attempt = 0
     while True:
-        chosen = peer.behaviour_at(record).accuse(peer.context(record), tuple(sorted(set(claims))))
-        messages = yield from peer.broadcast(
+        chosen = seat.behaviour_at(record).accuse(seat.context(record), tuple(sorted(set(claims))))
+        messages = yield from seat.broadcast(
             record, f"accuse/{attempt}", Claims, Claims(chosen), expected=record.present
         )
-        raised = _admissible(peer, record, messages)
+        raised = _admissible(seat, record, messages)
         if attempt == 0:
-            _expel_unexplained(peer, record, raised)
+            _expel_unexplained(seat, record, raised)
         raised = {claim: accusers for claim, accusers in raised.items() if claim not in settled}
         if not raised:
             return
@@ -83,29 +81,29 @@ def judge(peer: Peer, record: StepRecord, claims: Sequence[Claim]) -> Generator[
         _skip_untried(record, raised)
         tried = sorted(c for c in raised if c.kind not in ELIMINATE_KINDS and c.accused not in record.expelled)
         if tried:
-            yield from _try(peer, record, {claim: raised[claim] for claim in tried}, truth, attempt)
-        _eliminate(peer, record, {c: who for c, who in raised.items() if c.kind in ELIMINATE_KINDS})
-        claims = _uncovered(peer, truth)
+            yield from _try(seat, record, {claim: raised[claim] for claim in tried}, truth, attempt)
+        _eliminate(seat, record, {c: who for c, who in raised.items() if c.kind in ELIMINATE_KINDS})
+        claims = _uncovered(seat, truth)
         attempt += 1
 
 
-def _admissible(peer: Peer, record: StepRecord, messages: Mapping[int, Claims]) -> dict[Claim, tuple[int, ...]]:
+def _admissible(seat: Seat, record: StepRecord, messages: Mapping[int, Claims]) -> dict[Claim, tuple[int, ...]]:
     """Claim -> accusers, ascending. Who claims what cannot be is out."""
     raised: dict[Claim, tuple[int, ...]] = {}
     for accuser in sorted(messages):
         claims = set(messages[accuser].claims)
-        too_many = len(claims) > max_claims(len(peer.roster.keys))
-        if too_many or not all(_possible(peer, record, accuser, claim) for claim in claims):
-            peer.expel(record, accuser, "malformed_claims")
+        too_many = len(claims) > max_claims(len(seat.roster.keys))
+        if too_many or not all(_possible(seat, record, accuser, claim) for claim in claims):
+            seat.expel(record, accuser, "malformed_claims")
             continue
         for claim in claims:
             raised[claim] = (*raised.get(claim, ()), accuser)
     return raised
 
 
-def _possible(peer: Peer, record: StepRecord, accuser: int, claim: Claim) -> bool:
+def _possible(seat: Seat, record: StepRecord, accuser: int, claim: Claim) -> bool:
     """Whether the accused had the role in which it is accused, by the broadcasts."""
-    about = peer.record_of(claim.step)
+    about = seat.record_of(claim.step)
     if about is None or claim.accused == accuser:
         return False
     # Newcomers owe nothing but gradients.
@@ -115,7 +113,7 @@ def _possible(peer: Peer, record: StepRecord, accuser: int, claim: Claim) -> boo
     if claim.kind == "wrong_gradient":
         return about is not record and claim.part == -1
     if claim.kind == "undisclosed":  # only its validator was to be shown it
-        tolerant = peer.config.validation == "tolerant" and about is not record and claim.part == -1
+        tolerant = seat.config.validation == "tolerant" and about is not record and claim.part == -1
         return tolerant and record.assignments.get(accuser) == claim.accused
     if not 0 <= claim.part < about.cut.k:
         return False
@@ -128,7 +126,7 @@ def _possible(peer: Peer, record: StepRecord, accuser: int, claim: Claim) -> boo
     return about.owner(claim.part) == accuser  # what a part's owner alone can know
 
 
-def _expel_unexplained(peer: Peer, record: StepRecord, raised: Mapping[Claim, tuple[int, ...]]) -> None:
+def _expel_unexplained(seat: Seat, record: StepRecord, raised: Mapping[Claim, tuple[int, ...]]) -> None:
     """An owner that left a worker out of its list, or a peer that lacks an aggregate, owes an accusation."""
 
     def accused(accuser: int, whom: int, kinds: tuple[str, ...], part: int) -> bool:
@@ -140,15 +138,15 @@ def _expel_unexplained(peer: Peer, record: StepRecord, raised: Mapping[Claim, tu
         owner = record.owner(part)
         left_out = set(record.workers) - set(entry.senders)
         if any(not accused(owner, i, EXCLUSION_KINDS, part) for i in left_out):
-            peer.expel(record, owner, "unexplained_exclusion")
+            seat.expel(record, owner, "unexplained_exclusion")
     for claim in sorted(raised):
         listed = record.announced.get(claim.part) if claim.kind == "withheld_part" else None
         if listed is not None and claim.accused in listed.senders:
-            peer.expel(record, record.owner(claim.part), "contradiction")  # it counted what it says never came
+            seat.expel(record, record.owner(claim.part), "contradiction")  # it counted what it says never came
     for sender, parts in sorted(record.missing.items()):
         for part in parts:
             if part not in record.announced or not accused(sender, record.owner(part), MISSING_KINDS, part):
-                peer.expel(record, sender, "unexplained_absence")
+                seat.expel(record, sender, "unexplained_absence")
 
 
 def _skip_untried(record: StepRecord, raised: Mapping[Claim, tuple[int, ...]]) -> None:
@@ -159,53 +157,53 @@ def _skip_untried(record: StepRecord, raised: Mapping[Claim, tuple[int, ...]]) -
 
 
 def _try(
-    peer: Peer,
+    seat: Seat,
     record: StepRecord,
     raised: Mapping[Claim, tuple[int, ...]],
     truth: dict[int, torch.Tensor],
     attempt: int,
 ) -> Generator[Effect, Any, None]:
     """Evidence, votes and verdicts on the claims `raised`, all in one go. Adds recomputed gradients to `truth`."""
-    behaviour, ctx = peer.behaviour_at(record), peer.context(record)
-    shown = disclosures(peer, raised, lambda claim, packets: behaviour.disclose(ctx, claim, packets))
-    others = [recipient for recipient in record.remaining if recipient != peer.id]
-    limit = sum(packet_limit(about, range(about.cut.k)) for claim in raised if (about := peer.record_of(claim.step)))
+    behaviour, ctx = seat.behaviour_at(record), seat.context(record)
+    shown = disclosures(seat, raised, lambda claim, packets: behaviour.disclose(ctx, claim, packets))
+    others = [recipient for recipient in record.remaining if recipient != seat.id]
+    limit = sum(packet_limit(about, range(about.cut.k)) for claim in raised if (about := seat.record_of(claim.step)))
     sent = dict.fromkeys(others, shown) if shown else {}
-    evidence = yield from peer.send(record, f"evidence/{attempt}", sent, limit=limit)
-    record.shown[attempt] = {who: tuple(packets) for who, packets in {**evidence, peer.id: shown}.items()}
+    evidence = yield from seat.send(record, f"evidence/{attempt}", sent, limit=limit)
+    record.shown[attempt] = {who: tuple(packets) for who, packets in {**evidence, seat.id: shown}.items()}
     evidence = record.shown[attempt]
-    watching = peer.id in record.probation  # a newcomer has no vote
+    watching = seat.id in record.probation  # a newcomer has no vote
     # By what was known before the round, as the accusers: more truth could take their cause away.
-    reports = corrected_reports(peer, peer.last, truth) if peer.last is not None and not watching else {}
+    reports = corrected_reports(seat, seat.last, truth) if seat.last is not None and not watching else {}
     for claim in raised:
-        if claim.kind in ("wrong_gradient", "undisclosed") and claim.accused not in truth and peer.last is not None:
-            seed = batch_seed(peer.config.run_id, claim.step, claim.accused, peer.last.previous_coin)
+        if claim.kind in ("wrong_gradient", "undisclosed") and claim.accused not in truth and seat.last is not None:
+            seed = batch_seed(seat.config.run_id, claim.step, claim.accused, seat.last.previous_coin)
             if watching:
                 yield Idle("judge")
                 truth[claim.accused] = torch.empty(0)
                 continue
             gradient = yield Compute(claim.step, claim.accused, seed, Purpose.JUDGE)
-            truth[claim.accused] = clip_gradient(gradient, peer.config.clip_lambda)
-    if peer.config.validation == "tolerant" and not watching:
+            truth[claim.accused] = clip_gradient(gradient, seat.config.clip_lambda)
+    if seat.config.validation == "tolerant" and not watching:
         for accused, gradient in truth.items():
-            keep_disclosed(peer, record, accused, evidence, gradient)
+            keep_disclosed(seat, record, accused, evidence, gradient)
     verdicts = tuple(
-        behaviour.vote(ctx, claim, verdict_on(peer, claim, accusers, evidence, truth, reports))
+        behaviour.vote(ctx, claim, verdict_on(seat, claim, accusers, evidence, truth, reports))
         for claim, accusers in raised.items()
         if not watching
     )
     voters = record.remaining
-    messages = yield from peer.broadcast(record, f"vote/{attempt}", Votes, Votes(verdicts), expected=record.present)
+    messages = yield from seat.broadcast(record, f"vote/{attempt}", Votes, Votes(verdicts), expected=record.present)
     votes = {judge: message.verdicts for judge, message in messages.items() if len(message.verdicts) == len(raised)}
     for judge in messages:
         if judge not in votes:
-            peer.expel(record, judge, "malformed_votes")
+            seat.expel(record, judge, "malformed_votes")
     for index, (claim, accusers) in enumerate(raised.items()):
-        _carry_out(peer, record, claim, accusers, {judge: cast[index] for judge, cast in votes.items()}, len(voters))
+        _carry_out(seat, record, claim, accusers, {judge: cast[index] for judge, cast in votes.items()}, len(voters))
 
 
 def _carry_out(
-    peer: Peer, record: StepRecord, claim: Claim, accusers: tuple[int, ...], votes: dict[int, str], voters: int
+    seat: Seat, record: StepRecord, claim: Claim, accusers: tuple[int, ...], votes: dict[int, str], voters: int
 ) -> None:
     """The majority of the peers that could vote decides: the accused goes, or the accusers, or nobody."""
     cast = list(votes.values())
@@ -218,7 +216,7 @@ def _carry_out(
     out = tuple(p for p in out if p not in record.expelled)
     if not out:
         return
-    peer.remove(
+    seat.enter(
         record,
         Entry(
             step=record.step,
@@ -229,15 +227,15 @@ def _carry_out(
             peers=out,
             about_step=claim.step,
             part=claim.part,
-            evidence=_evidence_digest(peer, claim).hex(),
+            evidence=_evidence_digest(seat, claim).hex(),
             votes={str(judge): votes[judge] for judge in sorted(votes)},
         ),
     )
 
 
-def _evidence_digest(peer: Peer, claim: Claim) -> bytes:
+def _evidence_digest(seat: Seat, claim: Claim) -> bytes:
     """H of the claim and of the commitments it is judged by; from broadcasts alone, so equal at every judge."""
-    about = peer.record_of(claim.step)
+    about = seat.record_of(claim.step)
     hashes: list[bytes] = []
     if about is not None:
         if claim.accused in about.commits:
@@ -247,7 +245,7 @@ def _evidence_digest(peer: Peer, claim: Claim) -> bytes:
     return digest("evidence", claim.step, claim.accused, claim.kind, claim.part, *hashes)
 
 
-def _eliminate(peer: Peer, record: StepRecord, disputes: Mapping[Claim, tuple[int, ...]]) -> None:
+def _eliminate(seat: Seat, record: StepRecord, disputes: Mapping[Claim, tuple[int, ...]]) -> None:
     """ELIMINATE(i, j): a dispute without evidence removes both; a peer that over half of the others miss goes alone.
 
     One elimination uses up both of its peers, so no Byzantine peer takes more than one honest peer with it.
@@ -263,27 +261,27 @@ def _eliminate(peer: Peer, record: StepRecord, disputes: Mapping[Claim, tuple[in
 
     for accused in sorted(silent):
         if accused not in record.expelled and 2 * len(silent[accused]) > len(present):
-            peer.remove(record, entry("silent", accused, tuple(sorted(silent[accused])), (accused,)))
+            seat.enter(record, entry("silent", accused, tuple(sorted(silent[accused])), (accused,)))
     for claim in sorted(disputes):
         for accuser in disputes[claim]:
             if claim.accused not in record.expelled and accuser not in record.expelled:
                 pair = tuple(sorted((accuser, claim.accused)))
-                peer.remove(record, entry(claim.kind, claim.accused, (accuser,), pair))
+                seat.enter(record, entry(claim.kind, claim.accused, (accuser,), pair))
 
 
-def _uncovered(peer: Peer, truth: Mapping[int, torch.Tensor]) -> list[Claim]:
+def _uncovered(seat: Seat, truth: Mapping[int, torch.Tensor]) -> list[Claim]:
     """Aggregators of the step before whose wrong aggregate a convicted peer's cooked report had hidden from V2."""
-    about = peer.last
-    if about is None or peer.id in peer.current.probation:
+    about = seat.last
+    if about is None or seat.id in seat.current.probation:
         return []
-    honest = {who: x for who, x in truth.items() if committed_gradient(peer, about, who, x) is not None}
+    honest = {who: x for who, x in truth.items() if committed_gradient(seat, about, who, x) is not None}
     if not honest:
         return []
-    tally = Tally(about, corrected_reports(peer, about, honest))
+    tally = Tally(about, corrected_reports(seat, about, honest))
     return [
         Claim(about.step, about.owner(part), "wrong_aggregate", part)
         for part in sorted(about.announced)
-        if about.owner(part) != peer.id
-        and about.owner(part) in peer.current.remaining
-        and v2_violation(peer.config, about, tally, part, margin=ACCUSE)
+        if about.owner(part) != seat.id
+        and about.owner(part) in seat.current.remaining
+        and v2_violation(seat.config, about, tally, part, margin=ACCUSE)
     ]

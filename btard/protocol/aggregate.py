@@ -3,94 +3,92 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from btard.aggregation import centered_clip, stack_rows
 from btard.protocol.effects import Effect
-from btard.protocol.exchange import bodies, find_packet, packet_fault, packet_limit
 from btard.protocol.messages import ELIMINATE_KINDS, Announce, AnnouncedPart, Packet, body_digest
+from btard.protocol.packets import bodies, find_packet, packet_fault, packet_limit
 from btard.protocol.record import StepRecord
-
-if TYPE_CHECKING:
-    from btard.protocol.peer import Peer
+from btard.protocol.seat import Seat
 
 
-def aggregate(peer: Peer, record: StepRecord) -> Generator[Effect, Any, None]:
+def aggregate(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
     """Announce H(a[j]) and its senders for the parts I own, then send a[j] to everybody and check what I get.
 
     The announcement comes first, so that nobody can fit an aggregate to what the others received.
     Communication: d/k floats to every active peer.
     """
-    behaviour, ctx = peer.behaviour_at(record), peer.context(record)
+    behaviour, ctx = seat.behaviour_at(record), seat.context(record)
     values: dict[int, torch.Tensor] = {}
     announced: list[AnnouncedPart] = []
     for part, packets in record.received.items():
         if not packets:
             continue
         x = stack_rows(bodies(packets))
-        value = centered_clip(x, record.tau, tol=peer.config.tol).value
+        value = centered_clip(x, record.tau, tol=seat.config.tol).value
         values[part] = behaviour.aggregate(ctx, part, value, x)
-        hashed = body_digest(peer.config.run_id, "aggregate", peer.id, record.step, part, values[part])
+        hashed = body_digest(seat.config.run_id, "aggregate", seat.id, record.step, part, values[part])
         announced.append(AnnouncedPart(part, hashed, tuple(sorted(packets))))
-    payload = Announce(tuple(announced)) if peer.id in record.workers else None
-    announces = yield from peer.broadcast(record, "announce", Announce, payload, expected=record.workers)
+    payload = Announce(tuple(announced)) if seat.id in record.workers else None
+    announces = yield from seat.broadcast(record, "announce", Announce, payload, expected=record.workers)
     owned: dict[int, list[int]] = {}
     for part, owner in enumerate(record.owners):
         owned.setdefault(owner, []).append(part)
     workers = set(record.workers)
     for owner, message in announces.items():
-        _accept_announcement(peer, record, owner, message, set(owned.get(owner, ())), workers)
+        _accept_announcement(seat, record, owner, message, set(owned.get(owner, ())), workers)
 
-    outgoing: dict[int, list[Packet]] = {recipient: [] for recipient in record.remaining if recipient != peer.id}
+    outgoing: dict[int, list[Packet]] = {recipient: [] for recipient in record.remaining if recipient != seat.id}
     for part, value in values.items():
         known = record.announced[part].digest if part in record.announced else None
-        packet = peer.packet(record, "aggregate", part, value, hashed=known)
+        packet = seat.packet(record, "aggregate", part, value, hashed=known)
         for recipient, packets_out in outgoing.items():
             body = behaviour.aggregate_for(ctx, recipient, part, value)
             if body is value:  # signed once for all
                 packets_out.append(packet)
             elif body is not None:
-                packets_out.append(peer.packet(record, "aggregate", part, body, hashed=None))
+                packets_out.append(seat.packet(record, "aggregate", part, body, hashed=None))
     sent = {recipient: packets for recipient, packets in outgoing.items() if packets}
-    arrived = yield from peer.send(record, "aggregate", sent, limit=packet_limit(record, range(record.cut.k)))
+    arrived = yield from seat.send(record, "aggregate", sent, limit=packet_limit(record, range(record.cut.k)))
     for part in range(record.cut.k):
         owner = record.owner(part)
-        if owner == peer.id and part in values:
+        if owner == seat.id and part in values:
             record.aggregates[part] = values[part]
-        elif part in record.announced and owner != peer.id:
-            accept_aggregate(peer, record, find_packet(arrived, owner, "aggregate", record.step, part), part)
+        elif part in record.announced and owner != seat.id:
+            accept_aggregate(seat, record, find_packet(arrived, owner, "aggregate", record.step, part), part)
 
 
 def _accept_announcement(
-    peer: Peer, record: StepRecord, owner: int, message: Announce, owned: set[int], workers: set[int]
+    seat: Seat, record: StepRecord, owner: int, message: Announce, owned: set[int], workers: set[int]
 ) -> None:
     """Keep an announcement that covers exactly the parts `owned` with some of the `workers` as senders; else expel."""
     if {entry.part for entry in message.parts} != owned or len(message.parts) != len(owned):
-        peer.expel(record, owner, "malformed_announce")
+        seat.expel(record, owner, "malformed_announce")
         return
     for entry in message.parts:
         if entry.senders == record.workers:
             continue
         if not entry.senders or tuple(sorted(workers.intersection(entry.senders))) != entry.senders:
-            peer.expel(record, owner, "malformed_announce")
+            seat.expel(record, owner, "malformed_announce")
             return
     for entry in message.parts:
         record.announced[entry.part] = entry
 
 
-def accept_aggregate(peer: Peer, record: StepRecord, packet: Packet | None, part: int) -> None:
+def accept_aggregate(seat: Seat, record: StepRecord, packet: Packet | None, part: int) -> None:
     """Take a[j] if it is what its owner announced; else remember the suspect."""
     owner = record.owner(part)
-    fault = packet_fault(peer, packet, record.announced[part].digest, record.cut.size(part), "aggregate")
+    fault = packet_fault(seat, packet, record.announced[part].digest, record.cut.size(part), "aggregate")
     if fault is not None:
         record.suspects[fault, owner, part] = packet
     elif packet is not None and isinstance(packet.body, torch.Tensor):
         record.aggregates[part] = packet.body
 
 
-def recover(peer: Peer, record: StepRecord, attempt: int) -> Generator[Effect, Any, None]:
+def recover(seat: Seat, record: StepRecord, attempt: int) -> Generator[Effect, Any, None]:
     """Whoever holds a[j] forwards it to those in `record.missing`, who said that they lack it. Rarely needed.
 
     The hash makes the helper's honesty irrelevant: it can only help or not.
@@ -98,26 +96,26 @@ def recover(peer: Peer, record: StepRecord, attempt: int) -> Generator[Effect, A
     outgoing: dict[int, list[Packet]] = {}
     for recipient, parts in record.missing.items():
         for part in sorted(set(parts)):
-            if recipient == peer.id or part not in record.aggregates or part not in record.announced:
+            if recipient == seat.id or part not in record.aggregates or part not in record.announced:
                 continue
-            body = peer.behaviour_at(record).forward(peer.context(record), recipient, part, record.aggregates[part])
+            body = seat.behaviour_at(record).forward(seat.context(record), recipient, part, record.aggregates[part])
             if body is not None:
                 # The digest names the owner, so this is the owner's packet; its signature is not needed.
                 packet = Packet("aggregate", record.owner(part), record.step, part, body, b"")
                 outgoing.setdefault(recipient, []).append(packet)
     limit = packet_limit(record, range(record.cut.k))
-    arrived = yield from peer.send(record, f"recover/{attempt}", outgoing, limit=limit)
+    arrived = yield from seat.send(record, f"recover/{attempt}", outgoing, limit=limit)
     for packets in arrived.values():
         for packet in packets:
             part = packet.part
             if part in record.aggregates or part not in record.announced or packet.kind != "aggregate":
                 continue
             hashed, size = record.announced[part].digest, record.cut.size(part)
-            if packet_fault(peer, packet, hashed, size, "aggregate") is None and isinstance(packet.body, torch.Tensor):
+            if packet_fault(seat, packet, hashed, size, "aggregate") is None and isinstance(packet.body, torch.Tensor):
                 record.aggregates[part] = packet.body
 
 
-def settle_missing(peer: Peer, record: StepRecord) -> Generator[Effect, Any, None]:
+def settle_missing(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
     """After the reports: skip the parts that no majority of the peers held, pass the others on once more.
 
     Whether a part counts has to follow from broadcasts: a hostile helper could give the last missing copy to some
@@ -128,7 +126,7 @@ def settle_missing(peer: Peer, record: StepRecord) -> Generator[Effect, Any, Non
     if not record.missing:
         return
     record.skipped |= {part for part in record.announced if not record.held(part)}
-    yield from recover(peer, record, 1)
+    yield from recover(seat, record, 1)
 
 
 def settle_exclusions(record: StepRecord) -> None:

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from btard.protocol.config import ProtocolConfig
+from btard.protocol.download import Download
 from btard.protocol.effects import Compute
+from btard.protocol.identity import Identity
 from btard.protocol.messages import Claim, CoinReveal, Packet, Relayed, Report, Signed
-
-if TYPE_CHECKING:
-    from btard.protocol.config import ProtocolConfig
-    from btard.protocol.identity import Identity
-    from btard.protocol.join import Download
-    from btard.protocol.record import StepRecord
+from btard.protocol.record import StepRecord
 
 
 @dataclass(frozen=True)

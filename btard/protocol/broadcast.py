@@ -10,26 +10,21 @@ messages of one sender for one phase are proof against it. Without liars the cos
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from btard.protocol.effects import Broadcast, Compare, Effect, Exchange
 from btard.protocol.hashing import digest
 from btard.protocol.identity import SIGNATURE_SIZE
 from btard.protocol.messages import Relayed, Signed, relay_digest
 from btard.protocol.record import StepRecord
-
-if TYPE_CHECKING:
-    from btard.protocol.peer import Peer
+from btard.protocol.seat import Heard, Seat
 
 FACES = 2
 """So many messages of one sender are kept: two prove as much as ten."""
 
-Heard = dict[int, dict[bytes, Signed]]
-"""Sender -> digest -> its message."""
-
 
 def hear(
-    peer: Peer, record: StepRecord, phase: str, message: Signed | None, faces: Mapping[int, Signed | None], limit: int
+    seat: Seat, record: StepRecord, phase: str, message: Signed | None, faces: Mapping[int, Signed | None], limit: int
 ) -> Generator[Effect, Any, Heard]:
     """Broadcast `message`; all genuine messages of the phase, one per sender unless it has two faces.
 
@@ -41,31 +36,31 @@ def hear(
     heard: Heard = {}
     for sender in senders:
         signed = arrived.get(sender)
-        hashed = genuine(peer, record, phase, signed, senders, limit)
+        hashed = genuine(seat, record, phase, signed, senders, limit)
         if hashed is not None and isinstance(signed, Signed) and signed.sender == sender:
             heard[sender] = {hashed: signed}
-    rounds = _rounds(peer, record, phase)
+    rounds = _rounds(seat, record, phase)
     if rounds:
         record.heard[phase] = {sender: tuple(said.values()) for sender, said in heard.items()}  # for the hooks to see
-        yield from _agree(peer, record, phase, heard, limit, rounds)
+        yield from _agree(seat, record, phase, heard, limit, rounds)
     return heard
 
 
-def _rounds(peer: Peer, record: StepRecord, phase: str) -> int:
+def _rounds(seat: Seat, record: StepRecord, phase: str) -> int:
     """One round per Byzantine member; one more where newcomers speak, who are none of these members."""
-    rounds = peer.config.rounds
-    return rounds + 1 if record.newcomers and phase == "commit" and peer.config.relays != 0 else rounds
+    rounds = seat.config.rounds
+    return rounds + 1 if record.newcomers and phase == "commit" and seat.config.relays != 0 else rounds
 
 
 def genuine(
-    peer: Peer, record: StepRecord, phase: str, signed: Any, senders: Iterable[int], limit: int
+    seat: Seat, record: StepRecord, phase: str, signed: Any, senders: Iterable[int], limit: int
 ) -> bytes | None:
     """The digest of a message that one of `senders` really said in this phase; None for anything else."""
     if not isinstance(signed, Signed) or (signed.step, signed.phase) != (record.step, phase):
         return None
     if signed.sender not in senders or signed.nbytes > limit:
         return None
-    return signed.proven(record.context, peer.roster)
+    return signed.proven(record.context, seat.roster)
 
 
 def _view(heard: Heard) -> bytes:
@@ -73,12 +68,12 @@ def _view(heard: Heard) -> bytes:
 
 
 def _agree(
-    peer: Peer, record: StepRecord, phase: str, heard: Heard, limit: int, rounds: int
+    seat: Seat, record: StepRecord, phase: str, heard: Heard, limit: int, rounds: int
 ) -> Generator[Effect, Any, None]:
     """Add to `heard` whatever another honest member has heard. Members relay; newcomers cannot vouch for a message."""
-    behaviour, ctx = peer.behaviour_at(record), peer.context(record)
+    behaviour, ctx = seat.behaviour_at(record), seat.context(record)
     senders, members = record.speakers, record.remaining
-    others = [p for p in members if p != peer.id] if peer.id in members else []
+    others = [p for p in members if p != seat.id] if seat.id in members else []
     view = _view(heard)
     views = yield Compare(f"{phase}/compare", behaviour.compare(ctx, phase, view))
     fresh: dict[bytes, Relayed] = {
@@ -88,18 +83,18 @@ def _agree(
     bound = FACES * len(senders) * (limit + len(senders) * (SIGNATURE_SIZE + 16))
     known = {(sender, signed.payload) for sender, said in heard.items() for signed in said.values()}
     for round in range(1, rounds + 1):
-        passed_on = tuple(_countersign(peer, item, hashed) for hashed, item in fresh.items()) if recipients else ()
+        passed_on = tuple(_countersign(seat, item, hashed) for hashed, item in fresh.items()) if recipients else ()
         outgoing: Mapping[int, Sequence[Relayed]] = dict.fromkeys(recipients, passed_on) if passed_on else {}
         outgoing = behaviour.relay(ctx, phase, round, outgoing)
         arrived = yield Exchange(f"{phase}/relay/{round}", outgoing, bound)
         fresh = {}
         for deliverer in sorted(arrived):
-            for item in arrived[deliverer] if peer.id in members else ():
+            for item in arrived[deliverer] if seat.id in members else ():
                 # Most of it is not new: that is seen before any signature is looked at.
                 if not isinstance(item, Relayed) or not isinstance(item.message, Signed):
                     continue
                 what = (item.message.sender, item.message.payload)
-                hashed = None if what in known else _accepted(peer, record, phase, item, senders, limit, round)
+                hashed = None if what in known else _accepted(seat, record, phase, item, senders, limit, round)
                 if hashed is None:
                     continue
                 known.add(what)
@@ -110,30 +105,30 @@ def _agree(
         recipients = others
     if record.newcomers:
         behind = [p for p in record.newcomers if views.get(p) != _view(heard)]
-        yield from _tell_newcomers(peer, record, phase, heard, behind, limit)
+        yield from _tell_newcomers(seat, record, phase, heard, behind, limit)
 
 
 def _tell_newcomers(
-    peer: Peer, record: StepRecord, phase: str, heard: Heard, behind: Sequence[int], limit: int
+    seat: Seat, record: StepRecord, phase: str, heard: Heard, behind: Sequence[int], limit: int
 ) -> Generator[Effect, Any, None]:
     """Members send all they have heard to the newcomers `behind`, who take what more than half of the members send.
 
     Nobody relays for newcomers on probation, so their own view may differ from what the honest members agree on. If it
     does, all honest members send the same; if not, they send nothing and less than half are left to lie.
     """
-    behaviour, ctx, members = peer.behaviour_at(record), peer.context(record), record.remaining
+    behaviour, ctx, members = seat.behaviour_at(record), seat.context(record), record.remaining
     all_heard = tuple(Relayed(said[hashed], ()) for _, said in sorted(heard.items()) for hashed in sorted(said))
-    outgoing: Mapping[int, Sequence[Relayed]] = dict.fromkeys(behind, all_heard) if peer.id in members else {}
+    outgoing: Mapping[int, Sequence[Relayed]] = dict.fromkeys(behind, all_heard) if seat.id in members else {}
     outgoing = behaviour.relay(ctx, phase, 0, outgoing)
     senders = record.speakers
     arrived = yield Exchange(f"{phase}/tell", outgoing, FACES * len(senders) * limit)
-    if peer.id in members:
+    if seat.id in members:
         return
     told: dict[bytes, tuple[int, Heard]] = {}
     for member in members:
         view: Heard = {}
         for item in arrived.get(member, ()):
-            hashed = genuine(peer, record, phase, getattr(item, "message", None), senders, limit)
+            hashed = genuine(seat, record, phase, getattr(item, "message", None), senders, limit)
             if hashed is not None:
                 view.setdefault(item.message.sender, {})[hashed] = item.message
         if member in arrived:
@@ -145,12 +140,12 @@ def _tell_newcomers(
             heard.update(view)
 
 
-def _countersign(peer: Peer, item: Relayed, hashed: bytes) -> Relayed:
-    return Relayed(item.message, (*item.chain, (peer.id, peer.identity.sign(relay_digest(hashed)))))
+def _countersign(seat: Seat, item: Relayed, hashed: bytes) -> Relayed:
+    return Relayed(item.message, (*item.chain, (seat.id, seat.identity.sign(relay_digest(hashed)))))
 
 
 def _accepted(
-    peer: Peer, record: StepRecord, phase: str, item: Relayed, senders: Sequence[int], limit: int, round: int
+    seat: Seat, record: StepRecord, phase: str, item: Relayed, senders: Sequence[int], limit: int, round: int
 ) -> bytes | None:
     """The digest of a relayed message that has come through at least `round` peers besides its sender; else None."""
     if len(item.chain) > len(senders):
@@ -158,8 +153,8 @@ def _accepted(
     relayers = {relayer for relayer, _ in item.chain} & set(record.remaining) - {item.message.sender}
     if len(relayers) < round or len(relayers) < len(item.chain):
         return None
-    hashed = genuine(peer, record, phase, item.message, senders, limit)
+    hashed = genuine(seat, record, phase, item.message, senders, limit)
     if hashed is None:
         return None
     signed = relay_digest(hashed)
-    return hashed if all(peer.roster.verify(who, signed, signature) for who, signature in item.chain) else None
+    return hashed if all(seat.roster.verify(who, signed, signature) for who, signature in item.chain) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from btard.protocol.aggregate import recover
 from btard.protocol.effects import Effect
@@ -11,9 +11,7 @@ from btard.protocol.hashing import digest
 from btard.protocol.messages import CoinCommit, CoinReveal
 from btard.protocol.record import StepRecord
 from btard.protocol.remembered import remembered
-
-if TYPE_CHECKING:
-    from btard.protocol.peer import Peer
+from btard.protocol.seat import Seat
 
 
 class NoQuorum(RuntimeError):
@@ -34,7 +32,7 @@ def combine(run_id: str, step: int, reveals: dict[int, CoinReveal]) -> bytes:
     return digest("coin value", run_id, step, *fields)
 
 
-def toss(peer: Peer, record: StepRecord) -> Generator[Effect, Any, None]:
+def toss(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
     """Set `record.coin` to r^t, strictly after all commitments to gradients and aggregates.
 
     Rides along: each peer names the aggregates it lacks, and those who hold them pass them on before the reveal.
@@ -43,15 +41,15 @@ def toss(peer: Peer, record: StepRecord) -> Generator[Effect, Any, None]:
     is not heard here either, it is away for the rest of the step (section 8).
     Errors: NoQuorum if no more than half of A_t are heard.
     """
-    run_id, attempt = peer.config.run_id, 0
+    run_id, attempt = seat.config.run_id, 0
     while True:
         mine = CoinReveal(
-            peer.identity.secret("coin", run_id, record.step, attempt),
-            peer.identity.secret("salt", run_id, record.step, attempt),
+            seat.identity.secret("coin", run_id, record.step, attempt),
+            seat.identity.secret("salt", run_id, record.step, attempt),
         )
-        commitment = coin_commitment(run_id, record.step, attempt, peer.id, mine)
+        commitment = coin_commitment(run_id, record.step, attempt, seat.id, mine)
         missing = tuple(part for part in record.announced if part not in record.aggregates)
-        commits = yield from peer.broadcast(
+        commits = yield from seat.broadcast(
             record,
             f"coin_commit/{attempt}",
             CoinCommit,
@@ -67,12 +65,12 @@ def toss(peer: Peer, record: StepRecord) -> Generator[Effect, Any, None]:
         lacking = {sender: message.missing for sender, message in commits.items() if message.missing}
         if lacking and attempt == 0:
             record.missing = lacking
-            yield from recover(peer, record, 0)
-        reveals = yield from peer.broadcast(
+            yield from recover(seat, record, 0)
+        reveals = yield from seat.broadcast(
             record,
             f"coin_reveal/{attempt}",
             CoinReveal,
-            peer.behaviour_at(record).reveal(peer.context(record), mine),
+            seat.behaviour_at(record).reveal(seat.context(record), mine),
             expected=record.present,
         )
         reveals = {sender: reveal for sender, reveal in reveals.items() if sender in commits}
@@ -83,7 +81,7 @@ def toss(peer: Peer, record: StepRecord) -> Generator[Effect, Any, None]:
             and coin_commitment(run_id, record.step, attempt, sender, reveals[sender]) != commits[sender].digest
         ]
         for sender in broken:
-            peer.expel(record, sender, "wrong_reveal")
+            seat.expel(record, sender, "wrong_reveal")
         if not broken and all(sender in reveals for sender in commits):
             record.coin = combine(run_id, record.step, reveals)
             return

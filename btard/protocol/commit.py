@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -12,9 +12,7 @@ from btard.protocol.effects import Compute, Effect, Idle, Purpose
 from btard.protocol.hashing import batch_seed
 from btard.protocol.messages import Commit, body_digest, is_finite
 from btard.protocol.record import Split, StepRecord
-
-if TYPE_CHECKING:
-    from btard.protocol.peer import Peer
+from btard.protocol.seat import Seat
 
 
 class NoGradient(RuntimeError):
@@ -42,26 +40,26 @@ def part_digests(run_id: str, peer: int, step: int, gradient: torch.Tensor, spli
     return tuple(body_digest(run_id, "part", peer, step, j, split.view(gradient, j)) for j in range(split.k))
 
 
-def compute(peer: Peer, record: StepRecord) -> Generator[Effect, Any, torch.Tensor | None]:
+def compute(seat: Seat, record: StepRecord) -> Generator[Effect, Any, torch.Tensor | None]:
     """A worker's gradient [d], or what a validator gets when it recomputes its target's of the step before.
 
     None for a validator whose target fell out and for a peer with nothing to do.
     """
-    target = record.assignments.get(peer.id)
+    target = record.assignments.get(seat.id)
     if target is None:
-        request = Compute(record.step, peer.id, peer.seed_of(record.step, peer.id))
-        gradient = yield peer.behaviour_at(record).request(peer.context(record), request)
-        return clip_gradient(gradient, peer.config.clip_lambda)
-    if peer.last is None or target not in peer.last.commits:
+        request = Compute(record.step, seat.id, seat.seed_of(record.step, seat.id))
+        gradient = yield seat.behaviour_at(record).request(seat.context(record), request)
+        return clip_gradient(gradient, seat.config.clip_lambda)
+    if seat.last is None or target not in seat.last.commits:
         yield Idle()
         return None
-    seed = batch_seed(peer.config.run_id, peer.last.step, target, peer.last.previous_coin)
-    gradient = yield Compute(peer.last.step, target, seed, Purpose.VALIDATE)
-    return clip_gradient(gradient, peer.config.clip_lambda)
+    seed = batch_seed(seat.config.run_id, seat.last.step, target, seat.last.previous_coin)
+    gradient = yield Compute(seat.last.step, target, seed, Purpose.VALIDATE)
+    return clip_gradient(gradient, seat.config.clip_lambda)
 
 
 def commit(
-    peer: Peer, record: StepRecord, gradient: torch.Tensor | None
+    seat: Seat, record: StepRecord, gradient: torch.Tensor | None
 ) -> Generator[Effect, Any, torch.Tensor | None]:
     """Broadcast the hashes of my parts; W_t becomes the planned workers who did. Returns my (perhaps bad) gradient.
 
@@ -74,25 +72,34 @@ def commit(
     payload = None
     if gradient is not None and not is_finite(gradient):
         gradient = None
-    if gradient is not None and peer.id in (*planned, *record.newcomers):
-        gradient = peer.behaviour_at(record).gradient(peer.context(record), gradient)
-        record.split = Split(peer.d, len(planned))
-        digests = part_digests(peer.config.run_id, peer.id, record.step, gradient, record.split)
-        chosen = peer.behaviour_at(record).commit(peer.context(record), digests)
+    if gradient is not None and seat.id in (*planned, *record.newcomers):
+        gradient = seat.behaviour_at(record).gradient(seat.context(record), gradient)
+        record.split = Split(seat.d, len(planned))
+        digests = part_digests(seat.config.run_id, seat.id, record.step, gradient, record.split)
+        chosen = seat.behaviour_at(record).commit(seat.context(record), digests)
         payload = Commit(chosen) if chosen is not None else None
-    record.split = Split(peer.d, len(planned))
-    commits = yield from peer.broadcast(record, "commit", Commit, payload, expected=())
+    record.split = Split(seat.d, len(planned))
+    commits = yield from seat.broadcast(record, "commit", Commit, payload, expected=())
     committers = (*planned, *record.newcomers)
     for sender in committers:
         if sender in commits and len(commits[sender].digests) != record.split.k:
-            peer.expel(record, sender, "malformed_commit")
+            seat.expel(record, sender, "malformed_commit")
     record.commits = {p: commits[p] for p in committers if p in commits and p not in record.expelled}
     record.workers = tuple(p for p in planned if p in record.commits)
     record.owners = tuple(_next_worker(planned, j, record.commits) for j in range(record.split.k))
-    peer.count_absences(record, planned)
-    if peer.config.validation == "tolerant" and peer.id in record.commits:
+    _count_absences(seat, record, planned)
+    if seat.config.validation == "tolerant" and seat.id in record.commits:
         record.own = gradient
     return gradient
+
+
+def _count_absences(seat: Seat, record: StepRecord, planned: tuple[int, ...]) -> None:
+    """Section 8: missing the commit phase costs the step; `max_absences` in a row mean that the peer is gone."""
+    for peer in planned:
+        missed = 0 if peer in record.workers else seat.absences.get(peer, 0) + 1
+        seat.absences[peer] = missed
+        if missed >= seat.config.max_absences:
+            seat.expel(record, peer, "gone")
 
 
 def _next_worker(planned: tuple[int, ...], part: int, present: dict[int, Commit]) -> int:

@@ -7,17 +7,13 @@ Such numbers mean nothing outside of the process.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from threading import Lock
-from typing import TYPE_CHECKING
 
 import torch
 
 from btard.protocol.hashing import Field, digest
-
-if TYPE_CHECKING:
-    from btard.protocol.record import StepRecord
 
 Slot = tuple[str, int, int, int]
 """What a commitment is to: kind, sender, step, part."""
@@ -47,16 +43,10 @@ class IdealCommitments:
         with self._lock:
             self._seen.setdefault(slot, []).append((tensor, tensor._version, hashed))
 
-    def learn_step(self, record: StepRecord) -> None:
+    def learn_step(self, committed: Iterable[tuple[Slot, torch.Tensor, bytes]]) -> None:
         """What was committed to in the step of a checkpoint."""
-        for part, packets in record.received.items():
-            for sender, packet in packets.items():
-                if isinstance(packet.body, torch.Tensor):
-                    hashed = record.commits[sender].digests[part]
-                    self.learn(("part", sender, record.step, part), packet.body, hashed)
-        for part, value in record.aggregates.items():
-            slot = ("aggregate", record.owner(part), record.step, part)
-            self.learn(slot, value, record.announced[part].digest)
+        for slot, tensor, hashed in committed:
+            self.learn(slot, tensor, hashed)
 
     def forget(self, step: int) -> None:
         """Drop what was committed to before `step`."""

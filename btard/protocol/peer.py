@@ -2,51 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
+from btard.protocol import broadcast
 from btard.protocol.accuse import judge, verify
 from btard.protocol.aggregate import aggregate, settle_exclusions, settle_missing
-from btard.protocol.behaviour import HONEST, Behaviour, Context
-from btard.protocol.broadcast import Heard, hear
+from btard.protocol.behaviour import HONEST, Behaviour
+from btard.protocol.choose import draw_check, draw_validators
 from btard.protocol.coin import toss
 from btard.protocol.commit import commit, compute
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.disclose import disclose
-from btard.protocol.effects import Effect, Exchange
+from btard.protocol.effects import Effect
 from btard.protocol.exchange import exchange
-from btard.protocol.hashing import batch_seed, digest
 from btard.protocol.identity import Identity, Roster
-from btard.protocol.join import WAITING, Probation, admit, bring_up, count_probation, draw_check
-from btard.protocol.ledger import Entry, Ledger
-from btard.protocol.messages import (
-    Announce,
-    Claims,
-    CoinCommit,
-    CoinReveal,
-    Commit,
-    Join,
-    JoinRequest,
-    Packet,
-    Report,
-    Signed,
-    Votes,
-    max_message,
-)
+from btard.protocol.join import WAITING, admit, bring_up, count_probation
+from btard.protocol.ledger import Entry
+from btard.protocol.messages import JoinRequest, Signed
 from btard.protocol.radius import next_radius
 from btard.protocol.record import StepRecord, step_context
 from btard.protocol.report import report
-from btard.protocol.validate import draw_validators, validate
-from btard.protocol.wire import Malformed
-
-M = TypeVar("M", Commit, Announce, CoinCommit, CoinReveal, Report, Claims, Votes, Join)
-
-
-class Expelled(Exception):
-    """This peer is no longer part of the run; its step ends here."""
+from btard.protocol.seat import Expelled, Heard, Seat
+from btard.protocol.validate import validate
 
 
 @dataclass(frozen=True)
@@ -70,8 +51,8 @@ class Outcome:
         return out
 
 
-class Peer:
-    """State and behaviour of peer `id` between steps. `d`: number of parameters.
+class Peer(Seat):
+    """The peer between steps: its seat, and what the next step begins with.
 
     A newcomer (`id` beyond the configured peers, the roster grown) needs the downloaded state before its first step.
     Errors: ValueError if the roster's size is not the configured number of peers or d is smaller than it, or if
@@ -92,26 +73,13 @@ class Peer:
         if d < config.peers:
             raise ValueError(f"peer {id}: a model of {d} parameters cannot be shared among {config.peers} peers")
         behaviour.check_validators(config.validators)
-        self.id, self.identity, self.roster, self.config, self.d, self.behaviour = (
-            id,
-            identity,
-            roster,
-            config,
-            d,
-            behaviour,
-        )
-        self.ledger = Ledger()
+        super().__init__(id, identity, roster, config, d, behaviour)
         self.active: tuple[int, ...] = tuple(range(config.peers))
+        """A_t of the next step."""
         self.assignments: dict[int, int] = {}
-        self.coins: list[bytes] = [digest("first coin", config.run_id)]
+        """V_t of the next step: validator -> target."""
         self.tau = config.first_tau
         """The clipping radius of the next step."""
-        self.absences: dict[int, int] = {}
-        self.last: StepRecord | None = None
-        self.probation: dict[int, Probation] = {}
-        self.requests: dict[bytes, JoinRequest] = {}
-        """Of those that want to join, by key, the oldest first."""
-        self.current: StepRecord
 
     @property
     def t(self) -> int:
@@ -186,107 +154,8 @@ class Peer:
         self.requests.setdefault(request.key, request)
         return True
 
-    # What the phases share.
-
-    def behaviour_at(self, record: StepRecord) -> Behaviour:
-        """My behaviour in the step of `record`: at rest in the steps in which it does not act."""
-        return self.behaviour if self.behaviour.acts(self.context(record)) else self.behaviour.resting
-
-    def context(self, record: StepRecord) -> Context:
-        return Context(
-            record.step, self.id, record, self.coins, self.config.run_id, self.config, self.last, self.identity
-        )
-
-    def seed_of(self, step: int, peer: int) -> bytes:
-        """xi_i^t for a step whose coin is known."""
-        return batch_seed(self.config.run_id, step, peer, self.coins[step])
-
-    def record_of(self, step: int) -> StepRecord | None:
-        """My record of the present step or of the one before; None for any other."""
-        known = (self.current, self.last)
-        return next((record for record in known if record is not None and record.step == step), None)
-
-    def packet(
-        self, record: StepRecord, kind: str, part: int, body: torch.Tensor | bytes, *, hashed: bytes | None
-    ) -> Packet:
-        return Packet.create(self.identity, self.config.run_id, kind, self.id, record.step, part, body, hashed=hashed)
-
-    def broadcast(
-        self, record: StepRecord, phase: str, kind: type[M], payload: M | None, *, expected: Iterable[int]
-    ) -> Generator[Effect, Any, dict[int, M]]:
-        """Say `payload` (None: nothing) and hear everybody: {sender: message}, ascending.
-
-        Who sent two different messages or something malformed under its signature, or is in `expected` and said
-        nothing, is removed: everybody sees that. A message with a bad signature counts as none.
-        """
-        if self.id in record.expelled:
-            raise Expelled
-        expected = tuple(expected)
-        behaviour, ctx = self.behaviour_at(record), self.context(record)
-        self._crash(record, phase)
-        limit = max_message(kind, len(self.roster.keys), self.config.directions)
-        record.phase = phase
-        speakers = record.speakers
-        if self.id in record.probation and self.id not in speakers:
-            payload = None  # a newcomer listens
-
-        def sign(said: Any) -> Signed:
-            return Signed.create(self.identity, record.context, self.id, record.step, phase, said)
-
-        message, faces = behaviour.say(ctx, phase, payload, None if payload is None else sign(payload), sign)
-        heard = yield from self.hear(record, phase, message, faces, limit)
-        record.heard[phase] = {sender: tuple(said.values()) for sender, said in heard.items()}
-        opened: dict[int, M] = {}
-        for sender in speakers:
-            said = record.heard[phase].get(sender, ())
-            if len(said) > 1:
-                self.expel(record, sender, "equivocation")
-            elif said:
-                try:
-                    opened[sender] = said[0].open(kind, limit)
-                except Malformed:
-                    self.expel(record, sender, f"malformed_{phase.partition('/')[0]}")
-            elif sender in expected:
-                self.expel(record, sender, "silent")
-        return opened
-
     def hear(
         self, record: StepRecord, phase: str, message: Signed | None, faces: Mapping[int, Signed | None], limit: int
     ) -> Generator[Effect, Any, Heard]:
-        """What everybody said in this phase; an auditor, who was not there, takes it from a record."""
-        return hear(self, record, phase, message, faces, limit)
-
-    def send(
-        self, record: StepRecord, phase: str, packets: Mapping[int, Sequence[Packet]], *, limit: int
-    ) -> Generator[Effect, Any, Mapping[int, Sequence[Packet]]]:
-        """Send each recipient its packets and get mine, by sender; `limit`: bytes that anybody may send me."""
-        self._crash(record, phase)
-        packets = self.behaviour_at(record).dispatch(self.context(record), phase, packets)
-        arrived = yield Exchange(phase, packets, limit)
-        # A relayed broadcast is well formed too, but no packet.
-        return {who: [item for item in items if isinstance(item, Packet)] for who, items in arrived.items()}
-
-    def _crash(self, record: StepRecord, phase: str) -> None:
-        """The end of a peer whose behaviour is to die here."""
-        if self.behaviour_at(record).crashed(self.context(record), phase):
-            raise Expelled
-
-    def expel(self, record: StepRecord, peer: int, kind: str) -> None:
-        """Remove `peer` for what the broadcasts show to everybody."""
-        if peer not in record.expelled:
-            self.remove(
-                record, Entry(record.step, kind, "public", peer, accusers=(), peers=(peer,), about_step=record.step)
-            )
-
-    def remove(self, record: StepRecord, entry: Entry) -> None:
-        """Write `entry` to the ledger and strike its peers."""
-        self.ledger.append(entry)
-        record.expelled |= dict.fromkeys(entry.peers, entry.kind)
-
-    def count_absences(self, record: StepRecord, planned: tuple[int, ...]) -> None:
-        """Section 8: missing the commit phase costs the step; `max_absences` in a row mean that the peer is gone."""
-        for peer in planned:
-            missed = 0 if peer in record.workers else self.absences.get(peer, 0) + 1
-            self.absences[peer] = missed
-            if missed >= self.config.max_absences:
-                self.expel(record, peer, "gone")
+        """Broadcast `message`; what everybody said, in agreement with all honest peers."""
+        return broadcast.hear(self, record, phase, message, faces, limit)

@@ -6,17 +6,13 @@ A verdict about step t can fall at t + 1, so a peer keeps the record of the step
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 
 from btard.protocol.hashing import digest
 from btard.protocol.messages import NOBODY, AnnouncedPart, Commit, Packet, Report, Signed
-
-if TYPE_CHECKING:
-    from btard.protocol.join import Probation
 
 
 @dataclass
@@ -63,6 +59,18 @@ def step_context(
     """
     pairs = [peer for pair in sorted(assignments.items()) for peer in pair]
     return digest("context", run_id, step, len(active), *active, *pairs, coin, ledger, tau.hex())
+
+
+@dataclass(frozen=True)
+class Probation:
+    """How far a newcomer is. Everybody counts the same, for all of it follows from broadcasts."""
+
+    served: int = 0
+    """Steps in a row whose gradient it committed to."""
+    missed: int = 0
+    """Commit phases in a row that it missed; one of them starts its probation again."""
+    cleared: frozenset[int] = frozenset()
+    """Members that recomputed one of its gradients and had nothing to say against it."""
 
 
 @dataclass
@@ -151,6 +159,15 @@ class StepRecord:
     def speakers(self) -> tuple[int, ...]:
         """Whose broadcasts count in the present phase: the members', and the newcomers' commitments."""
         return (*self.remaining, *self.newcomers) if self.phase == "commit" else self.remaining
+
+    def committed(self) -> Iterator[tuple[tuple[str, int, int, int], torch.Tensor, bytes]]:
+        """What peers committed to and is still here: (kind, sender, step, part), the tensor and its digest."""
+        for part, packets in self.received.items():
+            for sender, packet in packets.items():
+                if isinstance(packet.body, torch.Tensor):
+                    yield ("part", sender, self.step, part), packet.body, self.commits[sender].digests[part]
+        for part, value in self.aggregates.items():
+            yield ("aggregate", self.owner(part), self.step, part), value, self.announced[part].digest
 
     @property
     def cut(self) -> Split:

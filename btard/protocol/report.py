@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +18,7 @@ from btard.protocol.hashing import UNIFORM_SCALE, uniform
 from btard.protocol.messages import Report
 from btard.protocol.record import StepRecord
 from btard.protocol.remembered import remembered
-
-if TYPE_CHECKING:
-    from btard.protocol.peer import Peer
+from btard.protocol.seat import Seat
 
 
 @dataclass
@@ -115,16 +113,16 @@ def _measured(x: torch.Tensor, values: torch.Tensor, z: torch.Tensor) -> tuple[n
     return norms.cpu().numpy(), UNIFORM_SCALE * sums.t().cpu().numpy()
 
 
-def part_scalars(peer: Peer, record: StepRecord, bodies: Sequence[torch.Tensor], part: int) -> list[Scalars]:
+def part_scalars(seat: Seat, record: StepRecord, bodies: Sequence[torch.Tensor], part: int) -> list[Scalars]:
     """The scalars of several workers' parts `bodies` against the step's aggregate of that part."""
     value = record.aggregates[part]
-    z = directions(record.coin, part, record.cut.size(part), peer.config.directions, str(value.device))
+    z = directions(record.coin, part, record.cut.size(part), seat.config.directions, str(value.device))
     return row_scalars(stack_rows(bodies), value.unsqueeze(0), z.unsqueeze(0), record.tau)
 
 
-def gradient_report(peer: Peer, record: StepRecord, sender: int, gradient: torch.Tensor) -> Report:
+def gradient_report(seat: Seat, record: StepRecord, sender: int, gradient: torch.Tensor) -> Report:
     """What worker `sender` has to report about `record`'s step if its gradient was `gradient` [d]."""
-    cut, count = record.cut, peer.config.directions
+    cut, count = record.cut, seat.config.directions
     owed = {part for part, entry in record.announced.items() if sender in entry.senders}
     missing = tuple(sorted(owed - set(record.aggregates)))
     nothing = gradient.new_zeros(cut.size(0))
@@ -145,22 +143,22 @@ def gradient_report(peer: Peer, record: StepRecord, sender: int, gradient: torch
     return Report(tuple(norm for norm, _ in said), tuple(products for _, products in said), missing)
 
 
-def report(peer: Peer, record: StepRecord, gradient: torch.Tensor | None) -> Generator[Effect, Any, None]:
+def report(seat: Seat, record: StepRecord, gradient: torch.Tensor | None) -> Generator[Effect, Any, None]:
     """Broadcast my norms and products; keep everybody's."""
     payload = None
-    if peer.id in record.workers and gradient is not None:
-        honest = gradient_report(peer, record, peer.id, gradient)
-        payload = peer.behaviour_at(record).report(peer.context(record), honest)
-    reports = yield from peer.broadcast(record, "report", Report, payload, expected=record.workers)
+    if seat.id in record.workers and gradient is not None:
+        honest = gradient_report(seat, record, seat.id, gradient)
+        payload = seat.behaviour_at(record).report(seat.context(record), honest)
+    reports = yield from seat.broadcast(record, "report", Report, payload, expected=record.workers)
     for sender, message in reports.items():
         if (
             len(message.norms) != record.cut.k
             or min(message.norms) < 0
             or len(message.products) != record.cut.k
-            or set(map(len, message.products)) != {peer.config.directions}
+            or set(map(len, message.products)) != {seat.config.directions}
             # Only who lacked an aggregate before the coin, and owes an accusation for it, need not report on it.
             or not set(message.missing) <= set(record.missing.get(sender, ()))
         ):
-            peer.expel(record, sender, "malformed_report")
+            seat.expel(record, sender, "malformed_report")
         else:
             record.reports[sender] = message

@@ -13,12 +13,12 @@ import torch
 
 from btard.protocol import wire
 from btard.protocol.behaviour import Context
+from btard.protocol.download import Download, Vouch, state_digest
 from btard.protocol.identity import Roster
-from btard.protocol.join import Download, Probation, Vouch, state_digest
 from btard.protocol.ledger import Entry
 from btard.protocol.messages import Announce, Commit, JoinRequest, Packet, Report
 from btard.protocol.peer import Peer
-from btard.protocol.record import Split, StepRecord
+from btard.protocol.record import Probation, Split, StepRecord
 
 Tensors = dict[str, torch.Tensor]
 

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from btard.harness.typed_yaml import ConfigError
-from btard.protocol.join import WrongState
+from btard.protocol.download import WrongState
 from btard.protocol.messages import JoinRequest
 from btard.protocol.peer import Peer
 from btard.protocol.snapshot import load_public

@@ -32,8 +32,8 @@ from btard.harness.progress import console_for_all
 from btard.harness.run_folder import RunFolder, RunFolderError
 from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import ConfigError
+from btard.protocol.download import WrongState
 from btard.protocol.identity import Identity
-from btard.protocol.join import WrongState
 from btard.swarm.checkpoint import load_start, save_start
 from btard.swarm.doors import Doors
 from btard.swarm.founding import Lobby, NoFounders, announce, founders_digest, known_founders, meet, publish_founders

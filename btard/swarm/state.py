@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from btard.protocol import wire
+from btard.protocol.download import Download, Vouch, WrongState, agreed_digest, check_download
 from btard.protocol.envelope import DTYPES
 from btard.protocol.hashing import tensor_digest
-from btard.protocol.join import Download, Vouch, WrongState, agreed_digest, check_download
 from btard.protocol.messages import JoinRequest
 from btard.protocol.peer import Peer
 from btard.protocol.snapshot import serve, vouched

@@ -13,7 +13,7 @@ from btard.drivers.links import Links
 from btard.drivers.local import LocalDriver
 from btard.drivers.task import QuadraticTask
 from btard.protocol.behaviour import Behaviour, Context
-from btard.protocol.broadcast import Heard, hear
+from btard.protocol.broadcast import hear
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Broadcast, Compare, Exchange
@@ -21,6 +21,7 @@ from btard.protocol.identity import Identity, Roster
 from btard.protocol.messages import CoinReveal, Relayed, Signed, relay_digest
 from btard.protocol.peer import Peer
 from btard.protocol.record import StepRecord
+from btard.protocol.seat import Heard
 from tests.protocol.cohort import run_cohort
 
 LIMIT = 10_000

@@ -17,19 +17,13 @@ from btard.drivers.local import LocalDriver
 from btard.drivers.newcomers import Newcomer
 from btard.drivers.task import QuadraticTask, StepResult
 from btard.protocol.behaviour import HONEST, Behaviour, Context
+from btard.protocol.choose import draw_check
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
+from btard.protocol.download import Download, Vouch, WrongState, agreed_digest, check_download
 from btard.protocol.effects import Purpose
 from btard.protocol.hashing import digest, stream
 from btard.protocol.identity import Identity
-from btard.protocol.join import (
-    Download,
-    Vouch,
-    WrongState,
-    agreed_digest,
-    check_download,
-    draw_check,
-)
 from btard.protocol.messages import Commit, Join, JoinRequest, Relayed, Signed, max_message, relay_digest
 from btard.protocol.peer import Outcome
 from scripts.sybil_price import sybil_price

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from btard.attacks import make_attack
+from btard.protocol.choose import draw_validators
 from btard.protocol.collusion import Collusion
 from btard.protocol.hashing import digest
 from btard.protocol.law import chances_to_be_caught, expected_last_ban, survival_law
-from btard.protocol.validate import draw_validators
 from tests.protocol.cohort import run_cohort
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from btard.protocol.download import Download, WrongState
 from btard.protocol.identity import Identity
-from btard.protocol.join import Download, WrongState
 from btard.protocol.peer import Peer
 from btard.swarm import frames
 from btard.swarm.doors import Doors

@@ -1,0 +1,52 @@
+"""Section 3, phase 8: validators and their targets for the next step, drawn from the coin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from btard.protocol.hashing import stream
+from btard.protocol.remembered import remembered
+
+
+def draw_validators(coin: bytes, workers: tuple[int, ...], active: tuple[int, ...], validators: int) -> dict[int, int]:
+    """V_{t+1} as {validator: target}: `validators` pairs drawn from r^t, all peers in them distinct.
+
+    Targets come uniformly from `workers` (W_t without those already banned), validators uniformly from the other
+    peers of `active` (A_{t+1} without those who are away). Fewer pairs where there are too few peers; at least one peer
+    is left to work.
+    """
+    return dict(_pairs(coin, workers, active, validators))
+
+
+@remembered(4)
+def _pairs(
+    coin: bytes, workers: tuple[int, ...], active: tuple[int, ...], validators: int
+) -> tuple[tuple[int, int], ...]:
+    rng = stream("validators", coin)
+    candidates = [peer for peer in workers if peer in active]
+    count = max(0, min(validators, len(candidates), (len(active) - 1) // 2))
+    targets = [candidates[i] for i in rng.choice(len(candidates), count, replace=False)] if count else []
+    others = [peer for peer in active if peer not in targets]
+    chosen = [others[i] for i in rng.choice(len(others), count, replace=False)] if count else []
+    return tuple(sorted(zip(chosen, targets, strict=True)))
+
+
+def draw_check(
+    coin: bytes,
+    newcomers: Mapping[int, Iterable[int]],
+    active: tuple[int, ...],
+    assignments: Mapping[int, int],
+) -> dict[int, int]:
+    """{validator: newcomer}: one more pair drawn from r^t while anybody is on probation, beside the `assignments`.
+
+    `newcomers`: those with work of step t, and who has cleared them; each is as likely as the other, whatever is known
+    of it, so that nobody can tell when it will be checked. A validator that has not checked it yet goes first. None if
+    that would leave no worker.
+    """
+    free = [p for p in active if p not in assignments and p not in assignments.values()]
+    if not newcomers or not free or len(active) - len(assignments) < 2:
+        return {}
+    rng = stream("newcomer check", coin)
+    target = sorted(newcomers)[int(rng.integers(len(newcomers)))]
+    unused = [p for p in free if p not in set(newcomers[target])] or free
+    return {unused[int(rng.integers(len(unused)))]: target}

@@ -1,0 +1,71 @@
+"""What comes in packets: which one it is, whether it is what was committed to, and how many bytes may come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+
+from btard.protocol.identity import SIGNATURE_SIZE
+from btard.protocol.messages import PACKET_OVERHEAD, Packet, tensor_of
+from btard.protocol.record import StepRecord
+from btard.protocol.seat import Seat
+from btard.protocol.wire import Malformed
+
+
+def packet_limit(record: StepRecord, parts: Iterable[int], copies: int = 1) -> int:
+    """Bytes that somebody may send who has `copies` packets for each of `parts` to send; twice what is honest.
+
+    So a wrong size is still read and becomes evidence, and ten times the size is not read at all.
+    """
+    return sum(2 * copies * (8 * record.cut.size(part) + SIGNATURE_SIZE + PACKET_OVERHEAD) for part in parts)
+
+
+def find_packet(
+    arrived: Mapping[int, Sequence[Packet]], sender: int, kind: str, step: int, part: int, *, author: int | None = None
+) -> Packet | None:
+    """The packet about `part` that came from `sender`, made by `author` (by default the sender); else None."""
+    wanted = (kind, sender if author is None else author, step, part)
+    for packet in arrived.get(sender, ()):
+        if (packet.kind, packet.sender, packet.step, packet.part) == wanted:
+            return packet
+    return None
+
+
+def packet_fault(seat: Seat, packet: Packet | None, committed: bytes, size: int, kind: str) -> str | None:
+    """None, "bad_<kind>" if the packet itself proves its sender wrong, or "withheld_<kind>".
+
+    Without the sender's signature bad bytes prove nothing, they are as good as none.
+    """
+    if packet is None:
+        return f"withheld_{kind}"
+    hashed = packet.digest(seat.config.run_id)
+    try:
+        tensor_of(packet, size)
+    except Malformed:
+        sound = False
+    else:
+        sound = hashed == committed
+    if sound:
+        return None
+    return f"bad_{kind}" if packet.authentic(hashed, seat.roster) else f"withheld_{kind}"
+
+
+def bodies(packets: Mapping[int, Packet]) -> list[torch.Tensor]:
+    """The parts of `packets` (sender -> packet, checked before), each [p], in the senders' order."""
+    return [packets[sender].body for sender in sorted(packets)]  # type: ignore[misc]
+
+
+def gradient_packets(about: StepRecord, author: int, gradient: torch.Tensor) -> list[Packet]:
+    """All parts of the committed `gradient` [d]. Unsigned: what proves them is that they have the committed hashes."""
+    return [
+        Packet("part", author, about.step, part, about.cut.view(gradient, part), b"") for part in range(about.cut.k)
+    ]
+
+
+def committed_body(seat: Seat, about: StepRecord, packet: Packet | None, sender: int, part: int) -> torch.Tensor | None:
+    """The disclosed part [p], if it is the one that `sender` committed to."""
+    if packet is None or not isinstance(packet.body, torch.Tensor):
+        return None
+    size, committed = about.cut.size(part), about.commits[sender].digests[part]
+    return packet.body if packet_fault(seat, packet, committed, size, "part") is None else None

@@ -1,0 +1,171 @@
+"""A peer's place in the run: what the phases of a step may ask of the peer that goes through them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+from btard.protocol.behaviour import Behaviour, Context
+from btard.protocol.config import ProtocolConfig
+from btard.protocol.effects import Effect, Exchange
+from btard.protocol.hashing import batch_seed, digest
+from btard.protocol.identity import Identity, Roster
+from btard.protocol.ledger import Entry, Ledger
+from btard.protocol.messages import (
+    Announce,
+    Claims,
+    CoinCommit,
+    CoinReveal,
+    Commit,
+    Join,
+    JoinRequest,
+    Packet,
+    Report,
+    Signed,
+    Votes,
+    max_message,
+)
+from btard.protocol.record import Probation, StepRecord
+from btard.protocol.wire import Malformed
+
+Heard = dict[int, dict[bytes, Signed]]
+"""Sender -> digest -> its message."""
+
+M = TypeVar("M", Commit, Announce, CoinCommit, CoinReveal, Report, Claims, Votes, Join)
+
+
+class Expelled(Exception):
+    """This peer is no longer part of the run; its step ends here."""
+
+
+class Seat(ABC):
+    """What peer `id` knows and can do in a phase. `d`: number of parameters.
+
+    All of it may be read anywhere. These files write to it, and a phase only where it is named:
+
+        peer.py: coins, current, last, tau, active, assignments, requests
+        commit.py: absences
+        join.py: roster, probation, requests
+        seat.py: ledger
+
+    A peer that is restored, or that an auditor puts in another's place, is given all of it at once.
+    """
+
+    def __init__(
+        self, id: int, identity: Identity, roster: Roster, config: ProtocolConfig, d: int, behaviour: Behaviour
+    ) -> None:
+        self.id, self.identity, self.roster, self.config, self.d = id, identity, roster, config, d
+        self.behaviour = behaviour
+        self.ledger = Ledger()
+        self.coins: list[bytes] = [digest("first coin", config.run_id)]
+        """coins[t] is r^{t-1}, the coin that seeds the batches of step t."""
+        self.absences: dict[int, int] = {}
+        """Peer -> commit phases in a row that it missed."""
+        self.probation: dict[int, Probation] = {}
+        """Newcomer -> how far it is."""
+        self.requests: dict[bytes, JoinRequest] = {}
+        """Of those that want to join, by key, the oldest first."""
+        self.current: StepRecord
+        """The record of the step at hand."""
+        self.last: StepRecord | None = None
+        """That of the step before."""
+
+    @abstractmethod
+    def hear(
+        self, record: StepRecord, phase: str, message: Signed | None, faces: Mapping[int, Signed | None], limit: int
+    ) -> Generator[Effect, Any, Heard]:
+        """Say `message`; what everybody said in this phase."""
+
+    def behaviour_at(self, record: StepRecord) -> Behaviour:
+        """My behaviour in the step of `record`: at rest in the steps in which it does not act."""
+        return self.behaviour if self.behaviour.acts(self.context(record)) else self.behaviour.resting
+
+    def context(self, record: StepRecord) -> Context:
+        """What the hooks of my behaviour may look at in the step of `record`."""
+        return Context(
+            record.step, self.id, record, self.coins, self.config.run_id, self.config, self.last, self.identity
+        )
+
+    def seed_of(self, step: int, peer: int) -> bytes:
+        """xi_i^t for a step whose coin is known."""
+        return batch_seed(self.config.run_id, step, peer, self.coins[step])
+
+    def record_of(self, step: int) -> StepRecord | None:
+        """My record of the present step or of the one before; None for any other."""
+        known = (self.current, self.last)
+        return next((record for record in known if record is not None and record.step == step), None)
+
+    def packet(
+        self, record: StepRecord, kind: str, part: int, body: torch.Tensor | bytes, *, hashed: bytes | None
+    ) -> Packet:
+        """My signed packet of `kind` about `part`; `hashed`: the digest of `body` if it is known already."""
+        return Packet.create(self.identity, self.config.run_id, kind, self.id, record.step, part, body, hashed=hashed)
+
+    def broadcast(
+        self, record: StepRecord, phase: str, kind: type[M], payload: M | None, *, expected: Iterable[int]
+    ) -> Generator[Effect, Any, dict[int, M]]:
+        """Say `payload` (None: nothing) and hear everybody: {sender: message}, ascending.
+
+        Who sent two different messages or something malformed under its signature, or is in `expected` and said
+        nothing, is removed: everybody sees that. A message with a bad signature counts as none.
+        """
+        if self.id in record.expelled:
+            raise Expelled
+        expected = tuple(expected)
+        behaviour, ctx = self.behaviour_at(record), self.context(record)
+        self._crash(record, phase)
+        limit = max_message(kind, len(self.roster.keys), self.config.directions)
+        record.phase = phase
+        speakers = record.speakers
+        if self.id in record.probation and self.id not in speakers:
+            payload = None  # a newcomer listens
+
+        def sign(said: Any) -> Signed:
+            return Signed.create(self.identity, record.context, self.id, record.step, phase, said)
+
+        message, faces = behaviour.say(ctx, phase, payload, None if payload is None else sign(payload), sign)
+        heard = yield from self.hear(record, phase, message, faces, limit)
+        record.heard[phase] = {sender: tuple(said.values()) for sender, said in heard.items()}
+        opened: dict[int, M] = {}
+        for sender in speakers:
+            said = record.heard[phase].get(sender, ())
+            if len(said) > 1:
+                self.expel(record, sender, "equivocation")
+            elif said:
+                try:
+                    opened[sender] = said[0].open(kind, limit)
+                except Malformed:
+                    self.expel(record, sender, f"malformed_{phase.partition('/')[0]}")
+            elif sender in expected:
+                self.expel(record, sender, "silent")
+        return opened
+
+    def send(
+        self, record: StepRecord, phase: str, packets: Mapping[int, Sequence[Packet]], *, limit: int
+    ) -> Generator[Effect, Any, Mapping[int, Sequence[Packet]]]:
+        """Send each recipient its packets and get mine, by sender; `limit`: bytes that anybody may send me."""
+        self._crash(record, phase)
+        packets = self.behaviour_at(record).dispatch(self.context(record), phase, packets)
+        arrived = yield Exchange(phase, packets, limit)
+        # A relayed broadcast is well formed too, but no packet.
+        return {who: [item for item in items if isinstance(item, Packet)] for who, items in arrived.items()}
+
+    def _crash(self, record: StepRecord, phase: str) -> None:
+        """The end of a peer whose behaviour is to die here."""
+        if self.behaviour_at(record).crashed(self.context(record), phase):
+            raise Expelled
+
+    def expel(self, record: StepRecord, peer: int, kind: str) -> None:
+        """Remove `peer` for what the broadcasts show to everybody."""
+        if peer not in record.expelled:
+            self.enter(
+                record, Entry(record.step, kind, "public", peer, accusers=(), peers=(peer,), about_step=record.step)
+            )
+
+    def enter(self, record: StepRecord, entry: Entry) -> None:
+        """Write `entry` to the ledger and strike the peers that it removes."""
+        self.ledger.append(entry)
+        record.expelled |= dict.fromkeys(entry.peers, entry.kind)
