@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import re
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -58,3 +60,96 @@ def test_nothing_is_pickled() -> None:
         for file in (ROOT / folder).rglob("*.py"):
             assert not imports(file) & {"pickle", "dill", "cloudpickle", "shelve", "marshal"}, file
             assert "torch.load(" not in file.read_text(), file
+
+
+PROTOCOL = ROOT / "btard" / "protocol"
+
+
+def test_no_file_of_the_protocol_imports_one_that_imports_it() -> None:
+    """Imports under TYPE_CHECKING count: who reads a file needs those too."""
+    below = {file.stem: protocol_imports(file) for file in sorted(PROTOCOL.glob("*.py"))}
+    try:
+        list(TopologicalSorter(below).static_order())
+    except CycleError as error:
+        pytest.fail(f"btard/protocol imports itself in a circle: {' <- '.join(error.args[1])}")
+
+
+def protocol_imports(file: Path) -> set[str]:
+    """The files of btard/protocol that `file` imports, without their suffix."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{file.name} has a relative import"
+            names = [f"{node.module}.{name}" for name in names]
+        found |= {name.split(".")[2] for name in names if name.startswith("btard.protocol.")}
+    return found
+
+
+PHASES: dict[str, set[str]] = {
+    "commit": set(),
+    "exchange": set(),
+    "aggregate": set(),
+    "coin": {"aggregate"},  # who lacks an aggregate says so at the roll call, and gets it before the reveal
+    "report": set(),
+    "disclose": {"commit"},
+    "validate": {"commit", "report"},
+    "join": set(),
+    "accuse": {"commit", "disclose", "report", "validate"},
+}
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_phase_can_be_read_with_few_others(phase: str) -> None:
+    imported = protocol_imports(PROTOCOL / f"{phase}.py")
+    assert imported & set(PHASES) == PHASES[phase]
+    assert "peer" not in imported, "a phase takes the seat of a peer"
+
+
+CHANGES = {"add", "append", "clear", "extend", "insert", "pop", "remove", "setdefault", "update"}
+
+
+def writes(node: ast.AST, names: set[str]) -> set[str]:
+    """The attributes of the variables `names` that are assigned to, or changed in place."""
+    targets: list[ast.AST] = []
+    for part in ast.walk(node):
+        if isinstance(part, (ast.Assign, ast.Delete)):
+            targets += part.targets
+        elif isinstance(part, (ast.AugAssign, ast.AnnAssign)):
+            targets.append(part.target)
+        elif isinstance(part, ast.Call) and isinstance(part.func, ast.Attribute) and part.func.attr in CHANGES:
+            targets.append(part.func.value)
+    found = set()
+    for target in [item for t in targets for item in (t.elts if isinstance(t, ast.Tuple) else [t])]:
+        while isinstance(target, (ast.Attribute, ast.Subscript)):
+            owner = target.value
+            if isinstance(target, ast.Attribute) and isinstance(owner, ast.Name) and owner.id in names:
+                found.add(target.attr)
+            target = owner
+    return found
+
+
+NAMED = {"StepRecord": {"record", "about", "last"}, "Seat": {"seat", "peer", "member", "newcomer"}}
+"""What the objects of a class are called where they are not `self`."""
+HEIRS: dict[str, set[str]] = {"StepRecord": set(), "Seat": {"peer.py", "observer.py"}}
+"""Files with subclasses."""
+
+
+@pytest.mark.parametrize(("file", "name"), [("record.py", "StepRecord"), ("seat.py", "Seat")])
+def test_a_class_that_the_phases_share_names_who_writes_to_it(file: str, name: str) -> None:
+    """In lines of its docstring like `commit.py: workers, owners`."""
+    tree = ast.parse((PROTOCOL / file).read_text())
+    described = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    made = [node for node in described.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"]
+    attributes = {
+        n.target.id for n in described.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
+    }
+    attributes |= {attribute for node in made for attribute in writes(node, {"self"})}
+    described.body = [node for node in described.body if node not in made]
+    found: dict[str, set[str]] = {file: writes(described, {"self"}) & attributes}
+    for other in (ROOT / "btard").rglob("*.py"):
+        names = NAMED[name] | ({"self"} if other.name in HEIRS[name] else set())
+        where = str(other.relative_to(PROTOCOL if other.parent == PROTOCOL else ROOT / "btard"))
+        found[where] = found.get(where, set()) | writes(ast.parse(other.read_text()), names) & attributes
+    lines = re.findall(r"^ *([\w/]+\.py): (.+)$", ast.get_docstring(described) or "", re.MULTILINE)
+    assert {where: set(said.split(", ")) for where, said in lines} == {w: set(a) for w, a in found.items() if a}

@@ -116,10 +116,18 @@ class Peer(Seat):
         """The record of the next step, of which all that is known is the agreed state at its start."""
         coin, head = self.coins[-1], self.ledger.head
         context = step_context(self.config.run_id, self.t, self.active, self.assignments, coin, head, self.tau)
-        record = StepRecord(self.t, self.active, self.assignments, coin, self.tau, context)
-        record.probation = tuple(sorted(self.probation))
-        record.head, record.absences, record.standings = head, dict(self.absences), dict(self.probation)
-        return record
+        return StepRecord(
+            self.t,
+            self.active,
+            self.assignments,
+            coin,
+            self.tau,
+            context,
+            probation=tuple(sorted(self.probation)),
+            head=head,
+            absences=dict(self.absences),
+            standings=dict(self.probation),
+        )
 
     def _finish(self, record: StepRecord, already: int) -> Outcome | None:
         """A_{t+1}, V_{t+1} and the coin of the next step (phases 7 and 8)."""

@@ -75,7 +75,26 @@ class Probation:
 
 @dataclass
 class StepRecord:
-    """One step as one peer saw it. Everything but `received` and `aggregates` comes from broadcasts."""
+    """One step as one peer saw it.
+
+    Broadcasts give most of it, so it is the same at all honest peers. Not so `received`, `aggregates`, `own`,
+    `disclosed`, `suspects` and `shown`, which hold what came to this peer alone.
+
+    These files write to it, each to these fields:
+
+        seat.py: phase, heard, expelled
+        broadcast.py: heard
+        commit.py: split, commits, workers, owners, own
+        exchange.py: received, suspects
+        aggregate.py: announced, aggregates, suspects, skipped
+        coin.py: away, missing, coin
+        report.py: reports
+        disclose.py: disclosed
+        accuse.py: shown, skipped
+        join.py: aggregates
+        snapshot.py: aggregates, received, own
+        audit/recorder.py: heard, head, absences, standings
+    """
 
     step: int
     active: tuple[int, ...]

@@ -44,14 +44,14 @@ class Expelled(Exception):
 class Seat(ABC):
     """What peer `id` knows and can do in a phase. `d`: number of parameters.
 
-    All of it may be read anywhere. These files write to it, and a phase only where it is named:
+    A phase may read all of it. These files write to it, each to these attributes:
 
-        peer.py: coins, current, last, tau, active, assignments, requests
+        seat.py: ledger
+        peer.py: current, last, coins, requests
         commit.py: absences
         join.py: roster, probation, requests
-        seat.py: ledger
-
-    A peer that is restored, or that an auditor puts in another's place, is given all of it at once.
+        snapshot.py: roster, ledger, coins, absences, probation, requests, last
+        audit/observer.py: ledger, coins, absences, probation, last
     """
 
     def __init__(
