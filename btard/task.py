@@ -1,0 +1,78 @@
+"""What a model is to the protocol: a size, and gradients of public batches, which anybody can compute again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from btard.protocol.effects import Compute
+from btard.protocol.hashing import stream
+
+
+class TooLate(Exception):
+    """The gradient would come after its deadline."""
+
+
+def never() -> bool:
+    """It is never too late."""
+    return False
+
+
+class Task(Protocol):
+    """A model and its public data."""
+
+    d: int
+    """Number of parameters."""
+
+    def gradients(
+        self,
+        params: torch.Tensor,
+        requests: Sequence[Compute],
+        out: torch.Tensor,
+        *,
+        workers: int = 1,
+        too_late: Callable[[], bool] = never,
+    ) -> None:
+        """Write the gradient of each request at `params` [d] into the rows of `out` [len(requests), d], float32.
+
+        Each row must depend on `params`, its own request and `workers` alone: a validator asks for it again.
+        `workers` peers share the step in question; a task whose batches are shares of a whole goes by it.
+        `too_late` is for tasks that take long: ask it between pieces of the work, and raise TooLate once it says so.
+        """
+        ...
+
+
+def sharing(active: Collection[int], validators: Collection[int]) -> int:
+    """How many `workers` share a step: its active peers that do not validate in it, whether they come or not."""
+    return len(set(active) - set(validators))
+
+
+class QuadraticTask:
+    """Noisy gradients of ||x||^2 / 2, for tests and demonstrations: as cheap as a task can be.
+
+    A row is a function of the parameters and the request's seed alone, to the bit. `requests` keeps what was asked.
+    """
+
+    def __init__(self, d: int, noise: float = 1.0) -> None:
+        self.d, self.noise = d, noise
+        self.requests: list[Compute] = []
+
+    def gradients(
+        self,
+        params: torch.Tensor,
+        requests: Sequence[Compute],
+        out: torch.Tensor,
+        *,
+        workers: int = 1,
+        too_late: Callable[[], bool] = never,
+    ) -> None:
+        """Write params + noise * N(0, I), its sign flipped with flipped labels, into the rows of `out` [r, d]."""
+        self.requests += requests
+        for request, row in zip(requests, out, strict=True):
+            normal = stream("quadratic", request.seed).standard_normal(self.d, dtype=np.float32)
+            row.copy_(params + self.noise * torch.from_numpy(normal).to(params.device))
+            if request.flip_labels:
+                row.neg_()
