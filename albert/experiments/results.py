@@ -29,17 +29,14 @@ MEAN, BTARD = "mean", "BTARD"
 class Swarm:
     """A finished swarm, by its coordinator's files."""
 
+    name: str
+    """The name of the swarm's folder."""
     folder: AnyPath
     config: dict[str, Any]
     metrics: list[dict[str, Any]]
     timings: list[dict[str, Any]]
     ledger: list[dict[str, Any]]
     summary: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        """The name of the swarm's folder."""
-        return self.folder.parent.name if self.folder.name == COORDINATOR else self.folder.name
 
     @property
     def defence(self) -> str:
@@ -111,7 +108,7 @@ def read_swarms(folder: Path) -> list[Swarm]:
         ledger = run / "ledger.jsonl"
         lines = ledger.read_text(encoding="utf-8").splitlines() if ledger.exists() else []
         removals = [json.loads(line) for line in lines]
-        swarms.append(Swarm(run, config, read_metrics(run), read_timings(run), removals, summary))
+        swarms.append(Swarm(entry.name, run, config, read_metrics(run), read_timings(run), removals, summary))
     if not swarms:
         raise RunFolderError(f"{folder}: holds no swarm that came to its end; python -m albert.experiments makes some")
     return swarms

@@ -99,7 +99,7 @@ def _read(path: AnyPath, cls: type, above: tuple[AnyPath, ...]) -> dict[str, Set
         return settings_of(content, cls, str(path))
     if not isinstance(base, str):
         raise ConfigError(f"{path}: {BASE} must be the name of a file beside it, got {_named(base)}")
-    other = path.parent / base
+    other = Path(str(path.parent)) / base  # on the disk: nothing in an archive is based on another file
     if other in (path, *above):
         raise ConfigError(f"{path}: {BASE} {base} leads back to a file that is based on this one")
     return _read(other, cls, (*above, path)) | settings_of(content, cls, str(path))
