@@ -2,7 +2,7 @@
 
 DIR holds a folder for each swarm, as `albert.experiments` leaves them; FOLDER is DIR/report. It gets, as PNG and SVG,
 loss (over steps, with the attacks and the bans), peers (that are in the run), speed and phases; results.md, a line for
-each attack; bans.md, a line for each swarm. With --export it also gets of each swarm what all of this is made of:
+each attack; bans.md, a line for each swarm. With --export it also gets swarms.zip, with what all of this is made of:
 `python -m albert.report FOLDER --out FOLDER` then makes the same again.
 """
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="by default DIR/report")
-    parser.add_argument("--export", action="store_true", help="also copy what the report is made of")
+    parser.add_argument("--export", action="store_true", help="also pack what the report is made of")
     arguments = parser.parse_args(argv)
     out = arguments.out or arguments.folder / "report"
     try:

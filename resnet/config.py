@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from btard.harness import settings
-from btard.harness.typed_yaml import FieldError, nearest, require
+from btard.harness.typed_yaml import AnyPath, FieldError, nearest, require
 
 AggregatorName = Literal[
     "btard",
@@ -291,6 +291,6 @@ def parse_command_line(words: Sequence[str], program: str) -> tuple[Config, Path
     return settings.parse_command_line(Config, words, program)
 
 
-def read_config(path: Path) -> Config:
+def read_config(path: AnyPath) -> Config:
     """Return the settings in a YAML file; what it leaves out has its default. Raises ConfigError."""
     return settings.read_config(Config, path)

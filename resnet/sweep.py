@@ -114,10 +114,10 @@ def _seconds_per_step(config: Config, out: Path) -> float:
             if speed:
                 return 1 / speed
     data = load_dataset(config.data.name, config.data.path, label=config.data.label)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as place:
         # Without its attack and test set; what remains is most of the time.
         quiet = replace(config, eval_every=config.steps, attack=type(config.attack)(), byzantine=0)
-        training = Training(quiet, data, Path(folder))
+        training = Training(quiet, data, Path(place))
         training.step(0)
         started = time.perf_counter()
         for step in range(1, PROBE_STEPS):

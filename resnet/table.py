@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from btard.harness.run_folder import RunFolderError, read_metrics, read_summary, steps_per_second
-from btard.harness.typed_yaml import ConfigError
+from btard.harness.typed_yaml import AnyPath, ConfigError
 from resnet.config import Config, read_config
 
 COLUMNS = (
@@ -28,7 +28,7 @@ COLUMNS = (
 class Run:
     """What a run folder holds, as far as figures and tables need it."""
 
-    path: Path
+    path: AnyPath
     label: str
     config: Config
     metrics: list[dict[str, Any]]

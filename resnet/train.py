@@ -325,6 +325,7 @@ def main(argv: list[str] | None = None) -> int:
     config, out = load_config(argv)
     try:
         summary = train(config, out)
+        assert summary is not None, "a run without `until` comes to its end"
     except (ConfigError, DataError, RunFolderError) as error:
         exit_with(error)
     except torch.OutOfMemoryError as error:

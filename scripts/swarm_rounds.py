@@ -120,7 +120,7 @@ def hivemind_peer(number: int, peers: int, d: int, relays: int, pipe: Any) -> No
 
 def measure(work: Any, peers: int, d: int, relays: int) -> list[list[dict[str, float]]]:
     """The rounds of all peers: [peers][rounds] of seconds by phase."""
-    context = multiprocessing.get_context("fork" if work is hivemind_peer else "forkserver")
+    context: Any = multiprocessing.get_context("fork" if work is hivemind_peer else "forkserver")
     pipes, processes = [], []
     for number in range(peers):
         mine, theirs = context.Pipe()

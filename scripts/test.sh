@@ -7,7 +7,7 @@ ensure_venv requirements-dev.txt
 
 "$PY" -m ruff check .
 "$PY" -m ruff format --check .
-"$PY" -m mypy btard
+"$PY" -m mypy
 
 # One process per core, each with one thread of its own: more of them only compete.
 export OMP_NUM_THREADS=1

@@ -75,7 +75,7 @@ def main() -> None:
     rows = remainders([4, 8, 16, 32, 64], 1)
     plain = 8 * args.d * (args.peers - 1) / args.peers
     mean, largest, workers = sent(args.peers, (args.peers - 2) // 2, 1, args.d)
-    result = {
+    result: dict[str, Any] = {
         "peers": args.peers,
         "workers": workers,
         "parameters": args.d,
@@ -110,11 +110,11 @@ def main() -> None:
         *(
             f"| formula | (n - 1) ({a['per recipient']} + {a['per recipient and peer']} n) "
             f"| (n - 1) ({b['per recipient']} + {b['per recipient and peer']} n) |"
-            for a, b in [(result["fits"]["no relays"], result["fits"]["most relays"])]  # type: ignore[index]
+            for a, b in [(result["fits"]["no relays"], result["fits"]["most relays"])]
         ),
         "",
         "The formulas are fitted; their largest relative errors are "
-        + " and ".join(f"{f['largest error']:.1%}" for f in result["fits"].values())  # type: ignore[attr-defined]
+        + " and ".join(f"{f['largest error']:.1%}" for f in result["fits"].values())
         + ". Relays that nobody needs cost a comparison of 32 bytes per phase and recipient.",
     ]
     (args.out / "table.md").write_text("\n".join(lines) + "\n")

@@ -149,7 +149,7 @@ def _line(panel: Axes, swarm: Swarm, curve: Curve, labelled: set[str], label: st
 
 def _mark(panel: Axes, swarm: Swarm, curve: Curve, colour: str, labelled: set[str]) -> None:
     known = dict(zip(*curve(swarm), strict=True))
-    marks = (
+    marks: tuple[tuple[str, list[int], dict[str, Any]], ...] = (
         ("an attacker is banned", swarm.bans, {"marker": "o", "mfc": "none", "mec": colour, "ms": 7}),
         ("an honest peer is removed", swarm.honest_removed, {"marker": "x", "color": "black", "ms": 7}),
     )

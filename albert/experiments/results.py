@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,14 @@ from typing import Any
 
 import yaml
 
+from btard.harness.packed import open_packed, pack
 from btard.harness.run_folder import RunFolderError, read_metrics, read_summary, read_timings
+from btard.harness.typed_yaml import AnyPath
 from btard.swarm.local import COORDINATOR
 
-KEPT = ("config.yaml", "metrics.jsonl", "timings.jsonl", "ledger.jsonl", "summary.json")
+PACKED = "swarms.zip"
+"""What an export holds: of each swarm its settings and the files in `KEPT`, by its name."""
+KEPT = ("metrics.jsonl", "timings.jsonl", "ledger.jsonl", "summary.json")
 PRIVATE = ("network", "data", "start_from", "wandb")
 """Settings that say where something lay on one machine, or whose it was."""
 NO_ATTACK = "no attack"
@@ -26,17 +29,14 @@ MEAN, BTARD = "mean", "BTARD"
 class Swarm:
     """A finished swarm, by its coordinator's files."""
 
-    folder: Path
+    name: str
+    """The name of the swarm's folder."""
+    folder: AnyPath
     config: dict[str, Any]
     metrics: list[dict[str, Any]]
     timings: list[dict[str, Any]]
     ledger: list[dict[str, Any]]
     summary: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        """The name of the swarm's folder."""
-        return self.folder.parent.name if self.folder.name == COORDINATOR else self.folder.name
 
     @property
     def defence(self) -> str:
@@ -92,30 +92,34 @@ class Swarm:
 
 
 def read_swarms(folder: Path) -> list[Swarm]:
-    """The finished swarms in `folder`, by name. Errors: RunFolderError if there is none."""
+    """The finished swarms in `folder`, or in the archive of an export there, by name.
+
+    Errors: RunFolderError if there is none, or the archive is damaged.
+    """
     swarms = []
-    for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
-        place = entry / COORDINATOR if (entry / COORDINATOR).is_dir() else entry
-        summary = read_summary(place) if (place / "config.yaml").exists() else None
+    place: AnyPath = open_packed(folder / PACKED) or folder
+    entries: list[AnyPath] = [*place.iterdir()] if place.is_dir() else []
+    for entry in sorted(entries, key=lambda entry: entry.name):
+        run = entry / COORDINATOR if (entry / COORDINATOR).is_dir() else entry
+        summary = read_summary(run) if (run / "config.yaml").exists() else None
         if summary is None:
             continue
-        config = yaml.safe_load((place / "config.yaml").read_text(encoding="utf-8"))
-        ledger = place / "ledger.jsonl"
+        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        ledger = run / "ledger.jsonl"
         lines = ledger.read_text(encoding="utf-8").splitlines() if ledger.exists() else []
-        entries = [json.loads(line) for line in lines]
-        swarms.append(Swarm(place, config, read_metrics(place), read_timings(place), entries, summary))
+        removals = [json.loads(line) for line in lines]
+        swarms.append(Swarm(entry.name, run, config, read_metrics(run), read_timings(run), removals, summary))
     if not swarms:
         raise RunFolderError(f"{folder}: holds no swarm that came to its end; python -m albert.experiments makes some")
     return swarms
 
 
 def export(swarms: Sequence[Swarm], target: Path) -> None:
-    """Copy what a report is made of, without where things lay on this machine."""
+    """Pack what a report is made of into an archive in `target`, without where things lay on this machine."""
+    contents: dict[str, bytes] = {}
     for swarm in swarms:
-        folder = target / swarm.name
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in KEPT:
-            if (swarm.folder / file).exists() and (swarm.folder / file).resolve() != (folder / file).resolve():
-                shutil.copyfile(swarm.folder / file, folder / file)
         public = {key: value for key, value in swarm.config.items() if key not in PRIVATE}
-        (folder / "config.yaml").write_text(yaml.safe_dump(public, sort_keys=False), encoding="utf-8")
+        contents[f"{swarm.name}/config.yaml"] = yaml.safe_dump(public, sort_keys=False).encode()
+        files = {name: swarm.folder / name for name in KEPT}
+        contents |= {f"{swarm.name}/{name}": file.read_bytes() for name, file in files.items() if file.exists()}
+    pack(target / PACKED, contents)

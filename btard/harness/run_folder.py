@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from btard.harness.settings import Settings, config_text, differing_keys, read_config
-from btard.harness.typed_yaml import ConfigError
+from btard.harness.typed_yaml import AnyPath, ConfigError
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -310,24 +310,24 @@ def rank_checkpoints(path: Path, rank: int) -> Checkpoints:
     return Checkpoints(Path(path) / "checkpoints" / f"rank-{rank:03d}")
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: AnyPath) -> list[dict[str, Any]]:
     """Return the lines of a run folder's metrics.jsonl; one that was cut short by a crash ends them."""
     return [value for value, _ in _lines(path / "metrics.jsonl")]
 
 
-def read_timings(path: Path) -> list[dict[str, Any]]:
+def read_timings(path: AnyPath) -> list[dict[str, Any]]:
     """Return the lines of a run folder's timings.jsonl: `step`, and phase -> seconds. Empty where nobody kept them."""
     return [value for value, _ in _lines(path / TIMINGS)]
 
 
-def steps_per_second(path: Path) -> float | None:
+def steps_per_second(path: AnyPath) -> float | None:
     """Return how fast the run in this folder trained, evaluation and start not counted; None if that is not known."""
     lines = read_timings(path)
     spent = sum(seconds for line in lines for phase, seconds in line.items() if phase != "step")
     return len(lines) / spent if spent else None
 
 
-def read_summary(path: Path) -> dict[str, Any] | None:
+def read_summary(path: AnyPath) -> dict[str, Any] | None:
     """Return a run folder's summary, None if it has none. Raises RunFolderError if it is damaged."""
     file = path / "summary.json"
     try:
@@ -341,7 +341,7 @@ def read_summary(path: Path) -> dict[str, Any] | None:
     return summary
 
 
-def _lines(file: Path) -> list[tuple[dict[str, Any], str]]:
+def _lines(file: AnyPath) -> list[tuple[dict[str, Any], str]]:
     """The JSON objects of a file with one per line, and their text, up to the first damaged line."""
     found: list[tuple[dict[str, Any], str]] = []
     if not file.exists():

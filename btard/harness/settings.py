@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, NoReturn, Protocol, TypeVar, get_args
 
 import yaml
 
-from btard.harness.typed_yaml import ConfigError, build, keys, read_settings, read_words
+from btard.harness.typed_yaml import AnyPath, ConfigError, build, keys, read_settings, read_words
 
 
 class Settings(Protocol):
@@ -67,7 +67,7 @@ def parse_command_line(cls: type[S], words: Sequence[str], program: str) -> tupl
     return build(cls, read_settings(file, cls) | read_words(rest, cls), str(file)), Path(out)
 
 
-def read_config(cls: type[S], path: Path) -> S:
+def read_config(cls: type[S], path: AnyPath) -> S:
     """Return the settings in a YAML file; what it leaves out has its default. Raises ConfigError."""
     return build(cls, read_settings(path, cls), str(path))
 

@@ -11,6 +11,7 @@ import itertools
 import math
 import textwrap
 import types
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -23,6 +24,9 @@ BASE = "base"
 """The key that names the file whose settings a file begins with."""
 
 T = TypeVar("T")
+
+AnyPath = Path | zipfile.Path
+"""A file or folder on the disk, or one inside an archive of finished runs."""
 
 
 class ConfigError(ValueError):
@@ -80,7 +84,7 @@ def _field_docs(cls: type) -> dict[str, str]:
     return docs
 
 
-def read_settings(path: Path, cls: type) -> dict[str, Setting]:
+def read_settings(path: AnyPath, cls: type) -> dict[str, Setting]:
     """Return the settings of a YAML file by dotted key. Raises ConfigError for what `cls` does not have.
 
     `base` names another file beside it, whose settings count where this one has none.
@@ -88,14 +92,14 @@ def read_settings(path: Path, cls: type) -> dict[str, Setting]:
     return _read(path, cls, ())
 
 
-def _read(path: Path, cls: type, above: tuple[Path, ...]) -> dict[str, Setting]:
+def _read(path: AnyPath, cls: type, above: tuple[AnyPath, ...]) -> dict[str, Setting]:
     content = dict(read_mapping(path))
     base = content.pop(BASE, None)
     if base is None:
         return settings_of(content, cls, str(path))
     if not isinstance(base, str):
         raise ConfigError(f"{path}: {BASE} must be the name of a file beside it, got {_named(base)}")
-    other = path.parent / base
+    other = Path(str(path.parent)) / base  # on the disk: nothing in an archive is based on another file
     if other in (path, *above):
         raise ConfigError(f"{path}: {BASE} {base} leads back to a file that is based on this one")
     return _read(other, cls, (*above, path)) | settings_of(content, cls, str(path))
@@ -106,7 +110,7 @@ def settings_of(content: Mapping[Any, Any], cls: type, origin: str) -> dict[str,
     return dict(_flatten(content, "", keys(cls), origin))
 
 
-def read_mapping(path: Path) -> Mapping[Any, Any]:
+def read_mapping(path: AnyPath) -> Mapping[Any, Any]:
     """Return the content of a YAML file that is a mapping, empty for an empty file; ConfigError for any other."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # a SafeLoader

@@ -52,7 +52,7 @@ def _gather(member: Member) -> None:
     half, shown = len(member.peer.roster.keys) / 2, 0
     while True:
         said = ask_all(member)
-        mine = {"state": "gathering", "step": 0, "stored": sorted({0, *member.stored})}
+        mine: dict[str, Any] = {"state": "gathering", "step": 0, "stored": sorted({0, *member.stored})}
         everybody = [mine, *said.values()]
         can = [step for step in mine["stored"] if sum(step in s.get("stored", ()) for s in everybody) > half]
         begin = max(can, default=0)

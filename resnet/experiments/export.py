@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,19 +10,20 @@ from typing import Any
 
 import yaml
 
+from btard.harness.packed import pack
 from btard.harness.run_folder import RunFolderError
 from btard.harness.settings import config_text
 from resnet.experiments.grid import parse_grid
 from resnet.experiments.outcomes import GRID_FILE, PLACE, SPEEDS_FILE, Outcome, Results
-from resnet.experiments.plan import RUNS
+from resnet.experiments.plan import PACKED
 
 
 def export(results: Results, source: Path, target: Path, listen: Callable[[], object] = lambda: None) -> None:
     """Write the finished runs of `results`, which were read from `source`, to the folder `target`.
 
-    Of each run: its settings, summary, ledger, and those metrics that have an accuracy. Where the data lay is replaced
-    by its bare name, and timings by steps per second. An earlier export in `target` is replaced. Calls `listen` after
-    each run. Raises RunFolderError if `target` holds anything else.
+    Of each run, in one archive: its settings, summary, ledger, and those metrics that have an accuracy. Where the data
+    lay is replaced by its bare name, and timings by steps per second. An earlier export in `target` is replaced. Calls
+    `listen` after each run. Raises RunFolderError if `target` holds anything else.
     """
     if target.exists() and not target.is_dir():
         raise RunFolderError(f"{target}: is no folder; choose another --export")
@@ -37,27 +37,27 @@ def export(results: Results, source: Path, target: Path, listen: Callable[[], ob
     if [cell.name for cell in public.cells] != [cell.name for cell in results.grid.cells]:
         raise RunFolderError(f"{source}: runs are named after their {PLACE}, and cannot be exported without it")
     target.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(target / RUNS, ignore_errors=True)
     # First what marks an export, so that one that was interrupted can be done again.
     (target / SPEEDS_FILE).write_text(json.dumps(dict(results.speeds), indent=2) + "\n", encoding="utf-8")
     (target / GRID_FILE).write_text(text, encoding="utf-8")
+    contents: dict[str, bytes] = {}
     for name, outcome in results.outcomes.items():
-        _export_run(outcome, target / RUNS / name)
+        contents |= {f"{name}/{file}": content for file, content in _files_of(outcome).items()}
         listen()
+    pack(target / PACKED, contents)
 
 
-def _export_run(outcome: Outcome, folder: Path) -> None:
-    folder.mkdir(parents=True)
+def _files_of(outcome: Outcome) -> dict[str, bytes]:
     config, run = outcome.cell.config, outcome.run
     if config.data.path is not None:
         config = replace(config, data=replace(config.data, path=_bare(config.data.path)))
-    (folder / "config.yaml").write_text(config_text(config), encoding="utf-8")
     measured = [line for line in run.metrics if line.get("test_accuracy") is not None]
-    text = "".join(json.dumps(line) + "\n" for line in measured)
-    (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
-    for name in ("summary.json", "ledger.jsonl"):
-        if (run.path / name).exists():
-            shutil.copyfile(run.path / name, folder / name)
+    files = {
+        "config.yaml": config_text(config).encode(),
+        "metrics.jsonl": "".join(json.dumps(line) + "\n" for line in measured).encode(),
+    }
+    copied = {name: run.path / name for name in ("summary.json", "ledger.jsonl")}
+    return files | {name: file.read_bytes() for name, file in copied.items() if file.exists()}
 
 
 def _public(grid: str) -> str:

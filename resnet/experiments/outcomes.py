@@ -15,12 +15,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from btard.harness.packed import open_packed
 from btard.harness.run_folder import RunFolderError, read_metrics, read_summary, steps_per_second
 from btard.harness.settings import config_text, differing_keys
-from btard.harness.typed_yaml import ConfigError
+from btard.harness.typed_yaml import AnyPath, ConfigError
 from resnet.config import Config, read_config
 from resnet.experiments.grid import Cell, Experiment, Grid, read_grid
-from resnet.experiments.plan import GRID_FILE, RUNS
+from resnet.experiments.plan import GRID_FILE, PACKED, RUNS
 from resnet.experiments.warmup import warm_up_of
 from resnet.table import Run
 
@@ -203,8 +204,10 @@ def read_results(folder: Path, grid: Grid, listen: Callable[[], object] = lambda
     Raises RunFolderError, one line, for a run with damaged files or with settings that are not the grid's.
     """
     runs: dict[str, Run] = {}
+    packed = open_packed(folder / PACKED)
     for cell in grid.cells:
-        run = _read_run(folder / RUNS / cell.name, cell)
+        inside = packed / cell.name if packed is not None else None
+        run = _read_run(inside if inside is not None and inside.exists() else folder / RUNS / cell.name, cell)
         if run is not None:
             runs[cell.name] = run
         listen()
@@ -216,7 +219,7 @@ def read_results(folder: Path, grid: Grid, listen: Callable[[], object] = lambda
             reference = references(cell)
             curve = None if reference is None else curves[reference]
             outcomes[cell.name] = Outcome(cell, runs[cell.name], curves[cell.name], curve)
-    return Results(grid, outcomes, _read_speeds(folder, list(outcomes)))
+    return Results(grid, outcomes, _read_speeds(folder, list(runs.values())))
 
 
 def settings_by_key(config: Config) -> dict[str, Any]:
@@ -279,7 +282,7 @@ NEEDED = {
 """Entries of a summary that figures and tables cannot do without, and their types."""
 
 
-def _read_run(path: Path, cell: Cell) -> Run | None:
+def _read_run(path: AnyPath, cell: Cell) -> Run | None:
     """The run if it is finished; RunFolderError if it is not what the grid says, or its files do not fit together."""
     summary = read_summary(path)
     if summary is None:
@@ -307,7 +310,7 @@ def _read_run(path: Path, cell: Cell) -> Run | None:
     return run
 
 
-def _check_settings(file: Path, cell: Cell) -> None:
+def _check_settings(file: AnyPath, cell: Cell) -> None:
     try:
         text = file.read_text(encoding="utf-8")
         if text == config_text(cell.config):
@@ -322,7 +325,7 @@ def _check_settings(file: Path, cell: Cell) -> None:
         raise RunFolderError(f"{file}: has {key} {theirs}, where {GRID_FILE} says {ours}; {AGAIN}")
 
 
-def _read_speeds(folder: Path, names: Sequence[str]) -> dict[str, float]:
+def _read_speeds(folder: Path, runs: Sequence[Run]) -> dict[str, float]:
     exported: Any = {}
     file = folder / SPEEDS_FILE
     if file.exists():
@@ -333,5 +336,5 @@ def _read_speeds(folder: Path, names: Sequence[str]) -> dict[str, float]:
         numbers = exported.values() if isinstance(exported, dict) else [None]
         if not all(isinstance(value, float) and math.isfinite(value) for value in numbers):
             raise RunFolderError(f"{file}: expected a number for each run; delete it to do without")
-    found = {name: exported.get(name) or steps_per_second(folder / RUNS / name) for name in names}
+    found = {run.label: exported.get(run.label) or steps_per_second(run.path) for run in runs}
     return {name: speed for name, speed in found.items() if speed}

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from btard.harness.packed import open_packed
 from btard.harness.run_folder import RunFolderError, read_summary
 from resnet.config import Config
 from resnet.experiments.grid import Cell
@@ -14,6 +15,9 @@ from resnet.experiments.warmup import fork_point, fork_step, warm_up_name, warm_
 
 GRID_FILE, RUNS, WARM_UPS = "sweep.yaml", "runs", "warmups"
 """What the folder of a sweep holds."""
+
+PACKED = "runs.zip"
+"""What an export holds instead of the folder of runs: the files of all of them, by the name of the run."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,15 +43,21 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class Branch:
-    """A run of the grid, from where it leaves its warm-up on; `warm_up` is None if it starts at step 0."""
+    """A run of the grid, from where it leaves its warm-up on; `warm_up` is None if it starts at step 0.
+
+    A run that is `packed` is finished, and lies in the archive of an export instead of its folder.
+    """
 
     cell: Cell
     folder: Path
     warm_up: Path | None
     fork: int
+    packed: bool = False
 
     @property
     def done(self) -> bool:
+        if self.packed:
+            return True
         try:
             return read_summary(self.folder) is not None
         except RunFolderError:
@@ -87,6 +97,7 @@ def make_plan(cells: Sequence[Cell], folder: Path) -> Plan:
     forks: dict[str, set[int]] = defaultdict(set)
     warm_ups: dict[str, Config] = {}
     branches: list[tuple[Branch, str]] = []
+    packed = open_packed(folder / PACKED)
     for cell in cells:
         step, common = fork_step(cell.config), warm_up_of(cell.config)
         name = warm_up_name(common) if step > 0 else ""
@@ -94,7 +105,8 @@ def make_plan(cells: Sequence[Cell], folder: Path) -> Plan:
             warm_ups[name] = common
             forks[name].add(step)
         place = folder / WARM_UPS / name if name else None
-        branches.append((Branch(cell, folder / RUNS / cell.name, place, step), name))
+        inside = packed is not None and (packed / cell.name / "summary.json").exists()
+        branches.append((Branch(cell, folder / RUNS / cell.name, place, step, inside), name))
     tasks: list[Task] = []
     needs: dict[Task, Task] = {}
     reached: dict[str, list[Segment]] = defaultdict(list)

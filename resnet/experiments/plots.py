@@ -274,7 +274,7 @@ def _legend(figure: Figure, panels: Sequence[Axes], columns: int, curves: Sequen
     entries: dict[str, Any] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            if label in BAN_MARKS.values():  # in the colours of all curves
+            if isinstance(handle, Line2D) and label in BAN_MARKS.values():  # in the colours of all curves
                 handle = Line2D([], [], linestyle="", marker=handle.get_marker(), color="0.3", ms=6)
             entries.setdefault(label, handle)
     order = [*curves, *sorted(entries.keys() - set(curves), reverse=True)]

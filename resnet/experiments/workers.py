@@ -153,12 +153,17 @@ def _death(code: int | None) -> str:
     return f"exit code {code}"
 
 
+def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
+
+
 def _work(pipe: connection.Connection, steps: Any, number: int, keep_checkpoints: bool) -> None:
     """The life of a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     _choose_gpu(number)
 
     def on_step(done: int) -> None:

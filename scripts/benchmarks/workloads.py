@@ -132,7 +132,8 @@ def albert(device: str, tokens: int, **sizes: Any) -> tuple[int, Callable[[], ob
     config = AlbertConfig(**{**large, "embedding_size": 128, "vocab_size": 30_000, **sizes})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = AlbertForPreTraining(config).to(device).train()
+        model: torch.nn.Module = AlbertForPreTraining(config)
+        model.to(device).train()
     words = torch.randint(0, config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0)).to(device)
     order = torch.zeros(1, dtype=torch.int64, device=device)
     parameters = list(model.parameters())

@@ -209,6 +209,7 @@ G, A, R, F, S, B, C = (
 
 _VALIDATED: dict[str, Any] = {"kinds": "wrong_gradient", "when": "later", "settings": {"validators": 2}}
 _DUO: dict[str, Any] = {"attackers": 2, "peers": 6}
+_SHOWN: tuple[tuple[str, When], ...] = (("last_round", "same step"), ("too_late", "never"))
 
 ROWS: tuple[Row, ...] = (
     *(
@@ -532,7 +533,7 @@ ROWS: tuple[Row, ...] = (
             attackers=attackers,
             peers=peers,
         )
-        for shown, when in (("last_round", "same step"), ("too_late", "never"))
+        for shown, when in _SHOWN
         for attackers, peers in ((2, 6), (3, 8))
     ),
     Row(B, "selective_silence", when="never", options={"heard_by": Cycle(("one", "half"))}, **_DUO),

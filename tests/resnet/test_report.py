@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
+from btard.harness.packed import pack
 from btard.harness.settings import config_text
 from btard.protocol.law import survival_law
 from resnet.cohort import draw_byzantine
@@ -21,6 +23,7 @@ from resnet.experiments import outcomes, survival, tables
 from resnet.experiments.export import export
 from resnet.experiments.grid import Cell, Grid, parse_grid
 from resnet.experiments.outcomes import Outcome, Results, read_results, read_sweep, varied_keys
+from resnet.experiments.plan import Branch, make_plan
 from resnet.experiments.plots import accuracy_figure, overview_experiments, survival_figure
 from resnet.experiments.survival import collapse, distribution_of_sum, two_sided
 from resnet.experiments.tracking import BANNED_TAG
@@ -658,20 +661,55 @@ def test_an_export_gives_the_same_report_and_says_nothing_about_the_machine(tmp_
     both = early() | {"m": {"vary": {"validators": [1, 2]}, "defences": ["BTARD, tau 1"]}}
     out = write_sweep(tmp_path / "s", make_grid(experiments=both), but="alie/seed-1")
     whole = report(out, tmp_path / "one", "--export", str(tmp_path / "kept"))
-    kept = sorted(path for path in (tmp_path / "kept").rglob("*") if path.is_file())
-    assert {path.name for path in kept} == {
-        "sweep.yaml", "speeds.json", "config.yaml", "summary.json", "ledger.jsonl", "metrics.jsonl"
-    }  # fmt: skip
-    assert not any(b"somebody" in path.read_bytes() for path in kept)
-    settings = yaml.safe_load((tmp_path / "kept/runs/btard-tau-1/alie/seed-0/config.yaml").read_text())
+    assert sorted(entry.name for entry in (tmp_path / "kept").iterdir()) == ["runs.zip", "speeds.json", "sweep.yaml"]
+    kept = zipfile.ZipFile(tmp_path / "kept/runs.zip")
+    files = {"config.yaml", "summary.json", "ledger.jsonl", "metrics.jsonl"}
+    assert sorted(kept.namelist()) == sorted(
+        f"{folder.parent.relative_to(out / 'runs')}/{file}" for folder in out.rglob("summary.json") for file in files
+    )
+    contents = [*map(kept.read, kept.namelist()), (tmp_path / "kept/sweep.yaml").read_bytes()]
+    assert not any(b"somebody" in content for content in contents)
+    settings = yaml.safe_load(kept.read("btard-tau-1/alie/seed-0/config.yaml"))
     assert settings["data"]["path"] == "pictures.tar"
-    lines = (tmp_path / "kept/runs/btard-tau-1/alie/seed-0/metrics.jsonl").read_text().splitlines()
+    lines = kept.read("btard-tau-1/alie/seed-0/metrics.jsonl").splitlines()
     assert [json.loads(text)["step"] + 1 for text in lines] == list(STEPS)
     assert report(tmp_path / "kept", tmp_path / "two") == whole
+    # An export of the export is the same to the byte.
+    assert report(tmp_path / "kept", tmp_path / "three", "--export", str(tmp_path / "again")) == whole
+    assert (tmp_path / "again/runs.zip").read_bytes() == (tmp_path / "kept/runs.zip").read_bytes()
     # Once more over the old one, which loses what is no longer there.
     shutil.rmtree(out / "runs/btard-tau-1/alie/seed-0")
     export(read(out, read_sweep(out)), out, tmp_path / "kept")
-    assert not (tmp_path / "kept/runs/btard-tau-1/alie/seed-0").exists()
+    assert "btard-tau-1/alie/seed-0/config.yaml" not in zipfile.ZipFile(tmp_path / "kept/runs.zip").namelist()
+
+
+def test_a_sweep_over_an_export_has_only_the_missing_runs_to_train(tmp_path: Path) -> None:
+    out = write_sweep(tmp_path / "s", make_grid(experiments=early()), but="btard-tau-1/alie/seed-1")
+    export(read(out, read_sweep(out)), out, tmp_path / "kept")
+    plan = make_plan(read_sweep(tmp_path / "kept").cells, tmp_path / "kept")
+    assert [task.cell.name for task in plan.todo() if isinstance(task, Branch)] == ["btard-tau-1/alie/seed-1"]
+
+
+def test_a_damaged_archive_and_damaged_settings_in_it_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = write_sweep(tmp_path / "s", make_grid(experiments=early()))
+    kept = tmp_path / "kept"
+    export(read(out, read_sweep(out)), out, kept)
+    whole = (kept / "runs.zip").read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 3] ^= 0xFF
+    pack(kept / "other.zip", {"btard-tau-1/alie/seed-0/summary.json": b"{}"})
+    for content, message in (
+        (whole[:-30], "runs.zip: expected a zip archive of runs, cannot read it (File is not a zip file)"),
+        (bytes(flipped), "damaged"),
+        ((kept / "other.zip").read_bytes(), "runs.zip/btard-tau-1/alie/seed-0/config.yaml: cannot be read"),
+    ):
+        (kept / "runs.zip").write_bytes(content)
+        with pytest.raises(SystemExit):
+            main([str(kept)])
+        errors = capsys.readouterr().err
+        assert errors.count("\n") == 1 and message in errors
 
 
 def damage(out: Path, file: str, change: Callable[[str], str]) -> None:

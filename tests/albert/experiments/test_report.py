@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -122,12 +123,18 @@ def test_the_report_is_made_again_from_what_it_exports(
     assert "sign flip" in capsys.readouterr().out
     for figure in ("loss", "peers", "speed", "phases"):
         assert (exported / f"{figure}.png").exists() and (exported / f"{figure}.svg").exists()
-    kept = yaml.safe_load((exported / "ipm-from-40-btard-seed-1/config.yaml").read_text())
+    packed = zipfile.ZipFile(exported / "swarms.zip")
+    kept = yaml.safe_load(packed.read("ipm-from-40-btard-seed-1/config.yaml"))
     assert not {"network", "data", "start_from", "wandb"} & kept.keys()
-    assert "/home/somebody" not in "".join(file.read_text() for file in exported.rglob("*.yaml"))
+    assert not any(b"/home/somebody" in packed.read(name) for name in packed.namelist())
+    assert len(packed.namelist()) == 13 * 5
+    assert sum(file.is_file() for file in exported.rglob("*")) == 1 + 2 * 4 + 2  # the archive, figures, tables
     again = read_swarms(exported)
     assert (exported / "results.md").read_text() == tables.results_table(again)
     assert (exported / "bans.md").read_text() == tables.bans_table(again)
+    before = (exported / "swarms.zip").read_bytes()
+    assert main([str(exported), "--out", str(exported), "--export"]) == 0  # over itself
+    assert (exported / "swarms.zip").read_bytes() == before
     first, second = (plots.loss_figure(found) for found in (read_swarms(series), again))
     for one, two in zip(first.axes, second.axes, strict=True):
         assert [list(line.get_ydata()) for line in one.lines] == [list(line.get_ydata()) for line in two.lines]
