@@ -1,7 +1,24 @@
-"""What all tests share: hypothesis by profile. `--hypothesis-profile long` is for hours, the default is for minutes."""
+"""What all tests share: hypothesis by profile, and seeds by option.
 
+`--hypothesis-profile long` is for hours, the default is for minutes. `--seeds N` runs a test that takes a `seed` N
+times.
+"""
+
+import pytest
 from hypothesis import settings
 
 settings.register_profile("default", deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("long", deadline=None, max_examples=20_000, print_blob=True)
 settings.load_profile("default")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seeds", type=int, default=4, help="how many seeds to run each test with that takes a seed")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "seed" in metafunc.fixturenames and not any(
+        "seed" in str(mark.args[0]).replace(" ", "").split(",")
+        for mark in metafunc.definition.iter_markers("parametrize")
+    ):
+        metafunc.parametrize("seed", range(metafunc.config.getoption("--seeds")))
