@@ -65,7 +65,7 @@ class LateAggregate(Attack):
     def _validator(self, ctx: Context) -> int | None:
         """The honest peer that is going to validate a fellow, as far as it can be told before the verdicts."""
         record = ctx.record
-        staying = tuple(peer for peer in record.present if peer != chief(self, ctx))
+        staying = tuple(peer for peer in record.members if peer != chief(self, ctx))
         drawn = draw_validators(record.coin, record.workers, staying, ctx.config.validators if ctx.config else 1)
         members = self.collusion.members
         return next((v for v, target in drawn.items() if target in members and v not in members), None)

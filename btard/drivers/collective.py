@@ -17,7 +17,7 @@ from btard.drivers.loop import Heard, StepResult, in_phase, run_step
 from btard.drivers.mesh import Mesh
 from btard.protocol import hashing, wire
 from btard.protocol.behaviour import HONEST, Behaviour
-from btard.protocol.coin import NoQuorum
+from btard.protocol.commit import NoQuorum
 from btard.protocol.collusion import Collusion
 from btard.protocol.commit import NoGradient
 from btard.protocol.config import ProtocolConfig

@@ -69,7 +69,7 @@ def judge(seat: Seat, record: StepRecord, claims: Sequence[Claim]) -> Generator[
     while True:
         chosen = seat.behaviour_at(record).accuse(seat.context(record), tuple(sorted(set(claims))))
         messages = yield from seat.broadcast(
-            record, f"accuse/{attempt}", Claims, Claims(chosen), expected=record.present
+            record, f"accuse/{attempt}", Claims, Claims(chosen), expected=record.members
         )
         raised = _admissible(seat, record, messages)
         if attempt == 0:
@@ -192,8 +192,8 @@ def _try(
         for claim, accusers in raised.items()
         if not watching
     )
-    voters = record.remaining
-    messages = yield from seat.broadcast(record, f"vote/{attempt}", Votes, Votes(verdicts), expected=record.present)
+    voters = record.members
+    messages = yield from seat.broadcast(record, f"vote/{attempt}", Votes, Votes(verdicts), expected=record.members)
     votes = {judge: message.verdicts for judge, message in messages.items() if len(message.verdicts) == len(raised)}
     for judge in messages:
         if judge not in votes:
@@ -251,7 +251,7 @@ def _eliminate(seat: Seat, record: StepRecord, disputes: Mapping[Claim, tuple[in
     One elimination uses up both of its peers, so no Byzantine peer takes more than one honest peer with it.
     """
     # Who fell out in this step, for a contradiction say, has nothing to say any more: its claims count for nothing.
-    present = set(record.remaining)
+    present = set(record.members)
     silent: dict[int, set[int]] = {}
     for claim, accusers in disputes.items():
         silent.setdefault(claim.accused, set()).update(present & set(accusers))
@@ -282,6 +282,6 @@ def _uncovered(seat: Seat, truth: Mapping[int, torch.Tensor]) -> list[Claim]:
         Claim(about.step, about.owner(part), "wrong_aggregate", part)
         for part in sorted(about.announced)
         if about.owner(part) != seat.id
-        and about.owner(part) in seat.current.remaining
+        and about.owner(part) in seat.current.members
         and v2_violation(seat.config, about, tally, part, margin=ACCUSE)
     ]

@@ -72,7 +72,7 @@ def _agree(
 ) -> Generator[Effect, Any, None]:
     """Add to `heard` whatever another honest member has heard. Members relay; newcomers cannot vouch for a message."""
     behaviour, ctx = seat.behaviour_at(record), seat.context(record)
-    senders, members = record.speakers, record.remaining
+    senders, members = record.speakers, record.members
     others = [p for p in members if p != seat.id] if seat.id in members else []
     view = _view(heard)
     views = yield Compare(f"{phase}/compare", behaviour.compare(ctx, phase, view))
@@ -116,7 +116,7 @@ def _tell_newcomers(
     Nobody relays for newcomers on probation, so their own view may differ from what the honest members agree on. If it
     does, all honest members send the same; if not, they send nothing and less than half are left to lie.
     """
-    behaviour, ctx, members = seat.behaviour_at(record), seat.context(record), record.remaining
+    behaviour, ctx, members = seat.behaviour_at(record), seat.context(record), record.members
     all_heard = tuple(Relayed(said[hashed], ()) for _, said in sorted(heard.items()) for hashed in sorted(said))
     outgoing: Mapping[int, Sequence[Relayed]] = dict.fromkeys(behind, all_heard) if seat.id in members else {}
     outgoing = behaviour.relay(ctx, phase, 0, outgoing)
@@ -150,7 +150,7 @@ def _accepted(
     """The digest of a relayed message that has come through at least `round` peers besides its sender; else None."""
     if len(item.chain) > len(senders):
         return None
-    relayers = {relayer for relayer, _ in item.chain} & set(record.remaining) - {item.message.sender}
+    relayers = {relayer for relayer, _ in item.chain} & set(record.members) - {item.message.sender}
     if len(relayers) < round or len(relayers) < len(item.chain):
         return None
     hashed = genuine(seat, record, phase, item.message, senders, limit)

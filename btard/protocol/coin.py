@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections import Counter
+from collections.abc import Generator, Mapping
 from typing import Any
 
 from btard.protocol.aggregate import recover
@@ -12,10 +13,6 @@ from btard.protocol.messages import CoinCommit, CoinReveal
 from btard.protocol.record import StepRecord
 from btard.protocol.remembered import remembered
 from btard.protocol.seat import Seat
-
-
-class NoQuorum(RuntimeError):
-    """Half of the peers or more were not heard in a step: who goes on now may be cut off from those who really do."""
 
 
 @remembered(1024)
@@ -35,11 +32,8 @@ def combine(run_id: str, step: int, reveals: dict[int, CoinReveal]) -> bytes:
 def toss(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
     """Set `record.coin` to r^t, strictly after all commitments to gradients and aggregates.
 
+    Who may speak is who is held to it: the members, in every attempt. Each attempt that fails removes at least one.
     Rides along: each peer names the aggregates it lacks, and those who hold them pass them on before the reveal.
-
-    It is also the roll call. A worker that missed the commit phase may have been slow, and owes this one nothing: if it
-    is not heard here either, it is away for the rest of the step (section 8).
-    Errors: NoQuorum if no more than half of A_t are heard.
     """
     run_id, attempt = seat.config.run_id, 0
     while True:
@@ -53,32 +47,23 @@ def toss(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
             record,
             f"coin_commit/{attempt}",
             CoinCommit,
-            CoinCommit(commitment, missing),
-            expected=record.present if attempt else record.owing,
+            CoinCommit(commitment, missing if attempt == 0 else ()),
+            expected=record.members,
         )
         if attempt == 0:
-            record.away = frozenset(record.remaining) - commits.keys()
-            if 2 * len(commits.keys() & set(record.active)) <= len(record.active):
-                raise NoQuorum(
-                    f"step {record.step}: heard {len(commits)} of {len(record.active)} peers, more than half are needed"
-                )
-        lacking = {sender: message.missing for sender, message in commits.items() if message.missing}
-        if lacking and attempt == 0:
-            record.missing = lacking
-            yield from recover(seat, record, 0)
+            yield from _hand_out_missing(seat, record, commits)
         reveals = yield from seat.broadcast(
             record,
             f"coin_reveal/{attempt}",
             CoinReveal,
             seat.behaviour_at(record).reveal(seat.context(record), mine),
-            expected=record.present,
+            expected=record.members,
         )
-        reveals = {sender: reveal for sender, reveal in reveals.items() if sender in commits}
         broken = [
             sender
-            for sender in record.remaining
-            if sender in reveals
-            and coin_commitment(run_id, record.step, attempt, sender, reveals[sender]) != commits[sender].digest
+            for sender, reveal in reveals.items()
+            if sender in commits
+            and coin_commitment(run_id, record.step, attempt, sender, reveal) != commits[sender].digest
         ]
         for sender in broken:
             seat.expel(record, sender, "wrong_reveal")
@@ -86,3 +71,16 @@ def toss(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
             record.coin = combine(run_id, record.step, reveals)
             return
         attempt += 1
+
+
+def _hand_out_missing(
+    seat: Seat, record: StepRecord, commits: Mapping[int, CoinCommit]
+) -> Generator[Effect, Any, None]:
+    """Note who lacks which aggregate, and pass these on."""
+    here = record.here or ()
+    record.missing = {sender: said.missing for sender, said in commits.items() if said.missing}
+    silent = sum(peer not in commits for peer in here)
+    lacking = Counter(part for parts in record.missing.values() for part in set(parts))
+    record.unheld = frozenset(part for part in record.announced if 2 * (silent + lacking[part]) >= len(here))
+    if record.missing:
+        yield from recover(seat, record, 0)

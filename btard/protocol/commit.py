@@ -10,9 +10,13 @@ import torch
 from btard.protocol import ideal
 from btard.protocol.effects import Compute, Effect, Idle, Purpose
 from btard.protocol.hashing import batch_seed
-from btard.protocol.messages import Commit, body_digest, is_finite
+from btard.protocol.messages import NOBODY, Commit, body_digest, is_finite
 from btard.protocol.record import Split, StepRecord
 from btard.protocol.seat import Seat
+
+
+class NoQuorum(RuntimeError):
+    """Half of the peers or more were not heard in a step: who goes on now may be cut off from those who really do."""
 
 
 class NoGradient(RuntimeError):
@@ -61,51 +65,60 @@ def compute(seat: Seat, record: StepRecord) -> Generator[Effect, Any, torch.Tens
 def commit(
     seat: Seat, record: StepRecord, gradient: torch.Tensor | None
 ) -> Generator[Effect, Any, torch.Tensor | None]:
-    """Broadcast the hashes of my parts; W_t becomes the planned workers who did. Returns my (perhaps bad) gradient.
+    """Broadcast the hashes of my parts, and hear who is here (M_t) and who works (W_t). Returns my (perhaps bad) gradient.
 
-    Newcomers commit to as many parts and remain outside W_t.
-    A worker that misses this phase is absent for the step (section 8), and its part goes to the next worker. So is an
-    honest one whose gradient is not finite: to send NaN would be a violation, to have computed it is none.
-    Errors: NoGradient if nobody commits.
+    This is the roll call. Everybody says something: a worker the hashes of its parts; a validator, and a worker without
+    a gradient, that it is here. A worker has none if it was too slow, or if its own is not finite: to send NaN would be a
+    violation, to have computed it is none. Its part is skipped in this step. Newcomers commit to as many parts and
+    remain outside W_t.
+    Errors: NoQuorum if no more than half of A_t are here, NoGradient if nobody of them works.
     """
     planned = tuple(p for p in record.active if p not in record.assignments)
-    payload = None
+    record.split = Split(seat.d, len(planned))
+    payload = Commit(()) if seat.id in record.active else None
     if gradient is not None and not is_finite(gradient):
         gradient = None
     if gradient is not None and seat.id in (*planned, *record.newcomers):
         gradient = seat.behaviour_at(record).gradient(seat.context(record), gradient)
-        record.split = Split(seat.d, len(planned))
         digests = part_digests(seat.config.run_id, seat.id, record.step, gradient, record.split)
         chosen = seat.behaviour_at(record).commit(seat.context(record), digests)
         payload = Commit(chosen) if chosen is not None else None
-    record.split = Split(seat.d, len(planned))
     commits = yield from seat.broadcast(record, "commit", Commit, payload, expected=())
-    committers = (*planned, *record.newcomers)
-    for sender in committers:
-        if sender in commits and len(commits[sender].digests) != record.split.k:
+    for sender, said in commits.items():
+        works = record.split.k if sender not in record.assignments else 0
+        if len(said.digests) not in (0, works):
             seat.expel(record, sender, "malformed_commit")
-    record.commits = {p: commits[p] for p in committers if p in commits and p not in record.expelled}
-    record.workers = tuple(p for p in planned if p in record.commits)
-    record.owners = tuple(_next_worker(planned, j, record.commits) for j in range(record.split.k))
+    record.here = tuple(peer for peer in record.active if peer in commits)
+    if 2 * len(record.here) <= len(record.active):
+        raise NoQuorum(
+            f"step {record.step}: heard {len(record.here)} of {len(record.active)} peers, more than half are needed"
+        )
+    record.commits = {
+        peer: said for peer, said in commits.items() if said.digests and peer not in record.expelled
+    }
+    record.workers = tuple(peer for peer in planned if peer in record.commits)
+    if not record.workers:
+        raise NoGradient("no worker committed to a gradient in this step: all are absent, or the training has diverged")
+    record.owners = tuple(peer if peer in record.commits else NOBODY for peer in planned)
     _count_absences(seat, record, planned)
-    if seat.config.validation == "tolerant" and seat.id in record.commits:
+    if seat.id in record.commits:
         record.own = gradient
     return gradient
 
 
+MISSED, PRESENT = 2, 1
+"""What a step adds to a peer's count of absences, and what a step in which it did its part takes off."""
+
+
 def _count_absences(seat: Seat, record: StepRecord, planned: tuple[int, ...]) -> None:
-    """Section 8: missing the commit phase costs the step; `max_absences` in a row mean that the peer is gone."""
-    for peer in planned:
-        missed = 0 if peer in record.workers else seat.absences.get(peer, 0) + 1
-        seat.absences[peer] = missed
-        if missed >= seat.config.max_absences:
+    """To be away, or here without a gradient, costs the step; a peer of which that is too often true is gone.
+
+    It is after `max_absences` steps in a row, and in the long run if it misses more than every third step: an empty
+    place costs the others a part of the gradient.
+    """
+    for peer in record.active:
+        missed = peer not in (record.commits if peer in planned else record.here or ())
+        count = seat.absences.get(peer, 0)
+        seat.absences[peer] = count + MISSED if missed else max(0, count - PRESENT)
+        if seat.absences[peer] >= MISSED * seat.config.max_absences:
             seat.expel(record, peer, "gone")
-
-
-def _next_worker(planned: tuple[int, ...], part: int, present: dict[int, Commit]) -> int:
-    """Who aggregates `part`: the worker it was planned for, or the first present one after it, cyclically."""
-    for offset in range(len(planned)):
-        candidate = planned[(part + offset) % len(planned)]
-        if candidate in present:
-            return candidate
-    raise NoGradient("no worker committed to a gradient in this step: all are absent, or the training has diverged")

@@ -32,7 +32,7 @@ def disclose(seat: Seat, record: StepRecord, recomputed: torch.Tensor | None) ->
         return
     outgoing: dict[int, Sequence[Packet]] = {}
     for validator, target in record.assignments.items():
-        if target == seat.id and last.own is not None and validator in record.remaining:
+        if target == seat.id and last.own is not None and validator in record.members:
             outgoing[validator] = gradient_packets(last, seat.id, last.own)
     limit = packet_limit(last, range(last.cut.k))
     arrived = yield from seat.send(record, "disclose", outgoing, limit=limit)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from btard.protocol.effects import Effect
-from btard.protocol.messages import Packet
+from btard.protocol.messages import NOBODY, Packet
 from btard.protocol.packets import find_packet, packet_fault, packet_limit
 from btard.protocol.record import StepRecord
 from btard.protocol.seat import Seat
@@ -23,6 +23,8 @@ def exchange(seat: Seat, record: StepRecord, gradient: torch.Tensor | None) -> G
     if seat.id in record.workers and gradient is not None:
         behaviour, ctx, cut = seat.behaviour_at(record), seat.context(record), record.cut
         for part, owner in enumerate(record.owners):
+            if owner == NOBODY:
+                continue
             sent = behaviour.part(ctx, part, cut.view(gradient, part))
             if sent is None:
                 continue

@@ -81,7 +81,7 @@ def bring_up(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
             asked.setdefault(helper, []).append(Packet("lacking", seat.id, record.step, part, b"", b""))
     questions = yield from seat.send(record, "lacking", asked, limit=len(usable) * PACKET_OVERHEAD)
     answers: dict[int, list[Packet]] = {}
-    for newcomer in newcomers if seat.id in record.remaining else ():
+    for newcomer in newcomers if seat.id in record.members else ():
         for part in {packet.part for packet in questions.get(newcomer, ()) if packet.kind == "lacking"} & set(usable):
             if part in record.aggregates and seat.id in _helpers(seat, record, part):
                 body = behaviour.forward(ctx, newcomer, part, record.aggregates[part])
@@ -106,7 +106,7 @@ def _take(seat: Seat, record: StepRecord, packet: Packet | None, part: int) -> N
 
 def _helpers(seat: Seat, record: StepRecord, part: int) -> list[int]:
     """The members after the owner of `part`, cyclically, `byzantine` + 1 of them."""
-    members = record.remaining
+    members = record.members
     after = [p for p in members if p > record.owner(part)] + [p for p in members if p < record.owner(part)]
     return after[: seat.config.byzantine + 1]
 
@@ -119,7 +119,7 @@ def count_probation(seat: Seat, record: StepRecord) -> tuple[int, ...]:
     """
     for validator, target in record.assignments.items():
         standing = seat.probation.get(target)
-        if standing is not None and validator in record.remaining and target not in record.expelled:
+        if standing is not None and validator in record.members and target not in record.expelled:
             cleared = standing.cleared | {validator}
             seat.probation[target] = Probation(standing.served, standing.missed, cleared)
     for newcomer in record.newcomers:

@@ -138,7 +138,8 @@ class Peer(Seat):
             return None
         self.coins.append(record.coin)
         self.tau = next_radius(self.config, record)
-        there = tuple(p for p in self.active if p not in record.away)  # whoever is away could only fail at the duty
+        # Whoever is away could only fail at the duty.
+        there = tuple(p for p in self.active if p in (record.here or ()) or p in graduates)
         self.assignments = draw_validators(record.coin, record.workers, there, self.config.validators)
         working = {i: standing.cleared for i, standing in self.probation.items() if i in record.commits}
         self.assignments |= draw_check(record.coin, working, there, self.assignments)

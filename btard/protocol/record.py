@@ -115,7 +115,8 @@ class StepRecord:
     """W_t, ascending: those who committed and are not on probation."""
     split: Split | None = None
     owners: tuple[int, ...] = ()
-    """owners[j] aggregates part j."""
+    """owners[j] aggregates part j; NOBODY where the worker that would have owned it is not here. Nobody inherits a part,
+    so that a minority of the workers never owns half of the parts that count."""
     commits: dict[int, Commit] = field(default_factory=dict)
     """Of the workers, and of the newcomers."""
     announced: dict[int, AnnouncedPart] = field(default_factory=dict)
@@ -135,10 +136,13 @@ class StepRecord:
     """(claim kind, accused, part) -> the packet that proves it, None if it never came."""
     missing: dict[int, tuple[int, ...]] = field(default_factory=dict)
     """Peer -> parts whose aggregate it said it lacks; each of them needs an accusation."""
+    unheld: frozenset[int] = frozenset()
+    """Announced parts whose aggregate half of M_t or more lacked before the coin."""
     expelled: dict[int, str] = field(default_factory=dict)
     """Peers that fell out during this step -> why."""
-    away: frozenset[int] = frozenset()
-    """Those of A_t that were heard neither with a commitment nor at the roll call: nothing more is expected of them."""
+    here: tuple[int, ...] | None = None
+    """M_t, ascending: those of A_t that were heard in the commit phase. Whoever is not among them is out of the step: it
+    says nothing that counts, owes nothing, and is tried for nothing that it would have to answer. None: not known yet."""
     skipped: set[int] = field(default_factory=set)
     """Parts without a trustworthy aggregate: their parameters get a zero gradient in this step."""
 
@@ -147,7 +151,7 @@ class StepRecord:
     head: bytes = b""
     """The ledger's head at the start of the step."""
     absences: dict[int, int] = field(default_factory=dict)
-    """Peer -> steps in a row that it had missed at the start of the step."""
+    """Peer -> its count of absences at the start of the step, see `commit.py`."""
     standings: dict[int, Probation] = field(default_factory=dict)
     """Newcomer -> how far it was at the start of the step."""
     shown: dict[int, dict[int, tuple[Packet, ...]]] = field(default_factory=dict)
@@ -159,15 +163,14 @@ class StepRecord:
         return tuple(peer for peer in self.active if peer not in self.expelled) if self.expelled else self.active
 
     @property
-    def present(self) -> tuple[int, ...]:
-        """Of whom every further broadcast is expected: those of A_t that are neither out nor away."""
-        return tuple(peer for peer in self.remaining if peer not in self.away) if self.away else self.remaining
+    def members(self) -> tuple[int, ...]:
+        """M_t without those that already fell out: who may speak, and who owes every further broadcast of the step.
 
-    @property
-    def owing(self) -> tuple[int, ...]:
-        """Who owes the rest of the step: workers by their commitment, validators by their duty."""
-        absent = set(self.active) - set(self.workers) - self.assignments.keys()
-        return tuple(peer for peer in self.remaining if peer not in absent) if absent else self.remaining
+        Until the commit phase has shown who is here, all of A_t.
+        """
+        if self.here is None or len(self.here) == len(self.active):
+            return self.remaining
+        return tuple(peer for peer in self.here if peer not in self.expelled)
 
     @property
     def newcomers(self) -> tuple[int, ...]:
@@ -177,7 +180,7 @@ class StepRecord:
     @property
     def speakers(self) -> tuple[int, ...]:
         """Whose broadcasts count in the present phase: the members', and the newcomers' commitments."""
-        return (*self.remaining, *self.newcomers) if self.phase == "commit" else self.remaining
+        return (*self.members, *self.newcomers) if self.phase == "commit" else self.members
 
     def committed(self) -> Iterator[tuple[tuple[str, int, int, int], torch.Tensor, bytes]]:
         """What peers committed to and is still here: (kind, sender, step, part), the tensor and its digest."""
@@ -195,14 +198,11 @@ class StepRecord:
         return self.split
 
     def held(self, part: int) -> bool:
-        """Whether a majority of A_t had a[part] before the coin: then an honest peer did and gave it to all.
+        """Whether a majority of M_t had a[part] before the coin: then an honest peer did and gave it to all.
 
         Only such parts count, and only reports about them can be held against anybody.
         """
-        if not self.missing:
-            return True
-        lacking = sum(peer in self.away or part in self.missing.get(peer, ()) for peer in self.active)
-        return 2 * lacking < len(self.active)
+        return part not in self.unheld
 
     def owner(self, part: int) -> int:
         return self.owners[part] if 0 <= part < len(self.owners) else NOBODY

@@ -57,7 +57,8 @@ def save_peer(peer: Peer) -> tuple[dict[str, Any], Tensors]:
             "coin": record.coin.hex(),
             "expelled": {str(other): why for other, why in record.expelled.items()},
             "skipped": sorted(record.skipped),
-            "missing": {str(other): parts for other, parts in record.missing.items()},
+            "here": record.here,
+            "unheld": sorted(record.unheld),
         }
         tensors |= {f"aggregate/{part}": value for part, value in record.aggregates.items()}
         tensors |= {
@@ -113,7 +114,8 @@ def load_peer(peer: Peer, state: Mapping[str, Any], tensors: Mapping[str, torch.
         coin=bytes.fromhex(kept["coin"]),
         expelled={int(other): why for other, why in kept["expelled"].items()},
         skipped=set(kept["skipped"]),
-        missing={int(other): tuple(parts) for other, parts in kept["missing"].items()},
+        here=tuple(kept["here"]),
+        unheld=frozenset(kept["unheld"]),
     )
     own = [tensors[name] for part in range(kept["k"]) if (name := f"own/{part}") in tensors]
     record.own = torch.cat(own) if own else None

@@ -20,7 +20,7 @@ from btard.drivers.history import ParameterHistory
 from btard.drivers.letters import Letters
 from btard.drivers.loop import Clock, Heard, StepResult, run_step
 from btard.protocol import wire
-from btard.protocol.coin import NoQuorum
+from btard.protocol.commit import NoQuorum
 from btard.protocol.collusion import Collusion
 from btard.protocol.effects import Broadcast, Compute, Purpose
 from btard.protocol.peer import Peer
@@ -206,10 +206,8 @@ class SwarmDriver:
 
     def _owes(self, phase: str) -> bool:
         """Whether the others remove whoever is not heard in this broadcast; to be late is better then."""
-        record, me = self.peer.current, self.peer.id
-        if "coin_commit/0" in record.heard:
-            return me in record.present
-        return phase != "commit" and record.split is not None and me in record.owing
+        record = self.peer.current
+        return record.here is not None and self.peer.id in record.members
 
     async def _round(self, said: Said, others: Sequence[int], limit: int, wait: float) -> dict[int, bytearray]:
         await self.rounds.say(said)
