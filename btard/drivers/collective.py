@@ -17,9 +17,8 @@ from btard.drivers.loop import Heard, StepResult, in_phase, run_step
 from btard.drivers.mesh import Mesh
 from btard.protocol import hashing, wire
 from btard.protocol.behaviour import HONEST, Behaviour
-from btard.protocol.commit import NoQuorum
 from btard.protocol.collusion import Collusion
-from btard.protocol.commit import NoGradient
+from btard.protocol.commit import NoGradient, NoQuorum
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Compute, Purpose
 from btard.protocol.hashing import digest, tensor_digest

@@ -16,8 +16,7 @@ import torch
 
 from btard.drivers.letters import Letters
 from btard.drivers.threads import kernel_threads
-from btard.protocol.commit import NoQuorum
-from btard.protocol.commit import NoGradient
+from btard.protocol.commit import NoGradient, NoQuorum
 from btard.protocol.effects import Compute, Effect, Idle, Purpose
 from btard.protocol.ledger import Entry
 from btard.protocol.peer import Outcome, Peer

@@ -131,18 +131,22 @@ class CoinReveal:
 
 @dataclass(frozen=True)
 class Report:
-    """Section 3.5: norm_i[j] and s_i[j] per part j (per direction for s); 0 where the sender's part did not go in."""
+    """norm_i[j] and s_i[j] per part j (per direction for s), and the size ||g_i[j]||.
+
+    All are 0 where the sender's part did not go in.
+    """
 
     norms: tuple[float, ...]
     products: tuple[tuple[float, ...], ...]
     missing: tuple[int, ...] = ()
+    sizes: tuple[float, ...] = ()
 
     def to_wire(self) -> Any:
-        return self.norms, self.products, self.missing
+        return self.norms, self.products, self.missing, self.sizes
 
     @classmethod
     def from_wire(cls, value: Any) -> Report:
-        norms, products, missing = wire.check_fields(value, "report", 3)
+        norms, products, missing, sizes = wire.check_fields(value, "report", 4)
 
         def row(entry: Any, what: str) -> tuple[float, ...]:
             return wire.check_list(entry, what, wire.check_float, max_len=2**10)
@@ -151,6 +155,7 @@ class Report:
             wire.check_list(norms, "norms", wire.check_float, max_len=2**16),
             wire.check_list(products, "products", row, max_len=2**16),
             wire.check_list(missing, "missing parts", wire.check_int, max_len=2**16),
+            wire.check_list(sizes, "sizes", wire.check_float, max_len=2**16),
         )
 
 
@@ -407,7 +412,7 @@ def max_claims(peers: int) -> int:
 
 def max_payload(kind: type[Any], peers: int, directions: int) -> int:
     """Upper bound in bytes of an honest payload of this kind among `peers` peers, checked before decoding."""
-    per_part = DIGEST_SIZE + 32 + 9 * (peers + directions + 2)
+    per_part = DIGEST_SIZE + 32 + 9 * (peers + directions + 3)
     if kind is Claims:
         return 16 + max_claims(peers) * 40
     if kind is Votes:  # a verdict on every claim that all peers together can raise

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -58,8 +59,16 @@ def part_directions(coin: bytes, first: int, last: int, size: int, count: int, d
         return drawn.z[first, last, size]
 
 
-Scalars = tuple[float, tuple[float, ...]]
-"""norm and, per direction, s of one part."""
+class Scalars(NamedTuple):
+    """What a worker reports about its part g of one aggregate a."""
+
+    norm: float
+    """||g - a||."""
+    products: tuple[float, ...]
+    """<z, (g - a) min(1, tau/norm)> per direction."""
+    size: float
+    """||g||."""
+
 
 BLOCK = 2**20
 """Entries of x that are worked on at once: few enough for the last-level cache, and so many that threads of one process
@@ -67,10 +76,9 @@ hardly ever wait for their turn in the interpreter."""
 
 
 def scalars(part: torch.Tensor, value: torch.Tensor, z: torch.Tensor, tau: float) -> Scalars:
-    """norm = ||g - a|| and s = <z, (g - a) min(1, tau/norm)> per direction, of one part [p] with z [count, p].
+    """The scalars of one part [p] against `value` [p], with z [count, p].
 
     The difference is rounded once per entry, which is exact enough: what matters is its size relative to itself.
-    Falls back to float64 where float32 overflows (a hostile part of 1e30 is still a number).
     """
     return row_scalars(part.unsqueeze(0), value.unsqueeze(0), z.unsqueeze(0), tau)[0]
 
@@ -78,39 +86,54 @@ def scalars(part: torch.Tensor, value: torch.Tensor, z: torch.Tensor, tau: float
 def row_scalars(x: torch.Tensor, values: torch.Tensor, z: torch.Tensor, tau: float) -> list[Scalars]:
     """`scalars` of each row of x [r, p] against the rows of `values` [r or 1, p] and z [r or 1, count, p].
 
-    Rows in one call or one by one may differ by rounding, which V1 tolerates. Cost: one read of x, `values` and z.
+    Rows in one call or one by one may differ by rounding, which V1 tolerates. Float32 squares leave its range where a
+    hostile part of 1e30 is still a number, and where all that a layer has are denormals: such rows are done again in
+    float64. Cost: one read of x, `values` and z.
     """
-    norms, products = _measured(x, values, z)
-    for row in np.flatnonzero(~(np.isfinite(norms) & np.isfinite(products).all(1))):
+    sizes, norms, products = _measured(x, values, z)
+    equal = (norms == 0) & (products == 0).all(1)
+    safe = (equal | ((norms > SMALL) & (norms < math.inf))) & (sizes < math.inf) & np.isfinite(products).all(1)
+    for row in np.flatnonzero(~safe):
         mine = slice(row, row + 1)
         value, direction = (rows[mine] if len(rows) > 1 else rows for rows in (values, z))
-        norms[mine], products[mine] = _measured(x[mine].double(), value.double(), direction)
+        sizes[mine], norms[mine], products[mine] = _measured(x[mine].double(), value.double(), direction)
     clipped = norms > tau
     with np.errstate(invalid="ignore"):  # of my own part: whoever sends infinities reports nonsense
         products[clipped] *= (tau / norms[clipped])[:, None]
-    return list(zip(norms.tolist(), map(tuple, products.tolist()), strict=True))
+    return [
+        Scalars(norm, tuple(row), size)
+        for norm, row, size in zip(norms.tolist(), products.tolist(), sizes.tolist(), strict=True)
+    ]
 
 
-def _measured(x: torch.Tensor, values: torch.Tensor, z: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Norms [r] of the rows of x - values, and their products [r, count] with z: float64, and summed up in it."""
+SMALL = 1e-12
+"""Above it norms in float32 are exact to rounding: what underflows of the squares is below 2^-126 an entry."""
+
+
+def _measured(x: torch.Tensor, values: torch.Tensor, z: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Norms [r] of the rows of x and of x - values, and products [r, count] of the latter with z.
+
+    All are float64, and summed up in it.
+    """
     rows, size = x.shape
     width = max(1, min(size, BLOCK // rows))
     gaps, weights, terms = (
         scratch(use, (count, width), x.dtype, x.device)
         for use, count in (("differences", rows), ("directions", len(z)), ("terms", rows))
     )
-    squares, products = [], []
+    lengths, squares, products = [], [], []
     for start in range(0, size, width):
         block = slice(start, min(start + width, size))
         gap, weight, term = (buffer[:, : block.stop - start] for buffer in (gaps, weights, terms))
         torch.sub(x[:, block], values[:, block], out=gap)
         # In float32 torch adds up long norms and products of matrices one by one; short norms, and sums, it does well.
+        lengths.append(block_squares(x[:, block]))
         squares.append(block_squares(gap))
         for direction in z.unbind(1):
             products.append(torch.mul(gap, weight.copy_(direction[:, block]), out=term).sum(1))
-    norms = torch.stack(squares).sum(0).sqrt_()
+    sizes, norms = (torch.stack(blocks).sum(0).sqrt_().cpu().numpy() for blocks in (lengths, squares))
     sums = torch.stack(products).view(-1, z.shape[1], rows).sum(0, dtype=torch.float64)
-    return norms.cpu().numpy(), UNIFORM_SCALE * sums.t().cpu().numpy()
+    return sizes, norms, UNIFORM_SCALE * sums.t().cpu().numpy()
 
 
 def part_scalars(seat: Seat, record: StepRecord, bodies: Sequence[torch.Tensor], part: int) -> list[Scalars]:
@@ -138,9 +161,9 @@ def gradient_report(seat: Seat, record: StepRecord, sender: int, gradient: torch
             values = stack_rows(known[start:stop])
             z = part_directions(record.coin, start, stop, size, count, str(x.device))
             found += row_scalars(x, values, z, record.tau)
-    silent: Scalars = (0.0, (0.0,) * count)
+    silent = Scalars(0.0, (0.0,) * count, 0.0)
     said = [found[part] if part in owed and part in record.aggregates else silent for part in range(cut.k)]
-    return Report(tuple(norm for norm, _ in said), tuple(products for _, products in said), missing)
+    return Report(tuple(s.norm for s in said), tuple(s.products for s in said), missing, tuple(s.size for s in said))
 
 
 def report(seat: Seat, record: StepRecord, gradient: torch.Tensor | None) -> Generator[Effect, Any, None]:
@@ -153,7 +176,8 @@ def report(seat: Seat, record: StepRecord, gradient: torch.Tensor | None) -> Gen
     for sender, message in reports.items():
         if (
             len(message.norms) != record.cut.k
-            or min(message.norms) < 0
+            or len(message.sizes) != record.cut.k
+            or min(*message.norms, *message.sizes) < 0
             or len(message.products) != record.cut.k
             or set(map(len, message.products)) != {seat.config.directions}
             # Only who lacked an aggregate before the coin, and owes an accusation for it, need not report on it.

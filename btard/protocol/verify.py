@@ -1,22 +1,25 @@
-"""Section 3, phase 6: V1 (by aggregators), V2 and V3 (by everybody), and the residual of (CC) that a judge looks at.
+"""V1 (by owners), V2 and V3 (by everybody): what reports say about aggregates, and the judges' look at an aggregate.
 
-Accusers act above twice a tolerance and judges convict above once, so rounding never costs an honest accuser.
+Accusers act above twice a tolerance and judges convict above once, so rounding never costs an honest accuser. An alarm
+of V2 or V3 follows from broadcasts alone: it accuses nobody, it puts the part on trial.
+
+`b` is how many of the members may still be Byzantine (`StepRecord.byzantine`). No median decides: where it matters
+that a number is not a liar's, it is the (b + 1)-th largest one, which is at most an honest one.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from operator import itemgetter
-from statistics import median
 
 import numpy as np
 import torch
 
-from btard.aggregation import residual_and_floor
+from btard.aggregation import centered_clip, residual_and_floor
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.messages import Report
 from btard.protocol.record import StepRecord
+from btard.protocol.report import SMALL, Scalars
 
 ACCUSE, CONVICT = 2.0, 1.0
 """Multiples of a tolerance: who accuses wants to be sure that the judges agree."""
@@ -25,37 +28,40 @@ SIGMAS = 6.0
 """V2 projects on random numbers with the tails of a Gaussian: six standard deviations off, nobody is honest."""
 
 AUTO_DELTA = 10.0
-"""delta_max = None: this many times the typical distance. Parts differ as layers do; a needless check costs time."""
+"""V3, delta_max = None: an aggregate is far off if it is farther away than so many sizes of a gradient's part."""
+
+ROUNDING = 2.0**-22
+"""Relative to an aggregate, what rounding its entries to float32 can change in the sum of V2."""
+QUANTUM = 2.0**-149
+"""The least float32: what rounding changes in an entry, however small."""
 
 
-def scalars_differ(
-    reported_norm: float,
-    reported: tuple[float, ...],
-    norm: float,
-    products: tuple[float, ...],
-    tau: float,
-    tol: float,
-) -> bool:
-    """V1: whether a report is off by more than `tol`, relative to norm and, for s, to the clipped difference.
+def scalars_differ(said: Scalars, true: Scalars, tau: float, tol: float) -> bool:
+    """V1: whether a report is off by more than `tol`, relative to norm, size and, for s, to the clipped difference.
 
     A dot product of p rounded terms errs in proportion to ||z|| ~ sqrt(p) times the difference at worst, to the
-    difference itself in practice; `tol` has room for the latter.
+    difference itself in practice; `tol` has room for the latter. Sizes below `SMALL` count as zero.
     """
-    scale = min(tau, norm)
-    if abs(reported_norm - norm) > tol * norm:
+    if abs(said.norm - true.norm) > tol * true.norm or abs(said.size - true.size) > tol * true.size + SMALL:
         return True
-    return any(abs(said - true) > 10 * tol * scale for said, true in zip(reported, products, strict=True))
+    scale = min(tau, true.norm)
+    return any(abs(a - b) > 10 * tol * scale for a, b in zip(said.products, true.products, strict=True))
+
+
+def reported(report: Report, part: int) -> Scalars:
+    """What `report` says about `part`."""
+    return Scalars(report.norms[part], report.products[part], report.sizes[part])
 
 
 class Tally:
     """What counts of `reports` on the parts of `record`'s step: those of the announced senders that cover the part."""
 
     def __init__(self, record: StepRecord, reports: Mapping[int, Report]) -> None:
+        self.byzantine = record.byzantine
         self._record, self._reports = record, reports
         self._spoke = tuple(sorted(reports))
         self._partial = {i for i in self._spoke if reports[i].missing}
-        self._norms: dict[tuple[int, ...], tuple[np.ndarray, list[float]]] = {}
-        self._products: dict[tuple[tuple[int, ...], int], list[tuple[float, ...]]] = {}
+        self._columns: dict[tuple[tuple[int, ...], str], np.ndarray] = {}
 
     def senders(self, part: int) -> tuple[int, ...]:
         """The workers over which the sums for `part` run, ascending."""
@@ -66,91 +72,96 @@ class Tally:
 
     def norms(self, part: int) -> np.ndarray:
         """norm_i[part] of the senders, float64."""
-        return self._matrix(self.senders(part))[0][part]
+        return self._column("norms", part)
 
-    def typical(self, part: int) -> float:
-        """Median of the reported norm_i[part]: the honest majority decides it. There has to be a sender."""
-        return self._matrix(self.senders(part))[1][part]
+    def norm(self, part: int) -> float:
+        """At most the largest norm_i[part] that an honest sender reported."""
+        return self._honest(self._column("norms", part))
+
+    def size(self, part: int) -> float:
+        """At most the largest ||g_i[part]|| that an honest sender reported."""
+        return self._honest(self._column("sizes", part))
 
     def total(self, part: int, direction: int) -> float:
         """sum_i s_i[part], correctly rounded; OverflowError for numbers that nobody honest reports."""
+        return math.fsum(self._column("products", part)[:, direction])
+
+    def _honest(self, values: np.ndarray) -> float:
+        """The (b + 1)-th largest of `values`, the least of them if there are fewer; 0 if there is none."""
+        if not len(values):
+            return 0.0
+        rank = min(self.byzantine, len(values) - 1)
+        return float(-np.partition(-values, rank)[rank])
+
+    def _column(self, what: str, part: int) -> np.ndarray:
+        """[senders] or, of products, [senders, directions]: nearly always the same senders for all parts."""
         senders = self.senders(part)
-        if (senders, direction) not in self._products:
-            rows = (map(itemgetter(direction), self._reports[i].products) for i in senders)
-            self._products[senders, direction] = list(zip(*rows, strict=True))
-        return math.fsum(self._products[senders, direction][part])
-
-    def _matrix(self, senders: tuple[int, ...]) -> tuple[np.ndarray, list[float]]:
-        """Norms [k, senders] and their medians over the senders: nearly always the same senders for all parts."""
-        if senders not in self._norms:
-            norms = np.array([self._reports[i].norms for i in senders]).T
-            ordered, half = np.sort(norms, axis=1), len(senders) // 2
-            low, high = ordered[:, -half - 1].tolist(), ordered[:, half].tolist()
-            middle = [(a + b) / 2 for a, b in zip(low, high, strict=True)]
-            self._norms[senders] = norms, middle
-        return self._norms[senders]
-
-
-def residual_tolerance(config: ProtocolConfig, value: torch.Tensor, typical: float) -> float:
-    """Relative residual of (CC) that V2 lets pass: the setting, and what rounding a [p] to float32 leaves.
-
-    A rounding error e of `value` moves a typical row's clipped difference by e min(1, tau/typical); relative to
-    min(tau, typical) that is e / typical for any tau.
-    """
-    if typical == 0:
-        return math.inf
-    return config.residual_tol + 2.0**-22 * float(torch.linalg.vector_norm(value)) / typical
+        if (senders, what) not in self._columns:
+            table = np.array([getattr(self._reports[i], what) for i in senders], dtype=np.float64)
+            self._columns[senders, what] = table.swapaxes(0, 1) if len(senders) else table
+        return self._columns[senders, what][part] if len(senders) else np.empty(0)
 
 
 def v2_violation(config: ProtocolConfig, record: StepRecord, tally: Tally, part: int, *, margin: float) -> bool:
-    """V2: whether sum_i s_i[part] is farther from 0 than an honest aggregate allows, times `margin`."""
+    """V2: whether sum_i s_i[part] is farther from 0 than an honest aggregate allows, times `margin`.
+
+    The owner may miss (CC) by `residual_tol` of a clipped difference per sender, and rounds a[j] to float32, by which
+    a sender's clipped difference changes as much as a[j] where it is not clipped, and by less where it is.
+    """
     senders = tally.senders(part)
     if part not in record.aggregates or not senders or not record.held(part):
         return False
-    typical = tally.typical(part)
     try:
         largest = max(abs(tally.total(part, direction)) for direction in range(config.directions))
     except OverflowError:
         return True
-    unit = margin * SIGMAS * len(senders) * min(record.tau, typical)
+    unit, norm = margin * SIGMAS * len(senders), tally.norm(part)
+    clipped = min(record.tau, norm)
     # What rounding adds to the tolerance takes a read of the aggregate, and is nearly never needed.
-    if largest <= unit * config.residual_tol:
+    if largest <= unit * config.residual_tol * clipped:
         return False
-    return largest > unit * residual_tolerance(config, record.aggregates[part], typical)
+    value = record.aggregates[part]
+    moved = ROUNDING * float(torch.linalg.vector_norm(value, dtype=torch.float64)) + QUANTUM * math.sqrt(len(value))
+    return largest > unit * (config.residual_tol * clipped + moved * (clipped / norm if norm > 0 else 1.0))
 
 
-def far_off(config: ProtocolConfig, record: StepRecord, tally: Tally) -> float:
-    """delta_max of this step: the setting, or what follows from the typical distances of all parts."""
+def far_off(config: ProtocolConfig, tau: float, tally: Tally, part: int) -> float:
+    """delta_max of `part`: the setting; or what no right aggregate exceeds where most of its rows are honest.
+
+    It lies among them but for what liars can pull, which is less than `tau`.
+    """
     if config.delta_max is not None:
         return config.delta_max
-    distances = [tally.typical(part) for part in record.announced if tally.senders(part)]
-    return AUTO_DELTA * median(distances) if distances else math.inf
+    return AUTO_DELTA * tally.size(part) + tau
 
 
-def v3_violation(record: StepRecord, tally: Tally, part: int, delta_max: float) -> bool:
-    """V3: whether more than half of the workers that went in say that they are farther than delta_max from a[part]."""
+def v3_violation(config: ProtocolConfig, record: StepRecord, tally: Tally, part: int) -> bool:
+    """V3: whether all honest workers that went in may have said that they are farther than delta_max from a[part]."""
     senders = tally.senders(part) if record.held(part) else ()
-    return bool(senders) and 2 * int((tally.norms(part) > delta_max).sum()) > len(senders)
+    if not senders:
+        return False
+    far = int((tally.norms(part) > far_off(config, record.tau, tally, part)).sum())
+    return far >= max(1, len(senders) - record.byzantine)
 
 
-def suspicious_parts(config: ProtocolConfig, record: StepRecord, reports: Mapping[int, Report]) -> list[int]:
-    """The parts whose aggregate V2 or V3 wants checked, by broadcasts alone: the same list for everybody."""
-    tally = Tally(record, reports)
-    delta_max = far_off(config, record, tally)
-    return [
+def alarms(config: ProtocolConfig, record: StepRecord, *, margin: float) -> frozenset[int]:
+    """The parts of `record`'s step that V2 or V3 puts on trial, by broadcasts alone: the same for all honest peers."""
+    tally = Tally(record, record.reports)
+    return frozenset(
         part
-        for part in sorted(record.announced)
-        if v2_violation(config, record, tally, part, margin=ACCUSE) or v3_violation(record, tally, part, delta_max)
-    ]
+        for part in record.announced
+        if v2_violation(config, record, tally, part, margin=margin) or v3_violation(config, record, tally, part)
+    )
 
 
-def aggregate_is_wrong(config: ProtocolConfig, value: torch.Tensor, x: torch.Tensor, tau: float) -> bool:
-    """CheckAveraging: whether `value` [p] misses (CC) on the disclosed parts `x` [k, p] by more than is tolerated.
+def aggregate_is_right(config: ProtocolConfig, value: torch.Tensor, x: torch.Tensor, tau: float) -> bool:
+    """CheckAveraging: whether `value` [p] is CenteredClip of the agreed rows x [k, p], by ascending sender.
 
+    Mode `exact`: bits decide. Mode `tolerant`: whether it solves (CC) up to the tolerance, or to what rounding leaves.
     `tau`: the clipping radius of the step that the parts are of.
-
-    The floor is what rounding the honest solution to its dtype can leave; a value far from the solution has a small
-    one.
     """
+    if config.validation == "exact":
+        right = centered_clip(x, tau, tol=config.tol).value
+        return right.dtype == value.dtype and torch.equal(right.view(torch.int32), value.view(torch.int32))
     residual, floor = residual_and_floor(x, value, tau)
-    return residual > max(CONVICT * config.residual_tol, floor)
+    return residual <= max(CONVICT * config.residual_tol, floor)

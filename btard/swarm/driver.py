@@ -20,8 +20,8 @@ from btard.drivers.history import ParameterHistory
 from btard.drivers.letters import Letters
 from btard.drivers.loop import Clock, Heard, StepResult, run_step
 from btard.protocol import wire
-from btard.protocol.commit import NoQuorum
 from btard.protocol.collusion import Collusion
+from btard.protocol.commit import NoQuorum
 from btard.protocol.effects import Broadcast, Compute, Purpose
 from btard.protocol.peer import Peer
 from btard.swarm import frames

@@ -14,8 +14,8 @@ from btard.attacks import make_attack
 from btard.drivers.history import ParameterHistory
 from btard.drivers.local import LocalDriver
 from btard.protocol.behaviour import Behaviour
-from btard.protocol.commit import NoQuorum
 from btard.protocol.collusion import Collusion
+from btard.protocol.commit import NoQuorum
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Purpose
 from btard.task import QuadraticTask

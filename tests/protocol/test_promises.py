@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from btard.drivers.local import LocalDriver
-from btard.drivers.task import QuadraticTask, StepResult, Task
+from btard.drivers.loop import StepResult
 from btard.protocol.behaviour import Behaviour, Context
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
@@ -24,6 +24,7 @@ from btard.protocol.identity import Identity
 from btard.protocol.messages import Claim, Relayed, Report, Signed, relay_digest
 from btard.protocol.record import Split, StepRecord
 from btard.protocol.report import part_scalars
+from btard.task import QuadraticTask, Task
 
 D = 60
 
