@@ -24,9 +24,9 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from btard.audit.recorder import Recorder
 from btard.drivers.collective import CollectiveDriver, Fallen
 from btard.drivers.mesh import Mesh, RankLost
-from btard.drivers.understudy import Understudy
 from btard.harness.progress import interval
 from btard.harness.run_folder import RunFolder, RunFolderError, rank_checkpoints
 from btard.harness.typed_yaml import ConfigError
@@ -68,7 +68,7 @@ class RankTraining(Training):
             protocol,
             self.task,
             self.mesh,
-            recorder=None if self.mesh.rank in self.byzantine else Understudy(folder, protocol),
+            recorder=None if self.mesh.rank in self.byzantine else Recorder(folder, protocol),
             note=lambda: struct.pack("<f", self.task.losses[self.mesh.rank].item()),
             **cohort_settings(self.config, self.byzantine, folder / HISTORY / f"rank-{self.mesh.rank:03d}"),
         )

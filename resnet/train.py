@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from btard.drivers.collective import CollectiveDriver
 from btard.drivers.local import LocalDriver
+from btard.drivers.loop import StepResult
 from btard.drivers.server import ServerDriver
-from btard.drivers.task import StepResult
 from btard.harness.progress import interval
 from btard.harness.run_folder import Checkpoints, RunFolder, RunFolderError, read_timings, steps_per_second
 from btard.harness.settings import exit_with

@@ -57,22 +57,26 @@ class Recorder:
             if file.suffix == ".tmp" or (step.isdigit() and int(step) >= self.next):
                 file.unlink()
 
-    def finished(self, peers: Sequence[Peer], parameters: Callable[[int], torch.Tensor]) -> None:
+    def finished(
+        self, peers: Sequence[Peer], parameters: Callable[[int], torch.Tensor], *, writes: bool = True
+    ) -> None:
         """Take in the step that the honest `peers` have just finished; `parameters`: step -> x [d] of it.
 
-        Several peers serve better than one: who did not get all of the evidence is passed over.
+        Several peers serve better than one: who did not get all of the evidence is passed over. Where each peer is a
+        process, all recorders keep up and one `writes`; another one can go on in its place at any step.
         """
         peers = [peer for peer in peers if peer.last is not None and peer.id in peer.last.active]
         if not peers:
             return
-        self.begin(peers[0].roster, peers[0].d)
+        if writes:
+            self.begin(peers[0].roster, peers[0].d)
         witness = max(peers, key=lambda peer: votes_with_majority(self.config, peer))
         record = witness.current
         ledger = peers[0].ledger
         entries = list(takewhile(lambda entry: entry.step == record.step, reversed(ledger.entries)))
-        if entries:
+        if entries and writes:
             self._proof(record, entries, parameters).write(self.folder / EVIDENCE, witness.id, witness.identity)
-        elif self._to_seal:
+        elif self._to_seal and writes:
             write_json(seal_file(self.folder / EVIDENCE, record.step), {"now": _seal(record).to_json()})
         self._to_seal = bool(entries)
         absences = {**peers[0].absences, **{i: standing.missed for i, standing in peers[0].probation.items()}}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,26 +9,24 @@ from typing import Any
 import torch
 
 from btard.audit.attestation import Attestation
+from btard.audit.recorder import Recorder
 from btard.drivers.compute import CohortCompute
-from btard.drivers.decoding import decode
 from btard.drivers.history import ParameterHistory, steps_kept
-from btard.drivers.mesh import Letter, Mesh, Round
-from btard.drivers.task import StepResult, Task
-from btard.drivers.threads import kernel_threads
-from btard.drivers.understudy import Understudy
+from btard.drivers.letters import Letters, Pieces
+from btard.drivers.loop import Heard, StepResult, in_phase, run_step
+from btard.drivers.mesh import Mesh
+from btard.drivers.task import Task
 from btard.protocol import hashing, wire
 from btard.protocol.behaviour import HONEST, Behaviour
 from btard.protocol.coin import NoQuorum
 from btard.protocol.collusion import Collusion
 from btard.protocol.commit import NoGradient
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.effects import Broadcast, Compare, Compute, Effect, Exchange, Idle, Purpose
-from btard.protocol.envelope import encode_items, encode_signed
+from btard.protocol.effects import Compute, Purpose
 from btard.protocol.hashing import digest, tensor_digest
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.peer import Outcome, Peer
 from btard.protocol.snapshot import load_peer, save_peer
-from btard.protocol.wire import Malformed
 
 END = "end of step"
 MAX_NOTE = 2**16
@@ -70,7 +66,7 @@ class CollectiveDriver:
         collusion: Collusion | None = None,
         history_folder: Path | None = None,
         repeatable: int = 0,
-        recorder: Understudy | None = None,
+        recorder: Recorder | None = None,
         note: Callable[[], bytes] = bytes,
     ) -> None:
         """Errors: ValueError if there are not as many ranks as peers."""
@@ -78,6 +74,7 @@ class CollectiveDriver:
             raise ValueError(f"{config.peers} peers need as many processes, got {len(mesh.ranks)}")
         self.config, self.task, self.collusion, self.note = config, task, collusion, note
         self.behaviours = dict(behaviours or {})
+        self.byzantine = frozenset(rank for rank, behaviour in self.behaviours.items() if behaviour.byzantine)
         self.mesh, self.recorder = mesh, recorder
         rank = mesh.rank
         identities = [Identity.from_seed(config.run_id, peer) for peer in range(config.peers)]
@@ -87,13 +84,12 @@ class CollectiveDriver:
         self.history = ParameterHistory(task.d, steps_kept({rank: own}, repeatable), history_folder)
         self.compute = CohortCompute(task, self.history, "per_peer")
         self.notes: dict[int, bytes] = {}
-        self._sent = 0
         hashing.threads = torch.get_num_threads()
 
     @property
     def honest(self) -> tuple[int, ...]:
         """The honest ranks that are in the run, ascending."""
-        return tuple(rank for rank in self.mesh.ranks if not self._byzantine(rank))
+        return tuple(rank for rank in self.mesh.ranks if rank not in self.byzantine)
 
     @property
     def leads(self) -> bool:
@@ -108,59 +104,21 @@ class CollectiveDriver:
         """
         now = self.mesh.step = self.peer.t
         self.history.record(now, params, deep=self.peer.behaviour.lookback > 1)
-        self._sent = 0
-        seconds: dict[str, float] = defaultdict(float)
-        outcome: Outcome | None = None
-        failure: NoGradient | None = None
-        generator = self.peer.step()
-        answer: Any = None
-        while True:
-            started = time.perf_counter()
-            try:
-                with kernel_threads(1):
-                    effect = generator.send(answer)
-            except StopIteration as stop:
-                outcome = stop.value
-                break
-            except NoGradient as error:
-                failure = error
-                break
-            except NoQuorum:
-                if not self.peer.behaviour.byzantine:
-                    raise
-                break  # in a history of its own
-            computing = isinstance(effect, Compute | Idle)
-            phase = effect.phase.partition("/")[0]
-            seconds[phase] += time.perf_counter() - started
-            started = time.perf_counter()
-            answer = self._gradient(now, effect, params) if computing else self._talk(effect, params.device)
-            seconds["gradients" if computing else phase] += time.perf_counter() - started
-            if answer is None and not computing:
-                # A Byzantine peer that lives in a history of its own no longer takes part in ours.
-                generator.close()
-                break
-        active, staying = self._finish(outcome, STUCK if failure is not None else OUT if outcome is None else DONE)
+        course = run_step({self.peer.id: self.peer}, self)
+        outcome, failure = course.outcomes[self.peer.id], course.failures.get(self.peer.id)
+        if isinstance(failure, NoQuorum) and not self.peer.behaviour.byzantine:
+            raise failure
+        stuck = isinstance(failure, NoGradient)
+        staying = self._finish(outcome, STUCK if stuck else OUT if outcome is None else DONE)
         if self.mesh.rank not in staying:
             why = self.peer.current.expelled.get(self.peer.id)
             raise Fallen(f"step {now}: peer {self.peer.id} is out of the run{f': {why}' if why else ''}")
         self.mesh.regroup(staying)
         if failure is not None:
             raise failure
-        assert outcome is not None and self.peer.last is not None
         if self.recorder is not None:
-            self.recorder.writes = self.leads
-            self.recorder.finished([self.peer], lambda step: self.history.at(step, now))
-        return StepResult(
-            step=now,
-            gradient=outcome.gradient(torch.empty_like(params)),
-            coin=outcome.coin,
-            removed=outcome.removed,
-            active=active,
-            workers=self.peer.last.workers,
-            tau=self.peer.last.tau,
-            seconds=dict(seconds),
-            sent={self.peer.id: self._sent},
-        )
+            self.recorder.finished([self.peer], lambda step: self.history.at(step, now), writes=self.leads)
+        return course.result(self.peer, params)
 
     def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """This rank between two steps: JSON values and tensors. Write them before the next step."""
@@ -197,91 +155,46 @@ class CollectiveDriver:
         if self.recorder is not None and self.leads:
             Attestation(statement.step, statement.head, hashed, signatures).write(self.recorder.folder)
 
-    def _byzantine(self, rank: int) -> bool:
-        return self.behaviours.get(rank, HONEST).byzantine
+    # How messages move, and where gradients come from (`btard.drivers.loop`).
 
-    def _gradient(self, now: int, request: Effect, params: torch.Tensor) -> torch.Tensor | None:
-        """The gradient [d] that is asked for; colluders first see those of the honest ranks."""
-        gradient = self.compute.answer(now, [request])[0] if isinstance(request, Compute) else None
-        if not (isinstance(request, Compute) and request.purpose is Purpose.JUDGE):
-            training = isinstance(request, Compute) and request.purpose is Purpose.TRAIN
-            self._observe(now, gradient if training else None, params)
-        return gradient
+    def gradients(
+        self, step: int, phase: str, asked: Mapping[int, Compute], too_late: Callable[[], bool]
+    ) -> dict[int, torch.Tensor]:
+        gradients = dict(zip(asked, self.compute.answer(step, list(asked.values())), strict=True))
+        if self.collusion is not None and phase == "compute":
+            training = all(request.purpose is Purpose.TRAIN for request in asked.values())
+            self._observe(step, gradients.get(self.mesh.rank) if training else None)
+        return gradients
 
-    def _observe(self, now: int, gradient: torch.Tensor | None, params: torch.Tensor) -> None:
+    def talk(self, step: int, letters: Mapping[int, Letters]) -> Heard:
+        me = self.mesh.rank
+        said = letters[me]
+        common, special = said.encoded()
+        bodies = {to: special.get(to, common) for to in self.mesh.others}
+        came = self.mesh.round(said.phase, {to: body for to, body in bodies.items() if body is not None}, said.limit)
+        present = in_phase({rank: came.phases[rank] for rank in came.running}, self.byzantine)
+        sent = {me: said.nbytes(present - {me})}
+        if me not in present:
+            return Heard({}, sent)
+        device = self.history.at(step, step).device
+        return Heard({me: said.answer({r: came.letters[r] for r in came.letters.keys() & present}, me, device)}, sent)
+
+    def _observe(self, step: int, gradient: torch.Tensor | None) -> None:
         """Omniscience, simulated: honest ranks send their gradients to those of the attackers, if these need them."""
-        if self.collusion is None:
-            return
-        attackers = [rank for rank in self.mesh.ranks if self._byzantine(rank)]
+        attackers = [rank for rank in self.mesh.ranks if rank in self.byzantine]
         rows: dict[int, torch.Tensor] = {}
         if any(getattr(self.behaviours[rank], "requires_cohort", False) for rank in attackers):
-            letters: dict[int, Letter] = {}
-            if gradient is not None and not self._byzantine(self.mesh.rank):
-                body = gradient.to("cpu").contiguous().view(torch.uint8).numpy().data
-                letters = dict.fromkeys(attackers, (body,))
+            letters: dict[int, Pieces] = {}
+            if gradient is not None and self.mesh.rank not in self.byzantine:
+                letters = dict.fromkeys(attackers, (gradient.to("cpu").contiguous().view(torch.uint8).numpy().data,))
             came = self.mesh.round("observe", letters, 4 * self.task.d)
-            rows = {
-                rank: torch.frombuffer(letter, dtype=torch.float32).to(params.device)
-                for rank, letter in came.letters.items()
-            }
-        if self.mesh.rank in attackers:
-            self.collusion.observe(now, rows)
+            device = self.history.at(step, step).device
+            rows = {r: torch.frombuffer(body, dtype=torch.float32).to(device) for r, body in came.letters.items()}
+        if self.collusion is not None and self.mesh.rank in attackers:
+            self.collusion.observe(step, rows)
 
-    def _talk(self, effect: Effect, device: torch.device) -> dict[int, Any] | None:
-        """The answer to an effect that needs the others; None if they are somewhere else, and I am not honest."""
-        said: Any = None
-        letters: dict[int, Letter] = {}
-        if isinstance(effect, Broadcast):
-            faces = {to: effect.faces.get(to, effect.message) for to in self.mesh.others}
-            fitting = {to: m for to, m in faces.items() if m is not None and m.nbytes <= effect.limit}
-            packed: dict[int, bytes] = {id(m): encode_signed(m) for m in fitting.values()}
-            letters, limit = {to: (packed[id(m)],) for to, m in fitting.items()}, effect.limit
-            said = effect.message if effect.message is None or effect.message.nbytes <= effect.limit else None
-        elif isinstance(effect, Compare):
-            letters, limit, said = dict.fromkeys(self.mesh.others, (effect.digest,)), len(effect.digest), effect.digest
-        elif isinstance(effect, Exchange):
-            pieces: dict[int, Letter] = {}  # what goes to many is encoded once
-            for to, items in effect.packets.items():
-                if id(items) not in pieces:
-                    pieces[id(items)] = encode_items(items)
-                letters[to] = pieces[id(items)]
-            limit = effect.limit
-        else:
-            raise TypeError(f"no driver answers {type(effect).__name__}")
-        came = self.mesh.round(effect.phase, letters, limit)
-        present = self._together(came, effect.phase)
-        self._count(effect, present)
-        if self.mesh.rank not in present:
-            return None
-        answers: dict[int, Any] = {}
-        for sender in sorted(came.letters.keys() & present):
-            try:
-                answers[sender] = decode(effect, came.letters[sender], device)
-            except Malformed:
-                continue  # as if nothing had come: what it is worth is the protocol's to say
-        return answers if said is None else {**answers, self.mesh.rank: said}
-
-    def _together(self, came: Round, phase: str) -> frozenset[int]:
-        """The ranks that are still in the step and in its phase, which is that of the honest ones."""
-        honest = {came.phases[rank] for rank in came.running if not self._byzantine(rank)}
-        phases = honest or {came.phases[rank] for rank in came.running}
-        if len(phases) > 1:
-            raise RuntimeError(f"honest ranks are in different phases at once: {sorted(phases)}; {phase} is mine")
-        return frozenset(rank for rank in came.running if came.phases[rank] in phases)
-
-    def _count(self, effect: Effect, present: frozenset[int]) -> None:
-        """Add what I put on the wire: `nbytes` and a copy for each recipient, without the headers of the rounds."""
-        others = present - {self.mesh.rank}
-        if isinstance(effect, Broadcast):
-            said = [effect.faces.get(to, effect.message) for to in others]
-            self._sent += sum(message.nbytes for message in said if message is not None)
-        elif isinstance(effect, Compare):
-            self._sent += len(effect.digest) * len(others)
-        elif isinstance(effect, Exchange):
-            self._sent += sum(item.nbytes for items in effect.packets.values() for item in items)
-
-    def _finish(self, outcome: Outcome | None, end: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Wait until nobody is in the step any more; A_{t+1} and the ranks that stay, as the honest ones have it.
+    def _finish(self, outcome: Outcome | None, end: int) -> tuple[int, ...]:
+        """Wait until nobody is in the step any more; the ranks of A_{t+1} that stay, as the honest ones have it.
 
         A peer may fall out in the middle of a step. Its rank goes on with empty hands, for the others need it.
         """
@@ -296,13 +209,14 @@ class CollectiveDriver:
         honest = [rank for rank in self.honest if said[rank][0] != OUT]
         if not honest:
             raise RuntimeError(f"step {self.mesh.step}: no honest peer is left in the run")
-        _, view, active, _ = said[honest[0]]
+        agreed, view, active, _ = said[honest[0]]
         for rank in honest:
             if said[rank][1] != view:
                 raise RuntimeError(
                     f"step {self.mesh.step}: honest ranks {honest[0]} and {rank} disagree on the outcome"
                 )
-        return tuple(active), tuple(rank for rank in said if said[rank][0] != OUT and rank in active)
+        # Whoever is stuck alone is so in a history of its own.
+        return tuple(rank for rank in said if said[rank][0] in (DONE, agreed) and rank in active)
 
     def _view(self, outcome: Outcome | None) -> bytes:
         """A digest of all that honest peers must agree on after a step."""

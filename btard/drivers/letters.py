@@ -1,33 +1,116 @@
-"""From a peer's bytes to what answers an effect, for all drivers that have a wire."""
+"""What a peer says in one phase, to whom, and how large it is; for drivers with a wire also as bytes and back."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from btard.protocol.effects import Broadcast, Compare, Effect, Exchange
-from btard.protocol.envelope import decode_digest, decode_items, decode_signed
-from btard.protocol.messages import Packet, Relayed
+from btard.protocol.envelope import decode_digest, decode_items, decode_signed, encode_items, encode_signed
+from btard.protocol.messages import Packet, Relayed, Signed
 from btard.protocol.wire import Malformed
 
+Letter = Signed | bytes | Sequence[Packet | Relayed]
+"""A broadcast, a digest, or the items of an exchange."""
+Pieces = Sequence[bytes | memoryview]
+"""A letter as bytes, in pieces that are joined on the way."""
 
-def decode(effect: Effect, body: bytearray | memoryview, device: torch.device) -> Any:
-    """What one sender's `body` says in answer to `effect`: a broadcast, a digest, or items with tensors on `device`.
 
-    Tensors on the CPU are views of `body`. Errors: Malformed, also for more than the effect's limit.
-    """
-    if isinstance(effect, Broadcast):
-        message = decode_signed(memoryview(body), effect.limit)
-        if message.nbytes > effect.limit:
-            raise Malformed(f"broadcast: at most {effect.limit} bytes are allowed")
-        return message
-    if isinstance(effect, Compare):
-        return decode_digest(memoryview(body))
-    if isinstance(effect, Exchange):
-        items = decode_items(body, effect.limit)
+@dataclass(frozen=True)
+class Letters:
+    """The letters of one peer in one phase: `special` to single recipients, `common` to all others; None is nothing."""
+
+    effect: Broadcast | Compare | Exchange
+    common: Letter | None
+    special: Mapping[int, Letter | None]
+    limit: int
+    """Bytes that the peer reads from one sender; a longer letter counts as none."""
+    _sizes: dict[int, int] = field(default_factory=dict, compare=False)
+
+    @staticmethod
+    def of(effect: Effect) -> Letters:
+        """What the peer that asks for `effect` says. Errors: TypeError for an effect that sends nothing."""
+        if isinstance(effect, Broadcast):
+            return Letters(effect, effect.message, effect.faces, effect.limit)
+        if isinstance(effect, Compare):
+            return Letters(effect, effect.digest, {}, len(effect.digest))
+        if isinstance(effect, Exchange):
+            return Letters(effect, None, effect.packets, effect.limit)
+        raise TypeError(f"no driver answers {type(effect).__name__}")
+
+    @property
+    def phase(self) -> str:
+        return self.effect.phase
+
+    @property
+    def exchanged(self) -> bool:
+        """Whether these are packets for single recipients, rather than something for everybody."""
+        return isinstance(self.effect, Exchange)
+
+    @property
+    def own(self) -> Letter | None:
+        """What the peer hears from itself: what it says to everybody, within the limit that holds for all."""
+        return self.common if self.size(self.common) <= self.limit else None
+
+    def size(self, letter: Letter | None) -> int:
+        """Bytes of one of these letters; what goes to many is looked at once."""
+        if letter is None:
+            return 0
+        if isinstance(letter, Signed):
+            return letter.nbytes
+        if isinstance(letter, bytes):
+            return len(letter)
+        if id(letter) not in self._sizes:
+            self._sizes[id(letter)] = sum(item.nbytes for item in letter)
+        return self._sizes[id(letter)]
+
+    def nbytes(self, others: Collection[int]) -> int:
+        """Bytes that the peer puts on the wire if `others` take part in the phase: a copy for each recipient."""
+        special = {to: letter for to, letter in self.special.items() if self.exchanged or to in others}
+        usual = 0 if self.common is None else self.size(self.common) * (len(others) - len(special))
+        return usual + sum(self.size(letter) for letter in special.values())
+
+    def encoded(self) -> tuple[Pieces | None, dict[int, Pieces | None]]:
+        """The common letter and the special ones as bytes; what goes to many is encoded once."""
+        made: dict[int, Pieces | None] = {}
+        for letter in (self.common, *self.special.values()):
+            if id(letter) not in made:
+                made[id(letter)] = None if letter is None else _encode(letter)
+        return made[id(self.common)], {to: made[id(letter)] for to, letter in self.special.items()}
+
+    def answer(self, bodies: Mapping[int, bytearray | memoryview], me: int, device: torch.device) -> dict[int, Any]:
+        """What peer `me` hears if these bytes arrive: sender -> letter, with tensors on `device`, and its own.
+
+        Bytes that mean nothing count as silence: what that is worth is for the protocol to say.
+        """
+        heard: dict[int, Any] = {}
+        for sender in sorted(bodies):
+            try:
+                heard[sender] = self._decode(bodies[sender], device)
+            except Malformed:
+                continue
+        return heard if self.own is None else {**heard, me: self.own}
+
+    def _decode(self, body: bytearray | memoryview, device: torch.device) -> Letter:
+        """Tensors on the CPU are views of `body`. Errors: Malformed, also for more than the limit."""
+        if isinstance(self.effect, Broadcast):
+            message = decode_signed(memoryview(body), self.limit)
+            if message.nbytes > self.limit:
+                raise Malformed(f"broadcast: at most {self.limit} bytes are allowed")
+            return message
+        if isinstance(self.effect, Compare):
+            return decode_digest(memoryview(body))
+        items = decode_items(body, self.limit)
         return items if device.type == "cpu" else tuple(_on(device, item) for item in items)
-    raise TypeError(f"nothing is sent for {type(effect).__name__}")
+
+
+def _encode(letter: Letter) -> Pieces:
+    if isinstance(letter, Signed):
+        return [encode_signed(letter)]
+    return [letter] if isinstance(letter, bytes) else encode_items(letter)
 
 
 def _on(device: torch.device, item: Packet | Relayed) -> Packet | Relayed:

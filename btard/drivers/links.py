@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from btard.drivers.loop import Clock
 from btard.protocol.hashing import stream
 
 
 @dataclass(frozen=True)
-class Links:
+class Links(Clock):
     """How reliable the simulated network is, between honest peers and all others alike.
 
     What goes from one peer to another is acknowledged and sent again, up to `attempts` times before the phase ends. A
@@ -46,5 +47,4 @@ class Links:
         return drawn
 
     def late(self, step: int, peer: int) -> bool:
-        """Whether `peer` is not ready in time at `step`."""
         return self.slow > 0 and float(stream("slow", self.seed, step, peer).random()) < self.slow

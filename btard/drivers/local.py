@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,19 +13,19 @@ from btard.audit.attestation import attest
 from btard.audit.recorder import Recorder
 from btard.drivers.compute import CohortCompute, Mode
 from btard.drivers.history import ParameterHistory, steps_kept
+from btard.drivers.letters import Letters
 from btard.drivers.links import Links
+from btard.drivers.loop import Heard, StepResult, run_step
 from btard.drivers.newcomers import Newcomer, admitted_last, bring_in
-from btard.drivers.task import StepResult, Task
-from btard.drivers.threads import Team, kernel_threads
+from btard.drivers.task import Task
+from btard.drivers.threads import Team
 from btard.protocol.behaviour import HONEST, Behaviour
-from btard.protocol.coin import NoQuorum
 from btard.protocol.collusion import Collusion
-from btard.protocol.commit import NoGradient
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.effects import Broadcast, Compare, Compute, Effect, Exchange, Purpose
+from btard.protocol.effects import Compute, Purpose
 from btard.protocol.ideal import IdealCommitments
 from btard.protocol.identity import Identity, Roster
-from btard.protocol.messages import JoinRequest, Packet, Relayed
+from btard.protocol.messages import JoinRequest
 from btard.protocol.peer import Outcome, Peer
 from btard.protocol.snapshot import load_peer, save_peer
 
@@ -134,71 +130,19 @@ class LocalDriver:
         self.history.record(now, params, deep=any(peer.behaviour.lookback > 1 for peer in self.peers.values()))
         if self._ideal is not None:
             self._ideal.forget(now - 1)
-        with kernel_threads(1), self._ideal.in_use() if self._ideal is not None else nullcontext():
-            return self._step(now, params)
-
-    def _step(self, now: int, params: torch.Tensor) -> StepResult:
         team = self._team_for(params)
-        seconds: dict[str, float] = defaultdict(float)
-        running = {i: peer.step() for i, peer in self.peers.items()}
-        answers: dict[int, Any] = dict.fromkeys(running)
-        outcomes: dict[int, Outcome | None] = {}
-        sent: dict[int, int] = dict.fromkeys(running, 0)
-        while running:
-            started = time.perf_counter()
-            effects: dict[int, Effect] = {}
-            resume = partial(self._resume, running, answers)
-            everybody = list(running)
-            for i, reached in zip(everybody, (team.map if team else map)(resume, everybody), strict=True):
-                if isinstance(reached, _Ended):
-                    outcomes[i] = reached.outcome
-                    del running[i]
-                else:
-                    effects[i] = reached
-            phase = self._phase(effects)
-            for i in [i for i, effect in effects.items() if _phase_of(effect) != phase]:
-                # A Byzantine peer that lives in a history of its own no longer takes part in ours.
-                outcomes[i] = None
-                del running[i], effects[i]
-            phase = phase.partition("/")[0]
-            seconds[phase] += time.perf_counter() - started
-            started = time.perf_counter()
-            self._count(effects, sent)
-            answers = self._answer(now, effects)
-            # Gradients have a line of their own; moving messages belongs to the phase that sends them.
-            computing = any(isinstance(effect, Compute) for effect in effects.values())
-            seconds["gradients" if computing else phase] += time.perf_counter() - started
-        agreed = self._agreed({i: outcomes[i] for i in outcomes if not self.peers[i].behaviour.byzantine})
-        witness = next(self.peers[i] for i in outcomes if outcomes[i] is agreed)
-        active = witness.active
-        staying = {*active, *witness.probation}
-        self.peers = {i: peer for i, peer in self.peers.items() if outcomes[i] is not None and i in staying}
+        with self._ideal.in_use() if self._ideal is not None else nullcontext():
+            course = run_step(self.peers, self, clock=self.links, each=team.map if team else map)
+        for i, failure in course.failures.items():
+            if not self.peers[i].behaviour.byzantine:
+                raise failure
+        agreed = self._agreed({i: o for i, o in course.outcomes.items() if not self.peers[i].behaviour.byzantine})
+        witness = next(self.peers[i] for i, outcome in course.outcomes.items() if outcome is agreed)
+        staying = {*witness.active, *witness.probation}
+        self.peers = {i: p for i, p in self.peers.items() if course.outcomes[i] is not None and i in staying}
         if self.recorder is not None:
             self.recorder.finished(self.honest, lambda step: self.history.at(step, now))
-        return StepResult(
-            step=now,
-            gradient=agreed.gradient(torch.empty_like(params)),
-            coin=agreed.coin,
-            removed=agreed.removed,
-            active=active,
-            workers=witness.current.workers,
-            tau=witness.current.tau,
-            seconds=dict(seconds),
-            sent=sent,
-        )
-
-    def _resume(
-        self, running: Mapping[int, Generator[Effect, Any, Outcome | None]], answers: Mapping[int, Any], i: int
-    ) -> Effect | _Ended:
-        """Let peer `i` go on with what it asked for, up to its next effect or its end."""
-        try:
-            return running[i].send(answers[i])
-        except StopIteration as stop:
-            return _Ended(stop.value)
-        except (NoGradient, NoQuorum):
-            if not self.peers[i].behaviour.byzantine:
-                raise
-            return _Ended(None)  # in a history of its own, in which nobody else works
+        return course.result(witness, params)
 
     def _team_for(self, params: torch.Tensor) -> Team | None:
         """Threads for the peers, unless the model is so small that handing over takes longer than the work."""
@@ -281,84 +225,16 @@ class LocalDriver:
                 raise RuntimeError(f"step {staying[i].step}: honest peers {first} and {i} disagree on the outcome")
         return staying[first]
 
-    def _phase(self, effects: Mapping[int, Effect]) -> str:
-        """The phase that the honest peers are in. Two at once would be a bug: nothing could be delivered."""
-        honest = {i: effect for i, effect in effects.items() if not self.peers[i].behaviour.byzantine}
-        phases = {_phase_of(effect) for effect in (honest or effects).values()}
-        if len(phases) > 1:
-            raise RuntimeError(f"honest peers are in different phases at once: {sorted(phases)}")
-        return phases.pop() if phases else "choose"
+    # How messages move, and where gradients come from (`btard.drivers.loop`).
 
-    def _count(self, effects: Mapping[int, Effect], sent: dict[int, int]) -> None:
-        """Add to `sent` the bytes that each peer puts on the wire with these effects."""
-        others, size = len(effects) - 1, _sizes()
-        for i, effect in effects.items():
-            if isinstance(effect, Broadcast):
-                usual = 0 if effect.message is None else effect.message.nbytes
-                faces = [0 if message is None else message.nbytes for message in effect.faces.values()]
-                sent[i] += usual * (others - len(faces)) + sum(faces)
-            elif isinstance(effect, Compare):
-                sent[i] += len(effect.digest) * others
-            elif isinstance(effect, Exchange):
-                sent[i] += sum(size(packets) for packets in effect.packets.values())
-
-    def _answer(self, now: int, effects: Mapping[int, Effect]) -> dict[int, Any]:
-        asked = {i: effect for i, effect in effects.items() if isinstance(effect, Compute)}
-        if asked:
-            # A judge is given the time that it needs; training and validation have the step's deadline.
-            late = {i for i, e in asked.items() if e.purpose is not Purpose.JUDGE and self.links.late(now, i)}
-            asked = {i: request for i, request in asked.items() if i not in late}
-            with kernel_threads(self._threads):
-                rows = self.compute.answer(now, list(asked.values()), list(asked))
-            gradients = dict(zip(asked, rows, strict=True))
-            self._observe(now, asked, gradients)
-            return {i: gradients.get(i) for i in effects}
-        if any(isinstance(effect, Broadcast) for effect in effects.values()):
-            return self._broadcast(now, {i: e for i, e in effects.items() if isinstance(e, Broadcast)})
-        if any(isinstance(effect, Compare) for effect in effects.values()):
-            views = {i: effect.digest for i, effect in effects.items() if isinstance(effect, Compare)}
-            return self._lose(now, effects, dict.fromkeys(effects, views))
-        inbox: dict[int, dict[int, Sequence[Any]]] = {i: {} for i in effects}
-        if not any(effect.packets for effect in effects.values() if isinstance(effect, Exchange)):
-            return inbox
-        size = _sizes()
-        for sender, effect in effects.items():
-            for recipient, packets in effect.packets.items() if isinstance(effect, Exchange) else ():
-                wanted = effects.get(recipient)
-                if isinstance(wanted, Exchange) and size(packets) <= wanted.limit:
-                    inbox[recipient][sender] = packets
-        return self._lose(now, effects, inbox, acknowledged=True)
-
-    def _lose(
-        self, now: int, effects: Mapping[int, Effect], answers: dict[int, Any], *, acknowledged: bool = False
-    ) -> dict[int, Any]:
-        """The `answers` (recipient -> sender -> what was sent) without what the links lose in this phase."""
-        phase = _phase_of(next(iter(effects.values())))
-        lost = self.links.lost(now, phase, 1 + max(effects), acknowledged=acknowledged)
-        if lost is None:
-            return answers
-        return {
-            recipient: {sender: message for sender, message in inbox.items() if not lost[sender, recipient]}
-            for recipient, inbox in answers.items()
-        }
-
-    def _broadcast(self, now: int, effects: Mapping[int, Broadcast]) -> dict[int, Any]:
-        """Everybody gets the same, but for what senders with several faces have for single recipients."""
-        spoken = {i: e.message for i, e in effects.items() if e.message is not None and e.message.nbytes <= e.limit}
-        answers: dict[int, Any] = dict.fromkeys(effects, spoken)
-        for sender, effect in effects.items():
-            for recipient, message in effect.faces.items():
-                if recipient in answers:
-                    own = {**answers[recipient]}
-                    own.pop(sender, None)
-                    if message is not None and message.nbytes <= effect.limit:
-                        own[sender] = message
-                    answers[recipient] = own
-        return self._lose(now, effects, answers)
-
-    def _observe(self, now: int, asked: Mapping[int, Compute], gradients: Mapping[int, torch.Tensor]) -> None:
-        """The omniscient attackers of the literature see every honest gradient of the step before they choose."""
+    def gradients(
+        self, step: int, phase: str, asked: Mapping[int, Compute], too_late: Callable[[], bool]
+    ) -> dict[int, torch.Tensor]:
+        if not asked:
+            return {}
+        gradients = dict(zip(asked, self.compute.answer(step, list(asked.values()), list(asked)), strict=True))
         if self.collusion is not None:
+            # The omniscient attackers of the literature see every honest gradient of the step before they choose.
             honest = {
                 i: gradients[i]
                 for i, request in asked.items()
@@ -367,27 +243,25 @@ class LocalDriver:
                 and i in self.peers[i].active  # what newcomers compute does not go in
             }
             if honest:
-                self.collusion.observe(now, honest)
+                self.collusion.observe(step, honest)
+        return gradients
 
-
-@dataclass(frozen=True)
-class _Ended:
-    """The step of a peer is over."""
-
-    outcome: Outcome | None
-
-
-def _phase_of(effect: Effect) -> str:
-    return effect.phase
-
-
-def _sizes() -> Callable[[Sequence[Packet | Relayed]], int]:
-    """A function that gives the bytes of items, and looks only once at what is sent to many."""
-    known: dict[int, int] = {}
-
-    def size(items: Sequence[Packet | Relayed]) -> int:
-        if id(items) not in known:
-            known[id(items)] = sum(item.nbytes for item in items)
-        return known[id(items)]
-
-    return size
+    def talk(self, step: int, letters: Mapping[int, Letters]) -> Heard:
+        usual = {i: said.own for i, said in letters.items() if said.own is not None}
+        answers = dict.fromkeys(letters, usual)
+        for sender, said in letters.items():
+            for recipient in said.special.keys() & letters.keys():
+                if answers[recipient] is usual:
+                    answers[recipient] = dict(usual)
+                answers[recipient].pop(sender, None)
+                letter = said.special[recipient]
+                if letter is not None and said.size(letter) <= letters[recipient].limit:
+                    answers[recipient][sender] = letter
+        any_of = next(iter(letters.values()))
+        lost = self.links.lost(step, any_of.phase, 1 + max(letters), acknowledged=any_of.exchanged)
+        if lost is not None:
+            answers = {
+                recipient: {sender: letter for sender, letter in inbox.items() if not lost[sender, recipient]}
+                for recipient, inbox in answers.items()
+            }
+        return Heard(answers, {i: said.nbytes(letters.keys() - {i}) for i, said in letters.items()})

@@ -19,6 +19,8 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
+from btard.drivers.letters import Pieces
+
 INLINE = 640
 """Letters of up to so many bytes travel in the header: broadcasts among 16 peers fit, and take one message each."""
 
@@ -29,9 +31,6 @@ SLICE = 0.5
 """Seconds between two looks at whether somebody else is in trouble, while waiting."""
 GRACE = 2.0
 """Seconds given to the others to say that they are still there."""
-
-Letter = Sequence[bytes | memoryview]
-"""Pieces that are joined on the way."""
 
 
 class RankLost(RuntimeError):
@@ -110,7 +109,7 @@ class Mesh:
         came = self.round(phase, dict.fromkeys(self.others, (value,)), limit).letters
         return {rank: bytes(came[rank]) if rank != self.rank else value for rank in self.ranks}
 
-    def round(self, phase: str, letters: Mapping[int, Letter], limit: int, *, running: bool = True) -> Round:
+    def round(self, phase: str, letters: Mapping[int, Pieces], limit: int, *, running: bool = True) -> Round:
         """Send each recipient its letter and get mine, by sender; from nobody more than `limit` bytes.
 
         An empty letter is none, and one that is longer than its recipient's limit is not sent.

@@ -10,7 +10,8 @@ import torch
 
 from btard.drivers.compute import CohortCompute, Mode
 from btard.drivers.history import ParameterHistory, steps_kept
-from btard.drivers.task import StepResult, Task
+from btard.drivers.loop import StepResult
+from btard.drivers.task import Task
 from btard.protocol.behaviour import HONEST, Behaviour, Context
 from btard.protocol.collusion import Collusion
 from btard.protocol.commit import NoGradient, clip_gradient

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -11,7 +10,6 @@ import torch
 
 from btard.protocol.effects import Compute
 from btard.protocol.hashing import stream
-from btard.protocol.ledger import Entry
 
 
 class Task(Protocol):
@@ -35,24 +33,6 @@ class SharedTask(Protocol):
     def among(self, workers: int) -> Task:
         """Return the task of a step that so many workers share."""
         ...
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """One step of the cohort. `gradient` [d] is what the optimizer is to apply."""
-
-    step: int
-    gradient: torch.Tensor
-    coin: bytes
-    removed: tuple[Entry, ...] = ()
-    active: tuple[int, ...] = ()
-    workers: tuple[int, ...] = ()
-    tau: float | None = None
-    """The clipping radius of the step; None at a server, whose rule has its own."""
-    seconds: dict[str, float] = field(default_factory=dict)
-    """Phase -> seconds spent to get there, all peers together."""
-    sent: dict[int, int] = field(default_factory=dict)
-    """Peer -> bytes it put on the wire in this step, a copy for each recipient; of the peers this driver runs."""
 
 
 class QuadraticTask:

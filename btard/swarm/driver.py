@@ -8,24 +8,22 @@ view of the step stays that of the others, and asks them for the state if it can
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 
-from btard.drivers.decoding import decode
 from btard.drivers.history import ParameterHistory
-from btard.drivers.task import StepResult
-from btard.drivers.threads import kernel_threads
+from btard.drivers.letters import Letters
+from btard.drivers.loop import Clock, Heard, StepResult, run_step
 from btard.protocol import wire
 from btard.protocol.coin import NoQuorum
 from btard.protocol.collusion import Collusion
-from btard.protocol.effects import Broadcast, Compare, Compute, Effect, Exchange, Idle, Purpose
-from btard.protocol.envelope import encode_items, encode_signed
-from btard.protocol.peer import Outcome, Peer
-from btard.protocol.wire import Malformed
+from btard.protocol.effects import Broadcast, Compute, Purpose
+from btard.protocol.peer import Peer
 from btard.swarm import frames
 from btard.swarm.deadlines import Deadlines
 from btard.swarm.doors import Doors
@@ -57,6 +55,26 @@ class SwarmTask(Protocol):
         ...
 
 
+class StepClock(Clock):
+    """The deadlines of one step. A peer is late too if the others have gone on without it."""
+
+    def __init__(self, deadlines: Deadlines, gone_on: Callable[[], bool]) -> None:
+        self.deadlines, self.gone_on = deadlines, gone_on
+        self.ready_by = math.inf
+        self._wait = deadlines.phase
+
+    def start(self) -> None:
+        self.ready_by = time.monotonic() + self.deadlines.compute
+
+    def late(self, step: int, peer: int) -> bool:
+        return time.monotonic() > self.ready_by or self.gone_on()
+
+    def wait(self, phase: str) -> float:
+        """How long to wait for what the others say in the next phase, which is `phase`."""
+        self._wait += self.deadlines.allowance(phase)
+        return self._wait
+
+
 class SwarmDriver:
     """Runs `peer` among the others of `doors`' swarm.
 
@@ -85,7 +103,7 @@ class SwarmDriver:
         self.rounds = Rounds(node, deadlines.give_up)
         self._members: dict[bytes, int] = {}
         self._own: dict[int, torch.Tensor] = {}
-        self._sent = 0
+        self._clock = StepClock(deadlines, self._others_have_gone_on)
         self._behind: int | None = None
         doors.add("follow", self._follow, members_only=True)
         doors.add("fellow", self._show_fellow, members_only=True)
@@ -133,51 +151,23 @@ class SwarmDriver:
         }
         self.workers[now] = len(self.peer.active) - len(set(self.peer.assignments) & set(self.peer.active))
         self._own = {s: x for s, x in self._own.items() if s >= now - 1}
-        self._sent, seconds = 0, defaultdict(float)
-        wait = self.deadlines.phase
-        generator, answer = self.peer.step(), None
-        outcome: Outcome | None = None
-        while True:
-            started = time.perf_counter()
-            try:
-                with kernel_threads(1):
-                    effect = generator.send(answer)
-            except StopIteration as stop:
-                outcome = stop.value
-                break
-            except NoQuorum as error:
-                raise OutOfStep(str(error)) from None
-            phase = effect.phase.partition("/")[0]
-            seconds[phase] += time.perf_counter() - started
-            self.watch(effect.phase)
-            started = time.perf_counter()
-            if isinstance(effect, Compute | Idle):
-                answer = self._gradient(now, effect, params) if isinstance(effect, Compute) else None
-                seconds["gradients"] += time.perf_counter() - started
-                continue
-            wait += self.deadlines.allowance(effect.phase)
-            answer = self._talk(effect, params.device, wait)
-            seconds[phase] += time.perf_counter() - started
+        self._clock = StepClock(self.deadlines, self._others_have_gone_on)
+        course = run_step({self.peer.id: self.peer}, self, clock=self._clock, watch=self.watch)
+        failure = course.failures.get(self.peer.id)
+        if isinstance(failure, NoQuorum):
+            raise OutOfStep(str(failure))
+        if failure is not None:
+            raise failure
         self.node.run(self.rounds.finish(now))
         self._trust_majority("the end")
+        outcome = course.outcomes[self.peer.id]
         if outcome is None and self.peer.behaviour.byzantine:
             raise Fallen(f"step {now}: its behaviour ends here")
         if outcome is None:
             why = self.peer.current.expelled.get(self.peer.id, "it crashed")
             raise OutOfStep(f"step {now}: this peer is out in its own view ({why})")
         self.refresh()
-        assert self.peer.last is not None
-        return StepResult(
-            step=now,
-            gradient=outcome.gradient(torch.empty_like(params)),
-            coin=outcome.coin,
-            removed=outcome.removed,
-            active=self.peer.active,
-            workers=self.peer.last.workers,
-            tau=self.peer.last.tau,
-            seconds=dict(seconds),
-            sent={self.peer.id: self._sent},
-        )
+        return course.result(self.peer, params)
 
     def restart(self, peer: Peer, *, behind: bool = False) -> None:
         """Go on as `peer`, which has the state at the beginning of its next step.
@@ -206,46 +196,27 @@ class SwarmDriver:
                 return
             time.sleep(0.05)
 
-    # Effects.
+    # How messages move, and where gradients come from (`btard.drivers.loop`).
 
-    def _talk(self, effect: Effect, device: torch.device, wait: float) -> dict[int, Any]:
+    def talk(self, step: int, letters: Mapping[int, Letters]) -> Heard:
         record, me = self.peer.current, self.peer.id
         others = tuple(p for p in (*record.remaining, *record.newcomers) if p != me)
-        said: Any = None
-        special: dict[int, frames.Pieces | None] = {}
-        body: frames.Pieces | None = None
-        if isinstance(effect, Broadcast):
-            late = self.rounds.outrun_by() > self.peer.config.byzantine
-            late = late or (effect.phase == "commit" and self._behind == record.step)
-            if not late or self._owes(effect.phase):
-                if effect.message is not None:
-                    body = [encode_signed(effect.message)]
-                special = {to: None if m is None else [encode_signed(m)] for to, m in effect.faces.items()}
-                said = effect.message if effect.message is None or effect.message.nbytes <= effect.limit else None
-            limit = effect.limit
-            self._sent += sum(frames.size_of(special.get(to, body) or ()) for to in others)
-        elif isinstance(effect, Compare):
-            body, limit, said = [effect.digest], len(effect.digest), effect.digest
-            self._sent += len(effect.digest) * len(others)
-        elif isinstance(effect, Exchange):
-            encoded: dict[int, frames.Pieces] = {}  # what goes to many is encoded once
-            for to, items in effect.packets.items():
-                if id(items) not in encoded:
-                    encoded[id(items)] = encode_items(items)
-                special[to] = encoded[id(items)]
-                self._sent += frames.size_of(special[to] or ())
-            limit = effect.limit
-        else:
-            raise TypeError(f"no driver answers {type(effect).__name__}")
-        heard = self.node.run(self._round(Said(effect.phase, body, special), others, limit, wait))
-        answers: dict[int, Any] = {}
-        for sender in sorted(heard):
-            try:
-                answers[sender] = decode(effect, heard[sender], device)
-            except Malformed:
-                continue  # as if nothing had come: what it is worth is the protocol's to say
-        self._stay(effect.phase)
-        return answers if said is None else {**answers, me: said}
+        said = letters[me]
+        if isinstance(said.effect, Broadcast):
+            late = self._others_have_gone_on() or (said.phase == "commit" and self._behind == step)
+            if late and not self._owes(said.phase):
+                said = replace(said, common=None, special={})
+        common, special = said.encoded()
+        mail = Said(said.phase, common, special)
+        sent = sum(frames.size_of(mail.to(to) or ()) for to in (special if said.exchanged else others))
+        heard = self.node.run(self._round(mail, others, said.limit, self._clock.wait(said.phase)))
+        answer = said.answer(heard, me, self.history.at(step, step).device)
+        self._stay(said.phase)
+        return Heard({me: answer}, {me: sent})
+
+    def _others_have_gone_on(self) -> bool:
+        """Whether more peers are past the phase at hand than can lie about it."""
+        return self.rounds.outrun_by() > self.peer.config.byzantine
 
     def _owes(self, phase: str) -> bool:
         """Whether the others remove whoever is not heard in this broadcast; to be late is better then."""
@@ -278,22 +249,23 @@ class SwarmDriver:
         if 2 * len(silent) >= len(record.active) > 1:
             raise OutOfStep(f"step {record.step}, {phase}: {len(silent)} of {len(record.active)} peers say nothing")
 
-    def _gradient(self, now: int, request: Compute, params: torch.Tensor) -> torch.Tensor | None:
-        """The gradient [d] that is asked for, None if it is not ready in time; colluders show each other theirs."""
-        deadline = time.monotonic() + self.deadlines.compute
-        judging = request.purpose is Purpose.JUDGE
-
-        def too_late() -> bool:
-            return not judging and (time.monotonic() > deadline or self.rounds.outrun_by() > self.peer.config.byzantine)
-
+    def gradients(
+        self, step: int, phase: str, asked: Mapping[int, Compute], too_late: Callable[[], bool]
+    ) -> dict[int, torch.Tensor]:
+        """My gradient [d], if it is ready in time; colluders show each other theirs."""
+        request = asked.get(self.peer.id)
+        if request is None:
+            return {}
         try:
-            at = self.history.at(request.step, now)
+            at = self.history.at(request.step, step)
         except LookupError:
-            return None  # a validator that has only just come back
-        gradient = self.task.gradient(at, request, self.workers.get(request.step, self.workers[now]), too_late)
-        if request.purpose is Purpose.TRAIN and gradient is not None and self.collusion is not None:
-            self._collude(now, gradient)
-        return gradient
+            return {}  # a validator that has only just come back
+        gradient = self.task.gradient(at, request, self.workers.get(request.step, self.workers[step]), too_late)
+        if gradient is None:
+            return {}
+        if request.purpose is Purpose.TRAIN and self.collusion is not None:
+            self._collude(step, gradient)
+        return {self.peer.id: gradient}
 
     # Attackers among themselves.
 

@@ -12,7 +12,7 @@ import torch
 
 from btard.attacks import ATTACKS, Collusion, make_attack
 from btard.drivers.local import LocalDriver
-from btard.drivers.task import StepResult
+from btard.drivers.loop import StepResult
 from btard.protocol.behaviour import Context
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Compute

@@ -14,11 +14,11 @@ import torch.distributed as dist
 
 from btard.attacks import make_attack
 from btard.audit import audit
+from btard.audit.recorder import Recorder
 from btard.drivers.collective import CollectiveDriver, Fallen
 from btard.drivers.local import LocalDriver
 from btard.drivers.mesh import INLINE, Mesh, RankLost
 from btard.drivers.task import QuadraticTask
-from btard.drivers.understudy import Understudy
 from btard.protocol.behaviour import Behaviour, Context
 from btard.protocol.collusion import Collusion
 from btard.protocol.commit import NoGradient
@@ -252,7 +252,7 @@ def test_evidence_is_complete_although_its_writer_falls_out(tmp_path: Path) -> N
             mesh,
             behaviours=behaviours,
             collusion=collusion,
-            recorder=None if mesh.rank in behaviours else Understudy(tmp_path, config),
+            recorder=None if mesh.rank in behaviours else Recorder(tmp_path, config),
         )
         params, lines = advance(driver, torch.ones(D), 5)
         driver.attest(params)

@@ -9,7 +9,8 @@ import torch
 from btard.audit.recorder import Recorder
 from btard.drivers.links import Links
 from btard.drivers.local import LocalDriver
-from btard.drivers.task import QuadraticTask, StepResult
+from btard.drivers.loop import StepResult
+from btard.drivers.task import QuadraticTask
 from btard.protocol.behaviour import Behaviour
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig

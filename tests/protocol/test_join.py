@@ -14,8 +14,9 @@ import torch
 from btard.attacks import make_attack
 from btard.drivers.links import Links
 from btard.drivers.local import LocalDriver
+from btard.drivers.loop import StepResult
 from btard.drivers.newcomers import Newcomer
-from btard.drivers.task import QuadraticTask, StepResult
+from btard.drivers.task import QuadraticTask
 from btard.protocol.behaviour import HONEST, Behaviour, Context
 from btard.protocol.choose import draw_check
 from btard.protocol.collusion import Collusion

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from btard.attacks import make_attack
 from btard.drivers.local import LocalDriver
-from btard.drivers.task import QuadraticTask, StepResult
+from btard.drivers.loop import StepResult
+from btard.drivers.task import QuadraticTask
 from btard.protocol.behaviour import Behaviour
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
