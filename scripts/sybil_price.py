@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from btard.drivers.local import LocalDriver
 from btard.drivers.task import QuadraticTask
-from btard.protocol.behaviour import Behaviour, Context
+from btard.protocol.behaviour import Behaviour, View
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.identity import Identity
 
@@ -35,7 +35,7 @@ class WaitAndAttack(Behaviour):
     def active(self, step: int) -> bool:
         return True
 
-    def gradient(self, ctx: Context, gradient: torch.Tensor) -> torch.Tensor:
+    def gradient(self, ctx: View, gradient: torch.Tensor) -> torch.Tensor:
         if ctx.peer in ctx.record.probation:
             self.served += 1
             return gradient

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 from btard.attacks.moments import MOMENTS
-from btard.protocol.behaviour import Behaviour, Context
+from btard.protocol.behaviour import Behaviour, Context, View
 from btard.protocol.collusion import Collusion
 from btard.protocol.messages import EXCLUSION_KINDS, MISSING_KINDS, Claim
 
@@ -81,7 +81,7 @@ class Attack(Behaviour):
             return False
         return (step - self.start) % self.every == 0
 
-    def acts(self, ctx: Context) -> bool:
+    def acts(self, ctx: View) -> bool:
         return self.active(ctx.step) and MOMENTS[self.when](self.collusion, ctx)
 
     @cached_property

@@ -13,7 +13,7 @@ import torch
 
 from btard.attacks.base import Attack, option
 from btard.attacks.statistics import Spread, honest_deviation, honest_mean, spread_of
-from btard.protocol.behaviour import Context
+from btard.protocol.behaviour import View
 
 PERTURBATIONS = ("std", "unit", "sign")
 
@@ -31,7 +31,7 @@ class InnerProduct(Attack):
     requires_cohort = True
     epsilon: float = option(0.6, "length in units of the honest mean", low=0)
 
-    def gradient(self, ctx: Context, gradient: torch.Tensor) -> torch.Tensor:
+    def gradient(self, ctx: View, gradient: torch.Tensor) -> torch.Tensor:
         return self.collusion.shared(("ipm", self.epsilon), lambda: honest_mean(self.collusion) * -self.epsilon)
 
 
@@ -70,7 +70,7 @@ class LittleIsEnough(Attack):
         else:
             self._z = float(self.z)
 
-    def gradient(self, ctx: Context, gradient: torch.Tensor) -> torch.Tensor:
+    def gradient(self, ctx: View, gradient: torch.Tensor) -> torch.Tensor:
         def make() -> torch.Tensor:
             return torch.sub(honest_mean(self.collusion), honest_deviation(self.collusion), alpha=self._z)
 
@@ -91,7 +91,7 @@ class Copy(Attack):
     requires_cohort = True
     victim: int = option(0, "whose gradient is copied", low=0)
 
-    def gradient(self, ctx: Context, gradient: torch.Tensor) -> torch.Tensor:
+    def gradient(self, ctx: View, gradient: torch.Tensor) -> torch.Tensor:
         workers, rows = self.collusion.honest_peers, self.collusion.rows
         return rows[next((i for i, peer in enumerate(workers) if peer >= self.victim), 0)]
 
@@ -151,7 +151,7 @@ class MinMax(Attack):
     def gamma(self, spread: Spread) -> float:
         return min_max_gamma(spread)
 
-    def gradient(self, ctx: Context, gradient: torch.Tensor) -> torch.Tensor:
+    def gradient(self, ctx: View, gradient: torch.Tensor) -> torch.Tensor:
         def make() -> torch.Tensor:
             mean = honest_mean(self.collusion)
             deviation = honest_deviation(self.collusion) if self.perturbation == "std" else None

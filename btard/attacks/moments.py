@@ -8,34 +8,34 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from btard.protocol.behaviour import Context
+from btard.protocol.behaviour import View
 from btard.protocol.collusion import Collusion
 
 SELDOM = 0.1
 """Share of the steps of `seldom`."""
 
 
-def always(collusion: Collusion, ctx: Context) -> bool:
+def always(collusion: Collusion, ctx: View) -> bool:
     """All of them."""
     return True
 
 
-def checked(collusion: Collusion, ctx: Context) -> bool:
+def checked(collusion: Collusion, ctx: View) -> bool:
     """Those in which its own work of the step before is being checked: it hopes that nobody is drawn twice in a row."""
-    return ctx.peer in ctx.record.assignments.values()
+    return ctx.peer in ctx.assignments.values()
 
 
-def covered(collusion: Collusion, ctx: Context) -> bool:
+def covered(collusion: Collusion, ctx: View) -> bool:
     """Those in which a fellow is among the present validators, who turns in nobody."""
-    return any(validator in collusion.members and validator != ctx.peer for validator in ctx.record.assignments)
+    return any(validator in collusion.members and validator != ctx.peer for validator in ctx.assignments)
 
 
-def seldom(collusion: Collusion, ctx: Context) -> bool:
+def seldom(collusion: Collusion, ctx: View) -> bool:
     """One in ten, drawn from a random stream of its own."""
     return bool(collusion.stream("seldom", ctx.step, ctx.peer).random() < SELDOM)
 
 
-MOMENTS: dict[str, Callable[[Collusion, Context], bool]] = {
+MOMENTS: dict[str, Callable[[Collusion, View], bool]] = {
     moment.__name__: moment for moment in (always, checked, covered, seldom)
 }
 """The values of the option `when`."""

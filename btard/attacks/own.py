@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from btard.attacks.base import Attack, option
-from btard.protocol.behaviour import Context
+from btard.protocol.behaviour import View
 from btard.protocol.effects import Compute
 from btard.protocol.hashing import batch_seed
 
@@ -26,7 +26,7 @@ class SignFlip(Attack):
     name = "sign_flip"
     scale: float = option(1000.0, "amplification", low=0)
 
-    def gradient(self, ctx: Context, gradient: torch.Tensor) -> torch.Tensor:
+    def gradient(self, ctx: View, gradient: torch.Tensor) -> torch.Tensor:
         return gradient * -self.scale
 
 
@@ -42,7 +42,7 @@ class RandomDirection(Attack):
     name = "random_direction"
     scale: float = option(1000.0, "length in units of the own gradient's norm", low=0)
 
-    def gradient(self, ctx: Context, gradient: torch.Tensor) -> torch.Tensor:
+    def gradient(self, ctx: View, gradient: torch.Tensor) -> torch.Tensor:
         def draw() -> torch.Tensor:
             # On the CPU, so that the direction does not depend on the device.
             normal = self.collusion.stream("direction").standard_normal(gradient.numel(), dtype=np.float32)
@@ -63,7 +63,7 @@ class LabelFlip(Attack):
 
     name = "label_flip"
 
-    def request(self, ctx: Context, request: Compute) -> Compute:
+    def request(self, ctx: View, request: Compute) -> Compute:
         return replace(request, flip_labels=True)
 
 
@@ -85,7 +85,7 @@ class DelayedGradient(Attack):
         super().__post_init__()
         self.lookback = self.delay
 
-    def request(self, ctx: Context, request: Compute) -> Compute:
+    def request(self, ctx: View, request: Compute) -> Compute:
         then = max(0, ctx.step - self.delay)
         return replace(request, step=then, seed=batch_seed(ctx.run_id, then, ctx.peer, ctx.coins[then]))
 
@@ -105,7 +105,7 @@ class Noise(Attack):
     scale: float = option(1000.0, "norm of the noise in units of the own gradient's norm", low=0)
     mode: str = option("replace", "whether the noise replaces the gradient or is added", choices=("replace", "add"))
 
-    def gradient(self, ctx: Context, gradient: torch.Tensor) -> torch.Tensor:
+    def gradient(self, ctx: View, gradient: torch.Tensor) -> torch.Tensor:
         d = gradient.numel()
         drawn = self.collusion.stream("noise", ctx.step, ctx.peer).standard_normal(d, dtype=np.float32)
         deviation = torch.linalg.vector_norm(gradient) * (self.scale / math.sqrt(d))
@@ -124,5 +124,5 @@ class Zero(Attack):
 
     name = "zero"
 
-    def gradient(self, ctx: Context, gradient: torch.Tensor) -> torch.Tensor:
+    def gradient(self, ctx: View, gradient: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(gradient)

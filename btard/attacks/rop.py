@@ -9,7 +9,7 @@ import torch
 
 from btard.attacks.base import Attack, option
 from btard.attacks.statistics import honest_mean, spread_of
-from btard.protocol.behaviour import Context
+from btard.protocol.behaviour import View
 from btard.protocol.record import StepRecord
 
 
@@ -69,20 +69,20 @@ class RelocatedOrthogonal(Attack):
     scale: float = option(1.0, "factor of the default length z", low=0)
     z: float | None = option(None, "length of the perturbation; none: from tau", low=0)
 
-    def gradient(self, ctx: Context, gradient: torch.Tensor) -> torch.Tensor:
+    def gradient(self, ctx: View, gradient: torch.Tensor) -> torch.Tensor:
         key = ("rop", self.lam, self.relocation, self.angle, self.scale, self.z)
         return self.collusion.shared(key, lambda: self._vector(ctx))
 
-    def _vector(self, ctx: Context) -> torch.Tensor:
+    def _vector(self, ctx: View) -> torch.Tensor:
         mean = honest_mean(self.collusion)
         previous = previous_aggregate(ctx.last, mean)
         q = rotated_perturbation(torch.lerp(mean, previous, self.lam), self.angle)
         return torch.lerp(mean, previous, self.relocation).add_(q, alpha=self._length(ctx, mean))
 
-    def _length(self, ctx: Context, mean: torch.Tensor) -> float:
+    def _length(self, ctx: View, mean: torch.Tensor) -> float:
         if self.z is not None:
             return float(self.z)
-        if math.isfinite(ctx.record.tau):
-            workers = sum(peer not in ctx.record.assignments for peer in ctx.record.active)
-            return self.scale * ctx.record.tau * math.sqrt(workers)
+        if math.isfinite(ctx.tau):
+            workers = sum(peer not in ctx.assignments for peer in ctx.active)
+            return self.scale * ctx.tau * math.sqrt(workers)
         return self.scale * math.sqrt(float(spread_of(self.collusion.rows, mean, mean).to_mean.mean()))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from btard.attacks.base import Attack, option
-from btard.protocol.behaviour import Context
+from btard.protocol.behaviour import Context, View
 from btard.protocol.choose import draw_validators
 from btard.protocol.messages import NOBODY, Announce, Claim, Report, Signed
 
@@ -121,7 +121,7 @@ class SoleSender(Attack):
     claim: str = option("withheld_part", "what the others are accused of", choices=("withheld_part", "bad_part"))
     scale: float = option(1e6, "entries of the announced aggregate")
 
-    def gradient(self, ctx: Context, gradient: torch.Tensor) -> torch.Tensor:
+    def gradient(self, ctx: View, gradient: torch.Tensor) -> torch.Tensor:
         return torch.full_like(gradient, self.scale)
 
     def aggregate(self, ctx: Context, part: int, value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from btard.attacks.base import Attack, option
-from btard.protocol.behaviour import Context
+from btard.protocol.behaviour import Context, View
 from btard.protocol.messages import Announce, AnnouncedPart, CoinReveal, Packet, Relayed, Signed, body_digest
 
 GARBAGE = b"\xff not a tensor"
@@ -97,7 +97,7 @@ class NonFinite(Attack):
     value: str = option("nan", "what is sent", choices=("nan", "inf", "max", "denormal"))
     entries: str = option("one", "one entry, drawn anew for each step, or all", choices=("one", "all"))
 
-    def gradient(self, ctx: Context, gradient: torch.Tensor) -> torch.Tensor:
+    def gradient(self, ctx: View, gradient: torch.Tensor) -> torch.Tensor:
         bad = gradient.clone()
         index = int(self.collusion.stream("entry", ctx.step, ctx.peer).integers(bad.numel()))
         chosen = bad if self.entries == "all" else bad[index : index + 1]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,7 +14,7 @@ from btard.drivers.compute import CohortCompute, Mode
 from btard.drivers.history import ParameterHistory, steps_kept
 from btard.drivers.loop import StepResult
 from btard.drivers.task import Task
-from btard.protocol.behaviour import HONEST, Behaviour, Context
+from btard.protocol.behaviour import HONEST, Behaviour
 from btard.protocol.collusion import Collusion
 from btard.protocol.commit import NoGradient, clip_gradient
 from btard.protocol.effects import Compute
@@ -21,6 +23,20 @@ from btard.protocol.messages import is_finite
 from btard.protocol.record import StepRecord
 
 Rule = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class _View:
+    """What an attacker knows at a server: no validators, no radius, and nothing of what the others sent."""
+
+    step: int
+    peer: int
+    run_id: str
+    coins: Sequence[bytes]
+    active: tuple[int, ...]
+    assignments: Mapping[int, int] = field(default_factory=dict)
+    tau: float = math.inf
+    last: StepRecord | None = None
 
 
 class ServerDriver:
@@ -60,25 +76,24 @@ class ServerDriver:
         now = len(self.coins) - 1
         self.history.record(now, params)
         started = time.perf_counter()
-        record = StepRecord(now, tuple(range(self.n)), {}, self.coins[-1])
-        contexts = {i: Context(now, i, record, self.coins, self.run_id) for i in record.active}
-        acting = {i: b if (b := self.behaviours.get(i, HONEST)).acts(contexts[i]) else b.resting for i in record.active}
+        peers = tuple(range(self.n))
+        views = {i: _View(now, i, self.run_id, self.coins, peers) for i in peers}
+        acting = {i: b if (b := self.behaviours.get(i, HONEST)).acts(views[i]) else b.resting for i in peers}
         requests = [
-            acting[i].request(contexts[i], Compute(now, i, batch_seed(self.run_id, now, i, self.coins[-1])))
-            for i in record.active
+            acting[i].request(views[i], Compute(now, i, batch_seed(self.run_id, now, i, self.coins[-1]))) for i in peers
         ]
         answers = self.compute.answer(now, requests)
         computed = time.perf_counter()
-        honest = {i: answers[i] for i in record.active if not self.behaviours.get(i, HONEST).byzantine}
+        honest = {i: answers[i] for i in peers if not self.behaviours.get(i, HONEST).byzantine}
         if not all(is_finite(gradient) for gradient in honest.values()):
             raise NoGradient(f"step {now}: the training has diverged, an honest gradient is not finite")
         if self.collusion is not None:
             self.collusion.observe(now, honest)
-        rows = [acting[i].gradient(contexts[i], clip_gradient(answers[i], self.clip_lambda)) for i in record.active]
+        rows = [acting[i].gradient(views[i], clip_gradient(answers[i], self.clip_lambda)) for i in peers]
         gradient = self.rule(torch.stack(rows))
         self.coins.append(digest("server coin", self.coins[-1]))
         seconds = {"gradients": computed - started, "aggregate": time.perf_counter() - computed}
-        return StepResult(now, gradient, self.coins[-1], active=record.active, workers=record.active, seconds=seconds)
+        return StepResult(now, gradient, self.coins[-1], active=peers, workers=peers, seconds=seconds)
 
     def state(self) -> tuple[dict[str, object], dict[str, torch.Tensor]]:
         """What a checkpoint needs to go on to the same bits: JSON values, and tensors."""

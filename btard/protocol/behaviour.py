@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -18,6 +18,47 @@ from btard.protocol.effects import Compute
 from btard.protocol.identity import Identity
 from btard.protocol.messages import Claim, CoinReveal, Packet, Relayed, Report, Signed
 from btard.protocol.record import StepRecord
+
+
+class View(Protocol):
+    """What is public before anybody commits to a gradient: all that an attack on gradients may look at.
+
+    In the protocol it is part of a hook's `Context`; among the peers of a trusted server there is nothing else.
+    """
+
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def peer(self) -> int: ...
+
+    @property
+    def run_id(self) -> str: ...
+
+    @property
+    def coins(self) -> Sequence[bytes]:
+        """coins[t] is r^{t-1}, the coin that seeds the batches of step t."""
+        ...
+
+    @property
+    def active(self) -> tuple[int, ...]:
+        """A_t, ascending."""
+        ...
+
+    @property
+    def assignments(self) -> Mapping[int, int]:
+        """V_t: validator -> its target, a worker of step t - 1."""
+        ...
+
+    @property
+    def tau(self) -> float:
+        """The clipping radius of the step; inf clips nothing."""
+        ...
+
+    @property
+    def last(self) -> StepRecord | None:
+        """The step before as the peer saw it; None where it saw none."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -37,6 +78,18 @@ class Context:
     identity: Identity | None = None
     """The peer's own keys: a Byzantine peer signs what it likes."""
 
+    @property
+    def active(self) -> tuple[int, ...]:
+        return self.record.active
+
+    @property
+    def assignments(self) -> Mapping[int, int]:
+        return self.record.assignments
+
+    @property
+    def tau(self) -> float:
+        return self.record.tau
+
 
 class Behaviour:
     """Honesty. Subclasses in `btard.attacks` override single hooks; `acts` says in which steps they apply.
@@ -52,8 +105,8 @@ class Behaviour:
         """Whether the overridden hooks may apply at `step`: the plan, made before the run."""
         return False
 
-    def acts(self, ctx: Context) -> bool:
-        """Whether they do apply in the step of `ctx.record`: a function of its public state at the start."""
+    def acts(self, ctx: View) -> bool:
+        """Whether they do apply in the step at hand: a function of its public state at the start."""
         return self.active(ctx.step)
 
     @property
@@ -64,11 +117,11 @@ class Behaviour:
     def check_validators(self, validators: int) -> None:
         """ValueError if `acts` goes by validators and a step has none."""
 
-    def request(self, ctx: Context, request: Compute) -> Compute:
+    def request(self, ctx: View, request: Compute) -> Compute:
         """Which gradient the peer computes as its own."""
         return request
 
-    def gradient(self, ctx: Context, gradient: torch.Tensor) -> torch.Tensor:
+    def gradient(self, ctx: View, gradient: torch.Tensor) -> torch.Tensor:
         """The gradient [d] that the peer commits to."""
         return gradient
 
