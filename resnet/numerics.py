@@ -65,7 +65,7 @@ def numerics_here() -> tuple[list[Numerics], dict[str, str]]:
 
 
 class NumericTask:
-    """`btard.drivers.task.Task`: `batch_size` samples of `data` per request, computed by `numerics`.
+    """`btard.task.Task`: `batch_size` samples of `data` per request, computed by `numerics`.
 
     `model` gives the architecture. Parameters and gradients may live on another device than the computation.
     """

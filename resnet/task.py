@@ -15,7 +15,7 @@ from resnet.sampling import TrainingData, draw_batches
 
 
 class ClassificationTask:
-    """`btard.drivers.task.Task` for a network of `resnet.model` on `data`, `batch_size` samples per peer.
+    """`btard.task.Task` for a network of `resnet.model` on `data`, `batch_size` samples per peer.
 
     `losses` [n] holds each peer's latest training loss, `statistics` its running BatchNorm statistics; both are the
     peers' own affair and never part of a gradient.

@@ -29,11 +29,11 @@ from tqdm import tqdm
 
 from btard.attacks import ATTACKS, make_attack
 from btard.drivers.local import LocalDriver
-from btard.drivers.task import QuadraticTask
 from btard.protocol.behaviour import Behaviour
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.law import expected_last_ban, survival_law
+from btard.task import QuadraticTask
 
 START = 2
 LEVEL = 0.01

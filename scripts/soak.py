@@ -32,12 +32,12 @@ from btard.attacks.registry import options_of
 from btard.audit.recorder import Recorder
 from btard.drivers.links import Links
 from btard.drivers.local import LocalDriver
-from btard.drivers.task import QuadraticTask
 from btard.protocol.behaviour import Behaviour
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.hashing import stream
 from btard.protocol.ledger import Entry
+from btard.task import QuadraticTask
 from tests.protocol.cohort import Run
 
 STEPS, D = 14, 97

@@ -14,10 +14,10 @@ import torch
 from tqdm import tqdm
 
 from btard.drivers.local import LocalDriver
-from btard.drivers.task import QuadraticTask
 from btard.protocol.behaviour import Behaviour, View
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.identity import Identity
+from btard.task import QuadraticTask
 
 D = 40
 SETTINGS = ((5, 3), (8, 5), (8, 10))

@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from btard.drivers.local import LocalDriver
-from btard.drivers.task import QuadraticTask
 from btard.protocol.config import ProtocolConfig
+from btard.task import QuadraticTask
 
 RESNET18 = 11_173_962
 LIMIT = 1.02

@@ -15,8 +15,8 @@ ALLOWED = {
     "aggregation": {"aggregation"},
     "protocol": {"aggregation", "protocol"},
     "attacks": {"aggregation", "attacks", "protocol"},
-    "audit": {"aggregation", "audit", "drivers.task", "protocol"},  # a Task only by its type
-    "drivers": {"aggregation", "audit", "drivers", "protocol"},
+    "audit": {"aggregation", "audit", "protocol", "task"},
+    "drivers": {"aggregation", "audit", "drivers", "protocol", "task"},
     "harness": {"harness"},
 }
 OUTSIDE = {"resnet", "albert", "scripts", "tests", "torchvision", "transformers", "hivemind", "matplotlib"}

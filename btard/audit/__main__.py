@@ -17,7 +17,7 @@ from btard.audit.auditor import audit
 from btard.audit.report import AuditError
 
 if TYPE_CHECKING:
-    from btard.drivers.task import Task
+    from btard.task import Task
 
 
 def load_task(name: str, folder: Path) -> Task:

@@ -21,7 +21,7 @@ from btard.protocol.identity import Roster
 from btard.protocol.wire import Malformed
 
 if TYPE_CHECKING:
-    from btard.drivers.task import Task
+    from btard.task import Task
 
 
 def audit(folder: Path, task: Task | None = None) -> Report:

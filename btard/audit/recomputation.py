@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from btard.audit.report import AuditError
-from btard.drivers.task import SharedTask
 from btard.protocol.commit import clip_gradient, part_digests
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Compute, Purpose
 from btard.protocol.hashing import batch_seed
 from btard.protocol.record import StepRecord
+from btard.task import SharedTask
 
 if TYPE_CHECKING:
-    from btard.drivers.task import Task
+    from btard.task import Task
 
 
 class Recomputation:

@@ -29,7 +29,7 @@ from btard.protocol.record import StepRecord
 from btard.protocol.wire import Malformed
 
 if TYPE_CHECKING:
-    from btard.drivers.task import Task
+    from btard.task import Task
 
 
 class Replay:

@@ -15,7 +15,6 @@ from btard.drivers.history import ParameterHistory, steps_kept
 from btard.drivers.letters import Letters, Pieces
 from btard.drivers.loop import Heard, StepResult, in_phase, run_step
 from btard.drivers.mesh import Mesh
-from btard.drivers.task import Task
 from btard.protocol import hashing, wire
 from btard.protocol.behaviour import HONEST, Behaviour
 from btard.protocol.coin import NoQuorum
@@ -27,6 +26,7 @@ from btard.protocol.hashing import digest, tensor_digest
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.peer import Outcome, Peer
 from btard.protocol.snapshot import load_peer, save_peer
+from btard.task import Task
 
 END = "end of step"
 MAX_NOTE = 2**16

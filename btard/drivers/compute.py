@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 
 from btard.drivers.history import ParameterHistory
-from btard.drivers.task import Task
 from btard.protocol.effects import Compute, Purpose
+from btard.task import Task
 
 Mode = Literal["batched", "per_peer"]
 

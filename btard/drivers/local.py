@@ -17,7 +17,6 @@ from btard.drivers.letters import Letters
 from btard.drivers.links import Links
 from btard.drivers.loop import Heard, StepResult, run_step
 from btard.drivers.newcomers import Newcomer, admitted_last, bring_in
-from btard.drivers.task import Task
 from btard.drivers.threads import Team
 from btard.protocol.behaviour import HONEST, Behaviour
 from btard.protocol.collusion import Collusion
@@ -28,6 +27,7 @@ from btard.protocol.identity import Identity, Roster
 from btard.protocol.messages import JoinRequest
 from btard.protocol.peer import Outcome, Peer
 from btard.protocol.snapshot import load_peer, save_peer
+from btard.task import Task
 
 THREADED_FROM = 2**17
 """Parameters from which on the peers of a cohort work in threads."""

@@ -13,7 +13,6 @@ import torch
 from btard.drivers.compute import CohortCompute, Mode
 from btard.drivers.history import ParameterHistory, steps_kept
 from btard.drivers.loop import StepResult
-from btard.drivers.task import Task
 from btard.protocol.behaviour import HONEST, Behaviour
 from btard.protocol.collusion import Collusion
 from btard.protocol.commit import NoGradient, clip_gradient
@@ -21,6 +20,7 @@ from btard.protocol.effects import Compute
 from btard.protocol.hashing import batch_seed, digest
 from btard.protocol.messages import is_finite
 from btard.protocol.record import StepRecord
+from btard.task import Task
 
 Rule = Callable[[torch.Tensor], torch.Tensor]
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from btard.drivers.local import LocalDriver
-from btard.drivers.task import Task
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.remembered import nothing_remembered
+from btard.task import Task
 from scripts.benchmarks.measure import Settings, in_units, interleaved, ratio, release, synchronise
 from scripts.benchmarks.page import Aim, Table
 from scripts.benchmarks.workloads import (

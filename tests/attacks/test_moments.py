@@ -13,10 +13,10 @@ from btard.attacks import Collusion, make_attack
 from btard.attacks.base import Attack
 from btard.drivers.local import LocalDriver
 from btard.drivers.server import ServerDriver
-from btard.drivers.task import QuadraticTask
 from btard.protocol.behaviour import Context
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.record import StepRecord
+from btard.task import QuadraticTask
 
 MEMBERS, PEERS = frozenset({1, 4, 6}), 8
 STRATEGIES = ["checked", "covered", "seldom"]

@@ -24,7 +24,6 @@ from btard.audit.recorder import Recorder
 from btard.audit.report import RECOMPUTED, UNCONFIRMED, VOTES
 from btard.drivers.links import Links
 from btard.drivers.local import LocalDriver
-from btard.drivers.task import QuadraticTask
 from btard.protocol import wire
 from btard.protocol.behaviour import HONEST, Behaviour, Context
 from btard.protocol.collusion import Collusion
@@ -34,6 +33,7 @@ from btard.protocol.hashing import stream
 from btard.protocol.identity import Identity
 from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.messages import GUILTY, Claim, CoinCommit, Packet, Signed
+from btard.task import QuadraticTask
 
 D, START = 53, 2
 

@@ -18,10 +18,10 @@ from safetensors.torch import save_file
 from btard.attacks import ATTACKS, make_attack
 from btard.drivers.collective import CollectiveDriver, Fallen
 from btard.drivers.mesh import Mesh, RankLost
-from btard.drivers.task import QuadraticTask
 from btard.protocol.behaviour import Behaviour, Context
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
+from btard.task import QuadraticTask
 
 PEERS, MEMBERS, D, STEPS = 6, frozenset({2, 4}), 61, 3
 OPTIONS = {"delayed_gradient": {"delay": 2}}

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from btard.attacks import ATTACKS
 from btard.drivers.local import LocalDriver
-from btard.drivers.task import QuadraticTask
+from btard.task import QuadraticTask
 from tests.drivers.collective_worker import MEMBERS, PEERS, STEPS, D, setting
 
 ROOT = Path(__file__).parents[2]

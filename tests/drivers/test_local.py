@@ -12,12 +12,12 @@ import torch
 from btard.attacks import make_attack
 from btard.drivers.history import ParameterHistory
 from btard.drivers.local import LocalDriver
-from btard.drivers.task import QuadraticTask
 from btard.protocol.behaviour import Behaviour
 from btard.protocol.coin import NoQuorum
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Purpose
+from btard.task import QuadraticTask
 from tests.protocol.cohort import run_cohort
 
 PEERS, MEMBERS = 7, frozenset({2, 5})

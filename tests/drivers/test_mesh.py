@@ -18,13 +18,13 @@ from btard.audit.recorder import Recorder
 from btard.drivers.collective import CollectiveDriver, Fallen
 from btard.drivers.local import LocalDriver
 from btard.drivers.mesh import INLINE, Mesh, RankLost
-from btard.drivers.task import QuadraticTask
 from btard.protocol.behaviour import Behaviour, Context
 from btard.protocol.collusion import Collusion
 from btard.protocol.commit import NoGradient
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.messages import Signed
+from btard.task import QuadraticTask
 
 D = 61
 

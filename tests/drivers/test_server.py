@@ -4,8 +4,8 @@ import torch
 from btard.aggregation import AGGREGATORS
 from btard.attacks import make_attack
 from btard.drivers.server import ServerDriver
-from btard.drivers.task import QuadraticTask
 from btard.protocol.collusion import Collusion
+from btard.task import QuadraticTask
 
 
 def final_norm(rule: str, attack: str | None, steps: int = 40, scale: float | None = None) -> float:

@@ -10,10 +10,10 @@ from btard.audit.recorder import Recorder
 from btard.drivers.links import Links
 from btard.drivers.local import LocalDriver
 from btard.drivers.loop import StepResult
-from btard.drivers.task import QuadraticTask
 from btard.protocol.behaviour import Behaviour
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
+from btard.task import QuadraticTask
 
 
 class Run:

@@ -11,11 +11,11 @@ import torch
 
 from btard.attacks import ATTACKS, make_attack
 from btard.drivers.local import LocalDriver
-from btard.drivers.task import QuadraticTask
 from btard.protocol.behaviour import Behaviour, Context
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.messages import CoinCommit, Report, Signed, max_claims
+from btard.task import QuadraticTask
 from scripts import threat_model
 from tests.protocol.cohort import run_cohort
 from tests.protocol.matrix import ROWS, SEEDS, START, Row, observe, play

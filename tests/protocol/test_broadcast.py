@@ -11,7 +11,6 @@ import torch
 from btard.attacks.registry import make_attack
 from btard.drivers.links import Links
 from btard.drivers.local import LocalDriver
-from btard.drivers.task import QuadraticTask
 from btard.protocol.behaviour import Behaviour, Context
 from btard.protocol.broadcast import hear
 from btard.protocol.collusion import Collusion
@@ -22,6 +21,7 @@ from btard.protocol.messages import CoinReveal, Relayed, Signed, relay_digest
 from btard.protocol.peer import Peer
 from btard.protocol.record import StepRecord
 from btard.protocol.seat import Heard
+from btard.task import QuadraticTask
 from tests.protocol.cohort import run_cohort
 
 LIMIT = 10_000

@@ -16,7 +16,6 @@ from btard.drivers.links import Links
 from btard.drivers.local import LocalDriver
 from btard.drivers.loop import StepResult
 from btard.drivers.newcomers import Newcomer
-from btard.drivers.task import QuadraticTask
 from btard.protocol.behaviour import HONEST, Behaviour, Context
 from btard.protocol.choose import draw_check
 from btard.protocol.collusion import Collusion
@@ -27,6 +26,7 @@ from btard.protocol.hashing import digest, stream
 from btard.protocol.identity import Identity
 from btard.protocol.messages import Commit, Join, JoinRequest, Relayed, Signed, max_message, relay_digest
 from btard.protocol.peer import Outcome
+from btard.task import QuadraticTask
 from scripts.sybil_price import sybil_price
 
 PEERS, D, T_JOIN = 5, 41, 4

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from btard.attacks import make_attack
 from btard.drivers.local import LocalDriver
 from btard.drivers.loop import StepResult
-from btard.drivers.task import QuadraticTask
 from btard.protocol.behaviour import Behaviour
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
@@ -24,6 +23,7 @@ from btard.protocol.peer import Peer
 from btard.protocol.radius import lower_quantile, next_radius
 from btard.protocol.record import StepRecord, step_context
 from btard.protocol.snapshot import public_state
+from btard.task import QuadraticTask
 from tests.protocol.test_join import cohort, key
 
 AUTO: dict[str, Any] = {"tau": "auto"}

@@ -3,9 +3,9 @@
 import torch
 
 from btard.drivers.local import LocalDriver
-from btard.drivers.task import QuadraticTask
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.remembered import nothing_remembered, remembered
+from btard.task import QuadraticTask
 
 
 def test_calls_are_counted() -> None:

@@ -16,7 +16,6 @@ from btard.attacks import ATTACKS, make_attack
 from btard.drivers.compute import CohortCompute
 from btard.drivers.history import ParameterHistory
 from btard.drivers.local import LocalDriver
-from btard.drivers.task import QuadraticTask
 from btard.protocol import evidence, peer, validate
 from btard.protocol.behaviour import HONEST, Behaviour, Context
 from btard.protocol.collusion import Collusion
@@ -27,6 +26,7 @@ from btard.protocol.identity import Identity
 from btard.protocol.ledger import Entry
 from btard.protocol.messages import EXCUSED, FALSE_CLAIM, GUILTY, Claim, Packet, Report
 from btard.protocol.tolerance import difference, tolerated_deviation, too_far
+from btard.task import QuadraticTask
 from scripts import soak
 from tests.protocol.cohort import Run
 

@@ -13,7 +13,6 @@ import torch
 from btard.attacks.registry import make_attack
 from btard.drivers.history import ParameterHistory
 from btard.drivers.local import LocalDriver
-from btard.drivers.task import QuadraticTask
 from btard.protocol.behaviour import HONEST, Behaviour
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
@@ -24,6 +23,7 @@ from btard.swarm.deadlines import Deadlines
 from btard.swarm.doors import Doors
 from btard.swarm.driver import Fallen, OutOfStep, SwarmDriver
 from btard.swarm.node import Node
+from btard.task import QuadraticTask
 
 RUN = "cohort"
 QUICK = Deadlines(compute=20.0, phase=3.0, message=0.2, transfer=1.0, give_up=0.5)
