@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from transformers import AlbertForPreTraining
@@ -14,6 +14,7 @@ from albert.data.corpus import Corpus
 from btard.harness.vector import bind, flatten, parameter_count, views
 from btard.protocol.effects import Compute
 from btard.protocol.hashing import digest
+from btard.task import TooLate, never
 
 
 def share(total: int, workers: int) -> int:
@@ -49,13 +50,26 @@ class AlbertTask:
         self.loss = math.nan
         """Mean loss of the latest gradient that was computed for training."""
 
-    def gradient(
-        self, params: torch.Tensor, request: Compute, workers: int, too_late: Callable[[], bool] = lambda: False
-    ) -> torch.Tensor | None:
-        """The gradient [d] at `params` [d] of the request's batch, float32 on the device; None if it is too late.
+    def gradients(
+        self,
+        params: torch.Tensor,
+        requests: Sequence[Compute],
+        out: torch.Tensor,
+        *,
+        workers: int = 1,
+        too_late: Callable[[], bool] = never,
+    ) -> None:
+        """Write the gradients of `requests` at `params` [d] into the rows of `out` [r, d], float32.
 
-        `workers` share the step. `too_late` is asked between micro-batches.
+        `workers` share the sequences of the step. `too_late` is asked between micro-batches. Errors: TooLate.
         """
+        for request, row in zip(requests, out, strict=True):
+            row.copy_(self._gradient(params, request, workers, too_late))
+
+    def _gradient(
+        self, params: torch.Tensor, request: Compute, workers: int, too_late: Callable[[], bool]
+    ) -> torch.Tensor:
+        """The gradient [d] on the device."""
         size = share(self.total, workers)
         self._params.copy_(params)
         gradient = torch.zeros_like(self._params)
@@ -64,7 +78,7 @@ class AlbertTask:
         loss = 0.0
         for start in range(0, size, self.per_device):
             if too_late():
-                return None
+                raise TooLate
             stop = min(start + self.per_device, size)
             inputs = batch(self.corpus, request.seed, size, flip_labels=request.flip_labels, start=start, stop=stop)
             with self._numerics(request.seed, start):

@@ -1,9 +1,9 @@
-"""What a driver needs to know about the model: its size, and how to get gradients of public batches."""
+"""What a model is to the protocol: a size, and gradients of public batches, which anybody can compute again."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Collection, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,27 +12,42 @@ from btard.protocol.effects import Compute
 from btard.protocol.hashing import stream
 
 
+class TooLate(Exception):
+    """The gradient would come after its deadline."""
+
+
+def never() -> bool:
+    """It is never too late."""
+    return False
+
+
 class Task(Protocol):
     """A model and its public data."""
 
     d: int
     """Number of parameters."""
 
-    def gradients(self, params: torch.Tensor, requests: Sequence[Compute], out: torch.Tensor) -> None:
+    def gradients(
+        self,
+        params: torch.Tensor,
+        requests: Sequence[Compute],
+        out: torch.Tensor,
+        *,
+        workers: int = 1,
+        too_late: Callable[[], bool] = never,
+    ) -> None:
         """Write the gradient of each request at `params` [d] into the rows of `out` [len(requests), d], float32.
 
-        Each row must depend on `params` and its own request alone: a validator asks for it again.
+        Each row must depend on `params`, its own request and `workers` alone: a validator asks for it again.
+        `workers` peers share the step in question; a task whose batches are shares of a whole goes by it.
+        `too_late` is for tasks that take long: ask it between pieces of the work, and raise TooLate once it says so.
         """
         ...
 
 
-@runtime_checkable
-class SharedTask(Protocol):
-    """A task whose batches are shares of a whole, so that a gradient depends on how many share it."""
-
-    def among(self, workers: int) -> Task:
-        """Return the task of a step that so many workers share."""
-        ...
+def sharing(active: Collection[int], validators: Collection[int]) -> int:
+    """How many `workers` share a step: its active peers that do not validate in it, whether they come or not."""
+    return len(set(active) - set(validators))
 
 
 class QuadraticTask:
@@ -45,7 +60,15 @@ class QuadraticTask:
         self.d, self.noise = d, noise
         self.requests: list[Compute] = []
 
-    def gradients(self, params: torch.Tensor, requests: Sequence[Compute], out: torch.Tensor) -> None:
+    def gradients(
+        self,
+        params: torch.Tensor,
+        requests: Sequence[Compute],
+        out: torch.Tensor,
+        *,
+        workers: int = 1,
+        too_late: Callable[[], bool] = never,
+    ) -> None:
         """Write params + noise * N(0, I), its sign flipped with flipped labels, into the rows of `out` [r, d]."""
         self.requests += requests
         for request, row in zip(requests, out, strict=True):

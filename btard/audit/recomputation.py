@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,10 +12,7 @@ from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Compute, Purpose
 from btard.protocol.hashing import batch_seed
 from btard.protocol.record import StepRecord
-from btard.task import SharedTask
-
-if TYPE_CHECKING:
-    from btard.task import Task
+from btard.task import Task, sharing
 
 
 class Recomputation:
@@ -39,15 +35,14 @@ class Recomputation:
 
     def _reproducing(self, record: StepRecord) -> Callable[[int], torch.Tensor]:
         """Peer -> its gradient [d] of the step, computed as it was in the run."""
-        task = self._task(record)
-        if self.params is None or self.params.numel() != task.d:
+        if self.params is None or self.params.numel() != self.task.d:
             raise AuditError(f"the parameters of step {record.step} are missing or of another size")
         planned = [peer for peer in (*record.active, *record.probation) if peer not in record.assignments]
         trusted = [peer for peer in record.workers if peer not in self.removed]
 
         def together(peer: int, others: Sequence[int]) -> torch.Tensor:
             group = sorted({*others, peer})
-            return self._rows(task, record, group)[group.index(peer)]
+            return self._rows(record, group)[group.index(peer)]
 
         staying = [peer for peer in planned if peer not in self.removed]
         for others in ([], planned, staying):
@@ -64,13 +59,7 @@ class Recomputation:
             "machine does not compute to the bit as the run's did"
         )
 
-    def _task(self, record: StepRecord) -> Task:
-        """The task as it was in that step."""
-        if isinstance(self.task, SharedTask):
-            return self.task.among(len(set(record.active) - set(record.assignments)))
-        return self.task
-
-    def _rows(self, task: Task, record: StepRecord, peers: Sequence[int]) -> torch.Tensor:
+    def _rows(self, record: StepRecord, peers: Sequence[int]) -> torch.Tensor:
         """[len(peers), d]."""
         requests = [
             Compute(
@@ -81,7 +70,8 @@ class Recomputation:
             )
             for peer in peers
         ]
-        out = torch.empty(len(peers), task.d)
+        out = torch.empty(len(peers), self.task.d)
         if self.params is not None:
-            task.gradients(self.params, requests, out)
+            workers = sharing(record.active, record.assignments)
+            self.task.gradients(self.params, requests, out, workers=workers)
         return out

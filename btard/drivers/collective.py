@@ -26,7 +26,7 @@ from btard.protocol.hashing import digest, tensor_digest
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.peer import Outcome, Peer
 from btard.protocol.snapshot import load_peer, save_peer
-from btard.task import Task
+from btard.task import Task, sharing
 
 END = "end of step"
 MAX_NOTE = 2**16
@@ -103,7 +103,8 @@ class CollectiveDriver:
         has a gradient; RuntimeError if honest ranks disagree, which would be a bug of the protocol.
         """
         now = self.mesh.step = self.peer.t
-        self.history.record(now, params, deep=self.peer.behaviour.lookback > 1)
+        workers = sharing(self.peer.active, self.peer.assignments)
+        self.history.record(now, params, workers, deep=self.peer.behaviour.lookback > 1)
         course = run_step({self.peer.id: self.peer}, self)
         outcome, failure = course.outcomes[self.peer.id], course.failures.get(self.peer.id)
         if isinstance(failure, NoQuorum) and not self.peer.behaviour.byzantine:
@@ -139,7 +140,7 @@ class CollectiveDriver:
 
         self.mesh.regroup(tuple(state["ranks"]))
         load_peer(self.peer, state["peer"], under("peer/"))
-        self.history.restore({int(step): x for step, x in under("history/").items()})
+        self.history.restore_after(self.peer.last, {int(step): x for step, x in under("history/").items()})
         if self.recorder is not None and state["recorder"] is not None:
             self.recorder.restore(state["recorder"], self.peer.last)
 

@@ -114,12 +114,13 @@ class CohortCompute:
         """Fill `out` [r, d], one call of the task per step that is asked for; rows that lie apart cost a copy."""
         for step in sorted({request.step for request in requests}):
             index = [i for i, request in enumerate(requests) if request.step == step]
-            params = self.history.at(step, now)
+            params, workers = self.history.at(step, now), self.history.sharing(step, now)
             if index == list(range(index[0], index[-1] + 1)):
-                self.task.gradients(params, [requests[i] for i in index], out[index[0] : index[-1] + 1])
+                rows = out[index[0] : index[-1] + 1]
+                self.task.gradients(params, [requests[i] for i in index], rows, workers=workers)
             else:
                 rows = torch.empty(len(index), self.task.d, device=out.device)
-                self.task.gradients(params, [requests[i] for i in index], rows)
+                self.task.gradients(params, [requests[i] for i in index], rows, workers=workers)
                 out[index] = rows
 
     def _device(self, now: int) -> torch.device:

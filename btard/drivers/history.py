@@ -1,4 +1,4 @@
-"""The parameters of past steps, for validators (one step back) and for attackers that send stale gradients."""
+"""What gradients of past steps depend on, for validators (one step back) and for attackers that send stale ones."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 from btard.protocol.behaviour import Behaviour
+from btard.protocol.record import StepRecord
+from btard.task import sharing
 
 
 def steps_kept(behaviours: Mapping[int, Behaviour], repeatable: int) -> int:
@@ -21,7 +23,7 @@ def steps_kept(behaviours: Mapping[int, Behaviour], repeatable: int) -> int:
 
 
 class ParameterHistory:
-    """x^t of the last `keep` steps, [d] each.
+    """x^t of the last `keep` steps, [d] each, and how many peers shared the batches of each step.
 
     Short histories stay in memory on the device. Long ones (a thousand steps of a large model) go to a ring in a
     memory-mapped file in `folder`, which the operating system pages out and which survives an interruption.
@@ -34,6 +36,8 @@ class ParameterHistory:
         if keep > self.IN_MEMORY and folder is None:
             raise ValueError(f"a history of {keep} steps is kept in a file: give the folder")
         self.keep = keep
+        self.workers: dict[int, int] = {}
+        """Step -> how many peers were to work in it."""
         self._recent: dict[int, torch.Tensor] = {}
         self._ring: np.memmap | None = None
         if keep > self.IN_MEMORY and folder is not None:
@@ -42,8 +46,15 @@ class ParameterHistory:
             kept = path.exists() and path.stat().st_size == keep * d * 4
             self._ring = np.memmap(path, dtype=np.float32, mode="r+" if kept else "w+", shape=(keep, d))
 
-    def record(self, step: int, params: torch.Tensor, *, deep: bool = True) -> None:
-        """Remember `params` [d] (copied) as x^step; without `deep` only as long as a validator may need it."""
+    def record(self, step: int, params: torch.Tensor, workers: int, *, deep: bool = True) -> None:
+        """Remember `params` [d] (copied) as x^step; without `deep` only as long as a validator may need it.
+
+        `workers` peers share the step.
+        """
+        self.workers = {s: count for s, count in self.workers.items() if s > step - self.keep} | {step: workers}
+        self._remember(step, params, deep)
+
+    def _remember(self, step: int, params: torch.Tensor, deep: bool) -> None:
         if self._ring is not None and deep:
             self._ring[step % self.keep] = params.detach().cpu().numpy()
         outdated = [s for s in self._recent if s <= step - min(self.keep, self.IN_MEMORY)]
@@ -61,11 +72,20 @@ class ParameterHistory:
         like = self._recent[now]
         return torch.from_numpy(np.array(self._ring[step % self.keep])).to(like.device)
 
+    def sharing(self, step: int, now: int) -> int:
+        """How many peers shared `step`; as many as now where that is no longer known."""
+        return self.workers.get(step, self.workers[now])
+
     def recent(self) -> dict[int, torch.Tensor]:
         """What a checkpoint has to hold; the file keeps the rest."""
         return dict(self._recent)
 
-    def restore(self, recent: dict[int, torch.Tensor]) -> None:
-        """Take over what `recent` returned."""
+    def restore(self, recent: Mapping[int, torch.Tensor], workers: Mapping[int, int]) -> None:
+        """Take over what `recent` returned, and the `workers` of these steps as far as they are known."""
+        self.workers = dict(workers)
         for step in sorted(recent):
-            self.record(step, recent[step])
+            self._remember(step, recent[step], deep=True)
+
+    def restore_after(self, last: StepRecord | None, recent: Mapping[int, torch.Tensor]) -> None:
+        """Take over what `recent` returned, where `last` was the step before."""
+        self.restore(recent, {} if last is None else {last.step: sharing(last.active, last.assignments)})

@@ -27,7 +27,7 @@ from btard.protocol.identity import Identity, Roster
 from btard.protocol.messages import JoinRequest
 from btard.protocol.peer import Outcome, Peer
 from btard.protocol.snapshot import load_peer, save_peer
-from btard.task import Task
+from btard.task import Task, sharing
 
 THREADED_FROM = 2**17
 """Parameters from which on the peers of a cohort work in threads."""
@@ -125,9 +125,11 @@ class LocalDriver:
         """
         if self.config.probation is not None:
             self._bring_in({"parameters": params, **(shared or {})})
-        now = next(iter(self.peers.values())).t
+        first = min(self.peers.values(), key=lambda peer: (peer.behaviour.byzantine, peer.id))
+        now, workers = first.t, sharing(first.active, first.assignments)
         # Once the last peer that looks far back is gone, nobody needs a long history any more.
-        self.history.record(now, params, deep=any(peer.behaviour.lookback > 1 for peer in self.peers.values()))
+        deep = any(peer.behaviour.lookback > 1 for peer in self.peers.values())
+        self.history.record(now, params, workers, deep=deep)
         if self._ideal is not None:
             self._ideal.forget(now - 1)
         team = self._team_for(params)
@@ -189,7 +191,8 @@ class LocalDriver:
         self.peers = {int(i): self.peers[int(i)] for i in state["peers"]}
         for i, peer in self.peers.items():
             load_peer(peer, state["shared"], {name: tensors[ref] for name, ref in state["peers"][str(i)].items()})
-        self.history.restore({int(n.split("/")[1]): x for n, x in tensors.items() if n.startswith("history/")})
+        recent = {int(n.split("/")[1]): x for n, x in tensors.items() if n.startswith("history/")}
+        self.history.restore_after(self.honest[0].last, recent)
         self.compute.restore(state["memory"], tensors)
         if self._ideal is not None:
             for record in (peer.last for peer in self.peers.values() if peer.last is not None):

@@ -21,6 +21,7 @@ from btard.protocol.commit import NoGradient
 from btard.protocol.effects import Compute, Effect, Idle, Purpose
 from btard.protocol.ledger import Entry
 from btard.protocol.peer import Outcome, Peer
+from btard.task import TooLate
 
 
 class Clock:
@@ -51,7 +52,7 @@ class World(Protocol):
     ) -> Mapping[int, torch.Tensor]:
         """The gradients [d] that are asked for in a phase of `step`, of the peers that have one before it is too late.
 
-        Called in every such phase, also if nobody here has anything to compute.
+        Called in every such phase, also if nobody here has anything to compute. Errors: TooLate if nobody has one.
         """
         ...
 
@@ -203,7 +204,10 @@ def _compute(
 
     clock.start()
     asked = {i: effect for i, effect in effects.items() if isinstance(effect, Compute) and not late(i, effect)}
-    came = world.gradients(now, phase, asked, lambda: all(late(i, request) for i, request in asked.items()))
+    try:
+        came = world.gradients(now, phase, asked, lambda: all(late(i, request) for i, request in asked.items()))
+    except TooLate:
+        came = {}
     return {i: came.get(i) for i in effects}
 
 

@@ -74,7 +74,7 @@ class ServerDriver:
         Errors: NoGradient if an honest gradient is not finite, which no rule can aggregate.
         """
         now = len(self.coins) - 1
-        self.history.record(now, params)
+        self.history.record(now, params, self.n)
         started = time.perf_counter()
         peers = tuple(range(self.n))
         views = {i: _View(now, i, self.run_id, self.coins, peers) for i in peers}
@@ -106,4 +106,5 @@ class ServerDriver:
         coins = state["coins"]
         assert isinstance(coins, list)
         self.coins = [bytes.fromhex(coin) for coin in coins]
-        self.history.restore({int(name.split("/")[1]): x for name, x in tensors.items() if name.startswith("history/")})
+        recent = {int(name.split("/")[1]): x for name, x in tensors.items() if name.startswith("history/")}
+        self.history.restore(recent, dict.fromkeys(recent, self.n))

@@ -161,8 +161,8 @@ def come_back(member: Member, why: str) -> None:
             fresh, _ = member.make_peer(number, fresh.roster)
             load_public(fresh, download.state)
         member.optimizer.load({name: tensor.to(member.device) for name, tensor in download.tensors.items()})
-        member.driver.history.restore({step - 1: download.tensors[PREVIOUS].to(member.device)})
-        member.driver.workers = {step - 1: len(fresh.last.active) - len(fresh.last.assignments)} if fresh.last else {}
+        recent = {step - 1: download.tensors[PREVIOUS].to(member.device)}
+        member.driver.history.restore_after(fresh.last, recent)
         member.driver.restart(fresh, behind=True)
         member.recorder = None  # it has not seen the steps between
         member.state = "running"

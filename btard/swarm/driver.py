@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -31,6 +31,7 @@ from btard.swarm.links import Refused
 from btard.swarm.node import Node
 from btard.swarm.outbox import Gone, Position, Said
 from btard.swarm.rounds import Rounds
+from btard.task import Task, sharing
 
 FOLLOW = 30.0
 """Seconds after which a follower's stream is looked at, if there was nothing to send."""
@@ -43,16 +44,6 @@ class OutOfStep(Exception):
 
 class Fallen(Exception):
     """This peer is out of the run: banned or gone, by the word of more members than can lie."""
-
-
-class SwarmTask(Protocol):
-    """What computes this peer's gradients."""
-
-    d: int
-
-    def gradient(self, params: torch.Tensor, request: Compute, workers: int, too_late: Callable[[], bool]) -> Any:
-        """The gradient [d] of the request's batch when `workers` peers share a step; None once it is `too_late()`."""
-        ...
 
 
 class StepClock(Clock):
@@ -85,7 +76,7 @@ class SwarmDriver:
     def __init__(
         self,
         peer: Peer,
-        task: SwarmTask,
+        task: Task,
         node: Node,
         doors: Doors,
         deadlines: Deadlines,
@@ -96,8 +87,6 @@ class SwarmDriver:
     ) -> None:
         self.peer, self.task, self.node, self.doors, self.deadlines = peer, task, node, doors, deadlines
         self.history, self.collusion, self.watch = history, collusion, watch
-        self.workers: dict[int, int] = {}
-        """Step -> how many peers were to work in it, of the steps whose gradients may still be asked for."""
         self.members = peer.active
         """A_t of the latest step, whatever has become of it in this peer's view."""
         self.rounds = Rounds(node, deadlines.give_up)
@@ -145,11 +134,8 @@ class SwarmDriver:
         """
         now = self.peer.t
         self.members = self.peer.active
-        self.history.record(now, params, deep=self.peer.behaviour.lookback > 1)
-        self.workers = {
-            s: count for s, count in self.workers.items() if s > now - max(2, 1 + self.peer.behaviour.lookback)
-        }
-        self.workers[now] = len(self.peer.active) - len(set(self.peer.assignments) & set(self.peer.active))
+        workers = sharing(self.peer.active, self.peer.assignments)
+        self.history.record(now, params, workers, deep=self.peer.behaviour.lookback > 1)
         self._own = {s: x for s, x in self._own.items() if s >= now - 1}
         self._clock = StepClock(self.deadlines, self._others_have_gone_on)
         course = run_step({self.peer.id: self.peer}, self, clock=self._clock, watch=self.watch)
@@ -260,9 +246,10 @@ class SwarmDriver:
             at = self.history.at(request.step, step)
         except LookupError:
             return {}  # a validator that has only just come back
-        gradient = self.task.gradient(at, request, self.workers.get(request.step, self.workers[step]), too_late)
-        if gradient is None:
-            return {}
+        rows = torch.empty(1, self.task.d, device=at.device)  # fresh: frames of the last steps are views of theirs
+        workers = self.history.sharing(request.step, step)
+        self.task.gradients(at, [request], rows, workers=workers, too_late=too_late)
+        gradient = rows[0]
         if request.purpose is Purpose.TRAIN and self.collusion is not None:
             self._collude(step, gradient)
         return {self.peer.id: gradient}

@@ -142,7 +142,7 @@ class Member:
         tensors |= {f"history/{step}": x for step, x in self.driver.history.recent().items()}
         tensors |= {f"peer/{name}": tensor for name, tensor in own.items()}
         recorded = None if self.recorder is None else self.recorder.state()
-        workers = {str(step): count for step, count in self.driver.workers.items()}
+        workers = {str(step): count for step, count in self.driver.history.workers.items()}
         self.folder.save_checkpoint(
             self.peer.t, tensors, {"peer": values, "workers": workers, "recorder": recorded, "sent": self.sent}
         )
@@ -158,8 +158,8 @@ class Member:
         self.optimizer.load(under("training/"))
         fresh, _ = self.make_peer(self.peer.id, self.peer.roster)
         load_peer(fresh, state["peer"], under("peer/"))
-        self.driver.history.restore({int(s): x for s, x in under("history/").items()})
-        self.driver.workers = {int(s): count for s, count in state["workers"].items()}
+        recent = {int(s): x for s, x in under("history/").items()}
+        self.driver.history.restore(recent, {int(s): count for s, count in state["workers"].items()})
         self.driver.restart(fresh)
         self.sent = state["sent"]
         if self.recorder is not None and state["recorder"] is not None:

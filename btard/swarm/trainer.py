@@ -118,7 +118,7 @@ class Trainer(Member):
             "loss": self.task.loss if worked else None,
             "lr": self.optimizer.lr(self.first + now),
             "active": len(result.active),
-            "samples": len(result.workers) * share(self.config.batch.total, self.driver.workers[now]),
+            "samples": len(result.workers) * share(self.config.batch.total, self.driver.history.workers[now]),
             "sent": sum(result.sent.values()),
         }
         if self.config.protocol.tau == "auto":

@@ -34,7 +34,6 @@ from btard.audit.__main__ import main as audit
 from btard.drivers.local import LocalDriver
 from btard.harness.settings import config_text
 from btard.protocol.collusion import Collusion
-from btard.protocol.effects import Compute
 from btard.protocol.hashing import tensor_digest
 from btard.protocol.identity import Identity
 from btard.protocol.wire import Malformed
@@ -51,17 +50,6 @@ FLOOD = 2**27
 """Bytes that a hostile peer tries to make another one hold."""
 
 
-class SimulatedTask:
-    """The swarm's gradients for the simulator: `workers` says how many share a step."""
-
-    def __init__(self, task: AlbertTask) -> None:
-        self.task, self.d, self.workers = task, task.d, dict[int, int]()
-
-    def gradients(self, params: torch.Tensor, requests: list[Compute], out: torch.Tensor) -> None:
-        for request, row in zip(requests, out, strict=True):
-            row.copy_(self.task.gradient(params, request, self.workers[request.step]))
-
-
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """As many threads as the swarm's processes have: bits depend on it."""
@@ -76,9 +64,7 @@ def simulate(config: Config) -> tuple[str, str, dict[int, int]]:
     corpus = Corpus(config.data.path)
     size = corpus.vocab_size, corpus.sequence_length, config.seed
     optimizer = Optimizer(make_model(config.model, *size), config.optimizer)
-    task = SimulatedTask(
-        AlbertTask(make_model(config.model, *size), corpus, config.batch.total, config.batch.per_device)
-    )
+    task = AlbertTask(make_model(config.model, *size), corpus, config.batch.total, config.batch.per_device)
     attackers, attack = config.attackers(), config.attack
     collusion = Collusion(attackers, config.peers, config.seed)
     behaviours = {i: make_attack(str(attack.name), collusion, start=attack.start) for i in sorted(attackers)}
@@ -88,8 +74,6 @@ def simulate(config: Config) -> tuple[str, str, dict[int, int]]:
             config.protocol_config(), task, behaviours=behaviours, collusion=collusion, mode="per_peer"
         )
     for step in range(config.steps):
-        peer = driver.honest[0]
-        task.workers[step] = len(peer.active) - len(set(peer.assignments) & set(peer.active))
         optimizer.apply(driver.step(optimizer.params).gradient, step)
     ledger = driver.honest[0].ledger
     bans = {peer: entry.step for entry in ledger.entries for peer in entry.peers}

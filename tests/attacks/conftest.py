@@ -18,6 +18,7 @@ from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Compute
 from btard.protocol.hashing import digest, stream
 from btard.protocol.record import Split, StepRecord
+from btard.task import never
 
 
 @dataclass
@@ -26,7 +27,15 @@ class Quadratic:
 
     d: int = 40
 
-    def gradients(self, params: torch.Tensor, requests: Sequence[Compute], out: torch.Tensor) -> None:
+    def gradients(
+        self,
+        params: torch.Tensor,
+        requests: Sequence[Compute],
+        out: torch.Tensor,
+        *,
+        workers: int = 1,
+        too_late: Callable[[], bool] = never,
+    ) -> None:
         for row, request in zip(out, requests, strict=True):
             noise = stream("noise", request.seed).standard_normal(self.d, dtype=np.float32)
             torch.sub(params, torch.from_numpy(-noise if request.flip_labels else noise), out=row)

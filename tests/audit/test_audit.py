@@ -259,8 +259,8 @@ def test_a_resumed_run_leaves_the_same_proofs(tmp_path: Path) -> None:
 class OtherHardware(QuadraticTask):
     """Computes nearly the same."""
 
-    def gradients(self, params: torch.Tensor, requests: Sequence[Compute], out: torch.Tensor) -> None:
-        super().gradients(params, requests, out)
+    def gradients(self, params: torch.Tensor, requests: Sequence[Compute], out: torch.Tensor, **options: Any) -> None:
+        super().gradients(params, requests, out, **options)
         out.mul_(1 + 1e-4)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -117,6 +118,37 @@ def test_phases_are_timed() -> None:
     assert all(spent >= 0 for spent in seconds.values())
 
 
+class Shared(QuadraticTask):
+    """A gradient is a sum that the workers of a step share."""
+
+    def gradients(self, params: torch.Tensor, requests: Any, out: torch.Tensor, *, workers: int = 1, **_: Any) -> None:
+        super().gradients(params, requests, out)
+        out.div_(workers)
+
+
+def test_shares_of_a_batch_are_recomputed_among_as_many_workers_also_after_a_resumption() -> None:
+    def make() -> LocalDriver:
+        collusion = Collusion(MEMBERS, PEERS, seed=3)
+        behaviours = {i: make_attack("sign_flip", collusion, start=2) for i in sorted(MEMBERS)}
+        config = ProtocolConfig(peers=PEERS, byzantine=2, run_id="shares")
+        return LocalDriver(config, Shared(61), behaviours=behaviours, collusion=collusion, mode="per_peer")
+
+    whole, resumed = make(), make()
+    a = b = torch.ones(61)
+    workers = set()
+    while len(whole.honest[0].active) > PEERS - len(MEMBERS):
+        workers.add(len(whole.honest[0].active) - len(whole.honest[0].assignments))
+        a, lines = advance(whole, a, 1)
+        b, same = advance(resumed, b, 1)
+        assert lines == same and torch.equal(a, b)
+        state, tensors = resumed.state()
+        state, tensors = json.loads(json.dumps(state)), {name: tensor.clone() for name, tensor in tensors.items()}
+        resumed = make()
+        resumed.restore(state, tensors)
+    assert {peer for entry in whole.honest[0].ledger.entries for peer in entry.peers} == MEMBERS
+    assert len(workers) > 2, "choose a run in which the number of workers changes"
+
+
 def test_a_model_smaller_than_the_cohort_is_refused() -> None:
     with pytest.raises(ValueError, match="3 parameters cannot be shared among 4 peers"):
         LocalDriver(ProtocolConfig(peers=4), QuadraticTask(3))
@@ -125,7 +157,7 @@ def test_a_model_smaller_than_the_cohort_is_refused() -> None:
 def test_history_keeps_what_it_promises(tmp_path: Path) -> None:
     history = ParameterHistory(5, 20, tmp_path)
     for step in range(33):
-        history.record(step, torch.full((5,), float(step)))
+        history.record(step, torch.full((5,), float(step)), 4)
     assert all(torch.equal(history.at(s, 32), torch.full((5,), float(s))) for s in range(13, 33))
     with pytest.raises(LookupError, match="the last 20 are kept"):
         history.at(12, 32)

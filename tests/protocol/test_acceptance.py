@@ -163,8 +163,8 @@ class ScaledTask(QuadraticTask):
         super().__init__(d)
         self.scale = scale
 
-    def gradients(self, params: torch.Tensor, requests: Any, out: torch.Tensor) -> None:
-        super().gradients(params, requests, out)
+    def gradients(self, params: torch.Tensor, requests: Any, out: torch.Tensor, **options: Any) -> None:
+        super().gradients(params, requests, out, **options)
         out.mul_(self.scale)
 
 

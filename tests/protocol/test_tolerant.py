@@ -41,8 +41,8 @@ class OwnNumerics(QuadraticTask):
         super().__init__(d)
         self.peer, self.size = peer, size
 
-    def gradients(self, params: torch.Tensor, requests: Sequence[Compute], out: torch.Tensor) -> None:
-        super().gradients(params, requests, out)
+    def gradients(self, params: torch.Tensor, requests: Sequence[Compute], out: torch.Tensor, **options: Any) -> None:
+        super().gradients(params, requests, out, **options)
         for request, row in zip(requests, out, strict=True):
             direction = torch.from_numpy(
                 stream("numerics", self.peer, request.seed).standard_normal(self.d, dtype=np.float32)
@@ -365,8 +365,8 @@ def test_an_alarm_that_a_liar_confided_to_one_honest_peer_does_not_cost_that_pee
 class Overflowing(OwnNumerics):
     """Gets no number out of the batches of others."""
 
-    def gradients(self, params: torch.Tensor, requests: Sequence[Compute], out: torch.Tensor) -> None:
-        super().gradients(params, requests, out)
+    def gradients(self, params: torch.Tensor, requests: Sequence[Compute], out: torch.Tensor, **options: Any) -> None:
+        super().gradients(params, requests, out, **options)
         for request, row in zip(requests, out, strict=True):
             if request.peer != self.peer:
                 row.fill_(torch.inf)
@@ -404,7 +404,7 @@ def test_a_resumed_run_goes_on_to_the_same_bits() -> None:
 def test_everybody_is_answered_by_its_own_task(mode: Any) -> None:
     common, other = QuadraticTask(5), OwnNumerics(5, 1, 0.5)
     history = ParameterHistory(5, 2)
-    history.record(0, torch.zeros(5))
+    history.record(0, torch.zeros(5), 4)
     compute = CohortCompute(common, history, mode, {1: other, 2: other})
     requests = [Compute(0, peer, bytes([peer]) * 32) for peer in (0, 1, 2, 1)]
     rows = compute.answer(0, requests, [0, 1, 2, 3])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ from btard.swarm.deadlines import Deadlines
 from btard.swarm.doors import Doors
 from btard.swarm.driver import Fallen, OutOfStep, SwarmDriver
 from btard.swarm.node import Node
-from btard.task import QuadraticTask
+from btard.task import QuadraticTask, TooLate, never
 
 RUN = "cohort"
 QUICK = Deadlines(compute=20.0, phase=3.0, message=0.2, transfer=1.0, give_up=0.5)
@@ -44,23 +44,26 @@ class Fault:
     happen: Callable[[Member], None]
 
 
-class Quadratic:
-    """The simulator's quadratic as a swarm's task; `slow` seconds before each gradient of training."""
+class Quadratic(QuadraticTask):
+    """The simulator's quadratic; `slow` seconds before each gradient of training."""
 
-    def __init__(self, d: int) -> None:
-        self.d, self.task, self.slow = d, QuadraticTask(d), 0.0
+    slow = 0.0
 
-    def gradient(
-        self, params: torch.Tensor, request: Compute, workers: int, too_late: Callable[[], bool]
-    ) -> torch.Tensor | None:
+    def gradients(
+        self,
+        params: torch.Tensor,
+        requests: Sequence[Compute],
+        out: torch.Tensor,
+        *,
+        workers: int = 1,
+        too_late: Callable[[], bool] = never,
+    ) -> None:
         until = time.monotonic() + self.slow
         while time.monotonic() < until:
             if too_late():
-                return None
+                raise TooLate
             time.sleep(0.01)
-        out = torch.empty(1, self.d)
-        self.task.gradients(params, [request], out)
-        return out[0]
+        super().gradients(params, requests, out)
 
 
 @dataclass
