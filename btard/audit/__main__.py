@@ -11,13 +11,10 @@ import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from btard.audit.auditor import audit
 from btard.audit.report import AuditError
-
-if TYPE_CHECKING:
-    from btard.task import Task
+from btard.task import Task
 
 
 def load_task(name: str, folder: Path) -> Task:

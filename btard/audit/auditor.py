@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from btard.audit.attestation import Attestation
 from btard.audit.files import ATTESTATION, EVIDENCE, LEDGER, PROTOCOL, SUMMARY, proof_file, read_json, seal_file
@@ -19,9 +18,7 @@ from btard.protocol.config import ProtocolConfig
 from btard.protocol.hashing import digest
 from btard.protocol.identity import Roster
 from btard.protocol.wire import Malformed
-
-if TYPE_CHECKING:
-    from btard.task import Task
+from btard.task import Task
 
 
 def audit(folder: Path, task: Task | None = None) -> Report:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from btard.audit.claims import GRADIENT_KINDS, raised_claims
 from btard.audit.files import LEDGER, proof_file
@@ -27,9 +26,7 @@ from btard.protocol.ledger import Entry
 from btard.protocol.messages import EXCUSED, FALSE_CLAIM, GUILTY, Claim
 from btard.protocol.record import StepRecord
 from btard.protocol.wire import Malformed
-
-if TYPE_CHECKING:
-    from btard.task import Task
+from btard.task import Task
 
 
 class Replay:

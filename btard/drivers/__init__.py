@@ -1,5 +1,5 @@
 """Who answers a peer's effects: `local` runs a whole cohort in one process, `collective` a process for each peer.
 
-`server` runs the baselines at a trusted server.
-Drivers move messages and ask for gradients; they decide nothing that the protocol decides.
+`loop` interprets the effects for all of them, and for `btard.swarm`. A driver says how messages move and where
+gradients come from; it decides nothing that the protocol decides. `server` runs the baselines at a trusted server.
 """

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Sequence
 from typing import Any
 
+from btard.drivers.letters import Pieces
 from btard.protocol import wire
 from btard.protocol.wire import Malformed
 
@@ -17,9 +17,6 @@ CHUNK = 2**18
 """Bytes that are handed to the stream at once."""
 
 _LENGTH = struct.Struct("<I")
-
-Pieces = Sequence[bytes | memoryview]
-"""A body, in pieces that are joined on the way."""
 
 
 def size_of(pieces: Pieces) -> int:

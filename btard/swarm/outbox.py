@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from btard.swarm.frames import Pieces
+from btard.drivers.letters import Pieces
 
 Position = tuple[int, int]
 """(step, number of the phase within it): every peer that is in a step counts its phases alike."""
