@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -83,15 +83,7 @@ class NumericTask:
         self.folded = FoldedNetwork(self.layout, self.flat) if numerics.way == "folded" else None
         self.cohort = CohortGradients(self.layout, mode="per_peer", workers=1) if numerics.way == "per_peer" else None
 
-    def gradients(
-        self,
-        params: Tensor,
-        requests: Sequence[Compute],
-        out: Tensor,
-        *,
-        workers: int = 1,
-        too_late: Callable[[], bool] = never,
-    ) -> None:
+    def gradients(self, params: Tensor, requests: Sequence[Compute], out: Tensor, **_: Any) -> None:
         """Write the gradients of `requests` at `params` [d] into the rows of `out` [r, d]."""
         images, labels = draw_batches(
             self.data,

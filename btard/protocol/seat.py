@@ -85,9 +85,8 @@ class Seat(ABC):
 
     def context(self, record: StepRecord) -> Context:
         """What the hooks of my behaviour may look at in the step of `record`."""
-        return Context(
-            record.step, self.id, record, self.coins, self.config.run_id, self.config, self.last, self.identity
-        )
+        start = (record.step, self.id, self.config.run_id, self.coins, record.active, record.assignments, record.tau)
+        return Context(*start, self.last, record=record, config=self.config, identity=self.identity)
 
     def seed_of(self, step: int, peer: int) -> bytes:
         """xi_i^t for a step whose coin is known."""

@@ -139,7 +139,7 @@ class Member:
         """Write a checkpoint."""
         values, own = save_peer(self.peer)
         tensors = {f"training/{name}": tensor for name, tensor in self.optimizer.state().items()}
-        tensors |= {f"history/{step}": x for step, x in self.driver.history.recent().items()}
+        tensors |= self.driver.history.state()
         tensors |= {f"peer/{name}": tensor for name, tensor in own.items()}
         recorded = None if self.recorder is None else self.recorder.state()
         workers = {str(step): count for step, count in self.driver.history.workers.items()}
@@ -158,7 +158,7 @@ class Member:
         self.optimizer.load(under("training/"))
         fresh, _ = self.make_peer(self.peer.id, self.peer.roster)
         load_peer(fresh, state["peer"], under("peer/"))
-        recent = {int(s): x for s, x in under("history/").items()}
+        recent = {name: tensor.to(self.device) for name, tensor in tensors.items() if name.startswith("history/")}
         self.driver.history.restore(recent, {int(s): count for s, count in state["workers"].items()})
         self.driver.restart(fresh)
         self.sent = state["sent"]

@@ -29,15 +29,7 @@ class PreparedTask:
         self.d = d
         self.rows = torch.randn(peers, d, generator=torch.Generator().manual_seed(0)).to(device)
 
-    def gradients(
-        self,
-        params: Tensor,
-        requests: Sequence[Compute],
-        out: Tensor,
-        *,
-        workers: int = 1,
-        too_late: Callable[[], bool] = never,
-    ) -> None:
+    def gradients(self, params: Tensor, requests: Sequence[Compute], out: Tensor, **_: Any) -> None:
         """Copy the prepared row of each request's peer into `out` [len(requests), d]."""
         for request, row in zip(requests, out, strict=True):
             row.copy_(self.rows[request.peer])
