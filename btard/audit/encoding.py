@@ -57,11 +57,6 @@ def check_array(value: Any, what: str) -> list[Any]:
     return value
 
 
-def check_pairs(value: Any, what: str) -> dict[int, int]:
-    pairs = [wire.check_fields(entry, what, 2) for entry in check_array(value, what)]
-    return {wire.check_int(first, what): wire.check_int(second, what) for first, second in pairs}
-
-
 def to_host(tensor: torch.Tensor) -> torch.Tensor:
     """A contiguous copy in the CPU's memory."""
     return tensor.detach().to("cpu", copy=True).contiguous()

@@ -47,11 +47,11 @@ class Seat(ABC):
     A phase may read all of it. These files write to it, each to these attributes:
 
         seat.py: ledger
-        peer.py: current, last, coins, requests
+        peer.py: current, last, coins, absences, probation, requests
         commit.py: absences
         join.py: roster, probation, requests
-        snapshot.py: roster, ledger, coins, absences, probation, requests, last
-        audit/observer.py: ledger, coins, absences, probation, last
+        snapshot.py: roster, ledger, coins, requests, last
+        audit/observer.py: ledger, coins, last
     """
 
     def __init__(
