@@ -11,11 +11,9 @@ from btard.protocol.config import ProtocolConfig
 from btard.protocol.identity import Roster
 from btard.protocol.join import ADMITTED, GRADUATED
 from btard.protocol.ledger import Entry, Ledger
+from btard.protocol.limits import MAX_LEDGER
 from btard.protocol.record import Transcript
 from btard.protocol.wire import Malformed
-
-MAX_LEDGER = 2**26
-"""Bytes of a ledger that are read."""
 
 
 @dataclass(frozen=True)

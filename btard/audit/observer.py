@@ -12,11 +12,12 @@ import torch
 
 from btard.audit.proof import Proof
 from btard.protocol.behaviour import Behaviour, Context
-from btard.protocol.broadcast import FACES, genuine
+from btard.protocol.broadcast import genuine
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Broadcast, Compute, Effect, Exchange, Purpose
 from btard.protocol.hashing import batch_seed
 from btard.protocol.identity import Identity, Roster
+from btard.protocol.limits import FACES
 from btard.protocol.messages import NOBODY, Claim, Packet, Signed
 from btard.protocol.peer import Peer
 from btard.protocol.record import StepRecord, Transcript
@@ -68,7 +69,7 @@ class Observer(Peer):
         self, record: StepRecord, phase: str, message: Signed | None, faces: Mapping[int, Signed | None], limit: int
     ) -> Generator[Effect, Any, Heard]:
         """The recorded messages of the phase, as far as they are genuine."""
-        said: Mapping[int, tuple[Signed, ...]] = yield Broadcast(phase, None)
+        said: Mapping[int, tuple[Signed, ...]] = yield Broadcast(phase, None, {}, limit)
         heard: Heard = {}
         for sender in record.speakers:
             for signed in said.get(sender, ())[:FACES]:

@@ -70,12 +70,12 @@ class Recorder:
             return
         if writes:
             self.begin(peers[0].roster, peers[0].d)
-        witness = max(peers, key=lambda peer: votes_with_majority(self.config, peer))
+        witness = max(peers, key=votes_with_majority)
         record = witness.current
         ledger = peers[0].ledger
         entries = list(takewhile(lambda entry: entry.step == record.step, reversed(ledger.entries)))
         if entries and writes:
-            self._proof(record, entries, parameters).write(self.folder / EVIDENCE, witness.id, witness.identity)
+            self._proof(witness, entries, parameters).write(self.folder / EVIDENCE, witness.id, witness.identity)
         elif self._to_seal and writes:
             write_json(
                 seal_file(self.folder / EVIDENCE, record.step),
@@ -92,8 +92,9 @@ class Recorder:
         self._missed = {peer: self._missed[peer] for peer in missing}
         self._before, self.next, self.head = record, record.step + 1, ledger.head
 
-    def _proof(self, record: StepRecord, entries: Sequence[Entry], parameters: Callable[[int], torch.Tensor]) -> Proof:
-        claims = raised_claims(self.config, record)
+    def _proof(self, witness: Peer, entries: Sequence[Entry], parameters: Callable[[int], torch.Tensor]) -> Proof:
+        record = witness.current
+        claims = raised_claims(record, witness.limits)
         held = {
             (about.step, part): a for about in (self._before, record) if about for part, a in about.aggregates.items()
         }

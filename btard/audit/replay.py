@@ -64,7 +64,7 @@ class Replay:
         self._compare(observer.ledger.entries, lines, file)
         claims = {
             claim: who
-            for raised in raised_claims(self.config, observer.current).values()
+            for raised in raised_claims(observer.current, observer.limits).values()
             for claim, who in raised.items()
         }
         confirmed = recompute is None or recompute.confirmed

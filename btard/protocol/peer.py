@@ -20,8 +20,9 @@ from btard.protocol.disclose import disclose
 from btard.protocol.effects import Effect
 from btard.protocol.exchange import exchange
 from btard.protocol.identity import Identity, Roster
-from btard.protocol.join import WAITING, admit, bring_up, count_probation
+from btard.protocol.join import admit, bring_up, count_probation
 from btard.protocol.ledger import Entry
+from btard.protocol.limits import WAITING
 from btard.protocol.messages import JoinRequest, Signed
 from btard.protocol.radius import next_radius
 from btard.protocol.record import Start, StepRecord

@@ -32,7 +32,8 @@ from btard.protocol.effects import Compute
 from btard.protocol.hashing import stream
 from btard.protocol.identity import Identity
 from btard.protocol.ledger import Entry, Ledger
-from btard.protocol.messages import GUILTY, Claim, CoinCommit, Packet, Signed
+from btard.protocol.limits import Limits
+from btard.protocol.messages import GUILTY, Claim, Claims, CoinCommit, Packet, Signed
 from btard.task import QuadraticTask
 
 D, START = 53, 2
@@ -182,6 +183,47 @@ def test_tolerant_validation_is_audited(attack: str, tmp_path: Path) -> None:
     record(tmp_path, **attackers(attack), steps=16, validation="tolerant")
     for task in (None, QuadraticTask(D)):
         assert audit(tmp_path, task).findings
+
+
+class Flood(Behaviour):
+    """In one step, accuses everybody of all that it can: more claims than three peers have cause for."""
+
+    byzantine = True
+
+    def __init__(self) -> None:
+        self.when = -1
+        self.said: tuple[Claim, ...] = ()
+
+    def active(self, step: int) -> bool:
+        return step == self.when
+
+    def accuse(self, ctx: Context, claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
+        now, last = ctx.record, ctx.last
+        assert last is not None
+        out = {Claim(last.step, i, "wrong_gradient") for i in last.workers}
+        out |= {Claim(step.step, step.owner(j), "wrong_aggregate", j) for step in (now, last) for j in step.announced}
+        out |= {Claim(now.step, now.owner(j), "bad_aggregate", j) for j in now.announced}
+        mine = [j for j, owner in enumerate(now.owners) if owner == ctx.peer]
+        out |= {Claim(now.step, i, kind, j) for i in now.workers for j in mine for kind in ("misreport", "bad_part")}
+        self.said = self.said or tuple(sorted(claim for claim in out if claim.accused != ctx.peer))
+        return self.said
+
+
+def test_more_newcomers_than_first_peers_are_audited(tmp_path: Path) -> None:
+    """Recorder and auditor read messages of the size that the grown roster allows, as the peers do."""
+    flood, joining = Flood(), 8
+
+    def between(driver: LocalDriver, step: int) -> None:
+        if step == 0:
+            for i in range(joining):
+                driver.join(Identity.from_seed("joining", i))
+        peer = driver.peers.get(1)
+        if flood.when < 0 and peer is not None and len(peer.active) == 3 + joining and 1 not in peer.assignments:
+            flood.when = step
+
+    record(tmp_path, {1: flood}, peers=3, steps=30, between=between, probation=1, max_newcomers=3)
+    assert len(wire.pack([claim.to_wire() for claim in flood.said])) > Limits(3, 1).payload(Claims)
+    assert any(finding.entry.peers == (1,) for finding in audit(tmp_path, QuadraticTask(D)).findings)
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ import torch
 
 from btard.attacks import make_attack
 from btard.drivers.local import LocalDriver
-from btard.drivers.task import QuadraticTask
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.messages import AnnouncedPart, Commit, Report
 from btard.protocol.record import Probation, Settled, Split, Start, StepRecord, Transcript, from_json, to_json
 from btard.protocol.wire import Malformed
+from btard.task import QuadraticTask
 
 D = 53
 HASH = bytes(range(32))
