@@ -18,6 +18,7 @@ from btard.protocol.effects import Compute, Effect, Idle, Purpose
 from btard.protocol.evidence import disclosures, verdict_on
 from btard.protocol.hashing import batch_seed, digest
 from btard.protocol.ledger import Entry
+from btard.protocol.limits import evidence_limit
 from btard.protocol.messages import (
     ELIMINATE_KINDS,
     EXCLUSION_KINDS,
@@ -27,9 +28,8 @@ from btard.protocol.messages import (
     Claim,
     Claims,
     Votes,
-    max_claims,
 )
-from btard.protocol.packets import bodies, packet_limit
+from btard.protocol.packets import bodies
 from btard.protocol.record import StepRecord
 from btard.protocol.report import part_scalars
 from btard.protocol.seat import Seat
@@ -92,7 +92,7 @@ def _admissible(seat: Seat, record: StepRecord, messages: Mapping[int, Claims]) 
     raised: dict[Claim, tuple[int, ...]] = {}
     for accuser in sorted(messages):
         claims = set(messages[accuser].claims)
-        too_many = len(claims) > max_claims(len(seat.roster.keys))
+        too_many = len(claims) > seat.limits.claims
         if too_many or not all(_possible(seat, record, accuser, claim) for claim in claims):
             seat.expel(record, accuser, "malformed_claims")
             continue
@@ -167,7 +167,7 @@ def _try(
     behaviour, ctx = seat.behaviour_at(record), seat.context(record)
     shown = disclosures(seat, raised, lambda claim, packets: behaviour.disclose(ctx, claim, packets))
     others = [recipient for recipient in record.remaining if recipient != seat.id]
-    limit = sum(packet_limit(about, range(about.cut.k)) for claim in raised if (about := seat.record_of(claim.step)))
+    limit = evidence_limit(about for claim in raised if (about := seat.record_of(claim.step)))
     sent = dict.fromkeys(others, shown) if shown else {}
     evidence = yield from seat.send(record, f"evidence/{attempt}", sent, limit=limit)
     record.shown[attempt] = {who: tuple(packets) for who, packets in {**evidence, seat.id: shown}.items()}

@@ -15,8 +15,9 @@ import torch
 
 from btard.protocol.commit import part_digests
 from btard.protocol.effects import Effect
+from btard.protocol.limits import packet_limit
 from btard.protocol.messages import Packet
-from btard.protocol.packets import committed_body, find_packet, gradient_packets, packet_limit
+from btard.protocol.packets import committed_body, find_packet, gradient_packets
 from btard.protocol.record import StepRecord
 from btard.protocol.seat import Seat
 

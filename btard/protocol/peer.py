@@ -20,11 +20,12 @@ from btard.protocol.disclose import disclose
 from btard.protocol.effects import Effect
 from btard.protocol.exchange import exchange
 from btard.protocol.identity import Identity, Roster
-from btard.protocol.join import WAITING, admit, bring_up, count_probation
+from btard.protocol.join import admit, bring_up, count_probation
 from btard.protocol.ledger import Entry
+from btard.protocol.limits import WAITING
 from btard.protocol.messages import JoinRequest, Signed
 from btard.protocol.radius import next_radius
-from btard.protocol.record import StepRecord, step_context
+from btard.protocol.record import Start, StepRecord
 from btard.protocol.report import report
 from btard.protocol.seat import Expelled, Heard, Seat
 from btard.protocol.validate import validate
@@ -114,20 +115,15 @@ class Peer(Seat):
 
     def begin(self) -> StepRecord:
         """The record of the next step, of which all that is known is the agreed state at its start."""
-        coin, head = self.coins[-1], self.ledger.head
-        context = step_context(self.config.run_id, self.t, self.active, self.assignments, coin, head, self.tau)
-        return StepRecord(
-            self.t,
-            self.active,
-            self.assignments,
-            coin,
-            self.tau,
-            context,
-            probation=tuple(sorted(self.probation)),
-            head=head,
-            absences=dict(self.absences),
-            standings=dict(self.probation),
-        )
+        start = (self.t, self.active, self.assignments, self.coins[-1], self.tau, self.ledger.head)
+        record = StepRecord(*start, dict(self.absences), dict(self.probation))
+        record.context = record.binding(self.config.run_id)
+        return record
+
+    def resume(self, start: Start) -> None:
+        """Stand where the peers stand at the start of a step. Coins and ledger, which end there, are set apart."""
+        self.active, self.assignments, self.tau = start.active, dict(start.assignments), start.tau
+        self.absences, self.probation = dict(start.absences), dict(start.standings)
 
     def _finish(self, record: StepRecord, already: int) -> Outcome | None:
         """A_{t+1}, V_{t+1} and the coin of the next step (phases 7 and 8)."""

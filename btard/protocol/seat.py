@@ -14,6 +14,7 @@ from btard.protocol.effects import Effect, Exchange
 from btard.protocol.hashing import batch_seed, digest
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.ledger import Entry, Ledger
+from btard.protocol.limits import Limits
 from btard.protocol.messages import (
     Announce,
     Claims,
@@ -26,7 +27,6 @@ from btard.protocol.messages import (
     Report,
     Signed,
     Votes,
-    max_message,
 )
 from btard.protocol.record import Probation, StepRecord
 from btard.protocol.wire import Malformed
@@ -47,11 +47,11 @@ class Seat(ABC):
     A phase may read all of it. These files write to it, each to these attributes:
 
         seat.py: ledger
-        peer.py: current, last, coins, requests
+        peer.py: current, last, coins, absences, probation, requests
         commit.py: absences
         join.py: roster, probation, requests
-        snapshot.py: roster, ledger, coins, absences, probation, requests, last
-        audit/observer.py: ledger, coins, absences, probation, last
+        snapshot.py: roster, ledger, coins, requests, last
+        audit/observer.py: ledger, coins, last
     """
 
     def __init__(
@@ -88,6 +88,11 @@ class Seat(ABC):
         start = (record.step, self.id, self.config.run_id, self.coins, record.active, record.assignments, record.tau)
         return Context(*start, self.last, record=record, config=self.config, identity=self.identity)
 
+    @property
+    def limits(self) -> Limits:
+        """How much an honest peer can have to say among the peers of the roster."""
+        return Limits(len(self.roster.keys), self.config.directions)
+
     def seed_of(self, step: int, peer: int) -> bytes:
         """xi_i^t for a step whose coin is known."""
         return batch_seed(self.config.run_id, step, peer, self.coins[step])
@@ -116,7 +121,7 @@ class Seat(ABC):
         expected = tuple(expected)
         behaviour, ctx = self.behaviour_at(record), self.context(record)
         self._crash(record, phase)
-        limit = max_message(kind, len(self.roster.keys), self.config.directions)
+        limit = self.limits.message(kind)
         record.phase = phase
         speakers = record.speakers
         if self.id in record.probation and self.id not in speakers:
