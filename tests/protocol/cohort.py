@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -36,6 +37,7 @@ def run_cohort(
     until_banned: frozenset[int] = frozenset(),
     links: Links | None = None,
     proofs: Path | None = None,
+    commitments: Literal["hashed", "ideal"] = "hashed",
     **settings: object,
 ) -> Run:
     """Train the quadratic with `behaviours` plugged in, the rest honest: `steps` steps, or until those are banned.
@@ -53,6 +55,7 @@ def run_cohort(
         mode=mode,  # type: ignore[arg-type]
         links=links,
         recorder=None if proofs is None else Recorder(proofs, config),
+        commitments=commitments,
     )
     params, results = torch.ones(d), []
     for _ in range(steps):
