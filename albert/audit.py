@@ -8,9 +8,9 @@ import torch
 
 from albert.config import Config
 from albert.data.corpus import Corpus
-from albert.task import AlbertTask
+from albert.task import AlbertTask, make_task
 from btard.harness.settings import read_config
-from btard.swarm.startup import make_task, pick_device
+from btard.swarm.task import pick_device
 
 
 def task_of(folder: Path) -> AlbertTask:

@@ -1,4 +1,4 @@
-"""Gradients of public batches: what a peer computes for itself, and again for another one whom it validates."""
+"""What a swarm trains: gradients of public batches. A peer computes its own, and those of a peer that it validates."""
 
 from __future__ import annotations
 
@@ -9,12 +9,20 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from transformers import AlbertForPreTraining
 
+from albert.config import Config
 from albert.data.batches import batch
 from albert.data.corpus import Corpus
+from albert.data.evaluation import evaluation_batches
+from albert.model import make_model
+from albert.optimizer import Optimizer
 from btard.harness.vector import bind, flatten, parameter_count, views
 from btard.protocol.effects import Compute
 from btard.protocol.hashing import digest
+from btard.swarm.task import pick_device
 from btard.task import TooLate, never
+
+EVALUATED = 256
+"""Validation examples that a checkpoint is measured on."""
 
 
 def share(total: int, workers: int) -> int:
@@ -94,6 +102,20 @@ class AlbertTask:
             self.loss = float(loss)
         return gradient
 
+    def samples(self, workers: int) -> int:
+        """Sequences that each of `workers` peers computes of a step."""
+        return share(self.total, workers)
+
+    def agreed(self) -> dict[str, str]:
+        """What all peers must have alike beside the settings."""
+        return {"data": self.corpus.digest}
+
+    def evaluation(self) -> Callable[[torch.Tensor], float]:
+        """The function that measures parameters [d] on the validation split. Errors: DataError."""
+        corpus = Corpus(self.corpus.folder, "validation")
+        batches = list(evaluation_batches(corpus, 16, EVALUATED))
+        return lambda params: self.evaluate(params, batches)
+
     @torch.no_grad()
     def evaluate(self, params: torch.Tensor, batches: list[dict[str, torch.Tensor]]) -> float:
         """The mean loss at `params` [d] over `batches`."""
@@ -120,3 +142,25 @@ class AlbertTask:
             torch.manual_seed(int.from_bytes(digest("dropout", seed, start)[:8], "little"))
             with torch.autocast(self.device.type, torch.float16, enabled=self.half and cuda):
                 yield
+
+
+def make_task(config: Config, corpus: Corpus, device: torch.device) -> AlbertTask:
+    """The gradients of this configuration on the device."""
+    return AlbertTask(
+        make_model(config.model, corpus.vocab_size, corpus.sequence_length, config.seed).to(device),
+        corpus,
+        config.batch.total,
+        config.batch.per_device,
+        half=config.precision == "float16" and device.type == "cuda",
+        loss_scale=config.loss_scale,
+    )
+
+
+def make(config: Config) -> tuple[AlbertTask, Optimizer]:
+    """Task and optimizer for `python -m btard.swarm --task albert.task:make`, each with a model of its own.
+
+    Errors: DataError; ConfigError for a GPU that is not there.
+    """
+    corpus, device = Corpus(config.data.path), pick_device(config.device)
+    model = make_model(config.model, corpus.vocab_size, corpus.sequence_length, config.seed)
+    return make_task(config, corpus, device), Optimizer(model.to(device), config.optimizer)

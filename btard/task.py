@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ class Task(Protocol):
         Each row must depend on `params`, its own request and `workers` alone: a validator asks for it again.
         `workers` peers share the step in question; a task whose batches are shares of a whole goes by it.
         `too_late` is for tasks that take long: ask it between pieces of the work, and raise TooLate once it says so.
+        A task that needs neither of the two takes them as `**_`.
         """
         ...
 
@@ -60,15 +61,7 @@ class QuadraticTask:
         self.d, self.noise = d, noise
         self.requests: list[Compute] = []
 
-    def gradients(
-        self,
-        params: torch.Tensor,
-        requests: Sequence[Compute],
-        out: torch.Tensor,
-        *,
-        workers: int = 1,
-        too_late: Callable[[], bool] = never,
-    ) -> None:
+    def gradients(self, params: torch.Tensor, requests: Sequence[Compute], out: torch.Tensor, **_: Any) -> None:
         """Write params + noise * N(0, I), its sign flipped with flipped labels, into the rows of `out` [r, d]."""
         self.requests += requests
         for request, row in zip(requests, out, strict=True):

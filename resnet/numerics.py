@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,6 @@ from torch.nn import functional as F
 
 from btard.harness.vector import flatten, parameter_count, views
 from btard.protocol.effects import Compute
-from btard.task import never
 from resnet.batchnorm import Statistics, statistics_size
 from resnet.data import Dataset
 from resnet.folded import FoldedNetwork
@@ -83,15 +82,7 @@ class NumericTask:
         self.folded = FoldedNetwork(self.layout, self.flat) if numerics.way == "folded" else None
         self.cohort = CohortGradients(self.layout, mode="per_peer", workers=1) if numerics.way == "per_peer" else None
 
-    def gradients(
-        self,
-        params: Tensor,
-        requests: Sequence[Compute],
-        out: Tensor,
-        *,
-        workers: int = 1,
-        too_late: Callable[[], bool] = never,
-    ) -> None:
+    def gradients(self, params: Tensor, requests: Sequence[Compute], out: Tensor, **_: Any) -> None:
         """Write the gradients of `requests` at `params` [d] into the rows of `out` [r, d]."""
         images, labels = draw_batches(
             self.data,

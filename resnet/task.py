@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from btard.harness.vector import parameter_count
 from btard.protocol.effects import Compute, Purpose
-from btard.task import never
 from resnet.batchnorm import RunningStatistics
 from resnet.gradients import CohortGradients, Mode
 from resnet.sampling import TrainingData, draw_batches
@@ -29,15 +29,7 @@ class ClassificationTask:
         self.statistics = RunningStatistics(model, peers)
         self.losses = torch.zeros(peers, device=data.labels.device)
 
-    def gradients(
-        self,
-        params: Tensor,
-        requests: Sequence[Compute],
-        out: Tensor,
-        *,
-        workers: int = 1,
-        too_late: Callable[[], bool] = never,
-    ) -> None:
+    def gradients(self, params: Tensor, requests: Sequence[Compute], out: Tensor, **_: Any) -> None:
         """Write the gradients of `requests` at `params` [d] into the rows of `out` [r, d]."""
         images, labels = draw_batches(
             self.data,

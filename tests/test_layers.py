@@ -139,10 +139,13 @@ HEIRS: dict[str, set[str]] = {"StepRecord": set(), "Seat": {"peer.py", "observer
 def test_a_class_that_the_phases_share_names_who_writes_to_it(file: str, name: str) -> None:
     """In lines of its docstring like `commit.py: workers, owners`."""
     tree = ast.parse((PROTOCOL / file).read_text())
-    described = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    described, bases = classes[name], [classes[name]]
+    for one in bases:
+        bases += [classes[base.id] for base in one.bases if isinstance(base, ast.Name) and base.id in classes]
     made = [node for node in described.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"]
     attributes = {
-        n.target.id for n in described.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
+        n.target.id for b in bases for n in b.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
     }
     attributes |= {attribute for node in made for attribute in writes(node, {"self"})}
     described.body = [node for node in described.body if node not in made]

@@ -8,7 +8,7 @@ from albert.cloud.findings import Finding
 from albert.cloud.run import Run
 from albert.cloud.sources import unreadable
 
-HEADER = "btard.albert"
+HEADER = "btard.swarm"
 """Where a checkpoint's metadata say which step it is of: HEADER of btard/swarm/checkpoint.py, which imports torch."""
 HEADER_LIMIT = 256 * 1024
 """Bytes that are looked at; the list of ALBERT-large's tensors has some 10 KB."""

@@ -1,5 +1,7 @@
 """The one error of the data: missing, damaged, or of another form than expected."""
 
+from btard.harness.typed_yaml import ConfigError
 
-class DataError(ValueError):
+
+class DataError(ConfigError):
     """The data cannot be used; the message is one line: what, where, and what to do."""

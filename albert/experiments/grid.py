@@ -25,9 +25,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from albert.config import AttackConfig, Config
+from albert.config import Config
 from btard.harness.grid_file import check_keys, mapping, named_settings, section, slug, whole_numbers
 from btard.harness.typed_yaml import ConfigError, Setting, build, nearest, read_mapping, read_settings, settings_of
+from btard.swarm.config import AttackConfig
 
 BASELINE = "baseline"
 KEYS = ("title", "base", "settings", "attacks", "defences", "baseline", "starts", "lead", "after", "seeds")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from albert.config import TASK
 from albert.data.corpus import Corpus
 from albert.experiments.grid import BASELINE, Cell, Grid
 from btard.swarm.checkpoint import checkpoint_before
@@ -44,7 +45,7 @@ class LocalSwarms:
         if cell.start_by is not None:
             config = replace(config, start_from=str(checkpoint_before(out / BASELINE / COORDINATOR, cell.start_by)))
         folder = out / cell.name
-        with Swarm(config, folder) as swarm:
+        with Swarm(config, folder, TASK) as swarm:
             try:
                 swarm.start()
             except RuntimeError as error:

@@ -16,6 +16,7 @@ from btard.protocol.behaviour import Context
 from btard.protocol.coin import combine
 from btard.protocol.hashing import digest
 from btard.protocol.identity import Identity
+from btard.protocol.limits import Limits
 from btard.protocol.messages import (
     FALSE_CLAIM,
     GUILTY,
@@ -32,8 +33,6 @@ from btard.protocol.messages import (
     Report,
     Signed,
     Votes,
-    max_claims,
-    max_message,
     relay_digest,
 )
 from btard.protocol.wire import Malformed
@@ -336,7 +335,7 @@ class Garbage(Attack):
             "nested": b"\x91" * 500 + b"\x90",
             "foreign": b"\xa5hello",
             "empty": b"",
-            "oversize": bytes(10 * max_message(type(payload), ctx.config.peers, ctx.config.directions)),
+            "oversize": bytes(10 * Limits(ctx.config.peers, ctx.config.directions).message(type(payload))),
             "extension": b"\xd6\xff\x00\x00\x00\x00",
         }
         return signed_bytes(ctx, phase, payloads[self.what]), {}
@@ -381,7 +380,7 @@ def _twisted(payload: Any, how: str, ctx: Context) -> Any:
             "claim_part_out_of_range": (real,),
             "claim_oneself": (replace(real, accused=ctx.peer, part=0),),
             "claim_future": (replace(real, step=ctx.step + 5, part=0),),
-            "claim_too_many": tuple(replace(real, part=i) for i in range(max_claims(peers) + 1)),
+            "claim_too_many": tuple(replace(real, part=i) for i in range(Limits(peers, 1).claims + 1)),
         }
         return Claims(claims[how]) if how in claims else payload
     if isinstance(payload, Votes) and how == "votes_short":

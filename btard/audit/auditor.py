@@ -10,13 +10,13 @@ from pathlib import Path
 from btard.audit.attestation import Attestation
 from btard.audit.files import ATTESTATION, EVIDENCE, LEDGER, PROTOCOL, SUMMARY, proof_file, read_json, seal_file
 from btard.audit.ledger import AgreedState, Line, read_ledger
-from btard.audit.proof import Section
 from btard.audit.replay import Replay
 from btard.audit.report import AuditError, Finding, Report, within
 from btard.audit.settings import read_settings
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.hashing import digest
 from btard.protocol.identity import Roster
+from btard.protocol.record import Transcript, from_json
 from btard.protocol.wire import Malformed
 from btard.task import Task
 
@@ -74,10 +74,10 @@ class _Auditor:
             if not (file.name.endswith(".seal.json") and step.isascii() and step.isdigit()):
                 continue
             try:
-                section = Section.from_json(read_json(file, {"now"})["now"])
+                transcript = from_json(read_json(file, {"now"})["now"], Transcript)
             except Malformed as error:
                 raise AuditError(within(file.name, error)) from None
-            self.agreed.certify(section, int(step), seal_file(self.evidence, int(step)).name)
+            self.agreed.certify(transcript, int(step), seal_file(self.evidence, int(step)).name)
             newest = max(newest, int(step))
         return newest > last
 

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from btard.protocol.config import ProtocolConfig
-from btard.protocol.messages import NOBODY, Claim, Claims, Commit, Packet, Votes, max_message
+from btard.protocol.limits import Limits
+from btard.protocol.messages import NOBODY, Claim, Claims, Commit, Packet, Votes
 from btard.protocol.record import StepRecord
 from btard.protocol.wire import Malformed
 
@@ -18,15 +18,14 @@ GRADIENT_KINDS = frozenset({"wrong_gradient", "undisclosed"})
 """Claims that a judge decides by computing a gradient again."""
 
 
-def raised_claims(config: ProtocolConfig, record: StepRecord) -> dict[int, dict[Claim, tuple[int, ...]]]:
+def raised_claims(record: StepRecord, limits: Limits) -> dict[int, dict[Claim, tuple[int, ...]]]:
     """Round of accusations -> claim -> who raised it, from the broadcasts of the step."""
-    limit = max_message(Claims, config.peers, config.directions)
     raised: dict[int, dict[Claim, tuple[int, ...]]] = {}
     for attempt in record.shown:
         raised[attempt] = {}
         for sender, said in record.heard.get(f"accuse/{attempt}", {}).items():
             try:
-                claims = said[0].open(Claims, limit).claims
+                claims = said[0].open(Claims, limits.message(Claims)).claims
             except (Malformed, IndexError):
                 continue
             for claim in claims:
@@ -68,16 +67,15 @@ def packets_about(
     return kept
 
 
-def votes_with_majority(config: ProtocolConfig, peer: Peer) -> int:
+def votes_with_majority(peer: Peer) -> int:
     """How many of the votes of `peer` were those of the majority: whoever got other evidence than most has fewer."""
     record, owner = peer.current, peer.id
-    limit = max_message(Votes, config.peers, config.directions)
     agreeing = 0
     for attempt in record.shown:
         cast: dict[int, tuple[str, ...]] = {}
         for sender, said in record.heard.get(f"vote/{attempt}", {}).items():
             try:
-                cast[sender] = said[0].open(Votes, limit).verdicts
+                cast[sender] = said[0].open(Votes, peer.limits.message(Votes)).verdicts
             except (Malformed, IndexError):
                 continue
         for index, mine in enumerate(cast.get(owner, ())):

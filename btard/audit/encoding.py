@@ -11,8 +11,6 @@ import torch
 from btard.protocol import wire
 from btard.protocol.wire import Malformed
 
-MAX_FIELD = 2**24
-"""Characters of one message that are read."""
 TENSOR_DTYPES = {
     str(dtype): dtype
     for dtype in (
@@ -28,8 +26,8 @@ def to_base64(raw: bytes) -> str:
 
 
 def check_base64(value: Any, what: str) -> bytes:
-    if not isinstance(value, str) or len(value) > MAX_FIELD:
-        raise Malformed(f"{what}: expected at most {MAX_FIELD} characters of base64")
+    if not isinstance(value, str):
+        raise Malformed(f"{what}: expected base64")
     try:
         return base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError):
@@ -55,11 +53,6 @@ def check_array(value: Any, what: str) -> list[Any]:
     if not isinstance(value, list):
         raise Malformed(f"{what}: expected a list, got {type(value).__name__}")
     return value
-
-
-def check_pairs(value: Any, what: str) -> dict[int, int]:
-    pairs = [wire.check_fields(entry, what, 2) for entry in check_array(value, what)]
-    return {wire.check_int(first, what): wire.check_int(second, what) for first, second in pairs}
 
 
 def to_host(tensor: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from blake3 import blake3
 
 from btard.audit.encoding import check_object
 from btard.protocol.ledger import read_object
+from btard.protocol.limits import MAX_JSON
 from btard.protocol.wire import Malformed
 
 EVIDENCE = "evidence"
@@ -19,8 +20,6 @@ PROTOCOL, ROSTER, ATTESTATION = "protocol.json", "roster.json", "attestation.jso
 LEDGER = "ledger.jsonl"
 SUMMARY = "summary.json"
 """Marks a run as finished."""
-MAX_JSON = 2**28
-"""Bytes of a JSON file that are read; the messages of a step of 1,000 peers stay below."""
 
 
 def proof_file(folder: Path, step: int) -> Path:

@@ -6,16 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from btard.audit.files import LEDGER, PROTOCOL, read_bounded
-from btard.audit.proof import Section
 from btard.audit.report import AuditError
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.identity import Roster
 from btard.protocol.join import ADMITTED, GRADUATED
 from btard.protocol.ledger import Entry, Ledger
+from btard.protocol.limits import MAX_LEDGER
+from btard.protocol.record import Transcript
 from btard.protocol.wire import Malformed
-
-MAX_LEDGER = 2**26
-"""Bytes of a ledger that are read."""
 
 
 @dataclass(frozen=True)
@@ -84,20 +82,20 @@ class AgreedState:
         """The ledger's head at the start of `step`."""
         return next((line.head for line in reversed(self.lines) if line.entry.step < step), b"")
 
-    def certify(self, section: Section, step: int, file: str) -> None:
+    def certify(self, transcript: Transcript, step: int, file: str) -> None:
         """Errors: AuditError unless all signatures hold and more than half of A_t signed for this ledger and state."""
         active, head = self.active(step), self.head(step)
         newcomers = self.newcomers(step)
         roster = self.roster(step + 1)  # admitted in a step, a newcomer can speak in it
-        here = section.step, section.active, section.head, set(section.probation)
+        here = transcript.step, transcript.active, transcript.head, set(transcript.standings)
         if here != (step, active, head, newcomers):
             raise AuditError(f"{file}: starts from another step, other peers or another ledger than {LEDGER} has then")
-        if self.config.tau not in ("auto", section.tau):
-            raise AuditError(f"{file}: clips at {section.tau:g}, {PROTOCOL} at {self.config.tau}")
-        context = section.context(self.config.run_id)
+        if self.config.tau not in ("auto", transcript.tau):
+            raise AuditError(f"{file}: clips at {transcript.tau:g}, {PROTOCOL} at {self.config.tau}")
+        context = transcript.binding(self.config.run_id)
         good: set[int] = set()
         bad: list[str] = []
-        for phase, said in section.messages.items():
+        for phase, said in transcript.heard().items():
             for sender, messages in said.items():
                 for message in messages:
                     if message.proven(context, roster):

@@ -10,16 +10,17 @@ from typing import Any
 
 import torch
 
-from btard.audit.proof import Proof, Section
+from btard.audit.proof import Proof
 from btard.protocol.behaviour import Behaviour, Context
-from btard.protocol.broadcast import FACES, genuine
+from btard.protocol.broadcast import genuine
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Broadcast, Compute, Effect, Exchange, Purpose
 from btard.protocol.hashing import batch_seed
 from btard.protocol.identity import Identity, Roster
+from btard.protocol.limits import FACES
 from btard.protocol.messages import NOBODY, Claim, Packet, Signed
 from btard.protocol.peer import Peer
-from btard.protocol.record import StepRecord
+from btard.protocol.record import StepRecord, Transcript
 from btard.protocol.seat import Heard
 
 JUDGEMENT = "accuse/0"
@@ -41,21 +42,20 @@ class Witness(Behaviour):
 
 
 class Observer(Peer):
-    """Stands where the peers stood at the start of `section`; `last` is the step before, as it was replayed."""
+    """Stands where the peers stood at the start of `transcript`; `last` is the step before, as it was replayed."""
 
     def __init__(
-        self, roster: Roster, config: ProtocolConfig, d: int, section: Section, last: StepRecord | None = None
+        self, roster: Roster, config: ProtocolConfig, d: int, transcript: Transcript, last: StepRecord | None = None
     ) -> None:
         super().__init__(NOBODY, Identity.from_seed("observer"), roster, config, d, Witness())
-        self.section, self.last = section, last
-        self.active, self.assignments = section.active, dict(section.assignments)
-        self.absences, self.coins = dict(section.absences), [section.coin]
-        self.probation = dict(section.probation)
-        self.ledger.head, self.tau = section.head, section.tau
+        self.transcript, self.last = transcript, last
+        self.said = transcript.heard()
+        self.resume(transcript)
+        self.coins, self.ledger.head = [transcript.previous_coin], transcript.head
 
     @property
     def t(self) -> int:
-        return self.section.step
+        return self.transcript.step
 
     @property
     def verdicts(self) -> Mapping[Claim, str]:
@@ -69,7 +69,7 @@ class Observer(Peer):
         self, record: StepRecord, phase: str, message: Signed | None, faces: Mapping[int, Signed | None], limit: int
     ) -> Generator[Effect, Any, Heard]:
         """The recorded messages of the phase, as far as they are genuine."""
-        said: Mapping[int, tuple[Signed, ...]] = yield Broadcast(phase, None)
+        said: Mapping[int, tuple[Signed, ...]] = yield Broadcast(phase, None, {}, limit)
         heard: Heard = {}
         for sender in record.speakers:
             for signed in said.get(sender, ())[:FACES]:
@@ -106,7 +106,7 @@ class Observer(Peer):
         self, effect: Effect, proof: Proof, recompute: Callable[[Compute, StepRecord], torch.Tensor] | None
     ) -> Any:
         if isinstance(effect, Broadcast):
-            return self.section.messages.get(effect.phase, {})
+            return self.said.get(effect.phase, {})
         if isinstance(effect, Compute) and effect.purpose is Purpose.JUDGE:
             if recompute is not None and self.last is not None:
                 return recompute(effect, self.last)
@@ -127,7 +127,7 @@ class Observer(Peer):
         """The recorded aggregates of this step, as from their owners: their digest is all that counts."""
         arrived: dict[int, list[Packet]] = {}
         for (step, part), value in proof.aggregates.items():
-            if step == self.section.step:
+            if step == self.transcript.step:
                 owner = self.current.owner(part)
                 arrived.setdefault(owner, []).append(Packet("aggregate", owner, step, part, value, b""))
         return arrived

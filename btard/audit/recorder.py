@@ -11,13 +11,13 @@ import torch
 
 from btard.audit.claims import GRADIENT_KINDS, packets_about, raised_claims, votes_with_majority
 from btard.audit.files import ATTESTATION, EVIDENCE, seal_file, write_json
-from btard.audit.proof import Proof, Section
+from btard.audit.proof import Proof
 from btard.audit.settings import write_settings
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.identity import Roster
 from btard.protocol.ledger import Entry
 from btard.protocol.messages import NOBODY
-from btard.protocol.record import StepRecord
+from btard.protocol.record import StepRecord, Transcript, from_json, to_json
 
 if TYPE_CHECKING:
     from btard.protocol.peer import Peer
@@ -38,7 +38,7 @@ class Recorder:
         self.next, self.head = 0, b""
         """The next step, and the ledger's head before it."""
         self._before: StepRecord | None = None
-        self._missed: dict[int, list[Section]] = {}
+        self._missed: dict[int, list[Transcript]] = {}
         self._to_seal = self._begun = False
 
     def begin(self, roster: Roster, d: int) -> None:
@@ -70,27 +70,31 @@ class Recorder:
             return
         if writes:
             self.begin(peers[0].roster, peers[0].d)
-        witness = max(peers, key=lambda peer: votes_with_majority(self.config, peer))
+        witness = max(peers, key=votes_with_majority)
         record = witness.current
         ledger = peers[0].ledger
         entries = list(takewhile(lambda entry: entry.step == record.step, reversed(ledger.entries)))
         if entries and writes:
-            self._proof(record, entries, parameters).write(self.folder / EVIDENCE, witness.id, witness.identity)
+            self._proof(witness, entries, parameters).write(self.folder / EVIDENCE, witness.id, witness.identity)
         elif self._to_seal and writes:
-            write_json(seal_file(self.folder / EVIDENCE, record.step), {"now": _seal(record).to_json()})
+            write_json(
+                seal_file(self.folder / EVIDENCE, record.step),
+                {"now": to_json(Transcript.of(record, ABSENCE_PHASES[1:]), Transcript)},
+            )
         self._to_seal = bool(entries)
         absences = {**peers[0].absences, **{i: standing.missed for i, standing in peers[0].probation.items()}}
         missing = {peer for peer, count in absences.items() if count and peer not in record.expelled}
-        section = Section.of(record, ABSENCE_PHASES) if missing else None
+        transcript = Transcript.of(record, ABSENCE_PHASES) if missing else None
         for peer in missing:
             seen = self._missed.get(peer, [])
-            if section is not None and len(seen) < absences[peer]:
-                self._missed[peer] = [*seen, section]
+            if transcript is not None and len(seen) < absences[peer]:
+                self._missed[peer] = [*seen, transcript]
         self._missed = {peer: self._missed[peer] for peer in missing}
         self._before, self.next, self.head = record, record.step + 1, ledger.head
 
-    def _proof(self, record: StepRecord, entries: Sequence[Entry], parameters: Callable[[int], torch.Tensor]) -> Proof:
-        claims = raised_claims(self.config, record)
+    def _proof(self, witness: Peer, entries: Sequence[Entry], parameters: Callable[[int], torch.Tensor]) -> Proof:
+        record = witness.current
+        claims = raised_claims(record, witness.limits)
         held = {
             (about.step, part): a for about in (self._before, record) if about for part, a in about.aggregates.items()
         }
@@ -99,8 +103,8 @@ class Recorder:
         recomputed = any(c.kind in GRADIENT_KINDS for by_accuser in claims.values() for c in by_accuser)
         commits = {} if self._before is None else self._before.commits
         return Proof(
-            Section.of(record),
-            None if self._before is None else Section.of(self._before),
+            Transcript.of(record),
+            None if self._before is None else Transcript.of(self._before),
             {entry.accused: self._missed.get(entry.accused, []) for entry in entries if entry.kind == "gone"},
             {
                 attempt: packets_about(shown, claims.get(attempt, {}), self.config.run_id, commits)
@@ -115,22 +119,16 @@ class Recorder:
         return {
             "next": self.next,
             "head": self.head.hex(),
-            "before": None if self._before is None else Section.of(self._before).to_json(),
-            "missed": [[peer, [section.to_json() for section in steps]] for peer, steps in self._missed.items()],
+            "before": None if self._before is None else to_json(Transcript.of(self._before), Transcript),
+            "missed": [[peer, [to_json(step, Transcript) for step in steps]] for peer, steps in self._missed.items()],
             "to_seal": self._to_seal,
         }
 
     def restore(self, state: Mapping[str, Any], last: StepRecord | None) -> None:
         """Take over what `state` returned; `last` is the step before as a peer remembers it."""
         self.next, self.head = state["next"], bytes.fromhex(state["head"])
-        self._missed = {peer: [Section.from_json(s) for s in steps] for peer, steps in state["missed"]}
+        self._missed = {peer: [from_json(s, Transcript) for s in steps] for peer, steps in state["missed"]}
         self._to_seal = state["to_seal"]
         if state["before"] is not None and last is not None:
-            section = Section.from_json(state["before"])
-            last.heard, last.head, last.absences = section.messages, section.head, section.absences
-            last.standings = section.probation
+            last.heard = from_json(state["before"], Transcript).heard()
             self._before = last
-
-
-def _seal(record: StepRecord) -> Section:
-    return Section.of(record, ABSENCE_PHASES[1:])

@@ -64,7 +64,7 @@ class Replay:
         self._compare(observer.ledger.entries, lines, file)
         claims = {
             claim: who
-            for raised in raised_claims(self.config, observer.current).values()
+            for raised in raised_claims(observer.current, observer.limits).values()
             for claim, who in raised.items()
         }
         confirmed = recompute is None or recompute.confirmed
@@ -86,7 +86,7 @@ class Replay:
             if line.entry.kind != "gone":
                 continue
             gone, missed = line.entry.accused, proof.missed.get(line.entry.accused, [])
-            steps = [section.step for section in missed]
+            steps = [transcript.step for transcript in missed]
             if (
                 len(set(steps)) != self.config.max_absences - 1
                 or steps != sorted(steps)
@@ -95,10 +95,10 @@ class Replay:
                 raise AuditError(
                     f"{file}: shows peer {gone} absent in steps {steps}, too few for {LEDGER} line {line.number}"
                 )
-            for section in missed:
-                self.agreed.certify(section, section.step, file)
-                if gone in section.messages.get("commit", {}) or gone in section.assignments:
-                    raise AuditError(f"{file}: peer {gone} was not absent in step {section.step}")
+            for transcript in missed:
+                self.agreed.certify(transcript, transcript.step, file)
+                if gone in transcript.messages.get("commit", {}) or gone in transcript.assignments:
+                    raise AuditError(f"{file}: peer {gone} was not absent in step {transcript.step}")
 
     def _compare(self, entries: Sequence[Entry], lines: Sequence[Line], file: str) -> None:
         """Errors: AuditError unless the replay came to the ledger's entries."""
@@ -160,7 +160,7 @@ class Replay:
         """Whether the replay's own verdict on `claim` counts: not where it would have needed a gradient."""
         if self.task is not None:
             return True
-        uncovered = claim.kind == "wrong_aggregate" and claim.step != observer.section.step and verdict != GUILTY
+        uncovered = claim.kind == "wrong_aggregate" and claim.step != observer.transcript.step and verdict != GUILTY
         return claim.kind not in GRADIENT_KINDS and not uncovered
 
 

@@ -11,7 +11,7 @@ import torch
 from btard.audit.attestation import Attestation
 from btard.audit.recorder import Recorder
 from btard.drivers.compute import CohortCompute
-from btard.drivers.history import ParameterHistory, steps_kept
+from btard.drivers.history import ParameterHistory, steps_kept, workers_of
 from btard.drivers.letters import Letters, Pieces
 from btard.drivers.loop import Heard, StepResult, in_phase, run_step
 from btard.drivers.mesh import Mesh
@@ -123,7 +123,7 @@ class CollectiveDriver:
     def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """This rank between two steps: JSON values and tensors. Write them before the next step."""
         values, own = save_peer(self.peer)
-        tensors = {f"history/{step}": x for step, x in self.history.recent().items()}
+        tensors = self.history.state()
         tensors |= {f"peer/{name}": x for name, x in own.items()}
         recorded = None if self.recorder is None else self.recorder.state()
         return {"peer": values, "ranks": self.mesh.ranks, "recorder": recorded}, tensors
@@ -133,13 +133,10 @@ class CollectiveDriver:
 
         The others had fallen out and do not call this.
         """
-
-        def under(prefix: str) -> dict[str, torch.Tensor]:
-            return {name[len(prefix) :]: x for name, x in tensors.items() if name.startswith(prefix)}
-
         self.mesh.regroup(tuple(state["ranks"]))
-        load_peer(self.peer, state["peer"], under("peer/"))
-        self.history.restore_after(self.peer.last, {int(step): x for step, x in under("history/").items()})
+        own = {name.removeprefix("peer/"): x for name, x in tensors.items() if name.startswith("peer/")}
+        load_peer(self.peer, state["peer"], own)
+        self.history.restore(tensors, workers_of(self.peer.last))
         if self.recorder is not None and state["recorder"] is not None:
             self.recorder.restore(state["recorder"], self.peer.last)
 

@@ -76,16 +76,18 @@ class ParameterHistory:
         """How many peers shared `step`; as many as now where that is no longer known."""
         return self.workers.get(step, self.workers[now])
 
-    def recent(self) -> dict[int, torch.Tensor]:
+    def state(self) -> dict[str, torch.Tensor]:
         """What a checkpoint has to hold; the file keeps the rest."""
-        return dict(self._recent)
+        return {f"history/{step}": params for step, params in self._recent.items()}
 
-    def restore(self, recent: Mapping[int, torch.Tensor], workers: Mapping[int, int]) -> None:
-        """Take over what `recent` returned, and the `workers` of these steps as far as they are known."""
+    def restore(self, state: Mapping[str, torch.Tensor], workers: Mapping[int, int]) -> None:
+        """Take over what `state` returned, among other tensors, and the `workers` of past steps that are known."""
         self.workers = dict(workers)
+        recent = {int(name.split("/")[1]): params for name, params in state.items() if name.startswith("history/")}
         for step in sorted(recent):
             self._remember(step, recent[step], deep=True)
 
-    def restore_after(self, last: StepRecord | None, recent: Mapping[int, torch.Tensor]) -> None:
-        """Take over what `recent` returned, where `last` was the step before."""
-        self.restore(recent, {} if last is None else {last.step: sharing(last.active, last.assignments)})
+
+def workers_of(last: StepRecord | None) -> dict[int, int]:
+    """Step -> how many peers were to work in it, of the step before."""
+    return {} if last is None else {last.step: sharing(last.active, last.assignments)}

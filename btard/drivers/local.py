@@ -12,7 +12,7 @@ import torch
 from btard.audit.attestation import attest
 from btard.audit.recorder import Recorder
 from btard.drivers.compute import CohortCompute, Mode
-from btard.drivers.history import ParameterHistory, steps_kept
+from btard.drivers.history import ParameterHistory, steps_kept, workers_of
 from btard.drivers.letters import Letters
 from btard.drivers.links import Links
 from btard.drivers.loop import Heard, StepResult, run_step
@@ -162,7 +162,7 @@ class LocalDriver:
         """The cohort between two steps: JSON values, and tensors, shared ones once. Write them before the next step."""
         shared: dict[str, Any] = {}
         refs: dict[str, dict[str, str]] = {}
-        tensors: dict[str, torch.Tensor] = {f"history/{s}": x for s, x in self.history.recent().items()}
+        tensors: dict[str, torch.Tensor] = self.history.state()
         names: dict[tuple[int, int], str] = {}
         for i, peer in self.peers.items():
             # Broadcasts are reliable here, so the values are the same at all honest peers, and attackers resume with
@@ -191,8 +191,7 @@ class LocalDriver:
         self.peers = {int(i): self.peers[int(i)] for i in state["peers"]}
         for i, peer in self.peers.items():
             load_peer(peer, state["shared"], {name: tensors[ref] for name, ref in state["peers"][str(i)].items()})
-        recent = {int(n.split("/")[1]): x for n, x in tensors.items() if n.startswith("history/")}
-        self.history.restore_after(self.honest[0].last, recent)
+        self.history.restore(tensors, workers_of(self.honest[0].last))
         self.compute.restore(state["memory"], tensors)
         if self._ideal is not None:
             for record in (peer.last for peer in self.peers.values() if peer.last is not None):

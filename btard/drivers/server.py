@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -13,30 +11,15 @@ import torch
 from btard.drivers.compute import CohortCompute, Mode
 from btard.drivers.history import ParameterHistory, steps_kept
 from btard.drivers.loop import StepResult
-from btard.protocol.behaviour import HONEST, Behaviour
+from btard.protocol.behaviour import HONEST, Behaviour, View
 from btard.protocol.collusion import Collusion
 from btard.protocol.commit import NoGradient, clip_gradient
 from btard.protocol.effects import Compute
 from btard.protocol.hashing import batch_seed, digest
 from btard.protocol.messages import is_finite
-from btard.protocol.record import StepRecord
 from btard.task import Task
 
 Rule = Callable[[torch.Tensor], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class _View:
-    """What an attacker knows at a server: no validators, no radius, and nothing of what the others sent."""
-
-    step: int
-    peer: int
-    run_id: str
-    coins: Sequence[bytes]
-    active: tuple[int, ...]
-    assignments: Mapping[int, int] = field(default_factory=dict)
-    tau: float = math.inf
-    last: StepRecord | None = None
 
 
 class ServerDriver:
@@ -77,7 +60,7 @@ class ServerDriver:
         self.history.record(now, params, self.n)
         started = time.perf_counter()
         peers = tuple(range(self.n))
-        views = {i: _View(now, i, self.run_id, self.coins, peers) for i in peers}
+        views = {i: View(now, i, self.run_id, self.coins, peers) for i in peers}
         acting = {i: b if (b := self.behaviours.get(i, HONEST)).acts(views[i]) else b.resting for i in peers}
         requests = [
             acting[i].request(views[i], Compute(now, i, batch_seed(self.run_id, now, i, self.coins[-1]))) for i in peers
@@ -97,14 +80,11 @@ class ServerDriver:
 
     def state(self) -> tuple[dict[str, object], dict[str, torch.Tensor]]:
         """What a checkpoint needs to go on to the same bits: JSON values, and tensors."""
-        return {"coins": [coin.hex() for coin in self.coins]}, {
-            f"history/{step}": params for step, params in self.history.recent().items()
-        }
+        return {"coins": [coin.hex() for coin in self.coins]}, self.history.state()
 
     def restore(self, state: Mapping[str, object], tensors: Mapping[str, torch.Tensor]) -> None:
         """Take over what `state` returned."""
         coins = state["coins"]
         assert isinstance(coins, list)
         self.coins = [bytes.fromhex(coin) for coin in coins]
-        recent = {int(name.split("/")[1]): x for name, x in tensors.items() if name.startswith("history/")}
-        self.history.restore(recent, dict.fromkeys(recent, self.n))
+        self.history.restore(tensors, {})

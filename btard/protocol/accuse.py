@@ -1,44 +1,75 @@
-"""Section 4: ACCUSE and ELIMINATE. Claims are broadcast, evidence is disclosed, every active peer votes.
+"""ACCUSE and ELIMINATE: claims are broadcast, evidence is shown, the voters judge, and the verdicts are carried out.
 
-Rounds repeat until nobody has a new claim, because a verdict can bring another guilty peer to light (a convicted
-reporter's corrected sum convicts the aggregator it covered for). Claims that only the broadcasts contradict, such as
-an exclusion without an accusation, need no vote: everybody sees the same.
+What a kind of claim needs, and the verdict on it, is in `claims.py`. Here are the rounds, the votes and ELIMINATE. There
+are at most two rounds: the first on what was claimed and on the parts that V2 or V3 puts on trial; the second, after a
+conviction of somebody's work, on the aggregates of the step before that its reports may have covered for.
+
+Evidence is shown, then everybody says which pieces it lacks, then their authors and owners pass these on: so an honest
+peer's pieces reach all honest voters, whatever the other party of the claim does. The voters on a claim about a step are
+the members of that step and of this one. Silence and abstention stay in the denominator: only what more than half of
+them say is so. Less than half of them are Byzantine, so one of these is honest and has seen all the evidence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from btard.protocol.claims import (
+    KINDS,
+    WORK_KINDS,
+    Piece,
+    WrongAggregate,
+    WrongGradient,
+    admissible,
+    committed_gradient,
+    fits,
+    own_pieces,
+    parts_of,
+)
 from btard.protocol.commit import clip_gradient
-from btard.protocol.disclose import keep_disclosed
 from btard.protocol.effects import Compute, Effect, Idle, Purpose
-from btard.protocol.evidence import disclosures, verdict_on
 from btard.protocol.hashing import batch_seed, digest
 from btard.protocol.ledger import Entry
+from btard.protocol.limits import evidence_limit
 from btard.protocol.messages import (
-    ELIMINATE_KINDS,
     EXCLUSION_KINDS,
+    EXCUSED,
     FALSE_CLAIM,
     GUILTY,
     MISSING_KINDS,
+    NOBODY,
     Claim,
     Claims,
+    Lacking,
+    Packet,
     Votes,
-    max_claims,
 )
-from btard.protocol.packets import bodies, packet_limit
+from btard.protocol.packets import bodies
 from btard.protocol.record import StepRecord
-from btard.protocol.report import part_scalars
+from btard.protocol.report import gradient_report, part_scalars
 from btard.protocol.seat import Seat
-from btard.protocol.validate import committed_gradient, corrected_reports
-from btard.protocol.verify import ACCUSE, Tally, scalars_differ, suspicious_parts, v2_violation
+from btard.protocol.verify import ACCUSE, Tally, alarms, reported, scalars_differ, v2_violation, v3_violation
+
+Raised = dict[Claim, tuple[int, ...]]
+"""Claim -> accusers, ascending; nobody for a part that V2 or V3 puts on trial."""
+
+
+@dataclass
+class Evidence:
+    """What I know in the trials of a step."""
+
+    table: dict[Piece, Packet] = field(default_factory=dict)
+    """The pieces that lie before me."""
+    truth: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Accused of its work in the step before -> its gradient [d], as I computed it."""
 
 
 def verify(seat: Seat, record: StepRecord) -> list[Claim]:
-    """The claims that follow from what I received and from V1 on the parts I own, V2 and V3 on all parts."""
+    """The claims that follow from what I received, and from V1 on the parts I own."""
     claims = [Claim(record.step, accused, kind, part) for kind, accused, part in record.suspects]
     for part, packets in record.received.items():
         if not packets or part not in record.announced or part not in record.aggregates or not record.held(part):
@@ -47,53 +78,43 @@ def verify(seat: Seat, record: StepRecord) -> list[Claim]:
         truth = part_scalars(seat, record, bodies(packets), part)
         tol = ACCUSE * seat.config.scalar_tol
         senders = set(record.announced[part].senders) - {seat.id}
-        for sender, (norm, products) in zip(sorted(packets), truth, strict=True):
+        for sender, true in zip(sorted(packets), truth, strict=True):
             said = record.reports.get(sender)
             if said is None or sender not in senders or part in said.missing:
                 continue
-            if scalars_differ(said.norms[part], said.products[part], norm, products, record.tau, tol):
+            if scalars_differ(reported(said, part), true, record.tau, tol):
                 claims.append(Claim(record.step, sender, "misreport", part))
-    claims += [
-        Claim(record.step, record.owner(part), "wrong_aggregate", part)
-        for part in suspicious_parts(seat.config, record, record.reports)
-        if record.owner(part) != seat.id
-    ]
     return claims
 
 
 def judge(seat: Seat, record: StepRecord, claims: Sequence[Claim]) -> Generator[Effect, Any, None]:
     """Raise my `claims`, hear everybody's, look at the evidence, vote, and carry out the verdicts."""
-    truth: dict[int, torch.Tensor] = {}
-    settled: set[Claim] = set()
-    attempt = 0
-    while True:
-        chosen = seat.behaviour_at(record).accuse(seat.context(record), tuple(sorted(set(claims))))
-        messages = yield from seat.broadcast(
-            record, f"accuse/{attempt}", Claims, Claims(chosen), expected=record.members
-        )
-        raised = _admissible(seat, record, messages)
-        if attempt == 0:
-            _expel_unexplained(seat, record, raised)
-        raised = {claim: accusers for claim, accusers in raised.items() if claim not in settled}
-        if not raised:
-            return
-        settled |= set(raised)
-        _skip_untried(record, raised)
-        tried = sorted(c for c in raised if c.kind not in ELIMINATE_KINDS and c.accused not in record.expelled)
-        if tried:
-            yield from _try(seat, record, {claim: raised[claim] for claim in tried}, truth, attempt)
-        _eliminate(seat, record, {c: who for c, who in raised.items() if c.kind in ELIMINATE_KINDS})
-        claims = _uncovered(seat, truth)
-        attempt += 1
+    evidence = Evidence()
+    raised = yield from _accuse(seat, record, claims, 0)
+    _expel_unexplained(seat, record, raised)
+    suspicious = alarms(seat.config, record, margin=ACCUSE)
+    record.skipped |= {part for part in suspicious if record.owner(part) in record.expelled}
+    raised |= {Claim(record.step, record.owner(part), WrongAggregate.name, part): () for part in suspicious}
+    yield from _try(seat, record, _triable(record, raised), evidence, 0)
+    _eliminate(seat, record, {claim: who for claim, who in raised.items() if not KINDS[claim.kind].trial})
+    _skip_far_off(seat, record, suspicious)
+    if seat.last is None or not WORK_KINDS.intersection(record.expelled.values()):
+        return
+    raised = yield from _accuse(seat, record, _uncovered(seat, record, seat.last, evidence), 1)
+    yield from _try(seat, record, _triable(record, raised), evidence, 1)
 
 
-def _admissible(seat: Seat, record: StepRecord, messages: Mapping[int, Claims]) -> dict[Claim, tuple[int, ...]]:
-    """Claim -> accusers, ascending. Who claims what cannot be is out."""
-    raised: dict[Claim, tuple[int, ...]] = {}
+def _accuse(seat: Seat, record: StepRecord, claims: Iterable[Claim], attempt: int) -> Generator[Effect, Any, Raised]:
+    """What everybody claims in this round. Who claims what honesty cannot is out."""
+    chosen = seat.behaviour_at(record).accuse(seat.context(record), tuple(sorted(set(claims))))
+    messages = yield from seat.broadcast(record, f"accuse/{attempt}", Claims, Claims(chosen), expected=record.members)
+    raised: Raised = {}
     for accuser in sorted(messages):
         claims = set(messages[accuser].claims)
-        too_many = len(claims) > max_claims(len(seat.roster.keys))
-        if too_many or not all(_possible(seat, record, accuser, claim) for claim in claims):
+        possible = len(claims) <= seat.limits.claims and all(
+            admissible(seat, record, accuser, claim, attempt) for claim in claims
+        )
+        if not possible:
             seat.expel(record, accuser, "malformed_claims")
             continue
         for claim in claims:
@@ -101,29 +122,15 @@ def _admissible(seat: Seat, record: StepRecord, messages: Mapping[int, Claims]) 
     return raised
 
 
-def _possible(seat: Seat, record: StepRecord, accuser: int, claim: Claim) -> bool:
-    """Whether the accused had the role in which it is accused, by the broadcasts."""
-    about = seat.record_of(claim.step)
-    if about is None or claim.accused == accuser:
-        return False
-    # Newcomers owe nothing but gradients.
-    owed = about.commits if claim.kind in ("wrong_gradient", "undisclosed") else about.workers
-    if claim.accused not in owed or claim.accused not in (*record.active, *record.probation):
-        return False
-    if claim.kind == "wrong_gradient":
-        return about is not record and claim.part == -1
-    if claim.kind == "undisclosed":  # only its validator was to be shown it
-        tolerant = seat.config.validation == "tolerant" and about is not record and claim.part == -1
-        return tolerant and record.assignments.get(accuser) == claim.accused
-    if not 0 <= claim.part < about.cut.k:
-        return False
-    if claim.kind == "wrong_aggregate":
-        return about.owner(claim.part) == claim.accused and claim.part in about.announced
-    if about is not record:
-        return False
-    if claim.kind in MISSING_KINDS:
-        return about.owner(claim.part) == claim.accused and claim.part in about.announced
-    return about.owner(claim.part) == accuser  # what a part's owner alone can know
+def _triable(record: StepRecord, raised: Raised) -> Raised:
+    """The claims to try, in order: not against or by nobody but peers that are out already."""
+    return {
+        claim: raised[claim]
+        for claim in sorted(raised)
+        if KINDS[claim.kind].trial
+        and claim.accused not in record.expelled
+        and (not raised[claim] or not record.expelled.keys() >= set(raised[claim]))
+    }
 
 
 def _expel_unexplained(seat: Seat, record: StepRecord, raised: Mapping[Claim, tuple[int, ...]]) -> None:
@@ -149,99 +156,256 @@ def _expel_unexplained(seat: Seat, record: StepRecord, raised: Mapping[Claim, tu
                 seat.expel(record, sender, "unexplained_absence")
 
 
-def _skip_untried(record: StepRecord, raised: Mapping[Claim, tuple[int, ...]]) -> None:
-    """Whoever is out already is not tried any more, but what it aggregated must not count."""
-    for claim in raised:
-        if claim.kind == "wrong_aggregate" and claim.step == record.step and claim.accused in record.expelled:
-            record.skipped.add(claim.part)
+def _skip_far_off(seat: Seat, record: StepRecord, suspicious: Iterable[int]) -> None:
+    """Skip the parts that are far from most rows where half of the rows or more may be liars'.
+
+    There CenteredClip itself promises nothing, so that its solution is not good for being right.
+    """
+    tally = Tally(record, record.reports)
+    for part in suspicious:
+        senders = record.announced[part].senders
+        if len(senders) <= 2 * record.byzantine and v3_violation(seat.config, record, tally, part):
+            record.skipped.add(part)
 
 
 def _try(
+    seat: Seat, record: StepRecord, raised: Raised, evidence: Evidence, attempt: int
+) -> Generator[Effect, Any, None]:
+    """Evidence, votes and verdicts on the claims `raised`, all in one go."""
+    if not raised:
+        return
+    about = {claim: _about(seat, record, claim) for claim in raised}
+    members = record.members
+    pieces: dict[Piece, StepRecord] = {}
+    for claim, accusers in raised.items():
+        pieces |= dict.fromkeys(KINDS[claim.kind].pieces(seat, about[claim], claim, accusers), about[claim])
+    yield from _show(seat, record, raised, about, pieces, evidence, attempt)
+    yield from _recompute(seat, record, raised, about, pieces, evidence)
+    public = [piece for piece in pieces if piece.by == NOBODY]
+    if public:
+        yield from _pass_on(seat, record, pieces, public, evidence, attempt)
+    votes = yield from _vote(seat, record, raised, about, public, evidence, attempt)
+    lacked = {
+        piece: {judge for judge, cast in votes.items() if index in cast.lacking} for index, piece in enumerate(public)
+    }
+    for index, (claim, accusers) in enumerate(raised.items()):
+        voters = set(members).intersection(about[claim].here or ())
+        cast = {judge: vote.verdicts[index] for judge, vote in sorted(votes.items()) if judge in voters}
+        silent = voters - votes.keys()
+        unseen = {
+            piece.author
+            for piece in KINDS[claim.kind].pieces(seat, about[claim], claim, accusers)
+            if piece.by == NOBODY and 2 * len(voters & (lacked[piece] | silent)) > len(voters)
+        }
+        _carry_out(seat, record, about[claim], claim, accusers, cast, len(voters), unseen)
+
+
+def _about(seat: Seat, record: StepRecord, claim: Claim) -> StepRecord:
+    about = seat.record_of(claim.step)
+    return record if about is None else about
+
+
+def _take(
+    seat: Seat, pieces: Mapping[Piece, StepRecord], evidence: Evidence, came: Mapping[int, Sequence[Packet]]
+) -> None:
+    """Put on the table what came of the `pieces`, from whoever it came."""
+    for discloser, packets in came.items():
+        for packet in packets:
+            what = Piece(packet.kind, packet.sender, packet.step, packet.part)
+            for piece in (what, what._replace(by=discloser)):
+                if piece in pieces and piece not in evidence.table and fits(seat, pieces[piece], piece, packet):
+                    evidence.table[piece] = packet
+
+
+def _show(
     seat: Seat,
     record: StepRecord,
-    raised: Mapping[Claim, tuple[int, ...]],
-    truth: dict[int, torch.Tensor],
+    raised: Raised,
+    about: Mapping[Claim, StepRecord],
+    pieces: Mapping[Piece, StepRecord],
+    evidence: Evidence,
     attempt: int,
 ) -> Generator[Effect, Any, None]:
-    """Evidence, votes and verdicts on the claims `raised`, all in one go. Adds recomputed gradients to `truth`."""
+    """Accusers and accused show what they have to."""
     behaviour, ctx = seat.behaviour_at(record), seat.context(record)
-    shown = disclosures(seat, raised, lambda claim, packets: behaviour.disclose(ctx, claim, packets))
-    others = [recipient for recipient in record.remaining if recipient != seat.id]
-    limit = sum(packet_limit(about, range(about.cut.k)) for claim in raised if (about := seat.record_of(claim.step)))
-    sent = dict.fromkeys(others, shown) if shown else {}
-    evidence = yield from seat.send(record, f"evidence/{attempt}", sent, limit=limit)
-    record.shown[attempt] = {who: tuple(packets) for who, packets in {**evidence, seat.id: shown}.items()}
-    evidence = record.shown[attempt]
-    watching = seat.id in record.probation  # a newcomer has no vote
-    # By what was known before the round, as the accusers: more truth could take their cause away.
-    reports = corrected_reports(seat, seat.last, truth) if seat.last is not None and not watching else {}
-    for claim in raised:
-        if claim.kind in ("wrong_gradient", "undisclosed") and claim.accused not in truth and seat.last is not None:
-            seed = batch_seed(seat.config.run_id, claim.step, claim.accused, seat.last.previous_coin)
-            if watching:
-                yield Idle("judge")
-                truth[claim.accused] = torch.empty(0)
-                continue
-            gradient = yield Compute(claim.step, claim.accused, seed, Purpose.JUDGE)
-            truth[claim.accused] = clip_gradient(gradient, seat.config.clip_lambda)
-    if seat.config.validation == "tolerant" and not watching:
-        for accused, gradient in truth.items():
-            keep_disclosed(seat, record, accused, evidence, gradient)
-    verdicts = tuple(
-        behaviour.vote(ctx, claim, verdict_on(seat, claim, accusers, evidence, truth, reports))
-        for claim, accusers in raised.items()
-        if not watching
+    shown: list[Packet] = []
+    owed: dict[int, list[tuple[StepRecord, int]]] = {}
+    for claim, accusers in raised.items():
+        kind = KINDS[claim.kind]
+        shown += behaviour.disclose(ctx, claim, kind.shown(seat, about[claim], claim, accusers))
+        for party in {claim.accused, *accusers}:
+            of_claim = kind.pieces(seat, about[claim], claim, accusers)
+            owed.setdefault(party, []).extend((about[claim], piece.part) for piece in of_claim)
+    others = [recipient for recipient in record.members if recipient != seat.id]
+    limit = max(evidence_limit(parts) for parts in owed.values())
+    came = yield from seat.send(
+        record, f"evidence/{attempt}", dict.fromkeys(others, shown) if shown else {}, limit=limit
     )
-    voters = record.members
-    messages = yield from seat.broadcast(record, f"vote/{attempt}", Votes, Votes(verdicts), expected=record.members)
-    votes = {judge: message.verdicts for judge, message in messages.items() if len(message.verdicts) == len(raised)}
-    for judge in messages:
-        if judge not in votes:
+    record.shown[attempt] = {who: tuple(packets) for who, packets in {**came, seat.id: shown}.items()}
+    _take(seat, pieces, evidence, record.shown[attempt])
+    _take(seat, pieces, evidence, {seat.id: _mine(seat, pieces)})
+
+
+def _mine(seat: Seat, pieces: Mapping[Piece, StepRecord]) -> list[Packet]:
+    """What I hold of the `pieces`, as their author or as the owner of a part."""
+    found: list[Packet] = []
+    for piece, about in pieces.items():
+        if piece.by != NOBODY or piece.kind != "part":
+            continue
+        received = about.received.get(piece.part, {}).get(piece.author)
+        if received is not None:
+            found.append(received)
+        elif piece.author == seat.id and about.own is not None:
+            found.append(parts_of(about, seat.id, about.own)[piece.part])
+    return found
+
+
+def _recompute(
+    seat: Seat,
+    record: StepRecord,
+    raised: Raised,
+    about: Mapping[Claim, StepRecord],
+    pieces: Mapping[Piece, StepRecord],
+    evidence: Evidence,
+) -> Generator[Effect, Any, None]:
+    """Compute the gradients on trial, as far as I was there when they were made."""
+    for claim in raised:
+        if not KINDS[claim.kind].recomputes or claim.accused in evidence.truth:
+            continue
+        if seat.id not in record.members or seat.id not in (about[claim].here or ()):
+            yield Idle("judge")
+            continue
+        seed = batch_seed(seat.config.run_id, claim.step, claim.accused, about[claim].previous_coin)
+        gradient = yield Compute(claim.step, claim.accused, seed, Purpose.JUDGE)
+        if gradient is None:
+            continue
+        evidence.truth[claim.accused] = clip_gradient(gradient, seat.config.clip_lambda)
+        if seat.config.validation == "tolerant":
+            mine = own_pieces(seat, about[claim], claim.accused, evidence.truth[claim.accused])
+            evidence.table = {**{piece: packet for piece, packet in mine.items() if piece in pieces}, **evidence.table}
+
+
+def _pass_on(
+    seat: Seat,
+    record: StepRecord,
+    pieces: Mapping[Piece, StepRecord],
+    public: Sequence[Piece],
+    evidence: Evidence,
+    attempt: int,
+) -> Generator[Effect, Any, None]:
+    """Everybody says which of the `public` pieces it lacks; their authors and the parts' owners give it to them."""
+    lacking = tuple(index for index, piece in enumerate(public) if piece not in evidence.table)
+    messages = yield from seat.broadcast(
+        record, f"lacking/{attempt}", Lacking, Lacking(lacking), expected=record.members
+    )
+    asked = {
+        sender: [public[index] for index in sorted(set(said.pieces)) if 0 <= index < len(public)]
+        for sender, said in messages.items()
+    }
+    if not any(asked.values()):
+        return
+    mine = {(packet.sender, packet.step, packet.part): packet for packet in _mine(seat, pieces)}
+    outgoing = {
+        recipient: found
+        for recipient, wanted in asked.items()
+        if recipient != seat.id and (found := [mine[p[1:4]] for p in wanted if p[1:4] in mine])
+    }
+    owed: dict[int, list[tuple[StepRecord, int]]] = {}
+    for piece in public:
+        for holder in {piece.author, pieces[piece].owner(piece.part)}:
+            owed.setdefault(holder, []).append((pieces[piece], piece.part))
+    limit = max(evidence_limit(parts) for parts in owed.values())
+    came = yield from seat.send(record, f"pass/{attempt}", outgoing, limit=limit)
+    for who, packets in came.items():
+        record.shown[attempt][who] = (*record.shown[attempt].get(who, ()), *packets)
+    _take(seat, pieces, evidence, came)
+
+
+def _vote(
+    seat: Seat,
+    record: StepRecord,
+    raised: Raised,
+    about: Mapping[Claim, StepRecord],
+    public: Sequence[Piece],
+    evidence: Evidence,
+    attempt: int,
+) -> Generator[Effect, Any, dict[int, Votes]]:
+    """Everybody's votes. Who was not there in the step in question abstains."""
+    behaviour, ctx = seat.behaviour_at(record), seat.context(record)
+    verdicts: list[str] = []
+    for claim, accusers in raised.items() if seat.id in record.members else ():
+        mine = EXCUSED
+        if seat.id in (about[claim].here or ()):
+            truth = evidence.truth.get(claim.accused) if KINDS[claim.kind].recomputes else None
+            mine = KINDS[claim.kind].verdict(seat, about[claim], claim, accusers, evidence.table, truth)
+        verdicts.append(behaviour.vote(ctx, claim, mine))
+    lacking = tuple(index for index, piece in enumerate(public) if piece not in evidence.table)
+    messages = yield from seat.broadcast(
+        record, f"vote/{attempt}", Votes, Votes(tuple(verdicts), lacking), expected=record.members
+    )
+    for judge, cast in messages.items():
+        if len(cast.verdicts) != len(raised) or not set(cast.lacking) <= set(range(len(public))):
             seat.expel(record, judge, "malformed_votes")
-    for index, (claim, accusers) in enumerate(raised.items()):
-        _carry_out(seat, record, claim, accusers, {judge: cast[index] for judge, cast in votes.items()}, len(voters))
+    return {judge: cast for judge, cast in messages.items() if record.expelled.get(judge) != "malformed_votes"}
 
 
 def _carry_out(
-    seat: Seat, record: StepRecord, claim: Claim, accusers: tuple[int, ...], votes: dict[int, str], voters: int
+    seat: Seat,
+    record: StepRecord,
+    about: StepRecord,
+    claim: Claim,
+    accusers: tuple[int, ...],
+    votes: dict[int, str],
+    voters: int,
+    unseen: set[int],
 ) -> None:
-    """The majority of the peers that could vote decides: the accused goes, or the accusers, or nobody."""
+    """What more than half of the `voters` say is so. `unseen`: authors of pieces that more than half have not seen."""
     cast = list(votes.values())
-    decided = next((v for v in (GUILTY, FALSE_CLAIM) if 2 * cast.count(v) > voters), None)
-    if decided is None:
-        return
-    if decided == GUILTY and claim.kind == "wrong_aggregate" and claim.step == record.step:
+    decided = next((v for v in (GUILTY, FALSE_CLAIM) if 2 * cast.count(v) > voters), EXCUSED)
+    aggregate = claim.kind == WrongAggregate.name
+    if aggregate and about is record and decided != FALSE_CLAIM:
         record.skipped.add(claim.part)
-    out = (claim.accused,) if decided == GUILTY else accusers
-    out = tuple(p for p in out if p not in record.expelled)
+    kind = claim.kind
+    if decided == GUILTY:
+        out: tuple[int, ...] = (claim.accused,)
+    elif aggregate or claim.kind == "undisclosed":
+        if decided == FALSE_CLAIM:
+            return
+        # Undelivered is not wrong: its owner, and the senders that did not show it either, go as silent ones do.
+        kind = decided = "undelivered"
+        answerable = set(record.members) & set(about.here or ())
+        out = tuple(sorted({claim.accused, *(unseen & answerable)}))
+    elif decided == EXCUSED and kind == WrongGradient.name and seat.config.validation == "exact":
+        return  # more of the voters are missing than the bound on absences allows
+    else:
+        kind, decided, out = "false_accusation", FALSE_CLAIM, accusers
+    out = tuple(peer for peer in out if peer not in record.expelled)
     if not out:
         return
     seat.enter(
         record,
         Entry(
             step=record.step,
-            kind=claim.kind if decided == GUILTY else "false_accusation",
+            kind=kind,
             verdict=decided,
             accused=claim.accused,
             accusers=accusers,
             peers=out,
             about_step=claim.step,
             part=claim.part,
-            evidence=_evidence_digest(seat, claim).hex(),
+            evidence=_evidence_digest(about, claim).hex(),
             votes={str(judge): votes[judge] for judge in sorted(votes)},
         ),
     )
 
 
-def _evidence_digest(seat: Seat, claim: Claim) -> bytes:
+def _evidence_digest(about: StepRecord, claim: Claim) -> bytes:
     """H of the claim and of the commitments it is judged by; from broadcasts alone, so equal at every judge."""
-    about = seat.record_of(claim.step)
     hashes: list[bytes] = []
-    if about is not None:
-        if claim.accused in about.commits:
-            hashes += about.commits[claim.accused].digests
-        if claim.part in about.announced:
-            hashes.append(about.announced[claim.part].digest)
+    if claim.accused in about.commits:
+        hashes += about.commits[claim.accused].digests
+    if claim.part in about.announced:
+        hashes.append(about.announced[claim.part].digest)
     return digest("evidence", claim.step, claim.accused, claim.kind, claim.part, *hashes)
 
 
@@ -269,19 +433,26 @@ def _eliminate(seat: Seat, record: StepRecord, disputes: Mapping[Claim, tuple[in
                 seat.enter(record, entry(claim.kind, claim.accused, (accuser,), pair))
 
 
-def _uncovered(seat: Seat, truth: Mapping[int, torch.Tensor]) -> list[Claim]:
+def _uncovered(seat: Seat, record: StepRecord, about: StepRecord, evidence: Evidence) -> list[Claim]:
     """Aggregators of the step before whose wrong aggregate a convicted peer's cooked report had hidden from V2."""
-    about = seat.last
-    if about is None or seat.id in seat.current.probation:
+    if seat.id not in record.members:
         return []
-    honest = {who: x for who, x in truth.items() if committed_gradient(seat, about, who, x) is not None}
-    if not honest:
+    corrected = dict(about.reports)
+    for target, truth in evidence.truth.items():
+        pieces = [Piece("part", target, about.step, part) for part in range(about.cut.k)]
+        if seat.config.validation == "exact":
+            mine = own_pieces(seat, about, target, truth)
+            committed = truth if len(mine) == about.cut.k else None
+        else:
+            committed = committed_gradient(pieces, evidence.table, truth)
+        if committed is not None and target in corrected and target in record.expelled:
+            corrected[target] = gradient_report(seat, about, target, committed)
+    if corrected == about.reports:
         return []
-    tally = Tally(about, corrected_reports(seat, about, honest))
-    return [
-        Claim(about.step, about.owner(part), "wrong_aggregate", part)
+    tally = Tally(about, corrected)
+    found = [
+        Claim(about.step, about.owner(part), WrongAggregate.name, part)
         for part in sorted(about.announced)
-        if about.owner(part) != seat.id
-        and about.owner(part) in seat.current.members
-        and v2_violation(seat.config, about, tally, part, margin=ACCUSE)
+        if about.owner(part) != seat.id and v2_violation(seat.config, about, tally, part, margin=ACCUSE)
     ]
+    return [claim for claim in found if admissible(seat, record, seat.id, claim, 1)]

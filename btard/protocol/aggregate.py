@@ -9,8 +9,9 @@ import torch
 
 from btard.aggregation import centered_clip, stack_rows
 from btard.protocol.effects import Effect
+from btard.protocol.limits import packet_limit
 from btard.protocol.messages import ELIMINATE_KINDS, Announce, AnnouncedPart, Packet, body_digest
-from btard.protocol.packets import bodies, find_packet, packet_fault, packet_limit
+from btard.protocol.packets import bodies, find_packet, packet_fault
 from btard.protocol.record import StepRecord
 from btard.protocol.seat import Seat
 

@@ -6,9 +6,10 @@ just a message.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -20,75 +21,37 @@ from btard.protocol.messages import Claim, CoinReveal, Packet, Relayed, Report, 
 from btard.protocol.record import StepRecord
 
 
-class View(Protocol):
+@dataclass(frozen=True)
+class View:
     """What is public before anybody commits to a gradient: all that an attack on gradients may look at.
 
-    In the protocol it is part of a hook's `Context`; among the peers of a trusted server there is nothing else.
+    Peers of a trusted server have nothing else: no validators, no radius, and no word of each other.
     """
-
-    @property
-    def step(self) -> int: ...
-
-    @property
-    def peer(self) -> int: ...
-
-    @property
-    def run_id(self) -> str: ...
-
-    @property
-    def coins(self) -> Sequence[bytes]:
-        """coins[t] is r^{t-1}, the coin that seeds the batches of step t."""
-        ...
-
-    @property
-    def active(self) -> tuple[int, ...]:
-        """A_t, ascending."""
-        ...
-
-    @property
-    def assignments(self) -> Mapping[int, int]:
-        """V_t: validator -> its target, a worker of step t - 1."""
-        ...
-
-    @property
-    def tau(self) -> float:
-        """The clipping radius of the step; inf clips nothing."""
-        ...
-
-    @property
-    def last(self) -> StepRecord | None:
-        """The step before as the peer saw it; None where it saw none."""
-        ...
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a hook may look at: where in the run it is, and the peer's own view of the step."""
 
     step: int
     peer: int
-    record: StepRecord
+    run_id: str
     coins: Sequence[bytes]
     """coins[t] is r^{t-1}, the coin that seeds the batches of step t."""
-    run_id: str
+    active: tuple[int, ...]
+    """A_t, ascending."""
+    assignments: Mapping[int, int] = field(default_factory=dict)
+    """V_t: validator -> its target, a worker of step t - 1."""
+    tau: float = math.inf
+    """The clipping radius of the step; inf clips nothing."""
+    last: StepRecord | None = None
+    """The step before as the peer saw it; None in the first one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context(View):
+    """What a hook of the protocol may look at besides: the peer's own view of the step, and what it brings along."""
+
+    record: StepRecord
     config: ProtocolConfig | None = None
     """What all peers agreed on."""
-    last: StepRecord | None = None
-    """The step before, None in the first one."""
     identity: Identity | None = None
     """The peer's own keys: a Byzantine peer signs what it likes."""
-
-    @property
-    def active(self) -> tuple[int, ...]:
-        return self.record.active
-
-    @property
-    def assignments(self) -> Mapping[int, int]:
-        return self.record.assignments
-
-    @property
-    def tau(self) -> float:
-        return self.record.tau
 
 
 class Behaviour:

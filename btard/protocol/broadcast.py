@@ -14,13 +14,10 @@ from typing import Any
 
 from btard.protocol.effects import Broadcast, Compare, Effect, Exchange
 from btard.protocol.hashing import digest
-from btard.protocol.identity import SIGNATURE_SIZE
+from btard.protocol.limits import FACES, relay_limit, told_limit
 from btard.protocol.messages import Relayed, Signed, relay_digest
 from btard.protocol.record import StepRecord
 from btard.protocol.seat import Heard, Seat
-
-FACES = 2
-"""So many messages of one sender are kept: two prove as much as ten."""
 
 
 def hear(
@@ -80,7 +77,7 @@ def _agree(
         hashed: Relayed(signed, ()) for said in heard.values() for hashed, signed in said.items()
     }
     recipients = [p for p in others if views.get(p) != view]
-    bound = FACES * len(senders) * (limit + len(senders) * (SIGNATURE_SIZE + 16))
+    bound = relay_limit(len(senders), limit)
     known = {(sender, signed.payload) for sender, said in heard.items() for signed in said.values()}
     for round in range(1, rounds + 1):
         passed_on = tuple(_countersign(seat, item, hashed) for hashed, item in fresh.items()) if recipients else ()
@@ -121,7 +118,7 @@ def _tell_newcomers(
     outgoing: Mapping[int, Sequence[Relayed]] = dict.fromkeys(behind, all_heard) if seat.id in members else {}
     outgoing = behaviour.relay(ctx, phase, 0, outgoing)
     senders = record.speakers
-    arrived = yield Exchange(f"{phase}/tell", outgoing, FACES * len(senders) * limit)
+    arrived = yield Exchange(f"{phase}/tell", outgoing, told_limit(len(senders), limit))
     if seat.id in members:
         return
     told: dict[bytes, tuple[int, Heard]] = {}

@@ -93,9 +93,7 @@ def commit(
         raise NoQuorum(
             f"step {record.step}: heard {len(record.here)} of {len(record.active)} peers, more than half are needed"
         )
-    record.commits = {
-        peer: said for peer, said in commits.items() if said.digests and peer not in record.expelled
-    }
+    record.commits = {peer: said for peer, said in commits.items() if said.digests and peer not in record.expelled}
     record.workers = tuple(peer for peer in planned if peer in record.commits)
     if not record.workers:
         raise NoGradient("no worker committed to a gradient in this step: all are absent, or the training has diverged")

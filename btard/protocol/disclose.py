@@ -8,15 +8,14 @@ validator alone thus gains nothing, and the validator, who cannot prove what it 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import torch
 
-from btard.protocol.commit import part_digests
 from btard.protocol.effects import Effect
+from btard.protocol.limits import packet_limit
 from btard.protocol.messages import Packet
-from btard.protocol.packets import committed_body, find_packet, gradient_packets, packet_limit
 from btard.protocol.record import StepRecord
 from btard.protocol.seat import Seat
 
@@ -33,39 +32,18 @@ def disclose(seat: Seat, record: StepRecord, recomputed: torch.Tensor | None) ->
     outgoing: dict[int, Sequence[Packet]] = {}
     for validator, target in record.assignments.items():
         if target == seat.id and last.own is not None and validator in record.members:
-            outgoing[validator] = gradient_packets(last, seat.id, last.own)
+            outgoing[validator] = parts_of(last, seat.id, last.own)
     limit = packet_limit(last, range(last.cut.k))
     arrived = yield from seat.send(record, "disclose", outgoing, limit=limit)
     watched = record.assignments.get(seat.id)
-    if watched is not None and recomputed is not None:
-        keep_disclosed(seat, record, watched, {watched: arrived.get(watched, ())}, recomputed)
-
-
-def keep_disclosed(
-    seat: Seat,
-    record: StepRecord,
-    author: int,
-    evidence: Mapping[int, Sequence[Packet]],
-    recomputed: torch.Tensor,
-) -> None:
-    """Put `author`'s gradient of the step before into `record.disclosed` if `evidence` has all of its parts."""
-    about = seat.last
-    if about is None or author not in about.commits or author in record.disclosed:
+    if watched is None or recomputed is None or watched not in last.commits:
         return
-    committed = about.commits[author].digests
-    mine = part_digests(seat.config.run_id, author, about.step, recomputed, about.cut)
-    if mine == committed:
-        record.disclosed[author] = recomputed
-        return
-    whole = torch.empty_like(recomputed)
-    for part in range(about.cut.k):
-        body = about.cut.view(recomputed, part) if mine[part] == committed[part] else None
-        for discloser in evidence if body is None else ():
-            packet = find_packet(evidence, discloser, "part", about.step, part, author=author)
-            body = committed_body(seat, about, packet, author, part)
-            if body is not None:
-                break
-        if body is None:
-            return
-        about.cut.view(whole, part).copy_(body)
-    record.disclosed[author] = whole
+    table = own_pieces(seat, last, watched, recomputed)
+    pieces = [Piece("part", watched, last.step, part) for part in range(last.cut.k)]
+    for packet in arrived.get(watched, ()):
+        piece = Piece(packet.kind, packet.sender, packet.step, packet.part)
+        if piece in pieces and piece not in table and fits(seat, last, piece, packet):
+            table[piece] = packet
+    whole = committed_gradient(pieces, table, recomputed)
+    if whole is not None:
+        record.disclosed[watched] = whole

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 from btard.protocol.messages import Packet, Relayed, Signed
@@ -53,8 +53,8 @@ class Broadcast:
 
     phase: str
     message: Signed | None
-    faces: Mapping[int, Signed | None] = field(default_factory=dict)
-    limit: int = 2**20
+    faces: Mapping[int, Signed | None]
+    limit: int
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Exchange:
 
     phase: str
     packets: Mapping[int, Sequence[Packet | Relayed]]
-    limit: int = 2**40
+    limit: int
 
 
 Effect = Compute | Idle | Broadcast | Compare | Exchange

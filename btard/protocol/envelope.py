@@ -15,6 +15,7 @@ import torch
 
 from btard.protocol import wire
 from btard.protocol.hashing import DIGEST_SIZE
+from btard.protocol.limits import MAX_DIMS, MAX_HEADER, MAX_ITEMS, MAX_SIGNATURE
 from btard.protocol.messages import Packet, Relayed, Signed
 from btard.protocol.wire import Malformed
 
@@ -32,12 +33,6 @@ DTYPES: tuple[torch.dtype, ...] = (
 RAW = -1
 PACKET, RELAYED = 0, 1
 KINDS = frozenset({"part", "aggregate", "lacking"})
-MAX_DIMS = 3
-MAX_SIGNATURE = 128
-MAX_HEADER = 2**15
-"""Bytes of one item's header; a relayed message has the signatures of its relayers there, 73 bytes each."""
-
-MAX_ITEMS = 2**16
 ALIGNMENT = 8
 """Bodies start at multiples of the largest entry's size, so that a tensor can be a view of what arrived."""
 

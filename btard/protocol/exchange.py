@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from btard.protocol.effects import Effect
+from btard.protocol.limits import packet_limit
 from btard.protocol.messages import NOBODY, Packet
-from btard.protocol.packets import find_packet, packet_fault, packet_limit
+from btard.protocol.packets import find_packet, packet_fault
 from btard.protocol.record import StepRecord
 from btard.protocol.seat import Seat
 

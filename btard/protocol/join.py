@@ -15,16 +15,14 @@ import torch
 from btard.protocol.effects import Effect
 from btard.protocol.hashing import digest
 from btard.protocol.ledger import Entry
-from btard.protocol.messages import PACKET_OVERHEAD, Join, Packet
-from btard.protocol.packets import find_packet, packet_fault, packet_limit
+from btard.protocol.limits import answer_limit, packet_limit, question_limit
+from btard.protocol.messages import Join, Packet
+from btard.protocol.packets import find_packet, packet_fault
 from btard.protocol.record import Probation, StepRecord
 from btard.protocol.seat import Seat
 
 ADMITTED, GRADUATED = "join", "member"
 """Kinds of the ledger's entries that add a peer; they remove nobody."""
-
-WAITING = 1024
-"""Requests that a member keeps; more than that are refused until some are admitted."""
 
 
 def admit(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
@@ -59,7 +57,7 @@ def bring_up(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
     Owners send theirs; what does not arrive intact a newcomer gets from the next `byzantine` + 1 members after the
     owner, one of whom is honest. More do not answer, so that asking cannot be used to make everybody send.
     """
-    cut, newcomers = record.cut, record.newcomers
+    newcomers = record.newcomers
     usable = [part for part in record.announced if part not in record.skipped]
     behaviour, ctx = seat.behaviour_at(record), seat.context(record)
     outgoing: dict[int, list[Packet]] = {newcomer: [] for newcomer in newcomers}
@@ -79,7 +77,7 @@ def bring_up(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
     for part in lacking if seat.id in newcomers else ():
         for helper in _helpers(seat, record, part):
             asked.setdefault(helper, []).append(Packet("lacking", seat.id, record.step, part, b"", b""))
-    questions = yield from seat.send(record, "lacking", asked, limit=len(usable) * PACKET_OVERHEAD)
+    questions = yield from seat.send(record, "lacking", asked, limit=question_limit(len(usable)))
     answers: dict[int, list[Packet]] = {}
     for newcomer in newcomers if seat.id in record.members else ():
         for part in {packet.part for packet in questions.get(newcomer, ()) if packet.kind == "lacking"} & set(usable):
@@ -88,7 +86,7 @@ def bring_up(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
                 if body is not None:
                     packet = Packet("aggregate", record.owner(part), record.step, part, body, b"")
                     answers.setdefault(newcomer, []).append(packet)
-    arrived = yield from seat.send(record, "forward", answers, limit=sum(8 * cut.size(j) + 256 for j in usable))
+    arrived = yield from seat.send(record, "forward", answers, limit=answer_limit(record, usable))
     for packets in arrived.values():
         for packet in packets:
             if packet.part in lacking:

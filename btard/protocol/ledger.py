@@ -8,8 +8,12 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from btard.protocol import wire
+from btard.protocol.config import ProtocolConfig
 from btard.protocol.hashing import digest
 from btard.protocol.wire import Malformed
+
+UNPROVEN = frozenset({"silent", "gone", "undelivered"})
+"""Kinds for which honest peers on bad links can be removed too."""
 
 HEAD = "head"
 """Where a line of ledger.jsonl holds the head of the chain up to and including itself."""
@@ -24,7 +28,8 @@ class Entry:
     kind: str
     """What was claimed: a claim kind of `messages`, or what everybody saw in the broadcasts."""
     verdict: str
-    """guilty, false (the accusers lied), excused (nobody was), eliminated, public (seen by everybody, no vote)."""
+    """guilty, false (the accusers lied, or showed nothing), undelivered (the accused showed too little), eliminated,
+    public (seen by everybody, no vote)."""
     accused: int
     accusers: tuple[int, ...]
     """Ascending; empty where the broadcasts themselves showed it."""
@@ -61,6 +66,23 @@ class Entry:
         if not all(isinstance(word, str) for word in words):
             raise Malformed("ledger entry: kind, verdict, evidence and votes are words")
         return cls(**value)
+
+
+def still_byzantine(config: ProtocolConfig, entries: Iterable[Entry]) -> int:
+    """b_t: how many of the active peers may still be Byzantine, by what the ledger proves of those that are gone.
+
+    An elimination proves it of one of its two peers. Who was silent or slow may have been honest. Where peers can join,
+    `byzantine` bounds the members of any step.
+    """
+    if config.probation is not None:
+        return config.byzantine
+    proven = 0
+    for entry in entries:
+        if entry.verdict == "eliminated":
+            proven += len(entry.peers) == 2
+        elif entry.kind not in UNPROVEN:
+            proven += len(entry.peers)
+    return max(0, config.byzantine - proven)
 
 
 def read_object(text: str | bytes, what: str) -> dict[str, Any]:

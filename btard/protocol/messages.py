@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from btard.protocol import ideal, wire
-from btard.protocol.hashing import DIGEST_SIZE, digest, tensor_digest
+from btard.protocol.hashing import digest, tensor_digest
 from btard.protocol.identity import SIGNATURE_SIZE, Identity, Roster, verify_key
 from btard.protocol.remembered import remembered
 from btard.protocol.wire import Malformed
@@ -197,19 +197,38 @@ class Claims:
 
 @dataclass(frozen=True)
 class Votes:
-    """Section 4: the sender's verdicts, in the order of the round's sorted claims."""
+    """The sender's verdicts, in the order of the round's sorted claims, and the pieces of evidence that it lacks."""
 
     verdicts: tuple[str, ...]
+    lacking: tuple[int, ...] = ()
 
     def to_wire(self) -> Any:
-        return self.verdicts
+        return self.verdicts, self.lacking
 
     @classmethod
     def from_wire(cls, value: Any) -> Votes:
         def verdict(entry: Any, what: str) -> str:
             return wire.check_word(entry, what, VERDICTS)
 
-        return cls(wire.check_list(value, "votes", verdict, max_len=2**16))
+        verdicts, lacking = wire.check_fields(value, "votes", 2)
+        return cls(
+            wire.check_list(verdicts, "votes", verdict, max_len=2**16),
+            wire.check_list(lacking, "lacking", wire.check_int, max_len=2**16),
+        )
+
+
+@dataclass(frozen=True)
+class Lacking:
+    """The pieces of evidence that did not reach the sender, by their place in the round's list; usually none."""
+
+    pieces: tuple[int, ...] = ()
+
+    def to_wire(self) -> Any:
+        return self.pieces
+
+    @classmethod
+    def from_wire(cls, value: Any) -> Lacking:
+        return cls(wire.check_list(value, "lacking", wire.check_int, max_len=2**16))
 
 
 @dataclass(frozen=True)
@@ -400,26 +419,3 @@ def is_finite(tensor: torch.Tensor) -> bool:
     That of finite ones can overflow: then each entry is looked at.
     """
     return math.isfinite(float(tensor.sum())) or bool(torch.isfinite(tensor).all())
-
-
-def max_claims(peers: int) -> int:
-    """Accusations an honest peer can have at once: of every other peer by every kind that concerns a whole peer.
-
-    And of every sender for each of its own parts, which are a + 1 where a workers are absent: (a + 1)(n - a - 1).
-    """
-    return 4 * peers + peers * peers // 4
-
-
-def max_payload(kind: type[Any], peers: int, directions: int) -> int:
-    """Upper bound in bytes of an honest payload of this kind among `peers` peers, checked before decoding."""
-    per_part = DIGEST_SIZE + 32 + 9 * (peers + directions + 3)
-    if kind is Claims:
-        return 16 + max_claims(peers) * 40
-    if kind is Votes:  # a verdict on every claim that all peers together can raise
-        return 16 + max_claims(peers) * peers * 9
-    return 128 + peers * per_part
-
-
-def max_message(kind: type[Any], peers: int, directions: int) -> int:
-    """Upper bound in bytes of an honest `Signed` with a payload of this kind."""
-    return max_payload(kind, peers, directions) + SIGNATURE_SIZE + 64 + SIGNED_OVERHEAD

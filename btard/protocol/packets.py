@@ -1,24 +1,15 @@
-"""What comes in packets: which one it is, whether it is what was committed to, and how many bytes may come."""
+"""What comes in packets: which one it is, and whether it is what was committed to."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
-from btard.protocol.identity import SIGNATURE_SIZE
-from btard.protocol.messages import PACKET_OVERHEAD, Packet, tensor_of
+from btard.protocol.messages import Packet, tensor_of
 from btard.protocol.record import StepRecord
 from btard.protocol.seat import Seat
 from btard.protocol.wire import Malformed
-
-
-def packet_limit(record: StepRecord, parts: Iterable[int], copies: int = 1) -> int:
-    """Bytes that somebody may send who has `copies` packets for each of `parts` to send; twice what is honest.
-
-    So a wrong size is still read and becomes evidence, and ten times the size is not read at all.
-    """
-    return sum(2 * copies * (8 * record.cut.size(part) + SIGNATURE_SIZE + PACKET_OVERHEAD) for part in parts)
 
 
 def find_packet(

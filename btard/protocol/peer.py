@@ -20,11 +20,12 @@ from btard.protocol.disclose import disclose
 from btard.protocol.effects import Effect
 from btard.protocol.exchange import exchange
 from btard.protocol.identity import Identity, Roster
-from btard.protocol.join import WAITING, admit, bring_up, count_probation
-from btard.protocol.ledger import Entry
+from btard.protocol.join import admit, bring_up, count_probation
+from btard.protocol.ledger import Entry, still_byzantine
+from btard.protocol.limits import WAITING
 from btard.protocol.messages import JoinRequest, Signed
 from btard.protocol.radius import next_radius
-from btard.protocol.record import StepRecord, step_context
+from btard.protocol.record import Start, StepRecord
 from btard.protocol.report import report
 from btard.protocol.seat import Expelled, Heard, Seat
 from btard.protocol.validate import validate
@@ -80,6 +81,10 @@ class Peer(Seat):
         """V_t of the next step: validator -> target."""
         self.tau = config.first_tau
         """The clipping radius of the next step."""
+        self.byzantine = config.byzantine
+        """b_t of the next step."""
+        self.epoch = b""
+        """Which life of the run this is."""
 
     @property
     def t(self) -> int:
@@ -114,20 +119,16 @@ class Peer(Seat):
 
     def begin(self) -> StepRecord:
         """The record of the next step, of which all that is known is the agreed state at its start."""
-        coin, head = self.coins[-1], self.ledger.head
-        context = step_context(self.config.run_id, self.t, self.active, self.assignments, coin, head, self.tau)
-        return StepRecord(
-            self.t,
-            self.active,
-            self.assignments,
-            coin,
-            self.tau,
-            context,
-            probation=tuple(sorted(self.probation)),
-            head=head,
-            absences=dict(self.absences),
-            standings=dict(self.probation),
-        )
+        start = (self.t, self.active, self.assignments, self.coins[-1], self.tau, self.ledger.head)
+        record = StepRecord(*start, dict(self.absences), dict(self.probation), self.byzantine, self.epoch)
+        record.context = record.binding(self.config.run_id)
+        return record
+
+    def resume(self, start: Start) -> None:
+        """Stand where the peers stand at the start of a step. Coins and ledger, which end there, are set apart."""
+        self.active, self.assignments, self.tau = start.active, dict(start.assignments), start.tau
+        self.absences, self.probation = dict(start.absences), dict(start.standings)
+        self.byzantine, self.epoch = start.byzantine, start.epoch
 
     def _finish(self, record: StepRecord, already: int) -> Outcome | None:
         """A_{t+1}, V_{t+1} and the coin of the next step (phases 7 and 8)."""
@@ -137,6 +138,7 @@ class Peer(Seat):
         if self.id not in self.active and self.id not in self.probation:
             return None
         self.coins.append(record.coin)
+        self.byzantine = still_byzantine(self.config, self.ledger.entries)
         self.tau = next_radius(self.config, record)
         # Whoever is away could only fail at the duty.
         there = tuple(p for p in self.active if p in (record.here or ()) or p in graduates)

@@ -1,18 +1,26 @@
-"""What a peer remembers of one step: everybody's broadcasts, its own parts, its aggregates, and who fell out.
+"""What a peer remembers of one step, in the groups in which it is kept and handed on, and their one form in JSON.
 
-A verdict about step t can fall at t + 1, so a peer keeps the record of the step before.
+A verdict about step t can fall at t + 1, so a peer keeps the record of the step before. Checkpoints, proofs and the
+downloads of newcomers hold a step as what `to_json` makes of these groups: a new field is added here and nowhere else.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
 
+import msgspec
 import torch
+from msgspec import Meta, Struct
 
 from btard.protocol.hashing import digest
 from btard.protocol.messages import NOBODY, AnnouncedPart, Commit, Packet, Report, Signed
+from btard.protocol.wire import Malformed, Number
+
+Radius = Annotated[float, Meta(gt=0)]
+Phase = Annotated[str, Meta(max_length=64, pattern=r"^[ -~]*\Z")]
 
 
 @dataclass
@@ -44,118 +52,127 @@ class Split:
         return vector[self._starts[part] : self._starts[part + 1]]
 
 
-def step_context(
-    run_id: str,
-    step: int,
-    active: Sequence[int],
-    assignments: Mapping[int, int],
-    coin: bytes,
-    ledger: bytes,
-    tau: float,
-) -> bytes:
-    """What a signature of step `step` is bound to: the run, A_t, V_t, r^{t-1}, the head of the ledger, the radius.
-
-    A message of another step or run, or of a peer that sees another history, is no message here.
-    """
-    pairs = [peer for pair in sorted(assignments.items()) for peer in pair]
-    return digest("context", run_id, step, len(active), *active, *pairs, coin, ledger, tau.hex())
-
-
-@dataclass(frozen=True)
-class Probation:
+class Probation(Struct, frozen=True, forbid_unknown_fields=True):
     """How far a newcomer is. Everybody counts the same, for all of it follows from broadcasts."""
 
-    served: int = 0
+    served: Number = 0
     """Steps in a row whose gradient it committed to."""
-    missed: int = 0
+    missed: Number = 0
     """Commit phases in a row that it missed; one of them starts its probation again."""
-    cleared: frozenset[int] = frozenset()
+    cleared: frozenset[Number] = frozenset()
     """Members that recomputed one of its gradients and had nothing to say against it."""
 
 
-@dataclass
-class StepRecord:
-    """One step as one peer saw it.
+class Start(Struct, forbid_unknown_fields=True):
+    """The state at the start of a step that all honest peers agree on; every signature of the step is bound to it."""
 
-    Broadcasts give most of it, so it is the same at all honest peers. Not so `received`, `aggregates`, `own`,
-    `disclosed`, `suspects` and `shown`, which hold what came to this peer alone.
+    step: Number
+    active: tuple[Number, ...]
+    """A_t, ascending."""
+    assignments: dict[Number, Number]
+    """V_t: validator -> its target, a worker of step t - 1."""
+    previous_coin: bytes
+    """r^{t-1}, the seed of this step's batches."""
+    tau: Radius = math.inf
+    """The clipping radius of this step, whenever it is judged; inf clips nothing."""
+    head: bytes = b""
+    """The ledger's head."""
+    absences: dict[Number, Number] = {}
+    """Peer -> its count of absences, see `commit.py`."""
+    standings: dict[Number, Probation] = {}
+    """Newcomer on probation -> how far it is."""
+    byzantine: Number = 0
+    """b_t: how many of A_t may still be Byzantine, see `ledger.still_byzantine`."""
+    epoch: bytes = b""
+    """Which life of the run this is: peers that repeat steps after a common restart begin another one."""
+
+    def binding(self, run_id: str) -> bytes:
+        """What a signature of the step is bound to: the run, and all of this.
+
+        A message of another step, life or run, or of a peer that sees another history, is no message here.
+        """
+        return digest("context", run_id, msgspec.msgpack.encode(to_json(self, Start), order="deterministic"))
+
+
+class Settled(Start):
+    """A step when it is over, as far as it is the same at all honest peers: what members vouch for to a newcomer."""
+
+    # Opened broadcasts.
+    commits: dict[Number, Commit] = {}
+    """Of the workers, and of the newcomers."""
+    announced: dict[Number, AnnouncedPart] = {}
+    """Part -> H(a[j]) and the workers that went in."""
+    missing: dict[Number, tuple[Number, ...]] = {}
+    """Peer -> parts whose aggregate it said it lacks; each of them needs an accusation."""
+    reports: dict[Number, Report] = {}
+    coin: bytes = b""
+    """r^t."""
+
+    # What follows from them.
+    workers: tuple[Number, ...] = ()
+    """W_t, ascending: those who committed and are not on probation."""
+    split: Split | None = None
+    owners: tuple[Number, ...] = ()
+    """owners[j] aggregates part j; NOBODY where the worker that would have owned it is not at work. Nobody inherits a
+    part, so that a minority of the workers never owns half of the parts that count."""
+    expelled: dict[Number, str] = {}
+    """Peers that fell out during this step -> why."""
+    here: tuple[Number, ...] | None = None
+    """M_t, ascending: those of A_t that were heard in the commit phase. Anybody else is out of the step: it says nothing
+    that counts, owes nothing, and is tried for nothing that it would have to answer. None: not known yet."""
+    unheld: frozenset[Number] = frozenset()
+    """Announced parts whose aggregate half of M_t or more lacked before the coin."""
+    skipped: set[Number] = set()
+    """Parts without a trustworthy aggregate: their parameters get a zero gradient in this step."""
+
+
+class StepRecord(Settled):
+    """One step as one peer sees it: what all agree on (`Start`, `Settled`), the transcript, and what it alone holds.
 
     These files write to it, each to these fields:
 
+        record.py: aggregates, received, own
+        peer.py: context
         seat.py: phase, heard, expelled
         broadcast.py: heard
-        commit.py: split, commits, workers, owners, own
+        commit.py: split, commits, here, workers, owners, own
         exchange.py: received, suspects
         aggregate.py: announced, aggregates, suspects, skipped
-        coin.py: away, missing, coin
+        coin.py: unheld, missing, coin
         report.py: reports
         disclose.py: disclosed
         accuse.py: shown, skipped
         join.py: aggregates
-        snapshot.py: aggregates, received, own
-        audit/recorder.py: heard, head, absences, standings
+        audit/recorder.py: heard
     """
 
-    step: int
-    active: tuple[int, ...]
-    """A_t, ascending."""
-    assignments: dict[int, int]
-    """V_t: validator -> its target, a worker of step t - 1."""
-    previous_coin: bytes
-    """r^{t-1}, the seed of this step's batches."""
-    tau: float = math.inf
-    """The clipping radius of this step, whenever it is judged; inf clips nothing."""
     context: bytes = b""
-    """Digest of the run and of the agreed state at the start of the step: what signatures of the step are bound to."""
-    probation: tuple[int, ...] = ()
-    """Newcomers on probation, ascending: they commit, and hear everything, and that is all (section 7)."""
+    """`binding` of the run."""
     phase: str = ""
     """The broadcast phase at hand."""
-    workers: tuple[int, ...] = ()
-    """W_t, ascending: those who committed and are not on probation."""
-    split: Split | None = None
-    owners: tuple[int, ...] = ()
-    """owners[j] aggregates part j; NOBODY where the worker that would have owned it is not here. Nobody inherits a part,
-    so that a minority of the workers never owns half of the parts that count."""
-    commits: dict[int, Commit] = field(default_factory=dict)
-    """Of the workers, and of the newcomers."""
-    announced: dict[int, AnnouncedPart] = field(default_factory=dict)
-    """Part -> H(a[j]) and the workers that went in."""
-    reports: dict[int, Report] = field(default_factory=dict)
-    coin: bytes = b""
-    """r^t."""
-    received: dict[int, dict[int, Packet]] = field(default_factory=dict)
+
+    heard: dict[str, dict[int, tuple[Signed, ...]]] = {}
+    """The transcript: phase -> sender -> its message, or both of them. Honest peers hear the same, up to the bytes of
+    the signatures."""
+
+    # What this peer alone holds.
+    received: dict[int, dict[int, Packet]] = {}
     """Part that I own -> sender -> its packet, as it came (my own part included)."""
-    aggregates: dict[int, torch.Tensor] = field(default_factory=dict)
+    aggregates: dict[int, torch.Tensor] = {}
     """Part -> a[j] that matches its announced hash."""
     own: torch.Tensor | None = None
-    """What I committed to, [d], kept in tolerant validation: my validator wants to see it in the next step."""
-    disclosed: dict[int, torch.Tensor] = field(default_factory=dict)
-    """Peer -> what it committed to in the step before, [d], as it was shown to me in this one (tolerant validation)."""
-    suspects: dict[tuple[str, int, int], Packet | None] = field(default_factory=dict)
+    """What I committed to, [d]: others may want to see it, in the next step too."""
+    disclosed: dict[int, torch.Tensor] = {}
+    """My target -> what it committed to in the step before, [d], as it was shown to me (tolerant validation)."""
+    suspects: dict[tuple[str, int, int], Packet | None] = {}
     """(claim kind, accused, part) -> the packet that proves it, None if it never came."""
-    missing: dict[int, tuple[int, ...]] = field(default_factory=dict)
-    """Peer -> parts whose aggregate it said it lacks; each of them needs an accusation."""
-    unheld: frozenset[int] = frozenset()
-    """Announced parts whose aggregate half of M_t or more lacked before the coin."""
-    expelled: dict[int, str] = field(default_factory=dict)
-    """Peers that fell out during this step -> why."""
-    here: tuple[int, ...] | None = None
-    """M_t, ascending: those of A_t that were heard in the commit phase. Whoever is not among them is out of the step: it
-    says nothing that counts, owes nothing, and is tried for nothing that it would have to answer. None: not known yet."""
-    skipped: set[int] = field(default_factory=set)
-    """Parts without a trustworthy aggregate: their parameters get a zero gradient in this step."""
+    shown: dict[int, dict[int, tuple[Packet, ...]]] = {}
+    """Round of accusations -> peer -> the evidence it disclosed to me."""
 
-    heard: dict[str, dict[int, tuple[Signed, ...]]] = field(default_factory=dict)
-    """Phase -> sender -> its message, or both of them: the transcript of the step."""
-    head: bytes = b""
-    """The ledger's head at the start of the step."""
-    absences: dict[int, int] = field(default_factory=dict)
-    """Peer -> its count of absences at the start of the step, see `commit.py`."""
-    standings: dict[int, Probation] = field(default_factory=dict)
-    """Newcomer -> how far it was at the start of the step."""
-    shown: dict[int, dict[int, tuple[Packet, ...]]] = field(default_factory=dict)
-    """Round of accusations -> peer -> the evidence it disclosed."""
+    @property
+    def probation(self) -> tuple[int, ...]:
+        """Newcomers on probation, ascending: they commit, and hear everything, and that is all (section 7)."""
+        return tuple(sorted(self.standings)) if self.standings else ()
 
     @property
     def remaining(self) -> tuple[int, ...]:
@@ -206,3 +223,83 @@ class StepRecord:
 
     def owner(self, part: int) -> int:
         return self.owners[part] if 0 <= part < len(self.owners) else NOBODY
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What the next step still needs of what this peer alone holds, by name; not copied."""
+        found = {f"aggregate/{part}": value for part, value in self.aggregates.items()}
+        for part, packets in self.received.items():
+            for sender, packet in packets.items():
+                if isinstance(packet.body, torch.Tensor):
+                    found[f"received/{part}/{sender}"] = packet.body
+        if self.own is not None:  # by parts: where these lie in memory, other peers hold them as received
+            found |= {f"own/{part}": self.cut.view(self.own, part) for part in range(self.cut.k)}
+        return found
+
+    @classmethod
+    def restored(cls, settled: Settled, tensors: Mapping[str, torch.Tensor]) -> StepRecord:
+        """The record of which `settled` was kept, and what `tensors` returned; these are used as they are."""
+        record = cls(**_fields(settled, Settled))
+        for name, tensor in tensors.items():
+            what, *numbers = name.split("/")
+            if what == "aggregate":
+                record.aggregates[int(numbers[0])] = tensor
+            elif what == "received":
+                part, sender = map(int, numbers)
+                # The hash is what proves a disclosed part; the signature was only needed while it could differ.
+                packet = Packet("part", sender, record.step, part, tensor, b"")
+                record.received.setdefault(part, {})[sender] = packet
+        own = [tensors[name] for part in range(record.cut.k) if (name := f"own/{part}") in tensors]
+        record.own = torch.cat(own) if own else None
+        return record
+
+
+class Transcript(Start):
+    """One step as its broadcasts show it: the agreed state at its start, and the signed messages by phase."""
+
+    messages: dict[Phase, dict[Number, tuple[tuple[bytes, bytes], ...]]] = {}
+    """Phase -> sender -> (payload, signature) of its message, or of both of them."""
+
+    @classmethod
+    def of(cls, record: StepRecord, phases: Iterable[str] | None = None) -> Transcript:
+        """Of all `phases` that the step has gone through, or of those alone."""
+        said = record.heard if phases is None else {p: record.heard[p] for p in phases if p in record.heard}
+        messages = {
+            phase: {sender: tuple((m.payload, m.signature) for m in said[phase][sender]) for sender in said[phase]}
+            for phase in said
+        }
+        return cls(**_fields(record, Start), messages=messages)
+
+    def heard(self) -> dict[str, dict[int, tuple[Signed, ...]]]:
+        """The messages as a `StepRecord` has them."""
+        return {
+            phase: {
+                sender: tuple(Signed(sender, self.step, phase, *m) for m in of_sender)
+                for sender, of_sender in said.items()
+            }
+            for phase, said in self.messages.items()
+        }
+
+
+F = TypeVar("F", bound=Start)
+
+
+def _fields(step: Start, form: type[Start]) -> dict[str, Any]:
+    return {name: getattr(step, name) for name in form.__struct_fields__}
+
+
+def to_json(step: Start, form: type[Start]) -> dict[str, Any]:
+    """The fields of `step` that `form` (Start, Settled or Transcript) has, as JSON values; equal for equal fields."""
+    kept = form(**_fields(step, form))
+    result: dict[str, Any] = msgspec.to_builtins(kept, str_keys=True, order="deterministic")
+    return result
+
+
+def from_json(value: Any, form: type[F]) -> F:
+    """What `to_json` made into `value`. Malformed, in a line without much of the value, if it made no such thing."""
+    names = form.__struct_fields__
+    if not isinstance(value, dict) or set(value) != set(names):
+        raise Malformed(f"step: expected an object with {sorted(names)}")
+    try:
+        return msgspec.convert(value, form, str_keys=True)
+    except (ValueError, RecursionError) as error:  # ValidationError is a ValueError, text that is not UTF-8 another
+        raise Malformed(f"step: {error!s:.200}") from None

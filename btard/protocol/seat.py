@@ -14,6 +14,7 @@ from btard.protocol.effects import Effect, Exchange
 from btard.protocol.hashing import batch_seed, digest
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.ledger import Entry, Ledger
+from btard.protocol.limits import Limits
 from btard.protocol.messages import (
     Announce,
     Claims,
@@ -22,11 +23,11 @@ from btard.protocol.messages import (
     Commit,
     Join,
     JoinRequest,
+    Lacking,
     Packet,
     Report,
     Signed,
     Votes,
-    max_message,
 )
 from btard.protocol.record import Probation, StepRecord
 from btard.protocol.wire import Malformed
@@ -34,7 +35,7 @@ from btard.protocol.wire import Malformed
 Heard = dict[int, dict[bytes, Signed]]
 """Sender -> digest -> its message."""
 
-M = TypeVar("M", Commit, Announce, CoinCommit, CoinReveal, Report, Claims, Votes, Join)
+M = TypeVar("M", Commit, Announce, CoinCommit, CoinReveal, Report, Claims, Votes, Join, Lacking)
 
 
 class Expelled(Exception):
@@ -47,11 +48,11 @@ class Seat(ABC):
     A phase may read all of it. These files write to it, each to these attributes:
 
         seat.py: ledger
-        peer.py: current, last, coins, requests
+        peer.py: current, last, coins, absences, probation, requests
         commit.py: absences
         join.py: roster, probation, requests
-        snapshot.py: roster, ledger, coins, absences, probation, requests, last
-        audit/observer.py: ledger, coins, absences, probation, last
+        snapshot.py: roster, ledger, coins, requests, last
+        audit/observer.py: ledger, coins, last
     """
 
     def __init__(
@@ -85,9 +86,13 @@ class Seat(ABC):
 
     def context(self, record: StepRecord) -> Context:
         """What the hooks of my behaviour may look at in the step of `record`."""
-        return Context(
-            record.step, self.id, record, self.coins, self.config.run_id, self.config, self.last, self.identity
-        )
+        start = (record.step, self.id, self.config.run_id, self.coins, record.active, record.assignments, record.tau)
+        return Context(*start, self.last, record=record, config=self.config, identity=self.identity)
+
+    @property
+    def limits(self) -> Limits:
+        """How much an honest peer can have to say among the peers of the roster."""
+        return Limits(len(self.roster.keys), self.config.directions)
 
     def seed_of(self, step: int, peer: int) -> bytes:
         """xi_i^t for a step whose coin is known."""
@@ -117,7 +122,7 @@ class Seat(ABC):
         expected = tuple(expected)
         behaviour, ctx = self.behaviour_at(record), self.context(record)
         self._crash(record, phase)
-        limit = max_message(kind, len(self.roster.keys), self.config.directions)
+        limit = self.limits.message(kind)
         record.phase = phase
         speakers = record.speakers
         if self.id in record.probation and self.id not in speakers:

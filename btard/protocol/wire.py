@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgpack
+from msgspec import Meta
 
 T = TypeVar("T")
+
+Number = Annotated[int, Meta(ge=-1, lt=2**31)]
+"""A peer, a part, a step or a count."""
 
 
 class Malformed(ValueError):

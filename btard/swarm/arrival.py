@@ -6,6 +6,7 @@ import asyncio
 import time
 from typing import Any
 
+from btard.drivers.history import workers_of
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.download import WrongState
 from btard.protocol.messages import JoinRequest
@@ -161,8 +162,8 @@ def come_back(member: Member, why: str) -> None:
             fresh, _ = member.make_peer(number, fresh.roster)
             load_public(fresh, download.state)
         member.optimizer.load({name: tensor.to(member.device) for name, tensor in download.tensors.items()})
-        recent = {step - 1: download.tensors[PREVIOUS].to(member.device)}
-        member.driver.history.restore_after(fresh.last, recent)
+        recent = {f"history/{step - 1}": download.tensors[PREVIOUS].to(member.device)}
+        member.driver.history.restore(recent, workers_of(fresh.last))
         member.driver.restart(fresh, behind=True)
         member.recorder = None  # it has not seen the steps between
         member.state = "running"

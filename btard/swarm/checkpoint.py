@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from btard.harness.typed_yaml import ConfigError
 
-HEADER = "btard.albert"
+HEADER, OLD_HEADER = "btard.swarm", "btard.albert"
+"""Where the metadata of a checkpoint stand in its file, and where they stood in version 0.1.0."""
 
 
 def save_start(
@@ -49,9 +50,16 @@ def load_start(file: Path, like: Mapping[str, torch.Tensor]) -> tuple[int, dict[
     """
     try:
         with safe_open(file, framework="pt") as content:
-            header = json.loads((content.metadata() or {}).get(HEADER, "null"))
+            metadata = content.metadata() or {}
+            if OLD_HEADER in metadata:
+                raise ConfigError(
+                    f"start_from {file}: was kept by btard 0.1.0, this is a later version; run the baseline again"
+                )
+            header = json.loads(metadata.get(HEADER, "null"))
             tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  (no dict)
         step = int(header["step"])
+    except ConfigError:
+        raise
     except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"start_from {file}: is no checkpoint of a coordinator ({error})") from None
     for name, tensor in like.items():

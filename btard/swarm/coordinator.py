@@ -1,4 +1,4 @@
-"""`python -m albert.coordinator CONFIG.yaml --out RUN_DIR [--dotted.key value ...]`: where a swarm meets.
+"""Where a swarm meets, and who watches it.
 
 It is the first address in the DHT and an observer. It has no vote, and what it shows is what most peers say of
 themselves. RUN_DIR gets metrics, ledger, TensorBoard events, and checkpoints, each of which more than half of the peers
@@ -10,24 +10,18 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import os
 import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-import torch
 from rich.table import Table
 
-from albert.config import Config, load_config
-from albert.data.corpus import Corpus, DataError
-from albert.data.evaluation import evaluation_batches
 from btard.harness.progress import console_for_all
 from btard.harness.run_folder import RunFolder, RunFolderError
 from btard.harness.settings import exit_with
@@ -35,18 +29,18 @@ from btard.harness.typed_yaml import ConfigError
 from btard.protocol.download import WrongState
 from btard.protocol.identity import Identity
 from btard.swarm.checkpoint import load_start, save_start
+from btard.swarm.config import SwarmConfig
 from btard.swarm.doors import Doors
 from btard.swarm.founding import Lobby, NoFounders, announce, founders_digest, known_founders, meet, publish_founders
 from btard.swarm.node import Unreachable
 from btard.swarm.startup import begin, make_node, own_identity
 from btard.swarm.state import Fetched, ask_status, fetch_state
+from btard.swarm.task import Evaluated, TaskSource
 from btard.swarm.tracking import TensorBoard, Tracker, WeightsAndBiases, describe, show
 from btard.swarm.view import PATIENCE, View, bans_of
 
 POLL = 0.5
 """Seconds between two rounds of questions."""
-EVALUATED = 256
-"""Validation examples that a checkpoint is measured on."""
 ADDRESS, STATUS, SWARM = "address.txt", "status.json", "swarm.json"
 NOTE = 5.0
 """Seconds between two notes of where the peers are."""
@@ -57,16 +51,16 @@ Say = Callable[[str], None]
 class Coordinator:
     """Watches a swarm until its peers are done. Errors as for `Trainer`."""
 
-    def __init__(self, config: Config, out: Path, *, say: Say = print) -> None:
-        self.config, self.out, self.say = config, Path(out), say
+    def __init__(self, config: SwarmConfig, out: Path, source: TaskSource, *, say: Say = print) -> None:
+        self.config, self.out, self.source, self.say = config, Path(out), source, say
         self.folder = RunFolder(self.out, config, events=False)
         if config.network.identity is None and config.peer is not None:
             self.identity = Identity.from_seed(config.run_id, "coordinator")
         else:
             self.identity = own_identity(config, self.out)
-        start = begin(config, torch.device("cpu"))
-        self.optimizer, self.task, self.first, self.agreed = start.optimizer, start.task, start.first, start.agreed
-        self.validation = list(evaluation_batches(Corpus(config.data.path, "validation"), 16, EVALUATED))
+        start = begin(replace(config, device="cpu"), source)
+        self.optimizer, self.first, self.agreed = start.optimizer, start.first, start.agreed
+        self.evaluate = start.task.evaluation() if isinstance(start.task, Evaluated) else None
         self.node = make_node(config, self.identity)
         self.view = View(config, self.first)
         before = {peer["peer"]: peer.get("attacks") for peer in _read(self.out / STATUS).get("peers", ())}
@@ -92,7 +86,10 @@ class Coordinator:
             address = self.node.addresses[0]
             (self.out / ADDRESS).write_text(address + "\n", encoding="utf-8")
             self.say(f"address: {address}")
-            self.say(f"trainers: python -m albert.trainer CONFIG.yaml --out RUN_DIR --network.initial_peers {address}")
+            self.say(
+                f"trainers: python -m btard.swarm trainer CONFIG.yaml --task {self.source.name} --out RUN_DIR "
+                f"--network.initial_peers {address}"
+            )
             self.node.run(self._meet())
             self._go_on()
             self._started = time.time()
@@ -228,9 +225,12 @@ class Coordinator:
         tensors = {name: x for name, x in found.download.tensors.items() if name != "previous"}
         hashed = found.download.digest(self.config.run_id).hex()
         save_start(self.out / "checkpoints" / f"step-{step:08d}.safetensors", step, tensors, found.vouched_by, hashed)
-        loss = self.task.evaluate(tensors["parameters"], self.validation)
-        self._measured = {"validation_loss": loss}
-        self.say(f"checkpoint of step {step}, vouched for by most: validation loss {loss:.4f}")
+        line = f"checkpoint of step {step}, vouched for by most"
+        if self.evaluate is not None:
+            loss = self.evaluate(tensors["parameters"])
+            self._measured = {"validation_loss": loss}
+            line += f": validation loss {loss:.4f}"
+        self.say(line)
 
     def _ask_for_state(self, newest: int) -> None:
         """Ask for the state of the step whose checkpoint is due after that of step `newest`.
@@ -283,10 +283,10 @@ class Coordinator:
 
     def _final_loss(self) -> float | None:
         files = sorted((self.out / "checkpoints").glob("step-*.safetensors"))
-        if not files:
+        if not files or self.evaluate is None:
             return None
         _, tensors = load_start(files[-1], self.optimizer.state())
-        return self.task.evaluate(tensors["parameters"], self.validation)
+        return self.evaluate(tensors["parameters"])
 
 
 def _write(file: Path, content: Mapping[str, Any]) -> None:
@@ -324,20 +324,14 @@ def print_summary(summary: dict[str, Any], out: Path) -> None:
     console.print(f"loss with bans: tensorboard --logdir {out}, then http://localhost:6006/#custom_scalars")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(config: SwarmConfig, out: Path, source: TaskSource) -> int:
     """The exit code: 0 at the end of the run, 2 after one line about a mistake, 130 if interrupted."""
-    warnings.showwarning = lambda message, *_args, **_kw: print(f"warning: {message}", file=sys.stderr)
-    config, out = load_config(argv, "python -m albert.coordinator")
     try:
-        summary = Coordinator(config, out, say=lambda line: print(line, flush=True)).run()
-    except (ConfigError, DataError, RunFolderError, Unreachable, NoFounders) as error:
+        summary = Coordinator(config, out, source, say=lambda line: print(line, flush=True)).run()
+    except (ConfigError, RunFolderError, Unreachable, NoFounders) as error:
         exit_with(error)
     except KeyboardInterrupt:
         print("interrupted: the peers go on without it; the same command watches them again", file=sys.stderr)
         return 130
     print_summary(summary, out)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

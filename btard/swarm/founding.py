@@ -13,14 +13,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from albert.config import Config
-from albert.data.corpus import Corpus
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol import wire
-from btard.protocol.hashing import digest, tensor_digest
+from btard.protocol.hashing import digest
 from btard.protocol.identity import Identity
+from btard.swarm.config import SwarmConfig
 from btard.swarm.doors import LOBBY, Doors
 from btard.swarm.identity import peer_id_of, public_key_of
 from btard.swarm.links import Refused
@@ -42,12 +39,6 @@ class NoFounders(RuntimeError):
     """The list of the first peers did not come: what was waited for, and what to do."""
 
 
-def agreed_settings(config: Config, corpus: Corpus, first: int, params: torch.Tensor) -> dict[str, Any]:
-    """What all peers have to have alike before they talk, by name: settings, data, parameters [d] at step `first`."""
-    initial = tensor_digest(params, "parameters").hex()
-    return config.agreed() | {"data": corpus.digest, "first step": first, "initial parameters": initial}
-
-
 def founders_digest(founders: tuple[bytes, ...]) -> str:
     """A digest of the list of the first peers: part of what they compare."""
     return digest("founders", *founders).hex()
@@ -63,7 +54,7 @@ def founders_key(run_id: str) -> str:
     return f"btard/{run_id}/founders"
 
 
-def known_founders(config: Config) -> tuple[bytes, ...] | None:
+def known_founders(config: SwarmConfig) -> tuple[bytes, ...] | None:
     """The keys that follow from the settings; None where the coordinator has to list them. Errors: ConfigError."""
     if config.peer is not None:
         return tuple(Identity.from_seed(config.run_id, peer).public_key for peer in range(config.peers))
@@ -103,7 +94,7 @@ async def meet(node: Node, run_id: str) -> dict[bytes, list[str]]:
 class Lobby:
     """Where the coordinator compares settings with those who come, so that whoever has others gets no seat."""
 
-    def __init__(self, node: Node, config: Config, agreed: Mapping[str, Any], say: Say) -> None:
+    def __init__(self, node: Node, config: SwarmConfig, agreed: Mapping[str, Any], say: Say) -> None:
         self.node, self.config, self.say = node, config, say
         self.welcome: set[bytes] = set()
         """Public keys of those who have the same settings."""
@@ -152,7 +143,7 @@ async def publish_founders(node: Node, run_id: str, founders: tuple[bytes, ...])
         await asyncio.sleep(REPEAT)
 
 
-async def learn_founders(node: Node, config: Config, agreed: Mapping[str, Any], say: Say) -> tuple[bytes, ...]:
+async def learn_founders(node: Node, config: SwarmConfig, agreed: Mapping[str, Any], say: Say) -> tuple[bytes, ...]:
     """For a trainer: wait for the list of the coordinator, whose key the addresses in the settings name.
 
     Errors: NoFounders; ConfigError without addresses, for addresses that name nobody, and for settings (`agreed`) that
@@ -197,7 +188,7 @@ async def _come(lobby: Doors, key: bytes) -> None:
         pass  # not there, or no coordinator but another peer's address: the list may be known without it
 
 
-def _keys(value: Any, config: Config) -> tuple[bytes, ...]:
+def _keys(value: Any, config: SwarmConfig) -> tuple[bytes, ...]:
     try:
         keys = wire.check_list(value, "founders", wire.check_digest, max_len=2**10)
     except wire.Malformed as error:

@@ -1,4 +1,4 @@
-"""`python -m albert.swarm CONFIG.yaml --out RUN_DIR [--dotted.key value ...]`: a whole swarm on this machine.
+"""A whole swarm on this machine.
 
 A coordinator and `peers` trainers, a process each, with a live table of them. RUN_DIR gets a folder for each of them.
 Every peer's key follows from the run's name and its number: for simulations and tests, not for strangers.
@@ -19,17 +19,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 import yaml
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from tqdm import tqdm
 
-from albert.config import Config, load_config
 from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import ConfigError
+from btard.swarm.config import SwarmConfig
+from btard.swarm.task import TaskSource
 
 COORDINATOR = "coordinator"
 LOOK = 0.5
@@ -50,11 +49,15 @@ def log_file(out: Path, name: str) -> Path:
 class Swarm:
     """The processes of a swarm. They end with `close`, and with this process."""
 
-    def __init__(self, config: Config, out: Path) -> None:
-        self.config, self.out = config, Path(out)
-        # Importing torch, transformers and hivemind takes longer than everything else at the start: once is enough.
+    entry = "btard.swarm.commands"
+    """The module whose `main` each process runs, with the words of its command line."""
+
+    def __init__(self, config: SwarmConfig, out: Path, task: str) -> None:
+        """`task`: module:function, which makes task and optimizer of the settings."""
+        self.config, self.out, self.task = config, Path(out), task
+        # Importing torch, hivemind and the task's own takes longer than all else at the start: once is enough.
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["btard.swarm.trainer", "btard.swarm.coordinator"])
+        self._context.set_forkserver_preload(["btard.swarm.trainer", "btard.swarm.coordinator", task.partition(":")[0]])
         self.processes: dict[str, Any] = {}
         self.address = ""
 
@@ -69,7 +72,7 @@ class Swarm:
         file = self.out / COORDINATOR / "address.txt"
         file.unlink(missing_ok=True)
         network = replace(self.config.network, initial_peers=None)
-        self._launch(COORDINATOR, "btard.swarm.coordinator", replace(self.config, peer=0, network=network))
+        self._launch(COORDINATOR, replace(self.config, peer=0, network=network))
         deadline = time.monotonic() + timeout
         while not (file.exists() and file.read_text(encoding="utf-8").endswith("\n")):
             if not self.processes[COORDINATOR].is_alive() or time.monotonic() > deadline:
@@ -81,7 +84,7 @@ class Swarm:
         """Start trainer `number`, or start it again; `changes` to its settings make it differ from the others."""
         network = replace(self.config.network, initial_peers=self.address)
         config = replace(self.config, **{"peer": number, "network": network, "wandb": None, **changes})
-        self._launch(peer_folder(number), "btard.swarm.trainer", config)
+        self._launch(peer_folder(number), config)
 
     def pid(self, number: int) -> int:
         """The process of trainer `number`."""
@@ -129,15 +132,16 @@ class Swarm:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _launch(self, name: str, module: str, config: Config) -> None:
+    def _launch(self, name: str, config: SwarmConfig) -> None:
         folder = self.out / name
         folder.mkdir(parents=True, exist_ok=True)
         file = self.out / f"{name}.yaml"
         file.write_text(yaml.safe_dump(asdict(config), sort_keys=False), encoding="utf-8")
-        words = [str(file), "--out", str(folder)]
+        command = COORDINATOR if name == COORDINATOR else "trainer"
+        words = [command, str(file), "--task", self.task, "--out", str(folder)]
         log = log_file(self.out, name)
         log.parent.mkdir(exist_ok=True)
-        process = self._context.Process(target=_child, args=(module, words, str(log)), name=name)
+        process = self._context.Process(target=_child, args=(self.entry, words, str(log)), name=name)
         process.start()
         self.processes[name] = process
 
@@ -187,13 +191,12 @@ def table_of(status: dict[str, Any], alive: Sequence[str], title: str) -> Table:
     return table
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(config: SwarmConfig, out: Path, source: TaskSource) -> int:
     """The exit code: 0 if the run came to its end, 1 if not, 2 after one line about a mistake, 130 if interrupted."""
-    config, out = load_config(argv, "python -m albert.swarm")
     if config.peer is not None or config.network.founders is not None:
         exit_with(ConfigError("peer and network.founders are for single trainers: leave them out for a whole swarm"))
     console = Console()
-    with Swarm(config, out) as swarm:
+    with Swarm(config, out, source.name) as swarm:
         try:
             console.print(f"starting a coordinator and {config.peers} trainers; what they print: {out}/logs")
             swarm.start()
@@ -215,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return report(config, out, console)
 
 
-def report(config: Config, out: Path, console: Console) -> int:
+def report(config: SwarmConfig, out: Path, console: Console) -> int:
     """The table at the end; 0 if the coordinator saw the run's end."""
     file = out / COORDINATOR / "summary.json"
     if not file.exists():
@@ -233,7 +236,3 @@ def report(config: Config, out: Path, console: Console) -> int:
         f"{len(ends)} peers came to the end, {'with equal' if equal else 'with DIFFERENT'} parameters and ledgers"
     )
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from albert.config import Config
 from btard.attacks.registry import make_attack
 from btard.audit.recorder import Recorder
 from btard.drivers.history import ParameterHistory, steps_kept
@@ -22,10 +21,12 @@ from btard.protocol.identity import Identity, Roster
 from btard.protocol.ledger import Ledger
 from btard.protocol.peer import Peer
 from btard.protocol.snapshot import load_peer, save_peer
+from btard.swarm.config import SwarmConfig
 from btard.swarm.doors import Doors
 from btard.swarm.driver import SwarmDriver
-from btard.swarm.startup import begin, make_node, own_identity, pick_device
+from btard.swarm.startup import begin, make_node, own_identity
 from btard.swarm.state import StateService
+from btard.swarm.task import TaskSource
 
 PREVIOUS = "previous"
 """In a state: the parameters of the step before, which validators and judges need."""
@@ -35,10 +36,14 @@ STATUS_ENTRIES = 60
 """Entries of the ledger that a status has; the message is bounded."""
 
 
-class Member:
-    """A peer that has its key, its data and its model, and after `take_seat` its place among the others."""
+Say = Callable[[str], None]
+"""Shows a line to people."""
 
-    def __init__(self, config: Config, out: Path, *, say: Callable[[str], None] = print) -> None:
+
+class Member:
+    """A peer that has its key, its task and its model, and after `take_seat` its place among the others."""
+
+    def __init__(self, config: SwarmConfig, out: Path, source: TaskSource, *, say: Say = print) -> None:
         self.config, self.out, self.say = config, Path(out), say
         self.folder = RunFolder(self.out, config, events=False)
         self.state, self.phase = "starting", ""
@@ -47,9 +52,9 @@ class Member:
             self.identity = Identity.from_seed(config.run_id, config.peer)
         else:
             self.identity = own_identity(config, self.out)
-        self.device = pick_device(config.device)
-        start = begin(config, self.device)
+        start = begin(config, source)
         self.optimizer, self.task, self.first, self.agreed = start.optimizer, start.task, start.first, start.agreed
+        self.device = self.optimizer.params.device
         self.node = make_node(config, self.identity)
         self.driver: SwarmDriver
         self.service: StateService
@@ -109,14 +114,8 @@ class Member:
             fellows = frozenset(attackers if attack.join is None or attack.peers is not None else ()) | {number}
             collusion = Collusion(fellows, max(config.peers, number + 1), config.seed)
             stop = None if attack.stop is None else max(1, attack.stop - self.first)
-            behaviour = make_attack(
-                attack.name,
-                collusion,
-                start=max(0, attack.start - self.first),
-                every=attack.every,
-                stop=stop,
-                **attack.options,
-            )
+            options: dict[str, Any] = {"start": max(0, attack.start - self.first), "every": attack.every, "stop": stop}
+            behaviour = make_attack(attack.name, collusion, **options, **attack.options)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return Peer(number, self.identity, roster, self.protocol, self.task.d, behaviour), collusion
@@ -139,7 +138,7 @@ class Member:
         """Write a checkpoint."""
         values, own = save_peer(self.peer)
         tensors = {f"training/{name}": tensor for name, tensor in self.optimizer.state().items()}
-        tensors |= {f"history/{step}": x for step, x in self.driver.history.recent().items()}
+        tensors |= self.driver.history.state()
         tensors |= {f"peer/{name}": tensor for name, tensor in own.items()}
         recorded = None if self.recorder is None else self.recorder.state()
         workers = {str(step): count for step, count in self.driver.history.workers.items()}
@@ -158,7 +157,7 @@ class Member:
         self.optimizer.load(under("training/"))
         fresh, _ = self.make_peer(self.peer.id, self.peer.roster)
         load_peer(fresh, state["peer"], under("peer/"))
-        recent = {int(s): x for s, x in under("history/").items()}
+        recent = {name: tensor.to(self.device) for name, tensor in tensors.items() if name.startswith("history/")}
         self.driver.history.restore(recent, {int(s): count for s, count in state["workers"].items()})
         self.driver.restart(fresh)
         self.sent = state["sent"]

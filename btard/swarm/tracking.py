@@ -10,10 +10,10 @@ from typing import Any, Protocol
 
 import yaml
 
-from albert.config import Config
 from btard.harness.settings import config_text
 from btard.harness.typed_yaml import ConfigError
 from btard.swarm import tags
+from btard.swarm.config import SwarmConfig
 
 FLUSH = 10
 """Seconds after which TensorBoard's file has what was logged."""
@@ -71,7 +71,7 @@ class WeightsAndBiases:
     run goes on without what was lost.
     """
 
-    def __init__(self, config: Config, out: Path, say: Say) -> None:
+    def __init__(self, config: SwarmConfig, out: Path, say: Say) -> None:
         self.out, self._say, self._failed = out, say, False
         wandb = self._wandb = log_in("wandb", "; WANDB_MODE=offline keeps all here for now")
         try:
@@ -159,7 +159,7 @@ def log_in(what: str, advice: str = "") -> Any:
     return wandb
 
 
-def defence(config: Config) -> str:
+def defence(config: SwarmConfig) -> str:
     """The aggregation by name: what runs under the same attack differ in."""
     tau = config.protocol.tau
     return "mean" if tau == float("inf") else f"BTARD, tau {tau}"

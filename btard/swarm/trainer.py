@@ -1,4 +1,4 @@
-"""`python -m albert.trainer CONFIG.yaml --out RUN_DIR [--dotted.key value ...]`: one peer of a swarm.
+"""One peer of a swarm, from its start to the end of the run.
 
 It joins through `network.initial_peers`, waits for the others, trains with them, and goes on after an interruption:
 from its own disk if they all stopped, else with the state that most of them vouch for. RUN_DIR gets this peer's
@@ -7,24 +7,16 @@ metrics, ledger, evidence and checkpoints.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-# Before torch is imported: threads that wait by spinning steal the cores from those that work.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 from rich.table import Table
 from tqdm import tqdm
 
-from albert.config import Config, load_config
-from albert.data.corpus import DataError
-from albert.task import share
 from btard.audit.attestation import Attestation
 from btard.harness.progress import console_for_all, interval
 from btard.harness.run_folder import RunFolderError
@@ -36,10 +28,12 @@ from btard.protocol.identity import SIGNATURE_SIZE
 from btard.protocol.ledger import Entry
 from btard.protocol.messages import JoinRequest
 from btard.swarm.arrival import arrive, come_back
+from btard.swarm.config import SwarmConfig
 from btard.swarm.driver import Fallen, OutOfStep
 from btard.swarm.founding import NoFounders, announce
-from btard.swarm.member import PREVIOUS, Member
+from btard.swarm.member import PREVIOUS, Member, Say
 from btard.swarm.node import Unreachable
+from btard.swarm.task import TaskSource
 from btard.swarm.view import bans_of
 
 FAREWELL = 5.0
@@ -49,13 +43,21 @@ FAREWELL = 5.0
 class Trainer(Member):
     """One peer, from its start to the end of the run. `say` gets lines for people; `show` draws a progress bar.
 
-    Errors: ConfigError, DataError, RunFolderError, Unreachable and NoFounders for what cannot work.
+    Errors: ConfigError, RunFolderError, Unreachable and NoFounders for what cannot work.
     """
 
-    def __init__(self, config: Config, out: Path, *, say: Callable[[str], None] = print, show: bool = False) -> None:
+    def __init__(
+        self,
+        config: SwarmConfig,
+        out: Path,
+        source: TaskSource,
+        *,
+        say: Say = print,
+        show: bool = False,
+    ) -> None:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        super().__init__(config, out, say=say)
+        super().__init__(config, out, source, say=say)
         self.show = show
 
     def run(self) -> dict[str, Any]:
@@ -118,7 +120,7 @@ class Trainer(Member):
             "loss": self.task.loss if worked else None,
             "lr": self.optimizer.lr(self.first + now),
             "active": len(result.active),
-            "samples": len(result.workers) * share(self.config.batch.total, self.driver.history.workers[now]),
+            "samples": len(result.workers) * self.task.samples(self.driver.history.workers[now]),
             "sent": sum(result.sent.values()),
         }
         if self.config.protocol.tau == "auto":
@@ -199,18 +201,16 @@ def print_summary(summary: dict[str, Any], out: Path) -> None:
     console.print(f"files: {out}/metrics.jsonl, ledger.jsonl, summary.json   audit: python -m btard.audit {out}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(config: SwarmConfig, out: Path, source: TaskSource) -> int:
     """The exit code: 0 at the end of the run, 2 for a mistake, 3 if the others removed this peer, 130: interrupted."""
-    warnings.showwarning = lambda message, *_args, **_kw: print(f"warning: {message}", file=sys.stderr)
-    config, out = load_config(argv, "python -m albert.trainer")
     try:
-        trainer = Trainer(config, out, say=lambda line: print(line, flush=True), show=sys.stderr.isatty())
+        trainer = Trainer(config, out, source, say=lambda line: print(line, flush=True), show=sys.stderr.isatty())
         summary = trainer.run()
-    except (ConfigError, DataError, RunFolderError, Unreachable, NoFounders, NoGradient) as error:
+    except (ConfigError, RunFolderError, Unreachable, NoFounders, NoGradient) as error:
         exit_with(error)
     except torch.OutOfMemoryError as error:
         what = str(error).partition(". ")[0]
-        exit_with(MemoryError(f"{what}: lower batch.per_device, or set precision to float16, at all peers alike"))
+        exit_with(MemoryError(f"{what}: compute fewer samples at once, or in half precision, at all peers alike"))
     except Fallen as fallen:
         print(f"out of the run: {fallen}", file=sys.stderr)
         return 3
@@ -219,7 +219,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     print_summary(summary, out)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from albert.config import Config
 from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.wire import Malformed
+from btard.swarm.config import SwarmConfig
 
 FRESH = 15.0
 """Seconds for which an answer counts as being there."""
@@ -36,7 +36,7 @@ class View:
     `first` is the step at which the protocol began. Times are `time.time()`.
     """
 
-    def __init__(self, config: Config, first: int) -> None:
+    def __init__(self, config: SwarmConfig, first: int) -> None:
         self.config, self.first, self.next = config, first, first
         self.ledger = Ledger()
         self.attacks: dict[int, bool] = {}

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from btard.harness.vector import bind, flatten
 from btard.protocol.effects import Compute
-from btard.task import never
 from resnet.data import Dataset
 from resnet.gradients import CohortGradients
 from resnet.model import resnet18
@@ -29,15 +28,7 @@ class PreparedTask:
         self.d = d
         self.rows = torch.randn(peers, d, generator=torch.Generator().manual_seed(0)).to(device)
 
-    def gradients(
-        self,
-        params: Tensor,
-        requests: Sequence[Compute],
-        out: Tensor,
-        *,
-        workers: int = 1,
-        too_late: Callable[[], bool] = never,
-    ) -> None:
+    def gradients(self, params: Tensor, requests: Sequence[Compute], out: Tensor, **_: Any) -> None:
         """Copy the prepared row of each request's peer into `out` [len(requests), d]."""
         for request, row in zip(requests, out, strict=True):
             row.copy_(self.rows[request.peer])

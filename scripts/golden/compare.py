@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -15,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from scripts.golden.differences import Difference, Key, Record, differences, key_of
+from btard.harness.progress import console_for_all
+from scripts.golden.differences import INSIDE, Difference, Key, Record, differences, key_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOWN = 50
@@ -42,14 +44,18 @@ def compare(commit: str, chosen: Sequence[str], jobs: int, keep: Path | None) ->
         sides = {"old": old, "new": new}
         keep.write_text(json.dumps({side: [[*key, fields] for key, fields in r.items()] for side, r in sides.items()}))
     report(old, new, found)
-    return 1 if found else 0
+    return 1 if found or failed(new) else 0
+
+
+def columns() -> tuple[ProgressColumn, ...]:
+    """What a bar of progress shows: whose, how many runs of how many, and for how long already."""
+    return TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
 
 
 def both(commit: str, chosen: Sequence[str], jobs: int) -> tuple[Record, Record]:
     """The records of `commit` and of this tree, made side by side, with `jobs` processes in all."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     words = [*chosen, "--jobs", str(max(1, jobs // 2))]
-    with checked_out(commit) as tree, Progress(*columns, console=Console(stderr=True)) as progress:
+    with checked_out(commit) as tree, Progress(*columns(), console=Console(stderr=True)) as progress:
         sides = {commit[:12]: tree, "this tree": ROOT}
         made: dict[str, Record | GoldenError] = {}
 
@@ -120,19 +126,30 @@ def record_of(tree: Path, words: Sequence[str], progress: Callable[..., None]) -
     return made
 
 
+def failed(record: Record) -> list[Key]:
+    """Runs that ended in an error: they should not, even if they do so on both sides."""
+    return [key for key, fields in record.items() if "error" in fields]
+
+
 def report(old: Record, new: Record, found: Sequence[Difference]) -> None:
     """A table of how much is equal, by section and field, and a line for each difference."""
-    compared = Counter((key[0], field) for key in old if key in new for field in {**old[key], **new[key]})
-    places = [(difference.key[0], difference.field.replace("[", ".").split(".")[0]) for difference in found]
-    unequal = Counter(places)
+    compared = Counter((key[0], _kind(field)) for key in old if key in new for field in {**old[key], **new[key]})
+    unequal = Counter((difference.key[0], _kind(difference.field)) for difference in found)
     table = Table("section", "field", "compared", "equal", "different", title="golden record")
     for section, field in dict.fromkeys((*compared, *unequal)):
         count = max(compared[section, field], unequal[section, field])
         different = unequal[section, field]
         table.add_row(section, field, str(count), str(count - different), str(different) if different else "-")
-    Console().print(table)
+    console_for_all().print(table)
     for difference in found[:SHOWN]:
         print(difference)
     if len(found) > SHOWN:
         print(f"and {len(found) - SHOWN} more: --keep FILE writes both records to a file")
+    for key in failed(new):
+        print(f"{' | '.join(map(str, key))} | failed here: {new[key]['error']}")
     print(f"{len(found)} differences (section | run | seed | field | old | new)" if found else "no difference")
+
+
+def _kind(field: str) -> str:
+    """The field's name without its place inside, and alike for all peers, ranks and steps."""
+    return re.sub(r"\d+", "N", field.partition(INSIDE)[0])

@@ -13,6 +13,8 @@ Key = tuple[str, str, int]
 Record = Mapping[Key, Mapping[str, Any]]
 """Run -> its fields."""
 ABSENT = "(absent)"
+INSIDE = " at "
+"""Stands between the name of a field and the place in it."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Difference:
 
     key: Key
     field: str
-    """The field's name, and where in it: `effects[3].0 1 4, word 7`."""
+    """The field's name, and where in it: `effects at [3]["0 1 4"][7]`."""
     old: str
     new: str
 
@@ -41,9 +43,10 @@ def differences(old: Record, new: Record) -> Iterator[Difference]:
             yield Difference(key, "the run", *(ABSENT if key not in side else "(there)" for side in (old, new)))
             continue
         for field in dict.fromkeys((*old[key], *new[key])):
-            place = _first(old[key].get(field, ABSENT), new[key].get(field, ABSENT), field)
+            place = _first(old[key].get(field, ABSENT), new[key].get(field, ABSENT), "")
             if place is not None:
-                yield Difference(key, *place)
+                where, *values = place
+                yield Difference(key, field + (INSIDE + where if where else ""), *values)
 
 
 def _first(old: Any, new: Any, where: str) -> tuple[str, str, str] | None:
@@ -52,7 +55,7 @@ def _first(old: Any, new: Any, where: str) -> tuple[str, str, str] | None:
         return None
     if isinstance(old, dict) and isinstance(new, dict):
         for key in dict.fromkeys((*old, *new)):
-            place = _first(old.get(key, ABSENT), new.get(key, ABSENT), f"{where}.{key}")
+            place = _first(old.get(key, ABSENT), new.get(key, ABSENT), f'{where}["{key}"]')
             if place is not None:
                 return place
     if isinstance(old, list) and isinstance(new, list):

@@ -32,12 +32,17 @@ def _line(index: int) -> Line:
     return {"section": case.section, "name": case.name, "seed": case.seed, "fields": record(case)}
 
 
+def work_of(sections: Sequence[str], seeds: int, match: str) -> list[Case]:
+    """The runs of `sections` whose name holds `match`."""
+    return [case for case in cases(sections, seeds) if match in case.name]
+
+
 def write_lines(sections: Sequence[str], seeds: int, match: str, jobs: int) -> None:
     """First the number of runs, then a line for each. Whatever else is printed meanwhile goes to standard error."""
     with os.fdopen(os.dup(1), "w") as out:
         os.dup2(2, 1)
         sys.stdout = sys.stderr
-        work = [case for case in cases(sections, seeds) if match in case.name]
+        work = work_of(sections, seeds, match)
         print(len(work), file=out, flush=True)
         for line in lines(work, jobs):
             print(json.dumps(line), file=out, flush=True)

@@ -14,16 +14,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from albert.config import (
-    AttackConfig,
-    BatchConfig,
-    Config,
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    ProtocolSettings,
-)
-from btard.swarm import trainer
+from albert.config import TASK, BatchConfig, Config, DataConfig, ModelConfig, OptimizerConfig
+from btard.swarm import commands, trainer
+from btard.swarm.config import AttackConfig, ProtocolSettings
 from btard.swarm.deadlines import Deadlines
 from btard.swarm.local import COORDINATOR, Swarm
 from tests.swarm.netns import Wire, enter
@@ -78,9 +71,11 @@ class FaultyTrainer(trainer.Trainer):
 class FaultySwarm(Swarm):
     """A swarm whose trainers can be struck."""
 
+    entry = "tests.albert.faulty"
+
     def __init__(self, config: Config, out: Path, wire: Wire | None = None) -> None:
         """On a `wire` the coordinator has its first namespace, and the trainers the next ones."""
-        super().__init__(config, out)
+        super().__init__(config, out, TASK)
         self.wire = wire
 
     def pace(self, seconds: float) -> None:
@@ -157,13 +152,13 @@ class FaultySwarm(Swarm):
                 continue
         return found
 
-    def _launch(self, name: str, module: str, config: Config) -> None:
+    def _launch(self, name: str, config: Config) -> None:
         if self.wire is not None:
             number = 0 if name == COORDINATOR else 1 + int(name.removeprefix("peer-"))
             config = replace(config, network=replace(config.network, host=self.wire.hosts[number]))
             (self.out / NAMESPACES).mkdir(exist_ok=True)
             (self.out / NAMESPACES / name).write_text(self.wire.paths[number], encoding="utf-8")
-        super()._launch(name, "tests.albert.faulty", config)
+        super()._launch(name, config)
 
 
 def settings(data: Path, **changes: Any) -> Config:
@@ -189,9 +184,5 @@ def main(argv: Sequence[str]) -> int:
     namespace = out.parent / NAMESPACES / out.name
     if namespace.exists():
         enter(namespace.read_text(encoding="utf-8"))
-    if out.name == COORDINATOR:
-        from albert import coordinator
-
-        return coordinator.main(argv)
     trainer.Trainer = FaultyTrainer  # type: ignore[misc]
-    return trainer.main(argv)
+    return commands.main(argv)

@@ -136,7 +136,7 @@ class RelayedSwarm(FaultySwarm):
             self.start_trainer(peer)
         return self
 
-    def _launch(self, name: str, module: str, config: Config) -> None:
+    def _launch(self, name: str, config: Config) -> None:
         assert self.wire is not None
         behind = name != COORDINATOR and 1 + int(name.removeprefix("peer-")) in self.wire.natted
         network = replace(config.network, relay="use" if behind else "serve", port=PORT)
@@ -144,7 +144,7 @@ class RelayedSwarm(FaultySwarm):
             key = Identity.from_seed(config.run_id, self._second).public_key
             address = f"/ip4/{self.wire.hosts[1 + self._second]}/tcp/{PORT}/p2p/{peer_id_of(key)}"
             network = replace(network, initial_peers=f"{self.address},{address}")
-        super()._launch(name, module, replace(config, network=network))
+        super()._launch(name, replace(config, network=network))
 
 
 def test_a_router_lets_in_only_what_was_asked_for() -> None:

@@ -14,14 +14,15 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
-from albert.config import AttackConfig
+from albert.coordinator import main
 from albert.workspace import make_workspace
 from btard.harness.run_folder import read_metrics, read_timings
 from btard.harness.typed_yaml import ConfigError
 from btard.swarm import tags
-from btard.swarm.coordinator import Coordinator, main
+from btard.swarm.config import AttackConfig
+from btard.swarm.coordinator import Coordinator
 from btard.swarm.tracking import WANDB_ID, WeightsAndBiases
-from tests.albert.trainers import tiny
+from tests.albert.trainers import SOURCE, tiny
 from tests.albert.watched import Watched
 from tests.wandb_files import records
 
@@ -98,9 +99,9 @@ def test_the_summary_says_who_was_started_as_an_attacker(seen: Seen) -> None:
 def test_a_coordinator_that_is_started_again_still_knows_who_attacked(seen: Seen, tmp_path: Path) -> None:
     again = tmp_path / "coordinator"
     shutil.copytree(seen.out, again)
-    assert Coordinator(seen.config, again).view.attackers() == {seen.attacker}
+    assert Coordinator(seen.config, again, SOURCE).view.attackers() == {seen.attacker}
     (again / "status.json").unlink()
-    assert Coordinator(seen.config, again).view.attackers() == frozenset()
+    assert Coordinator(seen.config, again, SOURCE).view.attackers() == frozenset()
 
 
 def test_metrics_show_the_attack_and_the_ban(seen: Seen) -> None:
@@ -307,7 +308,7 @@ def test_what_cannot_work_is_said_in_one_line_before_the_swarm_starts(
         monkeypatch.setitem(__import__("sys").modules, "wandb", None)
     if what == "a wrong key":
         monkeypatch.setenv("WANDB_API_KEY", "short")
-    coordinator = Coordinator(seen.config, tmp_path / "out")
+    coordinator = Coordinator(seen.config, tmp_path / "out", SOURCE)
     with pytest.raises(ConfigError, match=message):
         coordinator.run()
     assert not (tmp_path / "out" / "address.txt").exists()

@@ -10,16 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from albert.config import AttackConfig, ProtocolSettings
+from albert.trainer import main
 from btard.audit.__main__ import main as audit
 from btard.harness.run_folder import RunFolderError, read_metrics
 from btard.harness.settings import config_text
 from btard.harness.typed_yaml import ConfigError
 from btard.swarm.checkpoint import load_start, save_start
+from btard.swarm.config import AttackConfig, ProtocolSettings
 from btard.swarm.driver import Fallen
-from btard.swarm.trainer import Trainer, main
-from tests.albert.trainers import Trainers, same, tiny
+from btard.swarm.trainer import Trainer
+from tests.albert.trainers import SOURCE, Trainers, same, tiny
 
 
 @pytest.fixture
@@ -95,7 +97,10 @@ def test_checkpoints_of_other_models_are_refused(data: Path, tmp_path: Path) -> 
     file = tmp_path / "start.safetensors"
     save_start(file, 3, {"parameters": torch.zeros(3)}, (), "digest")
     with pytest.raises(ConfigError, match=r"expected parameters \(\d+,\) of torch.float32, found \(3,\)"):
-        Trainer(tiny(data, start_from=str(file), peer=0), tmp_path / "out")
+        Trainer(tiny(data, start_from=str(file), peer=0), tmp_path / "out", SOURCE)
+    save_file({"parameters": torch.zeros(3)}, file, {"btard.albert": '{"step": 3}'})
+    with pytest.raises(ConfigError, match=r"was kept by btard 0.1.0, this is a later version"):
+        load_start(file, {})
     file.write_bytes(b"nothing")
     with pytest.raises(ConfigError, match="is no checkpoint of a coordinator"):
         load_start(file, {})
@@ -128,10 +133,10 @@ def test_a_folder_of_another_run_is_refused(data: Path, tmp_path: Path, swarm: A
     trainers = swarm(steps=3)
     trainers.run()
     with pytest.raises(RunFolderError, match="holds a run with seed 0, not 1"):
-        Trainer(replace(trainers.config, peer=0, seed=1), trainers.out / "peer-0")
+        Trainer(replace(trainers.config, peer=0, seed=1), trainers.out / "peer-0", SOURCE)
     # Where it listens and how long it waits may change.
     moved = replace(trainers.config, peer=0, network=replace(trainers.config.network, port=31337))
-    Trainer(moved, trainers.out / "peer-0")
+    Trainer(moved, trainers.out / "peer-0", SOURCE)
 
 
 def test_a_gpu_that_is_too_small_is_one_line(
@@ -145,5 +150,5 @@ def test_a_gpu_that_is_too_small_is_one_line(
     file.write_text(config_text(tiny(data, peer=0)))
     with pytest.raises(SystemExit, match="2"):
         main([str(file), "--out", str(tmp_path / "out")])
-    advice = "lower batch.per_device, or set precision to float16, at all peers alike"
+    advice = "compute fewer samples at once, or in half precision, at all peers alike"
     assert capsys.readouterr().err == f"error: CUDA out of memory: {advice}\n"

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from albert.config import AttackConfig
 from albert.workspace import main
 from btard.harness.typed_yaml import ConfigError
 from btard.swarm import tags, tracking
+from btard.swarm.config import AttackConfig
 from btard.swarm.tracking import WANDB_ID, WeightsAndBiases
 from tests.albert.trainers import tiny
 from tests.albert.wandb_server import WandbServer

@@ -8,18 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from albert.config import (
-    BatchConfig,
-    Config,
-    DataConfig,
-    ModelConfig,
-    NetworkConfig,
-    OptimizerConfig,
-    ProtocolSettings,
-)
+from albert.config import TASK, BatchConfig, Config, DataConfig, ModelConfig, OptimizerConfig
+from btard.swarm.config import NetworkConfig, ProtocolSettings
 from btard.swarm.deadlines import Deadlines
+from btard.swarm.task import load_task
 from btard.swarm.trainer import Trainer
 from tests.swarm.cohort import Killed
+
+SOURCE = load_task(TASK)
 
 
 def tiny(data: Path, **changes: Any) -> Config:
@@ -58,7 +54,7 @@ class Trainers:
         network = replace(self.config.network, initial_peers=known)
         config = replace(self.config, **{"peer": number, "network": network, **changes})
         lines = self.lines.setdefault(number, [])
-        trainer = Trainer(config, self.out / f"peer-{number}", say=lines.append)
+        trainer = Trainer(config, self.out / f"peer-{number}", SOURCE, say=lines.append)
         trainer.node.start()
         trainer.node.start = lambda *_: trainer.node  # type: ignore[method-assign]
         self.trainers[number] = trainer

@@ -10,7 +10,7 @@ from typing import Any
 
 from albert.config import Config
 from btard.swarm.coordinator import Coordinator
-from tests.albert.trainers import Trainers
+from tests.albert.trainers import SOURCE, Trainers
 
 
 class Watched:
@@ -19,7 +19,7 @@ class Watched:
     def __init__(self, config: Config, out: Path) -> None:
         self.config, self.out, self.lines = config, out, list[str]()
         self.trainers = Trainers(config, out)
-        self.coordinator = Coordinator(config, out / "coordinator", say=self.lines.append)
+        self.coordinator = Coordinator(config, out / "coordinator", SOURCE, say=self.lines.append)
         self.end: Any = None
 
     def run(self, **of_peers: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Compute
 from btard.protocol.hashing import digest, stream
 from btard.protocol.record import Split, StepRecord
-from btard.task import never
 
 
 @dataclass
@@ -27,15 +26,7 @@ class Quadratic:
 
     d: int = 40
 
-    def gradients(
-        self,
-        params: torch.Tensor,
-        requests: Sequence[Compute],
-        out: torch.Tensor,
-        *,
-        workers: int = 1,
-        too_late: Callable[[], bool] = never,
-    ) -> None:
+    def gradients(self, params: torch.Tensor, requests: Sequence[Compute], out: torch.Tensor, **_: Any) -> None:
         for row, request in zip(out, requests, strict=True):
             noise = stream("noise", request.seed).standard_normal(self.d, dtype=np.float32)
             torch.sub(params, torch.from_numpy(-noise if request.flip_labels else noise), out=row)
@@ -116,7 +107,7 @@ def context() -> Callable[..., Context]:
         record = StepRecord(step, tuple(range(peers)), {0: 1}, digest("coin", step - 1))
         record.split = Split(d, peers - 1 if d >= peers - 1 else 1)
         coins = [digest("coin", t) for t in range(-1, step)]
-        return Context(step, peer, record, coins, "test", **fields)
+        return Context(step, peer, "test", coins, record.active, record.assignments, record=record, **fields)
 
     return make
 

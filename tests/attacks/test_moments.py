@@ -28,7 +28,7 @@ def attack(when: str, **options: Any) -> Attack:
 
 def moment(peer: int, step: int = 5, validators: dict[int, int] | None = None) -> Context:
     record = StepRecord(step, tuple(range(PEERS)), validators or {}, b"coin")
-    return Context(step, peer, record, [b""] * (step + 1), "test")
+    return Context(step, peer, "test", [b""] * (step + 1), record.active, record.assignments, record=record)
 
 
 def test_checked_attacks_while_its_own_work_is_checked() -> None:

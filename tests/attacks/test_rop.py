@@ -65,9 +65,7 @@ def test_place_and_direction(collude, context, lam, relocation):
 
 def test_length_by_default(collude, context):
     def length(tau: float | None, **options: float) -> float:
-        ctx = context()
-        if tau is not None:
-            ctx.record.tau = tau
+        ctx = context() if tau is None else context(tau=tau)
         return float((make_attack("rop", collude(HONEST), **options).gradient(ctx, MEAN) - MEAN).norm())
 
     # 8 peers of which one validates: 7 parts.

@@ -14,7 +14,8 @@ from btard.drivers.local import LocalDriver
 from btard.protocol.behaviour import Behaviour, Context
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.messages import CoinCommit, Report, Signed, max_claims
+from btard.protocol.limits import Limits
+from btard.protocol.messages import CoinCommit, Report, Signed
 from btard.task import QuadraticTask
 from scripts import threat_model
 from tests.protocol.cohort import run_cohort
@@ -139,7 +140,7 @@ def test_an_owner_of_many_parts_may_accuse_all_who_wronged_it() -> None:
     """Half of the attackers are absent, so that one honest worker owns their parts; the others send it bad ones."""
     for peers in (16, 64, 128):
         absent = peers // 4
-        assert (absent + 1) * (peers - absent - 1) + 2 * peers <= max_claims(peers)
+        assert (absent + 1) * (peers - absent - 1) + 2 * peers <= Limits(peers, 1).claims
 
 
 @pytest.mark.parametrize("peers", [1, 2, 3, 5, 16])

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from btard.protocol.envelope import (
     DTYPES,
     KINDS,
-    MAX_HEADER,
     decode_digest,
     decode_items,
     decode_signed,
     encode_items,
     encode_signed,
 )
+from btard.protocol.limits import MAX_HEADER
 from btard.protocol.messages import Packet, Relayed, Signed
 from btard.protocol.wire import Malformed
 

@@ -24,7 +24,8 @@ from btard.protocol.download import Download, Vouch, WrongState, agreed_digest, 
 from btard.protocol.effects import Purpose
 from btard.protocol.hashing import digest, stream
 from btard.protocol.identity import Identity
-from btard.protocol.messages import Commit, Join, JoinRequest, Relayed, Signed, max_message, relay_digest
+from btard.protocol.limits import Limits
+from btard.protocol.messages import Commit, Join, JoinRequest, Relayed, Signed, relay_digest
 from btard.protocol.peer import Outcome
 from btard.task import QuadraticTask
 from scripts.sybil_price import sybil_price
@@ -312,7 +313,7 @@ def test_messages_that_name_requests_have_a_size() -> None:
     config = ProtocolConfig(peers=3, max_newcomers=3, probation=1)
     message = Join(tuple(JoinRequest.create(key(i), "run") for i in range(config.max_newcomers)))
     signed = Signed.create(key("me"), bytes(32), 0, 0, "join", message)
-    limit = max_message(Join, config.peers, 1)
+    limit = Limits(config.peers, 1).message(Join)
     assert signed.nbytes <= limit and signed.open(Join, limit) == message
 
 

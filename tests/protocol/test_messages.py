@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from btard.protocol import messages, wire
 from btard.protocol.identity import Identity, Roster
+from btard.protocol.limits import Limits
 from btard.protocol.messages import (
     Announce,
     AnnouncedPart,
@@ -22,7 +23,6 @@ from btard.protocol.messages import (
     Report,
     Signed,
     Votes,
-    max_payload,
     tensor_of,
 )
 from btard.protocol.wire import Malformed
@@ -102,7 +102,7 @@ def test_largest_honest_messages_fit_their_limits(peers: int) -> None:
         Votes: Votes(("excused",) * (4 * peers * peers)),
     }
     for kind, message in honest.items():
-        assert len(wire.pack(message.to_wire())) <= max_payload(kind, peers, 2), kind
+        assert len(wire.pack(message.to_wire())) <= Limits(peers, 2).payload(kind), kind
 
 
 def test_signature_binds_run_sender_step_phase_and_payload() -> None:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from btard.protocol import accuse, aggregate, broadcast, coin, exchange, peer, seat, verify
+from btard.protocol import accuse, aggregate, broadcast, coin, exchange, peer, verify
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.identity import Roster
+from btard.protocol.limits import Limits
 from btard.protocol.record import StepRecord
 from tests.protocol.matrix import ROWS, Row, observe
 
@@ -50,7 +51,7 @@ CHECKS: dict[str, tuple[Any, str, Any, str]] = {
     "signatures": (Roster, "verify", always, "forgery(what=relays"),
     "equivocation proof": (broadcast, "FACES", 1, "equivocate(phase=report, shown=half/one) 1 of 5"),
     "relays": (ProtocolConfig, "rounds", 0, "selective_silence(heard_by=one/half) 2 of 6"),
-    "limit of broadcasts": (seat, "max_message", unlimited, "garbage(what=oversize"),
+    "limit of broadcasts": (Limits, "message", unlimited, "garbage(what=oversize"),
     "limit of packets": (exchange, "packet_limit", unlimited, "bad_part(send=oversize/unsigned, recipients=all)"),
     "holders before the coin": (StepRecord, "held", always, "favoured_holder 3 of 8"),
     "reports on what was held": (StepRecord, "held", always, "late_aggregate(then=favour) 3 of 8"),

@@ -21,7 +21,7 @@ from btard.protocol.config import ProtocolConfig
 from btard.protocol.messages import AnnouncedPart, Report
 from btard.protocol.peer import Peer
 from btard.protocol.radius import lower_quantile, next_radius
-from btard.protocol.record import StepRecord, step_context
+from btard.protocol.record import Start, StepRecord
 from btard.protocol.snapshot import public_state
 from btard.task import QuadraticTask
 from tests.protocol.test_join import cohort, key
@@ -213,8 +213,8 @@ def test_a_newcomer_downloads_it_and_members_vouch_for_it() -> None:
 
 def test_another_radius_is_another_history() -> None:
     """Nothing that is signed under one radius is a message under another."""
-    state = ("run", 4, (0, 1, 2), {0: 1}, b"c" * 32, b"")
-    assert step_context(*state, 1.0) != step_context(*state, float(np.nextafter(1.0, 2.0)))
+    one, other = (Start(4, (0, 1, 2), {0: 1}, b"c" * 32, tau) for tau in (1.0, float(np.nextafter(1.0, 2.0))))
+    assert one.binding("run") != other.binding("run")
 
 
 def test_a_peer_that_starts_from_another_radius_is_not_heard() -> None:

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from albert.config import Config, NetworkConfig
+from albert.config import Config
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.identity import Identity
+from btard.swarm.config import NetworkConfig
 from btard.swarm.deadlines import Deadlines
 from btard.swarm.founding import Lobby, NoFounders, announce, founders_key, learn_founders, publish_founders
 from btard.swarm.node import Node

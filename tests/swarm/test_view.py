@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from albert.config import AttackConfig, Config
+from albert.config import Config
 from btard.protocol.ledger import Entry
 from btard.swarm.arrival import _is_status
+from btard.swarm.config import AttackConfig
 from btard.swarm.view import PATIENCE, View
 from tests.albert.trainers import tiny
 

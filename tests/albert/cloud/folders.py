@@ -20,7 +20,7 @@ def record(peers: list[dict[str, object]], **changes: object) -> str:
     return json.dumps(whole | changes)
 
 
-def checkpoint(step: int, key: str = "btard.albert") -> bytes:
+def checkpoint(step: int, key: str = "btard.swarm") -> bytes:
     """The beginning of a checkpoint, as safetensors writes it, and some bytes."""
     header = json.dumps({"__metadata__": {key: json.dumps({"step": step, "digest": "0f", "confirmed_by": [0]})}})
     return len(header).to_bytes(8, "little") + header.encode() + b"\0" * 100

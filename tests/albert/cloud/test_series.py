@@ -11,14 +11,14 @@ from albert.cloud.errors import CloudError
 from albert.cloud.run import Charter, Run, now
 from albert.cloud.swarm_settings import swarm_settings
 from albert.cloud.user_data import START, user_data
-from albert.config import Config, load_config
+from albert.config import Config
 from albert.experiments import aws
 from albert.experiments.__main__ import main
 from albert.experiments.aws import AwsSwarms
 from albert.experiments.grid import BASELINE, Cell, Grid, read_grid
 from albert.experiments.results import read_swarms
 from albert.experiments.series import run_series
-from btard.harness.settings import differing_keys
+from btard.harness.settings import differing_keys, load_config
 from btard.harness.typed_yaml import ConfigError
 from btard.swarm.local import COORDINATOR
 from tests.albert.cloud.conftest import Cloud
@@ -130,7 +130,7 @@ def test_the_machines_get_the_swarms_settings_and_the_checkpoint(
     file = tmp_path / "swarm.yaml"
     file.write_text(swarm_settings(run.config))
     words = [word for key, value in aws_options(run, "byzantine") for word in (f"--{key}", value)]
-    config, _ = load_config([str(file), "--out", "run", *words], "program")
+    config, _ = load_config(Config, [str(file), "--out", "run", *words], "program", "about")
     changed = {key for key, _, _ in differing_keys(config, attack.config)}
     assert changed == {"run_id", "start_from", "threads", "protocol.probation", "attack.join"}
     assert (config.attack.join, config.start_from, config.run_id) == (True, START, place.run_id(attack))

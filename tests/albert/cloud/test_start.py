@@ -11,7 +11,7 @@ from albert.cloud.run import Run
 from albert.cloud.start import HEADER, check_start, step_of
 from albert.cloud.survey import survey
 from albert.cloud.swarm_settings import check_swarm
-from btard.swarm.checkpoint import HEADER as ALBERTS
+from btard.swarm.checkpoint import HEADER as SWARMS
 from btard.swarm.checkpoint import save_start
 from tests.albert.cloud.conftest import Cloud
 from tests.albert.cloud.folders import checkpoint, put
@@ -30,7 +30,7 @@ def test_a_real_checkpoint_is_read_without_torch(tmp_path):
     file = tmp_path / NAME
     save_start(file, 950, {"parameters": torch.zeros(10)}, (0, 2), "0f")
     assert step_of(file.read_bytes()[:400]) == 950
-    assert HEADER == ALBERTS
+    assert HEADER == SWARMS
 
 
 @pytest.mark.parametrize(

@@ -52,19 +52,27 @@ def test_it_has_every_file_of_the_packages_and_nothing_else(wheel):
     assert "albert/cloud/machine/setup.sh" in names and "btard/py.typed" in names
 
 
-def test_its_extra_is_requirements_txt(wheel):
+@pytest.mark.parametrize(("extra", "file"), [("swarm", "requirements-swarm.txt"), ("experiments", "requirements.txt")])
+def test_its_extras_are_what_the_files_say(wheel, extra, file):
     archive = zipfile.ZipFile(wheel)
     text = archive.read(next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))).decode()
     metadata = Parser().parsestr(text)
-    assert metadata.get_all("Provides-Extra") == ["experiments"]
-    needed = {entry.partition(";")[0].strip() for entry in metadata.get_all("Requires-Dist") if "experiments" in entry}
+    assert metadata.get_all("Provides-Extra") == ["swarm", "experiments"]
+    needed = {
+        entry.partition(";")[0].strip() for entry in metadata.get_all("Requires-Dist") if f'extra == "{extra}"' in entry
+    }
 
     def parts(requirement: str) -> tuple[str, ...]:
         name = requirement[: next(i for i, letter in enumerate(requirement) if letter in "<>=")]
         return (name, *sorted(requirement.removeprefix(name).split(",")))
 
-    lines = [line.partition("#")[0].strip() for line in (ROOT / "requirements.txt").read_text("utf-8").splitlines()]
+    lines = [line.partition("#")[0].strip() for line in (ROOT / file).read_text("utf-8").splitlines()]
     assert {parts(entry) for entry in needed} == {parts(line) for line in lines if line}
+
+
+def test_who_installs_everything_has_what_a_swarm_needs():
+    every, some = (set((ROOT / name).read_text("utf-8").splitlines()) for name in FILES[-2:])
+    assert {line for line in some if not line.startswith("#")} <= every
 
 
 def test_what_is_in_it_runs_without_the_repository(wheel, tmp_path):

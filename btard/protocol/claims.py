@@ -1,0 +1,357 @@
+"""The kinds of claims: who may raise one, what has to be shown for it, and the verdict. A class each, and nowhere else.
+
+A verdict is a function of the settings, the agreed record of the step in question, the claim, and the pieces of evidence,
+each of which is what somebody committed to or signed: whoever holds them all comes to the same. For gradients there is
+one more input, the judge's own recomputation. Judges and the audit call the same functions.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, NamedTuple
+
+import torch
+
+from btard.protocol.commit import part_digests
+from btard.protocol.messages import EXCUSED, FALSE_CLAIM, GUILTY, NOBODY, Claim, Packet, body_digest, is_finite
+from btard.protocol.packets import packet_fault
+from btard.protocol.record import StepRecord
+from btard.protocol.report import part_scalars
+from btard.protocol.seat import Seat
+from btard.protocol.validate import work_is_wrong
+from btard.protocol.verify import CONVICT, aggregate_is_right, reported, scalars_differ
+
+
+class Piece(NamedTuple):
+    """One packet that a judge needs: of `kind` ("part" or "aggregate"), made by `author` at `step`, about `part`.
+
+    Either it is what its author committed to, or (`by`: the accuser that has to show it) its author's signed packet
+    that is not.
+    """
+
+    kind: str
+    author: int
+    step: int
+    part: int
+    by: int = NOBODY
+
+
+Table = Mapping[Piece, Packet]
+"""The pieces that lie before a judge, each checked by `fits`."""
+
+
+def fits(seat: Seat, about: StepRecord, piece: Piece, packet: Packet) -> bool:
+    """Whether `packet` is that piece; limits its size to that of the part before anything is read."""
+    if (packet.kind, packet.sender, packet.step, packet.part) != piece[:4]:
+        return False
+    owner = piece.kind == "aggregate"
+    committed = about.announced[piece.part].digest if owner else about.commits[piece.author].digests[piece.part]
+    fault = packet_fault(seat, packet, committed, about.cut.size(piece.part), piece.kind)
+    return fault is None if piece.by == NOBODY else fault == f"bad_{piece.kind}"
+
+
+class Kind(ABC):
+    """One kind of claim. `about`: the record of the step that it is about; `record`: that of the step at hand."""
+
+    name: ClassVar[str]
+    last_step: ClassVar[bool] = False
+    """Whether it is about the step before, and not about the step at hand."""
+    needs_answer: ClassVar[bool] = True
+    """Whether the accused has to be here to answer it."""
+    recomputes: ClassVar[bool] = False
+    """Whether judges compute the accused's gradient."""
+    trial: ClassVar[bool] = True
+    """Whether it is tried; else it is a dispute that evidence cannot settle (ELIMINATE)."""
+
+    @abstractmethod
+    def has_cause(self, seat: Seat, record: StepRecord, about: StepRecord, accuser: int, claim: Claim) -> bool:
+        """Whether `accuser` can be one whom honesty lets raise the claim, by the broadcasts."""
+
+    def pieces(self, seat: Seat, about: StepRecord, claim: Claim, accusers: Sequence[int]) -> tuple[Piece, ...]:
+        """All that a judge needs."""
+        return ()
+
+    def shown(self, seat: Seat, about: StepRecord, claim: Claim, accusers: Sequence[int]) -> list[Packet]:
+        """What of it I have to show, as accuser or accused."""
+        return []
+
+    def verdict(
+        self,
+        seat: Seat,
+        about: StepRecord,
+        claim: Claim,
+        accusers: Sequence[int],
+        table: Table,
+        truth: torch.Tensor | None,
+    ) -> str:
+        """GUILTY, FALSE_CLAIM, or EXCUSED from a judge that has not seen enough. `truth`: the gradient [d] recomputed."""
+        raise NotImplementedError(self.name)
+
+
+class WrongGradient(Kind):
+    """The accused's commitments or reports are not those of its public batch. Raised by its validator alone."""
+
+    name = "wrong_gradient"
+    last_step = True
+    recomputes = True
+
+    def has_cause(self, seat: Seat, record: StepRecord, about: StepRecord, accuser: int, claim: Claim) -> bool:
+        # Without disclosures hashes decide, and the accused has nothing to say to it: it need not be here.
+        there = seat.config.validation == "exact" or claim.accused in (*record.members, *record.newcomers)
+        return (
+            claim.part == NOBODY
+            and record.assignments.get(accuser) == claim.accused
+            and claim.accused in about.commits
+            and there
+        )
+
+    def pieces(self, seat: Seat, about: StepRecord, claim: Claim, accusers: Sequence[int]) -> tuple[Piece, ...]:
+        """Mode `exact`: none, since hashes decide."""
+        parts = range(about.cut.k) if seat.config.validation == "tolerant" else ()
+        return tuple(Piece("part", claim.accused, about.step, part) for part in parts)
+
+    def shown(self, seat: Seat, about: StepRecord, claim: Claim, accusers: Sequence[int]) -> list[Packet]:
+        """Mode `tolerant`: who accuses has been shown the gradient, and shows it."""
+        gradient = seat.current.disclosed.get(claim.accused)
+        if seat.config.validation == "exact" or seat.id not in accusers or gradient is None:
+            return []
+        return parts_of(about, claim.accused, gradient)
+
+    def verdict(
+        self,
+        seat: Seat,
+        about: StepRecord,
+        claim: Claim,
+        accusers: Sequence[int],
+        table: Table,
+        truth: torch.Tensor | None,
+    ) -> str:
+        if truth is None or not is_finite(truth):
+            return EXCUSED
+        committed: torch.Tensor | None
+        if seat.config.validation == "exact":
+            honest = part_digests(seat.config.run_id, claim.accused, about.step, truth, about.cut)
+            committed = truth if honest == about.commits[claim.accused].digests else None
+        else:
+            committed = committed_gradient(self.pieces(seat, about, claim, accusers), table, truth)
+            if committed is None:
+                return EXCUSED
+        wrong = committed is None or work_is_wrong(seat, about, claim.accused, committed, truth, margin=CONVICT)
+        return GUILTY if wrong else FALSE_CLAIM
+
+
+class Undisclosed(WrongGradient):
+    """Mode `tolerant`: the accused did not show its validator what it committed to. Then it shows it to everybody.
+
+    It never costs the validator its place, since nobody can prove what it was not sent.
+    """
+
+    name = "undisclosed"
+
+    def has_cause(self, seat: Seat, record: StepRecord, about: StepRecord, accuser: int, claim: Claim) -> bool:
+        tolerant = seat.config.validation == "tolerant"
+        return tolerant and super().has_cause(seat, record, about, accuser, claim)
+
+    def shown(self, seat: Seat, about: StepRecord, claim: Claim, accusers: Sequence[int]) -> list[Packet]:
+        return parts_of(about, seat.id, about.own) if claim.accused == seat.id and about.own is not None else []
+
+
+class Misreport(Kind):
+    """V1: norm, size or s is not what the accused's part gives. Raised by the part's owner, who shows the part."""
+
+    name = "misreport"
+
+    def has_cause(self, seat: Seat, record: StepRecord, about: StepRecord, accuser: int, claim: Claim) -> bool:
+        said = about.reports.get(claim.accused)
+        announced = about.announced.get(claim.part)
+        return (
+            about.owner(claim.part) == accuser
+            and said is not None
+            and announced is not None
+            and claim.accused in announced.senders
+            and claim.part not in said.missing
+            and about.held(claim.part)
+        )
+
+    def pieces(self, seat: Seat, about: StepRecord, claim: Claim, accusers: Sequence[int]) -> tuple[Piece, ...]:
+        return (Piece("part", claim.accused, about.step, claim.part),)
+
+    def shown(self, seat: Seat, about: StepRecord, claim: Claim, accusers: Sequence[int]) -> list[Packet]:
+        packet = about.received.get(claim.part, {}).get(claim.accused)
+        return [packet] if seat.id in accusers and packet is not None else []
+
+    def verdict(
+        self,
+        seat: Seat,
+        about: StepRecord,
+        claim: Claim,
+        accusers: Sequence[int],
+        table: Table,
+        truth: torch.Tensor | None,
+    ) -> str:
+        packet = table.get(Piece("part", claim.accused, about.step, claim.part))
+        if packet is None or claim.part not in about.aggregates or not isinstance(packet.body, torch.Tensor):
+            return EXCUSED
+        [true] = part_scalars(seat, about, [packet.body], claim.part)
+        said = reported(about.reports[claim.accused], claim.part)
+        wrong = scalars_differ(said, true, about.tau, CONVICT * seat.config.scalar_tol)
+        return GUILTY if wrong else FALSE_CLAIM
+
+
+class WrongAggregate(Kind):
+    """a[j] is not CenteredClip of the parts that its owner listed.
+
+    About the step at hand nobody raises it: V2 and V3 put the part on trial, by broadcasts alone. About the step before
+    anybody may once a reporter on the part has been convicted of its work: its cooked report may have hidden it.
+    """
+
+    name = "wrong_aggregate"
+    last_step = True
+
+    def has_cause(self, seat: Seat, record: StepRecord, about: StepRecord, accuser: int, claim: Claim) -> bool:
+        announced = about.announced.get(claim.part)
+        if announced is None or about.owner(claim.part) != claim.accused or not about.held(claim.part):
+            return False
+        return any(record.expelled.get(i) in WORK_KINDS for i in announced.senders)
+
+    def pieces(self, seat: Seat, about: StepRecord, claim: Claim, accusers: Sequence[int]) -> tuple[Piece, ...]:
+        return tuple(Piece("part", sender, about.step, claim.part) for sender in about.announced[claim.part].senders)
+
+    def shown(self, seat: Seat, about: StepRecord, claim: Claim, accusers: Sequence[int]) -> list[Packet]:
+        received = about.received.get(claim.part, {})
+        return [received[sender] for sender in sorted(received)] if claim.accused == seat.id else []
+
+    def verdict(
+        self,
+        seat: Seat,
+        about: StepRecord,
+        claim: Claim,
+        accusers: Sequence[int],
+        table: Table,
+        truth: torch.Tensor | None,
+    ) -> str:
+        bodies = [packet.body for piece in self.pieces(seat, about, claim, accusers) if (packet := table.get(piece))]
+        rows = [body for body in bodies if isinstance(body, torch.Tensor)]
+        value = about.aggregates.get(claim.part)
+        if value is None or len(rows) != len(about.announced[claim.part].senders):
+            return EXCUSED
+        return FALSE_CLAIM if aggregate_is_right(seat.config, value, torch.stack(rows), about.tau) else GUILTY
+
+
+class Bad(Kind):
+    """A packet that its sender signed is not what it committed to. Raised by who received it, and shows it."""
+
+    what: ClassVar[str]
+
+    def pieces(self, seat: Seat, about: StepRecord, claim: Claim, accusers: Sequence[int]) -> tuple[Piece, ...]:
+        return tuple(Piece(self.what, claim.accused, about.step, claim.part, by) for by in accusers)
+
+    def shown(self, seat: Seat, about: StepRecord, claim: Claim, accusers: Sequence[int]) -> list[Packet]:
+        packet = about.suspects.get((self.name, claim.accused, claim.part))
+        return [packet] if seat.id in accusers and packet is not None else []
+
+    def verdict(
+        self,
+        seat: Seat,
+        about: StepRecord,
+        claim: Claim,
+        accusers: Sequence[int],
+        table: Table,
+        truth: torch.Tensor | None,
+    ) -> str:
+        return GUILTY if any(piece in table for piece in self.pieces(seat, about, claim, accusers)) else FALSE_CLAIM
+
+
+class _AboutPart(Kind):
+    """What the owner of a part alone can know of a sender's part."""
+
+    def has_cause(self, seat: Seat, record: StepRecord, about: StepRecord, accuser: int, claim: Claim) -> bool:
+        return about.owner(claim.part) == accuser and claim.accused in about.workers
+
+
+class _AboutAggregate(Kind):
+    """What somebody knows who said before the coin that it lacks the aggregate."""
+
+    def has_cause(self, seat: Seat, record: StepRecord, about: StepRecord, accuser: int, claim: Claim) -> bool:
+        lacked = claim.part in about.missing.get(accuser, ())
+        return lacked and claim.part in about.announced and about.owner(claim.part) == claim.accused
+
+
+class BadPart(Bad, _AboutPart):
+    name, what = "bad_part", "part"
+
+
+class BadAggregate(Bad, _AboutAggregate):
+    name, what = "bad_aggregate", "aggregate"
+
+
+class WithheldPart(_AboutPart):
+    name, trial = "withheld_part", False
+
+
+class WithheldAggregate(_AboutAggregate):
+    name, trial = "withheld_aggregate", False
+
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        WrongGradient(),
+        Undisclosed(),
+        Misreport(),
+        WrongAggregate(),
+        BadPart(),
+        BadAggregate(),
+        WithheldPart(),
+        WithheldAggregate(),
+    )
+}
+WORK_KINDS = frozenset({"wrong_gradient", "undisclosed", "undelivered", "misreport"})
+"""Convictions after which the reports of the convicted may have been cooked."""
+
+
+def admissible(seat: Seat, record: StepRecord, accuser: int, claim: Claim, attempt: int) -> bool:
+    """Whether honesty may let `accuser` raise `claim` in this round of accusations, by the broadcasts alone."""
+    kind = KINDS[claim.kind]
+    about = seat.last if kind.last_step else record
+    if about is None or claim.step != about.step or claim.accused in (accuser, NOBODY):
+        return False
+    if (attempt > 0) != (claim.kind == WrongAggregate.name):
+        return False
+    if (
+        kind.needs_answer
+        and claim.kind != "wrong_gradient"
+        and claim.accused not in (*record.members, *record.newcomers)
+    ):
+        # Who was here when the round began and has fallen out since is still a legitimate accused.
+        if claim.accused not in record.expelled or claim.accused not in (*(record.here or ()), *record.probation):
+            return False
+    return kind.has_cause(seat, record, about, accuser, claim)
+
+
+def parts_of(about: StepRecord, author: int, gradient: torch.Tensor) -> list[Packet]:
+    """All parts of the committed `gradient` [d]. Unsigned: what proves them is that they have the committed hashes."""
+    return [
+        Packet("part", author, about.step, part, about.cut.view(gradient, part), b"") for part in range(about.cut.k)
+    ]
+
+
+def own_pieces(seat: Seat, about: StepRecord, author: int, gradient: torch.Tensor) -> dict[Piece, Packet]:
+    """The pieces of `author`'s work that I hold because my own `gradient` [d] of its batch has their hashes."""
+    committed = about.commits[author].digests
+    found = {}
+    for packet in parts_of(about, author, gradient):
+        assert isinstance(packet.body, torch.Tensor)
+        hashed = body_digest(seat.config.run_id, "part", author, about.step, packet.part, packet.body)
+        if packet.part < len(committed) and hashed == committed[packet.part]:
+            found[Piece("part", author, about.step, packet.part)] = packet
+    return found
+
+
+def committed_gradient(pieces: Sequence[Piece], table: Table, like: torch.Tensor) -> torch.Tensor | None:
+    """The gradient [d] that the `pieces` make up; None unless all lie on the table."""
+    bodies = [table[piece].body for piece in pieces if piece in table]
+    if len(bodies) != len(pieces):
+        return None
+    return torch.cat([body.to(like.device) for body in bodies if isinstance(body, torch.Tensor)])

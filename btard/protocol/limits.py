@@ -1,0 +1,103 @@
+"""Every size limit of the protocol, from the roster and the settings: a peer and an auditor that ask here agree.
+
+What is longer is not read: from a peer it counts as nothing, in a file it is an error. Limits are above what an honest
+peer can have to say, and no promise that it is little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from btard.protocol.hashing import DIGEST_SIZE
+from btard.protocol.identity import SIGNATURE_SIZE
+from btard.protocol.messages import PACKET_OVERHEAD, SIGNED_OVERHEAD, Claims, Lacking, Votes
+from btard.protocol.record import StepRecord
+
+FACES = 2
+"""So many messages of one sender for one phase are kept: two prove as much as ten."""
+
+WAITING = 1024
+"""Requests to join that a member keeps; more than that are refused until some are admitted."""
+
+# The form of messages on a wire, whoever sends them.
+
+MAX_DIMS = 3
+MAX_SIGNATURE = 128
+MAX_HEADER = 2**15
+"""Bytes of one item's header; a relayed message has the signatures of its relayers there, 73 bytes each."""
+MAX_ITEMS = 2**16
+
+# The files of a recorded run. How many peers have joined is only known once they are read.
+
+MAX_JSON = 2**28
+"""Bytes of a JSON file that are read; the messages of a step of 1,000 peers stay below."""
+MAX_LEDGER = 2**26
+"""Bytes of a ledger that are read."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The limits of broadcasts in a step."""
+
+    peers: int
+    """Keys in the roster: everybody who was ever admitted, up to the newcomers of the step."""
+    directions: int
+    """`ProtocolConfig.directions`."""
+
+    @property
+    def claims(self) -> int:
+        """Accusations an honest peer can have in a round: of its target, of every sender of its part, and of every owner
+        of an aggregate.
+        """
+        return 1 + 2 * self.peers
+
+    def payload(self, kind: type[Any]) -> int:
+        """Upper bound in bytes of an honest payload of this kind, checked before decoding."""
+        if kind is Claims:
+            return 16 + self.claims * 40
+        pieces = self.peers * (self.peers + self.claims)  # all parts of a step, and one for each claim
+        if kind is Lacking:
+            return 16 + 5 * pieces
+        if kind is Votes:  # a verdict on every claim that all peers together can raise
+            return 32 + self.claims * self.peers * 9 + 5 * pieces
+        per_part = DIGEST_SIZE + 32 + 9 * (self.peers + self.directions + 3)
+        return 128 + self.peers * per_part
+
+    def message(self, kind: type[Any]) -> int:
+        """Upper bound in bytes of an honest `Signed` with a payload of this kind."""
+        return self.payload(kind) + SIGNATURE_SIZE + 64 + SIGNED_OVERHEAD
+
+
+def told_limit(senders: int, message: int) -> int:
+    """Bytes in which somebody passes on what all `senders` said in a phase whose messages have `message` bytes."""
+    return FACES * senders * message
+
+
+def relay_limit(senders: int, message: int) -> int:
+    """The same in a round of relays: each message with the signatures of those through whose hands it went."""
+    return told_limit(senders, message + senders * (SIGNATURE_SIZE + 16))
+
+
+def packet_limit(record: StepRecord, parts: Iterable[int]) -> int:
+    """Bytes that somebody may send who has a packet for each of `parts` to send; twice what is honest.
+
+    So a wrong size is still read and becomes evidence, and ten times the size is not read at all.
+    """
+    return sum(2 * (8 * record.cut.size(part) + SIGNATURE_SIZE + PACKET_OVERHEAD) for part in parts)
+
+
+def evidence_limit(parts: Iterable[tuple[StepRecord, int]]) -> int:
+    """Bytes of evidence from one peer that has to show a packet for each of `parts`, (step, part), as for a claim."""
+    return sum(2 * (4 * record.cut.size(part) + SIGNATURE_SIZE + PACKET_OVERHEAD) for record, part in parts)
+
+
+def question_limit(parts: int) -> int:
+    """Bytes in which a newcomer says which of so many parts it lacks."""
+    return parts * PACKET_OVERHEAD
+
+
+def answer_limit(record: StepRecord, parts: Iterable[int]) -> int:
+    """Bytes in which one member gives a newcomer the aggregates of `parts`."""
+    return sum(8 * record.cut.size(part) + 256 for part in parts)

@@ -1,0 +1,81 @@
+"""`python -m btard.swarm coordinator|trainer|local CONFIG.yaml --task MODULE:FUNCTION --out RUN_DIR [--key value ...]`.
+
+A swarm of one coordinator and `peers` trainers trains what the function makes of the settings: a task and its
+optimizer (btard/swarm/task.py says what they are). `local` runs them all on this machine.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+# Before torch is imported: threads that wait by spinning steal the cores from those that work.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+COMMANDS = {
+    "coordinator": "where a swarm meets, and who watches it",
+    "trainer": "one peer of a swarm",
+    "local": "a whole swarm on this machine: a coordinator and `peers` trainers",
+}
+PROGRAM = "python -m btard.swarm"
+USAGE = f"usage: {PROGRAM} {'|'.join(COMMANDS)} CONFIG.yaml --task MODULE:FUNCTION --out RUN_DIR [--key value ...]"
+ABOUT = """Runs as CONFIG.yaml says, with these keys changed, and writes to RUN_DIR. The same command goes on after an
+interruption."""
+NEEDED = ("hivemind", "yaml", "rich", "tqdm")
+
+
+def run(command: str, words: Sequence[str] | None, task: str, program: str) -> int:
+    """Run a command of the swarm of `task`, module:function; returns the exit code.
+
+    `words` are by default the process's. Ends the process with code 2 after one line about a mistake.
+    """
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f'error: {program}: {missing[0]} is not installed; pip install "btard[swarm]"', file=sys.stderr)
+        return 2
+    from btard.harness.settings import exit_with, load_config
+    from btard.harness.typed_yaml import ConfigError
+    from btard.swarm.task import load_task
+
+    try:
+        source = load_task(task)
+    except ConfigError as error:
+        exit_with(error)
+    config, out = load_config(source.config, words, program, ABOUT)
+    warnings.showwarning = lambda message, *_args, **_kw: print(f"warning: {message}", file=sys.stderr)
+    code: int = importlib.import_module(f"btard.swarm.{command}").main(config, out, source)
+    return code
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Return the exit code; see `run`."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words in (["-h"], ["--help"]):
+        print(USAGE, "", __doc__.partition("\n")[2].strip(), "", sep="\n")
+        for name, what in COMMANDS.items():
+            print(f"  {name:12} {what}")
+        print("\nWith --task MODULE:FUNCTION --help a command shows all keys.")
+        return 0
+    command = words.pop(0) if words else ""
+    task = _take(words, "--task")
+    if command not in COMMANDS or not task:
+        wrong = "--task MODULE:FUNCTION is missing" if command in COMMANDS else f"expected a command, got {command!r}"
+        print(f"error: {wrong}; {USAGE}", file=sys.stderr)
+        return 2
+    return run(command, words, task, f"{PROGRAM} {command} --task {task}")
+
+
+def _take(words: list[str], name: str) -> str | None:
+    """Remove `name VALUE` or `name=VALUE` from the words; returns the value, None if it is not there."""
+    for index, word in enumerate(words):
+        if word == name and index + 1 < len(words):
+            value = words[index + 1]
+            del words[index : index + 2]
+            return value
+        if word.startswith(f"{name}="):
+            return words.pop(index).partition("=")[2]
+    return None

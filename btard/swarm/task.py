@@ -1,0 +1,100 @@
+"""What a swarm trains: a task and its optimizer, which a function `module:function` makes of the settings."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, get_type_hints, runtime_checkable
+
+import torch
+
+from btard.harness.typed_yaml import ConfigError
+from btard.swarm.config import SwarmConfig
+from btard.task import Task
+
+
+class Training(Task, Protocol):
+    """A task as a trainer and a coordinator need it."""
+
+    loss: float
+    """Loss of the latest gradient that was computed for training; NaN before."""
+
+    def samples(self, workers: int) -> int:
+        """Examples that each of `workers` peers computes in a step: a number to show, nothing depends on it."""
+        ...
+
+    def agreed(self) -> Mapping[str, Any]:
+        """What all peers must have alike beside the settings, by name: JSON values, such as a digest of the data."""
+        ...
+
+
+@runtime_checkable
+class Evaluated(Protocol):
+    """A task that can also be measured: the coordinator does so with every checkpoint."""
+
+    def evaluation(self) -> Callable[[torch.Tensor], float]:
+        """A function that returns the validation loss at parameters [d]. Called once, when the coordinator starts."""
+        ...
+
+
+class Optimizer(Protocol):
+    """Moves the parameters of the model. Its state is a few vectors, so that peers can compare it and hand it over."""
+
+    params: torch.Tensor
+    """[d], float32: the parameters of the next step."""
+
+    def lr(self, step: int) -> float:
+        """The learning rate of `step`."""
+        ...
+
+    def apply(self, gradient: torch.Tensor, step: int) -> None:
+        """Move the parameters by the agreed `gradient` [d] of `step`."""
+        ...
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything that the next steps depend on, not copied; `params` under the name "parameters"."""
+        ...
+
+    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take over what `state` returned."""
+        ...
+
+
+@dataclass(frozen=True)
+class TaskSource:
+    """Where task and optimizer come from. `make` may raise ConfigError, in one line, for what the user has to mend."""
+
+    name: str
+    """module:function"""
+    make: Callable[[Any], tuple[Training, Optimizer]]
+    config: type[SwarmConfig]
+    """The class of the settings that `make` takes."""
+
+
+def load_task(name: str) -> TaskSource:
+    """The task of this name, module:function.
+
+    The annotation of the function's parameter says which settings a swarm has: `SwarmConfig`, or a dataclass that
+    extends it by the task's own. Errors: ConfigError.
+    """
+    module, _, function = name.partition(":")
+    try:
+        make = getattr(importlib.import_module(module), function)
+        parameters = list(inspect.signature(make).parameters)
+        hint = get_type_hints(make).get(parameters[0], SwarmConfig)
+    except (ImportError, AttributeError, ValueError, TypeError, NameError, IndexError) as error:
+        raise ConfigError(
+            f"--task {name}: {error}; expected module:function, which takes the settings and returns task and optimizer"
+        ) from None
+    if not (isinstance(hint, type) and issubclass(hint, SwarmConfig)):
+        raise ConfigError(f"--task {name}: takes {hint}; expected a class that extends btard.swarm.config.SwarmConfig")
+    return TaskSource(name, make, hint)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of this name; "auto" is a GPU if there is one. Errors: ConfigError for a GPU that is not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device cuda: torch finds no GPU; see to its driver, or set device to cpu")
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)

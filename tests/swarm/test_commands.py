@@ -1,0 +1,93 @@
+"""`python -m btard.swarm`: a swarm of a task of one's own, and what is said where the command line is wrong."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from btard.harness.typed_yaml import ConfigError
+from btard.swarm.commands import main
+from btard.swarm.config import SwarmConfig
+from btard.swarm.task import load_task
+from tests.swarm import quadratic
+
+TASK = "tests.swarm.quadratic:make"
+SETTINGS = """
+peers: 4
+byzantine: 1
+steps: 8
+noise: 0.01
+checkpoint_every: 3
+attack: {name: sign_flip, start: 2, options: {scale: 100.0}}
+deadlines: {compute: 20, phase: 5, message: 0.3, transfer: 1, give_up: 1, gather: 60}
+"""
+
+
+@pytest.mark.timeout(240)
+def test_a_swarm_trains_a_task_of_ones_own(tmp_path: Path) -> None:
+    file, out = tmp_path / "swarm.yaml", tmp_path / "swarm"
+    file.write_text(SETTINGS, encoding="utf-8")
+    assert main(["local", str(file), "--task", TASK, "--out", str(out), "--d", "50"]) == 0
+    seen = json.loads((out / "coordinator" / "summary.json").read_text())
+    (attacker,) = seen["byzantine"]
+    assert [ban["peer"] for ban in seen["bans"]] == [attacker] and seen["honest_banned"] == 0
+    assert seen["validation_loss"] is None  # the task cannot be evaluated
+    ends = [json.loads(end.read_text()) for end in sorted(out.glob("peer-*/summary.json"))]
+    assert len(ends) == 3 and len({(end["digest"], end["ledger"]) for end in ends}) == 1
+    assert {end["parameters"] for end in ends} == {50}
+    assert all(end["loss"] < 21 for end in ends)  # from 25, by gradients of norm 1
+
+
+def test_the_annotation_of_a_task_says_which_settings_it_takes() -> None:
+    assert load_task(TASK).config is quadratic.Config
+    assert load_task("tests.swarm.quadratic:from_any_settings").config is SwarmConfig
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tests.swarm.quadratic", r"expected module:function"),
+        ("tests.swarm.quadratic:missing", r"has no attribute 'missing'; expected module:function"),
+        ("tests.swarm.nowhere:make", r"No module named 'tests.swarm.nowhere'"),
+        ("tests.swarm.quadratic:from_no_settings", r"takes <class 'int'>; expected a class that extends"),
+        ("tests.swarm.quadratic:TASK.make", r"expected module:function"),
+    ],
+)
+def test_what_is_no_task_is_said_in_one_line(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=rf"--task {name}: .*{message}"):
+        load_task(name)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "error: expected a command, got ''; usage: python -m btard.swarm coordinator|trainer|local"),
+        (["serve"], "error: expected a command, got 'serve'; usage: "),
+        (["trainer", "a.yaml"], "error: --task MODULE:FUNCTION is missing; usage: "),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(message) and said.count("\n") == 1
+
+
+def test_help_has_the_tasks_own_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert "  trainer      one peer of a swarm\n" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="0"):
+        main(["trainer", "--task", TASK, "--help"])
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: python -m btard.swarm trainer --task {TASK} CONFIG.yaml --out RUN_DIR [--key value")
+    assert "--noise 0.1" in said and "--deadlines.gather 600.0" in said
+
+
+def test_without_hivemind_there_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "hivemind", None)
+    assert main(["trainer", "a.yaml", "--task", TASK]) == 2
+    assert 'hivemind is not installed; pip install "btard[swarm]"\n' in capsys.readouterr().err
