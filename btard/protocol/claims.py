@@ -1,7 +1,7 @@
 """The kinds of claims: who may raise one, what has to be shown for it, and the verdict. A class each, and nowhere else.
 
-A verdict is a function of the settings, the agreed record of the step in question, the claim, and the pieces of evidence,
-each of which is what somebody committed to or signed: whoever holds them all comes to the same. For gradients there is
+A verdict is a function of the settings, the agreed record of the step in question, the claim, and the pieces of
+evidence, each of which is what somebody committed to or signed: whoever holds them all comes to the same. For gradients there is
 one more input, the judge's own recomputation. Judges and the audit call the same functions.
 """
 
@@ -36,6 +36,9 @@ class Piece(NamedTuple):
     part: int
     by: int = NOBODY
 
+
+Truth = torch.Tensor | None
+"""A judge's own recomputation of the accused's gradient [d]."""
 
 Table = Mapping[Piece, Packet]
 """The pieces that lie before a judge, each checked by `fits`."""
@@ -83,9 +86,9 @@ class Kind(ABC):
         claim: Claim,
         accusers: Sequence[int],
         table: Table,
-        truth: torch.Tensor | None,
+        truth: Truth,
     ) -> str:
-        """GUILTY, FALSE_CLAIM, or EXCUSED from a judge that has not seen enough. `truth`: the gradient [d] recomputed."""
+        """GUILTY, FALSE_CLAIM, or EXCUSED from a judge that has not seen enough."""
         raise NotImplementedError(self.name)
 
 
@@ -94,17 +97,14 @@ class WrongGradient(Kind):
 
     name = "wrong_gradient"
     last_step = True
+    needs_answer = False
     recomputes = True
 
     def has_cause(self, seat: Seat, record: StepRecord, about: StepRecord, accuser: int, claim: Claim) -> bool:
-        # Without disclosures hashes decide, and the accused has nothing to say to it: it need not be here.
-        there = seat.config.validation == "exact" or claim.accused in (*record.members, *record.newcomers)
-        return (
-            claim.part == NOBODY
-            and record.assignments.get(accuser) == claim.accused
-            and claim.accused in about.commits
-            and there
-        )
+        # Mode `exact`: hashes decide, and the accused has nothing to say to it, so it need not be here.
+        here = seat.config.validation == "exact" or claim.accused in (*(record.here or ()), *record.probation)
+        duty = record.assignments.get(accuser) == claim.accused
+        return here and duty and claim.part == NOBODY and claim.accused in about.commits
 
     def pieces(self, seat: Seat, about: StepRecord, claim: Claim, accusers: Sequence[int]) -> tuple[Piece, ...]:
         """Mode `exact`: none, since hashes decide."""
@@ -125,7 +125,7 @@ class WrongGradient(Kind):
         claim: Claim,
         accusers: Sequence[int],
         table: Table,
-        truth: torch.Tensor | None,
+        truth: Truth,
     ) -> str:
         if truth is None or not is_finite(truth):
             return EXCUSED
@@ -188,7 +188,7 @@ class Misreport(Kind):
         claim: Claim,
         accusers: Sequence[int],
         table: Table,
-        truth: torch.Tensor | None,
+        truth: Truth,
     ) -> str:
         packet = table.get(Piece("part", claim.accused, about.step, claim.part))
         if packet is None or claim.part not in about.aggregates or not isinstance(packet.body, torch.Tensor):
@@ -229,7 +229,7 @@ class WrongAggregate(Kind):
         claim: Claim,
         accusers: Sequence[int],
         table: Table,
-        truth: torch.Tensor | None,
+        truth: Truth,
     ) -> str:
         bodies = [packet.body for piece in self.pieces(seat, about, claim, accusers) if (packet := table.get(piece))]
         rows = [body for body in bodies if isinstance(body, torch.Tensor)]
@@ -258,7 +258,7 @@ class Bad(Kind):
         claim: Claim,
         accusers: Sequence[int],
         table: Table,
-        truth: torch.Tensor | None,
+        truth: Truth,
     ) -> str:
         return GUILTY if any(piece in table for piece in self.pieces(seat, about, claim, accusers)) else FALSE_CLAIM
 
@@ -307,7 +307,7 @@ KINDS: dict[str, Kind] = {
         WithheldAggregate(),
     )
 }
-WORK_KINDS = frozenset({"wrong_gradient", "undisclosed", "undelivered", "misreport"})
+WORK_KINDS = frozenset({"wrong_gradient", "undisclosed", "undelivered"})
 """Convictions after which the reports of the convicted may have been cooked."""
 
 
@@ -319,14 +319,8 @@ def admissible(seat: Seat, record: StepRecord, accuser: int, claim: Claim, attem
         return False
     if (attempt > 0) != (claim.kind == WrongAggregate.name):
         return False
-    if (
-        kind.needs_answer
-        and claim.kind != "wrong_gradient"
-        and claim.accused not in (*record.members, *record.newcomers)
-    ):
-        # Who was here when the round began and has fallen out since is still a legitimate accused.
-        if claim.accused not in record.expelled or claim.accused not in (*(record.here or ()), *record.probation):
-            return False
+    if kind.needs_answer and claim.accused not in (*(record.here or ()), *record.probation):
+        return False
     return kind.has_cause(seat, record, about, accuser, claim)
 
 

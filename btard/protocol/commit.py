@@ -65,11 +65,11 @@ def compute(seat: Seat, record: StepRecord) -> Generator[Effect, Any, torch.Tens
 def commit(
     seat: Seat, record: StepRecord, gradient: torch.Tensor | None
 ) -> Generator[Effect, Any, torch.Tensor | None]:
-    """Broadcast the hashes of my parts, and hear who is here (M_t) and who works (W_t). Returns my (perhaps bad) gradient.
+    """Broadcast the hashes of my parts; hear who is here (M_t) and who works (W_t). Returns my (perhaps bad) gradient.
 
     This is the roll call. Everybody says something: a worker the hashes of its parts; a validator, and a worker without
-    a gradient, that it is here. A worker has none if it was too slow, or if its own is not finite: to send NaN would be a
-    violation, to have computed it is none. Its part is skipped in this step. Newcomers commit to as many parts and
+    a gradient, that it is here. A worker has none if it was too slow, or if its own is not finite: to send NaN would be
+    a violation, to have computed it is none. Its part is skipped in this step. Newcomers commit to as many parts and
     remain outside W_t.
     Errors: NoQuorum if no more than half of A_t are here, NoGradient if nobody of them works.
     """

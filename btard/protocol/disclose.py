@@ -1,9 +1,7 @@
-"""Section 5: in mode `tolerant` a validator sees what its target committed to in the step before, and so do judges.
+"""In mode `tolerant` a validator sees what its target committed to in the step before.
 
-The target sends its parts; their hashes are its own commitments, so it does not matter from whom they come. Who is not
-shown all of them claims "undisclosed". Then the target and the owners of its parts show them to everybody: a part that
-nobody shows convicts the target, and otherwise the judges look for themselves. A target that withholds from its
-validator alone thus gains nothing, and the validator, who cannot prove what it was not sent, loses nothing.
+The target sends its parts; their hashes are its own commitments, so it does not matter from whom they come. A validator
+that is not shown all of them claims "undisclosed" (`claims.py`).
 """
 
 from __future__ import annotations
@@ -13,6 +11,7 @@ from typing import Any
 
 import torch
 
+from btard.protocol.claims import Piece, committed_gradient, fits, own_pieces, parts_of
 from btard.protocol.effects import Effect
 from btard.protocol.limits import packet_limit
 from btard.protocol.messages import Packet

@@ -48,9 +48,7 @@ class Limits:
 
     @property
     def claims(self) -> int:
-        """Accusations an honest peer can have in a round: of its target, of every sender of its part, and of every owner
-        of an aggregate.
-        """
+        """Accusations an honest peer can have in a round: of its target, every sender of its part, and every owner."""
         return 1 + 2 * self.peers
 
     def payload(self, kind: type[Any]) -> int:

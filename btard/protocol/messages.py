@@ -267,7 +267,7 @@ class Join:
         return cls(wire.check_list(value, "join requests", request, max_len=2**10))
 
 
-P = TypeVar("P", Commit, Announce, CoinCommit, CoinReveal, Report, Claims, Votes, Join)
+P = TypeVar("P", Commit, Announce, CoinCommit, CoinReveal, Report, Claims, Votes, Join, Lacking)
 
 
 @remembered(4096)

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from btard.protocol.messages import Packet, tensor_of
-from btard.protocol.record import StepRecord
 from btard.protocol.seat import Seat
 from btard.protocol.wire import Malformed
 
@@ -45,18 +44,3 @@ def packet_fault(seat: Seat, packet: Packet | None, committed: bytes, size: int,
 def bodies(packets: Mapping[int, Packet]) -> list[torch.Tensor]:
     """The parts of `packets` (sender -> packet, checked before), each [p], in the senders' order."""
     return [packets[sender].body for sender in sorted(packets)]  # type: ignore[misc]
-
-
-def gradient_packets(about: StepRecord, author: int, gradient: torch.Tensor) -> list[Packet]:
-    """All parts of the committed `gradient` [d]. Unsigned: what proves them is that they have the committed hashes."""
-    return [
-        Packet("part", author, about.step, part, about.cut.view(gradient, part), b"") for part in range(about.cut.k)
-    ]
-
-
-def committed_body(seat: Seat, about: StepRecord, packet: Packet | None, sender: int, part: int) -> torch.Tensor | None:
-    """The disclosed part [p], if it is the one that `sender` committed to."""
-    if packet is None or not isinstance(packet.body, torch.Tensor):
-        return None
-    size, committed = about.cut.size(part), about.commits[sender].digests[part]
-    return packet.body if packet_fault(seat, packet, committed, size, "part") is None else None

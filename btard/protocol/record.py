@@ -118,8 +118,8 @@ class Settled(Start):
     expelled: dict[Number, str] = {}
     """Peers that fell out during this step -> why."""
     here: tuple[Number, ...] | None = None
-    """M_t, ascending: those of A_t that were heard in the commit phase. Anybody else is out of the step: it says nothing
-    that counts, owes nothing, and is tried for nothing that it would have to answer. None: not known yet."""
+    """M_t, ascending: those of A_t that were heard in the commit phase. Anybody else is out of the step: it says
+    nothing that counts, owes nothing, and is tried for nothing that it would have to answer. None: not known yet."""
     unheld: frozenset[Number] = frozenset()
     """Announced parts whose aggregate half of M_t or more lacked before the coin."""
     skipped: set[Number] = set()

@@ -192,7 +192,7 @@ class OwnNumerics(QuadraticTask):
         super().__init__(d)
         self.machine = machine
 
-    def gradients(self, params: torch.Tensor, requests: Sequence[Compute], out: torch.Tensor) -> None:
+    def gradients(self, params: torch.Tensor, requests: Sequence[Compute], out: torch.Tensor, **_: Any) -> None:
         super().gradients(params, requests, out)
         out.mul_(1 + 1e-6 * (self.machine + 1))
 
@@ -309,7 +309,7 @@ def test_a_newcomer_on_probation_gives_attackers_no_majority(peers: int, byzanti
 class PartlyFrozen(QuadraticTask):
     """The gradient of the second half of the parameters is exactly zero, as of a frozen layer."""
 
-    def gradients(self, params: torch.Tensor, requests: Sequence[Compute], out: torch.Tensor) -> None:
+    def gradients(self, params: torch.Tensor, requests: Sequence[Compute], out: torch.Tensor, **_: Any) -> None:
         super().gradients(params, requests, out)
         out[:, self.d // 2 :] = 0
 
@@ -551,7 +551,7 @@ def test_alarms_of_honest_swarms_are_rare() -> None:
     """V3 by its automatic distance, where the parts of the model differ by orders of magnitude."""
 
     class Layered(QuadraticTask):
-        def gradients(self, params: torch.Tensor, requests: Sequence[Compute], out: torch.Tensor) -> None:
+        def gradients(self, params: torch.Tensor, requests: Sequence[Compute], out: torch.Tensor, **_: Any) -> None:
             super().gradients(params, requests, out)
             out.mul_(torch.logspace(-4, 3, self.d))
 
