@@ -36,7 +36,7 @@ class WaitAndAttack(Behaviour):
         return True
 
     def gradient(self, ctx: View, gradient: torch.Tensor) -> torch.Tensor:
-        if ctx.peer in ctx.record.probation:
+        if ctx.peer not in ctx.active:
             self.served += 1
             return gradient
         self.attacked += 1
