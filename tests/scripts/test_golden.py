@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from btard.drivers.task import QuadraticTask
 from btard.protocol.config import ProtocolConfig
+from btard.task import QuadraticTask
 from scripts.golden import compare, file
 from scripts.golden.__main__ import main
 from scripts.golden.differences import Record, differences
