@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from btard.protocol.config import ProtocolConfig
 from btard.protocol.ideal import IdealCommitments
 from btard.protocol.ledger import Entry
 from btard.task import QuadraticTask
-from tests.protocol import cohort
 from tests.protocol.matrix import ROWS, Row, play
 
 ONE_ROW_PER_ATTACK = list({row.attack: row for row in reversed(ROWS)}.values())
@@ -28,9 +26,8 @@ def test_every_attack_ends_as_under_hashes(row: Row, monkeypatch: pytest.MonkeyP
         return [replace(entry, evidence="") for entry in entries]
 
     hashed, _ = play(row, 0)
-    monkeypatch.setattr(cohort, "LocalDriver", partial(LocalDriver, commitments="ideal"))
     monkeypatch.setattr(messages, "tensor_digest", None)
-    ideal, _ = play(row, 0)
+    ideal, _ = play(replace(row, settings={**row.settings, "commitments": "ideal"}), 0)
     assert verdicts(ideal.entries) == verdicts(hashed.entries)
     assert torch.equal(ideal.params, hashed.params)
 
