@@ -78,7 +78,7 @@ class Mix:
             return ""
         lines = [
             f"# {self.name}: the worst of {len(self.pairs)} pairs on {self.proposal.samples} batches",
-            "aggregator:",
+            "protocol:",
         ]
         if self.proposal.tolerance == 0:
             return "\n".join([*lines, "  validation: exact  # all gradients were equal to the bit"])

@@ -31,7 +31,7 @@ from btard.harness.progress import interval
 from btard.harness.run_folder import RunFolder, RunFolderError, rank_checkpoints
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.ledger import Ledger
-from resnet.cohort import HISTORY, cohort_settings, protocol_settings
+from resnet.cohort import HISTORY, cohort_settings
 from resnet.config import Config, load_config
 from resnet.data import DataError, Dataset, load_dataset
 from resnet.train import Training, describe, print_summary, summarise
@@ -63,7 +63,7 @@ class RankTraining(Training):
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
     def _driver(self, folder: Path) -> CollectiveDriver:
-        protocol = protocol_settings(self.config)
+        protocol = self.config.protocol_config()
         return CollectiveDriver(
             protocol,
             self.task,
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     with shown:  # one line about a mistake, not one from each rank
         warnings.showwarning = lambda message, *_args, **_kw: _say(f"warning: {message}")
         config, out = load_config(argv)
-        if config.aggregator.name != "btard":
+        if not config.btard:
             return _mistake(f"aggregator.name {config.aggregator.name}: torchrun is for btard, start without it")
         if config.commitments != "hashed":
             return _mistake("commitments ideal: processes have no memory in common, use hashed")

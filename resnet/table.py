@@ -64,9 +64,8 @@ def read_run(path: Path, label: str | None = None) -> Run:
 def describe(config: Config) -> str:
     """Return a short name of what a run does, such as "btard, tau 1, sign flip by 7 of 16"."""
     text: str = config.aggregator.name
-    if text in ("btard", "centered_clip"):
-        tau = config.aggregator.tau
-        text += f", tau {tau if isinstance(tau, str) else format(tau, 'g')}"
+    if config.radius is not None:
+        text += f", tau {config.radius if isinstance(config.radius, str) else format(config.radius, 'g')}"
     attack = f"{config.attack.name} by {config.byzantine} of {config.peers}" if config.attack.name else "no attack"
     return f"{text}, {attack}".replace("_", " ")
 

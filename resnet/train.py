@@ -33,7 +33,7 @@ from btard.harness.vector import bind, flatten
 from btard.protocol.commit import NoGradient
 from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.tolerance import tolerated_deviation
-from resnet.cohort import HISTORY, draw_byzantine, make_driver
+from resnet.cohort import HISTORY, make_driver
 from resnet.config import Config, load_config
 from resnet.data import DataError, Dataset, load_dataset
 from resnet.model import evaluate, resnet18
@@ -68,7 +68,7 @@ class Training:
             batch_size=config.batch_size,
             mode=config.mode,
         )
-        self.byzantine = draw_byzantine(config)
+        self.byzantine = config.attackers()
         self.driver = self._driver(folder)
         self.test = data.test_tensors(self.device, config.test_samples)
         self.whole_test = data.test_tensors(self.device)
@@ -101,7 +101,7 @@ class Training:
                 "loss": _finite(self._losses()[honest].mean().item()),
                 "active": len(result.active),
             }
-            if self.config.aggregator.tau == "auto":
+            if self.config.btard and self.config.protocol.tau == "auto":
                 metrics["tau"] = result.tau
         last = step + 1 == self.config.steps
         if self.evaluator is not None and ((step + 1) % self.config.eval_every == 0 or last):
@@ -275,7 +275,7 @@ def summarise(config: Config, training: Training, folder: RunFolder) -> dict[str
         "mode": config.mode,
         "device": str(training.device),
         "validation": validation_of(config),
-        "commitments": config.commitments if config.aggregator.name == "btard" else None,
+        "commitments": config.commitments if config.btard else None,
         "threads": torch.get_num_threads(),
         "versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
     }
@@ -283,16 +283,16 @@ def summarise(config: Config, training: Training, folder: RunFolder) -> dict[str
 
 def validation_of(config: Config) -> dict[str, Any] | None:
     """How validators compare, and how far off a peer can stay unseen, relative to its gradient; None without them."""
-    aggregator = config.aggregator
-    if aggregator.name != "btard" or not config.validators:
+    protocol = config.protocol
+    if not config.validators:
         return None
-    if aggregator.validation == "exact":
+    if protocol.validation == "exact":
         return {"mode": "exact"}
     return {
         "mode": "tolerant",
-        "gradient_tol": aggregator.gradient_tol,
-        "cosine_tol": aggregator.cosine_tol,
-        "tolerated_deviation": tolerated_deviation(aggregator.gradient_tol),
+        "gradient_tol": protocol.gradient_tol,
+        "cosine_tol": protocol.cosine_tol,
+        "tolerated_deviation": tolerated_deviation(protocol.gradient_tol),
     }
 
 

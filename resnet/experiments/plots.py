@@ -169,7 +169,7 @@ def _styles(results: Results, drawn: Sequence[Series], *, thin: bool) -> dict[st
     """Curve -> its style. A defence has the same one in all figures of a sweep, unless a figure has variants of it."""
     names: dict[str, bool] = {_name(entry): entry.protocol for entry in drawn}
     if not any(entry.variant for entry in drawn):
-        everywhere = {cell.defence: cell.config.aggregator.name == "btard" for cell in results.grid.cells}
+        everywhere = {cell.defence: cell.config.btard for cell in results.grid.cells}
         names = everywhere | names
     wanted = {_name(entry) for entry in drawn}
     protocols, servers = count(), count()
@@ -190,8 +190,8 @@ def _reference(drawn: Sequence[Series]) -> Series | None:
     """The curve whose runs without attack are shown: BTARD with the strongest clipping, else the first that has any."""
 
     def strength(entry: Series) -> tuple[bool, float]:
-        tau = entry.config.aggregator.tau
-        return not entry.protocol, math.inf if isinstance(tau, str) else float(tau)
+        radius = entry.config.radius
+        return not entry.protocol, radius if isinstance(radius, float | int) else math.inf
 
     comparable = [entry for entry in drawn if any(outcome.reference for outcome in entry.outcomes)]
     # All attacks have the same one, as far as they are finished: the fullest.

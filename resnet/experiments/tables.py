@@ -24,7 +24,7 @@ from resnet.table import markdown_lines
 Table = list[list[str]]
 """Rows of cells; the first one has the columns' names."""
 
-VALIDATORS = "validators"
+VALIDATORS = "protocol.validators"
 
 LEGEND = f"""Accuracies in percent: at the last step, on all test images. Several seeds: mean (lowest to highest). The
 deepest dip is the largest distance to the run without attack, in percentage points, at any measurement after the

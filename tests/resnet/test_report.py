@@ -43,8 +43,8 @@ SETTINGS = {
 }
 ATTACKS = {"no attack": {}, "sign flip": {"attack.name": "sign_flip"}, "ALIE": {"attack.name": "alie"}}
 DEFENCES = {
-    "BTARD, tau 1": {"aggregator.tau": 1},
-    "BTARD, tau 10": {"aggregator.tau": 10},
+    "BTARD, tau 1": {"protocol.tau": 1},
+    "BTARD, tau 10": {"protocol.tau": 10},
     "mean": {"aggregator.name": "mean"},
     "Krum": {"aggregator.name": "krum"},
 }
@@ -207,7 +207,7 @@ def test_a_run_is_compared_with_the_one_that_differs_in_its_attack_alone(tmp_pat
     changes = {"byzantine": 4, "optimizer.schedule_steps": 99}  # Krum takes both 4 and 3 of 16
     grid = make_grid(settings={**SETTINGS, **changes}, experiments=experiments)
     for cell in grid.cells:
-        finish(tmp_path, cell, lambda step, tau=cell.config.aggregator.tau, seed=cell.seed: (step + tau + seed) / 100)
+        finish(tmp_path, cell, lambda step, tau=cell.config.protocol.tau, seed=cell.seed: (step + tau + seed) / 100)
     outcomes = read(tmp_path, grid).outcomes
     # The longer run up to its own last step, of the same tau and seed.
     cut = outcomes["btard-tau-1/sign-flip/steps-20/seed-0"]
@@ -273,12 +273,12 @@ def test_tables_for_programs_have_every_run_setting_and_measurement(tmp_path: Pa
     both = early() | {"m": {"vary": {"validators": [1, 2]}, "defences": ["BTARD, tau 1"]}}
     grid = make_grid(experiments=both)
     results = read(write_sweep(tmp_path / "s", grid), grid)
-    assert varied_keys(grid.cells) == ["byzantine", "validators", "seed", "attack.name", "aggregator.tau"]
+    assert varied_keys(grid.cells) == ["byzantine", "validators", "seed", "attack.name", "protocol.tau"]
     rows = {row["run"]: row for row in by_name(tables.runs_csv(results, grid.experiments))}
     assert rows.keys() == {cell.name for cell in grid.cells}
     row = rows["btard-tau-1/sign-flip/seed-0"]
     assert row["experiments"] == "early m"
-    assert (row["validators"], row["seed"], row["aggregator.tau"], row["attack.name"]) == ("1", "0", "1", "sign_flip")
+    assert (row["validators"], row["seed"], row["protocol.tau"], row["attack.name"]) == ("1", "0", "1", "sign_flip")
     assert (row["accuracy"], row["dip_points"], row["recovery_steps"]) == ("0.38", "2", "0")
     assert (row["first_ban_steps"], row["last_ban_steps"]) == ("1", "21")
     assert (row["data"], row["device"], row["torch"], row["python"]) == ("pictures", "cpu", "2.9.9", "3.10.1")
@@ -343,7 +343,7 @@ def test_a_panel_per_attack_with_the_mean_of_the_seeds_and_their_range(tmp_path:
 def test_bans_are_ticks_below_the_curves_in_a_row_for_each_defence(tmp_path: Path) -> None:
     grid = make_grid(experiments=early(seeds=[0], attacks=["no attack", "sign flip"]))
     for cell in grid.cells:
-        honest = [ban(0, 33, byzantine=False)] if cell.config.aggregator.tau == 10 and cell.config.byzantine else []
+        honest = [ban(0, 33, byzantine=False)] if cell.config.protocol.tau == 10 and cell.config.byzantine else []
         finish(tmp_path, cell, bans=attackers_go(cell) + honest)
     axes = panels(accuracy_figure(read(tmp_path, grid), grid.experiments))["sign flip"]
     rugs = [entry for entry in axes.get_lines() if entry.get_label() == "an attacker is banned"]
@@ -525,7 +525,7 @@ def test_a_run_that_diverged_was_watched_until_then(tmp_path: Path) -> None:
         ({"attack.stop": 20}, False),
         ({"attack.name": "wrong_aggregate"}, False),
         ({"aggregator.name": "mean"}, False),
-        ({"aggregator.validation": "tolerant"}, False),
+        ({"protocol.validation": "tolerant"}, False),
         ({"validators": 0}, False),
     ],
 )

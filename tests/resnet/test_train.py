@@ -84,7 +84,7 @@ def test_reruns_and_interrupted_runs_are_equal_to_the_bit(
 
 
 def test_the_radius_that_follows_the_steps_is_logged(tmp_path: Path) -> None:
-    train(config_of("--aggregator.tau", "auto", *ATTACK), tmp_path / "auto", progress=False)
+    train(config_of("--protocol.tau", "auto", *ATTACK), tmp_path / "auto", progress=False)
     train(config_of(), tmp_path / "fixed", progress=False)
     auto, fixed = ([json.loads(x) for x in (tmp_path / n / "metrics.jsonl").open()] for n in ("auto", "fixed"))
     taus = [line["tau"] for line in auto]
