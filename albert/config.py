@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from btard.harness.typed_yaml import require
+from btard.checks import require
 from btard.swarm.config import SwarmConfig, as_json, section_of
 
 TASK = "albert.task:make"

@@ -13,11 +13,11 @@ ROOT = Path(__file__).parents[1]
 
 ALLOWED = {
     "aggregation": {"aggregation"},
-    "protocol": {"aggregation", "protocol"},
-    "attacks": {"aggregation", "attacks", "protocol"},
+    "protocol": {"aggregation", "checks", "protocol"},
+    "attacks": {"aggregation", "attacks", "checks", "protocol"},
     "audit": {"aggregation", "audit", "protocol", "task"},
     "drivers": {"aggregation", "audit", "drivers", "protocol", "task"},
-    "harness": {"harness"},
+    "harness": {"attacks", "checks", "harness", "protocol"},
 }
 OUTSIDE = {"resnet", "albert", "scripts", "tests", "torchvision", "transformers", "hivemind", "matplotlib"}
 IO = {"os", "io", "pathlib", "socket", "time", "tempfile", "shutil", "subprocess", "asyncio"}

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 
 import yaml
 
-from btard.harness.typed_yaml import ConfigError, FieldError, Setting, build, keys, read_settings, read_words, require
+from btard.checks import FieldError, require
+from btard.harness.typed_yaml import ConfigError, Setting, build, keys, read_settings, read_words
 
 Option = int | float | bool | str | None
 OPTIONS = "swarm.options"

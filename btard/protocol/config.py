@@ -128,7 +128,7 @@ class ProtocolConfig(ProtocolSettings):
             )
         fits = self.tau != "auto" or not b or b < self.tau_quantile * (n - m)
         rule = f"> byzantine / (peers - validators) = {b / max(1, n - m):.3g} with tau auto"
-        fix = "or else liars choose the radius: raise it up to 0.5, use fewer validators or more peers, or a number as tau"
+        fix = "or else liars choose the radius: raise it up to 0.5, use fewer validators, or a number as tau"
         require(fits, "tau_quantile", rule, self.tau_quantile, fix, beside="byzantine")
         fits = self.relays is None or 0 <= self.relays < n
         rule = f">= 0 and < peers = {n}, or null"

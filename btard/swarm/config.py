@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
-from btard.harness.typed_yaml import FieldError, nearest, require
+from btard.checks import FieldError, require
+from btard.harness.typed_yaml import nearest
 from btard.swarm.deadlines import Deadlines
 
 AttackOption = int | float | bool | str

@@ -84,8 +84,8 @@ def test_a_mix_takes_the_pairs_that_can_meet_in_it() -> None:
 
 def read_yaml(text: str) -> Config:
     """The digits with the lines pasted in."""
-    settings = yaml.safe_load(text)["aggregator"]
-    words = [word for key, value in settings.items() for word in (f"--aggregator.{key}", str(value))]
+    settings = yaml.safe_load(text)["protocol"]
+    words = [word for key, value in settings.items() for word in (f"--protocol.{key}", str(value))]
     return parse_command_line([DIGITS, "--out", "unused", *words], "test")[0]
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from btard.harness.run_folder import RunFolder, RunFolderError
+from btard.harness.sections import ProtocolSection
 from resnet.config import AggregatorConfig, AttackConfig, Config
 from resnet.figures import draw, main
 from resnet.table import COLUMNS, bans_text, describe, markdown_table, read_run, row, text_table
@@ -134,9 +135,9 @@ def test_unfinished_run_shows_how_far_it_is(tmp_path):
     ("config", "name"),
     [
         (Config(), "btard, tau 1, no attack"),
-        (Config(aggregator=AggregatorConfig(tau="auto")), "btard, tau auto, no attack"),
+        (Config(protocol=ProtocolSection(tau="auto")), "btard, tau auto, no attack"),
         (Config(aggregator=AggregatorConfig(name="krum")), "krum, no attack"),
-        (replace(ATTACKED, aggregator=AggregatorConfig(name="centered_clip", tau=float("inf"))),
+        (replace(ATTACKED, aggregator=AggregatorConfig(name="centered_clip", radius=float("inf"))),
          "centered clip, tau inf, sign flip by 2 of 16"),
     ],
 )  # fmt: skip
