@@ -17,15 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
-from tqdm import tqdm
 
 from btard.drivers.collective import CollectiveDriver
 from btard.drivers.local import LocalDriver
 from btard.drivers.loop import StepResult
 from btard.drivers.server import ServerDriver
-from btard.harness.progress import interval
+from btard.harness import tables
+from btard.harness.progress import Bar
 from btard.harness.run_folder import Checkpoints, RunFolder, RunFolderError, read_timings, steps_per_second
 from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import ConfigError
@@ -169,6 +167,14 @@ class Training:
         self.diverged_at = state["diverged_at"]
 
 
+def _state(metrics: dict[str, Any]) -> str | None:
+    """What a progress bar says after a step; None for what it said before."""
+    if "test_accuracy" not in metrics:
+        return None
+    now = f"{metrics['active']} peers" if "active" in metrics else "diverged"
+    return f"accuracy {metrics['test_accuracy']:.1%}, {now}"
+
+
 def _finite(value: float) -> float | None:
     """JSON has no NaN: what is no longer a number is null."""
     return value if math.isfinite(value) else None
@@ -208,24 +214,19 @@ def train(
         training.load(tensors, state)
     folder.start(first)
     ledger = Ledger.of(folder.ledger())
-    with tqdm(
-        initial=first, total=last, desc=out.name, unit="step", disable=not progress, mininterval=interval()
-    ) as bar:
+    with Bar(out.name, last, done=first, show=progress) as bar:
         for step in range(first, last):
             result, metrics = training.step(step)
             folder.log(step, metrics, training.seconds)
             for entry in result.removed if result is not None else ():
                 folder.log_ledger([ledger.append(entry)])
                 if progress:
-                    bar.write(describe(entry, training.byzantine))
-            if "test_accuracy" in metrics:
-                now = f"{metrics['active']} peers" if "active" in metrics else "diverged"
-                bar.set_postfix_str(f"accuracy {metrics['test_accuracy']:.1%}, {now}", refresh=False)
+                    bar.say(describe(entry, training.byzantine))
             if on_step is not None:
                 on_step(step + 1)
             if (step + 1) % config.checkpoint_every == 0 and step + 1 < last:
                 training.save(folder, step + 1)
-            bar.update()
+            bar.advance(text=_state(metrics))
     if first < last:
         training.save(folder, last)
     if last < config.steps:
@@ -297,23 +298,21 @@ def validation_of(config: Config) -> dict[str, Any] | None:
 
 
 def print_summary(summary: dict[str, Any], out: Path) -> None:
-    console = Console()
-    table = Table("data", "test accuracy", "steps/s", "Byzantine banned", "honest banned", title=str(out))
-    table.add_row(
+    row = (
         summary["data"],
         f"{summary['test_accuracy']:.2%}",
         f"{speed:.2f}" if (speed := steps_per_second(out)) else "-",
         f"{summary['byzantine_banned']} of {len(summary['byzantine'])}",
         str(summary["honest_banned"]),
     )
-    console.print(table)
+    tables.show(str(out), ("data", ">test accuracy", ">steps/s", ">Byzantine banned", ">honest banned"), [row])
     phases: Counter[str] = Counter()
     for line in read_timings(out):
         phases.update({phase: spent for phase, spent in line.items() if phase != "step"})
     if total := sum(phases.values()):
         shares = ", ".join(f"{phase} {spent / total:.0%}" for phase, spent in phases.most_common(6))
-        console.print(f"time by phase: {shares}")
-    console.print(f"curves: tensorboard --logdir {out}   files: {out}/summary.json, metrics.jsonl, ledger.jsonl")
+        print(f"time by phase: {shares}")
+    print(f"curves: tensorboard --logdir {out}   files: {out}/summary.json, metrics.jsonl, ledger.jsonl")
 
 
 def main(argv: list[str] | None = None) -> int:
