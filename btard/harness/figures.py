@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from btard.extras import need
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+need("experiments", "matplotlib", "PIL")
 
 # Okabe and Ito's colours, which people with any colour vision can tell apart; lines differ in their dashes as well,
 # for print in black and white. Yellow is left out: it vanishes on paper.
@@ -25,7 +29,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def bare(axes: Axes, *, grid: str | None = "y") -> None:
-    """Take away what is around the axes but for the left and the lower line; `grid`: light lines across "x", "y" or "both"."""
+    """Leave the left and the lower line of the axes alone; `grid`: light lines across "x", "y" or "both"."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
     if grid is not None:
