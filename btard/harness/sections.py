@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from btard.checks import FieldError, require
 from btard.harness.typed_yaml import nearest
 from btard.protocol.config import ProtocolConfig, ProtocolSettings
+
+if TYPE_CHECKING:
+    from btard.attacks.base import Attack
+    from btard.protocol.collusion import Collusion
 
 AttackOption = int | float | bool | str
 
@@ -85,12 +89,16 @@ class AttackSection:
         named = {name: getattr(self, name) for name in self.shorthands}
         return {name: value for name, value in named.items() if value is not None} | dict(self.options)
 
-    def make(self, collusion: Any) -> Any:
-        """Return the `Attack` of one peer among its fellows. Raises ValueError if it cannot work among so many."""
+    def make(self, collusion: Collusion, *, begun: int = 0) -> Attack:
+        """Return the attack of one peer among its fellows, whose first step is step `begun` of the run.
+
+        Raises ValueError if the attack cannot work among so many.
+        """
         from btard.attacks.registry import make_attack
 
-        timing = {"start": self.start, "every": self.every, "stop": self.stop}
-        return make_attack(str(self.name), collusion, **timing, **self.chosen())
+        stop = None if self.stop is None else max(1, self.stop - begun)
+        options = {"start": max(0, self.start - begun), "every": self.every, "stop": stop, **self.chosen()}
+        return make_attack(str(self.name), collusion, **options)
 
     def check(self, *, peers: int, byzantine: int, validators: int, steps: int) -> None:
         """Raise FieldError with the program's key if `byzantine` of `peers` cannot attack so within `steps`."""
