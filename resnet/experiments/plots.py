@@ -169,8 +169,8 @@ def _reference(drawn: Sequence[Series]) -> Series | None:
     """The curve whose runs without attack are shown: BTARD with the strongest clipping, else the first that has any."""
 
     def strength(entry: Series) -> tuple[bool, float]:
-        radius = entry.config.radius
-        return not entry.protocol, radius if isinstance(radius, float | int) else math.inf
+        tau = entry.config.protocol.tau if entry.protocol else 0.0
+        return not entry.protocol, math.inf if isinstance(tau, str) else float(tau)
 
     comparable = [entry for entry in drawn if any(outcome.reference for outcome in entry.outcomes)]
     # All attacks have the same one, as far as they are finished: the fullest.
