@@ -25,6 +25,7 @@ from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.identity import Identity
 from btard.protocol.peer import Peer
+from btard.task import QuadraticTask
 from scripts import soak
 from tests.protocol import matrix
 from tests.protocol.cohort import Run
@@ -157,8 +158,8 @@ def _torchrun(folder: Path) -> Fields:
 
 def _swarm(folder: Path) -> Fields:
     """Deadlines are so long that a slow machine misses none."""
-    from albert.config import AttackConfig
     from albert.data.preparation import Options, prepare
+    from btard.swarm.config import AttackConfig
     from btard.swarm.deadlines import Deadlines
     from tests.albert.trainers import Trainers, tiny
 
