@@ -127,7 +127,7 @@ class Bar:
         text = TextColumn("{task.fields[text]}", markup=False)
         columns = [TextColumn("{task.description}", markup=False), BarColumn(30), *amount.get(self.unit, counted), text]
         progress = Progress(*columns, console=self.out, transient=self._patience > 0, refresh_per_second=4)
-        progress.add_task(self.name, total=self.total, completed=self.done, text="")
+        progress.add_task(self.name, total=self.total, text="")
         return progress
 
     def _line(self) -> str:

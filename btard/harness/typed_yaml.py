@@ -185,7 +185,7 @@ def _build(cls: type[T], settings: Mapping[str, Setting], prefix: str, origin: s
     for field in fields(cls):  # type: ignore[arg-type]
         key, hint = prefix + field.name, hints[field.name]
         if is_dataclass(hint):
-            usual = field.default_factory() if default is None else getattr(default, field.name)  # type: ignore[misc]
+            usual = field.default_factory() if default is None else getattr(default, field.name)  # type: ignore[operator]
             values[field.name] = _build(hint, settings, key + ".", origin, usual)  # type: ignore[arg-type]
             continue
         if key in settings:
