@@ -4,4 +4,4 @@ The library needs torch, numpy, cryptography, PyNaCl, msgpack, blake3 and safete
 neither `resnet` nor `albert`. Only `btard.swarm` knows a network; it needs the extra `swarm`.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
-from btard.harness.typed_yaml import require
+from btard.checks import require
 
 TENSOR_PHASES = frozenset({"part", "aggregate", "recover", "disclose", "evidence", "bring_up", "forward"})
 """Exchanges of parts and aggregates: their messages take as long as the network needs for the gradient."""
