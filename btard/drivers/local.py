@@ -20,9 +20,9 @@ from btard.drivers.newcomers import Newcomer, admitted_last, bring_in
 from btard.drivers.threads import Team
 from btard.protocol.behaviour import HONEST, Behaviour
 from btard.protocol.collusion import Collusion
+from btard.protocol.commitments import IdealCommitments
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Compute, Purpose
-from btard.protocol.ideal import IdealCommitments
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.messages import JoinRequest
 from btard.protocol.peer import Outcome, Peer
@@ -40,13 +40,13 @@ class LocalDriver:
     many steps a resumed run may repeat without losing any that it needs. `tasks` (peer -> Task) are for peers that
     compute the same with other numerics than `task`, as on other hardware.
 
-    `recorder` writes down what an audit needs. `commitments`: `hashed`, or `ideal` (`btard.protocol.ideal`): that saves
+    `recorder` writes down what an audit needs. `commitments`: `hashed`, or `ideal` (`btard.protocol.commitments`): that saves
     reading every gradient and aggregate three times and, on a GPU, moving them to the CPU for it; nothing is left to
     audit then.
 
     The network is reliable unless `links` say otherwise. Tensors are handed over without a copy or an encoding;
     everything else (hashes, signatures, decoding, checks) happens as between strangers. What several peers would
-    compute alike, such as whether a signature is good, is computed once (`btard.protocol.remembered`).
+    compute alike, such as whether a signature is good, is computed once (`btard.protocol.memory`).
 
     Large models on a CPU: between two phases the peers work in as many threads as torch has when this is made.
     """

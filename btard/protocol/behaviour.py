@@ -39,27 +39,22 @@ class View(Protocol):
     @property
     def coins(self) -> Sequence[bytes]:
         """coins[t] is r^{t-1}, the coin that seeds the batches of step t."""
-        ...
 
     @property
     def active(self) -> tuple[int, ...]:
         """A_t, ascending."""
-        ...
 
     @property
     def assignments(self) -> Mapping[int, int]:
         """V_t: validator -> its target, a worker of step t - 1."""
-        ...
 
     @property
     def tau(self) -> float:
         """The clipping radius of the step; inf clips nothing."""
-        ...
 
     @property
     def last(self) -> StepRecord | None:
         """The step before as the peer saw it; None where it saw none."""
-        ...
 
 
 @dataclass(frozen=True)

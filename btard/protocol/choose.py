@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from btard.protocol.hashing import stream
-from btard.protocol.remembered import remembered
+from btard.protocol.memory import remembered
 
 
 def draw_validators(coin: bytes, workers: tuple[int, ...], active: tuple[int, ...], validators: int) -> dict[int, int]:

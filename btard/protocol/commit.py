@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from btard.protocol import ideal
+from btard.protocol import commitments as ideal
 from btard.protocol.effects import Compute, Effect, Idle, Purpose
 from btard.protocol.hashing import batch_seed
 from btard.protocol.messages import Commit, body_digest, is_finite

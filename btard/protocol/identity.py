@@ -8,7 +8,7 @@ from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey, VerifyKey
 
 from btard.protocol.hashing import digest
-from btard.protocol.remembered import remembered
+from btard.protocol.memory import remembered
 
 SIGNATURE_SIZE = 64
 

@@ -11,10 +11,11 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from btard.protocol import ideal, wire
+from btard.protocol import commitments as ideal
+from btard.protocol import wire
 from btard.protocol.hashing import digest, tensor_digest
 from btard.protocol.identity import SIGNATURE_SIZE, Identity, Roster, verify_key
-from btard.protocol.remembered import remembered
+from btard.protocol.memory import remembered
 from btard.protocol.wire import Malformed
 
 NOBODY = -1

@@ -15,9 +15,9 @@ from btard.aggregation.gram import block_squares
 from btard.aggregation.scratch import scratch
 from btard.protocol.effects import Effect
 from btard.protocol.hashing import UNIFORM_SCALE, uniform
+from btard.protocol.memory import remembered
 from btard.protocol.messages import Report
 from btard.protocol.record import StepRecord
-from btard.protocol.remembered import remembered
 from btard.protocol.seat import Seat
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from btard.drivers.local import LocalDriver
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.remembered import nothing_remembered
+from btard.protocol.memory import nothing_remembered
 from resnet.model import resnet18
 from scripts.benchmarks.measure import memory, release, synchronise
 from scripts.benchmarks.workloads import BATCH, PEERS, PreparedTask, resnet_task

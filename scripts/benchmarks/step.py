@@ -14,7 +14,7 @@ from torch import Tensor
 
 from btard.drivers.local import LocalDriver
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.remembered import nothing_remembered
+from btard.protocol.memory import nothing_remembered
 from btard.task import Task
 from scripts.benchmarks.measure import Settings, in_units, interleaved, ratio, release, synchronise
 from scripts.benchmarks.page import Aim, Table

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 from blake3 import blake3
+from btard.drivers.task import QuadraticTask
 from safetensors.torch import load_file
 
 from btard.attacks import make_attack
 from btard.audit.recorder import Recorder
 from btard.drivers.local import LocalDriver
-from btard.drivers.task import QuadraticTask
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.identity import Identity

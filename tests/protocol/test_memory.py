@@ -4,7 +4,7 @@ import torch
 
 from btard.drivers.local import LocalDriver
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.remembered import nothing_remembered, remembered
+from btard.protocol.memory import nothing_remembered, remembered
 from btard.task import QuadraticTask
 
 

@@ -12,8 +12,8 @@ import torch
 from btard.audit.recorder import Recorder
 from btard.drivers.local import LocalDriver
 from btard.protocol import messages
+from btard.protocol.commitments import IdealCommitments
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.ideal import IdealCommitments
 from btard.protocol.ledger import Entry
 from btard.task import QuadraticTask
 from tests.protocol import cohort
