@@ -1,45 +1,53 @@
 """Pure functions that several peers of one process call with the same arguments: evaluated once, then remembered.
 
-It changes nothing but the cost. What a peer on a machine of its own has to pay is seen under `nothing_remembered`.
+It changes nothing but the cost. What a peer on a machine of its own has to pay is seen with `Memory(remembers=False)`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import lru_cache, wraps
-from typing import Any, TypeVar, cast
+from collections.abc import Callable
+from functools import lru_cache, update_wrapper
+from typing import Any, Generic, ParamSpec, TypeVar
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-_caches: list[Any] = []
-_enabled = True
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-def remembered(maxsize: int) -> Callable[[F], F]:
-    """Decorates a pure function of hashable arguments: its last `maxsize` results are kept. Safe to call in threads."""
+class Remembered(Generic[P, R]):
+    """A pure function of hashable arguments. A `Memory` keeps its last `results`; called directly it computes anew."""
 
-    def decorate(function: F) -> F:
-        cached = lru_cache(maxsize)(function)
-        _caches.append(cached)
+    def __init__(self, function: Callable[P, R], results: int) -> None:
+        self.function, self.results = function, results
+        update_wrapper(self, function)
 
-        @wraps(function)
-        def call(*args: Any) -> Any:
-            return cached(*args) if _enabled else function(*args)
-
-        return cast(F, call)
-
-    return decorate
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self.function(*args, **kwargs)
 
 
-@contextmanager
-def nothing_remembered() -> Iterator[None]:
-    """Inside, every call computes anew, so that each peer does all of its own work. For measurements and tests."""
-    global _enabled
-    before, _enabled = _enabled, False
-    for cached in _caches:
-        cached.cache_clear()
-    try:
-        yield
-    finally:
-        _enabled = before
+def remembered(results: int) -> Callable[[Callable[P, R]], Remembered[P, R]]:
+    """Decorates a function of which a memory keeps the last `results`."""
+    return lambda function: Remembered(function, results)
+
+
+class Memory:
+    """What the peers of one cohort have worked out: `memory(function, *args)` is `function(*args)`.
+
+    A driver makes one and hands it to its peers, which may call it in threads. With `remembers=False` every call
+    computes anew, so that each peer does all of its own work.
+    """
+
+    def __init__(self, *, remembers: bool = True) -> None:
+        self._remembers = remembers
+        self._kept: dict[Remembered[Any, Any], Callable[..., Any]] = {}
+
+    def __call__(self, function: Remembered[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        if not self._remembers:
+            return function.function(*args, **kwargs)
+        kept = self._kept.get(function)
+        if kept is None:
+            kept = self._kept.setdefault(function, lru_cache(function.results)(function.function))
+        return kept(*args, **kwargs)
+
+
+NOTHING = Memory(remembers=False)
+"""For callers that ask once."""
