@@ -17,7 +17,7 @@ from btard.protocol import hashing
 from btard.protocol.collusion import Collusion
 from btard.protocol.commitments import Hashed
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.effects import Compute
+from btard.protocol.effects import Compute, Purpose
 from btard.protocol.memory import Memory
 
 STEPS = 4
@@ -30,8 +30,8 @@ class Together(QuadraticTask):
         super().__init__(d)
         self.meet = meet
 
-    def gradients(self, params: torch.Tensor, requests: Sequence[Compute], out: torch.Tensor) -> None:
-        if all(request.purpose.value == "train" for request in requests[:1]):
+    def gradients(self, params: torch.Tensor, requests: Sequence[Compute], out: torch.Tensor, **_: Any) -> None:
+        if requests[0].purpose is Purpose.TRAIN:
             self.meet()
         super().gradients(params, requests, out)
 
