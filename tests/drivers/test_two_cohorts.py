@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from btard.task import QuadraticTask
 
 from btard.attacks import make_attack
 from btard.drivers.local import LocalDriver
@@ -19,6 +18,7 @@ from btard.protocol.commitments import Hashed
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Compute, Purpose
 from btard.protocol.memory import Memory
+from btard.task import QuadraticTask
 
 STEPS = 4
 
