@@ -140,8 +140,8 @@ PHASES: dict[str, set[str]] = {
     "aggregate": set(),
     "coin": {"aggregate"},  # who lacks an aggregate says so at the roll call, and gets it before the reveal
     "report": set(),
-    "disclose": {"commit"},
-    "validate": {"commit", "report"},
+    "disclose": set(),
+    "validate": {"report"},
     "join": set(),
     "accuse": {"commit", "disclose", "report", "validate"},
 }

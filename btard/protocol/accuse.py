@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
+from btard.protocol.claims import disclosures, verdict_on
 from btard.protocol.commit import clip_gradient
 from btard.protocol.disclose import keep_disclosed
 from btard.protocol.effects import Compute, Effect, Idle, Purpose
-from btard.protocol.evidence import disclosures, verdict_on
 from btard.protocol.hashing import batch_seed, digest
 from btard.protocol.ledger import Entry
 from btard.protocol.limits import evidence_limit

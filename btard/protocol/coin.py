@@ -8,9 +8,9 @@ from typing import Any
 from btard.protocol.aggregate import recover
 from btard.protocol.effects import Effect
 from btard.protocol.hashing import digest
+from btard.protocol.memory import remembered
 from btard.protocol.messages import CoinCommit, CoinReveal
 from btard.protocol.record import StepRecord
-from btard.protocol.remembered import remembered
 from btard.protocol.seat import Seat
 
 
@@ -47,7 +47,7 @@ def toss(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
             seat.identity.secret("coin", run_id, record.step, attempt),
             seat.identity.secret("salt", run_id, record.step, attempt),
         )
-        commitment = coin_commitment(run_id, record.step, attempt, seat.id, mine)
+        commitment = seat.memory(coin_commitment, run_id, record.step, attempt, seat.id, mine)
         missing = tuple(part for part in record.announced if part not in record.aggregates)
         commits = yield from seat.broadcast(
             record,
@@ -78,7 +78,8 @@ def toss(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
             sender
             for sender in record.remaining
             if sender in reveals
-            and coin_commitment(run_id, record.step, attempt, sender, reveals[sender]) != commits[sender].digest
+            and seat.memory(coin_commitment, run_id, record.step, attempt, sender, reveals[sender])
+            != commits[sender].digest
         ]
         for sender in broken:
             seat.expel(record, sender, "wrong_reveal")

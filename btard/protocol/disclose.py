@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from btard.protocol.commit import part_digests
 from btard.protocol.effects import Effect
 from btard.protocol.limits import packet_limit
 from btard.protocol.messages import Packet
@@ -54,7 +53,7 @@ def keep_disclosed(
     if about is None or author not in about.commits or author in record.disclosed:
         return
     committed = about.commits[author].digests
-    mine = part_digests(seat.config.run_id, author, about.step, recomputed, about.cut)
+    mine = seat.commitments.parts(author, about.step, recomputed, about.cut)
     if mine == committed:
         record.disclosed[author] = recomputed
         return
