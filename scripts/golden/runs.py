@@ -20,11 +20,11 @@ from safetensors.torch import load_file
 from btard.attacks import make_attack
 from btard.audit.recorder import Recorder
 from btard.drivers.local import LocalDriver
-from btard.drivers.task import QuadraticTask
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.identity import Identity
 from btard.protocol.peer import Peer
+from btard.task import QuadraticTask
 from scripts import soak
 from tests.protocol import matrix
 from tests.protocol.cohort import Run
@@ -157,8 +157,8 @@ def _torchrun(folder: Path) -> Fields:
 
 def _swarm(folder: Path) -> Fields:
     """Deadlines are so long that a slow machine misses none."""
-    from albert.config import AttackConfig
     from albert.data.preparation import Options, prepare
+    from btard.swarm.config import AttackConfig
     from btard.swarm.deadlines import Deadlines
     from tests.albert.trainers import Trainers, tiny
 

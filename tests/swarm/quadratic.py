@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-
 from btard.drivers.task import QuadraticTask
+
 from btard.protocol.effects import Compute, Purpose
 from btard.swarm.config import SwarmConfig
 
