@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from btard.drivers.local import LocalDriver
-from btard.protocol.behaviour import Behaviour, View
+from btard.protocol.behaviour import Behaviour, Context, View
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.identity import Identity
 from btard.task import QuadraticTask
@@ -36,6 +36,7 @@ class WaitAndAttack(Behaviour):
         return True
 
     def gradient(self, ctx: View, gradient: torch.Tensor) -> torch.Tensor:
+        assert isinstance(ctx, Context), "newcomers need the protocol"
         if ctx.peer in ctx.record.probation:
             self.served += 1
             return gradient

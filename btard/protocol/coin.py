@@ -1,4 +1,4 @@
-"""Phase coin: the shared coin (the paper's MPRNG). Commit, then reveal; who does not reveal is out, and it is redrawn."""
+"""Phase coin, the paper's MPRNG. Commit, then reveal; who does not reveal is out, and it is redrawn."""
 
 from __future__ import annotations
 
