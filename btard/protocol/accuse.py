@@ -1,4 +1,4 @@
-"""Section 4: ACCUSE and ELIMINATE. Claims are broadcast, evidence is disclosed, every active peer votes.
+"""ACCUSE (Algorithm 3) and ELIMINATE. Claims are broadcast, evidence is disclosed, every active peer votes.
 
 Rounds repeat until nobody has a new claim, because a verdict can bring another guilty peer to light (a convicted
 reporter's corrected sum convicts the aggregator it covered for). Claims that only the broadcasts contradict, such as

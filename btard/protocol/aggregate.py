@@ -1,4 +1,4 @@
-"""Section 3, phase 3, ButterflyClip (the paper's Algorithm 2): the owner of a part clips, announces and sends it."""
+"""Phase aggregate, ButterflyClip (the paper's Algorithm 2): the owner of a part clips, announces and sends it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Section 3, phase 8: validators and their targets for the next step, drawn from the coin."""
+"""Phase choose of Algorithm 1: validators and their targets for the next step, drawn from the coin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Section 3, phase 4: the shared coin (MPRNG). Commit, then reveal; who does not reveal is out, and it is redrawn."""
+"""Phase coin, the paper's MPRNG. Commit, then reveal; who does not reveal is out, and it is redrawn."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def toss(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
     Rides along: each peer names the aggregates it lacks, and those who hold them pass them on before the reveal.
 
     It is also the roll call. A worker that missed the commit phase may have been slow, and owes this one nothing: if it
-    is not heard here either, it is away for the rest of the step (section 8).
+    is not heard here either, it is away for the rest of the step.
     Errors: NoQuorum if no more than half of A_t are heard.
     """
     run_id, attempt = seat.config.run_id, 0

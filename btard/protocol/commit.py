@@ -1,4 +1,4 @@
-"""Section 3, phases 0 and 1: compute the gradient of the public batch and commit to its parts."""
+"""Phases compute and commit of Algorithm 1: compute the gradient of the public batch and commit to its parts."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def commit(
     """Broadcast the hashes of my parts; W_t becomes the planned workers who did. Returns my (perhaps bad) gradient.
 
     Newcomers commit to as many parts and remain outside W_t.
-    A worker that misses this phase is absent for the step (section 8), and its part goes to the next worker. So is an
+    A worker that misses this phase is absent for the step, and its part goes to the next worker. So is an
     honest one whose gradient is not finite: to send NaN would be a violation, to have computed it is none.
     Errors: NoGradient if nobody commits.
     """
@@ -86,7 +86,7 @@ def commit(
 
 
 def _count_absences(seat: Seat, record: StepRecord, planned: tuple[int, ...]) -> None:
-    """Section 8: missing the commit phase costs the step; `max_absences` in a row mean that the peer is gone."""
+    """Missing the commit phase costs the step; `max_absences` in a row mean that the peer is gone."""
     for peer in planned:
         missed = 0 if peer in record.workers else seat.absences.get(peer, 0) + 1
         seat.absences[peer] = missed

@@ -1,4 +1,4 @@
-"""Section 5: in mode `tolerant` a validator sees what its target committed to in the step before, and so do judges.
+"""In mode `tolerant` a validator sees what its target committed to in the step before, and so do judges.
 
 The target sends its parts; their hashes are its own commitments, so it does not matter from whom they come. Who is not
 shown all of them claims "undisclosed". Then the target and the owners of its parts show them to everybody: a part that

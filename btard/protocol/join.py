@@ -1,4 +1,4 @@
-"""Section 7: peers that join: admission by broadcast, and the probation.
+"""Peers that join: admission by broadcast, and the probation.
 
 A newcomer on probation commits to the gradients of its public batches and is validated like a worker, but nothing of it
 goes into an aggregate, the coin or a vote: who wants an identity that counts has to work for it first.

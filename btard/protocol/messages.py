@@ -21,7 +21,7 @@ NOBODY = -1
 
 CLAIM_KINDS = frozenset(
     {
-        "wrong_gradient",  # committed gradient or reports are not those of the public batch (section 4)
+        "wrong_gradient",  # committed gradient or reports are not those of the public batch
         "misreport",  # norm or s is not what the sender's part gives (V1)
         "wrong_aggregate",  # a[j] does not solve (CC) (V2, V3, or a validator's corrected sum)
         "bad_part",  # part does not match its hash, is malformed or not finite
@@ -51,7 +51,7 @@ class Payload(Protocol):
 
 @dataclass(frozen=True)
 class Commit:
-    """Section 3.1: the hashes h_i[j] of the sender's parts, one for each of the k parts."""
+    """Phase commit: the hashes h_i[j] of the sender's parts, one for each of the k parts."""
 
     digests: tuple[bytes, ...]
 
@@ -74,7 +74,7 @@ class AnnouncedPart:
 
 @dataclass(frozen=True)
 class Announce:
-    """Section 3.3: what an aggregator commits to before anybody sees its aggregates."""
+    """Phase aggregate: what an aggregator commits to before anybody sees its aggregates."""
 
     parts: tuple[AnnouncedPart, ...]
 
@@ -96,7 +96,7 @@ class Announce:
 
 @dataclass(frozen=True)
 class CoinCommit:
-    """Section 3.4: H(u_i, salt_i), and the parts whose aggregate did not reach the sender intact."""
+    """Phase coin: H(u_i, salt_i), and the parts whose aggregate did not reach the sender intact."""
 
     digest: bytes
     missing: tuple[int, ...] = ()
@@ -115,7 +115,7 @@ class CoinCommit:
 
 @dataclass(frozen=True)
 class CoinReveal:
-    """Section 3.4: (u_i, salt_i), 32 bytes each."""
+    """Phase coin: (u_i, salt_i), 32 bytes each."""
 
     value: bytes
     salt: bytes
@@ -131,7 +131,7 @@ class CoinReveal:
 
 @dataclass(frozen=True)
 class Report:
-    """Section 3.5: norm_i[j] and s_i[j] per part j (per direction for s); 0 where the sender's part did not go in."""
+    """Phase report: norm_i[j] and s_i[j] per part j (per direction for s); 0 where the sender's part did not go in."""
 
     norms: tuple[float, ...]
     products: tuple[tuple[float, ...], ...]
@@ -169,7 +169,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Claims:
-    """Section 3.6: the sender's accusations of this round, usually none."""
+    """Phase accuse: the sender's accusations of this round, usually none."""
 
     claims: tuple[Claim, ...]
 
@@ -192,7 +192,7 @@ class Claims:
 
 @dataclass(frozen=True)
 class Votes:
-    """Section 4: the sender's verdicts, in the order of the round's sorted claims."""
+    """Phase accuse: the sender's verdicts, in the order of the round's sorted claims."""
 
     verdicts: tuple[str, ...]
 
@@ -209,7 +209,7 @@ class Votes:
 
 @dataclass(frozen=True)
 class JoinRequest:
-    """Section 7: somebody with this public key wants to join this run. It can be passed on, and is used up once."""
+    """Somebody with this public key wants to join this run. It can be passed on, and is used up once."""
 
     key: bytes
     signature: bytes
@@ -225,7 +225,7 @@ class JoinRequest:
 
 @dataclass(frozen=True)
 class Join:
-    """Section 7: the requests to join that the sender names in this step."""
+    """The requests to join that the sender names in this step."""
 
     requests: tuple[JoinRequest, ...]
 

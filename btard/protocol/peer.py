@@ -1,4 +1,4 @@
-"""One peer of BTARD-SGD (the paper's Algorithm 1). `Peer.step` reads like section 3 of the protocol."""
+"""One peer of BTARD-SGD (the paper's Algorithm 1). `Peer.step` reads like "A step" in docs/protocol.md."""
 
 from __future__ import annotations
 

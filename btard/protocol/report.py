@@ -1,4 +1,4 @@
-"""Section 3, phase 5: from the coin follow the directions z[j]; every worker reports norm_i[j] and s_i[j]."""
+"""Phase report of Algorithm 1: from the coin follow the directions z[j]; every worker reports norm_i[j] and s_i[j]."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Section 3, phase 6: what a validator checks of its target's work in the step before."""
+"""Phase validate: what a validator checks of its target's work in the step before."""
 
 from __future__ import annotations
 

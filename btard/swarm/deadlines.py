@@ -1,4 +1,4 @@
-"""How long a peer waits for the others before it goes on without them (section 8: slow is not malicious)."""
+"""How long a peer waits for the others before it goes on without them: slow is not malicious."""
 
 from __future__ import annotations
 
