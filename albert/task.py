@@ -147,7 +147,7 @@ class AlbertTask:
 def make_task(config: Config, corpus: Corpus, device: torch.device) -> AlbertTask:
     """The gradients of this configuration on the device."""
     return AlbertTask(
-        make_model(config.model, corpus.vocab_size, corpus.sequence_length, config.seed).to(device),
+        _model_of(config, corpus, device),
         corpus,
         config.batch.total,
         config.batch.per_device,
@@ -162,5 +162,11 @@ def make(config: Config) -> tuple[AlbertTask, Optimizer]:
     Errors: DataError; ConfigError for a GPU that is not there.
     """
     corpus, device = Corpus(config.data.path), pick_device(config.device)
+    return make_task(config, corpus, device), Optimizer(_model_of(config, corpus, device), config.optimizer)
+
+
+def _model_of(config: Config, corpus: Corpus, device: torch.device) -> AlbertForPreTraining:
+    """The model with its first parameters."""
     model = make_model(config.model, corpus.vocab_size, corpus.sequence_length, config.seed)
-    return make_task(config, corpus, device), Optimizer(model.to(device), config.optimizer)
+    model.to(device)  # type: ignore[arg-type]
+    return model
