@@ -21,6 +21,7 @@ ALLOWED = {
     "audit": {"aggregation", "audit", "protocol", "task"},
     "drivers": {"aggregation", "audit", "drivers", "protocol", "task"},
     "harness": {"attacks", "checks", "extras", "harness", "protocol"},  # no other may import it but the swarm
+    "swarm": {"attacks", "audit", "checks", "drivers", "extras", "harness", "protocol", "swarm", "task"},
 }
 ALONE = {"__init__": set(), "calibration": set(), "checks": set(), "extras": set(), "task": {"protocol"}}
 """The modules beside the packages, and what of btard they may import."""
@@ -45,7 +46,7 @@ def test_packages_import_only_what_lies_below_them(package: str) -> None:
     assert files
     for file in files:
         for module in imports(file):
-            outside = OUTSIDE - {"matplotlib"} if package == "harness" else OUTSIDE
+            outside = OUTSIDE - {"harness": {"matplotlib"}, "swarm": {"hivemind"}}.get(package, set())
             assert module.partition(".")[0] not in outside, f"{file.name} imports {module}"
             if module.startswith("btard."):
                 below = module.removeprefix("btard.")
@@ -93,6 +94,38 @@ class Without(PathFinder):
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = Without
 """
+
+
+def test_nothing_of_the_library_knows_an_experiment_and_only_the_swarm_hivemind() -> None:
+    for file in sorted((ROOT / "btard").rglob("*.py")):
+        swarm = "swarm" in file.parts
+        for module in imports(file):
+            assert module.partition(".")[0] not in {"albert", "resnet"}, f"{file} imports {module}"
+            assert swarm or module.partition(".")[0] != "hivemind", f"{file} imports {module}"
+            assert swarm or not module.startswith("btard.swarm"), f"{file} imports {module}"
+    for folder in ("albert", "resnet"):
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            tops = {module.partition(".")[0] for module in imports(file)}
+            assert not tops & {"hivemind", "albert" if folder == "resnet" else "resnet"}, f"{file} imports {tops}"
+
+
+HEAVY = ("rich", "tensorboard", "hivemind", "yaml", "matplotlib", "tqdm", "wandb")
+
+
+@pytest.mark.parametrize("module", ["btard", "btard.swarm", "btard.swarm.config", "albert.config"])
+def test_a_light_import_brings_no_package_of_an_extra(module: str) -> None:
+    allowed = {"yaml"} if "config" in module else set()
+    said = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", f"import {module}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in said.stderr.splitlines()}
+    assert module.partition(".")[0] in loaded
+    assert not loaded & set(HEAVY) - allowed
+    assert "torch" not in loaded  # the cloud's commands run without
 
 
 @pytest.mark.parametrize("package", ["protocol", "aggregation"])
