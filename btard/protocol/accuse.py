@@ -1,13 +1,13 @@
-"""ACCUSE and ELIMINATE: claims are broadcast, evidence is shown, the voters judge, and the verdicts are carried out.
+"""ACCUSE (Algorithm 3) and ELIMINATE. Claims are broadcast, evidence is shown, the voters judge.
 
-What a kind of claim needs, and the verdict on it, is in `claims.py`. Here are the rounds, the votes and ELIMINATE. There are
-at most two rounds: the first on what was claimed and on the parts that V2 or V3 puts on trial; the second, after a
-conviction of somebody's work, on the aggregates of the step before that its reports may have covered for.
+What a kind of claim needs, and the verdict on it, is in `claims.py`. Here are the rounds, the votes and ELIMINATE.
+There are at most two rounds: the first on what was claimed and on the parts that V2 or V3 puts on trial; the second,
+after a conviction of somebody's work, on the aggregates of the step before that its reports may have covered for.
 
 Evidence is shown, then everybody says which pieces it lacks, then their authors and owners pass these on: so an honest
 peer's pieces reach all honest voters, whatever the other party of the claim does. The voters on a claim about a step
-are the members of that step and of this one. Silence and abstention stay in the denominator: only what more than half of
-them say is so. Less than half of them are Byzantine, so one of these is honest and has seen all the evidence.
+are the members of that step and of this one. Silence and abstention stay in the denominator: only what more than half
+of them say is so. Less than half of them are Byzantine, so one of these is honest and has seen all the evidence.
 """
 
 from __future__ import annotations

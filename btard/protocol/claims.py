@@ -1,8 +1,8 @@
-"""The kinds of claims: who may raise one, what has to be shown for it, and the verdict. A class each, and nowhere else.
+"""The kinds of claims: who may raise one, what has to be shown for it, and the verdict. A class each.
 
 A verdict is a function of the settings, the agreed record of the step in question, the claim, and the pieces of
-evidence, each of which is what somebody committed to or signed: whoever holds them all comes to the same. For gradients there is
-one more input, the judge's own recomputation. Judges and the audit call the same functions.
+evidence, each of which is what somebody committed to or signed: whoever holds them all comes to the same. For gradients
+there is one more input, the judge's own recomputation. Judges and the audit call the same functions.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 
-from btard.protocol.commit import part_digests
-from btard.protocol.messages import EXCUSED, FALSE_CLAIM, GUILTY, NOBODY, Claim, Packet, body_digest, is_finite
+from btard.protocol.messages import EXCUSED, FALSE_CLAIM, GUILTY, NOBODY, Claim, Packet, is_finite
 from btard.protocol.packets import packet_fault
 from btard.protocol.record import StepRecord
 from btard.protocol.report import part_scalars
@@ -131,7 +130,7 @@ class WrongGradient(Kind):
             return EXCUSED
         committed: torch.Tensor | None
         if seat.config.validation == "exact":
-            honest = part_digests(seat.config.run_id, claim.accused, about.step, truth, about.cut)
+            honest = seat.commitments.parts(claim.accused, about.step, truth, about.cut)
             committed = truth if honest == about.commits[claim.accused].digests else None
         else:
             committed = committed_gradient(self.pieces(seat, about, claim, accusers), table, truth)
@@ -334,13 +333,12 @@ def parts_of(about: StepRecord, author: int, gradient: torch.Tensor) -> list[Pac
 def own_pieces(seat: Seat, about: StepRecord, author: int, gradient: torch.Tensor) -> dict[Piece, Packet]:
     """The pieces of `author`'s work that I hold because my own `gradient` [d] of its batch has their hashes."""
     committed = about.commits[author].digests
-    found = {}
-    for packet in parts_of(about, author, gradient):
-        assert isinstance(packet.body, torch.Tensor)
-        hashed = body_digest(seat.config.run_id, "part", author, about.step, packet.part, packet.body)
-        if packet.part < len(committed) and hashed == committed[packet.part]:
-            found[Piece("part", author, about.step, packet.part)] = packet
-    return found
+    mine = seat.commitments.parts(author, about.step, gradient, about.cut)
+    return {
+        Piece("part", author, about.step, packet.part): packet
+        for packet in parts_of(about, author, gradient)
+        if mine[packet.part] == committed[packet.part]
+    }
 
 
 def committed_gradient(pieces: Sequence[Piece], table: Table, like: torch.Tensor) -> torch.Tensor | None:

@@ -1,4 +1,4 @@
-"""Section 3, phase 4: the shared coin (MPRNG). Commit, then reveal; who does not reveal is out, and it is redrawn."""
+"""Phase coin, the paper's MPRNG. Commit, then reveal; who does not reveal is out, and it is redrawn."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 from btard.protocol.aggregate import recover
 from btard.protocol.effects import Effect
 from btard.protocol.hashing import digest
+from btard.protocol.memory import remembered
 from btard.protocol.messages import CoinCommit, CoinReveal
 from btard.protocol.record import StepRecord
-from btard.protocol.remembered import remembered
 from btard.protocol.seat import Seat
 
 
@@ -41,7 +41,7 @@ def toss(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
             seat.identity.secret("coin", run_id, record.step, attempt),
             seat.identity.secret("salt", run_id, record.step, attempt),
         )
-        commitment = coin_commitment(run_id, record.step, attempt, seat.id, mine)
+        commitment = seat.memory(coin_commitment, run_id, record.step, attempt, seat.id, mine)
         missing = tuple(part for part in record.announced if part not in record.aggregates)
         commits = yield from seat.broadcast(
             record,
@@ -63,7 +63,7 @@ def toss(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
             sender
             for sender, reveal in reveals.items()
             if sender in commits
-            and coin_commitment(run_id, record.step, attempt, sender, reveal) != commits[sender].digest
+            and seat.memory(coin_commitment, run_id, record.step, attempt, sender, reveal) != commits[sender].digest
         ]
         for sender in broken:
             seat.expel(record, sender, "wrong_reveal")

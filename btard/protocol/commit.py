@@ -1,4 +1,4 @@
-"""Section 3, phases 0 and 1: compute the gradient of the public batch and commit to its parts."""
+"""Phases compute and commit: the gradient of the public batch, the hashes of its parts, and who is in the step."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from btard.protocol import ideal
 from btard.protocol.effects import Compute, Effect, Idle, Purpose
 from btard.protocol.hashing import batch_seed
-from btard.protocol.messages import NOBODY, Commit, body_digest, is_finite
+from btard.protocol.messages import NOBODY, Commit, is_finite
 from btard.protocol.record import Split, StepRecord
 from btard.protocol.seat import Seat
 
@@ -35,13 +34,6 @@ def clip_gradient(gradient: G, clip_lambda: float | None) -> G:
         return gradient
     norm = float(torch.linalg.vector_norm(gradient))
     return gradient * (clip_lambda / norm) if norm > clip_lambda else gradient
-
-
-def part_digests(run_id: str, peer: int, step: int, gradient: torch.Tensor, split: Split) -> tuple[bytes, ...]:
-    """h_i[j] = H(run_id, t, i, j, g_i[j]) for all parts j: one read of the gradient."""
-    if ideal.current is None:
-        gradient = gradient.detach().to("cpu")  # one transfer instead of k
-    return tuple(body_digest(run_id, "part", peer, step, j, split.view(gradient, j)) for j in range(split.k))
 
 
 def compute(seat: Seat, record: StepRecord) -> Generator[Effect, Any, torch.Tensor | None]:
@@ -80,7 +72,7 @@ def commit(
         gradient = None
     if gradient is not None and seat.id in (*planned, *record.newcomers):
         gradient = seat.behaviour_at(record).gradient(seat.context(record), gradient)
-        digests = part_digests(seat.config.run_id, seat.id, record.step, gradient, record.split)
+        digests = seat.commitments.parts(seat.id, record.step, gradient, record.split)
         chosen = seat.behaviour_at(record).commit(seat.context(record), digests)
         payload = Commit(chosen) if chosen is not None else None
     commits = yield from seat.broadcast(record, "commit", Commit, payload, expected=())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from btard.protocol.commit import part_digests
 from btard.protocol.messages import Claim, is_finite
 from btard.protocol.record import StepRecord
 from btard.protocol.report import gradient_report
@@ -45,7 +44,7 @@ def validate(seat: Seat, gradient: torch.Tensor | None) -> list[Claim]:
         return []
     committed: torch.Tensor | None
     if seat.config.validation == "exact":
-        honest = part_digests(seat.config.run_id, target, about.step, gradient, about.cut)
+        honest = seat.commitments.parts(target, about.step, gradient, about.cut)
         committed = gradient if honest == about.commits[target].digests else None
     elif target not in (*record.members, *record.newcomers):
         return []
