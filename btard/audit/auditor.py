@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from btard.audit.attestation import Attestation
 from btard.audit.files import ATTESTATION, EVIDENCE, LEDGER, PROTOCOL, SUMMARY, proof_file, read_json, seal_file
 from btard.audit.ledger import AgreedState, Line, read_ledger
 from btard.audit.replay import Replay
-from btard.audit.report import AuditError, Finding, Report, within
+from btard.audit.report import SIGNATURES, UNCERTAIN, AuditError, Finding, Report, within
 from btard.audit.settings import read_settings
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.hashing import digest
@@ -58,7 +59,16 @@ class _Auditor:
         for step, lines in steps.items():
             findings += self.replay.step(step, lines)
         sealed = self._seals(max(steps, default=-1))
-        return Report(tuple(findings), self._end(len(steps), sealed))
+        end = self._end(len(steps), sealed)
+        if steps and not sealed and not (self.folder / ATTESTATION).exists():
+            last = max(steps)
+            findings = [
+                replace(finding, checked=UNCERTAIN)
+                if finding.entry.step == last and finding.checked == SIGNATURES
+                else finding
+                for finding in findings
+            ]
+        return Report(tuple(findings), end)
 
     def _recorded(self) -> set[int]:
         return {int(step) for file in self._files() if (step := file.name[5:-5]).isascii() and step.isdigit()}
@@ -111,8 +121,11 @@ class _Auditor:
                 f"{LEDGER}: its {len(self.lines)} lines end in head {end.hex()[:16]!r}, the peers have attested "
                 f"{attested.head.hex()[:16]!r}: lines are missing at the end, or are too many"
             )
-        if 2 * len(signers) <= len(active):
-            raise AuditError(f"{ATTESTATION}: signed by {len(signers)} of {len(active)} active peers, no majority")
+        if not self.agreed.enough(len(signers), attested.step):
+            raise AuditError(
+                f"{ATTESTATION}: signed by {len(signers)} of {len(active)} active peers; it takes a majority, and more "
+                f"than the {self.agreed.byzantine(attested.step)} that may be Byzantine"
+            )
         return (
             f"{counts}; finished after step {attested.step - 1}, attested by {len(signers)} of {len(active)} active "
             f"peers; parameters {attested.params.hex()[:16]}"

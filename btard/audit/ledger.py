@@ -10,7 +10,7 @@ from btard.audit.report import AuditError
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.identity import Roster
 from btard.protocol.join import ADMITTED, GRADUATED
-from btard.protocol.ledger import Entry, Ledger
+from btard.protocol.ledger import Entry, Ledger, still_byzantine
 from btard.protocol.limits import MAX_LEDGER
 from btard.protocol.memory import Memory
 from btard.protocol.record import Transcript
@@ -81,17 +81,25 @@ class AgreedState:
         """The keys at the start of `step`: those of the start, and those that the ledger admitted."""
         return Roster((*self.keys.keys, *(key for admitted, key in self.admitted if admitted < step)))
 
+    def byzantine(self, step: int) -> int:
+        """b_t: how many of A_t may be Byzantine. What more of them have signed, an honest one has."""
+        return still_byzantine(self.config, [line.entry for line in self.lines if line.entry.step < step])
+
     def head(self, step: int) -> bytes:
         """The ledger's head at the start of `step`."""
         return next((line.head for line in reversed(self.lines) if line.entry.step < step), b"")
 
     def certify(self, transcript: Transcript, step: int, file: str) -> None:
-        """Errors: AuditError unless all signatures hold and more than half of A_t signed for this ledger and state."""
+        """Errors: AuditError unless all signatures hold and enough of A_t signed for this ledger and state.
+
+        Enough are more than half, and more than can be Byzantine: else who made all others look silent, and so out of
+        A_t, would be a majority by itself.
+        """
         active, head = self.active(step), self.head(step)
         newcomers = self.newcomers(step)
         roster = self.roster(step + 1)  # admitted in a step, a newcomer can speak in it
-        here = transcript.step, transcript.active, transcript.head, set(transcript.standings)
-        if here != (step, active, head, newcomers):
+        here = transcript.step, transcript.active, transcript.head, set(transcript.standings), transcript.byzantine
+        if here != (step, active, head, newcomers, self.byzantine(step)):
             raise AuditError(f"{file}: starts from another step, other peers or another ledger than {LEDGER} has then")
         if self.config.tau not in ("auto", transcript.tau):
             raise AuditError(f"{file}: clips at {transcript.tau:g}, {PROTOCOL} at {self.config.tau}")
@@ -105,11 +113,15 @@ class AgreedState:
                         good.add(sender)
                     else:
                         bad.append(f"peer {sender} in {phase[:40]!r}")
-        if 2 * len(good & set(active)) <= len(active):
+        if not self.enough(len(good & set(active)), step):
             signed = f"only {len(good & set(active))} of {len(active)} active peers signed"
             raise AuditError(f"{file}: {signed} this state of the ledger and the coin at step {step}")
         if bad:
             raise AuditError(f"{file}: the signature of {bad[0]} does not hold")
+
+    def enough(self, signers: int, step: int) -> bool:
+        """Whether so many signers of A_t speak for all."""
+        return 2 * signers > len(self.active(step)) and signers > self.byzantine(step)
 
 
 def _admitted(line: Line) -> tuple[int, bytes]:

@@ -33,8 +33,6 @@ class Proof:
     now: Transcript
     before: Transcript | None = None
     """The step before, which verdicts may be about."""
-    missed: dict[int, list[Transcript]] = field(default_factory=dict)
-    """Peer that counts as gone -> the steps before this one that it missed in a row, ascending."""
     shown: dict[int, dict[int, tuple[Packet, ...]]] = field(default_factory=dict)
     """Round of accusations -> discloser -> packets."""
     aggregates: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
@@ -72,9 +70,6 @@ class Proof:
         content = {
             "now": to_json(self.now, Transcript),
             "before": None if self.before is None else to_json(self.before, Transcript),
-            "missed": [
-                [peer, [to_json(step, Transcript) for step in steps]] for peer, steps in sorted(self.missed.items())
-            ],
             "shown": shown,
             "tensors": hashed,
             "by": by,
@@ -85,7 +80,7 @@ class Proof:
     def read(cls, folder: Path, step: int, d: int) -> Proof:
         """The proof of `step` of a run with `d` parameters. Malformed says what is wrong with the files."""
         file = proof_file(folder, step)
-        content = read_json(file, {"now", "before", "missed", "shown", "tensors", "by", "signature"})
+        content = read_json(file, {"now", "before", "shown", "tensors", "by", "signature"})
         proof = cls(from_json(content["now"], Transcript))
         proof.by, proof.signature = (
             wire.check_int(content["by"], "by"),
@@ -94,11 +89,6 @@ class Proof:
         proof.signed = content_digest(content)
         if content["before"] is not None:
             proof.before = from_json(content["before"], Transcript)
-        for entry in check_array(content["missed"], "missed"):
-            peer, steps = wire.check_fields(entry, "missed", 2)
-            proof.missed[wire.check_int(peer, "peer")] = [
-                from_json(step, Transcript) for step in check_array(steps, "missed steps")
-            ]
         if not isinstance(content["tensors"], str):
             raise Malformed("tensors: expected the digest of a file")
         if content["tensors"]:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from btard.audit.claims import GRADIENT_KINDS, packets_about, raised_claims, votes_with_majority
+from btard.audit.claims import votes_with_majority
 from btard.audit.files import ATTESTATION, EVIDENCE, seal_file, write_json
 from btard.audit.proof import Proof
 from btard.audit.settings import write_settings
-from btard.protocol.commitments import Hashed
+from btard.protocol.claims import KINDS
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.identity import Roster
 from btard.protocol.ledger import Entry
@@ -23,15 +23,14 @@ from btard.protocol.record import StepRecord, Transcript, from_json, to_json
 if TYPE_CHECKING:
     from btard.protocol.peer import Peer
 
-ABSENCE_PHASES = ("commit", "coin_commit/0")
-"""Of a step that a peer missed: who committed, and the signatures of all who went on."""
+SEALING = ("coin_commit/0",)
+"""Of the step after one with entries: signatures of all who went on, bound to the ledger's new head."""
 
 
 class Recorder:
     """Writes a run's proofs into `folder`: hand it every finished step.
 
-    It holds on to the step before and to the commit phases of steps that somebody missed; a step without entries costs
-    a few references.
+    It holds on to the step before; a step without entries costs a few references.
     """
 
     def __init__(self, folder: Path, config: ProtocolConfig) -> None:
@@ -39,7 +38,6 @@ class Recorder:
         self.next, self.head = 0, b""
         """The next step, and the ledger's head before it."""
         self._before: StepRecord | None = None
-        self._missed: dict[int, list[Transcript]] = {}
         self._to_seal = self._begun = False
 
     def begin(self, roster: Roster, d: int) -> None:
@@ -80,37 +78,24 @@ class Recorder:
         elif self._to_seal and writes:
             write_json(
                 seal_file(self.folder / EVIDENCE, record.step),
-                {"now": to_json(Transcript.of(record, ABSENCE_PHASES[1:]), Transcript)},
+                {"now": to_json(Transcript.of(record, SEALING), Transcript)},
             )
         self._to_seal = bool(entries)
-        absences = {**peers[0].absences, **{i: standing.missed for i, standing in peers[0].probation.items()}}
-        missing = {peer for peer, count in absences.items() if count and peer not in record.expelled}
-        transcript = Transcript.of(record, ABSENCE_PHASES) if missing else None
-        for peer in missing:
-            seen = self._missed.get(peer, [])
-            if transcript is not None and len(seen) < absences[peer]:
-                self._missed[peer] = [*seen, transcript]
-        self._missed = {peer: self._missed[peer] for peer in missing}
         self._before, self.next, self.head = record, record.step + 1, ledger.head
 
     def _proof(self, witness: Peer, entries: Sequence[Entry], parameters: Callable[[int], torch.Tensor]) -> Proof:
         record = witness.current
-        claims = raised_claims(record, witness.limits)
+        claims = [claim for tried in record.trials.values() for claim in tried]
         held = {
             (about.step, part): a for about in (self._before, record) if about for part, a in about.aggregates.items()
         }
-        concerned = {(c.step, c.part) for by_accuser in claims.values() for c in by_accuser}
+        concerned = {(claim.step, claim.part) for claim in claims}
         wanted = [key for key in held if key in concerned or (key[0], NOBODY) in concerned]
-        recomputed = any(c.kind in GRADIENT_KINDS for by_accuser in claims.values() for c in by_accuser)
-        commits = {} if self._before is None else self._before.commits
+        recomputed = any(KINDS[claim.kind].recomputes for claim in claims)
         return Proof(
             Transcript.of(record),
             None if self._before is None else Transcript.of(self._before),
-            {entry.accused: self._missed.get(entry.accused, []) for entry in entries if entry.kind == "gone"},
-            {
-                attempt: packets_about(shown, claims.get(attempt, {}), Hashed(self.config.run_id), commits)
-                for attempt, shown in record.shown.items()
-            },
+            record.shown,
             {key: held[key] for key in sorted(wanted)},
             parameters(record.step - 1) if recomputed else None,
         )
@@ -121,14 +106,12 @@ class Recorder:
             "next": self.next,
             "head": self.head.hex(),
             "before": None if self._before is None else to_json(Transcript.of(self._before), Transcript),
-            "missed": [[peer, [to_json(step, Transcript) for step in steps]] for peer, steps in self._missed.items()],
             "to_seal": self._to_seal,
         }
 
     def restore(self, state: Mapping[str, Any], last: StepRecord | None) -> None:
         """Take over what `state` returned; `last` is the step before as a peer remembers it."""
         self.next, self.head = state["next"], bytes.fromhex(state["head"])
-        self._missed = {peer: [from_json(s, Transcript) for s in steps] for peer, steps in state["missed"]}
         self._to_seal = state["to_seal"]
         if state["before"] is not None and last is not None:
             last.heard = from_json(state["before"], Transcript).heard()

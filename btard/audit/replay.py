@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from btard.audit.claims import GRADIENT_KINDS, raised_claims
 from btard.audit.files import LEDGER, proof_file
 from btard.audit.ledger import AgreedState, Line
 from btard.audit.observer import Observer
@@ -22,11 +21,15 @@ from btard.audit.report import (
     Finding,
     within,
 )
+from btard.protocol.claims import KINDS
 from btard.protocol.ledger import Entry
 from btard.protocol.messages import EXCUSED, FALSE_CLAIM, GUILTY, Claim
 from btard.protocol.record import StepRecord
 from btard.protocol.wire import Malformed
 from btard.task import Task
+
+NOBODY_PAYS = frozenset({"wrong_aggregate", "undisclosed"})
+"""Kinds of claims for which the accuser is not removed if they are false."""
 
 
 class Replay:
@@ -51,7 +54,6 @@ class Replay:
             self.agreed.certify(proof.before, step - 1, file)
         elif step > 0:
             raise AuditError(f"{file}: nothing about step {step - 1}")
-        self._check_absences(proof, lines, file)
         recompute = (
             None if self.task is None else Recomputation(self.task, self.config, proof.params, self.agreed.removed)
         )
@@ -62,11 +64,7 @@ class Replay:
         except Exception as error:  # hostile records can break the replay anywhere: none of it is a proof
             raise AuditError(f"{file}: cannot be replayed ({type(error).__name__}: {error!s:.200})") from None
         self._compare(observer.ledger.entries, lines, file)
-        claims = {
-            claim: who
-            for raised in raised_claims(observer.current, observer.limits).values()
-            for claim, who in raised.items()
-        }
+        claims = {claim: who for tried in observer.current.trials.values() for claim, who in tried.items()}
         confirmed = recompute is None or recompute.confirmed
         return self._findings(observer, claims, lines, file, RECOMPUTED if confirmed else UNCONFIRMED)
 
@@ -81,26 +79,6 @@ class Replay:
         )
         observer.replay(proof, recompute)
         return observer
-
-    def _check_absences(self, proof: Proof, lines: Sequence[Line], file: str) -> None:
-        """Who counts as gone did miss as many steps in a row, by what the others signed in them."""
-        for line in lines:
-            if line.entry.kind != "gone":
-                continue
-            gone, missed = line.entry.accused, proof.missed.get(line.entry.accused, [])
-            steps = [transcript.step for transcript in missed]
-            if (
-                len(set(steps)) != self.config.max_absences - 1
-                or steps != sorted(steps)
-                or max(steps, default=-1) >= line.entry.step
-            ):
-                raise AuditError(
-                    f"{file}: shows peer {gone} absent in steps {steps}, too few for {LEDGER} line {line.number}"
-                )
-            for transcript in missed:
-                self.agreed.certify(transcript, transcript.step, file)
-                if gone in transcript.messages.get("commit", {}) or gone in transcript.assignments:
-                    raise AuditError(f"{file}: peer {gone} was not absent in step {transcript.step}")
 
     def _compare(self, entries: Sequence[Entry], lines: Sequence[Line], file: str) -> None:
         """Errors: AuditError unless the replay came to the ledger's entries."""
@@ -131,7 +109,8 @@ class Replay:
         for claim, verdict in observer.verdicts.items():
             accusers = claims.get(claim, ())
             spared = claim.accused not in expelled if verdict == GUILTY else not set(accusers) <= set(expelled)
-            if verdict != EXCUSED and spared and self._reliable(observer, claim, verdict):
+            costs_nobody = verdict == FALSE_CLAIM and claim.kind in NOBODY_PAYS
+            if verdict != EXCUSED and spared and not costs_nobody and self._reliable(observer, claim, verdict):
                 raise AuditError(
                     f"{file}: by the evidence the claim {_words(claim)} is {verdict}; the majority voted otherwise"
                 )
@@ -148,12 +127,12 @@ class Replay:
                 verdict = observer.verdicts[claim]
                 if not self._reliable(observer, claim, verdict):
                     checked = VOTES
-                elif verdict != entry.verdict:
+                elif verdict not in (entry.verdict, EXCUSED if entry.verdict == FALSE_CLAIM else GUILTY):
                     raise AuditError(
                         f"{LEDGER} line {line.number}: {entry.verdict}; by the evidence in {file} the claim "
                         f"{_words(claim)} is {verdict}"
                     )
-                elif claim.kind in GRADIENT_KINDS:
+                elif KINDS[claim.kind].recomputes:
                     checked = recomputed
             findings.append(Finding(entry, checked))
         return findings
@@ -163,7 +142,7 @@ class Replay:
         if self.task is not None:
             return True
         uncovered = claim.kind == "wrong_aggregate" and claim.step != observer.transcript.step and verdict != GUILTY
-        return claim.kind not in GRADIENT_KINDS and not uncovered
+        return not KINDS[claim.kind].recomputes and not uncovered
 
 
 def _is_about(entry: Entry, claim: Claim, accusers: tuple[int, ...]) -> bool:

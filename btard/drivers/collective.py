@@ -137,6 +137,7 @@ class CollectiveDriver:
         self.mesh.regroup(tuple(state["ranks"]))
         own = {name.removeprefix("peer/"): x for name, x in tensors.items() if name.startswith("peer/")}
         load_peer(self.peer, state["peer"], own)
+        self.peer.begin_life()
         self.history.restore(tensors, workers_of(self.peer.last))
         if self.recorder is not None and state["recorder"] is not None:
             self.recorder.restore(state["recorder"], self.peer.last)

@@ -192,6 +192,7 @@ class LocalDriver:
         self.peers = {int(i): self.peers[int(i)] for i in state["peers"]}
         for i, peer in self.peers.items():
             load_peer(peer, state["shared"], {name: tensors[ref] for name, ref in state["peers"][str(i)].items()})
+            peer.begin_life()
         self.history.restore(tensors, workers_of(self.honest[0].last))
         self.compute.restore(state["memory"], tensors)
         for record in (peer.last for peer in self.peers.values() if peer.last is not None):

@@ -174,13 +174,14 @@ def _try(
     """Evidence, votes and verdicts on the claims `raised`, all in one go."""
     if not raised:
         return
+    record.trials[attempt], record.shown[attempt] = raised, {}
     about = {claim: _about(seat, record, claim) for claim in raised}
     members = record.members
     pieces: dict[Piece, StepRecord] = {}
     for claim, accusers in raised.items():
         pieces |= dict.fromkeys(KINDS[claim.kind].pieces(seat, about[claim], claim, accusers), about[claim])
     yield from _show(seat, record, raised, about, pieces, evidence, attempt)
-    yield from _recompute(seat, record, raised, about, pieces, evidence)
+    yield from _recompute(seat, record, raised, about, pieces, evidence, attempt)
     public = [piece for piece in pieces if piece.by == NOBODY]
     if public:
         yield from _pass_on(seat, record, pieces, public, evidence, attempt)
@@ -205,16 +206,31 @@ def _about(seat: Seat, record: StepRecord, claim: Claim) -> StepRecord:
     return record if about is None else about
 
 
+def _judges(seat: Seat, record: StepRecord, about: StepRecord) -> bool:
+    """Whether I come to verdicts about the step of `about`: as a voter, or as an auditor, who is nobody."""
+    return seat.id == NOBODY or (seat.id in record.members and seat.id in (about.here or ()))
+
+
 def _take(
-    seat: Seat, pieces: Mapping[Piece, StepRecord], evidence: Evidence, came: Mapping[int, Sequence[Packet]]
+    seat: Seat,
+    record: StepRecord,
+    pieces: Mapping[Piece, StepRecord],
+    evidence: Evidence,
+    attempt: int,
+    came: Mapping[int, Sequence[Packet]],
 ) -> None:
     """Put on the table what came of the `pieces`, from whoever it came."""
     for discloser, packets in came.items():
+        taken = []
         for packet in packets:
             what = Piece(packet.kind, packet.sender, packet.step, packet.part)
             for piece in (what, what._replace(by=discloser)):
                 if piece in pieces and piece not in evidence.table and fits(seat, pieces[piece], piece, packet):
                     evidence.table[piece] = packet
+                    taken.append(packet)
+        if taken:
+            shown = record.shown.setdefault(attempt, {})
+            shown[discloser] = (*shown.get(discloser, ()), *taken)
 
 
 def _show(
@@ -241,9 +257,8 @@ def _show(
     came = yield from seat.send(
         record, f"evidence/{attempt}", dict.fromkeys(others, shown) if shown else {}, limit=limit
     )
-    record.shown[attempt] = {who: tuple(packets) for who, packets in {**came, seat.id: shown}.items()}
-    _take(seat, pieces, evidence, record.shown[attempt])
-    _take(seat, pieces, evidence, {seat.id: _mine(seat, pieces)})
+    _take(seat, record, pieces, evidence, attempt, {**came, seat.id: shown})
+    _take(seat, record, pieces, evidence, attempt, {seat.id: _mine(seat, pieces)})
 
 
 def _mine(seat: Seat, pieces: Mapping[Piece, StepRecord]) -> list[Packet]:
@@ -267,12 +282,13 @@ def _recompute(
     about: Mapping[Claim, StepRecord],
     pieces: Mapping[Piece, StepRecord],
     evidence: Evidence,
+    attempt: int,
 ) -> Generator[Effect, Any, None]:
     """Compute the gradients on trial, as far as I was there when they were made."""
     for claim in raised:
         if not KINDS[claim.kind].recomputes or claim.accused in evidence.truth:
             continue
-        if seat.id not in record.members or seat.id not in (about[claim].here or ()):
+        if not _judges(seat, record, about[claim]):
             yield Idle("judge")
             continue
         seed = batch_seed(seat.config.run_id, claim.step, claim.accused, about[claim].previous_coin)
@@ -282,7 +298,7 @@ def _recompute(
         evidence.truth[claim.accused] = clip_gradient(gradient, seat.config.clip_lambda)
         if seat.config.validation == "tolerant":
             mine = own_pieces(seat, about[claim], claim.accused, evidence.truth[claim.accused])
-            evidence.table = {**{piece: packet for piece, packet in mine.items() if piece in pieces}, **evidence.table}
+            _take(seat, record, pieces, evidence, attempt, {seat.id: list(mine.values())})
 
 
 def _pass_on(
@@ -316,9 +332,7 @@ def _pass_on(
             owed.setdefault(holder, []).append((pieces[piece], piece.part))
     limit = max(evidence_limit(parts) for parts in owed.values())
     came = yield from seat.send(record, f"pass/{attempt}", outgoing, limit=limit)
-    for who, packets in came.items():
-        record.shown[attempt][who] = (*record.shown[attempt].get(who, ()), *packets)
-    _take(seat, pieces, evidence, came)
+    _take(seat, record, pieces, evidence, attempt, came)
 
 
 def _vote(
@@ -333,9 +347,9 @@ def _vote(
     """Everybody's votes. Who was not there in the step in question abstains."""
     behaviour, ctx = seat.behaviour_at(record), seat.context(record)
     verdicts: list[str] = []
-    for claim, accusers in raised.items() if seat.id in record.members else ():
+    for claim, accusers in raised.items() if seat.id in (*record.members, NOBODY) else ():
         mine = EXCUSED
-        if seat.id in (about[claim].here or ()):
+        if _judges(seat, record, about[claim]):
             truth = evidence.truth.get(claim.accused) if KINDS[claim.kind].recomputes else None
             mine = KINDS[claim.kind].verdict(seat, about[claim], claim, accusers, evidence.table, truth)
         verdicts.append(behaviour.vote(ctx, claim, mine))

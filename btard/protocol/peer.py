@@ -20,6 +20,7 @@ from btard.protocol.config import ProtocolConfig
 from btard.protocol.disclose import disclose
 from btard.protocol.effects import Effect
 from btard.protocol.exchange import exchange
+from btard.protocol.hashing import digest
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.join import admit, bring_up, count_probation
 from btard.protocol.ledger import Entry, still_byzantine
@@ -136,6 +137,13 @@ class Peer(Seat):
         self.active, self.assignments, self.tau = start.active, dict(start.assignments), start.tau
         self.absences, self.probation = dict(start.absences), dict(start.standings)
         self.byzantine, self.epoch = start.byzantine, start.epoch
+
+    def begin_life(self) -> None:
+        """Go on after a common restart, in which steps may be repeated: no message of the life before counts any more.
+
+        Simulated peers repeat their secrets, so that a resumed run is the same run.
+        """
+        self.epoch = digest("life", self.config.run_id, self.epoch)
 
     def _finish(self, record: StepRecord, already: int) -> Outcome | None:
         """A_{t+1}, V_{t+1} and the coin of the next step (phases 7 and 8)."""

@@ -16,7 +16,7 @@ import torch
 from msgspec import Meta, Struct
 
 from btard.protocol.hashing import digest
-from btard.protocol.messages import NOBODY, AnnouncedPart, Commit, Packet, Report, Signed
+from btard.protocol.messages import NOBODY, AnnouncedPart, Claim, Commit, Packet, Report, Signed
 from btard.protocol.wire import Malformed, Number
 
 Radius = Annotated[float, Meta(gt=0)]
@@ -141,7 +141,7 @@ class StepRecord(Settled):
         coin.py: unheld, missing, coin
         report.py: reports
         disclose.py: disclosed
-        accuse.py: shown, skipped
+        accuse.py: trials, shown, skipped
         join.py: aggregates
         audit/recorder.py: heard
     """
@@ -166,8 +166,10 @@ class StepRecord(Settled):
     """My target -> what it committed to in the step before, [d], as it was shown to me (tolerant validation)."""
     suspects: dict[tuple[str, int, int], Packet | None] = {}
     """(claim kind, accused, part) -> the packet that proves it, None if it never came."""
+    trials: dict[int, dict[Claim, tuple[int, ...]]] = {}
+    """Round of accusations -> claim that was tried -> its accusers."""
     shown: dict[int, dict[int, tuple[Packet, ...]]] = {}
-    """Round of accusations -> peer -> the evidence it disclosed to me."""
+    """Round of accusations -> peer -> the evidence that I have from it."""
 
     @property
     def probation(self) -> tuple[int, ...]:

@@ -556,7 +556,7 @@ def test_alarms_of_honest_swarms_are_rare() -> None:
     class Layered(QuadraticTask):
         def gradients(self, params: torch.Tensor, requests: Sequence[Compute], out: torch.Tensor, **_: Any) -> None:
             super().gradients(params, requests, out)
-            out.mul_(torch.logspace(-4, 3, self.d))
+            out.mul_(torch.logspace(-6, 0, self.d))
 
     config = ProtocolConfig(peers=8, byzantine=3, run_id="layers")
     driver = LocalDriver(config, Layered(D))
