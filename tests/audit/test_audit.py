@@ -222,7 +222,7 @@ def test_more_newcomers_than_first_peers_are_audited(tmp_path: Path) -> None:
             flood.when = step
 
     record(tmp_path, {1: flood}, peers=3, steps=30, between=between, probation=1, max_newcomers=3)
-    assert len(wire.pack([claim.to_wire() for claim in flood.said])) > Limits(3, 1).payload(Claims)
+    assert len(wire.encode(Claims(flood.said))) > Limits(3, 1).payload(Claims)
     assert any(finding.entry.peers == (1,) for finding in audit(tmp_path, QuadraticTask(D)).findings)
 
 
