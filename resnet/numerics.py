@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,7 +18,6 @@ from torch.nn import functional as F
 
 from btard.harness.vector import flatten, parameter_count, views
 from btard.protocol.effects import Compute
-from btard.task import never
 from resnet.batchnorm import Statistics, statistics_size
 from resnet.data import Dataset
 from resnet.folded import FoldedNetwork

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from btard.harness.vector import parameter_count
 from btard.protocol.effects import Compute, Purpose
-from btard.task import never
 from resnet.batchnorm import RunningStatistics
 from resnet.gradients import CohortGradients, Mode
 from resnet.sampling import TrainingData, draw_batches

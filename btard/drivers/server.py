@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -22,20 +20,6 @@ from btard.protocol.messages import is_finite
 from btard.task import Task
 
 Rule = Callable[[torch.Tensor], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class _View:
-    """What an attacker knows at a server: no validators, no radius, and nothing of what the others sent."""
-
-    step: int
-    peer: int
-    run_id: str
-    coins: Sequence[bytes]
-    active: tuple[int, ...]
-    assignments: Mapping[int, int] = field(default_factory=dict)
-    tau: float = math.inf
-    last: StepRecord | None = None
 
 
 class ServerDriver:

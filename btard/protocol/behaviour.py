@@ -13,53 +13,14 @@ from typing import Any
 
 import torch
 
+from btard.protocol.commitments import Commitments
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.download import Download
 from btard.protocol.effects import Compute
 from btard.protocol.identity import Identity
+from btard.protocol.memory import NOTHING, Memory
 from btard.protocol.messages import Claim, CoinReveal, Packet, Relayed, Report, Signed
 from btard.protocol.record import StepRecord
-
-
-class View(Protocol):
-    """What is public before anybody commits to a gradient: all that an attack on gradients may look at.
-
-    In the protocol it is part of a hook's `Context`; among the peers of a trusted server there is nothing else.
-    """
-
-    @property
-    def step(self) -> int: ...
-
-    @property
-    def peer(self) -> int: ...
-
-    @property
-    def run_id(self) -> str: ...
-
-    @property
-    def coins(self) -> Sequence[bytes]:
-        """coins[t] is r^{t-1}, the coin that seeds the batches of step t."""
-        ...
-
-    @property
-    def active(self) -> tuple[int, ...]:
-        """A_t, ascending."""
-        ...
-
-    @property
-    def assignments(self) -> Mapping[int, int]:
-        """V_t: validator -> its target, a worker of step t - 1."""
-        ...
-
-    @property
-    def tau(self) -> float:
-        """The clipping radius of the step; inf clips nothing."""
-        ...
-
-    @property
-    def last(self) -> StepRecord | None:
-        """The step before as the peer saw it; None where it saw none."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -93,18 +54,10 @@ class Context(View):
     """What all peers agreed on."""
     identity: Identity | None = None
     """The peer's own keys: a Byzantine peer signs what it likes."""
-
-    @property
-    def active(self) -> tuple[int, ...]:
-        return self.record.active
-
-    @property
-    def assignments(self) -> Mapping[int, int]:
-        return self.record.assignments
-
-    @property
-    def tau(self) -> float:
-        return self.record.tau
+    commitments: Commitments | None = None
+    """How the peers of the run commit to tensors."""
+    memory: Memory = NOTHING
+    """What the peers of this process have worked out."""
 
 
 class Behaviour:

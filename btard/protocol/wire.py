@@ -64,7 +64,7 @@ def decode(payload: bytes, form: type[T], *, max_bytes: int, what: str) -> T:
         raise Malformed(f"{what}: expected bytes, got {type(payload).__name__}")
     if len(payload) > max_bytes:
         raise Malformed(f"{what}: {len(payload)} bytes, at most {max_bytes} are allowed")
-    decoder, make = _decoder(form)
+    decoder, make = _decoder(form)  # type: ignore[arg-type]  # every type is hashable
     try:
         content = decoder.decode(payload)
     except (ValueError, RecursionError) as error:

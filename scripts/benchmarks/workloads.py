@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from btard.harness.vector import bind, flatten
 from btard.protocol.effects import Compute
-from btard.task import never
 from resnet.data import Dataset
 from resnet.gradients import CohortGradients
 from resnet.model import resnet18

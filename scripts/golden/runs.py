@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -20,11 +21,11 @@ from safetensors.torch import load_file
 from btard.attacks import make_attack
 from btard.audit.recorder import Recorder
 from btard.drivers.local import LocalDriver
-from btard.drivers.task import QuadraticTask
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.identity import Identity
 from btard.protocol.peer import Peer
+from btard.task import QuadraticTask
 from scripts import soak
 from tests.protocol import matrix
 from tests.protocol.cohort import Run
@@ -95,7 +96,8 @@ def record(case: Case) -> Fields:
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return case.play(Path(folder))
+            fields: Fields = json.loads(json.dumps(case.play(Path(folder))))  # what another process would read
+            return fields
         except Exception as error:
             return {"error": f"{type(error).__name__}: {error}".replace(folder, "FOLDER")}
 
@@ -157,8 +159,8 @@ def _torchrun(folder: Path) -> Fields:
 
 def _swarm(folder: Path) -> Fields:
     """Deadlines are so long that a slow machine misses none."""
-    from albert.config import AttackConfig
     from albert.data.preparation import Options, prepare
+    from btard.swarm.config import AttackConfig
     from btard.swarm.deadlines import Deadlines
     from tests.albert.trainers import Trainers, tiny
 

@@ -18,7 +18,6 @@ from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Compute
 from btard.protocol.hashing import digest, stream
 from btard.protocol.record import Split, StepRecord
-from btard.task import never
 
 
 @dataclass
