@@ -94,6 +94,22 @@ def _check_plain(value: Any, what: str, depth: int) -> None:
         raise Malformed(f"{what}: not valid here (a map or an extension)")
 
 
+def convert(value: Any, form: type[T], what: str) -> T:
+    """The `form` in JSON `value`, bytes as base64; Malformed, in a line with little of the value, if it is none.
+
+    All fields of a `Struct` have to be there, those that have a default too.
+    """
+    if isinstance(form, type) and issubclass(form, Struct):
+        names = form.__struct_fields__
+        if not isinstance(value, dict) or set(value) != set(names):
+            found = sorted(value) if isinstance(value, dict) else type(value).__name__
+            raise Malformed(f"{what}: expected the fields {', '.join(sorted(names))}, got {found!a:.200}")
+    try:
+        return msgspec.convert(value, form, str_keys=True)
+    except (ValueError, RecursionError) as error:  # also text that is not UTF-8
+        raise Malformed(f"{what}: {error!s:.200}") from None
+
+
 def check_list(value: Any, what: str, item: Callable[[Any, str], T], *, max_len: int) -> tuple[T, ...]:
     if not isinstance(value, list):
         raise Malformed(f"{what}: expected a list, got {type(value).__name__}")
@@ -109,7 +125,7 @@ def check_fields(value: Any, what: str, count: int) -> list[Any]:
 
 
 def check_int(value: Any, what: str) -> int:
-    # bool is an int to isinstance, and 2**63 fits msgpack: neither is a peer, a part or a step.
+    # bool is an int to isinstance, and 2**63 fits: neither is a peer, a part or a step.
     if type(value) is not int or not -1 <= value < 2**31:
         raise Malformed(f"{what}: expected an integer in [-1, 2^31), got {value!r:.40}")
     return value
