@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from btard.drivers.task import QuadraticTask
 
 from btard.protocol.effects import Compute, Purpose
 from btard.swarm.config import SwarmConfig
+from btard.task import QuadraticTask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,22 +28,15 @@ class Config(SwarmConfig):
         return super().agreed() | {"d": self.d, "noise": str(self.noise)}
 
 
-class Quadratic:
+class Quadratic(QuadraticTask):
     """Noisy gradients; the loss is that without the noise."""
 
-    def __init__(self, config: Config) -> None:
-        self.d, self.loss = config.d, math.nan
-        self._task = QuadraticTask(config.d, config.noise)
+    loss = math.nan
 
-    def gradient(
-        self, params: torch.Tensor, request: Compute, workers: int, too_late: Callable[[], bool]
-    ) -> torch.Tensor | None:
-        """The gradient [d] of the request's batch."""
-        out = torch.empty(1, self.d)
-        self._task.gradients(params, [request], out)
-        if request.purpose is Purpose.TRAIN:
+    def gradients(self, params: torch.Tensor, requests: Sequence[Compute], out: torch.Tensor, **_: Any) -> None:
+        super().gradients(params, requests, out)
+        if any(request.purpose is Purpose.TRAIN for request in requests):
             self.loss = float(params @ params) / 2
-        return out[0]
 
     def samples(self, workers: int) -> int:
         return 1
@@ -73,7 +66,7 @@ class Descent:
 
 def make(config: Config) -> tuple[Quadratic, Descent]:
     """Task and optimizer."""
-    return Quadratic(config), Descent(config.d)
+    return Quadratic(config.d, config.noise), Descent(config.d)
 
 
 def from_any_settings(config: SwarmConfig) -> tuple[Quadratic, Descent]:

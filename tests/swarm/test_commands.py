@@ -38,7 +38,7 @@ def test_a_swarm_trains_a_task_of_ones_own(tmp_path: Path) -> None:
     ends = [json.loads(end.read_text()) for end in sorted(out.glob("peer-*/summary.json"))]
     assert len(ends) == 3 and len({(end["digest"], end["ledger"]) for end in ends}) == 1
     assert {end["parameters"] for end in ends} == {50}
-    assert all(end["loss"] < 21 for end in ends)  # from 25, by gradients of norm 1
+    assert seen["loss"] < 21  # from 25, by gradients of norm 1
 
 
 def test_the_annotation_of_a_task_says_which_settings_it_takes() -> None:

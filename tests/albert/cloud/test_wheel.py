@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 PACKAGES = ("btard", "albert", "resnet")
-FILES = ("pyproject.toml", "README.md", "LICENSE", "requirements.txt")
+FILES = ("pyproject.toml", "README.md", "LICENSE", "requirements.txt", "requirements-swarm.txt")
 
 
 @pytest.fixture(scope="module")
