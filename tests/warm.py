@@ -1,4 +1,4 @@
-"""Programs started by forking one parent that has imported what takes long, so that a start costs no seconds of imports.
+"""Programs that are forked from one parent, which has imported what takes long: a start costs next to nothing.
 
 What starts a program as its user does stays as it is: there is a test of that for each of them.
 """
@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch.distributed as dist
 
@@ -83,7 +83,7 @@ def _live(main: Main, words: list[str], files: tuple[str, str], environment: Map
     for number, file in enumerate(files, start=1):
         with open(file, "w", encoding="utf-8") as stream:
             os.dup2(stream.fileno(), number)
-    sys.stdout, sys.stderr = (open(number, "w", buffering=1, encoding="utf-8", closefd=False) for number in (1, 2))
+    sys.stdout, sys.stderr = map(_lines_to, (1, 2))
     try:
         code = main(words) or 0
     except SystemExit as stop:
@@ -94,3 +94,7 @@ def _live(main: Main, words: list[str], files: tuple[str, str], environment: Map
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _lines_to(descriptor: int) -> TextIO:
+    return open(descriptor, "w", buffering=1, encoding="utf-8", closefd=False)
