@@ -81,7 +81,7 @@ CONTRACTS = (
     ),
     Contract(
         "btard/harness/__init__.py",
-        "The library itself imports nothing of it.",
+        "The library imports nothing of it but for `btard.swarm`.",
         ("btard",),
         ("btard.harness",),
         but=BESIDE,
