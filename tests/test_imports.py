@@ -81,7 +81,7 @@ CONTRACTS = (
     ),
     Contract(
         "btard/harness/__init__.py",
-        "The library itself imports nothing of it.",
+        "What programs share and the library never imports:",
         ("btard",),
         ("btard.harness",),
         but=BESIDE,
