@@ -81,7 +81,7 @@ CONTRACTS = (
     ),
     Contract(
         "btard/harness/__init__.py",
-        "What programs share and the library never imports:",
+        "The library imports nothing of it but for `btard.swarm`.",
         ("btard",),
         ("btard.harness",),
         but=BESIDE,

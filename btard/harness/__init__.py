@@ -1,6 +1,6 @@
-"""What programs share and the library never imports: settings, run folders, tables, figures, progress bars.
+"""What programs share: settings, run folders, tables, figures, progress bars.
 
-Its packages come with the extra btard[experiments], those of swarms with btard[swarm] too.
+The library imports nothing of it but for `btard.swarm`. Its packages come with the extra btard[experiments], those of swarms with btard[swarm] too.
 """
 
 from btard.extras import need

@@ -97,9 +97,9 @@ class AttackSection:
         from btard.attacks.registry import make_attack
 
         stop = None if self.stop is None else max(1, self.stop - begun)
-        options: dict[str, Any] = dict(self.chosen())
         start = max(0, self.start - begun)
-        return make_attack(str(self.name), collusion, start=start, every=self.every, stop=stop, **options)
+        options: dict[str, Any] = {"start": start, "every": self.every, "stop": stop, **self.chosen()}
+        return make_attack(str(self.name), collusion, **options)
 
     def check(self, *, peers: int, byzantine: int, validators: int, steps: int) -> None:
         """Raise FieldError with the program's key if `byzantine` of `peers` cannot attack so within `steps`."""
