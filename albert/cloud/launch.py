@@ -79,7 +79,7 @@ def _make(run: Run, found: Survey, out: Console) -> Charter:
         charter = found.charter()
         _say(out, f"security group {make_group(run, places.vpc, charter)}", True)
     else:
-        charter.check(run, found.swarm_settings, now())
+        charter.check(run, found.swarm_settings, found.commit, now())
         if charter.complete and emptied(run):
             raise CloudError(
                 f"run {run.config.run_id} has finished; `stop` removes what is left of it, then launch again"

@@ -53,7 +53,7 @@ class Charter:
     settings: str
     """A digest of the settings that may not change."""
     commit: str
-    """Of the code; "wheel" if a wheel is installed."""
+    """Of the code; "wheel" and S3's tag of its content if a wheel is installed."""
     images: dict[Kind, str]
     complete: bool = False
     """Whether a launch got to its end."""
@@ -88,8 +88,11 @@ class Charter:
         """The same charter of a run that is there entirely."""
         return replace(self, complete=True)
 
-    def check(self, run: Run, swarm_settings: str, now: datetime) -> None:
-        """Raise CloudError unless a launch with these settings may go on with this run."""
+    def check(self, run: Run, swarm_settings: str, commit: str, now: datetime) -> None:
+        """Raise CloudError unless a launch with these settings may go on with this run.
+
+        `commit` is what would be installed now: machines to come fetch the same wheel as those that are there.
+        """
         name = run.config.run_id
         if now >= self.ends - LAST_CALL:
             raise CloudError(
@@ -100,6 +103,11 @@ class Charter:
             raise CloudError(
                 f"run {name} was launched with other settings on {shown(self.started)}; launch it with those, "
                 "`stop` it first, or choose another run_id"
+            )
+        if run.config.code.wheel is not None and commit != self.commit:
+            raise CloudError(
+                f"code.wheel: {run.config.code.wheel} is another one than when run {name} was launched ({commit}, then "
+                f"{self.commit}), and all machines must have the same; upload that one again, or `stop` the run first"
             )
 
 

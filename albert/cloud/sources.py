@@ -13,17 +13,17 @@ from albert.cloud.run import Run
 from albert.cloud.security_group import read_charter
 
 WHEEL = "wheel"
-"""What a charter has instead of a commit if a wheel is installed."""
+"""What a charter has instead of a commit if a wheel is installed, and then which one: S3's tag of its content."""
 
 _MISSING = frozenset({"404", "NoSuchKey", "NoSuchBucket", "NotFound"})
 _FORBIDDEN = frozenset({"403", "Forbidden", "AccessDenied"})
 
 
 def find_commit(run: Run) -> str:
-    """Return the full commit that code.ref names, or `WHEEL`. Raises CloudError if there is no such thing."""
+    """Return the full commit that code.ref names, or `WHEEL` and which. Raises CloudError if there is no such thing."""
     code = run.config.code
     if code.wheel is not None:
-        return WHEEL
+        return _find_wheel(run, code.wheel)
     if code.repository is None:
         raise CloudError(
             "neither code.repository nor code.wheel is set, so there is nothing to install; set one of them"
@@ -53,6 +53,16 @@ def find_commit(run: Run) -> str:
     raise CloudError(
         f"code.ref: {code.repository} has no tag or branch {code.ref}; push it, or give a full commit of 40 digits"
     )
+
+
+def _find_wheel(run: Run, address: str) -> str:
+    place = urlparse(address)
+    s3 = run.account.client("s3")
+    try:
+        tag = s3.head_object(Bucket=place.netloc, Key=place.path.lstrip("/"))["ETag"].strip('"')
+    except s3.exceptions.ClientError:
+        return WHEEL  # what is wrong is said by `check_sources`
+    return f"{WHEEL} {tag}"
 
 
 def check_sources(run: Run) -> list[Finding]:

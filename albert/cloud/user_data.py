@@ -9,7 +9,6 @@ from albert.cloud.config import words
 from albert.cloud.errors import CloudError
 from albert.cloud.names import Role, kind_of
 from albert.cloud.run import Charter, Run
-from albert.cloud.sources import WHEEL
 
 MACHINE = Path(__file__).parent / "machine"
 SCRIPTS = ("end.sh", "finished.sh", "lib.sh", "run.sh", "setup.sh", "upload.sh")
@@ -77,7 +76,7 @@ def _settings(run: Run, role: Role, charter: Charter) -> str:
         "AWS_DEFAULT_REGION": run.account.region,
         "WHEEL": config.code.wheel or "",
         "REPOSITORY": config.code.repository or "",
-        "COMMIT": charter.commit if charter.commit != WHEEL else "",
+        "COMMIT": "" if config.code.wheel else charter.commit,
         "REQUIREMENTS": config.code.requirements or "",
         "INTERPRETER": config.code.python,
         "PYTHON": "/opt/btard/venv/bin/python",

@@ -158,6 +158,9 @@ class SwarmConfig:
     peer: int | None = None
     """Of one trainer: its number, in a simulation in which every key follows from run_id and number. null: it has a
     key of its own, as in every real swarm."""
+    code: str | None = None
+    """The commit that is installed, where peers are to compare it before they talk. null: they do not. Machines on AWS
+    set it."""
     start_from: str | None = None
     """A checkpoint to begin from instead of new parameters, equal at all peers: an attack run goes on from it."""
     checkpoint_every: int = 50
@@ -257,6 +260,8 @@ class SwarmConfig:
         shared = {name: getattr(self, name) for name in names} | section_of(self, "protocol")
         if self.protocol.validation == "exact":
             shared["threads"] = self.threads
+        if self.code is not None:
+            shared["code"] = self.code
         return as_json(shared)
 
 

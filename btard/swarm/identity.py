@@ -15,6 +15,7 @@ from nacl.signing import SigningKey
 
 from btard.protocol.identity import Identity
 
+USAGE = "usage: python -m btard.swarm.identity FILE"
 _IDENTITY_MULTIHASH = 0
 """libp2p's short keys are not hashed: the peer id holds the key itself."""
 
@@ -67,8 +68,11 @@ def load_identity(file: Path) -> Identity:
 def main(argv: list[str] | None = None) -> int:
     """Print the peer id and the public key of an identity file."""
     words = sys.argv[1:] if argv is None else argv
+    if words in (["-h"], ["--help"]):
+        print(USAGE, "", __doc__, sep="\n")
+        return 0
     if len(words) != 1 or words[0].startswith("-"):
-        print("usage: python -m btard.swarm.identity FILE", file=sys.stderr)
+        print(USAGE, file=sys.stderr)
         return 2
     try:
         identity = load_identity(Path(words[0]))

@@ -38,7 +38,7 @@ rm -f "$STATE/moved"
 stopped=
 trap 'stopped=yes' TERM INT
 "$PYTHON" -m "albert.$KIND" /opt/btard/swarm.yaml --out "$STATE/run" --network.host 0.0.0.0 \
-  --network.announce "$announce" "${peers[@]}" "${OPTIONS[@]}" &
+  --network.announce "$announce" --code "$(< /opt/btard/installed)" "${peers[@]}" "${OPTIONS[@]}" &
 process=$!
 watcher=
 if [[ $KIND == trainer ]]; then # A new coordinator has a new address, and peers look for it only when they start.

@@ -56,10 +56,12 @@ if [[ -n $WHEEL ]]; then
   wheel=$BASE/$(basename "$WHEEL")
   fetch "$WHEEL" "$wheel"
   pip "${wheel}[experiments]" # with what requirements.txt says, which stands in it under that name
+  sha256sum < "$wheel" | cut --delimiter=' ' --fields=1 > "$BASE/installed"
 else
   clone() { rm -rf "$BASE/code" && git clone --quiet "$REPOSITORY" "$BASE/code"; }
   retry clone
   git -C "$BASE/code" checkout --quiet --detach "$COMMIT"
+  git -C "$BASE/code" rev-parse HEAD > "$BASE/installed"
   if [[ -n $REQUIREMENTS ]]; then pip -r "$BASE/code/$REQUIREMENTS"; fi
 fi
 if ((${#PACKAGES[@]})); then pip "${PACKAGES[@]}"; fi

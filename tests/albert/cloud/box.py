@@ -97,6 +97,7 @@ class Box:
         assert script.endswith(last)
         code, output = self.boot(script.removesuffix(last) + "mkdir -p /var/lib/btard/run\n")
         assert code == 0, output
+        self.write("opt/btard/installed", "0123456789abcdef0123456789abcdef01234567\n")
         programs = self.folder / "opt/btard/venv/bin"
         programs.mkdir(parents=True)
         (programs / "python").symlink_to(self.folder / "bin/stub")

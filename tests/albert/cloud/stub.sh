@@ -19,6 +19,7 @@ case "$name $*" in
       rm "$BOX/apt_fails"
       exit 100
     fi ;;
+  "git -C"*" rev-parse HEAD") echo 0123456789abcdef0123456789abcdef01234567 ;;
   "git clone"*) mkdir -p "${*: -1}" && echo numpy > "${*: -1}/requirements.txt" ;;
   "python3 -m venv"*)
     mkdir -p "$3/bin"

@@ -119,7 +119,7 @@ def test_every_option_is_a_key_of_the_swarm(tmp_path):
     config = settings(tmp_path, "--wandb.parameter", "/btard/wandb")
     run = Run(SimpleNamespace(region="us-east-1"), config)  # type: ignore[arg-type]
     passed = {key for role in run.sizes for key in options(run, role)}
-    passed |= {"network.host", "network.announce", "network.initial_peers"}  # by run.sh
+    passed |= {"network.host", "network.announce", "network.initial_peers", "code"}  # by run.sh
     assert passed - set(keys(SwarmConfig)) == set()
 
 
@@ -153,6 +153,7 @@ def test_a_trainer_sets_its_end_first_then_installs_fetches_and_starts(tmp_path,
         "pip install --quiet --upgrade pip",
         "git clone --quiet https://example.org/btard.git /opt/btard/code",
         f"git -C /opt/btard/code checkout --quiet --detach {COMMIT}",
+        "git -C /opt/btard/code rev-parse HEAD",
         "pip install --quiet -r /opt/btard/code/requirements.txt",
         "pip install --quiet hivemind==1.1.12 msgpack>=1",
         "useradd --system --home-dir /var/lib/btard --shell /usr/sbin/nologin btard",
@@ -170,7 +171,8 @@ def test_a_trainer_sets_its_end_first_then_installs_fetches_and_starts(tmp_path,
     assert output == "the coordinator has not said yet where it is\n" * 2
     assert box.calls("python") == [
         "python -m albert.trainer /opt/btard/swarm.yaml --out /var/lib/btard/run --network.host 0.0.0.0 "
-        "--network.announce 10.0.0.7 --network.initial_peers /ip4/10.0.0.1/tcp/31337/p2p/12D3KooWcoordinator "
+        f"--network.announce 10.0.0.7 --code {COMMIT} "
+        "--network.initial_peers /ip4/10.0.0.1/tcp/31337/p2p/12D3KooWcoordinator "
         "--run_id albert --peers 16 --network.port 31337 --data.path /var/lib/btard/data --byzantine 7 "
         "--attack.name sign_flip --attack.start 1000 --attack.join true"
     ]
@@ -192,7 +194,8 @@ def test_a_coordinator_says_where_it_is_and_gets_the_key_of_wandb_in_its_environ
     assert box.calls("python") == [
         "python -m btard.swarm.identity /var/lib/btard/run/identity.key",
         "python -m albert.coordinator /opt/btard/swarm.yaml --out /var/lib/btard/run --network.host 0.0.0.0 "
-        "--network.announce 198.51.100.7 --run_id albert --peers 16 --network.port 31337 --data.path "
+        f"--network.announce 198.51.100.7 --code {COMMIT} "
+        "--run_id albert --peers 16 --network.port 31337 --data.path "
         "/var/lib/btard/data --byzantine 7 --attack.name sign_flip --attack.start 1000 --wandb btard-albert",
     ]
     assert box.calls("aws ssm put-parameter") == [
@@ -363,10 +366,11 @@ def test_a_wheel_is_installed_instead_of_the_repository(tmp_path, box):
     box.write("s3/btard-0.1.0-py3-none-any.whl", b"wheel")
     wheel = "s3://code/btard-0.1.0-py3-none-any.whl"
     config = settings(tmp_path, "--code.repository", "null", "--code.wheel", wheel)
-    code, output = box.boot(script(config, "honest", charter(commit="wheel")))
+    code, output = box.boot(script(config, "honest", charter(commit="wheel 0a1b")))
     assert code == 0, output
     assert "pip install --quiet /opt/btard/btard-0.1.0-py3-none-any.whl[experiments]" in box.calls("pip")
     assert box.calls("git") == []
+    assert (box.folder / "opt/btard/installed").read_text() == hashlib.sha256(b"wheel").hexdigest() + "\n"
 
 
 @needs_namespaces
