@@ -1,1 +1,4 @@
-"""ALBERT pre-trained by a swarm: data, model, peers that find each other through hivemind, attackers among them."""
+"""ALBERT pre-trained by a swarm: data, model, peers that find each other through hivemind, attackers among them.
+
+It may import `btard`; neither `btard` nor `resnet` may import anything from here.
+"""

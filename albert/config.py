@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from btard.harness.typed_yaml import require
+from btard.checks import require
+from btard.harness.sections import ProtocolSection
 from btard.swarm.config import SwarmConfig, as_json, section_of
 
 TASK = "albert.task:make"
@@ -106,6 +107,7 @@ class Config(SwarmConfig):
     loss_scale: float = 4096.0
     """float16: the loss is multiplied by it, so that small gradients do not vanish. Lower it if gradients overflow."""
     model: ModelConfig = field(default_factory=ModelConfig)
+    protocol: ProtocolSection = field(default_factory=lambda: ProtocolSection(tau=0.125, clip_lambda=1.0))
     data: DataConfig = field(default_factory=DataConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

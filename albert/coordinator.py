@@ -9,7 +9,7 @@ from btard.swarm.commands import run
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code of `python -m btard.swarm coordinator --task albert.task:make`."""
-    return run("coordinator", argv, TASK, "python -m albert.coordinator")
+    return run("coordinator", argv, TASK, "python -m albert.coordinator", extra="experiments")
 
 
 if __name__ == "__main__":

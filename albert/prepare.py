@@ -18,32 +18,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from albert.data.errors import DataError
 from albert.data.folder import RECORD, TOKENIZER, check
 from albert.data.preparation import Options, prepare
 from albert.data.sources import SYNTHETIC
 from albert.data.tokenizer import DEFAULT
 from btard.harness.settings import exit_with
+from btard.harness.tables import show
 
 PROGRAM = "python -m albert.prepare"
 
 
 def print_summary(record: dict[str, Any], out: Path, remark: str) -> None:
     """Print what a prepared folder holds; `remark` says how it came to be."""
-    table = Table("split", title=str(out), title_justify="left")
-    for name in ("articles", "examples", "tokens", "tokens per example"):
-        table.add_column(name, justify="right")
+    rows = []
     for split, counts in record["splits"].items():
         mean = counts["tokens"] / counts["examples"]
-        table.add_row(split, *(f"{counts[name]:,}" for name in ("articles", "examples", "tokens")), f"{mean:.1f}")
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, markup=False)
-    console.print(table)
-    console.print(f"vocabulary {record['vocab_size']:,}, sequence length {record['sequence_length']}, {remark}")
-    console.print(f"digest {record['digest']}")
-    console.print(f"files: {out}/{RECORD}, {', '.join(f'{split}.arrow' for split in record['splits'])}, {TOKENIZER}/")
+        rows.append([split, *(f"{counts[name]:,}" for name in ("articles", "examples", "tokens")), f"{mean:.1f}"])
+    show(str(out), ("split", ">articles", ">examples", ">tokens", ">tokens per example"), rows)
+    print(f"vocabulary {record['vocab_size']:,}, sequence length {record['sequence_length']}, {remark}")
+    print(f"digest {record['digest']}")
+    print(f"files: {out}/{RECORD}, {', '.join(f'{split}.arrow' for split in record['splits'])}, {TOKENIZER}/")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,15 +13,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
 from rich.markdown import Markdown
 
 from albert.experiments.plots import loss_figure, peers_figure, phases_figure, speed_figure
 from albert.experiments.results import Swarm, export, read_swarms
 from albert.experiments.tables import bans_table, results_table
-from btard.harness.progress import console_for_all
+from btard.harness.figures import save
 from btard.harness.run_folder import RunFolderError
 from btard.harness.settings import exit_with
+from btard.harness.tables import console
 
 FIGURES = {"loss": loss_figure, "peers": peers_figure, "speed": speed_figure, "phases": phases_figure}
 
@@ -30,14 +30,9 @@ def write_report(swarms: Sequence[Swarm], out: Path) -> None:
     """Write all figures and tables into the folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
     for name, draw in FIGURES.items():
-        _save(draw(swarms), out / name)
+        save(draw(swarms), out / name, small=True)
     (out / "results.md").write_text(results_table(swarms), encoding="utf-8")
     (out / "bans.md").write_text(bans_table(swarms), encoding="utf-8")
-
-
-def _save(figure: Figure, file: Path) -> None:
-    figure.savefig(file.with_suffix(".png"), dpi=110)
-    figure.savefig(file.with_suffix(".svg"), metadata={"Date": None})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,9 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_report(swarms, out)
     if arguments.export:
         export(swarms, out)
-    console = console_for_all()
-    console.print(Markdown(results_table(swarms)))
-    console.print(f"figures: {out}/{{{','.join(FIGURES)}}}.png and .svg   tables: {out}/results.md, bans.md")
+    console().print(Markdown(results_table(swarms)))
+    print(f"figures: {out}/{{{','.join(FIGURES)}}}.png and .svg   tables: {out}/results.md, bans.md")
     return 0
 
 

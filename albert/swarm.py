@@ -9,7 +9,7 @@ from btard.swarm.commands import run
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code of `python -m btard.swarm local --task albert.task:make`."""
-    return run("local", argv, TASK, "python -m albert.swarm")
+    return run("local", argv, TASK, "python -m albert.swarm", extra="experiments")
 
 
 if __name__ == "__main__":

@@ -144,10 +144,15 @@ class AlbertTask:
                 yield
 
 
+def _model_on(device: torch.device, config: Config, corpus: Corpus) -> AlbertForPreTraining:
+    model = make_model(config.model, corpus.vocab_size, corpus.sequence_length, config.seed)
+    return torch.nn.Module.to(model, device)  # transformers wraps `to` in a way that mypy takes for a function
+
+
 def make_task(config: Config, corpus: Corpus, device: torch.device) -> AlbertTask:
     """The gradients of this configuration on the device."""
     return AlbertTask(
-        _model_of(config, corpus, device),
+        _model_on(device, config, corpus),
         corpus,
         config.batch.total,
         config.batch.per_device,
@@ -162,11 +167,4 @@ def make(config: Config) -> tuple[AlbertTask, Optimizer]:
     Errors: DataError; ConfigError for a GPU that is not there.
     """
     corpus, device = Corpus(config.data.path), pick_device(config.device)
-    return make_task(config, corpus, device), Optimizer(_model_of(config, corpus, device), config.optimizer)
-
-
-def _model_of(config: Config, corpus: Corpus, device: torch.device) -> AlbertForPreTraining:
-    """The model with its first parameters."""
-    model = make_model(config.model, corpus.vocab_size, corpus.sequence_length, config.seed)
-    model.to(device)  # type: ignore[arg-type]
-    return model
+    return make_task(config, corpus, device), Optimizer(_model_on(device, config, corpus), config.optimizer)

@@ -9,7 +9,7 @@ from btard.swarm.commands import run
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code of `python -m btard.swarm trainer --task albert.task:make`."""
-    return run("trainer", argv, TASK, "python -m albert.trainer")
+    return run("trainer", argv, TASK, "python -m albert.trainer", extra="experiments")
 
 
 if __name__ == "__main__":

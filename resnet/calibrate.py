@@ -17,12 +17,13 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
-from rich.table import Column, Table
-from tqdm import tqdm
+from rich.table import Table
 
 from btard.calibration import Proposal, propose
+from btard.harness.figures import BLUE, VERMILION, bare, new_figure, save
+from btard.harness.progress import track
 from btard.harness.settings import exit_with
+from btard.harness.tables import console, table
 from btard.harness.typed_yaml import ConfigError
 from btard.harness.vector import bind, flatten
 from btard.protocol.effects import Compute
@@ -30,7 +31,6 @@ from btard.protocol.hashing import batch_seed, digest
 from btard.protocol.tolerance import difference, tolerated_deviation
 from resnet.config import Config, parse_command_line
 from resnet.data import DataError, Dataset, load_dataset
-from resnet.figures import save
 from resnet.model import resnet18
 from resnet.numerics import Numerics, NumericTask, numerics_here
 from resnet.sampling import TrainingData
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 PROGRAM = "python -m resnet.calibrate"
 MEMORY = 2**30
 """Bytes that the gradients compared at a time may take."""
+PATIENCE = 2.0
+"""Seconds after which a progress bar appears."""
 WEAK = 0.25
 """At this tolerance the deviation that stays unseen is as large as the gradient."""
 FLOOR = 1e-9
@@ -78,7 +80,7 @@ class Mix:
             return ""
         lines = [
             f"# {self.name}: the worst of {len(self.pairs)} pairs on {self.proposal.samples} batches",
-            "aggregator:",
+            "protocol:",
         ]
         if self.proposal.tolerance == 0:
             return "\n".join([*lines, "  validation: exact  # all gradients were equal to the bit"])
@@ -104,7 +106,7 @@ def measure(
     for step, params in _training(config, data, model, steps):
         if step not in at:
             continue
-        for first in tqdm(range(0, samples, chunk), desc=f"step {step}", leave=False):
+        for first in track(range(0, samples, chunk), f"step {step}", unit="batches", patience=PATIENCE):
             requests = [_request(config, "calibration", step, i) for i in range(first, min(samples, first + chunk))]
             rows = {way: torch.empty(len(requests), task.d) for way, task in tasks.items()}
             for way, task in tasks.items():
@@ -184,62 +186,55 @@ def mixes(pairs: Sequence[Pair], validations: int) -> list[Mix]:
 
 def tables(pairs: Sequence[Pair], found: Sequence[Mix], missing: dict[str, str]) -> list[Table | str]:
     """What to print: differences by pair, tolerances by mix, what was not measured."""
-    columns = ("samples", "equal bits", "median", "95 %", "largest", "largest 1 - cos")
-    by_pair = Table(Column("pair", no_wrap=True), *columns, title="Differences")
+    by_pair = []
     for pair in pairs:
         errors = sorted(pair.relative)
         n = len(errors)
         shown = [f"{errors[n // 2]:.1e}", f"{errors[min(n - 1, math.ceil(0.95 * n))]:.1e}", f"{errors[-1]:.1e}"]
         equal = sum(error == 0 for error in errors) / n
-        by_pair.add_row(pair.name, str(n), f"{equal:.0%}", *shown, f"{max(pair.cosine):.1e}")
-    by_mix = Table(
-        "machines",
-        "gradient_tol",
-        "largest error",
-        "above 2 tol",
-        "false accusations per run\n95 % bound, and by the tail",
-        "unseen deviation",
-        title="Tolerances",
-    )
+        by_pair.append([pair.name, str(n), f"{equal:.0%}", *shown, f"{max(pair.cosine):.1e}"])
+    by_mix = []
     for mix in found:
         proposal = mix.proposal
         if proposal is None:
             continue
         estimate = proposal.false_accusations_estimate
-        deviation = tolerated_deviation(proposal.tolerance)
-        by_mix.add_row(
+        row = (
             mix.name,
             "exact" if proposal.tolerance == 0 else f"{proposal.tolerance:g}{' (capped)' * proposal.capped}",
             f"{proposal.largest:.1e}",
             f"{proposal.exceeding} of {proposal.samples}",
             f"{proposal.false_accusations_bound:.2g}, " + ("no tail" if estimate is None else f"{estimate:.1e}"),
-            f"{deviation:.1%}",
+            f"{tolerated_deviation(proposal.tolerance):.1%}",
         )
+        by_mix.append(row)
     absent = [f"not measured: {name}, {reason}" for name, reason in missing.items()]
     absent += [f"not measured: {mix.name}" for mix in found if mix.proposal is None]
-    return [by_pair, by_mix, *absent]
+    columns = ("pair", ">samples", ">equal bits", ">median", ">95 %", ">largest", ">largest 1 - cos")
+    accused = ">false accusations per run\n95 % bound, and by the tail"
+    found_columns = ("machines", ">gradient_tol", ">largest error", ">above 2 tol", accused, ">unseen deviation")
+    return [table("Differences", columns, by_pair), table("Tolerances", found_columns, by_mix), *absent]
 
 
 def draw(pairs: Sequence[Pair], found: Sequence[Mix]) -> Figure:
     """A histogram of log10 error per pair, and the tolerance of the narrowest mix that the pair belongs to."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 0.6 + 0.62 * len(pairs)), layout="constrained")
+    figure = new_figure(7.2, 0.6 + 0.62 * len(pairs))
     axes = figure.subplots(len(pairs), 1, sharex=True, squeeze=False)[:, 0]
     bins = [math.log10(FLOOR) + 0.25 * i for i in range(38)]
     for axis, pair in zip(axes, pairs, strict=True):
         logs = [math.log10(max(error, FLOOR)) for error in pair.relative if error > 0]
-        axis.hist(logs, bins=bins, color="#0072B2")
+        axis.hist(logs, bins=bins, color=BLUE)
         mix = next((mix for mix in found if pair in mix.pairs and mix.proposal and mix.proposal.tolerance), None)
         if mix is not None and mix.proposal is not None:
-            axis.axvline(math.log10(mix.proposal.tolerance), color="#D55E00", lw=1.4)
+            axis.axvline(math.log10(mix.proposal.tolerance), color=VERMILION, lw=1.4)
         equal = len(pair.relative) - len(logs)
         text = pair.name + (f"   ({equal} of {len(pair.relative)} equal to the bit)" if equal else "")
         axis.set_title(text, fontsize=8, loc="left", pad=2)
         axis.set_yscale("log")  # one flipped ReLU in hundreds of batches decides
         axis.set_ylim(bottom=0.5)
         axis.yaxis.set_visible(False)
-        axis.spines[["top", "right", "left"]].set_visible(False)
+        bare(axis, grid=None)
+        axis.spines["left"].set_visible(False)
     axes[-1].set_xlim(bins[0], bins[-1])
     axes[-1].set_xlabel("log10 of the relative error; orange: proposed gradient_tol")
     return figure
@@ -302,11 +297,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     save(draw(pairs, found), out / "calibration.png")
     lines = "\n\n".join(mix.yaml for mix in found if mix.proposal is not None) + "\n"
     (out / "tolerances.txt").write_text(lines)
-    console = Console(width=None if sys.stdout.isatty() else 120)
     for item in tables(pairs, found, missing):
-        console.print(item)
-    console.print(f"\nfor the configuration, one of:\n\n{lines}", highlight=False)
-    console.print(f"files: {out}/calibration.json, calibration.png, calibration.svg, tolerances.txt")
+        console().print(item)
+    print(f"\nfor the configuration, one of:\n\n{lines}")
+    print(f"files: {out}/calibration.json, calibration.png, calibration.svg, tolerances.txt")
     return 0
 
 

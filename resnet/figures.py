@@ -15,17 +15,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from btard.harness import tables
+from btard.harness.figures import COLOURS, DASHES, bare, new_figure, save
 from btard.harness.run_folder import RunFolderError
-from resnet.table import Run, bans_text, markdown_table, read_run, text_table
+from btard.harness.settings import exit_with
+from resnet.table import COLUMNS, Run, bans_text, read_run, row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which people with any colour vision can tell apart; lines differ in their dashes as well,
-# for print in black and white. Yellow is left out: it vanishes on paper.
-COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-DASHES = ("-", (0, (6, 2)), "-", (0, (1, 1.2)), (0, (6, 2, 1, 2)), "-", (0, (3, 1.5)))
 INCH_PER_LABEL = 0.26
 
 
@@ -34,13 +33,11 @@ def draw(runs: Sequence[Run]) -> Figure:
 
     Raises RunFolderError if a run has no measured accuracy yet.
     """
-    from matplotlib.figure import Figure  # no pyplot: nothing global, and no window system
-
     for run in runs:
         if not run.accuracy[0]:
             raise RunFolderError(f"{run.path}: no test accuracy was measured yet; let it run longer")
     legend = INCH_PER_LABEL * -(-len(runs) // _columns(runs))
-    figure = Figure(figsize=(7.2, 3.4 + legend), layout="constrained")
+    figure = new_figure(7.2, 3.4 + legend)
     axes = figure.subplots()
     _mark_attacks(axes, runs)
     for run, colour, dashes in zip(runs, cycle(COLOURS), cycle(DASHES), strict=False):
@@ -55,8 +52,7 @@ def draw(runs: Sequence[Run]) -> Figure:
     highest = 100 * max(max(run.accuracy[1]) for run in runs)
     axes.set_ylim(0, 101 if highest > 70 else 10 * math.ceil(highest / 10 + 0.1))
     axes.set_xlim(0, max(run.accuracy[0][-1] for run in runs))
-    axes.grid(axis="y", color="0.88", lw=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+    bare(axes)
     # Outside the axes, where no curve can be.
     figure.legend(loc="outside upper left", ncols=_columns(runs), frameon=False, fontsize=9, handlelength=2.6)
     return figure
@@ -88,20 +84,8 @@ def _mark_bans(axes: Axes, run: Run, colour: str) -> None:
             axes.plot(at, height, marker, color=colour, mfc="white", ms=4.5, mew=1.2, label=label, zorder=3)
 
 
-def save(figure: Figure, out: Path) -> tuple[Path, Path]:
-    """Write the figure as PNG and SVG, named like `out` with these endings. The same runs give the same bytes."""
-    from matplotlib import rc_context
-
-    png, svg = out.with_suffix(".png"), out.with_suffix(".svg")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with rc_context({"svg.hashsalt": "btard", "svg.fonttype": "none"}):
-        figure.savefig(png, dpi=200, metadata={"Software": None})
-        figure.savefig(svg, metadata={"Date": None, "Creator": None})
-    return png, svg
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Return the exit code: 0, or 2 after one line about what is wrong."""
+    """Return the exit code 0; ends the process with 2 after one line about what is wrong."""
     parser = argparse.ArgumentParser(prog="python -m resnet.figures", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="a FILE.svg is written beside it")
@@ -116,12 +100,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs = [read_run(path, label) for path, label in zip(arguments.runs, labels, strict=True)]
         save(draw(runs), arguments.out)
     except (RunFolderError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        exit_with(error)
     if arguments.markdown:
-        arguments.markdown.write_text(markdown_table(runs) + "\n", encoding="utf-8")
+        arguments.markdown.write_text(tables.markdown(COLUMNS, map(row, runs)) + "\n", encoding="utf-8")
     if arguments.table:
-        print(text_table(runs))
+        tables.show("", COLUMNS, map(row, runs))
         for run in runs:
             if run.bans:
                 print(f"\nBans under {run.label}:\n{bans_text(run)}")

@@ -18,11 +18,14 @@ from zipfile import BadZipFile
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
+
+from btard.harness.progress import Bar, track
 
 SPLITS = ("train", "test")
 LAYOUT = "train/<class>/<file> and test/<class>/<file>"
 CACHE_VERSION = 1
+PATIENCE = 2.0
+"""Seconds after which a progress bar appears."""
 MAX_IMAGE_BYTES = 64 * 2**20
 
 
@@ -101,9 +104,8 @@ def _files_of(folder: Path) -> list[tuple[Path, str, str, str]]:
 
 
 def _samples_of_folder(folder: Path) -> Iterator[_Sample]:
-    for file, split, class_name, name in tqdm(
-        _files_of(folder), desc=f"decoding {folder.name}", unit="image", disable=None
-    ):
+    files = track(_files_of(folder), f"decoding {folder.name}", unit="images", patience=PATIENCE)
+    for file, split, class_name, name in files:
         if file.stat().st_size > MAX_IMAGE_BYTES:
             raise DataError(f"{file}: expected an image of at most {MAX_IMAGE_BYTES} bytes; remove it")
         yield _Sample(split, class_name, name, *_decode(file.read_bytes(), str(file)))
@@ -113,13 +115,11 @@ def _samples_of_archive(path: Path) -> Iterator[_Sample]:
     try:
         with (
             path.open("rb") as raw,
-            tqdm(
-                total=path.stat().st_size, desc=f"decoding {path.name}", unit="B", unit_scale=True, disable=None
-            ) as bar,
+            Bar(f"decoding {path.name}", path.stat().st_size, unit="B", patience=PATIENCE) as bar,
             tarfile.open(fileobj=raw, mode="r:*") as archive,
         ):
             for member in archive:
-                bar.update(raw.tell() - bar.n)
+                bar.move(raw.tell())
                 position = _position(member.name, str(path))
                 if position is None or member.isdir():
                     continue

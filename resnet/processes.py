@@ -22,16 +22,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from tqdm import tqdm
 
 from btard.audit.recorder import Recorder
 from btard.drivers.collective import CollectiveDriver, Fallen
 from btard.drivers.mesh import Mesh, RankLost
-from btard.harness.progress import interval
+from btard.harness.progress import Bar
 from btard.harness.run_folder import RunFolder, RunFolderError, rank_checkpoints
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.ledger import Ledger
-from resnet.cohort import HISTORY, cohort_settings, protocol_settings
+from resnet.cohort import HISTORY, cohort_settings
 from resnet.config import Config, load_config
 from resnet.data import DataError, Dataset, load_dataset
 from resnet.train import Training, describe, print_summary, summarise
@@ -63,7 +62,7 @@ class RankTraining(Training):
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
     def _driver(self, folder: Path) -> CollectiveDriver:
-        protocol = protocol_settings(self.config)
+        protocol = self.config.protocol_config()
         return CollectiveDriver(
             protocol,
             self.task,
@@ -86,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     with shown:  # one line about a mistake, not one from each rank
         warnings.showwarning = lambda message, *_args, **_kw: _say(f"warning: {message}")
         config, out = load_config(argv)
-        if config.aggregator.name != "btard":
+        if not config.btard:
             return _mistake(f"aggregator.name {config.aggregator.name}: torchrun is for btard, start without it")
         if config.commitments != "hashed":
             return _mistake("commitments ideal: processes have no memory in common, use hashed")
@@ -155,7 +154,8 @@ def _run(config: Config, out: Path, mesh: Mesh, progress: _Progress) -> int:
     progress.advanced(mesh.ranks, config.peers)
     checkpoints.forget_after(first)
     try:
-        return _steps(training, out, first, progress, folder)
+        with Bar(out.name, config.steps, done=first, show=mesh.rank == FIRST) as bar:
+            return _steps(training, out, first, progress, folder, bar)
     except Fallen as fallen:
         _say(f"{fallen}; rank {mesh.rank} ends, the others go on")
         return 0
@@ -163,19 +163,13 @@ def _run(config: Config, out: Path, mesh: Mesh, progress: _Progress) -> int:
         return _mistake(str(error))
 
 
-def _steps(training: RankTraining, out: Path, first: int, progress: _Progress, folder: RunFolder | None) -> int:
+def _steps(
+    training: RankTraining, out: Path, first: int, progress: _Progress, folder: RunFolder | None, bar: Bar
+) -> int:
     """Train from step `first` to the end; 0. `folder` is that of the first rank, others open it when it is theirs."""
     config, mesh = training.config, training.mesh
     checkpoints = rank_checkpoints(out, mesh.rank)
     ledger: Ledger | None = None
-    bar = tqdm(
-        initial=first,
-        total=config.steps,
-        desc=out.name,
-        unit="step",
-        disable=mesh.rank != FIRST,
-        mininterval=interval(),
-    )
     try:
         for step in range(first, config.steps):
             result, metrics = training.step(step)
@@ -188,17 +182,16 @@ def _steps(training: RankTraining, out: Path, first: int, progress: _Progress, f
                 folder.log(step, metrics, training.seconds)
                 for entry in result.removed if result is not None else ():
                     folder.log_ledger([ledger.append(entry)])
-                    bar.write(describe(entry, training.byzantine))
+                    bar.say(describe(entry, training.byzantine))
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
                 if folder is not None:
                     folder.flush()
                 training.save(checkpoints, step + 1)
                 progress.saved = step + 1
-            bar.update()
+            bar.advance()
         training.driver.attest(training.params.detach())
         progress.advanced(mesh.ranks, config.peers)
     finally:
-        bar.close()
         if folder is not None:
             folder.close()  # for the next rank, if this one has fallen
     if folder is not None and training.evaluator is not None:

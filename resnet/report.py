@@ -9,23 +9,21 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from itertools import compress
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table as RichTable
-from tqdm import tqdm
-
+from btard.harness.figures import save
+from btard.harness.progress import Bar
 from btard.harness.run_folder import RunFolderError
 from btard.harness.settings import exit_with
+from btard.harness.tables import csv_text, show
 from btard.harness.typed_yaml import COMMAND_LINE, ConfigError
 from resnet.experiments import tables
 from resnet.experiments.export import export
 from resnet.experiments.grid import Experiment
 from resnet.experiments.outcomes import Outcome, Results, read_results, read_sweep
-from resnet.experiments.plots import accuracy_figure, overview_experiments, survival_figure, write_figure
+from resnet.experiments.plots import accuracy_figure, overview_experiments, survival_figure
 from resnet.experiments.survival import collapse
 from resnet.experiments.tracking import TrackingError, write_tensorboard, write_wandb
 
@@ -34,9 +32,6 @@ PATIENCE = 2.0
 
 OVERVIEW = "overview"
 """Figure for a README."""
-
-WIDE = 150
-"""Characters of a line in a log file."""
 
 
 def write_report(results: Results, experiments: Sequence[Experiment], out: Path) -> list[str]:
@@ -61,12 +56,12 @@ def write_report(results: Results, experiments: Sequence[Experiment], out: Path)
     overview = overview_experiments(shown)
     with _bar(len(shown) + 2, "figures") as drawn:
         if len(overview) > 1 and (figure := accuracy_figure(results, overview)):
-            write_figure(figure, out / OVERVIEW)
+            save(figure, out / OVERVIEW, small=True)
             titles = "; ".join(experiment.title for experiment in overview)
             text.append(f"![Test accuracy under each attack]({OVERVIEW}.png)\n\n{titles}.")
-        drawn()
+        drawn.advance()
         if groups:
-            write_figure(survival_figure(groups), out / "survival")
+            save(survival_figure(groups), out / "survival", small=True)
             table = tables.survival_table(groups)
             csv_files["survival.csv"] = table
             bad = [row for row in table[1:] if row[table[0].index("agrees")] == "NO"]
@@ -77,7 +72,7 @@ def write_report(results: Results, experiments: Sequence[Experiment], out: Path)
             _write(out / "survival.md", "\n\n".join(map(str.strip, survival)) + "\n")
             figure_line = "![Byzantine peers left, against the sampling law](survival.png)"
             text += ["## How long attackers survive", figure_line, *survival]
-        drawn()
+        drawn.advance()
         sections = ["# Results", tables.LEGEND]
         for experiment in shown:
             about = [experiment.about] if experiment.about else []
@@ -86,7 +81,7 @@ def write_report(results: Results, experiments: Sequence[Experiment], out: Path)
             text += [f"## {experiment.title}", *about]
             if figure := accuracy_figure(results, [experiment]):
                 name = f"accuracy-{experiment.name}"
-                for file in write_figure(figure, out / name):
+                for file in save(figure, out / name, small=True):
                     if overview == [experiment]:  # nothing to lay over it, and nothing to draw twice
                         shutil.copyfile(file, out / f"{OVERVIEW}{file.suffix}")
                 text.append(f"![Test accuracy: {experiment.title}]({name}.png)")
@@ -94,7 +89,7 @@ def write_report(results: Results, experiments: Sequence[Experiment], out: Path)
             if validators := tables.validators_table(results, experiment):
                 text.append(tables.markdown(validators))
                 sections.append(tables.markdown(validators))
-            drawn()
+            drawn.advance()
     _write(out / "results.md", "\n\n".join(map(str.strip, sections)) + "\n")
     speeds = tables.speed_table(results, experiments)
     if len(speeds) > 1:
@@ -102,7 +97,7 @@ def write_report(results: Results, experiments: Sequence[Experiment], out: Path)
         some = f"\nMeasured in {known} of {len(outcomes)} runs." if known < len(outcomes) else ""
         _write(out / "speed.md", f"{SPEED}{some}\n\n{tables.markdown(speeds)}")
     for name, table in csv_files.items():
-        _write(out / name, tables.csv_text(table))
+        _write(out / name, csv_text(table))
     text += ["## How to read the tables", tables.LEGEND, "## How it was made", *_made(outcomes, sorted(csv_files))]
     text += ["Steps per second: [speed.md](speed.md)."] if len(speeds) > 1 else []
     _write(out / "report.md", "\n\n".join(map(str.strip, text)) + "\n")
@@ -136,11 +131,9 @@ def _made(outcomes: Sequence[Outcome], csv_files: Sequence[str]) -> list[str]:
     return [machine, again, f"The numbers for programs: {links}. Every figure is there as SVG, too."]
 
 
-@contextmanager
-def _bar(total: int, what: str) -> Iterator[Callable[[], object]]:
-    """A progress bar that only appears if it takes long; yields what to call after each step."""
-    with tqdm(total=total, desc=what, delay=PATIENCE, leave=False) as bar:
-        yield bar.update
+def _bar(total: int, what: str) -> Bar:
+    """A progress bar that only appears if it takes long."""
+    return Bar(what, total, unit="done", patience=PATIENCE)
 
 
 def _write(file: Path, text: str) -> None:
@@ -149,22 +142,15 @@ def _write(file: Path, text: str) -> None:
 
 def print_results(results: Results, experiments: Sequence[Experiment]) -> None:
     """Print a table of what came of each experiment, without columns that say the same everywhere."""
-    # Where nobody looks at a terminal, its width is no limit.
-    console = Console(width=None if sys.stdout.isatty() else WIDE)
     for experiment in experiments:
         series = results.series(experiment)
         if not series:
             continue
         rows = tables.results_table(series)
-        said = [name in tables.WORDS or len({row[i] for row in rows[1:]}) > 1 for i, name in enumerate(rows[0])]
-        shown = RichTable(title=experiment.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-        for i, name in enumerate(rows[0]):
-            if said[i] or name == "final accuracy":
-                left = name in tables.WORDS
-                shown.add_column(name, justify="left" if left else "right", no_wrap=left)
-        for row in rows[1:]:
-            shown.add_row(*(cell for i, cell in enumerate(row) if said[i] or rows[0][i] == "final accuracy"))
-        console.print(shown)
+        always = {*tables.WORDS, "final accuracy"}
+        said = [name in always or len(set(column)) > 1 for name, *column in zip(*rows, strict=True)]
+        chosen = [list(compress(row, said)) for row in rows]
+        show(experiment.title, tables.columns(chosen), chosen[1:])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -189,18 +175,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         grid = read_sweep(arguments.folder)
         chosen = grid.only(arguments.only, COMMAND_LINE) if arguments.only else grid
         with _bar(len(grid.cells), "runs") as done:
-            results = read_results(arguments.folder, grid, done)
+            results = read_results(arguments.folder, grid, done.advance)
         outcomes = results.of(chosen.experiments)
         if arguments.export:
             with _bar(len(results.outcomes), "export") as done:
-                export(results, arguments.folder, arguments.export, done)
+                export(results, arguments.folder, arguments.export, done.advance)
         warnings = write_report(results, chosen.experiments, out)
         if arguments.tensorboard:
             with _bar(len(outcomes), "TensorBoard") as done:
-                write_tensorboard(results, outcomes, out / "tensorboard", done)
+                write_tensorboard(results, outcomes, out / "tensorboard", done.advance)
         if arguments.wandb:
             with _bar(len(outcomes), "W&B") as done:
-                write_wandb(results, outcomes, arguments.wandb, out, done)
+                write_wandb(results, outcomes, arguments.wandb, out, done.advance)
     except (ConfigError, RunFolderError, TrackingError, OSError) as error:
         exit_with(error)
     print_results(results, chosen.experiments)

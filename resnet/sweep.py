@@ -17,16 +17,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 # Before torch is imported, also in the workers: threads that wait by spinning steal the cores from those that work.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from rich.console import Console
-from rich.table import Table
-from tqdm import tqdm
-
-from btard.harness.progress import duration, interval
+from btard.harness import tables
+from btard.harness.progress import Bar, duration
 from btard.harness.run_folder import RunFolderError, read_summary, steps_per_second
 from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import COMMAND_LINE, ConfigError, read_words
@@ -70,8 +66,8 @@ def sweep(
         print_plan(grid, cells, plan, jobs, estimate(todo, out, jobs))
     if not todo:
         return Progress()
-    with _Display(plan, todo, show) as display:
-        return run_tasks(plan, todo, jobs, display.update, keep_checkpoints=keep_checkpoints)
+    with Bar("sweep", sum(task.steps for task in todo), show=show) as bar:
+        return run_tasks(plan, todo, jobs, _Display(bar).update, keep_checkpoints=keep_checkpoints)
 
 
 def _claim(out: Path, grid: Grid) -> None:
@@ -127,23 +123,18 @@ def _seconds_per_step(config: Config, out: Path) -> float:
 
 def print_plan(grid: Grid, cells: Sequence[Cell], plan: Plan, jobs: int, seconds: float) -> None:
     """Say what there is to do, and how long it should take."""
-    console = Console()
-    table = Table("experiment", "attacks", "defences", "runs", "finished", title=grid.title)
     mine = {cell.name for cell in cells}
     finished = {str(task) for task in plan.tasks if isinstance(task, Branch) and task.done}
+    rows = []
     for experiment in grid.experiments:
         chosen = [cell for cell in experiment.cells if cell.name in mine]
-        table.add_row(
-            experiment.title,
-            str(len({cell.attack for cell in chosen})),
-            str(len({cell.defence for cell in chosen})),
-            str(len(chosen)),
-            str(sum(cell.name in finished for cell in chosen)),
-        )
-    console.print(table)
+        attacks, defences = ({getattr(cell, kind) for cell in chosen} for kind in ("attack", "defence"))
+        counts = len(attacks), len(defences), len(chosen), sum(cell.name in finished for cell in chosen)
+        rows.append([experiment.title, *map(str, counts)])
+    tables.show(grid.title, ("experiment", ">attacks", ">defences", ">runs", ">finished"), rows)
     todo = plan.todo()
     runs = sum(isinstance(task, Branch) for task in todo)
-    console.print(
+    print(
         f"{len(cells)} different runs, {runs} to train, {len(todo) - runs} parts of warm-ups, "
         f"{sum(task.steps for task in todo):,} steps, {jobs} at a time: about {duration(seconds)}."
     )
@@ -152,32 +143,18 @@ def print_plan(grid: Grid, cells: Sequence[Cell], plan: Plan, jobs: int, seconds
 class _Display:
     """One bar over all steps, what runs at the moment, and a line for each run that ends."""
 
-    def __init__(self, plan: Plan, todo: Sequence[Task], show: bool) -> None:
-        self._done = 0
-        self._bar: Any = tqdm(
-            total=sum(task.steps for task in todo),
-            unit="step",
-            disable=not show,
-            smoothing=0.05,
-            mininterval=interval(),
-        )
-
-    def __enter__(self) -> _Display:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
+    def __init__(self, bar: Bar) -> None:
+        self._bar, self._done = bar, 0
 
     def update(self, progress: Progress) -> None:
         for task, seconds in progress.finished:
             self._done += task.steps
-            self._bar.write(f"{task}: {_outcome(task)} ({duration(seconds)})")
+            self._bar.say(f"{task}: {_outcome(task)} ({duration(seconds)})")
         running = 0
         for task, steps in progress.running.items():
             first = task.fork if isinstance(task, Branch) else task.first
             running += max(0, min(steps, first + task.steps) - first)
-        self._bar.set_postfix_str(", ".join(str(task) for task in progress.running)[-60:], refresh=False)
-        self._bar.update(self._done + running - self._bar.n)
+        self._bar.move(self._done + running, ", ".join(str(task) for task in progress.running)[-60:])
 
 
 def _outcome(task: Task) -> str:

@@ -1,9 +1,8 @@
-"""Finished and unfinished runs as rows of one table: for the terminal, and as Markdown for the results."""
+"""Finished and unfinished runs as rows of one table."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,12 @@ from resnet.config import Config, read_config
 
 COLUMNS = (
     "run",
-    "test accuracy",
-    "steps/s",
-    "Byzantine banned",
-    "honest banned",
-    "first ban",
-    "last ban",
+    ">test accuracy",
+    ">steps/s",
+    ">Byzantine banned",
+    ">honest banned",
+    ">first ban",
+    ">last ban",
     "banned for",
 )
 
@@ -64,9 +63,8 @@ def read_run(path: Path, label: str | None = None) -> Run:
 def describe(config: Config) -> str:
     """Return a short name of what a run does, such as "btard, tau 1, sign flip by 7 of 16"."""
     text: str = config.aggregator.name
-    if text in ("btard", "centered_clip"):
-        tau = config.aggregator.tau
-        text += f", tau {tau if isinstance(tau, str) else format(tau, 'g')}"
+    if config.radius is not None:
+        text += f", tau {config.radius if isinstance(config.radius, str) else format(config.radius, 'g')}"
     attack = f"{config.attack.name} by {config.byzantine} of {config.peers}" if config.attack.name else "no attack"
     return f"{text}, {attack}".replace("_", " ")
 
@@ -95,27 +93,6 @@ def row(run: Run) -> tuple[str, ...]:
     )
 
 
-def text_table(runs: Sequence[Run]) -> str:
-    """Return the runs as a table of plain text."""
-    rows = [COLUMNS, *(row(run) for run in runs)]
-    widths = [max(len(cells[i]) for cells in rows) for i in range(len(COLUMNS))]
-    # Names to the left, numbers to the right.
-    lines = ["  ".join(_pad(cell, widths[i], i) for i, cell in enumerate(cells)).rstrip() for cells in rows]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(lines)
-
-
-def markdown_table(runs: Sequence[Run]) -> str:
-    """Return the runs as a Markdown table."""
-    return markdown_lines([COLUMNS, *(row(run) for run in runs)], LEFT)
-
-
-def markdown_lines(rows: Sequence[Sequence[str]], left: Collection[int]) -> str:
-    """Return rows of cells, the first of them the heading, as a Markdown table; columns not in `left` go right."""
-    rule = ["---" if i in left else "---:" for i in range(len(rows[0]))]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (rows[0], rule, *rows[1:]))
-
-
 def bans_text(run: Run) -> str:
     """Return one line per ban: when, who, why and who accused; "nobody was banned" if there is none."""
     names = {True: "Byzantine", False: "honest", None: "peer"}
@@ -125,11 +102,3 @@ def bans_text(run: Run) -> str:
         for ban in run.bans
     ]
     return "\n".join(lines) or "nobody was banned"
-
-
-LEFT = frozenset({0, len(COLUMNS) - 1})
-"""Columns of words."""
-
-
-def _pad(cell: str, width: int, column: int) -> str:
-    return cell.ljust(width) if column in LEFT else cell.rjust(width)

@@ -17,15 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
-from tqdm import tqdm
 
 from btard.drivers.collective import CollectiveDriver
 from btard.drivers.local import LocalDriver
 from btard.drivers.loop import StepResult
 from btard.drivers.server import ServerDriver
-from btard.harness.progress import interval
+from btard.harness import tables
+from btard.harness.progress import Bar
 from btard.harness.run_folder import Checkpoints, RunFolder, RunFolderError, read_timings, steps_per_second
 from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import ConfigError
@@ -33,7 +31,7 @@ from btard.harness.vector import bind, flatten
 from btard.protocol.commit import NoGradient
 from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.tolerance import tolerated_deviation
-from resnet.cohort import HISTORY, draw_byzantine, make_driver
+from resnet.cohort import HISTORY, make_driver
 from resnet.config import Config, load_config
 from resnet.data import DataError, Dataset, load_dataset
 from resnet.model import evaluate, resnet18
@@ -68,7 +66,7 @@ class Training:
             batch_size=config.batch_size,
             mode=config.mode,
         )
-        self.byzantine = draw_byzantine(config)
+        self.byzantine = config.attackers()
         self.driver = self._driver(folder)
         self.test = data.test_tensors(self.device, config.test_samples)
         self.whole_test = data.test_tensors(self.device)
@@ -101,7 +99,7 @@ class Training:
                 "loss": _finite(self._losses()[honest].mean().item()),
                 "active": len(result.active),
             }
-            if self.config.aggregator.tau == "auto":
+            if self.config.btard and self.config.protocol.tau == "auto":
                 metrics["tau"] = result.tau
         last = step + 1 == self.config.steps
         if self.evaluator is not None and ((step + 1) % self.config.eval_every == 0 or last):
@@ -169,6 +167,14 @@ class Training:
         self.diverged_at = state["diverged_at"]
 
 
+def _state(metrics: dict[str, Any]) -> str | None:
+    """What a progress bar says after a step; None for what it said before."""
+    if "test_accuracy" not in metrics:
+        return None
+    now = f"{metrics['active']} peers" if "active" in metrics else "diverged"
+    return f"accuracy {metrics['test_accuracy']:.1%}, {now}"
+
+
 def _finite(value: float) -> float | None:
     """JSON has no NaN: what is no longer a number is null."""
     return value if math.isfinite(value) else None
@@ -208,24 +214,19 @@ def train(
         training.load(tensors, state)
     folder.start(first)
     ledger = Ledger.of(folder.ledger())
-    with tqdm(
-        initial=first, total=last, desc=out.name, unit="step", disable=not progress, mininterval=interval()
-    ) as bar:
+    with Bar(out.name, last, done=first, show=progress) as bar:
         for step in range(first, last):
             result, metrics = training.step(step)
             folder.log(step, metrics, training.seconds)
             for entry in result.removed if result is not None else ():
                 folder.log_ledger([ledger.append(entry)])
                 if progress:
-                    bar.write(describe(entry, training.byzantine))
-            if "test_accuracy" in metrics:
-                now = f"{metrics['active']} peers" if "active" in metrics else "diverged"
-                bar.set_postfix_str(f"accuracy {metrics['test_accuracy']:.1%}, {now}", refresh=False)
+                    bar.say(describe(entry, training.byzantine))
             if on_step is not None:
                 on_step(step + 1)
             if (step + 1) % config.checkpoint_every == 0 and step + 1 < last:
                 training.save(folder, step + 1)
-            bar.update()
+            bar.advance(text=_state(metrics))
     if first < last:
         training.save(folder, last)
     if last < config.steps:
@@ -275,7 +276,7 @@ def summarise(config: Config, training: Training, folder: RunFolder) -> dict[str
         "mode": config.mode,
         "device": str(training.device),
         "validation": validation_of(config),
-        "commitments": config.commitments if config.aggregator.name == "btard" else None,
+        "commitments": config.commitments if config.btard else None,
         "threads": torch.get_num_threads(),
         "versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
     }
@@ -283,37 +284,35 @@ def summarise(config: Config, training: Training, folder: RunFolder) -> dict[str
 
 def validation_of(config: Config) -> dict[str, Any] | None:
     """How validators compare, and how far off a peer can stay unseen, relative to its gradient; None without them."""
-    aggregator = config.aggregator
-    if aggregator.name != "btard" or not config.validators:
+    protocol = config.protocol
+    if not config.validators:
         return None
-    if aggregator.validation == "exact":
+    if protocol.validation == "exact":
         return {"mode": "exact"}
     return {
         "mode": "tolerant",
-        "gradient_tol": aggregator.gradient_tol,
-        "cosine_tol": aggregator.cosine_tol,
-        "tolerated_deviation": tolerated_deviation(aggregator.gradient_tol),
+        "gradient_tol": protocol.gradient_tol,
+        "cosine_tol": protocol.cosine_tol,
+        "tolerated_deviation": tolerated_deviation(protocol.gradient_tol),
     }
 
 
 def print_summary(summary: dict[str, Any], out: Path) -> None:
-    console = Console()
-    table = Table("data", "test accuracy", "steps/s", "Byzantine banned", "honest banned", title=str(out))
-    table.add_row(
+    row = (
         summary["data"],
         f"{summary['test_accuracy']:.2%}",
         f"{speed:.2f}" if (speed := steps_per_second(out)) else "-",
         f"{summary['byzantine_banned']} of {len(summary['byzantine'])}",
         str(summary["honest_banned"]),
     )
-    console.print(table)
+    tables.show(str(out), ("data", ">test accuracy", ">steps/s", ">Byzantine banned", ">honest banned"), [row])
     phases: Counter[str] = Counter()
     for line in read_timings(out):
         phases.update({phase: spent for phase, spent in line.items() if phase != "step"})
     if total := sum(phases.values()):
         shares = ", ".join(f"{phase} {spent / total:.0%}" for phase, spent in phases.most_common(6))
-        console.print(f"time by phase: {shares}")
-    console.print(f"curves: tensorboard --logdir {out}   files: {out}/summary.json, metrics.jsonl, ledger.jsonl")
+        print(f"time by phase: {shares}")
+    print(f"curves: tensorboard --logdir {out}   files: {out}/summary.json, metrics.jsonl, ledger.jsonl")
 
 
 def main(argv: list[str] | None = None) -> int:

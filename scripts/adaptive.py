@@ -24,13 +24,14 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from tqdm import tqdm
 
 from btard.drivers.local import LocalDriver
+from btard.harness.figures import COLOURS, bare, new_figure, save
+from btard.harness.progress import track
+from btard.harness.tables import markdown
 from btard.protocol.law import chances_to_be_caught
 from btard.protocol.record import StepRecord
 from scripts.ban_times import LEVEL, START, toy_cohort
@@ -45,7 +46,6 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     f"burst of {BURST}": {"stop": START + BURST},
 }
 """Name -> options of the attack."""
-COLORS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 
 
 @dataclass
@@ -176,7 +176,7 @@ def summary(strategy: str, outcomes: Sequence[Outcome], limit: int) -> dict[str,
 
 def draw(axes: Sequence[Axes], cases: Sequence[dict[str, Any]], limit: int) -> None:
     """Left: attackers over steps. Right: the same attackers over their own attacks."""
-    for color, case in zip(COLORS, cases, strict=False):
+    for color, case in zip(COLOURS, cases, strict=False):
         caught = [fate["caught"] for fate in case["fates"]]
         for axis, unit, length in zip(axes, ("steps", "attacks"), (limit + 1, 31), strict=True):
             left = survival([fate[unit] for fate in case["fates"]], caught, length)
@@ -186,25 +186,23 @@ def draw(axes: Sequence[Axes], cases: Sequence[dict[str, Any]], limit: int) -> N
     axes[0].set_ylabel("share of attackers not banned")
     for axis in axes:
         axis.set_ylim(0, 1.02)
-        axis.spines[["top", "right"]].set_visible(False)
+        bare(axis, grid=None)
     axes[1].legend(frameon=False)
 
 
 def table(cases: Sequence[dict[str, Any]], critical: float) -> str:
     """The cases as Markdown."""
-    lines = [
-        "| strategy | runs | honest banned | attacks | banned for one | by the law | z | attacks per ban | by the law "
-        "| steps to a ban |",
-        "| --- |" + " ---: |" * 9,
-    ]
+    columns = ("strategy", ">runs", ">honest banned", ">attacks", ">banned for one", ">by the law", ">z")
+    rows = []
     for c in cases:
         cells = [c["strategy"], c["runs"], c["honest_banned"], c["attacks"], f"{c['caught']} of {c['attackers']}"]
         cells += [_number(c["expected"]), f"{c['z']:+.2f}", _number(c["attacks_per_ban"])]
         cells += [_number(c["attacks_per_ban_by_the_law"]), _number(c["steps_to_ban"])]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+        rows.append([str(cell) for cell in cells])
     worst = max(abs(c["z"]) for c in cases)
-    lines += ["", f"Largest \\|z\\|: {worst:.2f}; critical at level {LEVEL:.0%} for all rows together: {critical:.2f}."]
-    return "\n".join(lines) + "\n"
+    text = markdown((*columns, ">attacks per ban", ">by the law", ">steps to a ban"), rows)
+    judged = f"critical at level {LEVEL:.0%} for all rows together: {critical:.2f}"
+    return f"{text}\n\nLargest \\|z\\|: {worst:.2f}; {judged}.\n"
 
 
 def _number(value: float | None) -> str:
@@ -226,15 +224,12 @@ def main() -> None:
     for strategy in STRATEGIES:
         outcomes = [
             run_once(strategy, seed, peers=n, byzantine=b, validators=m, limit=limit)
-            for seed in tqdm(range(options.runs), desc=strategy, unit="run")
+            for seed in track(range(options.runs), strategy, unit="runs")
         ]
         cases.append(summary(strategy, outcomes, limit))
-    figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.6), sharey=True)
-    draw(axes, cases, limit)
-    figure.tight_layout()
-    options.out.mkdir(parents=True, exist_ok=True)
-    for suffix in ("png", "svg"):
-        figure.savefig(options.out / f"survival.{suffix}", dpi=150)
+    figure = new_figure(9.0, 3.6)
+    draw(figure.subplots(1, 2, sharey=True), cases, limit)
+    save(figure, options.out / "survival")
     head = (
         f"Sign flip by {b} of {n} peers with {m} validator(s) per step, up to {limit} steps from step {START} on. "
         '"By the law": the sum of the chances of all attacks to be caught. `covered` ends for the last attacker, '

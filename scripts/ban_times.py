@@ -22,13 +22,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from btard.attacks import ATTACKS, make_attack
 from btard.drivers.local import LocalDriver
+from btard.harness.figures import BLACK, BLUE, GREEN, VERMILION, bare, new_figure, save
+from btard.harness.progress import track
+from btard.harness.tables import markdown
 from btard.protocol.behaviour import Behaviour
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
@@ -86,13 +87,14 @@ def main() -> None:
     n, b, runs, attacks = options.peers, options.byzantine, options.runs, options.attack
     rows, shown = len(options.validators) * len(attacks), 0
     cases = []
-    figure, axes = plt.subplots(figsize=(6.4, 3.6))
-    colors = dict(zip(options.validators, ("#0072b2", "#d55e00", "#009e73"), strict=False))
+    figure = new_figure(6.4, 3.6)
+    axes = figure.subplots()
+    colors = dict(zip(options.validators, (BLUE, VERMILION, GREEN), strict=False))
     for m, attack in product(options.validators, attacks):
-        color, first, last_one = colors.get(m, "#000000"), attack == attacks[0], attack == attacks[-1]
+        color, first, last_one = colors.get(m, BLACK), attack == attacks[0], attack == attacks[-1]
         outcomes = [
             bans_of_run(n, b, m, attack, seed)
-            for seed in tqdm(range(runs), desc=f"{attack}, {m} validator(s)", unit="run")
+            for seed in track(range(runs), f"{attack}, {m} validator(s)", unit="runs")
         ]
         last = np.array([bans[-1] for bans, _ in outcomes])
         steps = int(last.max()) + 10
@@ -124,24 +126,19 @@ def main() -> None:
     axes.set_xlabel("steps since the attack's start")
     axes.set_ylabel(f"attackers left of {b}, among {n} peers")
     axes.set_ylim(bottom=0)
-    axes.spines[["top", "right"]].set_visible(False)
+    bare(axes, grid=None)
     axes.legend(frameon=False, title="validators")
-    figure.tight_layout()
-    options.out.mkdir(parents=True, exist_ok=True)
-    for suffix in ("png", "svg"):
-        figure.savefig(options.out / f"survival.{suffix}", dpi=150)
-    lines = [
-        f"Attacks by {b} of {n} at every step from step {START} on; test at level {LEVEL:.0%} for all rows together.\n",
-        "| attack | validators | runs | honest banned | last ban, mean ± s.e. | by the law | KS distance | critical |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    lines += [
-        f"| {c['attack']} | {c['validators']} | {runs} | {c['honest_banned']} "
-        f"| {c['mean_last_ban']:.1f} ± {c['standard_error']:.1f} | {c['expected_last_ban']:.1f} "
-        f"| {c['ks_distance']:.3f} | {c['ks_critical']:.3f} |"
-        for c in cases
-    ]
-    text = "\n".join(lines) + "\n"
+    save(figure, options.out / "survival")
+    columns = ("attack", ">validators", ">runs", ">honest banned", ">last ban, mean ± s.e.", ">by the law")
+    lines = []
+    for c in cases:
+        row = [c["attack"], str(c["validators"]), str(runs), str(c["honest_banned"])]
+        row += [f"{c['mean_last_ban']:.1f} ± {c['standard_error']:.1f}", f"{c['expected_last_ban']:.1f}"]
+        lines.append([*row, f"{c['ks_distance']:.3f}", f"{c['ks_critical']:.3f}"])
+    text = (
+        f"Attacks by {b} of {n} at every step from step {START} on; test at level {LEVEL:.0%} for all rows together.\n"
+        f"\n{markdown((*columns, '>KS distance', '>critical'), lines)}\n"
+    )
     (options.out / "table.md").write_text(text)
     (options.out / "results.json").write_text(json.dumps(cases, indent=2))
     print(text)

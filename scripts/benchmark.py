@@ -26,26 +26,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from btard.harness.progress import Bar
 from scripts.benchmarks.measure import Settings, load, machine
 from scripts.benchmarks.page import Aim, Table, page, section
 
 SECTIONS = ("aggregation", "step", "simulator", "scale")
 
 
-def measure(name: str, settings: Settings, command: str, progress: Progress) -> dict[str, Any]:
+def measure(name: str, settings: Settings, command: str) -> dict[str, Any]:
     """The content of `<name>.json`: what it was measured on, and a result per case."""
     started, before = time.perf_counter(), load()
     found = import_module(f"scripts.benchmarks.{name}").cases(settings)
-    bar = progress.add_task(name, total=len(found))
     results = {}
-    for case, run in found.items():
-        progress.update(bar, description=f"{name}: {case}")
-        results[case] = run()
-        progress.advance(bar)
-    progress.update(bar, description=name)
+    with Bar(name, len(found), unit="cases") as bar:
+        for case, run in found.items():
+            bar.advance(0, case)
+            results[case] = run()
+            bar.advance()
     about = {"command": command, **machine(settings.device), "load": [before, load()], "quick": settings.quick}
     return {"about": {**about, "seconds": round(time.perf_counter() - started, 1)}, "results": results}
 
@@ -86,24 +84,21 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device here")
-    console = Console()
     options.out.mkdir(parents=True, exist_ok=True)
     if not options.report:
         warnings.simplefilter("ignore")
         command = shlex.join(["python", "-m", "scripts.benchmark", *(sys.argv[1:] if argv is None else argv)])
         settings = Settings(options.device, options.quick)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         for name in options.only:
-            with Progress(*columns, console=console, transient=True) as progress:
-                content = measure(name, settings, command, progress)
+            content = measure(name, settings, command)
             (options.out / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
             for table in tables_of(name, content):
-                table.show(console)
+                table.show()
     try:
         write_page(options.out)
     except FileNotFoundError as error:
         parser.error(str(error))
-    console.print(f"wrote {options.out / 'README.md'}")
+    print(f"wrote {options.out / 'README.md'}")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ Made by `python -m scripts.settings_docs --out docs/settings.md`.
 A run is described by a YAML file, and every key can be changed on the command line:
 
 ```bash
-python -m resnet.train configs/resnet/digits.yaml --out runs/a --byzantine 7 --attack.name alie --aggregator.tau 1
+python -m resnet.train configs/resnet/digits.yaml --out runs/a --byzantine 7 --attack.name alie --protocol.tau 1
 ```
 
 - A file has sections (`attack:` with `name:` in it) or dotted keys (`attack.name:`). What it leaves out has the

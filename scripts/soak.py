@@ -23,15 +23,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
-from tqdm import tqdm
 
 from btard.attacks import ATTACKS, make_attack
 from btard.attacks.registry import options_of
 from btard.audit.recorder import Recorder
 from btard.drivers.links import Links
 from btard.drivers.local import LocalDriver
+from btard.harness import tables
+from btard.harness.progress import Bar
 from btard.protocol.behaviour import Behaviour
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
@@ -192,7 +191,7 @@ def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
 def markdown(summary: dict[str, Any]) -> str:
     """The summary for people."""
     low, high = summary["peers"]
-    kinds = "".join(f"| `{kind}` | {count} |\n" for kind, count in summary["ledger_kinds"].items())
+    kinds = [(f"`{kind}`", str(count)) for kind, count in summary["ledger_kinds"].items()]
     failed = ", ".join(map(str, summary["failures"])) or "none"
     attackers, removed, traded = (summary[key] for key in ("attackers", "byzantine_removed", "honest_eliminated"))
     lines = [
@@ -204,10 +203,9 @@ def markdown(summary: dict[str, Any]) -> str:
         f"- Honest peers removed: {traded}, each by ELIMINATE together with a Byzantine one.",
         "- After every step all honest peers held the same ledger and the same parameters.",
         "",
-        "| ledger entries | count |",
-        "| --- | --- |",
+        tables.markdown(("ledger entries", "count"), kinds),
     ]
-    return "\n".join(lines) + "\n" + kinds
+    return "\n".join(lines) + "\n"
 
 
 def main() -> int:
@@ -231,26 +229,22 @@ def main() -> int:
     todo = [seed for seed in range(args.first, args.first + args.runs) if seed not in done]
     with ProcessPoolExecutor(args.jobs) as pool, file.open("a", buffering=1) as sink:
         running = [pool.submit(outcome, seed, args.largest) for seed in todo]
-        for future in tqdm(as_completed(running), total=len(todo), unit="run", mininterval=1):
-            line = future.result()
-            done[line["seed"]] = line
-            sink.write(json.dumps(line) + "\n")
-            if line["failure"] is not None:
-                tqdm.write(f"FAILED: python -m scripts.soak --largest {args.largest} --seed {line['seed']}")
-                tqdm.write(f"  {line['failure']}")
+        with Bar("soak", len(todo), unit="runs") as bar:
+            for future in as_completed(running):
+                line = future.result()
+                done[line["seed"]] = line
+                sink.write(json.dumps(line) + "\n")
+                if line["failure"] is not None:
+                    bar.say(f"FAILED: python -m scripts.soak --largest {args.largest} --seed {line['seed']}")
+                    bar.say(f"  {line['failure']}")
+                bar.advance()
     results = [done[seed] for seed in sorted(done)]
     summary = summarise(results)
     (args.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     (args.out / "table.md").write_text(markdown(summary))
-    table = Table("runs", "failures", "attackers", "removed", "honest eliminated", title=str(args.out))
-    table.add_row(
-        str(summary["runs"]),
-        str(len(summary["failures"])),
-        str(summary["attackers"]),
-        str(summary["byzantine_removed"]),
-        str(summary["honest_eliminated"]),
-    )
-    Console().print(table)
+    counts = [summary[key] for key in ("runs", "failures", "attackers", "byzantine_removed", "honest_eliminated")]
+    row = [str(len(count) if isinstance(count, list) else count) for count in counts]
+    tables.show(str(args.out), (">runs", ">failures", ">attackers", ">removed", ">honest eliminated"), [row])
     print(f"files: {file}, {args.out}/summary.json, table.md")
     return 1 if summary["failures"] else 0
 

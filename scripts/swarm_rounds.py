@@ -21,10 +21,10 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
-from tqdm import tqdm
 
 from btard.drivers.history import ParameterHistory
-from btard.harness.progress import console_for_all
+from btard.harness import tables
+from btard.harness.progress import track
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.hashing import stream
 from btard.protocol.identity import Identity, Roster
@@ -183,8 +183,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     chosen = [tuple(map(int, word.split("x"))) for word in arguments.cases] if arguments.cases else CASES
     found = []
-    for peers, d in (bar := tqdm(chosen, unit="case")):
-        bar.set_postfix_str(f"{peers} peers, {d:,} parameters")
+    for peers, d in track(chosen, "rounds", unit="cases"):
         found.append(case(peers, d))
         content = {
             "cores": os.cpu_count(),
@@ -194,18 +193,16 @@ def main(argv: list[str] | None = None) -> int:
         }
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    text = (
-        "| peers | parameters | BTARD, s | hivemind averaging, s | ratio | with matchmaking, s | MB sent per peer |\n"
-    )
-    text += "| --- | --- | --- | --- | --- | --- | --- |\n"
-    for row in found:
-        ratio = row["btard"] / row["hivemind"]
-        text += (
-            f"| {row['peers']} | {row['d']:,} | {row['btard']:.2f} | {row['hivemind']:.2f} | {ratio:.2f} | "
-            f"{row['hivemind_with_matchmaking']:.2f} | {row['bytes'] / 1e6:.1f} |\n"
-        )
-    arguments.out.with_suffix(".md").write_text(text, encoding="utf-8")
-    console_for_all().print(text)
+    columns = ("peers", "parameters", "BTARD, s", "hivemind averaging, s", "ratio", "with matchmaking, s")
+    columns += ("MB sent per peer",)
+    rows = [
+        [str(row["peers"]), f"{row['d']:,}"]
+        + [f"{value:.2f}" for value in (row["btard"], row["hivemind"], row["btard"] / row["hivemind"])]
+        + [f"{row['hivemind_with_matchmaking']:.2f}", f"{row['bytes'] / 1e6:.1f}"]
+        for row in found
+    ]
+    arguments.out.with_suffix(".md").write_text(tables.markdown(columns, rows) + "\n", encoding="utf-8")
+    tables.show("", columns, rows)
     return 0
 
 

@@ -11,9 +11,10 @@ import json
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from btard.drivers.local import LocalDriver
+from btard.harness.progress import track
+from btard.harness.tables import markdown, show
 from btard.protocol.behaviour import Behaviour, View
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.identity import Identity
@@ -36,7 +37,7 @@ class WaitAndAttack(Behaviour):
         return True
 
     def gradient(self, ctx: View, gradient: torch.Tensor) -> torch.Tensor:
-        if ctx.peer in ctx.record.probation:
+        if ctx.peer not in ctx.active:
             self.served += 1
             return gradient
         self.attacked += 1
@@ -69,26 +70,30 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=6)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rows = []
-    lines = [
-        "| members, the Sybil included | T_join | lives | honest gradients | attacks | per attack | T_join / a |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    rows, lines = [], []
+    columns = (
+        "members, the Sybil included",
+        "T_join",
+        "lives",
+        "honest gradients",
+        "attacks",
+        "per attack",
+        "T_join / a",
+    )
     for members, probation in SETTINGS:
         counts = [
             sybil_price(members, probation, args.lives, seed)
-            for seed in tqdm(range(args.seeds), desc=f"{members} members, T_join {probation}")
+            for seed in track(range(args.seeds), f"{members} members, T_join {probation}", unit="seeds")
         ]
         honest, attacks = (sum(column) for column in zip(*counts, strict=True))
         a, lives = members + 1, args.lives * args.seeds
         rows.append({"members": a, "probation": probation, "lives": lives, "honest": honest, "attacks": attacks})
-        lines.append(
-            f"| {a} | {probation} | {lives} | {honest} | {attacks} | {honest / attacks:.2f} | {probation / a:.2f} |"
-        )
+        shares = f"{honest / attacks:.2f}", f"{probation / a:.2f}"
+        lines.append([*map(str, (a, probation, lives, honest, attacks)), *shares])
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "results.json").write_text(json.dumps(rows, indent=2) + "\n")
-    (args.out / "table.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    (args.out / "table.md").write_text(markdown(columns, lines) + "\n")
+    show("", columns, lines)
     print(f"files: {args.out}/results.json, table.md")
 
 

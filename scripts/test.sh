@@ -7,8 +7,17 @@ ensure_venv requirements-dev.txt
 
 "$PY" -m ruff check .
 "$PY" -m ruff format --check .
-"$PY" -m mypy
+
+# Types are checked while the tests run, and what was found is said last.
+types=$(mktemp)
+trap 'rm -f "$types"' EXIT
+"$PY" -m mypy >"$types" 2>&1 &
+mypy=$!
 
 # One process per core, each with one thread of its own: more of them only compete.
 export OMP_NUM_THREADS=1
-"$PY" -m pytest -n auto "$@"
+failed=0
+"$PY" -m pytest -n auto "$@" || failed=$?
+wait "$mypy" || failed=$?
+cat "$types"
+exit "$failed"

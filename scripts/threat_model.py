@@ -16,8 +16,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
+from btard.harness.progress import track
 from tests.protocol.matrix import ROWS, SEEDS, Row, observe, summary
 
 INTRODUCTION = """\
@@ -166,7 +166,7 @@ def main() -> None:
     options = parser.parse_args()
     with ProcessPoolExecutor(options.processes) as pool:
         pending = [pool.submit(observed, row, options.seeds) for row in ROWS]
-        results = [future.result() for future in tqdm(pending, unit="row")]
+        results = [future.result() for future in track(pending, "threat model", unit="rows")]
     introduction = INTRODUCTION.format(runs=len(ROWS) * options.seeds, seeds=options.seeds)
     options.out.write_text("\n".join([introduction.rstrip("\n"), *table(ROWS, results)]) + "\n" + NOT_COVERED + SWARM)
 

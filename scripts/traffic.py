@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from btard.drivers.local import LocalDriver
+from btard.harness.tables import show
 from btard.protocol.config import ProtocolConfig
 from btard.task import QuadraticTask
 
@@ -118,9 +117,8 @@ def main() -> None:
         + ". Relays that nobody needs cost a comparison of 32 bytes per phase and recipient.",
     ]
     (args.out / "table.md").write_text("\n".join(lines) + "\n")
-    table = Table("peers", "sent per peer", "against plain", title=str(args.out))
-    table.add_row(str(args.peers), f"{mean / 1e6:.2f} MB", f"{mean / plain:.4f}")
-    Console().print(table)
+    row = str(args.peers), f"{mean / 1e6:.2f} MB", f"{mean / plain:.4f}"
+    show(str(args.out), ("peers", "sent per peer", "against plain"), [row])
     if mean > LIMIT * plain:
         raise SystemExit(f"more than {LIMIT} times plain all-reduce")
 

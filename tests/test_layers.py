@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -15,14 +16,18 @@ ROOT = Path(__file__).parents[1]
 
 ALLOWED = {
     "aggregation": {"aggregation"},
-    "protocol": {"aggregation", "protocol"},
-    "attacks": {"aggregation", "attacks", "protocol"},
+    "protocol": {"aggregation", "checks", "protocol"},
+    "attacks": {"aggregation", "attacks", "checks", "protocol"},
     "audit": {"aggregation", "audit", "protocol", "task"},
     "drivers": {"aggregation", "audit", "drivers", "protocol", "task"},
-    "harness": {"harness"},
-    "swarm": {"attacks", "audit", "drivers", "harness", "protocol", "swarm", "task"},
+    "harness": {"attacks", "checks", "extras", "harness", "protocol"},  # no other may import it but the swarm
+    "swarm": {"attacks", "audit", "checks", "drivers", "extras", "harness", "protocol", "swarm", "task"},
 }
+ALONE = {"__init__": set(), "calibration": set(), "checks": set(), "extras": set(), "task": {"protocol"}}
+"""The modules beside the packages, and what of btard they may import."""
 OUTSIDE = {"resnet", "albert", "scripts", "tests", "torchvision", "transformers", "hivemind", "matplotlib"}
+ABOVE = {"harness": {"matplotlib"}, "swarm": {"hivemind"}}
+"""What of these a package may import all the same."""
 IO = {"os", "io", "pathlib", "socket", "time", "tempfile", "shutil", "subprocess", "asyncio"}
 
 
@@ -43,12 +48,20 @@ def test_packages_import_only_what_lies_below_them(package: str) -> None:
     assert files
     for file in files:
         for module in imports(file):
-            outside = OUTSIDE - {"hivemind"} if package == "swarm" else OUTSIDE
+            outside = OUTSIDE - ABOVE.get(package, set())
             assert module.partition(".")[0] not in outside, f"{file.name} imports {module}"
             if module.startswith("btard."):
                 below = module.removeprefix("btard.")
                 fits = any(below == allowed or below.startswith(f"{allowed}.") for allowed in ALLOWED[package])
                 assert fits, f"{file.name} imports {module}"
+
+
+def test_what_stands_beside_the_packages_imports_none() -> None:
+    assert {file.stem for file in (ROOT / "btard").glob("*.py")} == ALONE.keys()
+    for name, allowed in ALONE.items():
+        modules = [module.split(".") for module in imports(ROOT / "btard" / f"{name}.py")]
+        found = {words[1] for words in modules if words[0] == "btard"}
+        assert found <= allowed, f"{name} imports {found}"
 
 
 def test_nothing_of_the_library_knows_an_experiment_and_only_the_swarm_hivemind() -> None:
@@ -58,13 +71,16 @@ def test_nothing_of_the_library_knows_an_experiment_and_only_the_swarm_hivemind(
             assert module.partition(".")[0] not in {"albert", "resnet"}, f"{file} imports {module}"
             assert swarm or module.partition(".")[0] != "hivemind", f"{file} imports {module}"
             assert swarm or not module.startswith("btard.swarm"), f"{file} imports {module}"
+            assert swarm or "harness" in file.parts or not module.startswith("btard.harness"), (
+                f"{file} imports {module}"
+            )
     for folder in ("albert", "resnet"):
         for file in sorted((ROOT / folder).rglob("*.py")):
             tops = {module.partition(".")[0] for module in imports(file)}
             assert not tops & {"hivemind", "albert" if folder == "resnet" else "resnet"}, f"{file} imports {tops}"
 
 
-HEAVY = ("rich", "tensorboard", "hivemind", "yaml", "matplotlib", "tqdm", "wandb")
+HEAVY = ("rich", "tensorboard", "hivemind", "yaml", "matplotlib", "wandb")
 
 
 @pytest.mark.parametrize("module", ["btard", "btard.swarm", "btard.swarm.config", "albert.config"])
@@ -81,6 +97,45 @@ def test_a_light_import_brings_no_package_of_an_extra(module: str) -> None:
     assert module.partition(".")[0] in loaded
     assert not loaded & set(HEAVY) - allowed
     assert "torch" not in loaded  # the cloud's commands run without
+
+
+@pytest.mark.parametrize(
+    ("program", "hidden", "extra"),
+    [
+        ("resnet.train", "rich", "experiments"),
+        ("resnet.figures", "matplotlib", "experiments"),
+        ("albert.prepare", "transformers", "experiments"),
+        ("albert.cloud", "boto3", "experiments"),
+        ("albert.trainer", "hivemind", "experiments"),
+        ("albert.swarm", "transformers", "experiments"),
+        ("btard.swarm trainer --task a:b", "hivemind", "swarm"),
+        ("btard.swarm trainer --task a:b", "rich", "swarm"),
+        ("btard.swarm.identity", "hivemind", "swarm"),
+    ],
+)
+def test_a_program_without_its_packages_says_in_one_line_which_extra_brings_them(
+    tmp_path: Path, program: str, hidden: str, extra: str
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(HIDING.format(hidden=hidden))
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    words = [sys.executable, "-m", *program.split(), "--help"]
+    ended = subprocess.run(words, env=os.environ | {"PYTHONPATH": path}, cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 1
+    line = f"error: {hidden} is not installed, which this program needs: pip install 'btard[{extra}]'\n"
+    assert ended.stderr == line, ended.stderr
+
+
+HIDING = """
+import sys
+from importlib.machinery import PathFinder
+
+class Without(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] == "{hidden}" else super().find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Without
+"""
 
 
 @pytest.mark.parametrize("package", ["protocol", "aggregation"])
@@ -128,8 +183,8 @@ PHASES: dict[str, set[str]] = {
     "aggregate": set(),
     "coin": {"aggregate"},  # who lacks an aggregate says so at the roll call, and gets it before the reveal
     "report": set(),
-    "disclose": {"commit"},
-    "validate": {"commit", "report"},
+    "disclose": set(),
+    "validate": {"report"},
     "join": set(),
     "accuse": {"commit", "disclose", "report", "validate"},
 }

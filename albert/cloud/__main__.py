@@ -18,6 +18,7 @@ from pathlib import Path
 from rich.console import Console
 
 from btard.harness.settings import exit_with
+from btard.harness.tables import console
 from btard.harness.typed_yaml import ConfigError
 
 try:
@@ -36,7 +37,6 @@ from albert.cloud.plan import plan
 from albert.cloud.run import Run
 from albert.cloud.status import status
 from albert.cloud.stop import stop
-from albert.cloud.tables import console
 from albert.cloud.wait import wait
 
 COMMANDS = ("plan", "launch", "status", "logs", "wait", "fetch", "stop")

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 
 import yaml
 
-from btard.harness.typed_yaml import ConfigError, FieldError, Setting, build, keys, read_settings, read_words, require
+from btard.checks import FieldError, require
+from btard.harness.typed_yaml import ConfigError, Setting, build, keys, read_settings, read_words
 
 Option = int | float | bool | str | None
 OPTIONS = "swarm.options"
@@ -275,7 +276,8 @@ class Config:
         require(self.hours > 0, "hours", "> 0", self.hours, "25 is for 1,250 steps")
         rule = f">= hours = {self.hours:g} and at most 168"
         good = self.hours <= self.max_hours <= 168
-        require(good, "max_hours", rule, f"{self.max_hours:g}", "nothing may run on unwatched for more than a week")
+        fix = "nothing may run on unwatched for more than a week"
+        require(good, "max_hours", rule, f"{self.max_hours:g}", fix, beside="hours")
         neat = re.fullmatch(r"[\w.-]+(/[\w.-]+)*", self.prefix) is not None
         require(neat, "prefix", "a folder such as btard or results/btard", repr(self.prefix), "no / at the ends")
         plain = self.bucket is None or re.fullmatch(r"[a-z0-9.-]{3,63}", self.bucket) is not None

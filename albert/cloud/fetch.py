@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
 
-from albert.cloud.bars import Bar
 from albert.cloud.errors import KNOWN, CloudError, code_of, explain, explained, passes
 from albert.cloud.records import SUMMARY
 from albert.cloud.run import Run
+from btard.harness.progress import Bar
 from btard.harness.typed_yaml import ConfigError
 
 NOTES = ".fetched"
@@ -31,7 +31,6 @@ TRIES = 8
 """So often in a row a copy may break off without a byte more."""
 PAUSE_SECONDS = 2.0
 """After the first such break; it grows."""
-SHOW_SECONDS = 0.5
 
 _WORD = re.compile(r"[\w,+=@-][\w.,+=@ -]{0,199}", re.ASCII)
 
@@ -198,18 +197,16 @@ def _copy(run: Run, here: _Folder, wanted: list[Remote], out: Console) -> int:
     total = sum(remote.size for remote in wanted)
     if not wanted:
         return 0
-    came, done, begun, shown = 0, 0, monotonic(), 0.0
-    with Bar(out, "fetch") as bar:
+    came, done, begun = 0, 0, monotonic()
+    with Bar("fetch", total, unit="", out=out) as bar:
         for number, remote in enumerate(wanted):
             for have, more in _download(run, here, remote):
                 came += more
-                if monotonic() - shown >= SHOW_SECONDS:
-                    shown = monotonic()
-                    speed = decimal(int(came / max(shown - begun, 1e-3)))
-                    text = f"{number} of {len(wanted)} files, {decimal(done + have)} of {decimal(total)}, {speed}/s"
-                    bar.show(done + have, total, text)
+                speed = decimal(int(came / max(monotonic() - begun, 1e-3)))
+                text = f"{number} of {len(wanted)} files, {decimal(done + have)} of {decimal(total)}, {speed}/s"
+                bar.move(done + have, text)
             done += remote.size
-        bar.show(1, 1, f"{len(wanted)} of {len(wanted)} files, {decimal(total)}", last=True)
+        bar.move(total, f"{len(wanted)} of {len(wanted)} files, {decimal(total)}")
     return total
 
 

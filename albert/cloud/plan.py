@@ -10,7 +10,8 @@ from albert.cloud.costs import hourly_costs
 from albert.cloud.machine_types import MachineType
 from albert.cloud.run import Run
 from albert.cloud.survey import Survey, survey
-from albert.cloud.tables import dollars, findings_table, span, table
+from albert.cloud.tables import dollars, findings_table, span
+from btard.harness.tables import table
 
 
 def plan(run: Run, out: Console) -> bool:
@@ -66,7 +67,7 @@ def costs_table(found: Survey) -> Table:
     low, high = sum(c.low for c in costs), sum(c.high for c in costs)
     rows.append(["[bold]all[/]", *_amounts(low, high, config.hours, config.max_hours)])
     columns = ("", ">an hour", f">{config.hours:g} hours (hours)", f">{config.max_hours:g} hours (max_hours)")
-    return table("Dollars, from the cheapest type and zone to the dearest", columns, rows)
+    return table("Dollars, from the cheapest type and zone to the dearest", columns, rows, markup=True)
 
 
 def _amounts(low: float, high: float, *lengths: float) -> list[str]:

@@ -13,7 +13,8 @@ from albert.cloud.machines import Machine, find_machines
 from albert.cloud.records import Peer, Record, read_record
 from albert.cloud.run import Charter, Run, now, shown
 from albert.cloud.security_group import read_charter
-from albert.cloud.tables import ago, dollars, table
+from albert.cloud.tables import ago, dollars
+from btard.harness.tables import table
 
 LATE_SECONDS = 300.0
 """A coordinator that has written nothing for so long deserves a look."""
@@ -88,7 +89,7 @@ def _peers_table(run: Run, rows: list[Row], time: datetime) -> object:
         state = f"[red]banned[/]: {escape(peer.banned)}" if peer.banned is not None else state
         lines.append([*place, str(peer.number), "" if peer.step is None else str(peer.step), seen, state])
     columns = ("role", "instance", "zone", "type", ">peer", ">step", ">last seen", "state")
-    return table(f"Run {run.config.run_id}", columns, lines)
+    return table(f"Run {run.config.run_id}", columns, lines, markup=True)
 
 
 def _progress(record: Record, time: datetime) -> str:

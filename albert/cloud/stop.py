@@ -12,8 +12,8 @@ from albert.cloud.names import RUN_TAG
 from albert.cloud.roles import find_profiles, find_roles, remove_roles
 from albert.cloud.run import Run
 from albert.cloud.security_group import find_group, remove_group
-from albert.cloud.tables import table
 from albert.cloud.templates import find_templates, remove_templates
+from btard.harness.tables import table
 
 
 def stop(run: Run, out: Console) -> bool:
@@ -27,7 +27,7 @@ def stop(run: Run, out: Console) -> bool:
     if not left:
         out.print(f"nothing of run {run.config.run_id} is left")
         return True
-    out.print(table("Left", ("what", "name"), [[escape(kind), escape(name)] for kind, name in left]))
+    out.print(table("Left", ("what", "name"), left))
     out.print(
         f"[red]{len(left)} left[/]: run `stop` again in some minutes, or remove them in the console (tag {RUN_TAG})"
     )

@@ -1,26 +1,14 @@
-"""What the commands print: tables and numbers in the form people read them."""
+"""What the commands print: findings and numbers in the form people read them."""
 
-import os
-import sys
 from collections.abc import Iterable
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from albert.cloud.findings import Finding
+from btard.harness.tables import table
 
 MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "stop": "[red]stop[/]"}
-
-
-def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
-    """Return a table; columns whose name begins with > are numbers, aligned to the right."""
-    made = Table(title=title, title_justify="left", title_style="bold", pad_edge=False)
-    for column in columns:
-        made.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
-    for row in rows:
-        made.add_row(*row)
-    return made
 
 
 def finding_line(finding: Finding) -> str:
@@ -32,7 +20,7 @@ def finding_line(finding: Finding) -> str:
 def findings_table(findings: Iterable[Finding]) -> Table:
     """Return findings as a table: what was looked at, what came out, what to do."""
     rows = ([MARKS[f.level], escape(f.topic), escape(f.found), escape(f.advice)] for f in findings)
-    return table("Before a launch", ("", "what", "found", "what to do"), rows)
+    return table("Before a launch", ("", "what", "found", "what to do"), rows, markup=True)
 
 
 def dollars(amount: float) -> str:
@@ -51,9 +39,3 @@ def ago(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit} ago"
     return f"{max(0, seconds):.0f} s ago"
-
-
-def console() -> Console:
-    """Return where the commands print: tables as wide as the terminal, or 160 columns in a file; lines never break."""
-    narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(highlight=False, soft_wrap=True, width=None if narrow else 160)

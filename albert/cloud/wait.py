@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.markup import escape
 
 from albert.cloud.account import Account
-from albert.cloud.bars import Bar
 from albert.cloud.costs import spent
 from albert.cloud.errors import EXPIRED, KNOWN, CloudError, code_of, explain, passes
 from albert.cloud.groups import emptied
@@ -19,7 +18,7 @@ from albert.cloud.records import Record, has_finished, newest_checkpoint, read_r
 from albert.cloud.run import Charter, Run, now, shown
 from albert.cloud.security_group import read_charter
 from albert.cloud.tables import dollars
-from btard.harness.progress import duration
+from btard.harness.progress import Bar, duration
 from btard.harness.typed_yaml import ConfigError
 
 POLL_SECONDS = 30.0
@@ -34,6 +33,9 @@ LATE_SECONDS = 900.0
 LATELY_SECONDS = 60.0
 """A peer that the coordinator has heard of within them is alive."""
 
+LOG_SECONDS = 600.0
+"""Between two lines about the run in a log."""
+
 Listen = Callable[[int], None]
 
 
@@ -47,7 +49,7 @@ def wait(run: Run, out: Console, listen: Listen | None = None) -> bool:
     """
     if run.folder is None:
         raise ConfigError("`wait` looks into the bucket, which is null; set bucket before the launch, or use `status`")
-    with Bar(out, f"run {run.config.run_id}") as bar:
+    with Bar(f"run {run.config.run_id}", unit="", out=out, every=LOG_SECONDS) as bar:
         watch = _Watch(run, bar, listen, ends=now() + timedelta(hours=run.config.max_hours))
         try:
             while (finished := watch.look()) is None:
@@ -189,7 +191,7 @@ class _Watch:
             done, total, parts = record.step, record.steps, _parts(record, last)
         if self.cost is not None:
             parts.append(f"about {dollars(self.cost)} dollars")
-        self.bar.show(done, total, ", ".join(parts), last=last)
+        self.bar.move(done, ", ".join(parts), total=total)
         if self.listen is not None and record is not None:
             self.listen(done)
 

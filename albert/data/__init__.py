@@ -2,3 +2,7 @@
 
 Making a folder needs `datasets`, `tokenizers` and `transformers`; using one needs only pyarrow and torch.
 """
+
+from btard.extras import need
+
+need("experiments", "pyarrow", "transformers")

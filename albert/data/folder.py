@@ -18,11 +18,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from blake3 import blake3
-from tqdm import tqdm
 
 from albert.data.errors import DataError
 from albert.data.pairs import Pair
-from btard.harness.progress import interval
+from btard.harness.progress import Bar, track
 from btard.protocol.hashing import digest
 
 FORMAT = 1
@@ -51,13 +50,7 @@ def write_examples(file: Path, pairs: Sequence[Pair], *, progress: bool = True) 
     with (
         pa.OSFile(str(file), "wb") as sink,
         pa.ipc.new_stream(sink, SCHEMA) as writer,
-        tqdm(
-            total=len(pairs),
-            desc=f"write {file.stem}",
-            unit=" examples",
-            mininterval=interval(),
-            disable=not progress,
-        ) as bar,
+        Bar(f"write {file.stem}", len(pairs), unit="examples", show=progress) as bar,
     ):
         for begin in range(0, len(pairs), ROWS):
             block = pairs[begin : begin + ROWS]
@@ -67,7 +60,7 @@ def write_examples(file: Path, pairs: Sequence[Pair], *, progress: bool = True) 
             hashes.update(tokens, np.diff(offsets), first)
             columns = [pa.ListArray.from_arrays(offsets, pa.array(tokens), type=SCHEMA.field("tokens").type)]
             writer.write_batch(pa.record_batch([*columns, pa.array(first)], schema=SCHEMA))
-            bar.update(len(block))
+            bar.advance(len(block))
     return hashes.hexdigest()
 
 
@@ -125,7 +118,7 @@ def check(folder: Path, *, progress: bool = True) -> dict[str, Any]:
     Raises DataError as `read_record` does, and for the first file that is not as it was written.
     """
     record = read_record(folder)
-    for name, wanted in tqdm(record["files"].items(), "check files", mininterval=interval(), disable=not progress):
+    for name, wanted in track(record["files"].items(), "check", unit="files", show=progress):
         if _hash(folder / name) != wanted["blake3"]:
             raise DataError(f"{folder / name}: its hash is not the one in {RECORD}, so that it was damaged; {AGAIN}")
     splits = []

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
-from tqdm import tqdm
 
 from albert.data.atomic import complete_folder
 from albert.data.errors import DataError
@@ -34,7 +33,7 @@ from albert.data.tokenizer import (
     train_tokenizer,
     vocabulary_size,
 )
-from btard.harness.progress import interval
+from btard.harness.progress import Bar
 from btard.protocol.hashing import stream
 
 if TYPE_CHECKING:
@@ -143,13 +142,7 @@ def _made_before(out: Path, request: dict[str, Any]) -> dict[str, Any] | None:
 def _pairs(articles: list[Article], encoder: Encoder, options: Options, split: str, progress: bool) -> list[Pair]:
     pairs: list[Pair] = []
     room = options.sequence_length - SPECIAL_TOKENS
-    with tqdm(
-        total=len(articles),
-        desc=f"tokenise {split}",
-        unit=" articles",
-        mininterval=interval(),
-        disable=not progress,
-    ) as bar:
+    with Bar(f"tokenise {split}", len(articles), unit="articles", show=progress) as bar:
         for begin in range(0, len(articles), ARTICLES_AT_A_TIME):
             block = articles[begin : begin + ARTICLES_AT_A_TIME]
             cut = [[part for paragraph in article for part in sentences(paragraph)] for article in block]
@@ -157,7 +150,7 @@ def _pairs(articles: list[Article], encoder: Encoder, options: Options, split: s
             for number, article in enumerate(cut, begin):
                 rng = stream("albert", "pairs", options.seed, split, number)
                 pairs += segment_pairs([next(tokens) for _ in article], room, rng)
-            bar.update(len(block))
+            bar.advance(len(block))
     if not pairs:
         raise DataError(
             f"--source {options.source}: expected articles of at least two sentences for {split}, found none among "

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
-from tqdm import tqdm
 
 from albert.data.errors import DataError
 from albert.data.synthetic import ARTICLES, synthetic_lines
 from albert.data.text import Article, articles
 from albert.data.tokenizer import one_line
-from btard.harness.progress import interval
+from btard.harness.progress import track
 
 SPLITS = ("train", "validation")
 HUB_DATASET = "Salesforce/wikitext"
@@ -57,8 +56,7 @@ class Source:
     def _read(self, split: str, progress: bool) -> list[Article]:
         found: list[Article] = []
         for lines in self.texts(split):
-            bar = tqdm(lines, f"read {split}", unit=" lines", mininterval=interval(), disable=not progress)
-            found += articles(bar)
+            found += articles(track(lines, f"read {split}", unit="lines", show=progress))
         if not found:
             raise DataError(
                 f"{self.description['name']}: expected articles for {split}, found no text; see that the right files "

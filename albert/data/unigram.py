@@ -12,9 +12,8 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from tokenizers import Tokenizer
 from tokenizers.models import Unigram
-from tqdm import tqdm
 
-from btard.harness.progress import interval
+from btard.harness.progress import Bar
 
 MARK = "▁"
 """What stands for the space before a word."""
@@ -48,12 +47,11 @@ def train_pieces(word_counts: Mapping[str, int], size: int, *, progress: bool = 
     words = [(MARK + word, count) for word, count in ranked if letters.issuperset(word)][:MAX_WORDS]
     pieces = _seeds(words, letters, SEEDS_PER_PIECE * size)
     enough = max(size, len(letters))
-    with tqdm(desc="train tokenizer", unit=" rounds", mininterval=interval(), disable=not progress) as bar:
+    with Bar("train tokenizer", unit="rounds", show=progress) as bar:
         while True:
             counts = _count(pieces, words)
             pieces = _scored(counts, letters, enough)
-            bar.set_postfix_str(f"{len(pieces):,} pieces", refresh=False)
-            bar.update()
+            bar.advance(text=f"{len(pieces):,} pieces")
             if len(pieces) <= enough:
                 return pieces
             pieces = _pruned(pieces, counts, letters, max(enough, int(KEPT_PER_ROUND * len(pieces))))

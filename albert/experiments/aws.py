@@ -12,8 +12,6 @@ from urllib.parse import urlparse
 import yaml
 from blake3 import blake3
 from rich.console import Console
-from rich.table import Table
-from tqdm import tqdm
 
 from albert.cloud.account import Account
 from albert.cloud.config import AttackConfig
@@ -27,13 +25,14 @@ from albert.cloud.plan import plan
 from albert.cloud.records import has_finished, newest_checkpoint
 from albert.cloud.run import Run
 from albert.cloud.stop import stop
-from albert.cloud.tables import console, span
+from albert.cloud.tables import span
 from albert.cloud.wait import wait
 from albert.config import Config
 from albert.experiments.grid import BASELINE, Cell, Grid
 from albert.experiments.series import is_finished
-from btard.harness.progress import interval
+from btard.harness.progress import Bar
 from btard.harness.settings import differing_keys, value_of
+from btard.harness.tables import console, table
 from btard.harness.typed_yaml import ConfigError
 from btard.swarm.local import COORDINATOR
 
@@ -100,9 +99,9 @@ class AwsSwarms:
             files = {prefix + str(f.relative_to(folder)): f for f in sorted(folder.rglob("*")) if f.is_file()}
             new = {key: file for key, file in files.items() if there.get(key) != file.stat().st_size}
             total = sum(file.stat().st_size for file in new.values())
-            with tqdm(total=total, unit="B", unit_scale=True, disable=not new, mininterval=interval()) as bar:
+            with Bar("upload", total, unit="B", show=bool(new)) as bar:
                 for key, file in new.items():
-                    s3.upload_file(str(file), place.netloc, key, Callback=bar.update)
+                    s3.upload_file(str(file), place.netloc, key, Callback=bar.advance)
         self.out.print(f"{source}: {len(new)} files copied, {len(files) - len(new)} were there")
 
     def describe(self, grid: Grid, out: Path) -> None:
@@ -113,16 +112,16 @@ class AwsSwarms:
         first = self.run_of(todo[0], out, start_from=None)
         plan(first, self.out)
         low, high = dollars_per_hour(first)
-        table = Table("swarm", "AWS calls it", "steps", "hours", "dollars", title="On AWS, one after another")
+        rows = []
         for cell in todo:
             hours = self.hours(cell)
             name = self.run_id(cell)
-            table.add_row(cell.name, name, f"{cell.steps:,}", f"{hours:.1f}", span(low * hours, high * hours))
+            rows.append([cell.name, name, f"{cell.steps:,}", f"{hours:.1f}", span(low * hours, high * hours)])
         total = sum(self.hours(cell) for cell in todo)
-        table.add_section()
         steps = sum(cell.steps for cell in todo)
-        table.add_row("all", "", f"{steps:,}", f"{total:.0f}", span(low * total, high * total))
-        self.out.print(table)
+        rows.append(["all", "", f"{steps:,}", f"{total:.0f}", span(low * total, high * total)])
+        columns = ("swarm", "AWS calls it", ">steps", ">hours", ">dollars")
+        self.out.print(table("On AWS, one after another", columns, rows))
         self.out.print(f"at {self.steps_per_hour:g} steps an hour; traffic between zones is not in it")
 
     def check(self, cells: Sequence[Cell]) -> None:

@@ -7,7 +7,7 @@
       sign flip: {attack.name: sign_flip}
     defences:
       BTARD: {}
-      mean: {protocol.tau: .inf, validators: 0}
+      mean: {protocol.tau: .inf, protocol.validators: 0}
     baseline: BTARD                    # the defence of a swarm from scratch that nobody attacks; null: none
     starts: [30, 60]                   # first steps of the attacks
     lead: 10                           # an attack begins from the baseline's newest checkpoint that is so much older

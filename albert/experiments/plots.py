@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from albert.experiments.results import MEAN, NO_ATTACK, Swarm
+from btard.harness.figures import BLUE, BROWN, GREEN, ORANGE, PURPLE, SKY, VERMILION, bare, new_figure
 
-BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 OTHERS = (BLUE, GREEN, PURPLE, SKY)
-PHASES = (BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, "#8C6D31", "0.35", "0.6")
+PHASES = (BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, BROWN, "0.35", "0.6")
 """Colours of the phases that take longest."""
 CALM = {"color": "0.6", "linestyle": (0, (4, 2)), "linewidth": 1.4}
 """How swarms that nobody attacks are drawn."""
@@ -74,7 +74,7 @@ def phases_figure(swarms: Sequence[Swarm]) -> Figure:
     shown, rest = ordered[: len(PHASES)], ordered[len(PHASES) :]
     bars = [(phase, colour, [s[phase] for s in medians]) for phase, colour in zip(shown, PHASES, strict=False)]
     bars.append(("all others", "0.85", [sum(seconds[phase] for phase in rest) for seconds in medians]))
-    figure = Figure(figsize=(10.5, 1.1 + 0.3 * len(kinds)), layout="constrained")
+    figure = new_figure(10.5, 1.1 + 0.3 * len(kinds))
     axes = figure.subplots()
     names = [f"{swarm.attack}, {swarm.defence}" for swarm in kinds]
     left = [0.0] * len(kinds)
@@ -83,7 +83,7 @@ def phases_figure(swarms: Sequence[Swarm]) -> Figure:
         left = [before + width for before, width in zip(left, widths, strict=True)]
     axes.invert_yaxis()
     axes.set_xlabel("seconds per step, median of steps and peers")
-    axes.grid(axis="x", alpha=0.25)
+    bare(axes, grid="x")
     figure.legend(frameon=False, fontsize="small", loc="outside right upper")
     return figure
 
@@ -103,7 +103,7 @@ def _panels(swarms: Sequence[Swarm], curve: Curve, label: str, *, bans: bool = F
     cells = [(start, attack) for start in starts for attack in attacks]
     columns = min(COLUMNS, len(attacks)) if len(starts) == 1 else len(attacks)
     rows = -(-len(cells) // columns)
-    figure = Figure(figsize=(max(4.8, 3.5 * columns), 0.5 + 2.5 * rows), layout="constrained")
+    figure = new_figure(max(4.8, 3.5 * columns), 0.5 + 2.5 * rows)
     panels = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
     colours = _colours(swarms)
     labelled: set[str] = set()
@@ -127,7 +127,7 @@ def _panels(swarms: Sequence[Swarm], curve: Curve, label: str, *, bans: bool = F
             panel.axvline(start, color="0.75", linewidth=1, zorder=0)
             panel.set_xlim(min(curve(s)[0][0] for s in shown) - 1, max(curve(s)[0][-1] for s in shown) + 1)
         panel.set_title(attack if attack == NO_ATTACK else f"{attack} from step {start}", fontsize="medium")
-        panel.grid(alpha=0.25)
+        bare(panel, grid="both")
         panel.set_xlabel("step")
     for panel in panels[len(cells) :]:
         panel.set_axis_off()

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
-
-from rich.table import Table
-from tqdm import tqdm
+from typing import Protocol
 
 from albert.experiments.grid import BASELINE, Cell, Grid
 from albert.experiments.local import LocalSwarms
-from btard.harness.progress import console_for_all, duration, interval
+from btard.harness import tables
+from btard.harness.progress import Bar, duration
 from btard.harness.run_folder import read_summary, steps_per_second
 from btard.harness.typed_yaml import ConfigError
 from btard.swarm.local import COORDINATOR
@@ -72,7 +70,9 @@ def run_series(grid: Grid, out: Path, place: Place, *, show: bool = True) -> dic
     place.check(todo)
     out.mkdir(parents=True, exist_ok=True)
     failed: dict[str, str] = {}
-    with _Display(todo, out, show and bool(todo), bar=not place.own_display) as display:
+    steps = sum(cell.steps for cell in todo)
+    with Bar("series", steps, show=show and bool(todo) and not place.own_display) as bar:
+        display = _Display(bar, out, show)
         for cell in todo:
             if cell.start_by is not None and BASELINE in failed:
                 failed[cell.name] = "not begun, as it starts from the baseline, which failed"
@@ -87,25 +87,25 @@ def run_series(grid: Grid, out: Path, place: Place, *, show: bool = True) -> dic
 
 def print_plan(grid: Grid, out: Path) -> None:
     """Print what there is to do, and how long it should take if that is known from swarms that are finished."""
-    console = console_for_all()
-    table = Table("swarms", "attack from step", "steps each", "seeds", "finished", title=grid.title)
+    rows = []
     kinds: dict[tuple[str | None, str, int], list[Cell]] = {}
     for cell in grid.cells:
         kinds.setdefault((cell.attack, cell.defence, cell.config.attack.start), []).append(cell)
     for (attack, defence, start), cells in kinds.items():
-        table.add_row(
+        row = (
             f"baseline, nobody attacks ({defence})" if attack is None else f"{attack} against {defence}",
             "-" if attack is None else str(start),
             f"{cells[0].steps:,}",
             "-" if attack is None else ", ".join(str(cell.config.seed) for cell in cells),
             f"{sum(is_finished(cell, out) for cell in cells)} of {len(cells)}",
         )
-    console.print(table)
+        rows.append(row)
+    tables.show(grid.title, ("swarms", ">attack from step", ">steps each", "seeds", ">finished"), rows)
     todo = [cell for cell in grid.cells if not is_finished(cell, out)]
     steps = sum(cell.steps for cell in todo)
     rate = _steps_per_second(grid.cells, out)
     about = f", about {duration(steps / rate)} by those that are finished" if rate and todo else ""
-    console.print(f"{len(grid.cells)} swarms, {len(todo)} to run, {steps:,} steps, one swarm at a time{about}")
+    print(f"{len(grid.cells)} swarms, {len(todo)} to run, {steps:,} steps, one swarm at a time{about}")
 
 
 def _steps_per_second(cells: Sequence[Cell], out: Path) -> float | None:
@@ -117,33 +117,24 @@ def _steps_per_second(cells: Sequence[Cell], out: Path) -> float | None:
 class _Display:
     """One bar over the steps of all swarms, and a line for each swarm that ends."""
 
-    def __init__(self, todo: Sequence[Cell], out: Path, show: bool, *, bar: bool) -> None:
-        self.out, self.show = out, show
+    def __init__(self, bar: Bar, out: Path, show: bool) -> None:
+        self._bar, self.out, self.show = bar, out, show
         self._ended = 0
-        self._bar: Any = tqdm(
-            total=sum(cell.steps for cell in todo), unit="step", disable=not (show and bar), mininterval=interval()
-        )
-
-    def __enter__(self) -> _Display:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
 
     def begin(self, cell: Cell) -> None:
         self._cell = cell
-        self._bar.set_postfix_str(cell.name, refresh=True)
+        self._bar.move(self._ended, cell.name)
 
     def at(self, step: int) -> None:
         """The swarm has come to this step of its own count, which may begin at a checkpoint."""
         done = step - (self._cell.config.steps - self._cell.steps)
-        self._bar.update(self._ended + max(0, min(done, self._cell.steps)) - self._bar.n)
+        self._bar.move(self._ended + max(0, min(done, self._cell.steps)))
 
     def end(self, problem: str | None) -> None:
         self._ended += self._cell.steps
-        self._bar.update(self._ended - self._bar.n)
+        self._bar.move(self._ended)
         if self.show:
-            self._bar.write(f"{self._cell.name}: {problem or outcome(self._cell, self.out)}")
+            self._bar.say(f"{self._cell.name}: {problem or outcome(self._cell, self.out)}")
 
 
 def outcome(cell: Cell, out: Path) -> str:

@@ -6,63 +6,57 @@ import statistics
 from collections.abc import Sequence
 
 from albert.experiments.results import NO_ATTACK, Swarm
+from btard.harness.tables import markdown
 
 
 def bans_table(swarms: Sequence[Swarm]) -> str:
     """A line for each swarm: who was banned when, and where the loss ended."""
-    lines = ["| attack | defence | seed | attack from | attackers banned at step | honest peers removed | last loss |"]
-    lines.append("| --- | --- | --- | --- | --- | --- | --- |")
+    columns = ("attack", "defence", "seed", "attack from", "attackers banned at step", "honest peers removed")
+    rows = []
     for swarm in sorted(swarms, key=lambda s: (s.attack, s.start or 0, s.defence, s.seed)):
         attackers = len(swarm.summary["byzantine"])
         bans = ", ".join(map(str, swarm.bans)) or "-"
         found = f"{bans} ({len(swarm.bans)} of {attackers})" if attackers else "-"
         loss = swarm.summary["loss"]
-        lines.append(
-            f"| {swarm.attack} | {swarm.defence} | {swarm.seed} | {'-' if swarm.start is None else swarm.start} | "
-            f"{found} | {swarm.summary['honest_banned']} | {'-' if loss is None else f'{loss:.2f}'} |"
-        )
-    return "\n".join(lines) + "\n"
+        start = "-" if swarm.start is None else str(swarm.start)
+        row = [swarm.attack, swarm.defence, str(swarm.seed), start, found, str(swarm.summary["honest_banned"])]
+        rows.append([*row, "-" if loss is None else f"{loss:.2f}"])
+    return markdown((*columns, "last loss"), rows) + "\n"
 
 
 def results_table(swarms: Sequence[Swarm]) -> str:
     """A line for each attack, start and defence, over its seeds."""
-    lines = [
-        "| attack | from step | defence | seeds | attackers banned | steps from attack to last ban | "
-        "honest peers removed | last loss | samples per second |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    columns = ("attack", "from step", "defence", "seeds", "attackers banned", "steps from attack to last ban")
     groups: dict[tuple[str, int, str], list[Swarm]] = {}
     for swarm in sorted(swarms, key=lambda s: (s.attack != NO_ATTACK, s.attack, s.start or 0, s.defence, s.seed)):
         groups.setdefault((swarm.attack, swarm.start or 0, swarm.defence), []).append(swarm)
+    rows = []
     for (attack, start, defence), group in groups.items():
         attackers = sum(len(swarm.summary["byzantine"]) for swarm in group)
         banned = sum(len(swarm.bans) for swarm in group)
         waits = [swarm.bans[-1] - start for swarm in group if swarm.bans]
         losses = [swarm.summary["loss"] for swarm in group if swarm.summary["loss"] is not None]
         speeds = [speed for swarm in group for speed in swarm.series("samples_per_second")[1]]
-        lines.append(
-            f"| {attack} | {'-' if attack == NO_ATTACK else start} | {defence} | {len(group)} | "
-            f"{f'{banned} of {attackers}' if attackers else '-'} | {_range(waits, '.0f')} | "
-            f"{sum(swarm.summary['honest_banned'] for swarm in group)} | {_range(losses, '.2f')} | "
-            f"{f'{statistics.median(speeds):.0f}' if speeds else '-'} |"
-        )
-    return "\n".join(lines) + "\n"
+        row = [attack, "-" if attack == NO_ATTACK else str(start), defence, str(len(group))]
+        row += [f"{banned} of {attackers}" if attackers else "-", _range(waits, ".0f")]
+        row += [str(sum(swarm.summary["honest_banned"] for swarm in group)), _range(losses, ".2f")]
+        rows.append([*row, f"{statistics.median(speeds):.0f}" if speeds else "-"])
+    return markdown((*columns, "honest peers removed", "last loss", "samples per second"), rows) + "\n"
 
 
 def ledger_table(swarm: Swarm) -> str:
     """A line for each entry of the swarm's ledger: what all honest peers agree on."""
-    lines = [
-        "| step | what | accused | by | removed | votes | evidence |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    if not swarm.ledger:
+        return "The ledger is empty: nobody was accused.\n"
+    rows = []
     for step, entry in swarm.removals:
         votes = list(entry["votes"].values())
         count = ", ".join(f"{votes.count(vote)} {vote}" for vote in sorted(set(votes))) or "-"
         by = ", ".join(map(str, entry["accusers"])) or "-"
         out = ", ".join(map(str, entry["peers"])) or "nobody"
         evidence = f"`{entry['evidence'][:12]}`" if entry.get("evidence") else "-"
-        lines.append(f"| {step} | {entry['kind']} | {entry['accused']} | {by} | {out} | {count} | {evidence} |")
-    return "\n".join(lines) + "\n" if swarm.ledger else "The ledger is empty: nobody was accused.\n"
+        rows.append([str(step), entry["kind"], str(entry["accused"]), by, out, count, evidence])
+    return markdown(("step", "what", "accused", "by", "removed", "votes", "evidence"), rows) + "\n"
 
 
 def _range(values: Sequence[float], form: str) -> str:

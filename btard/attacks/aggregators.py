@@ -109,7 +109,7 @@ class ColludingAggregate(Attack):
         """What each colluder has to say, per direction z, so that everybody's s sum up to zero."""
         count = ctx.config.directions if ctx.config is not None else 1
         value = ctx.record.aggregates[part]
-        z = directions(ctx.record.coin, part, value.numel(), count, str(value.device))
+        z = directions(ctx.record.coin, part, value.numel(), count, str(value.device), ctx.memory)
         committed = self.collusion.shared(("committed", ctx.step), partial(self._committed, ctx))
         honest = [
             scalars(ctx.record.cut.view(committed[sender], part), value, z, self._tau(ctx))[1]

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 from btard.attacks.moments import MOMENTS
+from btard.checks import FieldError
 from btard.protocol.behaviour import Behaviour, Context, View
 from btard.protocol.collusion import Collusion
 from btard.protocol.messages import EXCLUSION_KINDS, MISSING_KINDS, Claim
@@ -74,7 +75,7 @@ class Attack(Behaviour):
             if item.metadata:
                 self._check(item.name, hints[item.name], getattr(self, item.name), item.metadata)
         if self.stop is not None and self.stop <= self.start:
-            raise ValueError(f"attack {self.name}: stop must be > start, got {self.stop} and start {self.start}")
+            raise self._error("stop", f"must be > start, got {self.stop} and start {self.start}")
 
     def active(self, step: int) -> bool:
         if step < self.start or (self.stop is not None and step >= self.stop):
@@ -91,27 +92,31 @@ class Attack(Behaviour):
 
     def check_validators(self, validators: int) -> None:
         if self.when != "always" and not validators:
-            raise ValueError(
-                f"attack {self.name}: when {self.when} is about escaping validators, and this run has none; choose "
-                "always, or the protocol with validators >= 1"
+            raise self._error(
+                "when",
+                f"{self.when} is about escaping validators, and this run has none; choose always, or the protocol "
+                "with validators >= 1",
             )
 
     def accuse(self, ctx: Context, claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
         return without_fellows(claims, self.collusion.members)
 
     def _check(self, name: str, hint: Any, value: Any, rule: Any) -> None:
-        """ValueError unless `value` has the declared type and lies in the declared range."""
+        """FieldError unless `value` has the declared type and lies in the declared range."""
         allowed = tuple(get_args(hint)) if get_origin(hint) in (Union, types.UnionType) else (hint,)
         accepted = (*allowed, int) if float in allowed else allowed
         # True is an int to Python, but nobody means it as a number.
         if type(value) not in accepted:
             kinds = " or ".join("none" if kind is type(None) else kind.__name__ for kind in allowed)
-            raise ValueError(f"attack {self.name}: {name} must be {kinds}, got {value!r}")
+            raise self._error(name, f"must be {kinds}, got {value!r}")
         if rule["choices"] is not None and value not in rule["choices"]:
-            raise ValueError(f"attack {self.name}: {name} must be one of {', '.join(rule['choices'])}, got {value!r}")
+            raise self._error(name, f"must be one of {', '.join(rule['choices'])}, got {value!r}")
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             low, high = rule["low"], rule["high"]
             if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
                 bounds = [f">= {low:g}" if low is not None else "", f"<= {high:g}" if high is not None else ""]
                 wanted = " and ".join(bound for bound in bounds if bound) or "finite"
-                raise ValueError(f"attack {self.name}: {name} must be {wanted}, got {value!r}")
+                raise self._error(name, f"must be {wanted}, got {value!r}")
+
+    def _error(self, name: str, message: str) -> FieldError:
+        return FieldError(name, message, owner=f"attack {self.name}: ")

@@ -11,7 +11,7 @@ import torch
 
 from btard.attacks.base import Attack, option
 from btard.protocol.behaviour import Context, View
-from btard.protocol.messages import Announce, AnnouncedPart, CoinReveal, Packet, Relayed, Signed, body_digest
+from btard.protocol.messages import Announce, AnnouncedPart, CoinReveal, Packet, Relayed, Signed
 
 GARBAGE = b"\xff not a tensor"
 
@@ -32,6 +32,13 @@ PHASES = (
 
 RECIPIENTS = ("one", "several", "most", "all")
 """Which honest peers are wronged in a step: one, two, over half of all active peers, every one."""
+
+
+def commitment(ctx: Context, kind: str, part: int, body: torch.Tensor | bytes) -> bytes:
+    """What the peer announces if it wants to send `body` of `kind` for `part`."""
+    if ctx.commitments is None:
+        raise RuntimeError("this attack commits by itself: it needs a driver that runs the protocol")
+    return ctx.commitments.digest(kind, ctx.peer, ctx.step, part, body)
 
 
 def is_victim(attack: Attack, ctx: Context, recipients: str, peer: int, among: tuple[int, ...]) -> bool:
@@ -129,7 +136,7 @@ class BadPart(Attack):
         cut, chosen = ctx.record.cut, list(digests)
         for part in range(cut.k):
             body = spoiled(torch.ones(cut.size(part)), self.send)
-            chosen[part] = body_digest(ctx.run_id, "part", ctx.peer, ctx.step, part, body)
+            chosen[part] = commitment(ctx, "part", part, body)
         return tuple(chosen)
 
     def part(self, ctx: Context, part: int, body: torch.Tensor) -> torch.Tensor | bytes:
@@ -203,7 +210,7 @@ class BadAggregate(Attack):
 
         def false(entry: AnnouncedPart) -> AnnouncedPart:
             body = spoiled(torch.ones(ctx.record.cut.size(entry.part)), self.send)
-            return replace(entry, digest=body_digest(ctx.run_id, "aggregate", ctx.peer, ctx.step, entry.part, body))
+            return replace(entry, digest=commitment(ctx, "aggregate", entry.part, body))
 
         return sign(Announce(tuple(false(entry) for entry in payload.parts))), {}
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from btard.protocol.commitments import Commitments
 from btard.protocol.limits import Limits
 from btard.protocol.messages import NOBODY, Claim, Claims, Commit, Packet, Votes
 from btard.protocol.record import StepRecord
@@ -36,7 +37,7 @@ def raised_claims(record: StepRecord, limits: Limits) -> dict[int, dict[Claim, t
 def packets_about(
     shown: Mapping[int, Sequence[Packet]],
     claims: Mapping[Claim, tuple[int, ...]],
-    run_id: str,
+    commitments: Commitments,
     commits: Mapping[int, Commit],
 ) -> dict[int, tuple[Packet, ...]]:
     """The packets that a judge of `claims` can have looked at, one of each: nobody fills the disk with others.
@@ -59,7 +60,7 @@ def packets_about(
                 first.setdefault((packet.kind, author, packet.step, part), packet)
             elif (author, packet.step) in whole and (author, part) not in seen:
                 committed = commits[author].digests
-                if 0 <= part < len(committed) and packet.digest(run_id) == committed[part]:
+                if 0 <= part < len(committed) and commitments.of_packet(packet) == committed[part]:
                     seen.add((author, part))
                     first.setdefault((packet.kind, author, packet.step, part), packet)
         if first:

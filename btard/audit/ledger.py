@@ -12,6 +12,7 @@ from btard.protocol.identity import Roster
 from btard.protocol.join import ADMITTED, GRADUATED
 from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.limits import MAX_LEDGER
+from btard.protocol.memory import Memory
 from btard.protocol.record import Transcript
 from btard.protocol.wire import Malformed
 
@@ -58,6 +59,8 @@ class AgreedState:
 
     def __init__(self, config: ProtocolConfig, keys: Roster, lines: list[Line]) -> None:
         self.config, self.keys, self.lines = config, keys, lines
+        self.memory = Memory()
+        """Of signatures: a step is certified, and then replayed."""
         self.admitted = [_admitted(line) for line in lines if line.entry.kind == ADMITTED]
         self.removed = {peer for line in lines for peer in line.entry.peers}
 
@@ -98,7 +101,7 @@ class AgreedState:
         for phase, said in transcript.heard().items():
             for sender, messages in said.items():
                 for message in messages:
-                    if message.proven(context, roster):
+                    if message.proven(context, roster, self.memory):
                         good.add(sender)
                     else:
                         bad.append(f"peer {sender} in {phase[:40]!r}")

@@ -18,6 +18,7 @@ from btard.protocol.effects import Broadcast, Compute, Effect, Exchange, Purpose
 from btard.protocol.hashing import batch_seed
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.limits import FACES
+from btard.protocol.memory import Memory
 from btard.protocol.messages import NOBODY, Claim, Packet, Signed
 from btard.protocol.peer import Peer
 from btard.protocol.record import StepRecord, Transcript
@@ -45,9 +46,15 @@ class Observer(Peer):
     """Stands where the peers stood at the start of `transcript`; `last` is the step before, as it was replayed."""
 
     def __init__(
-        self, roster: Roster, config: ProtocolConfig, d: int, transcript: Transcript, last: StepRecord | None = None
+        self,
+        roster: Roster,
+        config: ProtocolConfig,
+        d: int,
+        transcript: Transcript,
+        last: StepRecord | None = None,
+        memory: Memory | None = None,
     ) -> None:
-        super().__init__(NOBODY, Identity.from_seed("observer"), roster, config, d, Witness())
+        super().__init__(NOBODY, Identity.from_seed("observer"), roster, config, d, Witness(), memory=memory)
         self.transcript, self.last = transcript, last
         self.said = transcript.heard()
         self.resume(transcript)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 
 from btard.audit.report import AuditError
-from btard.protocol.commit import clip_gradient, part_digests
+from btard.protocol.commit import clip_gradient
+from btard.protocol.commitments import Hashed
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Compute, Purpose
 from btard.protocol.hashing import batch_seed
@@ -38,6 +39,7 @@ class Recomputation:
         if self.params is None or self.params.numel() != self.task.d:
             raise AuditError(f"the parameters of step {record.step} are missing or of another size")
         planned = [peer for peer in (*record.active, *record.probation) if peer not in record.assignments]
+        commitments = Hashed(self.config.run_id)
         trusted = [peer for peer in record.workers if peer not in self.removed]
 
         def together(peer: int, others: Sequence[int]) -> torch.Tensor:
@@ -48,7 +50,7 @@ class Recomputation:
         for others in ([], planned, staying):
             for witness in trusted:
                 gradient = clip_gradient(together(witness, others), self.config.clip_lambda)
-                digests = part_digests(self.config.run_id, witness, record.step, gradient, record.cut)
+                digests = commitments.parts(witness, record.step, gradient, record.cut)
                 if digests == record.commits[witness].digests:
                     return lambda peer, others=others: together(peer, others)  # type: ignore[misc]
         if self.config.validation == "tolerant":

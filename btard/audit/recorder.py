@@ -13,6 +13,7 @@ from btard.audit.claims import GRADIENT_KINDS, packets_about, raised_claims, vot
 from btard.audit.files import ATTESTATION, EVIDENCE, seal_file, write_json
 from btard.audit.proof import Proof
 from btard.audit.settings import write_settings
+from btard.protocol.commitments import Hashed
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.identity import Roster
 from btard.protocol.ledger import Entry
@@ -107,7 +108,7 @@ class Recorder:
             None if self._before is None else Transcript.of(self._before),
             {entry.accused: self._missed.get(entry.accused, []) for entry in entries if entry.kind == "gone"},
             {
-                attempt: packets_about(shown, claims.get(attempt, {}), self.config.run_id, commits)
+                attempt: packets_about(shown, claims.get(attempt, {}), Hashed(self.config.run_id), commits)
                 for attempt, shown in record.shown.items()
             },
             {key: held[key] for key in sorted(wanted)},

@@ -74,9 +74,11 @@ class Replay:
         last: StepRecord | None = None
         if proof.before is not None:
             roster = self.agreed.roster(proof.before.step)
-            earlier = Observer(roster, self.config, self.d, proof.before)
+            earlier = Observer(roster, self.config, self.d, proof.before, memory=self.agreed.memory)
             last = earlier.replay(proof, judge=False)
-        observer = Observer(self.agreed.roster(proof.now.step), self.config, self.d, proof.now, last)
+        observer = Observer(
+            self.agreed.roster(proof.now.step), self.config, self.d, proof.now, last, self.agreed.memory
+        )
         observer.replay(proof, recompute)
         return observer
 

@@ -15,11 +15,12 @@ from btard.drivers.history import ParameterHistory, steps_kept, workers_of
 from btard.drivers.letters import Letters, Pieces
 from btard.drivers.loop import Heard, StepResult, in_phase, run_step
 from btard.drivers.mesh import Mesh
-from btard.protocol import hashing, wire
+from btard.protocol import wire
 from btard.protocol.behaviour import HONEST, Behaviour
 from btard.protocol.coin import NoQuorum
 from btard.protocol.collusion import Collusion
 from btard.protocol.commit import NoGradient
+from btard.protocol.commitments import Hashed
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Compute, Purpose
 from btard.protocol.hashing import digest, tensor_digest
@@ -80,11 +81,11 @@ class CollectiveDriver:
         identities = [Identity.from_seed(config.run_id, peer) for peer in range(config.peers)]
         roster = Roster(tuple(identity.public_key for identity in identities))
         own = self.behaviours.get(rank, HONEST)
-        self.peer = Peer(rank, identities[rank], roster, config, task.d, own)
+        commitments = Hashed(config.run_id, threads=torch.get_num_threads())  # this process is one peer alone
+        self.peer = Peer(rank, identities[rank], roster, config, task.d, own, commitments)
         self.history = ParameterHistory(task.d, steps_kept({rank: own}, repeatable), history_folder)
         self.compute = CohortCompute(task, self.history, "per_peer")
         self.notes: dict[int, bytes] = {}
-        hashing.threads = torch.get_num_threads()
 
     @property
     def honest(self) -> tuple[int, ...]:
@@ -146,7 +147,7 @@ class CollectiveDriver:
 
         `params` [d] are final. Errors: RankLost.
         """
-        peer, hashed = self.peer, tensor_digest(params, "parameters")
+        peer, hashed = self.peer, tensor_digest(params, "parameters", threads=torch.get_num_threads())
         statement = Attestation(peer.t, peer.ledger.head, hashed)
         signature = peer.identity.sign(statement.digest(peer.config, peer.roster, params.numel()))
         signatures = self.mesh.gather("attest", signature)

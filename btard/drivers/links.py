@@ -26,7 +26,7 @@ class Links(Clock):
     attempts: int = 12
     """Tries of an acknowledged transfer; all of them are lost with chance loss ** attempts."""
     slow: float = 0.0
-    """Chance that a peer is not ready with its gradient in a step: it misses the commit phase (section 8)."""
+    """Chance that a peer is not ready with its gradient in a step: it misses the commit phase."""
     seed: int = 0
 
     def __post_init__(self) -> None:

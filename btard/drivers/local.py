@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,10 +19,11 @@ from btard.drivers.newcomers import Newcomer, admitted_last, bring_in
 from btard.drivers.threads import Team
 from btard.protocol.behaviour import HONEST, Behaviour
 from btard.protocol.collusion import Collusion
+from btard.protocol.commitments import Commitments, Hashed, Ideal
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Compute, Purpose
-from btard.protocol.ideal import IdealCommitments
 from btard.protocol.identity import Identity, Roster
+from btard.protocol.memory import Memory
 from btard.protocol.messages import JoinRequest
 from btard.protocol.peer import Outcome, Peer
 from btard.protocol.snapshot import load_peer, save_peer
@@ -40,13 +40,13 @@ class LocalDriver:
     many steps a resumed run may repeat without losing any that it needs. `tasks` (peer -> Task) are for peers that
     compute the same with other numerics than `task`, as on other hardware.
 
-    `recorder` writes down what an audit needs. `commitments`: `hashed`, or `ideal` (`btard.protocol.ideal`): that saves
-    reading every gradient and aggregate three times and, on a GPU, moving them to the CPU for it; nothing is left to
-    audit then.
+    `recorder` writes down what an audit needs. `commitments`: `hashed`, or `ideal` (`btard.protocol.commitments`): that
+    saves reading every gradient and aggregate three times and, on a GPU, moving them to the CPU for it; nothing is left
+    to audit then.
 
     The network is reliable unless `links` say otherwise. Tensors are handed over without a copy or an encoding;
     everything else (hashes, signatures, decoding, checks) happens as between strangers. What several peers would
-    compute alike, such as whether a signature is good, is computed once (`btard.protocol.remembered`).
+    compute alike, such as whether a signature is good, is computed once, unless `memory` remembers nothing.
 
     Large models on a CPU: between two phases the peers work in as many threads as torch has when this is made.
     """
@@ -65,6 +65,7 @@ class LocalDriver:
         recorder: Recorder | None = None,
         tasks: Mapping[int, Task] | None = None,
         commitments: Literal["hashed", "ideal"] = "hashed",
+        memory: Memory | None = None,
     ) -> None:
         if commitments not in ("hashed", "ideal"):
             raise ValueError(f"commitments must be 'hashed' or 'ideal', got {commitments!r}")
@@ -77,15 +78,17 @@ class LocalDriver:
         self.recorder = recorder
         if self.links.loss and not config.rounds:
             raise ValueError("links that lose broadcasts need a protocol that repeats them: set relays to 1 or more")
+        self.commitments: Commitments = Ideal(config.run_id) if commitments == "ideal" else Hashed(config.run_id)
+        shared = self.commitments, memory or Memory()
         self.peers = {
-            i: Peer(i, identities[i], roster, config, task.d, behaviours.get(i, HONEST)) for i in range(config.peers)
+            i: Peer(i, identities[i], roster, config, task.d, behaviours.get(i, HONEST), *shared)
+            for i in range(config.peers)
         }
         self.history = ParameterHistory(task.d, steps_kept(behaviours, repeatable), history_folder)
         self.compute = CohortCompute(task, self.history, mode, tasks)
         self.joining: dict[bytes, Newcomer] = {}
         """Public key -> everybody who has asked to join."""
         self._repeatable = repeatable
-        self._ideal = IdealCommitments(config.run_id) if commitments == "ideal" else None
         self._threads = torch.get_num_threads()
         self._team: Team | None = None
 
@@ -130,11 +133,9 @@ class LocalDriver:
         # Once the last peer that looks far back is gone, nobody needs a long history any more.
         deep = any(peer.behaviour.lookback > 1 for peer in self.peers.values())
         self.history.record(now, params, workers, deep=deep)
-        if self._ideal is not None:
-            self._ideal.forget(now - 1)
+        self.commitments.forget(now - 1)
         team = self._team_for(params)
-        with self._ideal.in_use() if self._ideal is not None else nullcontext():
-            course = run_step(self.peers, self, clock=self.links, each=team.map if team else map)
+        course = run_step(self.peers, self, clock=self.links, each=team.map if team else map)
         for i, failure in course.failures.items():
             if not self.peers[i].behaviour.byzantine:
                 raise failure
@@ -193,9 +194,8 @@ class LocalDriver:
             load_peer(peer, state["shared"], {name: tensors[ref] for name, ref in state["peers"][str(i)].items()})
         self.history.restore(tensors, workers_of(self.honest[0].last))
         self.compute.restore(state["memory"], tensors)
-        if self._ideal is not None:
-            for record in (peer.last for peer in self.peers.values() if peer.last is not None):
-                self._ideal.learn_step(record.committed())
+        for record in (peer.last for peer in self.peers.values() if peer.last is not None):
+            self.commitments.learn(record.committed())
         if self.recorder is not None and state["recorder"] is not None:
             self.recorder.restore(state["recorder"], self.honest[0].last)
 

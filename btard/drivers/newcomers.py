@@ -34,7 +34,8 @@ class Newcomer:
     def make_peer(self, number: int, like: Peer) -> Peer:
         """Peer `number` without any state yet, in the run of `like`."""
         self.peer = number
-        return Peer(number, self.identity, like.roster, like.config, like.d, self.behaviour)
+        shared = like.commitments, like.memory
+        return Peer(number, self.identity, like.roster, like.config, like.d, self.behaviour, *shared)
 
 
 def admitted_last(member: Peer) -> list[int]:

@@ -1,4 +1,8 @@
-"""What the experiments around the library share: typed settings, run folders, progress bars.
+"""What programs share and the library never imports: settings, run folders, tables, figures, progress bars.
 
-The library itself imports nothing of it. It needs what requirements.txt brings and `pip install btard` does not.
+Its packages come with the extra btard[experiments], those of swarms with btard[swarm] too.
 """
+
+from btard.extras import need
+
+need("experiments", "rich", "yaml")

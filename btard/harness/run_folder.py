@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from btard.extras import need
 from btard.harness.settings import Settings, config_text, differing_keys, read_config
 from btard.harness.typed_yaml import AnyPath, ConfigError
 
@@ -199,6 +200,7 @@ class RunFolder:
         self._ledger = (self.path / "ledger.jsonl").open("a", encoding="utf-8", buffering=1)
         self._timings = (self.path / TIMINGS).open("a", encoding="utf-8", buffering=1)
         if self._wants_events:
+            need("experiments", "tensorboard")
             from torch.utils.tensorboard import SummaryWriter  # seconds to import, so only who writes pays for it
 
             self._events = SummaryWriter(str(self.path / "tb"), purge_step=step or None)

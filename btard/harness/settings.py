@@ -1,7 +1,8 @@
 """A program's settings: from YAML and the command line, as text, and compared with those of another run.
 
 A settings class is a dataclass that `btard.harness.typed_yaml` can fill. Its `free_to_change` names the keys that do
-not change what a run computes, so that it may go on with other values.
+not change what a run computes, so that it may go on with other values; its `renamed`, if it has one, says what old keys
+are called now.
 """
 
 import sys

@@ -13,13 +13,17 @@ import textwrap
 import types
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from btard.checks import FieldError
+
 COMMAND_LINE = "command line"
+RENAMED_IN = "0.2"
+"""The version whose settings classes say in `renamed` what their keys were called before."""
 BASE = "base"
 """The key that names the file whose settings a file begins with."""
 
@@ -31,24 +35,6 @@ AnyPath = Path | zipfile.Path
 
 class ConfigError(ValueError):
     """One line for the user: where, which key, what was expected, what came, what to do."""
-
-
-class FieldError(ValueError):
-    """A check of a dataclass failed for `field`; whoever builds the dataclass knows where its value came from.
-
-    `message` goes on after the field's name: "must be > 0, got -1; ...".
-    """
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(f"{field} {message}")
-        self.field = field
-        self.message = message
-
-
-def require(holds: bool, name: str, rule: str, value: object, fix: str) -> None:
-    """Raise FieldError unless the check of field `name` holds: the rule, the value that came, what to do."""
-    if not holds:
-        raise FieldError(name, f"must be {rule}, got {value}; {fix}")
 
 
 @dataclass(frozen=True)
@@ -108,7 +94,12 @@ def _read(path: AnyPath, cls: type, above: tuple[AnyPath, ...]) -> dict[str, Set
 
 def settings_of(content: Mapping[Any, Any], cls: type, origin: str) -> dict[str, Setting]:
     """Return the settings in a mapping, nested or by dotted key, that stands in `origin`; errors as `read_settings`."""
-    return dict(_flatten(content, "", keys(cls), origin))
+    return dict(_flatten(content, "", keys(cls), _renamed(cls), origin))
+
+
+def _renamed(cls: type) -> Mapping[str, str]:
+    """What keys of `cls` were called once -> what they are called."""
+    return getattr(cls, "renamed", {})
 
 
 def read_mapping(path: AnyPath) -> Mapping[Any, Any]:
@@ -131,15 +122,19 @@ def read_mapping(path: AnyPath) -> Mapping[Any, Any]:
     return content
 
 
-def _flatten(content: Mapping[Any, Any], prefix: str, known: Mapping[str, Any], origin: str) -> Iterator[Any]:
+def _flatten(
+    content: Mapping[Any, Any], prefix: str, known: Mapping[str, Any], renamed: Mapping[str, str], origin: str
+) -> Iterator[tuple[str, Setting]]:
     for name, value in content.items():
         key = f"{prefix}{name}"
         if key in known:
             yield key, Setting(value, origin)
+        elif key in renamed:
+            raise ConfigError(f"{origin}: {key} is {renamed[key]} since version {RENAMED_IN}")
         elif not any(leaf.startswith(key + ".") for leaf in known):
             raise ConfigError(f"{origin}: unknown key {key}{_suggestion(key, known)}")
         elif isinstance(value, Mapping):
-            yield from _flatten(value, key + ".", known, origin)
+            yield from _flatten(value, key + ".", known, renamed, origin)
         elif value is not None:  # a section whose lines are all commented out
             raise ConfigError(f"{origin}: {key} must be a section of keys, got {_named(value)}")
 
@@ -154,6 +149,8 @@ def read_words(words: Sequence[str], cls: type) -> dict[str, Setting]:
             raise ConfigError(f"{COMMAND_LINE}: unexpected word {word!r}; settings are written --key value")
         key, equals, value = word[2:].partition("=")
         owner = key.rpartition(".")[0]
+        if key in _renamed(cls):
+            raise ConfigError(f"{COMMAND_LINE}: --{key} is --{_renamed(cls)[key]} since version {RENAMED_IN}")
         if key not in known and not (owner in known and _mapping_value(known[owner][0])):
             raise ConfigError(f"{COMMAND_LINE}: unknown key --{key}{_suggestion(key, known, '--')}")
         if not equals:
@@ -179,16 +176,17 @@ def build(cls: type[T], settings: Mapping[str, Setting], origin: str) -> T:
 
     Raises ConfigError for a value of the wrong type, and for one that the dataclass's own checks refuse.
     """
-    return _build(cls, dict(settings), "", origin)
+    return _build(cls, settings, "", origin)
 
 
-def _build(cls: type[T], settings: dict[str, Setting], prefix: str, origin: str) -> T:
+def _build(cls: type[T], settings: Mapping[str, Setting], prefix: str, origin: str, default: T | None = None) -> T:
     values: dict[str, Any] = {}
     hints = get_type_hints(cls)
     for field in fields(cls):  # type: ignore[arg-type]
         key, hint = prefix + field.name, hints[field.name]
         if is_dataclass(hint):
-            values[field.name] = _build(hint, settings, key + ".", origin)  # type: ignore[arg-type]
+            usual = field.default_factory() if default is None else getattr(default, field.name)  # type: ignore[operator]
+            values[field.name] = _build(hint, settings, key + ".", origin, usual)  # type: ignore[arg-type]
             continue
         if key in settings:
             values[field.name] = _convert(key, settings[key], hint)
@@ -198,11 +196,24 @@ def _build(cls: type[T], settings: dict[str, Setting], prefix: str, origin: str)
             changed = {k[len(key) + 1 :]: _convert(k, s, value_type) for k, s in entries.items()}
             values[field.name] = {**values.get(field.name, {}), **changed}
     try:
-        return cls(**values)
+        return cls(**values) if default is None else replace(default, **values)  # type: ignore[type-var]
     except FieldError as error:
-        key = prefix + error.field
-        where = settings[key].origin if key in settings else origin
-        raise ConfigError(f"{where}: {key} {error.message}") from None
+        raise _blamed(error, settings, prefix, origin) from None
+
+
+def _blamed(error: FieldError, settings: Mapping[str, Setting], prefix: str, origin: str) -> ConfigError:
+    """The error with the place that the value comes from; `origin` if neither it nor what it depends on was set."""
+    key = prefix + error.field
+    setting = settings.get(key) or settings.get(key.rpartition(".")[0])  # an entry of a mapping stands with the others
+    if setting is not None:
+        return ConfigError(f"{_place(setting.origin, key)} {error.message}")
+    beside = settings.get(prefix + error.beside)
+    return ConfigError(f"{beside.origin if beside is not None else origin}: {key} (by default) {error.message}")
+
+
+def _place(origin: str, key: str) -> str:
+    """Where a value stands, for people: "a.yaml: optimizer.lr" or "command line: --optimizer.lr"."""
+    return f"{origin}: {'--' if origin == COMMAND_LINE else ''}{key}"
 
 
 def _convert(key: str, setting: Setting, hint: Any) -> Any:
@@ -217,7 +228,7 @@ def _convert(key: str, setting: Setting, hint: Any) -> Any:
     expected = " or ".join(_expected(option) for option in options)
     choices = [choice for option in options if get_origin(option) is Literal for choice in get_args(option)]
     hint_text = f"; {nearest(value, choices)}" if choices and isinstance(value, str) else ""
-    raise ConfigError(f"{setting.origin}: {key} must be {expected}, got {_named(value)}{hint_text}")
+    raise ConfigError(f"{_place(setting.origin, key)} must be {expected}, got {_named(value)}{hint_text}")
 
 
 def _parse_word(text: str, options: Sequence[Any]) -> Any:
@@ -292,8 +303,9 @@ def nearest(word: str, words: Iterable[str]) -> str:
 
 def _suggestion(key: str, known: Mapping[str, Any], dashes: str = "") -> str:
     # `name` alone is nearer to nothing, but somebody who writes it means attack.name or the like.
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    near = near or [leaf for leaf in known if leaf.rpartition(".")[2] == key.rpartition(".")[2]]
+    alike = [leaf for leaf in known if leaf.rpartition(".")[2] == key.rpartition(".")[2]]
+    near = difflib.get_close_matches(key, alike, n=1, cutoff=0.5)
+    near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.6) or alike
     return f"; did you mean {dashes}{near[0]}?" if near else "; --help lists all keys"
 
 

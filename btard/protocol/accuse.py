@@ -1,4 +1,4 @@
-"""Section 4: ACCUSE and ELIMINATE. Claims are broadcast, evidence is disclosed, every active peer votes.
+"""ACCUSE (Algorithm 3) and ELIMINATE. Claims are broadcast, evidence is disclosed, every active peer votes.
 
 Rounds repeat until nobody has a new claim, because a verdict can bring another guilty peer to light (a convicted
 reporter's corrected sum convicts the aggregator it covered for). Claims that only the broadcasts contradict, such as
@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
+from btard.protocol.claims import disclosures, verdict_on
 from btard.protocol.commit import clip_gradient
 from btard.protocol.disclose import keep_disclosed
 from btard.protocol.effects import Compute, Effect, Idle, Purpose
-from btard.protocol.evidence import disclosures, verdict_on
 from btard.protocol.hashing import batch_seed, digest
 from btard.protocol.ledger import Entry
 from btard.protocol.limits import evidence_limit

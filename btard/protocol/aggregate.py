@@ -1,4 +1,4 @@
-"""Section 3, phase 3, ButterflyClip (the paper's Algorithm 2): the owner of a part clips, announces and sends it."""
+"""Phase aggregate, ButterflyClip (the paper's Algorithm 2): the owner of a part clips, announces and sends it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from btard.aggregation import centered_clip, stack_rows
 from btard.protocol.effects import Effect
 from btard.protocol.limits import packet_limit
-from btard.protocol.messages import ELIMINATE_KINDS, Announce, AnnouncedPart, Packet, body_digest
+from btard.protocol.messages import ELIMINATE_KINDS, Announce, AnnouncedPart, Packet
 from btard.protocol.packets import bodies, find_packet, packet_fault
 from btard.protocol.record import StepRecord
 from btard.protocol.seat import Seat
@@ -31,7 +31,7 @@ def aggregate(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
         x = stack_rows(bodies(packets))
         value = centered_clip(x, record.tau, tol=seat.config.tol).value
         values[part] = behaviour.aggregate(ctx, part, value, x)
-        hashed = body_digest(seat.config.run_id, "aggregate", seat.id, record.step, part, values[part])
+        hashed = seat.commitments.digest("aggregate", seat.id, record.step, part, values[part])
         announced.append(AnnouncedPart(part, hashed, tuple(sorted(packets))))
     payload = Announce(tuple(announced)) if seat.id in record.workers else None
     announces = yield from seat.broadcast(record, "announce", Announce, payload, expected=record.workers)

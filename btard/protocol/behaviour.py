@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 
+from btard.protocol.commitments import Commitments
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.download import Download
 from btard.protocol.effects import Compute
 from btard.protocol.identity import Identity
+from btard.protocol.memory import NOTHING, Memory
 from btard.protocol.messages import Claim, CoinReveal, Packet, Relayed, Report, Signed
 from btard.protocol.record import StepRecord
 
@@ -52,6 +54,10 @@ class Context(View):
     """What all peers agreed on."""
     identity: Identity | None = None
     """The peer's own keys: a Byzantine peer signs what it likes."""
+    commitments: Commitments | None = None
+    """How the peers of the run commit to tensors."""
+    memory: Memory = NOTHING
+    """What the peers of this process have worked out."""
 
 
 class Behaviour:

@@ -57,7 +57,7 @@ def genuine(
         return None
     if signed.sender not in senders or signed.nbytes > limit:
         return None
-    return signed.proven(record.context, seat.roster)
+    return signed.proven(record.context, seat.roster, seat.memory)
 
 
 def _view(heard: Heard) -> bytes:
@@ -154,4 +154,5 @@ def _accepted(
     if hashed is None:
         return None
     signed = relay_digest(hashed)
-    return hashed if all(seat.roster.verify(who, signed, signature) for who, signature in item.chain) else None
+    genuinely = (seat.roster.verify(who, signed, signature, seat.memory) for who, signature in item.chain)
+    return hashed if all(genuinely) else None

@@ -1,21 +1,24 @@
-"""Section 3, phase 8: validators and their targets for the next step, drawn from the coin."""
+"""Phase choose of Algorithm 1: validators and their targets for the next step, drawn from the coin."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
 from btard.protocol.hashing import stream
-from btard.protocol.remembered import remembered
+from btard.protocol.memory import NOTHING, Memory, remembered
 
 
-def draw_validators(coin: bytes, workers: tuple[int, ...], active: tuple[int, ...], validators: int) -> dict[int, int]:
+def draw_validators(
+    coin: bytes, workers: tuple[int, ...], active: tuple[int, ...], validators: int, memory: Memory = NOTHING
+) -> dict[int, int]:
     """V_{t+1} as {validator: target}: `validators` pairs drawn from r^t, all peers in them distinct.
 
     Targets come uniformly from `workers` (W_t without those already banned), validators uniformly from the other
     peers of `active` (A_{t+1} without those who are away). Fewer pairs where there are too few peers; at least one peer
     is left to work.
     """
-    return dict(_pairs(coin, workers, active, validators))
+    pairs = memory(_pairs, coin, workers, active, validators)
+    return dict(pairs)
 
 
 @remembered(4)

@@ -1,4 +1,4 @@
-"""Section 3, phase 4: the shared coin (MPRNG). Commit, then reveal; who does not reveal is out, and it is redrawn."""
+"""Phase coin, the paper's MPRNG. Commit, then reveal; who does not reveal is out, and it is redrawn."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 from btard.protocol.aggregate import recover
 from btard.protocol.effects import Effect
 from btard.protocol.hashing import digest
+from btard.protocol.memory import remembered
 from btard.protocol.messages import CoinCommit, CoinReveal
 from btard.protocol.record import StepRecord
-from btard.protocol.remembered import remembered
 from btard.protocol.seat import Seat
 
 
@@ -38,7 +38,7 @@ def toss(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
     Rides along: each peer names the aggregates it lacks, and those who hold them pass them on before the reveal.
 
     It is also the roll call. A worker that missed the commit phase may have been slow, and owes this one nothing: if it
-    is not heard here either, it is away for the rest of the step (section 8).
+    is not heard here either, it is away for the rest of the step.
     Errors: NoQuorum if no more than half of A_t are heard.
     """
     run_id, attempt = seat.config.run_id, 0
@@ -47,7 +47,7 @@ def toss(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
             seat.identity.secret("coin", run_id, record.step, attempt),
             seat.identity.secret("salt", run_id, record.step, attempt),
         )
-        commitment = coin_commitment(run_id, record.step, attempt, seat.id, mine)
+        commitment = seat.memory(coin_commitment, run_id, record.step, attempt, seat.id, mine)
         missing = tuple(part for part in record.announced if part not in record.aggregates)
         commits = yield from seat.broadcast(
             record,
@@ -78,7 +78,8 @@ def toss(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
             sender
             for sender in record.remaining
             if sender in reveals
-            and coin_commitment(run_id, record.step, attempt, sender, reveals[sender]) != commits[sender].digest
+            and seat.memory(coin_commitment, run_id, record.step, attempt, sender, reveals[sender])
+            != commits[sender].digest
         ]
         for sender in broken:
             seat.expel(record, sender, "wrong_reveal")

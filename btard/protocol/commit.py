@@ -1,4 +1,4 @@
-"""Section 3, phases 0 and 1: compute the gradient of the public batch and commit to its parts."""
+"""Phases compute and commit of Algorithm 1: compute the gradient of the public batch and commit to its parts."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from btard.protocol import ideal
 from btard.protocol.effects import Compute, Effect, Idle, Purpose
 from btard.protocol.hashing import batch_seed
-from btard.protocol.messages import Commit, body_digest, is_finite
+from btard.protocol.messages import Commit, is_finite
 from btard.protocol.record import Split, StepRecord
 from btard.protocol.seat import Seat
 
@@ -31,13 +30,6 @@ def clip_gradient(gradient: G, clip_lambda: float | None) -> G:
         return gradient
     norm = float(torch.linalg.vector_norm(gradient))
     return gradient * (clip_lambda / norm) if norm > clip_lambda else gradient
-
-
-def part_digests(run_id: str, peer: int, step: int, gradient: torch.Tensor, split: Split) -> tuple[bytes, ...]:
-    """h_i[j] = H(run_id, t, i, j, g_i[j]) for all parts j: one read of the gradient."""
-    if ideal.current is None:
-        gradient = gradient.detach().to("cpu")  # one transfer instead of k
-    return tuple(body_digest(run_id, "part", peer, step, j, split.view(gradient, j)) for j in range(split.k))
 
 
 def compute(seat: Seat, record: StepRecord) -> Generator[Effect, Any, torch.Tensor | None]:
@@ -64,7 +56,7 @@ def commit(
     """Broadcast the hashes of my parts; W_t becomes the planned workers who did. Returns my (perhaps bad) gradient.
 
     Newcomers commit to as many parts and remain outside W_t.
-    A worker that misses this phase is absent for the step (section 8), and its part goes to the next worker. So is an
+    A worker that misses this phase is absent for the step, and its part goes to the next worker. So is an
     honest one whose gradient is not finite: to send NaN would be a violation, to have computed it is none.
     Errors: NoGradient if nobody commits.
     """
@@ -75,7 +67,7 @@ def commit(
     if gradient is not None and seat.id in (*planned, *record.newcomers):
         gradient = seat.behaviour_at(record).gradient(seat.context(record), gradient)
         record.split = Split(seat.d, len(planned))
-        digests = part_digests(seat.config.run_id, seat.id, record.step, gradient, record.split)
+        digests = seat.commitments.parts(seat.id, record.step, gradient, record.split)
         chosen = seat.behaviour_at(record).commit(seat.context(record), digests)
         payload = Commit(chosen) if chosen is not None else None
     record.split = Split(seat.d, len(planned))
@@ -94,7 +86,7 @@ def commit(
 
 
 def _count_absences(seat: Seat, record: StepRecord, planned: tuple[int, ...]) -> None:
-    """Section 8: missing the commit phase costs the step; `max_absences` in a row mean that the peer is gone."""
+    """Missing the commit phase costs the step; `max_absences` in a row mean that the peer is gone."""
     for peer in planned:
         missed = 0 if peer in record.workers else seat.absences.get(peer, 0) + 1
         seat.absences[peer] = missed

@@ -7,26 +7,24 @@ import warnings
 from dataclasses import dataclass
 from typing import Literal
 
+from btard.checks import require
 
-@dataclass(frozen=True)
-class ProtocolConfig:
-    """Every field has the same value at every peer; `n`, `b`, `m`, `tau` as in the paper."""
 
-    peers: int
-    """n: peers at the start of the run."""
-    byzantine: int = 0
-    """b: how many of them may be Byzantine. Only checked against n and m; nobody knows who they are."""
+@dataclass(frozen=True, kw_only=True)
+class ProtocolSettings:
+    """What peers do to keep each other honest."""
+
     validators: int = 1
-    """m: validators per step. Raise it to catch attackers sooner, at the price of m fewer gradients per step."""
+    """m: peers per step that check another one's work of the step before instead of computing. More catch attackers
+    sooner, for as many gradients less per step."""
     tau: float | Literal["auto"] = 1.0
-    """Clipping radius of CenteredClip on each part; inf is the mean. Lower it if accuracy dips under attack.
-    auto: follows the distances that the workers reported in the step before (`btard.protocol.radius`)."""
+    """Clipping radius of CenteredClip on each part; inf is the mean. Lower it if accuracy dips under attack, raise it
+    if without one training is slower than with the mean. auto: follows the distances that the workers reported in the
+    step before (`btard.protocol.radius`)."""
     tau_quantile: float = 0.5
     """auto: which quantile of a part's distances. Below 0.5 it clips more, and stands fewer liars."""
     tau_start: float = 1.0
     """auto: the radius of the first step, and of the next ones until there is a distance to go by."""
-    run_id: str = "btard"
-    """Names the run in every hash and signature, so that no message can be replayed in another run."""
     tol: float = 1e-6
     """Relative residual to which aggregators solve (CC)."""
     residual_tol: float = 1e-5
@@ -38,87 +36,108 @@ class ProtocolConfig:
     what it committed to, and distances decide; for peers on different hardware."""
     gradient_tol: float = 0.1
     """tolerant: how far apart, relative to the larger norm, honest peers' gradients of one batch may be; a judge
-    convicts above it, a validator accuses above twice. Take it from a calibration on the hardware in use."""
+    convicts above it, a validator accuses above twice. Take it from a calibration on the hardware in use. Raise it if
+    honest peers are banned for wrong_gradient; whatever is within it passes for honest."""
     cosine_tol: float | None = None
-    """tolerant: the same for 1 - cosine; accused above four times, for it is a distance squared. None: no check."""
+    """tolerant: the same for 1 - cosine; accused above four times, for it is a distance squared. null: no check."""
     directions: int = 1
-    """How many random directions z V2 projects on. More make a narrow miss by chance rarer."""
+    """How many random directions z V2 projects on. More make a narrow miss by chance rarer, and the reports longer."""
     delta_max: float | None = None
-    """V3: a part is checked when over half of the workers are farther than this from its aggregate.
-    None: 10 times the median over the parts of their median distance, in the same step."""
+    """V3: a part is checked when over half of the workers are farther than this from its aggregate. null: 10 times the
+    median over the parts of their median distance, in the same step. Set it if you know how far honest gradients are
+    apart, to leave colluders less."""
     clip_lambda: float | None = None
-    """BTARD-Clipped-SGD: peers scale their gradients to at most this norm. None: no clipping."""
+    """BTARD-Clipped-SGD: peers scale their gradients to at most this norm. Lower it if the loss jumps. null: no
+    clipping."""
     relays: int | None = None
     """Rounds in which differing broadcasts are passed on. As many as there are colluding Byzantine peers keep the
-    honest ones in agreement whatever these do; None: `byzantine`. 0 trusts the network to show everybody the same."""
+    honest ones in agreement whatever these do; null: as many. Each costs a round trip in each of some six phases. 0
+    trusts the network to show everybody the same."""
     max_absences: int = 3
-    """Steps in a row that a peer may miss the commit phase before it counts as gone."""
+    """Steps in a row that a peer may miss the commit phase before it counts as gone. Raise it if peers need longer to
+    restart."""
     probation: int | None = None
     """T_join: steps in which a newcomer computes gradients that are checked and not used. Raise it if new identities
-    are too cheap for what they can do until they are banned. None: nobody can join. Where peers join, `byzantine` is
+    are too cheap for what they can do until they are banned. null: nobody can join. Where peers join, `byzantine` is
     how many of the members of any step may be Byzantine."""
     max_newcomers: int = 1
     """Newcomers admitted per step, at most. Each costs the members d floats per step while it is on probation."""
 
     def __post_init__(self) -> None:
+        require(self.validators >= 0, "validators", ">= 0", self.validators, "1 is the paper's protocol")
+        if isinstance(self.tau, str):
+            require(self.tau == "auto", "tau", "a number or auto", repr(self.tau), "use inf for the plain mean")
+        else:
+            require(self.tau > 0, "tau", "> 0", self.tau, "use inf for the plain mean")
+        quantile = self.tau_quantile
+        require(0 < quantile <= 0.5, "tau_quantile", "> 0 and <= 0.5", quantile, "0.5 withstands the most liars")
+        for name in ("tau_start", "tol", "residual_tol", "scalar_tol"):
+            require(getattr(self, name) > 0, name, "> 0", getattr(self, name), "leave it out for the default")
+        fits = self.residual_tol >= self.tol and not math.isinf(self.tol)
+        rule = f"finite and >= tol = {self.tol}"
+        require(fits, "residual_tol", rule, self.residual_tol, "honest aggregates would fail", beside="tol")
+        known = self.validation in ("exact", "tolerant")
+        require(known, "validation", "exact or tolerant", repr(self.validation), "choose one")
+        tol, cosine = self.gradient_tol, self.cosine_tol
+        require(0 < tol < 0.5, "gradient_tol", "> 0 and < 0.5", tol, "at 0.5 a gradient of zero would pass")
+        fits = cosine is None or 0 < cosine < 0.25
+        require(fits, "cosine_tol", "> 0 and < 0.25, or null", cosine, "at 0.25 one at a right angle would pass")
+        fits = 1 <= self.directions <= 1024
+        require(fits, "directions", ">= 1 and <= 1024", self.directions, "a longer report would be refused")
+        for name in ("delta_max", "clip_lambda"):
+            value = getattr(self, name)
+            require(value is None or value > 0, name, "> 0 or null", value, "null is the default")
+        for name in ("max_absences", "max_newcomers"):
+            require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name), "1 is the least")
+        steps = self.probation
+        require(steps is None or steps >= 1, "probation", ">= 1 steps or null", steps, "with null nobody can join")
+
+    @property
+    def first_tau(self) -> float:
+        """The clipping radius of the first step."""
+        return self.tau_start if isinstance(self.tau, str) else float(self.tau)
+
+
+@dataclass(frozen=True)
+class ProtocolConfig(ProtocolSettings):
+    """The settings and what they are about; `n`, `b`, `m`, `tau` as in the paper. Every field is equal at every peer.
+
+    Raises FieldError for settings that cannot work; warns where the workers of a step may have no honest majority.
+    """
+
+    peers: int
+    """n: peers at the start of the run."""
+    byzantine: int = 0
+    """b: how many of them may be Byzantine. Only checked against n and m; nobody knows who they are."""
+    run_id: str = "btard"
+    """Names the run in every hash and signature, so that no message can be replayed in another run."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         n, b, m = self.peers, self.byzantine, self.validators
-        if n < 1 or b < 0 or m < 0:
-            raise ValueError(f"peers must be >= 1, byzantine and validators >= 0; got n={n}, b={b}, m={m}")
-        if 2 * b >= n:
-            raise ValueError(f"byzantine must be < peers / 2, got b={b} of n={n}: no majority would be honest")
-        if m and n < 2 * m + 1:
-            raise ValueError(f"validators need targets and workers: peers >= 2 m + 1, got n={n}, m={m}")
+        require(n >= 1, "peers", ">= 1", n, "give a positive number")
+        rule = f">= 0 and < peers / 2 = {n / 2:g}"
+        require(0 <= 2 * b < n, "byzantine", rule, b, "the honest must be the majority", beside="peers")
+        rule = f">= 0 and at most (peers - 1) / 2 = {(n - 1) // 2}"
+        require(2 * m < n, "validators", rule, m, "every validator needs a target among the workers", beside="peers")
         if 2 * b >= n - m and b:
             warnings.warn(
                 f"b={b} >= (n - m)/2 = {(n - m) / 2:g}: with all validators honest, the workers of a step have no "
                 "honest majority and V3 can tie; use fewer validators or more peers",
                 stacklevel=3,
             )
-        if isinstance(self.tau, str):
-            if self.tau != "auto":
-                raise ValueError(f"tau must be a number or auto, got {self.tau!r}")
-        elif not self.tau > 0:
-            raise ValueError(f"tau must be > 0, got {self.tau}")
-        for name in ("tau_start", "tol", "residual_tol", "scalar_tol"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
-        if not 0 < self.tau_quantile <= 0.5:
-            raise ValueError(f"tau_quantile must be > 0 and <= 0.5, got {self.tau_quantile}: above, fewer liars do")
-        if self.tau == "auto" and b and not b < self.tau_quantile * (n - m):
-            raise ValueError(
-                f"tau auto with tau_quantile {self.tau_quantile} needs byzantine < tau_quantile (peers - validators) = "
-                f"{self.tau_quantile * (n - m):g}, got {b}: liars could choose the radius; raise tau_quantile up to "
-                "0.5, use fewer validators or more peers, or a number for tau"
-            )
-        if math.isinf(self.tol) or self.residual_tol < self.tol:
-            raise ValueError(f"residual_tol must be >= tol = {self.tol}, got {self.residual_tol}: honesty would fail")
-        if self.validation not in ("exact", "tolerant"):
-            raise ValueError(f"validation must be exact or tolerant, got {self.validation!r}")
-        if not 0 < self.gradient_tol < 0.5:  # a gradient of zero is at distance 1 and has to be accused
-            raise ValueError(f"gradient_tol must be > 0 and < 0.5, got {self.gradient_tol}")
-        if self.cosine_tol is not None and not 0 < self.cosine_tol < 0.25:  # likewise one at a right angle
-            raise ValueError(f"cosine_tol must be > 0 and < 0.25 (or null), got {self.cosine_tol}")
-        if not 1 <= self.directions <= 1024:  # a report with more would be refused as too long
-            raise ValueError(f"directions must be >= 1 and <= 1024, got {self.directions}")
-        if self.relays is not None and not 0 <= self.relays < n:
-            raise ValueError(f"relays must be >= 0 and < peers = {n} (or null), got {self.relays}")
-        if self.max_absences < 1:
-            raise ValueError(f"max_absences must be >= 1, got {self.max_absences}")
-        if self.probation is not None and self.probation < 1:
-            raise ValueError(f"probation must be >= 1 steps (or null: nobody can join), got {self.probation}")
-        if not 1 <= self.max_newcomers <= n:  # a message that names more would be refused as too long
-            raise ValueError(f"max_newcomers must be >= 1 and <= peers = {n}, got {self.max_newcomers}")
-        for name in ("delta_max", "clip_lambda"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be > 0 or null, got {value}")
+        fits = self.tau != "auto" or not b or b < self.tau_quantile * (n - m)
+        rule = f"> byzantine / (peers - validators) = {b / max(1, n - m):.3g} with tau auto"
+        fix = "or else liars choose the radius: raise it up to 0.5, use fewer validators, or a number as tau"
+        require(fits, "tau_quantile", rule, self.tau_quantile, fix, beside="byzantine")
+        fits = self.relays is None or 0 <= self.relays < n
+        rule = f">= 0 and < peers = {n}, or null"
+        require(fits, "relays", rule, self.relays, "null is the safe choice", beside="peers")
+        rule = f">= 1 and <= peers = {n}"
+        fix = "a message that names more would be refused as too long"
+        require(self.max_newcomers <= n, "max_newcomers", rule, self.max_newcomers, fix, beside="peers")
 
     @property
     def rounds(self) -> int:
         """How many rounds of relays follow a broadcast."""
         return self.byzantine if self.relays is None else self.relays
-
-    @property
-    def first_tau(self) -> float:
-        """The clipping radius of the first step."""
-        return self.tau_start if isinstance(self.tau, str) else float(self.tau)

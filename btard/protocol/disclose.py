@@ -1,4 +1,4 @@
-"""Section 5: in mode `tolerant` a validator sees what its target committed to in the step before, and so do judges.
+"""In mode `tolerant` a validator sees what its target committed to in the step before, and so do judges.
 
 The target sends its parts; their hashes are its own commitments, so it does not matter from whom they come. Who is not
 shown all of them claims "undisclosed". Then the target and the owners of its parts show them to everybody: a part that
@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from btard.protocol.commit import part_digests
 from btard.protocol.effects import Effect
 from btard.protocol.limits import packet_limit
 from btard.protocol.messages import Packet
@@ -54,7 +53,7 @@ def keep_disclosed(
     if about is None or author not in about.commits or author in record.disclosed:
         return
     committed = about.commits[author].digests
-    mine = part_digests(seat.config.run_id, author, about.step, recomputed, about.cut)
+    mine = seat.commitments.parts(author, about.step, recomputed, about.cut)
     if mine == committed:
         record.disclosed[author] = recomputed
         return

@@ -1,4 +1,4 @@
-"""Section 7: the state that an admitted newcomer downloads from one member, and that most members vouch for."""
+"""The state that an admitted newcomer downloads from one member, and that most members vouch for."""
 
 from __future__ import annotations
 

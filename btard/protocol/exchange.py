@@ -1,4 +1,4 @@
-"""Section 3, phase 2: every worker sends part j to its owner, who checks it against the commitment."""
+"""Phase exchange, of ButterflyClip: every worker sends part j to its owner, who checks it against the commitment."""
 
 from __future__ import annotations
 

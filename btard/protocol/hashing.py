@@ -12,9 +12,6 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 DIGEST_SIZE = 32
 
-threads = 1
-"""On how many threads a large tensor is hashed. A process that is one peer alone has more to give than one."""
-
 Field = str | int | bytes
 
 
@@ -23,7 +20,8 @@ def _frame(fields: tuple[Field, ...]) -> bytes:
     return b"".join([_bytes_head(len(f)) + f if isinstance(f, bytes) else _encoded(f) for f in fields])
 
 
-# Thousands of fields are framed in a step, nearly all of them words, peers and digests of 32 bytes.
+# Thousands of fields are framed in a step, nearly all of them words, peers and digests of 32 bytes. These two are kept
+# for the whole process: bytes made of an integer or a word are the same for everybody and nobody can change them.
 @lru_cache(maxsize=256)
 def _bytes_head(length: int) -> bytes:
     return struct.pack("<cI", b"b", length)
@@ -40,8 +38,8 @@ def digest(*fields: Field) -> bytes:
     return blake3(_frame(fields)).digest()
 
 
-def tensor_digest(tensor: torch.Tensor, *fields: Field) -> bytes:
-    """H(fields, dtype, shape, bytes of `tensor`): 32 bytes, one read of the tensor's memory.
+def tensor_digest(tensor: torch.Tensor, *fields: Field, threads: int = 1) -> bytes:
+    """H(fields, dtype, shape, bytes of `tensor`): 32 bytes, one read of the tensor's memory by up to `threads` threads.
 
     Equal for equal content wherever it lies (device, strides). -0.0 and 0.0, and NaNs of different payload, differ.
     """

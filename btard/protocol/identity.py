@@ -8,7 +8,7 @@ from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey, VerifyKey
 
 from btard.protocol.hashing import digest
-from btard.protocol.remembered import remembered
+from btard.protocol.memory import NOTHING, Memory, remembered
 
 SIGNATURE_SIZE = 64
 
@@ -49,9 +49,9 @@ class Roster:
 
     keys: tuple[bytes, ...]
 
-    def verify(self, peer: int, message: bytes, signature: bytes) -> bool:
+    def verify(self, peer: int, message: bytes, signature: bytes, memory: Memory = NOTHING) -> bool:
         """Whether `signature` is `peer`'s on `message`; False for an unknown peer or malformed bytes."""
-        return 0 <= peer < len(self.keys) and verify_key(self.keys[peer], message, signature)
+        return 0 <= peer < len(self.keys) and memory(verify_key, self.keys[peer], message, signature)
 
     def grown(self, key: bytes) -> Roster:
         """The roster with one more peer, whose number is the next one. Nobody is ever taken out of a roster."""

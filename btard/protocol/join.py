@@ -1,4 +1,4 @@
-"""Section 7: peers that join: admission by broadcast, and the probation.
+"""Peers that join: admission by broadcast, and the probation.
 
 A newcomer on probation commits to the gradients of its public batches and is validated like a worker, but nothing of it
 goes into an aggregate, the coin or a vote: who wants an identity that counts has to work for it first.
@@ -37,7 +37,9 @@ def admit(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
     messages = yield from seat.broadcast(record, "join", Join, Join(tuple(oldest)), expected=())
     named: Counter[bytes] = Counter()
     for sender, message in messages.items():
-        if len(message.requests) > most or not all(r.authentic(seat.config.run_id) for r in message.requests):
+        if len(message.requests) > most or not all(
+            r.authentic(seat.config.run_id, seat.memory) for r in message.requests
+        ):
             seat.expel(record, sender, "malformed_join")
         else:
             named.update({request.key for request in message.requests} - set(seat.roster.keys))

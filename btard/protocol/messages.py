@@ -11,17 +11,17 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from btard.protocol import ideal, wire
-from btard.protocol.hashing import digest, tensor_digest
+from btard.protocol import wire
+from btard.protocol.hashing import digest
 from btard.protocol.identity import SIGNATURE_SIZE, Identity, Roster, verify_key
-from btard.protocol.remembered import remembered
+from btard.protocol.memory import NOTHING, Memory, remembered
 from btard.protocol.wire import Malformed
 
 NOBODY = -1
 
 CLAIM_KINDS = frozenset(
     {
-        "wrong_gradient",  # committed gradient or reports are not those of the public batch (section 4)
+        "wrong_gradient",  # committed gradient or reports are not those of the public batch
         "misreport",  # norm or s is not what the sender's part gives (V1)
         "wrong_aggregate",  # a[j] does not solve (CC) (V2, V3, or a validator's corrected sum)
         "bad_part",  # part does not match its hash, is malformed or not finite
@@ -51,7 +51,7 @@ class Payload(Protocol):
 
 @dataclass(frozen=True)
 class Commit:
-    """Section 3.1: the hashes h_i[j] of the sender's parts, one for each of the k parts."""
+    """Phase commit: the hashes h_i[j] of the sender's parts, one for each of the k parts."""
 
     digests: tuple[bytes, ...]
 
@@ -74,7 +74,7 @@ class AnnouncedPart:
 
 @dataclass(frozen=True)
 class Announce:
-    """Section 3.3: what an aggregator commits to before anybody sees its aggregates."""
+    """Phase aggregate: what an aggregator commits to before anybody sees its aggregates."""
 
     parts: tuple[AnnouncedPart, ...]
 
@@ -96,7 +96,7 @@ class Announce:
 
 @dataclass(frozen=True)
 class CoinCommit:
-    """Section 3.4: H(u_i, salt_i), and the parts whose aggregate did not reach the sender intact."""
+    """Phase coin: H(u_i, salt_i), and the parts whose aggregate did not reach the sender intact."""
 
     digest: bytes
     missing: tuple[int, ...] = ()
@@ -115,7 +115,7 @@ class CoinCommit:
 
 @dataclass(frozen=True)
 class CoinReveal:
-    """Section 3.4: (u_i, salt_i), 32 bytes each."""
+    """Phase coin: (u_i, salt_i), 32 bytes each."""
 
     value: bytes
     salt: bytes
@@ -131,7 +131,7 @@ class CoinReveal:
 
 @dataclass(frozen=True)
 class Report:
-    """Section 3.5: norm_i[j] and s_i[j] per part j (per direction for s); 0 where the sender's part did not go in."""
+    """Phase report: norm_i[j] and s_i[j] per part j (per direction for s); 0 where the sender's part did not go in."""
 
     norms: tuple[float, ...]
     products: tuple[tuple[float, ...], ...]
@@ -169,7 +169,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Claims:
-    """Section 3.6: the sender's accusations of this round, usually none."""
+    """Phase accuse: the sender's accusations of this round, usually none."""
 
     claims: tuple[Claim, ...]
 
@@ -192,7 +192,7 @@ class Claims:
 
 @dataclass(frozen=True)
 class Votes:
-    """Section 4: the sender's verdicts, in the order of the round's sorted claims."""
+    """Phase accuse: the sender's verdicts, in the order of the round's sorted claims."""
 
     verdicts: tuple[str, ...]
 
@@ -209,7 +209,7 @@ class Votes:
 
 @dataclass(frozen=True)
 class JoinRequest:
-    """Section 7: somebody with this public key wants to join this run. It can be passed on, and is used up once."""
+    """Somebody with this public key wants to join this run. It can be passed on, and is used up once."""
 
     key: bytes
     signature: bytes
@@ -218,14 +218,14 @@ class JoinRequest:
     def create(cls, identity: Identity, run_id: str) -> JoinRequest:
         return cls(identity.public_key, identity.sign(digest("join", run_id, identity.public_key)))
 
-    def authentic(self, run_id: str) -> bool:
+    def authentic(self, run_id: str, memory: Memory = NOTHING) -> bool:
         """Whether the holder of the key signed it for this run."""
-        return verify_key(self.key, digest("join", run_id, self.key), self.signature)
+        return memory(verify_key, self.key, digest("join", run_id, self.key), self.signature)
 
 
 @dataclass(frozen=True)
 class Join:
-    """Section 7: the requests to join that the sender names in this step."""
+    """The requests to join that the sender names in this step."""
 
     requests: tuple[JoinRequest, ...]
 
@@ -271,29 +271,38 @@ class Signed:
     signature: bytes
 
     @classmethod
-    def create(cls, identity: Identity, context: bytes, sender: int, step: int, phase: str, payload: Payload) -> Signed:
+    def create(
+        cls,
+        identity: Identity,
+        context: bytes,
+        sender: int,
+        step: int,
+        phase: str,
+        payload: Payload,
+        memory: Memory = NOTHING,
+    ) -> Signed:
         """`context` is `StepRecord.context`: a signature holds for one run, step and state of the ledger alone."""
         packed = wire.pack(payload.to_wire())
         unsigned = cls(sender, step, phase, packed, b"")
-        return replace(unsigned, signature=identity.sign(unsigned.digest(context)))
+        return replace(unsigned, signature=identity.sign(unsigned.digest(context, memory)))
 
-    def digest(self, context: bytes) -> bytes:
+    def digest(self, context: bytes, memory: Memory = NOTHING) -> bytes:
         """What the signature is on."""
-        return _signed_digest(context, self.sender, self.step, self.phase, self.payload)
+        return memory(_signed_digest, context, self.sender, self.step, self.phase, self.payload)
 
-    def proven(self, context: bytes, roster: Roster) -> bytes | None:
+    def proven(self, context: bytes, roster: Roster, memory: Memory = NOTHING) -> bytes | None:
         """Its digest if the named sender really signed these bytes for this step and phase, else None."""
-        hashed = self.digest(context)
-        return hashed if roster.verify(self.sender, hashed, self.signature) else None
+        hashed = self.digest(context, memory)
+        return hashed if roster.verify(self.sender, hashed, self.signature, memory) else None
 
     @property
     def nbytes(self) -> int:
         """Its size on a wire, rounded up a little."""
         return len(self.payload) + len(self.signature) + len(self.phase) + SIGNED_OVERHEAD
 
-    def open(self, kind: type[P], max_bytes: int) -> P:
+    def open(self, kind: type[P], max_bytes: int, memory: Memory = NOTHING) -> P:
         """The payload as `kind`; Malformed if it is too long or of another form."""
-        result: P = _decode(self.payload, kind, max_bytes)
+        result: P = memory(_decode, self.payload, kind, max_bytes)
         return result
 
 
@@ -347,34 +356,20 @@ class Packet:
     def create(
         cls,
         identity: Identity,
-        run_id: str,
         kind: str,
         sender: int,
         step: int,
         part: int,
         body: torch.Tensor | bytes,
         *,
-        hashed: bytes | None = None,
+        hashed: bytes,
     ) -> Packet:
-        """`hashed`: the digest of `body` if the sender has it already; saves one read of the body."""
-        hashed = hashed or body_digest(run_id, kind, sender, step, part, body)
+        """`hashed`: the commitment to `body`, which is what the sender signs."""
         return cls(kind, sender, step, part, body, identity.sign(digest("packet", hashed)))
 
-    def digest(self, run_id: str) -> bytes:
-        return body_digest(run_id, self.kind, self.sender, self.step, self.part, self.body)
-
-    def authentic(self, hashed: bytes, roster: Roster) -> bool:
-        """Whether the sender signed a packet of digest `hashed`."""
-        return roster.verify(self.sender, digest("packet", hashed), self.signature)
-
-
-def body_digest(run_id: str, kind: str, sender: int, step: int, part: int, body: torch.Tensor | bytes) -> bytes:
-    """h_i[j] = H(run_id, t, i, j, g_i[j]) for kind "part", H(a[j]) for kind "aggregate"."""
-    if isinstance(body, torch.Tensor):
-        if ideal.current is not None:
-            return ideal.current.digest((kind, sender, step, part), body)
-        return tensor_digest(body, kind, run_id, sender, step, part)
-    return digest(kind, run_id, sender, step, part, "bytes", body)
+    def authentic(self, hashed: bytes, roster: Roster, memory: Memory = NOTHING) -> bool:
+        """Whether the sender signed a packet of commitment `hashed`."""
+        return roster.verify(self.sender, digest("packet", hashed), self.signature, memory)
 
 
 def tensor_of(packet: Packet, size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

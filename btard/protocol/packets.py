@@ -30,7 +30,7 @@ def packet_fault(seat: Seat, packet: Packet | None, committed: bytes, size: int,
     """
     if packet is None:
         return f"withheld_{kind}"
-    hashed = packet.digest(seat.config.run_id)
+    hashed = seat.commitments.of_packet(packet)
     try:
         tensor_of(packet, size)
     except Malformed:
@@ -39,7 +39,7 @@ def packet_fault(seat: Seat, packet: Packet | None, committed: bytes, size: int,
         sound = hashed == committed
     if sound:
         return None
-    return f"bad_{kind}" if packet.authentic(hashed, seat.roster) else f"withheld_{kind}"
+    return f"bad_{kind}" if packet.authentic(hashed, seat.roster, seat.memory) else f"withheld_{kind}"
 
 
 def bodies(packets: Mapping[int, Packet]) -> list[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""One peer of BTARD-SGD (the paper's Algorithm 1). `Peer.step` reads like section 3 of the protocol."""
+"""One peer of BTARD-SGD (the paper's Algorithm 1). `Peer.step` reads like "A step" in docs/protocol.md."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from btard.protocol.behaviour import HONEST, Behaviour
 from btard.protocol.choose import draw_check, draw_validators
 from btard.protocol.coin import toss
 from btard.protocol.commit import commit, compute
+from btard.protocol.commitments import Commitments, Hashed
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.disclose import disclose
 from btard.protocol.effects import Effect
@@ -23,6 +24,7 @@ from btard.protocol.identity import Identity, Roster
 from btard.protocol.join import admit, bring_up, count_probation
 from btard.protocol.ledger import Entry
 from btard.protocol.limits import WAITING
+from btard.protocol.memory import Memory
 from btard.protocol.messages import JoinRequest, Signed
 from btard.protocol.radius import next_radius
 from btard.protocol.record import Start, StepRecord
@@ -56,6 +58,7 @@ class Peer(Seat):
     """The peer between steps: its seat, and what the next step begins with.
 
     A newcomer (`id` beyond the configured peers, the roster grown) needs the downloaded state before its first step.
+    `commitments` and `memory`: those of the cohort in this process; by default this peer has its own.
     Errors: ValueError if the roster's size is not the configured number of peers or d is smaller than it, or if
     `behaviour` needs validators and there are none.
     """
@@ -68,13 +71,17 @@ class Peer(Seat):
         config: ProtocolConfig,
         d: int,
         behaviour: Behaviour = HONEST,
+        commitments: Commitments | None = None,
+        memory: Memory | None = None,
     ) -> None:
         if len(roster.keys) != config.peers and (config.probation is None or len(roster.keys) < config.peers):
             raise ValueError(f"peer {id}: the roster has {len(roster.keys)} keys, the config says {config.peers} peers")
         if d < config.peers:
             raise ValueError(f"peer {id}: a model of {d} parameters cannot be shared among {config.peers} peers")
         behaviour.check_validators(config.validators)
-        super().__init__(id, identity, roster, config, d, behaviour)
+        super().__init__(
+            id, identity, roster, config, d, behaviour, commitments or Hashed(config.run_id), memory or Memory()
+        )
         self.active: tuple[int, ...] = tuple(range(config.peers))
         """A_t of the next step."""
         self.assignments: dict[int, int] = {}
@@ -135,7 +142,7 @@ class Peer(Seat):
         self.coins.append(record.coin)
         self.tau = next_radius(self.config, record)
         there = tuple(p for p in self.active if p not in record.away)  # whoever is away could only fail at the duty
-        self.assignments = draw_validators(record.coin, record.workers, there, self.config.validators)
+        self.assignments = draw_validators(record.coin, record.workers, there, self.config.validators, self.memory)
         working = {i: standing.cleared for i, standing in self.probation.items() if i in record.commits}
         self.assignments |= draw_check(record.coin, working, there, self.assignments)
         self.last = record
@@ -153,7 +160,7 @@ class Peer(Seat):
         """Keep a request to join, to be named in the next steps; False if it is forged, used up or one too many."""
         if request.key in self.roster.keys or len(self.requests) >= WAITING:
             return False
-        if not request.authentic(self.config.run_id):
+        if not request.authentic(self.config.run_id, self.memory):
             return False
         self.requests.setdefault(request.key, request)
         return True

@@ -166,7 +166,7 @@ class StepRecord(Settled):
 
     @property
     def probation(self) -> tuple[int, ...]:
-        """Newcomers on probation, ascending: they commit, and hear everything, and that is all (section 7)."""
+        """Newcomers on probation, ascending: they commit, and hear everything, and that is all (`join.py`)."""
         return tuple(sorted(self.standings)) if self.standings else ()
 
     @property

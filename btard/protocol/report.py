@@ -1,4 +1,4 @@
-"""Section 3, phase 5: from the coin follow the directions z[j]; every worker reports norm_i[j] and s_i[j]."""
+"""Phase report of Algorithm 1: from the coin follow the directions z[j]; every worker reports norm_i[j] and s_i[j]."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from btard.aggregation.gram import block_squares
 from btard.aggregation.scratch import scratch
 from btard.protocol.effects import Effect
 from btard.protocol.hashing import UNIFORM_SCALE, uniform
+from btard.protocol.memory import NOTHING, Memory, remembered
 from btard.protocol.messages import Report
 from btard.protocol.record import StepRecord
-from btard.protocol.remembered import remembered
 from btard.protocol.seat import Seat
 
 
@@ -34,7 +34,9 @@ def _drawn(coin: bytes, count: int, device: str) -> _Drawn:
     return _Drawn()
 
 
-def directions(coin: bytes, part: int, size: int, count: int, device: str = "cpu") -> torch.Tensor:
+def directions(
+    coin: bytes, part: int, size: int, count: int, device: str = "cpu", memory: Memory = NOTHING
+) -> torch.Tensor:
     """z[j] [count, size] int16, up to `UNIFORM_SCALE`: the same for everybody who knows the coin.
 
     Independent uniform entries do what Gaussian ones do. For no unit vector v has <z, v> a density above sqrt(2/12)
@@ -42,12 +44,14 @@ def directions(coin: bytes, part: int, size: int, count: int, device: str = "cpu
     1986; a Gaussian reaches 0.40), so no error hides better in one direction than in another; and its tails are below a
     Gaussian's of the same variance. 15 bits are finer than any tolerance of V2.
     """
-    return part_directions(coin, part, part + 1, size, count, device)[0]
+    return part_directions(coin, part, part + 1, size, count, device, memory)[0]
 
 
-def part_directions(coin: bytes, first: int, last: int, size: int, count: int, device: str = "cpu") -> torch.Tensor:
+def part_directions(
+    coin: bytes, first: int, last: int, size: int, count: int, device: str = "cpu", memory: Memory = NOTHING
+) -> torch.Tensor:
     """z of the parts first ... last - 1, [last - first, count, size] int16."""
-    drawn = _drawn(coin, count, device)
+    drawn = memory(_drawn, coin, count, device)
     with drawn.lock:
         if (first, last, size) not in drawn.z:
             rows = [torch.from_numpy(uniform(count * size, "direction", coin, part)) for part in range(first, last)]
@@ -116,7 +120,7 @@ def _measured(x: torch.Tensor, values: torch.Tensor, z: torch.Tensor) -> tuple[n
 def part_scalars(seat: Seat, record: StepRecord, bodies: Sequence[torch.Tensor], part: int) -> list[Scalars]:
     """The scalars of several workers' parts `bodies` against the step's aggregate of that part."""
     value = record.aggregates[part]
-    z = directions(record.coin, part, record.cut.size(part), seat.config.directions, str(value.device))
+    z = directions(record.coin, part, record.cut.size(part), seat.config.directions, str(value.device), seat.memory)
     return row_scalars(stack_rows(bodies), value.unsqueeze(0), z.unsqueeze(0), record.tau)
 
 
@@ -136,7 +140,7 @@ def gradient_report(seat: Seat, record: StepRecord, sender: int, gradient: torch
             stop = min(start + together, last)
             x = gradient[cut.bounds(start)[0] : cut.bounds(stop - 1)[1]].view(stop - start, size)
             values = stack_rows(known[start:stop])
-            z = part_directions(record.coin, start, stop, size, count, str(x.device))
+            z = part_directions(record.coin, start, stop, size, count, str(x.device), seat.memory)
             found += row_scalars(x, values, z, record.tau)
     silent: Scalars = (0.0, (0.0,) * count)
     said = [found[part] if part in owed and part in record.aggregates else silent for part in range(cut.k)]

@@ -9,12 +9,14 @@ from typing import Any, TypeVar
 import torch
 
 from btard.protocol.behaviour import Behaviour, Context
+from btard.protocol.commitments import Commitments
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Effect, Exchange
 from btard.protocol.hashing import batch_seed, digest
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.limits import Limits
+from btard.protocol.memory import Memory
 from btard.protocol.messages import (
     Announce,
     Claims,
@@ -55,10 +57,18 @@ class Seat(ABC):
     """
 
     def __init__(
-        self, id: int, identity: Identity, roster: Roster, config: ProtocolConfig, d: int, behaviour: Behaviour
+        self,
+        id: int,
+        identity: Identity,
+        roster: Roster,
+        config: ProtocolConfig,
+        d: int,
+        behaviour: Behaviour,
+        commitments: Commitments,
+        memory: Memory,
     ) -> None:
         self.id, self.identity, self.roster, self.config, self.d = id, identity, roster, config, d
-        self.behaviour = behaviour
+        self.behaviour, self.commitments, self.memory = behaviour, commitments, memory
         self.ledger = Ledger()
         self.coins: list[bytes] = [digest("first coin", config.run_id)]
         """coins[t] is r^{t-1}, the coin that seeds the batches of step t."""
@@ -86,7 +96,15 @@ class Seat(ABC):
     def context(self, record: StepRecord) -> Context:
         """What the hooks of my behaviour may look at in the step of `record`."""
         start = (record.step, self.id, self.config.run_id, self.coins, record.active, record.assignments, record.tau)
-        return Context(*start, self.last, record=record, config=self.config, identity=self.identity)
+        return Context(
+            *start,
+            self.last,
+            record=record,
+            config=self.config,
+            identity=self.identity,
+            commitments=self.commitments,
+            memory=self.memory,
+        )
 
     @property
     def limits(self) -> Limits:
@@ -105,8 +123,9 @@ class Seat(ABC):
     def packet(
         self, record: StepRecord, kind: str, part: int, body: torch.Tensor | bytes, *, hashed: bytes | None
     ) -> Packet:
-        """My signed packet of `kind` about `part`; `hashed`: the digest of `body` if it is known already."""
-        return Packet.create(self.identity, self.config.run_id, kind, self.id, record.step, part, body, hashed=hashed)
+        """My signed packet of `kind` about `part`; `hashed`: the commitment to `body` if it is known already."""
+        hashed = hashed or self.commitments.digest(kind, self.id, record.step, part, body)
+        return Packet.create(self.identity, kind, self.id, record.step, part, body, hashed=hashed)
 
     def broadcast(
         self, record: StepRecord, phase: str, kind: type[M], payload: M | None, *, expected: Iterable[int]
@@ -128,7 +147,7 @@ class Seat(ABC):
             payload = None  # a newcomer listens
 
         def sign(said: Any) -> Signed:
-            return Signed.create(self.identity, record.context, self.id, record.step, phase, said)
+            return Signed.create(self.identity, record.context, self.id, record.step, phase, said, self.memory)
 
         message, faces = behaviour.say(ctx, phase, payload, None if payload is None else sign(payload), sign)
         heard = yield from self.hear(record, phase, message, faces, limit)
@@ -140,7 +159,7 @@ class Seat(ABC):
                 self.expel(record, sender, "equivocation")
             elif said:
                 try:
-                    opened[sender] = said[0].open(kind, limit)
+                    opened[sender] = said[0].open(kind, limit, self.memory)
                 except Malformed:
                     self.expel(record, sender, f"malformed_{phase.partition('/')[0]}")
             elif sender in expected:

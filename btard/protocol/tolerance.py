@@ -1,4 +1,4 @@
-"""How far apart two gradients are, in distances for which the triangle inequality holds: mode `tolerant`, section 5.
+"""How far apart two gradients are, in distances for which the triangle inequality holds: mode `tolerant`.
 
     d(a, b) = ||a - b|| / max(||a||, ||b||)         relative error, between 0 and 2
     c(a, b) = || a / ||a|| - b / ||b|| ||           chord between the directions; 1 - cos = c^2 / 2

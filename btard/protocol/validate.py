@@ -1,10 +1,9 @@
-"""Section 3, phase 6: what a validator checks of its target's work in the step before."""
+"""Phase validate: what a validator checks of its target's work in the step before."""
 
 from __future__ import annotations
 
 import torch
 
-from btard.protocol.commit import part_digests
 from btard.protocol.messages import Claim, Report, is_finite
 from btard.protocol.record import StepRecord
 from btard.protocol.report import gradient_report
@@ -33,7 +32,7 @@ def committed_gradient(seat: Seat, record: StepRecord, target: int, gradient: to
     """
     if seat.config.validation == "tolerant":
         return seat.current.disclosed.get(target)
-    honest = part_digests(seat.config.run_id, target, record.step, gradient, record.cut)
+    honest = seat.commitments.parts(target, record.step, gradient, record.cut)
     return gradient if honest == record.commits[target].digests else None
 
 

@@ -1,4 +1,4 @@
-"""Section 3, phase 6: V1 (by aggregators), V2 and V3 (by everybody), and the residual of (CC) that a judge looks at.
+"""Phase verify: V1 (by aggregators), V2 and V3 (by everybody), and the residual of (CC) that a judge looks at.
 
 Accusers act above twice a tolerance and judges convict above once, so rounding never costs an honest accuser.
 """

@@ -7,7 +7,6 @@ optimizer (btard/swarm/task.py says what they are). `local` runs them all on thi
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import sys
 import warnings
@@ -15,6 +14,8 @@ from collections.abc import Sequence
 
 # Before torch is imported: threads that wait by spinning steal the cores from those that work.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+from btard.extras import need
 
 COMMANDS = {
     "coordinator": "where a swarm meets, and who watches it",
@@ -25,18 +26,15 @@ PROGRAM = "python -m btard.swarm"
 USAGE = f"usage: {PROGRAM} {'|'.join(COMMANDS)} CONFIG.yaml --task MODULE:FUNCTION --out RUN_DIR [--key value ...]"
 ABOUT = """Runs as CONFIG.yaml says, with these keys changed, and writes to RUN_DIR. The same command goes on after an
 interruption."""
-NEEDED = ("hivemind", "yaml", "rich", "tqdm")
 
 
-def run(command: str, words: Sequence[str] | None, task: str, program: str) -> int:
+def run(command: str, words: Sequence[str] | None, task: str, program: str, extra: str = "swarm") -> int:
     """Run a command of the swarm of `task`, module:function; returns the exit code.
 
-    `words` are by default the process's. Ends the process with code 2 after one line about a mistake.
+    `words` are by default the process's. `extra` brings the packages that the program needs. Ends the process with code
+    2 after one line about a mistake.
     """
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        print(f'error: {program}: {missing[0]} is not installed; pip install "btard[swarm]"', file=sys.stderr)
-        return 2
+    need(extra, "hivemind", "rich", "yaml")
     from btard.harness.settings import exit_with, load_config
     from btard.harness.typed_yaml import ConfigError
     from btard.swarm.task import load_task

@@ -20,9 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
-from btard.harness.progress import console_for_all
+from btard.harness import tables
 from btard.harness.run_folder import RunFolder, RunFolderError
 from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import ConfigError
@@ -306,22 +304,21 @@ def _read(file: Path) -> dict[str, Any]:
 
 def print_summary(summary: dict[str, Any], out: Path) -> None:
     """A table of how the run ended, and where its files are."""
-    console = console_for_all()
-    table = Table("steps", "loss", "validation loss", "Byzantine banned", "honest banned", title=str(out))
 
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:.4f}"
 
-    table.add_row(
+    row = (
         str(summary["steps"]),
         number(summary["loss"]),
         number(summary["validation_loss"]),
         f"{summary['byzantine_banned']} of {len(summary['byzantine'])}",
         str(summary["honest_banned"]),
     )
-    console.print(table)
-    console.print(f"files: {out}/metrics.jsonl, ledger.jsonl, checkpoints/")
-    console.print(f"loss with bans: tensorboard --logdir {out}, then http://localhost:6006/#custom_scalars")
+    columns = (">steps", ">loss", ">validation loss", ">Byzantine banned", ">honest banned")
+    tables.show(str(out), columns, [row])
+    print(f"files: {out}/metrics.jsonl, ledger.jsonl, checkpoints/")
+    print(f"loss with bans: tensorboard --logdir {out}, then http://localhost:6006/#custom_scalars")
 
 
 def main(config: SwarmConfig, out: Path, source: TaskSource) -> int:

@@ -1,11 +1,11 @@
-"""How long a peer waits for the others before it goes on without them (section 8: slow is not malicious)."""
+"""How long a peer waits for the others before it goes on without them: slow is not malicious."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
 
-from btard.harness.typed_yaml import require
+from btard.checks import require
 
 TENSOR_PHASES = frozenset({"part", "aggregate", "recover", "disclose", "evidence", "bring_up", "forward"})
 """Exchanges of parts and aggregates: their messages take as long as the network needs for the gradient."""

@@ -27,7 +27,7 @@ from btard.protocol.peer import Peer
 from btard.swarm import frames
 from btard.swarm.deadlines import Deadlines
 from btard.swarm.doors import Doors
-from btard.swarm.links import Refused
+from btard.swarm.links import Dial, Refused
 from btard.swarm.node import Node
 from btard.swarm.outbox import Gone, Position, Said
 from btard.swarm.rounds import Rounds
@@ -119,10 +119,12 @@ class SwarmDriver:
     async def _link(self) -> None:
         for other in self.others:
             if other not in self.rounds.links:
-                key = self.peer.roster.keys[other]
-                self.rounds.follow(other, lambda at, key=key: self.doors.knock(key, "follow", *at))
+                self.rounds.follow(other, self._dial(self.peer.roster.keys[other]))
         for gone in self.rounds.links.keys() - set(self.others):
             self.rounds.unfollow(gone)
+
+    def _dial(self, key: bytes) -> Dial:
+        return lambda at: self.doors.knock(key, "follow", *at)
 
     # A step.
 

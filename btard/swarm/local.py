@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import signal
+import statistics
 import sys
 import threading
 import time
@@ -20,11 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
-from tqdm import tqdm
 
+from btard.harness.progress import Bar
 from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import ConfigError
 from btard.swarm.config import SwarmConfig
@@ -155,7 +153,6 @@ def _child(module: str, words: list[str], log: str) -> None:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
         sys.stdout = sys.stderr = stream
-        tqdm.set_lock(threading.RLock())  # its own would be left behind by a process that is killed
         try:
             code = __import__(module, fromlist=["main"]).main(words)
         except SystemExit as exit:
@@ -173,66 +170,56 @@ def _end_with(parent: Any) -> None:
     os._exit(EXIT_TERMINATED)
 
 
-def table_of(status: dict[str, Any], alive: Sequence[str], title: str) -> Table:
-    """The live table: a line for each peer."""
-    table = Table("peer", "process", "state", "step", "phase", "loss", "in the run", title=title)
-    for peer in status.get("peers", ()):
-        name = peer_folder(peer["peer"])
-        loss = peer.get("loss")
-        table.add_row(
-            str(peer["peer"]),
-            "runs" if name in alive else "ended",
-            str(peer.get("state") or "-"),
-            "-" if peer.get("step") is None else str(peer["step"]),
-            str(peer.get("phase") or "-"),
-            "-" if loss is None else f"{loss:.4f}",
-            "yes" if peer["active"] else f"no: {peer['banned']}",
-        )
-    return table
+def state_of(status: dict[str, Any], alive: Sequence[str]) -> str:
+    """What is said of a swarm beside its step: who runs, who is in the run, the loss, and who was removed for what."""
+    peers = status.get("peers", ())
+    if not peers:
+        return "the peers begin"
+    running = sum(peer_folder(peer["peer"]) in alive for peer in peers)
+    parts = [f"{running} of {len(peers)} peers run", f"{sum(peer['active'] for peer in peers)} are in the run"]
+    losses = [peer["loss"] for peer in peers if peer.get("loss") is not None]
+    parts += [f"loss {statistics.median(losses):.3f}"] if losses else []
+    return ", ".join([*parts, *(f"peer {peer['peer']}: {peer['banned']}" for peer in peers if not peer["active"])])
 
 
 def main(config: SwarmConfig, out: Path, source: TaskSource) -> int:
     """The exit code: 0 if the run came to its end, 1 if not, 2 after one line about a mistake, 130 if interrupted."""
     if config.peer is not None or config.network.founders is not None:
         exit_with(ConfigError("peer and network.founders are for single trainers: leave them out for a whole swarm"))
-    console = Console()
     with Swarm(config, out, source.name) as swarm:
         try:
-            console.print(f"starting a coordinator and {config.peers} trainers; what they print: {out}/logs")
+            print(f"starting a coordinator and {config.peers} trainers; what they print: {out}/logs")
             swarm.start()
-            with Live(console=console, refresh_per_second=2, transient=not console.is_terminal) as live:
+            with Bar(config.run_id, config.steps) as bar:
                 while True:
                     alive = swarm.alive()
                     status = swarm.status()
-                    title = f"step {status.get('step', 0)} of {config.steps}"
-                    live.update(table_of(status, alive, title))
+                    bar.move(status.get("step", 0), state_of(status, alive))
                     if COORDINATOR not in alive or len(alive) == 1:
                         break
                     time.sleep(LOOK)
             swarm.wait(60)
         except KeyboardInterrupt:
-            console.print("interrupted: the same command goes on from the last checkpoints")
+            print("interrupted: the same command goes on from the last checkpoints")
             return 130
         except RuntimeError as error:
             exit_with(error)
-    return report(config, out, console)
+    return report(config, out)
 
 
-def report(config: SwarmConfig, out: Path, console: Console) -> int:
+def report(config: SwarmConfig, out: Path) -> int:
     """The table at the end; 0 if the coordinator saw the run's end."""
     file = out / COORDINATOR / "summary.json"
     if not file.exists():
         tails = {log.stem: log.read_text(errors="replace").strip()[-300:] for log in sorted(out.glob("logs/*.txt"))}
         for name, tail in tails.items():
-            console.print(f"[bold]{name}[/bold]: {tail or 'printed nothing'}", highlight=False)
-        console.print("the run did not come to its end; the same command goes on from the last checkpoints")
+            print(f"{name}: {tail or 'printed nothing'}")
+        print("the run did not come to its end; the same command goes on from the last checkpoints")
         return 1
     from btard.swarm.coordinator import print_summary
 
     print_summary(json.loads(file.read_text(encoding="utf-8")), out / COORDINATOR)
     ends = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("peer-*/summary.json"))]
     equal = len({(end["digest"], end["ledger"]) for end in ends}) == 1
-    console.print(
-        f"{len(ends)} peers came to the end, {'with equal' if equal else 'with DIFFERENT'} parameters and ledgers"
-    )
+    print(f"{len(ends)} peers came to the end, {'with equal' if equal else 'with DIFFERENT'} parameters and ledgers")
     return 0

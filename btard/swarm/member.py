@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from btard.attacks.registry import make_attack
 from btard.audit.recorder import Recorder
 from btard.drivers.history import ParameterHistory, steps_kept
 from btard.harness.run_folder import RunFolder
@@ -113,9 +112,7 @@ class Member:
         if attack.name is not None and attacks:
             fellows = frozenset(attackers if attack.join is None or attack.peers is not None else ()) | {number}
             collusion = Collusion(fellows, max(config.peers, number + 1), config.seed)
-            stop = None if attack.stop is None else max(1, attack.stop - self.first)
-            options: dict[str, Any] = {"start": max(0, attack.start - self.first), "every": attack.every, "stop": stop}
-            behaviour = make_attack(attack.name, collusion, **options, **attack.options)
+            behaviour = attack.make(collusion, begun=self.first)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return Peer(number, self.identity, roster, self.protocol, self.task.d, behaviour), collusion

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
-from tqdm import tqdm
 
 from btard.audit.attestation import Attestation
-from btard.harness.progress import console_for_all, interval
+from btard.harness import tables
+from btard.harness.progress import Bar
 from btard.harness.run_folder import RunFolderError
 from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import ConfigError
@@ -84,15 +83,8 @@ class Trainer(Member):
 
     def _train(self) -> None:
         last = self.config.steps - self.first
-        bar = tqdm(
-            total=self.config.steps,
-            initial=self.first + self.peer.t,
-            desc=f"peer {self.peer.id}",
-            unit="step",
-            disable=not self.show,
-            mininterval=interval(),
-        )
-        with bar:
+        begun = self.first + self.peer.t
+        with Bar(f"peer {self.peer.id}", self.config.steps, done=begun, show=self.show) as bar:
             while self.peer.t < last:
                 try:
                     self._step(bar)
@@ -101,9 +93,9 @@ class Trainer(Member):
                         raise Fallen(str(error)) from None
                     come_back(self, str(error))
                     self.rewrite_ledger()
-                bar.update(self.first + self.peer.t - bar.n)
+                bar.move(self.first + self.peer.t)
 
-    def _step(self, bar: tqdm[Any]) -> None:
+    def _step(self, bar: Bar) -> None:
         now, known = self.peer.t, len(self.peer.ledger.entries)
         for request in self._requests():
             self.peer.receive(request)
@@ -131,10 +123,10 @@ class Trainer(Member):
         self.recent.append({**metrics, **told, "seconds": rounded})
         for entry in self.peer.ledger.entries[known:]:
             self.folder.log_ledger([self.chain.append(entry)])
-            bar.write(_describe(entry)) if self.show else self.say(_describe(entry))
+            bar.say(_describe(entry)) if self.show else self.say(_describe(entry))
         if self.recorder is not None:
             self.recorder.finished([self.peer], lambda step: self.driver.history.at(step, now))
-        bar.set_postfix_str(f"loss {self.task.loss:.3f}, {len(result.active)} peers", refresh=False)
+        bar.advance(0, f"loss {self.task.loss:.3f}, {len(result.active)} peers")
         if (now + 1) % self.config.checkpoint_every == 0 and now + 1 < self.config.steps - self.first:
             self.save()
 
@@ -186,10 +178,8 @@ def _describe(entry: Entry) -> str:
 
 def print_summary(summary: dict[str, Any], out: Path) -> None:
     """A table of how the run ended for this peer, and where its files are."""
-    console = console_for_all()
-    table = Table("peer", "steps", "loss", "peers left", "removed", "sent", title=str(out))
     removed = ", ".join(f"{ban['peer']} ({ban['kind']}, step {ban['step']})" for ban in summary["bans"]) or "nobody"
-    table.add_row(
+    row = (
         str(summary["peer"]),
         str(summary["steps"]),
         f"{summary['loss']:.4f}",
@@ -197,8 +187,8 @@ def print_summary(summary: dict[str, Any], out: Path) -> None:
         removed,
         f"{summary['bytes_sent'] / 1e6:.1f} MB",
     )
-    console.print(table)
-    console.print(f"files: {out}/metrics.jsonl, ledger.jsonl, summary.json   audit: python -m btard.audit {out}")
+    tables.show(str(out), (">peer", ">steps", ">loss", ">peers left", "removed", ">sent"), [row])
+    print(f"files: {out}/metrics.jsonl, ledger.jsonl, summary.json   audit: python -m btard.audit {out}")
 
 
 def main(config: SwarmConfig, out: Path, source: TaskSource) -> int:

@@ -119,7 +119,7 @@ class View:
             if isinstance(lines, list) and isinstance(count, int) and count >= len(lines):
                 told[count, tuple(str(line) for line in lines)] += 1
         for (count, lines), votes in told.items():
-            if not (2 * votes > len(self.present(now)) and votes > self.config.byzantine):
+            if not (2 * votes > len(self.present(now)) and votes > self.config.tolerated):
                 continue
             try:
                 entries = [Entry.from_json(line) for line in lines]

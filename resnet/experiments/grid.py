@@ -8,7 +8,7 @@
       no attack: {}
       sign flip: {attack.name: sign_flip}
     defences:
-      BTARD, tau 1: {aggregator.name: btard, aggregator.tau: 1}
+      BTARD, tau 1: {aggregator.name: btard, protocol.tau: 1}
     experiments:                       # every attack with every defence, every combination of `vary`, every seed
       early:
         title: Attack from step 80 on
@@ -16,7 +16,7 @@
         attacks: all                   # or a list of names
         defences: all
         settings: {byzantine: 7, attack.start: 80}
-        vary: {validators: [1, 2]}
+        vary: {protocol.validators: [1, 2]}
         seeds: [0]                     # instead of the file's
 
 Cells of several experiments with the same settings are one run. An attack without a name is a run without attack:

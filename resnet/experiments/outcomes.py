@@ -157,7 +157,7 @@ class Series:
     @property
     def protocol(self) -> bool:
         """Whether the peers ran BTARD; otherwise a server aggregated, and nobody could be banned."""
-        return self.config.aggregator.name == "btard"
+        return self.config.btard
 
     def values(self, measure: Callable[[Outcome], Any]) -> list[Any]:
         """`measure` of every run where there is one."""

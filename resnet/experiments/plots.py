@@ -6,23 +6,21 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from btard.harness.figures import BLACK, BLUE, BROWN, GREEN, ORANGE, PURPLE, SKY, VERMILION, bare, new_figure
 from resnet.experiments.grid import Experiment
 from resnet.experiments.outcomes import Outcome, Results, Series
 from resnet.experiments.survival import BAND, Group
-from resnet.figures import COLOURS, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLACK, VERMILION, BLUE, GREEN, PURPLE, ORANGE, SKY = COLOURS
 PROTOCOL_COLOURS = (BLUE, VERMILION, BLACK, GREEN, PURPLE, ORANGE, SKY)
-SERVER_COLOURS = (GREEN, PURPLE, ORANGE, SKY, BLACK, "#8C6D31")
+SERVER_COLOURS = (GREEN, PURPLE, ORANGE, SKY, BLACK, BROWN)
 SERVER_DASHES = ((0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)), (0, (2.5, 1.2)), (0, (8, 2)))
 REFERENCE_COLOUR = "0.62"
 
@@ -50,25 +48,12 @@ class Style:
     width: float
 
 
-def write_figure(figure: Figure, out: Path) -> tuple[Path, Path]:
-    """Write a figure as PNG, of 256 colours, which lines do not need more than, and SVG; returns both files."""
-    from PIL import Image
-
-    png, svg = save(figure, out)
-    with Image.open(png) as image:
-        small = image.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    small.save(png, optimize=True)
-    return png, svg
-
-
 def accuracy_figure(results: Results, experiments: Sequence[Experiment]) -> Figure | None:
     """Return a panel per attack with a curve per defence and variant; None if no attacked run is finished.
 
     A curve is the mean over the finished seeds, and a band, if there are several, their range. Several experiments are
     drawn over each other, servers' rules thinner then; panels have those attacks that the first one has.
     """
-    from matplotlib.figure import Figure  # no pyplot: nothing global, and no window system
-
     series = [entry for experiment in experiments for entry in results.series(experiment)]
     # Runs that several experiments have in common are one curve.
     drawn = list({(entry.attack, _name(entry)): entry for entry in series if entry.config.attack.name}.values())
@@ -83,7 +68,7 @@ def accuracy_figure(results: Results, experiments: Sequence[Experiment]) -> Figu
     legend_columns = max(1, int(width / 2.3))
     legend_rows = -(-(len(styles) + 4) // legend_columns)
     height = (PANEL_HEIGHT if rows > 1 else 2.6) * rows + 0.24 * legend_rows + 0.4
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = new_figure(width, height)
     panels = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
     protocol = {_name(entry) for entry in drawn if entry.protocol}
     rug = [name for name in styles if name in protocol]
@@ -98,9 +83,7 @@ def accuracy_figure(results: Results, experiments: Sequence[Experiment]) -> Figu
                 _draw_bans(axes, entry, styles[_name(entry)].colour, rug.index(_name(entry)))
         for start in sorted({entry.config.attack.start for entry in here}):
             axes.axvline(start, color="0.3", lw=0.9, linestyle=(0, (1.5, 1.5)), zorder=0, label="the attack starts")
-        axes.grid(axis="y", color="0.9", lw=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=8)
+        bare(axes)
     for axes in panels[len(attacks) :]:
         axes.set_visible(False)
     for axes in panels[max(0, len(attacks) - columns) : len(attacks)]:
@@ -121,12 +104,9 @@ def overview_experiments(experiments: Sequence[Experiment]) -> list[Experiment]:
 
 def survival_figure(groups: Sequence[Group]) -> Figure:
     """Return a panel per group: the mean number of attackers left over steps from the start on, the law, its band."""
-    from matplotlib.figure import Figure
-
     columns = min(SURVIVAL_PANELS_PER_ROW, len(groups))
     rows = -(-len(groups) // columns)
-    figure = Figure(figsize=(1.2 + 3.2 * min(columns, 2) + 1.2 * max(0, columns - 2), 0.6 + 2.5 * rows))
-    figure.set_layout_engine("constrained")
+    figure = new_figure(1.2 + 3.2 * min(columns, 2) + 1.2 * max(0, columns - 2), 0.6 + 2.5 * rows)
     panels = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
     shown = 1
     for axes, group in zip(panels, groups, strict=False):
@@ -140,8 +120,7 @@ def survival_figure(groups: Sequence[Group]) -> Figure:
         axes.plot(steps, left, color=BLUE, lw=1.7, drawstyle="steps-post", label="Byzantine peers left")
         alive = np.flatnonzero((left > 0) | (law > 0.05))
         shown = max(shown, int(alive[-1]) + 5 if alive.size else 1)
-        axes.tick_params(labelsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
+        bare(axes, grid=None)
     for axes in panels[len(groups) :]:
         axes.set_visible(False)
     for axes in panels[len(groups) - columns : len(groups)]:
@@ -169,7 +148,7 @@ def _styles(results: Results, drawn: Sequence[Series], *, thin: bool) -> dict[st
     """Curve -> its style. A defence has the same one in all figures of a sweep, unless a figure has variants of it."""
     names: dict[str, bool] = {_name(entry): entry.protocol for entry in drawn}
     if not any(entry.variant for entry in drawn):
-        everywhere = {cell.defence: cell.config.aggregator.name == "btard" for cell in results.grid.cells}
+        everywhere = {cell.defence: cell.config.btard for cell in results.grid.cells}
         names = everywhere | names
     wanted = {_name(entry) for entry in drawn}
     protocols, servers = count(), count()
@@ -190,7 +169,7 @@ def _reference(drawn: Sequence[Series]) -> Series | None:
     """The curve whose runs without attack are shown: BTARD with the strongest clipping, else the first that has any."""
 
     def strength(entry: Series) -> tuple[bool, float]:
-        tau = entry.config.aggregator.tau
+        tau = entry.config.protocol.tau if entry.protocol else 0.0
         return not entry.protocol, math.inf if isinstance(tau, str) else float(tau)
 
     comparable = [entry for entry in drawn if any(outcome.reference for outcome in entry.outcomes)]

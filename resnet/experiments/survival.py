@@ -117,12 +117,12 @@ class Group:
 
 def always_on(config: Config) -> bool:
     """Whether the law holds for this run: an attack at every step, to the end, whose author any validator convicts."""
-    attack, aggregator = config.attack, config.aggregator
+    attack = config.attack
     if attack.name is None or ATTACKS[attack.name].level != "gradient":
         return False
     # `when` picks among the steps; tolerant validators convict nobody who is only a little off.
     always = attack.every == 1 and attack.stop is None and attack.options.get("when", "always") == "always"
-    return always and aggregator.name == "btard" and aggregator.validation == "exact" and config.validators > 0
+    return always and config.protocol.validation == "exact" and config.validators > 0
 
 
 def collapse(outcomes: Iterable[Outcome]) -> tuple[list[Group], list[str]]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from btard.harness import tables
 from resnet.experiments.grid import Experiment, short
 from resnet.experiments.outcomes import (
     RECOVERED_WITHIN,
@@ -19,12 +18,11 @@ from resnet.experiments.outcomes import (
     varied_keys,
 )
 from resnet.experiments.survival import LEVEL, Group
-from resnet.table import markdown_lines
 
 Table = list[list[str]]
 """Rows of cells; the first one has the columns' names."""
 
-VALIDATORS = "validators"
+VALIDATORS = "protocol.validators"
 
 LEGEND = f"""Accuracies in percent: at the last step, on all test images. Several seeds: mean (lowest to highest). The
 deepest dip is the largest distance to the run without attack, in percentage points, at any measurement after the
@@ -254,14 +252,11 @@ def _mean_min_max(values: Sequence[float]) -> list[float | None]:
     return [_mean(values), min(values, default=None), max(values, default=None)]
 
 
+def columns(table: Table) -> list[str]:
+    """Return the heading of a table as `btard.harness.tables` wants it."""
+    return [name if name in WORDS else f">{name}" for name in table[0]]
+
+
 def markdown(table: Table) -> str:
     """Return a table as Markdown."""
-    left = {i for i, name in enumerate(table[0]) if name in WORDS}
-    return markdown_lines([[cell.replace("|", "\\|") for cell in row] for row in table], left) + "\n"
-
-
-def csv_text(table: Table) -> str:
-    """Return a table as CSV (RFC 4180, but with plain line ends)."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(table)
-    return text.getvalue()
+    return tables.markdown(columns(table), table[1:]) + "\n"

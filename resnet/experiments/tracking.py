@@ -45,15 +45,14 @@ def scalars(outcome: Outcome) -> Iterator[tuple[int, dict[str, float]]]:
 def readable_settings(results: Results, outcome: Outcome) -> dict[str, str | int]:
     """Return a run's settings by the names that people look for; every run of a sweep has the same names."""
     cell, config = outcome.cell, outcome.cell.config
-    clips = config.aggregator.name in ("btard", "centered_clip")
     found: dict[str, str | int] = {
         "attack": cell.attack,
         "defence": cell.defence,
         "rule": config.aggregator.name,
-        "tau": str(config.aggregator.tau) if clips else "-",
+        "tau": "-" if config.radius is None else str(config.radius),
         "peers": config.peers,
         "byzantine": config.byzantine,
-        "validators": config.validators if config.aggregator.name == "btard" else 0,
+        "validators": config.validators,
         "start": config.attack.start if outcome.attacked else 0,
         "every": config.attack.every if outcome.attacked else 0,
         "steps": config.steps,

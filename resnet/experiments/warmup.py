@@ -15,7 +15,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from btard.attacks.registry import ATTACKS, make_attack
+from btard.attacks.registry import ATTACKS
 from btard.harness.run_folder import RunFolder
 from btard.harness.settings import differing_keys
 from btard.protocol.collusion import Collusion
@@ -30,7 +30,7 @@ ENDLESS = 2**31
 
 def warm_up_of(config: Config) -> Config:
     """Return the settings of the run that `config` has in common with others until its attack starts."""
-    made_for = config.tolerated if config.aggregator.name in RULES_FOR_A_NUMBER else 0
+    made_for = config.tolerated if config.aggregator.name in RULES_FOR_A_NUMBER else None
     return replace(
         config,
         steps=ENDLESS,
@@ -38,6 +38,7 @@ def warm_up_of(config: Config) -> Config:
         checkpoint_every=Config.checkpoint_every,
         attack=AttackConfig(),
         aggregator=replace(config.aggregator, byzantine=made_for),
+        protocol=replace(config.protocol, byzantine=None),
         optimizer=replace(config.optimizer, schedule_steps=config.schedule_steps),
     )
 
@@ -53,7 +54,7 @@ def fork_step(config: Config) -> int:
     if attack.name is None:
         return config.steps - 1
     cohort = Collusion(frozenset(range(1, 1 + config.byzantine)), config.peers)
-    lookback = make_attack(attack.name, cohort, start=attack.start, **attack.chosen()).lookback
+    lookback = attack.make(cohort).lookback
     before = lookback if lookback > 1 else int(ATTACKS[attack.name].level == "protocol")
     return max(0, attack.start - before)
 
@@ -63,10 +64,7 @@ def warm_up_name(config: Config) -> str:
 
     Of those that are not the defaults, so that a setting that is new to the program changes no name.
     """
-    aggregator = config.aggregator
-    name: str = aggregator.name
-    if name in ("btard", "centered_clip"):
-        name += f"-{aggregator.tau}"
+    name = config.aggregator.name + ("" if config.radius is None else f"-{config.radius}")
     settings = json.dumps([[key, value] for key, value, _ in differing_keys(config, Config())])
     return f"{name}/seed-{config.seed}-{blake3(settings.encode()).hexdigest(8)}"
 

@@ -7,7 +7,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch.nn import functional as F
 
 from btard.drivers.local import LocalDriver
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.remembered import nothing_remembered
+from btard.protocol.memory import Memory
 from resnet.model import resnet18
 from scripts.benchmarks.measure import memory, release, synchronise
 from scripts.benchmarks.workloads import BATCH, PEERS, PreparedTask, resnet_task
@@ -29,13 +28,12 @@ def step_case(case: dict[str, Any]) -> dict[str, Any]:
     """Seconds of the last steps, bytes of the last one, without attack, on prepared gradients."""
     n, d, device = case["n"], case["d"], case["device"]
     config = ProtocolConfig(peers=n, byzantine=case.get("byzantine", 0), run_id="benchmark")
-    driver = LocalDriver(config, PreparedTask(d, n, device))
+    driver = LocalDriver(config, PreparedTask(d, n, device), memory=Memory(remembers=not case.get("own")))
     params, seconds = torch.zeros(d, device=device), []
     for _ in range(case["steps"]):
         synchronise(device)
         started = time.perf_counter()
-        with nothing_remembered() if case.get("own") else nullcontext():
-            result = driver.step(params)
+        result = driver.step(params)
         synchronise(device)
         seconds.append(time.perf_counter() - started)
     sent = sum(result.sent.values()) / n

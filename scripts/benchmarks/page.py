@@ -6,10 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table as RichTable
+from btard.harness import tables
 
 
 @dataclass(frozen=True)
@@ -21,18 +18,17 @@ class Table:
     rows: Sequence[Sequence[str]]
     note: str = ""
 
-    def markdown(self) -> str:
-        lines = [f"| {' | '.join(self.columns)} |", "| --- |" + " ---: |" * (len(self.columns) - 1)]
-        lines += [f"| {' | '.join(row)} |" for row in self.rows]
-        return "\n\n".join(part for part in (f"### {self.title}", self.note, "\n".join(lines)) if part)
+    @property
+    def heading(self) -> list[str]:
+        """Words in the first column, numbers in the others."""
+        return [self.columns[0], *(f">{column}" for column in self.columns[1:])]
 
-    def show(self, console: Console) -> None:
-        shown = RichTable(title=escape(self.title), box=box.SIMPLE, caption=escape(self.note), caption_justify="left")
-        for index, column in enumerate(self.columns):
-            shown.add_column(escape(column), justify="right" if index else "left")
-        for row in self.rows:
-            shown.add_row(*map(escape, row))
-        console.print(shown)
+    def markdown(self) -> str:
+        text = tables.markdown(self.heading, self.rows)
+        return "\n\n".join(part for part in (f"### {self.title}", self.note, text) if part)
+
+    def show(self) -> None:
+        tables.console().print(tables.table(self.title, self.heading, self.rows, note=self.note))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from btard.drivers.local import LocalDriver
 from btard.protocol.config import ProtocolConfig
@@ -62,7 +61,7 @@ def main() -> None:
     rows += [["all else", "", f"{total - sum(spent.values()):.1f}"], ["a step", "", f"{total:.1f}"]]
     Table(
         f"{PEERS} peers, {options.d:,} parameters, {options.commitments}", ["what", "calls", "ms per step"], rows
-    ).show(Console())
+    ).show()
 
 
 if __name__ == "__main__":

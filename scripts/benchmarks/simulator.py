@@ -60,7 +60,7 @@ def processes_case(peers: int, byzantine: int, steps: int, repeats: int, setting
     release(settings.device)
     words = ["configs/resnet/digits.yaml", f"--peers={peers}", f"--byzantine={byzantine}"]
     words += [f"--steps={steps}", f"--eval_every={steps}", f"--checkpoint_every={steps}", "--test_samples=50"]
-    words += [f"--device={settings.device}", f"--validators={int(peers > 2)}"]
+    words += [f"--device={settings.device}", f"--protocol.validators={int(peers > 2)}"]
     if byzantine:
         words += ["--attack.name=sign_flip", "--attack.start=2"]
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={peers}"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from btard.drivers.local import LocalDriver
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.remembered import nothing_remembered
+from btard.protocol.memory import Memory
 from btard.task import Task
 from scripts.benchmarks.measure import Settings, in_units, interleaved, ratio, release, synchronise
 from scripts.benchmarks.page import Aim, Table
@@ -28,10 +27,8 @@ from scripts.benchmarks.workloads import (
 )
 
 BYZANTINE = 7
-WAYS: dict[str, Callable[[], AbstractContextManager[None]]] = {
-    "in one process": nullcontext,
-    "each peer on its own": nothing_remembered,
-}
+WAYS = {"in one process": True, "each peer on its own": False}
+"""Whether what several peers compute alike is remembered."""
 GRADIENT_CASES = ((16, 32), (64, 32), (8, 32), (16, 16), (8, 16), (8, 8))
 """Width of the network and side of the images."""
 
@@ -59,8 +56,12 @@ def all_reduce(rows: Tensor) -> Tensor:
 def steps_of(task: Task, params: Tensor, repeats: int, rows: Tensor, settings: Settings) -> dict[str, Any]:
     """Seconds by phase of steps with and without remembering, and of all-reduce on `rows` [n, d], in turns."""
     drivers = {
-        way: LocalDriver(ProtocolConfig(peers=PEERS, byzantine=BYZANTINE, run_id=f"benchmark {way}"), task)
-        for way in WAYS
+        way: LocalDriver(
+            ProtocolConfig(peers=PEERS, byzantine=BYZANTINE, run_id=f"benchmark {way}"),
+            task,
+            memory=Memory(remembers=remembers),
+        )
+        for way, remembers in WAYS.items()
     }
     phases: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     reduce: list[float] = []
@@ -68,8 +69,7 @@ def steps_of(task: Task, params: Tensor, repeats: int, rows: Tensor, settings: S
         for way, driver in drivers.items():
             synchronise(settings.device)
             started = time.perf_counter()
-            with WAYS[way]():
-                result = driver.step(params)
+            result = driver.step(params)
             synchronise(settings.device)
             spent = time.perf_counter() - started
             if repeat >= 2:

@@ -17,9 +17,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from btard.harness.progress import console_for_all
+from btard.harness.tables import show
 from scripts.golden.differences import INSIDE, Difference, Key, Record, differences, key_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -135,12 +134,12 @@ def report(old: Record, new: Record, found: Sequence[Difference]) -> None:
     """A table of how much is equal, by section and field, and a line for each difference."""
     compared = Counter((key[0], _kind(field)) for key in old if key in new for field in {**old[key], **new[key]})
     unequal = Counter((difference.key[0], _kind(difference.field)) for difference in found)
-    table = Table("section", "field", "compared", "equal", "different", title="golden record")
+    rows = []
     for section, field in dict.fromkeys((*compared, *unequal)):
         count = max(compared[section, field], unequal[section, field])
         different = unequal[section, field]
-        table.add_row(section, field, str(count), str(count - different), str(different) if different else "-")
-    console_for_all().print(table)
+        rows.append([section, field, str(count), str(count - different), str(different) if different else "-"])
+    show("golden record", ("section", "field", ">compared", ">equal", ">different"), rows)
     for difference in found[:SHOWN]:
         print(difference)
     if len(found) > SHOWN:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from blake3 import blake3
+from btard.drivers.task import QuadraticTask
 from safetensors.torch import load_file
 
 from btard.attacks import make_attack
@@ -95,7 +97,8 @@ def record(case: Case) -> Fields:
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return case.play(Path(folder))
+            fields: Fields = json.loads(json.dumps(case.play(Path(folder))))  # what another process would read
+            return fields
         except Exception as error:
             return {"error": f"{type(error).__name__}: {error}".replace(folder, "FOLDER")}
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from albert.config import TASK, BatchConfig, Config, DataConfig, ModelConfig, OptimizerConfig
 from btard.swarm import commands, trainer
-from btard.swarm.config import AttackConfig, ProtocolSettings
+from btard.swarm.config import AttackConfig
 from btard.swarm.deadlines import Deadlines
 from btard.swarm.local import COORDINATOR, Swarm
 from tests.swarm.netns import Wire, enter
@@ -167,7 +167,7 @@ def settings(data: Path, **changes: Any) -> Config:
         "model": ModelConfig(layers=1, hidden=32, heads=2, intermediate=64, embedding=16),
         "batch": BatchConfig(total=16, per_device=4),
         "optimizer": OptimizerConfig(lr=0.01, warmup_steps=5, schedule_steps=1000),
-        "protocol": ProtocolSettings(),
+        "protocol": Config().protocol,
         "attack": AttackConfig(),
         "deadlines": Deadlines(compute=20.0, phase=5.0, message=0.3, transfer=1.0, give_up=1.0, gather=60.0),
     }

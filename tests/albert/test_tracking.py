@@ -14,6 +14,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
+from albert.config import Config
 from albert.coordinator import main
 from albert.workspace import make_workspace
 from btard.harness.run_folder import read_metrics, read_timings
@@ -70,7 +71,7 @@ def seen(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Seen:
         run_id="watched",
         peers=5,
         byzantine=1,
-        validators=2,
+        protocol=replace(Config().protocol, validators=2),
         steps=STEPS,
         checkpoint_every=10,
         attack=attack,

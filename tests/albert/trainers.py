@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from albert.config import TASK, BatchConfig, Config, DataConfig, ModelConfig, OptimizerConfig
-from btard.swarm.config import NetworkConfig, ProtocolSettings
+from btard.swarm.config import NetworkConfig
 from btard.swarm.deadlines import Deadlines
 from btard.swarm.task import load_task
 from btard.swarm.trainer import Trainer
@@ -30,7 +30,7 @@ def tiny(data: Path, **changes: Any) -> Config:
         "model": ModelConfig(layers=1, hidden=16, heads=2, intermediate=16, embedding=8),
         "batch": BatchConfig(total=8, per_device=2),
         "optimizer": OptimizerConfig(lr=0.02, warmup_steps=2, schedule_steps=100),
-        "protocol": ProtocolSettings(max_absences=50),
+        "protocol": replace(Config().protocol, max_absences=50),
         "deadlines": Deadlines(compute=20, phase=4, message=0.2, transfer=1, give_up=0.5, gather=30),
     }
     return Config(**{**settings, **changes})

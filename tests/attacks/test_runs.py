@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from btard.attacks import ATTACKS, Collusion, make_attack
-from btard.protocol.commit import part_digests
+from btard.protocol.commitments import Hashed
 from btard.protocol.effects import Compute
 from btard.protocol.hashing import batch_seed
 from btard.protocol.messages import CLAIM_KINDS, Claim
@@ -182,7 +182,7 @@ def test_the_driver_computes_what_the_attacker_asks_for(run, quadratic, name, st
             params = params - 0.1 * result.gradient
         out = torch.empty(1, quadratic.d)
         quadratic.gradients(params, [Compute(then, attacker, seed, flip_labels=name == "label_flip")], out)
-        digests = part_digests(done.driver.config.run_id, attacker, last.step, out[0], last.cut)
+        digests = Hashed(done.driver.config.run_id).parts(attacker, last.step, out[0], last.cut)
         assert last.commits[attacker].digests == digests
 
 

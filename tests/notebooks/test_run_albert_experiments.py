@@ -21,7 +21,7 @@ settings: {{run_id: smallest, peers: 5, byzantine: 2, checkpoint_every: 4, batch
 attacks: {{sign flip: {{attack.name: sign_flip}}}}
 defences:
   BTARD: {{}}
-  mean: {{protocol.tau: .inf, validators: 0}}
+  mean: {{protocol.tau: .inf, protocol.validators: 0}}
 starts: [8]
 lead: 2
 after: 10

@@ -4,7 +4,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from btard.protocol import hashing
 from btard.protocol.hashing import UNIFORM_SCALE, batch_seed, digest, stream, tensor_digest, uniform
 
 field = st.one_of(st.binary(max_size=8), st.text(max_size=8), st.integers(-5, 300))
@@ -54,11 +53,9 @@ def test_batch_seed_depends_on_everything_it_should() -> None:
     assert np.unique([seed[0] for seed in seeds]).size > 8  # spread, not counted up
 
 
-def test_tensors_hash_alike_on_one_thread_and_on_several(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_hash_alike_on_one_thread_and_on_several() -> None:
     x = torch.arange(2**19, dtype=torch.float32)
-    alone = tensor_digest(x, "part")
-    monkeypatch.setattr(hashing, "threads", 2)
-    assert tensor_digest(x, "part") == alone
+    assert tensor_digest(x, "part", threads=2) == tensor_digest(x, "part")
 
 
 def test_uniform_numbers_are_odd_symmetric_and_of_variance_one() -> None:

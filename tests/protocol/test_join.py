@@ -1,4 +1,4 @@
-"""Section 7: newcomers, their probation, the state they download, and what Sybils can and cannot do."""
+"""Newcomers, their probation, the state they download, and what Sybils can and cannot do."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from btard.protocol import accuse, aggregate, broadcast, coin, exchange, peer, v
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.identity import Roster
 from btard.protocol.limits import Limits
+from btard.protocol.memory import remembered
 from btard.protocol.record import StepRecord
 from tests.protocol.matrix import ROWS, Row, observe
 
@@ -43,7 +44,7 @@ CHECKS: dict[str, tuple[Any, str, Any, str]] = {
     "validator": (peer, "validate", nothing, "zero under validators=2 1 of 5"),
     "hash of parts": (exchange, "packet_fault", no_fault, "bad_part(send=other/short/nan"),
     "hash of aggregates": (aggregate, "packet_fault", no_fault, "bad_aggregate(send=other/short/nan"),
-    "coin": (coin, "coin_commitment", lambda *args: bytes(32), "wrong_reveal 1 of 5"),
+    "coin": (coin, "coin_commitment", remembered(1)(lambda *args: bytes(32)), "wrong_reveal 1 of 5"),
     "votes": (accuse, "_carry_out", nothing, "false_accusation(kind=bad_aggregate) 1 of 5"),
     "ELIMINATE": (accuse, "_eliminate", nothing, "bad_part(send=oversize/unsigned, recipients=one) 1 of 5"),
     "possible claims": (accuse, "_possible", always, "malformed_message(how=claim_unknown_peer"),

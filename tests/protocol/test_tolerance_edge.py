@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from btard.attacks import make_attack
-from btard.protocol import accuse, evidence
+from btard.protocol import accuse, claims
 from btard.protocol.behaviour import Behaviour, Context
 from btard.protocol.collusion import Collusion
 from btard.protocol.messages import FALSE_CLAIM, GUILTY, Claim
@@ -36,7 +36,7 @@ def different_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
         ]
 
     monkeypatch.setattr(accuse, "part_scalars", scalars)
-    monkeypatch.setattr(evidence, "part_scalars", scalars)
+    monkeypatch.setattr(claims, "part_scalars", scalars)
 
 
 class Denounced(Behaviour):

@@ -164,11 +164,11 @@ def test_scalars_of_long_parts_are_exact_whatever_their_tails(rows: int) -> None
 @pytest.mark.parametrize(
     ("settings_", "message"),
     [
-        ({"peers": 4, "byzantine": 2}, "byzantine must be < peers / 2"),
-        ({"peers": 2, "validators": 1}, r"peers >= 2 m \+ 1"),
+        ({"peers": 4, "byzantine": 2}, "byzantine must be >= 0 and < peers / 2"),
+        ({"peers": 2, "validators": 1}, r"validators must be >= 0 and at most \(peers - 1\) / 2 = 0, got 1"),
         ({"peers": 4, "tau": 0.0}, "tau must be > 0"),
         ({"peers": 4, "tau": float("nan")}, "tau must be > 0"),
-        ({"peers": 4, "tol": 1e-3}, "residual_tol must be >= tol"),
+        ({"peers": 4, "tol": 1e-3}, "residual_tol must be finite and >= tol = 0.001, got 1e-05"),
         ({"peers": 4, "clip_lambda": -1.0}, "clip_lambda"),
     ],
 )

@@ -78,21 +78,21 @@ def test_a_mix_takes_the_pairs_that_can_meet_in_it() -> None:
     assert wide.proposal is not None and 0.2 <= wide.proposal.tolerance < 0.3
     assert narrow.cosine_tol == pytest.approx(0.5e-12, rel=0.3)
     assert found["CPUs and GPUs in float32"].proposal is None
-    assert read_yaml(narrow.yaml).aggregator.gradient_tol == narrow.proposal.tolerance
+    assert read_yaml(narrow.yaml).protocol.gradient_tol == narrow.proposal.tolerance
     assert len(draw(pairs, list(found.values())).axes) == 3
 
 
 def read_yaml(text: str) -> Config:
     """The digits with the lines pasted in."""
-    settings = yaml.safe_load(text)["aggregator"]
-    words = [word for key, value in settings.items() for word in (f"--aggregator.{key}", str(value))]
+    settings = yaml.safe_load(text)["protocol"]
+    words = [word for key, value in settings.items() for word in (f"--protocol.{key}", str(value))]
     return parse_command_line([DIGITS, "--out", "unused", *words], "test")[0]
 
 
 def test_equal_bits_are_validated_exactly() -> None:
     [mix] = [m for m in mixes([pair(PLAIN, Numerics("other"), [0.0] * 30)], 100) if m.name == "CPUs in float32"]
     assert mix.proposal is not None and "validation: exact" in mix.yaml
-    assert read_yaml(mix.yaml).aggregator.validation == "exact"
+    assert read_yaml(mix.yaml).protocol.validation == "exact"
 
 
 def test_the_command_measures_proposes_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,7 +108,7 @@ def test_the_command_measures_proposes_and_writes(tmp_path: Path, capsys: pytest
     assert "gradient_tol" in printed and all(name in printed for name in missing)
     first = (tmp_path / "tolerances.txt").read_text().split("\n\n")[0]
     (tmp_path / "pasted.yaml").write_text(first)
-    assert read_config(tmp_path / "pasted.yaml").aggregator.validation == "tolerant"
+    assert read_config(tmp_path / "pasted.yaml").protocol.validation == "tolerant"
 
 
 @pytest.mark.parametrize(("words", "said"), [(["--samples", "0"], "--samples"), (["--model.widht", "2"], "width")])

@@ -45,10 +45,10 @@ def test_command_line_goes_over_the_file(tmp_path):
     config = load(
         tmp_path,
         "peers: 8\nseed: 1\nattack: {name: alie, start: 5}\nbyzantine: 1\n",
-        "--seed", "3", "--seed=4", "--aggregator.tau", "inf", "--attack.options.z", "0.5", "--optimizer.lr=1e-3",
+        "--seed", "3", "--seed=4", "--protocol.tau", "inf", "--attack.options.z", "0.5", "--optimizer.lr=1e-3",
         "--data.label", "007", "--attack.stop", "null",
     )  # fmt: skip
-    assert (config.peers, config.seed, config.aggregator.tau, config.optimizer.lr) == (8, 4, math.inf, 1e-3)
+    assert (config.peers, config.seed, config.protocol.tau, config.optimizer.lr) == (8, 4, math.inf, 1e-3)
     assert config.attack.start == 5
     assert config.attack.chosen() == {"z": 0.5}
     assert config.data.label == "007"
@@ -64,14 +64,16 @@ def test_out_may_stand_anywhere_after_the_file(tmp_path):
 def test_values_that_follow_from_others(tmp_path):
     attacked = "steps: 10\nbyzantine: 7\nattack: {name: zero, start: 1}\n"
     assert load(tmp_path, attacked).attack.chosen() == {}
-    assert load(tmp_path, attacked, "--attack.stop", "3").attack.chosen() == {"stop": 3}
+    assert load(tmp_path, attacked, "--attack.stop", "3").attack.chosen() == {}
+    scaled = load(tmp_path, attacked.replace("zero", "sign_flip"), "--attack.scale", "3")
+    assert scaled.attack.chosen() == {"scale": 3.0}
     assert load(tmp_path, attacked).schedule_steps == 10
     assert load(tmp_path, attacked, "--optimizer.schedule_steps", "25").schedule_steps == 25
 
 
 @pytest.mark.parametrize("value", [math.inf, 1e-7, 2.5, "auto"])
 def test_saved_settings_read_back_equal_and_the_text_is_always_the_same(tmp_path, value):
-    config = load(tmp_path, f"aggregator: {{tau: {value}}}", "--attack.options", "{a_b: 1, c: text}")
+    config = load(tmp_path, f"protocol: {{tau: {value}}}", "--attack.options", "{a_b: 1, c: text}")
     (tmp_path / "one.yaml").write_text(config_text(config), encoding="utf-8")
     again = read_config(tmp_path / "one.yaml")
     assert again == config
@@ -86,7 +88,7 @@ def test_differing_keys_names_them_and_leaves_out_what_changes_no_result():
 WRONG_FILES = [
     ("peerz: 3", "unknown key peerz; did you mean peers?"),
     ("attack: {nmae: alie}", "unknown key attack.nmae; did you mean attack.name?"),
-    ("tau: 3", "unknown key tau; did you mean aggregator.tau?"),
+    ("tau: 3", "unknown key tau; did you mean protocol.tau?"),
     ("qqqqq: 3", "unknown key qqqqq; --help lists all keys"),
     ("peers: many", "peers must be an integer, got 'many'"),
     ("peers: 16.5", "peers must be an integer, got 16.5"),
@@ -95,32 +97,47 @@ WRONG_FILES = [
     ("peers: [1]", "peers must be an integer, got a list"),
     ("threads: x", "threads must be an integer or null, got 'x'"),
     ("data: {path: 3}", "data.path must be text or null, got 3"),
-    ("aggregator: {tau: .nan}", "aggregator.tau must be a number or auto, got nan"),
-    ("aggregator: {tau: automatic}", "aggregator.tau must be a number or auto, got 'automatic'"),
-    ("aggregator: {tau: auto, name: centered_clip}", "aggregator.tau must be a number with aggregator.name centered_c"),
-    ("aggregator: {tau: auto, tau_quantile: 0.6}", "aggregator.tau_quantile must be > 0 and <= 0.5, got 0.6"),
-    ("aggregator: {tau: auto, tau_quantile: 0.2, byzantine: 3}", "aggregator.tau_quantile must be > aggregator.byzant"),
-    ("aggregator: {tau: 0}", "aggregator.tau must be > 0, got 0.0; use inf for the plain mean"),
+    ("protocol: {tau: .nan}", "protocol.tau must be a number or auto, got nan"),
+    ("protocol: {tau: automatic}", "protocol.tau must be a number or auto, got 'automatic'"),
+    ("aggregator: {radius: auto}", "aggregator.radius must be a number, got 'auto'"),
+    ("protocol: {tau: auto, tau_quantile: 0.6}", "protocol.tau_quantile must be > 0 and <= 0.5, got 0.6"),
+    (
+        "protocol: {tau: auto, tau_quantile: 0.2, byzantine: 3}",
+        "protocol.tau_quantile must be > byzantine / (peers - v",
+    ),
+    ("protocol: {tau: 0}", "protocol.tau must be > 0, got 0.0; use inf for the plain mean"),
+    ("aggregator: {radius: 0}", "aggregator.radius must be > 0, got 0.0; use inf for the plain mean"),
+    ("aggregator: {byzantine: 3}", "aggregator.byzantine is protocol.byzantine where aggregator.name is btard"),
+    ("aggregator: {name: krum, byzantine: 8}", "aggregator.byzantine must be >= 0 and < peers / 2 = 8, got 8"),
+    ("protocol: {byzantine: 8}", "protocol.byzantine must be >= 0 and < peers / 2 = 8, got 8"),
+    ("protocol: {tol: 1}", "protocol.residual_tol (by default) must be finite and >= tol = 1.0, got 1e-05"),
+    ("protocol: {peers: 8}", "unknown key protocol.peers; did you mean peers?"),
     ("mode: bached", "mode must be one of batched, per_peer, got 'bached'; did you mean batched?"),
     ("attack: 3", "attack must be a section of keys, got 3"),
     ("attack: {options: [1]}", "attack.options must be a mapping of names to values, got a list"),
     ("- peers", "expected a mapping of keys to values, got a list"),
     ("peers: [1", "not valid YAML in line"),
     ("peers: 1\npeers: 2", "not valid YAML in line 2, column 1: the key peers stands there twice"),
-    ("data: {name: folder}", "data.path must be set if data.name is folder, got null"),
+    ("data: {name: folder}", "data.path (by default) must be set if data.name is folder, got null"),
     ("byzantine: 8\nattack: {name: alie}", "byzantine must be >= 0 and < peers / 2 = 8, got 8"),
-    ("validators: 8", "validators must be >= 0 and at most (peers - 1) / 2 = 7, got 8"),
-    ("aggregator: {relays: 16}", "aggregator.relays must be >= 0 and < peers = 16, or null, got 16"),
-    ("aggregator: {gradient_tol: 0.5}", "aggregator.gradient_tol must be > 0 and < 0.5, got 0.5"),
+    ("protocol: {validators: 8}", "protocol.validators must be >= 0 and at most (peers - 1) / 2 = 7, got 8"),
+    ("protocol: {relays: 16}", "protocol.relays must be >= 0 and < peers = 16, or null, got 16"),
+    ("protocol: {gradient_tol: 0.5}", "protocol.gradient_tol must be > 0 and < 0.5, got 0.5"),
     ("byzantine: 7", "byzantine must be 0 without an attack, got 7; set attack.name"),
-    ("attack: {name: alie}", "byzantine must be > 0 with the attack alie, got 0"),
-    ("steps: 20\nbyzantine: 7\nattack: {name: alie}", "attack.start must be < steps = 20, got 1000"),
+    ("attack: {name: alie}", "byzantine (by default) must be > 0 with the attack alie, got 0"),
+    ("steps: 20\nbyzantine: 7\nattack: {name: alie}", "attack.start (by default) must be < steps = 20, got 1000"),
     ("attack: {name: alei}", "got alei; did you mean alie?"),
     ("attack: {name: zero, epsilon: 1}", "attack.epsilon is no option of zero"),
     ("attack: {name: zero, options: {zz: 1}}", "attack.options.zz is no option of zero"),
-    ("byzantine: 2\nattack: {name: ipm, epsilon: -1}", "epsilon must be >= 0, got -1"),
-    ("byzantine: 2\nattack: {name: zero, options: {when: now}}", "when must be one of always, checked, covered"),
-    ("byzantine: 2\nattack: {name: zero, options: {when: seldom}}\nvalidators: 0", "validators, and this run has none"),
+    ("byzantine: 2\nattack: {name: ipm, epsilon: -1}", "attack.epsilon must be >= 0, got -1"),
+    (
+        "byzantine: 2\nattack: {name: zero, options: {when: now}}",
+        "attack.options.when must be one of always, checked, covered",
+    ),
+    (
+        "byzantine: 2\nattack: {name: zero, options: {when: seldom}}\nprotocol.validators: 0",
+        "validators, and this run has none",
+    ),
     ("byzantine: 2\nattack: {name: zero, options: {when: seldom}}\naggregator: {name: krum}", "this run has none"),
     ("optimizer: {momentum: 1}", "optimizer.momentum must be >= 0 and < 1, got 1.0"),
 ]
@@ -145,10 +162,15 @@ WRONG_WORDS = [
     (["--peers"], "--peers needs a value"),
     (["--peers", "--seed", "3"], "--peers needs a value"),
     (["peers", "3"], "unexpected word 'peers'"),
-    (["--peers", "x"], "peers must be an integer, got 'x'"),
-    (["--peers", "[1"], "peers must be an integer, got '[1'"),
-    (["--peers", "0"], "peers must be >= 1, got 0"),
-    (["--optimizer.lr", "-1"], "optimizer.lr must be > 0 and finite, got -1.0"),
+    (["--peers", "x"], "--peers must be an integer, got 'x'"),
+    (["--peers", "[1"], "--peers must be an integer, got '[1'"),
+    (["--peers", "0"], "--peers must be >= 1, got 0"),
+    (["--optimizer.lr", "-1"], "--optimizer.lr must be > 0 and finite, got -1.0"),
+    (["--peers", "2"], "protocol.validators (by default) must be >= 0 and at most (peers - 1) / 2 = 0, got 1"),
+    (
+        ["--byzantine", "3", "--attack.name", "alie", "--attack.options.z", "inf", "--attack.start", "1"],
+        "--attack.options.z must be finite, got inf",
+    ),
 ]
 
 
@@ -160,6 +182,19 @@ def test_a_mistake_on_the_command_line_is_one_line(tmp_path, capsys, words, mess
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert error.startswith(f"error: command line: {message}")
+
+
+def test_an_old_key_is_refused_with_its_new_name(tmp_path, capsys):
+    for text, words, message in (
+        ("aggregator: {tau: 1}", [], "some.yaml: aggregator.tau is protocol.tau (for centered_clip aggregator.radius)"),
+        ("aggregator.relays: 1", [], "some.yaml: aggregator.relays is protocol.relays"),
+        ("validators: 2", [], "some.yaml: validators is protocol.validators"),
+        ("", ["--aggregator.gradient_tol", "0.2"], "line: --aggregator.gradient_tol is --protocol.gradient_tol"),
+    ):
+        with pytest.raises(SystemExit):
+            load(tmp_path, text, *words)
+        error = capsys.readouterr().err
+        assert f"{message} since version 0.2\n" in error
 
 
 @pytest.mark.parametrize(

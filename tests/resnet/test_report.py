@@ -18,7 +18,6 @@ import yaml
 from btard.harness.packed import pack
 from btard.harness.settings import config_text
 from btard.protocol.law import survival_law
-from resnet.cohort import draw_byzantine
 from resnet.experiments import outcomes, survival, tables
 from resnet.experiments.export import export
 from resnet.experiments.grid import Cell, Grid, parse_grid
@@ -43,8 +42,8 @@ SETTINGS = {
 }
 ATTACKS = {"no attack": {}, "sign flip": {"attack.name": "sign_flip"}, "ALIE": {"attack.name": "alie"}}
 DEFENCES = {
-    "BTARD, tau 1": {"aggregator.tau": 1},
-    "BTARD, tau 10": {"aggregator.tau": 10},
+    "BTARD, tau 1": {"protocol.tau": 1},
+    "BTARD, tau 10": {"protocol.tau": 10},
     "mean": {"aggregator.name": "mean"},
     "Krum": {"aggregator.name": "krum"},
 }
@@ -77,7 +76,7 @@ def attackers_go(cell: Cell, after: tuple[int, ...] = BAN_STEPS) -> list[dict[st
     config = cell.config
     if config.attack.name is None or config.aggregator.name != "btard":
         return []
-    peers = sorted(draw_byzantine(config))
+    peers = sorted(config.attackers())
     return [ban(peer, config.attack.start + step) for peer, step in zip(peers, after, strict=False)]
 
 
@@ -100,7 +99,7 @@ def finish(
     content = {
         "test_accuracy": accuracy(config.steps),
         "bans": bans,
-        "byzantine": sorted(draw_byzantine(config)),
+        "byzantine": sorted(config.attackers()),
         "diverged_at": None,
         "data": config.data.label,
         "parameters": 123,
@@ -207,7 +206,7 @@ def test_a_run_is_compared_with_the_one_that_differs_in_its_attack_alone(tmp_pat
     changes = {"byzantine": 4, "optimizer.schedule_steps": 99}  # Krum takes both 4 and 3 of 16
     grid = make_grid(settings={**SETTINGS, **changes}, experiments=experiments)
     for cell in grid.cells:
-        finish(tmp_path, cell, lambda step, tau=cell.config.aggregator.tau, seed=cell.seed: (step + tau + seed) / 100)
+        finish(tmp_path, cell, lambda step, tau=cell.config.protocol.tau, seed=cell.seed: (step + tau + seed) / 100)
     outcomes = read(tmp_path, grid).outcomes
     # The longer run up to its own last step, of the same tau and seed.
     cut = outcomes["btard-tau-1/sign-flip/steps-20/seed-0"]
@@ -270,15 +269,20 @@ def test_rows_are_means_and_ranges_over_seeds(tmp_path: Path, monkeypatch: pytes
 
 
 def test_tables_for_programs_have_every_run_setting_and_measurement(tmp_path: Path) -> None:
-    both = early() | {"m": {"vary": {"validators": [1, 2]}, "defences": ["BTARD, tau 1"]}}
+    both = early() | {"m": {"vary": {"protocol.validators": [1, 2]}, "defences": ["BTARD, tau 1"]}}
     grid = make_grid(experiments=both)
     results = read(write_sweep(tmp_path / "s", grid), grid)
-    assert varied_keys(grid.cells) == ["byzantine", "validators", "seed", "attack.name", "aggregator.tau"]
+    assert varied_keys(grid.cells) == ["byzantine", "seed", "attack.name", "protocol.validators", "protocol.tau"]
     rows = {row["run"]: row for row in by_name(tables.runs_csv(results, grid.experiments))}
     assert rows.keys() == {cell.name for cell in grid.cells}
     row = rows["btard-tau-1/sign-flip/seed-0"]
     assert row["experiments"] == "early m"
-    assert (row["validators"], row["seed"], row["aggregator.tau"], row["attack.name"]) == ("1", "0", "1", "sign_flip")
+    assert (row["protocol.validators"], row["seed"], row["protocol.tau"], row["attack.name"]) == (
+        "1",
+        "0",
+        "1",
+        "sign_flip",
+    )
     assert (row["accuracy"], row["dip_points"], row["recovery_steps"]) == ("0.38", "2", "0")
     assert (row["first_ban_steps"], row["last_ban_steps"]) == ("1", "21")
     assert (row["data"], row["device"], row["torch"], row["python"]) == ("pictures", "cpu", "2.9.9", "3.10.1")
@@ -291,7 +295,9 @@ def test_tables_for_programs_have_every_run_setting_and_measurement(tmp_path: Pa
 
 
 def test_validators_cost_their_share_of_the_gradients(tmp_path: Path) -> None:
-    experiments = {"m": {"vary": {"validators": [1, 2, 4]}, "defences": ["BTARD, tau 1"], "attacks": ["sign flip"]}}
+    experiments = {
+        "m": {"vary": {"protocol.validators": [1, 2, 4]}, "defences": ["BTARD, tau 1"], "attacks": ["sign flip"]}
+    }
     grid = make_grid(experiments=experiments | early())
     results = read(write_sweep(tmp_path / "s", grid), grid)
     rows = by_name(tables.validators_table(results, grid.experiments[0]))
@@ -343,7 +349,7 @@ def test_a_panel_per_attack_with_the_mean_of_the_seeds_and_their_range(tmp_path:
 def test_bans_are_ticks_below_the_curves_in_a_row_for_each_defence(tmp_path: Path) -> None:
     grid = make_grid(experiments=early(seeds=[0], attacks=["no attack", "sign flip"]))
     for cell in grid.cells:
-        honest = [ban(0, 33, byzantine=False)] if cell.config.aggregator.tau == 10 and cell.config.byzantine else []
+        honest = [ban(0, 33, byzantine=False)] if cell.config.protocol.tau == 10 and cell.config.byzantine else []
         finish(tmp_path, cell, bans=attackers_go(cell) + honest)
     axes = panels(accuracy_figure(read(tmp_path, grid), grid.experiments))["sign flip"]
     rugs = [entry for entry in axes.get_lines() if entry.get_label() == "an attacker is banned"]
@@ -394,7 +400,7 @@ def test_the_overview_lays_the_servers_rules_over_the_protocol(tmp_path: Path) -
 
 
 def test_variants_are_curves_of_their_own(tmp_path: Path) -> None:
-    experiments = {"m": {"vary": {"validators": [1, 2]}, "defences": ["BTARD, tau 1"]}}
+    experiments = {"m": {"vary": {"protocol.validators": [1, 2]}, "defences": ["BTARD, tau 1"]}}
     grid = make_grid(experiments=experiments)
     axes = panels(accuracy_figure(read(write_sweep(tmp_path / "s", grid), grid), grid.experiments))["ALIE"]
     colours = {line(axes, f"BTARD, tau 1, validators {m}").get_color() for m in (1, 2)}
@@ -444,7 +450,7 @@ def survival_grid(**entries: Any) -> Grid:
     experiments = {
         "e": {"defences": BTARD, "attacks": ["sign flip", "ALIE"], "seeds": [0, 1]},
         "late": {"defences": BTARD[:1], "attacks": ["ALIE"], "settings": {"attack.start": 20}},
-        "two": {"defences": BTARD[:1], "attacks": ["ALIE"], "settings": {"validators": 2}},
+        "two": {"defences": BTARD[:1], "attacks": ["ALIE"], "settings": {"protocol.validators": 2}},
         "seldom": {"defences": BTARD[:1], "attacks": ["ALIE"], "settings": {"attack.every": 3}},
     }
     return make_grid(experiments={**experiments, **entries})
@@ -478,7 +484,7 @@ def test_runs_with_equal_coins_and_other_bans_are_reported(tmp_path: Path, capsy
     stranger = next(cell for cell in grid.cells if cell.name == "btard-tau-10/alie/seed-1")
     shutil.rmtree(out / "runs" / stranger.name)
     finish(out, stranger, bans=attackers_go(stranger, (1, 2, 2, 5, 8, 13, 22)))
-    peer = sorted(draw_byzantine(stranger.config))[-1]
+    peer = sorted(stranger.config.attackers())[-1]
     message = (
         f"btard-tau-1/sign-flip/seed-1 bans peer {peer} 21 steps after the start, btard-tau-10/alie/seed-1 bans peer "
         f"{peer} 22 steps after the start"
@@ -525,8 +531,8 @@ def test_a_run_that_diverged_was_watched_until_then(tmp_path: Path) -> None:
         ({"attack.stop": 20}, False),
         ({"attack.name": "wrong_aggregate"}, False),
         ({"aggregator.name": "mean"}, False),
-        ({"aggregator.validation": "tolerant"}, False),
-        ({"validators": 0}, False),
+        ({"protocol.validation": "tolerant"}, False),
+        ({"protocol.validators": 0}, False),
     ],
 )
 def test_the_law_is_for_attacks_that_any_validator_convicts_at_every_step(changes: dict, counts: bool) -> None:
@@ -658,7 +664,7 @@ def test_only_some_experiments(tmp_path: Path) -> None:
 
 
 def test_an_export_gives_the_same_report_and_says_nothing_about_the_machine(tmp_path: Path) -> None:
-    both = early() | {"m": {"vary": {"validators": [1, 2]}, "defences": ["BTARD, tau 1"]}}
+    both = early() | {"m": {"vary": {"protocol.validators": [1, 2]}, "defences": ["BTARD, tau 1"]}}
     out = write_sweep(tmp_path / "s", make_grid(experiments=both), but="alie/seed-1")
     whole = report(out, tmp_path / "one", "--export", str(tmp_path / "kept"))
     assert sorted(entry.name for entry in (tmp_path / "kept").iterdir()) == ["runs.zip", "speeds.json", "sweep.yaml"]

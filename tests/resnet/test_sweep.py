@@ -157,7 +157,7 @@ def test_a_sweep_leaves_alone_what_is_finished_and_trains_what_is_new(tmp_path: 
     wider = grid_of(
         {"sign flip": {"attack.name": "sign_flip"}},
         {"BTARD": {}},
-        experiments={"all": {}, "two": {"vary": {"validators": [1, 2]}}},
+        experiments={"all": {}, "two": {"vary": {"protocol.validators": [1, 2]}}},
     )
     assert not sweep(wider, tmp_path, show=False).failed
     after = files(tmp_path / "runs")
@@ -280,7 +280,10 @@ def test_jobs_of_a_cluster_do_their_shares_in_one_folder(tmp_path: Path) -> None
 def test_cells_are_named_by_what_differs_from_the_grids_settings() -> None:
     grid = grid_of(
         {"no attack": {}, "ALIE": {"attack.name": "alie"}},
-        experiments={"a": {}, "b": {"settings": {"byzantine": 1, "attack.start": 7}, "vary": {"validators": [1, 2]}}},
+        experiments={
+            "a": {},
+            "b": {"settings": {"byzantine": 1, "attack.start": 7}, "vary": {"protocol.validators": [1, 2]}},
+        },
     )
     assert [cell.name for cell in grid.cells] == [
         "btard/no-attack/seed-0",
@@ -307,8 +310,14 @@ def test_cells_are_named_by_what_differs_from_the_grids_settings() -> None:
         ({"extra": 1}, "unknown key 'extra'"),
         ({"experiments": {"e": {"atacks": []}}}, "did you mean attacks?"),
         ({"experiments": {"e": {"attacks": ["ALEI"]}}}, "'ALEI' is not among the file's attacks; did you mean ALIE?"),
-        ({"experiments": {"e": {"vary": {"validators": 2}}}}, "vary.validators: expected a list of values, got 2"),
-        ({"experiments": {"e": {"vary": {"validator": [2]}}}}, "unknown key validator; did you mean validators?"),
+        (
+            {"experiments": {"e": {"vary": {"protocol.validators": 2}}}},
+            "vary.protocol.validators: expected a list of values, got 2",
+        ),
+        (
+            {"experiments": {"e": {"vary": {"protocol.validator": [2]}}}},
+            "key protocol.validator; did you mean protocol.validators?",
+        ),
         ({"experiments": {"e": {"seeds": ["a"]}}}, "seeds: expected a list of whole numbers"),
         ({"experiments": {"e": {"settings": {"byzantine": 4}}}}, "byzantine must be >= 0 and < peers / 2 = 3.5, got 4"),
         ({"base": "nowhere.yaml"}, "nowhere.yaml: no such file"),

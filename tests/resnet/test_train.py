@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 
 from btard.harness.run_folder import steps_per_second
 from resnet import train as train_module
-from resnet.cohort import draw_byzantine
 from resnet.config import Config, parse_command_line
 from resnet.train import Training, main, train
 
@@ -84,7 +83,7 @@ def test_reruns_and_interrupted_runs_are_equal_to_the_bit(
 
 
 def test_the_radius_that_follows_the_steps_is_logged(tmp_path: Path) -> None:
-    train(config_of("--aggregator.tau", "auto", *ATTACK), tmp_path / "auto", progress=False)
+    train(config_of("--protocol.tau", "auto", *ATTACK), tmp_path / "auto", progress=False)
     train(config_of(), tmp_path / "fixed", progress=False)
     auto, fixed = ([json.loads(x) for x in (tmp_path / n / "metrics.jsonl").open()] for n in ("auto", "fixed"))
     taus = [line["tau"] for line in auto]
@@ -95,12 +94,12 @@ def test_the_radius_that_follows_the_steps_is_logged(tmp_path: Path) -> None:
 def test_summary_tells_who_was_banned_and_why(tmp_path: Path) -> None:
     config = config_of(*ATTACK, "--steps", "40", "--eval_every", "40")
     summary = train(config, tmp_path, progress=False)
-    assert summary["byzantine"] == sorted(draw_byzantine(config))
+    assert summary["byzantine"] == sorted(config.attackers())
     assert summary["byzantine_banned"] == 2 and summary["honest_banned"] == 0
-    assert {ban["peer"] for ban in summary["bans"]} == draw_byzantine(config)
+    assert {ban["peer"] for ban in summary["bans"]} == config.attackers()
     for ban in summary["bans"]:
         assert ban["kind"] == "wrong_gradient" and ban["step"] > 2
-        assert ban["accuser"] not in draw_byzantine(config)
+        assert ban["accuser"] not in config.attackers()
     assert summary["steps"] == 40 and steps_per_second(tmp_path) > 0 and 0 <= summary["test_accuracy"] <= 1
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     assert train(config, tmp_path, progress=False) == summary  # finished: nothing is done again
@@ -125,7 +124,7 @@ def test_the_mean_is_destroyed_where_btard_is_not(tmp_path: Path) -> None:
 
 
 def test_peer_0_is_never_byzantine_and_seeds_draw_differently() -> None:
-    drawn = [draw_byzantine(config_of(*ATTACK, "--seed", str(seed))) for seed in range(30)]
+    drawn = [config_of(*ATTACK, "--seed", str(seed)).attackers() for seed in range(30)]
     assert all(0 not in members and len(members) == 2 for members in drawn)
     assert len(set(drawn)) > 5
 

@@ -29,7 +29,13 @@ class Meeting:
         self._coordinator = Node(Identity.from_seed("founding", "coordinator")).start()
         self._trainers: dict[int, Node] = {}
         network = NetworkConfig(initial_peers=self._coordinator.addresses[0])
-        self.config = Config(run_id="mine", peers=2, validators=0, deadlines=deadlines, network=network)
+        self.config = Config(
+            run_id="mine",
+            peers=2,
+            protocol=replace(Config().protocol, validators=0),
+            deadlines=deadlines,
+            network=network,
+        )
         self.said: list[str] = []
         self.lobby = Lobby(self._coordinator, self.config, AGREED, self.said.append)
         self._coordinator.run(self.lobby.open())

@@ -164,7 +164,7 @@ def test_one_peer_invents_no_phases_and_no_verdicts() -> None:
 
 
 def test_another_ledger_takes_the_place_of_mine_only_for_most_of_all() -> None:
-    view = View(config(peers=5, validators=1), 0)
+    view = View(config(peers=5), 0)
     hear(view, {peer: status(row(0, entries=1), ledger=(ban(0, 4),)) for peer in range(4)})
     assert view.active() == [0, 1, 2, 3]
     for peer in range(3):

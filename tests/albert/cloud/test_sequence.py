@@ -74,7 +74,7 @@ def play(cloud: Cloud) -> None:
 
 def test_a_baseline_and_an_attack_from_its_checkpoint(cloud, tmp_path, monkeypatch):
     monkeypatch.setattr("albert.cloud.wait.sleep", lambda seconds: None)
-    monkeypatch.setattr("albert.cloud.bars.LOG_SECONDS", 0.0)
+    monkeypatch.setattr("albert.cloud.wait.LOG_SECONDS", 0.0)
     play(cloud)
     out = Console(file=StringIO(), width=200)
     for name, start in (("base", "null"), ("attack", f"s3://results/btard/base/{NAME}")):

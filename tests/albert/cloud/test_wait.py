@@ -45,7 +45,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> Script:
     script = Script()
     monkeypatch.setattr("albert.cloud.wait.sleep", script)
     monkeypatch.setattr("albert.cloud.wait.now", lambda: script.time)
-    monkeypatch.setattr("albert.cloud.bars.LOG_SECONDS", 0.0)
+    monkeypatch.setattr("albert.cloud.wait.LOG_SECONDS", 0.0)
     return script
 
 

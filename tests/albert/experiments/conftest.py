@@ -23,7 +23,7 @@ attacks:
   IPM: {{attack.name: ipm, attack.options: {{epsilon: 0.6}}}}
 defences:
   BTARD: {{}}
-  mean: {{protocol.tau: .inf, validators: 0}}
+  mean: {{protocol.tau: .inf, protocol.validators: 0}}
 baseline: {baseline}
 starts: {starts}
 lead: 5

@@ -39,7 +39,7 @@ def test_an_attack_begins_from_a_checkpoint_before_its_start_and_ends_after_it(g
     assert (cell.start_by, cell.steps) == (35, 30)  # the checkpoint of step 30
     config = cell.config
     assert (config.steps, config.attack.start, config.attack.options) == (60, 40, {"epsilon": 0.6})
-    assert (config.protocol.tau, config.validators) == (float("inf"), 0)
+    assert (config.protocol.tau, config.protocol.validators) == (float("inf"), 0)
     assert cells["ipm-from-40-btard-seed-1"].config.seed == 1
 
 

@@ -58,7 +58,7 @@ def test_the_baseline_is_first_and_every_swarm_runs_once(
     assert place.trained == names(grid)
     shown = capsys.readouterr()
     assert "sign-flip-from-20-btard-seed-0: loss 7.05, 2 of 2 attackers banned by step 25" in shown.out
-    assert "420/420" in shown.err
+    assert "420 of 420 steps" in shown.err
 
 
 def test_an_interrupted_series_goes_on_with_the_swarm_at_which_it_was(grid: Grid, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,12 +10,11 @@ import torch
 
 from btard.audit.recorder import Recorder
 from btard.drivers.local import LocalDriver
-from btard.protocol import messages
+from btard.protocol import commitments
+from btard.protocol.commitments import Ideal
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.ideal import IdealCommitments
 from btard.protocol.ledger import Entry
 from btard.task import QuadraticTask
-from tests.protocol import cohort
 from tests.protocol.matrix import ROWS, Row, play
 
 ONE_ROW_PER_ATTACK = list({row.attack: row for row in reversed(ROWS)}.values())
@@ -28,26 +26,25 @@ def test_every_attack_ends_as_under_hashes(row: Row, monkeypatch: pytest.MonkeyP
         return [replace(entry, evidence="") for entry in entries]
 
     hashed, _ = play(row, 0)
-    monkeypatch.setattr(cohort, "LocalDriver", partial(LocalDriver, commitments="ideal"))
-    monkeypatch.setattr(messages, "tensor_digest", None)
-    ideal, _ = play(row, 0)
+    monkeypatch.setattr(commitments, "tensor_digest", None)
+    ideal, _ = play(replace(row, settings={**row.settings, "commitments": "ideal"}), 0)
     assert verdicts(ideal.entries) == verdicts(hashed.entries)
     assert torch.equal(ideal.params, hashed.params)
 
 
 def test_a_commitment_is_to_the_bytes_and_to_what_they_were() -> None:
-    ideal, x = IdealCommitments("run"), torch.tensor([0.0, 1.0, float("nan")])
+    ideal, x = Ideal("run"), torch.tensor([0.0, 1.0, float("nan")])
     slot = ("part", 1, 4, 0)
-    first = ideal.digest(slot, x)
-    assert ideal.digest(slot, x) == ideal.digest(slot, x[:]) == ideal.digest(slot, x.clone()) == first
-    assert ideal.digest(slot, -x) != first  # -0.0
-    assert ideal.digest(slot, x.double()) != first and ideal.digest(slot, x[:2]) != first
-    assert ideal.digest(("part", 2, 4, 0), x) != first and IdealCommitments("other").digest(slot, x) != first
+    first = ideal.of_tensor(slot, x)
+    assert ideal.of_tensor(slot, x) == ideal.of_tensor(slot, x[:]) == ideal.of_tensor(slot, x.clone()) == first
+    assert ideal.of_tensor(slot, -x) != first  # -0.0
+    assert ideal.of_tensor(slot, x.double()) != first and ideal.of_tensor(slot, x[:2]) != first
+    assert ideal.of_tensor(("part", 2, 4, 0), x) != first and Ideal("other").of_tensor(slot, x) != first
     x[1] = 2.0
-    assert ideal.digest(slot, x) != first
+    assert ideal.of_tensor(slot, x) != first
     ideal.forget(5)
-    ideal.learn(slot, x, first)
-    assert ideal.digest(slot, x.clone()) == first
+    ideal.learn([(slot, x, first)])
+    assert ideal.of_tensor(slot, x.clone()) == first
 
 
 def test_ideal_commitments_cannot_be_audited(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Section 4, the table of evidence: what is disclosed for a claim, and what a judge makes of it."""
+"""The evidence of ACCUSE (Algorithm 3): what is disclosed for a claim, and what a judge makes of it."""
 
 from __future__ import annotations
 

@@ -1,0 +1,113 @@
+"""What a peer commits to: 32 bytes that stand for a part or an aggregate. Hashes, or in simulations the tensor itself.
+
+Within one process a commitment can be a number that is given to a tensor when it is first seen, and again to any tensor
+of the same bytes. That is what a hash without collisions does, at no cost as long as everybody holds the same memory.
+Such numbers mean nothing outside of the process.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from threading import Lock
+
+import torch
+
+from btard.protocol.hashing import Field, digest, tensor_digest
+from btard.protocol.messages import Packet
+from btard.protocol.record import Split
+
+Slot = tuple[str, int, int, int]
+"""What a commitment is to: kind, sender, step, part."""
+
+
+class Commitments(ABC):
+    """The commitments of run `run_id`. A driver makes them and hands them to its peers, which may work in threads."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+
+    @abstractmethod
+    def of_tensor(self, slot: Slot, tensor: torch.Tensor) -> bytes:
+        """32 bytes: the same for tensors of the same type, shape and bytes in this slot, and for no others."""
+
+    def digest(self, kind: str, sender: int, step: int, part: int, body: torch.Tensor | bytes) -> bytes:
+        """h_i[j] = H(run_id, t, i, j, g_i[j]) for kind "part", H(a[j]) for kind "aggregate"."""
+        if isinstance(body, torch.Tensor):
+            return self.of_tensor((kind, sender, step, part), body)
+        return digest(kind, self.run_id, sender, step, part, "bytes", body)
+
+    def of_packet(self, packet: Packet) -> bytes:
+        """What the sender of `packet` commits to if it commits to what is in it."""
+        return self.digest(packet.kind, packet.sender, packet.step, packet.part, packet.body)
+
+    def parts(self, peer: int, step: int, gradient: torch.Tensor, split: Split) -> tuple[bytes, ...]:
+        """h_i[j] of all parts j of `gradient` [d]."""
+        return tuple(self.digest("part", peer, step, j, split.view(gradient, j)) for j in range(split.k))
+
+    @abstractmethod
+    def learn(self, committed: Iterable[tuple[Slot, torch.Tensor, bytes]]) -> None:
+        """That tensors were committed to as these bytes, as a checkpoint says."""
+
+    @abstractmethod
+    def forget(self, step: int) -> None:
+        """Nobody asks any more for what was committed to before `step`."""
+
+
+class Hashed(Commitments):
+    """BLAKE3. A large tensor is hashed on `threads` threads: a process that is one peer alone has more than one."""
+
+    def __init__(self, run_id: str, threads: int = 1) -> None:
+        super().__init__(run_id)
+        self.threads = threads
+
+    def of_tensor(self, slot: Slot, tensor: torch.Tensor) -> bytes:
+        kind, sender, step, part = slot
+        return tensor_digest(tensor, kind, self.run_id, sender, step, part, threads=self.threads)
+
+    def parts(self, peer: int, step: int, gradient: torch.Tensor, split: Split) -> tuple[bytes, ...]:
+        """One read of the gradient."""
+        return super().parts(peer, step, gradient.detach().to("cpu"), split)  # one transfer instead of k
+
+    def learn(self, committed: Iterable[tuple[Slot, torch.Tensor, bytes]]) -> None:
+        """A hash can be computed again."""
+
+    def forget(self, step: int) -> None:
+        """Nothing is kept."""
+
+
+class Ideal(Commitments):
+    """The tensors that were committed to in the last two steps. They are kept, and must not be changed meanwhile."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(run_id)
+        self._seen: dict[Slot, list[tuple[torch.Tensor, int, bytes]]] = {}
+        self._lock = Lock()
+
+    def of_tensor(self, slot: Slot, tensor: torch.Tensor) -> bytes:
+        with self._lock:
+            seen = self._seen.setdefault(slot, [])
+            for known, version, hashed in seen:
+                if _same(known, version, tensor):
+                    return hashed
+            fields: tuple[Field, ...] = (*slot, str(tensor.dtype), "x".join(map(str, tensor.shape)), len(seen))
+            seen.append((tensor, tensor._version, digest("ideal", self.run_id, *fields)))
+            return seen[-1][2]
+
+    def learn(self, committed: Iterable[tuple[Slot, torch.Tensor, bytes]]) -> None:
+        with self._lock:
+            for slot, tensor, hashed in committed:
+                self._seen.setdefault(slot, []).append((tensor, tensor._version, hashed))
+
+    def forget(self, step: int) -> None:
+        self._seen = {slot: seen for slot, seen in self._seen.items() if slot[2] >= step}
+
+
+def _same(known: torch.Tensor, version: int, tensor: torch.Tensor) -> bool:
+    """Whether both have the same bytes: seen at once where it is the same memory, unchanged."""
+    if known.dtype != tensor.dtype or known.shape != tensor.shape or known.device != tensor.device:
+        return False
+    if known.data_ptr() == tensor.data_ptr() and known.stride() == tensor.stride():
+        return known._version == version or not known.numel()
+    # By bytes, as a hash would: 0.0 and -0.0 differ, and NaN equals itself.
+    return torch.equal(known.contiguous().view(-1).view(torch.uint8), tensor.contiguous().view(-1).view(torch.uint8))

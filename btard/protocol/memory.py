@@ -1,0 +1,53 @@
+"""Pure functions that several peers of one process call with the same arguments: evaluated once, then remembered.
+
+It changes nothing but the cost. What a peer on a machine of its own has to pay is seen with `Memory(remembers=False)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache, update_wrapper
+from typing import Any, Generic, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Remembered(Generic[P, R]):
+    """A pure function of hashable arguments. A `Memory` keeps its last `results`; called directly it computes anew."""
+
+    def __init__(self, function: Callable[P, R], results: int) -> None:
+        self.function, self.results = function, results
+        update_wrapper(self, function)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self.function(*args, **kwargs)
+
+
+def remembered(results: int) -> Callable[[Callable[P, R]], Remembered[P, R]]:
+    """Decorates a function of which a memory keeps the last `results`."""
+    return lambda function: Remembered(function, results)
+
+
+class Memory:
+    """What the peers of one cohort have worked out: `memory(function, *args)` is `function(*args)`.
+
+    A driver makes one and hands it to its peers, which may call it in threads. With `remembers=False` every call
+    computes anew, so that each peer does all of its own work.
+    """
+
+    def __init__(self, *, remembers: bool = True) -> None:
+        self._remembers = remembers
+        self._kept: dict[Remembered[Any, Any], Callable[..., Any]] = {}
+
+    def __call__(self, function: Remembered[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        if not self._remembers:
+            return function.function(*args, **kwargs)
+        kept = self._kept.get(function)
+        if kept is None:
+            kept = self._kept.setdefault(function, lru_cache(function.results)(function.function))
+        return kept(*args, **kwargs)
+
+
+NOTHING = Memory(remembers=False)
+"""For callers that ask once."""
