@@ -28,13 +28,12 @@ ABOUT = """Runs as CONFIG.yaml says, with these keys changed, and writes to RUN_
 interruption."""
 
 
-def run(command: str, words: Sequence[str] | None, task: str, program: str, extra: str = "swarm") -> int:
+def run(command: str, words: Sequence[str] | None, task: str, program: str) -> int:
     """Run a command of the swarm of `task`, module:function; returns the exit code.
 
-    `words` are by default the process's. `extra` brings the packages that the program needs. Ends the process with code
-    2 after one line about a mistake.
+    `words` are by default the process's. Ends the process with code 2 after one line about a mistake.
     """
-    need(extra, "hivemind", "rich", "yaml")
+    need("swarm", "hivemind", "rich", "yaml")
     from btard.harness.settings import exit_with, load_config
     from btard.harness.typed_yaml import ConfigError
     from btard.swarm.task import load_task

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from blake3 import blake3
-from btard.drivers.task import QuadraticTask
 from safetensors.torch import load_file
 
 from btard.attacks import make_attack

@@ -10,7 +10,7 @@ from tests.swarm.quadratic import Config
 
 def test_peers_compare_what_changes_the_run_and_nothing_of_their_own() -> None:
     agreed = SwarmConfig().agreed()
-    assert {"peers", "byzantine", "validators", "steps", "seed", "threads"} <= agreed.keys()
+    assert {"peers", "byzantine", "protocol.validators", "steps", "seed", "threads"} <= agreed.keys()
     assert not any(key.startswith(("network", "deadlines", "attack")) or key in ("peer", "device") for key in agreed)
     assert json.loads(json.dumps(agreed, allow_nan=False)) == agreed
     assert Config(noise=0.5).agreed() == agreed | {"d": 100, "noise": "0.5"}
