@@ -193,8 +193,10 @@ def main(argv: list[str] | None = None) -> int:
         }
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    columns = ("peers", "parameters", "BTARD, s", "hivemind averaging, s", "ratio", "with matchmaking, s")
-    columns += ("MB sent per peer",)
+    columns = (
+        *("peers", "parameters", "BTARD, s", "hivemind averaging, s", "ratio", "with matchmaking, s"),
+        "MB sent per peer",
+    )
     rows = [
         [str(row["peers"]), f"{row['d']:,}"]
         + [f"{value:.2f}" for value in (row["btard"], row["hivemind"], row["btard"] / row["hivemind"])]

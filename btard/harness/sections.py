@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from btard.checks import FieldError, require
 from btard.harness.typed_yaml import nearest
@@ -97,7 +97,8 @@ class AttackSection:
         from btard.attacks.registry import make_attack
 
         stop = None if self.stop is None else max(1, self.stop - begun)
-        options = {"start": max(0, self.start - begun), "every": self.every, "stop": stop, **self.chosen()}
+        start = max(0, self.start - begun)
+        options: dict[str, Any] = {"start": start, "every": self.every, "stop": stop, **self.chosen()}
         return make_attack(str(self.name), collusion, **options)
 
     def check(self, *, peers: int, byzantine: int, validators: int, steps: int) -> None:
