@@ -10,9 +10,6 @@ from btard.checks import require
 from btard.harness.sections import ProtocolSection
 from btard.swarm.config import SwarmConfig, as_json, section_of
 
-TASK = "albert.task:make"
-"""What `python -m btard.swarm --task` makes a swarm train ALBERT with."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:

@@ -3,13 +3,12 @@
 import sys
 from collections.abc import Sequence
 
-from albert.config import TASK
-from btard.swarm.commands import run
+from albert.commands import run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code of `python -m btard.swarm coordinator --task albert.task:make`."""
-    return run("coordinator", argv, TASK, "python -m albert.coordinator")
+    return run("coordinator", argv, "python -m albert.coordinator")
 
 
 if __name__ == "__main__":

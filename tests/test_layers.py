@@ -26,6 +26,8 @@ ALLOWED = {
 ALONE = {"calibration": set(), "checks": set(), "extras": set(), "task": {"protocol"}}
 """The modules beside the packages, and what of btard they may import."""
 OUTSIDE = {"resnet", "albert", "scripts", "tests", "torchvision", "transformers", "hivemind", "matplotlib"}
+ABOVE = {"harness": {"matplotlib"}, "swarm": {"hivemind"}}
+"""What of these a package may import all the same."""
 IO = {"os", "io", "pathlib", "socket", "time", "tempfile", "shutil", "subprocess", "asyncio"}
 
 
@@ -46,7 +48,7 @@ def test_packages_import_only_what_lies_below_them(package: str) -> None:
     assert files
     for file in files:
         for module in imports(file):
-            outside = OUTSIDE - {"harness": {"matplotlib"}, "swarm": {"hivemind"}}.get(package, set())
+            outside = OUTSIDE - ABOVE.get(package, set())
             assert module.partition(".")[0] not in outside, f"{file.name} imports {module}"
             if module.startswith("btard."):
                 below = module.removeprefix("btard.")
@@ -62,6 +64,41 @@ def test_what_stands_beside_the_packages_imports_none() -> None:
         assert found <= allowed, f"{name} imports {found}"
 
 
+def test_nothing_of_the_library_knows_an_experiment_and_only_the_swarm_hivemind() -> None:
+    for file in sorted((ROOT / "btard").rglob("*.py")):
+        swarm = "swarm" in file.parts
+        for module in imports(file):
+            assert module.partition(".")[0] not in {"albert", "resnet"}, f"{file} imports {module}"
+            assert swarm or module.partition(".")[0] != "hivemind", f"{file} imports {module}"
+            assert swarm or not module.startswith("btard.swarm"), f"{file} imports {module}"
+            assert swarm or "harness" in file.parts or not module.startswith("btard.harness"), (
+                f"{file} imports {module}"
+            )
+    for folder in ("albert", "resnet"):
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            tops = {module.partition(".")[0] for module in imports(file)}
+            assert not tops & {"hivemind", "albert" if folder == "resnet" else "resnet"}, f"{file} imports {tops}"
+
+
+HEAVY = ("rich", "tensorboard", "hivemind", "yaml", "matplotlib", "wandb")
+
+
+@pytest.mark.parametrize("module", ["btard", "btard.swarm", "btard.swarm.config", "albert.config"])
+def test_a_light_import_brings_no_package_of_an_extra(module: str) -> None:
+    allowed = {"yaml"} if "config" in module else set()
+    said = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", f"import {module}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in said.stderr.splitlines()}
+    assert module.partition(".")[0] in loaded
+    assert not loaded & set(HEAVY) - allowed
+    assert "torch" not in loaded  # the cloud's commands run without
+
+
 @pytest.mark.parametrize(
     ("program", "hidden", "extra"),
     [
@@ -69,6 +106,11 @@ def test_what_stands_beside_the_packages_imports_none() -> None:
         ("resnet.figures", "matplotlib", "experiments"),
         ("albert.prepare", "transformers", "experiments"),
         ("albert.cloud", "boto3", "experiments"),
+        ("albert.trainer", "hivemind", "experiments"),
+        ("albert.swarm", "transformers", "experiments"),
+        ("btard.swarm trainer --task a:b", "hivemind", "swarm"),
+        ("btard.swarm trainer --task a:b", "rich", "swarm"),
+        ("btard.swarm.identity", "hivemind", "swarm"),
     ],
 )
 def test_a_program_without_its_packages_says_in_one_line_which_extra_brings_them(
@@ -76,7 +118,7 @@ def test_a_program_without_its_packages_says_in_one_line_which_extra_brings_them
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(HIDING.format(hidden=hidden))
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    words = [sys.executable, "-m", program, "--help"]
+    words = [sys.executable, "-m", *program.split(), "--help"]
     ended = subprocess.run(words, env=os.environ | {"PYTHONPATH": path}, cwd=tmp_path, capture_output=True, text=True)
     assert ended.returncode == 1
     line = f"error: {hidden} is not installed, which this program needs: pip install 'btard[{extra}]'\n"
@@ -94,38 +136,6 @@ class Without(PathFinder):
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = Without
 """
-
-
-def test_nothing_of_the_library_knows_an_experiment_and_only_the_swarm_hivemind() -> None:
-    for file in sorted((ROOT / "btard").rglob("*.py")):
-        swarm = "swarm" in file.parts
-        for module in imports(file):
-            assert module.partition(".")[0] not in {"albert", "resnet"}, f"{file} imports {module}"
-            assert swarm or module.partition(".")[0] != "hivemind", f"{file} imports {module}"
-            assert swarm or not module.startswith("btard.swarm"), f"{file} imports {module}"
-    for folder in ("albert", "resnet"):
-        for file in sorted((ROOT / folder).rglob("*.py")):
-            tops = {module.partition(".")[0] for module in imports(file)}
-            assert not tops & {"hivemind", "albert" if folder == "resnet" else "resnet"}, f"{file} imports {tops}"
-
-
-HEAVY = ("rich", "tensorboard", "hivemind", "yaml", "matplotlib", "tqdm", "wandb")
-
-
-@pytest.mark.parametrize("module", ["btard", "btard.swarm", "btard.swarm.config", "albert.config"])
-def test_a_light_import_brings_no_package_of_an_extra(module: str) -> None:
-    allowed = {"yaml"} if "config" in module else set()
-    said = subprocess.run(
-        [sys.executable, "-X", "importtime", "-c", f"import {module}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in said.stderr.splitlines()}
-    assert module.partition(".")[0] in loaded
-    assert not loaded & set(HEAVY) - allowed
-    assert "torch" not in loaded  # the cloud's commands run without
 
 
 @pytest.mark.parametrize("package", ["protocol", "aggregation"])

@@ -7,13 +7,16 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import btard
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/library.md"
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 EXAMPLE = ROOT / "examples/quadratic.py"
 HEAVY = {"rich", "tensorboard", "hivemind", "matplotlib", "wandb", "transformers", "torchvision", "yaml"}
 
@@ -47,6 +50,20 @@ def test_the_blocks_of_the_page_run_and_show_every_name() -> None:
     space: dict[str, object] = {"__name__": "docs.library"}
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), space)  # noqa: S102  (our own page)
+
+
+def test_the_driver_in_contributing_runs_a_step_as_the_local_driver_does() -> None:
+    [block] = [
+        code for code in re.findall(r"```python\n(.*?)```", CONTRIBUTING.read_text(), re.DOTALL) if "Wire" in code
+    ]
+    space: dict[str, Any] = {"__name__": "contributing"}
+    exec(compile(block, str(CONTRIBUTING), "exec"), space)  # noqa: S102  (our own page)
+    wire = space["driver"]
+    local = btard.LocalDriver(next(iter(wire.peers.values())).config, btard.QuadraticTask(16))
+    local.step(torch.ones(16))
+    for _ in range(2):
+        one, two = wire.step(torch.zeros(16)), local.step(torch.zeros(16))
+        assert torch.equal(one.gradient, two.gradient) and (one.coin, one.sent) == (two.coin, two.sent)
 
 
 def test_the_example_prints_what_stands_at_its_end_and_uses_public_names_alone(

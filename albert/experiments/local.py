@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from albert.config import TASK
+from albert.commands import TASK
 from albert.data.corpus import Corpus
 from albert.experiments.grid import BASELINE, Cell, Grid
 from btard.swarm.checkpoint import checkpoint_before

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 
 from btard.aggregation import residual_and_floor
 from btard.attacks.base import Attack, option

@@ -7,8 +7,10 @@ What fellows hand to each other beside the protocol lies in the memory of their 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
+
+from msgspec.structs import replace
 
 from btard.attacks.base import Attack, option
 from btard.attacks.senders import BROADCASTS

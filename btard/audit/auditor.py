@@ -14,10 +14,11 @@ from btard.audit.ledger import AgreedState, Line, read_ledger
 from btard.audit.replay import Replay
 from btard.audit.report import SIGNATURES, UNCERTAIN, AuditError, Finding, Report, within
 from btard.audit.settings import read_settings
+from btard.protocol import wire
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.hashing import digest
 from btard.protocol.identity import Roster
-from btard.protocol.record import Transcript, from_json
+from btard.protocol.record import Transcript
 from btard.protocol.wire import Malformed
 from btard.task import Task
 
@@ -84,7 +85,7 @@ class _Auditor:
             if not (file.name.endswith(".seal.json") and step.isascii() and step.isdigit()):
                 continue
             try:
-                transcript = from_json(read_json(file, {"now"})["now"], Transcript)
+                transcript = wire.convert(read_json(file, {"now"})["now"], Transcript, "now")
             except Malformed as error:
                 raise AuditError(within(file.name, error)) from None
             self.agreed.certify(transcript, int(step), seal_file(self.evidence, int(step)).name)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from typing import Any
 
 import torch
 
-from btard.protocol import wire
 from btard.protocol.wire import Malformed
 
 TENSOR_DTYPES = {
@@ -19,19 +16,6 @@ TENSOR_DTYPES = {
     )
 }
 """What a packet's body may be; what else a hostile peer sends is kept as the bytes that it is."""
-
-
-def to_base64(raw: bytes) -> str:
-    return base64.b64encode(raw).decode()
-
-
-def check_base64(value: Any, what: str) -> bytes:
-    if not isinstance(value, str):
-        raise Malformed(f"{what}: expected base64")
-    try:
-        return base64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError):
-        raise Malformed(f"{what}: not base64") from None
 
 
 def check_hex(value: Any, what: str) -> bytes:
@@ -60,23 +44,22 @@ def to_host(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
-def flattened(body: torch.Tensor | bytes) -> tuple[str, list[int], torch.Tensor]:
+def flattened(body: torch.Tensor | bytes) -> tuple[str, tuple[int, ...], torch.Tensor]:
     """(dtype, shape, bytes [n]) of a packet's body, whatever its sender made it of."""
     if isinstance(body, bytes):
-        return "bytes", [len(body)], torch.frombuffer(bytearray(body), dtype=torch.uint8) if body else torch.empty(0)
+        return "bytes", (len(body),), torch.frombuffer(bytearray(body), dtype=torch.uint8) if body else torch.empty(0)
     host = to_host(body)
-    return str(host.dtype), list(host.shape), host.reshape(-1).view(torch.uint8) if host.numel() else torch.empty(0)
+    return str(host.dtype), tuple(host.shape), host.reshape(-1).view(torch.uint8) if host.numel() else torch.empty(0)
 
 
-def unflattened(raw: torch.Tensor, dtype: Any, shape: Any) -> torch.Tensor | bytes:
+def unflattened(raw: torch.Tensor, dtype: str, shape: tuple[int, ...]) -> torch.Tensor | bytes:
     """The body of which `flattened` made `dtype`, `shape` and `raw`; Malformed if it made them of none."""
-    sizes = wire.check_list(shape, "shape", wire.check_int, max_len=64)
     raw = raw.reshape(-1) if raw.numel() else torch.empty(0, dtype=torch.uint8)
     if raw.dtype == torch.uint8 and dtype == "bytes":
         return raw.numpy().tobytes()
-    if raw.dtype != torch.uint8 or not isinstance(dtype, str) or dtype not in TENSOR_DTYPES:
+    if raw.dtype != torch.uint8 or dtype not in TENSOR_DTYPES:
         raise Malformed(f"packet: a body of {dtype!r:.40} is not known here")
     try:
-        return raw.view(TENSOR_DTYPES[dtype]).reshape(sizes)
+        return raw.view(TENSOR_DTYPES[dtype]).reshape(shape)
     except RuntimeError:
-        raise Malformed(f"packet: {raw.numel()} bytes are no {dtype} of shape {list(sizes)!r:.80}") from None
+        raise Malformed(f"packet: {raw.numel()} bytes are no {dtype} of shape {list(shape)!r:.80}") from None

@@ -10,20 +10,36 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
+from msgspec import Meta, Struct
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from btard.audit.encoding import check_array, check_base64, check_hex, flattened, to_base64, to_host, unflattened
+from btard.audit.encoding import check_hex, flattened, to_host, unflattened
 from btard.audit.files import file_digest, proof_file, put_in_place, read_json, write_json
 from btard.protocol import wire
 from btard.protocol.hashing import digest
 from btard.protocol.identity import Identity
 from btard.protocol.messages import NOBODY, Packet
-from btard.protocol.record import Transcript, from_json, to_json
-from btard.protocol.wire import Malformed
+from btard.protocol.record import Transcript, to_json
+from btard.protocol.wire import Malformed, Number
+
+
+class _Shown(Struct, array_like=True, forbid_unknown_fields=True):
+    """A packet that was disclosed; its body is among the tensors."""
+
+    attempt: Number
+    discloser: Number
+    kind: str
+    sender: Number
+    step: Number
+    part: Number
+    signature: bytes
+    dtype: str
+    shape: Annotated[tuple[Number, ...], Meta(max_length=64)]
 
 
 @dataclass
@@ -52,14 +68,14 @@ class Proof:
         tensors = {f"aggregate/{step}/{part}": to_host(value) for (step, part), value in self.aggregates.items()}
         if self.params is not None:
             tensors["params"] = to_host(self.params)
-        shown: list[list[Any]] = []
+        shown: list[_Shown] = []
         for attempt, disclosed in self.shown.items():
             for discloser, packets in disclosed.items():
                 for packet in packets:
                     dtype, shape, raw = flattened(packet.body)
                     tensors[f"packet/{len(shown)}"] = raw
-                    what = [packet.kind, packet.sender, packet.step, packet.part, to_base64(packet.signature)]
-                    shown.append([attempt, discloser, *what, dtype, shape])
+                    what = packet.kind, packet.sender, packet.step, packet.part, packet.signature
+                    shown.append(_Shown(attempt, discloser, *what, dtype, shape))
         file = proof_file(folder, self.now.step)
         hashed = ""
         if tensors:
@@ -70,7 +86,7 @@ class Proof:
         content = {
             "now": to_json(self.now, Transcript),
             "before": None if self.before is None else to_json(self.before, Transcript),
-            "shown": shown,
+            "shown": msgspec.to_builtins(shown),
             "tensors": hashed,
             "by": by,
         }
@@ -81,14 +97,14 @@ class Proof:
         """The proof of `step` of a run with `d` parameters. Malformed says what is wrong with the files."""
         file = proof_file(folder, step)
         content = read_json(file, {"now", "before", "shown", "tensors", "by", "signature"})
-        proof = cls(from_json(content["now"], Transcript))
+        proof = cls(wire.convert(content["now"], Transcript, "now"))
         proof.by, proof.signature = (
             wire.check_int(content["by"], "by"),
             check_hex(content.pop("signature"), "signature"),
         )
         proof.signed = content_digest(content)
         if content["before"] is not None:
-            proof.before = from_json(content["before"], Transcript)
+            proof.before = wire.convert(content["before"], Transcript, "before")
         if not isinstance(content["tensors"], str):
             raise Malformed("tensors: expected the digest of a file")
         if content["tensors"]:
@@ -121,16 +137,11 @@ class Proof:
                 if what != "aggregate" or not all(n.isascii() and n.isdigit() and len(n) < 12 for n in (step, part)):
                     raise Malformed(f"{name[:80]!a}: no such tensor belongs here")
                 self.aggregates[int(step), int(part)] = value
-        for index, entry in enumerate(check_array(shown, "shown")):
-            attempt, discloser, kind, sender, step, part, signature, dtype, shape = wire.check_fields(entry, "shown", 9)
-            for value in (attempt, discloser, sender, step, part):
-                wire.check_int(value, "shown")
-            if not isinstance(kind, str):
-                raise Malformed(f"shown: a packet of kind {kind!a:.40}")
-            body = unflattened(tensors.get_tensor(f"packet/{index}"), dtype, shape)
-            packet = Packet(kind, sender, step, part, body, check_base64(signature, "signature"))
-            disclosed = self.shown.setdefault(attempt, {})
-            disclosed[discloser] = (*disclosed.get(discloser, ()), packet)
+        for index, entry in enumerate(wire.convert(shown, tuple[_Shown, ...], "shown")):
+            body = unflattened(tensors.get_tensor(f"packet/{index}"), entry.dtype, entry.shape)
+            packet = Packet(entry.kind, entry.sender, entry.step, entry.part, body, entry.signature)
+            disclosed = self.shown.setdefault(entry.attempt, {})
+            disclosed[entry.discloser] = (*disclosed.get(entry.discloser, ()), packet)
 
 
 def content_digest(content: Mapping[str, Any]) -> bytes:

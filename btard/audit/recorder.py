@@ -13,12 +13,13 @@ from btard.audit.claims import votes_with_majority
 from btard.audit.files import ATTESTATION, EVIDENCE, seal_file, write_json
 from btard.audit.proof import Proof
 from btard.audit.settings import write_settings
+from btard.protocol import wire
 from btard.protocol.claims import KINDS
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.identity import Roster
 from btard.protocol.ledger import Entry
 from btard.protocol.messages import NOBODY
-from btard.protocol.record import StepRecord, Transcript, from_json, to_json
+from btard.protocol.record import StepRecord, Transcript, to_json
 
 if TYPE_CHECKING:
     from btard.protocol.peer import Peer
@@ -114,5 +115,5 @@ class Recorder:
         self.next, self.head = state["next"], bytes.fromhex(state["head"])
         self._to_seal = state["to_seal"]
         if state["before"] is not None and last is not None:
-            last.heard = from_json(state["before"], Transcript).heard()
+            last.heard = wire.convert(state["before"], Transcript, "before").heard()
             self._before = last

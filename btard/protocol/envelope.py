@@ -1,4 +1,4 @@
-"""Messages as bytes and back, for drivers that have a wire: msgpack headers, raw payloads and tensors, no pickle.
+"""Messages as bytes and back, for drivers that have a wire: MessagePack headers, raw payloads and tensors, no pickle.
 
 Bytes from a peer are hostile until decoded: sizes and shapes are checked before anything is made of them, tensors are
 views of the input, and whatever is not of the agreed form is `Malformed`.
@@ -9,15 +9,16 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from msgspec import Meta
 
 from btard.protocol import wire
 from btard.protocol.hashing import DIGEST_SIZE
-from btard.protocol.limits import MAX_DIMS, MAX_HEADER, MAX_ITEMS, MAX_SIGNATURE
+from btard.protocol.limits import MAX_CHAIN, MAX_DIMS, MAX_HEADER, MAX_ITEMS, MAX_SIGNATURE
 from btard.protocol.messages import Packet, Relayed, Signed
-from btard.protocol.wire import Malformed
+from btard.protocol.wire import Malformed, Message, Number, one_of
 
 DTYPES: tuple[torch.dtype, ...] = (
     torch.float32,
@@ -31,28 +32,64 @@ DTYPES: tuple[torch.dtype, ...] = (
 """The tensors there are; a dtype's place in this table is its number on the wire. -1 stands for plain bytes."""
 
 RAW = -1
-PACKET, RELAYED = 0, 1
 KINDS = frozenset({"part", "aggregate", "lacking"})
 ALIGNMENT = 8
 """Bodies start at multiples of the largest entry's size, so that a tensor can be a view of what arrived."""
 
 _LENGTH = struct.Struct("<H")
 
+_Signature = Annotated[bytes, Meta(max_length=MAX_SIGNATURE)]
+_Size = Annotated[int, Meta(ge=0, lt=2**31)]
+
+
+class _Broadcast(Message, frozen=True):
+    """A `Signed` as it is sent."""
+
+    sender: Number
+    step: Number
+    phase: str
+    signature: _Signature
+    payload: bytes
+
+
+class _Relayed(Message, frozen=True, tag=1):
+    """The header of a `Relayed`; its payload follows as the item's body."""
+
+    sender: Number
+    step: Number
+    phase: str
+    signature: _Signature
+    size: _Size
+    chain: Annotated[tuple[tuple[Number, _Signature], ...], Meta(max_length=MAX_CHAIN)]
+
+
+class _Packet(Message, frozen=True, tag=0):
+    """The header of a `Packet`."""
+
+    sender: Number
+    step: Number
+    kind: Annotated[str, one_of(KINDS)]
+    signature: _Signature
+    part: Number
+    code: Annotated[int, Meta(ge=RAW, lt=len(DTYPES))]
+    shape: Annotated[tuple[_Size, ...], Meta(max_length=MAX_DIMS)]
+
+
+_Header: Any = _Packet | _Relayed
+
 
 def encode_signed(message: Signed) -> bytes:
     """The bytes of a broadcast, at most `message.nbytes`."""
-    return wire.pack((message.sender, message.step, message.phase, message.signature, message.payload))
+    said = message
+    return wire.encode(_Broadcast(said.sender, said.step, said.phase, said.signature, said.payload))
 
 
 def decode_signed(data: bytes | memoryview, max_bytes: int) -> Signed:
     """The broadcast in `data`, unverified. Malformed if it is longer than `max_bytes` (checked first) or not one."""
     if len(data) > max_bytes:
         raise Malformed(f"broadcast: {len(data)} bytes, at most {max_bytes} are allowed")
-    fields = wire.check_fields(wire.unpack(bytes(data), max_bytes=max_bytes, what="broadcast"), "broadcast", 5)
-    payload = fields.pop()
-    if not isinstance(payload, bytes):
-        raise Malformed(f"broadcast: expected a payload of bytes, got {type(payload).__name__}")
-    return _signed(fields, payload)
+    said = wire.decode(bytes(data), _Broadcast, max_bytes=max_bytes, what="broadcast")
+    return Signed(said.sender, said.step, said.phase, said.payload, said.signature)
 
 
 def decode_digest(data: bytes | memoryview) -> bytes:
@@ -68,16 +105,16 @@ def encode_items(items: Sequence[Packet | Relayed]) -> list[bytes | memoryview]:
     """
     pieces: list[bytes | memoryview] = []
     for item in items:
-        header: tuple[Any, ...]
+        header: Message
         body: bytes | memoryview
         if isinstance(item, Relayed):
             said = item.message
             body = said.payload
-            header = (RELAYED, said.sender, said.step, said.phase, said.signature, len(body), item.chain)
+            header = _Relayed(said.sender, said.step, said.phase, said.signature, len(body), item.chain)
         else:
             code, shape, body = _body(item.body)
-            header = (PACKET, item.sender, item.step, item.kind, item.signature, item.part, code, shape)
-        packed = wire.pack(header)
+            header = _Packet(item.sender, item.step, item.kind, item.signature, item.part, code, shape)
+        packed = wire.encode(header)
         if len(packed) > MAX_HEADER:
             raise ValueError(f"an item's header of {len(packed)} bytes cannot be sent, at most {MAX_HEADER} can")
         pieces += [_LENGTH.pack(len(packed)), packed, _padding(2 + len(packed)), body, _padding(len(body))]
@@ -104,70 +141,34 @@ def decode_items(data: bytearray | memoryview, max_bytes: int) -> tuple[Packet |
         packed = view[start + 2 : start + 2 + length]
         if length > MAX_HEADER or len(packed) < length:
             raise Malformed(f"items: a header of {length} bytes does not fit")
-        header = wire.unpack(bytes(packed), max_bytes=MAX_HEADER, what="item")
-        if not isinstance(header, list) or not header:
-            raise Malformed("item: expected a list of fields")
+        header = wire.decode(bytes(packed), _Header, max_bytes=MAX_HEADER, what="item")
         start = _aligned(start + 2 + length)
-        item, start = _packet(header, view, start) if header[0] == PACKET else _relayed(header, view, start)
+        item, start = _packet(header, view, start) if isinstance(header, _Packet) else _relayed(header, view, start)
         items.append(item)
     if sum(item.nbytes for item in items) > max_bytes:
         raise Malformed(f"items: at most {max_bytes} bytes are allowed")
     return tuple(items)
 
 
-def _signed(fields: list[Any], payload: bytes) -> Signed:
-    sender, step, phase, signature = fields
-    if not isinstance(phase, str) or not isinstance(signature, bytes) or len(signature) > MAX_SIGNATURE:
-        raise Malformed("broadcast: expected a phase and a signature")
-    return Signed(
-        wire.check_int(sender, "sender"), wire.check_int(step, "step"), phase, payload=payload, signature=signature
-    )
+def _relayed(header: _Relayed, view: memoryview, start: int) -> tuple[Relayed, int]:
+    body, end = _take(view, start, header.size)
+    return Relayed(Signed(header.sender, header.step, header.phase, bytes(body), header.signature), header.chain), end
 
 
-def _relayed(header: list[Any], view: memoryview, start: int) -> tuple[Relayed, int]:
-    tag, *fields, size, chain = wire.check_fields(header, "item", 7)
-    if tag != RELAYED:
-        raise Malformed(f"item: expected the tag {PACKET} or {RELAYED}")
-    body, end = _take(view, start, wire.check_int(size, "payload size"))
-
-    def link(entry: Any, what: str) -> tuple[int, bytes]:
-        relayer, signature = wire.check_fields(entry, what, 2)
-        if not isinstance(signature, bytes) or len(signature) > MAX_SIGNATURE:
-            raise Malformed(f"{what}: expected a signature")
-        return wire.check_int(relayer, what), signature
-
-    links = wire.check_list(chain, "chain", link, max_len=2**12)
-    return Relayed(_signed(fields, bytes(body)), links), end
-
-
-def _packet(header: list[Any], view: memoryview, start: int) -> tuple[Packet, int]:
-    _, sender, step, kind, signature, part, code, shape = wire.check_fields(header, "packet", 8)
-    if not isinstance(signature, bytes) or len(signature) > MAX_SIGNATURE:
-        raise Malformed("packet: expected a signature")
-    sizes = wire.check_list(shape, "shape", wire.check_int, max_len=MAX_DIMS)
-    if any(size < 0 for size in sizes) or wire.check_int(code, "dtype") >= len(DTYPES):
-        raise Malformed(f"packet: no tensor has dtype {code} and shape {sizes}")
+def _packet(header: _Packet, view: memoryview, start: int) -> tuple[Packet, int]:
     body: torch.Tensor | bytes
-    if code == RAW:
-        if len(sizes) != 1:
+    if header.code == RAW:
+        if len(header.shape) != 1:
             raise Malformed("packet: raw bytes have one size")
-        taken, end = _take(view, start, sizes[0])
+        taken, end = _take(view, start, header.shape[0])
         body = bytes(taken)
     else:
-        dtype, count = DTYPES[code], math.prod(sizes)
+        dtype, count = DTYPES[header.code], math.prod(header.shape)
         taken, end = _take(view, start, count * dtype.itemsize)
-        body = torch.frombuffer(taken, dtype=dtype).view(sizes) if count else torch.empty(sizes, dtype=dtype)
-    return (
-        Packet(
-            wire.check_word(kind, "kind", KINDS),
-            wire.check_int(sender, "sender"),
-            wire.check_int(step, "step"),
-            wire.check_int(part, "part"),
-            body,
-            signature,
-        ),
-        end,
-    )
+        body = (
+            torch.frombuffer(taken, dtype=dtype).view(header.shape) if count else torch.empty(header.shape, dtype=dtype)
+        )
+    return Packet(header.kind, header.sender, header.step, header.part, body, header.signature), end
 
 
 def _take(view: memoryview, start: int, size: int) -> tuple[memoryview, int]:

@@ -48,7 +48,7 @@ def admit(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
     for key in order[: max(0, room)]:
         newcomer = len(seat.roster.keys)
         seat.roster = seat.roster.grown(key)
-        seat.probation[newcomer] = Probation()
+        seat.probation[newcomer] = Probation(0, 0, frozenset())
         _note(seat, record, ADMITTED, newcomer, key.hex())
     seat.requests = {key: request for key, request in seat.requests.items() if key not in seat.roster.keys}
 
@@ -127,7 +127,7 @@ def count_probation(seat: Seat, record: StepRecord) -> tuple[int, ...]:
         if newcomer in record.commits:
             seat.probation[newcomer] = Probation(standing.served + 1, 0, standing.cleared)
         else:
-            seat.probation[newcomer] = Probation(missed=standing.missed + 1)
+            seat.probation[newcomer] = Probation(0, standing.missed + 1, frozenset())
             if standing.missed + 1 >= seat.config.max_absences:
                 seat.expel(record, newcomer, "gone")
     checks = min(seat.config.byzantine + 1, len(record.remaining))

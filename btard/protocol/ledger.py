@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from btard.protocol import wire
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.hashing import digest
-from btard.protocol.wire import Malformed
+from btard.protocol.wire import Malformed, Number
 
 UNPROVEN = frozenset({"silent", "gone", "undelivered"})
 """Kinds for which honest peers on bad links can be removed too."""
@@ -19,27 +22,26 @@ HEAD = "head"
 """Where a line of ledger.jsonl holds the head of the chain up to and including itself."""
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(Struct, frozen=True, forbid_unknown_fields=True):
     """One verdict. `peers` are those it removed: the accused, or accusers that lied, or both (ELIMINATE)."""
 
-    step: int
+    step: Number
     """The step in which the verdict fell."""
     kind: str
     """What was claimed: a claim kind of `messages`, or what everybody saw in the broadcasts."""
     verdict: str
     """guilty, false (the accusers lied, or showed nothing), undelivered (the accused showed too little), eliminated,
     public (seen by everybody, no vote)."""
-    accused: int
-    accusers: tuple[int, ...]
+    accused: Number
+    accusers: tuple[Number, ...]
     """Ascending; empty where the broadcasts themselves showed it."""
-    peers: tuple[int, ...]
-    about_step: int
+    peers: tuple[Number, ...]
+    about_step: Number
     """The step in which it was done."""
-    part: int = -1
+    part: Number = -1
     evidence: str = ""
     """Hex digest of what the judges were shown."""
-    votes: dict[str, str] = field(default_factory=dict)
+    votes: dict[str, str] = {}
     """Judge -> verdict."""
 
     def to_json(self) -> str:
@@ -50,22 +52,7 @@ class Entry:
         """The entry in a line of ledger.jsonl or in what `to_json` returned; Malformed says what else it is."""
         value = read_object(line, "ledger entry")
         value.pop(HEAD, None)
-        expected = {item.name for item in fields(cls)}
-        if set(value) != expected:
-            raise Malformed(
-                f"ledger entry: expected the fields {', '.join(sorted(expected))}, got {sorted(value)!r:.200}"
-            )
-        for name in ("step", "accused", "about_step", "part"):
-            wire.check_int(value[name], name)
-        for name in ("accusers", "peers"):
-            value[name] = wire.check_list(value[name], name, wire.check_int, max_len=2**16)
-        words = [value["kind"], value["verdict"], value["evidence"]]
-        if not isinstance(value["votes"], dict):
-            raise Malformed(f"votes: expected an object, got {type(value['votes']).__name__}")
-        words += value["votes"].values()
-        if not all(isinstance(word, str) for word in words):
-            raise Malformed("ledger entry: kind, verdict, evidence and votes are words")
-        return cls(**value)
+        return wire.convert(value, cls, "ledger entry")
 
 
 def still_byzantine(config: ProtocolConfig, entries: Iterable[Entry]) -> int:

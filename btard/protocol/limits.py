@@ -27,6 +27,7 @@ MAX_DIMS = 3
 MAX_SIGNATURE = 128
 MAX_HEADER = 2**15
 """Bytes of one item's header; a relayed message has the signatures of its relayers there, 73 bytes each."""
+MAX_CHAIN = 2**12
 MAX_ITEMS = 2**16
 
 # The files of a recorded run. How many peers have joined is only known once they are read.

@@ -6,16 +6,17 @@ Letters: k parts and workers, one direction z by default. Peers, parts and steps
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
+from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from btard.protocol import wire
 from btard.protocol.hashing import digest
 from btard.protocol.identity import SIGNATURE_SIZE, Identity, Roster, verify_key
 from btard.protocol.memory import NOTHING, Memory, remembered
-from btard.protocol.wire import Malformed
+from btard.protocol.wire import Digest, Malformed, Message, Number
 
 NOBODY = -1
 
@@ -42,201 +43,93 @@ GUILTY, FALSE_CLAIM, EXCUSED = "guilty", "false", "excused"
 VERDICTS = frozenset({GUILTY, FALSE_CLAIM, EXCUSED})
 
 
-class Payload(Protocol):
-    def to_wire(self) -> Any: ...
-
-    @classmethod
-    def from_wire(cls, value: Any) -> Payload: ...
+ClaimKind = Annotated[str, wire.one_of(CLAIM_KINDS | TOLERANT_KINDS)]
+Verdict = Annotated[str, wire.one_of(VERDICTS)]
+SignatureBytes = Annotated[bytes, Meta(min_length=SIGNATURE_SIZE, max_length=SIGNATURE_SIZE)]
 
 
-@dataclass(frozen=True)
-class Commit:
+class Commit(Message, frozen=True):
     """Phase commit: the hashes h_i[j] of the sender's parts, one for each of the k parts."""
 
-    digests: tuple[bytes, ...]
-
-    def to_wire(self) -> Any:
-        return self.digests
-
-    @classmethod
-    def from_wire(cls, value: Any) -> Commit:
-        return cls(wire.check_list(value, "commit", wire.check_digest, max_len=2**16))
+    digests: tuple[Digest, ...]
 
 
-@dataclass(frozen=True)
-class AnnouncedPart:
+class AnnouncedPart(Message, frozen=True):
     """H(a[j]) of part `part` and the workers whose parts went into it, ascending."""
 
-    part: int
-    digest: bytes
-    senders: tuple[int, ...]
+    part: Number
+    digest: Digest
+    senders: tuple[Number, ...]
 
 
-@dataclass(frozen=True)
-class Announce:
+class Announce(Message, frozen=True):
     """Phase aggregate: what an aggregator commits to before anybody sees its aggregates."""
 
     parts: tuple[AnnouncedPart, ...]
 
-    def to_wire(self) -> Any:
-        return [(p.part, p.digest, p.senders) for p in self.parts]
 
-    @classmethod
-    def from_wire(cls, value: Any) -> Announce:
-        def announced(entry: Any, what: str) -> AnnouncedPart:
-            part, hashed, senders = wire.check_fields(entry, what, 3)
-            return AnnouncedPart(
-                wire.check_int(part, what),
-                wire.check_digest(hashed, what),
-                wire.check_list(senders, what, wire.check_int, max_len=2**16),
-            )
-
-        return cls(wire.check_list(value, "announce", announced, max_len=2**16))
-
-
-@dataclass(frozen=True)
-class CoinCommit:
+class CoinCommit(Message, frozen=True):
     """Phase coin: H(u_i, salt_i), and the parts whose aggregate did not reach the sender intact."""
 
-    digest: bytes
-    missing: tuple[int, ...] = ()
-
-    def to_wire(self) -> Any:
-        return self.digest, self.missing
-
-    @classmethod
-    def from_wire(cls, value: Any) -> CoinCommit:
-        hashed, missing = wire.check_fields(value, "coin commitment", 2)
-        return cls(
-            wire.check_digest(hashed, "coin commitment"),
-            wire.check_list(missing, "missing parts", wire.check_int, max_len=2**16),
-        )
+    digest: Digest
+    missing: tuple[Number, ...] = ()
 
 
-@dataclass(frozen=True)
-class CoinReveal:
+class CoinReveal(Message, frozen=True):
     """Phase coin: (u_i, salt_i), 32 bytes each."""
 
-    value: bytes
-    salt: bytes
-
-    def to_wire(self) -> Any:
-        return self.value, self.salt
-
-    @classmethod
-    def from_wire(cls, value: Any) -> CoinReveal:
-        drawn, salt = wire.check_fields(value, "coin reveal", 2)
-        return cls(wire.check_digest(drawn, "coin value"), wire.check_digest(salt, "coin salt"))
+    value: Digest
+    salt: Digest
 
 
-@dataclass(frozen=True)
-class Report:
-    """norm_i[j] and s_i[j] per part j (per direction for s), and the size ||g_i[j]||.
+class Report(Message, frozen=True):
+    """Phase report: norm_i[j] and s_i[j] per part j (per direction for s), and the size ||g_i[j]||.
 
     All are 0 where the sender's part did not go in.
     """
 
     norms: tuple[float, ...]
     products: tuple[tuple[float, ...], ...]
-    missing: tuple[int, ...] = ()
+    missing: tuple[Number, ...] = ()
     sizes: tuple[float, ...] = ()
 
-    def to_wire(self) -> Any:
-        return self.norms, self.products, self.missing, self.sizes
-
-    @classmethod
-    def from_wire(cls, value: Any) -> Report:
-        norms, products, missing, sizes = wire.check_fields(value, "report", 4)
-
-        def row(entry: Any, what: str) -> tuple[float, ...]:
-            return wire.check_list(entry, what, wire.check_float, max_len=2**10)
-
-        return cls(
-            wire.check_list(norms, "norms", wire.check_float, max_len=2**16),
-            wire.check_list(products, "products", row, max_len=2**16),
-            wire.check_list(missing, "missing parts", wire.check_int, max_len=2**16),
-            wire.check_list(sizes, "sizes", wire.check_float, max_len=2**16),
-        )
+    def finite(self) -> bool:
+        return all(all(map(math.isfinite, row)) for row in (self.norms, self.sizes, *self.products))
 
 
-@dataclass(frozen=True, order=True)
-class Claim:
+class Claim(Message, frozen=True, order=True):
     """ACCUSE(sender, accused): what `accused` did wrong at `step`; `part` is NOBODY where no part is concerned."""
 
-    step: int
-    accused: int
-    kind: str
-    part: int = NOBODY
-
-    def to_wire(self) -> Any:
-        return self.step, self.accused, self.kind, self.part
+    step: Number
+    accused: Number
+    kind: ClaimKind
+    part: Number = NOBODY
 
 
-@dataclass(frozen=True)
-class Claims:
+class Claims(Message, frozen=True):
     """Phase accuse: the sender's accusations of this round, usually none."""
 
     claims: tuple[Claim, ...]
 
-    def to_wire(self) -> Any:
-        return [claim.to_wire() for claim in self.claims]
 
-    @classmethod
-    def from_wire(cls, value: Any) -> Claims:
-        def claim(entry: Any, what: str) -> Claim:
-            step, accused, kind, part = wire.check_fields(entry, what, 4)
-            return Claim(
-                wire.check_int(step, what),
-                wire.check_int(accused, what),
-                wire.check_word(kind, what, CLAIM_KINDS | TOLERANT_KINDS),
-                wire.check_int(part, what),
-            )
+class Votes(Message, frozen=True):
+    """Phase accuse: the sender's verdicts, in the order of the round's sorted claims, and what evidence it lacks."""
 
-        return cls(wire.check_list(value, "claims", claim, max_len=2**16))
+    verdicts: tuple[Verdict, ...]
+    lacking: tuple[Number, ...] = ()
 
 
-@dataclass(frozen=True)
-class Votes:
-    """The sender's verdicts, in the order of the round's sorted claims, and the pieces of evidence that it lacks."""
+class Lacking(Message, frozen=True):
+    """Phase accuse: the pieces of evidence that the sender lacks, by their place in the round's list; usually none."""
 
-    verdicts: tuple[str, ...]
-    lacking: tuple[int, ...] = ()
-
-    def to_wire(self) -> Any:
-        return self.verdicts, self.lacking
-
-    @classmethod
-    def from_wire(cls, value: Any) -> Votes:
-        def verdict(entry: Any, what: str) -> str:
-            return wire.check_word(entry, what, VERDICTS)
-
-        verdicts, lacking = wire.check_fields(value, "votes", 2)
-        return cls(
-            wire.check_list(verdicts, "votes", verdict, max_len=2**16),
-            wire.check_list(lacking, "lacking", wire.check_int, max_len=2**16),
-        )
+    pieces: tuple[Number, ...] = ()
 
 
-@dataclass(frozen=True)
-class Lacking:
-    """The pieces of evidence that did not reach the sender, by their place in the round's list; usually none."""
-
-    pieces: tuple[int, ...] = ()
-
-    def to_wire(self) -> Any:
-        return self.pieces
-
-    @classmethod
-    def from_wire(cls, value: Any) -> Lacking:
-        return cls(wire.check_list(value, "lacking", wire.check_int, max_len=2**16))
-
-
-@dataclass(frozen=True)
-class JoinRequest:
+class JoinRequest(Message, frozen=True):
     """Somebody with this public key wants to join this run. It can be passed on, and is used up once."""
 
-    key: bytes
-    signature: bytes
+    key: Digest
+    signature: SignatureBytes
 
     @classmethod
     def create(cls, identity: Identity, run_id: str) -> JoinRequest:
@@ -247,24 +140,10 @@ class JoinRequest:
         return memory(verify_key, self.key, digest("join", run_id, self.key), self.signature)
 
 
-@dataclass(frozen=True)
-class Join:
+class Join(Message, frozen=True):
     """The requests to join that the sender names in this step."""
 
     requests: tuple[JoinRequest, ...]
-
-    def to_wire(self) -> Any:
-        return [(request.key, request.signature) for request in self.requests]
-
-    @classmethod
-    def from_wire(cls, value: Any) -> Join:
-        def request(entry: Any, what: str) -> JoinRequest:
-            key, signature = wire.check_fields(entry, what, 2)
-            if not isinstance(signature, bytes) or len(signature) != SIGNATURE_SIZE:
-                raise Malformed(f"{what}: expected a signature of {SIGNATURE_SIZE} bytes")
-            return JoinRequest(wire.check_digest(key, what), signature)
-
-        return cls(wire.check_list(value, "join requests", request, max_len=2**10))
 
 
 P = TypeVar("P", Commit, Announce, CoinCommit, CoinReveal, Report, Claims, Votes, Join, Lacking)
@@ -272,7 +151,7 @@ P = TypeVar("P", Commit, Announce, CoinCommit, CoinReveal, Report, Claims, Votes
 
 @remembered(4096)
 def _decode(payload: bytes, kind: type[Any], max_bytes: int) -> Any:
-    return kind.from_wire(wire.unpack(payload, max_bytes=max_bytes, what=kind.__name__))
+    return wire.decode(payload, kind, max_bytes=max_bytes, what=kind.__name__)
 
 
 @remembered(8192)
@@ -284,8 +163,7 @@ SIGNED_OVERHEAD = 32
 """Bytes of a `Signed` beside payload, signature and phase: sender, step, and the lengths of the fields."""
 
 
-@dataclass(frozen=True)
-class Signed:
+class Signed(Struct, frozen=True):
     """A broadcast message: payload bytes of one sender in one phase of one step, and the sender's signature."""
 
     sender: int
@@ -302,12 +180,11 @@ class Signed:
         sender: int,
         step: int,
         phase: str,
-        payload: Payload,
+        payload: Message,
         memory: Memory = NOTHING,
     ) -> Signed:
         """`context` is `StepRecord.context`: a signature holds for one run, step and state of the ledger alone."""
-        packed = wire.pack(payload.to_wire())
-        unsigned = cls(sender, step, phase, packed, b"")
+        unsigned = cls(sender, step, phase, wire.encode(payload), b"")
         return replace(unsigned, signature=identity.sign(unsigned.digest(context, memory)))
 
     def digest(self, context: bytes, memory: Memory = NOTHING) -> bytes:
@@ -330,8 +207,7 @@ class Signed:
         return result
 
 
-@dataclass(frozen=True)
-class Relayed:
+class Relayed(Struct, frozen=True):
     """A broadcast passed on, with the signatures of those through whose hands it went: (relayer, signature).
 
     Each signature is on `relay_digest` of the broadcast's digest.
@@ -355,8 +231,7 @@ PACKET_OVERHEAD = 64
 """Bytes of a `Packet` beside body and signature: kind, sender, step, part, dtype, shape."""
 
 
-@dataclass(frozen=True)
-class Packet:
+class Packet(Struct, frozen=True):
     """A part (kind "part") or an aggregate (kind "aggregate") on its way from one peer to another.
 
     Its digest is what the sender committed to in a broadcast, so the signature is looked at only when the two differ:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 import torch
@@ -17,7 +17,7 @@ from msgspec import Meta, Struct
 
 from btard.protocol.hashing import digest
 from btard.protocol.messages import NOBODY, AnnouncedPart, Claim, Commit, Packet, Report, Signed
-from btard.protocol.wire import Malformed, Number
+from btard.protocol.wire import Number
 
 Radius = Annotated[float, Meta(gt=0)]
 Phase = Annotated[str, Meta(max_length=64, pattern=r"^[ -~]*\Z")]
@@ -55,11 +55,11 @@ class Split:
 class Probation(Struct, frozen=True, forbid_unknown_fields=True):
     """How far a newcomer is. Everybody counts the same, for all of it follows from broadcasts."""
 
-    served: Number = 0
+    served: Number
     """Steps in a row whose gradient it committed to."""
-    missed: Number = 0
+    missed: Number
     """Commit phases in a row that it missed; one of them starts its probation again."""
-    cleared: frozenset[Number] = frozenset()
+    cleared: frozenset[Number]
     """Members that recomputed one of its gradients and had nothing to say against it."""
 
 
@@ -282,26 +282,15 @@ class Transcript(Start):
         }
 
 
-F = TypeVar("F", bound=Start)
-
-
 def _fields(step: Start, form: type[Start]) -> dict[str, Any]:
     return {name: getattr(step, name) for name in form.__struct_fields__}
 
 
 def to_json(step: Start, form: type[Start]) -> dict[str, Any]:
-    """The fields of `step` that `form` (Start, Settled or Transcript) has, as JSON values; equal for equal fields."""
+    """The fields of `step` that `form` (Start, Settled or Transcript) has, as JSON values; equal for equal fields.
+
+    `wire.convert` makes a `form` of them again.
+    """
     kept = form(**_fields(step, form))
     result: dict[str, Any] = msgspec.to_builtins(kept, str_keys=True, order="deterministic")
     return result
-
-
-def from_json(value: Any, form: type[F]) -> F:
-    """What `to_json` made into `value`. Malformed, in a line without much of the value, if it made no such thing."""
-    names = form.__struct_fields__
-    if not isinstance(value, dict) or set(value) != set(names):
-        raise Malformed(f"step: expected an object with {sorted(names)}")
-    try:
-        return msgspec.convert(value, form, str_keys=True)
-    except (ValueError, RecursionError) as error:  # ValidationError is a ValueError, text that is not UTF-8 another
-        raise Malformed(f"step: {error!s:.200}") from None

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
+from btard.protocol import wire
 from btard.protocol.behaviour import Context
 from btard.protocol.download import Download, Vouch, state_digest
 from btard.protocol.identity import Roster
 from btard.protocol.ledger import Entry
 from btard.protocol.messages import JoinRequest
 from btard.protocol.peer import Peer
-from btard.protocol.record import Settled, Start, StepRecord, from_json, to_json
+from btard.protocol.record import Settled, Start, StepRecord, to_json
 
 Tensors = dict[str, torch.Tensor]
 
@@ -46,9 +47,9 @@ def load_peer(peer: Peer, state: Mapping[str, Any], tensors: Mapping[str, torch.
         peer.requests = {request.key: request for request in requests}
     for line in state["ledger"]:
         peer.ledger.append(Entry.from_json(line))
-    peer.resume(from_json(state["start"], Start))
+    peer.resume(wire.convert(state["start"], Start, "start"))
     if state["last"] is not None:
-        peer.last = StepRecord.restored(from_json(state["last"], Settled), tensors)
+        peer.last = StepRecord.restored(wire.convert(state["last"], Settled, "last"), tensors)
 
 
 def public_state(peer: Peer) -> bytes:

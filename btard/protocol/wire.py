@@ -1,96 +1,113 @@
-"""The wire format: msgpack with explicit schemas. Sizes are checked before anything is decoded; no pickle."""
+"""The wire format: MessagePack of declared types. Sizes are checked before anything is decoded; no pickle."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import lru_cache
 from typing import Annotated, Any, TypeVar
 
-import msgpack
-from msgspec import Meta
+import msgspec
+from msgspec import Meta, Struct
 
 T = TypeVar("T")
 
 Number = Annotated[int, Meta(ge=-1, lt=2**31)]
 """A peer, a part, a step or a count."""
+Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
+
+MAX_DEPTH = 4
+"""Lists within lists: no value without a declared type has more."""
+
+
+def one_of(words: Collection[str]) -> Meta:
+    return Meta(pattern=rf"^({'|'.join(sorted(words))})\Z")
 
 
 class Malformed(ValueError):
     """Bytes or values from a peer that do not have the agreed form: what was expected, what came."""
 
 
+class Message(Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
+    """On a wire the list of its fields; if it has one alone, this field."""
+
+    def finite(self) -> bool:
+        """Whether all its floats are: no other number stands for anything."""
+        return True
+
+
 def pack(value: Any) -> bytes:
-    """msgpack bytes of nested tuples of str, int, float and bytes."""
-    result: bytes = msgpack.packb(value, use_bin_type=True)
-    return result
+    """MessagePack of nested tuples or lists of str, int, float and bytes."""
+    return msgspec.msgpack.encode(value)
 
 
-MAX_DEPTH = 4
-"""Lists within lists: no message needs more."""
-
-_FIXED = {0xC0: 1, 0xC2: 1, 0xC3: 1, 0xCA: 5, 0xCB: 9, 0xCC: 2, 0xCD: 3, 0xCE: 5, 0xCF: 9}
-_FIXED |= {0xD0: 2, 0xD1: 3, 0xD2: 5, 0xD3: 9}
-"""msgpack's tags of nil, booleans, floats and integers: how many bytes they take."""
-_SIZED = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
-"""Tags of binary and text: how many bytes their length takes."""
-_LISTS = {0xDC: 2, 0xDD: 4}
+def encode(message: Message) -> bytes:
+    names = message.__struct_fields__
+    return pack(getattr(message, names[0]) if len(names) == 1 else message)
 
 
-def unpack(payload: bytes, *, max_bytes: int, what: str) -> Any:
-    """The nested lists in `payload`; Malformed if it is longer than `max_bytes` (checked first) or not msgpack.
+@lru_cache
+def _decoder(form: Any) -> tuple[msgspec.msgpack.Decoder[Any], Callable[[Any], Any]]:
+    """What decodes a `form`, and makes one of what comes out."""
+    if isinstance(form, type) and issubclass(form, Message) and len(form.__struct_fields__) == 1:
+        return msgspec.msgpack.Decoder(msgspec.structs.fields(form)[0].type), form
+    return msgspec.msgpack.Decoder(form), lambda content: content
 
-    Allocates at most 100 times the length of the payload: lists are counted before they are made.
+
+def decode(payload: bytes, form: type[T], *, max_bytes: int, what: str) -> T:
+    """The `form` in `payload`, a `Message` or a union of tagged ones; Malformed if there is none.
+
+    It is refused unread if it is longer than `max_bytes`, and if it has not exactly the bytes that `encode` gives: no
+    field is left out, no whole number stands for a float, and whatever is said has one form alone. Allocates at most
+    100 times the length of the payload: msgspec makes a list while it finds its items, whatever its header says.
     """
     if not isinstance(payload, bytes):
         raise Malformed(f"{what}: expected bytes, got {type(payload).__name__}")
     if len(payload) > max_bytes:
         raise Malformed(f"{what}: {len(payload)} bytes, at most {max_bytes} are allowed")
-    _scan(payload, what)
+    decoder, make = _decoder(form)  # type: ignore[arg-type]  # every type is hashable
     try:
-        return msgpack.unpackb(payload, raw=False, use_list=True)
-    except Exception as error:  # what is left, such as text that is not UTF-8
-        raise Malformed(f"{what}: not valid msgpack ({type(error).__name__}: {error})") from None
+        content = decoder.decode(payload)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise Malformed(f"{what}: not valid ({type(error).__name__}: {error!s:.200})") from None
+    if pack(content) != payload:
+        raise Malformed(f"{what}: not valid (packed in another way than it must be)")
+    result = make(content)
+    if isinstance(result, Message) and not result.finite():
+        raise Malformed(f"{what}: expected finite floats, got NaN or Inf")
+    return result
 
 
-def _scan(data: bytes, what: str) -> None:
-    """Malformed unless `data` is one complete value of lists, numbers, text and bytes, at most MAX_DEPTH lists deep.
+def unpack(payload: bytes, *, max_bytes: int, what: str) -> Any:
+    """The nested lists in `payload`, at most MAX_DEPTH deep, their items unchecked. Malformed as from `decode`."""
+    value = decode(payload, object, max_bytes=max_bytes, what=what)
+    _check_plain(value, what, 0)
+    return value
 
-    msgpack makes a list as long as its header says before it looks for the items, and headers cost five bytes.
+
+def _check_plain(value: Any, what: str, depth: int) -> None:
+    if isinstance(value, list):
+        if depth == MAX_DEPTH:
+            raise Malformed(f"{what}: lists nested more than {MAX_DEPTH} deep")
+        for entry in value:
+            _check_plain(entry, what, depth + 1)
+    elif not isinstance(value, None | bool | int | float | str | bytes):
+        raise Malformed(f"{what}: not valid here (a map or an extension)")
+
+
+def convert(value: Any, form: type[T], what: str) -> T:
+    """The `form` in JSON `value`, bytes as base64; Malformed, in a line with little of the value, if it is none.
+
+    All fields of a `Struct` have to be there, those that have a default too.
     """
-    at, end = 0, len(data)
-    missing = [1]  # items still to come, for every list that is open
-    while missing:
-        if missing[-1] == 0:
-            missing.pop()
-            continue
-        missing[-1] -= 1
-        if at >= end:
-            raise Malformed(f"{what}: not valid msgpack (cut short)")
-        tag = data[at]
-        count = -1
-        if tag <= 0x7F or tag >= 0xE0:
-            at += 1
-        elif 0x90 <= tag <= 0x9F:
-            at, count = at + 1, tag & 0x0F
-        elif 0xA0 <= tag <= 0xBF:
-            at += 1 + (tag & 0x1F)
-        elif tag in _FIXED:
-            at += _FIXED[tag]
-        elif tag in _SIZED:
-            at += 1 + _SIZED[tag] + int.from_bytes(data[at + 1 : at + 1 + _SIZED[tag]], "big")
-        elif tag in _LISTS:
-            count = int.from_bytes(data[at + 1 : at + 1 + _LISTS[tag]], "big")
-            at += 1 + _LISTS[tag]
-        else:
-            raise Malformed(f"{what}: not valid msgpack here (tag 0x{tag:02x}: a map, an extension or nothing)")
-        if count >= 0:
-            if count > end - at:
-                raise Malformed(f"{what}: not valid msgpack (a list of {count} items in {max(0, end - at)} bytes)")
-            if len(missing) > MAX_DEPTH:
-                raise Malformed(f"{what}: lists nested more than {MAX_DEPTH} deep")
-            missing.append(count)
-    if at != end:
-        raise Malformed(f"{what}: not valid msgpack ({'cut short' if at > end else f'{end - at} bytes too many'})")
+    if isinstance(form, type) and issubclass(form, Struct):
+        names = form.__struct_fields__
+        if not isinstance(value, dict) or set(value) != set(names):
+            found = sorted(value) if isinstance(value, dict) else type(value).__name__
+            raise Malformed(f"{what}: expected the fields {', '.join(sorted(names))}, got {found!a:.200}")
+    try:
+        return msgspec.convert(value, form, str_keys=True)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:  # also text that is not UTF-8
+        raise Malformed(f"{what}: {error!s:.200}") from None
 
 
 def check_list(value: Any, what: str, item: Callable[[Any, str], T], *, max_len: int) -> tuple[T, ...]:
@@ -108,25 +125,13 @@ def check_fields(value: Any, what: str, count: int) -> list[Any]:
 
 
 def check_int(value: Any, what: str) -> int:
-    # bool is an int to isinstance, and 2**63 fits msgpack: neither is a peer, a part or a step.
+    # bool is an int to isinstance, and 2**63 fits: neither is a peer, a part or a step.
     if type(value) is not int or not -1 <= value < 2**31:
         raise Malformed(f"{what}: expected an integer in [-1, 2^31), got {value!r:.40}")
-    return value
-
-
-def check_float(value: Any, what: str) -> float:
-    if type(value) is not float or not math.isfinite(value):
-        raise Malformed(f"{what}: expected a finite float, got {value!r:.40}")
     return value
 
 
 def check_digest(value: Any, what: str) -> bytes:
     if not isinstance(value, bytes) or len(value) != 32:
         raise Malformed(f"{what}: expected 32 bytes, got {type(value).__name__}")
-    return value
-
-
-def check_word(value: Any, what: str, words: frozenset[str]) -> str:
-    if not isinstance(value, str) or value not in words:
-        raise Malformed(f"{what}: expected one of {', '.join(sorted(words))}, got {value!r:.40}")
     return value

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from btard import __version__
 from btard.harness.typed_yaml import ConfigError
 
 HEADER, OLD_HEADER = "btard.swarm", "btard.albert"
@@ -53,7 +54,8 @@ def load_start(file: Path, like: Mapping[str, torch.Tensor]) -> tuple[int, dict[
             metadata = content.metadata() or {}
             if OLD_HEADER in metadata:
                 raise ConfigError(
-                    f"start_from {file}: was kept by btard 0.1.0, this is a later version; run the baseline again"
+                    f"start_from {file}: was kept by btard 0.1.0, this is {__version__}, "
+                    "which takes no such file; run the baseline again"
                 )
             header = json.loads(metadata.get(HEADER, "null"))
             tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  (no dict)

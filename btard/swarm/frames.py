@@ -24,7 +24,7 @@ def size_of(pieces: Pieces) -> int:
 
 
 async def send(writer: asyncio.StreamWriter, header: Any, body: Pieces = ()) -> None:
-    """Write `header` (what msgpack takes) and the pieces of `body`. Errors: OSError if the stream has ended."""
+    """Write `header` (what `wire.pack` takes) and the pieces of `body`. Errors: OSError if the stream has ended."""
     packed = wire.pack(header)
     writer.write(_LENGTH.pack(len(packed)) + packed)
     for piece in body:

@@ -9,11 +9,17 @@ import os
 import sys
 from pathlib import Path
 
-from hivemind.p2p import PeerID
-from hivemind.proto import crypto_pb2
 from nacl.signing import SigningKey
 
+from btard.extras import need
 from btard.protocol.identity import Identity
+
+try:
+    from hivemind.p2p import PeerID
+    from hivemind.proto import crypto_pb2
+except ImportError:
+    need("swarm", "hivemind")  # for the program; elsewhere nobody comes here without it
+    raise
 
 USAGE = "usage: python -m btard.swarm.identity FILE"
 _IDENTITY_MULTIHASH = 0

@@ -10,6 +10,7 @@ from typing import Any, Protocol, get_type_hints, runtime_checkable
 
 import torch
 
+from btard.extras import MissingPackages
 from btard.harness.typed_yaml import ConfigError
 from btard.swarm.config import SwarmConfig
 from btard.task import Task
@@ -77,13 +78,15 @@ def load_task(name: str) -> TaskSource:
     """The task of this name, module:function.
 
     The annotation of the function's parameter says which settings a swarm has: `SwarmConfig`, or a dataclass that
-    extends it by the task's own. Errors: ConfigError.
+    extends it by the task's own. Errors: ConfigError; MissingPackages.
     """
     module, _, function = name.partition(":")
     try:
         make = getattr(importlib.import_module(module), function)
         parameters = list(inspect.signature(make).parameters)
         hint = get_type_hints(make).get(parameters[0], SwarmConfig)
+    except MissingPackages:
+        raise
     except (ImportError, AttributeError, ValueError, TypeError, NameError, IndexError) as error:
         raise ConfigError(
             f"--task {name}: {error}; expected module:function, which takes the settings and returns task and optimizer"

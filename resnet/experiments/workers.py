@@ -108,7 +108,9 @@ class _Worker:
         self._start()
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")  # CUDA and threads do not survive a fork
+        # CUDA and threads do not survive a fork: the parent of all workers has neither, but has imported torch.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["resnet.train", "resnet.experiments.warmup"])
         self._steps = context.Value("q", 0, lock=False)
         self.pipe, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs, self._steps, self._number, self._keep), daemon=True)

@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from albert.config import TASK, BatchConfig, Config, DataConfig, ModelConfig, OptimizerConfig
+from albert.commands import TASK
+from albert.config import BatchConfig, Config, DataConfig, ModelConfig, OptimizerConfig
 from btard.swarm import commands, trainer
 from btard.swarm.config import AttackConfig
 from btard.swarm.deadlines import Deadlines

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from albert.config import TASK, BatchConfig, Config, DataConfig, ModelConfig, OptimizerConfig
+from albert.commands import TASK
+from albert.config import BatchConfig, Config, DataConfig, ModelConfig, OptimizerConfig
 from btard.swarm.config import NetworkConfig
 from btard.swarm.deadlines import Deadlines
 from btard.swarm.task import load_task

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec import structs
 
 from btard.attacks import make_attack
 from btard.attacks.own import Noise
@@ -222,7 +223,7 @@ def test_more_newcomers_than_first_peers_are_audited(tmp_path: Path) -> None:
             flood.when = step
 
     record(tmp_path, {1: flood}, peers=3, steps=30, between=between, probation=1, max_newcomers=3)
-    assert len(wire.pack([claim.to_wire() for claim in flood.said])) > Limits(3, 1).payload(Claims)
+    assert len(wire.encode(Claims(flood.said))) > Limits(3, 1).payload(Claims)
     assert any(finding.entry.peers == (1,) for finding in audit(tmp_path, QuadraticTask(D)).findings)
 
 
@@ -462,7 +463,7 @@ def test_lines_cannot_change_places(run: Path, chained: bool) -> None:
 def test_a_forged_line_contradicts_the_signed_votes(run: Path, change: dict[str, Any]) -> None:
     lines = lines_of(run)
     index = next(i for i, line in enumerate(lines) if Entry.from_json(line).kind == "misreport")
-    lines[index] = replace(Entry.from_json(lines[index]), **change).to_json()
+    lines[index] = structs.replace(Entry.from_json(lines[index]), **change).to_json()
     write_lines(run, lines, chained=True)
     refused(run, "ledger.jsonl")
 

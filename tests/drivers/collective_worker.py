@@ -1,4 +1,4 @@
-"""What one rank does in the tests of the collective driver; started by torchrun: `collective_worker.py MODE FOLDER`.
+"""What one rank does in the tests of the collective driver, also under torchrun: `collective_worker.py MODE FOLDER`.
 
 `registry`: every attack for a few steps, results to FOLDER. `exit` and `hang`: rank 2 dies or sleeps in a phase.
 """
@@ -95,8 +95,8 @@ def lose_a_rank(store: dist.Store, rank: int, folder: Path, mode: str) -> None:
         os._exit(1)
 
 
-def main() -> None:
-    mode, folder = sys.argv[1], Path(sys.argv[2])
+def main(words: list[str]) -> None:
+    mode, folder = words[0], Path(words[1])
     torch.set_num_threads(1)
     store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
     rank = int(os.environ["RANK"])
@@ -107,4 +107,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

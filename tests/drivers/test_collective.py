@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ from safetensors.torch import load_file
 from btard.attacks import ATTACKS
 from btard.drivers.local import LocalDriver
 from btard.task import QuadraticTask
+from tests import warm
+from tests.drivers import collective_worker
 from tests.drivers.collective_worker import MEMBERS, PEERS, STEPS, D, setting
 
 ROOT = Path(__file__).parents[2]
@@ -35,8 +38,8 @@ def torchrun(*words: str, processes: int = PEERS, timeout: float = 200) -> subpr
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All attacks of the registry, one after the other, in the same processes."""
     folder = tmp_path_factory.mktemp("registry")
-    done = torchrun("tests/drivers/collective_worker.py", "registry", str(folder))
-    assert done.returncode == 0, done.stderr
+    done = warm.ranks(collective_worker.main, ["registry", str(folder)], PEERS, folder, 200)
+    assert [rank.code() for rank in done] == [0] * PEERS, "\n".join(rank.errors for rank in done)
     return folder
 
 
@@ -81,8 +84,12 @@ def test_the_attacks_of_this_file_do_something(results: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["exit", "hang"])
 def test_a_lost_rank_ends_the_run_and_is_named(mode: str, tmp_path: Path) -> None:
-    done = torchrun("tests/drivers/collective_worker.py", mode, str(tmp_path), timeout=90)  # TimeoutExpired if it hangs
-    assert done.returncode != 0
+    if mode == "exit":
+        done = torchrun("tests/drivers/collective_worker.py", mode, str(tmp_path), timeout=90)  # or TimeoutExpired
+        assert done.returncode != 0
+    else:
+        codes = [rank.code() for rank in warm.ranks(collective_worker.main, [mode, str(tmp_path)], PEERS, tmp_path, 90)]
+        assert codes[2] == -signal.SIGALRM and set(codes[:2] + codes[3:]) == {1}
     survivors = [rank for rank in range(PEERS) if rank != 2]
     said = {(tmp_path / f"{mode}.{rank}").read_text() for rank in survivors}
     how = "ended" if mode == "exit" else "did not answer within 4 s"

@@ -10,13 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import nbformat
-
 ROOT = Path(__file__).parents[2]
 
 
 def execute(notebook: Path, out: Path, parameters: dict[str, Any]) -> list[Any]:
     """Run a notebook from top to bottom with these parameters, and return what its cells put out; none is an error."""
+    import nbformat  # takes a second of every process that collects tests
     import papermill
 
     papermill.execute_notebook(
@@ -67,6 +66,8 @@ def without_tensorboards(folder: Path) -> Iterator[None]:
 
 def check_it_only_calls(notebook: Path) -> None:
     """One cell of parameters, the first with code; all others are short and define nothing."""
+    import nbformat
+
     code = [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
     assert [cell for cell in code if "parameters" in cell.metadata.get("tags", [])] == code[:1]
     for cell in code[1:]:
@@ -75,6 +76,8 @@ def check_it_only_calls(notebook: Path) -> None:
 
 def check_it_is_stored_with_outputs(notebook: Path, figures: int) -> None:
     """It reads well without running, and says nothing of the machine that ran it."""
+    import nbformat
+
     content = nbformat.read(notebook, as_version=4)
     outputs = outputs_of(content)
     assert images(outputs) >= figures

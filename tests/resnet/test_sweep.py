@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import signal
@@ -10,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -20,6 +22,7 @@ from resnet.experiments.plan import Branch, Segment, make_plan, shard
 from resnet.experiments.warmup import branch, extend, fork_step, warm_up_of
 from resnet.sweep import main, sweep
 from resnet.train import train
+from tests import warm
 
 ROOT = Path(__file__).parents[2]
 
@@ -91,20 +94,32 @@ def start_sweep(grid: Path, out: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
+def forked_sweep(words: list[str]) -> int:
+    """The same in a warm process, whose workers are forked from itself: it has neither threads nor CUDA."""
+    fork = multiprocessing.get_context("fork")
+    multiprocessing.get_context = lambda method=None: fork  # type: ignore[assignment]
+    return main(words)
+
+
+def fork_sweep(grid: Path, out: Path) -> warm.Program:
+    name = f"sweep {time.monotonic_ns()}"
+    return warm.Program(forked_sweep, [str(grid), "--out", str(out), "--jobs", "2"], grid.parent, name)
+
+
 def steps_done(out: Path) -> int:
     """Lines in all metrics of the sweep so far, those of warm-ups included."""
     return sum(file.read_bytes().count(b"\n") for file in out.rglob("metrics.jsonl"))
 
 
-def children_of(pid: int) -> set[int]:
-    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False).stdout
-    return {int(word) for word in found.split()}
+def started_by(pid: int) -> list[psutil.Process]:
+    """Its workers, and the process that forks them."""
+    return psutil.Process(pid).children(recursive=True)
 
 
-def alive(pid: int) -> bool:
+def alive(process: psutil.Process) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
 
 
@@ -115,13 +130,14 @@ def wait_until(holds, what: str, seconds: float = 60) -> None:
         time.sleep(0.01)
 
 
-def kill_after(steps: int, process: subprocess.Popen[str], out: Path) -> None:
+def kill_after(steps: int, sweeping: warm.Program, out: Path) -> None:
     """Kill the sweep's parent alone: whoever trains has to end with it, and leave the folders to the next."""
-    wait_until(lambda: steps_done(out) >= steps or process.poll() is not None, f"{steps} steps")
-    assert process.poll() is None, process.communicate()[1]
-    workers = children_of(process.pid)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    wait_until(lambda: steps_done(out) >= steps or sweeping.code(0) is not None, f"{steps} steps")
+    assert sweeping.code(0) is None, sweeping.errors
+    workers = started_by(sweeping.pid)
+    assert len(workers) == 2
+    os.kill(sweeping.pid, signal.SIGKILL)
+    assert sweeping.code() == -signal.SIGKILL
     wait_until(lambda: not any(map(alive, workers)), "the workers' end")
 
 
@@ -137,11 +153,10 @@ def test_a_sweep_that_was_killed_three_times_leaves_the_files_of_an_undisturbed_
     reached = 0
     for _ in range(3):
         reached = chance.randint(reached + 1, max(reached + 1, (reached + total) // 2))
-        kill_after(reached, start_sweep(grid, broken), broken)
+        kill_after(reached, fork_sweep(grid, broken), broken)
         reached = steps_done(broken)
-    last = start_sweep(grid, broken)
-    _, errors = last.communicate(timeout=120)
-    assert last.returncode == 0, errors
+    last = fork_sweep(grid, broken)
+    assert last.code(120) == 0, last.errors
     assert files(broken) == files(tmp_path / "whole")
     runs = [path for path in files(broken) if path.endswith("summary.json")]
     assert len(runs) == 2 * 3
@@ -187,15 +202,12 @@ def test_a_worker_that_dies_costs_its_run_and_no_other(tmp_path: Path) -> None:
     grid = write_grid(tmp_path / "grid.yaml", defences={"BTARD": {}})
     process = start_sweep(grid, tmp_path / "out")
     wait_until(lambda: steps_done(tmp_path / "out") > 12 or process.poll() is not None, "a run to begin")
-    # The parent's other child keeps track of shared memory; workers are those that train.
-    (victim, *_) = [
-        pid for pid in children_of(process.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
-    os.kill(victim, signal.SIGKILL)
+    victim = next(found for found in started_by(process.pid) if found.ppid() != process.pid)  # a child of a child
+    victim.kill()
     _, errors = process.communicate(timeout=90)
     assert process.returncode == 1 and "its process died (SIGKILL" in errors, errors
-    again = start_sweep(grid, tmp_path / "out")
-    assert again.wait(timeout=90) == 0
+    again = fork_sweep(grid, tmp_path / "out")
+    assert again.code(90) == 0, again.errors
     assert len(list((tmp_path / "out/runs").rglob("summary.json"))) == 3
 
 
@@ -203,7 +215,7 @@ def test_a_worker_that_dies_costs_its_run_and_no_other(tmp_path: Path) -> None:
 def test_ctrl_c_ends_the_workers_and_says_how_to_go_on(tmp_path: Path) -> None:
     process = start_sweep(write_grid(tmp_path / "grid.yaml"), tmp_path / "out")
     wait_until(lambda: steps_done(tmp_path / "out") > 0 or process.poll() is not None, "a first step")
-    workers = children_of(process.pid)
+    workers = started_by(process.pid)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130 and "goes on from the last checkpoints" in errors

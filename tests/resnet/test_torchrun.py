@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -16,6 +17,8 @@ from safetensors.torch import load_file
 from btard.harness.run_folder import RunFolder, RunFolderError
 from resnet.processes import main
 from resnet.train import train
+from tests import warm
+from tests.resnet import torchrun_worker
 from tests.resnet.test_train import DIGITS, ROOT, config_of
 
 SETTINGS = ["--peers=4", "--steps=9", "--eval_every=4", "--checkpoint_every=3", "--test_samples=50", "--threads=1"]
@@ -47,10 +50,11 @@ def final_params(out: Path) -> dict[str, bytes]:
 def test_a_run_with_a_process_per_peer_is_the_local_run_even_after_kill_9(tmp_path: Path) -> None:
     one, many = tmp_path / "one", tmp_path / "many"
     train(config_of(*SETTINGS, "--mode=per_peer"), one, progress=False)
-    killed = torchrun("tests/resnet/torchrun_worker.py", "1", "5", DIGITS, "--out", str(many), *SETTINGS)
-    assert killed.returncode != 0
-    lines = [line for line in killed.stderr.splitlines() if "error: step" in line]
-    assert len(lines) == 1, killed.stderr
+    killed = warm.ranks(torchrun_worker.main, ["1", "5", DIGITS, "--out", str(many), *SETTINGS], 4, tmp_path, 110)
+    assert killed[1].code() == -signal.SIGKILL
+    said = "".join(rank.errors for rank in killed)
+    lines = [line for line in said.splitlines() if "error: step" in line]
+    assert len(lines) == 1, said
     assert "rank 1 ended; restart with the same command to go on from step 3" in lines[0]
     done = torchrun("-m", "resnet.train", DIGITS, "--out", str(many), *SETTINGS)
     assert done.returncode == 0, done.stderr

@@ -34,14 +34,17 @@ class Quadratic(QuadraticTask):
     loss = math.nan
 
     def gradients(self, params: torch.Tensor, requests: Sequence[Compute], out: torch.Tensor, **_: Any) -> None:
+        """Write the gradient of each request at `params` [d] into the rows of `out`."""
         super().gradients(params, requests, out)
         if any(request.purpose is Purpose.TRAIN for request in requests):
             self.loss = float(params @ params) / 2
 
     def samples(self, workers: int) -> int:
+        """One for each peer."""
         return 1
 
     def agreed(self) -> Mapping[str, Any]:
+        """Nothing beside the settings."""
         return {}
 
 
@@ -52,15 +55,19 @@ class Descent:
         self.params = torch.ones(d)
 
     def lr(self, step: int) -> float:
+        """Always the same."""
         return 0.1
 
     def apply(self, gradient: torch.Tensor, step: int) -> None:
+        """Move the parameters."""
         self.params -= self.lr(step) * gradient
 
     def state(self) -> dict[str, torch.Tensor]:
+        """The parameters."""
         return {"parameters": self.params}
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take them over."""
         self.params.copy_(tensors["parameters"])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -83,11 +82,3 @@ def test_help_has_the_tasks_own_keys(capsys: pytest.CaptureFixture[str]) -> None
     said = capsys.readouterr().out
     assert said.startswith(f"usage: python -m btard.swarm trainer --task {TASK} CONFIG.yaml --out RUN_DIR [--key value")
     assert "--noise 0.1" in said and "--deadlines.gather 600.0" in said
-
-
-def test_without_hivemind_there_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, "hivemind", None)
-    assert main(["trainer", "a.yaml", "--task", TASK]) == 2
-    assert 'hivemind is not installed; pip install "btard[swarm]"\n' in capsys.readouterr().err

@@ -159,6 +159,18 @@ def test_a_second_launch_changes_nothing_but_mends_a_lost_coordinator_and_lets_i
     assert launched("stop") == 0
 
 
+def test_a_wheel_that_was_replaced_since_the_first_launch_is_refused(cloud):
+    words = ["--code.repository", "null", "--code.wheel", "s3://data/btard.whl"]
+    cloud.client("s3").put_object(Bucket="data", Key="btard.whl", Body=b"one")
+    assert cloud("launch", *words) == 0, cloud.output
+    assert cloud("launch", *words) == 0, cloud.output
+    cloud.client("s3").put_object(Bucket="data", Key="btard.whl", Body=b"another")
+    assert cloud("launch", *words) == 1
+    assert "code.wheel: s3://data/btard.whl is another one than when run small was launched" in cloud.output
+    assert len(cloud.machines("honest")) == 2
+    assert cloud("stop") == 0, cloud.output
+
+
 def test_a_launch_with_other_settings_or_after_the_end_is_refused_and_leaves_the_run_alone(launched):
     launched.changes = ["--attack.start", "5000"]
     assert launched("launch") == 1

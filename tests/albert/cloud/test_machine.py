@@ -366,10 +366,11 @@ def test_a_wheel_is_installed_instead_of_the_repository(tmp_path, box):
     box.write("s3/btard-0.1.0-py3-none-any.whl", b"wheel")
     wheel = "s3://code/btard-0.1.0-py3-none-any.whl"
     config = settings(tmp_path, "--code.repository", "null", "--code.wheel", wheel)
-    code, output = box.boot(script(config, "honest", charter(commit="wheel")))
+    code, output = box.boot(script(config, "honest", charter(commit="wheel 0a1b")))
     assert code == 0, output
     assert "pip install --quiet /opt/btard/btard-0.1.0-py3-none-any.whl[experiments]" in box.calls("pip")
     assert box.calls("git") == []
+    assert (box.folder / "opt/btard/installed").read_text() == hashlib.sha256(b"wheel").hexdigest() + "\n"
 
 
 @needs_namespaces

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+
+from tests.albert.cloud.test_machine import script, settings
 
 ROOT = Path(__file__).parents[3]
 PACKAGES = ("btard", "albert", "resnet")
@@ -87,3 +90,34 @@ def test_what_is_in_it_runs_without_the_repository(wheel, tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert done.stdout == f"{tmp_path / 'site'} []\n", done.stderr
+
+
+def test_the_programs_that_machines_run_are_in_it(wheel, tmp_path):
+    """Those of the script that a machine is started with, in the role that it has."""
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    programs = set()
+    for role in ("coordinator", "honest", "byzantine"):
+        text = script(settings(tmp_path), role)
+        kind = re.search(r"^KIND=(\w+)$", text, re.MULTILINE).group(1)
+        found = re.findall(r'"\$PYTHON" -m "?([\w.$]+)', text)
+        assert len(found) == 2, found
+        programs |= {name.replace("$KIND", kind) for name in found}
+    assert programs == {"albert.coordinator", "albert.trainer", "btard.swarm.identity"}
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    command = [sys.executable, "-c", HELP, *sorted(programs)]  # one process for all: their imports take seconds
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for program in programs:
+        assert f"usage: python -m {program} " in done.stdout
+    assert done.stdout.count(f"ended with 0, from {tmp_path / 'site'}") == 3
+
+
+HELP = """
+import importlib.util, runpy, sys
+for program in sys.argv[1:]:
+    sys.argv = [program, "--help"]
+    try:
+        runpy.run_module(program, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        print(f"ended with {end.code}, from {importlib.util.find_spec(program).origin}")
+"""

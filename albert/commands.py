@@ -1,0 +1,18 @@
+"""The commands of a swarm, with ALBERT's task and ALBERT's packages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from btard.extras import need
+
+TASK = "albert.task:make"
+"""What `python -m btard.swarm --task` makes a swarm train ALBERT with."""
+
+
+def run(command: str, words: Sequence[str] | None, program: str) -> int:
+    """Return the exit code of `python -m btard.swarm COMMAND --task albert.task:make`, called by the name `program`."""
+    need("experiments", "hivemind", "pytorch_optimizer", "transformers", "yaml")
+    from btard.swarm import commands
+
+    return commands.run(command, words, TASK, program)
