@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,11 +91,7 @@ class AgreedState:
         return next((line.head for line in reversed(self.lines) if line.entry.step < step), b"")
 
     def certify(self, transcript: Transcript, step: int, file: str) -> None:
-        """Errors: AuditError unless all signatures hold and enough of A_t signed for this ledger and state.
-
-        Enough are more than half, and more than can be Byzantine: else who made all others look silent, and so out of
-        A_t, would be a majority by itself.
-        """
+        """Errors: AuditError unless all signatures hold and enough of A_t signed for this ledger and state."""
         active, head = self.active(step), self.head(step)
         newcomers = self.newcomers(step)
         roster = self.roster(step + 1)  # admitted in a step, a newcomer can speak in it
@@ -113,15 +110,23 @@ class AgreedState:
                         good.add(sender)
                     else:
                         bad.append(f"peer {sender} in {phase[:40]!r}")
-        if not self.enough(len(good & set(active)), step):
+        if not self.enough(good, step):
             signed = f"only {len(good & set(active))} of {len(active)} active peers signed"
             raise AuditError(f"{file}: {signed} this state of the ledger and the coin at step {step}")
         if bad:
             raise AuditError(f"{file}: the signature of {bad[0]} does not hold")
 
-    def enough(self, signers: int, step: int) -> bool:
-        """Whether so many signers of A_t speak for all."""
-        return 2 * signers > len(self.active(step)) and signers > self.byzantine(step)
+    def enough(self, signers: Collection[int], step: int) -> bool:
+        """Whether so many of A_t are among `signers` that one of them is honest, and the ledger before `step` is true.
+
+        More than half of A_t; and more than could be Byzantine before the last step that put something into the ledger,
+        of those that were members then. Who forges that step can make its own victims look silent, slow or guilty, and
+        let its friends in: neither A_t nor b_t can be trusted before somebody honest has signed for them.
+        """
+        active = set(self.active(step))
+        last = next((line.entry.step for line in reversed(self.lines) if line.entry.step < step), step)
+        known = active.intersection(self.active(last), signers)
+        return 2 * len(active.intersection(signers)) > len(active) and len(known) > self.byzantine(last)
 
 
 def _admitted(line: Line) -> tuple[int, bytes]:

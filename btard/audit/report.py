@@ -9,7 +9,7 @@ from btard.protocol.wire import Malformed
 
 MESSAGES = "replayed from the signed messages"
 SIGNATURES = "replayed; that nothing was said rests on the majority, which signed what followed"
-UNCERTAIN = "not certain yet: that nothing was said would rest on what a majority signs next, and nothing follows"
+UNCERTAIN = "not certain yet: that nothing else was said would rest on what a majority signs next, and nothing follows"
 REPLAYED = "replayed from evidence"
 RECOMPUTED = "gradient computed again"
 UNCONFIRMED = "gradient computed again, at parameters that no commitment confirms to the bit on this machine"
