@@ -12,7 +12,7 @@ from btard.audit.attestation import Attestation
 from btard.audit.files import ATTESTATION, EVIDENCE, LEDGER, PROTOCOL, SUMMARY, proof_file, read_json, seal_file
 from btard.audit.ledger import AgreedState, Line, read_ledger
 from btard.audit.replay import Replay
-from btard.audit.report import UNCERTAIN, AuditError, Finding, Report, within
+from btard.audit.report import UNCERTAIN, AuditError, Finding, Report, TooFew, within
 from btard.audit.settings import read_settings
 from btard.protocol import wire
 from btard.protocol.config import ProtocolConfig
@@ -86,7 +86,10 @@ class _Auditor:
                 transcript = wire.convert(read_json(file, {"now"})["now"], Transcript, "now")
             except Malformed as error:
                 raise AuditError(within(file.name, error)) from None
-            self.agreed.certify(transcript, int(step), seal_file(self.evidence, int(step)).name)
+            try:
+                self.agreed.certify(transcript, int(step), seal_file(self.evidence, int(step)).name)
+            except TooFew:  # too many were away in that step: it is no seal
+                continue
             newest = max(newest, int(step))
         return newest > last
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from btard.audit.files import LEDGER, PROTOCOL, read_bounded
-from btard.audit.report import AuditError
+from btard.audit.report import AuditError, TooFew
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.identity import Roster
 from btard.protocol.join import ADMITTED, GRADUATED
@@ -91,7 +91,10 @@ class AgreedState:
         return next((line.head for line in reversed(self.lines) if line.entry.step < step), b"")
 
     def certify(self, transcript: Transcript, step: int, file: str) -> None:
-        """Errors: AuditError unless all signatures hold and enough of A_t signed for this ledger and state."""
+        """Errors: AuditError unless all signatures hold and enough of A_t signed for this ledger and state.
+
+        It is TooFew where nothing else is wrong.
+        """
         active, head = self.active(step), self.head(step)
         newcomers = self.newcomers(step)
         roster = self.roster(step + 1)  # admitted in a step, a newcomer can speak in it
@@ -112,7 +115,8 @@ class AgreedState:
                         bad.append(f"peer {sender} in {phase[:40]!r}")
         if not self.enough(good, step):
             signed = f"only {len(good & set(active))} of {len(active)} active peers signed"
-            raise AuditError(f"{file}: {signed} this state of the ledger and the coin at step {step}")
+            error = AuditError if bad else TooFew
+            raise error(f"{file}: {signed} this state of the ledger and the coin at step {step}")
         if bad:
             raise AuditError(f"{file}: the signature of {bad[0]} does not hold")
 
@@ -123,10 +127,15 @@ class AgreedState:
         of those that were members then. Who forges that step can make its own victims look silent, slow or guilty, and
         let its friends in: neither A_t nor b_t can be trusted before somebody honest has signed for them.
         """
-        active = set(self.active(step))
+        active = self.active(step)
         last = next((line.entry.step for line in reversed(self.lines) if line.entry.step < step), step)
-        known = active.intersection(self.active(last), signers)
-        return 2 * len(active.intersection(signers)) > len(active) and len(known) > self.byzantine(last)
+        return speak_for_all(signers, active, self.active(last), self.byzantine(last))
+
+
+def speak_for_all(signers: Collection[int], active: Collection[int], before: Collection[int], byzantine: int) -> bool:
+    """Whether `signers` are most of the `active`, and more of those `before` the last removals than are `byzantine`."""
+    speaking = set(active).intersection(signers)
+    return 2 * len(speaking) > len(active) and len(speaking.intersection(before)) > byzantine
 
 
 def _admitted(line: Line) -> tuple[int, bytes]:

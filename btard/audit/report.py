@@ -20,6 +20,10 @@ class AuditError(Exception):
     """The run folder does not hold what an honest majority has signed; one line: which file, where, and why."""
 
 
+class TooFew(AuditError):
+    """All that is wrong is that too few have signed it."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """One ledger entry that stood the audit."""

@@ -20,7 +20,7 @@ from btard.audit import AuditError, audit
 from btard.audit.__main__ import main
 from btard.audit.attestation import Attestation
 from btard.audit.files import write_json
-from btard.audit.proof import Proof, content_digest
+from btard.audit.proof import Proof
 from btard.audit.recorder import Recorder
 from btard.audit.report import RECOMPUTED, UNCONFIRMED, VOTES
 from btard.drivers.links import Links
@@ -36,47 +36,7 @@ from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.limits import Limits
 from btard.protocol.messages import EXCUSED, GUILTY, Claim, Claims, CoinCommit, Packet, Report, Signed
 from btard.task import QuadraticTask
-
-D, START = 53, 2
-
-
-def record(
-    folder: Path,
-    behaviours: dict[int, Behaviour],
-    *,
-    peers: int = 8,
-    steps: int = 8,
-    collusion: Collusion | None = None,
-    links: Links | None = None,
-    finish: bool = True,
-    between: Callable[[LocalDriver, int], None] = lambda driver, step: None,
-    **settings: Any,
-) -> LocalDriver:
-    """A run of `behaviours` among honest peers, with all that it leaves in `folder`."""
-    byzantine = sum(behaviour.byzantine for behaviour in behaviours.values())
-    config = ProtocolConfig(**{"peers": peers, "byzantine": byzantine, "run_id": "audit", **settings})
-    recorder = Recorder(folder, config)
-    driver = LocalDriver(
-        config, QuadraticTask(D), behaviours=behaviours, collusion=collusion, links=links, recorder=recorder
-    )
-    params, ledger, lines = torch.ones(D), Ledger(), []
-    for step in range(steps):
-        between(driver, step)
-        result = driver.step(params)
-        params = params - 0.1 * result.gradient
-        lines += [ledger.append(entry) + "\n" for entry in result.removed]
-    (folder / "ledger.jsonl").write_text("".join(lines))
-    if finish:
-        driver.attest(params)
-    return driver
-
-
-def attackers(name: str, *, count: int = 2, peers: int = 8, start: int = START, **options: Any) -> dict[str, Any]:
-    members = frozenset(range(1, 1 + count))
-    collusion = Collusion(members, peers)
-    behaviours = {i: make_attack(name, collusion, start=start, **options) for i in members}
-    return {"behaviours": behaviours, "collusion": collusion, "peers": peers}
-
+from tests.audit.runs import START, D, attackers, lines_of, record, sign, write_lines
 
 RUNS: list[tuple[str, dict[str, Any], set[str], dict[str, Any]]] = [
     ("sign_flip", {}, {"wrong_gradient"}, {"steps": 20}),
@@ -403,18 +363,6 @@ def run(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
-def lines_of(folder: Path) -> list[str]:
-    return (folder / "ledger.jsonl").read_text().splitlines()
-
-
-def write_lines(folder: Path, lines: Sequence[str], *, chained: bool) -> None:
-    """Write the ledger; `chained`: with heads that fit, as a forger would."""
-    if chained:
-        ledger = Ledger()
-        lines = [ledger.append(Entry.from_json(line)) for line in lines]
-    (folder / "ledger.jsonl").write_text("".join(line + "\n" for line in lines))
-
-
 def refused(folder: Path, reason: str, task: QuadraticTask | None = None) -> None:
     with pytest.raises(AuditError, match=reason):
         audit(folder, task)
@@ -499,14 +447,6 @@ def test_a_proof_can_be_neither_missing_nor_changed(run: Path, kind: str, suffix
     refused(run, rf"{file.name}: its content does not match its digest .*ledger.jsonl line")
     file.unlink()
     refused(run, rf"{file.name}: missing .*ledger.jsonl line")
-
-
-def sign(file: Path, content: dict[str, Any], run_id: str = "tampered", by: int = 0) -> None:
-    """Write a proof as a hostile member can, who has a key."""
-    content = {**content, "by": by}
-    content.pop("signature", None)
-    signature = Identity.from_seed(run_id, by).sign(content_digest(content))
-    write_json(file, {**content, "signature": signature.hex()})
 
 
 def test_only_members_can_record(run: Path) -> None:
