@@ -15,7 +15,7 @@ import msgspec
 import torch
 from msgspec import Meta, Struct
 
-from btard.protocol.hashing import digest
+from btard.protocol.hashing import signed_digest
 from btard.protocol.messages import NOBODY, AnnouncedPart, Commit, Packet, Report, Signed
 from btard.protocol.wire import Number
 
@@ -84,13 +84,13 @@ class Start(Struct, forbid_unknown_fields=True):
     """Newcomer on probation -> how far it is."""
 
     def binding(self, run_id: str) -> bytes:
-        """What a signature of the step is bound to: the run, A_t, V_t, r^{t-1}, the head of the ledger, the radius.
+        """What a signature of the step is bound to: version, run, A_t, V_t, r^{t-1}, the ledger's head, the radius.
 
-        A message of another step or run, or of a peer that sees another history, is no message here.
+        A message of another step, run or version, or of a peer that sees another history, is no message here.
         """
         pairs = [peer for pair in sorted(self.assignments.items()) for peer in pair]
         coin, head, tau = self.previous_coin, self.head, self.tau.hex()
-        return digest("context", run_id, self.step, len(self.active), *self.active, *pairs, coin, head, tau)
+        return signed_digest("context", run_id, self.step, len(self.active), *self.active, *pairs, coin, head, tau)
 
 
 class Settled(Start):
