@@ -11,7 +11,6 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -32,7 +31,7 @@ def table(
     """Return a table for `console`; with `markup`, cells are rich's markup, else they are shown as they are."""
     made = Table(
         title=escape(title), title_justify="left", title_style="bold", caption=escape(note) or None,
-        caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False,
+        caption_justify="left", pad_edge=False,
     )  # fmt: skip
     for column in columns:
         made.add_column(

@@ -67,7 +67,7 @@ def decode(payload: bytes, form: type[T], *, max_bytes: int, what: str) -> T:
     decoder, make = _decoder(form)  # type: ignore[arg-type]  # every type is hashable
     try:
         content = decoder.decode(payload)
-    except (ValueError, RecursionError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise Malformed(f"{what}: not valid ({type(error).__name__}: {error!s:.200})") from None
     if pack(content) != payload:
         raise Malformed(f"{what}: not valid (packed in another way than it must be)")
@@ -106,7 +106,7 @@ def convert(value: Any, form: type[T], what: str) -> T:
             raise Malformed(f"{what}: expected the fields {', '.join(sorted(names))}, got {found!a:.200}")
     try:
         return msgspec.convert(value, form, str_keys=True)
-    except (ValueError, RecursionError) as error:  # also text that is not UTF-8
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:  # also text that is not UTF-8
         raise Malformed(f"{what}: {error!s:.200}") from None
 
 

@@ -7,10 +7,13 @@ optimizer (btard/swarm/task.py says what they are). `local` runs them all on thi
 from __future__ import annotations
 
 import importlib
+import multiprocessing
 import os
 import sys
 import warnings
 from collections.abc import Sequence
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext as Context
 
 # Before torch is imported: threads that wait by spinning steal the cores from those that work.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -38,6 +41,8 @@ def run(command: str, words: Sequence[str] | None, task: str, program: str) -> i
     from btard.harness.typed_yaml import ConfigError
     from btard.swarm.task import load_task
 
+    if command == "local":
+        begin_forking(task)
     try:
         source = load_task(task)
     except ConfigError as error:
@@ -46,6 +51,17 @@ def run(command: str, words: Sequence[str] | None, task: str, program: str) -> i
     warnings.showwarning = lambda message, *_args, **_kw: print(f"warning: {message}", file=sys.stderr)
     code: int = importlib.import_module(f"btard.swarm.{command}").main(config, out, source)
     return code
+
+
+def begin_forking(task: str) -> Context:
+    """Have a server that forks the processes of a swarm import what they need, while this process goes on.
+
+    Importing torch, hivemind and the task's own takes longer than all else at the start: once is enough.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["btard.swarm.trainer", "btard.swarm.coordinator", task.partition(":")[0]])
+    forkserver.ensure_running()
+    return context
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -25,6 +25,7 @@ import yaml
 from btard.harness.progress import Bar
 from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import ConfigError
+from btard.swarm.commands import begin_forking
 from btard.swarm.config import SwarmConfig
 from btard.swarm.task import TaskSource
 
@@ -53,9 +54,7 @@ class Swarm:
     def __init__(self, config: SwarmConfig, out: Path, task: str) -> None:
         """`task`: module:function, which makes task and optimizer of the settings."""
         self.config, self.out, self.task = config, Path(out), task
-        # Importing torch, hivemind and the task's own takes longer than all else at the start: once is enough.
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["btard.swarm.trainer", "btard.swarm.coordinator", task.partition(":")[0]])
+        self._context = begin_forking(task)
         self.processes: dict[str, Any] = {}
         self.address = ""
 

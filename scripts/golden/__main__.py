@@ -7,6 +7,7 @@ writes that file anew.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,10 +72,13 @@ def main(words: Sequence[str] | None = None) -> int:
     chosen = ["--seeds", str(options.seeds), "--match", options.match, *(f"--only={name}" for name in sections)]
     try:
         return compare(options.commit, chosen, options.jobs, options.keep)
+    except KeyboardInterrupt:
+        return 130
     except GoldenError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # worktree and recorders end with this process
     sys.exit(main())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -54,13 +55,14 @@ def columns() -> tuple[ProgressColumn, ...]:
 def both(commit: str, chosen: Sequence[str], jobs: int) -> tuple[Record, Record]:
     """The records of `commit` and of this tree, made side by side, with `jobs` processes in all."""
     words = [*chosen, "--jobs", str(max(1, jobs // 2))]
-    with checked_out(commit) as tree, Progress(*columns(), console=Console(stderr=True)) as progress:
+    running: list[subprocess.Popen[str]] = []
+    with checked_out(commit) as tree, ended(running), Progress(*columns(), console=Console(stderr=True)) as progress:
         sides = {commit[:12]: tree, "this tree": ROOT}
         made: dict[str, Record | GoldenError] = {}
 
         def make(side: str, task: Any) -> None:
             try:
-                made[side] = record_of(sides[side], words, lambda **changes: progress.update(task, **changes))
+                made[side] = record_of(sides[side], words, lambda **changes: progress.update(task, **changes), running)
             except GoldenError as error:
                 made[side] = GoldenError(f"{side}: {error}")
 
@@ -76,6 +78,17 @@ def both(commit: str, chosen: Sequence[str], jobs: int) -> tuple[Record, Record]
     old, new = (made[side] for side in sides)
     assert not isinstance(old, GoldenError) and not isinstance(new, GoldenError)
     return old, new
+
+
+@contextmanager
+def ended(running: Sequence[subprocess.Popen[str]]) -> Iterator[None]:
+    """Processes that still run when this is left, by Ctrl-C for example, end with it, and those that they started."""
+    try:
+        yield
+    finally:
+        for process in running:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 @contextmanager
@@ -98,27 +111,31 @@ def checked_out(commit: str) -> Iterator[Path]:
             git("worktree", "remove", "--force", str(tree))
 
 
-def record_of(tree: Path, words: Sequence[str], progress: Callable[..., None]) -> Record:
-    """The record that the recorder of `tree` makes. Errors: GoldenError with the end of what it said."""
+def record_of(
+    tree: Path, words: Sequence[str], progress: Callable[..., None], running: list[subprocess.Popen[str]]
+) -> Record:
+    """The record that the recorder of `tree` makes, a process that is added to `running`.
+
+    Errors: GoldenError with the end of what it said.
+    """
     command = [sys.executable, "-m", "scripts.golden", "record", *words]
     environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     with (
         tempfile.TemporaryFile("w+") as said,
-        subprocess.Popen(command, cwd=tree, env=environment, stdout=subprocess.PIPE, stderr=said, text=True) as process,
+        subprocess.Popen(
+            command, cwd=tree, env=environment, stdout=subprocess.PIPE, stderr=said, text=True, start_new_session=True
+        ) as process,
     ):
         assert process.stdout is not None
+        running.append(process)
         made: dict[Key, dict[str, Any]] = {}
-        try:
-            for number, text in enumerate(process.stdout):
-                if number == 0:
-                    progress(total=int(text))
-                    continue
-                line = json.loads(text)
-                made[key_of(line)] = line["fields"]
-                progress(advance=1)
-        except BaseException:
-            process.kill()
-            raise
+        for number, text in enumerate(process.stdout):
+            if number == 0:
+                progress(total=int(text))
+                continue
+            line = json.loads(text)
+            made[key_of(line)] = line["fields"]
+            progress(advance=1)
         if process.wait():
             said.seek(0)
             raise GoldenError("the recorder failed: " + " | ".join(said.read().strip().splitlines()[-3:]))

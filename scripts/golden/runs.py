@@ -10,7 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +185,7 @@ def _cohort(play: Callable[[], Run], proofs: Path) -> Fields:
     return {
         "steps": len(run.results),
         "head": ledger.head.hex(),
-        "entries": [asdict(entry) for entry in ledger.entries],
+        "entries": [json.loads(entry.to_json()) for entry in ledger.entries],
         "coins": [result.coin.hex() for result in run.results],
         "parameters": blake3(run.params.numpy().tobytes()).hexdigest(),
         "sent": sent_by_peer([result.sent for result in run.results]),

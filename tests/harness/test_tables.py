@@ -25,7 +25,8 @@ def test_a_printed_table_shows_words_as_they_are_and_numbers_to_the_right(capsys
     show("runs/[x]", COLUMNS, ROWS)
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert "runs/[x]" in lines
-    assert any(line.endswith("a|b [red]       1") for line in lines) and any(line.endswith("20") for line in lines)
+    assert any("a|b [red]" in line and line.endswith(" 1│") for line in lines)
+    assert any(line.endswith("20│") for line in lines)
 
 
 def test_markup_only_where_it_is_asked_for() -> None:

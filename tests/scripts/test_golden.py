@@ -127,13 +127,13 @@ def test_equal_records_are_equal_and_a_run_that_is_missing_or_failed_is_not(
 def test_a_tree_records_itself_in_a_process_of_its_own(whole: Record, tmp_path: Path) -> None:
     steps: list[dict[str, int]] = []
     words = ["--only=matrix", "--seeds=1", "--match", ROW, "--jobs=1"]
-    assert compare.record_of(compare.ROOT, words, lambda **told: steps.append(told)) == whole
+    assert compare.record_of(compare.ROOT, words, lambda **told: steps.append(told), []) == whole
     assert steps == [{"total": 1}, {"advance": 1}]
     broken = tmp_path / "scripts/golden"
     broken.mkdir(parents=True)
     (broken / "__main__.py").write_text("print(1, flush=True)\nraise SystemExit('no such option')\n")
     with pytest.raises(compare.GoldenError, match="the recorder failed: no such option"):
-        compare.record_of(tmp_path, [], lambda **_: None)
+        compare.record_of(tmp_path, [], lambda **_: None, [])
 
 
 def test_a_commit_that_is_none_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

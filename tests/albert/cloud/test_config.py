@@ -79,7 +79,7 @@ def test_what_may_change_between_launches_is_not_in_the_fixed_text():
 WRONG = [
     ("run_id: Albert", "run_id must be 1 to 24 of a-z, 0-9 and - inside, got 'Albert'"),
     ("run_id: -a", "run_id must be 1 to 24 of a-z, 0-9 and - inside, got '-a'"),
-    ("hours: 40", "max_hours must be >= hours = 40 and at most 168, got 36"),
+    ("hours: 40", "max_hours (by default) must be >= hours = 40 and at most 168, got 36"),
     ("max_hours: 200", "max_hours must be >= hours = 25 and at most 168, got 200; nothing may run on unwatched"),
     ("bucket: s3://results", "digits, dots and hyphens, got s3://results; leave out s3://"),
     ("prefix: /btard/", "prefix must be a folder such as btard or results/btard, got '/btard/'"),

@@ -46,6 +46,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> Script:
     monkeypatch.setattr("albert.cloud.wait.sleep", script)
     monkeypatch.setattr("albert.cloud.wait.now", lambda: script.time)
     monkeypatch.setattr("albert.cloud.wait.LOG_SECONDS", 0.0)
+    monkeypatch.setattr("btard.harness.progress.DRAW_SECONDS", 0.0)
     return script
 
 
