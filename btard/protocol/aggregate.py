@@ -131,12 +131,15 @@ def settle_missing(seat: Seat, record: StepRecord) -> Generator[Effect, Any, Non
 
 
 def settle_exclusions(record: StepRecord) -> None:
-    """After the verdicts: skip the parts that leave out a worker which did not fall out on its own.
+    """After the verdicts: skip the parts of so few workers that all may be liars, and those that leave one out.
 
-    Otherwise an owner could leave out all but its fellows, for whose reports V2 and V3 have nothing to say, and pay
-    with a single elimination.
+    V2 and V3 have nothing to say on parts of which only liars report: where the honest workers are all away, or where
+    an owner leaves out all but its fellows and pays with a single elimination. A worker that fell out on its own may
+    be missing.
     """
     for part, entry in record.announced.items():
+        if len(entry.senders) <= record.byzantine:
+            record.skipped.add(part)
         left_out = set(record.workers) - set(entry.senders) if entry.senders != record.workers else ()
         if any(record.expelled.get(i) in (None, *ELIMINATE_KINDS) for i in left_out):
             record.skipped.add(part)

@@ -23,20 +23,20 @@ def next_radius(config: ProtocolConfig, record: StepRecord) -> float:
     owner decides on all distances to its part, and fewer than half of the parts are hostile; in one pool the distances
     of liars and those to hostile parts would together be the majority.
 
-    Skipped parts, those of owners and the reports of workers that fell out in the step do not count. Where half of what
-    is left may be liars', or most distances are zero, the radius stays.
+    Skipped parts, those of owners and the reports of workers that fell out in the step do not count, nor do parts on
+    which liars may be so many that the quantile is theirs. Where half of the parts left may be liars', or most
+    distances are zero, the radius stays.
     """
     if config.tau != "auto":
         return record.tau
     tally = Tally(record, {i: said for i, said in record.reports.items() if i not in record.expelled})
-    liars = 2 * record.byzantine
     radii: list[float] = []
     for part in record.announced:
         if part in record.skipped or record.owner(part) in record.expelled or not record.held(part):
             continue
-        if len(tally.senders(part)) > liars:
+        if config.tau_quantile * len(tally.senders(part)) > record.byzantine:
             radii.append(lower_quantile(tally.norms(part), config.tau_quantile))
-    radius = lower_quantile(np.array(radii), 0.5) if len(radii) > liars else 0.0
+    radius = lower_quantile(np.array(radii), 0.5) if len(radii) > 2 * record.byzantine else 0.0
     return radius if radius > 0 else record.tau
 
 

@@ -293,6 +293,35 @@ def test_a_slow_honest_peer_gives_attackers_no_majority_of_parts(peers: int, byz
     check_honest(play(made[0], 5, torch.ones(D)), members)
 
 
+def test_a_part_of_nobody_but_liars_does_not_count(seed: int) -> None:
+    """All honest workers are away for a step, and the validators that are there make a quorum with the liar."""
+    attacker, struck = seed % 5, []
+
+    def strikes(ctx: Context) -> bool:
+        """In the first step in which it is a worker and two others are validators."""
+        duties = ctx.record.assignments
+        if not struck and ctx.step >= 1 and len(duties) == 2 and attacker not in duties:
+            struck.append(ctx.step)
+        return ctx.step in struck
+
+    class OwnAggregate(Attacker):
+        def acts(self, ctx: Context) -> bool:
+            return strikes(ctx)
+
+        def aggregate(self, ctx: Context, part: int, value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+            return torch.full_like(value, 1e30)
+
+        def report(self, ctx: Context, report: Report) -> Report:
+            return replace(report, norms=(0.0,) * len(report.norms), products=((0.0,),) * len(report.products))
+
+    config = ProtocolConfig(peers=5, byzantine=1, validators=2, run_id=f"alone {seed}")
+    away = Away(lambda ctx: strikes(ctx) and ctx.peer not in ctx.record.assignments)
+    behaviours: dict[int, Behaviour] = {peer: away for peer in range(5) if peer != attacker}
+    driver = LocalDriver(config, QuadraticTask(D), behaviours={**behaviours, attacker: OwnAggregate()})
+    check_honest(play(driver, 8, torch.ones(D)), frozenset({attacker}))
+    assert struck
+
+
 @pytest.mark.parametrize(("peers", "byzantine"), [(4, 1), (16, 7)])
 def test_a_newcomer_on_probation_gives_attackers_no_majority(peers: int, byzantine: int, seed: int) -> None:
     members = frozenset((seed + 1 + 2 * i) % peers for i in range(byzantine))
