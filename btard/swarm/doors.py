@@ -122,6 +122,8 @@ class Doors:
             log.exception("a stream of %s failed", info.peer_id)
         finally:
             self._open[key] -= 1
+            if not self._open[key]:
+                del self._open[key]  # strangers make up keys as they like
             writer.close()
 
     async def _answer(self, key: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -23,6 +23,7 @@ from btard.protocol.snapshot import load_peer, save_peer
 from btard.swarm.config import SwarmConfig
 from btard.swarm.doors import Doors
 from btard.swarm.driver import SwarmDriver
+from btard.swarm.founding import trusted_keys
 from btard.swarm.startup import begin, make_node, own_identity
 from btard.swarm.state import StateService
 from btard.swarm.task import TaskSource
@@ -73,7 +74,7 @@ class Member:
     def take_seat(self, founders: tuple[bytes, ...], doors: Doors) -> bool:
         """Be the peer that the list of the first ones says, or a newcomer after them; returns whether it is listed."""
         me = self.identity.public_key
-        self.service = StateService(self.node, doors, self.patience, self.status)
+        self.service = StateService(self.node, doors, self.patience, self.status, trusted_keys(self.config))
         known = me in founders
         number = founders.index(me) if known else len(founders)
         roster = Roster(founders) if known else Roster(founders).grown(me)
