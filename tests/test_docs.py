@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import btard
+
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("albert", "btard", "configs", "docs", "examples", "notebooks", "resnet", "results", "scripts", "tests")
 FILES = sorted([*ROOT.glob("*.*"), *(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.*"))])
@@ -75,3 +77,7 @@ def test_the_files_that_the_pages_name_exist() -> None:
             assert (ROOT / name).exists(), f"{page.name} names {name}"
     for name in re.findall(r"`(\w+\.py)`", (ROOT / "docs/protocol.md").read_text()):
         assert (ROOT / "btard/protocol" / name).exists(), f"protocol.md names {name}"
+
+
+def test_the_citation_has_the_version_of_the_package() -> None:
+    assert f"\nversion: {btard.__version__}\n" in (ROOT / "CITATION.cff").read_text()

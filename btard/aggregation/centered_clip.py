@@ -125,6 +125,16 @@ def centered_clip(
     best: tuple[Combined, np.ndarray, float, float] | None = None
 
     g, wide = checked_gram(x)
+    if float(g.max() - g.min()) <= 8 * eps * float(g.max()) and torch.equal(x, x[:1].expand_as(x)):
+        # Equal rows come back as they are: no weighted sum of them is sure to round to that.
+        return CenteredClip(
+            value=x[0].clone(),
+            residual=0.0,
+            iterations=0,
+            distances=torch.zeros(len(x), dtype=torch.float64),
+            clipped=torch.zeros(len(x), dtype=torch.bool),
+            converged=True,
+        )
     for _ in range(_MAX_ROUNDS):
         p, steps = solve(g, w, tau, max_iterations, start=p, stop=eps / 128)
         iterations += steps

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from msgspec.structs import replace
 
 from btard.attacks.base import Attack, option
 from btard.protocol.behaviour import Context
-from btard.protocol.messages import CLAIM_KINDS, EXCUSED, FALSE_CLAIM, GUILTY, NOBODY, Claim, Packet, Report
+from btard.protocol.claims import WORK_KINDS
+from btard.protocol.messages import (
+    CLAIM_KINDS,
+    EXCUSED,
+    FALSE_CLAIM,
+    GUILTY,
+    MISSING_KINDS,
+    NOBODY,
+    Claim,
+    Packet,
+    Report,
+    Signed,
+)
 
 OWNER_KINDS = ("misreport", "bad_part", "withheld_part")
 """Claims that only the owner of the part can make."""
@@ -18,10 +31,11 @@ OWNER_KINDS = ("misreport", "bad_part", "withheld_part")
 
 @dataclass(kw_only=True, eq=False)
 class Misreport(Attack):
-    """Reports a norm or an s that its part does not give, for all parts.
+    """Reports a norm, an s or a size that its part does not give, for all parts.
 
-    Formula: factor * norm_i[j], factor * s_i[j], or both; with `tolerances` x instead norm_i[j] (1 + x tol) and
-    s_i[j] + 10 x tol min(tau, norm_i[j]), where tol is the judges' tolerance
+    Formula: factor * norm_i[j], factor * s_i[j], both, or factor * ||g_i[j]||; with `tolerances` x instead
+    norm_i[j] (1 + x tol), s_i[j] + 10 x tol min(tau, norm_i[j]) and ||g_i[j]|| (1 + x tol), where tol is the judges'
+    tolerance
 
     Source: Gorbunov et al., ICML 2022, what verification 1 is there for.
 
@@ -30,31 +44,35 @@ class Misreport(Attack):
 
     name = "misreport"
     level = "protocol"
-    what: str = option("s", "which of the two numbers is wrong", choices=("norm", "s", "both"))
+    what: str = option("s", "which of the numbers is wrong; both: norm and s", choices=("norm", "s", "both", "size"))
     factor: float = option(1.5, "reported by true value", low=0)
     tolerances: float | None = option(None, "off by this many times the judges' tolerance; none: by factor", low=0)
 
     def report(self, ctx: Context, report: Report) -> Report:
-        norms, products = report.norms, report.products
+        norms, products, sizes = report.norms, report.products, report.sizes
         if self.tolerances is not None:
             return self._at_the_edge(ctx, report, self.tolerances)
+        if self.what == "size":
+            sizes = tuple(self.factor * size for size in sizes)
         if self.what in ("norm", "both"):
             norms = tuple(self.factor * norm for norm in norms)
         if self.what in ("s", "both"):
             products = tuple(tuple(self.factor * s for s in row) for row in products)
-        return replace(report, norms=norms, products=products)
+        return replace(report, norms=norms, products=products, sizes=sizes)
 
     def _at_the_edge(self, ctx: Context, report: Report, x: float) -> Report:
         if ctx.config is None:
             raise ValueError(f"attack {self.name}: the run's tolerance is not known here, give factor")
         tol, tau = x * ctx.config.scalar_tol, ctx.record.tau
-        norms, products = report.norms, report.products
+        norms, products, sizes = report.norms, report.products, report.sizes
+        if self.what == "size":
+            sizes = tuple(size * (1 + tol) for size in sizes)
         if self.what in ("s", "both"):
             moved = zip(products, norms, strict=True)
             products = tuple(tuple(s + 10 * tol * min(tau, norm) for s in row) for row, norm in moved)
         if self.what in ("norm", "both"):
             norms = tuple(norm * (1 + tol) for norm in norms)
-        return replace(report, norms=norms, products=products)
+        return replace(report, norms=norms, products=products, sizes=sizes)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -65,34 +83,52 @@ class FalseAccusation(Attack):
 
     Source: Gorbunov et al., ICML 2022, the reason why a false accusation costs the accuser its place.
 
-    A wrong gradient is claimed about the step before, the rest about the present one. What a part's owner alone can
-    know (misreport, bad_part, withheld_part) is claimed by owners only. By default all attackers of a step agree
-    on one victim.
+    A validator alone can claim that its target's gradient is wrong; the owner of a part what only it can know
+    (misreport, bad_part, withheld_part); who said before the coin that it lacks an aggregate, and it says so, that this
+    is bad or withheld. A wrong aggregate of the present step is nobody's to claim, since the reports put it on trial;
+    one of the step before is anybody's once a reporter has been convicted. By default all attackers of a step agree on
+    one victim.
     """
 
     name = "false_accusation"
     level = "protocol"
     kind: str = option("wrong_gradient", "what the victim is accused of", choices=tuple(sorted(CLAIM_KINDS)))
+    about: str = option("now", "wrong_aggregate: the step that the claim is about", choices=("now", "before"))
     target: int | None = option(None, "the victim; none: an honest peer drawn for each step", low=0)
     together: bool = option(True, "whether all attackers draw the same victim")
 
+    def say(
+        self, ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Callable[[Any], Signed]
+    ) -> tuple[Signed | None, Mapping[int, Signed | None]]:
+        if phase != "coin_commit/0" or self.kind not in MISSING_KINDS or (false := self._claim(ctx)) is None:
+            return message, {}
+        return sign(replace(payload, missing=tuple(sorted({*payload.missing, false.part})))), {}
+
     def accuse(self, ctx: Context, claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
-        claims, false = super().accuse(ctx, claims), self._claim(ctx)
+        claims = super().accuse(ctx, claims)
+        second_round = 0 in ctx.record.trials
+        false = self._claim(ctx) if second_round == (self.about == "before") else None
         return claims if false is None else tuple(sorted({*claims, false}))
 
     def _claim(self, ctx: Context) -> Claim | None:
         record = ctx.record
         if self.kind == "wrong_gradient":
-            # Who worked in the step before is known at the latest from the validators' targets.
-            workers = ctx.last.workers if ctx.last is not None else tuple(record.assignments.values())
-            victim = self._victim(ctx, workers)
+            victim = self._victim(ctx, (record.assignments.get(ctx.peer, NOBODY),))
             return None if victim is None else Claim(record.step - 1, victim, self.kind)
         if self.kind in OWNER_KINDS:
             parts = [part for part, owner in enumerate(record.owners) if owner == ctx.peer]
             victim = self._victim(ctx, record.workers)
         else:
-            victim = self._victim(ctx, tuple(record.owner(part) for part in record.announced))
-            parts = [part for part in sorted(record.announced) if record.owner(part) == victim]
+            about = ctx.last if self.about == "before" else record
+            if about is None:
+                return None
+            parts = sorted(about.announced)
+            if about is not record:
+                fallen = {peer for peer, why in record.expelled.items() if why in WORK_KINDS}
+                parts = [part for part in parts if fallen & set(about.announced[part].senders)]
+            victim = self._victim(ctx, tuple(about.owner(part) for part in parts))
+            parts = [part for part in parts if about.owner(part) == victim]
+            return Claim(about.step, victim, self.kind, parts[0]) if victim is not None else None
         return Claim(record.step, victim, self.kind, parts[0]) if victim is not None and parts else None
 
     def _victim(self, ctx: Context, candidates: tuple[int, ...]) -> int | None:

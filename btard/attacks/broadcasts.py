@@ -100,7 +100,7 @@ def another(payload: Any, ctx: Context) -> Any:
     if isinstance(payload, Report):
         return replace(payload, norms=tuple(2 * norm for norm in payload.norms))
     if isinstance(payload, Votes):
-        return Votes(tuple(FALSE_CLAIM if verdict == GUILTY else GUILTY for verdict in payload.verdicts))
+        return replace(payload, verdicts=tuple(FALSE_CLAIM if cast == GUILTY else GUILTY for cast in payload.verdicts))
     owners = sorted({ctx.record.owner(part) for part in ctx.record.announced} - {ctx.peer})
     if payload.claims or not owners:
         return Claims(())
@@ -386,9 +386,9 @@ def _twisted(payload: Any, how: str, ctx: Context) -> Any:
         }
         return Claims(claims[how]) if how in claims else payload
     if isinstance(payload, Votes) and how == "votes_short":
-        return Votes(payload.verdicts[:-1])
+        return replace(payload, verdicts=payload.verdicts[:-1])
     if isinstance(payload, Votes) and how == "votes_long":
-        return Votes((*payload.verdicts, GUILTY))
+        return replace(payload, verdicts=(*payload.verdicts, GUILTY))
     return payload
 
 

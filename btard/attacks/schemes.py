@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from btard.attacks.base import Attack, option
 from btard.protocol.behaviour import Context, View
 from btard.protocol.choose import draw_validators
+from btard.protocol.claims import WORK_KINDS
 from btard.protocol.messages import NOBODY, Announce, Claim, Report, Signed
 
 
@@ -74,12 +75,12 @@ class LateAggregate(Attack):
 
 @dataclass(kw_only=True, eq=False)
 class CancellingLies(Attack):
-    """Two reporters lie by opposite amounts about a right aggregate; when one falls, the honest alarm shall look false.
+    """Two reporters lie by opposite amounts about a right aggregate; when one falls, the honest alarm is false.
 
-    Formula: s + x and s - x on the chief's parts, x = 5; once one of the liars is convicted, and its corrected report
-    lets the honest peers accuse the chief, the chief accuses the other liar in the same round, so that the sum vanishes
+    Formula: s + x and s - x on the chief's parts, x = 5; once one of the liars is convicted, its corrected report lets
+    the honest peers accuse the chief, and the others accuse every honest aggregator of the step before
 
-    Source: ours: why a round's claims are judged by what was known before it.
+    Source: ours: why nobody pays for a false alarm that had its cause in the reports.
     """
 
     name = "cancelling_lies"
@@ -97,14 +98,17 @@ class CancellingLies(Attack):
         return replace(report, products=tuple(products))
 
     def accuse(self, ctx: Context, claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
-        claims, last, members = super().accuse(ctx, claims), ctx.last, self.collusion.members
-        fallen = members & set(ctx.record.expelled)
-        if not fallen or last is None:
+        claims, last, record = super().accuse(ctx, claims), ctx.last, ctx.record
+        fallen = {peer for peer, why in record.expelled.items() if why in WORK_KINDS}
+        if last is None or 0 not in record.trials:
             return claims
-        others = [
-            peer for peer in last.workers if peer in members and peer in ctx.record.remaining and peer != ctx.peer
-        ]
-        return tuple(sorted({*claims, *(Claim(last.step, peer, "wrong_gradient") for peer in others)}))
+        honest = set(record.members) - self.collusion.members
+        framed = {
+            Claim(last.step, last.owner(part), "wrong_aggregate", part)
+            for part, entry in last.announced.items()
+            if fallen & set(entry.senders) and last.owner(part) in honest
+        }
+        return tuple(sorted({*claims, *framed}))
 
 
 @dataclass(kw_only=True, eq=False)

@@ -12,7 +12,7 @@ from btard.audit.attestation import Attestation
 from btard.audit.files import ATTESTATION, EVIDENCE, LEDGER, PROTOCOL, SUMMARY, proof_file, read_json, seal_file
 from btard.audit.ledger import AgreedState, Line, read_ledger
 from btard.audit.replay import Replay
-from btard.audit.report import SIGNATURES, UNCERTAIN, AuditError, Finding, Report, within
+from btard.audit.report import UNCERTAIN, AuditError, Finding, Report, TooFew, within
 from btard.audit.settings import read_settings
 from btard.protocol import wire
 from btard.protocol.config import ProtocolConfig
@@ -63,11 +63,9 @@ class _Auditor:
         end = self._end(len(steps), sealed)
         if steps and not sealed and not (self.folder / ATTESTATION).exists():
             last = max(steps)
+            # Who leaves out messages of the others, and signs other ones of its own, can have them look guilty of much.
             findings = [
-                replace(finding, checked=UNCERTAIN)
-                if finding.entry.step == last and finding.checked == SIGNATURES
-                else finding
-                for finding in findings
+                replace(finding, checked=UNCERTAIN) if finding.entry.step == last else finding for finding in findings
             ]
         return Report(tuple(findings), end)
 
@@ -88,7 +86,10 @@ class _Auditor:
                 transcript = wire.convert(read_json(file, {"now"})["now"], Transcript, "now")
             except Malformed as error:
                 raise AuditError(within(file.name, error)) from None
-            self.agreed.certify(transcript, int(step), seal_file(self.evidence, int(step)).name)
+            try:
+                self.agreed.certify(transcript, int(step), seal_file(self.evidence, int(step)).name)
+            except TooFew:  # too many were away in that step: it is no seal
+                continue
             newest = max(newest, int(step))
         return newest > last
 
@@ -122,10 +123,10 @@ class _Auditor:
                 f"{LEDGER}: its {len(self.lines)} lines end in head {end.hex()[:16]!r}, the peers have attested "
                 f"{attested.head.hex()[:16]!r}: lines are missing at the end, or are too many"
             )
-        if not self.agreed.enough(len(signers), attested.step):
+        if not self.agreed.enough(signers, attested.step):
             raise AuditError(
-                f"{ATTESTATION}: signed by {len(signers)} of {len(active)} active peers; it takes a majority, and more "
-                f"than the {self.agreed.byzantine(attested.step)} that may be Byzantine"
+                f"{ATTESTATION}: signed by {len(signers)} of {len(active)} active peers; it takes a majority, and "
+                "more than could be Byzantine before the last removals"
             )
         return (
             f"{counts}; finished after step {attested.step - 1}, attested by {len(signers)} of {len(active)} active "

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from btard.audit.files import LEDGER, PROTOCOL, read_bounded
-from btard.audit.report import AuditError
+from btard.audit.report import AuditError, TooFew
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.identity import Roster
 from btard.protocol.join import ADMITTED, GRADUATED
@@ -92,8 +93,7 @@ class AgreedState:
     def certify(self, transcript: Transcript, step: int, file: str) -> None:
         """Errors: AuditError unless all signatures hold and enough of A_t signed for this ledger and state.
 
-        Enough are more than half, and more than can be Byzantine: else who made all others look silent, and so out of
-        A_t, would be a majority by itself.
+        It is TooFew where nothing else is wrong.
         """
         active, head = self.active(step), self.head(step)
         newcomers = self.newcomers(step)
@@ -113,15 +113,29 @@ class AgreedState:
                         good.add(sender)
                     else:
                         bad.append(f"peer {sender} in {phase[:40]!r}")
-        if not self.enough(len(good & set(active)), step):
+        if not self.enough(good, step):
             signed = f"only {len(good & set(active))} of {len(active)} active peers signed"
-            raise AuditError(f"{file}: {signed} this state of the ledger and the coin at step {step}")
+            error = AuditError if bad else TooFew
+            raise error(f"{file}: {signed} this state of the ledger and the coin at step {step}")
         if bad:
             raise AuditError(f"{file}: the signature of {bad[0]} does not hold")
 
-    def enough(self, signers: int, step: int) -> bool:
-        """Whether so many signers of A_t speak for all."""
-        return 2 * signers > len(self.active(step)) and signers > self.byzantine(step)
+    def enough(self, signers: Collection[int], step: int) -> bool:
+        """Whether so many of A_t are among `signers` that one of them is honest, and the ledger before `step` is true.
+
+        More than half of A_t; and more than could be Byzantine before the last step that put something into the ledger,
+        of those that were members then. Who forges that step can make its own victims look silent, slow or guilty, and
+        let its friends in: neither A_t nor b_t can be trusted before somebody honest has signed for them.
+        """
+        active = self.active(step)
+        last = next((line.entry.step for line in reversed(self.lines) if line.entry.step < step), step)
+        return speak_for_all(signers, active, self.active(last), self.byzantine(last))
+
+
+def speak_for_all(signers: Collection[int], active: Collection[int], before: Collection[int], byzantine: int) -> bool:
+    """Whether `signers` are most of the `active`, and more of those `before` the last removals than are `byzantine`."""
+    speaking = set(active).intersection(signers)
+    return 2 * len(speaking) > len(active) and len(speaking.intersection(before)) > byzantine
 
 
 def _admitted(line: Line) -> tuple[int, bytes]:

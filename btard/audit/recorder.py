@@ -11,6 +11,7 @@ import torch
 
 from btard.audit.claims import votes_with_majority
 from btard.audit.files import ATTESTATION, EVIDENCE, seal_file, write_json
+from btard.audit.ledger import speak_for_all
 from btard.audit.proof import Proof
 from btard.audit.settings import write_settings
 from btard.protocol import wire
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from btard.protocol.peer import Peer
 
 SEALING = ("coin_commit/0",)
-"""Of the step after one with entries: signatures of all who went on, bound to the ledger's new head."""
+"""Of a step after one with entries: signatures of all who went on, bound to the ledger's new head."""
 
 
 class Recorder:
@@ -39,7 +40,9 @@ class Recorder:
         self.next, self.head = 0, b""
         """The next step, and the ledger's head before it."""
         self._before: StepRecord | None = None
-        self._to_seal = self._begun = False
+        self._to_seal: tuple[tuple[int, ...], int] | None = None
+        """A_t and b_t of the last step with entries, until enough of these members have signed what followed."""
+        self._begun = False
 
     def begin(self, roster: Roster, d: int) -> None:
         """Once: write the run's settings and keys, and forget what the folder holds of the next step and of later ones.
@@ -76,12 +79,15 @@ class Recorder:
         entries = list(takewhile(lambda entry: entry.step == record.step, reversed(ledger.entries)))
         if entries and writes:
             self._proof(witness, entries, parameters).write(self.folder / EVIDENCE, witness.id, witness.identity)
-        elif self._to_seal and writes:
-            write_json(
-                seal_file(self.folder / EVIDENCE, record.step),
-                {"now": to_json(Transcript.of(record, SEALING), Transcript)},
-            )
-        self._to_seal = bool(entries)
+        if entries:
+            self._to_seal = record.active, record.byzantine
+        elif self._to_seal:
+            seal = Transcript.of(record, SEALING)
+            if speak_for_all({i for said in seal.messages.values() for i in said}, record.active, *self._to_seal):
+                self._to_seal = None
+                if writes:
+                    content = {"now": to_json(seal, Transcript)}
+                    write_json(seal_file(self.folder / EVIDENCE, record.step), content)
         self._before, self.next, self.head = record, record.step + 1, ledger.head
 
     def _proof(self, witness: Peer, entries: Sequence[Entry], parameters: Callable[[int], torch.Tensor]) -> Proof:
@@ -113,7 +119,7 @@ class Recorder:
     def restore(self, state: Mapping[str, Any], last: StepRecord | None) -> None:
         """Take over what `state` returned; `last` is the step before as a peer remembers it."""
         self.next, self.head = state["next"], bytes.fromhex(state["head"])
-        self._to_seal = state["to_seal"]
+        self._to_seal = None if state["to_seal"] is None else (tuple(state["to_seal"][0]), state["to_seal"][1])
         if state["before"] is not None and last is not None:
             last.heard = wire.convert(state["before"], Transcript, "before").heard()
             self._before = last

@@ -78,6 +78,10 @@ class Replay:
             self.agreed.roster(proof.now.step), self.config, self.d, proof.now, last, self.agreed.memory
         )
         observer.replay(proof, recompute)
+        for step, part in proof.aggregates:
+            about = observer.record_of(step)
+            if about is None or part not in about.aggregates:
+                raise AuditError(f"its aggregate of part {part} of step {step} is not the one that was announced")
         return observer
 
     def _compare(self, entries: Sequence[Entry], lines: Sequence[Line], file: str) -> None:

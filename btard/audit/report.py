@@ -9,7 +9,7 @@ from btard.protocol.wire import Malformed
 
 MESSAGES = "replayed from the signed messages"
 SIGNATURES = "replayed; that nothing was said rests on the majority, which signed what followed"
-UNCERTAIN = "not certain yet: that nothing was said would rest on what a majority signs next, and nothing follows"
+UNCERTAIN = "not certain yet: that nothing else was said would rest on what a majority signs next, and nothing follows"
 REPLAYED = "replayed from evidence"
 RECOMPUTED = "gradient computed again"
 UNCONFIRMED = "gradient computed again, at parameters that no commitment confirms to the bit on this machine"
@@ -18,6 +18,10 @@ VOTES = "votes only: recomputation needs --task"
 
 class AuditError(Exception):
     """The run folder does not hold what an honest majority has signed; one line: which file, where, and why."""
+
+
+class TooFew(AuditError):
+    """All that is wrong is that too few have signed it."""
 
 
 @dataclass(frozen=True)

@@ -47,13 +47,15 @@ async def receive(reader: asyncio.StreamReader, limit: int, what: str) -> list[A
 
 
 async def receive_body(reader: asyncio.StreamReader, size: int) -> bytearray:
-    """`size` bytes, which the caller has found to be few enough; memory that is the caller's alone."""
-    body = bytearray(size)
-    view, at = memoryview(body), 0
-    while at < size:
-        chunk = await reader.read(min(CHUNK, size - at))
+    """`size` bytes, which the caller has found to be few enough; memory that is the caller's alone.
+
+    It grows with what arrives: a header that announces much and brings nothing costs nothing. Errors:
+    IncompleteReadError if the stream ends before.
+    """
+    body = bytearray()
+    while len(body) < size:
+        chunk = await reader.read(min(CHUNK, size - len(body)))
         if not chunk:
-            raise asyncio.IncompleteReadError(b"", size - at)
-        view[at : at + len(chunk)] = chunk
-        at += len(chunk)
+            raise asyncio.IncompleteReadError(b"", size - len(body))
+        body += chunk
     return body

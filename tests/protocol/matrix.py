@@ -283,7 +283,7 @@ ROWS: tuple[Row, ...] = (
         attackers=1,
         settings={"validators": 2},
     ),
-    Row(A, "late_aggregate", "silent false_accusation", "maybe", options={"then": "accuse"}, **_DUO),
+    Row(A, "late_aggregate", "silent malformed_claims", "maybe", options={"then": "accuse"}, **_DUO),
     Row(
         A,
         "late_aggregate",
@@ -310,27 +310,41 @@ ROWS: tuple[Row, ...] = (
         options={"phase": Cycle(("coin_commit", "coin_reveal", "report", "accuse"))},
     ),
     # Reports.
-    *(Row(R, "misreport", "misreport", options={"what": what}) for what in ("norm", "s", "both")),
-    Row(R, "misreport", "misreport", options={"what": Cycle(("norm", "s", "both")), "factor": 1e30}, **_DUO),
+    *(Row(R, "misreport", "misreport", options={"what": what}) for what in ("norm", "s", "both", "size")),
+    Row(R, "misreport", "misreport", options={"what": Cycle(("norm", "s", "both", "size")), "factor": 1e30}, **_DUO),
     Row(
         R,
         "misreport",
         when="never",
-        options={"tolerances": Cycle((0.9, 1.0, 1.5)), "what": Cycle(("norm", "s", "both", "norm"))},
+        options={"tolerances": Cycle((0.9, 1.0, 1.5)), "what": Cycle(("norm", "s", "both", "size"))},
     ),
     Row(
         R,
         "misreport",
         "misreport wrong_gradient",
         "maybe",
-        options={"tolerances": 2.0, "what": Cycle(("norm", "s", "both"))},
+        options={"tolerances": 2.0, "what": Cycle(("norm", "s", "both", "size"))},
     ),
-    Row(R, "misreport", "misreport", options={"tolerances": 2.1, "what": Cycle(("norm", "s", "both"))}),
-    Row(R, "cancelling_lies", "wrong_gradient false_accusation", "maybe", attackers=3, peers=8, steps=8),
+    Row(R, "misreport", "misreport", options={"tolerances": 2.1, "what": Cycle(("norm", "s", "both", "size"))}),
+    Row(R, "cancelling_lies", "wrong_gradient", "maybe", attackers=3, peers=8, steps=8),
     # Accusations.
     *(
         Row(F, "false_accusation", "false_accusation contradiction", "later", options={"kind": kind})
-        for kind in ("wrong_gradient", "misreport", "wrong_aggregate", "bad_part", "bad_aggregate")
+        for kind in ("wrong_gradient", "misreport", "bad_part", "bad_aggregate")
+    ),
+    Row(F, "false_accusation", "malformed_claims", options={"kind": "wrong_aggregate"}),
+    # It has a cause in the other's conviction, so that nobody pays for it.
+    Row(
+        F,
+        "false_accusation",
+        "wrong_gradient",
+        "maybe",
+        options={"kind": "wrong_aggregate", "about": "before"},
+        companion=("zero", {}),
+        settings={"validators": 2},
+        steps=12,
+        attackers=2,
+        peers=7,
     ),
     Row(F, "false_accusation", "contradiction", "later", options={"kind": "withheld_part"}),
     Row(
@@ -344,7 +358,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         F,
         "false_accusation",
-        "false_accusation contradiction withheld_aggregate",
+        "false_accusation contradiction withheld_aggregate malformed_claims",
         "later",
         options={
             "kind": Cycle(
@@ -370,9 +384,18 @@ ROWS: tuple[Row, ...] = (
         "false_accusation contradiction",
         "later",
         options={
-            "kind": Cycle(("bad_part", "misreport", "bad_aggregate", "wrong_aggregate")),
+            "kind": Cycle(("bad_part", "misreport", "bad_aggregate")),
             "show": Cycle(("nothing", "garbage", "forged", "genuine", "another")),
         },
+    ),
+    Row(
+        F,
+        "false_evidence",
+        "wrong_aggregate false_accusation",
+        "maybe",
+        options={"kind": "misreport", "show": Cycle(("nothing", "garbage", "forged", "genuine", "another"))},
+        companion=("wrong_aggregate", {}),
+        **_DUO,
     ),
     Row(
         F,
@@ -380,7 +403,8 @@ ROWS: tuple[Row, ...] = (
         "false_accusation",
         "maybe",
         options={"how": Cycle(("guilty", "false", "excused", "opposite", "fellows", "random"))},
-        companion=("false_accusation", {"kind": Cycle(("wrong_gradient", "bad_aggregate", "wrong_aggregate"))}),
+        companion=("false_accusation", {"kind": Cycle(("wrong_gradient", "bad_aggregate", "misreport"))}),
+        steps=12,
         **_DUO,
     ),
     Row(

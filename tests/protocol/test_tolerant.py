@@ -16,7 +16,7 @@ from btard.attacks import ATTACKS, make_attack
 from btard.drivers.compute import CohortCompute
 from btard.drivers.history import ParameterHistory
 from btard.drivers.local import LocalDriver
-from btard.protocol import evidence, peer, validate
+from btard.protocol import claims, peer, validate
 from btard.protocol.behaviour import HONEST, Behaviour, Context
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
@@ -358,7 +358,7 @@ def test_an_alarm_that_a_liar_confided_to_one_honest_peer_does_not_cost_that_pee
     for seed in range(3):
         run, members = confided(seed)
         assert run.entries and set(run.removed) <= members, f"seed {seed}: {run.entries}"
-    monkeypatch.setattr(evidence, "_somebody_lied", lambda *a: False)
+    monkeypatch.setattr(claims, "_somebody_lied", lambda *a: False)
     assert any(0 in confided(seed)[0].removed for seed in range(3)), "nobody raised the alarm: this tests nothing"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from collections.abc import Awaitable
 from typing import Any
 
@@ -121,5 +122,54 @@ def test_a_peer_that_was_ahead_once_is_waited_for_again() -> None:
         for step, settled in ((8, True), (9, False), (10, False)):
             rounds.position = (step, 0)
             assert rounds._settled(1) is settled
+
+    run(test())
+
+
+def test_a_header_alone_allocates_nothing() -> None:
+    """Whoever is allowed much, and announces it, has to send it before it costs memory here."""
+
+    async def test() -> None:
+        wire = Wire()
+        link = Link(wire.dial, (0, 0), lambda: None)
+        link.want((0, 0), 2**31)
+        task = asyncio.ensure_future(link.follow())
+        try:
+            reader = await wire.redialled(1)
+            said = Nobody()
+            await frames.send(said, (0, 0, "evidence/0", 2**31))  # type: ignore[arg-type]
+            reader.feed_data(said.bytes + bytes(10))
+            while reader._buffer:  # type: ignore[attr-defined]
+                await asyncio.sleep(0)
+            assert link.position == (0, 0) and link.frame() is None
+            assert tracemalloc.get_traced_memory()[1] < 2**20
+        finally:
+            task.cancel()
+
+    tracemalloc.start()
+    try:
+        run(test())
+    finally:
+        tracemalloc.stop()
+
+
+def test_bytes_that_drip_in_do_not_extend_a_deadline() -> None:
+    async def test() -> None:
+        wire, rounds = Wire(), Rounds(None, 1.0)  # type: ignore[arg-type]
+        link = rounds.links[1] = Link(wire.dial, (0, 0), rounds._changed.set)
+        task = asyncio.ensure_future(link.follow())
+        hearing = asyncio.ensure_future(rounds.hear("phase", [1], 2**31, 0.2))
+        try:
+            reader = await wire.redialled(1)
+            reader.feed_data((await frame(0, 0, bytes(2**16)))[: -(2**16)])
+            dripped = 0
+            while not hearing.done():
+                reader.feed_data(b"x")
+                dripped += 1
+                assert dripped < 2**16, "the body has arrived: this shows nothing"
+                await asyncio.sleep(0.001)
+            assert await hearing == {} and link.position == (0, 0)
+        finally:
+            task.cancel()
 
     run(test())
