@@ -157,7 +157,7 @@ can be strangers ([swarm.md](swarm.md), [running.md](running.md)). Tests of this
   peer is then silent, and two that do not hear each other are both removed. A relay also carries the traffic of
   strangers.
 - **A partition.** Who hears no majority stops, and takes the majority's state later. *Not covered:* halves stand
-  still. A minority that is away for longer than `max_absences` steps is out.
+  still. A minority that is away for `max_absences` steps is out.
 """
 
 
