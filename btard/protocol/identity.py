@@ -60,7 +60,11 @@ class Roster:
 
 @remembered(8192)
 def verify_key(key: bytes, message: bytes, signature: bytes) -> bool:
-    """Whether `signature` on `message` is that of the holder of the public key `key`; False for malformed bytes."""
+    """Whether `signature` on `message` is that of the holder of the public key `key`; False for malformed bytes.
+
+    False, too, for keys and points R of small order, for which there are signatures that nobody made, for keys that are
+    encoded in another way than they must be, and for a number S that is not reduced: libsodium refuses these.
+    """
     if len(signature) != SIGNATURE_SIZE:
         return False
     try:

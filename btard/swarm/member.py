@@ -36,6 +36,9 @@ STATUS_ENTRIES = 60
 """Entries of the ledger that a status has; the message is bounded."""
 
 
+SAID = 100
+"""Lines that are said once."""
+
 Say = Callable[[str], None]
 """Shows a line to people."""
 
@@ -119,8 +122,8 @@ class Member:
             return Peer(number, self.identity, roster, self.protocol, self.task.d, behaviour), collusion
 
     def say_once(self, line: str) -> None:
-        """Say what would otherwise be said again and again."""
-        if line not in self._said:
+        """Say what would otherwise be said again and again. Not without end, for others can find ever new words."""
+        if line not in self._said and len(self._said) < SAID:
             self._said.add(line)
             self.say(line)
 
