@@ -82,6 +82,10 @@ class Tally:
         """At most the largest ||g_i[part]|| that an honest sender reported."""
         return self._honest(self._column("sizes", part))
 
+    def reach(self, part: int) -> float:
+        """At most what an honest sender's norm and size add up to; at least ||a[part]||, if b + 1 senders are honest."""
+        return self._honest(self._column("norms", part) + self._column("sizes", part))
+
     def total(self, part: int, direction: int) -> float:
         """sum_i s_i[part], correctly rounded; OverflowError for numbers that nobody honest reports."""
         return math.fsum(self._column("products", part)[:, direction])
@@ -109,7 +113,7 @@ def v2_violation(config: ProtocolConfig, record: StepRecord, tally: Tally, part:
     a sender's clipped difference changes as much as a[j] where it is not clipped, and by less where it is.
     """
     senders = tally.senders(part)
-    if part not in record.aggregates or not senders or not record.held(part):
+    if not senders or not record.held(part):
         return False
     try:
         largest = max(abs(tally.total(part, direction)) for direction in range(config.directions))
@@ -117,11 +121,7 @@ def v2_violation(config: ProtocolConfig, record: StepRecord, tally: Tally, part:
         return True
     unit, norm = margin * SIGMAS * len(senders), tally.norm(part)
     clipped = min(record.tau, norm)
-    # What rounding adds to the tolerance takes a read of the aggregate, and is nearly never needed.
-    if largest <= unit * config.residual_tol * clipped:
-        return False
-    value = record.aggregates[part]
-    moved = ROUNDING * float(torch.linalg.vector_norm(value, dtype=torch.float64)) + QUANTUM * math.sqrt(len(value))
+    moved = ROUNDING * tally.reach(part) + QUANTUM * math.sqrt(record.cut.size(part))
     return largest > unit * (config.residual_tol * clipped + moved * (clipped / norm if norm > 0 else 1.0))
 
 

@@ -18,6 +18,7 @@ from hivemind.p2p import P2PDaemonError
 from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 
 from btard.protocol import wire
+from btard.protocol.hashing import PROTOCOL_VERSION
 from btard.protocol.wire import Malformed
 from btard.swarm import frames
 from btard.swarm.identity import public_key_of
@@ -28,7 +29,6 @@ PROTOCOL = "/btard/swarm"
 """The name of our streams among libp2p's. It never changes, so that versions can tell each other that they differ."""
 LOBBY = "/btard/lobby"
 """And of those to who lists the first peers, before anybody knows the list."""
-VERSION = 1
 HELLO = 2**16
 """Bytes of a hello: the settings are the most of it."""
 PATIENCE = 10.0
@@ -79,7 +79,7 @@ class Doors:
         """A stream to `door` of the holder of `key`. Errors: Refused, in its words; Malformed; those of `Node.dial`."""
         reader, writer = await asyncio.wait_for(self.node.dial(key, self.protocol), PATIENCE)
         try:
-            await frames.send(writer, ("btard", VERSION, door, self.run_id, self._hello, arguments))
+            await frames.send(writer, ("btard", PROTOCOL_VERSION, door, self.run_id, self._hello, arguments))
             answer = await asyncio.wait_for(frames.receive(reader, HELLO, "answer"), PATIENCE)
             if answer[:1] != ["welcome"]:
                 raise Refused.by(answer)
@@ -144,9 +144,9 @@ class Doors:
     def _check(self, key: bytes, hello: list[Any]) -> tuple[Door, list[Any]]:
         if hello[:1] != ["btard"] or len(hello) < 2:
             raise Malformed("hello: no peer of ours")
-        if hello[1] != VERSION:
+        if hello[1] != PROTOCOL_VERSION:
             theirs = wire.shown(repr(hello[1]), 20)
-            raise Refused(f"protocol version: you speak {theirs}, I speak {VERSION}; install the same version")
+            raise Refused(f"protocol version: you speak {theirs}, I speak {PROTOCOL_VERSION}; install the same version")
         _, _, name, run_id, settings, arguments = wire.check_fields(hello, "hello", 6)
         if run_id != self.run_id:
             theirs = wire.shown(repr(run_id), 80)

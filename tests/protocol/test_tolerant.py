@@ -16,7 +16,7 @@ from btard.attacks import ATTACKS, make_attack
 from btard.drivers.compute import CohortCompute
 from btard.drivers.history import ParameterHistory
 from btard.drivers.local import LocalDriver
-from btard.protocol import claims, peer, validate
+from btard.protocol import peer, validate
 from btard.protocol.behaviour import HONEST, Behaviour, Context
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
@@ -338,7 +338,7 @@ def confided(seed: int) -> tuple[Run, frozenset[int]]:
             (row[0] + sign * 0.2 if owner == 6 else row[0],)
             for row, owner in zip(report.products, ctx.record.owners, strict=True)
         ]
-        return Report(report.norms, tuple(rows), report.missing)
+        return Report(report.norms, tuple(rows), report.missing, report.sizes)
 
     def confide(phase: str, recipient: int, packets: Sequence[Packet]) -> Sequence[Packet]:
         of_one = len({packet.sender for packet in packets}) == 1  # its own gradient, not the parts it averaged

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from btard.protocol.hashing import PROTOCOL_VERSION
 from btard.protocol.identity import Identity
 from btard.protocol.wire import Malformed
-from btard.swarm import doors as doors_module
 from btard.swarm import frames
 from btard.swarm.doors import PROTOCOL, STREAMS, Doors
 from btard.swarm.links import AHEAD, Link, Refused
@@ -98,13 +98,16 @@ def test_whoever_differs_is_told_in_what(
 def test_another_version_is_told_so(nodes: tuple[Node, Node], house: Doors, monkeypatch: pytest.MonkeyPatch) -> None:
     async def ask() -> list[Any]:
         reader, writer = await nodes[1].dial(HOST.public_key, PROTOCOL)
-        await frames.send(writer, ("btard", doors_module.VERSION + 1, "a hello of the future"))
+        await frames.send(writer, ("btard", PROTOCOL_VERSION + 1, "a hello of the future"))
         answer = await frames.receive(reader, 2**12, "answer")
         writer.close()
         return answer
 
     kind, words = nodes[1].run(ask())
-    assert kind == "refused" and "protocol version: you speak 2, I speak 1" in words
+    assert (
+        kind == "refused"
+        and f"protocol version: you speak {PROTOCOL_VERSION + 1}, I speak {PROTOCOL_VERSION};" in words
+    )
 
 
 def test_members_enter_and_the_banned_do_not(nodes: tuple[Node, Node], house: Doors) -> None:
