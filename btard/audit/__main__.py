@@ -14,7 +14,11 @@ from pathlib import Path
 
 from btard.audit.auditor import audit
 from btard.audit.report import AuditError
+from btard.protocol.wire import shown
 from btard.task import Task
+
+LINE = 1000
+"""Characters of a line that is printed: the folder may be a stranger's."""
 
 
 def load_task(name: str, folder: Path) -> Task:
@@ -37,10 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         task = None if options.task is None else load_task(options.task, options.run_dir)
         report = audit(options.run_dir, task)
     except (AuditError, ValueError) as error:
-        print(f"refused: {error}", file=sys.stderr)
+        print(f"refused: {shown(error, LINE)}", file=sys.stderr)
         return 1
     for finding in report.findings:
-        print(finding)
+        print(shown(finding, LINE))
     print(report.summary)
     return 0
 

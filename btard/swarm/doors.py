@@ -82,7 +82,7 @@ class Doors:
             await frames.send(writer, ("btard", PROTOCOL_VERSION, door, self.run_id, self._hello, arguments))
             answer = await asyncio.wait_for(frames.receive(reader, HELLO, "answer"), PATIENCE)
             if answer[:1] != ["welcome"]:
-                raise Refused(str(answer[1])[:2000] if len(answer) > 1 else "refused without a reason")
+                raise Refused.by(answer)
         except BaseException:
             writer.close()
             raise
@@ -145,18 +145,18 @@ class Doors:
         if hello[:1] != ["btard"] or len(hello) < 2:
             raise Malformed("hello: no peer of ours")
         if hello[1] != PROTOCOL_VERSION:
-            raise Refused(
-                f"protocol version: you speak {hello[1]!r:.20}, I speak {PROTOCOL_VERSION}; install the same version"
-            )
+            theirs = wire.shown(repr(hello[1]), 20)
+            raise Refused(f"protocol version: you speak {theirs}, I speak {PROTOCOL_VERSION}; install the same version")
         _, _, name, run_id, settings, arguments = wire.check_fields(hello, "hello", 6)
         if run_id != self.run_id:
-            raise Refused(f"run_id: yours is {run_id!r:.80}, mine is {self.run_id!r}; use the swarm's configuration")
+            theirs = wire.shown(repr(run_id), 80)
+            raise Refused(f"run_id: yours is {theirs}, mine is {self.run_id!r}; use the swarm's configuration")
         if key in self.banned:
             raise Refused(f"banned: {self.banned[key]}")
         if settings != self._hello:
             raise Refused(f"settings: {self._difference(settings)}; use the swarm's configuration")
         if not isinstance(name, str) or name not in self._doors:
-            raise Refused(f"door: there is no {name!r:.40}")
+            raise Refused(f"door: there is no {wire.shown(repr(name), 40)}")
         door, members_only = self._doors[name]
         if members_only and key not in self.members:
             raise Refused("member: your key is not in the roster of this run")
@@ -170,8 +170,9 @@ class Doors:
             theirs = json.loads(text)
             if not isinstance(theirs, dict):
                 raise ValueError
+            names = [k for k in sorted({*theirs, *self.settings}) if theirs.get(k) != self.settings.get(k)]
+            both = [(name, repr(theirs.get(name)), repr(self.settings.get(name))) for name in names[:5]]
         except (ValueError, TypeError, RecursionError):
             return "yours cannot be read"
-        names = [k for k in sorted({*theirs, *self.settings}) if theirs.get(k) != self.settings.get(k)]
-        told = [f"{k} is {theirs.get(k)!r:.60} with you, {self.settings.get(k)!r:.60} with me" for k in names[:5]]
+        told = [f"{wire.shown(k, 60)} is {wire.shown(t, 60)} with you, {wire.shown(m, 60)} with me" for k, t, m in both]
         return ", ".join(told) + (f", and {len(names) - 5} more" if len(names) > 5 else "")

@@ -241,7 +241,7 @@ async def _answer(reader: asyncio.StreamReader, limit: int, kind: str, count: in
     """The `count` fields of a frame of this kind. Errors: Refused, in the other's words; Malformed."""
     fields = await frames.receive(reader, limit, kind)
     if fields[:1] == ["refused"]:
-        raise Refused(str(fields[1])[:2000] if len(fields) > 1 else "refused without a reason")
+        raise Refused.by(fields)
     fields = wire.check_fields(fields, kind, count)
     if fields[0] != kind:
         raise Malformed(f"{kind}: another answer than that")
@@ -299,7 +299,7 @@ async def fetch_state(
                 raise Malformed("vouch: expected a signature")
             vouches[number] = wire.check_int(step, "step"), Vouch(number, hashed, signature)
         except Exception as error:
-            problems[number] = str(error) or type(error).__name__
+            problems[number] = wire.shown(str(error) or type(error).__name__, 300)
 
     asking = {asyncio.ensure_future(ask(number, key)) for number, key in members.items() if key != me}
     deadline = asyncio.get_running_loop().time() + timeout
@@ -329,7 +329,7 @@ async def fetch_state(
             check_download(download, donor, agreed, doors.run_id)
             return Fetched(len(json.loads(download.state)["coins"]) - 1, download, tuple(donors))
         except Exception as error:
-            problems[donor] = str(error) or type(error).__name__
+            problems[donor] = wire.shown(str(error) or type(error).__name__, 300)
     told = "; ".join(f"peer {i}: {why}" for i, why in sorted(problems.items()))
     raise WrongState(f"nobody gives the state that the majority vouches for ({told}): ask again in the next step")
 

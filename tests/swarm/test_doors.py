@@ -81,6 +81,7 @@ def test_a_guest_is_known_by_its_key(nodes: tuple[Node, Node], house: Doors) -> 
         ("run", {**SETTINGS, "protocol.tau": "1.0"}, "echo", "protocol.tau is '1.0' with you, '0.125' with me"),
         ("run", {"peers": 2}, "echo", "protocol.tau is None with you"),
         ("run", {f"key {i}": 1 for i in range(9)}, "echo", "and 6 more"),
+        ("run", {"\x1b]0;owned\x07\x1b[2J\ud800" + "x" * 20000: 1}, "echo", r"\x1b]0;owned\x07\x1b[2J\ud800xx"),
         ("run", SETTINGS, "cellar", "door: there is no 'cellar'"),
         ("run", SETTINGS, "private", "member: your key is not in the roster"),
     ],
@@ -91,6 +92,7 @@ def test_whoever_differs_is_told_in_what(
     with pytest.raises(Refused) as refused:
         visit(nodes[1], Doors(nodes[1], run, settings), door)
     assert words in str(refused.value)
+    assert str(refused.value).isascii() and str(refused.value).isprintable() and len(str(refused.value)) < 1000
 
 
 def test_another_version_is_told_so(nodes: tuple[Node, Node], house: Doors, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,3 +249,9 @@ def test_headers_are_bounded() -> None:
     for data in (b"\xff\xff\xff\xff", (101).to_bytes(4, "little") + bytes(101), (1).to_bytes(4, "little") + b"\x01"):
         with pytest.raises(Malformed):
             asyncio.run(read(data))
+
+
+def test_a_refusal_in_the_words_of_a_stranger_is_fit_to_be_printed() -> None:
+    words = str(Refused.by(["refused", "banned: \x1b[2J\n\u202eyes" + "x" * 10000]))
+    assert words.startswith(r"banned: \x1b[2J\n\u202eyesxx") and len(words) == 2000
+    assert str(Refused.by(["refused"])) == "refused without a reason"
