@@ -13,22 +13,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from btard.audit.auditor import audit
-<<<<<<< HEAD
-from btard.audit.report import AuditError
-from btard.protocol.wire import shown
+from btard.audit.report import AuditError, NotReproduced
+from btard.audit.settings import read_settings, read_task
+from btard.protocol.wire import Malformed, shown
 from btard.task import Task
 
 LINE = 1000
 """Characters of a line that is printed: the folder may be a stranger's."""
-=======
-from btard.audit.report import AuditError, NotReproduced
-from btard.audit.settings import read_settings, read_task
-from btard.protocol.wire import Malformed
-from btard.task import Task
 
 KNOWN = frozenset({"resnet.audit:task_of", "albert.audit:task_of"})
 """What is imported because a run folder says so."""
->>>>>>> vaudit
 
 
 def load_task(name: str, folder: Path) -> Task:
