@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -101,13 +102,13 @@ class ProtocolSettings:
 class ProtocolConfig(ProtocolSettings):
     """The settings and what they are about; `n`, `b`, `m`, `tau` as in the paper. Every field is equal at every peer.
 
-    Raises FieldError for settings that cannot work: with those, the workers of a step might have no honest majority.
+    Raises FieldError for settings that cannot work; warns where the workers of a step may have no honest majority.
     """
 
     peers: int
     """n: peers at the start of the run."""
     byzantine: int = 0
-    """b: how many of them may be Byzantine, less than half of those that are not validators; nobody knows who."""
+    """b: how many of them may be Byzantine. Only checked against n and m; nobody knows who they are."""
     run_id: str = "btard"
     """Names the run in every hash and signature, so that no message can be replayed in another run."""
 
@@ -115,11 +116,16 @@ class ProtocolConfig(ProtocolSettings):
         super().__post_init__()
         n, b, m = self.peers, self.byzantine, self.validators
         require(n >= 1, "peers", ">= 1", n, "give a positive number")
+        rule = f">= 0 and < peers / 2 = {n / 2:g}"
+        require(0 <= 2 * b < n, "byzantine", rule, b, "the honest must be the majority", beside="peers")
         rule = f">= 0 and at most (peers - 1) / 2 = {(n - 1) // 2}"
         require(2 * m < n, "validators", rule, m, "every validator needs a target among the workers", beside="peers")
-        rule = f">= 0 and < (peers - validators) / 2 = {(n - m) / 2:g}"
-        fix = "the honest must be the majority of the workers too: use fewer validators or more peers"
-        require(b == 0 or 0 < 2 * b < n - m, "byzantine", rule, b, fix, beside="peers")
+        if 2 * b >= n - m and b:
+            warnings.warn(
+                f"b={b} >= (n - m)/2 = {(n - m) / 2:g}: with all validators honest, the workers of a step have no "
+                "honest majority, and liars can have parts skipped at no cost; use fewer validators or more peers",
+                stacklevel=3,
+            )
         fits = self.tau != "auto" or not b or b < self.tau_quantile * (n - m)
         rule = f"> byzantine / (peers - validators) = {b / max(1, n - m):.3g} with tau auto"
         fix = "or else liars choose the radius: raise it up to 0.5, use fewer validators, or a number as tau"

@@ -202,7 +202,7 @@ def test_scalars_of_long_parts_are_exact_whatever_their_tails(rows: int) -> None
 @pytest.mark.parametrize(
     ("settings_", "message"),
     [
-        ({"peers": 4, "byzantine": 2}, r"byzantine must be >= 0 and < \(peers - validators\) / 2 = 1.5"),
+        ({"peers": 4, "byzantine": 2}, "byzantine must be >= 0 and < peers / 2"),
         ({"peers": 2, "validators": 1}, r"validators must be >= 0 and at most \(peers - 1\) / 2 = 0, got 1"),
         ({"peers": 4, "tau": 0.0}, "tau must be > 0"),
         ({"peers": 4, "tau": float("nan")}, "tau must be > 0"),
@@ -215,12 +215,10 @@ def test_settings_that_cannot_work_are_refused(settings_: dict[str, float], mess
         ProtocolConfig(**settings_)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("peers", "byzantine", "validators"), [(15, 7, 1), (16, 7, 2), (4, 1, 2), (3, 1, 1)])
-def test_workers_without_an_honest_majority_are_refused(peers: int, byzantine: int, validators: int) -> None:
-    """With one peer more there is one: each edge from both sides."""
-    if 2 * validators < peers:
-        with pytest.raises(ValueError, match=r"byzantine must be .*\(peers - validators\) / 2"):
-            ProtocolConfig(peers=peers, byzantine=byzantine, validators=validators)
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("peers", "byzantine", "validators"), [(15, 7, 1), (16, 7, 2), (3, 1, 1)])
+def test_workers_that_may_have_no_honest_majority_are_warned_of(peers: int, byzantine: int, validators: int) -> None:
+    with pytest.warns(UserWarning, match="liars can have parts skipped"):
+        ProtocolConfig(peers=peers, byzantine=byzantine, validators=validators)
     more = 2 * byzantine + validators + 1
     assert ProtocolConfig(peers=more, byzantine=byzantine, validators=validators).byzantine == byzantine
-    assert ProtocolConfig(peers=peers, byzantine=0, validators=min(validators, (peers - 1) // 2)).byzantine == 0
