@@ -37,6 +37,8 @@ class AlbertTask:
     request and the number of workers alone; equal machines with equal numbers of threads get equal bits.
     """
 
+    made_by = "albert.audit:task_of"
+
     def __init__(
         self,
         model: AlbertForPreTraining,

@@ -46,7 +46,7 @@ def make_driver(
     shared = {**cohort_settings(config, byzantine, folder / HISTORY), "mode": config.mode}
     if config.btard:
         protocol = config.protocol_config()
-        recorder = Recorder(folder, protocol) if config.commitments == "hashed" else None
+        recorder = Recorder(folder, protocol, "resnet.audit:task_of") if config.commitments == "hashed" else None
         return LocalDriver(protocol, task, recorder=recorder, commitments=config.commitments, **shared)
     check_rule(config)
     rule = AGGREGATORS[aggregator.name]

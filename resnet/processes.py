@@ -67,7 +67,7 @@ class RankTraining(Training):
             protocol,
             self.task,
             self.mesh,
-            recorder=None if self.mesh.rank in self.byzantine else Recorder(folder, protocol),
+            recorder=None if self.mesh.rank in self.byzantine else Recorder(folder, protocol, "resnet.audit:task_of"),
             note=lambda: struct.pack("<f", self.task.losses[self.mesh.rank].item()),
             **cohort_settings(self.config, self.byzantine, folder / HISTORY / f"rank-{self.mesh.rank:03d}"),
         )

@@ -13,7 +13,7 @@ from btard.audit.files import ATTESTATION, EVIDENCE, LEDGER, PROTOCOL, SUMMARY, 
 from btard.audit.ledger import AgreedState, Line, read_ledger
 from btard.audit.replay import Replay
 from btard.audit.report import UNCERTAIN, AuditError, Finding, Report, TooFew, within
-from btard.audit.settings import read_settings
+from btard.audit.settings import read_settings, read_task
 from btard.protocol import wire
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.hashing import digest
@@ -35,6 +35,7 @@ def audit(folder: Path, task: Task | None = None) -> Report:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a config that was good enough for the run
             config, d, roster = read_settings(folder)
+            read_task(folder)
     except Malformed as error:
         raise AuditError(str(error)) from None
     if task is not None and task.d != d:

@@ -32,11 +32,12 @@ SEALING = ("coin_commit/0",)
 class Recorder:
     """Writes a run's proofs into `folder`: hand it every finished step.
 
-    It holds on to the step before; a step without entries costs a few references.
+    It holds on to the step before; a step without entries costs a few references. `task`: "module:function" that makes
+    the run's task of its folder, for an auditor to compute gradients again.
     """
 
-    def __init__(self, folder: Path, config: ProtocolConfig) -> None:
-        self.folder, self.config = Path(folder), config
+    def __init__(self, folder: Path, config: ProtocolConfig, task: str = "") -> None:
+        self.folder, self.config, self.task = Path(folder), config, task
         self.next, self.head = 0, b""
         """The next step, and the ledger's head before it."""
         self._before: StepRecord | None = None
@@ -53,7 +54,7 @@ class Recorder:
             return
         self._begun = True
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_settings(self.folder, self.config, d, roster)
+        write_settings(self.folder, self.config, d, roster, self.task)
         (self.folder / ATTESTATION).unlink(missing_ok=True)
         for file in (self.folder / EVIDENCE).glob("step-*"):
             step = file.name[len("step-") :].partition(".")[0]

@@ -60,7 +60,7 @@ class Replay:
         try:
             observer = self._replayed(proof, recompute)
         except AuditError as error:
-            raise AuditError(f"{file}: {error}") from None
+            raise type(error)(f"{file}: {error}") from None
         except Exception as error:  # hostile records can break the replay anywhere: none of it is a proof
             raise AuditError(f"{file}: cannot be replayed ({type(error).__name__}: {error!s:.200})") from None
         self._compare(observer.ledger.entries, lines, file)

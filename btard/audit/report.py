@@ -13,11 +13,15 @@ UNCERTAIN = "not certain yet: that nothing else was said would rest on what a ma
 REPLAYED = "replayed from evidence"
 RECOMPUTED = "gradient computed again"
 UNCONFIRMED = "gradient computed again, at parameters that no commitment confirms to the bit on this machine"
-VOTES = "votes only: recomputation needs --task"
+VOTES = "votes only: the gradient was not computed again"
 
 
 class AuditError(Exception):
     """The run folder does not hold what an honest majority has signed; one line: which file, where, and why."""
+
+
+class NotReproduced(AuditError):
+    """The stored parameters give no committed gradient: they were altered, or this machine computes other bits."""
 
 
 class TooFew(AuditError):

@@ -12,16 +12,26 @@ from btard.protocol.hashing import PROTOCOL_VERSION
 from btard.protocol.identity import Roster
 from btard.protocol.wire import Malformed
 
+FIELDS = {"d", "config", "task"}
+"""Of protocol.json."""
 
+<<<<<<< HEAD
 def write_settings(folder: Path, config: ProtocolConfig, d: int, roster: Roster) -> None:
     """The two files that `read_settings` reads."""
     write_json(folder / PROTOCOL, {"version": PROTOCOL_VERSION, "d": d, "config": asdict(config)})
+=======
+
+def write_settings(folder: Path, config: ProtocolConfig, d: int, roster: Roster, task: str = "") -> None:
+    """The two files that `read_settings` reads. `task`: module:function that makes the run's task of its folder."""
+    write_json(folder / PROTOCOL, {"d": d, "config": asdict(config), "task": task})
+>>>>>>> vaudit
     # Of those who were there from the start: the keys of others stand in the ledger.
     write_json(folder / ROSTER, {"keys": [key.hex() for key in roster.keys[: config.peers]]})
 
 
 def read_settings(folder: Path) -> tuple[ProtocolConfig, int, Roster]:
     """The run's settings, its number of parameters d, and its keys; Malformed names what is wrong."""
+<<<<<<< HEAD
     content = read_json(folder / PROTOCOL)
     if content.get("version") != PROTOCOL_VERSION:
         found = ascii(content["version"]) if "version" in content else "none"
@@ -30,6 +40,9 @@ def read_settings(folder: Path) -> tuple[ProtocolConfig, int, Roster]:
             "take the release that recorded it"
         )
     check_object(content, PROTOCOL, {"version", "d", "config"})
+=======
+    content = read_json(folder / PROTOCOL, FIELDS)
+>>>>>>> vaudit
     d = content["d"]
     if type(d) is not int or not 1 <= d < 2**32:
         raise Malformed(f"{PROTOCOL}: d is {d!r:.40}")
@@ -53,3 +66,11 @@ def read_settings(folder: Path) -> tuple[ProtocolConfig, int, Roster]:
     if len(roster.keys) != config.peers or any(len(key) != 32 for key in roster.keys):
         raise Malformed(f"{ROSTER}: expected {config.peers} keys of 32 bytes, got {len(roster.keys)}")
     return config, d, roster
+
+
+def read_task(folder: Path) -> str:
+    """The module:function that is said to make the run's task, or nothing; Malformed if the file is not in order."""
+    name = read_json(folder / PROTOCOL, FIELDS)["task"]
+    if not isinstance(name, str):
+        raise Malformed(f"{PROTOCOL}: task must be module:function, got {name!a:.40}")
+    return name

@@ -27,7 +27,7 @@ from btard.swarm.founding import trusted_keys
 from btard.swarm.life import Life, checkpoint_digest
 from btard.swarm.startup import begin, make_node, own_identity
 from btard.swarm.state import StateService
-from btard.swarm.task import TaskSource
+from btard.swarm.task import Auditable, TaskSource
 
 PREVIOUS = "previous"
 """In a state: the parameters of the step before, which validators and judges need."""
@@ -101,7 +101,8 @@ class Member:
         )
         self.stored = {step: (tensors, state) for step, tensors, state in self.folder.checkpoints.intact()}
         if not peer.behaviour.byzantine:
-            self.recorder = Recorder(self.out, self.protocol)
+            made_by = self.task.made_by if isinstance(self.task, Auditable) else ""
+            self.recorder = Recorder(self.out, self.protocol, made_by)
         return known
 
     @property

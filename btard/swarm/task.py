@@ -40,6 +40,14 @@ class Evaluated(Protocol):
         ...
 
 
+@runtime_checkable
+class Auditable(Protocol):
+    """A task that an auditor can make of a peer's run folder."""
+
+    made_by: str
+    """module:function that does it."""
+
+
 class Optimizer(Protocol):
     """Moves the parameters of the model. Its state is a few vectors, so that peers can compare it and hand it over."""
 

@@ -123,7 +123,7 @@ def write_run(
     ledger = Ledger()
     lines = [ledger.append(entry) + "\n" for entry in (*earlier, *entries)]
     (folder / "ledger.jsonl").write_text("".join(lines))
-    by = min(forgers)
+    by = next((i for i in sorted(forgers) if i in proof.now.active), min(forgers))
     if entries:
         proof.write(folder / EVIDENCE, by, forgers[by])
     if sealed:

@@ -642,3 +642,24 @@ def test_command_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, reason in (([str(run / "none")], "protocol.json: missing"), ([str(run), "--task", "nope:x"], "nope")):
         assert main(words) == 1
         assert reason in capsys.readouterr().err
+
+
+def test_no_other_module_is_imported_because_a_run_folder_says_so(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "evil.py").write_text("raise SystemExit('was imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    content = json.loads((run / "protocol.json").read_text().splitlines()[1])
+    assert content["task"] == ""
+    for name in ("evil:task_of", "resnet.audit:os", "resnet.audit:task_of:evil", " resnet.audit:task_of"):
+        write_json(run / "protocol.json", {**content, "task": name})
+        assert main([str(run)]) == 0
+        said = capsys.readouterr()
+        assert said.err == "" and "votes only" in said.out
+    write_json(run / "protocol.json", {**content, "task": "resnet.audit:task_of"})
+    assert main([str(run)]) == 0
+    said = capsys.readouterr()
+    assert "config.yaml" in said.err and "votes only" in said.out
+    write_json(run / "protocol.json", {**content, "task": 3})
+    assert main([str(run)]) == 1
+    assert "task" in capsys.readouterr().err

@@ -74,7 +74,7 @@ def test_no_honest_aggregator_is_convicted_for_what_it_was_sent(
 
 
 def make_record(value: torch.Tensor, k: int, tau: float = 1.0, byzantine: int = 0) -> StepRecord:
-    """A step of k workers, `byzantine` of which may lie, and one part, owned by worker 0, whose aggregate is `value`."""
+    """A step of k workers, `byzantine` of which may lie, and one part, owned by worker 0, with aggregate `value`."""
     record = StepRecord(3, tuple(range(k)), {}, b"coin", tau, workers=tuple(range(k)), split=Split(value.numel(), 1))
     record.owners, record.coin = (0,), b"c" * 32
     record.announced = {0: AnnouncedPart(0, b"h" * 32, tuple(range(k)))}
