@@ -15,6 +15,7 @@ from btard.protocol.wire import Malformed
 FIELDS = {"version", "d", "config", "task"}
 """Of protocol.json."""
 
+
 def write_settings(folder: Path, config: ProtocolConfig, d: int, roster: Roster, task: str = "") -> None:
     """The two files that `read_settings` reads. `task`: module:function that makes the run's task of its folder."""
     write_json(folder / PROTOCOL, {"version": PROTOCOL_VERSION, "d": d, "config": asdict(config), "task": task})
