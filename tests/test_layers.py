@@ -186,7 +186,7 @@ PHASES: dict[str, set[str]] = {
     "disclose": set(),
     "validate": {"report"},
     "join": set(),
-    "accuse": {"commit", "disclose", "report", "validate"},
+    "accuse": {"commit", "report"},
 }
 
 
