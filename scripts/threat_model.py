@@ -33,22 +33,27 @@ Up to `b < (n - m)/2` of the `n` peers are Byzantine (`m` validators per step, 1
 everything that any of them knows and every honest gradient of the step, speak last in every phase, and send anything or
 nothing: to some peers and not to others, in any phase, in any form.
 
+Honest peers may be away: `a` of them in a step. A peer is away if it is not heard in the step's commit phase.
+
 What is assumed:
 
 - **Synchronous phases.** A message of an honest peer reaches every honest peer before the phase ends. Missing the
-  commitment costs an honest peer the step; missing another phase counts as silence and costs it its place.
-- **An honest majority**, of the active peers (votes, who holds an aggregate) and of the workers of a step (V3). With
-  `b < (n - m)/2` both follow as long as the honest workers are in time: where slow ones leave the Byzantine a majority
-  of those who committed, V3 hears a hostile majority in that step.
+  commitment costs an honest peer the step; missing another phase after it counts as silence and costs it its place.
+- **Bounds.** Verdicts, and which aggregates count, need more honest members than Byzantine ones: `b < (n - a)/2`, with
+  the honest peers counted that are away in the step concerned or in the step of the trial. CenteredClip needs more
+  honest rows than Byzantine ones: `b < (n - m - a)/2`. With newcomers on probation one more peer validates. As peers
+  are removed, `n` and `b` become what is left of them. The table [Sets that decide](protocol.md#sets-that-decide) has
+  all bounds and what happens beyond each.
 - **Keys.** Every peer knows every other's public key; nobody can sign for an honest peer; BLAKE3 has no collisions.
 - **As many rounds of relays as there are Byzantine peers** (`relays`, the default). Then all honest peers hold the same
   broadcasts after every phase, or proof of who lied.
 - **Public batches and recomputation.** Everybody can compute everybody's gradient: to the bit (`validation: exact`), or
   to a calibrated tolerance (`validation: tolerant`).
 
-What is promised in every run: no honest peer is banned; at most one honest peer is lost for each Byzantine one, and
-only by ELIMINATE; all honest peers hold the same ledger and the same parameters; what gets into the parameters is
-bounded by clipping, and an aggregate that could not be checked does not count.
+What is promised within these bounds: no honest peer is convicted; at most one honest peer is lost for each Byzantine
+one, and only by ELIMINATE; all honest peers hold the same ledger and the same parameters; what gets into the parameters
+is bounded by clipping, and an aggregate that could not be checked does not count. An honest peer that falls silent in
+the middle of a step, or is away too often, is removed for that, and the ledger says so.
 
 ## What was observed
 
@@ -61,23 +66,39 @@ NOT_COVERED = """
 ## What is not covered
 
 - **Denial of service below the protocol.** A flooded network link, a full disk, a stolen machine: the peer is silent.
-- **Wasted work.** Bounded, and free of charge for the attacker where no rule is broken: junk relays (everybody reads as
-  many bytes as 2 n messages have, per round and attacker), wrong digests in comparisons (everybody sends it everything
-  again), misreports on a fellow's part (V2 calls for a trial of that part in every step until a validator finds the
-  liar), accusations that turn out excused, accusations of peers that fell out already (one more round each).
+- **Wasted work.** Bounded ([the bounds](protocol.md#what-one-peer-can-cost-the-others)), and free of charge for the
+  attacker where no rule is broken: junk relays (everybody reads as many bytes as 2 n messages have, per round and
+  attacker); wrong digests in comparisons (everybody sends it everything again); the false word that it lacks evidence
+  (the holders send it once more); misreports on a fellow's part (V2 puts that part on trial in every step until a
+  validator finds the liar, and the part's rows are sent to everybody).
 - **ELIMINATE is a trade.** Each Byzantine peer can take one honest peer with it. In the step of a dispute the disputed
-  parts of the gradient are zero, and so is every part whose owner withheld it or vanished: an attacker can pay with its
-  place for one step without some of the parts, never for a wrong one.
+  parts of the gradient can be zero, and so is every part whose owner withheld it or vanished: an attacker can pay with
+  its place for one step without some of the parts, never for a wrong one.
+- **Empty places.** The part of an owner that is away is zero in the step. A Byzantine peer may be away every fourth
+  step for ever: each time it costs the others one part of the gradient.
 - **The coin can be aborted.** An attacker that does not like the coin stays silent, is removed, and the coin is drawn
   again: each place buys one more draw. No coin of this kind avoids that without an honest majority that can open the
   others' commitments. What the coin decides is worth little: who validates whom, and directions for V2.
+- **Stopping the run.** A step needs more than half of the active peers. If honest peers are away and all Byzantine ones
+  fall silent too, so that `a + b >= n/2`, the step stops. Nothing wrong is applied, but nothing goes on before some
+  return. A smaller quorum would let both halves of a cut network go on.
 - **A wrong aggregate within the tolerances.** Below about twelve times k times `residual_tol` V2 does not see it; with
-  one direction V2 misses a larger one with small probability (the projection can be near zero by chance), and colluders
-  hide one within `delta_max` until one of them is validated. Raise `directions`, `validators`.
+  one direction V2 misses a larger one with small probability (the projection can be near zero by chance). Colluders
+  that cook their reports hide one within V3's distance, ten times the size of an honest part and tau, until one of them
+  is validated. One that is removed for something else is not validated any more. Raise `directions`, `validators`.
 - **Wrong gradients until they are validated.** They are clipped, not undone.
 - **Misreports within twice the tolerance** are nobody's fault.
-- **More than b.** With a majority of votes Byzantine peers ban whom they like. With `b` between `(n - m)/2` and `n/2`
-  V3 can tie and an aggregate can be held by Byzantine peers alone; the configuration warns.
+- **More than b, or more honest peers away than the bounds allow.** With `b >= (n - m - a)/2` half of the rows may be
+  liars': parts that are far off are skipped, others lie within ten times the size of an honest part and tau of one.
+  With `b >= (n - a)/2` liars keep votes undecided. An undecided part is skipped and its owner removed as `undelivered`,
+  and an accuser that cannot get a majority goes, honest or not. With a majority of votes Byzantine peers ban whom they
+  like.
+- **Honest peers that are away.** One that misses a commit phase loses the step and nothing else: it cannot be accused
+  of what it would have to answer. In mode `exact` a wrong gradient of the step before is still tried, since hashes
+  decide. Misses are counted with a leak: `max_absences` steps in a row, or in the long run more than every third one,
+  and it is `gone`. One that vanishes after its commitment is `silent`, and out for good.
+- **Slow links.** Nobody is convicted of what did not arrive. But an honest owner whose evidence does not reach half of
+  the voters in time is removed as `undelivered`; deadlines do not grow with the evidence of a trial yet.
 - **`relays` below the number of colluders**, or 0: the honest peers can be split by a message that comes late.
 - **Broken clocks and deadlines.** A network that delays honest messages beyond a phase makes honest peers look silent.
 - **Sybils.** Keys cost nothing. Who joins pays a probation of validated gradients; without it (`probation: null`)
@@ -85,8 +106,13 @@ NOT_COVERED = """
 - **Poisoned public data.** Everybody computes the gradient of whatever the batch holds; a backdoor in the data set is
   trained like any other example.
 - **Privacy.** Gradients, parameters and batches are seen by peers, by design.
-- **Stolen keys, and honest peers that run twice.** Two different messages under one key are equivocation, whoever
-  signed them.
+- **Stolen keys, and honest peers that run twice at the same time.** Two different messages under one key in one phase
+  are equivocation, whoever signed them.
+- **Runs that go on from a checkpoint.** They repeat steps. In one process and over torch.distributed each restart
+  begins a new life, and messages of the one before prove nothing. Two restarts from the same checkpoint count as the
+  same life. In a swarm that restarts as a whole no new life begins: an honest peer that says something else in a
+  repeated step can be shown two-faced. Peers draw the same secrets again, so the coins of the repeated steps are known
+  beforehand.
 """
 
 SWARM = """
@@ -131,7 +157,7 @@ can be strangers ([swarm.md](swarm.md), [running.md](running.md)). Tests of this
   peer is then silent, and two that do not hear each other are both removed. A relay also carries the traffic of
   strangers.
 - **A partition.** Who hears no majority stops, and takes the majority's state later. *Not covered:* halves stand
-  still. A minority that is away for longer than `max_absences` steps is out.
+  still. A minority that is away for `max_absences` steps is out.
 """
 
 

@@ -377,11 +377,18 @@ def _twisted(payload: Any, how: str, ctx: Context) -> Any:
     if isinstance(payload, Claims):
         honest = next(peer for peer in record.workers if peer != ctx.peer)
         real = Claim(ctx.step, honest, "withheld_aggregate", 10**6)
+        parts = [part for part, owner in enumerate(record.owners) if owner == honest]
+        watched = record.assignments.get(ctx.peer)
+        worked = ctx.last.workers if ctx.last is not None else record.workers
+        unwatched = next(peer for peer in worked if peer not in (ctx.peer, watched))
         claims = {
             "claim_unknown_peer": (replace(real, accused=10**6),),
             "claim_part_out_of_range": (real,),
             "claim_oneself": (replace(real, accused=ctx.peer, part=0),),
             "claim_future": (replace(real, step=ctx.step + 5, part=0),),
+            "claim_not_lacked": tuple(replace(real, kind="bad_aggregate", part=part) for part in parts),
+            "claim_of_owner": tuple(replace(real, kind="misreport", part=part) for part in parts),
+            "claim_of_validator": (Claim(ctx.step - 1, unwatched, "wrong_gradient"),),
             "claim_too_many": tuple(replace(real, part=i) for i in range(Limits(peers, 1).claims + 1)),
         }
         return Claims(claims[how]) if how in claims else payload
@@ -413,6 +420,9 @@ TWISTS = (
     "claim_part_out_of_range",
     "claim_oneself",
     "claim_future",
+    "claim_not_lacked",
+    "claim_of_owner",
+    "claim_of_validator",
     "claim_too_many",
     "votes_short",
     "votes_long",

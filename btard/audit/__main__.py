@@ -15,8 +15,11 @@ from pathlib import Path
 from btard.audit.auditor import audit
 from btard.audit.report import AuditError, NotReproduced
 from btard.audit.settings import read_settings, read_task
-from btard.protocol.wire import Malformed
+from btard.protocol.wire import Malformed, shown
 from btard.task import Task
+
+LINE = 1000
+"""Characters of a line that is printed: the folder may be a stranger's."""
 
 KNOWN = frozenset({"resnet.audit:task_of", "albert.audit:task_of"})
 """What is imported because a run folder says so."""
@@ -79,10 +82,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 _not_recomputed(str(error))
                 report = audit(options.run_dir)
     except (AuditError, ValueError) as error:
-        print(f"refused: {error}", file=sys.stderr)
+        print(f"refused: {shown(error, LINE)}", file=sys.stderr)
         return 1
     for finding in report.findings:
-        print(finding)
+        print(shown(finding, LINE))
     print(report.summary)
     return 0
 

@@ -14,7 +14,7 @@ from btard.audit.encoding import check_array, check_hex
 from btard.audit.files import ATTESTATION, read_json, write_json
 from btard.protocol import wire
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.hashing import digest, tensor_digest
+from btard.protocol.hashing import signed_digest, tensor_digest
 from btard.protocol.identity import Roster
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Attestation:
     def digest(self, config: ProtocolConfig, roster: Roster, d: int) -> bytes:
         """What is signed: also the settings and the keys."""
         settings = json.dumps(asdict(config), sort_keys=True)
-        return digest("attestation", config.run_id, settings, d, *roster.keys, self.step, self.head, self.params)
+        return signed_digest("attestation", config.run_id, settings, d, *roster.keys, self.step, self.head, self.params)
 
     def write(self, folder: Path) -> None:
         signatures = [[peer, signature.hex()] for peer, signature in sorted(self.signatures.items())]

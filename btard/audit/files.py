@@ -39,8 +39,8 @@ def write_json(file: Path, content: Mapping[str, Any]) -> None:
     put_in_place(temporary, file)
 
 
-def read_json(file: Path, names: set[str]) -> dict[str, Any]:
-    """What `write_json` wrote, an object with the keys `names`; Malformed if it is anything else."""
+def read_json(file: Path, names: set[str] | None = None) -> dict[str, Any]:
+    """What `write_json` wrote, an object with the keys `names` (None: any); Malformed if it is anything else."""
     raw = read_bounded(file, MAX_JSON)
     hashed, _, text = raw.partition(b"\n")
     if not text.endswith(b"\n") or blake3(text[:-1]).hexdigest().encode() != hashed:

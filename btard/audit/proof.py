@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from btard.audit.encoding import check_hex, flattened, to_host, unflattened
 from btard.audit.files import file_digest, proof_file, put_in_place, read_json, write_json
 from btard.protocol import wire
-from btard.protocol.hashing import digest
+from btard.protocol.hashing import signed_digest
 from btard.protocol.identity import Identity
 from btard.protocol.messages import NOBODY, Packet
 from btard.protocol.record import Transcript, to_json
@@ -146,4 +146,4 @@ class Proof:
 
 def content_digest(content: Mapping[str, Any]) -> bytes:
     """What the recording peer signs of a proof."""
-    return digest("proof", json.dumps(content, sort_keys=True))
+    return signed_digest("proof", json.dumps(content, sort_keys=True))

@@ -8,23 +8,31 @@ from pathlib import Path
 from btard.audit.encoding import check_array, check_hex, check_object
 from btard.audit.files import PROTOCOL, ROSTER, read_json, write_json
 from btard.protocol.config import ProtocolConfig
+from btard.protocol.hashing import PROTOCOL_VERSION
 from btard.protocol.identity import Roster
 from btard.protocol.wire import Malformed
 
-FIELDS = {"d", "config", "task"}
+FIELDS = {"version", "d", "config", "task"}
 """Of protocol.json."""
 
 
 def write_settings(folder: Path, config: ProtocolConfig, d: int, roster: Roster, task: str = "") -> None:
     """The two files that `read_settings` reads. `task`: module:function that makes the run's task of its folder."""
-    write_json(folder / PROTOCOL, {"d": d, "config": asdict(config), "task": task})
+    write_json(folder / PROTOCOL, {"version": PROTOCOL_VERSION, "d": d, "config": asdict(config), "task": task})
     # Of those who were there from the start: the keys of others stand in the ledger.
     write_json(folder / ROSTER, {"keys": [key.hex() for key in roster.keys[: config.peers]]})
 
 
 def read_settings(folder: Path) -> tuple[ProtocolConfig, int, Roster]:
     """The run's settings, its number of parameters d, and its keys; Malformed names what is wrong."""
-    content = read_json(folder / PROTOCOL, FIELDS)
+    content = read_json(folder / PROTOCOL)
+    if content.get("version") != PROTOCOL_VERSION:
+        found = ascii(content["version"]) if "version" in content else "none"
+        raise Malformed(
+            f"{PROTOCOL}: the run is of protocol version {found:.40}, this audits version {PROTOCOL_VERSION}; "
+            "take the release that recorded it"
+        )
+    check_object(content, PROTOCOL, FIELDS)
     d = content["d"]
     if type(d) is not int or not 1 <= d < 2**32:
         raise Malformed(f"{PROTOCOL}: d is {d!r:.40}")

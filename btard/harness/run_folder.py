@@ -29,6 +29,7 @@ from torch import Tensor
 from btard.extras import need
 from btard.harness.settings import Settings, config_text, differing_keys, read_config
 from btard.harness.typed_yaml import AnyPath, ConfigError
+from btard.protocol.hashing import PROTOCOL_VERSION
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -53,6 +54,9 @@ TAGS = {
 """What TensorBoard calls the metrics of a step."""
 
 SECONDS_TAG = "time/seconds per step"
+
+VERSION = "protocol_version"
+"""The file that holds the version of the protocol under which a run was begun."""
 
 HEADER = "btard"
 """Where a checkpoint's step, state and digest stand in the metadata of its safetensors file."""
@@ -83,7 +87,9 @@ class Checkpoints:
         target = self.path / f"step-{step:08d}.safetensors"
         temporary = target.with_suffix(".tmp")
         # One entry, because safetensors writes several in random order, and equal runs shall have equal files.
-        header = json.dumps({"step": step, "state": text, "digest": _digest(step, text, copies)})
+        header = json.dumps(
+            {"version": PROTOCOL_VERSION, "step": step, "state": text, "digest": _digest(step, text, copies)}
+        )
         save_file(copies, temporary, metadata={HEADER: header})
         _commit(temporary, target)
         for file_path in self.files()[:-KEPT_CHECKPOINTS]:
@@ -144,6 +150,7 @@ class RunFolder:
         # Also where an earlier attempt failed before its first step: its settings bind nobody.
         self.checkpoints.path.mkdir(exist_ok=True)
         _write_atomically(file, config_text(config).encode())
+        _write_atomically(self.path / VERSION, f"{PROTOCOL_VERSION}\n".encode())
 
     def _begun(self) -> bool:
         metrics = self.path / "metrics.jsonl"
@@ -155,6 +162,13 @@ class RunFolder:
 
     def _refuse_other(self, config: Settings, file: Path) -> None:
         way_out = "choose another --out, or delete the folder"
+        noted = self.path / VERSION
+        version = noted.read_text(encoding="utf-8", errors="replace").strip() if noted.is_file() else "none"
+        if version != str(PROTOCOL_VERSION):
+            raise RunFolderError(
+                f"{self.path}: holds a run of protocol version {version:.40}, this is version {PROTOCOL_VERSION}; "
+                f"{way_out}"
+            )
         try:
             differing = differing_keys(read_config(type(config), file), config)
         except ConfigError as error:
@@ -370,6 +384,8 @@ def _read_checkpoint(file: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]
     with safe_open(file, framework="pt") as content:
         header = json.loads(content.metadata()[HEADER])
         tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  (no dict)
+    if header["version"] != PROTOCOL_VERSION:
+        raise ValueError(f"protocol version {header['version']!r:.40}, this is version {PROTOCOL_VERSION}")
     step, text = header["step"], header["state"]
     if header["digest"] != _digest(step, text, tensors):
         raise ValueError("its content does not match its digest")

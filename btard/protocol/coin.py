@@ -38,8 +38,8 @@ def toss(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
     run_id, attempt = seat.config.run_id, 0
     while True:
         mine = CoinReveal(
-            seat.identity.secret("coin", run_id, record.step, attempt),
-            seat.identity.secret("salt", run_id, record.step, attempt),
+            seat.identity.secret("coin", run_id, record.step, attempt, epoch=record.epoch),
+            seat.identity.secret("salt", run_id, record.step, attempt, epoch=record.epoch),
         )
         commitment = seat.memory(coin_commitment, run_id, record.step, attempt, seat.id, mine)
         missing = tuple(part for part in record.announced if part not in record.aggregates)

@@ -43,9 +43,9 @@ class ProtocolSettings:
     directions: int = 1
     """How many random directions z V2 projects on. More make a narrow miss by chance rarer, and the reports longer."""
     delta_max: float | None = None
-    """V3: a part is checked when over half of the workers are farther than this from its aggregate. null: 10 times the
-    median over the parts of their median distance, in the same step. Set it if you know how far honest gradients are
-    apart, to leave colluders less."""
+    """V3: a part is checked when all honest workers may be farther than this from its aggregate. null: 10 times the
+    size of an honest gradient's part in the same step, and tau. Set it if you know how far honest gradients are apart,
+    to leave colluders less."""
     clip_lambda: float | None = None
     """BTARD-Clipped-SGD: peers scale their gradients to at most this norm. Lower it if the loss jumps. null: no
     clipping."""
@@ -123,7 +123,7 @@ class ProtocolConfig(ProtocolSettings):
         if 2 * b >= n - m and b:
             warnings.warn(
                 f"b={b} >= (n - m)/2 = {(n - m) / 2:g}: with all validators honest, the workers of a step have no "
-                "honest majority and V3 can tie; use fewer validators or more peers",
+                "honest majority, and liars can have parts skipped at no cost; use fewer validators or more peers",
                 stacklevel=3,
             )
         fits = self.tau != "auto" or not b or b < self.tau_quantile * (n - m)

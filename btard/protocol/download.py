@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from btard.protocol.hashing import DIGEST_SIZE, digest, tensor_digest
+from btard.protocol.hashing import DIGEST_SIZE, digest, signed_digest, tensor_digest
 from btard.protocol.identity import Identity, verify_key
 
 
@@ -56,7 +56,7 @@ class Vouch:
 
 
 def _vouched(run_id: str, member: int, newcomer: bytes, hashed: bytes) -> bytes:
-    return digest("vouch", run_id, member, newcomer, hashed)
+    return signed_digest("vouch", run_id, member, newcomer, hashed)
 
 
 def agreed_digest(run_id: str, newcomer: bytes, members: Mapping[int, bytes], vouches: Iterable[Vouch]) -> bytes:

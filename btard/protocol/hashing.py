@@ -12,6 +12,10 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 DIGEST_SIZE = 32
 
+PROTOCOL_VERSION = 2
+"""Grows with every change of what peers say or sign, or of what a checkpoint or a proof holds. Peers and run folders of
+another version are refused, and so are folders of the time before there were versions."""
+
 Field = str | int | bytes
 
 
@@ -36,6 +40,11 @@ def _encoded(field: str | int) -> bytes:
 def digest(*fields: Field) -> bytes:
     """H(fields): 32 bytes. The first field should name the domain ("batch", "coin", ...)."""
     return blake3(_frame(fields)).digest()
+
+
+def signed_digest(domain: str, *fields: Field) -> bytes:
+    """What somebody signs who says `fields`: no signature holds under another version of the protocol."""
+    return digest(domain, PROTOCOL_VERSION, *fields)
 
 
 def tensor_digest(tensor: torch.Tensor, *fields: Field, threads: int = 1) -> bytes:

@@ -14,16 +14,19 @@ SIGNATURE_SIZE = 64
 
 
 class Identity:
-    """A peer's key pair. The public key (32 bytes) is the peer's identity."""
+    """A peer's key pair. The public key (32 bytes) is the peer's identity.
 
-    def __init__(self, private_key: SigningKey) -> None:
-        self._private_key = private_key
+    `simulated`: it was made from a seed that everybody knows, and repeats its secrets in every life of a run.
+    """
+
+    def __init__(self, private_key: SigningKey, *, simulated: bool = False) -> None:
+        self._private_key, self.simulated = private_key, simulated
         self.public_key = bytes(private_key.verify_key)
 
     @classmethod
     def from_seed(cls, *fields: str | int | bytes) -> Identity:
         """A reproducible identity, for simulations. A real peer calls `generate` and keeps its key."""
-        return cls(SigningKey(digest("identity", *fields)))
+        return cls(SigningKey(digest("identity", *fields)), simulated=True)
 
     @classmethod
     def generate(cls) -> Identity:
@@ -38,9 +41,13 @@ class Identity:
         """The 64-byte Ed25519 signature of `message`."""
         return self._private_key.sign(message).signature
 
-    def secret(self, *fields: str | int) -> bytes:
-        """32 bytes that only the holder of this key can derive, the same on every rerun."""
-        return digest("secret", self.seed, *fields)
+    def secret(self, *fields: str | int, epoch: bytes) -> bytes:
+        """32 bytes that only the holder of this key can derive; others in every life of the run, which `epoch` names.
+
+        Whoever has seen a peer's secret of a step would know it beforehand when the step is repeated. A simulated
+        identity has the same ones in all lives: a resumed simulation is the same to the bit.
+        """
+        return digest("secret", self.seed, *fields, *(() if self.simulated else (epoch,)))
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,11 @@ class Roster:
 
 @remembered(8192)
 def verify_key(key: bytes, message: bytes, signature: bytes) -> bool:
-    """Whether `signature` on `message` is that of the holder of the public key `key`; False for malformed bytes."""
+    """Whether `signature` on `message` is that of the holder of the public key `key`; False for malformed bytes.
+
+    False, too, for keys and points R of small order, for which there are signatures that nobody made, for keys that are
+    encoded in another way than they must be, and for a number S that is not reduced: libsodium refuses these.
+    """
     if len(signature) != SIGNATURE_SIZE:
         return False
     try:

@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from btard.protocol import wire
-from btard.protocol.hashing import digest
+from btard.protocol.hashing import digest, signed_digest
 from btard.protocol.identity import SIGNATURE_SIZE, Identity, Roster, verify_key
 from btard.protocol.memory import NOTHING, Memory, remembered
 from btard.protocol.wire import Digest, Malformed, Message, Number
@@ -133,11 +133,11 @@ class JoinRequest(Message, frozen=True):
 
     @classmethod
     def create(cls, identity: Identity, run_id: str) -> JoinRequest:
-        return cls(identity.public_key, identity.sign(digest("join", run_id, identity.public_key)))
+        return cls(identity.public_key, identity.sign(signed_digest("join", run_id, identity.public_key)))
 
     def authentic(self, run_id: str, memory: Memory = NOTHING) -> bool:
         """Whether the holder of the key signed it for this run."""
-        return memory(verify_key, self.key, digest("join", run_id, self.key), self.signature)
+        return memory(verify_key, self.key, signed_digest("join", run_id, self.key), self.signature)
 
 
 class Join(Message, frozen=True):
@@ -264,11 +264,11 @@ class Packet(Struct, frozen=True):
         hashed: bytes,
     ) -> Packet:
         """`hashed`: the commitment to `body`, which is what the sender signs."""
-        return cls(kind, sender, step, part, body, identity.sign(digest("packet", hashed)))
+        return cls(kind, sender, step, part, body, identity.sign(signed_digest("packet", hashed)))
 
     def authentic(self, hashed: bytes, roster: Roster, memory: Memory = NOTHING) -> bool:
         """Whether the sender signed a packet of commitment `hashed`."""
-        return roster.verify(self.sender, digest("packet", hashed), self.signature, memory)
+        return roster.verify(self.sender, signed_digest("packet", hashed), self.signature, memory)
 
 
 def tensor_of(packet: Packet, size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -138,12 +138,14 @@ class Peer(Seat):
         self.absences, self.probation = dict(start.absences), dict(start.standings)
         self.byzantine, self.epoch = start.byzantine, start.epoch
 
-    def begin_life(self) -> None:
+    def begin_life(self, epoch: bytes | None = None) -> None:
         """Go on after a common restart, in which steps may be repeated: no message of the life before counts any more.
 
-        Simulated peers repeat their secrets, so that a resumed run is the same run.
+        `epoch` names the new life (32 bytes), the same at all peers and never used before; in one process, where nobody
+        keeps messages of the life before, it follows from that one. Simulated peers repeat their secrets, so that a
+        resumed run is the same run; others have new ones in each life.
         """
-        self.epoch = digest("life", self.config.run_id, self.epoch)
+        self.epoch = digest("life", self.config.run_id, self.epoch) if epoch is None else epoch
 
     def _finish(self, record: StepRecord, already: int) -> Outcome | None:
         """A_{t+1}, V_{t+1} and the coin of the next step (phases 7 and 8)."""

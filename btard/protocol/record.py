@@ -15,7 +15,7 @@ import msgspec
 import torch
 from msgspec import Meta, Struct
 
-from btard.protocol.hashing import digest
+from btard.protocol.hashing import signed_digest
 from btard.protocol.messages import NOBODY, AnnouncedPart, Claim, Commit, Packet, Report, Signed
 from btard.protocol.wire import Number
 
@@ -87,11 +87,12 @@ class Start(Struct, forbid_unknown_fields=True):
     """Which life of the run this is: peers that repeat steps after a common restart begin another one."""
 
     def binding(self, run_id: str) -> bytes:
-        """What a signature of the step is bound to: the run, and all of this.
+        """What a signature of the step is bound to: the version of the protocol, the run, and all of this.
 
-        A message of another step, life or run, or of a peer that sees another history, is no message here.
+        A message of another step, life, run or version, or of a peer that sees another history, is no message here.
         """
-        return digest("context", run_id, msgspec.msgpack.encode(to_json(self, Start), order="deterministic"))
+        agreed = msgspec.msgpack.encode(to_json(self, Start), order="deterministic")
+        return signed_digest("context", run_id, agreed)
 
 
 class Settled(Start):

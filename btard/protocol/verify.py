@@ -83,7 +83,7 @@ class Tally:
         return self._honest(self._column("sizes", part))
 
     def reach(self, part: int) -> float:
-        """At most norm plus size of an honest sender; at least ||a[part]|| where more than b senders are honest."""
+        """At most an honest sender's norm and size together; at least ||a[part]||, if b + 1 senders are honest."""
         return self._honest(self._column("norms", part) + self._column("sizes", part))
 
     def total(self, part: int, direction: int) -> float:

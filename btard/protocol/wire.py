@@ -35,6 +35,15 @@ class Message(Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
         return True
 
 
+def shown(text: object, limit: int = 200) -> str:
+    """What somebody else has said, fit to be printed: one line of at most `limit` characters that a terminal shows.
+
+    All but printable ASCII is escaped, for other characters can move the cursor, hide text or not be printed at all.
+    """
+    escaped = "".join(c if " " <= c <= "~" else c.encode("unicode_escape").decode() for c in str(text)[: limit + 1])
+    return escaped if len(escaped) <= limit else escaped[: max(0, limit - 3)] + "..."
+
+
 def pack(value: Any) -> bytes:
     """MessagePack of nested tuples or lists of str, int, float and bytes."""
     return msgspec.msgpack.encode(value)
@@ -68,7 +77,7 @@ def decode(payload: bytes, form: type[T], *, max_bytes: int, what: str) -> T:
     try:
         content = decoder.decode(payload)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise Malformed(f"{what}: not valid ({type(error).__name__}: {error!s:.200})") from None
+        raise Malformed(f"{what}: not valid ({type(error).__name__}: {shown(error)})") from None
     if pack(content) != payload:
         raise Malformed(f"{what}: not valid (packed in another way than it must be)")
     result = make(content)
@@ -107,7 +116,7 @@ def convert(value: Any, form: type[T], what: str) -> T:
     try:
         return msgspec.convert(value, form, str_keys=True)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:  # also text that is not UTF-8
-        raise Malformed(f"{what}: {error!s:.200}") from None
+        raise Malformed(f"{what}: {shown(error)}") from None
 
 
 def check_list(value: Any, what: str, item: Callable[[Any, str], T], *, max_len: int) -> tuple[T, ...]:

@@ -20,6 +20,8 @@ from btard.swarm.links import Refused
 from btard.swarm.member import PREVIOUS, Member
 from btard.swarm.state import ask_status, ask_to_join, fetch_state
 
+GRACE = 60.0
+"""Seconds after deadlines.gather in which those who are there have to agree on who that is."""
 POLL = 0.3
 """Seconds between two looks at the others while waiting for them."""
 
@@ -53,6 +55,8 @@ def _gather(member: Member) -> None:
     half, shown = len(member.peer.roster.keys) / 2, 0
     while True:
         said = ask_all(member)
+        member.life.hear(said)
+        agreeing = member.life.agreeing(said)
         mine: dict[str, Any] = {"state": "gathering", "step": 0, "stored": sorted({0, *member.stored})}
         everybody = [mine, *said.values()]
         can = [step for step in mine["stored"] if sum(step in s.get("stored", ()) for s in everybody) > half]
@@ -67,18 +71,24 @@ def _gather(member: Member) -> None:
         # Whoever goes first is waited for in the first phase, not longer: so all first say that they are ready.
         if len(everybody) == len(member.peer.roster.keys):
             member.state = "ready"
+        if late and agreeing > half:
+            break
+        ready = member.state == "ready" and all(s.get("state") != "gathering" for s in said.values())
+        if ready and agreeing > half and agreeing >= len(everybody) - member.protocol.byzantine:
+            break
         if late and len(everybody) > half:
-            break
-        if member.state == "ready" and all(s.get("state") != "gathering" for s in said.values()):
-            break
-        if late:
+            if time.monotonic() > deadline + GRACE:
+                raise NoFounders(
+                    f"only {agreeing} of {len(everybody)} peers agree on who is here, {GRACE:g} s after "
+                    "deadlines.gather; start this one again"
+                )
+        elif late:
             raise NoFounders(
                 f"only {len(everybody)} of {len(member.peer.roster.keys)} peers are here after deadlines.gather = "
                 f"{member.config.deadlines.gather:g} s, more than half are needed; start the others"
             )
         time.sleep(POLL)
-    if begin:
-        member.load(begin)
+    member.begin_life(begin)
     member.stored = {step: kept for step, kept in member.stored.items() if step >= begin}
     member.state = "running"
 

@@ -10,11 +10,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from btard import __version__
 from btard.harness.typed_yaml import ConfigError
+from btard.protocol.hashing import PROTOCOL_VERSION
 
 HEADER, OLD_HEADER = "btard.swarm", "btard.albert"
-"""Where the metadata of a checkpoint stand in its file, and where they stood in version 0.1.0."""
+"""Where the metadata of a checkpoint stand in its file, and where they stood before there were versions."""
 
 
 def save_start(
@@ -26,7 +26,9 @@ def save_start(
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(".tmp")
-    header = json.dumps({"step": step, "digest": digest, "confirmed_by": list(confirmed_by)})
+    header = json.dumps(
+        {"version": PROTOCOL_VERSION, "step": step, "digest": digest, "confirmed_by": list(confirmed_by)}
+    )
     save_file({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, temporary, {HEADER: header})
     temporary.replace(file)
 
@@ -52,17 +54,17 @@ def load_start(file: Path, like: Mapping[str, torch.Tensor]) -> tuple[int, dict[
     try:
         with safe_open(file, framework="pt") as content:
             metadata = content.metadata() or {}
-            if OLD_HEADER in metadata:
+            header = json.loads(metadata.get(HEADER) or metadata.get(OLD_HEADER, "null"))
+            if header.get("version") != PROTOCOL_VERSION:
                 raise ConfigError(
-                    f"start_from {file}: was kept by btard 0.1.0, this is {__version__}, "
-                    "which takes no such file; run the baseline again"
+                    f"start_from {file}: is of protocol version {header.get('version', 'none')}, this is version "
+                    f"{PROTOCOL_VERSION}; run the baseline again"
                 )
-            header = json.loads(metadata.get(HEADER, "null"))
             tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  (no dict)
         step = int(header["step"])
     except ConfigError:
         raise
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f"start_from {file}: is no checkpoint of a coordinator ({error})") from None
     for name, tensor in like.items():
         if name not in tensors or (tensors[name].shape, tensors[name].dtype) != (tensor.shape, tensor.dtype):

@@ -26,6 +26,7 @@ from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.download import WrongState
 from btard.protocol.identity import Identity
+from btard.protocol.wire import shown
 from btard.swarm.checkpoint import load_start, save_start
 from btard.swarm.config import SwarmConfig
 from btard.swarm.doors import Doors
@@ -264,7 +265,7 @@ class Coordinator:
     def _end(self) -> dict[str, Any]:
         self._log_rows(last=True)
         metrics, bans, attackers = self.folder.metrics(), self.view.bans(), sorted(self.view.attackers())
-        heads = {str(status.get("head")) for status in self.view.present(time.time()).values()}
+        heads = {shown(status.get("head"), 64) for status in self.view.present(time.time()).values()}
         summary = {
             "steps": self.config.steps,
             "loss": metrics[-1]["loss"] if metrics else None,

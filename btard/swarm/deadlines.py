@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 
 from btard.checks import require
 
-TENSOR_PHASES = frozenset({"part", "aggregate", "recover", "disclose", "evidence", "bring_up", "forward"})
+TENSOR_PHASES = frozenset({"part", "aggregate", "recover", "disclose", "evidence", "pass", "bring_up", "forward"})
 """Exchanges of parts and aggregates: their messages take as long as the network needs for the gradient."""
 
 
@@ -40,6 +40,6 @@ class Deadlines:
     def allowance(self, phase: str) -> float:
         """By how much the wait of `phase` is longer than that of the phase before it (`btard.swarm.rounds`: why)."""
         kind = phase.partition("/")[0]
-        if kind == "vote":  # judges recompute before they vote
+        if kind in ("lacking", "vote"):  # judges recompute before they say anything about the evidence
             return self.compute + self.message
         return self.transfer if kind in TENSOR_PHASES and phase.count("/") <= 1 else self.message

@@ -18,6 +18,7 @@ from hivemind.p2p import P2PDaemonError
 from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 
 from btard.protocol import wire
+from btard.protocol.hashing import PROTOCOL_VERSION
 from btard.protocol.wire import Malformed
 from btard.swarm import frames
 from btard.swarm.identity import public_key_of
@@ -28,7 +29,6 @@ PROTOCOL = "/btard/swarm"
 """The name of our streams among libp2p's. It never changes, so that versions can tell each other that they differ."""
 LOBBY = "/btard/lobby"
 """And of those to who lists the first peers, before anybody knows the list."""
-VERSION = 1
 HELLO = 2**16
 """Bytes of a hello: the settings are the most of it."""
 PATIENCE = 10.0
@@ -79,10 +79,10 @@ class Doors:
         """A stream to `door` of the holder of `key`. Errors: Refused, in its words; Malformed; those of `Node.dial`."""
         reader, writer = await asyncio.wait_for(self.node.dial(key, self.protocol), PATIENCE)
         try:
-            await frames.send(writer, ("btard", VERSION, door, self.run_id, self._hello, arguments))
+            await frames.send(writer, ("btard", PROTOCOL_VERSION, door, self.run_id, self._hello, arguments))
             answer = await asyncio.wait_for(frames.receive(reader, HELLO, "answer"), PATIENCE)
             if answer[:1] != ["welcome"]:
-                raise Refused(str(answer[1])[:2000] if len(answer) > 1 else "refused without a reason")
+                raise Refused.by(answer)
         except BaseException:
             writer.close()
             raise
@@ -122,6 +122,8 @@ class Doors:
             log.exception("a stream of %s failed", info.peer_id)
         finally:
             self._open[key] -= 1
+            if not self._open[key]:
+                del self._open[key]  # strangers make up keys as they like
             writer.close()
 
     async def _answer(self, key: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -142,17 +144,19 @@ class Doors:
     def _check(self, key: bytes, hello: list[Any]) -> tuple[Door, list[Any]]:
         if hello[:1] != ["btard"] or len(hello) < 2:
             raise Malformed("hello: no peer of ours")
-        if hello[1] != VERSION:
-            raise Refused(f"protocol version: you speak {hello[1]!r:.20}, I speak {VERSION}; install the same version")
+        if hello[1] != PROTOCOL_VERSION:
+            theirs = wire.shown(repr(hello[1]), 20)
+            raise Refused(f"protocol version: you speak {theirs}, I speak {PROTOCOL_VERSION}; install the same version")
         _, _, name, run_id, settings, arguments = wire.check_fields(hello, "hello", 6)
         if run_id != self.run_id:
-            raise Refused(f"run_id: yours is {run_id!r:.80}, mine is {self.run_id!r}; use the swarm's configuration")
+            theirs = wire.shown(repr(run_id), 80)
+            raise Refused(f"run_id: yours is {theirs}, mine is {self.run_id!r}; use the swarm's configuration")
         if key in self.banned:
             raise Refused(f"banned: {self.banned[key]}")
         if settings != self._hello:
             raise Refused(f"settings: {self._difference(settings)}; use the swarm's configuration")
         if not isinstance(name, str) or name not in self._doors:
-            raise Refused(f"door: there is no {name!r:.40}")
+            raise Refused(f"door: there is no {wire.shown(repr(name), 40)}")
         door, members_only = self._doors[name]
         if members_only and key not in self.members:
             raise Refused("member: your key is not in the roster of this run")
@@ -166,8 +170,9 @@ class Doors:
             theirs = json.loads(text)
             if not isinstance(theirs, dict):
                 raise ValueError
+            names = [k for k in sorted({*theirs, *self.settings}) if theirs.get(k) != self.settings.get(k)]
+            both = [(name, repr(theirs.get(name)), repr(self.settings.get(name))) for name in names[:5]]
         except (ValueError, TypeError, RecursionError):
             return "yours cannot be read"
-        names = [k for k in sorted({*theirs, *self.settings}) if theirs.get(k) != self.settings.get(k)]
-        told = [f"{k} is {theirs.get(k)!r:.60} with you, {self.settings.get(k)!r:.60} with me" for k in names[:5]]
+        told = [f"{wire.shown(k, 60)} is {wire.shown(t, 60)} with you, {wire.shown(m, 60)} with me" for k, t, m in both]
         return ", ".join(told) + (f", and {len(names) - 5} more" if len(names) > 5 else "")

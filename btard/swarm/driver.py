@@ -160,8 +160,9 @@ class SwarmDriver:
     def restart(self, peer: Peer, *, behind: bool = False) -> None:
         """Go on as `peer`, which has the state at the beginning of its next step.
 
-        `behind`: the others are in that step already, and do not wait for this peer. So it does not commit in it: they
-        could go on without its commitment, and hold it to what it then says in their roll call.
+        `behind`: the others are in that step already, and do not wait for this peer. So it says nothing in the commit
+        phase, which is the roll call, and is out for the step: else it could be in it, and owe what it cannot say in
+        time.
         """
         self.peer = peer
         self._behind = peer.t if behind else None
@@ -192,7 +193,7 @@ class SwarmDriver:
         said = letters[me]
         if isinstance(said.effect, Broadcast):
             late = self._others_have_gone_on() or (said.phase == "commit" and self._behind == step)
-            if late and not self._owes(said.phase):
+            if late and not self._owes():
                 said = replace(said, common=None, special={})
         common, special = said.encoded()
         mail = Said(said.phase, common, special)
@@ -206,8 +207,11 @@ class SwarmDriver:
         """Whether more peers are past the phase at hand than can lie about it."""
         return self.rounds.outrun_by() > self.peer.config.byzantine
 
-    def _owes(self, phase: str) -> bool:
-        """Whether the others remove whoever is not heard in this broadcast; to be late is better then."""
+    def _owes(self) -> bool:
+        """Whether this peer is in the step: then the others remove it if they do not hear it, and late is better.
+
+        Before the roll call, which is the commit phase, nobody owes anything; who was not heard in it is out.
+        """
         record = self.peer.current
         return record.here is not None and self.peer.id in record.members
 

@@ -29,6 +29,10 @@ REPEAT = 30.0
 """Seconds after which a record is stored again: long before it is forgotten."""
 COME = "come"
 """The lobby's door."""
+WELCOME = 2**12
+"""Keys that the lobby remembers, those who came last: strangers can make any number of them."""
+ADDRESSES, ADDRESS = 8, 200
+"""Addresses that a peer may say it has, and characters of one."""
 SAID = 100
 """Refusals that the lobby tells of: strangers can make any number of keys."""
 
@@ -74,11 +78,22 @@ def known_founders(config: SwarmConfig) -> tuple[bytes, ...] | None:
     return keys
 
 
+def trusted_keys(config: SwarmConfig) -> frozenset[bytes]:
+    """The keys that the addresses in the settings name, the coordinator's among them. Errors: ConfigError."""
+    try:
+        named = {public_key_of(node_of(address)) for address in config.network.addresses}
+    except ValueError as error:
+        raise ConfigError(f"network.initial_peers: {error}") from None
+    return frozenset(key for key in named if key is not None)
+
+
 async def announce(node: Node, run_id: str) -> None:
     """Say again and again that this peer is there, and where."""
     while True:
         addresses = [str(address) for address in await node.p2p.get_visible_maddrs()]
-        await node.publish(come_key(run_id), node.identity.public_key.hex(), addresses[:8])
+        await node.publish(
+            come_key(run_id), node.identity.public_key.hex(), [a for a in addresses if len(a) <= ADDRESS][:ADDRESSES]
+        )
         await asyncio.sleep(REPEAT)
 
 
@@ -86,9 +101,14 @@ async def meet(node: Node, run_id: str) -> dict[bytes, list[str]]:
     """Public key -> addresses of everybody that says that it is there."""
     found: dict[bytes, list[str]] = {}
     for subkey, (author, value) in (await node.records(come_key(run_id))).items():
-        if subkey == author.hex() and isinstance(value, list) and all(isinstance(entry, str) for entry in value):
-            found[author] = value
+        if subkey == author.hex() and isinstance(value, list) and all(_is_address(entry) for entry in value):
+            found[author] = value[:ADDRESSES]
     return found
+
+
+def _is_address(entry: Any) -> bool:
+    """Whether it can be one, and be written and printed."""
+    return isinstance(entry, str) and len(entry) <= ADDRESS and entry.isascii() and entry.isprintable()
 
 
 class Lobby:
@@ -96,8 +116,8 @@ class Lobby:
 
     def __init__(self, node: Node, config: SwarmConfig, agreed: Mapping[str, Any], say: Say) -> None:
         self.node, self.config, self.say = node, config, say
-        self.welcome: set[bytes] = set()
-        """Public keys of those who have the same settings."""
+        self.welcome: dict[bytes, None] = {}
+        """Public keys of those who have the same settings, who came last last: those who wait come again and again."""
         self._refused: set[tuple[bytes, str]] = set()
         self._doors = Doors(node, config.run_id, agreed, protocol=LOBBY, on_refused=self._on_refused)
         self._doors.add(COME, self._come)
@@ -111,14 +131,14 @@ class Lobby:
         deadline = time.monotonic() + self.config.deadlines.gather
         shown = -1
         while True:
-            come = sorted(self.welcome & (await meet(self.node, self.config.run_id)).keys())
+            come = sorted(self.welcome.keys() & (await meet(self.node, self.config.run_id)).keys())
             if len(come) != shown:
                 shown = len(come)
                 self.say(f"{shown} of {self.config.peers} peers have come")
             if len(come) >= self.config.peers:
                 return tuple(come[: self.config.peers])
             if time.monotonic() > deadline:
-                refused = len({key for key, _ in self._refused} - self.welcome)
+                refused = len({key for key, _ in self._refused} - self.welcome.keys())
                 raise NoFounders(
                     f"only {len(come)} of {self.config.peers} peers have come within deadlines.gather = "
                     f"{self.config.deadlines.gather:g} s{f', and {refused} with other settings' if refused else ''}; "
@@ -127,10 +147,13 @@ class Lobby:
             await asyncio.sleep(PAUSE)
 
     async def _come(self, key: bytes, arguments: list[Any], *streams: object) -> None:
-        self.welcome.add(key)
+        self.welcome.pop(key, None)
+        self.welcome[key] = None
+        if len(self.welcome) > WELCOME:
+            del self.welcome[next(iter(self.welcome))]
 
     def _on_refused(self, key: bytes, why: str) -> None:
-        self.welcome.discard(key)
+        self.welcome.pop(key, None)
         if (key, why) not in self._refused and len(self._refused) < SAID:
             self._refused.add((key, why))
             self.say(f"{peer_id_of(key).to_base58()} gets no seat; it is told: {why}")
@@ -149,11 +172,7 @@ async def learn_founders(node: Node, config: SwarmConfig, agreed: Mapping[str, A
     Errors: NoFounders; ConfigError without addresses, for addresses that name nobody, and for settings (`agreed`) that
     are not the coordinator's.
     """
-    try:
-        named = {public_key_of(node_of(address)) for address in config.network.addresses}
-    except ValueError as error:
-        raise ConfigError(f"network.initial_peers: {error}") from None
-    trusted = {key for key in named if key is not None}
+    trusted = trusted_keys(config)
     if not trusted:
         raise ConfigError("network.initial_peers is null: give the address that the coordinator prints")
     lobby = Doors(node, config.run_id, agreed, protocol=LOBBY)

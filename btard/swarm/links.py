@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from hivemind.p2p import P2PDaemonError
@@ -29,6 +29,11 @@ Dial = Callable[[Position], Awaitable[tuple[asyncio.StreamReader, asyncio.Stream
 
 class Refused(Exception):
     """The other side does not let me in: why, in its own words."""
+
+    @classmethod
+    def by(cls, answer: Sequence[object]) -> Refused:
+        """The refusal that is in `answer`, fit to be printed."""
+        return cls(wire.shown(answer[1], 2000) if len(answer) > 1 else "refused without a reason")
 
 
 @dataclass(frozen=True)

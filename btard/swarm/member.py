@@ -23,6 +23,8 @@ from btard.protocol.snapshot import load_peer, save_peer
 from btard.swarm.config import SwarmConfig
 from btard.swarm.doors import Doors
 from btard.swarm.driver import SwarmDriver
+from btard.swarm.founding import trusted_keys
+from btard.swarm.life import Life, checkpoint_digest
 from btard.swarm.startup import begin, make_node, own_identity
 from btard.swarm.state import StateService
 from btard.swarm.task import Auditable, TaskSource
@@ -34,6 +36,9 @@ RECENT = 24
 STATUS_ENTRIES = 60
 """Entries of the ledger that a status has; the message is bounded."""
 
+
+SAID = 100
+"""Lines that are said once."""
 
 Say = Callable[[str], None]
 """Shows a line to people."""
@@ -55,6 +60,7 @@ class Member:
         self.optimizer, self.task, self.first, self.agreed = start.optimizer, start.task, start.first, start.agreed
         self.device = self.optimizer.params.device
         self.node = make_node(config, self.identity)
+        self.life: Life
         self.driver: SwarmDriver
         self.service: StateService
         self.recorder: Recorder | None = None
@@ -73,9 +79,10 @@ class Member:
     def take_seat(self, founders: tuple[bytes, ...], doors: Doors) -> bool:
         """Be the peer that the list of the first ones says, or a newcomer after them; returns whether it is listed."""
         me = self.identity.public_key
-        self.service = StateService(self.node, doors, self.patience, self.status)
+        self.service = StateService(self.node, doors, self.patience, self.status, trusted_keys(self.config))
         known = me in founders
         number = founders.index(me) if known else len(founders)
+        self.life = Life(number, len(founders), self.protocol.byzantine)
         roster = Roster(founders) if known else Roster(founders).grown(me)
         peer, collusion = self.make_peer(number, roster)
         self.driver = SwarmDriver(
@@ -119,8 +126,8 @@ class Member:
             return Peer(number, self.identity, roster, self.protocol, self.task.d, behaviour), collusion
 
     def say_once(self, line: str) -> None:
-        """Say what would otherwise be said again and again."""
-        if line not in self._said:
+        """Say what would otherwise be said again and again. Not without end, for others can find ever new words."""
+        if line not in self._said and len(self._said) < SAID:
             self._said.add(line)
             self.say(line)
 
@@ -163,6 +170,13 @@ class Member:
             self.recorder.restore(state["recorder"], fresh.last)
         self.say(f"goes on from its checkpoint at step {self.first + step}")
 
+    def begin_life(self, step: int) -> None:
+        """Begin the life that has been agreed on at the checkpoint of `step`, or at the start."""
+        if step:
+            self.load(step)
+        values, _ = save_peer(self.peer)
+        self.peer.begin_life(self.life.epoch(self.config.run_id, checkpoint_digest(values, self.optimizer.params)))
+
     def status(self) -> dict[str, Any]:
         """What this peer says of itself to whoever asks: JSON values, at most some 50 kB."""
         if not hasattr(self, "driver"):
@@ -183,6 +197,7 @@ class Member:
             "recent": recent,
             "instance": os.environ.get("BTARD_INSTANCE"),
             "attacks": peer.behaviour.byzantine,
+            **self.life.told(),
         }
 
     def _watch(self, phase: str) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,13 +28,19 @@ from btard.swarm import frames
 from btard.swarm.doors import Doors
 from btard.swarm.links import Refused
 from btard.swarm.node import Node
+from btard.swarm.places import Places
 
 MAX_STATE = 2**26
 """Bytes of the state as JSON: 32 for each step, and some hundred for each entry of the ledger."""
 MAX_STATUS = 2**16
 KEPT = 2
 """Snapshots that are kept: who begins to load one has a step's time for it."""
-MAX_WAITING = 64
+AHEAD = 256
+"""Steps for whose time somebody may wait for a snapshot; then it has to ask again."""
+WAIT, LOAD, JOIN = 64, 8, 2**10
+"""Strangers that may at once wait for a snapshot, load one, or have asked to join; members have places of their own."""
+EACH = 4
+"""Requests that each of them may have under way: one, and those of before that are still being closed."""
 MAX_NAMES = 2**12
 
 Template = Mapping[str, torch.Tensor]
@@ -61,17 +68,31 @@ class Fetched:
 class StateService:
     """Gives this member's state away. `patience`: seconds that a request waits for the next step to begin.
 
-    `status`: what this peer says of itself, JSON values.
+    `status`: what this peer says of itself, JSON values. `known`: keys of others than members, such as the
+    coordinator's, whose requests no stranger's can crowd out either.
     """
 
-    def __init__(self, node: Node, doors: Doors, patience: float, status: Callable[[], Mapping[str, Any]]) -> None:
-        self.node, self.patience, self.status = node, patience, status
+    def __init__(
+        self,
+        node: Node,
+        doors: Doors,
+        patience: float,
+        status: Callable[[], Mapping[str, Any]],
+        known: frozenset[bytes] = frozenset(),
+    ) -> None:
+        self.node, self.doors, self.patience, self.status = node, doors, patience, status
+
+        def has_place(key: bytes) -> bool:
+            return key in known or key in doors.members
+
+        self._waiting = Places("state", WAIT, EACH, has_place)
+        self._loading = Places("state", LOAD, EACH, has_place)
         self._next_wanted = False
         self._wanted: list[int] = []
         """The steps at whose beginnings somebody waits for a snapshot."""
         self._begun = -1
-        self.requests: list[JoinRequest] = []
-        """Those who asked to join, for the trainer to hand to its peer."""
+        self._requests: dict[bytes, tuple[float, JoinRequest]] = {}
+        """Key -> when its holder asked to join, and the request, the oldest first."""
         self._snapshots: dict[int, Snapshot] = {}
         self._published = asyncio.Condition()
         self._told = threading.Event()
@@ -101,6 +122,10 @@ class StateService:
         self._told.clear()
         self._told.wait(timeout)
 
+    def take_requests(self) -> list[JoinRequest]:
+        """Those who have asked to join since the last call; for the trainer's thread."""
+        return [self._requests.pop(key)[1] for key in list(self._requests)]
+
     async def _announce(self, snapshot: Snapshot, peer: Peer) -> None:
         async with self._published:
             self._snapshots[snapshot.step] = snapshot
@@ -116,7 +141,9 @@ class StateService:
     async def _vouch(
         self, key: bytes, arguments: list[Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        snapshot = await (self._at(wire.check_int(arguments[0], "step")) if arguments else self._next())
+        step = wire.check_int(arguments[0], "step") if arguments else None
+        with self._waiting.of(key):
+            snapshot = await _unless_gone(reader, self._next() if step is None else self._at(step))
         if snapshot.vouched is None:
             raise Refused("state: I vouch for none")
         member = self._member
@@ -138,14 +165,12 @@ class StateService:
 
     async def _at(self, step: int) -> Snapshot:
         """The snapshot of the beginning of `step`, however far that is."""
-        if len(self._wanted) >= MAX_WAITING:
-            raise Refused("state: too many wait for one; ask again later")
         self._wanted.append(step)
         try:
             async with self._published:
                 await asyncio.wait_for(
                     self._published.wait_for(lambda: step in self._snapshots or self._begun > step),
-                    max(1, step - self._begun) * self.patience,
+                    min(max(1, step - self._begun), AHEAD) * self.patience,
                 )
                 if step not in self._snapshots:
                     raise Refused(f"state: step {step} has begun already, without a snapshot; ask for a later one")
@@ -163,10 +188,15 @@ class StateService:
             raise Refused("state: I do not have that of this step; ask another member")
         state, tensors = snapshot.download.state, snapshot.download.tensors
         shapes = [(name, DTYPES.index(x.dtype), tuple(x.shape)) for name, x in tensors.items()]
-        await frames.send(writer, ("state", snapshot.step, len(state), shapes), [state])
-        for tensor in tensors.values():
-            body = tensor.contiguous().view(-1).view(torch.uint8).numpy().data if tensor.numel() else b""
-            await frames.send(writer, ("tensor",), [body])
+
+        async def send() -> None:
+            await frames.send(writer, ("state", snapshot.step, len(state), shapes), [state])
+            for tensor in tensors.values():
+                body = tensor.contiguous().view(-1).view(torch.uint8).numpy().data if tensor.numel() else b""
+                await frames.send(writer, ("tensor",), [body])
+
+        with self._loading.of(key):
+            await asyncio.wait_for(send(), max(10.0, self.patience))  # whoever takes nothing keeps no snapshot alive
 
     async def _tell(self, key: bytes, _: list[Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         body = json.dumps(self.status()).encode()
@@ -178,17 +208,40 @@ class StateService:
     ) -> None:
         if len(arguments) != 1 or not isinstance(arguments[0], bytes):
             raise Malformed("join: expected a signature")
-        if len(self.requests) >= 2**10:
-            raise Refused("join: too many have asked; ask again later")
-        self.requests.append(JoinRequest(key, arguments[0]))
+        request, now = JoinRequest(key, arguments[0]), time.monotonic()
+        if not request.authentic(self.doors.run_id):
+            raise Refused("join: this is not your signature of a request to join this run")
+        if key not in self._requests and len(self._requests) >= JOIN:
+            oldest = next(iter(self._requests))
+            if now - self._requests[oldest][0] < self.patience:
+                raise Refused("join: too many have asked; ask again later")
+            del self._requests[oldest]
+        self._requests.setdefault(key, (now, request))
         await frames.send(writer, ("noted",))
+
+
+async def _unless_gone(reader: asyncio.StreamReader, work: Coroutine[Any, Any, Snapshot]) -> Snapshot:
+    """What `work` returns; it ends with the stream of whoever asked, who has nothing more to say.
+
+    Errors: ConnectionError if the stream ends first; those of `work`.
+    """
+    working, gone = asyncio.ensure_future(work), asyncio.ensure_future(reader.read(1))
+    try:
+        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ConnectionError("whoever asked for a state is gone")
+        return await working
+    finally:
+        for task in (working, gone):
+            task.cancel()
+        await asyncio.gather(working, gone, return_exceptions=True)
 
 
 async def _answer(reader: asyncio.StreamReader, limit: int, kind: str, count: int) -> list[Any]:
     """The `count` fields of a frame of this kind. Errors: Refused, in the other's words; Malformed."""
     fields = await frames.receive(reader, limit, kind)
     if fields[:1] == ["refused"]:
-        raise Refused(str(fields[1])[:2000] if len(fields) > 1 else "refused without a reason")
+        raise Refused.by(fields)
     fields = wire.check_fields(fields, kind, count)
     if fields[0] != kind:
         raise Malformed(f"{kind}: another answer than that")
@@ -246,7 +299,7 @@ async def fetch_state(
                 raise Malformed("vouch: expected a signature")
             vouches[number] = wire.check_int(step, "step"), Vouch(number, hashed, signature)
         except Exception as error:
-            problems[number] = str(error) or type(error).__name__
+            problems[number] = wire.shown(str(error) or type(error).__name__, 300)
 
     asking = {asyncio.ensure_future(ask(number, key)) for number, key in members.items() if key != me}
     deadline = asyncio.get_running_loop().time() + timeout
@@ -276,7 +329,7 @@ async def fetch_state(
             check_download(download, donor, agreed, doors.run_id)
             return Fetched(len(json.loads(download.state)["coins"]) - 1, download, tuple(donors))
         except Exception as error:
-            problems[donor] = str(error) or type(error).__name__
+            problems[donor] = wire.shown(str(error) or type(error).__name__, 300)
     told = "; ".join(f"peer {i}: {why}" for i, why in sorted(problems.items()))
     raise WrongState(f"nobody gives the state that the majority vouches for ({told}): ask again in the next step")
 

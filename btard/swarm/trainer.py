@@ -25,7 +25,6 @@ from btard.protocol.commit import NoGradient
 from btard.protocol.hashing import tensor_digest
 from btard.protocol.identity import SIGNATURE_SIZE
 from btard.protocol.ledger import Entry
-from btard.protocol.messages import JoinRequest
 from btard.swarm.arrival import arrive, come_back
 from btard.swarm.config import SwarmConfig
 from btard.swarm.driver import Fallen, OutOfStep
@@ -97,7 +96,7 @@ class Trainer(Member):
 
     def _step(self, bar: Bar) -> None:
         now, known = self.peer.t, len(self.peer.ledger.entries)
-        for request in self._requests():
+        for request in self.service.take_requests():
             self.peer.receive(request)
         if self.service.begins(now) and self.peer.last is not None:
             previous = self.driver.history.at(now - 1, now - 1) if now else self.optimizer.params
@@ -129,11 +128,6 @@ class Trainer(Member):
         bar.advance(0, f"loss {self.task.loss:.3f}, {len(result.active)} peers")
         if (now + 1) % self.config.checkpoint_every == 0 and now + 1 < self.config.steps - self.first:
             self.save()
-
-    def _requests(self) -> list[JoinRequest]:
-        taken = self.service.requests[:]
-        del self.service.requests[: len(taken)]
-        return taken
 
     def _end(self) -> dict[str, Any]:
         """Sign the end together with the others, and write the summary."""

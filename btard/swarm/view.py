@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from btard.protocol.ledger import Entry, Ledger
-from btard.protocol.wire import Malformed
+from btard.protocol.wire import Malformed, shown
 from btard.swarm.config import SwarmConfig
 
 FRESH = 15.0
@@ -245,11 +245,11 @@ class View:
                 {
                     "peer": number,
                     "peer_id": None,
-                    "instance": status.get("instance"),
-                    "state": status.get("state"),
-                    "step": status["step"] + self.first if isinstance(status.get("step"), int) else None,
-                    "phase": status.get("phase"),
-                    "loss": recent[-1].get("loss") if recent else None,
+                    "instance": _word(status.get("instance")),
+                    "state": _word(status.get("state")),
+                    "step": status["step"] + self.first if _is_number(status.get("step")) else None,
+                    "phase": _word(status.get("phase")),
+                    "loss": recent[-1]["loss"] if recent else None,
                     "last_seen": self._seen.get(number),
                     "active": number not in bans,
                     "banned": bans.get(number),
@@ -280,8 +280,13 @@ def _rows(status: Mapping[str, Any]) -> list[dict[str, Any]]:
         if all(_is_number(n) for n in (*numbers, *row["seconds"].values())) and (
             loss is None or isinstance(loss, float)
         ):
-            found.append(row)
+            found.append({**row, "loss": loss if _is_number(loss) else None})
     return found
+
+
+def _word(value: Any) -> str | None:
+    """A peer's own word for something, fit for a table; None if it has none."""
+    return shown(value, 64) if isinstance(value, str) else None
 
 
 def _is_number(value: Any) -> bool:

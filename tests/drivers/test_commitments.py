@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from msgspec import structs
 
 from btard.audit.recorder import Recorder
 from btard.drivers.local import LocalDriver
@@ -23,7 +24,7 @@ ONE_ROW_PER_ATTACK = list({row.attack: row for row in reversed(ROWS)}.values())
 @pytest.mark.parametrize("row", ONE_ROW_PER_ATTACK, ids=str)
 def test_every_attack_ends_as_under_hashes(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
     def verdicts(entries: list[Entry]) -> list[Entry]:
-        return [replace(entry, evidence="") for entry in entries]
+        return [structs.replace(entry, evidence="") for entry in entries]
 
     hashed, _ = play(row, 0)
     monkeypatch.setattr(commitments, "tensor_digest", None)

@@ -642,6 +642,11 @@ ROWS: tuple[Row, ...] = (
             )
         },
     ),
+    # What another peer may claim, in its role and by what it said before, and this one may not.
+    *(
+        Row(B, "malformed_message", "malformed_claims", options={"how": how})
+        for how in ("claim_not_lacked", "claim_of_owner", "claim_of_validator")
+    ),
     Row(
         B,
         "malformed_message",

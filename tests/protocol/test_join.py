@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 
 from btard.attacks import make_attack
 from btard.drivers.links import Links
@@ -305,7 +306,7 @@ def test_forged_foreign_and_used_requests_are_not_taken() -> None:
     good = JoinRequest.create(key("x"), run)
     assert peer.receive(good) and peer.receive(good) and len(peer.requests) == 1
     assert not peer.receive(JoinRequest.create(key("x2"), "another run"))
-    assert not peer.receive(replace(good, key=key("victim").public_key))
+    assert not peer.receive(structs.replace(good, key=key("victim").public_key))
     assert not peer.receive(JoinRequest.create(Identity.from_seed(run, 1), run)), "a member's key"
 
 

@@ -42,6 +42,19 @@ MESSAGES = [
 ]
 
 
+@given(st.text(st.characters(codec=None, categories=None), max_size=300), st.integers(10, 250))
+def test_text_of_others_is_one_line_that_any_terminal_shows(text: str, limit: int) -> None:
+    told = wire.shown(text, limit)
+    assert told.isascii() and told.isprintable() and len(told) <= limit
+    if text.isascii() and text.isprintable() and len(text) <= limit:
+        assert told == text
+
+
+def test_control_characters_are_escaped_and_long_text_is_cut() -> None:
+    assert wire.shown("\x1b[2J\u202e\ud800\n") == r"\x1b[2J\u202e\ud800\n"
+    assert wire.shown("x" * 300, 20) == "x" * 17 + "..."
+
+
 def test_there_is_a_sample_of_every_payload() -> None:
     assert {type(message) for message in MESSAGES} == set(messages.P.__constraints__)
 

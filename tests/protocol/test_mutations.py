@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from btard.protocol import accuse, aggregate, broadcast, coin, exchange, peer, verify
+from btard.protocol import accuse, aggregate, broadcast, claims, coin, exchange, peer, verify
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.identity import Roster
 from btard.protocol.limits import Limits
@@ -40,14 +40,17 @@ CHECKS: dict[str, tuple[Any, str, Any, str]] = {
     "V1": (accuse, "scalars_differ", never, "misreport(what=norm) 1 of 5"),
     "V2": (verify, "v2_violation", never, "wrong_aggregate(scale=0.1) 1 of 5"),
     "V3": (verify, "v3_violation", never, "colluding_aggregate(scale=100.0, cook=s/both) 2 of 6"),
-    "CheckAveraging": (accuse, "verdict_on", lambda *args: "excused", "wrong_aggregate(scale=0.1) 1 of 5"),
+    "CheckAveraging": (claims, "aggregate_is_right", always, "wrong_aggregate(scale=0.1) 1 of 5"),
     "validator": (peer, "validate", nothing, "zero under validators=2 1 of 5"),
     "hash of parts": (exchange, "packet_fault", no_fault, "bad_part(send=other/short/nan"),
     "hash of aggregates": (aggregate, "packet_fault", no_fault, "bad_aggregate(send=other/short/nan"),
     "coin": (coin, "coin_commitment", remembered(1)(lambda *args: bytes(32)), "wrong_reveal 1 of 5"),
     "votes": (accuse, "_carry_out", nothing, "false_accusation(kind=bad_aggregate) 1 of 5"),
     "ELIMINATE": (accuse, "_eliminate", nothing, "bad_part(send=oversize/unsigned, recipients=one) 1 of 5"),
-    "possible claims": (accuse, "_possible", always, "malformed_message(how=claim_unknown_peer"),
+    "possible claims": (accuse, "admissible", always, "malformed_message(how=claim_unknown_peer"),
+    "duty of a validator": (claims.WrongGradient, "has_cause", always, "malformed_message(how=claim_of_validator"),
+    "part of the accuser": (claims.Misreport, "has_cause", always, "malformed_message(how=claim_of_owner"),
+    "what the accuser lacked": (claims.BadAggregate, "has_cause", always, "malformed_message(how=claim_not_lacked"),
     "explained exclusions": (accuse, "_expel_unexplained", nothing, "false_accusation(kind=withheld_part) 1 of 5"),
     "signatures": (Roster, "verify", always, "forgery(what=relays"),
     "equivocation proof": (broadcast, "FACES", 1, "equivocate(phase=report, shown=half/one) 1 of 5"),
@@ -57,7 +60,6 @@ CHECKS: dict[str, tuple[Any, str, Any, str]] = {
     "holders before the coin": (StepRecord, "held", always, "favoured_holder 3 of 8"),
     "reports on what was held": (StepRecord, "held", always, "late_aggregate(then=favour) 3 of 8"),
     "disputed lists": (peer, "settle_exclusions", nothing, "sole_sender(listed=self/fellows) 2 of 6"),
-    "aggregates of the fallen": (accuse, "_skip_untried", nothing, "vanishing_aggregator(phase=coin_commit"),
 }
 SEEDS = 8
 

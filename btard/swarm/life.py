@@ -1,0 +1,95 @@
+"""Which life of the run begins when its peers gather: a name that none of them picked and none has used before.
+
+Peers that all stop and go on from a checkpoint repeat steps. What they sign is bound to the life they are in, so that
+what they said before is nothing that anybody can hold against them. Each of them brings a nonce of its own, made when
+its process started, and takes part in no life without it.
+
+Nonces are told in statuses, over connections whose ends are authenticated, and a nonce counts if most of the peers say
+that they have heard it. Peers begin a life that more than half of all are in. This is no agreement in the strict sense:
+whoever tells peers different nonces as they begin can keep them from it, or have some begin without a majority. These
+find no quorum, and take the life of the others with their state.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from btard.protocol.hashing import digest, tensor_digest
+
+NONCE = 16
+"""Bytes of a nonce."""
+
+Nonces = Mapping[int, bytes]
+
+
+class Life:
+    """What peer `me` of `peers` knows of the life that is to begin. `tolerated`: how many of them may lie."""
+
+    def __init__(self, me: int, peers: int, tolerated: int) -> None:
+        self.me, self.peers, self.tolerated = me, peers, tolerated
+        self.nonce = secrets.token_bytes(NONCE)
+        self.heard: Nonces = {me: self.nonce}
+        """What each peer that is there has told me, and mine."""
+        self.gathered: Nonces = {}
+        """The nonces of which most say that they have heard them: those of the life, as I see it."""
+
+    def hear(self, statuses: Mapping[int, Mapping[str, Any]]) -> None:
+        """Take in what the others say of themselves, by number, all of it at once."""
+        direct = {peer: _nonce(said.get("nonce")) for peer, said in statuses.items()}
+        self.heard = {peer: nonce for peer, nonce in direct.items() if nonce is not None} | {self.me: self.nonce}
+        views = [self.heard, *(self._nonces(said.get("heard")) for said in statuses.values())]
+        told = Counter((peer, nonce) for view in views for peer, nonce in view.items())
+        self.gathered = {peer: nonce for (peer, nonce), count in sorted(told.items()) if 2 * count > self.peers}
+        begun: Counter[tuple[tuple[int, bytes], ...]] = Counter(
+            tuple(self._nonces(said.get("gathered")).items())
+            for said in statuses.values()
+            if said.get("state") == "running"
+        )
+        for nonces, count in begun.items():  # an honest one among them has seen that most are in this life
+            if count > self.tolerated and (self.me, self.nonce) in nonces:
+                self.gathered = dict(nonces)
+
+    def agreeing(self, statuses: Mapping[int, Mapping[str, Any]]) -> int:
+        """How many are in the life that I see, and see it too, this peer included; 0 if it is not in it itself."""
+        if self.gathered.get(self.me) != self.nonce:
+            return 0
+        return 1 + sum(self._nonces(said.get("gathered")) == self.gathered for said in statuses.values())
+
+    def told(self) -> dict[str, Any]:
+        """What a status says of it: JSON values."""
+        return {
+            "nonce": self.nonce.hex(),
+            "heard": {str(peer): nonce.hex() for peer, nonce in self.heard.items()},
+            "gathered": {str(peer): nonce.hex() for peer, nonce in self.gathered.items()},
+        }
+
+    def epoch(self, run_id: str, checkpoint: bytes) -> bytes:
+        """The name of the life (32 bytes) that begins at the checkpoint with this digest."""
+        fields = [field for peer, nonce in sorted(self.gathered.items()) for field in (peer, nonce)]
+        return digest("life", run_id, checkpoint, *fields)
+
+    def _nonces(self, value: Any) -> dict[int, bytes]:
+        """The nonces in what a status has, ascending by peer; what is none is left out."""
+        given = value if isinstance(value, dict) else {}
+        known = {peer: _nonce(given.get(str(peer))) for peer in range(self.peers)}
+        return {peer: nonce for peer, nonce in known.items() if nonce is not None}
+
+
+def checkpoint_digest(peer: Mapping[str, Any], params: torch.Tensor) -> bytes:
+    """The digest of a peer's values in a checkpoint, without what it alone holds, and of the parameters [d]."""
+    common = json.dumps({name: value for name, value in peer.items() if name != "requests"}, sort_keys=True)
+    return digest("checkpoint", common, tensor_digest(params, "parameters"))
+
+
+def _nonce(value: Any) -> bytes | None:
+    try:
+        nonce = bytes.fromhex(value) if isinstance(value, str) and len(value) == 2 * NONCE else b""
+    except ValueError:
+        return None
+    return nonce if len(nonce) == NONCE else None

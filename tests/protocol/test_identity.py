@@ -1,0 +1,33 @@
+"""Signatures that nobody made, and second forms of those that somebody made."""
+
+from __future__ import annotations
+
+import pytest
+
+from btard.protocol.identity import Identity, verify_key
+
+P = 2**255 - 19
+ORDER = 2**252 + 27742317777372353535851937790883648493
+TWIST = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
+"""The y of a point of order 8."""
+SMALL = [y | sign for y in (0, 1, P - 1, TWIST, P - TWIST, P, P + 1) for sign in (0, 2**255)]
+"""All points of order 1, 2, 4 and 8, also where they are encoded in a second way."""
+MESSAGE = b"m" * 32
+
+
+@pytest.mark.parametrize("point", SMALL)
+def test_keys_and_points_of_small_order_sign_nothing(point: int) -> None:
+    key, identity = point.to_bytes(32, "little"), Identity.from_seed("honest")
+    for r in (key, (1).to_bytes(32, "little")):
+        assert not verify_key(key, MESSAGE, r + bytes(32))
+    assert not verify_key(identity.public_key, MESSAGE, key + identity.sign(MESSAGE)[32:])
+
+
+@pytest.mark.parametrize("times", range(1, 16))
+def test_a_signature_has_one_form(times: int) -> None:
+    identity = Identity.from_seed("honest")
+    signature = identity.sign(MESSAGE)
+    assert verify_key(identity.public_key, MESSAGE, signature)
+    s = int.from_bytes(signature[32:], "little") + times * ORDER
+    if s < 2**256:
+        assert not verify_key(identity.public_key, MESSAGE, signature[:32] + s.to_bytes(32, "little"))
