@@ -1,4 +1,4 @@
-"""The task of a run folder, for `python -m btard.audit RUN_DIR --task resnet.audit:task_of`."""
+"""The task of a run folder, for `python -m btard.audit RUN_DIR`: the run names it."""
 
 from __future__ import annotations
 
