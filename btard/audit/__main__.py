@@ -22,7 +22,7 @@ LINE = 1000
 """Characters of a line that is printed: the folder may be a stranger's."""
 
 KNOWN = frozenset({"resnet.audit:task_of", "albert.audit:task_of"})
-"""What is imported because a run folder says so."""
+"""What is called because a run folder says so."""
 
 
 def load_task(name: str, folder: Path) -> Task:
@@ -39,7 +39,7 @@ def load_task(name: str, folder: Path) -> Task:
 def own_task(folder: Path) -> Task | None:
     """The task that the run says makes its own, if it is one of ours and can be made here; a line says why it cannot.
 
-    The folder is hostile: no other name in it is imported.
+    The folder is hostile: nothing else that it names is called.
     """
     try:
         name = read_task(folder)

@@ -20,7 +20,7 @@ from btard.protocol.config import ProtocolConfig
 from btard.protocol.hashing import digest
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.ledger import Entry, Ledger, still_byzantine
-from btard.protocol.messages import CoinCommit, Signed
+from btard.protocol.messages import CoinCommit, Lacking, Signed, Votes
 from btard.protocol.record import StepRecord, Transcript, to_json
 from btard.task import QuadraticTask
 from tests.audit.runs import D
@@ -77,6 +77,18 @@ def saying(
         message = Signed.create(forgers[sender], context, sender, transcript.step, phase, payload)
         messages[sender] = ((message.payload, message.signature),)
     return structs.replace(transcript, messages={**transcript.messages, phase: messages})
+
+
+def voting(
+    proof: Proof, roster: Roster, config: ProtocolConfig, forgers: Mapping[int, Identity], verdict: str
+) -> Transcript:
+    """The step of `proof` in which the `forgers` vote, all alike, on what is on trial in it."""
+    now = proof.now
+    members = {i: identity for i, identity in forgers.items() if i in now.active}
+    for attempt, tried in replayed(roster, config, D, proof).current.trials.items():
+        for phase, said in (("lacking", Lacking(())), ("vote", Votes((verdict,) * len(tried)))):
+            now = saying(now, config, members, dict.fromkeys(members, said), f"{phase}/{attempt}")
+    return now
 
 
 def seal(

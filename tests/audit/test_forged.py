@@ -13,9 +13,9 @@ from btard.audit.report import UNCERTAIN
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.ledger import still_byzantine
-from btard.protocol.messages import Claim, Claims
+from btard.protocol.messages import FALSE_CLAIM, Claim, Claims
 from btard.task import QuadraticTask
-from tests.audit.forgery import keys, replayed, saying, transcripts, without, write_run
+from tests.audit.forgery import keys, replayed, saying, transcripts, voting, without, write_run
 from tests.audit.runs import START, D
 
 SIZES = [(5, 1), (8, 3), (16, 7)]
@@ -30,6 +30,8 @@ def test_who_leaves_out_what_the_others_said_forges_no_run(n: int, b: int, toget
     roster, (_, before, now), _ = transcripts(config, 3)
     forgers = keys(config, range(1, 1 + b) if together else [1])
     forged = without(now, lambda phase, sender: phase not in BEFORE_THE_COIN and sender not in forgers)
+    # What is on trial now that so few have reported is right, say those who are left.
+    forged = voting(Proof(forged, before), roster, config, forgers, FALSE_CLAIM)
     for name, finished, sealed in (("end", True, False), ("sealed end", True, True)):
         folder = tmp_path / name
         entries = write_run(folder, config, roster, Proof(forged, before), forgers, finished=finished, sealed=sealed)

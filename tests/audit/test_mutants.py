@@ -33,7 +33,7 @@ from btard.drivers.local import LocalDriver
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.hashing import stream
-from btard.protocol.identity import Identity, Roster
+from btard.protocol.identity import Identity
 from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.messages import (
     CLAIM_KINDS,
@@ -48,10 +48,10 @@ from btard.protocol.messages import (
     Signed,
     Votes,
 )
-from btard.protocol.record import Start, Transcript
+from btard.protocol.record import Start
 from btard.protocol.wire import convert
 from btard.task import QuadraticTask
-from tests.audit.forgery import keys, replayed, saying, without, write_run
+from tests.audit.forgery import keys, saying, voting, without, write_run
 from tests.audit.runs import D, attackers, lines_of, record, sign, write_lines
 
 ORDER = ("join", "commit", "announce", "coin_commit", "coin_reveal", "report", "accuse", "lacking", "vote")
@@ -423,7 +423,7 @@ class Mutator:
             said = {i: self._payload(content["now"], phase) for i in chosen}
             proof.now = saying(proof.now, self.config, self.forgers, said, phase)
         if self.chance(0.7):
-            proof.now = self._voting(proof, roster, d)
+            proof.now = voting(proof, roster, self.config, self.forgers, self.pick([GUILTY, FALSE_CLAIM]))
         for trace in (self.folder / EVIDENCE).iterdir():
             if int(trace.name[5:13]) >= step:
                 trace.unlink()
@@ -440,14 +440,6 @@ class Mutator:
         )
         if attestation is not None and self.chance(0.2):
             (self.folder / ATTESTATION).write_bytes(attestation)
-
-    def _voting(self, proof: Proof, roster: Roster, d: int) -> Transcript:
-        """The step of `proof` in which the forgers vote, all alike, on what is on trial now."""
-        now, verdict = proof.now, self.pick([GUILTY, FALSE_CLAIM])
-        for attempt, tried in replayed(roster, self.config, d, proof).current.trials.items():
-            for phase, said in (("lacking", Lacking(())), ("vote", Votes((verdict,) * len(tried)))):
-                now = saying(now, self.config, self.forgers, dict.fromkeys(self.forgers, said), f"{phase}/{attempt}")
-        return now
 
     def _lines(self) -> list[Line]:
         return read_ledger(self.folder / "ledger.jsonl")
