@@ -617,12 +617,13 @@ def test_a_false_accusation_of_a_newcomer_costs_the_accuser_its_place() -> None:
         def accuse(self, ctx: Context, claims: Any) -> Any:
             from btard.protocol.messages import Claim
 
+            checks = ctx.record.assignments.get(ctx.peer) == PEERS and "accuse/0" not in ctx.record.heard
             served = ctx.last is not None and PEERS in ctx.last.commits and PEERS in ctx.record.probation
-            return (Claim(ctx.step - 1, PEERS, "wrong_gradient"),) if served else claims
+            return (Claim(ctx.step - 1, PEERS, "wrong_gradient"),) if served and checks else claims
 
-    driver = cohort({3: Accuser()})
+    driver = cohort({3: Accuser()}, probation=30)
     driver.enter(key("innocent"))
-    driver.advance(12)
+    driver.advance(40)
     assert driver.removed == {3: "false_accusation"}
     assert PEERS in driver.results[-1].active
 

@@ -21,6 +21,7 @@ from btard.protocol.messages import (
     Commit,
     Join,
     JoinRequest,
+    Lacking,
     Packet,
     Report,
     Signed,
@@ -35,9 +36,10 @@ MESSAGES = [
     Announce((AnnouncedPart(3, HASH, (0, 2, 5)),)),
     CoinCommit(HASH, (1, 2)),
     CoinReveal(HASH, HASH[::-1]),
-    Report((1.5, 0.0), ((0.25,), (-1e300,)), (1,)),
+    Report((1.5, 0.0), ((0.25,), (-1e300,)), (1,), (2.5, 0.0)),
     Claims((Claim(7, 3, "misreport", 2), Claim(6, 1, "wrong_gradient"))),
-    Votes(("guilty", "false", "excused")),
+    Votes(("guilty", "false", "excused"), (0, 3)),
+    Lacking((1, 2)),
     Join((JoinRequest.create(Identity.from_seed("newcomer"), "run"),)),
 ]
 
@@ -102,26 +104,26 @@ def test_size_is_checked_before_decoding(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), True, 1, "1.0", None])
 def test_only_finite_floats_are_numbers(bad) -> None:
-    for hostile in ([[bad], [[0.0]], []], [[0.0], [[bad]], []]):
+    for hostile in ([[bad], [[0.0]], [], [0.0]], [[0.0], [[bad]], [], [0.0]], [[0.0], [[0.0]], [], [bad]]):
         with pytest.raises(Malformed):
             wire.decode(msgpack.packb(hostile), Report, max_bytes=100, what="report")
-    assert wire.decode(msgpack.packb([[0.5], [[0.0]], []]), Report, max_bytes=100, what="report").norms == (0.5,)
+    assert wire.decode(msgpack.packb([[0.5], [[0.0]], [], [0.5]]), Report, max_bytes=100, what="report").norms == (0.5,)
 
 
 @pytest.mark.parametrize(
     ("kind", "other"),
     [
         (CoinCommit, msgpack.packb([HASH])),  # without the field that has a default
-        (Report, msgpack.packb([[], []])),
+        (Report, msgpack.packb([[], [], []])),
         (Claims, msgpack.packb([[7, 3, "misreport"]])),
         (CoinCommit, msgpack.packb([HASH, [], 1])),  # with one more
         (CoinCommit, b"\x92\xc5\x00\x20" + HASH + b"\x90"),  # with a length that takes more bytes than it needs
-        (Votes, b"\xdc\x00\x01\xa5false"),
+        (Votes, b"\x92\xdc\x00\x01\xa5false\x90"),
         (Claims, b"\x91\x94\xcc\x07\x03\xa9misreport\x02"),
-        (Report, b"\x93\x91\xca\x3f\x80\x00\x00\x91\x91\xca\x3f\x80\x00\x00\x90"),  # floats of half the bytes
+        (Report, b"\x94\x91\xca\x3f\x80\x00\x00\x91\x91\xca\x3f\x80\x00\x00\x90\x90"),  # floats of half the bytes
         (Claims, msgpack.packb([[7, 3, "theft", 2]])),
         (Claims, msgpack.packb([[7, 3, "misreport\n", 2]])),
-        (Votes, msgpack.packb(["guilty", "not guilty"])),
+        (Votes, msgpack.packb([["guilty", "not guilty"], []])),
         (Claims, msgpack.packb([[2**31, 3, "misreport", 2]])),
         (Claims, msgpack.packb([[7, -2, "misreport", 2]])),
         (Commit, msgpack.packb([HASH[:31]])),
@@ -147,13 +149,16 @@ def test_the_bytes_are_those_of_messagepack(value) -> None:
 
 @pytest.mark.parametrize("peers", [2, 16, 128])
 def test_largest_honest_messages_fit_their_limits(peers: int) -> None:
+    claims = Limits(peers, 2).claims
+    pieces = tuple(range(peers * (peers + claims)))
     honest = {
         Commit: Commit((HASH,) * peers),
         Announce: Announce(tuple(AnnouncedPart(j, HASH, tuple(range(peers))) for j in range(1))),
         CoinCommit: CoinCommit(HASH, tuple(range(peers))),
-        Report: Report((1e300,) * peers, ((1e300, 1e300),) * peers, ()),
-        Claims: Claims((Claim(2**31 - 1, peers, "withheld_aggregate", peers),) * 4 * peers),
-        Votes: Votes(("excused",) * (4 * peers * peers)),
+        Report: Report((1e300,) * peers, ((1e300, 1e300),) * peers, (), (1e300,) * peers),
+        Claims: Claims((Claim(2**31 - 1, peers, "withheld_aggregate", peers),) * claims),
+        Votes: Votes(("excused",) * (claims * peers), pieces),
+        Lacking: Lacking(pieces),
     }
     for kind, message in honest.items():
         assert len(wire.encode(message)) <= Limits(peers, 2).payload(kind), kind

@@ -57,7 +57,6 @@ CHECKS: dict[str, tuple[Any, str, Any, str]] = {
     "relays": (ProtocolConfig, "rounds", 0, "selective_silence(heard_by=one/half) 2 of 6"),
     "limit of broadcasts": (Limits, "message", unlimited, "garbage(what=oversize"),
     "limit of packets": (exchange, "packet_limit", unlimited, "bad_part(send=oversize/unsigned, recipients=all)"),
-    "holders before the coin": (StepRecord, "held", always, "favoured_holder 3 of 8"),
     "reports on what was held": (StepRecord, "held", always, "late_aggregate(then=favour) 3 of 8"),
     "disputed lists": (peer, "settle_exclusions", nothing, "sole_sender(listed=self/fellows) 2 of 6"),
 }

@@ -31,13 +31,16 @@ FULL: dict[str, Any] = {
     "commits": {0: Commit((HASH, HASH))},
     "announced": {1: AnnouncedPart(1, HASH, (0, 2))},
     "missing": {2: (0, 1)},
-    "reports": {0: Report((1.5, 0.0), ((-1e300,), (0.1,)), (1,))},
+    "reports": {0: Report((1.5, 0.0), ((-1e300,), (0.1,)), (1,), (2.5, 0.0))},
     "coin": HASH,
     "workers": (0, 2),
     "split": Split(D, 2),
     "owners": (0, 2),
     "expelled": {1: "gone"},
-    "away": frozenset({3, 0}),
+    "here": (0, 2),
+    "unheld": frozenset({1}),
+    "byzantine": 2,
+    "epoch": HASH,
     "skipped": {1, 0},
 }
 
