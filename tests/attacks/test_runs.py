@@ -111,8 +111,10 @@ ELIMINATING = ("withheld_part", "withheld_aggregate")
 @pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize("kind", sorted(CLAIM_KINDS - set(ELIMINATING)))
 def test_false_accusations_cost_the_accusers(run, kind, together):
-    done = run("false_accusation", steps=3, kind=kind, together=together)
-    assert done.removed and {k for _, k in done.removed.values()} == {"false_accusation"}
+    done = run("false_accusation", steps=3 if kind != "wrong_gradient" else 20, kind=kind, together=together)
+    # V2 and V3 put aggregates on trial: nobody may accuse their owners of them.
+    expected = "malformed_claims" if kind == "wrong_aggregate" else "false_accusation"
+    assert done.removed and {k for _, k in done.removed.values()} == {expected}
     assert set(done.removed) <= done.collusion.members
 
 
@@ -156,9 +158,10 @@ def test_withholding_from_one_takes_one_honest_peer_from_all_removes_the_attacke
 
 @pytest.mark.parametrize("options", [{"value": "nan"}, {"value": "inf"}, {"value": "nan", "entries": "all"}])
 def test_non_finite_gradients_go_in_nowhere(run, options):
-    done = run("non_finite", steps=1, **options)
+    # A fellow that owns the part, and falls out itself, may be the only one to know: then it takes another step.
+    done = run("non_finite", steps=6, **options)
     assert set(done.removed) == done.collusion.members
-    assert torch.isfinite(done.results[0].gradient).all()
+    assert all(torch.isfinite(result.gradient).all() for result in done.results)
 
 
 def test_wrong_reveals_are_seen_by_all(run):

@@ -53,7 +53,7 @@ RUNS: list[tuple[str, dict[str, Any], set[str], dict[str, Any]]] = [
     ("silent", {"phase": "part"}, {"silent"}, {}),
     ("silent", {"phase": "commit"}, {"gone"}, {"steps": 12}),
     ("wrong_reveal", {}, {"wrong_reveal"}, {}),
-    ("false_accusation", {"kind": "wrong_gradient"}, {"malformed_claims"}, {}),
+    ("false_accusation", {"kind": "wrong_gradient"}, {"false_accusation"}, {}),
     ("false_accusation", {"kind": "misreport"}, {"false_accusation"}, {}),
     ("false_accusation", {"kind": "wrong_aggregate"}, {"malformed_claims"}, {}),
 ]
