@@ -19,7 +19,7 @@ EQUAL = [
     ("random_direction", {}, 1, 8),
     ("wrong_aggregate", {}, 1, 4),
     ("equivocate", {"phase": "report"}, 1, 4),
-    ("false_accusation", {}, 1, 4),
+    ("false_accusation", {"kind": "misreport"}, 1, 4),
     ("bad_part", {"recipients": "one"}, 1, 4),
     ("wrong_reveal", {}, 1, 4),
     ("lying_votes", {}, 1, 6),
