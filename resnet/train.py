@@ -163,7 +163,8 @@ class Training:
         self.task.statistics.load_state_dict(under("statistics/"))
         if "momentum" in tensors:
             self.optimizer.state[self.params]["momentum_buffer"] = tensors["momentum"]
-        self.driver.restore(state["driver"], under("driver/"))
+        # The same life: an interrupted run leaves the bytes of one that was not, and its attackers remember nothing.
+        self.driver.restore(state["driver"], under("driver/"), new_life=False)
         self.diverged_at = state["diverged_at"]
 
 

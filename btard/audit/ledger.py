@@ -98,8 +98,8 @@ class AgreedState:
         active, head = self.active(step), self.head(step)
         newcomers = self.newcomers(step)
         roster = self.roster(step + 1)  # admitted in a step, a newcomer can speak in it
-        here = transcript.step, transcript.active, transcript.head, set(transcript.standings), transcript.byzantine
-        if here != (step, active, head, newcomers, self.byzantine(step)):
+        here = transcript.step, transcript.active, transcript.head, set(transcript.standings)
+        if here != (step, active, head, newcomers):
             raise AuditError(f"{file}: starts from another step, other peers or another ledger than {LEDGER} has then")
         if self.config.tau not in ("auto", transcript.tau):
             raise AuditError(f"{file}: clips at {transcript.tau:g}, {PROTOCOL} at {self.config.tau}")

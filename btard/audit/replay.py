@@ -73,10 +73,12 @@ class Replay:
         if proof.before is not None:
             roster = self.agreed.roster(proof.before.step)
             earlier = Observer(roster, self.config, self.d, proof.before, memory=self.agreed.memory)
+            earlier.byzantine = self.agreed.byzantine(proof.before.step)
             last = earlier.replay(proof, judge=False)
         observer = Observer(
             self.agreed.roster(proof.now.step), self.config, self.d, proof.now, last, self.agreed.memory
         )
+        observer.byzantine = self.agreed.byzantine(proof.now.step)
         observer.replay(proof, recompute)
         for step, part in proof.aggregates:
             about = observer.record_of(step)

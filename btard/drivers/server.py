@@ -82,8 +82,10 @@ class ServerDriver:
         """What a checkpoint needs to go on to the same bits: JSON values, and tensors."""
         return {"coins": [coin.hex() for coin in self.coins]}, self.history.state()
 
-    def restore(self, state: Mapping[str, object], tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take over what `state` returned."""
+    def restore(
+        self, state: Mapping[str, object], tensors: Mapping[str, torch.Tensor], *, new_life: bool = False
+    ) -> None:
+        """Take over what `state` returned. A server's peers say nothing that could be repeated in a `new_life`."""
         coins = state["coins"]
         assert isinstance(coins, list)
         self.coins = [bytes.fromhex(coin) for coin in coins]

@@ -128,7 +128,8 @@ class Peer(Seat):
     def begin(self) -> StepRecord:
         """The record of the next step, of which all that is known is the agreed state at its start."""
         start = (self.t, self.active, self.assignments, self.coins[-1], self.tau, self.ledger.head)
-        record = StepRecord(*start, dict(self.absences), dict(self.probation), self.byzantine, self.epoch)
+        record = StepRecord(*start, dict(self.absences), dict(self.probation), self.epoch)
+        record.byzantine = self.byzantine
         record.context = record.binding(self.config.run_id)
         return record
 
@@ -136,7 +137,7 @@ class Peer(Seat):
         """Stand where the peers stand at the start of a step. Coins and ledger, which end there, are set apart."""
         self.active, self.assignments, self.tau = start.active, dict(start.assignments), start.tau
         self.absences, self.probation = dict(start.absences), dict(start.standings)
-        self.byzantine, self.epoch = start.byzantine, start.epoch
+        self.epoch = start.epoch
 
     def begin_life(self, epoch: bytes | None = None) -> None:
         """Go on after a common restart, in which steps may be repeated: no message of the life before counts any more.

@@ -81,8 +81,6 @@ class Start(Struct, forbid_unknown_fields=True):
     """Peer -> its count of absences, see `commit.py`."""
     standings: dict[Number, Probation] = {}
     """Newcomer on probation -> how far it is."""
-    byzantine: Number = 0
-    """b_t: how many of A_t may still be Byzantine, see `ledger.still_byzantine`."""
     epoch: bytes = b""
     """Which life of the run this is: peers that repeat steps after a common restart begin another one."""
 
@@ -133,7 +131,8 @@ class StepRecord(Settled):
     These files write to it, each to these fields:
 
         record.py: aggregates, received, own
-        peer.py: context
+        peer.py: context, byzantine
+        snapshot.py: byzantine
         seat.py: phase, heard, expelled
         broadcast.py: heard
         commit.py: split, commits, here, workers, owners, own
@@ -149,6 +148,8 @@ class StepRecord(Settled):
 
     context: bytes = b""
     """`binding` of the run."""
+    byzantine: int = 0
+    """b_t: how many of A_t may still be Byzantine, by the settings and the ledger (`ledger.still_byzantine`)."""
     phase: str = ""
     """The broadcast phase at hand."""
 

@@ -15,7 +15,7 @@ from btard.protocol import wire
 from btard.protocol.behaviour import Context
 from btard.protocol.download import Download, Vouch, state_digest
 from btard.protocol.identity import Roster
-from btard.protocol.ledger import Entry
+from btard.protocol.ledger import Entry, still_byzantine
 from btard.protocol.messages import JoinRequest
 from btard.protocol.peer import Peer
 from btard.protocol.record import Settled, Start, StepRecord, to_json
@@ -50,6 +50,9 @@ def load_peer(peer: Peer, state: Mapping[str, Any], tensors: Mapping[str, torch.
     peer.resume(wire.convert(state["start"], Start, "start"))
     if state["last"] is not None:
         peer.last = StepRecord.restored(wire.convert(state["last"], Settled, "last"), tensors)
+        before = [entry for entry in peer.ledger.entries if entry.step < peer.last.step]
+        peer.last.byzantine = still_byzantine(peer.config, before)
+    peer.byzantine = still_byzantine(peer.config, peer.ledger.entries)
 
 
 def public_state(peer: Peer) -> bytes:

@@ -39,7 +39,6 @@ FULL: dict[str, Any] = {
     "expelled": {1: "gone"},
     "here": (0, 2),
     "unheld": frozenset({1}),
-    "byzantine": 2,
     "epoch": HASH,
     "skipped": {1, 0},
 }
