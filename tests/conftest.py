@@ -4,8 +4,12 @@
 times.
 """
 
+import os
+
 import pytest
 from hypothesis import settings
+
+os.environ.pop("COLUMNS", None)  # set for the workers of a parallel run: tables would break what tests look for
 
 settings.register_profile("default", deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("long", deadline=None, max_examples=20_000, print_blob=True)

@@ -132,7 +132,6 @@ class StepRecord(Settled):
 
         record.py: aggregates, received, own
         peer.py: context, byzantine
-        snapshot.py: byzantine
         seat.py: phase, heard, expelled
         broadcast.py: heard
         commit.py: split, commits, here, workers, owners, own
