@@ -19,7 +19,7 @@ from btard.protocol.behaviour import Behaviour
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.hashing import digest
 from btard.protocol.identity import Identity, Roster
-from btard.protocol.ledger import Entry, Ledger, still_byzantine
+from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.messages import CoinCommit, Lacking, Signed, Votes
 from btard.protocol.record import StepRecord, Transcript, to_json
 from btard.task import QuadraticTask
@@ -107,7 +107,6 @@ def seal(
         ledger.head,
         dict(observer.absences),
         dict(observer.probation),
-        still_byzantine(config, ledger.entries),
         observer.current.epoch,
     )
     said = {i: CoinCommit(bytes(32)) for i in forgers if i in start.active}
