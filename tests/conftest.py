@@ -21,8 +21,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "seed" in metafunc.fixturenames and not any(
-        "seed" in str(mark.args[0]).replace(" ", "").split(",")
-        for mark in metafunc.definition.iter_markers("parametrize")
-    ):
+    marks = metafunc.definition.iter_markers("parametrize")
+    names = [mark.args[0].split(",") if isinstance(mark.args[0], str) else mark.args[0] for mark in marks]
+    given = {name.strip() for group in names for name in group}
+    if "seed" in metafunc.fixturenames and "seed" not in given:
         metafunc.parametrize("seed", range(metafunc.config.getoption("--seeds")))
