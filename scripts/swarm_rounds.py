@@ -62,7 +62,7 @@ def btard_peer(number: int, peers: int, d: int, relays: int, pipe: Any) -> None:
     pipe.recv()
     roster = Roster(tuple(identity.public_key for identity in identities))
     doors = Doors(node, RUN, {})
-    limits = Deadlines(compute=600, phase=600, message=10, transfer=60, give_up=60)
+    limits = Deadlines(compute=600, phase=600, message=10, uplink=8, give_up=60)
     peer = Peer(number, identities[number], roster, config, d)
     driver = SwarmDriver(peer, Ready(d, number), node, doors, limits, ParameterHistory(d, 2))
     node.run(doors.open())

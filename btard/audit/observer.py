@@ -76,7 +76,7 @@ class Observer(Peer):
         self, record: StepRecord, phase: str, message: Signed | None, faces: Mapping[int, Signed | None], limit: int
     ) -> Generator[Effect, Any, Heard]:
         """The recorded messages of the phase, as far as they are genuine."""
-        said: Mapping[int, tuple[Signed, ...]] = yield Broadcast(phase, None, {}, limit)
+        said: Mapping[int, tuple[Signed, ...]] = yield Broadcast(phase, None, {}, limit, load=0)
         heard: Heard = {}
         for sender in record.speakers:
             for signed in said.get(sender, ())[:FACES]:

@@ -26,8 +26,8 @@ from btard.task import TooLate
 class Clock:
     """When it is too late for a gradient. By this one it never is."""
 
-    def start(self) -> None:
-        """A phase begins in which gradients are computed."""
+    def start(self, phase: str) -> None:
+        """`phase` begins, in which gradients are computed: "compute", or "judge" once for each that judges compute."""
 
     def late(self, step: int, peer: int) -> bool:
         """Whether it is too late for a gradient of `peer` for training or validation; a judge is given all the time."""
@@ -201,7 +201,7 @@ def _compute(
     def late(i: int, request: Compute) -> bool:
         return request.purpose is not Purpose.JUDGE and clock.late(now, i)
 
-    clock.start()
+    clock.start(phase)
     asked = {i: effect for i, effect in effects.items() if isinstance(effect, Compute) and not late(i, effect)}
     try:
         came = world.gradients(now, phase, asked, lambda: all(late(i, request) for i, request in asked.items()))

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from btard.protocol import loads
 from btard.protocol.claims import (
     KINDS,
     WORK_KINDS,
@@ -249,14 +250,14 @@ def _show(
     for claim, accusers in raised.items():
         kind = KINDS[claim.kind]
         shown += behaviour.disclose(ctx, claim, kind.shown(seat, about[claim], claim, accusers))
-        for party in {claim.accused, *accusers}:
-            of_claim = kind.pieces(seat, about[claim], claim, accusers)
-            owed.setdefault(party, []).extend((about[claim], piece.part) for piece in of_claim)
+        of_claim = kind.pieces(seat, about[claim], claim, accusers)
+        for party in accusers if kind.accuser_shows else (claim.accused,):
+            pieces_of = [piece for piece in of_claim if piece.by in (NOBODY, party)]
+            owed.setdefault(party, []).extend((about[claim], piece.part) for piece in pieces_of)
     others = [recipient for recipient in record.members if recipient != seat.id]
-    limit = max(evidence_limit(parts) for parts in owed.values())
-    came = yield from seat.send(
-        record, f"evidence/{attempt}", dict.fromkeys(others, shown) if shown else {}, limit=limit
-    )
+    limit, load = max(evidence_limit(parts) for parts in owed.values()), loads.of_evidence(record, owed)
+    outgoing = dict.fromkeys(others, shown) if shown else {}
+    came = yield from seat.send(record, f"evidence/{attempt}", outgoing, limit=limit, load=load)
     _take(seat, record, pieces, evidence, attempt, {**came, seat.id: shown})
     _take(seat, record, pieces, evidence, attempt, {seat.id: _mine(seat, pieces)})
 
@@ -285,9 +286,11 @@ def _recompute(
     attempt: int,
 ) -> Generator[Effect, Any, None]:
     """Compute the gradients on trial, as far as I was there when they were made."""
+    asked: set[int] = set()  # not those computed: how many they are has to be the same at all judges
     for claim in raised:
-        if not KINDS[claim.kind].recomputes or claim.accused in evidence.truth:
+        if not KINDS[claim.kind].recomputes or claim.accused in asked:
             continue
+        asked.add(claim.accused)
         if not _judges(seat, record, about[claim]):
             yield Idle("judge")
             continue
@@ -326,12 +329,18 @@ def _pass_on(
         for recipient, wanted in asked.items()
         if recipient != seat.id and (found := [mine[p[1:4]] for p in wanted if p[1:4] in mine])
     }
+    holders = {piece: frozenset({piece.author, pieces[piece].owner(piece.part)}) for piece in public}
     owed: dict[int, list[tuple[StepRecord, int]]] = {}
     for piece in public:
-        for holder in {piece.author, pieces[piece].owner(piece.part)}:
+        for holder in holders[piece]:
             owed.setdefault(holder, []).append((pieces[piece], piece.part))
     limit = max(evidence_limit(parts) for parts in owed.values())
-    came = yield from seat.send(record, f"pass/{attempt}", outgoing, limit=limit)
+    load = loads.of_passing(
+        loads.Asked(recipient, pieces[piece], piece.part, holders[piece])
+        for recipient, wanted in asked.items()
+        for piece in wanted
+    )
+    came = yield from seat.send(record, f"pass/{attempt}", outgoing, limit=limit, load=load)
     _take(seat, record, pieces, evidence, attempt, came)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from btard.aggregation import centered_clip, stack_rows
+from btard.protocol import loads
 from btard.protocol.effects import Effect
 from btard.protocol.limits import packet_limit
 from btard.protocol.messages import ELIMINATE_KINDS, Announce, AnnouncedPart, Packet
@@ -53,7 +54,8 @@ def aggregate(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
             elif body is not None:
                 packets_out.append(seat.packet(record, "aggregate", part, body, hashed=None))
     sent = {recipient: packets for recipient, packets in outgoing.items() if packets}
-    arrived = yield from seat.send(record, "aggregate", sent, limit=packet_limit(record, range(record.cut.k)))
+    limit, load = packet_limit(record, range(record.cut.k)), loads.of_aggregates(record)
+    arrived = yield from seat.send(record, "aggregate", sent, limit=limit, load=load)
     for part in range(record.cut.k):
         owner = record.owner(part)
         if owner == seat.id and part in values:
@@ -105,7 +107,7 @@ def recover(seat: Seat, record: StepRecord, attempt: int) -> Generator[Effect, A
                 packet = Packet("aggregate", record.owner(part), record.step, part, body, b"")
                 outgoing.setdefault(recipient, []).append(packet)
     limit = packet_limit(record, range(record.cut.k))
-    arrived = yield from seat.send(record, f"recover/{attempt}", outgoing, limit=limit)
+    arrived = yield from seat.send(record, f"recover/{attempt}", outgoing, limit=limit, load=loads.of_recovery(record))
     for packets in arrived.values():
         for packet in packets:
             part = packet.part

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any
 
+from btard.protocol import loads
 from btard.protocol.effects import Broadcast, Compare, Effect, Exchange
 from btard.protocol.hashing import digest
 from btard.protocol.limits import FACES, relay_limit, told_limit
@@ -28,7 +29,7 @@ def hear(
     With enough relays (`_rounds`) the result is the same for all honest peers. A message with a bad signature proves
     nothing and counts as none.
     """
-    arrived = yield Broadcast(phase, message, faces, limit)
+    arrived = yield Broadcast(phase, message, faces, limit, loads.of_broadcast(record, limit))
     senders = record.speakers
     heard: Heard = {}
     for sender in senders:
@@ -77,13 +78,13 @@ def _agree(
         hashed: Relayed(signed, ()) for said in heard.values() for hashed, signed in said.items()
     }
     recipients = [p for p in others if views.get(p) != view]
-    bound = relay_limit(len(senders), limit)
+    bound, load = relay_limit(len(senders), limit), loads.of_relays(record, limit)
     known = {(sender, signed.payload) for sender, said in heard.items() for signed in said.values()}
     for round in range(1, rounds + 1):
         passed_on = tuple(_countersign(seat, item, hashed) for hashed, item in fresh.items()) if recipients else ()
         outgoing: Mapping[int, Sequence[Relayed]] = dict.fromkeys(recipients, passed_on) if passed_on else {}
         outgoing = behaviour.relay(ctx, phase, round, outgoing)
-        arrived = yield Exchange(f"{phase}/relay/{round}", outgoing, bound)
+        arrived = yield Exchange(f"{phase}/relay/{round}", outgoing, bound, load)
         fresh = {}
         for deliverer in sorted(arrived):
             for item in arrived[deliverer] if seat.id in members else ():
@@ -118,7 +119,9 @@ def _tell_newcomers(
     outgoing: Mapping[int, Sequence[Relayed]] = dict.fromkeys(behind, all_heard) if seat.id in members else {}
     outgoing = behaviour.relay(ctx, phase, 0, outgoing)
     senders = record.speakers
-    arrived = yield Exchange(f"{phase}/tell", outgoing, told_limit(len(senders), limit))
+    arrived = yield Exchange(
+        f"{phase}/tell", outgoing, told_limit(len(senders), limit), loads.of_telling(record, limit)
+    )
     if seat.id in members:
         return
     told: dict[bytes, tuple[int, Heard]] = {}

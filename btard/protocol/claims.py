@@ -65,6 +65,8 @@ class Kind(ABC):
     """Whether judges compute the accused's gradient."""
     trial: ClassVar[bool] = True
     """Whether it is tried; else it is a dispute that evidence cannot settle (ELIMINATE)."""
+    accuser_shows: ClassVar[bool] = True
+    """Whether it is for the accusers to show the pieces; else for the accused."""
 
     @abstractmethod
     def has_cause(self, seat: Seat, record: StepRecord, about: StepRecord, accuser: int, claim: Claim) -> bool:
@@ -146,7 +148,7 @@ class Undisclosed(WrongGradient):
     It never costs the validator its place, since nobody can prove what it was not sent.
     """
 
-    name = "undisclosed"
+    name, accuser_shows = "undisclosed", False
 
     def has_cause(self, seat: Seat, record: StepRecord, about: StepRecord, accuser: int, claim: Claim) -> bool:
         tolerant = seat.config.validation == "tolerant"
@@ -207,6 +209,7 @@ class WrongAggregate(Kind):
 
     name = "wrong_aggregate"
     last_step = True
+    accuser_shows = False
 
     def has_cause(self, seat: Seat, record: StepRecord, about: StepRecord, accuser: int, claim: Claim) -> bool:
         announced = about.announced.get(claim.part)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from btard.protocol import loads
 from btard.protocol.claims import Piece, committed_gradient, fits, own_pieces, parts_of
 from btard.protocol.effects import Effect
 from btard.protocol.limits import packet_limit
@@ -33,7 +34,7 @@ def disclose(seat: Seat, record: StepRecord, recomputed: torch.Tensor | None) ->
         if target == seat.id and last.own is not None and validator in record.members:
             outgoing[validator] = parts_of(last, seat.id, last.own)
     limit = packet_limit(last, range(last.cut.k))
-    arrived = yield from seat.send(record, "disclose", outgoing, limit=limit)
+    arrived = yield from seat.send(record, "disclose", outgoing, limit=limit, load=loads.of_disclosure(last))
     watched = record.assignments.get(seat.id)
     if watched is None or recomputed is None or watched not in last.commits:
         return

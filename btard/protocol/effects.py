@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import ClassVar
 
 from btard.protocol.messages import Packet, Relayed, Signed
 
@@ -48,13 +49,15 @@ class Broadcast:
     """Send `message` (None: nothing) to every active peer; answered by {sender: Signed} of this phase.
 
     `faces` says what single recipients get instead: only a Byzantine peer has more than one face. Whoever sends more
-    than `limit` bytes is not read and counts as silent.
+    than `limit` bytes is not read and counts as silent. `load`: bytes that an honest peer may have to move in this
+    phase (`loads.py`), the same at all honest peers.
     """
 
     phase: str
     message: Signed | None
     faces: Mapping[int, Signed | None]
     limit: int
+    load: int
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,9 @@ class Compare:
     A hint that needs no signature: who lies about it is sent what it has already, and nothing else happens.
     """
 
+    load: ClassVar[int] = 0
+    """As good as nothing."""
+
     phase: str
     digest: bytes
 
@@ -72,12 +78,14 @@ class Compare:
 class Exchange:
     """Send each recipient its items; answered by {sender: items}. What did not arrive in time is absent.
 
-    From one sender at most `limit` bytes are read; one that sends more counts as having sent nothing.
+    From one sender at most `limit` bytes are read; one that sends more counts as having sent nothing. `load` as that of
+    a broadcast.
     """
 
     phase: str
     packets: Mapping[int, Sequence[Packet | Relayed]]
     limit: int
+    load: int
 
 
 Effect = Compute | Idle | Broadcast | Compare | Exchange

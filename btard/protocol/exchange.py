@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from btard.protocol import loads
 from btard.protocol.effects import Effect
 from btard.protocol.limits import packet_limit
 from btard.protocol.messages import NOBODY, Packet
@@ -34,7 +35,9 @@ def exchange(seat: Seat, record: StepRecord, gradient: torch.Tensor | None) -> G
             outgoing.setdefault(owner, []).append(seat.packet(record, "part", part, sent, hashed=known))
     mine = outgoing.pop(seat.id, [])
     own = [part for part, owner in enumerate(record.owners) if owner == seat.id]
-    arrived = yield from seat.send(record, "part", outgoing, limit=packet_limit(record, own))
+    arrived = yield from seat.send(
+        record, "part", outgoing, limit=packet_limit(record, own), load=loads.of_parts(record)
+    )
     arrived = {**arrived, seat.id: mine}
     for part in own:
         record.received[part] = {}

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from btard.protocol import loads
 from btard.protocol.effects import Effect
 from btard.protocol.hashing import digest
 from btard.protocol.ledger import Entry
@@ -69,8 +70,9 @@ def bring_up(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
                 body = behaviour.aggregate_for(ctx, recipient, part, record.aggregates[part])
                 if body is not None:
                     sent.append(Packet("aggregate", seat.id, record.step, part, body, b""))
-    limit = packet_limit(record, usable)
-    arrived = yield from seat.send(record, "bring_up", {i: p for i, p in outgoing.items() if p}, limit=limit)
+    outgoing = {newcomer: sent for newcomer, sent in outgoing.items() if sent}
+    limit, load = packet_limit(record, usable), loads.of_bringing_up(record, usable)
+    arrived = yield from seat.send(record, "bring_up", outgoing, limit=limit, load=load)
     for part in usable:
         _take(seat, record, find_packet(arrived, record.owner(part), "aggregate", record.step, part), part)
 
@@ -79,7 +81,9 @@ def bring_up(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
     for part in lacking if seat.id in newcomers else ():
         for helper in _helpers(seat, record, part):
             asked.setdefault(helper, []).append(Packet("lacking", seat.id, record.step, part, b"", b""))
-    questions = yield from seat.send(record, "lacking", asked, limit=question_limit(len(usable)))
+    helping = seat.config.byzantine + 1
+    limit, load = question_limit(len(usable)), loads.of_questions(record, len(usable), helping)
+    questions = yield from seat.send(record, "lacking", asked, limit=limit, load=load)
     answers: dict[int, list[Packet]] = {}
     for newcomer in newcomers if seat.id in record.members else ():
         for part in {packet.part for packet in questions.get(newcomer, ()) if packet.kind == "lacking"} & set(usable):
@@ -88,7 +92,8 @@ def bring_up(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
                 if body is not None:
                     packet = Packet("aggregate", record.owner(part), record.step, part, body, b"")
                     answers.setdefault(newcomer, []).append(packet)
-    arrived = yield from seat.send(record, "forward", answers, limit=answer_limit(record, usable))
+    limit, load = answer_limit(record, usable), loads.of_answers(record, usable, helping)
+    arrived = yield from seat.send(record, "forward", answers, limit=limit, load=load)
     for packets in arrived.values():
         for packet in packets:
             if packet.part in lacking:

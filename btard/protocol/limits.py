@@ -12,7 +12,19 @@ from typing import Any
 
 from btard.protocol.hashing import DIGEST_SIZE
 from btard.protocol.identity import SIGNATURE_SIZE
-from btard.protocol.messages import PACKET_OVERHEAD, SIGNED_OVERHEAD, Claims, Lacking, Votes
+from btard.protocol.messages import (
+    PACKET_OVERHEAD,
+    SIGNED_OVERHEAD,
+    Announce,
+    Claims,
+    CoinCommit,
+    CoinReveal,
+    Commit,
+    Join,
+    Lacking,
+    Report,
+    Votes,
+)
 from btard.protocol.record import StepRecord
 
 FACES = 2
@@ -61,8 +73,15 @@ class Limits:
             return 16 + 5 * pieces
         if kind is Votes:  # a verdict on every claim that all peers together can raise
             return 32 + self.claims * self.peers * 9 + 5 * pieces
-        per_part = DIGEST_SIZE + 32 + 9 * (self.peers + self.directions + 3)
-        return 128 + self.peers * per_part
+        per_part = {
+            Commit: DIGEST_SIZE + 8,
+            CoinCommit: 5,
+            CoinReveal: 0,
+            Report: 9 * (self.directions + 2) + 16,
+            Announce: 5,  # senders; an owner announces one part
+            Join: DIGEST_SIZE + SIGNATURE_SIZE + 8,  # for each newcomer of a step: not more than peers
+        }
+        return 128 + self.peers * per_part[kind]
 
     def message(self, kind: type[Any]) -> int:
         """Upper bound in bytes of an honest `Signed` with a payload of this kind."""

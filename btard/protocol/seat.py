@@ -168,12 +168,15 @@ class Seat(ABC):
         return opened
 
     def send(
-        self, record: StepRecord, phase: str, packets: Mapping[int, Sequence[Packet]], *, limit: int
+        self, record: StepRecord, phase: str, packets: Mapping[int, Sequence[Packet]], *, limit: int, load: int
     ) -> Generator[Effect, Any, Mapping[int, Sequence[Packet]]]:
-        """Send each recipient its packets and get mine, by sender; `limit`: bytes that anybody may send me."""
+        """Send each recipient its packets and get mine, by sender.
+
+        `limit`: bytes that anybody may send me; `load`: of the phase, see `loads.py`.
+        """
         self._crash(record, phase)
         packets = self.behaviour_at(record).dispatch(self.context(record), phase, packets)
-        arrived = yield Exchange(phase, packets, limit)
+        arrived = yield Exchange(phase, packets, limit, load)
         # A relayed broadcast is well formed too, but no packet.
         return {who: [item for item in items if isinstance(item, Packet)] for who, items in arrived.items()}
 

@@ -7,9 +7,6 @@ from dataclasses import dataclass, fields
 
 from btard.checks import require
 
-TENSOR_PHASES = frozenset({"part", "aggregate", "recover", "disclose", "evidence", "pass", "bring_up", "forward"})
-"""Exchanges of parts and aggregates: their messages take as long as the network needs for the gradient."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Deadlines:
@@ -20,10 +17,12 @@ class Deadlines:
     phase: float = 30.0
     """How long those who have their gradient wait for the slower ones. Raise it if the peers' speeds differ a lot."""
     message: float = 1.0
-    """What a short message may take. Raise it if peers are silent to each other over slow links."""
-    transfer: float = 30.0
-    """What a gradient's way through the network may take, each way. Raise it if peers are silent in phases that carry
-    parts, or behind relays: bytes of the gradient over what the slowest link carries in a second, at least."""
+    """What the way of a message may take, beside its bytes. Raise it if peers are silent to each other over links with
+    long delays."""
+    uplink: float = 8.0
+    """What the line of every peer carries each way, in Mbit/s, after what networks and other programs take of it. Lower
+    it if a peer's line is slower or shared, as one behind a relay is: else it is silent in phases that carry tensors,
+    or its evidence comes too late. A wait is as long as this rate needs for what the phase may have to move."""
     give_up: float = 10.0
     """How long a peer may be unreachable before a phase goes on without it. Raise it if links break for moments."""
     gather: float = 600.0
@@ -37,9 +36,15 @@ class Deadlines:
                 0 < value < math.inf, item.name, "> 0 and finite", value, "the defaults are for T4 GPUs and 1 Gbit/s"
             )
 
-    def allowance(self, phase: str) -> float:
-        """By how much the wait of `phase` is longer than that of the phase before it (`btard.swarm.rounds`: why)."""
-        kind = phase.partition("/")[0]
-        if kind in ("lacking", "vote"):  # judges recompute before they say anything about the evidence
-            return self.compute + self.message
-        return self.transfer if kind in TENSOR_PHASES and phase.count("/") <= 1 else self.message
+    def seconds(self, load: int) -> float:
+        """What so many bytes take on the slowest line provided for."""
+        return 8e-6 * load / self.uplink
+
+    def allowance(self, phase: str, load: int, gradients: int = 0) -> float:
+        """By how much the wait of `phase` is longer than that of the phase before it (`btard.swarm.rounds`: why).
+
+        From settings and agreed state alone: `load` is the phase's (`btard.protocol.loads`), `gradients` are how many a
+        judge may have computed before it. With them the verdicts take less than one more.
+        """
+        work = gradients + (phase.partition("/")[0] == "vote")
+        return self.message + work * self.compute + self.seconds(load)

@@ -22,7 +22,7 @@ from btard.drivers.loop import Clock, Heard, StepResult, run_step
 from btard.protocol import wire
 from btard.protocol.collusion import Collusion
 from btard.protocol.commit import NoQuorum
-from btard.protocol.effects import Broadcast, Compute, Purpose
+from btard.protocol.effects import Broadcast, Compare, Compute, Exchange, Purpose
 from btard.protocol.peer import Peer
 from btard.swarm import frames
 from btard.swarm.deadlines import Deadlines
@@ -52,17 +52,19 @@ class StepClock(Clock):
     def __init__(self, deadlines: Deadlines, gone_on: Callable[[], bool]) -> None:
         self.deadlines, self.gone_on = deadlines, gone_on
         self.ready_by = math.inf
-        self._wait = deadlines.phase
+        self._wait, self._judged = deadlines.phase, 0
 
-    def start(self) -> None:
+    def start(self, phase: str) -> None:
         self.ready_by = time.monotonic() + self.deadlines.compute
+        self._judged += phase == "judge"
 
     def late(self, step: int, peer: int) -> bool:
         return time.monotonic() > self.ready_by or self.gone_on()
 
-    def wait(self, phase: str) -> float:
-        """How long to wait for what the others say in the next phase, which is `phase`."""
-        self._wait += self.deadlines.allowance(phase)
+    def wait(self, effect: Broadcast | Compare | Exchange) -> float:
+        """Seconds to wait for what the others say in the phase of `effect`, which is the next one."""
+        self._wait += self.deadlines.allowance(effect.phase, effect.load, self._judged)
+        self._judged = 0
         return self._wait
 
 
@@ -198,7 +200,7 @@ class SwarmDriver:
         common, special = said.encoded()
         mail = Said(said.phase, common, special)
         sent = sum(frames.size_of(mail.to(to) or ()) for to in (special if said.exchanged else others))
-        heard = self.node.run(self._round(mail, others, said.limit, self._clock.wait(said.phase)))
+        heard = self.node.run(self._round(mail, others, said.limit, self._clock.wait(said.effect)))
         answer = said.answer(heard, me, self.history.at(step, step).device)
         self._stay(said.phase)
         return Heard({me: answer}, {me: sent})

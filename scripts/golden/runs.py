@@ -166,7 +166,7 @@ def _swarm(folder: Path) -> Fields:
 
     data, out = folder / "data", folder / "swarm"
     prepare(Options("synthetic", tokenizer=None, vocab_size=2_000, sequence_length=64), data, progress=False)
-    deadlines = Deadlines(compute=120, phase=60, message=0.2, transfer=60, give_up=60, gather=120)
+    deadlines = Deadlines(compute=120, phase=60, message=0.2, uplink=8, give_up=60, gather=120)
     attack = AttackConfig(name="wrong_aggregate", start=2)
     trainers = Trainers(tiny(data, steps=5, byzantine=1, attack=attack, deadlines=deadlines), out)
     try:

@@ -170,7 +170,7 @@ def settings(data: Path, **changes: Any) -> Config:
         "optimizer": OptimizerConfig(lr=0.01, warmup_steps=5, schedule_steps=1000),
         "protocol": Config().protocol,
         "attack": AttackConfig(),
-        "deadlines": Deadlines(compute=20.0, phase=5.0, message=0.3, transfer=1.0, give_up=1.0, gather=60.0),
+        "deadlines": Deadlines(compute=20.0, phase=5.0, message=0.3, uplink=1, give_up=1.0, gather=60.0),
     }
     for name, section in sections.items():
         sections[name] = replace(section, **changes.pop(name, {}))

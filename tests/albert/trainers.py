@@ -32,7 +32,7 @@ def tiny(data: Path, **changes: Any) -> Config:
         "batch": BatchConfig(total=8, per_device=2),
         "optimizer": OptimizerConfig(lr=0.02, warmup_steps=2, schedule_steps=100),
         "protocol": replace(Config().protocol, max_absences=50),
-        "deadlines": Deadlines(compute=20, phase=4, message=0.2, transfer=1, give_up=0.5, gather=30),
+        "deadlines": Deadlines(compute=20, phase=4, message=0.2, uplink=1, give_up=0.5, gather=30),
     }
     return Config(**{**settings, **changes})
 

@@ -26,7 +26,7 @@ from btard.swarm.node import Node
 from btard.task import QuadraticTask, TooLate, never
 
 RUN = "cohort"
-QUICK = Deadlines(compute=20.0, phase=3.0, message=0.2, transfer=1.0, give_up=0.5)
+QUICK = Deadlines(compute=20.0, phase=3.0, message=0.2, uplink=1, give_up=0.5)
 LR = 0.1
 
 

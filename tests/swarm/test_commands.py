@@ -21,7 +21,7 @@ steps: 8
 noise: 0.01
 checkpoint_every: 3
 attack: {name: sign_flip, start: 2, options: {scale: 100.0}}
-deadlines: {compute: 20, phase: 5, message: 0.3, transfer: 1, give_up: 1, gather: 60}
+deadlines: {compute: 20, phase: 5, message: 0.3, uplink: 1, give_up: 1, gather: 60}
 """
 
 

@@ -160,7 +160,7 @@ def test_a_minority_that_is_cut_off_stops() -> None:
 
 
 def test_nobody_with_a_gradient_is_said_so() -> None:
-    deadlines = QUICK.__class__(compute=0.2, phase=0.5, message=0.1, transfer=0.1, give_up=0.5)
+    deadlines = QUICK.__class__(compute=0.2, phase=0.5, message=0.1, uplink=8, give_up=0.5)
     with Cohort(peers=3, deadlines=deadlines) as cohort:
         for member in cohort.members:
             member.task.slow = 30.0
