@@ -255,7 +255,8 @@ def _show(
             pieces_of = [piece for piece in of_claim if piece.by in (NOBODY, party)]
             owed.setdefault(party, []).extend((about[claim], piece.part) for piece in pieces_of)
     others = [recipient for recipient in record.members if recipient != seat.id]
-    limit, load = max(evidence_limit(parts) for parts in owed.values()), loads.of_evidence(record, owed)
+    limit = max(evidence_limit(parts) for parts in owed.values())
+    load = loads.of_evidence(record, owed, limit)
     outgoing = dict.fromkeys(others, shown) if shown else {}
     came = yield from seat.send(record, f"evidence/{attempt}", outgoing, limit=limit, load=load)
     _take(seat, record, pieces, evidence, attempt, {**came, seat.id: shown})
@@ -335,11 +336,9 @@ def _pass_on(
         for holder in holders[piece]:
             owed.setdefault(holder, []).append((pieces[piece], piece.part))
     limit = max(evidence_limit(parts) for parts in owed.values())
-    load = loads.of_passing(
-        loads.Asked(recipient, pieces[piece], piece.part, holders[piece])
-        for recipient, wanted in asked.items()
-        for piece in wanted
-    )
+    wanted_by = [(to, piece) for to, wanted in asked.items() for piece in wanted]
+    wishes = (loads.Asked(to, pieces[piece], piece.part, holders[piece]) for to, piece in wanted_by)
+    load = loads.of_passing(record, wishes, limit)
     came = yield from seat.send(record, f"pass/{attempt}", outgoing, limit=limit, load=load)
     _take(seat, record, pieces, evidence, attempt, came)
 

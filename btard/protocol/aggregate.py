@@ -54,7 +54,8 @@ def aggregate(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
             elif body is not None:
                 packets_out.append(seat.packet(record, "aggregate", part, body, hashed=None))
     sent = {recipient: packets for recipient, packets in outgoing.items() if packets}
-    limit, load = packet_limit(record, range(record.cut.k)), loads.of_aggregates(record)
+    limit = packet_limit(record, [0])  # an owner has one part, and no part is larger than the first
+    load = loads.of_aggregates(record, limit)
     arrived = yield from seat.send(record, "aggregate", sent, limit=limit, load=load)
     for part in range(record.cut.k):
         owner = record.owner(part)
@@ -106,7 +107,7 @@ def recover(seat: Seat, record: StepRecord, attempt: int) -> Generator[Effect, A
                 # The digest names the owner, so this is the owner's packet; its signature is not needed.
                 packet = Packet("aggregate", record.owner(part), record.step, part, body, b"")
                 outgoing.setdefault(recipient, []).append(packet)
-    limit = packet_limit(record, range(record.cut.k))
+    limit = packet_limit(record, set(record.missing.get(seat.id, ())) & set(record.announced))
     arrived = yield from seat.send(record, f"recover/{attempt}", outgoing, limit=limit, load=loads.of_recovery(record))
     for packets in arrived.values():
         for packet in packets:

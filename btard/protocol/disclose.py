@@ -14,7 +14,6 @@ import torch
 from btard.protocol import loads
 from btard.protocol.claims import Piece, committed_gradient, fits, own_pieces, parts_of
 from btard.protocol.effects import Effect
-from btard.protocol.limits import packet_limit
 from btard.protocol.messages import Packet
 from btard.protocol.record import StepRecord
 from btard.protocol.seat import Seat
@@ -33,8 +32,10 @@ def disclose(seat: Seat, record: StepRecord, recomputed: torch.Tensor | None) ->
     for validator, target in record.assignments.items():
         if target == seat.id and last.own is not None and validator in record.members:
             outgoing[validator] = parts_of(last, seat.id, last.own)
-    limit = packet_limit(last, range(last.cut.k))
-    arrived = yield from seat.send(record, "disclose", outgoing, limit=limit, load=loads.of_disclosure(last))
+    limit = loads.packets(last, range(last.cut.k))
+    arrived = yield from seat.send(
+        record, "disclose", outgoing, limit=limit, load=loads.of_disclosure(record, last, limit)
+    )
     watched = record.assignments.get(seat.id)
     if watched is None or recomputed is None or watched not in last.commits:
         return

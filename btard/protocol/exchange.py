@@ -35,9 +35,8 @@ def exchange(seat: Seat, record: StepRecord, gradient: torch.Tensor | None) -> G
             outgoing.setdefault(owner, []).append(seat.packet(record, "part", part, sent, hashed=known))
     mine = outgoing.pop(seat.id, [])
     own = [part for part, owner in enumerate(record.owners) if owner == seat.id]
-    arrived = yield from seat.send(
-        record, "part", outgoing, limit=packet_limit(record, own), load=loads.of_parts(record)
-    )
+    load = loads.of_parts(record, packet_limit(record, [0]))
+    arrived = yield from seat.send(record, "part", outgoing, limit=packet_limit(record, own), load=load)
     arrived = {**arrived, seat.id: mine}
     for part in own:
         record.received[part] = {}

@@ -71,7 +71,8 @@ def bring_up(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
                 if body is not None:
                     sent.append(Packet("aggregate", seat.id, record.step, part, body, b""))
     outgoing = {newcomer: sent for newcomer, sent in outgoing.items() if sent}
-    limit, load = packet_limit(record, usable), loads.of_bringing_up(record, usable)
+    limit = packet_limit(record, [0])
+    load = loads.of_bringing_up(record, usable, limit)
     arrived = yield from seat.send(record, "bring_up", outgoing, limit=limit, load=load)
     for part in usable:
         _take(seat, record, find_packet(arrived, record.owner(part), "aggregate", record.step, part), part)
@@ -82,7 +83,8 @@ def bring_up(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
         for helper in _helpers(seat, record, part):
             asked.setdefault(helper, []).append(Packet("lacking", seat.id, record.step, part, b"", b""))
     helping = seat.config.byzantine + 1
-    limit, load = question_limit(len(usable)), loads.of_questions(record, len(usable), helping)
+    limit = question_limit(len(usable))
+    load = loads.of_questions(record, helping, limit)
     questions = yield from seat.send(record, "lacking", asked, limit=limit, load=load)
     answers: dict[int, list[Packet]] = {}
     for newcomer in newcomers if seat.id in record.members else ():
@@ -92,7 +94,8 @@ def bring_up(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
                 if body is not None:
                     packet = Packet("aggregate", record.owner(part), record.step, part, body, b"")
                     answers.setdefault(newcomer, []).append(packet)
-    limit, load = answer_limit(record, usable), loads.of_answers(record, usable, helping)
+    limit = answer_limit(record, usable)
+    load = loads.of_answers(record, usable, helping, limit)
     arrived = yield from seat.send(record, "forward", answers, limit=limit, load=load)
     for packets in arrived.values():
         for packet in packets:

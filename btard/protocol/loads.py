@@ -1,8 +1,8 @@
 """How many bytes an honest peer may have to move in a phase: what the deadlines of peers with clocks are made of.
 
-A load is the larger one of what a peer sends and what honest peers send it. It follows from what all honest peers agree
-on when the phase begins, so that all of them wait equally long. What liars send besides is up to the limits
-(`limits.py`), and no part of it.
+A load is the larger one of what a peer sends and what it may be sent: all that is due to it, and what liars can fill
+its line with, up to the limit of the phase. It follows from what all honest peers agree on when the phase begins, so
+that all of them wait equally long.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from btard.protocol.identity import SIGNATURE_SIZE
-from btard.protocol.limits import question_limit, relay_limit, told_limit
+from btard.protocol.limits import packet_limit, relay_limit, told_limit
 from btard.protocol.messages import PACKET_OVERHEAD
 from btard.protocol.record import StepRecord
 
@@ -37,36 +37,39 @@ def of_telling(record: StepRecord, message: int) -> int:
     return max(len(record.members), len(record.newcomers)) * told_limit(len(record.speakers), message)
 
 
-def of_parts(record: StepRecord) -> int:
+def of_parts(record: StepRecord, limit: int) -> int:
     """Each worker sends every other one the part that this one owns; as many come in, of nearly the same size."""
-    return packets(record, _owned(record))
+    gradient = packets(record, [part for part in range(record.cut.k) if record.owner(part) in record.workers])
+    return _load(record, gradient, gradient, limit)
 
 
-def of_aggregates(record: StepRecord) -> int:
+def of_aggregates(record: StepRecord, limit: int) -> int:
     """Each owner sends its aggregate to everybody else, and gets everybody else's."""
-    largest = max((packets(record, [part]) for part in record.announced), default=0)
-    return max((len(record.remaining) - 1) * largest, packets(record, record.announced))
+    return _load(record, _others(record) * largest(record), packets(record, record.announced), limit)
 
 
 def of_recovery(record: StepRecord) -> int:
     """Each member gives each other one the aggregates that this one said it lacks."""
-    lacked = [packets(record, set(parts) & set(record.announced)) for parts in record.missing.values()]
-    return max(sum(lacked), _others(record) * max(lacked, default=0))
+    lacked = [set(parts) & set(record.announced) for parts in record.missing.values()]
+    sizes = [packets(record, parts) for parts in lacked]
+    limit = max((packet_limit(record, parts) for parts in lacked), default=0)
+    return _load(record, sum(sizes), _others(record) * max(sizes, default=0), limit)
 
 
-def of_disclosure(last: StepRecord) -> int:
-    """A target sends its validator all parts of its gradient."""
-    return packets(last, range(last.cut.k))
+def of_disclosure(record: StepRecord, last: StepRecord, limit: int) -> int:
+    """A target sends its validator all parts of its gradient of the step before."""
+    gradient = packets(last, range(last.cut.k))
+    return _load(record, gradient, gradient, limit)
 
 
 Owed = Mapping[int, Sequence[tuple[StepRecord, int]]]
 """Peer -> the packets that it has to show, one for each (step, part)."""
 
 
-def of_evidence(record: StepRecord, owed: Owed) -> int:
+def of_evidence(record: StepRecord, owed: Owed, limit: int) -> int:
     """Everybody shows what it owes to all members: the evidence on one aggregate alone is as large as a gradient."""
-    shown = [_of(pieces) for pieces in owed.values()]
-    return max(_others(record) * max(shown, default=0), sum(shown))
+    shown = [sum(packets(about, [part]) for about, part in pieces) for pieces in owed.values()]
+    return _load(record, _others(record) * max(shown, default=0), sum(shown), limit)
 
 
 class Asked(NamedTuple):
@@ -78,41 +81,43 @@ class Asked(NamedTuple):
     holders: frozenset[int]
 
 
-def of_passing(asked: Iterable[Asked]) -> int:
+def of_passing(record: StepRecord, asked: Iterable[Asked], limit: int) -> int:
     """Each holder gives what was asked of it."""
     sent: Counter[int] = Counter()
     came: Counter[int] = Counter()
-    for recipient, record, part, holders in asked:
-        size = packets(record, [part])
+    for recipient, about, part, holders in asked:
+        size = packets(about, [part])
         sent.update(dict.fromkeys(holders, size))
         came[recipient] += len(holders) * size
-    return max((*sent.values(), *came.values()), default=0)
+    return _load(record, max(sent.values(), default=0), max(came.values(), default=0), limit)
 
 
-def of_bringing_up(record: StepRecord, usable: Sequence[int]) -> int:
+def of_bringing_up(record: StepRecord, usable: Sequence[int], limit: int) -> int:
     """Each owner sends its aggregate to all newcomers, each of which gets all of them."""
-    largest = max((packets(record, [part]) for part in usable), default=0)
-    return max(len(record.newcomers) * largest, packets(record, usable))
+    return _load(record, len(record.newcomers) * largest(record), packets(record, usable), limit)
 
 
-def of_questions(record: StepRecord, parts: int, helpers: int) -> int:
-    """Each newcomer asks `helpers` members for each of so many parts."""
-    return max(helpers, len(record.newcomers)) * question_limit(parts)
+def of_questions(record: StepRecord, helpers: int, limit: int) -> int:
+    """Each newcomer asks `helpers` members for what it lacks."""
+    return _load(record, helpers * limit, len(record.newcomers) * limit, limit)
 
 
-def of_answers(record: StepRecord, usable: Sequence[int], helpers: int) -> int:
+def of_answers(record: StepRecord, usable: Sequence[int], helpers: int, limit: int) -> int:
     """Each of the `helpers` of a part gives it to all newcomers."""
-    return max(helpers, len(record.newcomers)) * packets(record, usable)
+    size = packets(record, usable)
+    return _load(record, len(record.newcomers) * size, helpers * size, limit)
+
+
+def largest(record: StepRecord) -> int:
+    """Bytes of the largest packet about a part of the step."""
+    return max((packets(record, [part]) for part in record.announced), default=0)
+
+
+def _load(record: StepRecord, sent: int, received: int, limit: int) -> int:
+    """The larger one; as many peers as can be hostile may send up to `limit` bytes besides."""
+    return max(sent, received + (record.byzantine + len(record.newcomers)) * limit)
 
 
 def _others(record: StepRecord) -> int:
     """Everybody that a peer says something to."""
     return len(record.remaining) + len(record.newcomers) - 1
-
-
-def _owned(record: StepRecord) -> list[int]:
-    return [part for part in range(record.cut.k) if record.owner(part) in record.workers]
-
-
-def _of(pieces: Iterable[tuple[StepRecord, int]]) -> int:
-    return sum(packets(record, [part]) for record, part in pieces)
