@@ -98,7 +98,8 @@ NOT_COVERED = """
   decide. Misses are counted with a leak: `max_absences` steps in a row, or in the long run more than every third one,
   and it is `gone`. One that vanishes after its commitment is `silent`, and out for good.
 - **Slow links.** Nobody is convicted of what did not arrive. But an honest owner whose evidence does not reach half of
-  the voters in time is removed as `undelivered`; deadlines do not grow with the evidence of a trial yet.
+  the voters in time is removed as `undelivered`. Deadlines provide for all that a phase may have to move, junk of liars
+  included, on lines of `deadlines.uplink`; a slower line than that can cost an honest peer its place.
 - **`relays` below the number of colluders**, or 0: the honest peers can be split by a message that comes late.
 - **Broken clocks and deadlines.** A network that delays honest messages beyond a phase makes honest peers look silent.
 - **Sybils.** Keys cost nothing. Who joins pays a probation of validated gradients; without it (`probation: null`)
@@ -129,7 +130,8 @@ can be strangers ([swarm.md](swarm.md), [running.md](running.md)). Tests of this
   followed; the banned are refused. *Not covered:* whoever differs is told in what, a stranger, too.
 - **Floods by members.** What a peer sends is bounded before it is read: 1 MiB ahead of time, and never more than
   the phase allows. Nothing is unpickled. Who is silent or late costs the others one deadline in each step, until it
-  is removed. *Not covered:* that one deadline, for a member that keeps within the rules.
+  is removed. *Not covered:* that one deadline, for a member that keeps within the rules; on slow lines and after a
+  trial it is long.
 - **Floods from outside.** What a key makes a peer hold is bounded. *Not covered:* many keys, which cost nothing.
   Nobody limits connections, bandwidth and the DHT's memory; libp2p's daemon closes connections above 512, honest
   ones among them. A firewall with the peers' IPs helps.

@@ -245,7 +245,7 @@ class Coordinator:
         members = {peer: self.founders[peer] for peer in self.view.active()}
         ahead = due - self.view.next
         at = due - self.first if ahead > 0 else None  # if it was missed, the next one will do
-        patience = max(1, ahead) * (self.config.deadlines.compute + 4 * self.config.deadlines.phase)
+        patience = max(1, ahead) * self.config.deadlines.patience(self.optimizer.params.numel())
         me = self.identity.public_key
         self._fetching = self.node.submit(fetch_state(self.doors, me, members, template, patience, at))
 

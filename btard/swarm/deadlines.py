@@ -40,6 +40,13 @@ class Deadlines:
         """What so many bytes take on the slowest line provided for."""
         return 8e-6 * load / self.uplink
 
+    def patience(self, d: int) -> float:
+        """How long who asks for the state of a model of `d` parameters waits for the next step to begin, and for it.
+
+        The parameters come with what the optimizer keeps, and with what the step before left.
+        """
+        return self.compute + 4 * self.phase + self.seconds(4 * 4 * d)
+
     def allowance(self, phase: str, load: int, gradients: int = 0) -> float:
         """By how much the wait of `phase` is longer than that of the phase before it (`btard.swarm.rounds`: why).
 

@@ -107,8 +107,8 @@ class Member:
 
     @property
     def patience(self) -> float:
-        """Seconds that somebody who asks for a state waits for the next step to begin."""
-        return self.config.deadlines.compute + 4 * self.config.deadlines.phase
+        """Seconds that somebody who asks for a state waits for the next step to begin, and for the state."""
+        return self.config.deadlines.patience(self.task.d)
 
     def make_peer(self, number: int, roster: Roster) -> tuple[Peer, Collusion | None]:
         """A fresh peer of this number, honest or not, and its fellows if it is not."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
+from typing import Any
 
 import pytest
 import torch
 
 from btard.protocol.commit import NoGradient
+from btard.swarm import frames
+from btard.swarm.deadlines import Deadlines
 from btard.swarm.driver import Fallen
 from tests.swarm.cohort import QUICK, Cohort, Fault, Member
 
@@ -166,6 +170,70 @@ def test_nobody_with_a_gradient_is_said_so() -> None:
             member.task.slow = 30.0
         cohort.run(1)
         assert all(isinstance(m.end, NoGradient) for m in cohort.members)
+
+
+class Uplink:
+    """The way out of a member, `rate` bytes per second for all that it says to all others."""
+
+    def __init__(self, member: Member, rate: float) -> None:
+        self.rate, self._free = rate, 0.0
+        follow = member.driver._follow
+
+        async def slowly(key: bytes, arguments: list[Any], reader: Any, writer: Any) -> None:
+            await follow(key, arguments, reader, SlowWriter(self, writer))
+
+        member.driver.doors.add("follow", slowly, members_only=True)
+
+    async def carry(self, size: int) -> None:
+        now = time.monotonic()
+        self._free = max(self._free, now) + size / self.rate
+        await asyncio.sleep(self._free - now)
+
+
+class SlowWriter:
+    """A stream on which bytes go as they would on that way out."""
+
+    def __init__(self, uplink: Uplink, writer: Any) -> None:
+        self.uplink, self.writer, self.waiting = uplink, writer, 0
+
+    def write(self, data: Any) -> None:
+        self.waiting += len(data)
+        self.writer.write(data)
+
+    async def drain(self) -> None:
+        size, self.waiting = self.waiting, 0
+        await self.uplink.carry(size)
+        await self.writer.drain()
+
+    def is_closing(self) -> bool:
+        return bool(self.writer.is_closing())
+
+
+def test_a_trial_over_slow_uplinks_costs_nobody_honest_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All parts are on trial: each owner shows four rows to four peers, four times what a gradient takes."""
+    d, uplink, took = 20_000, 1.0, {}
+    monkeypatch.setattr(frames, "CHUNK", 2**11)
+    deadlines = Deadlines(compute=5.0, phase=0.7, message=0.05, uplink=0.9 * uplink, give_up=0.5)
+    with Cohort(peers=5, byzantine=1, attack="misreport", d=d, deadlines=deadlines) as cohort:
+        for member in cohort.members:
+            Uplink(member, 1e6 * uplink / 8)
+
+        def shows(member: Member) -> None:
+            took[member.driver.peer.id] = time.monotonic()
+
+        def has_seen(member: Member) -> None:
+            took[member.driver.peer.id] -= time.monotonic()
+
+        witnesses = [member.driver.peer.id for member in cohort.honest]
+        cohort.faults = tuple(
+            fault for i in witnesses for fault in (Fault(i, 1, "evidence/0", shows), Fault(i, 1, "lacking/0", has_seen))
+        )
+        cohort.run(2)
+        assert all(member.end is None for member in cohort.honest)
+        assert {kind for peer, kind in cohort.removed().items() if peer in cohort.attackers} == {"misreport"}
+        assert cohort.removed().keys() == cohort.attackers
+        phases = 1 + [phase for step, phase in cohort.honest[0].at if step == 1].index("evidence/0")
+        assert -min(took.values()) > deadlines.phase + phases * deadlines.message, "as long as with no load at all"
 
 
 async def _forget(member: Member, others: set[int]) -> None:
