@@ -86,6 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     for finding in report.findings:
         print(shown(finding, LINE))
+    for note in report.notes:
+        print(shown(note, LINE))
     print(report.summary)
     return 0
 

@@ -12,6 +12,7 @@ import torch
 
 from btard.audit.encoding import check_array, check_hex
 from btard.audit.files import ATTESTATION, read_json, write_json
+from btard.audit.numerics import numeric_platform
 from btard.protocol import wire
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.hashing import signed_digest, tensor_digest
@@ -59,7 +60,7 @@ def attest(recorder: Recorder, peers: Iterable[Peer], params: torch.Tensor) -> A
     """The end of a run, signed by `peers`; `params` [d] are the final parameters."""
     peers = tuple(peers)
     if peers:
-        recorder.begin(peers[0].roster, params.numel())
+        recorder.begin(peers[0].roster, params.numel(), numeric_platform(str(params.device)))
     statement = Attestation(recorder.next, recorder.head, tensor_digest(params, "parameters"))
     signatures = {
         peer.id: peer.identity.sign(statement.digest(peer.config, peer.roster, params.numel())) for peer in peers

@@ -68,7 +68,7 @@ class _Auditor:
             findings = [
                 replace(finding, checked=UNCERTAIN) if finding.entry.step == last else finding for finding in findings
             ]
-        return Report(tuple(findings), end)
+        return Report(tuple(findings), end, tuple(self.replay.notes))
 
     def _recorded(self) -> set[int]:
         return {int(step) for file in self._files() if (step := file.name[5:-5]).isascii() and step.isdigit()}

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from btard.audit.encoding import check_hex, flattened, to_host, unflattened
 from btard.audit.files import file_digest, proof_file, put_in_place, read_json, write_json
+from btard.audit.settings import check_platform
 from btard.protocol import wire
 from btard.protocol.hashing import signed_digest
 from btard.protocol.identity import Identity
@@ -55,6 +56,8 @@ class Proof:
     """(step, part) -> a[j], of the parts that a verdict is about."""
     params: torch.Tensor | None = None
     """x [d] of the step before, where a verdict needs a gradient computed again."""
+    platform: str = ""
+    """The numeric platform of the peer that recorded it (`numerics.py`)."""
 
     by: int = NOBODY
     """Who recorded all this, and signed it."""
@@ -89,6 +92,7 @@ class Proof:
             "shown": msgspec.to_builtins(shown),
             "tensors": hashed,
             "by": by,
+            "platform": self.platform,
         }
         write_json(file, {**content, "signature": identity.sign(content_digest(content)).hex()})
 
@@ -96,13 +100,14 @@ class Proof:
     def read(cls, folder: Path, step: int, d: int) -> Proof:
         """The proof of `step` of a run with `d` parameters. Malformed says what is wrong with the files."""
         file = proof_file(folder, step)
-        content = read_json(file, {"now", "before", "shown", "tensors", "by", "signature"})
+        content = read_json(file, {"now", "before", "shown", "tensors", "by", "platform", "signature"})
         proof = cls(wire.convert(content["now"], Transcript, "now"))
         proof.by, proof.signature = (
             wire.check_int(content["by"], "by"),
             check_hex(content.pop("signature"), "signature"),
         )
         proof.signed = content_digest(content)
+        proof.platform = check_platform(content["platform"], file.name)
         if content["before"] is not None:
             proof.before = wire.convert(content["before"], Transcript, "before")
         if not isinstance(content["tensors"], str):

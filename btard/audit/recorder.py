@@ -12,6 +12,7 @@ import torch
 from btard.audit.claims import votes_with_majority
 from btard.audit.files import ATTESTATION, EVIDENCE, seal_file, write_json
 from btard.audit.ledger import speak_for_all
+from btard.audit.numerics import numeric_platform
 from btard.audit.proof import Proof
 from btard.audit.settings import write_settings
 from btard.protocol import wire
@@ -45,8 +46,8 @@ class Recorder:
         """A_t and b_t of the last step with entries, until enough of these members have signed what followed."""
         self._begun = False
 
-    def begin(self, roster: Roster, d: int) -> None:
-        """Once: write the run's settings and keys, and forget what the folder holds of the next step and of later ones.
+    def begin(self, roster: Roster, d: int, platform: str) -> None:
+        """Once: write settings, keys and numeric platform; forget what the folder holds of the next step and later ones.
 
         `finished` does it before the first step that it takes in, for by then a resumed run has restored the recorder.
         """
@@ -54,7 +55,7 @@ class Recorder:
             return
         self._begun = True
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_settings(self.folder, self.config, d, roster, self.task)
+        write_settings(self.folder, self.config, d, roster, self.task, platform)
         (self.folder / ATTESTATION).unlink(missing_ok=True)
         for file in (self.folder / EVIDENCE).glob("step-*"):
             step = file.name[len("step-") :].partition(".")[0]
@@ -73,7 +74,7 @@ class Recorder:
         if not peers:
             return
         if writes:
-            self.begin(peers[0].roster, peers[0].d)
+            self.begin(peers[0].roster, peers[0].d, _platform(peers[0].current))
         witness = max(peers, key=votes_with_majority)
         record = witness.current
         ledger = peers[0].ledger
@@ -106,6 +107,7 @@ class Recorder:
             record.shown,
             {key: held[key] for key in sorted(wanted)},
             parameters(record.step - 1) if recomputed else None,
+            _platform(record),
         )
 
     def state(self) -> dict[str, Any]:
@@ -124,3 +126,9 @@ class Recorder:
         if state["before"] is not None and last is not None:
             last.heard = wire.convert(state["before"], Transcript, "before").heard()
             self._before = last
+
+
+def _platform(record: StepRecord) -> str:
+    """That on which the step's aggregates were computed."""
+    devices = {str(value.device) for value in record.aggregates.values()}
+    return numeric_platform(min(devices, default="cpu"))

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from btard.audit.files import LEDGER, proof_file
 from btard.audit.ledger import AgreedState, Line
+from btard.audit.numerics import numeric_platform
 from btard.audit.observer import Observer
 from btard.audit.proof import Proof
 from btard.audit.recomputation import Recomputation
 from btard.audit.report import (
+    ELSEWHERE,
     MESSAGES,
     RECOMPUTED,
     REPLAYED,
@@ -19,6 +21,7 @@ from btard.audit.report import (
     VOTES,
     AuditError,
     Finding,
+    NotReproduced,
     within,
 )
 from btard.protocol.claims import KINDS
@@ -38,6 +41,8 @@ class Replay:
     def __init__(self, agreed: AgreedState, evidence: Path, d: int, task: Task | None) -> None:
         self.agreed, self.evidence, self.d, self.task = agreed, evidence, d, task
         self.config = agreed.config
+        self.notes: list[str] = []
+        """Acquittals that this machine cannot confirm to the bit."""
 
     def step(self, step: int, lines: Sequence[Line]) -> list[Finding]:
         """What was checked of each of the ledger's `lines` about `step`. Errors: AuditError if one does not hold."""
@@ -57,16 +62,24 @@ class Replay:
         recompute = (
             None if self.task is None else Recomputation(self.task, self.config, proof.params, self.agreed.removed)
         )
+        here, there = numeric_platform(), proof.platform
+        elsewhere = "" if here == there else ELSEWHERE.format(here=here, there=there)
         try:
-            observer = self._replayed(proof, recompute)
+            try:
+                observer = self._replayed(proof, recompute)
+            except NotReproduced:
+                if not elsewhere:
+                    raise
+                recompute = None
+                observer = self._replayed(proof, None)
         except AuditError as error:
             raise type(error)(f"{file}: {error}") from None
         except Exception as error:  # hostile records can break the replay anywhere: none of it is a proof
             raise AuditError(f"{file}: cannot be replayed ({type(error).__name__}: {error!s:.200})") from None
         self._compare(observer.ledger.entries, lines, file)
         claims = {claim: who for tried in observer.current.trials.values() for claim, who in tried.items()}
-        confirmed = recompute is None or recompute.confirmed
-        return self._findings(observer, claims, lines, file, RECOMPUTED if confirmed else UNCONFIRMED)
+        recomputed = "" if recompute is None else RECOMPUTED if recompute.confirmed else UNCONFIRMED
+        return self._findings(observer, claims, lines, file, recomputed, elsewhere)
 
     def _replayed(self, proof: Proof, recompute: Recomputation | None) -> Observer:
         last: StepRecord | None = None
@@ -109,17 +122,24 @@ class Replay:
         lines: Sequence[Line],
         file: str,
         recomputed: str,
+        elsewhere: str,
     ) -> list[Finding]:
-        """What was checked of every line. Errors: AuditError where the evidence says otherwise than the majority."""
+        """What was checked of every line. Errors: AuditError where the evidence says otherwise than the majority.
+
+        `recomputed`: how gradients were, or nothing; `elsewhere`: that this is another numeric platform, or nothing.
+        There a verdict that follows from floats contradicts nobody's.
+        """
         expelled = observer.current.expelled
         for claim, verdict in observer.verdicts.items():
             accusers = claims.get(claim, ())
             spared = claim.accused not in expelled if verdict == GUILTY else not set(accusers) <= set(expelled)
             costs_nobody = verdict == FALSE_CLAIM and claim.kind in NOBODY_PAYS
-            if verdict != EXCUSED and spared and not costs_nobody and self._reliable(observer, claim, verdict):
-                raise AuditError(
-                    f"{file}: by the evidence the claim {_words(claim)} is {verdict}; the majority voted otherwise"
-                )
+            reliable = self._reliable(observer, claim, verdict, recomputed)
+            if verdict != EXCUSED and spared and not costs_nobody and reliable:
+                found = f"by the evidence the claim {_words(claim)} is {verdict}; the majority voted otherwise"
+                if not (elsewhere and KINDS[claim.kind].numeric):
+                    raise AuditError(f"{file}: {found}")
+                self.notes.append(f"step {observer.transcript.step}: {found}; {elsewhere}")
         findings = []
         for line in lines:
             entry = line.entry
@@ -131,9 +151,12 @@ class Replay:
             checked = REPLAYED
             for claim in about:
                 verdict = observer.verdicts[claim]
-                if not self._reliable(observer, claim, verdict):
-                    checked = VOTES
-                elif verdict not in (entry.verdict, EXCUSED if entry.verdict == FALSE_CLAIM else GUILTY):
+                agrees = verdict in (entry.verdict, EXCUSED if entry.verdict == FALSE_CLAIM else GUILTY)
+                if not self._reliable(observer, claim, verdict, recomputed):
+                    checked = elsewhere if elsewhere and self.task is not None else VOTES
+                elif not agrees and elsewhere and KINDS[claim.kind].numeric:
+                    checked = elsewhere
+                elif not agrees:
                     raise AuditError(
                         f"{LEDGER} line {line.number}: {entry.verdict}; by the evidence in {file} the claim "
                         f"{_words(claim)} is {verdict}"
@@ -143,9 +166,9 @@ class Replay:
             findings.append(Finding(entry, checked))
         return findings
 
-    def _reliable(self, observer: Observer, claim: Claim, verdict: str) -> bool:
+    def _reliable(self, observer: Observer, claim: Claim, verdict: str, recomputed: str) -> bool:
         """Whether the replay's own verdict on `claim` counts: not where it would have needed a gradient."""
-        if self.task is not None:
+        if recomputed:
             return True
         uncovered = claim.kind == "wrong_aggregate" and claim.step != observer.transcript.step and verdict != GUILTY
         return not KINDS[claim.kind].recomputes and not uncovered

@@ -13,6 +13,7 @@ UNCERTAIN = "not certain yet: that nothing else was said would rest on what a ma
 REPLAYED = "replayed from evidence"
 RECOMPUTED = "gradient computed again"
 UNCONFIRMED = "gradient computed again, at parameters that no commitment confirms to the bit on this machine"
+ELSEWHERE = "not certain here: recorded on {there}; this is {here}, and their bits may differ"
 VOTES = "votes only: the gradient was not computed again"
 
 
@@ -51,6 +52,8 @@ class Report:
 
     findings: tuple[Finding, ...]
     summary: str
+    notes: tuple[str, ...] = ()
+    """What could not be compared and is about no entry, a line each."""
 
 
 def within(file: str, error: Malformed) -> str:

@@ -7,18 +7,25 @@ from pathlib import Path
 
 from btard.audit.encoding import check_array, check_hex, check_object
 from btard.audit.files import PROTOCOL, ROSTER, read_json, write_json
+from btard.audit.numerics import MAX_PLATFORM
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.hashing import PROTOCOL_VERSION
 from btard.protocol.identity import Roster
 from btard.protocol.wire import Malformed
 
-FIELDS = {"version", "d", "config", "task"}
+FIELDS = {"version", "d", "config", "task", "platform"}
 """Of protocol.json."""
 
 
-def write_settings(folder: Path, config: ProtocolConfig, d: int, roster: Roster, task: str = "") -> None:
-    """The two files that `read_settings` reads. `task`: module:function that makes the run's task of its folder."""
-    write_json(folder / PROTOCOL, {"version": PROTOCOL_VERSION, "d": d, "config": asdict(config), "task": task})
+def write_settings(
+    folder: Path, config: ProtocolConfig, d: int, roster: Roster, task: str = "", platform: str = ""
+) -> None:
+    """The two files that `read_settings` reads.
+
+    `task`: module:function that makes the run's task of its folder; `platform`: see `numerics.py`.
+    """
+    said = {"d": d, "config": asdict(config), "task": task, "platform": platform}
+    write_json(folder / PROTOCOL, {"version": PROTOCOL_VERSION, **said})
     # Of those who were there from the start: the keys of others stand in the ledger.
     write_json(folder / ROSTER, {"keys": [key.hex() for key in roster.keys[: config.peers]]})
 
@@ -33,6 +40,7 @@ def read_settings(folder: Path) -> tuple[ProtocolConfig, int, Roster]:
             "take the release that recorded it"
         )
     check_object(content, PROTOCOL, FIELDS)
+    check_platform(content["platform"], PROTOCOL)
     d = content["d"]
     if type(d) is not int or not 1 <= d < 2**32:
         raise Malformed(f"{PROTOCOL}: d is {d!r:.40}")
@@ -56,6 +64,13 @@ def read_settings(folder: Path) -> tuple[ProtocolConfig, int, Roster]:
     if len(roster.keys) != config.peers or any(len(key) != 32 for key in roster.keys):
         raise Malformed(f"{ROSTER}: expected {config.peers} keys of 32 bytes, got {len(roster.keys)}")
     return config, d, roster
+
+
+def check_platform(value: object, what: str) -> str:
+    """The name of a numeric platform, of those of hostile files; Malformed if it is none."""
+    if not isinstance(value, str) or len(value) > MAX_PLATFORM:
+        raise Malformed(f"{what}: platform must be at most {MAX_PLATFORM} characters, got {value!a:.40}")
+    return value
 
 
 def read_task(folder: Path) -> str:

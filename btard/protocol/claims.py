@@ -65,6 +65,8 @@ class Kind(ABC):
     """Whether judges compute the accused's gradient."""
     trial: ClassVar[bool] = True
     """Whether it is tried; else it is a dispute that evidence cannot settle (ELIMINATE)."""
+    numeric: ClassVar[bool] = True
+    """Whether the verdict follows from computed floats, whose last bits can depend on the machine."""
     accuser_shows: ClassVar[bool] = True
     """Whether it is for the accusers to show the pieces; else for the accused."""
 
@@ -245,6 +247,7 @@ class Bad(Kind):
     """A packet that its sender signed is not what it committed to. Raised by who received it, and shows it."""
 
     what: ClassVar[str]
+    numeric = False
 
     def pieces(self, seat: Seat, about: StepRecord, claim: Claim, accusers: Sequence[int]) -> tuple[Piece, ...]:
         return tuple(Piece(self.what, claim.accused, about.step, claim.part, by) for by in accusers)

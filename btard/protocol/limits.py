@@ -73,7 +73,7 @@ class Limits:
             return 16 + 5 * pieces
         if kind is Votes:  # a verdict on every claim that all peers together can raise
             return 32 + self.claims * self.peers * 9 + 5 * pieces
-        per_part = {
+        per_part: dict[Any, int] = {
             Commit: DIGEST_SIZE + 8,
             CoinCommit: 5,
             CoinReveal: 0,

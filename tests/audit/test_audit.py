@@ -14,18 +14,20 @@ import pytest
 import torch
 from msgspec import structs
 
+from btard.aggregation import centered_clip
 from btard.attacks import make_attack
 from btard.attacks.own import Noise
-from btard.audit import AuditError, audit
+from btard.audit import AuditError, audit, replay
 from btard.audit.__main__ import main
 from btard.audit.attestation import Attestation
 from btard.audit.files import write_json
+from btard.audit.numerics import numeric_platform
 from btard.audit.proof import Proof
 from btard.audit.recorder import Recorder
 from btard.audit.report import RECOMPUTED, UNCONFIRMED, VOTES
 from btard.drivers.links import Links
 from btard.drivers.local import LocalDriver
-from btard.protocol import wire
+from btard.protocol import verify, wire
 from btard.protocol.behaviour import HONEST, Behaviour, Context
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
@@ -281,6 +283,44 @@ def test_other_hardware_can_judge_distances_and_no_hashes(tmp_path: Path) -> Non
     findings = audit(tmp_path / "tolerant", OtherHardware(D)).findings
     assert {finding.checked for finding in findings} == {UNCONFIRMED}
     refused(tmp_path / "exact", "give nobody's committed gradient", OtherHardware(D))
+
+
+def on_another_platform(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on this machine is another one than that which recorded."""
+    monkeypatch.setattr(replay, "numeric_platform", lambda: "torch 9, abacus")
+
+
+def test_an_audit_on_another_platform_refuses_no_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record(tmp_path, **attackers("noise"), steps=8)
+    here = audit(tmp_path, QuadraticTask(D))
+    on_another_platform(monkeypatch)
+    assert audit(tmp_path, QuadraticTask(D)) == here, "where the bits are equal there, they say as much as here"
+    report = audit(tmp_path, OtherHardware(D))
+    assert [finding.entry for finding in report.findings] == [finding.entry for finding in here.findings]
+    expected = f"not certain here: recorded on {numeric_platform()}; this is torch 9, abacus"
+    assert all(finding.checked.startswith(expected) for finding in report.findings)
+
+
+@pytest.mark.parametrize("attack", ["misreport", "wrong_aggregate"])
+def test_an_audit_on_another_platform_refuses_no_aggregate(
+    attack: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The misreports put all parts on trial, and judges have found them right to the bit."""
+    record(tmp_path, **attackers(attack))
+    here = audit(tmp_path)
+
+    def other_bits(*arguments: Any, **settings: Any) -> Any:
+        result = centered_clip(*arguments, **settings)
+        return replace(result, value=torch.nextafter(result.value, torch.tensor(torch.inf)))
+
+    monkeypatch.setattr(verify, "centered_clip", other_bits)
+    if attack == "misreport":
+        refused(tmp_path, "the majority voted otherwise")
+    on_another_platform(monkeypatch)
+    report = audit(tmp_path)
+    assert report.findings == here.findings and report.summary == here.summary
+    assert all("not certain here" in note for note in report.notes)
+    assert bool(report.notes) == (attack == "misreport")
 
 
 class Selective(Behaviour):
