@@ -164,7 +164,7 @@ class Training:
         if "momentum" in tensors:
             self.optimizer.state[self.params]["momentum_buffer"] = tensors["momentum"]
         # The same life: an interrupted run leaves the bytes of one that was not, and its attackers remember nothing.
-        self.driver.restore(state["driver"], under("driver/"), new_life=False)
+        self.driver.restore(state["driver"], under("driver/"), life=None)
         self.diverged_at = state["diverged_at"]
 
 

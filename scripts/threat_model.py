@@ -109,11 +109,11 @@ NOT_COVERED = """
 - **Privacy.** Gradients, parameters and batches are seen by peers, by design.
 - **Stolen keys, and honest peers that run twice at the same time.** Two different messages under one key in one phase
   are equivocation, whoever signed them.
-- **Runs that go on from a checkpoint.** They repeat steps. In one process and over torch.distributed each restart
-  begins a new life, and messages of the one before prove nothing. Two restarts from the same checkpoint count as the
-  same life. In a swarm that restarts as a whole no new life begins: an honest peer that says something else in a
-  repeated step can be shown two-faced. Peers draw the same secrets again, so the coins of the repeated steps are known
-  beforehand.
+- **Runs that go on from a checkpoint.** They repeat steps. Each restart begins a new life, and messages of the one
+  before prove nothing. In one process and over torch.distributed that takes a name that no restart from the same
+  checkpoint had; without one the old life goes on, and simulated peers draw the same secrets again, so the coins of the
+  repeated steps are known beforehand. In a swarm that restarts as a whole, a peer that tells the others different nonces can keep the
+  restart from beginning.
 """
 
 SWARM = """

@@ -47,7 +47,7 @@ class Recorder:
         self._begun = False
 
     def begin(self, roster: Roster, d: int, platform: str) -> None:
-        """Once: write settings, keys and numeric platform; forget what the folder holds of the next step and later ones.
+        """Once: write settings, keys and numeric platform; forget what the folder has of the next step and later ones.
 
         `finished` does it before the first step that it takes in, for by then a resumed run has restored the recorder.
         """

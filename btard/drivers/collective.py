@@ -129,17 +129,16 @@ class CollectiveDriver:
         recorded = None if self.recorder is None else self.recorder.state()
         return {"peer": values, "ranks": self.mesh.ranks, "recorder": recorded}, tensors
 
-    def restore(self, state: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], *, new_life: bool = True) -> None:
+    def restore(self, state: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], *, life: bytes | None) -> None:
         """Take over what `state` returned, on a driver made with the same arguments, at all ranks that were in the run.
 
-        `new_life`: as of `LocalDriver`.
-        The others had fallen out and do not call this.
+        The others had fallen out and do not call this. `life`: as of `LocalDriver`, the same at all ranks.
         """
         self.mesh.regroup(tuple(state["ranks"]))
         own = {name.removeprefix("peer/"): x for name, x in tensors.items() if name.startswith("peer/")}
         load_peer(self.peer, state["peer"], own)
-        if new_life:
-            self.peer.begin_life()
+        if life is not None:
+            self.peer.begin_life(life)
         self.history.restore(tensors, workers_of(self.peer.last))
         if self.recorder is not None and state["recorder"] is not None:
             self.recorder.restore(state["recorder"], self.peer.last)

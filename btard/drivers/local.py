@@ -179,11 +179,12 @@ class LocalDriver:
         recorded = None if self.recorder is None else self.recorder.state()
         return {"shared": shared, "peers": refs, "memory": keys, "recorder": recorded}, tensors | rows
 
-    def restore(self, state: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], *, new_life: bool = True) -> None:
+    def restore(self, state: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], *, life: bytes | None) -> None:
         """Take over what `state` returned, on a driver made with the same arguments.
 
-        `new_life`: no message of the steps that are repeated counts any more. Without it a run goes on to the bytes of
-        one that was never interrupted; that is for attackers that remember nothing of what they heard before.
+        `life`: a name that no other resume from this state has had. What was said before in the steps that are repeated
+        counts no more then. None: the run goes on to the bytes of one that was never interrupted; that is for attackers
+        that remember nothing of what they heard before.
         Errors: ValueError if somebody had joined and has not been made known by `join`.
         """
         for i in (int(i) for i in state["peers"] if int(i) >= self.config.peers):
@@ -194,8 +195,8 @@ class LocalDriver:
         self.peers = {int(i): self.peers[int(i)] for i in state["peers"]}
         for i, peer in self.peers.items():
             load_peer(peer, state["shared"], {name: tensors[ref] for name, ref in state["peers"][str(i)].items()})
-            if new_life:
-                peer.begin_life()
+            if life is not None:
+                peer.begin_life(life)
         self.history.restore(tensors, workers_of(self.honest[0].last))
         self.compute.restore(state["memory"], tensors)
         for record in (peer.last for peer in self.peers.values() if peer.last is not None):

@@ -83,9 +83,9 @@ class ServerDriver:
         return {"coins": [coin.hex() for coin in self.coins]}, self.history.state()
 
     def restore(
-        self, state: Mapping[str, object], tensors: Mapping[str, torch.Tensor], *, new_life: bool = False
+        self, state: Mapping[str, object], tensors: Mapping[str, torch.Tensor], *, life: bytes | None = None
     ) -> None:
-        """Take over what `state` returned. A server's peers say nothing that could be repeated in a `new_life`."""
+        """Take over what `state` returned. A server's peers say nothing that could be repeated in another `life`."""
         coins = state["coins"]
         assert isinstance(coins, list)
         self.coins = [bytes.fromhex(coin) for coin in coins]

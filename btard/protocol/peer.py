@@ -139,14 +139,13 @@ class Peer(Seat):
         self.absences, self.probation = dict(start.absences), dict(start.standings)
         self.epoch = start.epoch
 
-    def begin_life(self, epoch: bytes | None = None) -> None:
+    def begin_life(self, name: bytes) -> None:
         """Go on after a common restart, in which steps may be repeated: no message of the life before counts any more.
 
-        `epoch` names the new life (32 bytes), the same at all peers and never used before; in one process, where nobody
-        keeps messages of the life before, it follows from that one. Simulated peers repeat their secrets, so that a
-        resumed run is the same run; others have new ones in each life.
+        `name`: the same at all peers, and one that no restart from the same checkpoint had. Simulated peers repeat
+        their secrets, so that a resumed run is the same run; others have new ones in each life.
         """
-        self.epoch = digest("life", self.config.run_id, self.epoch) if epoch is None else epoch
+        self.epoch = digest("life", self.config.run_id, self.epoch, name)
 
     def _finish(self, record: StepRecord, already: int) -> Outcome | None:
         """A_{t+1}, V_{t+1} and the coin of the next step (phases 7 and 8)."""

@@ -107,7 +107,7 @@ def test_they_act_in_their_steps_only_and_resumed_runs_are_equal_to_the_bit(
     params, before = advance(first, torch.ones(33), 13)
     state, tensors = first.state()
     second = driver_of(when, seed)
-    second.restore(json.loads(json.dumps(state)), {name: x.clone() for name, x in tensors.items()})
+    second.restore(json.loads(json.dumps(state)), {name: x.clone() for name, x in tensors.items()}, life=b"resumed")
     params, after = advance(second, params, 17)
     assert torch.equal(params, expected) and before + after == lines
 

@@ -257,7 +257,7 @@ def test_a_resumed_run_is_audited_as_the_same_run(tmp_path: Path) -> None:
             if interrupted:
                 state, tensors = driver.state()
                 driver = driver_for(tmp_path / name)
-                driver.restore(json.loads(json.dumps(state)), tensors)
+                driver.restore(json.loads(json.dumps(state)), tensors, life=b"resumed")
         (tmp_path / name / "ledger.jsonl").write_text("".join(lines))
         driver.attest(params)
         reports.append(audit(tmp_path / name, QuadraticTask(D)))

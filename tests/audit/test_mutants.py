@@ -165,7 +165,7 @@ def _resumed(folder: Path) -> Run:
     kept = json.dumps(state), {name: value.clone() for name, value in tensors.items()}
     for who in (1, 2):
         driver, x = driver_for(who), params
-        driver.restore(json.loads(kept[0]), {name: value.clone() for name, value in kept[1].items()})
+        driver.restore(json.loads(kept[0]), {name: value.clone() for name, value in kept[1].items()}, life=b"resumed")
         for _ in range(4):
             x = x - 0.1 * driver.step(x).gradient
         ledger = Ledger()

@@ -66,7 +66,7 @@ def test_a_run_that_stops_and_goes_on_comes_to_the_same_bits(
     state, tensors = json.loads(json.dumps(state)), {name: x.clone() for name, x in tensors.items()}
     advance(first, params, 5)  # what is lost with the interruption
     second = make_driver(attack, "batched", tmp_path / "b", commitments)
-    second.restore(state, tensors)
+    second.restore(state, tensors, life=b"resumed")
     params, more = advance(second, params, 14 - stop)
     assert torch.equal(params, undisturbed)
     assert lines + more == expected
@@ -144,7 +144,7 @@ def test_shares_of_a_batch_are_recomputed_among_as_many_workers_also_after_a_res
         state, tensors = resumed.state()
         state, tensors = json.loads(json.dumps(state)), {name: tensor.clone() for name, tensor in tensors.items()}
         resumed = make()
-        resumed.restore(state, tensors)
+        resumed.restore(state, tensors, life=b"resumed")
     assert {peer for entry in whole.honest[0].ledger.entries for peer in entry.peers} == MEMBERS
     assert len(workers) > 2, "choose a run in which the number of workers changes"
 

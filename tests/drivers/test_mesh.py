@@ -207,7 +207,7 @@ def test_a_run_that_stops_and_goes_on_comes_to_the_same_bits() -> None:
         state, tensors, params, lines = kept[mesh.rank]
         behaviours, collusion = cohort()
         driver = CollectiveDriver(config, QuadraticTask(D), mesh, behaviours=behaviours, collusion=collusion)
-        driver.restore(state, tensors)
+        driver.restore(state, tensors, life=b"resumed")
         params, more = advance(driver, params, 3)
         return params, lines + more
 

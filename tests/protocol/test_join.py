@@ -188,14 +188,14 @@ def test_a_run_with_newcomers_resumes_to_the_same_bits() -> None:
         with_keys = start()
         joiners(second)
         second.params = first.params.clone()
-        second.restore(state, tensors)
+        second.restore(state, tensors, life=b"resumed")
         second.replicas = dict.fromkeys(second.peers, first.params)
         second.advance(20 - stop)
         assert torch.equal(second.params, whole.params), f"stopped after {stop}"
         assert second.peers[0].ledger.head == whole.peers[0].ledger.head
         if stop > 1:
             with pytest.raises(ValueError, match="call `join` for it first"):
-                with_keys.restore(state, tensors)
+                with_keys.restore(state, tensors, life=b"resumed")
 
 
 # The state.

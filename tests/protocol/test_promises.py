@@ -494,7 +494,8 @@ class RemembersItsFormerLife(Attacker):
         return {i: (*outgoing.get(i, ()), *old) for i in record.remaining if i != ctx.peer} if round == 1 else outgoing
 
 
-def test_messages_of_a_former_life_prove_nothing(seed: int) -> None:
+@pytest.mark.parametrize("former", ["the first", "resumed from the same checkpoint"])
+def test_messages_of_a_former_life_prove_nothing(former: str, seed: int) -> None:
     attacker, memory = 1 + seed % 4, dict[int, Signed]()
     config = ProtocolConfig(peers=5, byzantine=1, run_id=f"resume {seed}")
 
@@ -506,10 +507,13 @@ def test_messages_of_a_former_life_prove_nothing(seed: int) -> None:
         params = params - 0.1 * first.step(params).gradient
     state, tensors = first.state()
     state, tensors = json.loads(json.dumps(state)), {name: x.clone() for name, x in tensors.items()}
+    if former != "the first":
+        first = cohort(1)
+        first.restore(state, {name: x.clone() for name, x in tensors.items()}, life=b"second")
     first.step(params)
-    assert memory, "the first life left nothing to replay"
+    assert memory, "the former life left nothing to replay"
     second = cohort(2)
-    second.restore(state, tensors)
+    second.restore(state, tensors, life=b"third")
     check_honest(play(second, 3, params), frozenset({attacker}))
 
 

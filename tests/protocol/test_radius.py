@@ -195,7 +195,7 @@ def test_a_run_that_stops_and_goes_on_comes_to_the_same_bits(stop: int) -> None:
     params, before = advance(first, torch.ones(61), stop)
     state, tensors = first.state()
     second = fresh()
-    second.restore(json.loads(json.dumps(state)), {name: x.clone() for name, x in tensors.items()})
+    second.restore(json.loads(json.dumps(state)), {name: x.clone() for name, x in tensors.items()}, life=b"resumed")
     params, after = advance(second, params, 9 - stop)
     assert torch.equal(params, expected) and before + after == taus
 

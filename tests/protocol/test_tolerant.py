@@ -398,7 +398,7 @@ def test_a_resumed_run_goes_on_to_the_same_bits() -> None:
     for _ in range(5):
         assert torch.equal(whole.step(params).gradient, first.step(params).gradient)
     state, tensors = first.state()
-    second.restore(state, {name: tensor.clone() for name, tensor in tensors.items()})
+    second.restore(state, {name: tensor.clone() for name, tensor in tensors.items()}, life=b"resumed")
     for _ in range(5):
         expected, got = whole.step(params), second.step(params)
         assert torch.equal(expected.gradient, got.gradient) and expected.removed == got.removed
