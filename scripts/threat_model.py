@@ -112,8 +112,8 @@ NOT_COVERED = """
 - **Runs that go on from a checkpoint.** They repeat steps. Each restart begins a new life, and messages of the one
   before prove nothing. In one process and over torch.distributed that takes a name that no restart from the same
   checkpoint had; without one the old life goes on, and simulated peers draw the same secrets again, so the coins of the
-  repeated steps are known beforehand. In a swarm that restarts as a whole, a peer that tells the others different nonces can keep the
-  restart from beginning.
+  repeated steps are known beforehand. In a swarm that restarts as a whole, a peer that tells the others different
+  nonces can keep the restart from beginning.
 """
 
 SWARM = """

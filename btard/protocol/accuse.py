@@ -51,7 +51,7 @@ from btard.protocol.messages import (
 )
 from btard.protocol.packets import bodies
 from btard.protocol.record import StepRecord
-from btard.protocol.report import gradient_report, part_scalars
+from btard.protocol.report import Truth, gradient_report, part_scalars
 from btard.protocol.seat import Seat
 from btard.protocol.verify import ACCUSE, Tally, alarms, reported, scalars_differ, v2_violation, v3_violation
 
@@ -76,7 +76,7 @@ def verify(seat: Seat, record: StepRecord) -> list[Claim]:
         if not packets or part not in record.announced or part not in record.aggregates or not record.held(part):
             continue
         # All of them, my own too: whoever holds them side by side in memory then reads them where they lie.
-        truth = part_scalars(seat, record, bodies(packets), part)
+        truth = part_scalars(seat, record, record.aggregates[part], bodies(packets), part)
         tol = ACCUSE * seat.config.scalar_tol
         senders = set(record.announced[part].senders) - {seat.id}
         for sender, true in zip(sorted(packets), truth, strict=True):
@@ -264,10 +264,15 @@ def _show(
 
 
 def _mine(seat: Seat, pieces: Mapping[Piece, StepRecord]) -> list[Packet]:
-    """What I hold of the `pieces`, as their author or as the owner of a part."""
+    """What I hold of the `pieces`: as their author, as the owner of a part, and of aggregates those I was sent."""
     found: list[Packet] = []
     for piece, about in pieces.items():
-        if piece.by != NOBODY or piece.kind != "part":
+        if piece.by != NOBODY:
+            continue
+        if piece.kind == "aggregate":
+            value = about.aggregates.get(piece.part)
+            if value is not None:
+                found.append(Packet("aggregate", piece.author, about.step, piece.part, value, b""))
             continue
         received = about.received.get(piece.part, {}).get(piece.author)
         if received is not None:
@@ -324,13 +329,14 @@ def _pass_on(
     }
     if not any(asked.values()):
         return
-    mine = {(packet.sender, packet.step, packet.part): packet for packet in _mine(seat, pieces)}
+    holders = {piece: frozenset({piece.author, pieces[piece].owner(piece.part)}) for piece in public}
+    mine = {(packet.kind, packet.sender, packet.step, packet.part): packet for packet in _mine(seat, pieces)}
+    due = {piece for piece in public if seat.id in holders[piece] and piece[:4] in mine}
     outgoing = {
         recipient: found
         for recipient, wanted in asked.items()
-        if recipient != seat.id and (found := [mine[p[1:4]] for p in wanted if p[1:4] in mine])
+        if recipient != seat.id and (found := [mine[piece[:4]] for piece in wanted if piece in due])
     }
-    holders = {piece: frozenset({piece.author, pieces[piece].owner(piece.part)}) for piece in public}
     owed: dict[int, list[tuple[StepRecord, int]]] = {}
     for piece in public:
         for holder in holders[piece]:
@@ -358,7 +364,8 @@ def _vote(
     for claim, accusers in raised.items() if seat.id in (*record.members, NOBODY) else ():
         mine = EXCUSED
         if _judges(seat, record, about[claim]):
-            truth = evidence.truth.get(claim.accused) if KINDS[claim.kind].recomputes else None
+            gradient = evidence.truth.get(claim.accused) if KINDS[claim.kind].recomputes else None
+            truth = None if gradient is None else Truth(gradient, about[claim].aggregates)
             mine = KINDS[claim.kind].verdict(seat, about[claim], claim, accusers, evidence.table, truth)
         verdicts.append(behaviour.vote(ctx, claim, mine))
     lacking = tuple(index for index, piece in enumerate(public) if piece not in evidence.table)
@@ -468,7 +475,7 @@ def _uncovered(seat: Seat, record: StepRecord, about: StepRecord, evidence: Evid
         else:
             committed = committed_gradient(pieces, evidence.table, truth)
         if committed is not None and target in corrected and target in record.expelled:
-            corrected[target] = gradient_report(seat, about, target, committed)
+            corrected[target] = gradient_report(seat, about, about.aggregates, target, committed)
     if corrected == about.reports:
         return []
     tally = Tally(about, corrected)

@@ -2,7 +2,8 @@
 
 A verdict is a function of the settings, the agreed record of the step in question, the claim, and the pieces of
 evidence, each of which is what somebody committed to or signed: whoever holds them all comes to the same. For gradients
-there is one more input, the judge's own recomputation. Judges and the audit call the same functions.
+there is one more input, `Truth`. Judges and the audit call the same functions, whose types (`Court`, `Settled`) give
+them nothing else.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import torch
 
 from btard.protocol.messages import EXCUSED, FALSE_CLAIM, GUILTY, NOBODY, Claim, Packet, is_finite
 from btard.protocol.packets import packet_fault
-from btard.protocol.record import StepRecord
-from btard.protocol.report import part_scalars
-from btard.protocol.seat import Seat
+from btard.protocol.record import Settled, StepRecord
+from btard.protocol.report import Truth, part_scalars
+from btard.protocol.seat import Court, Seat
 from btard.protocol.validate import work_is_wrong
 from btard.protocol.verify import CONVICT, aggregate_is_right, reported, scalars_differ
 
@@ -36,9 +37,6 @@ class Piece(NamedTuple):
     by: int = NOBODY
 
 
-Truth = torch.Tensor | None
-"""A judge's own recomputation of the accused's gradient [d]."""
-
 Table = Mapping[Piece, Packet]
 """The pieces that lie before a judge, each checked by `fits`."""
 
@@ -51,6 +49,18 @@ def fits(seat: Seat, about: StepRecord, piece: Piece, packet: Packet) -> bool:
     committed = about.announced[piece.part].digest if owner else about.commits[piece.author].digests[piece.part]
     fault = packet_fault(seat, packet, committed, about.cut.size(piece.part), piece.kind)
     return fault is None if piece.by == NOBODY else fault == f"bad_{piece.kind}"
+
+
+def _aggregate(about: Settled, part: int) -> Piece:
+    """a[j], as its owner announced it: its hash was agreed on, so it is evidence like what others committed to."""
+    return Piece("aggregate", about.owner(part), about.step, part)
+
+
+def _bodies(pieces: Sequence[Piece], table: Table) -> list[torch.Tensor] | None:
+    """The tensors of `pieces`; None unless all lie on the table."""
+    found = [table[piece].body for piece in pieces if piece in table]
+    tensors = [body for body in found if isinstance(body, torch.Tensor)]
+    return tensors if len(tensors) == len(pieces) else None
 
 
 class Kind(ABC):
@@ -74,7 +84,7 @@ class Kind(ABC):
     def has_cause(self, seat: Seat, record: StepRecord, about: StepRecord, accuser: int, claim: Claim) -> bool:
         """Whether `accuser` can be one whom honesty lets raise the claim, by the broadcasts."""
 
-    def pieces(self, seat: Seat, about: StepRecord, claim: Claim, accusers: Sequence[int]) -> tuple[Piece, ...]:
+    def pieces(self, seat: Court, about: Settled, claim: Claim, accusers: Sequence[int]) -> tuple[Piece, ...]:
         """All that a judge needs."""
         return ()
 
@@ -83,13 +93,7 @@ class Kind(ABC):
         return []
 
     def verdict(
-        self,
-        seat: Seat,
-        about: StepRecord,
-        claim: Claim,
-        accusers: Sequence[int],
-        table: Table,
-        truth: Truth,
+        self, seat: Court, about: Settled, claim: Claim, accusers: Sequence[int], table: Table, truth: Truth | None
     ) -> str:
         """GUILTY, FALSE_CLAIM, or EXCUSED from a judge that has not seen enough."""
         raise NotImplementedError(self.name)
@@ -109,7 +113,7 @@ class WrongGradient(Kind):
         duty = record.assignments.get(accuser) == claim.accused
         return here and duty and claim.part == NOBODY and claim.accused in about.commits
 
-    def pieces(self, seat: Seat, about: StepRecord, claim: Claim, accusers: Sequence[int]) -> tuple[Piece, ...]:
+    def pieces(self, seat: Court, about: Settled, claim: Claim, accusers: Sequence[int]) -> tuple[Piece, ...]:
         """Mode `exact`: none, since hashes decide."""
         parts = range(about.cut.k) if seat.config.validation == "tolerant" else ()
         return tuple(Piece("part", claim.accused, about.step, part) for part in parts)
@@ -122,22 +126,16 @@ class WrongGradient(Kind):
         return parts_of(about, claim.accused, gradient)
 
     def verdict(
-        self,
-        seat: Seat,
-        about: StepRecord,
-        claim: Claim,
-        accusers: Sequence[int],
-        table: Table,
-        truth: Truth,
+        self, seat: Court, about: Settled, claim: Claim, accusers: Sequence[int], table: Table, truth: Truth | None
     ) -> str:
-        if truth is None or not is_finite(truth):
+        if truth is None or not is_finite(truth.gradient):
             return EXCUSED
         committed: torch.Tensor | None
         if seat.config.validation == "exact":
-            honest = seat.commitments.parts(claim.accused, about.step, truth, about.cut)
-            committed = truth if honest == about.commits[claim.accused].digests else None
+            honest = seat.commitments.parts(claim.accused, about.step, truth.gradient, about.cut)
+            committed = truth.gradient if honest == about.commits[claim.accused].digests else None
         else:
-            committed = committed_gradient(self.pieces(seat, about, claim, accusers), table, truth)
+            committed = committed_gradient(self.pieces(seat, about, claim, accusers), table, truth.gradient)
             if committed is None:
                 return EXCUSED
         wrong = committed is None or work_is_wrong(seat, about, claim.accused, committed, truth, margin=CONVICT)
@@ -177,26 +175,21 @@ class Misreport(Kind):
             and about.held(claim.part)
         )
 
-    def pieces(self, seat: Seat, about: StepRecord, claim: Claim, accusers: Sequence[int]) -> tuple[Piece, ...]:
-        return (Piece("part", claim.accused, about.step, claim.part),)
+    def pieces(self, seat: Court, about: Settled, claim: Claim, accusers: Sequence[int]) -> tuple[Piece, ...]:
+        return (Piece("part", claim.accused, about.step, claim.part), _aggregate(about, claim.part))
 
     def shown(self, seat: Seat, about: StepRecord, claim: Claim, accusers: Sequence[int]) -> list[Packet]:
         packet = about.received.get(claim.part, {}).get(claim.accused)
         return [packet] if seat.id in accusers and packet is not None else []
 
     def verdict(
-        self,
-        seat: Seat,
-        about: StepRecord,
-        claim: Claim,
-        accusers: Sequence[int],
-        table: Table,
-        truth: Truth,
+        self, seat: Court, about: Settled, claim: Claim, accusers: Sequence[int], table: Table, truth: Truth | None
     ) -> str:
-        packet = table.get(Piece("part", claim.accused, about.step, claim.part))
-        if packet is None or claim.part not in about.aggregates or not isinstance(packet.body, torch.Tensor):
+        found = _bodies(self.pieces(seat, about, claim, accusers), table)
+        if found is None:
             return EXCUSED
-        [true] = part_scalars(seat, about, [packet.body], claim.part)
+        row, value = found
+        [true] = part_scalars(seat, about, value, [row], claim.part)
         said = reported(about.reports[claim.accused], claim.part)
         wrong = scalars_differ(said, true, about.tau, CONVICT * seat.config.scalar_tol)
         return GUILTY if wrong else FALSE_CLAIM
@@ -219,27 +212,21 @@ class WrongAggregate(Kind):
             return False
         return any(record.expelled.get(i) in WORK_KINDS for i in announced.senders)
 
-    def pieces(self, seat: Seat, about: StepRecord, claim: Claim, accusers: Sequence[int]) -> tuple[Piece, ...]:
-        return tuple(Piece("part", sender, about.step, claim.part) for sender in about.announced[claim.part].senders)
+    def pieces(self, seat: Court, about: Settled, claim: Claim, accusers: Sequence[int]) -> tuple[Piece, ...]:
+        rows = (Piece("part", sender, about.step, claim.part) for sender in about.announced[claim.part].senders)
+        return (*rows, _aggregate(about, claim.part))
 
     def shown(self, seat: Seat, about: StepRecord, claim: Claim, accusers: Sequence[int]) -> list[Packet]:
         received = about.received.get(claim.part, {})
         return [received[sender] for sender in sorted(received)] if claim.accused == seat.id else []
 
     def verdict(
-        self,
-        seat: Seat,
-        about: StepRecord,
-        claim: Claim,
-        accusers: Sequence[int],
-        table: Table,
-        truth: Truth,
+        self, seat: Court, about: Settled, claim: Claim, accusers: Sequence[int], table: Table, truth: Truth | None
     ) -> str:
-        bodies = [packet.body for piece in self.pieces(seat, about, claim, accusers) if (packet := table.get(piece))]
-        rows = [body for body in bodies if isinstance(body, torch.Tensor)]
-        value = about.aggregates.get(claim.part)
-        if value is None or len(rows) != len(about.announced[claim.part].senders):
+        found = _bodies(self.pieces(seat, about, claim, accusers), table)
+        if found is None:
             return EXCUSED
+        *rows, value = found
         return FALSE_CLAIM if aggregate_is_right(seat.config, value, torch.stack(rows), about.tau) else GUILTY
 
 
@@ -249,7 +236,7 @@ class Bad(Kind):
     what: ClassVar[str]
     numeric = False
 
-    def pieces(self, seat: Seat, about: StepRecord, claim: Claim, accusers: Sequence[int]) -> tuple[Piece, ...]:
+    def pieces(self, seat: Court, about: Settled, claim: Claim, accusers: Sequence[int]) -> tuple[Piece, ...]:
         return tuple(Piece(self.what, claim.accused, about.step, claim.part, by) for by in accusers)
 
     def shown(self, seat: Seat, about: StepRecord, claim: Claim, accusers: Sequence[int]) -> list[Packet]:
@@ -257,13 +244,7 @@ class Bad(Kind):
         return [packet] if seat.id in accusers and packet is not None else []
 
     def verdict(
-        self,
-        seat: Seat,
-        about: StepRecord,
-        claim: Claim,
-        accusers: Sequence[int],
-        table: Table,
-        truth: Truth,
+        self, seat: Court, about: Settled, claim: Claim, accusers: Sequence[int], table: Table, truth: Truth | None
     ) -> str:
         return GUILTY if any(piece in table for piece in self.pieces(seat, about, claim, accusers)) else FALSE_CLAIM
 
@@ -313,7 +294,11 @@ KINDS: dict[str, Kind] = {
     )
 }
 WORK_KINDS = frozenset({"wrong_gradient", "undisclosed", "undelivered"})
-"""Convictions after which the reports of the convicted may have been cooked."""
+"""Convictions after which the reports of the convicted, in the step before, may have been cooked.
+
+Not `misreport`: it is about the step at hand, and says nothing of the step before. What is shown for it corrects the
+report on the accuser's own part alone, so that the only aggregate in doubt is that of the owner who has denounced it.
+"""
 
 
 def admissible(seat: Seat, record: StepRecord, accuser: int, claim: Claim, attempt: int) -> bool:
@@ -349,7 +334,5 @@ def own_pieces(seat: Seat, about: StepRecord, author: int, gradient: torch.Tenso
 
 def committed_gradient(pieces: Sequence[Piece], table: Table, like: torch.Tensor) -> torch.Tensor | None:
     """The gradient [d] that the `pieces` make up; None unless all lie on the table."""
-    bodies = [table[piece].body for piece in pieces if piece in table]
-    if len(bodies) != len(pieces):
-        return None
-    return torch.cat([body.to(like.device) for body in bodies if isinstance(body, torch.Tensor)])
+    bodies = _bodies(pieces, table)
+    return None if bodies is None else torch.cat([body.to(like.device) for body in bodies])

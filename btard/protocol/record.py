@@ -124,6 +124,22 @@ class Settled(Start):
     skipped: set[Number] = set()
     """Parts without a trustworthy aggregate: their parameters get a zero gradient in this step."""
 
+    @property
+    def cut(self) -> Split:
+        if self.split is None:
+            raise RuntimeError(f"step {self.step}: parts are only known once the gradient's size is")
+        return self.split
+
+    def held(self, part: int) -> bool:
+        """Whether a majority of M_t had a[part] before the coin: then an honest peer did and gave it to all.
+
+        Only such parts count, and only reports about them can be held against anybody.
+        """
+        return part not in self.unheld
+
+    def owner(self, part: int) -> int:
+        return self.owners[part] if 0 <= part < len(self.owners) else NOBODY
+
 
 class StepRecord(Settled):
     """One step as one peer sees it: what all agree on (`Start`, `Settled`), the transcript, and what it alone holds.
@@ -210,22 +226,6 @@ class StepRecord(Settled):
                     yield ("part", sender, self.step, part), packet.body, self.commits[sender].digests[part]
         for part, value in self.aggregates.items():
             yield ("aggregate", self.owner(part), self.step, part), value, self.announced[part].digest
-
-    @property
-    def cut(self) -> Split:
-        if self.split is None:
-            raise RuntimeError(f"step {self.step}: parts are only known once the gradient's size is")
-        return self.split
-
-    def held(self, part: int) -> bool:
-        """Whether a majority of M_t had a[part] before the coin: then an honest peer did and gave it to all.
-
-        Only such parts count, and only reports about them can be held against anybody.
-        """
-        return part not in self.unheld
-
-    def owner(self, part: int) -> int:
-        return self.owners[part] if 0 <= part < len(self.owners) else NOBODY
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What the next step still needs of what this peer alone holds, by name; not copied."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, NamedTuple
@@ -18,8 +18,8 @@ from btard.protocol.effects import Effect
 from btard.protocol.hashing import UNIFORM_SCALE, uniform
 from btard.protocol.memory import NOTHING, Memory, remembered
 from btard.protocol.messages import Report
-from btard.protocol.record import StepRecord
-from btard.protocol.seat import Seat
+from btard.protocol.record import Settled, StepRecord
+from btard.protocol.seat import Court, Seat
 
 
 @dataclass
@@ -140,20 +140,35 @@ def _measured(x: torch.Tensor, values: torch.Tensor, z: torch.Tensor) -> tuple[n
     return sizes, norms, UNIFORM_SCALE * sums.t().cpu().numpy()
 
 
-def part_scalars(seat: Seat, record: StepRecord, bodies: Sequence[torch.Tensor], part: int) -> list[Scalars]:
-    """The scalars of several workers' parts `bodies` against the step's aggregate of that part."""
-    value = record.aggregates[part]
+def part_scalars(
+    seat: Court, record: Settled, value: torch.Tensor, bodies: Sequence[torch.Tensor], part: int
+) -> list[Scalars]:
+    """The scalars of several workers' parts `bodies` against `value`, the step's aggregate of that part."""
     z = directions(record.coin, part, record.cut.size(part), seat.config.directions, str(value.device), seat.memory)
     return row_scalars(stack_rows(bodies), value.unsqueeze(0), z.unsqueeze(0), record.tau)
 
 
-def gradient_report(seat: Seat, record: StepRecord, sender: int, gradient: torch.Tensor) -> Report:
-    """What worker `sender` has to report about `record`'s step if its gradient was `gradient` [d]."""
+class Truth(NamedTuple):
+    """What work is measured by: no evidence, but anybody who was there comes to it."""
+
+    gradient: torch.Tensor
+    """The honest gradient [d], as the validator or judge has computed it."""
+    aggregates: Mapping[int, torch.Tensor]
+    """Part -> a[j] of the step, as it was announced: before the reports every honest member had those that count."""
+
+
+def gradient_report(
+    seat: Court, record: Settled, aggregates: Mapping[int, torch.Tensor], sender: int, gradient: torch.Tensor
+) -> Report:
+    """What worker `sender` has to report about `record`'s step if its gradient was `gradient` [d].
+
+    `aggregates`: part -> a[j] as it was announced, those that are there.
+    """
     cut, count = record.cut, seat.config.directions
     owed = {part for part, entry in record.announced.items() if sender in entry.senders}
-    missing = tuple(sorted(owed - set(record.aggregates)))
+    missing = tuple(sorted(owed - set(aggregates)))
     nothing = gradient.new_zeros(cut.size(0))
-    known = [record.aggregates.get(part, nothing[: cut.size(part)]) for part in range(cut.k)]
+    known = [aggregates.get(part, nothing[: cut.size(part)]) for part in range(cut.k)]
     found: list[Scalars] = []
     for first, last in cut.runs():
         # Small parts all in one go; with large ones that would cost a copy of all aggregates.
@@ -166,7 +181,7 @@ def gradient_report(seat: Seat, record: StepRecord, sender: int, gradient: torch
             z = part_directions(record.coin, start, stop, size, count, str(x.device), seat.memory)
             found += row_scalars(x, values, z, record.tau)
     silent = Scalars(0.0, (0.0,) * count, 0.0)
-    said = [found[part] if part in owed and part in record.aggregates else silent for part in range(cut.k)]
+    said = [found[part] if part in owed and part in aggregates else silent for part in range(cut.k)]
     return Report(tuple(s.norm for s in said), tuple(s.products for s in said), missing, tuple(s.size for s in said))
 
 
@@ -174,7 +189,7 @@ def report(seat: Seat, record: StepRecord, gradient: torch.Tensor | None) -> Gen
     """Broadcast my norms and products; keep everybody's."""
     payload = None
     if seat.id in record.workers and gradient is not None:
-        honest = gradient_report(seat, record, seat.id, gradient)
+        honest = gradient_report(seat, record, record.aggregates, seat.id, gradient)
         payload = seat.behaviour_at(record).report(seat.context(record), honest)
     reports = yield from seat.broadcast(record, "report", Report, payload, expected=record.workers)
     for sender, message in reports.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -42,6 +42,17 @@ M = TypeVar("M", Commit, Announce, CoinCommit, CoinReveal, Report, Claims, Votes
 
 class Expelled(Exception):
     """This peer is no longer part of the run; its step ends here."""
+
+
+class Court(Protocol):
+    """What of a seat a verdict may depend on, or use: the same at all judges."""
+
+    @property
+    def config(self) -> ProtocolConfig: ...
+    @property
+    def commitments(self) -> Commitments: ...
+    @property
+    def memory(self) -> Memory: ...
 
 
 class Seat(ABC):

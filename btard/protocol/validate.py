@@ -5,25 +5,25 @@ from __future__ import annotations
 import torch
 
 from btard.protocol.messages import Claim, is_finite
-from btard.protocol.record import StepRecord
-from btard.protocol.report import gradient_report
-from btard.protocol.seat import Seat
+from btard.protocol.record import Settled
+from btard.protocol.report import Truth, gradient_report
+from btard.protocol.seat import Court, Seat
 from btard.protocol.tolerance import too_far
 from btard.protocol.verify import ACCUSE, reported, scalars_differ
 
 
 def work_is_wrong(
-    seat: Seat, about: StepRecord, target: int, committed: torch.Tensor, truth: torch.Tensor, *, margin: float
+    seat: Court, about: Settled, target: int, committed: torch.Tensor, truth: Truth, *, margin: float
 ) -> bool:
-    """Whether what `target` `committed` to [d], or its reports on it, are not those of the honest gradient `truth` [d].
+    """Whether what `target` `committed` to [d], or its reports on it, are not those of the true gradient.
 
-    `margin`: multiple of the tolerances. Mode `exact`: `committed` is `truth`, or else hashes have decided already.
+    `margin`: multiple of the tolerances. Mode `exact`: `committed` is that, or else hashes have decided already.
     """
-    if committed is not truth and too_far(seat.config, committed, truth, margin=margin):
+    if committed is not truth.gradient and too_far(seat.config, committed, truth.gradient, margin=margin):
         return True
     if target not in about.reports:
         return False
-    said, true = about.reports[target], gradient_report(seat, about, target, committed)
+    said, true = about.reports[target], gradient_report(seat, about, truth.aggregates, target, committed)
     tol = margin * seat.config.scalar_tol
     return any(
         scalars_differ(reported(said, j), reported(true, j), about.tau, tol)
@@ -52,5 +52,6 @@ def validate(seat: Seat, gradient: torch.Tensor | None) -> list[Claim]:
         committed = record.disclosed.get(target)
         if committed is None:
             return [Claim(about.step, target, "undisclosed")]
-    wrong = committed is None or work_is_wrong(seat, about, target, committed, gradient, margin=ACCUSE)
+    truth = Truth(gradient, about.aggregates)
+    wrong = committed is None or work_is_wrong(seat, about, target, committed, truth, margin=ACCUSE)
     return [Claim(about.step, target, "wrong_gradient")] if wrong else []

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from btard.audit.attestation import Attestation
+from btard.audit.numerics import numeric_platform
 from btard.harness import tables
 from btard.harness.progress import Bar
 from btard.harness.run_folder import RunFolderError
@@ -138,7 +139,7 @@ class Trainer(Member):
         said = self.driver.attest(peer.identity.sign(signed), SIGNATURE_SIZE)
         signatures = {i: signature for i, signature in said.items() if peer.roster.verify(i, signed, signature)}
         if self.recorder is not None:
-            self.recorder.begin(peer.roster, self.task.d)
+            self.recorder.begin(peer.roster, self.task.d, numeric_platform(str(self.optimizer.params.device)))
             Attestation(statement.step, statement.head, statement.params, signatures).write(self.out)
         self.save()
         summary = {

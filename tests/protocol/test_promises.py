@@ -254,7 +254,7 @@ class CookedAggregate(Attacker):
 
 
 def scalars_of(peer: Any, record: StepRecord, bodies: Sequence[torch.Tensor], part: int) -> list[tuple[float, ...]]:
-    return [said.products for said in part_scalars(peer.peer, record, bodies, part)]
+    return [said.products for said in part_scalars(peer.peer, record, record.aggregates[part], bodies, part)]
 
 
 class _Records:

@@ -28,11 +28,13 @@ MEMBERS = frozenset({1, 4, 6})
 def different_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every peer finds norms that are off by its own share of the tolerance: two differ by at most 0.9 of it."""
 
-    def scalars(peer: Peer, record: StepRecord, bodies: Sequence[torch.Tensor], part: int) -> list[Scalars]:
+    def scalars(
+        peer: Peer, record: StepRecord, value: torch.Tensor, bodies: Sequence[torch.Tensor], part: int
+    ) -> list[Scalars]:
         off = 1 + 0.9 * peer.config.scalar_tol * (peer.id / (PEERS - 1) - 0.5)
         return [
             Scalars(norm * off, tuple(s * off for s in products), size)
-            for norm, products, size in part_scalars(peer, record, bodies, part)
+            for norm, products, size in part_scalars(peer, record, value, bodies, part)
         ]
 
     monkeypatch.setattr(accuse, "part_scalars", scalars)
