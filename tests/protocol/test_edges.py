@@ -1,0 +1,165 @@
+"""Both sides of the edges of the table "Sets that decide" in docs/protocol.md: the promise, and what happens beyond.
+
+V3's reporters are in `test_verify.py`, the parts behind `tau: auto` in `test_radius.py`, those that vouch for a state
+and that check a newcomer in `test_join.py`, an audit's signers in `tests/audit/test_forged.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from btard.drivers.local import LocalDriver
+from btard.drivers.loop import StepResult
+from btard.protocol.behaviour import Behaviour, Context
+from btard.protocol.commit import NoGradient, NoQuorum
+from btard.protocol.config import ProtocolConfig
+from btard.protocol.effects import Compute
+from btard.protocol.messages import Signed
+from btard.task import QuadraticTask
+from tests.protocol.test_promises import Attacker, Away, D, HugeAggregate
+
+STEP = 1
+"""At which it happens."""
+
+
+class NotFinite(QuadraticTask):
+    """At step `STEP` the peers `without` find no finite gradient: they are there, and do no work."""
+
+    def __init__(self, without: Sequence[int] = ()) -> None:
+        super().__init__(D)
+        self.without = without
+
+    def gradients(self, params: torch.Tensor, requests: Sequence[Compute], out: torch.Tensor, **settings: Any) -> None:
+        super().gradients(params, requests, out)
+        for request, row in zip(requests, out, strict=True):
+            if request.step == STEP and request.peer in self.without:
+                row.fill_(torch.nan)
+
+
+class Mute(Attacker):
+    """Is not heard at all."""
+
+    def say(self, ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Any) -> Any:
+        return None, {}
+
+
+def at_the_step(
+    peers: int, liars: dict[int, Behaviour], away: int = 0, *, without: int = 0, **settings: Any
+) -> tuple[LocalDriver, StepResult]:
+    """Step `STEP` with `away` honest workers away, and `without` of them without a gradient; its validator is honest.
+
+    `liars` have the last numbers. The run's name is the first with which the coin draws such a validator.
+    """
+    byzantine = settings.pop("byzantine", len(liars))
+    for number in range(100):
+        config = ProtocolConfig(peers=peers, byzantine=byzantine, run_id=f"edge {number}", **settings)
+        task, behaviours = NotFinite(), dict(liars)
+        driver = LocalDriver(config, task, behaviours=behaviours)
+        for _ in range(STEP):
+            driver.step(torch.ones(D))
+        if liars.keys() & driver.peers[0].assignments.keys():
+            continue
+        workers = [peer for peer in range(peers) if peer not in (*liars, *driver.peers[0].assignments)]
+        for peer in workers[:away]:
+            driver.peers[peer].behaviour = Away(lambda ctx: ctx.step == STEP)
+        task.without = workers[away : away + without]
+        return driver, driver.step(torch.ones(D))
+    raise AssertionError("no honest validator")
+
+
+def parts_of(driver: LocalDriver, result: StepResult) -> dict[int, torch.Tensor]:
+    """Owner -> its part of the step's gradient."""
+    record = driver.honest[-1].last
+    assert record is not None
+    return {owner: record.cut.view(result.gradient, part) for part, owner in enumerate(record.owners) if owner >= 0}
+
+
+@pytest.mark.parametrize("away", [0, 1])
+def test_a_step_takes_more_than_half_of_the_active_peers(away: int) -> None:
+    liars: dict[int, Behaviour] = {peer: Mute() for peer in (5, 6, 7)}
+    if away:
+        with pytest.raises(NoQuorum, match="heard 4 of 8"):
+            at_the_step(8, liars, away)
+    else:
+        driver, result = at_the_step(8, liars, away)
+        assert len(result.workers) == 4 and all(part.abs().min() > 0 for part in parts_of(driver, result).values())
+
+
+@pytest.mark.parametrize("without", [4, 5])
+def test_a_step_takes_one_worker(without: int) -> None:
+    if without == 5:
+        with pytest.raises(NoGradient):
+            at_the_step(6, {}, without=without)
+    else:
+        driver, result = at_the_step(6, {}, without=without)
+        [part] = parts_of(driver, result).values()
+        assert len(result.workers) == 1 and part.abs().min() > 0
+
+
+@pytest.mark.parametrize("without", [2, 3])
+def test_a_part_takes_more_rows_than_there_may_be_liars(without: int) -> None:
+    """More than b_t = 2 of 5, so that an honest worker reports on it."""
+    driver, result = at_the_step(6, {}, without=without, byzantine=2)
+    assert len(result.workers) == 5 - without
+    counts = [bool(part.abs().min() > 0) for part in parts_of(driver, result).values()]
+    assert counts == [without == 2] * (5 - without)
+
+
+class Far(Attacker):
+    """Its gradient is far from everybody's."""
+
+    def gradient(self, ctx: Context, gradient: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(gradient, 1e6)
+
+
+@pytest.mark.parametrize("away", [1, 2])
+def test_honest_rows_are_more_than_half_or_far_parts_are_skipped(away: int) -> None:
+    """b < (n - m - a)/2 with n = 7, m = 1, b = 2: a = 1 honest worker may be away."""
+    liars: dict[int, Behaviour] = {5: Far(), 6: Far()}
+    driver, result = at_the_step(7, liars, away, tau=1.0)
+    parts = parts_of(driver, result)
+    assert len(parts) == 6 - away and result.removed == ()
+    record = driver.honest[-1].last
+    assert record is not None
+    assert bool(record.skipped) == (away == 2)
+    assert float(result.gradient.abs().max()) < 30.0
+    for part in parts.values():
+        assert bool(part.abs().max() > 0) == (away == 1)
+
+
+@pytest.mark.parametrize("away", [1, 2])
+def test_honest_voters_are_more_than_half_or_nothing_is_decided(away: int) -> None:
+    """b < (n - a)/2 with n = 6, b = 2: a = 1 may be away. In both cases the aggregate counts for nothing."""
+    fellows = frozenset({4, 5})
+    liars: dict[int, Behaviour] = {peer: HugeAggregate(fellows, (STEP,), 1e6) for peer in fellows}
+    driver, result = at_the_step(6, liars, away, validators=1)
+    kinds = {peer: entry.kind for entry in result.removed for peer in entry.peers}
+    assert kinds == dict.fromkeys(fellows, "wrong_aggregate" if away == 1 else "undelivered")
+    for owner, part in parts_of(driver, result).items():
+        assert bool(part.abs().max() > 0) == (owner not in fellows)
+    assert float(result.gradient.abs().max()) < 30.0
+
+
+class Withholds(Attacker):
+    """Gives its aggregate to all but the first `lacking` others."""
+
+    def __init__(self, lacking: int) -> None:
+        self.lacking = lacking
+
+    def aggregate_for(self, ctx: Context, recipient: int, part: int, value: torch.Tensor) -> torch.Tensor | None:
+        return None if recipient < self.lacking else value
+
+
+@pytest.mark.parametrize("lacking", [2, 3, 4])
+def test_a_part_counts_if_half_do_not_lack_it_and_its_owner_goes_alone_if_more_do(lacking: int) -> None:
+    """Of six members. Each that lacks the aggregate accuses the owner; who is accused by more than half goes alone."""
+    driver, result = at_the_step(6, {5: Withholds(lacking)})
+    kept = bool(parts_of(driver, result)[5].abs().max() > 0)
+    assert kept == (lacking == 2)
+    [entry] = result.removed
+    assert (entry.kind, len(entry.peers)) == (("silent", 1) if lacking == 4 else ("withheld_aggregate", 2))
+    assert 5 in entry.peers
