@@ -81,7 +81,7 @@ class Limits:
             Announce: 5,  # senders; an owner announces one part
             Join: DIGEST_SIZE + SIGNATURE_SIZE + 8,  # for each newcomer of a step: not more than peers
         }
-        return 128 + self.peers * per_part[kind]
+        return 512 + self.peers * per_part[kind]
 
     def message(self, kind: type[Any]) -> int:
         """Upper bound in bytes of an honest `Signed` with a payload of this kind."""

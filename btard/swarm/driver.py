@@ -21,7 +21,7 @@ from btard.drivers.letters import Letters
 from btard.drivers.loop import Clock, Heard, StepResult, run_step
 from btard.protocol import wire
 from btard.protocol.collusion import Collusion
-from btard.protocol.commit import NoQuorum
+from btard.protocol.commit import CutOff
 from btard.protocol.effects import Broadcast, Compare, Compute, Exchange, Purpose
 from btard.protocol.peer import Peer
 from btard.swarm import frames
@@ -35,7 +35,7 @@ from btard.task import Task, sharing
 
 FOLLOW = 30.0
 """Seconds after which a follower's stream is looked at, if there was nothing to send."""
-ATTEST = "attest"
+ATTEST, FAREWELL = "attest", "farewell"
 
 
 class OutOfStep(Exception):
@@ -144,7 +144,7 @@ class SwarmDriver:
         self._clock = StepClock(self.deadlines, self._others_have_gone_on)
         course = run_step({self.peer.id: self.peer}, self, clock=self._clock, watch=self.watch)
         failure = course.failures.get(self.peer.id)
-        if isinstance(failure, NoQuorum):
+        if isinstance(failure, CutOff):
             raise OutOfStep(str(failure))
         if failure is not None:
             raise failure
@@ -175,17 +175,17 @@ class SwarmDriver:
         """A last round after the last step: what I say, and what the others say, by peer."""
         self.node.run(self.rounds.say(Said(ATTEST, [said])))
         heard = self.node.run(self.rounds.hear(ATTEST, self.others, limit, 2 * self.deadlines.phase))
+        self.rounds.advance()
         return {peer: bytes(body) for peer, body in heard.items()} | {self.peer.id: said}
 
     def linger(self, timeout: float) -> None:
-        """Wait until everybody who follows has been sent everything, at most so long."""
-        deadline = time.monotonic() + timeout
-        last = self.rounds.outbox.newest
-        while time.monotonic() < deadline:
-            reached = [self.rounds.outbox.sent_to.get(other, (-1, 0)) >= last for other in self.others]
-            if all(done or self.rounds.links[o].down_for() > 0 for o, done in zip(self.others, reached, strict=True)):
-                return
-            time.sleep(0.05)
+        """Wait until everybody has what I said in the last round, at most so long.
+
+        What is written into a stream has not been received yet, and is lost if this process ends too early. So
+        everybody says farewell once it has heard the others.
+        """
+        self.node.run(self.rounds.say(Said(FAREWELL, [b""])))
+        self.node.run(self.rounds.hear(FAREWELL, self.others, 0, timeout))
 
     # How messages move, and where gradients come from (`btard.drivers.loop`).
 
@@ -318,6 +318,5 @@ class SwarmDriver:
             body = said.to(recipient)
             size = -1 if body is None else frames.size_of(body)
             await frames.send(writer, (step, number, said.phase, size), body or ())
-            self.rounds.outbox.sent_to[recipient] = (step, number)
             at = (step, number + 1)
         await frames.send(writer, ("refused", "banned"))

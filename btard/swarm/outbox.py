@@ -43,15 +43,11 @@ class Outbox:
         self._ended: dict[int, int] = {}
         """Step -> how many phases it had."""
         self.step = 0
-        self.newest: Position = (-1, 0)
-        """The last phase that I have said something in."""
-        self.sent_to: dict[int, Position] = {}
-        """Recipient -> up to where it was sent everything."""
 
     async def say(self, position: Position, said: Said) -> None:
         """Add the frame of my next phase."""
         async with self._changed:
-            self.step, self.newest = position[0], position
+            self.step = position[0]
             self._said[position] = said
             for old in [p for p in self._said if p[0] <= self.step - STEPS_KEPT]:
                 del self._said[old]

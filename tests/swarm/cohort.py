@@ -152,7 +152,6 @@ class Cohort:
                     result = member.driver.step(member.params)
                     member.params = member.params - LR * result.gradient
                     member.active.append(result.active)
-                member.driver.linger(10.0)
             except (Fallen, OutOfStep, Killed, Exception) as error:
                 member.end = error
 
