@@ -45,13 +45,19 @@ class Setting:
     origin: str
 
 
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """Field -> type; a grid builds thousands of configs of the same few classes."""
+    return get_type_hints(cls)
+
+
 def keys(cls: type) -> dict[str, tuple[Any, str]]:
     """Return every leaf of `cls`: dotted key -> (type, the docstring below the field)."""
     return dict(_leaves(cls, ""))
 
 
 def _leaves(cls: type, prefix: str) -> Iterator[tuple[str, tuple[Any, str]]]:
-    hints, docs = get_type_hints(cls), _field_docs(cls)
+    hints, docs = _hints(cls), _field_docs(cls)
     for field in fields(cls):
         hint = hints[field.name]
         if is_dataclass(hint):
@@ -181,7 +187,7 @@ def build(cls: type[T], settings: Mapping[str, Setting], origin: str) -> T:
 
 def _build(cls: type[T], settings: Mapping[str, Setting], prefix: str, origin: str, default: T | None = None) -> T:
     values: dict[str, Any] = {}
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     for field in fields(cls):  # type: ignore[arg-type]
         key, hint = prefix + field.name, hints[field.name]
         if is_dataclass(hint):
