@@ -14,10 +14,11 @@ trap 'rm -f "$types"' EXIT
 "$PY" -m mypy >"$types" 2>&1 &
 mypy=$!
 
-# One process per core, each with one thread of its own: more of them only compete.
+# One process per core, each with one thread of its own: more of them only compete. Each begins with tests that stand
+# together, so that what these share is made once.
 export OMP_NUM_THREADS=1
 failed=0
-"$PY" -m pytest -n auto "$@" || failed=$?
+"$PY" -m pytest -n auto --dist worksteal "$@" || failed=$?
 wait "$mypy" || failed=$?
 cat "$types"
 exit "$failed"
