@@ -1,0 +1,158 @@
+"""What a Byzantine peer can do: derived from the broadcasts and the hooks, so that a new one enters by itself.
+
+A site is a broadcast, a field of one, or a hook. What can stand there follows from its type.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from collections.abc import Sequence as AbstractSequence
+from dataclasses import dataclass
+from functools import cache
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+import torch
+from msgspec import Struct
+from msgspec.structs import fields, replace
+
+from btard.protocol import messages
+from btard.protocol.behaviour import Behaviour
+from btard.protocol.messages import Claim
+from scripts.hunt.cases import FOREVER, Gene, Program
+from scripts.hunt.programs import MOMENTS, PLACES, RECIPIENTS, hooks
+
+COMMON = ("other", "fellow", "last", "life")
+NUMBERS = ("zero", "negative", "nan", "inf", "huge", "denormal", "ulp", "inside", "outside", "scaled", "balance")
+TENSORS = (*NUMBERS, "noise", "mean", "average", "one_entry", "denormals", "shape", "dtype", "bytes")
+COUNTS = ("zero", "plus", "minus", "huge", "nobody", "random")
+BYTES = ("zero", "flip", "short")
+TUPLES = ("drop", "repeat", "empty", "reverse", "add")
+BROADCASTS = ("garbage", "oversize", "forged", "late", "two_faces")
+CLAIMS = ("claim", "claims", "wild", "quiet")
+VOTES = ("favour", "convict", "acquit", "abstain")
+MAPS = ("nothing", "replay", "reveal", "swap", "tampered")
+SIZES = (1e-30, 1e-6, 1e-3, 0.1, 0.5, 0.9, 1.1, 2.0, 3.0, 10.0, 30.0, 1e3, 1e6, 1e15, 1e30, 3e38)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in the protocol where a Byzantine peer may differ."""
+
+    name: str
+    ways: tuple[str, ...]
+    """The operations that fit what stands there."""
+
+
+def kinds() -> tuple[type[Struct], ...]:
+    """The payloads of broadcasts: what `Signed.open` can return."""
+    return messages.P.__constraints__  # type: ignore[return-value]
+
+
+def ways(form: Any) -> tuple[str, ...]:
+    """The operations on a value of the declared type `form`."""
+    origin = get_origin(form)
+    if origin is Annotated:
+        return ways(get_args(form)[0])
+    if origin in (Union, UnionType):
+        return tuple(dict.fromkeys(way for one in get_args(form) for way in ways(one)))
+    if origin is not None and inspect.isclass(origin) and issubclass(origin, Mapping):
+        return MAPS
+    if origin is not None and inspect.isclass(origin) and issubclass(origin, AbstractSequence):
+        inner = ways(get_args(form)[0]) if get_args(form) else ()
+        return tuple(dict.fromkeys((*(CLAIMS if get_args(form)[0] is Claim else ()), *TUPLES, *inner)))
+    if form is NoneType:
+        return ("omit",)
+    if inspect.isclass(form):
+        if issubclass(form, torch.Tensor):
+            return TENSORS
+        if issubclass(form, bool):
+            return ("true",)
+        if issubclass(form, float):
+            return NUMBERS
+        if issubclass(form, int):
+            return COUNTS
+        if issubclass(form, bytes):
+            return BYTES
+        if issubclass(form, str):
+            return ("word",)
+    return ()
+
+
+@cache
+def sites() -> tuple[Site, ...]:
+    """All of them, in a fixed order."""
+    found = []
+    for kind in kinds():
+        found.append(Site(kind.__name__, ("omit", *COMMON, *BROADCASTS)))
+        for field in fields(kind):
+            found.append(Site(f"{kind.__name__}.{field.name}", tuple(dict.fromkeys((*ways(field.type), *COMMON)))))
+    for name in hooks():
+        form = get_type_hints(getattr(Behaviour, name), include_extras=True)["return"]
+        extra = VOTES if name == "vote" else ()
+        found.append(Site(f"hook {name}", tuple(dict.fromkeys((*extra, *ways(form), *COMMON)))))
+    return tuple(found)
+
+
+def gene(rng: np.random.Generator, steps: int) -> Gene:
+    """A random one."""
+    every = sites()
+    site = every[int(rng.integers(len(every)))]
+    start = int(rng.integers(0, steps))
+    span = rng.random()
+    stop = FOREVER if span < 0.45 else start + 1 if span < 0.85 else start + int(rng.integers(1, steps + 1))
+    return Gene(
+        site.name,
+        str(rng.choice(site.ways)),
+        who=-1 if rng.random() < 0.5 else int(rng.integers(0, 8)),
+        start=start,
+        stop=stop,
+        every=1 if rng.random() < 0.85 else 2,
+        when="always" if rng.random() < 0.65 else str(rng.choice(sorted(MOMENTS))),
+        to="all" if rng.random() < 0.4 else str(rng.choice(sorted(RECIPIENTS))),
+        where="all" if rng.random() < 0.4 else str(rng.choice(sorted(PLACES))),
+        size=float(rng.choice(SIZES)),
+        pick=int(rng.integers(0, 64)),
+    )
+
+
+def program(rng: np.random.Generator, steps: int) -> Program:
+    """A random one: mostly few genes."""
+    count = int(rng.choice([1, 2, 3, 4, 6, 9], p=[0.2, 0.25, 0.2, 0.15, 0.12, 0.08]))
+    drawn = [gene(rng, steps) for _ in range(count)]
+    if rng.random() < 0.5:  # an attack that happens at once
+        start, stop, when = drawn[0].start, drawn[0].stop, drawn[0].when
+        drawn = [replace(one, start=start, stop=stop, when=when) for one in drawn]
+    return Program(tuple(drawn), loyal=bool(rng.random() < 0.75))
+
+
+def mutated(old: Program, rng: np.random.Generator, steps: int) -> Program:
+    """A neighbour of `old`."""
+    genes = list(old.genes)
+    for _ in range(int(rng.integers(1, 4))):
+        kind = rng.random()
+        if kind < 0.3 or not genes:
+            genes.insert(int(rng.integers(0, len(genes) + 1)), gene(rng, steps))
+        elif kind < 0.45 and len(genes) > 1:
+            genes.pop(int(rng.integers(len(genes))))
+        else:
+            at = int(rng.integers(len(genes)))
+            fresh = gene(rng, steps)
+            names = ["how", "who", "when", "to", "where", "size", "pick", "time"]
+            name = str(rng.choice(names))
+            if name == "how":
+                known = {site.name: site for site in sites()}
+                genes[at] = replace(genes[at], how=str(rng.choice(known[genes[at].site].ways)))
+            elif name == "time":
+                genes[at] = replace(genes[at], start=fresh.start, stop=fresh.stop, every=fresh.every)
+            else:
+                genes[at] = replace(genes[at], **{name: getattr(fresh, name)})
+    return Program(tuple(genes[:12]), loyal=old.loyal if rng.random() < 0.9 else not old.loyal)
+
+
+def crossed(one: Program, other: Program, rng: np.random.Generator) -> Program:
+    """Genes of both."""
+    genes = [g for g in (*one.genes, *other.genes) if rng.random() < 0.6]
+    return Program(tuple(genes[:12]) or one.genes, loyal=one.loyal)
