@@ -262,7 +262,8 @@ def _tensor(value: torch.Tensor, at: Moment) -> torch.Tensor | bytes:
         "dtype": lambda: value.double(),
         "bytes": lambda: bytes(value.numel()),
     }.get(how)
-    return value if changed is None else changed()
+    made: torch.Tensor | bytes = value if changed is None else changed()
+    return made
 
 
 # What holds other values.
@@ -270,7 +271,7 @@ def _tensor(value: torch.Tensor, at: Moment) -> torch.Tensor | bytes:
 
 def _struct(value: Any, at: Moment, path: Path) -> Any:
     """One field changes, by an operation that fits it."""
-    names = [f for f in getattr(value, "__struct_fields__", None) or [f.name for f in dataclasses.fields(value)]]
+    names = list(getattr(value, "__struct_fields__", None) or [f.name for f in dataclasses.fields(value)])
     name = str(at.rng.choice(names))
     changed = any_change(getattr(value, name), at, (*path, name))
     if not alike(changed, getattr(value, name)):
@@ -322,7 +323,8 @@ def _tuple(value: tuple[Any, ...], at: Moment, path: Path, places: Any) -> tuple
     if how == "reverse":
         return value[::-1]
     if how == "add":
-        if value and isinstance(value[0], int) or path[-1:] in (("missing",), ("lacking",), ("pieces",), ("senders",)):
+        numbers = path[-1:] in (("missing",), ("lacking",), ("pieces",), ("senders",))
+        if numbers or (value and isinstance(value[0], int)):
             return tuple(sorted({*value, int(at.rng.integers(0, len(at.ctx.active)))}))
         more = [x for other in (*at.honest(path), *at.earlier(path, life=False)) for x in other]
         found = at.one(more)

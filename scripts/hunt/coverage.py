@@ -1,7 +1,7 @@
 """Which branches of `btard.protocol` a run goes through: its modules are compiled with a mark in every branch.
 
 A mark stores one byte, so that a run takes hardly longer. `install` has to come before the first import of the package;
-without it nothing is marked, and the hunt goes by the ledgers alone.
+without it nothing is marked, and the hunt goes by the ledgers alone. It can take out a fix on the way (`switches.py`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import CodeType, ModuleType
 from typing import Any
+
+from scripts.hunt.switches import Edit
 
 PACKAGE = "btard.protocol"
 MARKS = bytearray()
@@ -68,10 +70,26 @@ class _Marker(ast.NodeTransformer):
         return self._marked(node, "body")
 
 
+def edited(source: str, module: str, edits: Sequence[Edit]) -> str:
+    """`source` after the edits that are about `module`. Errors: ValueError for one that has no place."""
+    for edit in edits:
+        if edit.module != module:
+            continue
+        if source.count(edit.old) != 1:
+            raise ValueError(
+                f"{module} has {source.count(edit.old)} times the text {edit.old!r}: it has to be there once"
+            )
+        source = source.replace(edit.old, edit.new)
+    return source
+
+
 class _Loader(SourceFileLoader):
+    edits: Sequence[Edit] = ()
+
     def get_code(self, fullname: str) -> CodeType:
         """Never from a stored file: that has no marks, and must not get any."""
-        tree = _Marker(fullname).visit(ast.parse(self.get_data(self.path), self.path))
+        source = edited(self.get_data(self.path).decode(), fullname, self.edits)
+        tree = _Marker(fullname).visit(ast.parse(source, self.path))
         code: CodeType = compile(tree, self.path, "exec", dont_inherit=True)
         return code
 
@@ -81,6 +99,9 @@ class _Loader(SourceFileLoader):
 
 
 class _Finder(MetaPathFinder):
+    def __init__(self, edits: Sequence[Edit]) -> None:
+        self.edits = edits
+
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
@@ -89,13 +110,15 @@ class _Finder(MetaPathFinder):
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and isinstance(spec.loader, SourceFileLoader):
             spec.loader = _Loader(spec.loader.name, spec.loader.path)
+            spec.loader.edits = self.edits
         return spec
 
 
-def install() -> None:
-    """Mark the branches of the package's modules as they are imported. Errors: RuntimeError if it is too late."""
-    if any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        return
-    if PACKAGE in sys.modules:
+def install(edits: Sequence[Edit] = ()) -> None:
+    """Mark the branches of the package's modules as they are imported, after these edits.
+
+    Errors: RuntimeError if it is too late.
+    """
+    if PACKAGE in sys.modules or any(isinstance(finder, _Finder) for finder in sys.meta_path):
         raise RuntimeError(f"{PACKAGE} was imported before its branches could be marked")
-    sys.meta_path.insert(0, _Finder())
+    sys.meta_path.insert(0, _Finder(tuple(edits)))

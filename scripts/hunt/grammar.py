@@ -48,7 +48,7 @@ class Site:
 
 def kinds() -> tuple[type[Struct], ...]:
     """The payloads of broadcasts: what `Signed.open` can return."""
-    return messages.P.__constraints__  # type: ignore[return-value]
+    return messages.P.__constraints__
 
 
 def ways(form: Any) -> tuple[str, ...]:

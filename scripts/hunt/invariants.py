@@ -1,4 +1,4 @@
-"""What has to hold after every step, whatever Byzantine peers do. docs/protocol.md is where each sentence comes from."""
+"""What has to hold after every step, whatever Byzantine peers do. See docs/protocol.md for each sentence."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ def check_removal(environment: Environment, entry: Entry, room: Room) -> None:
     dropped = {peer for peer, step, _ in environment.drops if step == entry.step}
     if wronged <= dropped and entry.kind in ("silent", "undelivered"):
         return
-    if entry.verdict == "eliminated" and len(entry.peers) == 2 and len(wronged) == 1:
+    taken = set(entry.peers) & room.members
+    if entry.verdict == "eliminated" and len(entry.peers) == 2 and len(wronged) == 1 and not taken & room.spent:
+        room.spent |= taken
         return
     raise Broken("honest peer removed", f"{entry.kind} ({entry.verdict}): peers {sorted(wronged)}: {entry.to_json()}")
 

@@ -157,7 +157,7 @@ def _go(case: Case, played: Played, room: Room, folder: Path | None, at: _Positi
             state, tensors = driver.state()
             saved = json.dumps(state), {name: x.clone() for name, x in tensors.items()}, params.clone()
         if env.life is not None and room.life == 0 and step == env.life.lost and saved is not None:
-            room.life = 1
+            room.life, room.spent = 1, set()
             driver = at.driver = _cohort(case, config, room, folder)
             for number in joined:
                 _join(driver, case, room, number, joined)

@@ -32,6 +32,8 @@ MOMENTS: dict[str, Callable[[Room, Context], bool]] = {
     "strong": lambda room, ctx: 2 * len(room.members & set(room.owners(ctx))) >= len(set(room.owners(ctx))),
     "somebody_away": lambda room, ctx: ctx.record.here is not None and ctx.record.here != ctx.active,
     "was_away": lambda room, ctx: ctx.last is not None and ctx.last.here != ctx.last.active,
+    "first_life": lambda room, ctx: room.life == 0,
+    "second_life": lambda room, ctx: room.life > 0,
     "worker": lambda room, ctx: ctx.peer not in ctx.assignments,
 }
 """Conditions on the step at hand, each by what is public in it."""
@@ -58,7 +60,7 @@ PLACES: dict[str, Callable[[Room, Context, int, int], bool]] = {
 
 @cache
 def hooks() -> Mapping[str, tuple[str, ...]]:
-    """The hooks of `Behaviour` that the protocol calls with a peer's context, `say` apart, and their other arguments."""
+    """The hooks of `Behaviour` that get a peer's context, `say` apart, and their other arguments."""
     found = {}
     for name, hook in inspect.getmembers(Behaviour, inspect.isfunction):
         names = tuple(inspect.signature(hook).parameters)

@@ -33,6 +33,8 @@ class Room:
         self.keys: dict[int, Identity] = {}
         self.hidden: dict[tuple[int, int, str], dict[int, Signed]] = {}
         """(life, step, phase) -> colluder -> a message that honest peers have not seen."""
+        self.spent: set[int] = set()
+        """Colluders that took an honest peer with them in this life: each may do so once."""
         self.crashes: list[str] = []
         """Errors in the colluders' own code: they are out from there on."""
 
