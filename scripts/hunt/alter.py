@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -249,7 +249,7 @@ def _tensor(value: torch.Tensor, at: Moment) -> torch.Tensor | bytes:
         zeros = (kept == 0).nonzero().view(-1)[: int(at.rng.integers(1, 4))]
         kept[zeros] = float(at.rng.choice([1.4e-45, 2.8e-45, 4.2e-45, 1e-40]))
         return kept.view(value.shape)
-    changed = {
+    changed: dict[str, Callable[[], torch.Tensor | bytes]] = {
         "zero": lambda: torch.zeros_like(value),
         "negative": lambda: -size * value,
         "nan": lambda: torch.full_like(value, math.nan),
@@ -261,9 +261,8 @@ def _tensor(value: torch.Tensor, at: Moment) -> torch.Tensor | bytes:
         "shape": lambda: value[:-1],
         "dtype": lambda: value.double(),
         "bytes": lambda: bytes(value.numel()),
-    }.get(how)
-    made: torch.Tensor | bytes = value if changed is None else changed()
-    return made
+    }
+    return changed[how]() if how in changed else value
 
 
 # What holds other values.

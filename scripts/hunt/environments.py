@@ -174,7 +174,7 @@ def _draw(rng: np.random.Generator, steps: int) -> Environment:
     m = int(min((n - 1) // 2, rng.choice([1, 1, 1, 2, 3])))
     most = (n - 1) // 2
     strict = max(0, (n - m - 1) // 2)
-    b = int(rng.choice([most, strict, strict, int(rng.integers(0, most + 1))]))
+    b = int(rng.choice([most, most, strict, int(rng.integers(0, most + 1))]))
     joins = rng.random() < 0.12
     newcomers: tuple[Newcomer, ...] = ()
     hostile = b

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from collections.abc import Sequence as AbstractSequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
@@ -66,6 +66,8 @@ def ways(form: Any) -> tuple[str, ...]:
     if form is NoneType:
         return ("omit",)
     if inspect.isclass(form):
+        if issubclass(form, Struct) or is_dataclass(form):
+            return ("changed",)
         if issubclass(form, torch.Tensor):
             return TENSORS
         if issubclass(form, bool):

@@ -159,7 +159,7 @@ class Programmed(Noted):
         return stream("hunt gene", gene.site, gene.how, gene.pick, ctx.step)
 
     def _passed(self, name: str, ctx: Any, args: Mapping[str, Any], value: Any) -> Any:
-        what = place_of(name, args)
+        what, honest = place_of(name, args), value
         if ctx.identity is not None:
             self.room.keys[ctx.peer] = ctx.identity
         for gene in self.genes.get(f"hook {name}", ()):
@@ -171,6 +171,8 @@ class Programmed(Noted):
             if "part" in args and not self._place(gene, ctx, args["part"]):
                 continue
             value = altered(value, at, places=lambda part, count, gene=gene: self._place(gene, ctx, part))
+        if name == "request" and not (0 <= ctx.step - value.step <= self.lookback and 0 <= value.step):
+            value = honest  # nobody has the parameters
         if name == "accuse" and self.program.loyal and value is not None:
             value = without_fellows(value, frozenset(self.room.members))
         self.room.note(ctx, what, value)

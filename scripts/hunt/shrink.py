@@ -71,7 +71,8 @@ def _calmer(env: Environment) -> Iterator[Environment]:
             yield replace(env, d=d)
     for out in range(env.peers):
         yield _without(env, out, 1 if out in env.members else 0)
-    yield replace(env, byzantine=len(env.members))
+    if env.byzantine > len(env.members):
+        yield replace(env, byzantine=env.byzantine - 1)
 
 
 def _without(env: Environment, out: int, hostile: int) -> Environment:
