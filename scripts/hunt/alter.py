@@ -348,7 +348,7 @@ def _tuple(value: tuple[Any, ...], at: Moment, path: Path, places: Any) -> tuple
 
 
 def claims(at: Moment) -> list[Claim]:
-    """Accusations: `claim` is one, and `claims` all that honesty might have; `wild` is one that it may not."""
+    """Accusations: `claim` is one that honesty might have, `claims` are all of a kind; `wild` is one that it may not."""
     record, last = at.ctx.record, at.ctx.last
     seat = at.room.peers.get(at.me)
     kinds = sorted(CLAIM_KINDS | TOLERANT_KINDS)
@@ -368,7 +368,10 @@ def claims(at: Moment) -> list[Claim]:
         for claim in (Claim(step, accused, kind, part),)
         if seat is not None and admissible(seat, record, at.me, claim, attempt)
     ]
-    if at.gene.how == "claims" or not found:
+    if at.gene.how == "claims" and found:
+        raised = str(at.rng.choice(sorted({claim.kind for claim in found})))
+        return [claim for claim in found if claim.kind == raised]
+    if not found:
         return found
     return [found[int(at.rng.integers(len(found)))]]
 

@@ -28,6 +28,8 @@ class Gene(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A condition on the public state of the step (`programs.MOMENTS`)."""
     to: str = "all"
     """Which recipients see it, where a hook or a broadcast knows recipients (`programs.RECIPIENTS`)."""
+    phase: str = ""
+    """The one phase in which it acts, for hooks that are called in many; "": in each."""
     where: str = "all"
     """Which parts or entries, where there are several (`programs.PLACES`)."""
     size: float = 1.0

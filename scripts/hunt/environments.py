@@ -207,7 +207,12 @@ def _draw(rng: np.random.Generator, steps: int) -> Environment:
         recorded=bool(rng.random() < 0.06),
     )
     kind = rng.random()
-    if kind < 0.35:
+    if kind < 0.12:  # as many as can be, all in one step
+        step, most = int(rng.integers(0, steps)), max(1, min(len(honest), n - 2 * b - 1))
+        count = most if rng.random() < 0.6 else int(rng.integers(1, most + 1))
+        away = {(int(peer), step) for peer in rng.choice(honest, count, replace=False)}
+        environment = replace(environment, away=tuple(sorted(away)))
+    elif kind < 0.35:
         peers = [int(rng.choice(honest)) for _ in range(int(rng.integers(1, 3)))]
         away = {(peer, int(rng.integers(0, steps))) for peer in peers for _ in range(int(rng.integers(1, 4)))}
         environment = replace(environment, away=tuple(sorted(away)))

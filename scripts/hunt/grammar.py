@@ -5,11 +5,13 @@ A site is a broadcast, a field of one, or a hook. What can stand there follows f
 
 from __future__ import annotations
 
+import ast
 import inspect
 from collections.abc import Mapping
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass, is_dataclass
 from functools import cache
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
@@ -18,6 +20,7 @@ import torch
 from msgspec import Struct
 from msgspec.structs import fields, replace
 
+from btard import protocol
 from btard.protocol import messages
 from btard.protocol.behaviour import Behaviour
 from btard.protocol.messages import Claim
@@ -98,36 +101,83 @@ def sites() -> tuple[Site, ...]:
     return tuple(found)
 
 
-def gene(rng: np.random.Generator, steps: int) -> Gene:
-    """A random one."""
-    every = sites()
-    site = every[int(rng.integers(len(every)))]
+@cache
+def phases() -> tuple[str, ...]:
+    """The phases of a step, as the protocol's source names them where it speaks."""
+    found = set()
+    for file in sorted(Path(protocol.__path__[0]).glob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("broadcast", "send"):
+                names = [n.value for word in node.args[1:2] for n in ast.walk(word) if isinstance(n, ast.Constant)]
+                found |= {name.partition("/")[0] for name in names[:1] if isinstance(name, str)}
+    return tuple(sorted(found))
+
+
+def gene(rng: np.random.Generator, steps: int, how: str = "") -> Gene:
+    """A random one; `how`: the operation, if the site has it."""
+    site = _site(rng)
+    if how not in site.ways:
+        how = _way(rng, site)
     start = int(rng.integers(0, steps))
     span = rng.random()
     stop = FOREVER if span < 0.45 else start + 1 if span < 0.85 else start + int(rng.integers(1, steps + 1))
     return Gene(
         site.name,
-        str(rng.choice(site.ways)),
+        how,
         who=-1 if rng.random() < 0.5 else int(rng.integers(0, 8)),
         start=start,
         stop=stop,
         every=1 if rng.random() < 0.85 else 2,
         when="always" if rng.random() < 0.65 else str(rng.choice(sorted(MOMENTS))),
         to="all" if rng.random() < 0.4 else str(rng.choice(sorted(RECIPIENTS))),
+        phase=str(rng.choice(phases())) if "phase" in _arguments(site) and rng.random() < 0.7 else "",
         where="all" if rng.random() < 0.4 else str(rng.choice(sorted(PLACES))),
         size=float(rng.choice(SIZES)),
         pick=int(rng.integers(0, 64)),
     )
 
 
+def _arguments(site: Site) -> tuple[str, ...]:
+    return hooks().get(site.name.removeprefix("hook "), ())
+
+
+def _site(rng: np.random.Generator) -> Site:
+    """A broadcast, one of its fields, or a hook, each kind as likely as the next."""
+    every = sites()
+    if rng.random() < 0.5:
+        own = [site for site in every if site.name.startswith("hook ")]
+    else:
+        kind = str(rng.choice([kind.__name__ for kind in kinds()]))
+        whole = rng.random() < 0.5
+        own = [site for site in every if (site.name == kind if whole else site.name.startswith(f"{kind}."))]
+    return own[int(rng.integers(len(own)))]
+
+
+def _way(rng: np.random.Generator, site: Site) -> str:
+    """Silence and accusations are what most else depends on."""
+    favoured = [way for way in site.ways if way in ("omit", "nothing", "empty", *CLAIMS)]
+    return str(rng.choice(favoured if favoured and rng.random() < 0.3 else site.ways))
+
+
 def program(rng: np.random.Generator, steps: int) -> Program:
-    """A random one: mostly few genes."""
+    """A random one: mostly few genes, which often belong together."""
     count = int(rng.choice([1, 2, 3, 4, 6, 9], p=[0.2, 0.25, 0.2, 0.15, 0.12, 0.08]))
-    drawn = [gene(rng, steps) for _ in range(count)]
-    if rng.random() < 0.5:  # an attack that happens at once
-        start, stop, when = drawn[0].start, drawn[0].stop, drawn[0].when
-        drawn = [replace(one, start=start, stop=stop, when=when) for one in drawn]
+    how = str(rng.choice((*NUMBERS, "omit", "two_faces"))) if rng.random() < 0.3 else ""
+    drawn = [gene(rng, steps, how) for _ in range(count)]
+    first = drawn[0]
+    if rng.random() < 0.6:  # an attack that happens at once
+        drawn = [replace(one, start=first.start, stop=first.stop, when=first.when) for one in drawn]
+    if rng.random() < 0.5:
+        drawn = [replace(one, who=first.who) for one in drawn]
     return Program(tuple(drawn), loyal=bool(rng.random() < 0.75))
+
+
+def for_lives(old: Program, rng: np.random.Generator) -> Program:
+    """Where a run has two lives, part of a program is often for one of them."""
+    lives = ("first_life", "second_life")
+    return replace(
+        old, genes=tuple(replace(g, when=str(rng.choice(lives))) if rng.random() < 0.4 else g for g in old.genes)
+    )
 
 
 def mutated(old: Program, rng: np.random.Generator, steps: int) -> Program:
@@ -142,13 +192,18 @@ def mutated(old: Program, rng: np.random.Generator, steps: int) -> Program:
         else:
             at = int(rng.integers(len(genes)))
             fresh = gene(rng, steps)
-            names = ["how", "who", "when", "to", "where", "size", "pick", "time"]
+            together = genes[int(rng.integers(len(genes)))]
+            names = ["how", "who", "when", "to", "where", "size", "pick", "phase", "time"]
             name = str(rng.choice(names))
             if name == "how":
                 known = {site.name: site for site in sites()}
-                genes[at] = replace(genes[at], how=str(rng.choice(known[genes[at].site].ways)))
+                genes[at] = replace(genes[at], how=_way(rng, known[genes[at].site]))
+            elif name == "phase":
+                has_one = "phase" in _arguments(Site(genes[at].site, ()))
+                genes[at] = replace(genes[at], phase=str(rng.choice(("", *phases()))) if has_one else "")
             elif name == "time":
-                genes[at] = replace(genes[at], start=fresh.start, stop=fresh.stop, every=fresh.every)
+                when = fresh if rng.random() < 0.5 else together
+                genes[at] = replace(genes[at], start=when.start, stop=when.stop, every=when.every)
             else:
                 genes[at] = replace(genes[at], **{name: getattr(fresh, name)})
     return Program(tuple(genes[:12]), loyal=old.loyal if rng.random() < 0.9 else not old.loyal)

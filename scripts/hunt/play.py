@@ -146,7 +146,7 @@ def _go(case: Case, played: Played, room: Room, folder: Path | None, at: _Positi
     env = case.environment
     config = config_of(env, case.seed)
     driver = at.driver = _cohort(case, config, room, folder)
-    beside = _beside(case.seed) if env.beside else None
+    beside: LocalDriver | None = None
     joined: dict[int, Identity] = {}
     params, saved = torch.ones(env.d) * env.scale, None
     other_params = torch.ones(8)
@@ -168,6 +168,8 @@ def _go(case: Case, played: Played, room: Room, folder: Path | None, at: _Positi
         for number, newcomer in enumerate(env.newcomers):
             if newcomer.step == step:
                 _join(driver, case, room, number, joined)
+        if env.beside and step == 1:
+            beside = _beside(case.seed)
         if beside is not None:
             other_params = other_params - RATE * beside.step(other_params).gradient
         driver.watch.begin()

@@ -165,13 +165,15 @@ class Programmed(Noted):
         for gene in self.genes.get(f"hook {name}", ()):
             if not self._fits(gene, ctx):
                 continue
+            if gene.phase and "phase" in args and args["phase"].partition("/")[0] != gene.phase:
+                continue
             at = self._moment(gene, ctx, what, args)
             if "recipient" in args and args["recipient"] not in at.chosen:
                 continue
             if "part" in args and not self._place(gene, ctx, args["part"]):
                 continue
             value = altered(value, at, places=lambda part, count, gene=gene: self._place(gene, ctx, part))
-        if name == "request" and not (0 <= ctx.step - value.step <= self.lookback and 0 <= value.step):
+        if name == "request" and not (0 <= ctx.step - value.step <= self.lookback and value.step >= 0):
             value = honest  # nobody has the parameters
         if name == "accuse" and self.program.loyal and value is not None:
             value = without_fellows(value, frozenset(self.room.members))

@@ -15,6 +15,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 
 from btard.protocol.hashing import stream
 from scripts.hunt import environments, grammar
@@ -57,8 +58,8 @@ class Hunt:
         cases = self.population.cases
         if not cases or rng.random() < FRESH:
             steps = environments.draw_steps(rng)
-            return Case(named, steps, environments.draw(rng, steps), grammar.program(rng, steps))
-        return changed(rng, cases, named)
+            return fitted(rng, Case(named, steps, environments.draw(rng, steps), grammar.program(rng, steps)))
+        return fitted(rng, changed(rng, cases, named))
 
     def take(self, result: Result) -> Finding | None:
         """Count it, keep it if it is new; the finding, if there is one of a kind that was not found yet."""
@@ -77,6 +78,12 @@ class Hunt:
             return None
         self.findings.append(finding)
         return finding
+
+
+def fitted(rng: np.random.Generator, case: Case) -> Case:
+    if case.environment.life is None:
+        return case
+    return replace(case, program=grammar.for_lives(case.program, rng))
 
 
 def changed(rng: np.random.Generator, cases: Sequence[Case], seed: int) -> Case:

@@ -47,7 +47,8 @@ def smaller(case: Case) -> Iterator[Case]:
     for changed in _calmer(env):
         yield replace(case, environment=changed)
     for i, gene in enumerate(program.genes):
-        plain = {"who": -1, "start": 0, "stop": FOREVER, "every": 1, "when": "always", "to": "all", "where": "all"}
+        plain = {"who": -1, "start": 0, "stop": FOREVER, "every": 1, "when": "always", "to": "all"}
+        plain |= {"where": "all", "phase": ""}
         for name, value in {**plain, "size": 1.0, "pick": 0}.items():
             if getattr(gene, name) != value:
                 simpler = replace(gene, **{name: value})

@@ -120,14 +120,6 @@ SWITCHES = {
         "a part that is far off is applied for being the right one of rows of which half are liars'",
         ("accuse", "if len(senders) <= 2 * record.byzantine and v3", "if not senders and v3"),
     ),
-    "disputed_lists": _switch(
-        "an owner leaves out all honest workers, pays with one elimination, and its part is applied",
-        (
-            "aggregate",
-            "        if any(record.expelled.get(i) in (None, *ELIMINATE_KINDS) for i in left_out):",
-            "        if False:",
-        ),
-    ),
     "silence_proves": _switch(
         "an honest peer that fell silent counts as a Byzantine one that is gone, and b_t is too small",
         ("ledger", 'UNPROVEN = frozenset({"silent", "gone", "undelivered"})', 'UNPROVEN = frozenset({"gone"})'),
@@ -166,9 +158,5 @@ SWITCHES = {
             "if claim.accused not in record.expelled and accuser not in record.expelled:\n                pair",
             "if claim.accused not in record.expelled:\n                pair",
         ),
-    ),
-    "false_claims_are_free": _switch(
-        "who accuses falsely stays, and may go on",
-        ("accuse", '        kind, decided, out = "false_accusation", FALSE_CLAIM, accusers', "        return"),
     ),
 }
