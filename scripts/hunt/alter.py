@@ -348,7 +348,7 @@ def _tuple(value: tuple[Any, ...], at: Moment, path: Path, places: Any) -> tuple
 
 
 def claims(at: Moment) -> list[Claim]:
-    """Accusations: `claim` is one that honesty might have, `claims` are all of a kind; `wild` is one that it may not."""
+    """Accusations: `claim` is one that honesty might have, `claims` are all of a kind; `wild` is any."""
     record, last = at.ctx.record, at.ctx.last
     seat = at.room.peers.get(at.me)
     kinds = sorted(CLAIM_KINDS | TOLERANT_KINDS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 
-import numpy as np
 import pytest
 import torch
 from msgspec.structs import fields
@@ -75,4 +74,3 @@ def test_a_line_that_is_no_case_is_refused_in_a_line() -> None:
 def test_the_draws_of_a_gene_follow_from_its_stream() -> None:
     draws: list[Gene] = [grammar.gene(stream("same", 1), 4) for _ in range(2)]
     assert draws[0] == draws[1]
-    assert isinstance(np.random.default_rng(0), np.random.Generator)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -99,4 +99,21 @@ def test_the_command_refuses_in_a_line(tmp_path: Path) -> None:
         assert done.returncode == 2, done.stderr
         assert said in done.stderr
         assert done.stderr.count("\n") == 1
-    assert isinstance(argparse.Namespace(), argparse.Namespace)
+
+
+def test_without_its_fix_a_stored_case_breaks_something() -> None:
+    """The invariants see the breaks; how long the search takes to come upon them is measured elsewhere."""
+    stored = Path(__file__).parent / "switches.jsonl"
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.hunt.switched", str(stored)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for switch, with_fix, without in map(json.loads, done.stdout.splitlines()):
+        assert not with_fix, f"{switch}: {with_fix} breaks with all fixes in place"
+        assert without, f"{switch}: nothing breaks without the fix"
+        assert without != "the process failed", switch
+    assert done.stdout.count("\n") == len(stored.read_text().splitlines()) >= 12
