@@ -284,10 +284,12 @@ def _recompute(
     evidence: Evidence,
     attempt: int,
 ) -> Generator[Effect, Any, None]:
-    """Compute the gradients on trial, as far as I was there when they were made."""
+    """Compute the gradients on trial, each once, as far as I was there when they were made."""
+    accused: set[int] = set()
     for claim in raised:
-        if not KINDS[claim.kind].recomputes or claim.accused in evidence.truth:
+        if not KINDS[claim.kind].recomputes or claim.accused in accused:
             continue
+        accused.add(claim.accused)
         if not _judges(seat, record, about[claim]):
             yield Idle("judge")
             continue

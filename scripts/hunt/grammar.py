@@ -109,8 +109,9 @@ def phases() -> tuple[str, ...]:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("broadcast", "send"):
                 names = [n.value for word in node.args[1:2] for n in ast.walk(word) if isinstance(n, ast.Constant)]
-                found |= {name.partition("/")[0] for name in names[:1] if isinstance(name, str)}
-    return tuple(sorted(found))
+                for name in (name.partition("/") for name in names[:1] if isinstance(name, str)):
+                    found |= {name[0], *(f"{name[0]}/{attempt}" for attempt in (0, 1) if name[1])}
+    return ("/0", "/1", *sorted(found))
 
 
 def gene(rng: np.random.Generator, steps: int, how: str = "") -> Gene:
@@ -118,6 +119,7 @@ def gene(rng: np.random.Generator, steps: int, how: str = "") -> Gene:
     site = _site(rng)
     if how not in site.ways:
         how = _way(rng, site)
+    known, often = (phases(), 0.7) if "phase" in _arguments(site) else (phases()[:2], 0.1)
     start = int(rng.integers(0, steps))
     span = rng.random()
     stop = FOREVER if span < 0.45 else start + 1 if span < 0.85 else start + int(rng.integers(1, steps + 1))
@@ -130,7 +132,7 @@ def gene(rng: np.random.Generator, steps: int, how: str = "") -> Gene:
         every=1 if rng.random() < 0.85 else 2,
         when="always" if rng.random() < 0.65 else str(rng.choice(sorted(MOMENTS))),
         to="all" if rng.random() < 0.4 else str(rng.choice(sorted(RECIPIENTS))),
-        phase=str(rng.choice(phases())) if "phase" in _arguments(site) and rng.random() < 0.7 else "",
+        phase=str(rng.choice(known)) if rng.random() < often else "",
         where="all" if rng.random() < 0.4 else str(rng.choice(sorted(PLACES))),
         size=float(rng.choice(SIZES)),
         pick=int(rng.integers(0, 64)),
@@ -200,7 +202,7 @@ def mutated(old: Program, rng: np.random.Generator, steps: int) -> Program:
                 genes[at] = replace(genes[at], how=_way(rng, known[genes[at].site]))
             elif name == "phase":
                 has_one = "phase" in _arguments(Site(genes[at].site, ()))
-                genes[at] = replace(genes[at], phase=str(rng.choice(("", *phases()))) if has_one else "")
+                genes[at] = replace(genes[at], phase=str(rng.choice(("", *(phases() if has_one else phases()[:2])))))
             elif name == "time":
                 when = fresh if rng.random() < 0.5 else together
                 genes[at] = replace(genes[at], start=when.start, stop=when.stop, every=when.every)

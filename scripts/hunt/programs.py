@@ -75,6 +75,22 @@ def place_of(name: str, args: Mapping[str, Any]) -> tuple[Any, ...]:
     return (name, *small)
 
 
+def in_phase(gene: Gene, phase: str) -> bool:
+    """Whether the gene is for this phase; "" is one that nobody knows."""
+    if not gene.phase or not phase:
+        return True
+    if gene.phase.startswith("/"):
+        return phase.endswith(gene.phase)
+    return gene.phase in (phase, phase.partition("/")[0])
+
+
+def round_of(name: str, ctx: Any) -> str:
+    """The phase of a hook that is not told it: accusations have two rounds."""
+    if name != "accuse":
+        return ""
+    return "accuse/1" if "accuse/0" in ctx.record.heard else "accuse/0"
+
+
 class Noted(Behaviour):
     """Every hook goes through `_passed`: what honest code put there, and what comes of it."""
 
@@ -165,7 +181,7 @@ class Programmed(Noted):
         for gene in self.genes.get(f"hook {name}", ()):
             if not self._fits(gene, ctx):
                 continue
-            if gene.phase and "phase" in args and args["phase"].partition("/")[0] != gene.phase:
+            if not in_phase(gene, args.get("phase") or round_of(name, ctx)):
                 continue
             at = self._moment(gene, ctx, what, args)
             if "recipient" in args and args["recipient"] not in at.chosen:
@@ -191,21 +207,21 @@ class Programmed(Noted):
         like = payload if payload is not None else next(iter(said.values()), None)
         faces: dict[int, Signed | None] = {}
         for gene in self._about(type(like).__name__ if like is not None else ""):
-            if not self._fits(gene, ctx):
+            if not self._fits(gene, ctx) or not in_phase(gene, phase):
                 continue
             at = self._moment(gene, ctx, ("say", phase), {"phase": phase})
-            changed = self._message(gene, at, phase, payload, message, sign)
-            if changed is message:
+            changed, signed = self._message(gene, at, phase, payload, message, sign)
+            if signed is message:
                 continue
             if gene.how == "late":
-                hidden = changed if gene.pick % 2 else message
+                hidden = signed if gene.pick % 2 else message
                 if hidden is not None:
                     self.room.hidden.setdefault((self.room.life, ctx.step, phase), {})[ctx.peer] = hidden
                 message = message if gene.pick % 2 else None
             elif gene.to == "all" and gene.how != "two_faces":
-                message = changed
+                payload, message = changed, signed  # the next gene goes on from here
             else:
-                faces |= dict.fromkeys(at.chosen, changed)
+                faces |= dict.fromkeys(at.chosen, signed)
         if payload is not None:
             self.room.note(ctx, ("say", phase), payload)
             self.room.note(ctx, ("signed", phase), message)
@@ -217,34 +233,33 @@ class Programmed(Noted):
 
     def _message(
         self, gene: Gene, at: Moment, phase: str, payload: Any, message: Signed | None, sign: Any
-    ) -> Signed | None:
-        """What is said instead of `message`; itself if the gene has nothing to say here."""
+    ) -> tuple[Any, Signed | None]:
+        """What is said instead of `payload` and `message`; these themselves if the gene has nothing to say here."""
         field, how = gene.site.partition(".")[2], gene.how
+        said = payload
         if how == "omit":
-            return None
-        if field:
-            if payload is None:
-                return message
+            return payload, None
+        if how == "garbage":
+            return payload, signed_bytes(at.ctx, phase, bytes(at.rng.integers(0, 256, 24, dtype=np.uint8)))
+        if how == "oversize":
+            return payload, signed_bytes(at.ctx, phase, bytes(2**20))
+        if how == "forged" and message is not None:
+            other = at.one(sorted(at.chosen) or [at.me])
+            return payload, signed_bytes(at.ctx, phase, message.payload, sender=other)
+        if field and payload is not None:
             places = lambda part, count: self._place(gene, at.ctx, part)  # noqa: E731
             new = altered(getattr(payload, field), at, (field,), places)
-            return sign(msgspec.structs.replace(payload, **{field: new}))
-        if how in ("last", "life"):
+            said = msgspec.structs.replace(payload, **{field: new})
+        elif not field and how in ("last", "life"):
             old = dataclasses.replace(at, what=("signed", phase)).earlier(life=how == "life")
             found = at.one([m for m in old if isinstance(m, Signed)])
             if found is not None and gene.pick % 2:
-                return found
-            old_payload = at.one(at.earlier(life=how == "life"))
-            return message if old_payload is None else sign(old_payload)
-        if how in ("other", "fellow"):
-            found = at.one(at.honest() if how == "other" else at.fellows())
-            return message if found is None else sign(found)
-        if how == "garbage":
-            return signed_bytes(at.ctx, phase, bytes(at.rng.integers(0, 256, 24, dtype=np.uint8)))
-        if how == "oversize":
-            return signed_bytes(at.ctx, phase, bytes(2**20))
-        if how == "forged":
-            other = at.one(sorted(at.chosen) or [at.me])
-            return message if message is None else signed_bytes(at.ctx, phase, message.payload, sender=other)
-        if payload is not None and how in ("two_faces", "late"):
-            return sign(any_change(payload, at, ()))
-        return message
+                return payload, found
+            said = at.one(at.earlier(life=how == "life"))
+        elif not field and how in ("other", "fellow"):
+            said = at.one(at.honest() if how == "other" else at.fellows())
+        elif payload is not None and how in ("two_faces", "late"):
+            said = any_change(payload, at, ())
+        if said is None or said is payload:
+            return payload, message
+        return said, sign(said)
