@@ -28,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--out", type=Path, default=Path("runs/hunt"), help="folder of the results (default: runs/hunt)")
     made.add_argument("--replay", type=Path, metavar="FILE", help="run the cases in this file instead")
     made.add_argument("--continue", dest="go_on", action="store_true", help="add to the results in OUT, of this commit")
+    made.add_argument("--distil", type=Path, metavar="FILE", help="write the few cases of OUT that reach most to FILE")
     made.add_argument("--switch", choices=sorted(SWITCHES), help="take this fix out, and stop at the first finding")
     made.add_argument("--all-switches", action="store_true", help="measure the time to find each switch")
     return made
@@ -50,6 +51,8 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         if args.replay is not None:
             return program.replay_file(args.replay)
+        if args.distil is not None:
+            return program.distil(args.out, args.distil)
         return program.search(args, began)
     except KeyboardInterrupt:
         return 130

@@ -29,8 +29,8 @@ class Gene(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     to: str = "all"
     """Which recipients see it, where a hook or a broadcast knows recipients (`programs.RECIPIENTS`)."""
     phase: str = ""
-    """The one phase in which it acts, with or without its attempt ("coin_reveal", "coin_reveal/1"), or the attempt of any
-    phase ("/1"); "": in each."""
+    """The one phase in which it acts: by name, with the attempt or without ("coin_reveal/1"), or any phase of that attempt
+    ("/1"); "": in each."""
     where: str = "all"
     """Which parts or entries, where there are several (`programs.PLACES`)."""
     size: float = 1.0

@@ -12,7 +12,7 @@ from scripts.hunt import corpus, coverage
 from scripts.hunt.cases import Finding, line_of, read
 from scripts.hunt.corpus import Population, Totals
 from scripts.hunt.play import play
-from scripts.hunt.search import Hunt, prepare, replay, rounds
+from scripts.hunt.search import Hunt, prepare, replay, rounds, run_batch
 from scripts.hunt.shrink import shrink
 
 SHRINKING = 60.0
@@ -36,6 +36,32 @@ def replay_file(file: Path) -> int:
         else:
             print(f"line {number}: BROKEN in step {found.step}: {found.invariant}: {found.message}")
     return 1 if broken else 0
+
+
+def distil(out: Path, file: Path, most: int = 24) -> int:
+    """Write to `file` up to `most` cases of the population in `out`: each adds most features for its time."""
+    prepare()
+    lines = (out / corpus.POPULATION).read_text().splitlines()
+    reached: dict[str, tuple[set[str], float]] = {}
+    with Bar("running the population", len(lines), unit="cases") as bar:
+        for line in lines:
+            began = time.process_time()
+            [result] = run_batch([line])
+            if result.finding is None:
+                reached[line] = set(result.features), time.process_time() - began
+            bar.advance()
+    chosen: list[str] = []
+    known: set[str] = set()
+    while reached and len(chosen) < most:
+        best = max(reached, key=lambda line: len(reached[line][0] - known) / (0.2 + reached[line][1]))
+        features, _ = reached.pop(best)
+        if not features - known:
+            break
+        chosen.append(best)
+        known |= features
+    file.write_text("".join(f"{line}\n" for line in chosen))
+    print(f"{file}: {len(chosen)} cases reach {len(known)} features")
+    return 0
 
 
 def search(args: argparse.Namespace, began: float) -> int:
