@@ -29,7 +29,7 @@ class Gene(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     to: str = "all"
     """Which recipients see it, where a hook or a broadcast knows recipients (`programs.RECIPIENTS`)."""
     phase: str = ""
-    """The one phase in which it acts: by name, with the attempt or without ("coin_reveal/1"), or any phase of that attempt
+    """The one phase in which it acts: by name, with its attempt or without ("coin_reveal/1"), or any of that attempt
     ("/1"); "": in each."""
     where: str = "all"
     """Which parts or entries, where there are several (`programs.PLACES`)."""
