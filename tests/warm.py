@@ -5,15 +5,18 @@ What starts a program as its user does stays as it is: there is a test of that f
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any, TextIO
 
+import psutil
 import torch.distributed as dist
 
 Main = Callable[[list[str]], "int | None"]
@@ -48,6 +51,19 @@ class Program:
     def errors(self) -> str:
         """What it has said to standard error so far."""
         return self.files[1].read_text(encoding="utf-8") if self.files[1].exists() else ""
+
+
+@contextlib.contextmanager
+def started(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A program that is started as its user does. In the end neither it nor what it has started is left."""
+    with subprocess.Popen(command, text=True, **options) as program:
+        try:
+            yield program
+        finally:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for process in [*(of := psutil.Process(program.pid)).children(recursive=True), of]:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.kill()
 
 
 def ranks(main: Main, words: Sequence[str], size: int, folder: Path, timeout: float) -> list[Program]:

@@ -18,7 +18,7 @@ from btard.drivers.mesh import Mesh
 from btard.protocol import wire
 from btard.protocol.behaviour import HONEST, Behaviour
 from btard.protocol.collusion import Collusion
-from btard.protocol.commit import NoGradient, NoQuorum
+from btard.protocol.commit import CutOff, NoGradient
 from btard.protocol.commitments import Hashed
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Compute, Purpose
@@ -107,7 +107,7 @@ class CollectiveDriver:
         self.history.record(now, params, workers, deep=self.peer.behaviour.lookback > 1)
         course = run_step({self.peer.id: self.peer}, self)
         outcome, failure = course.outcomes[self.peer.id], course.failures.get(self.peer.id)
-        if isinstance(failure, NoQuorum) and not self.peer.behaviour.byzantine:
+        if isinstance(failure, CutOff) and not self.peer.behaviour.byzantine:
             raise failure
         stuck = isinstance(failure, NoGradient)
         staying = self._finish(outcome, STUCK if stuck else OUT if outcome is None else DONE)

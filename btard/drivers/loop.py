@@ -16,7 +16,7 @@ import torch
 
 from btard.drivers.letters import Letters
 from btard.drivers.threads import kernel_threads
-from btard.protocol.commit import NoGradient, NoQuorum
+from btard.protocol.commit import CutOff, NoGradient
 from btard.protocol.effects import Compute, Effect, Idle, Purpose
 from btard.protocol.ledger import Entry
 from btard.protocol.peer import Outcome, Peer
@@ -86,7 +86,7 @@ class Course:
     sent: dict[int, int]
     outcomes: dict[int, Outcome | None] = field(default_factory=dict)
     """None for a peer that is out of the run."""
-    failures: dict[int, NoGradient | NoQuorum] = field(default_factory=dict)
+    failures: dict[int, CutOff | NoGradient] = field(default_factory=dict)
     """Of peers for which the step could not end. That of an honest one ends the step for all."""
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
@@ -132,7 +132,7 @@ def run_step(
             return running[i].send(answers.get(i))
         except StopIteration as stop:
             return _Ended(stop.value)
-        except (NoGradient, NoQuorum) as error:
+        except (CutOff, NoGradient) as error:
             return _Ended(None, error)
 
     def leave(i: int) -> None:
@@ -215,7 +215,7 @@ class _Ended:
     """The step of a peer is over."""
 
     outcome: Outcome | None
-    failure: NoGradient | NoQuorum | None = None
+    failure: CutOff | NoGradient | None = None
 
 
 _Reached = Effect | _Ended

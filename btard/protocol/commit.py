@@ -14,8 +14,16 @@ from btard.protocol.record import Split, StepRecord
 from btard.protocol.seat import Seat
 
 
-class NoQuorum(RuntimeError):
+class CutOff(RuntimeError):
+    """This peer cannot know how the step ended for the others: it has to take their state to go on."""
+
+
+class NoQuorum(CutOff):
     """Half of the peers or more were not heard in a step: who goes on now may be cut off from those who really do."""
+
+
+class Incomplete(CutOff):
+    """An aggregate that counts did not reach this peer. Only who was not in the step cannot ask for it."""
 
 
 class NoGradient(RuntimeError):

@@ -14,7 +14,7 @@ from btard.protocol.aggregate import aggregate, settle_exclusions, settle_missin
 from btard.protocol.behaviour import HONEST, Behaviour
 from btard.protocol.choose import draw_check, draw_validators
 from btard.protocol.coin import toss
-from btard.protocol.commit import commit, compute
+from btard.protocol.commit import Incomplete, commit, compute
 from btard.protocol.commitments import Commitments, Hashed
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.disclose import disclose
@@ -151,10 +151,15 @@ class Peer(Seat):
     def _finish(self, record: StepRecord, already: int) -> Outcome | None:
         """A_{t+1}, V_{t+1} and the coin of the next step (phases 7 and 8)."""
         settle_exclusions(record)
+        counting = [j for j in range(record.cut.k) if j in record.announced and j not in record.skipped]
+        lacking = [j for j in counting if j not in record.aggregates]
         graduates = count_probation(self, record) if self.probation else ()
         self.active = tuple(sorted((*record.remaining, *graduates)))
         if self.id not in self.active and self.id not in self.probation:
             return None
+        if lacking:
+            # Zero would do for nobody else: this peer would train another model, and be banned for its gradients.
+            raise Incomplete(f"step {record.step}: parts {lacking} count, and did not reach peer {self.id}")
         self.coins.append(record.coin)
         self.byzantine = still_byzantine(self.config, self.ledger.entries)
         self.tau = next_radius(self.config, record)
@@ -164,11 +169,10 @@ class Peer(Seat):
         working = {i: standing.cleared for i, standing in self.probation.items() if i in record.commits}
         self.assignments |= draw_check(record.coin, working, there, self.assignments)
         self.last = record
-        usable = [j for j in range(record.cut.k) if j in record.aggregates and j not in record.skipped]
         return Outcome(
             record.step,
-            tuple(record.aggregates[j] if j in usable else None for j in range(record.cut.k)),
-            tuple(record.announced[j].digest if j in usable else b"" for j in range(record.cut.k)),
+            tuple(record.aggregates[j] if j in counting else None for j in range(record.cut.k)),
+            tuple(record.announced[j].digest if j in counting else b"" for j in range(record.cut.k)),
             tuple(record.cut.size(j) for j in range(record.cut.k)),
             record.coin,
             tuple(self.ledger.entries[already:]),

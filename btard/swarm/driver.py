@@ -21,7 +21,7 @@ from btard.drivers.letters import Letters
 from btard.drivers.loop import Clock, Heard, StepResult, run_step
 from btard.protocol import wire
 from btard.protocol.collusion import Collusion
-from btard.protocol.commit import NoQuorum
+from btard.protocol.commit import CutOff
 from btard.protocol.effects import Broadcast, Compute, Purpose
 from btard.protocol.peer import Peer
 from btard.swarm import frames
@@ -142,7 +142,7 @@ class SwarmDriver:
         self._clock = StepClock(self.deadlines, self._others_have_gone_on)
         course = run_step({self.peer.id: self.peer}, self, clock=self._clock, watch=self.watch)
         failure = course.failures.get(self.peer.id)
-        if isinstance(failure, NoQuorum):
+        if isinstance(failure, CutOff):
             raise OutOfStep(str(failure))
         if failure is not None:
             raise failure

@@ -43,6 +43,7 @@ from btard.swarm.founding import announce, meet
 from btard.swarm.links import AHEAD
 from btard.swarm.local import COORDINATOR, peer_folder
 from btard.swarm.node import Node
+from tests import warm
 from tests.albert.faulty import Fault, FaultySwarm, settings
 
 EXIT_OUT = 3
@@ -130,20 +131,21 @@ def test_attackers_are_banned_and_all_is_as_in_the_simulator(
     assert capsys.readouterr().out.count("gradient computed again") == 3
 
 
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_swarm_ends_with_whoever_started_it(data: Path, tmp_path: Path, how: signal.Signals) -> None:
     file = tmp_path / "swarm.yaml"
     file.write_text(config_text(settings(data, run_id=f"ends {how.name}", steps=10_000)))
     words = [sys.executable, "-m", "albert.swarm", str(file), "--out", str(tmp_path / "swarm")]
-    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as started:
-        deadline = time.monotonic() + 60
+    with warm.started(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as started:
+        deadline = time.monotonic() + 150
         while not (tmp_path / "swarm" / peer_folder(0) / "metrics.jsonl").exists():
             assert started.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
         processes = psutil.Process(started.pid).children(recursive=True)
         assert len(processes) > 12, processes  # six with a daemon each, and who forks them
         started.send_signal(how)
-    assert psutil.wait_procs(processes, 30)[1] == []
+        assert psutil.wait_procs(processes, 60)[1] == []
 
 
 @pytest.mark.timeout(360)

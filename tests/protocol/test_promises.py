@@ -18,6 +18,7 @@ from btard.drivers.local import LocalDriver
 from btard.drivers.loop import StepResult
 from btard.protocol.behaviour import Behaviour, Context
 from btard.protocol.collusion import Collusion
+from btard.protocol.commit import Incomplete
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Compute, Exchange, Purpose
 from btard.protocol.identity import Identity
@@ -132,6 +133,25 @@ def test_who_was_not_there_cannot_choose_the_coin(seed: int) -> None:
 
 
 # Honest peers that are away.
+
+
+class Withholds(Attacker):
+    """Sends its aggregate to everybody but the `victim`."""
+
+    def __init__(self, victim: int) -> None:
+        self.victim = victim
+
+    def aggregate_for(self, ctx: Context, recipient: int, part: int, value: torch.Tensor) -> torch.Tensor | None:
+        return None if recipient == self.victim else value
+
+
+def test_who_was_away_does_not_go_on_without_an_aggregate_that_counts(seed: int) -> None:
+    """With zero instead it would train another model, and be convicted of the next gradient. It takes the state."""
+    config = ProtocolConfig(peers=6, byzantine=1, run_id=f"withheld {seed}")
+    attacker, victim = 1 + seed % 5, 1 + (seed + 1) % 5
+    behaviours = {attacker: Withholds(victim), victim: away_at(*range(1, 6))}
+    with pytest.raises(Incomplete, match=f"and did not reach peer {victim}"):
+        play(LocalDriver(config, QuadraticTask(D), behaviours=behaviours), 6, torch.ones(D))
 
 
 class HugeAggregate(Attacker):

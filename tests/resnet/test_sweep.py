@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import random
@@ -87,11 +88,11 @@ def write_grid(file: Path, **entries) -> Path:
     return file
 
 
-def start_sweep(grid: Path, out: Path) -> subprocess.Popen[str]:
+def start_sweep(grid: Path, out: Path) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "resnet.sweep", str(grid), "--out", str(out), "--jobs", "2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
+    return warm.started(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe)
 
 
 def forked_sweep(words: list[str]) -> int:
@@ -123,7 +124,7 @@ def alive(process: psutil.Process) -> bool:
         return False
 
 
-def wait_until(holds, what: str, seconds: float = 60) -> None:
+def wait_until(holds, what: str, seconds: float = 150) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
@@ -145,8 +146,8 @@ def kill_after(steps: int, sweeping: warm.Program, out: Path) -> None:
 @pytest.mark.timeout(240)
 def test_a_sweep_that_was_killed_three_times_leaves_the_files_of_an_undisturbed_one(tmp_path: Path) -> None:
     grid = write_grid(tmp_path / "grid.yaml")
-    whole = start_sweep(grid, tmp_path / "whole")
-    _, errors = whole.communicate(timeout=120)
+    with start_sweep(grid, tmp_path / "whole") as whole:
+        _, errors = whole.communicate(timeout=120)
     assert whole.returncode == 0, errors
     total = steps_done(tmp_path / "whole")
     broken, chance = tmp_path / "broken", random.Random(0)
@@ -198,13 +199,14 @@ def test_one_run_that_fails_does_not_stop_the_others(tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_a_worker_that_dies_costs_its_run_and_no_other(tmp_path: Path) -> None:
     grid = write_grid(tmp_path / "grid.yaml", defences={"BTARD": {}})
-    process = start_sweep(grid, tmp_path / "out")
-    wait_until(lambda: steps_done(tmp_path / "out") > 12 or process.poll() is not None, "a run to begin")
-    victim = next(found for found in started_by(process.pid) if found.ppid() != process.pid)  # a child of a child
-    victim.kill()
-    _, errors = process.communicate(timeout=90)
+    with start_sweep(grid, tmp_path / "out") as process:
+        wait_until(lambda: steps_done(tmp_path / "out") > 12 or process.poll() is not None, "a run to begin")
+        victim = next(found for found in started_by(process.pid) if found.ppid() != process.pid)  # a child of a child
+        victim.kill()
+        _, errors = process.communicate(timeout=90)
     assert process.returncode == 1 and "its process died (SIGKILL" in errors, errors
     again = fork_sweep(grid, tmp_path / "out")
     assert again.code(90) == 0, again.errors
@@ -212,14 +214,15 @@ def test_a_worker_that_dies_costs_its_run_and_no_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_ctrl_c_ends_the_workers_and_says_how_to_go_on(tmp_path: Path) -> None:
-    process = start_sweep(write_grid(tmp_path / "grid.yaml"), tmp_path / "out")
-    wait_until(lambda: steps_done(tmp_path / "out") > 0 or process.poll() is not None, "a first step")
-    workers = started_by(process.pid)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130 and "goes on from the last checkpoints" in errors
-    wait_until(lambda: not any(map(alive, workers)), "the workers' end")
+    with start_sweep(write_grid(tmp_path / "grid.yaml"), tmp_path / "out") as process:
+        wait_until(lambda: steps_done(tmp_path / "out") > 0 or process.poll() is not None, "a first step")
+        workers = started_by(process.pid)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130 and "goes on from the last checkpoints" in errors
+        wait_until(lambda: not any(map(alive, workers)), "the workers' end")
 
 
 def test_warm_ups_are_shared_and_come_before_what_needs_them(tmp_path: Path) -> None:
@@ -275,11 +278,10 @@ def test_jobs_of_a_cluster_do_their_shares_in_one_folder(tmp_path: Path) -> None
     grid = write_grid(tmp_path / "grid.yaml", seeds=[0, 1], attacks={"sign flip": {"attack.name": "sign_flip"}})
     command = ["bash", str(ROOT / "scripts/sweep_slurm.sh"), str(grid), str(tmp_path / "out"), "--steps", "8"]
     environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "SLURM_ARRAY_TASK_COUNT": "2"}
-    jobs = [
-        subprocess.Popen(command, env={**environment, "SLURM_ARRAY_TASK_ID": str(i)}, stdout=subprocess.DEVNULL)
-        for i in (1, 2)
-    ]
-    assert [job.wait(timeout=90) for job in jobs] == [0, 0]
+    with contextlib.ExitStack() as stack:
+        shares = [{**environment, "SLURM_ARRAY_TASK_ID": str(i)} for i in (1, 2)]
+        jobs = [stack.enter_context(warm.started(command, env=env, stdout=subprocess.DEVNULL)) for env in shares]
+        assert [job.wait(timeout=90) for job in jobs] == [0, 0]
     cells = read_grid(tmp_path / "out/sweep.yaml").cells
     assert len(cells) == 4
     for cell in cells:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm
 from tests.albert.cloud import answers
 from tests.albert.cloud.conftest import Cloud
 
@@ -240,8 +241,9 @@ def killed(cloud: Cloud, action: str, nth: int = 1) -> None:
     cloud.endpoint.at(action, kill, nth=nth)
     command = [sys.executable, "-m", "albert.cloud", "launch", str(cloud.file)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    started.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
-    assert started[0].wait(60) == -signal.SIGKILL
+    with warm.started(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as launch:
+        started.append(launch)
+        assert launch.wait(60) == -signal.SIGKILL
     cloud.endpoint.rules.pop()
 
 
