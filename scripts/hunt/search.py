@@ -80,6 +80,11 @@ class Hunt:
         return finding
 
 
+def cost(case: Case) -> int:
+    """About how long a run takes, in no unit."""
+    return case.steps * (case.environment.peers + 3) ** 2
+
+
 def fitted(rng: np.random.Generator, case: Case) -> Case:
     if case.environment.life is None:
         return case
@@ -87,8 +92,8 @@ def fitted(rng: np.random.Generator, case: Case) -> Case:
 
 
 def changed(rng: np.random.Generator, cases: Sequence[Case], seed: int) -> Case:
-    """A neighbour of one of `cases`, newer ones more often."""
-    parent = cases[int(len(cases) * rng.random() ** 0.5)]
+    """A neighbour of one of `cases`, newer and cheaper ones more often: long runs of many peers would take most time."""
+    parent = min((cases[int(len(cases) * rng.random() ** 0.5)] for _ in range(2)), key=cost)
     program, environment, steps = parent.program, parent.environment, parent.steps
     kind = rng.random()
     if kind < 0.25:
