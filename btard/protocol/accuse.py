@@ -291,7 +291,7 @@ def _recompute(
     evidence: Evidence,
     attempt: int,
 ) -> Generator[Effect, Any, None]:
-    """Compute the gradients on trial, as far as I was there when they were made."""
+    """Compute the gradients on trial, each once, as far as I was there when they were made."""
     asked: set[int] = set()  # not those computed: how many they are has to be the same at all judges
     for claim in raised:
         if not KINDS[claim.kind].recomputes or claim.accused in asked:

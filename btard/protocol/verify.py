@@ -157,11 +157,13 @@ def alarms(config: ProtocolConfig, record: StepRecord, *, margin: float) -> froz
 def aggregate_is_right(config: ProtocolConfig, value: torch.Tensor, x: torch.Tensor, tau: float) -> bool:
     """CheckAveraging: whether `value` [p] is CenteredClip of the agreed rows x [k, p], by ascending sender.
 
-    Mode `exact`: bits decide. Mode `tolerant`: whether it solves (CC) up to the tolerance, or to what rounding leaves.
-    `tau`: the clipping radius of the step that the parts are of.
+    Equal bits acquit in both modes. Mode `exact`: and nothing else does. Mode `tolerant`: so does a value that solves
+    (CC) up to the tolerance, or to what rounding leaves. `tau`: the clipping radius of the step that the parts are of.
     """
+    right = centered_clip(x, tau, tol=config.tol).value
+    if right.dtype == value.dtype and torch.equal(right.view(torch.int32), value.view(torch.int32)):
+        return True
     if config.validation == "exact":
-        right = centered_clip(x, tau, tol=config.tol).value
-        return right.dtype == value.dtype and torch.equal(right.view(torch.int32), value.view(torch.int32))
+        return False
     residual, floor = residual_and_floor(x, value, tau)
     return residual <= max(CONVICT * config.residual_tol, floor)

@@ -54,6 +54,15 @@ def test_equal_rows_come_back_bit_for_bit():
         assert result.residual == 0
 
 
+def test_rows_apart_by_less_than_the_gram_matrix_sees():
+    """A few units in the last place: the distances of the first Gram matrix are all lost in its rounding."""
+    for seed in range(30):
+        size = np.random.default_rng(seed).random()
+        rows = torch.tensor([[size * (1 + 1e-6 * (i + 1))] * 4 for i in range(3)], dtype=torch.float32)
+        residual, floor = residual_and_floor(rows, centered_clip(rows, 1e10).value, 1e10)
+        assert residual <= max(1e-5, floor), f"seed {seed}"
+
+
 @pytest.mark.parametrize("tau", [0.3, 1.0, 10.0, 24.0, 1e3])
 @pytest.mark.parametrize("kind", ["honest", "scales", "attack", "duplicates", "many rows", "one column"])
 def test_agrees_with_textbook_iteration(reference, kind, tau):

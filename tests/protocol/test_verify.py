@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from btard.aggregation import centered_clip
+from btard.aggregation import centered_clip, residual_and_floor
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.hashing import UNIFORM_SCALE
 from btard.protocol.messages import AnnouncedPart, Report
@@ -87,6 +87,22 @@ def make_reports(config: ProtocolConfig, record: StepRecord, x: torch.Tensor) ->
     z = directions(record.coin, 0, value.numel(), config.directions)
     said = {i: scalars(row, value, z, record.tau) for i, row in enumerate(x)}
     return {i: Report((norm,), (products,), sizes=(size,)) for i, (norm, products, size) in said.items()}
+
+
+def test_equal_bits_acquit_in_mode_tolerant_too() -> None:
+    """Rows that differ by a unit in the last place: the solution itself is above the floor of its residual."""
+    rng = np.random.default_rng(8000)
+    exceptions = 0
+    for _ in range(3000):
+        base, tau = rng.standard_normal(2), 10.0 ** rng.uniform(-7, -6)
+        rows = np.tile(base, (7, 1))
+        rows[:2] += 3e-7 * rng.standard_normal((2, 2))
+        x = torch.from_numpy(rows.astype(np.float32))
+        value = centered_clip(x, tau).value
+        residual, floor = residual_and_floor(x, value, tau)
+        exceptions += residual > max(1e-5, floor)
+        assert aggregate_is_right(ProtocolConfig(peers=8, validation="tolerant"), value, x, tau)
+    assert exceptions
 
 
 @pytest.mark.parametrize("tau", [0.05, 1.0, 20.0, float("inf")])

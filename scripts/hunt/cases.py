@@ -1,0 +1,134 @@
+"""What the hunt draws, as data: a case is one line of JSON, and the line repeats the run."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+FOREVER = 10**6
+"""A gene acts up to here: to the end of the run."""
+
+
+class Gene(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One thing that Byzantine peers do otherwise than honest ones."""
+
+    site: str
+    """Where: a broadcast ("Report"), a field of one ("Report.norms"), or a hook of `Behaviour` ("hook gradient")."""
+    how: str
+    """What is said or sent instead: an operation of `alter.py`."""
+    who: int = -1
+    """Which of the Byzantine peers, counted from the lowest number; -1: all of them."""
+    start: int = 0
+    stop: int = FOREVER
+    """The steps start ... stop - 1."""
+    every: int = 1
+    when: str = "always"
+    """A condition on the public state of the step (`programs.MOMENTS`)."""
+    to: str = "all"
+    """Which recipients see it, where a hook or a broadcast knows recipients (`programs.RECIPIENTS`)."""
+    phase: str = ""
+    """The one phase in which it acts: by name, with its attempt or without ("coin_reveal/1"), or any of that attempt
+    ("/1"); "": in each."""
+    where: str = "all"
+    """Which parts or entries, where there are several (`programs.PLACES`)."""
+    size: float = 1.0
+    """How large, for operations with a size."""
+    pick: int = 0
+    """The seed of what the operation leaves open."""
+
+
+class Program(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What the Byzantine peers of a cohort do. They share all that they know."""
+
+    genes: tuple[Gene, ...] = ()
+    loyal: bool = True
+    """Whether they turn in no fellow."""
+
+
+class Newcomer(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Somebody who asks to join before `step`."""
+
+    step: int
+    hostile: bool = False
+
+
+class Life(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """All peers go back to a checkpoint: it is made before step `saved`, and they do so before step `lost`."""
+
+    saved: int
+    lost: int
+
+
+class Environment(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A cohort, its settings and its mishaps, within what the protocol's documentation promises for."""
+
+    peers: int
+    members: tuple[int, ...] = ()
+    """The Byzantine peers of the start, ascending."""
+    byzantine: int = 0
+    """b; hostile newcomers count too."""
+    validators: int = 1
+    d: int = 16
+    tau: float | Literal["auto", "inf"] = 1.0
+    """"inf": JSON has no infinity."""
+    validation: Literal["exact", "tolerant"] = "exact"
+    gradient_tol: float = 0.1
+    directions: int = 1
+    delta_max: float | None = None
+    clip_lambda: float | None = None
+    commitments: Literal["hashed", "ideal"] = "hashed"
+    gradients: str = "normal"
+    """The kind of gradients, see `environments.SHAPES`."""
+    scale: float = 1.0
+    """Their size."""
+    away: tuple[tuple[int, int], ...] = ()
+    """(peer, step): an honest peer that nobody hears in the step."""
+    late: tuple[tuple[int, int], ...] = ()
+    """(peer, step): an honest peer that has no gradient in time."""
+    drops: tuple[tuple[int, int, str], ...] = ()
+    """(peer, step, phase): an honest peer that nobody hears from this broadcast of the step on. It owes them."""
+    loss: float = 0.0
+    """Chance that one sending of a message gets lost."""
+    probation: int | None = None
+    newcomers: tuple[Newcomer, ...] = ()
+    life: Life | None = None
+    beside: bool = False
+    """Whether another cohort runs in the same process, with ideal commitments."""
+    recorded: bool = False
+    """Whether the run is recorded and audited at its end."""
+
+
+class Case(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A run, repeatable to the bit."""
+
+    seed: int
+    steps: int
+    environment: Environment
+    program: Program
+
+
+class Finding(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A case in which something happened that must not."""
+
+    invariant: str
+    message: str
+    step: int
+    case: Case
+
+
+def line_of(value: Case | Finding) -> str:
+    """One line of JSON."""
+    return msgspec.json.encode(value).decode()
+
+
+def read(line: str) -> Finding:
+    """The finding in a line; a mere case is one that nothing was found in yet. ValueError for anything else."""
+    try:
+        content: Any = msgspec.json.decode(line)
+        if isinstance(content, dict) and "case" in content:
+            return msgspec.convert(content, Finding)
+        return Finding("", "", -1, msgspec.convert(content, Case))
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"not a case of the hunt: {error}") from None

@@ -1,0 +1,217 @@
+"""What a Byzantine peer can do: derived from the broadcasts and the hooks, so that a new one enters by itself.
+
+A site is a broadcast, a field of one, or a hook. What can stand there follows from its type.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Mapping
+from collections.abc import Sequence as AbstractSequence
+from dataclasses import dataclass, is_dataclass
+from functools import cache
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+import torch
+from msgspec import Struct
+from msgspec.structs import fields, replace
+
+from btard import protocol
+from btard.protocol import messages
+from btard.protocol.behaviour import Behaviour
+from btard.protocol.messages import Claim
+from scripts.hunt.cases import FOREVER, Gene, Program
+from scripts.hunt.programs import MOMENTS, PLACES, RECIPIENTS, hooks
+
+COMMON = ("other", "fellow", "last", "life")
+NUMBERS = ("zero", "negative", "nan", "inf", "huge", "denormal", "ulp", "inside", "outside", "scaled", "balance")
+TENSORS = (*NUMBERS, "noise", "mean", "average", "one_entry", "denormals", "shape", "dtype", "bytes")
+COUNTS = ("zero", "plus", "minus", "huge", "nobody", "random")
+BYTES = ("zero", "flip", "short")
+TUPLES = ("drop", "repeat", "empty", "reverse", "add")
+BROADCASTS = ("garbage", "oversize", "forged", "late", "two_faces")
+CLAIMS = ("claim", "claims", "wild", "quiet")
+VOTES = ("favour", "convict", "acquit", "abstain")
+MAPS = ("nothing", "replay", "reveal", "swap", "tampered")
+SIZES = (1e-30, 1e-6, 1e-3, 0.1, 0.5, 0.9, 1.1, 2.0, 3.0, 10.0, 30.0, 1e3, 1e6, 1e15, 1e30, 3e38)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in the protocol where a Byzantine peer may differ."""
+
+    name: str
+    ways: tuple[str, ...]
+    """The operations that fit what stands there."""
+
+
+def kinds() -> tuple[type[Struct], ...]:
+    """The payloads of broadcasts: what `Signed.open` can return."""
+    return messages.P.__constraints__
+
+
+def ways(form: Any) -> tuple[str, ...]:
+    """The operations on a value of the declared type `form`."""
+    origin = get_origin(form)
+    if origin is Annotated:
+        return ways(get_args(form)[0])
+    if origin in (Union, UnionType):
+        return tuple(dict.fromkeys(way for one in get_args(form) for way in ways(one)))
+    if origin is not None and inspect.isclass(origin) and issubclass(origin, Mapping):
+        return MAPS
+    if origin is not None and inspect.isclass(origin) and issubclass(origin, AbstractSequence):
+        inner = ways(get_args(form)[0]) if get_args(form) else ()
+        return tuple(dict.fromkeys((*(CLAIMS if get_args(form)[0] is Claim else ()), *TUPLES, *inner)))
+    if form is NoneType:
+        return ("omit",)
+    if inspect.isclass(form):
+        if issubclass(form, Struct) or is_dataclass(form):
+            return ("changed",)
+        if issubclass(form, torch.Tensor):
+            return TENSORS
+        if issubclass(form, bool):
+            return ("true",)
+        if issubclass(form, float):
+            return NUMBERS
+        if issubclass(form, int):
+            return COUNTS
+        if issubclass(form, bytes):
+            return BYTES
+        if issubclass(form, str):
+            return ("word",)
+    return ()
+
+
+@cache
+def sites() -> tuple[Site, ...]:
+    """All of them, in a fixed order."""
+    found = []
+    for kind in kinds():
+        found.append(Site(kind.__name__, ("omit", *COMMON, *BROADCASTS)))
+        for field in fields(kind):
+            found.append(Site(f"{kind.__name__}.{field.name}", tuple(dict.fromkeys((*ways(field.type), *COMMON)))))
+    for name in hooks():
+        form = get_type_hints(getattr(Behaviour, name), include_extras=True)["return"]
+        extra = VOTES if name == "vote" else ()
+        found.append(Site(f"hook {name}", tuple(dict.fromkeys((*extra, *ways(form), *COMMON)))))
+    return tuple(found)
+
+
+@cache
+def phases() -> tuple[str, ...]:
+    """The phases of a step, as the protocol's source names them where it speaks."""
+    found = set()
+    for file in sorted(Path(protocol.__path__[0]).glob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("broadcast", "send"):
+                names = [n.value for word in node.args[1:2] for n in ast.walk(word) if isinstance(n, ast.Constant)]
+                for name in (name.partition("/") for name in names[:1] if isinstance(name, str)):
+                    found |= {name[0], *(f"{name[0]}/{attempt}" for attempt in (0, 1) if name[1])}
+    return ("/0", "/1", *sorted(found))
+
+
+def gene(rng: np.random.Generator, steps: int, how: str = "") -> Gene:
+    """A random one; `how`: the operation, if the site has it."""
+    site = _site(rng)
+    if how not in site.ways:
+        how = _way(rng, site)
+    known, often = (phases(), 0.7) if "phase" in _arguments(site) else (phases()[:2], 0.1)
+    start = int(rng.integers(0, steps))
+    span = rng.random()
+    stop = FOREVER if span < 0.45 else start + 1 if span < 0.85 else start + int(rng.integers(1, steps + 1))
+    return Gene(
+        site.name,
+        how,
+        who=-1 if rng.random() < 0.5 else int(rng.integers(0, 8)),
+        start=start,
+        stop=stop,
+        every=1 if rng.random() < 0.85 else 2,
+        when="always" if rng.random() < 0.65 else str(rng.choice(sorted(MOMENTS))),
+        to="all" if rng.random() < 0.4 else str(rng.choice(sorted(RECIPIENTS))),
+        phase=str(rng.choice(known)) if rng.random() < often else "",
+        where="all" if rng.random() < 0.4 else str(rng.choice(sorted(PLACES))),
+        size=float(rng.choice(SIZES)),
+        pick=int(rng.integers(0, 64)),
+    )
+
+
+def _arguments(site: Site) -> tuple[str, ...]:
+    return hooks().get(site.name.removeprefix("hook "), ())
+
+
+def _site(rng: np.random.Generator) -> Site:
+    """A broadcast, one of its fields, or a hook, each kind as likely as the next."""
+    every = sites()
+    if rng.random() < 0.5:
+        own = [site for site in every if site.name.startswith("hook ")]
+    else:
+        kind = str(rng.choice([kind.__name__ for kind in kinds()]))
+        whole = rng.random() < 0.5
+        own = [site for site in every if (site.name == kind if whole else site.name.startswith(f"{kind}."))]
+    return own[int(rng.integers(len(own)))]
+
+
+def _way(rng: np.random.Generator, site: Site) -> str:
+    """Silence and accusations are what most else depends on."""
+    favoured = [way for way in site.ways if way in ("omit", "nothing", "empty", *CLAIMS)]
+    return str(rng.choice(favoured if favoured and rng.random() < 0.3 else site.ways))
+
+
+def program(rng: np.random.Generator, steps: int) -> Program:
+    """A random one: mostly few genes, which often belong together."""
+    count = int(rng.choice([1, 2, 3, 4, 6, 9], p=[0.2, 0.25, 0.2, 0.15, 0.12, 0.08]))
+    how = str(rng.choice((*NUMBERS, "omit", "two_faces"))) if rng.random() < 0.3 else ""
+    drawn = [gene(rng, steps, how) for _ in range(count)]
+    first = drawn[0]
+    if rng.random() < 0.6:  # an attack that happens at once
+        drawn = [replace(one, start=first.start, stop=first.stop, when=first.when) for one in drawn]
+    if rng.random() < 0.5:
+        drawn = [replace(one, who=first.who) for one in drawn]
+    return Program(tuple(drawn), loyal=bool(rng.random() < 0.75))
+
+
+def for_lives(old: Program, rng: np.random.Generator) -> Program:
+    """Where a run has two lives, part of a program is often for one of them."""
+    lives = ("first_life", "second_life")
+    return replace(
+        old, genes=tuple(replace(g, when=str(rng.choice(lives))) if rng.random() < 0.4 else g for g in old.genes)
+    )
+
+
+def mutated(old: Program, rng: np.random.Generator, steps: int) -> Program:
+    """A neighbour of `old`."""
+    genes = list(old.genes)
+    for _ in range(int(rng.integers(1, 4))):
+        kind = rng.random()
+        if kind < 0.3 or not genes:
+            genes.insert(int(rng.integers(0, len(genes) + 1)), gene(rng, steps))
+        elif kind < 0.45 and len(genes) > 1:
+            genes.pop(int(rng.integers(len(genes))))
+        else:
+            at = int(rng.integers(len(genes)))
+            fresh = gene(rng, steps)
+            together = genes[int(rng.integers(len(genes)))]
+            names = ["how", "who", "when", "to", "where", "size", "pick", "phase", "time"]
+            name = str(rng.choice(names))
+            if name == "how":
+                known = {site.name: site for site in sites()}
+                genes[at] = replace(genes[at], how=_way(rng, known[genes[at].site]))
+            elif name == "phase":
+                has_one = "phase" in _arguments(Site(genes[at].site, ()))
+                genes[at] = replace(genes[at], phase=str(rng.choice(("", *(phases() if has_one else phases()[:2])))))
+            elif name == "time":
+                when = fresh if rng.random() < 0.5 else together
+                genes[at] = replace(genes[at], start=when.start, stop=when.stop, every=when.every)
+            else:
+                genes[at] = replace(genes[at], **{name: getattr(fresh, name)})
+    return Program(tuple(genes[:12]), loyal=old.loyal if rng.random() < 0.9 else not old.loyal)
+
+
+def crossed(one: Program, other: Program, rng: np.random.Generator) -> Program:
+    """Genes of both."""
+    genes = [g for g in (*one.genes, *other.genes) if rng.random() < 0.6]
+    return Program(tuple(genes[:12]) or one.genes, loyal=one.loyal)

@@ -1,0 +1,223 @@
+"""What has to hold after every step, whatever Byzantine peers do. See docs/protocol.md for each sentence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from btard.aggregation import centered_clip, residual_and_floor
+from btard.drivers.loop import StepResult
+from btard.protocol.commit import NoGradient, NoQuorum
+from btard.protocol.ledger import Entry
+from btard.protocol.record import StepRecord
+from scripts.hunt.cases import Environment
+from scripts.hunt.environments import missing_at
+from scripts.hunt.room import Room
+from scripts.hunt.watch import Watch
+
+
+class Broken(Exception):
+    """An invariant does not hold."""
+
+    def __init__(self, invariant: str, message: str) -> None:
+        super().__init__(message)
+        self.invariant = invariant
+
+
+def check_step(environment: Environment, driver: Any, result: StepResult, room: Room, watch: Watch) -> None:
+    """Errors: Broken."""
+    honest = [peer for peer in driver.peers.values() if not peer.behaviour.byzantine]
+    away = {peer for peer, step in environment.away if step == result.step}
+    witness = next(peer for peer in honest if peer.id in peer.active and peer.id not in away)
+    record = witness.last
+    for entry in result.removed:
+        check_removal(environment, entry, room)
+    check_agreement(honest, result)
+    check_members(environment, record, room)
+    check_bound(witness, room)
+    check_cost(environment, watch, record)
+    check_parts(environment, driver, record, result, room)
+    check_radius(environment, witness, record, room)
+
+
+def check_removal(environment: Environment, entry: Entry, room: Room) -> None:
+    """No honest peer is removed but with a Byzantine one, or for its own documented absence."""
+    wronged = set(entry.peers) - room.members
+    if not wronged:
+        return
+    dropped = {peer for peer, step, _ in environment.drops if step == entry.step}
+    if wronged <= dropped and entry.kind in ("silent", "undelivered"):
+        return
+    taken = set(entry.peers) & room.members
+    if entry.verdict == "eliminated" and len(entry.peers) == 2 and len(wronged) == 1 and not taken & room.spent:
+        room.spent |= taken
+        return
+    raise Broken("honest peer removed", f"{entry.kind} ({entry.verdict}): peers {sorted(wronged)}: {entry.to_json()}")
+
+
+def check_agreement(honest: list[Any], result: StepResult) -> None:
+    """Equal ledgers, coins, radii and bounds; finite parameters."""
+    seen = {
+        (
+            peer.ledger.head,
+            tuple(peer.coins),
+            peer.active,
+            peer.tau,
+            peer.byzantine,
+            str(sorted(peer.absences.items())),
+            str(sorted(peer.probation.items())),
+        )
+        for peer in honest
+    }
+    if len(seen) != 1:
+        names = ("ledger", "coins", "active", "tau", "b_t", "absences", "probation")
+        differ = [name for i, name in enumerate(names) if len({state[i] for state in seen}) > 1]
+        raise Broken("agreement", f"honest peers end the step with different {', '.join(differ)}")
+    if not bool(torch.isfinite(result.gradient).all()):
+        raise Broken("finite", "the agreed gradient is not finite")
+
+
+def check_members(environment: Environment, record: StepRecord, room: Room) -> None:
+    """Every honest peer whose messages arrive is in the step."""
+    away = {peer for peer, step in environment.away if step == record.step}
+    there = set(record.active) - room.members - away - set(record.expelled)
+    lost = there - set(record.here or ())
+    if lost:
+        raise Broken("membership", f"honest peers {sorted(lost)} are not among the members")
+
+
+def check_bound(witness: Any, room: Room) -> None:
+    """b_t is at least the number of Byzantine peers that are left."""
+    left = room.members & set(witness.active)
+    if witness.byzantine < len(left):
+        raise Broken("bound", f"b_t is {witness.byzantine}, and {len(left)} Byzantine peers are left")
+
+
+def check_cost(environment: Environment, watch: Watch, record: StepRecord) -> None:
+    """Tosses, bytes that are read, gradients that are recomputed."""
+    hostile = sum(1 for peer in record.active if peer in watch.room.members)
+    tosses = 1 + hostile + sum(1 for _, step, _ in environment.drops if step == record.step)
+    if watch.tosses > tosses:
+        raise Broken("tosses", f"the coin was tossed {watch.tosses} times with {hostile} Byzantine peers")
+    pairs = environment.validators + bool(record.standings)
+    if watch.judged > pairs:
+        raise Broken("recomputed", f"a judge recomputed {watch.judged} gradients, {pairs} pairs were drawn")
+    allowed = 8 * 4 * environment.d + 2**16
+    if watch.evidence > allowed:
+        raise Broken("evidence", f"up to {watch.evidence} bytes of evidence would be read from one peer, not {allowed}")
+    if watch.unread:
+        raise Broken("limits", f"an honest message is too long to be read: {watch.unread}")
+
+
+def check_parts(environment: Environment, driver: Any, record: StepRecord, result: StepResult, room: Room) -> None:
+    """A part that is applied is the right one, or within the documented bound of an honest worker's."""
+    config = driver.config
+    for part in range(record.cut.k):
+        value = record.cut.view(result.gradient, part)
+        entry, owner = record.announced.get(part), record.owner(part)
+        counts = part in record.aggregates and part not in record.skipped
+        if not counts:
+            if bool((value != 0).any()):
+                raise Broken("skipped part", f"part {part} is skipped, and yet not zero")
+            _check_skipped(environment, record, part, room)
+            continue
+        assert entry is not None
+        rows = {i: row for i in entry.senders if (row := _row(driver, record, part, i, room)) is not None}
+        honest = {i: row for i, row in rows.items() if i not in room.members}
+        if not honest:
+            raise Broken("liars' part", f"part {part} of {owner} has the rows of Byzantine peers {entry.senders} alone")
+        known = len(rows) == len(entry.senders)
+        x = torch.stack([rows[i] for i in sorted(rows)])
+        if owner not in room.members and known and not _is_solution(config, value, x, record.tau, exactly=True):
+            raise Broken("wrong part", f"honest owner {owner} has part {part} wrong")
+        right = known and _is_solution(config, value, x, record.tau, exactly=False)
+        if right and len(entry.senders) > 2 * record.byzantine:
+            continue
+        sizes = [float(row.double().norm()) for row in honest.values()]
+        reach = config.delta_max if config.delta_max is not None else 10 * max(sizes) + record.tau
+        nearest = min(float((value.double() - row.double()).norm()) for row in honest.values())
+        if nearest > reach * (1 + 1e-3) + 1e-12:
+            raise Broken(
+                "far-off part",
+                f"part {part} of {owner} is {nearest:.3g} from the nearest honest one; allowed are {reach:.3g}"
+                f" ({'right' if right else 'wrong' if known else 'unknown rows'}, senders {entry.senders})",
+            )
+
+
+def _is_solution(config: Any, value: torch.Tensor, x: torch.Tensor, tau: float, *, exactly: bool) -> bool:
+    """Whether `value` [p] is CenteredClip of x [k, p], to the documented accuracy."""
+    if torch.equal(centered_clip(x, tau, tol=config.tol).value, value):
+        return True
+    residual, floor = residual_and_floor(x, value, tau)
+    return not (exactly and config.validation == "exact") and residual <= max(config.residual_tol, floor)
+
+
+def _row(driver: Any, record: StepRecord, part: int, sender: int, room: Room) -> torch.Tensor | None:
+    """What `sender` committed to for `part` [p]; None if nobody knows."""
+    gradient = room.noted(record.step, ("gradient",)).get(sender)
+    committed = record.commits.get(sender)
+    if gradient is not None and committed is not None and gradient.shape == (record.cut.d,):
+        row = record.cut.view(gradient, part)
+        hashed = driver.commitments.digest("part", sender, record.step, part, row)
+        if hashed == committed.digests[part]:
+            return row
+    owner = driver.peers.get(record.owner(part))
+    last = owner.last if owner is not None else None
+    packet = last.received.get(part, {}).get(sender) if last is not None else None
+    return packet.body if packet is not None and isinstance(packet.body, torch.Tensor) else None
+
+
+def _check_skipped(environment: Environment, record: StepRecord, part: int, room: Room) -> None:
+    """A part of an honest owner that is there is skipped for a documented reason alone."""
+    owner, entry = record.owner(part), record.announced.get(part)
+    strict = 2 * environment.byzantine < environment.peers - environment.validators - bool(record.standings) - len(
+        missing_at(environment, record.step)
+    )
+    if owner < 0 or owner in room.members or owner in record.expelled or not strict or environment.loss:
+        return
+    if environment.drops or environment.late or entry is None:
+        return
+    left_out = set(record.workers) - set(entry.senders)
+    if left_out & set(record.expelled) or len(entry.senders) <= 2 * record.byzantine:
+        return
+    raise Broken("honest part skipped", f"part {part} of honest peer {owner} is skipped; expelled {record.expelled}")
+
+
+def check_radius(environment: Environment, witness: Any, record: StepRecord, room: Room) -> None:
+    """`tau: auto`: the next radius lies between two distances that honest workers reported to honest owners."""
+    if environment.tau != "auto" or witness.tau == record.tau:
+        return
+    parts = [j for j in record.announced if record.owner(j) not in room.members and j not in record.skipped]
+    said = [
+        report.norms[j]
+        for i, report in record.reports.items()
+        if i not in room.members
+        for j in parts
+        if i in record.announced[j].senders
+    ]
+    if said and not min(said) <= witness.tau <= max(said):
+        raise Broken("radius", f"tau {witness.tau:.3g} is outside of [{min(said):.3g}, {max(said):.3g}]")
+
+
+def allowed_end(environment: Environment, error: Exception, peers: Mapping[int, Any], room: Room) -> bool:
+    """Whether the run may stop like that: so many honest peers are away that half of all could be silent."""
+    honest = [peer for peer in peers.values() if not peer.behaviour.byzantine and peer.id in peer.active]
+    if not honest:
+        return False
+    record = honest[0].current
+    away = {peer for peer, step in environment.away if step == record.step}
+    late = {peer for peer, step in environment.late if step == record.step}
+    there = [i for i in record.active if i not in room.members and i not in away]
+    if isinstance(error, NoQuorum):
+        return 2 * len(there) <= len(record.active)
+    if isinstance(error, NoGradient):
+        return not [i for i in there if i not in late and i not in record.assignments]
+    return False
+
+
+def check_finite(params: torch.Tensor) -> None:
+    if not math.isfinite(float(params.double().sum())):
+        raise Broken("finite", "the parameters are not finite")

@@ -1,0 +1,83 @@
+"""The measure of the hunt: the time to find each switch, from nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from btard.harness import tables
+from btard.harness.progress import Bar
+from scripts.hunt import corpus
+from scripts.hunt.switches import SWITCHES
+
+COLUMNS = ("switch", "breaks", "found by", ">runs", ">seconds")
+
+
+def all_switches(minutes: float, jobs: int, seed: int, out: Path) -> int:
+    """Hunt each switch for at most `minutes`, one after the other; write OUT/switches.csv and .md. 1 if one is missed.
+
+    A switch that was measured on this commit already is not measured again.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    file, commit = out / "switches.jsonl", corpus.commit_of_tree()
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    known = {line["switch"]: line for line in lines if line["commit"] == commit}
+    with Bar("switches", len(SWITCHES), unit="switches", done=len(known)) as bar:
+        for name in SWITCHES:
+            if name in known:
+                continue
+            known[name] = {
+                "commit": commit,
+                "jobs": jobs,
+                "minutes": minutes,
+                **_measured(name, minutes, jobs, seed, out),
+            }
+            with file.open("a") as sink:
+                sink.write(json.dumps(known[name]) + "\n")
+            bar.advance(1, f"{name}: {known[name]['found_by'] or 'not found'}")
+    rows = []
+    for name, switch in SWITCHES.items():
+        line = known[name]
+        missed = f"not found in {line['minutes']:g} min"
+        rows.append((name, switch.breaks, line["found_by"] or missed, str(line["runs"]), f"{line['seconds']:.0f}"))
+    (out / "switches.csv").write_text(tables.csv_text([[column.lstrip(">") for column in COLUMNS], *rows]))
+    (out / "switches.md").write_text(tables.markdown(COLUMNS, rows) + "\n")
+    tables.show("switches", COLUMNS, rows)
+    print(f"files: {out}/switches.md, switches.csv, switches.jsonl")
+    return 1 if any(not line["found_by"] for line in known.values()) else 0
+
+
+def _measured(name: str, minutes: float, jobs: int, seed: int, out: Path) -> dict[str, object]:
+    """One hunt in a process of its own, since a switch acts on what is imported."""
+    folder = out / "switches" / name
+    words = [
+        "--switch",
+        name,
+        "--minutes",
+        str(minutes),
+        "--jobs",
+        str(jobs),
+        "--seed",
+        str(seed),
+        "--out",
+        str(folder),
+    ]
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.hunt", *words], cwd=corpus.ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode not in (0, 1):
+        raise ValueError(f"the hunt for {name} failed: {done.stderr.strip()[-500:]}")
+    state = json.loads((folder / corpus.STATE).read_text())
+    findings = (folder / corpus.FINDINGS).read_text().splitlines()
+    first = json.loads(findings[0]) if findings else None
+    return {
+        "switch": name,
+        "found_by": first["invariant"] if first else "",
+        "case": first,
+        "runs": state["runs"],
+        "seconds": round(time.monotonic() - began, 1),
+    }

@@ -1,0 +1,241 @@
+"""Runs a case and says which invariant breaks first, if any does."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from btard.audit import audit
+from btard.audit.recorder import Recorder
+from btard.audit.report import AuditError
+from btard.drivers.local import LocalDriver
+from btard.drivers.loop import StepResult
+from btard.protocol.commit import NoGradient, NoQuorum
+from btard.protocol.config import ProtocolConfig
+from btard.protocol.identity import Identity
+from btard.protocol.ledger import Ledger
+from btard.protocol.peer import Peer
+from btard.protocol.snapshot import load_public, public_state
+from btard.task import QuadraticTask
+from scripts.hunt import coverage
+from scripts.hunt.cases import Case, Finding
+from scripts.hunt.environments import config_of, tasks_of, weather_of
+from scripts.hunt.invariants import Broken, allowed_end, check_finite, check_step
+from scripts.hunt.programs import Honest, Programmed
+from scripts.hunt.room import Room
+from scripts.hunt.watch import Endless, Watch, most_effects
+
+RATE = 0.1
+"""Of the plain gradient descent that applies the agreed gradients."""
+
+
+@dataclass
+class Played:
+    """What came of a case."""
+
+    finding: Finding | None = None
+    steps: int = 0
+    branches: frozenset[int] = frozenset()
+    kinds: tuple[str, ...] = ()
+    """Of the ledger's entries, in order."""
+    crashes: list[str] = field(default_factory=list)
+    stopped: bool = False
+    """Whether too few were there to go on."""
+
+
+class _Cohort(LocalDriver):
+    """Colluders go last in every phase, and everybody is watched.
+
+    An honest peer that is away in a step can end it with another view, for nobody relays to it. As in a swarm, it takes
+    the state of the members afterwards.
+    """
+
+    room: Room
+    watch: Watch
+
+    def step(self, params: torch.Tensor, shared: Mapping[str, torch.Tensor] | None = None) -> StepResult:
+        now = min(peer.t for peer in self.peers.values())
+        away = {
+            i: peer
+            for i, peer in self.peers.items()
+            if isinstance(peer.behaviour, Honest) and now in peer.behaviour.away
+        }
+        for peer in away.values():
+            peer.behaviour.byzantine = True  # the driver shall not compare it with the others
+        try:
+            result = super().step(params, shared)
+        finally:
+            for peer in away.values():
+                peer.behaviour.byzantine = False
+        witness = next(peer for i, peer in self.peers.items() if i not in away and i not in self.room.members)
+        for i, peer in away.items():
+            if i in witness.active:
+                back = Peer(i, peer.identity, witness.roster, self.config, peer.d, peer.behaviour, self.commitments)
+                back.memory, back.requests = witness.memory, dict(peer.requests)
+                load_public(back, public_state(witness))
+                self.peers[i] = back
+        self.arrange()
+        return result
+
+    def arrange(self) -> None:
+        hostile = {i for i, peer in self.peers.items() if isinstance(peer.behaviour, Programmed)}
+        self.peers = {i: self.peers[i] for i in sorted(self.peers, key=lambda i: (i in hostile, i))}
+        self.room.peers = dict(self.peers)
+        self.room.members |= hostile
+        for peer in self.peers.values():
+            self.watch.over(peer)
+
+    def _bring_in(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        super()._bring_in(tensors)
+        self.arrange()
+
+
+@torch.no_grad()
+def play(case: Case) -> Played:
+    """The run of `case` until its end, or until an invariant breaks."""
+    coverage.clear()
+    played, room = Played(), Room()
+    if case.environment.recorded:
+        with tempfile.TemporaryDirectory(prefix="hunt-") as folder:
+            _run(case, played, room, Path(folder))
+    else:
+        _run(case, played, room, None)
+    played.branches, played.crashes = coverage.taken(), room.crashes
+    return played
+
+
+def _run(case: Case, played: Played, room: Room, folder: Path | None) -> None:
+    env, at = case.environment, _Position()
+    try:
+        _go(case, played, room, folder, at)
+    except Broken as broken:
+        played.finding = Finding(broken.invariant, str(broken), at.step, case)
+    except Endless as error:
+        played.finding = Finding("rounds", str(error), at.step, case)
+    except AuditError as error:
+        played.finding = Finding("audit", str(error), at.step, case)
+    except (NoQuorum, NoGradient) as error:
+        played.stopped = True
+        if not allowed_end(env, error, at.driver.peers if at.driver else {}, room):
+            played.finding = Finding(type(error).__name__, str(error), at.step, case)
+    except Exception as error:  # whatever an honest peer runs into is what we look for
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        where = "" if trace is None else f" ({Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno})"
+        played.finding = Finding(f"{type(error).__name__}{where}", str(error)[:500], at.step, case)
+    if at.driver is not None:
+        ledgers = [peer.ledger for peer in at.driver.peers.values() if not peer.behaviour.byzantine]
+        played.kinds = tuple(entry.kind for entry in ledgers[0].entries) if ledgers else ()
+
+
+@dataclass
+class _Position:
+    step: int = 0
+    driver: _Cohort | None = None
+
+
+def _go(case: Case, played: Played, room: Room, folder: Path | None, at: _Position) -> None:
+    env = case.environment
+    config = config_of(env, case.seed)
+    driver = at.driver = _cohort(case, config, room, folder)
+    beside: LocalDriver | None = None
+    joined: dict[int, Identity] = {}
+    params, saved = torch.ones(env.d) * env.scale, None
+    other_params = torch.ones(8)
+    step = 0
+    while step < case.steps:
+        at.step = step
+        if env.life is not None and room.life == 0 and step == env.life.saved:
+            state, tensors = driver.state()
+            saved = json.dumps(state), {name: x.clone() for name, x in tensors.items()}, params.clone()
+        if env.life is not None and room.life == 0 and step == env.life.lost and saved is not None:
+            room.life, room.spent = 1, set()
+            driver = at.driver = _cohort(case, config, room, folder)
+            for number in joined:
+                _join(driver, case, room, number, joined)
+            driver.restore(json.loads(saved[0]), {name: x.clone() for name, x in saved[1].items()})
+            driver.arrange()
+            params, step = saved[2], env.life.saved
+            continue
+        for number, newcomer in enumerate(env.newcomers):
+            if newcomer.step == step:
+                _join(driver, case, room, number, joined)
+        if env.beside and step == 1:
+            beside = _beside(case.seed)
+        if beside is not None:
+            other_params = other_params - RATE * beside.step(other_params).gradient
+        driver.watch.begin()
+        result = driver.step(params)
+        check_step(env, driver, result, room, driver.watch)
+        params = params - RATE * result.gradient
+        check_finite(params)
+        played.steps += 1
+        step += 1
+    if folder is not None:
+        _audit(case, driver, params, folder)
+
+
+def _cohort(case: Case, config: ProtocolConfig, room: Room, folder: Path | None) -> _Cohort:
+    env = case.environment
+    room.members |= set(env.members)
+    task, tasks = tasks_of(env)
+    count = max(1, len(env.members) + sum(newcomer.hostile for newcomer in env.newcomers))
+    behaviours: dict[int, Any] = {}
+    for peer in range(env.peers):
+        if peer in env.members:
+            behaviours[peer] = Programmed(room, case.program, env.members.index(peer), count)
+        else:
+            away = frozenset(step for who, step in env.away if who == peer)
+            behaviours[peer] = Honest(room, away, {step: phase for who, step, phase in env.drops if who == peer})
+    driver = _Cohort(
+        config,
+        task,
+        behaviours=behaviours,
+        links=weather_of(env, case.seed),
+        recorder=None if folder is None else Recorder(folder, config),
+        tasks=tasks,
+        commitments=env.commitments,
+        repeatable=case.steps if env.life is not None else 0,
+    )
+    driver.room, driver.watch = (
+        room,
+        Watch(room, most_effects(env.peers + len(env.newcomers), env.byzantine, config.rounds)),
+    )
+    driver.arrange()
+    return driver
+
+
+def _join(driver: _Cohort, case: Case, room: Room, number: int, joined: dict[int, Identity]) -> None:
+    env = case.environment
+    joined[number] = Identity.from_seed("hunt newcomer", case.seed, number)
+    hostile = [i for i, newcomer in enumerate(env.newcomers) if newcomer.hostile]
+    count = len(env.members) + len(hostile)
+    behaviour: Any = Honest(room)
+    if number in hostile:
+        behaviour = Programmed(room, case.program, len(env.members) + hostile.index(number), count)
+    driver.join(joined[number], behaviour)
+
+
+def _beside(seed: int) -> LocalDriver:
+    """A cohort of honest peers with other settings in the same process."""
+    config = ProtocolConfig(peers=4, byzantine=1, run_id=f"beside {seed}", tau=math.inf)
+    return LocalDriver(config, QuadraticTask(8), commitments="ideal")
+
+
+def _audit(case: Case, driver: _Cohort, params: torch.Tensor, folder: Path) -> None:
+    """Errors: AuditError if an auditor comes to another ledger."""
+    ledger = Ledger()
+    lines = [ledger.append(entry) + "\n" for entry in driver.honest[0].ledger.entries]
+    (folder / "ledger.jsonl").write_text("".join(lines))
+    driver.attest(params)
+    report = audit(folder, tasks_of(case.environment)[0])
+    if len(report.findings) != len(lines):
+        raise Broken("audit", f"the audit has {len(report.findings)} findings, the ledger {len(lines)} lines")

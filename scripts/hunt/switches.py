@@ -1,0 +1,162 @@
+"""The fixed breaks of the protocol, each as an edit of its source that takes the fix out: what the hunt is measured by.
+
+An edit is made while the module is imported (`coverage.install`); no file is changed. Each names the promise that it
+breaks. A text that is not in the module exactly once is an error: then the fix has moved, and its switch has to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Edit:
+    """In `module`, `new` instead of `old`."""
+
+    module: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Switch:
+    """What comes back without the fix, and the edits that take it out."""
+
+    breaks: str
+    edits: tuple[Edit, ...]
+
+
+def _switch(breaks: str, *edits: tuple[str, str, str]) -> Switch:
+    return Switch(breaks, tuple(Edit(f"btard.protocol.{module}", old, new) for module, old, new in edits))
+
+
+SWITCHES = {
+    "coin_speakers": _switch(
+        "a peer that missed the roll call speaks in the coin, withholds its reveal, and is not held to it",
+        ("record", 'if self.phase == "commit" else self.members', 'if self.phase == "commit" else self._speaking'),
+        (
+            "record",
+            "    def committed(self)",
+            "    @property\n    def _speaking(self) -> tuple[int, ...]:\n"
+            '        return self.remaining if self.phase.startswith("coin") else self.members\n\n'
+            "    def committed(self)",
+        ),
+    ),
+    "coin_reveals": _switch(
+        "a peer that does not reveal stays, and the coin is tossed until it likes it",
+        ("coin", "mine),\n            expected=record.members,", "mine),\n            expected=(),"),
+    ),
+    "evidence_of_some": _switch(
+        "mode tolerant: what an accused shows to some judges alone costs its honest accuser the place",
+        ("accuse", 'elif aggregate or claim.kind == "undisclosed":', "elif aggregate:"),
+    ),
+    "evidence_not_passed_on": _switch(
+        "an owner that hides honest peers' pieces has them removed as undelivered",
+        (
+            "accuse",
+            '    came = yield from seat.send(record, f"pass/{attempt}", outgoing, limit=limit)',
+            '    came = yield from seat.send(record, f"pass/{attempt}", {}, limit=limit)',
+        ),
+    ),
+    "undecided_counts": _switch(
+        "votes of absent peers count against a verdict, and an aggregate without a verdict is applied",
+        ("accuse", "claim, accusers, cast, len(voters), unseen)", "claim, accusers, cast, len(record.active), unseen)"),
+        (
+            "accuse",
+            "if aggregate and about is record and decided != FALSE_CLAIM:",
+            "if aggregate and about is record and decided == GUILTY:",
+        ),
+        (
+            "accuse",
+            "        if decided == FALSE_CLAIM:\n            return\n",
+            "        if aggregate:\n            return\n",
+        ),
+    ),
+    "voters_of_this_step": _switch(
+        "peers that were away in the step in question, and cannot judge it, count as voters on it",
+        ("accuse", "voters = set(members).intersection(about[claim].here or ())", "voters = set(members)"),
+    ),
+    "residual_decides": _switch(
+        "a residual without a floor decides where bits could: denormals convict honest owners",
+        ("verify", "    if right.dtype == value.dtype and torch.equal", "    if False and torch.equal"),
+        ("verify", '    if config.validation == "exact":\n        return False\n', ""),
+        ("verify", "max(CONVICT * config.residual_tol, floor)", "CONVICT * config.residual_tol"),
+        ("verify", "QUANTUM = 2.0**-149", "QUANTUM = 0.0"),
+    ),
+    "no_epoch": _switch(
+        "messages of a former life prove equivocation in the present one",
+        (
+            "record",
+            "msgspec.msgpack.encode(to_json(self, Start)",
+            'msgspec.msgpack.encode({**to_json(self, Start), "epoch": ""}',
+        ),
+    ),
+    "anybody_accuses": _switch(
+        "anybody may accuse anybody of its gradient: one peer makes all others recompute without bound",
+        ("claims", "duty = record.assignments.get(accuser) == claim.accused", "duty = True"),
+    ),
+    "absent_tried": _switch(
+        "an owner that is away is tried for its aggregate of the step before, and cannot show its evidence",
+        ("claims", "    if kind.needs_answer and claim.accused not in", "    if False and claim.accused not in"),
+    ),
+    "absent_target": _switch(
+        "mode tolerant: a target that is away in the step in which it has to show its work is removed",
+        ("validate", "    elif target not in (*record.members, *record.newcomers):\n        return []\n", ""),
+        ("claims", 'here = seat.config.validation == "exact" or claim.accused in', "here = True or claim.accused in"),
+    ),
+    "v3_by_majority": _switch(
+        "V3 waits for more than half of the senders: where half of the rows are liars', any vector is applied",
+        ("verify", "return far >= max(1, len(senders) - record.byzantine)", "return 2 * far > len(senders)"),
+    ),
+    "largest_counts": _switch(
+        "V2 and V3 go by the largest reported number, which is a liar's",
+        ("verify", "rank = min(self.byzantine, len(values) - 1)", "rank = 0"),
+    ),
+    "liars_part": _switch(
+        "a part that went out of Byzantine workers' rows alone is applied",
+        ("aggregate", "        if len(entry.senders) <= record.byzantine:\n", "        if not entry.senders:\n"),
+    ),
+    "far_off_half": _switch(
+        "a part that is far off is applied for being the right one of rows of which half are liars'",
+        ("accuse", "if len(senders) <= 2 * record.byzantine and v3", "if not senders and v3"),
+    ),
+    "silence_proves": _switch(
+        "an honest peer that fell silent counts as a Byzantine one that is gone, and b_t is too small",
+        ("ledger", 'UNPROVEN = frozenset({"silent", "gone", "undelivered"})', 'UNPROVEN = frozenset({"gone"})'),
+    ),
+    "global_commitments": _switch(
+        "another cohort in the same process changes how this one commits",
+        ("commitments", "class Commitments(ABC):", "CURRENT: list[Any] = []\n\n\nclass Commitments(ABC):"),
+        ("commitments", "from threading import Lock\n", "from threading import Lock\nfrom typing import Any\n"),
+        (
+            "commitments",
+            "            return self.of_tensor((kind",
+            "            return (CURRENT or [self])[-1].of_tensor((kind",
+        ),
+        ("commitments", "        self._lock = Lock()", "        self._lock = Lock()\n        CURRENT.append(self)"),
+    ),
+    "relays_too_few": _switch(
+        "one round of relays too few: colluders split the honest peers",
+        (
+            "config",
+            "return self.byzantine if self.relays is None",
+            "return max(0, self.byzantine - 1) if self.relays is None",
+        ),
+    ),
+    "one_face": _switch(
+        "of two messages of one sender the first alone is kept, another one at every peer",
+        ("limits", "FACES = 2", "FACES = 1"),
+    ),
+    "unheld_counts": _switch(
+        "an aggregate that hardly any honest peer holds counts: honest peers apply different ones",
+        ("record", "return part not in self.unheld", "return True"),
+    ),
+    "eliminates_many": _switch(
+        "one Byzantine peer takes several honest ones with it",
+        (
+            "accuse",
+            "if claim.accused not in record.expelled and accuser not in record.expelled:\n                pair",
+            "if claim.accused not in record.expelled:\n                pair",
+        ),
+    ),
+}

@@ -1,0 +1,93 @@
+"""What honest peers ask of the world, effect by effect: how much they would read, how often they toss and recompute."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+from btard.protocol.effects import Broadcast, Compare, Compute, Exchange, Idle, Purpose
+from scripts.hunt.room import Room
+
+EFFECTS = (Broadcast, Compare, Compute, Exchange, Idle)
+
+
+class Endless(Exception):
+    """A step goes on for longer than the protocol allows."""
+
+
+class Watch:
+    """The peers of a cohort as they run. A colluder whose own code fails is out from there on."""
+
+    def __init__(self, room: Room, most: int) -> None:
+        self.room, self.most = room, most
+        """`most`: effects of an honest peer in a step."""
+        self.begin()
+
+    def begin(self) -> None:
+        """A new step."""
+        self.tosses = self.judged = self.evidence = 0
+        self.unread = ""
+
+    def over(self, peer: Any) -> None:
+        """Watch `peer`; again and again does no harm."""
+        if "step" in vars(peer):
+            return
+        plain = peer.step
+        peer.step = lambda: self._hostile(plain()) if peer.behaviour.byzantine else self._honest(peer.id, plain())
+
+    def _hostile(self, running: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+        answer = None
+        while True:
+            try:
+                effect = running.send(answer)
+                if not isinstance(effect, EFFECTS):
+                    raise TypeError(f"no effect: {effect!r}")
+            except StopIteration as stop:
+                return stop.value
+            except (
+                RuntimeError,
+                ValueError,
+                TypeError,
+                KeyError,
+                IndexError,
+                AttributeError,
+                ArithmeticError,
+            ) as error:
+                # NoQuorum too: the colluder has left the run of the others.
+                self.room.crashes.append(f"{type(error).__name__}: {error}")
+                return None
+            answer = yield effect
+
+    def _honest(self, me: int, running: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+        answer, count, judged = None, 0, 0
+        while True:
+            try:
+                effect = running.send(answer)
+            except StopIteration as stop:
+                self.judged = max(self.judged, judged)
+                return stop.value
+            count += 1
+            if count > self.most:
+                raise Endless(f"peer {me} is at effect {count} of a step, in phase {effect.phase}")
+            phase, _, attempt = effect.phase.partition("/")
+            judged += isinstance(effect, Compute) and effect.purpose is Purpose.JUDGE
+            if isinstance(effect, Broadcast):
+                if phase == "coin_reveal":
+                    self.tosses = max(self.tosses, 1 + int(attempt))
+                if effect.message is not None and effect.message.nbytes > effect.limit:
+                    self.unread = f"{effect.phase} of peer {me}: {effect.message.nbytes} bytes, limit {effect.limit}"
+            elif isinstance(effect, Exchange):
+                if phase in ("evidence", "pass"):
+                    self.evidence = max(self.evidence, effect.limit)
+                sent = max((sum(item.nbytes for item in items) for items in effect.packets.values()), default=0)
+                if sent > effect.limit and phase not in ("part", "lacking", "forward", "disclose"):
+                    self.unread = f"{effect.phase} of peer {me}: {sent} bytes, limit {effect.limit}"
+            answer = yield effect
+
+
+def most_effects(peers: int, byzantine: int, rounds: int) -> int:
+    """How many effects an honest peer has in a step at most: see `_agree`, `toss` and `judge` of the protocol."""
+    tosses = 1 + byzantine + 1  # one of an honest peer that drops out
+    broadcasts = 1 + 1 + 1 + 2 * tosses + 1 + 2 * 3
+    exchanges = 1 + 1 + 2 + 1 + 2 * 2 + 3
+    return broadcasts * (1 + 1 + rounds + 1 + 1) + exchanges + 1 + 2 * peers

@@ -1,0 +1,76 @@
+"""Whatever the protocol lets a peer say or do is a site of the grammar, and every operation does something."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+
+import pytest
+import torch
+from msgspec.structs import fields
+
+from btard.protocol import messages
+from btard.protocol.behaviour import Behaviour
+from btard.protocol.hashing import stream
+from scripts.hunt import grammar, programs
+from scripts.hunt.cases import Gene, read
+
+
+def test_every_broadcast_and_every_field_is_a_site() -> None:
+    names = {site.name for site in grammar.sites()}
+    kinds = messages.P.__constraints__
+    assert len(kinds) >= 9
+    for kind in kinds:
+        assert kind.__name__ in names
+        assert {f"{kind.__name__}.{field.name}" for field in fields(kind)} <= names
+
+
+def test_every_hook_is_a_site() -> None:
+    names = {site.name for site in grammar.sites()}
+    taking = {
+        name
+        for name, hook in inspect.getmembers(Behaviour, inspect.isfunction)
+        if "ctx" in inspect.signature(hook).parameters
+    }
+    assert {f"hook {name}" for name in taking - {"acts", "say"}} == {name for name in names if name.startswith("hook")}
+    assert hasattr(programs.Programmed, "say")
+
+
+@pytest.mark.parametrize("site", grammar.sites(), ids=lambda site: site.name)
+def test_every_site_has_operations_of_its_type(site: grammar.Site) -> None:
+    assert set(site.ways) - set(grammar.COMMON), f"nothing is known about what stands at {site.name}"
+
+
+def test_types_have_the_operations_that_fit_them() -> None:
+    assert set(grammar.NUMBERS) <= set(grammar.ways(tuple[float, ...]))
+    assert "empty" in grammar.ways(tuple[float, ...])
+    assert "claim" in grammar.ways(tuple[messages.Claim, ...])
+    assert "denormals" in grammar.ways(torch.Tensor | bytes | None)
+    assert "omit" in grammar.ways(torch.Tensor | None)
+    assert "omit" not in grammar.ways(torch.Tensor)
+
+
+def test_programs_are_data_and_mutations_stay_so() -> None:
+    rng = stream("test grammar", 0)
+    sites: Counter[str] = Counter()
+    program = grammar.program(rng, 5)
+    for _ in range(300):
+        program = grammar.mutated(grammar.crossed(program, grammar.program(rng, 5), rng), rng, 5)
+        assert program.genes
+        assert len(program.genes) <= 12
+        for gene in program.genes:
+            known = {site.name: site.ways for site in grammar.sites()}
+            assert gene.how in known[gene.site]
+        sites.update(gene.site for gene in program.genes)
+    assert len(sites) > 0.9 * len(grammar.sites())
+
+
+def test_a_line_that_is_no_case_is_refused_in_a_line() -> None:
+    for line in ("", "{}", '{"seed": 1, "steps": "many"}', '{"case": {}}', "[1]"):
+        with pytest.raises(ValueError, match="not a case of the hunt"):
+            read(line)
+
+
+def test_the_draws_of_a_gene_follow_from_its_stream() -> None:
+    draws: list[Gene] = [grammar.gene(stream("same", 1), 4) for _ in range(2)]
+    assert draws[0] == draws[1]
