@@ -17,7 +17,7 @@ from btard.audit.recorder import Recorder
 from btard.audit.report import AuditError
 from btard.drivers.local import LocalDriver
 from btard.drivers.loop import StepResult
-from btard.protocol.commit import NoGradient, NoQuorum
+from btard.protocol.commit import CutOff, NoGradient
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.identity import Identity
 from btard.protocol.ledger import Ledger
@@ -121,7 +121,7 @@ def _run(case: Case, played: Played, room: Room, folder: Path | None) -> None:
         played.finding = Finding("rounds", str(error), at.step, case)
     except AuditError as error:
         played.finding = Finding("audit", str(error), at.step, case)
-    except (NoQuorum, NoGradient) as error:
+    except (CutOff, NoGradient) as error:
         played.stopped = True
         if not allowed_end(env, error, at.driver.peers if at.driver else {}, room):
             played.finding = Finding(type(error).__name__, str(error), at.step, case)
@@ -161,7 +161,7 @@ def _go(case: Case, played: Played, room: Room, folder: Path | None, at: _Positi
             driver = at.driver = _cohort(case, config, room, folder)
             for number in joined:
                 _join(driver, case, room, number, joined)
-            driver.restore(json.loads(saved[0]), {name: x.clone() for name, x in saved[1].items()})
+            driver.restore(json.loads(saved[0]), {name: x.clone() for name, x in saved[1].items()}, life=b"second")
             driver.arrange()
             params, step = saved[2], env.life.saved
             continue
