@@ -15,8 +15,9 @@ import torch
 from btard.audit import audit
 from btard.audit.recorder import Recorder
 from btard.audit.report import AuditError
+from btard.drivers.letters import Letters
 from btard.drivers.local import LocalDriver
-from btard.drivers.loop import StepResult
+from btard.drivers.loop import Heard, StepResult
 from btard.protocol.commit import CutOff, NoGradient
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.identity import Identity
@@ -83,6 +84,20 @@ class _Cohort(LocalDriver):
                 self.peers[i] = back
         self.arrange()
         return result
+
+    def talk(self, step: int, letters: Mapping[int, Letters]) -> Heard:
+        """Besides, look whether an honest peer that is there may say more than another one reads."""
+        there = [i for i in letters if i not in self.room.members and not self.peers[i].behaviour.byzantine]
+        for sender in there:
+            said = letters[sender]
+            for recipient in there:
+                letter = said.special.get(recipient, said.common)
+                if recipient != sender and letter is not None and said.size(letter) > letters[recipient].limit:
+                    self.watch.unread = (
+                        f"{said.phase} from {sender} to {recipient}: {said.size(letter)} bytes, "
+                        f"limit {letters[recipient].limit}"
+                    )
+        return super().talk(step, letters)
 
     def arrange(self) -> None:
         hostile = {i for i, peer in self.peers.items() if isinstance(peer.behaviour, Programmed)}

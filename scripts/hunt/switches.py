@@ -54,8 +54,8 @@ SWITCHES = {
         "an owner that hides honest peers' pieces has them removed as undelivered",
         (
             "accuse",
-            '    came = yield from seat.send(record, f"pass/{attempt}", outgoing, limit=limit)',
-            '    came = yield from seat.send(record, f"pass/{attempt}", {}, limit=limit)',
+            '    came = yield from seat.send(record, f"pass/{attempt}", outgoing, limit=limit, load=load)',
+            '    came = yield from seat.send(record, f"pass/{attempt}", {}, limit=limit, load=load)',
         ),
     ),
     "undecided_counts": _switch(

@@ -74,14 +74,8 @@ class Watch:
             if isinstance(effect, Broadcast):
                 if phase == "coin_reveal":
                     self.tosses = max(self.tosses, 1 + int(attempt))
-                if effect.message is not None and effect.message.nbytes > effect.limit:
-                    self.unread = f"{effect.phase} of peer {me}: {effect.message.nbytes} bytes, limit {effect.limit}"
-            elif isinstance(effect, Exchange):
-                if phase in ("evidence", "pass"):
-                    self.evidence = max(self.evidence, effect.limit)
-                sent = max((sum(item.nbytes for item in items) for items in effect.packets.values()), default=0)
-                if sent > effect.limit and phase not in ("part", "lacking", "forward", "disclose"):
-                    self.unread = f"{effect.phase} of peer {me}: {sent} bytes, limit {effect.limit}"
+            elif isinstance(effect, Exchange) and phase in ("evidence", "pass"):
+                self.evidence = max(self.evidence, effect.limit)
             answer = yield effect
 
 
