@@ -92,11 +92,7 @@ def fitted(rng: np.random.Generator, case: Case) -> Case:
 
 
 def changed(rng: np.random.Generator, cases: Sequence[Case], seed: int) -> Case:
-<<<<<<< HEAD
-    """A neighbour of one of `cases`, newer and cheaper ones more often: long runs of many peers would take too long."""
-=======
     """A neighbour of one of `cases`, newer and cheaper ones more often: long runs would take most of the time."""
->>>>>>> hunt
     parent = min((cases[int(len(cases) * rng.random() ** 0.5)] for _ in range(2)), key=cost)
     program, environment, steps = parent.program, parent.environment, parent.steps
     kind = rng.random()
