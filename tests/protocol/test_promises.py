@@ -178,10 +178,15 @@ class HugeAggregate(Attacker):
 def test_an_honest_peer_that_is_away_saves_no_attacker(peers: int, byzantine: int, size: float, seed: int) -> None:
     members = frozenset(1 + (seed + 2 * i) % (peers - 1) for i in range(byzantine))
     away = next(peer for peer in range(peers) if peer not in members)
-    behaviours: dict[int, Behaviour] = {i: HugeAggregate(members, (2, 3), size) for i in members}
-    config = ProtocolConfig(peers=peers, byzantine=byzantine, run_id=f"undecided {seed}")
-    driver = LocalDriver(config, QuadraticTask(D), behaviours={**behaviours, away: away_at(2, 3)})
-    results = play(driver, 5, torch.ones(D))
+    strikes = range(2, 12)  # long enough for a lone attacker to own a part in one of them
+    behaviours: dict[int, Behaviour] = {i: HugeAggregate(members, strikes, size) for i in members}
+    config = ProtocolConfig(peers=peers, byzantine=byzantine, max_absences=20, run_id=f"undecided {seed}")
+    driver = LocalDriver(config, QuadraticTask(D), behaviours={**behaviours, away: away_at(*strikes)})
+    results: list[StepResult] = []
+    params = torch.ones(D)
+    while not any(result.removed for result in results) and len(results) < 12:
+        results.append(driver.step(params))
+        params = params - 0.1 * results[-1].gradient
     check_honest(results, members)
     assert members & {peer for result in results for entry in result.removed for peer in entry.peers}
 
