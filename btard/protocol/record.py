@@ -215,6 +215,15 @@ class StepRecord(Settled):
         return tuple(peer for peer in self.probation if peer not in self.expelled)
 
     @property
+    def listeners(self) -> tuple[int, ...]:
+        """Who has to come to the same end without being asked: newcomers, and whoever was not heard in the roll call.
+
+        The members tell them what they agreed on, and give them the aggregates that they lack.
+        """
+        here = self.active if self.here is None else self.here
+        return (*self.newcomers, *(peer for peer in self.remaining if peer not in here))
+
+    @property
     def speakers(self) -> tuple[int, ...]:
         """Whose broadcasts count in the present phase: the members', and the newcomers' commitments."""
         return (*self.members, *self.newcomers) if self.phase == "commit" else self.members
