@@ -180,7 +180,7 @@ def test_who_missed_the_roll_call_ends_the_step_like_the_others(how: str, seed: 
 
 
 def test_who_lacks_an_aggregate_that_counts_does_not_go_on(seed: int) -> None:
-    """It cannot ask for it, since its uplink is down. With zero instead it would train another model, and be convicted of its work."""
+    """Its uplink is down, and it cannot ask. With zero it would train another model, and be convicted of its work."""
     config = ProtocolConfig(peers=6, byzantine=1, max_absences=20, run_id=f"withheld {seed}")
     attacker, victim = 1 + seed % 5, 1 + (seed + 1) % 5
     behaviours = {attacker: Withholds(victim), victim: away_at(*range(1, 12))}
