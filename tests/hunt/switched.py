@@ -1,6 +1,6 @@
 """`python -m tests.hunt.switched [FILE]`: every case of FILE with all fixes, and without the one of its switch.
 
-Without FILE it is the attacks of `by_hand.py`. Each runs in a process of its own, since a switch acts on what is
+Without FILE it is the attacks of `by_hand`. Each runs in a process of its own, since a switch acts on what is
 imported. Prints a line for each case: the switch, what breaks with the fix, and what breaks without it.
 """
 
