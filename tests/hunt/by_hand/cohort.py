@@ -73,6 +73,9 @@ def damage(driver: LocalDriver, steps: int) -> str:
         for entry in result.removed:
             if honest & set(entry.peers) and not (entry.verdict == "eliminated" and len(entry.peers) == 2):
                 return f"honest peers {sorted(honest & set(entry.peers))} removed: {entry.kind}"
+        lost = honest.intersection(result.active) - driver.peers.keys()
+        if lost:
+            return f"honest peers {sorted(lost)} came to another end of the step"
         if float(result.gradient.abs().max()) > LARGEST:
             return f"{result.gradient.abs().max():g} applied"
         for peer in driver.honest:

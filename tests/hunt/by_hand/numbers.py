@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from btard.drivers.local import LocalDriver
 from btard.protocol.behaviour import Context
 from btard.protocol.effects import Compute
-from btard.protocol.messages import Report, Signed
+from btard.protocol.messages import Claim, Report, Signed
 from btard.protocol.report import part_scalars
 from btard.task import QuadraticTask
 from tests.hunt.by_hand.cohort import Attacker, Away, D, cohort, damage
@@ -72,7 +72,7 @@ class AtTheTolerance(Attacker):
 
 def accused_at_once() -> str:
     numerics = {peer: Scaled(0.96 if peer == 0 else 1.0) for peer in range(5)}
-    return damage(cohort({1: AtTheTolerance()}, validation="tolerant", tasks=numerics), 100)
+    return damage(cohort({1: AtTheTolerance()}, validation="tolerant", tasks=numerics), 20)
 
 
 def absences_stay() -> str:
@@ -109,17 +109,17 @@ class Tiny(Attacker):
         norms = (1e-300 if theirs else norm for theirs, norm in zip(hostile, report.norms, strict=True))
         return replace(report, norms=tuple(norms))
 
+    def accuse(self, ctx: Context, claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
+        return ()
+
 
 def radius_of_few() -> str:
     members = frozenset({1, 3})
-    for run in range(10):
-        away = {peer: Away(lambda ctx: ctx.step == 3 and ctx.peer not in ctx.assignments) for peer in (4, 6)}
-        behaviours = {**away, **{i: Tiny(members) for i in members}}
-        driver = cohort(behaviours, peers=7, tau="auto", run_id=f"radius {run}")
-        broken = damage(driver, 4)
-        if broken or driver.honest[0].tau < 1e-3:
-            return broken or f"a radius of {driver.honest[0].tau:g}"
-    return ""
+    away = {peer: Away(lambda ctx: ctx.step == 3 and ctx.peer not in ctx.assignments) for peer in (4, 6)}
+    behaviours = {**away, **{i: Tiny(members) for i in members}}
+    driver = cohort(behaviours, peers=7, tau="auto", run_id="radius 4")  # where all of them work in step 3
+    broken, radius = damage(driver, 4), driver.honest[0].tau
+    return broken or (f"a radius of {radius:g}" if radius < 1e-3 else "")
 
 
 class Withholds(Attacker):
@@ -137,10 +137,15 @@ def zero_for_lacking() -> str:
     return damage(cohort({1: Withholds(), 2: away}, validators=0), 4)
 
 
-class Silent(Attacker):
-    def report(self, ctx: Context, report: Report) -> None:
-        return None
+class Trades(Attacker):
+    """Takes `victim` along: it keeps its aggregate from it."""
+
+    def __init__(self, victim: int) -> None:
+        self.victim = victim
+
+    def aggregate_for(self, ctx: Context, recipient: int, part: int, value: torch.Tensor) -> torch.Tensor | None:
+        return None if recipient == self.victim else value
 
 
 def nobody_left_to_work() -> str:
-    return damage(cohort({1: Silent(), 3: Silent()}, validators=2), 8)
+    return damage(cohort({1: Trades(2), 3: Trades(4)}, peers=7, validators=2), 10)

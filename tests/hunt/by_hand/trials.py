@@ -96,11 +96,7 @@ def absent_answer() -> str:
         return hidden and 2 in duties.values() and duties.keys().isdisjoint({1, 3, 7})
 
     behaviours = {1: HidesRows(), 2: WrongGradient(), 3: AccusesOwner(1), 7: Away(away)}
-    for run in range(10):
-        broken = damage(cohort(behaviours, peers=8, run_id=f"absent {run}"), 12)
-        if broken:
-            return broken
-    return ""
+    return damage(cohort(behaviours, peers=9, run_id="absent 0"), 12)  # where the duties fall so soon enough
 
 
 class LeavesOut(Attacker):
