@@ -16,13 +16,14 @@ from msgspec.structs import replace
 
 from btard.drivers.local import LocalDriver
 from btard.drivers.loop import StepResult
-from btard.protocol.behaviour import Behaviour, Context
+from btard.protocol.behaviour import Behaviour, Context, View
 from btard.protocol.collusion import Collusion
 from btard.protocol.commit import Incomplete
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Compute, Exchange, Purpose
 from btard.protocol.identity import Identity
-from btard.protocol.messages import Claim, Relayed, Report, Signed, relay_digest
+from btard.protocol.messages import Claim, CoinCommit, Packet, Relayed, Report, Signed, relay_digest
+from btard.protocol.peer import Peer
 from btard.protocol.record import Split, StepRecord
 from btard.protocol.report import part_scalars
 from btard.task import QuadraticTask, Task
@@ -542,7 +543,95 @@ def test_messages_of_a_former_life_prove_nothing(former: str, seed: int) -> None
     check_honest(play(second, 3, params), frozenset({attacker}))
 
 
+class ShowsPacketsOfAFormerLife(Attacker):
+    """Makes all aggregates differ in its first life; in the second it shows those of the first as bad ones."""
+
+    def __init__(self, life: int, kept: dict[int, Packet]) -> None:
+        self.life, self.kept = life, kept
+
+    def active(self, step: int) -> bool:
+        return step == 3
+
+    def gradient(self, ctx: View, gradient: torch.Tensor) -> torch.Tensor:
+        return 2 * gradient if self.life == 1 else gradient
+
+    def say(self, ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Any) -> Any:
+        if self.life == 2 and phase == "coin_commit/0":
+            return sign(CoinCommit(payload.digest, tuple(sorted(self.kept)))), {}
+        return message, {}
+
+    def accuse(self, ctx: Context, claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
+        if self.life == 1:
+            return claims
+        return tuple(sorted(Claim(3, packet.sender, "bad_aggregate", part) for part, packet in self.kept.items()))
+
+    def disclose(self, ctx: Context, claim: Claim, packets: Sequence[Any]) -> Sequence[Any]:
+        return [self.kept[claim.part]] if self.life == 2 and claim.part in self.kept else packets
+
+
+def keep_aggregates(peer: Peer, step: int, kept: dict[int, Packet]) -> None:
+    """Have `peer` keep the packets in which the others send it their aggregates of `step`: part -> packet."""
+    plain = peer.step
+
+    def watched() -> Any:
+        running, answer = plain(), None
+        while True:
+            try:
+                effect = running.send(answer)
+            except StopIteration as stop:
+                return stop.value
+            answer = yield effect
+            if isinstance(effect, Exchange) and effect.phase == "aggregate" and peer.t == step:
+                kept.update({p.part: p for sent in answer.values() for p in sent if isinstance(p, Packet)})
+
+    peer.step = watched  # type: ignore[method-assign]
+
+
+def test_packets_of_a_former_life_convict_nobody(seed: int) -> None:
+    attacker, kept = 1 + seed % 6, dict[int, Packet]()
+    config = ProtocolConfig(peers=7, byzantine=1, run_id=f"packets {seed}")
+
+    def cohort(life: int) -> LocalDriver:
+        return LocalDriver(config, QuadraticTask(D), behaviours={attacker: ShowsPacketsOfAFormerLife(life, kept)})
+
+    first, params = cohort(1), torch.ones(D)
+    keep_aggregates(first.peers[attacker], 3, kept)
+    for _ in range(3):
+        params = params - 0.1 * first.step(params).gradient
+    state, tensors = first.state()
+    state, tensors = json.loads(json.dumps(state)), {name: x.clone() for name, x in tensors.items()}
+    first.step(params)
+    assert kept, "the former life left nothing to show"
+    second = cohort(2)
+    second.restore(state, tensors, life=b"second")
+    check_honest(play(second, 3, params), frozenset({attacker}))
+
+
 # What one peer can cost the others.
+
+
+class SendsTooMuch(Attacker):
+    """Its parts have `times` the size, and its signature."""
+
+    def __init__(self, times: float) -> None:
+        self.times = times
+
+    def active(self, step: int) -> bool:
+        return step >= 2
+
+    def part(self, ctx: Context, part: int, body: torch.Tensor) -> torch.Tensor | bytes:
+        return body if ctx.record.owner(part) == ctx.peer else bytes(round(4 * self.times * len(body)))
+
+
+@pytest.mark.parametrize("times", [1.5, 1.99, 2, 2.01, 3, 4, 20])
+def test_what_is_read_can_be_shown(times: float, seed: int) -> None:
+    """Between the limit of a packet and that of evidence honest accusers would have nothing to show."""
+    attacker, d = 1 + seed % 6, 7000
+    config = ProtocolConfig(peers=7, byzantine=1, run_id=f"too much {seed}")
+    driver = LocalDriver(config, QuadraticTask(d), behaviours={attacker: SendsTooMuch(times)})
+    results = play(driver, 5, torch.ones(d))
+    check_honest(results, frozenset({attacker}))
+    assert [peer for result in results for entry in result.removed for peer in entry.peers] == [attacker]
 
 
 class ClaimsAllItMay(Attacker):
