@@ -207,6 +207,12 @@ BLIND = {
     ),
     "any_step": _switch(
         "a part that a peer signed in the step before proves in this one that it sent a bad part",
+        ("messages", 'sign(signed_digest("packet", context, hashed))', 'sign(signed_digest("packet", hashed))'),
+        (
+            "messages",
+            'signed_digest("packet", context, hashed), self.signature',
+            'signed_digest("packet", hashed), self.signature',
+        ),
         (
             "commitments",
             "tensor_digest(tensor, kind, self.run_id, sender, step, part",
@@ -215,7 +221,7 @@ BLIND = {
     ),
     "unsigned_proof": _switch(
         "a packet that an owner made up proves that the peer it names sent a bad part",
-        ("packets", "if packet.authentic(hashed, seat.roster, seat.memory) else", "if True else"),
+        ("packets", "if packet.authentic(hashed, about.context, seat.roster, seat.memory) else", "if True else"),
     ),
     "accused_at_once": _switch(
         "mode tolerant: a validator accuses where judges may not agree, and pays for a gradient at the tolerance",
