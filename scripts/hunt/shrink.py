@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from msgspec.structs import replace
 
-from scripts.hunt.cases import FOREVER, Case, Environment, Finding
+from scripts.hunt.cases import FOREVER, Case, Environment, Finding, Twin
 from scripts.hunt.environments import problem
 from scripts.hunt.play import play
 
@@ -44,6 +44,11 @@ def smaller(case: Case) -> Iterator[Case]:
         yield replace(case, program=replace(program, genes=program.genes[half:]))
     for i in range(len(program.genes)):
         yield replace(case, program=replace(program, genes=(*program.genes[:i], *program.genes[i + 1 :])))
+    for i, twin in enumerate(program.twins):
+        rest = (*program.twins[:i], *program.twins[i + 1 :])
+        yield replace(case, program=replace(program, twins=rest))
+        if twin != Twin(who=twin.who, start=twin.start):
+            yield replace(case, program=replace(program, twins=(*rest, Twin(who=twin.who, start=twin.start))))
     for changed in _calmer(env):
         yield replace(case, environment=changed)
     for i, gene in enumerate(program.genes):

@@ -6,7 +6,7 @@ from collections.abc import Generator
 from typing import Any
 
 from btard.protocol.effects import Broadcast, Compare, Compute, Exchange, Idle, Purpose
-from scripts.hunt.room import Room
+from scripts.hunt.room import FAILURES, Room
 
 EFFECTS = (Broadcast, Compare, Compute, Exchange, Idle)
 
@@ -44,16 +44,7 @@ class Watch:
                     raise TypeError(f"no effect: {effect!r}")
             except StopIteration as stop:
                 return stop.value
-            except (
-                RuntimeError,
-                ValueError,
-                TypeError,
-                KeyError,
-                IndexError,
-                AttributeError,
-                ArithmeticError,
-            ) as error:
-                # NoQuorum too: the colluder has left the run of the others.
+            except FAILURES as error:
                 self.room.crashes.append(f"{type(error).__name__}: {error}")
                 return None
             answer = yield effect
@@ -67,6 +58,7 @@ class Watch:
                 self.judged = max(self.judged, judged)
                 return stop.value
             count += 1
+            self.room.phase = effect.phase
             if count > self.most:
                 raise Endless(f"peer {me} is at effect {count} of a step, in phase {effect.phase}")
             phase, _, attempt = effect.phase.partition("/")
