@@ -109,6 +109,8 @@ class Environment(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
     """(peer, step, phase): an honest peer that nobody hears from this broadcast of the step on. It owes them."""
     loss: float = 0.0
     """Chance that one sending of a message gets lost."""
+    calm: int | None = None
+    """From this step on the honest peers and their links are well, and every step has to come to its end."""
     probation: int | None = None
     newcomers: tuple[Newcomer, ...] = ()
     life: Life | None = None

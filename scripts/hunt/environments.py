@@ -23,6 +23,8 @@ from scripts.hunt.cases import Environment, Life, Newcomer
 PHASES = ("announce", "coin_commit/0", "coin_reveal/0", "report", "accuse/0", "vote/0")
 """Broadcasts from which on an honest peer may be gone; it owes them."""
 MAX_ABSENCES = 3
+CALM = 0.15
+"""The share of environments in which mishaps end, so that progress is promised."""
 
 SHAPES = ("normal", "equal", "frozen", "heavy", "layers", "sparse", "far")
 """Kinds of gradients: noise around the parameters; all the same; half of the parameters frozen; heavy tails; layers of
@@ -72,13 +74,19 @@ class Weather(Links):
 
     slow_peers: frozenset[tuple[int, int]] = frozenset()
     """(peer, step)."""
+    calm: float = math.inf
+    """The step from which on nothing is lost."""
+
+    def lost(self, step: int, phase: str, peers: int, *, acknowledged: bool) -> np.ndarray | None:
+        return None if step >= self.calm else super().lost(step, phase, peers, acknowledged=acknowledged)
 
     def late(self, step: int, peer: int) -> bool:
         return (peer, step) in self.slow_peers
 
 
 def weather_of(environment: Environment, seed: int) -> Weather:
-    return Weather(loss=environment.loss, attempts=30, seed=seed, slow_peers=frozenset(environment.late))
+    calm = math.inf if environment.calm is None else environment.calm
+    return Weather(loss=environment.loss, attempts=30, seed=seed, slow_peers=frozenset(environment.late), calm=calm)
 
 
 def config_of(environment: Environment, seed: int) -> ProtocolConfig:
@@ -117,6 +125,24 @@ def missing_at(environment: Environment, step: int) -> set[int]:
     return away | {peer for peer, when, _ in environment.drops if when <= step}
 
 
+def is_calm(environment: Environment, step: int) -> bool:
+    """Whether the honest peers and their links are well from `step` on."""
+    return environment.calm is not None and step >= environment.calm
+
+
+def calmed(environment: Environment, step: int) -> Environment:
+    """`environment` without the mishaps from `step` on."""
+    env, life = environment, environment.life
+    return replace(
+        env,
+        calm=step,
+        away=tuple(item for item in env.away if item[1] < step),
+        late=tuple(item for item in env.late if item[1] < step),
+        drops=tuple(item for item in env.drops if item[1] < step),
+        life=life if life is not None and life.lost <= step else None,
+    )
+
+
 def problem(environment: Environment, steps: int) -> str | None:
     """Why the documentation promises nothing for this environment; None if it does."""
     env = environment
@@ -142,6 +168,8 @@ def problem(environment: Environment, steps: int) -> str | None:
         return "a peer that drops is gone for good"
     if env.life is not None and not 0 < env.life.saved <= env.life.lost < steps:
         return "the checkpoint is not within the run"
+    if env.calm is not None and (env.calm >= steps or calmed(env, env.calm) != env):
+        return "not calm to the end"
     if any(2 * b >= n - len(missing_at(env, step)) for step in range(steps + 1)):
         return "too many honest peers are away: b < (n - a)/2"
     for peer in troubled:
@@ -227,6 +255,8 @@ def _draw(rng: np.random.Generator, steps: int) -> Environment:
     if rng.random() < 0.15 and steps > 2:
         saved = int(rng.integers(1, steps - 1))
         environment = replace(environment, life=Life(saved, int(rng.integers(saved, steps - 1))), recorded=False)
+    if rng.random() < CALM:
+        environment = calmed(environment, int(rng.integers(0, steps)))
     return environment
 
 
@@ -248,6 +278,8 @@ def mutated(environment: Environment, rng: np.random.Generator, steps: int) -> E
         names = [name for name in environment.__struct_fields__ if name not in ("peers", "members", "byzantine")]
         chosen = {str(name) for name in rng.choice(names, int(rng.integers(1, 4)), replace=False)}
         found = replace(environment, **{name: getattr(other, name) for name in chosen})
+        if found.calm is not None:
+            found = calmed(found, found.calm)
         if problem(found, steps) is None:
             return found
     return environment

@@ -237,7 +237,8 @@ def _cohort(case: Case, config: ProtocolConfig, room: Room, folder: Path | None)
     )
     driver.room, driver.watch = (
         room,
-        Watch(room, most_effects(env.peers + len(env.newcomers), env.byzantine, config.rounds)),
+        # One toss more than there are Byzantine peers, and one of an honest peer that drops out.
+        Watch(room, most_effects(env.peers + len(env.newcomers), env.byzantine + 2, config.rounds)),
     )
     for plan in reversed(case.program.twins if env.members else ()):  # of two for one peer the first counts
         peer = env.members[plan.who % len(env.members)]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from msgspec.structs import replace
 
 from scripts.hunt.cases import FOREVER, Case, Environment, Finding, Twin
-from scripts.hunt.environments import problem
+from scripts.hunt.environments import calmed, problem
 from scripts.hunt.play import play
 
 
@@ -70,6 +70,8 @@ def _calmer(env: Environment) -> Iterator[Environment]:
         items = getattr(env, name)
         for i in range(len(items)) if len(items) > 1 else ():
             yield replace(env, **{name: (*items[:i], *items[i + 1 :])})
+    if env.calm:
+        yield calmed(env, 0)
     if env.probation is not None and not env.newcomers:
         yield replace(env, probation=None)
     for d in (env.peers + 3, 2 * env.peers + 1):

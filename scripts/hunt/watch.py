@@ -25,7 +25,7 @@ class Watch:
 
     def begin(self) -> None:
         """A new step."""
-        self.tosses = self.judged = self.evidence = 0
+        self.tosses = self.judged = self.evidence = self.effects = 0
         self.unread = ""
 
     def over(self, peer: Any) -> None:
@@ -55,7 +55,7 @@ class Watch:
             try:
                 effect = running.send(answer)
             except StopIteration as stop:
-                self.judged = max(self.judged, judged)
+                self.judged, self.effects = max(self.judged, judged), max(self.effects, count)
                 return stop.value
             count += 1
             self.room.phase = effect.phase
@@ -71,9 +71,8 @@ class Watch:
             answer = yield effect
 
 
-def most_effects(peers: int, byzantine: int, rounds: int) -> int:
+def most_effects(peers: int, tosses: int, rounds: int) -> int:
     """How many effects an honest peer has in a step at most: see `_agree`, `toss` and `judge` of the protocol."""
-    tosses = 1 + byzantine + 1  # one of an honest peer that drops out
     broadcasts = 1 + 1 + 1 + 2 * tosses + 1 + 2 * 3
     exchanges = 1 + 1 + 2 + 1 + 2 * 2 + 3
     return broadcasts * (1 + 1 + rounds + 1 + 1) + exchanges + 1 + 2 * peers

@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from btard.protocol.hashing import stream
 from scripts.hunt.cases import Environment, Life, Newcomer
-from scripts.hunt.environments import config_of, draw, draw_steps, missing_at, mutated, problem
+from scripts.hunt.environments import calmed, config_of, draw, draw_steps, missing_at, mutated, problem, weather_of
 
 
 def test_drawn_and_changed_ones_are_promised_something_for() -> None:
@@ -21,6 +21,26 @@ def test_drawn_and_changed_ones_are_promised_something_for() -> None:
         assert 2 * config.byzantine < config.peers - most
         edges += 2 * config.byzantine + 2 >= config.peers - most
     assert edges > 100  # the documented limit is where it is interesting
+
+
+def test_what_is_calm_has_no_mishaps_any_more() -> None:
+    rng = stream("test calm", 0)
+    calm = 0
+    for _ in range(300):
+        steps = draw_steps(rng)
+        env = draw(rng, steps)
+        start = int(rng.integers(steps))
+        env = calmed(env, start)
+        assert problem(env, steps) is None
+        assert not [item for item in (*env.away, *env.late, *env.drops) if item[1] >= start]
+        assert env.life is None or env.life.lost <= start
+        assert weather_of(env, 0).lost(start, "report", env.peers, acknowledged=False) is None
+        calm += mutated(env, rng, steps).calm is not None
+    assert calm > 200
+    noisy = Environment(peers=7, byzantine=1, loss=0.2, calm=2)
+    assert weather_of(noisy, 0).lost(1, "report", 7, acknowledged=False) is not None
+    assert problem(replace(noisy, late=((1, 2),)), 4) is not None
+    assert problem(noisy, 2) is not None
 
 
 def test_what_is_beyond_the_bounds_is_refused() -> None:

@@ -153,6 +153,32 @@ def test_a_run_may_stop_only_if_too_few_honest_peers_are_there() -> None:
     assert not invariants.allowed_end(made.environment, NoQuorum("none"), {}, Room())
 
 
+def test_where_honest_peers_and_links_are_well_every_step_comes_to_its_end() -> None:
+    made = case(Gene("Commit", "omit"), peers=4, away=((0, 1),))
+    late = replace(made, environment=replace(made.environment, calm=2))
+    assert run(late).finding is None  # it stopped before
+    promised = run(replace(made, environment=replace(made.environment, calm=1)))
+    assert promised.finding is not None
+    assert promised.finding.invariant == "NoQuorum"
+
+
+def test_a_step_has_the_stated_number_of_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One toss more for each that withholds its reveal, and no more."""
+    made = case(Gene("CoinReveal", "omit", start=1), peers=7, members=(1, 2), byzantine=2)
+    assert run(made).finding is None
+    seen = []
+
+    def one_toss_less(peers: int, tosses: int, rounds: int) -> int:
+        seen.append((peers, tosses, rounds))
+        return 10
+
+    monkeypatch.setattr(invariants, "most_effects", one_toss_less)
+    found = run(made).finding
+    assert found is not None
+    assert found.invariant == "rounds"
+    assert seen == [(7, 3, 2)]
+
+
 def test_applied_parts_are_right_or_near(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without V2 and V3 whatever an owner likes is applied."""
     made = case(Gene("hook aggregate", "huge", start=1, size=1e6), steps=3)
