@@ -96,6 +96,8 @@ class Environment(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
     directions: int = 1
     delta_max: float | None = None
     clip_lambda: float | None = None
+    relays: int | None = None
+    """Rounds of relays, if the settings name them: b or more."""
     commitments: Literal["hashed", "ideal"] = "hashed"
     gradients: str = "normal"
     """The kind of gradients, see `environments.SHAPES`."""

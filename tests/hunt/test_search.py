@@ -75,7 +75,7 @@ def test_the_mode_liveness_asks_for_calm() -> None:
     hunt = Hunt(Totals("commit"), Population([CASE]), mode="liveness")
     cases = [hunt.candidate(5) for _ in range(60)]
     assert all(case.environment.calm is not None for case in cases)
-    assert all(problem(case.environment, case.steps) is None for case in cases if case.environment.peers > 3)
+    assert all(problem(case.environment, case.steps) is None for case in cases)
     usual = [Hunt(Totals("commit", next=number)).candidate(5) for number in range(200)]
     assert 5 < sum(case.environment.calm is not None for case in usual) < 100
 
