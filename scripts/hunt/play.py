@@ -29,12 +29,16 @@ from btard.task import QuadraticTask
 from scripts.hunt import coverage
 from scripts.hunt.cases import Case, Finding
 from scripts.hunt.environments import config_of, tasks_of, weather_of
-from scripts.hunt.invariants import Broken, allowed_end, check_finite, check_step
+from scripts.hunt.invariants import Broken, allowed_end, check_audit, check_finite, check_step
 from scripts.hunt.programs import Honest, Programmed
 from scripts.hunt.room import Room
 from scripts.hunt.twins import Twinned, Twins, Views
 from scripts.hunt.watch import Endless, Watch, most_effects
+from tests.audit.forgery import keys
+from tests.audit.mutants import Run, judged
 
+MUTANTS = 3
+"""Forged copies of a recorded run."""
 RATE = 0.1
 """Of the plain gradient descent that applies the agreed gradients."""
 
@@ -89,7 +93,7 @@ class _Cohort(LocalDriver):
         return result
 
     def talk(self, step: int, letters: Mapping[int, Letters]) -> Heard:
-        """Besides, look whether an honest peer that is there may say more than another one reads."""
+        """Besides, look how much honest peers that are there say and read."""
         views = {i: said.effect.faces for i, said in letters.items() if isinstance(said.effect, Views)}
         letters = {**letters, **{i: dataclasses.replace(letters[i], special=faces) for i, faces in views.items()}}
         there = [i for i in letters if i not in self.room.members and not self.peers[i].behaviour.byzantine]
@@ -102,7 +106,9 @@ class _Cohort(LocalDriver):
                         f"{said.phase} from {sender} to {recipient}: {said.size(letter)} bytes, "
                         f"limit {letters[recipient].limit}"
                     )
-        return super().talk(step, letters)
+        heard = super().talk(step, letters)
+        self.watch.traffic(there, letters, heard.answers)
+        return heard
 
     def arrange(self) -> None:
         hostile = {i for i, peer in self.peers.items() if isinstance(peer.behaviour, Programmed | Twinned)}
@@ -135,7 +141,7 @@ def play(case: Case) -> Played:
     played, room = Played(), Room()
     if case.environment.recorded:
         with tempfile.TemporaryDirectory(prefix="hunt-") as folder:
-            _run(case, played, room, Path(folder))
+            _run(case, played, room, Path(folder) / "run")
     else:
         _run(case, played, room, None)
     played.branches, played.crashes = coverage.taken(), room.crashes
@@ -265,11 +271,17 @@ def _beside(seed: int) -> LocalDriver:
 
 
 def _audit(case: Case, driver: _Cohort, params: torch.Tensor, folder: Path) -> None:
-    """Errors: AuditError if an auditor comes to another ledger."""
+    """Errors: AuditError or Broken if an auditor comes to another ledger, or believes what colluders make of the files."""
     ledger = Ledger()
     lines = [ledger.append(entry) + "\n" for entry in driver.honest[0].ledger.entries]
     (folder / "ledger.jsonl").write_text("".join(lines))
     driver.attest(params)
     report = audit(folder, tasks_of(case.environment)[0])
-    if len(report.findings) != len(lines):
-        raise Broken("audit", f"the audit has {len(report.findings)} findings, the ledger {len(lines)} lines")
+    check_audit(driver.honest[0].ledger.entries, [finding.entry for finding in report.findings])
+    forgers = keys(driver.config, case.environment.members)
+    if forgers:
+        try:
+            with tempfile.TemporaryDirectory(prefix="hunt-mutants-") as mutants:
+                judged(Run(folder, folder, forgers), case.seed, Path(mutants), count=MUTANTS)
+        except AssertionError as error:
+            raise Broken("forged run", str(error)) from None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
+from btard.drivers.letters import Letters
 from btard.protocol.effects import Broadcast, Compare, Compute, Exchange, Idle, Purpose
 from scripts.hunt.room import FAILURES, Room
 
@@ -26,7 +27,9 @@ class Watch:
     def begin(self) -> None:
         """A new step."""
         self.tosses = self.judged = self.evidence = self.effects = 0
-        self.unread = ""
+        self.unread = self.burden = ""
+        self.due: dict[int, int] = {}
+        """Honest peer -> the most that it may have to send in the step so far, by `btard.protocol.loads`."""
 
     def over(self, peer: Any) -> None:
         """Watch `peer`; again and again does no harm."""
@@ -34,6 +37,24 @@ class Watch:
             return
         plain = peer.step
         peer.step = lambda: self._hostile(plain()) if peer.behaviour.byzantine else self._honest(peer.id, plain())
+
+    def traffic(
+        self, there: Iterable[int], letters: Mapping[int, Letters], answers: Mapping[int, Mapping[int, Any]]
+    ) -> None:
+        """Count what the honest peers that are `there` send and read in a phase.
+
+        What goes to peers that fell out, or comes from them, is nobody's duty.
+        """
+        for me in there:
+            said, out = letters[me], {me, *self.room.peers[me].current.expelled}
+            if isinstance(said.effect, Compare):
+                self.due[me] = self.due.get(me, 0) + said.size(said.common) * (len(letters) - 1)
+                continue
+            self.due[me] = self.due.get(me, 0) + said.effect.load
+            sent = sum(said.size(said.special.get(to, said.common)) for to in letters if to not in out)
+            read = sum(said.size(letter) for sender, letter in answers[me].items() if sender not in out)
+            if max(sent, read) > said.effect.load:
+                self.burden = f"peer {me} sends {sent} bytes in {said.phase} and reads {read}, not {said.effect.load}"
 
     def _hostile(self, running: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
         answer = None

@@ -17,6 +17,8 @@ from scripts.hunt.cases import Case, Environment, Gene, Life, Newcomer, Program,
 from scripts.hunt.invariants import Broken
 from scripts.hunt.play import Played
 from scripts.hunt.room import Room
+from scripts.hunt.watch import Watch
+from tests.audit.mutants import Truth
 
 CORPUS = Path(__file__).parent / "corpus.jsonl"
 
@@ -177,6 +179,43 @@ def test_a_step_has_the_stated_number_of_rounds(monkeypatch: pytest.MonkeyPatch)
     assert found is not None
     assert found.invariant == "rounds"
     assert seen == [(7, 3, 2)]
+
+
+def test_honest_peers_send_and_read_no_more_than_deadlines_allow_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = case(Gene("hook relay", "replay", start=1), Gene("Report", "two_faces", start=1), recorded=True)
+    assert run(made).finding is None
+    with monkeypatch.context() as patched:
+        patched.setattr("btard.protocol.loads.of_parts", lambda record, limit: 100)
+        found = run(made).finding
+    assert found is not None
+    assert found.invariant == "load"
+    assert "in part" in found.message
+    monkeypatch.setattr("btard.protocol.loads.of_parts", lambda record, limit: 10**6)
+    monkeypatch.setattr(Watch, "traffic", lambda self, there, letters, answers: self.due.update({2: 100}))
+    found = run(made).finding
+    assert found is not None
+    assert found.message.startswith("peer 2 sent ")
+
+
+def test_an_audit_that_has_other_entries_is_a_finding() -> None:
+    one, other = (Entry(1, kind, "guilty", 1, (0,), (1,), 0) for kind in ("misreport", "wrong_gradient"))
+    invariants.check_audit([one, other], [one, other])
+    for found in ([one], [other, one], [one, other, one], []):
+        with pytest.raises(Broken, match="the audit has"):
+            invariants.check_audit([one, other], found)
+
+
+def test_files_that_colluders_forge_are_audited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing untrue is believed; an audit that would believe it is found out."""
+    made = case(Gene("Report.norms", "scaled", start=1, size=2.0), steps=4, recorded=True)
+    monkeypatch.setattr(play, "MUTANTS", 12)
+    played = run(made)
+    assert played.finding is None, played.finding
+    assert "misreport" in played.kinds
+    monkeypatch.setattr(Truth, "allows", lambda self, report: False)
+    found = run(made).finding
+    assert found is not None
+    assert found.invariant == "forged run"
 
 
 def test_applied_parts_are_right_or_near(monkeypatch: pytest.MonkeyPatch) -> None:
