@@ -271,7 +271,7 @@ def _beside(seed: int) -> LocalDriver:
 
 
 def _audit(case: Case, driver: _Cohort, params: torch.Tensor, folder: Path) -> None:
-    """Errors: AuditError or Broken if an auditor comes to another ledger, or believes what colluders make of the files."""
+    """Errors: AuditError or Broken if an auditor comes to another ledger, or believes what colluders make of it."""
     ledger = Ledger()
     lines = [ledger.append(entry) + "\n" for entry in driver.honest[0].ledger.entries]
     (folder / "ledger.jsonl").write_text("".join(lines))
