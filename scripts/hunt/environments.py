@@ -160,8 +160,8 @@ def problem(environment: Environment, steps: int) -> str | None:
         return "nobody can join"
     if env.recorded and (env.commitments == "ideal" or env.life is not None):
         return "nothing to audit"
-    if env.relays is not None and env.relays < b:
-        return "fewer relays than liars"
+    if env.relays is not None and not b <= env.relays < n:
+        return "fewer relays than liars, or more than peers"
     if env.loss and not (b or env.relays):
         return "nobody makes up for what is lost"
     if env.loss and len(honest) < 5:

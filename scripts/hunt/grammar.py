@@ -186,7 +186,7 @@ def program(rng: np.random.Generator, steps: int) -> Program:
         drawn = [replace(one, start=first.start, stop=first.stop, when=first.when) for one in drawn]
     if rng.random() < 0.5:
         drawn = [replace(one, who=first.who) for one in drawn]
-    twins = ()
+    twins: tuple[Twin, ...] = ()
     if rng.random() < TWINS:
         twins = tuple(twin(rng, steps) for _ in range(int(rng.integers(1, 3))))
         drawn = drawn if rng.random() < 0.6 else []

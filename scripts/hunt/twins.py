@@ -94,6 +94,7 @@ class Twins(Peer):
         identity = peer.identity
         if plan.differ == "secrets":
             identity = Forgetful.from_seed(peer.config.run_id, peer.id)
+            assert isinstance(identity, Forgetful)
             identity.start = plan.start
         made: Twins = copy(cls, peer.identity, Twinned(room, plan, loyal=loyal))
         made.other = copy(Peer, identity, Twinned(room, plan, loyal=loyal, second=True))
