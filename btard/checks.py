@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any, get_type_hints
+
+field_types: Callable[[type], dict[str, Any]] = functools.cache(get_type_hints)
+"""Field -> type of a class of settings; a grid builds thousands of settings of the same few classes."""
+
 
 class FieldError(ValueError):
     """A check of a dataclass failed for `field`; whoever builds the dataclass knows where its value came from.

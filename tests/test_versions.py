@@ -40,17 +40,17 @@ def test_what_was_signed_under_another_version_is_not_signed(monkeypatch: pytest
     hashed = Hashed("run").digest("part", 0, 3, 0, torch.ones(2))
 
     def digests() -> list[bytes]:
-        return [start.binding("run"), end.digest(config, ROSTER, 2), content_digest({"now": 1})]
+        return [start.binding(config), end.digest(config, ROSTER, 2), content_digest({"now": 1})]
 
     request = JoinRequest.create(KEY, "run")
     vouch = Vouch.create(KEY, "run", 0, bytes(32), bytes(32))
-    packet = Packet.create(KEY, "part", 0, 3, 0, torch.ones(2), hashed=hashed)
+    packet = Packet.create(KEY, "part", 0, 3, 0, torch.ones(2), hashed=hashed, context=bytes(32))
 
     def hold() -> list[bool]:
         return [
             request.authentic("run"),
             vouch.authentic(KEY.public_key, "run", bytes(32)),
-            packet.authentic(hashed, ROSTER),
+            packet.authentic(hashed, bytes(32), ROSTER),
         ]
 
     before = digests()

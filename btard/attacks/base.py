@@ -5,21 +5,16 @@ from __future__ import annotations
 import math
 import types
 from dataclasses import dataclass, field, fields
-from functools import cache, cached_property
-from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+from functools import cached_property
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin
 
 from btard.attacks.moments import MOMENTS
-from btard.checks import FieldError
+from btard.checks import FieldError, field_types
 from btard.protocol.behaviour import Behaviour, Context, View
 from btard.protocol.collusion import Collusion
 from btard.protocol.messages import EXCLUSION_KINDS, MISSING_KINDS, Claim
 
 Level = Literal["gradient", "protocol"]
-
-
-@cache
-def _hints(cls: type) -> dict[str, Any]:
-    return get_type_hints(cls)
 
 
 def option(
@@ -75,7 +70,7 @@ class Attack(Behaviour):
     when: str = option("always", "which of these steps it picks, by what it knows then", choices=tuple(MOMENTS))
 
     def __post_init__(self) -> None:
-        hints = _hints(type(self))
+        hints = field_types(type(self))
         for item in fields(self):
             if item.metadata:
                 self._check(item.name, hints[item.name], getattr(self, item.name), item.metadata)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,8 +36,7 @@ class Attestation:
 
     def digest(self, config: ProtocolConfig, roster: Roster, d: int) -> bytes:
         """What is signed: also the settings and the keys."""
-        settings = json.dumps(asdict(config), sort_keys=True)
-        return signed_digest("attestation", config.run_id, settings, d, *roster.keys, self.step, self.head, self.params)
+        return signed_digest("attestation", config.digest, d, *roster.keys, self.step, self.head, self.params)
 
     def write(self, folder: Path) -> None:
         signatures = [[peer, signature.hex()] for peer, signature in sorted(self.signatures.items())]

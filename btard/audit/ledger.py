@@ -103,7 +103,7 @@ class AgreedState:
             raise AuditError(f"{file}: starts from another step, other peers or another ledger than {LEDGER} has then")
         if self.config.tau not in ("auto", transcript.tau):
             raise AuditError(f"{file}: clips at {transcript.tau:g}, {PROTOCOL} at {self.config.tau}")
-        context = transcript.binding(self.config.run_id)
+        context = transcript.binding(self.config)
         good: set[int] = set()
         bad: list[str] = []
         for phase, said in transcript.heard().items():

@@ -15,11 +15,11 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 
-from btard.checks import FieldError
+from btard.checks import FieldError, field_types
 
 COMMAND_LINE = "command line"
 RENAMED_IN = "0.2"
@@ -45,19 +45,13 @@ class Setting:
     origin: str
 
 
-@functools.cache
-def _hints(cls: type) -> dict[str, Any]:
-    """Field -> type; a grid builds thousands of configs of the same few classes."""
-    return get_type_hints(cls)
-
-
 def keys(cls: type) -> dict[str, tuple[Any, str]]:
     """Return every leaf of `cls`: dotted key -> (type, the docstring below the field)."""
     return dict(_leaves(cls, ""))
 
 
 def _leaves(cls: type, prefix: str) -> Iterator[tuple[str, tuple[Any, str]]]:
-    hints, docs = _hints(cls), _field_docs(cls)
+    hints, docs = field_types(cls), _field_docs(cls)
     for field in fields(cls):
         hint = hints[field.name]
         if is_dataclass(hint):
@@ -187,7 +181,7 @@ def build(cls: type[T], settings: Mapping[str, Setting], origin: str) -> T:
 
 def _build(cls: type[T], settings: Mapping[str, Setting], prefix: str, origin: str, default: T | None = None) -> T:
     values: dict[str, Any] = {}
-    hints = _hints(cls)
+    hints = field_types(cls)
     for field in fields(cls):  # type: ignore[arg-type]
         key, hint = prefix + field.name, hints[field.name]
         if is_dataclass(hint):

@@ -85,7 +85,7 @@ def _accept_announcement(
 def accept_aggregate(seat: Seat, record: StepRecord, packet: Packet | None, part: int) -> None:
     """Take a[j] if it is what its owner announced; else remember the suspect."""
     owner = record.owner(part)
-    fault = packet_fault(seat, packet, record.announced[part].digest, record.cut.size(part), "aggregate")
+    fault = packet_fault(seat, record, packet, record.announced[part].digest, record.cut.size(part), "aggregate")
     if fault is not None:
         record.suspects[fault, owner, part] = packet
     elif packet is not None and isinstance(packet.body, torch.Tensor):
@@ -115,7 +115,9 @@ def recover(seat: Seat, record: StepRecord, attempt: int) -> Generator[Effect, A
             if part in record.aggregates or part not in record.announced or packet.kind != "aggregate":
                 continue
             hashed, size = record.announced[part].digest, record.cut.size(part)
-            if packet_fault(seat, packet, hashed, size, "aggregate") is None and isinstance(packet.body, torch.Tensor):
+            if packet_fault(seat, record, packet, hashed, size, "aggregate") is None and isinstance(
+                packet.body, torch.Tensor
+            ):
                 record.aggregates[part] = packet.body
 
 

@@ -47,7 +47,7 @@ def fits(seat: Seat, about: StepRecord, piece: Piece, packet: Packet) -> bool:
         return False
     owner = piece.kind == "aggregate"
     committed = about.announced[piece.part].digest if owner else about.commits[piece.author].digests[piece.part]
-    fault = packet_fault(seat, packet, committed, about.cut.size(piece.part), piece.kind)
+    fault = packet_fault(seat, about, packet, committed, about.cut.size(piece.part), piece.kind)
     return fault is None if piece.by == NOBODY else fault == f"bad_{piece.kind}"
 
 

@@ -51,4 +51,4 @@ def exchange(seat: Seat, record: StepRecord, gradient: torch.Tensor | None) -> G
 
 def check_part(seat: Seat, record: StepRecord, packet: Packet | None, sender: int, part: int) -> str | None:
     """The kind of claim that `packet` gives cause for, None if it is the part that `sender` committed to."""
-    return packet_fault(seat, packet, record.commits[sender].digests[part], record.cut.size(part), "part")
+    return packet_fault(seat, record, packet, record.commits[sender].digests[part], record.cut.size(part), "part")

@@ -107,7 +107,7 @@ def _take(seat: Seat, record: StepRecord, packet: Packet | None, part: int) -> N
     """Keep an aggregate that is the announced one, whoever brought it."""
     if part in record.aggregates or packet is None or packet.kind != "aggregate":
         return
-    fault = packet_fault(seat, packet, record.announced[part].digest, record.cut.size(part), "aggregate")
+    fault = packet_fault(seat, record, packet, record.announced[part].digest, record.cut.size(part), "aggregate")
     if fault is None and isinstance(packet.body, torch.Tensor):
         record.aggregates[part] = packet.body
 

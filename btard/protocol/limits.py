@@ -103,12 +103,15 @@ def packet_limit(record: StepRecord, parts: Iterable[int]) -> int:
 
     So a wrong size is still read and becomes evidence, and ten times the size is not read at all.
     """
-    return sum(2 * (8 * record.cut.size(part) + SIGNATURE_SIZE + PACKET_OVERHEAD) for part in parts)
+    return sum(2 * (4 * record.cut.size(part) + SIGNATURE_SIZE + PACKET_OVERHEAD) for part in parts)
 
 
 def evidence_limit(parts: Iterable[tuple[StepRecord, int]]) -> int:
-    """Bytes of evidence from one peer that has to show a packet for each of `parts`, (step, part), as for a claim."""
-    return sum(2 * (4 * record.cut.size(part) + SIGNATURE_SIZE + PACKET_OVERHEAD) for record, part in parts)
+    """Bytes of evidence from one peer that has to show a packet for each of `parts`, (step, part), as for a claim.
+
+    Whatever was read as a packet can be shown: no part is larger than the first.
+    """
+    return sum(packet_limit(record, [0]) for record, _ in parts)
 
 
 def question_limit(parts: int) -> int:

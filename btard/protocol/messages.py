@@ -262,13 +262,14 @@ class Packet(Struct, frozen=True):
         body: torch.Tensor | bytes,
         *,
         hashed: bytes,
+        context: bytes,
     ) -> Packet:
-        """`hashed`: the commitment to `body`, which is what the sender signs."""
-        return cls(kind, sender, step, part, body, identity.sign(signed_digest("packet", hashed)))
+        """`hashed`: the commitment to `body`, which is what the sender signs, bound to the step's `context`."""
+        return cls(kind, sender, step, part, body, identity.sign(signed_digest("packet", context, hashed)))
 
-    def authentic(self, hashed: bytes, roster: Roster, memory: Memory = NOTHING) -> bool:
-        """Whether the sender signed a packet of commitment `hashed`."""
-        return roster.verify(self.sender, signed_digest("packet", hashed), self.signature, memory)
+    def authentic(self, hashed: bytes, context: bytes, roster: Roster, memory: Memory = NOTHING) -> bool:
+        """Whether the sender signed a packet of commitment `hashed` in the step of this `context`."""
+        return roster.verify(self.sender, signed_digest("packet", context, hashed), self.signature, memory)
 
 
 def tensor_of(packet: Packet, size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from btard.protocol.messages import Packet, tensor_of
+from btard.protocol.record import StepRecord
 from btard.protocol.seat import Seat
 from btard.protocol.wire import Malformed
 
@@ -22,10 +23,12 @@ def find_packet(
     return None
 
 
-def packet_fault(seat: Seat, packet: Packet | None, committed: bytes, size: int, kind: str) -> str | None:
-    """None, "bad_<kind>" if the packet itself proves its sender wrong, or "withheld_<kind>".
+def packet_fault(
+    seat: Seat, about: StepRecord, packet: Packet | None, committed: bytes, size: int, kind: str
+) -> str | None:
+    """None, "bad_<kind>" if a packet of step `about` itself proves its sender wrong, or "withheld_<kind>".
 
-    Without the sender's signature bad bytes prove nothing, they are as good as none.
+    Without the sender's signature, in this life of the step, bad bytes prove nothing, they are as good as none.
     """
     if packet is None:
         return f"withheld_{kind}"
@@ -38,7 +41,7 @@ def packet_fault(seat: Seat, packet: Packet | None, committed: bytes, size: int,
         sound = hashed == committed
     if sound:
         return None
-    return f"bad_{kind}" if packet.authentic(hashed, seat.roster, seat.memory) else f"withheld_{kind}"
+    return f"bad_{kind}" if packet.authentic(hashed, about.context, seat.roster, seat.memory) else f"withheld_{kind}"
 
 
 def bodies(packets: Mapping[int, Packet]) -> list[torch.Tensor]:

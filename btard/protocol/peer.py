@@ -130,7 +130,7 @@ class Peer(Seat):
         start = (self.t, self.active, self.assignments, self.coins[-1], self.tau, self.ledger.head)
         record = StepRecord(*start, dict(self.absences), dict(self.probation), self.epoch)
         record.byzantine = self.byzantine
-        record.context = record.binding(self.config.run_id)
+        record.context = record.binding(self.config)
         return record
 
     def resume(self, start: Start) -> None:

@@ -15,6 +15,7 @@ import msgspec
 import torch
 from msgspec import Meta, Struct
 
+from btard.protocol.config import ProtocolConfig
 from btard.protocol.hashing import signed_digest
 from btard.protocol.messages import NOBODY, AnnouncedPart, Claim, Commit, Packet, Report, Signed
 from btard.protocol.wire import Number
@@ -84,13 +85,13 @@ class Start(Struct, forbid_unknown_fields=True):
     epoch: bytes = b""
     """Which life of the run this is: peers that repeat steps after a common restart begin another one."""
 
-    def binding(self, run_id: str) -> bytes:
-        """What a signature of the step is bound to: the version of the protocol, the run, and all of this.
+    def binding(self, config: ProtocolConfig) -> bytes:
+        """What a signature of the step is bound to: the version of the protocol, the run's settings, and all of this.
 
         A message of another step, life, run or version, or of a peer that sees another history, is no message here.
         """
         agreed = msgspec.msgpack.encode(to_json(self, Start), order="deterministic")
-        return signed_digest("context", run_id, agreed)
+        return signed_digest("context", config.digest, agreed)
 
 
 class Settled(Start):

@@ -137,7 +137,9 @@ class Seat(ABC):
     ) -> Packet:
         """My signed packet of `kind` about `part`; `hashed`: the commitment to `body` if it is known already."""
         hashed = hashed or self.commitments.digest(kind, self.id, record.step, part, body)
-        return Packet.create(self.identity, kind, self.id, record.step, part, body, hashed=hashed)
+        return Packet.create(
+            self.identity, kind, self.id, record.step, part, body, hashed=hashed, context=record.context
+        )
 
     def broadcast(
         self, record: StepRecord, phase: str, kind: type[M], payload: M | None, *, expected: Iterable[int]

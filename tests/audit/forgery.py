@@ -71,7 +71,7 @@ def saying(
     transcript: Transcript, config: ProtocolConfig, forgers: Mapping[int, Identity], said: Mapping[int, Any], phase: str
 ) -> Transcript:
     """`transcript` with what the `forgers` have `said` in `phase` in the place of their messages there."""
-    context = transcript.binding(config.run_id)
+    context = transcript.binding(config)
     messages = dict(transcript.messages.get(phase, {}))
     for sender, payload in said.items():
         message = Signed.create(forgers[sender], context, sender, transcript.step, phase, payload)

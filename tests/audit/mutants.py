@@ -228,9 +228,7 @@ class Mutator:
     def _resign(self, step: dict[str, Any]) -> None:
         """Another message of a forger, alone or beside the one it sent."""
         phase = self.pick(step["messages"])
-        context = convert({k: v for k, v in step.items() if k != "messages"}, Start, "start").binding(
-            self.config.run_id
-        )
+        context = convert({k: v for k, v in step.items() if k != "messages"}, Start, "start").binding(self.config)
         message = Signed.create(
             self.forgers[self.by], context, self.by, step["step"], phase, self._payload(step, phase)
         )
@@ -252,9 +250,7 @@ class Mutator:
             "tau": 2.0,
             "step": step["step"] + 1,
         }.get(name, base64.b64encode(bytes(32)).decode())
-        context = convert({k: v for k, v in step.items() if k != "messages"}, Start, "start").binding(
-            self.config.run_id
-        )
+        context = convert({k: v for k, v in step.items() if k != "messages"}, Start, "start").binding(self.config)
         for phase, said in step["messages"].items():
             for sender, identity in self.forgers.items():
                 for message in said.get(str(sender), []):

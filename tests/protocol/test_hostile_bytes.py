@@ -39,8 +39,10 @@ def signed(payload: Any) -> Signed:
 
 def items() -> list[Packet | Relayed]:
     message = signed(MESSAGES[0])
-    part = Packet.create(KEY, "part", 1, 7, 2, torch.arange(6, dtype=torch.float32), hashed=bytes(32))
-    raw = Packet.create(KEY, "aggregate", 1, 7, 2, b"garbage", hashed=bytes(32))
+    part = Packet.create(
+        KEY, "part", 1, 7, 2, torch.arange(6, dtype=torch.float32), hashed=bytes(32), context=bytes(32)
+    )
+    raw = Packet.create(KEY, "aggregate", 1, 7, 2, b"garbage", hashed=bytes(32), context=bytes(32))
     chain = ((1, KEY.sign(relay_digest(message.digest(b"context")))),)
     return [part, raw, Relayed(message, chain)]
 

@@ -189,12 +189,12 @@ def test_signature_binds_run_sender_step_phase_and_payload() -> None:
     ],
 )
 def test_bodies_that_are_no_part(body, reason: str) -> None:
-    packet = Packet.create(Identity.from_seed("test", 0), "part", 0, 1, 2, body, hashed=bytes(32))
+    packet = Packet.create(Identity.from_seed("test", 0), "part", 0, 1, 2, body, hashed=bytes(32), context=bytes(32))
     with pytest.raises(Malformed, match=reason):
         tensor_of(packet, 3)
 
 
 def test_huge_finite_numbers_are_numbers() -> None:
     body = torch.tensor([3e38, 3e38, 3e38])
-    packet = Packet.create(Identity.from_seed("test", 0), "part", 0, 1, 2, body, hashed=bytes(32))
+    packet = Packet.create(Identity.from_seed("test", 0), "part", 0, 1, 2, body, hashed=bytes(32), context=bytes(32))
     assert tensor_of(packet, 3) is body

@@ -16,13 +16,14 @@ from msgspec.structs import replace
 
 from btard.drivers.local import LocalDriver
 from btard.drivers.loop import StepResult
-from btard.protocol.behaviour import Behaviour, Context
+from btard.protocol.behaviour import Behaviour, Context, View
 from btard.protocol.collusion import Collusion
 from btard.protocol.commit import Incomplete
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Compute, Exchange, Purpose
 from btard.protocol.identity import Identity
-from btard.protocol.messages import Claim, Relayed, Report, Signed, relay_digest
+from btard.protocol.messages import Claim, CoinCommit, Packet, Relayed, Report, Signed, relay_digest
+from btard.protocol.peer import Peer
 from btard.protocol.record import Split, StepRecord
 from btard.protocol.report import part_scalars
 from btard.task import QuadraticTask, Task
@@ -136,22 +137,22 @@ def test_who_was_not_there_cannot_choose_the_coin(seed: int) -> None:
 
 
 class Withholds(Attacker):
-    """Sends its aggregate to everybody but the `victim`."""
+    """Sends its aggregate to everybody but the `victim`, once that one is not in the step and cannot complain."""
 
     def __init__(self, victim: int) -> None:
         self.victim = victim
 
     def aggregate_for(self, ctx: Context, recipient: int, part: int, value: torch.Tensor) -> torch.Tensor | None:
-        return None if recipient == self.victim else value
+        return None if recipient == self.victim and recipient not in ctx.record.members else value
 
 
 def test_who_was_away_does_not_go_on_without_an_aggregate_that_counts(seed: int) -> None:
     """With zero instead it would train another model, and be convicted of the next gradient. It takes the state."""
-    config = ProtocolConfig(peers=6, byzantine=1, run_id=f"withheld {seed}")
+    config = ProtocolConfig(peers=6, byzantine=1, max_absences=20, run_id=f"withheld {seed}")
     attacker, victim = 1 + seed % 5, 1 + (seed + 1) % 5
-    behaviours = {attacker: Withholds(victim), victim: away_at(*range(1, 6))}
+    behaviours = {attacker: Withholds(victim), victim: away_at(*range(1, 12))}
     with pytest.raises(Incomplete, match=f"and did not reach peer {victim}"):
-        play(LocalDriver(config, QuadraticTask(D), behaviours=behaviours), 6, torch.ones(D))
+        play(LocalDriver(config, QuadraticTask(D), behaviours=behaviours), 12, torch.ones(D))
 
 
 class HugeAggregate(Attacker):
@@ -178,10 +179,15 @@ class HugeAggregate(Attacker):
 def test_an_honest_peer_that_is_away_saves_no_attacker(peers: int, byzantine: int, size: float, seed: int) -> None:
     members = frozenset(1 + (seed + 2 * i) % (peers - 1) for i in range(byzantine))
     away = next(peer for peer in range(peers) if peer not in members)
-    behaviours: dict[int, Behaviour] = {i: HugeAggregate(members, (2, 3), size) for i in members}
-    config = ProtocolConfig(peers=peers, byzantine=byzantine, run_id=f"undecided {seed}")
-    driver = LocalDriver(config, QuadraticTask(D), behaviours={**behaviours, away: away_at(2, 3)})
-    results = play(driver, 5, torch.ones(D))
+    strikes = range(2, 12)  # long enough for a lone attacker to own a part in one of them
+    behaviours: dict[int, Behaviour] = {i: HugeAggregate(members, strikes, size) for i in members}
+    config = ProtocolConfig(peers=peers, byzantine=byzantine, max_absences=20, run_id=f"undecided {seed}")
+    driver = LocalDriver(config, QuadraticTask(D), behaviours={**behaviours, away: away_at(*strikes)})
+    results: list[StepResult] = []
+    params = torch.ones(D)
+    while not any(result.removed for result in results) and len(results) < 12:
+        results.append(driver.step(params))
+        params = params - 0.1 * results[-1].gradient
     check_honest(results, members)
     assert members & {peer for result in results for entry in result.removed for peer in entry.peers}
 
@@ -537,7 +543,95 @@ def test_messages_of_a_former_life_prove_nothing(former: str, seed: int) -> None
     check_honest(play(second, 3, params), frozenset({attacker}))
 
 
+class ShowsPacketsOfAFormerLife(Attacker):
+    """Makes all aggregates differ in its first life; in the second it shows those of the first as bad ones."""
+
+    def __init__(self, life: int, kept: dict[int, Packet]) -> None:
+        self.life, self.kept = life, kept
+
+    def active(self, step: int) -> bool:
+        return step == 3
+
+    def gradient(self, ctx: View, gradient: torch.Tensor) -> torch.Tensor:
+        return 2 * gradient if self.life == 1 else gradient
+
+    def say(self, ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Any) -> Any:
+        if self.life == 2 and phase == "coin_commit/0":
+            return sign(CoinCommit(payload.digest, tuple(sorted(self.kept)))), {}
+        return message, {}
+
+    def accuse(self, ctx: Context, claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
+        if self.life == 1:
+            return claims
+        return tuple(sorted(Claim(3, packet.sender, "bad_aggregate", part) for part, packet in self.kept.items()))
+
+    def disclose(self, ctx: Context, claim: Claim, packets: Sequence[Any]) -> Sequence[Any]:
+        return [self.kept[claim.part]] if self.life == 2 and claim.part in self.kept else packets
+
+
+def keep_aggregates(peer: Peer, step: int, kept: dict[int, Packet]) -> None:
+    """Have `peer` keep the packets in which the others send it their aggregates of `step`: part -> packet."""
+    plain = peer.step
+
+    def watched() -> Any:
+        running, answer = plain(), None
+        while True:
+            try:
+                effect = running.send(answer)
+            except StopIteration as stop:
+                return stop.value
+            answer = yield effect
+            if isinstance(effect, Exchange) and effect.phase == "aggregate" and peer.t == step:
+                kept.update({p.part: p for sent in answer.values() for p in sent if isinstance(p, Packet)})
+
+    peer.step = watched  # type: ignore[method-assign]
+
+
+def test_packets_of_a_former_life_convict_nobody(seed: int) -> None:
+    attacker, kept = 1 + seed % 6, dict[int, Packet]()
+    config = ProtocolConfig(peers=7, byzantine=1, run_id=f"packets {seed}")
+
+    def cohort(life: int) -> LocalDriver:
+        return LocalDriver(config, QuadraticTask(D), behaviours={attacker: ShowsPacketsOfAFormerLife(life, kept)})
+
+    first, params = cohort(1), torch.ones(D)
+    keep_aggregates(first.peers[attacker], 3, kept)
+    for _ in range(3):
+        params = params - 0.1 * first.step(params).gradient
+    state, tensors = first.state()
+    state, tensors = json.loads(json.dumps(state)), {name: x.clone() for name, x in tensors.items()}
+    first.step(params)
+    assert kept, "the former life left nothing to show"
+    second = cohort(2)
+    second.restore(state, tensors, life=b"second")
+    check_honest(play(second, 3, params), frozenset({attacker}))
+
+
 # What one peer can cost the others.
+
+
+class SendsTooMuch(Attacker):
+    """Its parts have `times` the size, and its signature."""
+
+    def __init__(self, times: float) -> None:
+        self.times = times
+
+    def active(self, step: int) -> bool:
+        return step >= 2
+
+    def part(self, ctx: Context, part: int, body: torch.Tensor) -> torch.Tensor | bytes:
+        return body if ctx.record.owner(part) == ctx.peer else bytes(round(4 * self.times * len(body)))
+
+
+@pytest.mark.parametrize("times", [1.5, 1.99, 2, 2.01, 3, 4, 20])
+def test_what_is_read_can_be_shown(times: float, seed: int) -> None:
+    """Between the limit of a packet and that of evidence honest accusers would have nothing to show."""
+    attacker, d = 1 + seed % 6, 7000
+    config = ProtocolConfig(peers=7, byzantine=1, run_id=f"too much {seed}")
+    driver = LocalDriver(config, QuadraticTask(d), behaviours={attacker: SendsTooMuch(times)})
+    results = play(driver, 5, torch.ones(d))
+    check_honest(results, frozenset({attacker}))
+    assert [peer for result in results for entry in result.removed for peer in entry.peers] == [attacker]
 
 
 class ClaimsAllItMay(Attacker):

@@ -214,7 +214,8 @@ def test_a_newcomer_downloads_it_and_members_vouch_for_it() -> None:
 def test_another_radius_is_another_history() -> None:
     """Nothing that is signed under one radius is a message under another."""
     one, other = (Start(4, (0, 1, 2), {0: 1}, b"c" * 32, tau) for tau in (1.0, float(np.nextafter(1.0, 2.0))))
-    assert one.binding("run") != other.binding("run")
+    config = ProtocolConfig(peers=3)
+    assert one.binding(config) != other.binding(config)
 
 
 def test_a_peer_that_starts_from_another_radius_is_not_heard() -> None:

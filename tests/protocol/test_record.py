@@ -71,7 +71,7 @@ def test_a_step_of_a_run_comes_back(validation: Any) -> None:
         assert restored.tensors()[name].equal(tensor)
     transcript = convert(json.loads(json.dumps(to_json(Transcript.of(record), Transcript))), Transcript, "step")
     assert transcript.heard() == record.heard
-    assert transcript.binding(config.run_id) == record.context
+    assert transcript.binding(config) == record.context
 
 
 @pytest.mark.parametrize(
