@@ -25,6 +25,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--minutes", type=float, default=10.0, help="how long to search (default: 10)")
     made.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one per CPU core)")
     made.add_argument("--seed", type=int, default=0, help="names the random streams of the search (default: 0)")
+    made.add_argument(
+        "--mode",
+        choices=("safety", "liveness"),
+        default="safety",
+        help="safety: mishaps at any time (default); liveness: they end, and every step after that has to complete",
+    )
     made.add_argument("--out", type=Path, default=Path("runs/hunt"), help="folder of the results (default: runs/hunt)")
     made.add_argument("--replay", type=Path, metavar="FILE", help="run the cases in this file instead")
     made.add_argument("--continue", dest="go_on", action="store_true", help="add to the results in OUT, of this commit")

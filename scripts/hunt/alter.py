@@ -281,7 +281,9 @@ def _struct(value: Any, at: Moment, path: Path) -> Any:
         commitments = at.ctx.commitments
         if commitments is not None:
             hashed = commitments.of_packet(made_of)
-            made_of = msgspec.structs.replace(made_of, signature=at.ctx.identity.sign(signed_digest("packet", hashed)))
+            made_of = msgspec.structs.replace(
+                made_of, signature=at.ctx.identity.sign(signed_digest("packet", at.ctx.record.context, hashed))
+            )
     return made_of
 
 

@@ -39,12 +39,30 @@ class Gene(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The seed of what the operation leaves open."""
 
 
+class Twin(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A Byzantine peer that is two copies of the correct code under one key (`twins.py`); genes leave it alone."""
+
+    who: int = 0
+    """Which of the Byzantine peers of the start, counted from the lowest number."""
+    start: int = 0
+    """The step from which on they are two."""
+    to: str = "half"
+    """The honest peers that hear the second copy (`programs.RECIPIENTS`); all others hear the first one."""
+    sees: str = "own"
+    """Whom a copy hears directly (`twins.SIGHTS`)."""
+    differ: str = "nothing"
+    """What the second copy has otherwise than the first (`twins.DIFFERENCES`)."""
+    pick: int = 0
+    """The seed of what is left open."""
+
+
 class Program(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What the Byzantine peers of a cohort do. They share all that they know."""
 
     genes: tuple[Gene, ...] = ()
     loyal: bool = True
     """Whether they turn in no fellow."""
+    twins: tuple[Twin, ...] = ()
 
 
 class Newcomer(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -78,6 +96,8 @@ class Environment(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
     directions: int = 1
     delta_max: float | None = None
     clip_lambda: float | None = None
+    relays: int | None = None
+    """Rounds of relays, if the settings name them: b or more."""
     commitments: Literal["hashed", "ideal"] = "hashed"
     gradients: str = "normal"
     """The kind of gradients, see `environments.SHAPES`."""
@@ -91,6 +111,8 @@ class Environment(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
     """(peer, step, phase): an honest peer that nobody hears from this broadcast of the step on. It owes them."""
     loss: float = 0.0
     """Chance that one sending of a message gets lost."""
+    calm: int | None = None
+    """From this step on the honest peers and their links are well, and every step has to come to its end."""
     probation: int | None = None
     newcomers: tuple[Newcomer, ...] = ()
     life: Life | None = None

@@ -23,6 +23,8 @@ from scripts.hunt.cases import Environment, Life, Newcomer
 PHASES = ("announce", "coin_commit/0", "coin_reveal/0", "report", "accuse/0", "vote/0")
 """Broadcasts from which on an honest peer may be gone; it owes them."""
 MAX_ABSENCES = 3
+CALM = 0.15
+"""The share of environments in which mishaps end, so that progress is promised."""
 
 SHAPES = ("normal", "equal", "frozen", "heavy", "layers", "sparse", "far")
 """Kinds of gradients: noise around the parameters; all the same; half of the parameters frozen; heavy tails; layers of
@@ -72,13 +74,19 @@ class Weather(Links):
 
     slow_peers: frozenset[tuple[int, int]] = frozenset()
     """(peer, step)."""
+    calm: float = math.inf
+    """The step from which on nothing is lost."""
+
+    def lost(self, step: int, phase: str, peers: int, *, acknowledged: bool) -> np.ndarray | None:
+        return None if step >= self.calm else super().lost(step, phase, peers, acknowledged=acknowledged)
 
     def late(self, step: int, peer: int) -> bool:
         return (peer, step) in self.slow_peers
 
 
 def weather_of(environment: Environment, seed: int) -> Weather:
-    return Weather(loss=environment.loss, attempts=30, seed=seed, slow_peers=frozenset(environment.late))
+    calm = math.inf if environment.calm is None else environment.calm
+    return Weather(loss=environment.loss, attempts=30, seed=seed, slow_peers=frozenset(environment.late), calm=calm)
 
 
 def config_of(environment: Environment, seed: int) -> ProtocolConfig:
@@ -97,7 +105,7 @@ def config_of(environment: Environment, seed: int) -> ProtocolConfig:
             delta_max=env.delta_max,
             clip_lambda=env.clip_lambda,
             probation=env.probation,
-            relays=1 if env.loss and not env.byzantine else None,
+            relays=env.relays,
             max_absences=MAX_ABSENCES,
         )
 
@@ -117,6 +125,24 @@ def missing_at(environment: Environment, step: int) -> set[int]:
     return away | {peer for peer, when, _ in environment.drops if when <= step}
 
 
+def is_calm(environment: Environment, step: int) -> bool:
+    """Whether the honest peers and their links are well from `step` on."""
+    return environment.calm is not None and step >= environment.calm
+
+
+def calmed(environment: Environment, step: int) -> Environment:
+    """`environment` without the mishaps from `step` on."""
+    env, life = environment, environment.life
+    return replace(
+        env,
+        calm=step,
+        away=tuple(item for item in env.away if item[1] < step),
+        late=tuple(item for item in env.late if item[1] < step),
+        drops=tuple(item for item in env.drops if item[1] < step),
+        life=life if life is not None and life.lost <= step else None,
+    )
+
+
 def problem(environment: Environment, steps: int) -> str | None:
     """Why the documentation promises nothing for this environment; None if it does."""
     env = environment
@@ -134,6 +160,10 @@ def problem(environment: Environment, steps: int) -> str | None:
         return "nobody can join"
     if env.recorded and (env.commitments == "ideal" or env.life is not None):
         return "nothing to audit"
+    if env.relays is not None and not b <= env.relays < n:
+        return "fewer relays than liars, or more than peers"
+    if env.loss and not (b or env.relays):
+        return "nobody makes up for what is lost"
     if env.loss and len(honest) < 5:
         return "a message could be lost to all"
     if env.loss and (env.drops or env.away):
@@ -142,6 +172,8 @@ def problem(environment: Environment, steps: int) -> str | None:
         return "a peer that drops is gone for good"
     if env.life is not None and not 0 < env.life.saved <= env.life.lost < steps:
         return "the checkpoint is not within the run"
+    if env.calm is not None and (env.calm >= steps or calmed(env, env.calm) != env):
+        return "not calm to the end"
     if any(2 * b >= n - len(missing_at(env, step)) for step in range(steps + 1)):
         return "too many honest peers are away: b < (n - a)/2"
     for peer in troubled:
@@ -168,9 +200,9 @@ def draw(rng: np.random.Generator, steps: int) -> Environment:
 
 
 def _draw(rng: np.random.Generator, steps: int) -> Environment:
-    n = int(
-        rng.choice([3, 4, 5, 6, 7, 8, 9, 10, 12, 16], p=[0.08, 0.25, 0.24, 0.17, 0.09, 0.07, 0.03, 0.03, 0.02, 0.02])
-    )
+    n = int(rng.choice([3, 4, 5, 6, 7, 8], p=[0.09, 0.28, 0.26, 0.19, 0.1, 0.08]))
+    if rng.random() < 0.1:  # large cohorts take long
+        n = int(rng.integers(9, 17))
     m = int(min((n - 1) // 2, rng.choice([1, 1, 1, 2, 3])))
     most = (n - 1) // 2
     strict = max(0, (n - m - 1) // 2)
@@ -186,13 +218,14 @@ def _draw(rng: np.random.Generator, steps: int) -> Environment:
         hostile = max(0, b - sum(newcomer.hostile for newcomer in newcomers))
     members = tuple(sorted(int(i) for i in rng.choice(n, hostile, replace=False)))
     honest = [i for i in range(n) if i not in members]
+    scale = 1.0 if rng.random() < 0.75 else float(10.0 ** rng.integers(-40, 16))
     environment = Environment(
         peers=n,
         members=members,
         byzantine=b,
         validators=m,
         d=int(rng.choice([n + 3, 2 * n + 1, 3 * n, 40, 97])) if n < 12 else int(rng.choice([n + 3, 40, 97])),
-        tau=_tau(rng),
+        tau=_tau(rng, scale),
         validation="tolerant" if rng.random() < 0.35 else "exact",
         gradient_tol=float(rng.choice([0.1, 1e-3])),
         directions=int(rng.choice([1, 1, 2])),
@@ -200,7 +233,8 @@ def _draw(rng: np.random.Generator, steps: int) -> Environment:
         clip_lambda=None if rng.random() < 0.9 else float(rng.choice([0.5, 5.0])),
         commitments="ideal" if rng.random() < 0.1 else "hashed",
         gradients=str(rng.choice(SHAPES, p=[0.5, 0.05, 0.15, 0.1, 0.08, 0.06, 0.06])),
-        scale=1.0 if rng.random() < 0.75 else float(10.0 ** rng.integers(-40, 16)),
+        scale=scale,
+        relays=None if rng.random() < 0.85 else b + int(rng.choice([0, 0, 1])),
         probation=int(rng.integers(1, 4)) if joins else None,
         newcomers=newcomers,
         beside=bool(rng.random() < 0.02),
@@ -217,7 +251,8 @@ def _draw(rng: np.random.Generator, steps: int) -> Environment:
         away = {(peer, int(rng.integers(0, steps))) for peer in peers for _ in range(int(rng.integers(1, 4)))}
         environment = replace(environment, away=tuple(sorted(away)))
     elif kind < 0.45:
-        environment = replace(environment, loss=float(rng.choice([0.05, 0.1])))
+        relays = environment.relays if b or environment.relays else 1
+        environment = replace(environment, loss=float(rng.choice([0.05, 0.1, 0.2])), relays=relays)
     elif kind < 0.52:
         drop = (int(rng.choice(honest)), int(rng.integers(0, steps)), str(rng.choice(PHASES)))
         environment = replace(environment, drops=(drop,))
@@ -227,18 +262,21 @@ def _draw(rng: np.random.Generator, steps: int) -> Environment:
     if rng.random() < 0.15 and steps > 2:
         saved = int(rng.integers(1, steps - 1))
         environment = replace(environment, life=Life(saved, int(rng.integers(saved, steps - 1))), recorded=False)
+    if rng.random() < CALM:
+        environment = calmed(environment, int(rng.integers(0, steps)))
     return environment
 
 
-def _tau(rng: np.random.Generator) -> Any:
-    kind = rng.random()
+def _tau(rng: np.random.Generator, scale: float) -> Any:
+    """A radius over 24 decades, mostly by the size of the gradients."""
+    kind, unit = rng.random(), scale if rng.random() < 0.7 else 1.0
     if kind < 0.45:
-        return float(rng.choice([0.1, 1.0, 3.0]))
+        return unit * float(rng.choice([0.1, 1.0, 3.0]))
     if kind < 0.65:
         return "auto"
     if kind < 0.75:
         return "inf"
-    return float(10.0 ** rng.integers(-12, 13))
+    return unit * float(10.0 ** rng.integers(-12, 13))
 
 
 def mutated(environment: Environment, rng: np.random.Generator, steps: int) -> Environment:
@@ -248,6 +286,8 @@ def mutated(environment: Environment, rng: np.random.Generator, steps: int) -> E
         names = [name for name in environment.__struct_fields__ if name not in ("peers", "members", "byzantine")]
         chosen = {str(name) for name in rng.choice(names, int(rng.integers(1, 4)), replace=False)}
         found = replace(environment, **{name: getattr(other, name) for name in chosen})
+        if found.calm is not None:
+            found = calmed(found, found.calm)
         if problem(found, steps) is None:
             return found
     return environment

@@ -24,8 +24,9 @@ from btard import protocol
 from btard.protocol import messages
 from btard.protocol.behaviour import Behaviour
 from btard.protocol.messages import Claim
-from scripts.hunt.cases import FOREVER, Gene, Program
+from scripts.hunt.cases import FOREVER, Gene, Program, Twin
 from scripts.hunt.programs import MOMENTS, PLACES, RECIPIENTS, hooks
+from scripts.hunt.twins import DIFFERENCES, SIGHTS
 
 COMMON = ("other", "fellow", "last", "life")
 NUMBERS = ("zero", "negative", "nan", "inf", "huge", "denormal", "ulp", "inside", "outside", "scaled", "balance")
@@ -37,6 +38,8 @@ BROADCASTS = ("garbage", "oversize", "forged", "late", "two_faces")
 CLAIMS = ("claim", "claims", "wild", "quiet")
 VOTES = ("favour", "convict", "acquit", "abstain")
 MAPS = ("nothing", "replay", "reveal", "swap", "tampered")
+TWINS = 0.1
+"""The share of programs with twins."""
 SIZES = (1e-30, 1e-6, 1e-3, 0.1, 0.5, 0.9, 1.1, 2.0, 3.0, 10.0, 30.0, 1e3, 1e6, 1e15, 1e30, 3e38)
 
 
@@ -139,6 +142,18 @@ def gene(rng: np.random.Generator, steps: int, how: str = "") -> Gene:
     )
 
 
+def twin(rng: np.random.Generator, steps: int) -> Twin:
+    """A random one."""
+    return Twin(
+        who=int(rng.integers(0, 8)),
+        start=int(rng.integers(0, steps)),
+        to=str(rng.choice([name for name in sorted(RECIPIENTS) if name != "all"])),
+        sees=str(rng.choice(SIGHTS)),
+        differ=str(rng.choice(DIFFERENCES)),
+        pick=int(rng.integers(0, 64)),
+    )
+
+
 def _arguments(site: Site) -> tuple[str, ...]:
     return hooks().get(site.name.removeprefix("hook "), ())
 
@@ -171,7 +186,11 @@ def program(rng: np.random.Generator, steps: int) -> Program:
         drawn = [replace(one, start=first.start, stop=first.stop, when=first.when) for one in drawn]
     if rng.random() < 0.5:
         drawn = [replace(one, who=first.who) for one in drawn]
-    return Program(tuple(drawn), loyal=bool(rng.random() < 0.75))
+    twins: tuple[Twin, ...] = ()
+    if rng.random() < TWINS:
+        twins = tuple(twin(rng, steps) for _ in range(int(rng.integers(1, 3))))
+        drawn = drawn if rng.random() < 0.6 else []
+    return Program(tuple(drawn), loyal=bool(rng.random() < 0.75), twins=twins)
 
 
 def for_lives(old: Program, rng: np.random.Generator) -> Program:
@@ -184,7 +203,9 @@ def for_lives(old: Program, rng: np.random.Generator) -> Program:
 
 def mutated(old: Program, rng: np.random.Generator, steps: int) -> Program:
     """A neighbour of `old`."""
-    genes = list(old.genes)
+    genes, twins = list(old.genes), old.twins
+    if rng.random() < TWINS:
+        twins = (twin(rng, steps),) if not twins else twins[1:]
     for _ in range(int(rng.integers(1, 4))):
         kind = rng.random()
         if kind < 0.3 or not genes:
@@ -208,10 +229,11 @@ def mutated(old: Program, rng: np.random.Generator, steps: int) -> Program:
                 genes[at] = replace(genes[at], start=when.start, stop=when.stop, every=when.every)
             else:
                 genes[at] = replace(genes[at], **{name: getattr(fresh, name)})
-    return Program(tuple(genes[:12]), loyal=old.loyal if rng.random() < 0.9 else not old.loyal)
+    loyal = old.loyal if rng.random() < 0.9 else not old.loyal
+    return Program(tuple(genes[:12]), loyal=loyal, twins=twins)
 
 
 def crossed(one: Program, other: Program, rng: np.random.Generator) -> Program:
     """Genes of both."""
     genes = [g for g in (*one.genes, *other.genes) if rng.random() < 0.6]
-    return Program(tuple(genes[:12]) or one.genes, loyal=one.loyal)
+    return Program(tuple(genes[:12]) or one.genes, loyal=one.loyal, twins=one.twins or other.twins)

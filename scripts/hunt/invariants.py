@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -14,9 +15,9 @@ from btard.protocol.commit import NoGradient, NoQuorum
 from btard.protocol.ledger import Entry
 from btard.protocol.record import StepRecord
 from scripts.hunt.cases import Environment
-from scripts.hunt.environments import missing_at
+from scripts.hunt.environments import is_calm, missing_at
 from scripts.hunt.room import Room
-from scripts.hunt.watch import Watch
+from scripts.hunt.watch import Watch, most_effects
 
 
 class Broken(Exception):
@@ -38,7 +39,7 @@ def check_step(environment: Environment, driver: Any, result: StepResult, room: 
     check_agreement(honest, result)
     check_members(environment, record, room)
     check_bound(witness, room)
-    check_cost(environment, watch, record)
+    check_cost(environment, driver, watch, record, result.sent)
     check_parts(environment, driver, record, result, room)
     check_radius(environment, witness, record, room)
 
@@ -96,12 +97,17 @@ def check_bound(witness: Any, room: Room) -> None:
         raise Broken("bound", f"b_t is {witness.byzantine}, and {len(left)} Byzantine peers are left")
 
 
-def check_cost(environment: Environment, watch: Watch, record: StepRecord) -> None:
-    """Tosses, bytes that are read, gradients that are recomputed."""
+def check_cost(
+    environment: Environment, driver: Any, watch: Watch, record: StepRecord, sent: Mapping[int, int]
+) -> None:
+    """Tosses and rounds, bytes that are read and sent (`sent`: peer -> bytes in the step), gradients recomputed."""
     hostile = sum(1 for peer in record.active if peer in watch.room.members)
     tosses = 1 + hostile + sum(1 for _, step, _ in environment.drops if step == record.step)
     if watch.tosses > tosses:
         raise Broken("tosses", f"the coin was tossed {watch.tosses} times with {hostile} Byzantine peers")
+    most = most_effects(len(record.active) + len(record.standings), tosses, driver.config.rounds)
+    if watch.effects > most:
+        raise Broken("rounds", f"an honest peer took {watch.effects} effects to the end of the step, not {most}")
     pairs = environment.validators + bool(record.standings)
     if watch.judged > pairs:
         raise Broken("recomputed", f"a judge recomputed {watch.judged} gradients, {pairs} pairs were drawn")
@@ -110,6 +116,11 @@ def check_cost(environment: Environment, watch: Watch, record: StepRecord) -> No
         raise Broken("evidence", f"up to {watch.evidence} bytes of evidence would be read from one peer, not {allowed}")
     if watch.unread:
         raise Broken("limits", f"an honest message is too long to be read: {watch.unread}")
+    if watch.burden:
+        raise Broken("load", f"more than `loads.py` says: {watch.burden}")
+    for peer, due in watch.due.items():
+        if sent.get(peer, 0) > due:
+            raise Broken("load", f"peer {peer} sent {sent[peer]} bytes in the step, not {due}")
 
 
 def check_parts(environment: Environment, driver: Any, record: StepRecord, result: StepResult, room: Room) -> None:
@@ -203,11 +214,16 @@ def check_radius(environment: Environment, witness: Any, record: StepRecord, roo
 
 
 def allowed_end(environment: Environment, error: Exception, peers: Mapping[int, Any], room: Room) -> bool:
-    """Whether the run may stop like that: so many honest peers are away that half of all could be silent."""
+    """Whether the run may stop like that: so many honest peers are away that half of all could be silent.
+
+    Never where the honest peers and their links are well, and stay so.
+    """
     honest = [peer for peer in peers.values() if not peer.behaviour.byzantine and peer.id in peer.active]
     if not honest:
         return False
     record = honest[0].current
+    if is_calm(environment, record.step):
+        return False
     away = {peer for peer, step in environment.away if step == record.step}
     late = {peer for peer, step in environment.late if step == record.step}
     there = [i for i in record.active if i not in room.members and i not in away]
@@ -216,6 +232,14 @@ def allowed_end(environment: Environment, error: Exception, peers: Mapping[int, 
     if isinstance(error, NoGradient):
         return not [i for i in there if i not in late and i not in record.assignments]
     return False
+
+
+def check_audit(ledger: Sequence[Entry], found: Sequence[Entry]) -> None:
+    """An auditor comes to the ledger's entries, one by one."""
+    for number, (entry, other) in enumerate(zip_longest(ledger, found), start=1):
+        if entry != other:
+            said, true = (None if one is None else one.to_json() for one in (other, entry))
+            raise Broken("audit", f"line {number}: the audit has {said}, the ledger {true}")
 
 
 def check_finite(params: torch.Tensor) -> None:

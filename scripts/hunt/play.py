@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import tempfile
@@ -23,16 +24,21 @@ from btard.protocol.config import ProtocolConfig
 from btard.protocol.identity import Identity
 from btard.protocol.ledger import Ledger
 from btard.protocol.peer import Peer
-from btard.protocol.snapshot import load_public, public_state
+from btard.protocol.snapshot import load_peer, load_public, public_state
 from btard.task import QuadraticTask
 from scripts.hunt import coverage
 from scripts.hunt.cases import Case, Finding
 from scripts.hunt.environments import config_of, tasks_of, weather_of
-from scripts.hunt.invariants import Broken, allowed_end, check_finite, check_step
+from scripts.hunt.invariants import Broken, allowed_end, check_audit, check_finite, check_step
 from scripts.hunt.programs import Honest, Programmed
 from scripts.hunt.room import Room
+from scripts.hunt.twins import Twinned, Twins, Views
 from scripts.hunt.watch import Endless, Watch, most_effects
+from tests.audit.forgery import keys
+from tests.audit.mutants import Run, judged
 
+MUTANTS = 3
+"""Forged copies of a recorded run."""
 RATE = 0.1
 """Of the plain gradient descent that applies the agreed gradients."""
 
@@ -62,7 +68,7 @@ class _Cohort(LocalDriver):
     watch: Watch
 
     def step(self, params: torch.Tensor, shared: Mapping[str, torch.Tensor] | None = None) -> StepResult:
-        now = min(peer.t for peer in self.peers.values())
+        now = self.honest[0].t
         away = {
             i: peer
             for i, peer in self.peers.items()
@@ -82,11 +88,14 @@ class _Cohort(LocalDriver):
                 back.memory, back.requests = witness.memory, dict(peer.requests)
                 load_public(back, public_state(witness))
                 self.peers[i] = back
+        self.peers = {i: p.survivor if isinstance(p, Twins) else p for i, p in self.peers.items()}
         self.arrange()
         return result
 
     def talk(self, step: int, letters: Mapping[int, Letters]) -> Heard:
-        """Besides, look whether an honest peer that is there may say more than another one reads."""
+        """Besides, look how much honest peers that are there say and read."""
+        views = {i: said.effect.faces for i, said in letters.items() if isinstance(said.effect, Views)}
+        letters = {**letters, **{i: dataclasses.replace(letters[i], special=faces) for i, faces in views.items()}}
         there = [i for i in letters if i not in self.room.members and not self.peers[i].behaviour.byzantine]
         for sender in there:
             said = letters[sender]
@@ -97,15 +106,28 @@ class _Cohort(LocalDriver):
                         f"{said.phase} from {sender} to {recipient}: {said.size(letter)} bytes, "
                         f"limit {letters[recipient].limit}"
                     )
-        return super().talk(step, letters)
+        heard = super().talk(step, letters)
+        self.watch.traffic(there, letters, heard.answers)
+        return heard
 
     def arrange(self) -> None:
-        hostile = {i for i, peer in self.peers.items() if isinstance(peer.behaviour, Programmed)}
+        hostile = {i for i, peer in self.peers.items() if isinstance(peer.behaviour, Programmed | Twinned)}
         self.peers = {i: self.peers[i] for i in sorted(self.peers, key=lambda i: (i in hostile, i))}
         self.room.peers = dict(self.peers)
         self.room.members |= hostile
         for peer in self.peers.values():
             self.watch.over(peer)
+
+    def restore(self, state: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], *, life: bytes | None) -> None:
+        """Both twins begin the new life with the same state."""
+        super().restore(state, tensors, life=life)
+        for i, peer in self.peers.items():
+            if isinstance(peer, Twins):
+                refs = state["peers"][str(i)]
+                load_peer(peer.other, state["shared"], {name: tensors[ref] for name, ref in refs.items()})
+                if life is not None:
+                    peer.other.begin_life(life)
+        self.arrange()
 
     def _bring_in(self, tensors: Mapping[str, torch.Tensor]) -> None:
         super()._bring_in(tensors)
@@ -119,7 +141,7 @@ def play(case: Case) -> Played:
     played, room = Played(), Room()
     if case.environment.recorded:
         with tempfile.TemporaryDirectory(prefix="hunt-") as folder:
-            _run(case, played, room, Path(folder))
+            _run(case, played, room, Path(folder) / "run")
     else:
         _run(case, played, room, None)
     played.branches, played.crashes = coverage.taken(), room.crashes
@@ -177,7 +199,6 @@ def _go(case: Case, played: Played, room: Room, folder: Path | None, at: _Positi
             for number in joined:
                 _join(driver, case, room, number, joined)
             driver.restore(json.loads(saved[0]), {name: x.clone() for name, x in saved[1].items()}, life=b"second")
-            driver.arrange()
             params, step = saved[2], env.life.saved
             continue
         for number, newcomer in enumerate(env.newcomers):
@@ -222,8 +243,12 @@ def _cohort(case: Case, config: ProtocolConfig, room: Room, folder: Path | None)
     )
     driver.room, driver.watch = (
         room,
-        Watch(room, most_effects(env.peers + len(env.newcomers), env.byzantine, config.rounds)),
+        # One toss more than there are Byzantine peers, and one of an honest peer that drops out.
+        Watch(room, most_effects(env.peers + len(env.newcomers), env.byzantine + 2, config.rounds)),
     )
+    for plan in reversed(case.program.twins if env.members else ()):  # of two for one peer the first counts
+        peer = env.members[plan.who % len(env.members)]
+        driver.peers[peer] = Twins.of(driver.peers[peer], plan, room, loyal=case.program.loyal)
     driver.arrange()
     return driver
 
@@ -246,11 +271,17 @@ def _beside(seed: int) -> LocalDriver:
 
 
 def _audit(case: Case, driver: _Cohort, params: torch.Tensor, folder: Path) -> None:
-    """Errors: AuditError if an auditor comes to another ledger."""
+    """Errors: AuditError or Broken if an auditor comes to another ledger, or believes what colluders make of it."""
     ledger = Ledger()
     lines = [ledger.append(entry) + "\n" for entry in driver.honest[0].ledger.entries]
     (folder / "ledger.jsonl").write_text("".join(lines))
     driver.attest(params)
     report = audit(folder, tasks_of(case.environment)[0])
-    if len(report.findings) != len(lines):
-        raise Broken("audit", f"the audit has {len(report.findings)} findings, the ledger {len(lines)} lines")
+    check_audit(driver.honest[0].ledger.entries, [finding.entry for finding in report.findings])
+    forgers = keys(driver.config, case.environment.members)
+    if forgers:
+        try:
+            with tempfile.TemporaryDirectory(prefix="hunt-mutants-") as mutants:
+                judged(Run(folder, folder, forgers), case.seed, Path(mutants), count=MUTANTS)
+        except AssertionError as error:
+            raise Broken("forged run", str(error)) from None

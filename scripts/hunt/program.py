@@ -67,7 +67,7 @@ def distil(out: Path, file: Path, most: int = 24) -> int:
 def search(args: argparse.Namespace, began: float) -> int:
     """Search as the command's `args` say; 1 if an invariant broke."""
     commit = corpus.commit_of_tree()
-    hunt = Hunt(Totals(commit, jobs=args.jobs), Population())
+    hunt = Hunt(Totals(commit, jobs=args.jobs), Population(), mode=args.mode)
     seconds, before = 60 * args.minutes, 0.0
     if args.go_on:
         hunt.totals, cases = corpus.load(args.out, commit)

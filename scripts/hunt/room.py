@@ -15,6 +15,9 @@ from btard.protocol.behaviour import Context, View
 from btard.protocol.identity import Identity
 from btard.protocol.messages import Signed
 
+FAILURES = (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError)
+"""What a colluder's code may run into: it is out from there on. CutOff too: it has left the run of the others."""
+
 Place = tuple[int, int, Hashable]
 """A life, a step, and what passes there: the name of a hook, with its phase, part or claim."""
 
@@ -24,6 +27,8 @@ class Room:
 
     def __init__(self) -> None:
         self.life = 0
+        self.phase = ""
+        """Where the honest peers are."""
         self.peers: dict[int, Any] = {}
         """Peer -> `Peer`, honest ones too."""
         self.members: set[int] = set()

@@ -23,6 +23,8 @@ from scripts.hunt.cases import Case, Finding, line_of, read
 from scripts.hunt.corpus import Population, Totals
 from scripts.hunt.play import Played, play
 
+MODES = ("safety", "liveness")
+"""What is asked of the environments: nothing, so that some are calm in the end, or that all are."""
 BATCH = 12
 """Cases that are handed to a process at once."""
 FRESH = 0.35
@@ -48,6 +50,7 @@ class Hunt:
     totals: Totals
     population: Population = field(default_factory=Population)
     findings: list[Finding] = field(default_factory=list)
+    mode: str = MODES[0]
 
     def candidate(self, seed: int) -> Case:
         """The next case, by its own stream."""
@@ -58,8 +61,13 @@ class Hunt:
         cases = self.population.cases
         if not cases or rng.random() < FRESH:
             steps = environments.draw_steps(rng)
-            return fitted(rng, Case(named, steps, environments.draw(rng, steps), grammar.program(rng, steps)))
-        return fitted(rng, changed(rng, cases, named))
+            case = Case(named, steps, environments.draw(rng, steps), grammar.program(rng, steps))
+        else:
+            case = changed(rng, cases, named)
+        if self.mode == "liveness" and case.environment.calm is None:
+            step = int(rng.integers(0, case.steps))
+            case = replace(case, environment=environments.calmed(case.environment, step))
+        return fitted(rng, case)
 
     def take(self, result: Result) -> Finding | None:
         """Count it, keep it if it is new; the finding, if there is one of a kind that was not found yet."""

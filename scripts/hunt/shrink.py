@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 
 from msgspec.structs import replace
 
-from scripts.hunt.cases import FOREVER, Case, Environment, Finding
-from scripts.hunt.environments import problem
+from scripts.hunt.cases import FOREVER, Case, Environment, Finding, Twin
+from scripts.hunt.environments import calmed, problem
 from scripts.hunt.play import play
 
 
@@ -44,6 +44,11 @@ def smaller(case: Case) -> Iterator[Case]:
         yield replace(case, program=replace(program, genes=program.genes[half:]))
     for i in range(len(program.genes)):
         yield replace(case, program=replace(program, genes=(*program.genes[:i], *program.genes[i + 1 :])))
+    for i, twin in enumerate(program.twins):
+        rest = (*program.twins[:i], *program.twins[i + 1 :])
+        yield replace(case, program=replace(program, twins=rest))
+        if twin != Twin(who=twin.who, start=twin.start):
+            yield replace(case, program=replace(program, twins=(*rest, Twin(who=twin.who, start=twin.start))))
     for changed in _calmer(env):
         yield replace(case, environment=changed)
     for i, gene in enumerate(program.genes):
@@ -65,6 +70,8 @@ def _calmer(env: Environment) -> Iterator[Environment]:
         items = getattr(env, name)
         for i in range(len(items)) if len(items) > 1 else ():
             yield replace(env, **{name: (*items[:i], *items[i + 1 :])})
+    if env.calm:
+        yield calmed(env, 0)
     if env.probation is not None and not env.newcomers:
         yield replace(env, probation=None)
     for d in (env.peers + 3, 2 * env.peers + 1):

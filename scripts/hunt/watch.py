@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
+from btard.drivers.letters import Letters
 from btard.protocol.effects import Broadcast, Compare, Compute, Exchange, Idle, Purpose
-from scripts.hunt.room import Room
+from scripts.hunt.room import FAILURES, Room
 
 EFFECTS = (Broadcast, Compare, Compute, Exchange, Idle)
 
@@ -25,8 +26,10 @@ class Watch:
 
     def begin(self) -> None:
         """A new step."""
-        self.tosses = self.judged = self.evidence = 0
-        self.unread = ""
+        self.tosses = self.judged = self.evidence = self.effects = 0
+        self.unread = self.burden = ""
+        self.due: dict[int, int] = {}
+        """Honest peer -> the most that it may have to send in the step so far, by `btard.protocol.loads`."""
 
     def over(self, peer: Any) -> None:
         """Watch `peer`; again and again does no harm."""
@@ -34,6 +37,24 @@ class Watch:
             return
         plain = peer.step
         peer.step = lambda: self._hostile(plain()) if peer.behaviour.byzantine else self._honest(peer.id, plain())
+
+    def traffic(
+        self, there: Iterable[int], letters: Mapping[int, Letters], answers: Mapping[int, Mapping[int, Any]]
+    ) -> None:
+        """Count what the honest peers that are `there` send and read in a phase.
+
+        What goes to peers that fell out, or comes from them, is nobody's duty.
+        """
+        for me in there:
+            said, out = letters[me], {me, *self.room.peers[me].current.expelled}
+            if isinstance(said.effect, Compare):
+                self.due[me] = self.due.get(me, 0) + said.size(said.common) * (len(letters) - 1)
+                continue
+            self.due[me] = self.due.get(me, 0) + said.effect.load
+            sent = sum(said.size(said.special.get(to, said.common)) for to in letters if to not in out)
+            read = sum(said.size(letter) for sender, letter in answers[me].items() if sender not in out)
+            if max(sent, read) > said.effect.load:
+                self.burden = f"peer {me} sends {sent} bytes in {said.phase} and reads {read}, not {said.effect.load}"
 
     def _hostile(self, running: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
         answer = None
@@ -44,16 +65,7 @@ class Watch:
                     raise TypeError(f"no effect: {effect!r}")
             except StopIteration as stop:
                 return stop.value
-            except (
-                RuntimeError,
-                ValueError,
-                TypeError,
-                KeyError,
-                IndexError,
-                AttributeError,
-                ArithmeticError,
-            ) as error:
-                # NoQuorum too: the colluder has left the run of the others.
+            except FAILURES as error:
                 self.room.crashes.append(f"{type(error).__name__}: {error}")
                 return None
             answer = yield effect
@@ -64,9 +76,10 @@ class Watch:
             try:
                 effect = running.send(answer)
             except StopIteration as stop:
-                self.judged = max(self.judged, judged)
+                self.judged, self.effects = max(self.judged, judged), max(self.effects, count)
                 return stop.value
             count += 1
+            self.room.phase = effect.phase
             if count > self.most:
                 raise Endless(f"peer {me} is at effect {count} of a step, in phase {effect.phase}")
             phase, _, attempt = effect.phase.partition("/")
@@ -79,9 +92,8 @@ class Watch:
             answer = yield effect
 
 
-def most_effects(peers: int, byzantine: int, rounds: int) -> int:
+def most_effects(peers: int, tosses: int, rounds: int) -> int:
     """How many effects an honest peer has in a step at most: see `_agree`, `toss` and `judge` of the protocol."""
-    tosses = 1 + byzantine + 1  # one of an honest peer that drops out
     broadcasts = 1 + 1 + 1 + 2 * tosses + 1 + 2 * 3
     exchanges = 1 + 1 + 2 + 1 + 2 * 2 + 3
     return broadcasts * (1 + 1 + rounds + 1 + 1) + exchanges + 1 + 2 * peers

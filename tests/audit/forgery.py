@@ -80,12 +80,12 @@ def saying(
 
 
 def voting(
-    proof: Proof, roster: Roster, config: ProtocolConfig, forgers: Mapping[int, Identity], verdict: str
+    proof: Proof, roster: Roster, config: ProtocolConfig, forgers: Mapping[int, Identity], verdict: str, *, d: int = D
 ) -> Transcript:
     """The step of `proof` in which the `forgers` vote, all alike, on what is on trial in it."""
     now = proof.now
     members = {i: identity for i, identity in forgers.items() if i in now.active}
-    for attempt, tried in replayed(roster, config, D, proof).current.trials.items():
+    for attempt, tried in replayed(roster, config, d, proof).current.trials.items():
         for phase, said in (("lacking", Lacking(())), ("vote", Votes((verdict,) * len(tried)))):
             now = saying(now, config, members, dict.fromkeys(members, said), f"{phase}/{attempt}")
     return now
@@ -123,14 +123,15 @@ def write_run(
     earlier: Sequence[Entry] = (),
     sealed: bool = False,
     finished: bool = False,
+    d: int = D,
 ) -> list[Entry]:
     """A folder that ends in the step of `proof`, with whatever entries this leads to; returns these.
 
     `sealed`: with the next step, `finished`: with the end, as far as the `forgers` can sign it.
     """
-    observer = replayed(roster, config, D, proof)
+    observer = replayed(roster, config, d, proof)
     entries = list(observer.ledger.entries)
-    write_settings(folder, config, D, roster)
+    write_settings(folder, config, d, roster)
     ledger = Ledger()
     lines = [ledger.append(entry) + "\n" for entry in (*earlier, *entries)]
     (folder / "ledger.jsonl").write_text("".join(lines))
@@ -145,7 +146,7 @@ def write_run(
     (folder / ATTESTATION).unlink(missing_ok=True)
     if finished:
         end = Attestation(proof.now.step + 1, ledger.head, PARAMS)
-        signed = end.digest(config, roster, D)
+        signed = end.digest(config, roster, d)
         signatures = {i: identity.sign(signed) for i, identity in forgers.items() if i not in observer.current.expelled}
         Attestation(end.step, end.head, end.params, signatures).write(folder)
         (folder / SUMMARY).write_text("{}\n")

@@ -17,6 +17,8 @@ from scripts.hunt.cases import Case, Environment, Gene, Life, Newcomer, Program,
 from scripts.hunt.invariants import Broken
 from scripts.hunt.play import Played
 from scripts.hunt.room import Room
+from scripts.hunt.watch import Watch
+from tests.audit.mutants import Truth
 
 CORPUS = Path(__file__).parent / "corpus.jsonl"
 
@@ -151,6 +153,69 @@ def test_a_run_may_stop_only_if_too_few_honest_peers_are_there() -> None:
     assert played.stopped  # 2 of 4 are heard
     assert not run(replace(made, environment=replace(made.environment, away=()))).stopped
     assert not invariants.allowed_end(made.environment, NoQuorum("none"), {}, Room())
+
+
+def test_where_honest_peers_and_links_are_well_every_step_comes_to_its_end() -> None:
+    made = case(Gene("Commit", "omit"), peers=4, away=((0, 1),))
+    late = replace(made, environment=replace(made.environment, calm=2))
+    assert run(late).finding is None  # it stopped before
+    promised = run(replace(made, environment=replace(made.environment, calm=1)))
+    assert promised.finding is not None
+    assert promised.finding.invariant == "NoQuorum"
+
+
+def test_a_step_has_the_stated_number_of_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One toss more for each that withholds its reveal, and no more."""
+    made = case(Gene("CoinReveal", "omit", start=1), peers=7, members=(1, 2), byzantine=2)
+    assert run(made).finding is None
+    seen = []
+
+    def one_toss_less(peers: int, tosses: int, rounds: int) -> int:
+        seen.append((peers, tosses, rounds))
+        return 10
+
+    monkeypatch.setattr(invariants, "most_effects", one_toss_less)
+    found = run(made).finding
+    assert found is not None
+    assert found.invariant == "rounds"
+    assert seen == [(7, 3, 2)]
+
+
+def test_honest_peers_send_and_read_no_more_than_deadlines_allow_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = case(Gene("hook relay", "replay", start=1), Gene("Report", "two_faces", start=1), recorded=True)
+    assert run(made).finding is None
+    with monkeypatch.context() as patched:
+        patched.setattr("btard.protocol.loads.of_parts", lambda record, limit: 100)
+        found = run(made).finding
+    assert found is not None
+    assert found.invariant == "load"
+    assert "in part" in found.message
+    monkeypatch.setattr("btard.protocol.loads.of_parts", lambda record, limit: 10**6)
+    monkeypatch.setattr(Watch, "traffic", lambda self, there, letters, answers: self.due.update({2: 100}))
+    found = run(made).finding
+    assert found is not None
+    assert found.message.startswith("peer 2 sent ")
+
+
+def test_an_audit_that_has_other_entries_is_a_finding() -> None:
+    one, other = (Entry(1, kind, "guilty", 1, (0,), (1,), 0) for kind in ("misreport", "wrong_gradient"))
+    invariants.check_audit([one, other], [one, other])
+    for found in ([one], [other, one], [one, other, one], []):
+        with pytest.raises(Broken, match="the audit has"):
+            invariants.check_audit([one, other], found)
+
+
+def test_files_that_colluders_forge_are_audited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing untrue is believed; an audit that would believe it is found out."""
+    made = case(Gene("Report.norms", "scaled", start=1, size=2.0), steps=4, recorded=True)
+    monkeypatch.setattr(play, "MUTANTS", 12)
+    played = run(made)
+    assert played.finding is None, played.finding
+    assert "misreport" in played.kinds
+    monkeypatch.setattr(Truth, "allows", lambda self, report: False)
+    found = run(made).finding
+    assert found is not None
+    assert found.invariant == "forged run"
 
 
 def test_applied_parts_are_right_or_near(monkeypatch: pytest.MonkeyPatch) -> None:

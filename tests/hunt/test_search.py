@@ -15,6 +15,7 @@ from scripts.hunt import corpus, shrink
 from scripts.hunt.cases import Case, Environment, Finding, Gene, Program
 from scripts.hunt.corpus import Population, Totals
 from scripts.hunt.coverage import edited
+from scripts.hunt.environments import problem
 from scripts.hunt.play import Played
 from scripts.hunt.search import Hunt, Result, rounds
 from scripts.hunt.switches import BLIND, SWITCHES
@@ -68,6 +69,15 @@ def test_the_search_follows_from_its_seed(tmp_path: Path) -> None:
     assert cases == one.population.cases
     with pytest.raises(ValueError, match="use another folder"):
         corpus.load(tmp_path, "another commit")
+
+
+def test_the_mode_liveness_asks_for_calm() -> None:
+    hunt = Hunt(Totals("commit"), Population([CASE]), mode="liveness")
+    cases = [hunt.candidate(5) for _ in range(60)]
+    assert all(case.environment.calm is not None for case in cases)
+    assert all(problem(case.environment, case.steps) is None for case in cases)
+    usual = [Hunt(Totals("commit", next=number)).candidate(5) for number in range(200)]
+    assert 5 < sum(case.environment.calm is not None for case in usual) < 100
 
 
 def test_shrinking_keeps_what_matters(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,194 @@
+"""Twins: two copies of the correct protocol code under one key, each of which sees a part of the network.
+
+They say different things without a line of hostile code: each says what is right by what it has heard, or by what it
+has otherwise than its twin. To the others they are one Byzantine peer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from btard.attacks.base import without_fellows
+from btard.protocol.effects import Broadcast, Compare, Compute, Effect, Exchange, Idle, Purpose
+from btard.protocol.hashing import digest
+from btard.protocol.identity import Identity
+from btard.protocol.messages import JoinRequest
+from btard.protocol.peer import Outcome, Peer
+from scripts.hunt.cases import Twin
+from scripts.hunt.programs import RECIPIENTS, Honest
+from scripts.hunt.room import FAILURES, Room
+
+SIGHTS = ("own", "all")
+"""Whom a twin hears directly: the honest peers that hear it, or all of them. Colluders it always hears."""
+DIFFERENCES = ("nothing", "secrets", "gradient", "late", "requests")
+"""What the second twin has otherwise than the first: nothing but its part of the network; other secrets for the coin;
+a gradient that is one unit in the last place off; none in time; no newcomers' requests."""
+
+
+@dataclass(frozen=True)
+class Views(Compare):
+    """A comparison in which single recipients are told another digest."""
+
+    faces: Mapping[int, bytes] = field(default_factory=dict)
+
+
+class Twinned(Honest):
+    """What a twin does: what an honest peer does, but that it turns in no fellow if its cohort is `loyal`."""
+
+    byzantine = True
+
+    def __init__(self, room: Room, plan: Twin, *, loyal: bool, second: bool = False) -> None:
+        super().__init__(room)
+        self.plan, self.loyal, self.second = plan, loyal, second
+
+    def differs(self, step: int, what: str) -> bool:
+        """Whether this is the second twin, and has `what` otherwise."""
+        return self.second and step >= self.plan.start and self.plan.differ == what
+
+    def _passed(self, name: str, ctx: Any, args: Mapping[str, Any], value: Any) -> Any:
+        if ctx.identity is not None:
+            self.room.keys[ctx.peer] = ctx.identity
+        if name == "gradient" and self.differs(ctx.step, "gradient"):
+            value = torch.nextafter(value, torch.full_like(value, torch.inf))
+        if name == "accuse" and self.loyal:
+            value = without_fellows(value, frozenset(self.room.members))
+        return super()._passed(name, ctx, args, value)
+
+
+class Forgetful(Identity):
+    """A key whose holder derives other secrets from it, from step `start` on, than a peer of the protocol does."""
+
+    start: int
+
+    def secret(self, *fields: str | int, epoch: bytes) -> bytes:
+        usual = super().secret(*fields, epoch=epoch)
+        step = fields[2]
+        return digest("twin", usual) if isinstance(step, int) and step >= self.start else usual
+
+
+class Twins(Peer):
+    """A peer in a cohort that is two: itself, and `other`, which serves the honest peers that `plan.to` names.
+
+    Up to step `plan.start` both hear everything, and are one. A twin that leaves the phase of the honest peers, or
+    whose code fails, is dead; the next step goes on with the other one alone.
+    """
+
+    other: Peer
+    plan: Twin
+    room: Room
+    lives: set[int]
+    """0: this one, 1: the other one, as long as they are not dead."""
+
+    @classmethod
+    def of(cls, peer: Peer, plan: Twin, room: Room, *, loyal: bool) -> Twins:
+        """Twins in the place of `peer`, which has not begun a step."""
+
+        def copy(kind: type[Peer], identity: Identity, behaviour: Twinned) -> Any:
+            shared = peer.commitments, peer.memory
+            return kind(peer.id, identity, peer.roster, peer.config, peer.d, behaviour, *shared)
+
+        identity = peer.identity
+        if plan.differ == "secrets":
+            identity = Forgetful.from_seed(peer.config.run_id, peer.id)
+            assert isinstance(identity, Forgetful)
+            identity.start = plan.start
+        made: Twins = copy(cls, peer.identity, Twinned(room, plan, loyal=loyal))
+        made.other = copy(Peer, identity, Twinned(room, plan, loyal=loyal, second=True))
+        made.plan, made.room = plan, room
+        made.lives = {0, 1}
+        return made
+
+    @property
+    def survivor(self) -> Peer:
+        """Who goes on after a step: both, or the one that is not dead."""
+        return self if self.lives != {1} else self.other
+
+    def receive(self, request: JoinRequest) -> bool:
+        """Both hear of it, unless that is what they differ in."""
+        if not (self.plan.differ == "requests" and self.t >= self.plan.start):
+            self.other.receive(request)
+        return super().receive(request)
+
+    def step(self) -> Generator[Effect, Any, Outcome | None]:
+        """One step of both in lockstep. None if neither comes to its end."""
+        running = {0: super().step(), 1: self.other.step()}
+        running = {which: running[which] for which in sorted(self.lives)}
+        answers: dict[int, Any] = dict.fromkeys(running)
+        outcomes: dict[int, Outcome | None] = {}
+        parted = self.t >= self.plan.start
+        served, sees = self._halves() if parted and len(running) == 2 else (frozenset(), {})
+        while running:
+            effects: dict[int, Effect] = {}
+            for which in list(running):
+                try:
+                    effect = running[which].send(answers[which])
+                except StopIteration as stop:
+                    outcomes[which] = stop.value
+                    del running[which]
+                    continue
+                except FAILURES as error:
+                    self.room.crashes.append(f"twin: {type(error).__name__}: {error}")
+                    del running[which]
+                    continue
+                if effect.phase == self.room.phase:
+                    effects[which] = effect
+                else:
+                    running.pop(which).close()
+            if not effects:
+                break
+            said = self._merged(effects, served)
+            answer = yield said
+            answers = {
+                which: self._computed(which, effect, said, answer)
+                if isinstance(effect, Compute | Idle)
+                else self._heard(effect, answer, sees.get(which))
+                for which, effect in effects.items()
+            }
+        self.lives = {which for which, outcome in outcomes.items() if outcome is not None}
+        return next((outcomes[which] for which in sorted(self.lives)), None)
+
+    def _halves(self) -> tuple[frozenset[int], dict[int, frozenset[int] | None]]:
+        """Whom the second twin serves, and whom each of them hears directly; None: everybody."""
+        honest = [p for p in self.active if p not in self.room.members]
+        served = frozenset(RECIPIENTS[self.plan.to](honest, self.plan.pick))
+        if self.plan.sees == "all":
+            return served, {}
+        return served, {0: frozenset(honest) - served, 1: served}
+
+    def _merged(self, effects: Mapping[int, Effect], served: frozenset[int]) -> Effect:
+        """What the peer that both are says: each twin to its part, the first to all others too."""
+        first, second = effects.get(0), effects.get(1)
+        if first is None or second is None:
+            [only] = effects.values()
+            return only
+        if isinstance(first, Compute | Idle):
+            return first if isinstance(first, Compute) else second
+        if isinstance(first, Broadcast) and isinstance(second, Broadcast):
+            faces = dict.fromkeys(served, second.message)
+            return Broadcast(first.phase, first.message, faces, first.limit, first.load)
+        if isinstance(first, Exchange) and isinstance(second, Exchange):
+            packets = {to: items for to, items in first.packets.items() if to not in served}
+            packets |= {to: items for to, items in second.packets.items() if to in served}
+            return Exchange(first.phase, packets, first.limit, first.load)
+        assert isinstance(first, Compare) and isinstance(second, Compare)
+        return Views(first.phase, first.digest, dict.fromkeys(served, second.digest))
+
+    def _computed(self, which: int, effect: Compute | Idle, said: Effect, answer: Any) -> Any:
+        """The gradient that was asked for, if it is what this twin wants and is to have."""
+        trains = isinstance(effect, Compute) and effect.purpose is Purpose.TRAIN
+        slow = which == 1 and trains and self.t >= self.plan.start and self.plan.differ == "late"
+        return answer if effect == said and not slow else None
+
+    def _heard(self, effect: Effect, answer: Mapping[int, Any], sees: frozenset[int] | None) -> dict[int, Any]:
+        """What a twin hears of the `answer` to both, and itself."""
+        heard = {
+            sender: letter
+            for sender, letter in answer.items()
+            if sender != self.id and (sees is None or sender in sees or sender in self.room.members)
+        }
+        own = getattr(effect, "message", None) or getattr(effect, "digest", None)
+        return heard if own is None else {**heard, self.id: own}
