@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from btard.aggregation.threads import kernel_threads
 from btard.audit.proof import Proof
 from btard.protocol.behaviour import Behaviour, Context
 from btard.protocol.broadcast import genuine
@@ -100,7 +101,8 @@ class Observer(Peer):
         answer: Any = None
         while True:
             try:
-                effect = steps.send(answer)
+                with kernel_threads(1):  # as the peers', whatever this machine has; not what recomputes gradients
+                    effect = steps.send(answer)
             except StopIteration:
                 break
             if isinstance(effect, Broadcast) and effect.phase == JUDGEMENT and not judge:

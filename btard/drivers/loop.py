@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from btard.aggregation.threads import kernel_threads
 from btard.drivers.letters import Letters
-from btard.drivers.threads import kernel_threads
 from btard.protocol.commit import CutOff, NoGradient
 from btard.protocol.effects import Compute, Effect, Idle, Purpose
 from btard.protocol.ledger import Entry

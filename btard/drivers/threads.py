@@ -1,33 +1,17 @@
-"""Peers of one process in threads, with one kernel thread each: no kernel of one waits for a thread of another's.
-
-The number of kernel threads decides how sums are split, and so the last bits. The protocol's arithmetic always runs on
-one, so that its results do not depend on how many cores a machine has.
-"""
+"""Peers of one process in threads, with one kernel thread each: no kernel of one waits for a thread of another's."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-@contextmanager
-def kernel_threads(count: int) -> Iterator[None]:
-    """Inside, torch's kernels called from this thread run in `count` threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class Team:

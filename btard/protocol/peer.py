@@ -25,7 +25,7 @@ from btard.protocol.identity import Identity, Roster
 from btard.protocol.join import admit, bring_up, count_probation
 from btard.protocol.ledger import Entry, still_byzantine
 from btard.protocol.limits import WAITING
-from btard.protocol.memory import Memory
+from btard.protocol.memory import NOTHING, Memory
 from btard.protocol.messages import JoinRequest, Signed
 from btard.protocol.radius import next_radius
 from btard.protocol.record import Start, StepRecord
@@ -81,7 +81,7 @@ class Peer(Seat):
             raise ValueError(f"peer {id}: a model of {d} parameters cannot be shared among {config.peers} peers")
         behaviour.check_validators(config.validators)
         super().__init__(
-            id, identity, roster, config, d, behaviour, commitments or Hashed(config.run_id), memory or Memory()
+            id, identity, roster, config, d, behaviour, commitments or Hashed(config.run_id), memory or NOTHING
         )
         self.active: tuple[int, ...] = tuple(range(config.peers))
         """A_t of the next step."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from btard.harness.run_folder import RunFolder
 from btard.protocol.behaviour import HONEST, Behaviour
 from btard.protocol.collusion import Collusion
 from btard.protocol.identity import Identity, Roster
-from btard.protocol.ledger import Ledger
+from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.peer import Peer
 from btard.protocol.snapshot import load_peer, save_peer
 from btard.swarm.config import SwarmConfig
@@ -33,9 +34,8 @@ PREVIOUS = "previous"
 """In a state: the parameters of the step before, which validators and judges need."""
 RECENT = 24
 """Steps whose metrics a status has."""
-STATUS_ENTRIES = 60
-"""Entries of the ledger that a status has; the message is bounded."""
-
+STATUS_LEDGER = 40_000
+"""Bytes of the ledger's newest entries that a status has at most: the votes on one can be many."""
 
 SAID = 100
 """Lines that are said once."""
@@ -193,7 +193,7 @@ class Member:
             "active": list(peer.active),
             "head": peer.ledger.head.hex(),
             "entries": len(peer.ledger.entries),
-            "ledger": [entry.to_json() for entry in peer.ledger.entries[-STATUS_ENTRIES:]],
+            "ledger": _newest(peer.ledger.entries),
             "recent": recent,
             "instance": os.environ.get("BTARD_INSTANCE"),
             "attacks": peer.behaviour.byzantine,
@@ -202,3 +202,16 @@ class Member:
 
     def _watch(self, phase: str) -> None:
         self.phase = phase
+
+
+def _newest(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """As many of the newest entries as fit into a status, the oldest first."""
+    found: list[dict[str, Any]] = []
+    left = STATUS_LEDGER
+    for entry in reversed(entries):
+        said = entry.to_json()
+        left -= len(json.dumps(said))
+        if left < 0:
+            break
+        found.append(said)
+    return found[::-1]

@@ -34,6 +34,7 @@ def record(
     links: Links | None = None,
     finish: bool = True,
     between: Callable[[LocalDriver, int], None] = lambda driver, step: None,
+    d: int = D,
     **settings: Any,
 ) -> LocalDriver:
     """A run of `behaviours` among honest peers, with all that it leaves in `folder`."""
@@ -41,9 +42,9 @@ def record(
     config = ProtocolConfig(**{"peers": peers, "byzantine": byzantine, "run_id": "audit", **settings})
     recorder = Recorder(folder, config)
     driver = LocalDriver(
-        config, QuadraticTask(D), behaviours=behaviours, collusion=collusion, links=links, recorder=recorder
+        config, QuadraticTask(d), behaviours=behaviours, collusion=collusion, links=links, recorder=recorder
     )
-    params, ledger, lines = torch.ones(D), Ledger(), []
+    params, ledger, lines = torch.ones(d), Ledger(), []
     for step in range(steps):
         between(driver, step)
         result = driver.step(params)

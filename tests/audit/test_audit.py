@@ -613,6 +613,30 @@ def test_settings_keys_and_the_end_are_signed(run: Path) -> None:
     refused(run, "the signature of peer 0 in .* does not hold")
 
 
+class Cooks(Behaviour):
+    """Lies about all projections once, so that every part is put on trial."""
+
+    byzantine = True
+
+    def active(self, step: int) -> bool:
+        return step == 2
+
+    def report(self, ctx: Context, report: Report) -> Report:
+        return structs.replace(report, products=tuple((product + 1.0,) for (product,) in report.products))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4, 8])
+def test_an_audit_on_any_number_of_threads_comes_to_the_bits_of_the_run(threads: int, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        record(tmp_path, {2: Cooks()}, peers=9, steps=4, d=8 * 2049, tau=10.0)
+        torch.set_num_threads(threads)
+        assert len(audit(tmp_path).findings) == 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_absences_are_signed(tmp_path: Path) -> None:
     """Who is gone was away in earlier steps too, of which the proof holds but the count."""
     record(tmp_path, **attackers("silent", count=1, phase="commit"), steps=8)

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from btard.aggregation.threads import kernel_threads
 from btard.drivers import local
-from btard.drivers.threads import Team, kernel_threads
+from btard.drivers.threads import Team
 from tests.protocol.matrix import ROWS, Row, play
 
 ONE_ROW_PER_ATTACK = list({row.attack: row for row in reversed(ROWS)}.values())
