@@ -204,9 +204,9 @@ class Member:
         self.phase = phase
 
 
-def _newest(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+def _newest(entries: Sequence[Entry]) -> list[str]:
     """As many of the newest entries as fit into a status, the oldest first."""
-    found: list[dict[str, Any]] = []
+    found: list[str] = []
     left = STATUS_LEDGER
     for entry in reversed(entries):
         said = entry.to_json()
