@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from btard.audit import audit
+from btard.audit.ledger import AgreedState, read_ledger
 from btard.audit.recorder import Recorder
 from btard.audit.report import AuditError
 from btard.drivers.letters import Letters
@@ -276,6 +277,11 @@ def _audit(case: Case, driver: _Cohort, params: torch.Tensor, folder: Path) -> N
     lines = [ledger.append(entry) + "\n" for entry in driver.honest[0].ledger.entries]
     (folder / "ledger.jsonl").write_text("".join(lines))
     driver.attest(params)
+    witness = driver.honest[0]
+    agreed = AgreedState(driver.config, witness.roster, read_ledger(folder / "ledger.jsonl"))
+    concerned = {*(entry.step for entry in witness.ledger.entries), witness.t}
+    if not all(agreed.enough(set(agreed.active(step)), step) for step in concerned):
+        return  # so few are left that liars could have signed all of it: an audit refuses, as documented
     report = audit(folder, tasks_of(case.environment)[0])
     check_audit(driver.honest[0].ledger.entries, [finding.entry for finding in report.findings])
     forgers = keys(driver.config, case.environment.members)
