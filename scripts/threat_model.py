@@ -94,9 +94,10 @@ NOT_COVERED = """
   and an accuser that cannot get a majority goes, honest or not. With a majority of votes Byzantine peers ban whom they
   like.
 - **Honest peers that are away.** One that misses a commit phase loses the step and nothing else: it cannot be accused
-  of what it would have to answer. In mode `exact` a wrong gradient of the step before is still tried, since hashes
-  decide. Misses are counted with a leak: `max_absences` steps in a row, or in the long run more than every third one,
-  and it is `gone`. One that vanishes after its commitment is `silent`, and out for good.
+  of what it would have to answer, it is told what the others agreed on, and gets the aggregates. In mode `exact` a
+  wrong gradient of the step before is still tried, since hashes decide. Misses are counted with a leak: `max_absences`
+  steps in a row, or in the long run more than every third one, and it is `gone`. One that vanishes after its commitment
+  is `silent`, and out for good.
 - **Slow links.** Nobody is convicted of what did not arrive. But an honest owner whose evidence does not reach half of
   the voters in time is removed as `undelivered`. Deadlines provide for all that a phase may have to move, junk of liars
   included, on lines of `deadlines.uplink`; a slower line than that can cost an honest peer its place.

@@ -20,6 +20,7 @@ from btard.protocol.identity import Roster
 if TYPE_CHECKING:
     from btard.audit.recorder import Recorder
     from btard.protocol.peer import Peer
+from btard.protocol.record import settings_digest
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Attestation:
 
     def digest(self, config: ProtocolConfig, roster: Roster, d: int) -> bytes:
         """What is signed: also the settings and the keys."""
-        return signed_digest("attestation", config.digest, d, *roster.keys, self.step, self.head, self.params)
+        return signed_digest("attestation", settings_digest(config), d, *roster.keys, self.step, self.head, self.params)
 
     def write(self, folder: Path) -> None:
         signatures = [[peer, signature.hex()] for peer, signature in sorted(self.signatures.items())]

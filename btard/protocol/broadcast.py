@@ -101,18 +101,18 @@ def _agree(
                     said[hashed] = item.message
                     fresh[hashed] = item
         recipients = others
-    if record.newcomers:
-        behind = [p for p in record.newcomers if views.get(p) != _view(heard)]
-        yield from _tell_newcomers(seat, record, phase, heard, behind, limit)
+    if record.listeners:
+        behind = [p for p in record.listeners if views.get(p) != _view(heard)]
+        yield from _tell(seat, record, phase, heard, behind, limit)
 
 
-def _tell_newcomers(
+def _tell(
     seat: Seat, record: StepRecord, phase: str, heard: Heard, behind: Sequence[int], limit: int
 ) -> Generator[Effect, Any, None]:
-    """Members send all they have heard to the newcomers `behind`, who take what more than half of the members send.
+    """Members send all they have heard to the listeners `behind`, who take what more than half of the members send.
 
-    Nobody relays for newcomers on probation, so their own view may differ from what the honest members agree on. If it
-    does, all honest members send the same; if not, they send nothing and less than half are left to lie.
+    Nobody relays for listeners, so their own view may differ from what the honest members agree on. If it does, all
+    honest members send the same; if not, they send nothing and less than half are left to lie.
     """
     behaviour, ctx, members = seat.behaviour_at(record), seat.context(record), record.members
     all_heard = tuple(Relayed(said[hashed], ()) for _, said in sorted(heard.items()) for hashed in sorted(said))

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import dataclass
 from typing import Literal
 
 from btard.checks import require
-from btard.protocol.hashing import digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,12 +136,6 @@ class ProtocolConfig(ProtocolSettings):
         rule = f">= 1 and <= peers = {n}"
         fix = "a message that names more would be refused as too long"
         require(self.max_newcomers <= n, "max_newcomers", rule, self.max_newcomers, fix, beside="peers")
-
-    @cached_property
-    def digest(self) -> bytes:
-        """Of all settings, 32 bytes: what signatures are bound to. Equal numbers count as equal, 10 and 10.0 too."""
-        plain = {name: float(value) if type(value) is int else value for name, value in asdict(self).items()}
-        return digest("settings", json.dumps(plain, sort_keys=True))
 
     @property
     def rounds(self) -> int:

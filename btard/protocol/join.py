@@ -55,12 +55,13 @@ def admit(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
 
 
 def bring_up(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
-    """Give the step's aggregates to the newcomers, who take no part in making them but have to apply them.
+    """Give the step's aggregates to the listeners, who take no part in making them but have to apply them.
 
-    Owners send theirs; what does not arrive intact a newcomer gets from the next `byzantine` + 1 members after the
-    owner, one of whom is honest. More do not answer, so that asking cannot be used to make everybody send.
+    Owners send theirs to newcomers, as they have sent them to all others. What does not arrive intact a listener gets
+    from the next `byzantine` + 1 members after the owner, one of whom is honest. More do not answer, so that asking
+    cannot be used to make everybody send.
     """
-    newcomers = record.newcomers
+    newcomers, listeners = record.newcomers, record.listeners
     usable = [part for part in record.announced if part not in record.skipped]
     behaviour, ctx = seat.behaviour_at(record), seat.context(record)
     outgoing: dict[int, list[Packet]] = {newcomer: [] for newcomer in newcomers}
@@ -79,7 +80,7 @@ def bring_up(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
 
     lacking = [part for part in usable if part not in record.aggregates]
     asked: dict[int, list[Packet]] = {}
-    for part in lacking if seat.id in newcomers else ():
+    for part in lacking if seat.id in listeners else ():
         for helper in _helpers(seat, record, part):
             asked.setdefault(helper, []).append(Packet("lacking", seat.id, record.step, part, b"", b""))
     helping = seat.config.byzantine + 1
@@ -87,13 +88,13 @@ def bring_up(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
     load = loads.of_questions(record, helping, limit)
     questions = yield from seat.send(record, "lacking", asked, limit=limit, load=load)
     answers: dict[int, list[Packet]] = {}
-    for newcomer in newcomers if seat.id in record.members else ():
-        for part in {packet.part for packet in questions.get(newcomer, ()) if packet.kind == "lacking"} & set(usable):
+    for listener in listeners if seat.id in record.members else ():
+        for part in {packet.part for packet in questions.get(listener, ()) if packet.kind == "lacking"} & set(usable):
             if part in record.aggregates and seat.id in _helpers(seat, record, part):
-                body = behaviour.forward(ctx, newcomer, part, record.aggregates[part])
+                body = behaviour.forward(ctx, listener, part, record.aggregates[part])
                 if body is not None:
                     packet = Packet("aggregate", record.owner(part), record.step, part, body, b"")
-                    answers.setdefault(newcomer, []).append(packet)
+                    answers.setdefault(listener, []).append(packet)
     limit = answer_limit(record, usable)
     load = loads.of_answers(record, usable, helping, limit)
     arrived = yield from seat.send(record, "forward", answers, limit=limit, load=load)

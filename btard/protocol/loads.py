@@ -33,8 +33,8 @@ def of_relays(record: StepRecord, message: int) -> int:
 
 
 def of_telling(record: StepRecord, message: int) -> int:
-    """Each member passes that on to each newcomer."""
-    return max(len(record.members), len(record.newcomers)) * told_limit(len(record.speakers), message)
+    """Each member passes that on to each listener."""
+    return max(len(record.members), len(record.listeners)) * told_limit(len(record.speakers), message)
 
 
 def of_parts(record: StepRecord, limit: int) -> int:
@@ -98,14 +98,14 @@ def of_bringing_up(record: StepRecord, usable: Sequence[int], limit: int) -> int
 
 
 def of_questions(record: StepRecord, helpers: int, limit: int) -> int:
-    """Each newcomer asks `helpers` members for what it lacks."""
-    return _load(record, helpers * limit, len(record.newcomers) * limit, limit)
+    """Each listener asks `helpers` members for what it lacks."""
+    return _load(record, helpers * limit, len(record.listeners) * limit, limit)
 
 
 def of_answers(record: StepRecord, usable: Sequence[int], helpers: int, limit: int) -> int:
-    """Each of the `helpers` of a part gives it to all newcomers."""
+    """Each of the `helpers` of a part gives it to all listeners."""
     size = packets(record, usable)
-    return _load(record, len(record.newcomers) * size, helpers * size, limit)
+    return _load(record, len(record.listeners) * size, helpers * size, limit)
 
 
 def largest(record: StepRecord) -> int:

@@ -119,7 +119,7 @@ class Peer(Seat):
             yield from judge(self, record, [] if watching else verify(self, record) + validate(self, recomputed))
             if self.id in record.expelled:
                 return None
-            if record.newcomers:
+            if record.listeners:
                 yield from bring_up(self, record)
         except Expelled:
             return None

@@ -6,9 +6,11 @@ downloads of newcomers hold a step as what `to_json` makes of these groups: a ne
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Annotated, Any
 
 import msgspec
@@ -16,12 +18,19 @@ import torch
 from msgspec import Meta, Struct
 
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.hashing import signed_digest
+from btard.protocol.hashing import digest, signed_digest
 from btard.protocol.messages import NOBODY, AnnouncedPart, Claim, Commit, Packet, Report, Signed
 from btard.protocol.wire import Number
 
 Radius = Annotated[float, Meta(gt=0)]
 Phase = Annotated[str, Meta(max_length=64, pattern=r"^[ -~]*\Z")]
+
+
+@lru_cache
+def settings_digest(config: ProtocolConfig) -> bytes:
+    """Of all settings, 32 bytes: what signatures are bound to. Equal numbers count as equal, 10 and 10.0 too."""
+    plain = {name: float(value) if type(value) is int else value for name, value in asdict(config).items()}
+    return digest("settings", json.dumps(plain, sort_keys=True))
 
 
 @dataclass
@@ -91,7 +100,7 @@ class Start(Struct, forbid_unknown_fields=True):
         A message of another step, life, run or version, or of a peer that sees another history, is no message here.
         """
         agreed = msgspec.msgpack.encode(to_json(self, Start), order="deterministic")
-        return signed_digest("context", config.digest, agreed)
+        return signed_digest("context", settings_digest(config), agreed)
 
 
 class Settled(Start):
@@ -213,6 +222,15 @@ class StepRecord(Settled):
     def newcomers(self) -> tuple[int, ...]:
         """Those on probation without the ones that already fell out."""
         return tuple(peer for peer in self.probation if peer not in self.expelled)
+
+    @property
+    def listeners(self) -> tuple[int, ...]:
+        """Who has to come to the same end without being asked: newcomers, and whoever was not heard in the roll call.
+
+        The members tell them what they agreed on, and give them the aggregates that they lack.
+        """
+        here = self.active if self.here is None else self.here
+        return (*self.newcomers, *(peer for peer in self.remaining if peer not in here))
 
     @property
     def speakers(self) -> tuple[int, ...]:

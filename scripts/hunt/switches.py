@@ -1,5 +1,8 @@
 """The fixed breaks of the protocol, each as an edit of its source that takes the fix out: what the hunt is measured by.
 
+Those in `BLIND` were made from the protocol and its documentation alone, by somebody who did not know what the hunt can
+try: that it finds the others may be because it was built along with them.
+
 An edit is made while the module is imported (`coverage.install`); no file is changed. Each names the promise that it
 breaks. A text that is not in the module exactly once is an error: then the fix has moved, and its switch has to.
 """
@@ -30,7 +33,7 @@ def _switch(breaks: str, *edits: tuple[str, str, str]) -> Switch:
     return Switch(breaks, tuple(Edit(f"btard.protocol.{module}", old, new) for module, old, new in edits))
 
 
-SWITCHES = {
+KNOWN = {
     "coin_speakers": _switch(
         "a peer that missed the roll call speaks in the coin, withholds its reveal, and is not held to it",
         ("record", 'if self.phase == "commit" else self.members', 'if self.phase == "commit" else self._speaking'),
@@ -160,3 +163,108 @@ SWITCHES = {
         ),
     ),
 }
+
+BLIND = {
+    "removed_accusers": _switch(
+        "accusers that fell out in the same step help to a majority that removes honest owners without a trade",
+        ("accuse", "set()).update(present & set(accusers))", "set()).update(accusers)"),
+    ),
+    "lacked_by_one": _switch(
+        "one voter says that it lacks everything: honest senders go as undelivered, with an owner that hid its row",
+        ("accuse", "2 * len(voters & (lacked[piece] | silent)) > len(voters)", "voters & (lacked[piece] | silent)"),
+    ),
+    "absent_answer": _switch(
+        "an honest sender that is away, and cannot show its part of the step before, goes with the owner that hid it",
+        ("accuse", "answerable = set(record.members) & set(about.here or ())", "answerable = set(about.here or ())"),
+    ),
+    "unlisted_misreport": _switch(
+        "an owner has all those that it left out convicted of having reported nothing",
+        ("claims", "            and claim.accused in announced.senders\n", ""),
+    ),
+    "counted_twice": _switch(
+        "a sender that its own list names several times outweighs the honest ones in V2 and V3: any vector is applied",
+        (
+            "aggregate",
+            "tuple(sorted(workers.intersection(entry.senders))) != entry.senders:",
+            "not workers.issuperset(entry.senders):",
+        ),
+    ),
+    "own_relayer": _switch(
+        "a sender vouches for its own second message in the last round: honest peers disagree on it",
+        ("broadcast", " & set(record.members) - {item.message.sender}", " & set(record.members)"),
+    ),
+    "relayed_without_limit": _switch(
+        "a relayed message so long that nobody can pass it on reaches one honest peer, which then disagrees with all",
+        ("broadcast", "not in senders or signed.nbytes > limit:", "not in senders:"),
+    ),
+    "any_phase": _switch(
+        "what a peer said in one phase is its second message in another: honest peers go for equivocation",
+        (
+            "messages",
+            'digest("broadcast", context, sender, step, phase, payload)',
+            'digest("broadcast", context, sender, step, payload)',
+        ),
+    ),
+    "any_step": _switch(
+        "a part that a peer signed in the step before proves in this one that it sent a bad part",
+        ("messages", 'sign(signed_digest("packet", context, hashed))', 'sign(signed_digest("packet", hashed))'),
+        (
+            "messages",
+            'signed_digest("packet", context, hashed), self.signature',
+            'signed_digest("packet", hashed), self.signature',
+        ),
+        (
+            "commitments",
+            "tensor_digest(tensor, kind, self.run_id, sender, step, part",
+            "tensor_digest(tensor, kind, self.run_id, sender, part",
+        ),
+    ),
+    "unsigned_proof": _switch(
+        "a packet that an owner made up proves that the peer it names sent a bad part",
+        ("packets", "if packet.authentic(hashed, about.context, seat.roster, seat.memory) else", "if True else"),
+    ),
+    "accused_at_once": _switch(
+        "mode tolerant: a validator accuses where judges may not agree, and pays for a gradient at the tolerance",
+        ("validate", "truth, margin=ACCUSE)", "truth, margin=1.0)"),
+    ),
+    "nan_reported": _switch(
+        "a report of NaN turns V2 off, and no check of it finds it wrong: its sender's wrong aggregates count for ever",
+        (
+            "wire",
+            "    if isinstance(result, Message) and not result.finite():",
+            "    if False and not result.finite():",
+        ),
+    ),
+    "radius_of_few": _switch(
+        "tau auto: where half of the workers may be liars, their distances are the next radius",
+        ("radius", "if config.tau_quantile * len(tally.senders(part)) > record.byzantine:", "if tally.senders(part):"),
+        ("radius", "if len(radii) > 2 * record.byzantine else 0.0", "if radii else 0.0"),
+    ),
+    "absences_stay": _switch(
+        "absences add up over the run: an honest peer that misses few steps is removed as gone",
+        ("commit", "if missed else max(0, count - PRESENT)", "if missed else count"),
+    ),
+    "zero_for_lacking": _switch(
+        "a peer that lacks an aggregate that counts goes on with zeros: it has other parameters than the others",
+        ("peer", "        if lacking:\n", "        if False and lacking:\n"),
+        ("peer", "tuple(record.aggregates[j] if j in counting", "tuple(record.aggregates.get(j) if j in counting"),
+    ),
+    "nobody_left_to_work": _switch(
+        "as many validators as ever among a few peers that are left: the draw fails, and no step ends",
+        ("choose", "len(candidates), (len(active) - 1) // 2))", "len(candidates)))"),
+    ),
+    "told_by_one": _switch(
+        "a newcomer believes any one member about what was said, and loses the others' history",
+        ("broadcast", "        if 2 * count > len(members):", "        if count:"),
+    ),
+    "one_checker": _switch(
+        "one colluding validator lets a newcomer that computed nothing become a member",
+        ("join", "checks = min(seat.config.byzantine + 1, len(record.remaining))", "checks = 1"),
+    ),
+    "state_of_one": _switch(
+        "a newcomer starts from the state that a single member vouches for",
+        ("download", "        if 2 * count > len(members):", "        if count:"),
+    ),
+}
+
+SWITCHES = {**KNOWN, **BLIND}

@@ -1,7 +1,7 @@
-"""`python -m tests.hunt.switched FILE`: every case of FILE with all fixes, and without the one of its switch.
+"""`python -m tests.hunt.switched [FILE]`: every case of FILE with all fixes, and without the one of its switch.
 
-Each runs in a process of its own, since a switch acts on what is imported. Prints a line for each case: the switch,
-what breaks with the fix, and what breaks without it.
+Without FILE it is the attacks of `by_hand`. Each runs in a process of its own, since a switch acts on what is
+imported. Prints a line for each case: the switch, what breaks with the fix, and what breaks without it.
 """
 
 from __future__ import annotations
@@ -9,29 +9,25 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch  # noqa: F401  # once, for all processes
 
 from scripts.hunt import coverage
-from scripts.hunt.switches import SWITCHES
+from scripts.hunt.switches import BLIND, SWITCHES
 
 
-def broken(case: str, switch: str | None) -> str:
-    """The invariant that breaks in the case; "" if none does."""
+def broken(play: Callable[[], str], switch: str | None) -> str:
+    """What breaks in `play`, which imports the protocol, without the fix of `switch`; "" if nothing does."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         said = "the process failed"
         try:
             coverage.install(SWITCHES[switch].edits if switch is not None else ())
-            from scripts.hunt.cases import read
-            from scripts.hunt.play import play
-            from scripts.hunt.search import prepare
-
-            prepare()
-            finding = play(read(case).case).finding
-            said = "" if finding is None else finding.invariant
+            said = play()
         finally:
             os.write(writing, said.encode())
             os._exit(0)
@@ -42,11 +38,33 @@ def broken(case: str, switch: str | None) -> str:
     return said
 
 
+def stored(case: str) -> str:
+    """The invariant that breaks in a `case` of the hunt."""
+    from scripts.hunt.cases import read
+    from scripts.hunt.play import play
+    from scripts.hunt.search import prepare
+
+    prepare()
+    finding = play(read(case).case).finding
+    return "" if finding is None else finding.invariant
+
+
+def by_hand(name: str) -> str:
+    """What the attack made for switch `name` breaks."""
+    from tests.hunt.by_hand import PLAYS
+
+    return PLAYS[name]()
+
+
 def main() -> None:
-    for line in Path(sys.argv[1]).read_text().splitlines():
-        stored = json.loads(line)
-        case = json.dumps(stored["case"])
-        print(json.dumps([stored["switch"], broken(case, None), broken(case, stored["switch"])]), flush=True)
+    plays: list[tuple[str, Callable[[], str]]]
+    if len(sys.argv) > 1:
+        lines = map(json.loads, Path(sys.argv[1]).read_text().splitlines())
+        plays = [(line["switch"], partial(stored, json.dumps(line["case"]))) for line in lines]
+    else:
+        plays = [(name, partial(by_hand, name)) for name in BLIND]
+    for switch, play in plays:
+        print(json.dumps([switch, broken(play, None), broken(play, switch)]), flush=True)
 
 
 if __name__ == "__main__":

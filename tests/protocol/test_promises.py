@@ -146,8 +146,41 @@ class Withholds(Attacker):
         return None if recipient == self.victim and recipient not in ctx.record.members else value
 
 
-def test_who_was_away_does_not_go_on_without_an_aggregate_that_counts(seed: int) -> None:
-    """With zero instead it would train another model, and be convicted of the next gradient. It takes the state."""
+class Late(Away):
+    """An honest peer whose commitment comes too late in these steps; then it is there."""
+
+    def say(self, ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Any) -> Any:
+        return None if phase == "commit" else message, {}
+
+    def dispatch(self, ctx: Context, phase: str, packets: Any) -> Any:
+        return packets
+
+
+class SilentTo(Attacker):
+    """Says nothing to the `victim` in one phase, once that one is not in the step."""
+
+    def __init__(self, victim: int, phase: str) -> None:
+        self.victim, self.phase = victim, phase
+
+    def say(self, ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Any) -> Any:
+        return message, {self.victim: None} if phase == self.phase and self.victim not in ctx.record.members else {}
+
+
+@pytest.mark.parametrize("how", ["withhold", "announce", "coin_commit/0", "coin_reveal/0", "report", "accuse/0"])
+def test_who_missed_the_roll_call_ends_the_step_like_the_others(how: str, seed: int) -> None:
+    """Else its late commitment and an attacker that pays nothing cost it three steps, and its place."""
+    config = ProtocolConfig(peers=6, byzantine=1, max_absences=20, run_id=f"told {seed}")
+    attacker, victim = 1 + seed % 5, 1 + (seed + 1) % 5
+    attack = Withholds(victim) if how == "withhold" else SilentTo(victim, how)
+    late = Late(away_at(*range(1, 9)).when)
+    driver = LocalDriver(config, QuadraticTask(D), behaviours={attacker: attack, victim: late})
+    results = play(driver, 10, torch.ones(D))
+    check_honest(results, frozenset())
+    assert all(not result.removed for result in results)
+
+
+def test_who_lacks_an_aggregate_that_counts_does_not_go_on(seed: int) -> None:
+    """Its uplink is down, and it cannot ask. With zero it would train another model, and be convicted of its work."""
     config = ProtocolConfig(peers=6, byzantine=1, max_absences=20, run_id=f"withheld {seed}")
     attacker, victim = 1 + seed % 5, 1 + (seed + 1) % 5
     behaviours = {attacker: Withholds(victim), victim: away_at(*range(1, 12))}

@@ -1,0 +1,36 @@
+"""An attack made by hand for each switch of `BLIND`: `PLAYS[name]()` says which promise it breaks, "" if none.
+
+The switches were made by somebody who did not know what the hunt can try, and so were these. With all fixes in place
+every attack comes to nothing; without the fix of its switch it gets what the switch says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tests.hunt.by_hand import broadcasts, newcomers, numbers, trials
+
+PLAYS: dict[str, Callable[[], str]] = {
+    play.__name__: play
+    for play in (
+        trials.removed_accusers,
+        trials.lacked_by_one,
+        trials.absent_answer,
+        trials.unlisted_misreport,
+        numbers.counted_twice,
+        broadcasts.own_relayer,
+        broadcasts.relayed_without_limit,
+        broadcasts.any_phase,
+        trials.any_step,
+        trials.unsigned_proof,
+        numbers.accused_at_once,
+        numbers.nan_reported,
+        numbers.radius_of_few,
+        numbers.absences_stay,
+        numbers.zero_for_lacking,
+        numbers.nobody_left_to_work,
+        newcomers.told_by_one,
+        newcomers.one_checker,
+        newcomers.state_of_one,
+    )
+}

@@ -1,0 +1,90 @@
+"""Attacks on newcomers, and by them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from btard.drivers.local import LocalDriver
+from btard.protocol.behaviour import Behaviour, Context
+from btard.protocol.download import Download
+from btard.protocol.identity import Identity
+from btard.protocol.messages import Claim, Relayed
+from btard.protocol.snapshot import public_state
+from tests.hunt.by_hand.cohort import Attacker, D, cohort, damage
+
+
+class WhispersToNewcomers(Attacker):
+    """Tells newcomers that nobody but itself has said anything."""
+
+    def relay(self, ctx: Context, phase: str, round: int, outgoing: Any) -> Any:
+        if round != 0 or phase != "coin_commit/0":
+            return outgoing
+        mine = tuple(Relayed(said, ()) for said in ctx.record.heard[phase].get(ctx.peer, ()))
+        return dict.fromkeys(ctx.record.newcomers, mine)
+
+
+def told_by_one() -> str:
+    driver = cohort({1: WhispersToNewcomers()}, probation=4)
+    driver.join(Identity.from_seed("newcomer"))
+    return damage(driver, 5)
+
+
+class Idler(Behaviour):
+    """A newcomer that computes nothing."""
+
+    byzantine = True
+
+    def active(self, step: int) -> bool:
+        return True
+
+    def gradient(self, ctx: Context, gradient: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(gradient)
+
+
+class Lenient(Attacker):
+    """A validator that finds nothing."""
+
+    def accuse(self, ctx: Context, claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
+        return ()
+
+
+def one_checker() -> str:
+    driver = cohort(
+        {1: Lenient(), 3: Lenient()}, peers=6, probation=1, run_id="checker 0"
+    )  # where it is checked by these
+    driver.join(Identity.from_seed("idler"), Idler())
+    broken = damage(driver, 6)
+    member = any(entry.kind == "member" for entry in driver.honest[0].ledger.entries)
+    return broken or ("who has computed nothing is a member" if member else "")
+
+
+class ServesItsOwnState(Attacker):
+    """Vouches for a state with other parameters, and serves it."""
+
+    def __init__(self) -> None:
+        self.driver: list[LocalDriver] = []
+
+    def active(self, step: int) -> bool:
+        return True
+
+    def _forged(self, ctx: Context) -> Download:
+        return Download(public_state(self.driver[0].peers[ctx.peer]), {"parameters": torch.zeros(D)})
+
+    def vouch(self, ctx: Context, hashed: bytes) -> bytes:
+        return self._forged(ctx).digest(ctx.run_id)
+
+    def serve(self, ctx: Context, download: Download) -> Download:
+        return self._forged(ctx)
+
+
+def state_of_one() -> str:
+    attacker, taken = ServesItsOwnState(), list[torch.Tensor]()
+    driver = cohort({0: attacker}, probation=4)
+    attacker.driver.append(driver)
+    driver.join(Identity.from_seed("newcomer"), receive=lambda tensors: taken.append(tensors["parameters"]))
+    broken = damage(driver, 3)
+    if broken or not taken:
+        return broken
+    return "a newcomer has a state that one member made up" if not bool(taken[0].any()) else ""
