@@ -22,7 +22,7 @@ from btard.drivers.local import LocalDriver
 from btard.drivers.loop import Heard, StepResult
 from btard.protocol.commit import CutOff, NoGradient
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.identity import Identity
+from btard.protocol.identity import Identity, Roster
 from btard.protocol.ledger import Ledger
 from btard.protocol.peer import Peer
 from btard.protocol.snapshot import load_peer, load_public, public_state
@@ -278,7 +278,8 @@ def _audit(case: Case, driver: _Cohort, params: torch.Tensor, folder: Path) -> N
     (folder / "ledger.jsonl").write_text("".join(lines))
     driver.attest(params)
     witness = driver.honest[0]
-    agreed = AgreedState(driver.config, witness.roster, read_ledger(folder / "ledger.jsonl"))
+    founders = Roster(witness.roster.keys[: case.environment.peers])
+    agreed = AgreedState(driver.config, founders, read_ledger(folder / "ledger.jsonl"))
     concerned = {*(entry.step for entry in witness.ledger.entries), witness.t}
     if not all(agreed.enough(set(agreed.active(step)), step) for step in concerned):
         return  # so few are left that liars could have signed all of it: an audit refuses, as documented
