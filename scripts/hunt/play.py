@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from btard.audit import audit
+from btard.audit.ledger import AgreedState, read_ledger
 from btard.audit.recorder import Recorder
 from btard.audit.report import AuditError
 from btard.drivers.letters import Letters
@@ -21,7 +22,7 @@ from btard.drivers.local import LocalDriver
 from btard.drivers.loop import Heard, StepResult
 from btard.protocol.commit import CutOff, NoGradient
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.identity import Identity
+from btard.protocol.identity import Identity, Roster
 from btard.protocol.ledger import Ledger
 from btard.protocol.peer import Peer
 from btard.protocol.snapshot import load_peer, load_public, public_state
@@ -276,6 +277,12 @@ def _audit(case: Case, driver: _Cohort, params: torch.Tensor, folder: Path) -> N
     lines = [ledger.append(entry) + "\n" for entry in driver.honest[0].ledger.entries]
     (folder / "ledger.jsonl").write_text("".join(lines))
     driver.attest(params)
+    witness = driver.honest[0]
+    founders = Roster(witness.roster.keys[: case.environment.peers])
+    agreed = AgreedState(driver.config, founders, read_ledger(folder / "ledger.jsonl"))
+    concerned = {*(entry.step for entry in witness.ledger.entries), witness.t}
+    if not all(agreed.enough(set(agreed.active(step)), step) for step in concerned):
+        return  # so few are left that liars could have signed all of it: an audit refuses, as documented
     report = audit(folder, tasks_of(case.environment)[0])
     check_audit(driver.honest[0].ledger.entries, [finding.entry for finding in report.findings])
     forgers = keys(driver.config, case.environment.members)
