@@ -115,9 +115,8 @@ def recover(seat: Seat, record: StepRecord, attempt: int) -> Generator[Effect, A
             if part in record.aggregates or part not in record.announced or packet.kind != "aggregate":
                 continue
             hashed, size = record.announced[part].digest, record.cut.size(part)
-            if packet_fault(seat, record, packet, hashed, size, "aggregate") is None and isinstance(
-                packet.body, torch.Tensor
-            ):
+            fault = packet_fault(seat, record, packet, hashed, size, "aggregate")
+            if fault is None and isinstance(packet.body, torch.Tensor):
                 record.aggregates[part] = packet.body
 
 

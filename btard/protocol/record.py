@@ -225,7 +225,7 @@ class StepRecord(Settled):
 
     @property
     def listeners(self) -> tuple[int, ...]:
-        """Who has to come to the same end without being asked: newcomers, and whoever was not heard in the roll call.
+        """Peers that apply the step but have no say in it: newcomers, and those that were not heard in the roll call.
 
         The members tell them what they agreed on, and give them the aggregates that they lack.
         """

@@ -41,7 +41,7 @@ class Deadlines:
         return 8e-6 * load / self.uplink
 
     def patience(self, d: int) -> float:
-        """How long who asks for the state of a model of `d` parameters waits for the next step to begin, and for it.
+        """How long a peer that asks for the state waits for the next step to begin, and for the state. `d`: parameters.
 
         The parameters come with what the optimizer keeps, and with what the step before left.
         """
