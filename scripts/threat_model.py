@@ -118,7 +118,7 @@ NOT_COVERED = """
 
 ### Known to be open
 
-These work against the code as it is:
+These work against the code as it is (`tests/protocol/test_open.py` has the first):
 
 - **Mode `tolerant`: a target that is away when it is checked.** It is not accused, and nobody checks that step again.
   Attackers that miss the roll call whenever they are targets, and rarely otherwise, can go on. In mode `exact`
