@@ -123,7 +123,7 @@ class SwarmDriver:
             if other not in self.rounds.links:
                 self.rounds.follow(other, self._dial(self.peer.roster.keys[other]))
         for gone in self.rounds.links.keys() - set(self.others):
-            self.rounds.unfollow(gone)
+            await self.rounds.unfollow(gone)
 
     def _dial(self, key: bytes) -> Dial:
         return lambda at: self.doors.knock(key, "follow", *at)

@@ -27,6 +27,7 @@ from btard.protocol.hashing import digest
 from btard.protocol.identity import SIGNATURE_SIZE, Identity, verify_key
 from btard.swarm.identity import peer_id_of, write_identity
 from btard.swarm.relay import Relay
+from btard.swarm.tasks import cancel
 
 T = TypeVar("T")
 Relaying = Literal["none", "use", "serve"]
@@ -243,11 +244,8 @@ class Node:
                 with contextlib.suppress(asyncio.TimeoutError, P2PDaemonError, OSError):
                     await asyncio.wait_for(getattr(self, part).shutdown(), PATIENCE)
         # What still serves or asks somebody ends here, before the loop does.
-        rest = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in rest:
-            task.cancel()
-        if rest:
-            await asyncio.wait(rest, timeout=PATIENCE)
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(cancel(*asyncio.all_tasks() - {asyncio.current_task()}), PATIENCE)
 
 
 def _cannot_listen(error: Exception) -> bool:

@@ -17,6 +17,7 @@ from hivemind.p2p import P2P, P2PDaemonError, PeerID
 from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 
 from btard.protocol.wire import Malformed
+from btard.swarm.tasks import cancel
 
 HOP, STOP = "/libp2p/circuit/relay/0.2.0/hop", "/libp2p/circuit/relay/0.2.0/stop"
 """What peers ask a relay for, and what it asks the other one for."""
@@ -96,9 +97,7 @@ class Relay:
             try:
                 await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                for way in ways:
-                    way.cancel()
-                await asyncio.gather(*ways, return_exceptions=True)
+                await cancel(*ways)
         finally:
             other.close()
 

@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from btard.swarm.links import Dial, Link
 from btard.swarm.node import Node
 from btard.swarm.outbox import Outbox, Position, Said
+from btard.swarm.tasks import cancel
 
 SLICE = 0.5
 """Seconds between two looks at the clock while waiting."""
@@ -47,11 +48,11 @@ class Rounds:
         self.links[peer] = link
         self._tasks[peer] = self.node.spawn(link.follow())
 
-    def unfollow(self, peer: int) -> None:
-        """Whatever `peer` says from now on is of no interest. For the network's thread."""
+    async def unfollow(self, peer: int) -> None:
+        """Whatever `peer` says from now on is of no interest."""
         self.links.pop(peer)
-        self._tasks.pop(peer).cancel()
         self._struck.discard(peer)
+        await cancel(self._tasks.pop(peer))
 
     def outrun_by(self) -> int:
         """How many peers are known to be past the phase at hand."""

@@ -29,6 +29,7 @@ from btard.swarm.doors import Doors
 from btard.swarm.links import Refused
 from btard.swarm.node import Node
 from btard.swarm.places import Places
+from btard.swarm.tasks import cancel
 
 MAX_STATE = 2**26
 """Bytes of the state as JSON: 32 for each step, and some hundred for each entry of the ledger."""
@@ -232,9 +233,7 @@ async def _unless_gone(reader: asyncio.StreamReader, work: Coroutine[Any, Any, S
             raise ConnectionError("whoever asked for a state is gone")
         return await working
     finally:
-        for task in (working, gone):
-            task.cancel()
-        await asyncio.gather(working, gone, return_exceptions=True)
+        await cancel(working, gone)
 
 
 async def _answer(reader: asyncio.StreamReader, limit: int, kind: str, count: int) -> list[Any]:
@@ -316,8 +315,7 @@ async def fetch_state(
                     raise WrongState(f"{error}" + (f" ({told})" if told else "")) from None
             _, asking = await asyncio.wait(asking, timeout=left, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in asking:
-            task.cancel()
+        await cancel(*asking)
     donors = {
         number: step
         for number, (step, vouch) in sorted(vouches.items())

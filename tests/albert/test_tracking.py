@@ -112,7 +112,8 @@ def test_metrics_show_the_attack_and_the_ban(seen: Seen) -> None:
         assert row["attacking"] == (row["step"] >= START and not banned)
         assert row["removed"] == banned and row.get("bans/wrong_gradient", 0) == banned
         assert row.get("loss_at_ban") == (row["loss"] if row["step"] == seen.ban["step"] else None)
-        assert 4 * row["sent_per_peer"] <= row["sent"] * 1.001 <= 5.1 * row["sent_per_peer"]
+        # Of as many as had reported: on a slow machine that may be the majority, which the coordinator waits for.
+        assert round(row["sent"] / row["sent_per_peer"], 6) in (3, 4, 5)
     assert any("validation_loss" in row for row in seen.metrics)
     assert any(f"step {seen.ban['step']}: peer {seen.attacker}, wrong_gradient, accused by" in s for s in seen.lines)
 

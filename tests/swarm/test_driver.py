@@ -14,6 +14,7 @@ from btard.protocol.commit import NoGradient
 from btard.swarm import frames
 from btard.swarm.deadlines import Deadlines
 from btard.swarm.driver import Fallen
+from btard.swarm.tasks import cancel
 from tests.swarm.cohort import QUICK, Cohort, Fault, Member
 
 EQUAL = [
@@ -151,10 +152,13 @@ def test_a_minority_that_is_cut_off_stops() -> None:
     with Cohort(peers=5, byzantine=1, max_absences=9) as cohort:
         cohort.run(1)
         cut = {3, 4}
+        together = threading.Barrier(5, timeout=60)  # nobody may have heard what another says in this step already
 
         def dial_nobody(member: Member) -> None:
+            together.wait()
             others = {0, 1, 2} if member.driver.peer.id in cut else cut
             member.node.run(_forget(member, others))
+            together.wait()
 
         cohort.faults = tuple(Fault(peer, 1, "compute", dial_nobody) for peer in range(5))
         cohort.run(3)
@@ -240,7 +244,7 @@ async def _forget(member: Member, others: set[int]) -> None:
     """No frame of the others arrives any more, as if the cable were cut."""
     for other in others & member.driver.rounds.links.keys():
         link = member.driver.rounds.links[other]
-        member.driver.rounds._tasks[other].cancel()
+        await cancel(member.driver.rounds._tasks[other])
         link.down_since = time.monotonic() - 60
 
 
