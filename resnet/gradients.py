@@ -99,9 +99,10 @@ class CohortGradients:
 
     @torch.no_grad()
     def losses(self, params: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        """Return the cross-entropy of each sample [B] at `params` [d]: images [B, C, H, W] and labels [B] are one batch.
+        """Return the cross-entropy of each sample [B] at `params` [d].
 
-        The samples are normalised by the batch's own statistics, as in training, and leave no trace in any others.
+        images [B, C, H, W] and labels [B] are one batch: the samples are normalised by the batch's own statistics, as
+        in training, and leave no trace in any others.
         """
         self._flat.copy_(params)
         self._measured = self._measured or _Replica(self._model, self._flat)

@@ -14,7 +14,6 @@ from resnet.batchnorm import RunningStatistics
 from resnet.gradients import CohortGradients, Mode
 from resnet.sampling import TrainingData, draw_batches
 
-
 MEASURED = 512
 """Samples by which two states are compared."""
 

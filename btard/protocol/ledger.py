@@ -58,6 +58,7 @@ class Entry(Struct, frozen=True, forbid_unknown_fields=True):
         """The entry in a line of ledger.jsonl or in what `to_json` returned; Malformed says what else it is."""
         value = read_object(line, "ledger entry")
         value.pop(HEAD, None)
+        value.setdefault("losses", {})
         return wire.convert(value, cls, "ledger entry")
 
 
