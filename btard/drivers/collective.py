@@ -129,7 +129,8 @@ class CollectiveDriver:
         if failure is not None:
             raise failure
         if self.recorder is not None:
-            self.recorder.finished([self.peer], lambda step: self.history.at(step, now), writes=self.leads)
+            parameters = lambda step: self.history.at(step, now)  # noqa: E731
+            self.recorder.finished([self.peer], parameters, self.trail.agreed, writes=self.leads)
         result = course.result(self.peer, params)
         return result if result.back_to is None else replace(result, state=self.trail.states[result.back_to].tensors)
 

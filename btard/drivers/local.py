@@ -156,7 +156,7 @@ class LocalDriver:
         staying = {*witness.active, *witness.probation}
         self.peers = {i: p for i, p in self.peers.items() if course.outcomes[i] is not None and i in staying}
         if self.recorder is not None:
-            self.recorder.finished(self.honest, lambda step: self.history.at(step, now))
+            self.recorder.finished(self.honest, lambda step: self.history.at(step, now), self.trail.agreed)
         result = course.result(witness, params)
         return result if result.back_to is None else replace(result, state=self.trail.states[result.back_to].tensors)
 
