@@ -87,16 +87,12 @@ def write_report(results: Results, experiments: Sequence[Experiment], out: Path)
                     if overview == [experiment]:  # nothing to lay over it, and nothing to draw twice
                         shutil.copyfile(file, out / f"{OVERVIEW}{file.suffix}")
                 text.append(f"![Test accuracy: {experiment.title}]({name}.png)")
-            if table := healing_table(results.series(experiment)):
+            if drawing := healing_figure(results.series(experiment)):
                 name = f"healing-{experiment.name}"
-                if drawing := healing_figure(results.series(experiment)):
-                    save(drawing, out / name, small=True)
-                text += [
-                    f"![With and without healing: {experiment.title}]({name}.png)",
-                    tables.markdown(table),
-                    HEALING,
-                ]
-                csv_files[f"{name}.csv"] = table
+                save(drawing, out / name, small=True)
+                text.append(f"![With and without healing: {experiment.title}]({name}.png)")
+                csv_files[f"{name}.csv"] = healing_table(results.series(experiment))
+                text += [tables.markdown(csv_files[f"{name}.csv"]), HEALING]
             text.append(table_text)
             if validators := tables.validators_table(results, experiment):
                 text.append(tables.markdown(validators))

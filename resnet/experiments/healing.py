@@ -36,8 +36,8 @@ def steps_lost(outcome: Outcome) -> int:
     return sum(step + 1 - to for step, to in outcome.run.returns)
 
 
-def healing_table(series: Sequence[Series]) -> Table | None:
-    """A row per attack and radius; None without runs of both kinds."""
+def healing_table(series: Sequence[Series]) -> Table:
+    """A row per attack and radius of which runs of both kinds are finished."""
     rows = [list(COLUMNS)]
     for (attack, tau), (plain, healed) in pairs(series).items():
         below = [100 * (o.reference_accuracy - o.accuracy) for o in healed.outcomes if o.reference_accuracy is not None]
@@ -53,7 +53,7 @@ def healing_table(series: Sequence[Series]) -> Table | None:
                 spread([steps_lost(outcome) for outcome in healed.outcomes], 0),
             ]
         )
-    return rows if len(rows) > 1 else None
+    return rows
 
 
 LEGEND = f"""Points below: the healed run, under the run without attack with the same settings; * more than {CLOSE:g} on
