@@ -246,8 +246,7 @@ BLIND = {
     ),
     "zero_for_lacking": _switch(
         "a peer that lacks an aggregate that counts goes on with zeros: it has other parameters than the others",
-        ("peer", "        if lacking:\n", "        if False and lacking:\n"),
-        ("peer", "tuple(record.aggregates[j] if j in counting", "tuple(record.aggregates.get(j) if j in counting"),
+        ("peer", "        if lacking and back_to is None:\n", "        if False and lacking:\n"),
     ),
     "nobody_left_to_work": _switch(
         "as many validators as ever among a few peers that are left: the draw fails, and no step ends",
