@@ -2,7 +2,7 @@
 
 Clipping bounds what a step of an attack does, bans bound the number of its steps, and this undoes them. What is decided
 follows from broadcasts. The batch is drawn with the coin of the step after the removal, which nobody knew when claims
-were raised. More than half of the active peers must find a state clearly better, so one of them is honest.
+were raised. More than half of the members of the step must find a state clearly better, so one of them is honest.
 """
 
 from __future__ import annotations
@@ -104,7 +104,9 @@ def measured(losses: Losses) -> Measured:
     values = np.nan_to_num(losses.values.cpu().numpy(), nan=CEILING, posinf=CEILING, neginf=-CEILING)
     values = values.clip(-CEILING, CEILING)
     gaps = values[:-1] - values[-1]
-    errors = gaps.std(axis=1, ddof=1) / math.sqrt(gaps.shape[1])
+    examples = gaps.shape[1]
+    # One example says nothing of the error; a bound that is no number would look hostile.
+    errors = gaps.std(axis=1, ddof=1) / math.sqrt(examples) if examples > 1 else CEILING
     bounds = gaps.mean(axis=1) + CERTAIN * errors
     return Measured(losses.digests, tuple(values.mean(axis=1).tolist()), tuple(bounds.tolist()))
 
@@ -120,10 +122,10 @@ class Choice(NamedTuple):
     """Of all states, as most peers have them; none if not even most have the same."""
 
 
-def choose(active: Sequence[int], steps: Sequence[int], said: Mapping[int, Measured]) -> Choice:
-    """The state to go on from, by what active peers have said.
+def choose(members: Sequence[int], steps: Sequence[int], said: Mapping[int, Measured]) -> Choice:
+    """The state to go on from, by what `members` have said: those that are in the step to its end.
 
-    `steps`: the candidates and, last, the step at hand, which is chosen unless more than half of `active` find an
+    `steps`: the candidates and, last, the step at hand, which is chosen unless more than half of `members` find an
     earlier state clearly better. Of several of these it is the one with the lowest loss, the later one of equals.
     Losses are lower medians of what was said about the states that most peers have.
     """
@@ -131,14 +133,14 @@ def choose(active: Sequence[int], steps: Sequence[int], said: Mapping[int, Measu
     views = [message.digests for message in said.values()]
     common = max(sorted(set(views)), key=views.count, default=())
     agreeing = [message for message in said.values() if message.digests == common]
-    if 2 * len(agreeing) <= len(active):
+    if 2 * len(agreeing) <= len(members):
         return Choice(present, {}, ())
     middle = (len(agreeing) - 1) // 2
     medians = {step: sorted(message.losses[i] for message in agreeing)[middle] for i, step in enumerate(steps)}
     better = [
         step
         for i, step in enumerate(steps[:-1])
-        if 2 * sum(message.bounds[i] < 0 for message in agreeing) > len(active)
+        if 2 * sum(message.bounds[i] < 0 for message in agreeing) > len(members)
     ]
     chosen = min(better, key=lambda step: (medians[step], -step), default=present)
     return Choice(chosen, medians, common)
@@ -163,7 +165,7 @@ def heal(seat: Seat, record: StepRecord) -> Generator[Effect, Losses | None, Non
             said[sender] = message
         else:
             seat.expel(record, sender, "malformed_heal")
-    choice = choose(record.active, steps, said)
+    choice = choose(record.members, steps, said)
     hashed = choice.digests[steps.index(choice.step)].hex() if choice.digests else ""
     losses_of = {str(step): loss for step, loss in choice.losses.items()}
     entry = Entry(
