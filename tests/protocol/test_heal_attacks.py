@@ -31,6 +31,8 @@ MEMBERS = frozenset({1, 3, 5})
 RATE, MOMENTUM = 0.05, 0.5
 
 Tensors = dict[str, torch.Tensor]
+Plans = Mapping[int, tuple[str, dict[str, Any]]]
+"""Peer -> the attack that it runs, and its options."""
 
 
 class Cohort(LocalDriver):
@@ -134,7 +136,7 @@ def check(cohort: Cohort, *, trade: bool = False) -> int:
     return lost
 
 
-def attackers(plans: Mapping[int, tuple[str, dict[str, Any]]], **common: Any) -> dict[int, Behaviour]:
+def attackers(plans: Plans, **common: Any) -> dict[int, Behaviour]:
     collusion = Collusion(frozenset(plans), PEERS, 0)
     return {i: make_attack(name, collusion, **{**common, **options}) for i, (name, options) in plans.items()}
 
@@ -289,8 +291,8 @@ class Forgetful(Cohort):
 @pytest.mark.parametrize("forgot", [(), (0,), (0, 2), (0, 2, 4), (0, 2, 4, 6, 7)])
 def test_who_has_lost_the_states_says_nothing_and_liars_gain_nothing(what: str, forgot: tuple[int, ...]) -> None:
     """`check` sees that one of those who know found the chosen state clearly better."""
-    liar = ("healing_lies", {"what": what})
-    plans = {1: ("hit_and_run", {"start": START, "hits": 1}), 3: liar, 5: liar}
+    liar: tuple[str, dict[str, Any]] = ("healing_lies", {"what": what})
+    plans: Plans = {1: ("hit_and_run", {"start": START, "hits": 1}), 3: liar, 5: liar}
     cohort = Forgetful(attackers(plans))
     cohort.forgot = forgot
     cohort.advance(START + 4)
@@ -363,7 +365,7 @@ def test_a_sybil_that_goes_on_probation_triggers_nothing() -> None:
 
 def test_who_aborts_the_coin_of_a_choice_brings_the_next_choice_about() -> None:
     """So nobody can have a batch drawn again until it is one that hides its harm."""
-    plans = {
+    plans: Plans = {
         1: ("hit_and_run", {"start": START, "hits": 0}),
         3: ("silent", {"start": START + 1, "phase": "coin_reveal"}),
     }
@@ -426,7 +428,8 @@ def test_harm_to_the_optimizer_alone_is_not_seen() -> None:
         poison = Poison(collusion=Collusion(frozenset({1}), PEERS, 0), start=start, hits=1)
         cohort = WithAdam({1: poison}, byzantine=1, tau=1e6)
         cohort.state_now["momentum"].fill_(0.5)
-        return cohort.advance(START + 20)
+        cohort.advance(START + 20)
+        return cohort
 
     attacked, clean = run(START), run(1000)
     assert attacked.healings and check(attacked) == 0
