@@ -101,13 +101,10 @@ def row(run: Run) -> tuple[str, ...]:
 def bans_text(run: Run) -> str:
     """Return one line per ban and per return to an earlier state, in order; "nobody was banned" if there is none."""
     names = {True: "Byzantine", False: "honest", None: "peer"}
-    lines = {
-        (
-            ban["step"],
-            ban["peer"],
-        ): f"step {ban['step']:>5}: peer {ban['peer']:>2} ({names[ban.get('byzantine')]}), {ban['kind']}"
-        + (f", accused by {ban['accuser']}" if ban.get("accuser") is not None else "")
-        for ban in run.bans
-    }
+    lines = {}
+    for ban in run.bans:
+        by = f", accused by {ban['accuser']}" if ban.get("accuser") is not None else ""
+        who = f"peer {ban['peer']:>2} ({names[ban.get('byzantine')]})"
+        lines[ban["step"], ban["peer"]] = f"step {ban['step']:>5}: {who}, {ban['kind']}{by}"
     lines |= {(step, -1): f"step {step:>5}: back to step {to}" for step, to in run.returns}
     return "\n".join(lines[key] for key in sorted(lines)) or "nobody was banned"

@@ -266,10 +266,8 @@ def _legend(figure: Figure, panels: Sequence[Axes], columns: int, curves: Sequen
     entries: dict[str, Any] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            if isinstance(handle, Line2D) and label in {
-                *BAN_MARKS.values(),
-                RETURN_MARK,
-            }:  # in the colours of all curves
+            # In the colours of all curves.
+            if isinstance(handle, Line2D) and label in (*BAN_MARKS.values(), RETURN_MARK):
                 handle = Line2D([], [], linestyle="", marker=handle.get_marker(), color="0.3", ms=6)
             entries.setdefault(label, handle)
     order = [*curves, *sorted(entries.keys() - set(curves), reverse=True)]
