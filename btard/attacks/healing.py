@@ -86,7 +86,8 @@ class HealingLies(Attack):
 class HitAndRun(Attack):
     """Hits for some steps and then goes by itself, before anybody has caught it.
 
-    Formula: -scale * g_i in `hits` steps, in each `every`-th. Then silent: no accusations; eliminate: it lacks the
+    Formula: -scale * g_i in `hits` steps, in each `every`-th. Then silent: no accusations; absent: not in the roll
+    call any more; eliminate: it lacks the
     aggregate of an honest owner, it says, and both go; betrayed: it hits on, and a fellow that validates it may turn
     it in
 
@@ -97,7 +98,7 @@ class HitAndRun(Attack):
     level = "protocol"
     hits: int = option(3, "steps in which it hits", low=0)
     scale: float = option(1000.0, "amplification", low=0)
-    leave: str = option("silent", "how it goes", choices=("silent", "eliminate", "betrayed"))
+    leave: str = option("silent", "how it goes", choices=("silent", "absent", "eliminate", "betrayed"))
 
     def gradient(self, ctx: View, gradient: torch.Tensor) -> torch.Tensor:
         return gradient if self._leaving(ctx) and self.leave != "betrayed" else gradient * -self.scale
@@ -105,7 +106,7 @@ class HitAndRun(Attack):
     def say(self, ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Sign) -> Said:
         if not self._leaving(ctx):
             return message, {}
-        if self.leave == "silent" and named(phase) == "accuse":
+        if named(phase) == {"silent": "accuse", "absent": "commit"}.get(self.leave):
             return None, {}
         if self.leave == "eliminate" and phase == "coin_commit/0" and isinstance(payload, CoinCommit):
             lacked = {part for _, part in self._victims(ctx)}

@@ -721,7 +721,11 @@ ROWS: tuple[Row, ...] = (
             settings={"heal": 4},
             **_DUO,
         )
-        for leave, kinds in (("silent", "silent wrong_gradient"), ("eliminate", "withheld_aggregate wrong_gradient"))
+        for leave, kinds in (
+            ("silent", "silent wrong_gradient"),
+            ("absent", "gone wrong_gradient"),
+            ("eliminate", "withheld_aggregate wrong_gradient"),
+        )
     ),
     Row(
         H,

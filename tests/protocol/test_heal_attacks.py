@@ -192,6 +192,16 @@ def test_who_hits_and_goes_leaves_no_trace(leave: str) -> None:
     assert cohort.loss < 1.2 * honest.loss < 0.15 * unhealed.loss
 
 
+@pytest.mark.parametrize(("window", "healed"), [(6, True), (2, False)])
+def test_who_stays_away_after_its_hit_is_healed_if_the_window_is_longer(window: int, healed: bool) -> None:
+    """It is gone three steps later."""
+    hit = attackers({1: ("hit_and_run", {"start": START, "hits": 1, "leave": "absent"})})
+    cohort = Cohort(hit, byzantine=1, heal=window).advance(START + 6)
+    assert [(entry.kind, entry.step) for entry in cohort.entries if entry.peers] == [("gone", START + 3)]
+    assert check(cohort) > 0
+    assert (cohort.healings[0][1] <= START) == healed, "else the hit itself is older than all states"
+
+
 @pytest.mark.parametrize("leave", ["silent", "eliminate"])
 def test_a_sacrifice_on_a_plateau_costs_no_more_than_the_window(leave: str) -> None:
     """The gradients are all noise there, so that states differ, and none is better for long."""
