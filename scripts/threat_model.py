@@ -151,10 +151,11 @@ What holds as long as fewer than half of a step's members are Byzantine:
 - **One ledger, one state.** All honest peers go back in the same step, to the same bits, and stay. Nobody is removed
   but who sends two messages or a malformed one. It makes no difference who is away, who was eliminated in the step
   that decides, or that the run was resumed in between; the radius of `tau: auto` goes back too, also at newcomers.
-- **Lost work.** Going back undoes at most W + 1 steps: W, and the one that decides. No step is undone twice. It
-  happens at most once for each step in which members were removed, so at most W + 1 steps are lost for each member
-  that is removed, an honest one that fell silent included. It happens only where an honest peer found the earlier
-  state better by 3 standard errors, on a batch that nobody knew when the removal was decided.
+- **Lost work.** Going back undoes at most W + 1 steps: W, and the one that decides. No step is undone twice, but for
+  those that newcomers alone have cost. It happens at most once for each step in which members were removed, so at
+  most W + 1 steps are lost for each member that is removed, an honest one that fell silent included. It happens only
+  where an honest peer found the earlier state better by 3 standard errors, on a batch that nobody knew when the
+  removal was decided.
 - **Lies.** In mode `exact` no lie and no silence changes the choice, if more than half of the members are honest and
   have the states. In mode `tolerant` liars tip the scales where honest peers do not agree on which side of 0 a bound
   is, and a median lies between two honest losses. A wrong number costs nobody its place.
@@ -163,7 +164,8 @@ What holds as long as fewer than half of a step's members are Byzantine:
   rate), an earlier state can really be better, and then up to W + 1 steps go. Of equal states one passes for better
   by chance with 0.13 %, one of eight with at most 1.1 %. Who sees the coin and aborts it has one more batch drawn,
   and is removed: so the next step chooses again, unless this one went back.
-- **Sybils.** Who goes on probation triggers nothing. Who has been a member for s steps costs at most s + 1.
+- **Sybils.** Who goes on probation triggers nothing. Who has been a member for s steps costs at most s + 1, and does
+  not keep a later removal from going back further.
 
 What healing does not do:
 

@@ -129,9 +129,11 @@ def check(cohort: Cohort, *, trade: bool = False) -> int:
         if back_to == step:
             continue
         assert step - back_to <= window(cohort.config)
-        assert back_to >= free, "no step is lost twice"
+        assert back_to >= free, "no step is lost twice, but for those that newcomers alone have cost"
         assert cohort.found(step)[back_to] < 0, "only where the loss says so"
-        lost, free = lost + step + 1 - back_to, step + 1
+        lost += step + 1 - back_to
+        if any(peer < PEERS for entry in caused for peer in entry.peers):
+            free = step + 1
     assert lost <= (window(cohort.config) + 1) * len(members)
     return lost
 
@@ -363,6 +365,19 @@ def test_a_sybil_that_is_banned_on_purpose_reaches_back_to_its_membership_alone(
     assert cohort.healings and check(cohort) <= cohort.healings[0][0] + 1 - (graduated + 1)
     looked_at = {int(step) for entry in cohort.entries for step in entry.losses}
     assert min(looked_at) == graduated + 1
+
+
+def test_a_sybil_that_goes_does_not_have_the_harm_of_its_fellows_kept() -> None:
+    """It reaches back to its membership, in the middle of the harm. The fellow's own removal reaches back further."""
+    fellow = attackers({1: ("hit_and_run", {"start": 4, "hits": 4})})
+    cohort = Cohort(fellow, byzantine=2, probation=2, heal=8, run_id="lock 2")
+    sybil = make_attack("hit_and_run", Collusion(frozenset(), PEERS, 0), hits=0)
+    cohort.enter(Identity.from_seed("sybil"), sybil)
+    cohort.advance(14)
+    assert [entry.peers for entry in cohort.entries if entry.peers] == [(PEERS,), (1,)]
+    [(_, first), (_, second)] = cohort.healings
+    assert second < first and second <= 4 and check(cohort)
+    assert cohort.loss < 1.3 * Cohort(byzantine=0).advance(14 - check(cohort)).loss
 
 
 def test_a_sybil_that_goes_on_probation_triggers_nothing() -> None:
