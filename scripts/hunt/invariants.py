@@ -251,16 +251,9 @@ def check_healing(
     clearly = {step for step, bound in zip(due, truth.bounds, strict=True) if bound < 0}
     if entry.about_step not in (now, *clearly):
         raise Broken("healing", f"step {now} goes back to step {entry.about_step}; better are {sorted(clearly)}")
-    dropped = any(step == now for _, step, _ in environment.drops)
-    if (
-        not environment.loss
-        and not dropped
-        and (entry.about_step, entry.losses)
-        != (
-            right.step,
-            {str(step): loss for step, loss in right.losses.items()},
-        )
-    ):
+    heard = not environment.loss and now not in [step for _, step, _ in environment.drops]
+    losses = {str(step): loss for step, loss in right.losses.items()}
+    if heard and (entry.about_step, entry.losses) != (right.step, losses):
         raise Broken("healing", f"step {now} goes on from step {entry.about_step}, not {right.step}: {entry.losses}")
     state = result.state.get(PARAMETERS)
     if (now if result.back_to is None else result.back_to) != entry.about_step:

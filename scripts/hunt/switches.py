@@ -162,6 +162,14 @@ KNOWN = {
             "if claim.accused not in record.expelled:\n                pair",
         ),
     ),
+    "healing_by_one": _switch(
+        "one liar has the others go back to an earlier state, whatever they found",
+        (
+            "heal",
+            "if 2 * sum(message.bounds[i] < 0 for message in agreeing) > len(members)",
+            "if any(message.bounds[i] < 0 for message in agreeing)",
+        ),
+    ),
 }
 
 BLIND = {
