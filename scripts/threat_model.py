@@ -181,9 +181,9 @@ What healing does not do:
   batch is never clear, however large it is, so classes below 1.8 % are out of sight with 512 examples. The optimizer:
   one huge gradient in Adam's mean of squares makes the steps of a thousand rounds tiny, and no earlier *parameters*
   are better. A small `tau` or `clip_lambda` bounds that.
-- **Nothing where honest peers lack the states.** Who has joined or come back less than W steps ago has no say, and
-  still counts as a member. If more than half of the members do not have the states, or fall silent, the run goes on
-  as it is, and this choice is not made up for. Attackers can wait for such a moment.
+- **Nothing as long as honest peers lack the states.** Who has joined or come back less than W steps ago has no say,
+  and still counts as a member. Where the honest peers that have the states are not more than half of the members,
+  every step tries again until they are, and W moves on with it: what is older by then stays.
 """
 
 SWARM = """

@@ -81,6 +81,7 @@ def oldest(config: ProtocolConfig, entries: Iterable[Entry], step: int) -> int:
 def candidates(config: ProtocolConfig, entries: Sequence[Entry], step: int) -> tuple[int, ...]:
     """The steps to whose beginnings `step` may go back, ascending; none unless the step before removed a member.
 
+    Where too few had the states to choose among them, the next step chooses for those removed then, too.
     None is older than `oldest` says, or than the time since when those removed were members. `entries`: the ledger, at
     least up to `step`.
     """
@@ -92,11 +93,15 @@ def candidates(config: ProtocolConfig, entries: Sequence[Entry], step: int) -> t
 
 
 def _membership(config: ProtocolConfig, entries: Iterable[Entry], step: int) -> int | None:
-    """The step since which one of those that the step before `step` removed was a member; None if none of them was."""
+    """The step since which one of those for whose removal `step` chooses was a member; None if none of them was."""
     before = [entry for entry in entries if entry.step < step]
+    open_at = {entry.step for entry in before if entry.kind == HEALED and not entry.losses}
+    first = step - 1
+    while first in open_at:
+        first -= 1
     since = dict.fromkeys(range(config.peers), 0)
     since |= {entry.accused: entry.step + 1 for entry in before if entry.kind == GRADUATED}
-    removed = {peer for entry in before if entry.step == step - 1 for peer in entry.peers}
+    removed = {peer for entry in before if entry.step >= first for peer in entry.peers}
     return min((since[peer] for peer in removed & since.keys()), default=None)
 
 
@@ -143,7 +148,8 @@ def choose(members: Sequence[int], steps: Sequence[int], said: Mapping[int, Meas
 
     `steps`: the candidates and, last, the step at hand, which is chosen unless more than half of `members` find an
     earlier state clearly better. Of several of these it is the one with the lowest loss, the later one of equals.
-    Losses are lower medians of what was said about the states that most peers have.
+    Losses are lower medians of what was said about the states that most peers have. There are none where nothing was
+    decided: no earlier state has more than half of `members` for it, and some do not have them against it either.
     """
     present = steps[-1]
     views = [message.digests for message in said.values()]
@@ -153,11 +159,10 @@ def choose(members: Sequence[int], steps: Sequence[int], said: Mapping[int, Meas
         return Choice(present, {}, ())
     middle = (len(agreeing) - 1) // 2
     medians = {step: sorted(message.losses[i] for message in agreeing)[middle] for i, step in enumerate(steps)}
-    better = [
-        step
-        for i, step in enumerate(steps[:-1])
-        if 2 * sum(message.bounds[i] < 0 for message in agreeing) > len(members)
-    ]
+    votes = {step: sum(message.bounds[i] < 0 for message in agreeing) for i, step in enumerate(steps[:-1])}
+    better = [step for step, found in votes.items() if 2 * found > len(members)]
+    if not better and any(2 * (len(agreeing) - found) <= len(members) for found in votes.values()):
+        return Choice(present, {}, ())  # nor is the present by the word of more than half as good
     chosen = min(better, key=lambda step: (medians[step], -step), default=present)
     return Choice(chosen, medians, common)
 

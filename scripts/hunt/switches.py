@@ -166,8 +166,8 @@ KNOWN = {
         "one liar has the others go back to an earlier state, whatever they found",
         (
             "heal",
-            "if 2 * sum(message.bounds[i] < 0 for message in agreeing) > len(members)",
-            "if any(message.bounds[i] < 0 for message in agreeing)",
+            "if 2 * found > len(members)]",
+            "if found]",
         ),
     ),
 }

@@ -124,7 +124,10 @@ def check(cohort: Cohort, *, trade: bool = False) -> int:
     members = {peer for peer in cohort.removed if peer < PEERS or peer in graduated}
     lost, free = 0, 0
     for step, back_to in cohort.healings:
-        caused = [entry for entry in cohort.entries if entry.step == step - 1 and members & set(entry.peers)]
+        first = step - 1
+        while any(entry.step == first and entry.kind == HEALED and not entry.losses for entry in cohort.entries):
+            first -= 1
+        caused = [entry for entry in cohort.entries if first <= entry.step < step and members & set(entry.peers)]
         assert caused, f"nobody was removed before the healing in step {step}"
         if back_to == step:
             continue
@@ -383,6 +386,21 @@ def test_a_sybil_that_goes_does_not_have_the_harm_of_its_fellows_kept() -> None:
 def test_a_sybil_that_goes_on_probation_triggers_nothing() -> None:
     cohort = with_sybil("silent", phase="commit").advance(8)
     assert cohort.removed == {PEERS} and not cohort.healings and check(cohort) == 0
+
+
+@pytest.mark.parametrize("what", ["silent", "digests", "present"])
+def test_a_choice_for_which_too_few_have_the_states_is_made_up_for(what: str) -> None:
+    """As soon as they have them, even if nobody else is removed: attackers cannot wait for such a moment."""
+    liar: tuple[str, dict[str, Any]] = ("healing_lies", {"what": what})
+    plans: Plans = {1: ("hit_and_run", {"start": START, "hits": 1}), 3: liar, 5: liar}
+    cohort = Forgetful(attackers(plans), heal=6)
+    cohort.forgot = (0, 2, 4)
+    cohort.advance(START + 4)
+    assert cohort.healings == [(START + 2, START + 2), (START + 3, START + 3)]
+    cohort.forgot = ()
+    cohort.advance(4)
+    [*_, (step, back_to)] = cohort.healings
+    assert step == START + 4 and back_to <= START and check(cohort) == step + 1 - back_to
 
 
 # The coin, with which the batch is drawn.
