@@ -124,8 +124,6 @@ These work against the code as it is (`tests/protocol/test_open.py` has the firs
   Attackers that miss the roll call whenever they are targets, and rarely otherwise, can go on. In mode `exact`
   hashes convict them. A newcomer that is away in the step in which it is
   checked is removed as `undelivered`, also if it is honest.
-- **Mode `tolerant` with equal gradients.** Where all honest gradients of a step are equal, a search found a case in
-  which an honest worker is convicted of `wrong_gradient` (five peers, two of them hostile, 8 parameters).
 - **An owner that is away after a fellow's report was cooked for it** escapes the second round of claims.
 - **`tau: auto` can be kept from moving**: parts with too few rows do not count, so Byzantine peers that are away in
   turn keep the radius where it is.

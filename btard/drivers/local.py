@@ -199,8 +199,9 @@ class LocalDriver:
                 peer.begin_life(life)
         self.history.restore(tensors, workers_of(self.honest[0].last))
         self.compute.restore(state["memory"], tensors)
-        for record in (peer.last for peer in self.peers.values() if peer.last is not None):
-            self.commitments.learn(record.committed())
+        for peer in self.peers.values():
+            if peer.last is not None:
+                self.commitments.learn(peer.last.step, peer.last.committed(peer.id))
         if self.recorder is not None and state["recorder"] is not None:
             self.recorder.restore(state["recorder"], self.honest[0].last)
 

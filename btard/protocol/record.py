@@ -237,8 +237,14 @@ class StepRecord(Settled):
         """Whose broadcasts count in the present phase: the members', and the newcomers' commitments."""
         return (*self.members, *self.newcomers) if self.phase == "commit" else self.members
 
-    def committed(self) -> Iterator[tuple[tuple[str, int, int, int], torch.Tensor, bytes]]:
-        """What peers committed to and is still here: (kind, sender, step, part), the tensor and its digest."""
+    def committed(self, me: int) -> Iterator[tuple[tuple[str, int, int, int], torch.Tensor, bytes]]:
+        """What peers committed to and is still here: (kind, sender, step, part), the tensor and its digest.
+
+        `me`: whose record this is.
+        """
+        if self.own is not None:
+            for part, hashed in enumerate(self.commits[me].digests):
+                yield ("part", me, self.step, part), self.cut.view(self.own, part), hashed
         for part, packets in self.received.items():
             for sender, packet in packets.items():
                 if isinstance(packet.body, torch.Tensor):

@@ -39,10 +39,10 @@ KNOWN = {
         ("record", 'if self.phase == "commit" else self.members', 'if self.phase == "commit" else self._speaking'),
         (
             "record",
-            "    def committed(self)",
+            "    def committed(self, me: int)",
             "    @property\n    def _speaking(self) -> tuple[int, ...]:\n"
             '        return self.remaining if self.phase.startswith("coin") else self.members\n\n'
-            "    def committed(self)",
+            "    def committed(self, me: int)",
         ),
     ),
     "coin_reveals": _switch(
