@@ -57,7 +57,7 @@ def of_recovery(record: StepRecord) -> int:
 
 
 def of_disclosure(record: StepRecord, last: StepRecord, limit: int) -> int:
-    """A target sends its validator all parts of its gradient of the step before."""
+    """A validator is sent all parts of its target's gradient of the step before, by the target or by their owners."""
     gradient = packets(last, range(last.cut.k))
     return _load(record, gradient, gradient, limit)
 

@@ -150,6 +150,10 @@ class Settled(Start):
     def owner(self, part: int) -> int:
         return self.owners[part] if 0 <= part < len(self.owners) else NOBODY
 
+    def attends(self, peer: int) -> bool:
+        """Whether `peer`, a newcomer or not, was heard in the roll call: who was not need not answer for anything."""
+        return peer in (self.commits if peer in self.standings else self.here or ())
+
 
 class StepRecord(Settled):
     """One step as one peer sees it: what all agree on (`Start`, `Settled`), the transcript, and what it alone holds.
@@ -190,7 +194,7 @@ class StepRecord(Settled):
     own: torch.Tensor | None = None
     """What I committed to, [d]: others may want to see it, in the next step too."""
     disclosed: dict[int, torch.Tensor] = {}
-    """My target -> what it committed to in the step before, [d], as it was shown to me (tolerant validation)."""
+    """Part -> what my target committed to in the step before, as it was shown to me (tolerant validation)."""
     suspects: dict[tuple[str, int, int], Packet | None] = {}
     """(claim kind, accused, part) -> the packet that proves it, None if it never came."""
     trials: dict[int, dict[Claim, tuple[int, ...]]] = {}
