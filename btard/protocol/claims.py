@@ -19,7 +19,7 @@ from btard.protocol.packets import packet_fault
 from btard.protocol.record import Settled, StepRecord
 from btard.protocol.report import Truth, part_scalars
 from btard.protocol.seat import Court, Seat
-from btard.protocol.validate import Work, parts_to_show, work_is_wrong, work_shown
+from btard.protocol.validate import Work, work_is_wrong, work_shown
 from btard.protocol.verify import CONVICT, aggregate_is_right, reported, scalars_differ
 
 
@@ -114,13 +114,13 @@ class WrongGradient(Kind):
         if not duty or claim.part != NOBODY or claim.accused not in about.commits:
             return False
         # Mode `exact`: hashes decide, and nothing has to be shown for it.
-        return seat.config.validation == "exact" or bool(parts_to_show(about, record, claim.accused))
+        return seat.config.validation == "exact" or bool(about.parts_to_show(claim.accused, record))
 
     def pieces(
         self, seat: Court, about: Settled, now: Settled, claim: Claim, accusers: Sequence[int]
     ) -> tuple[Piece, ...]:
         """Mode `exact`: none, since hashes decide. Mode `tolerant`: of an accused that is away what others hold."""
-        parts = parts_to_show(about, now, claim.accused) if seat.config.validation == "tolerant" else ()
+        parts = about.parts_to_show(claim.accused, now) if seat.config.validation == "tolerant" else ()
         return tuple(Piece("part", claim.accused, about.step, part) for part in parts)
 
     def shown(self, seat: Seat, about: StepRecord, claim: Claim, accusers: Sequence[int]) -> list[Packet]:

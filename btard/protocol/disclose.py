@@ -18,7 +18,6 @@ from btard.protocol.effects import Effect
 from btard.protocol.messages import Packet
 from btard.protocol.record import StepRecord
 from btard.protocol.seat import Seat
-from btard.protocol.validate import parts_to_show
 
 
 def disclose(seat: Seat, record: StepRecord, recomputed: torch.Tensor | None) -> Generator[Effect, Any, None]:
@@ -42,7 +41,7 @@ def disclose(seat: Seat, record: StepRecord, recomputed: torch.Tensor | None) ->
     watched = record.assignments.get(seat.id)
     if watched is None or recomputed is None or watched not in last.commits:
         return
-    pieces = [Piece("part", watched, last.step, part) for part in parts_to_show(last, record, watched)]
+    pieces = [Piece("part", watched, last.step, part) for part in last.parts_to_show(watched, record)]
     table = own_pieces(seat, last, watched, recomputed)
     for packet in (packet for packets in arrived.values() for packet in packets):
         piece = Piece(packet.kind, packet.sender, packet.step, packet.part)
@@ -58,5 +57,5 @@ def _held(seat: Seat, last: StepRecord, record: StepRecord, target: int) -> Sequ
     """What I have to show of `target`'s parts: mine if I am the target, or those that it sent me, if it is away."""
     if record.attends(target):
         return parts_of(last, target, last.own) if target == seat.id and last.own is not None else ()
-    shown = parts_to_show(last, record, target)
+    shown = last.parts_to_show(target, record)
     return [last.received[j][target] for j in shown if last.owner(j) == seat.id and target in last.received.get(j, {})]

@@ -154,6 +154,16 @@ class Settled(Start):
         """Whether `peer`, a newcomer or not, was heard in the roll call: who was not need not answer for anything."""
         return peer in (self.commits if peer in self.standings else self.here or ())
 
+    def parts_to_show(self, peer: int, now: Settled) -> tuple[int, ...]:
+        """The parts of `peer`'s gradient in this step that have to be shown in the step of `now`, ascending.
+
+        All of them. If it is away then, those that it had sent to owners who are here.
+        """
+        if now.attends(peer):
+            return tuple(range(self.cut.k))
+        announced = sorted(self.announced.items())
+        return tuple(j for j, entry in announced if peer in entry.senders and self.owner(j) in (now.here or ()))
+
 
 class StepRecord(Settled):
     """One step as one peer sees it: what all agree on (`Start`, `Settled`), the transcript, and what it alone holds.

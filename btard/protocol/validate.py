@@ -30,17 +30,6 @@ def work_shown(about: Settled, shown: Mapping[int, torch.Tensor], own: torch.Ten
     return Work(torch.cat(parts), frozenset(range(about.cut.k)) - shown.keys())
 
 
-def parts_to_show(about: Settled, now: Settled, target: int) -> tuple[int, ...]:
-    """The parts of `target`'s gradient in the step of `about` that have to be shown in the step of `now`.
-
-    All of them. If it is away then, those that it had sent to owners who are here.
-    """
-    if now.attends(target):
-        return tuple(range(about.cut.k))
-    announced = sorted(about.announced.items())
-    return tuple(j for j, entry in announced if target in entry.senders and about.owner(j) in (now.here or ()))
-
-
 def work_is_wrong(seat: Court, about: Settled, target: int, work: Work, truth: Truth, *, margin: float) -> bool:
     """Whether what `target` committed to, or its reports on it, are not those of the true gradient.
 
@@ -89,7 +78,7 @@ def validate(seat: Seat, gradient: torch.Tensor | None) -> list[Claim]:
         return (
             accusation if not right or work_is_wrong(seat, about, target, Work(gradient), truth, margin=ACCUSE) else []
         )
-    owed = parts_to_show(about, record, target)
+    owed = about.parts_to_show(target, record)
     if not owed:
         return []
     hidden = not record.disclosed.keys() >= set(owed)

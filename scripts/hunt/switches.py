@@ -104,7 +104,7 @@ KNOWN = {
     ),
     "absent_target": _switch(
         "mode tolerant: a target that is away in the step in which it has to show its work is removed",
-        ("validate", "    if now.attends(target):\n", "    if True:\n"),
+        ("record", "        if now.attends(peer):\n", "        if True:\n"),
         ("validate", "if hidden and record.attends(target):", "if hidden:"),
         ("accuse", "        if aggregate or record.attends(claim.accused):\n", "        if True:\n"),
     ),
