@@ -23,7 +23,7 @@ from btard.protocol.messages import Claim, CoinReveal, Packet, Relayed, Report, 
 from btard.protocol.record import StepRecord
 
 
-class View(Struct, frozen=True, eq=False):
+class View(Struct, frozen=True):
     """What is public before anybody commits to a gradient: all that an attack on gradients may look at.
 
     Peers of a trusted server have nothing else: no validators, no radius, and no word of each other.
@@ -44,7 +44,7 @@ class View(Struct, frozen=True, eq=False):
     """The step before as the peer saw it; None in the first one."""
 
 
-class Context(View, frozen=True, kw_only=True, eq=False):
+class Context(View, frozen=True, kw_only=True):
     """What a hook of the protocol may look at besides: the peer's own view of the step, and what it brings along."""
 
     record: StepRecord

@@ -46,7 +46,7 @@ class Idle:
     phase: str = "compute"
 
 
-class Broadcast(Struct, frozen=True, eq=False):
+class Broadcast(Struct, frozen=True):
     """Send `message` (None: nothing) to every active peer; answered by {sender: Signed} of this phase.
 
     `faces` says what single recipients get instead: only a Byzantine peer has more than one face. Whoever sends more
@@ -61,7 +61,7 @@ class Broadcast(Struct, frozen=True, eq=False):
     load: int
 
 
-class Compare(Struct, frozen=True, eq=False):
+class Compare(Struct, frozen=True):
     """Send everybody a 32-byte digest of what I hold; answered by {sender: digest}.
 
     A hint that needs no signature: who lies about it is sent what it has already, and nothing else happens.
@@ -74,7 +74,7 @@ class Compare(Struct, frozen=True, eq=False):
     digest: bytes
 
 
-class Exchange(Struct, frozen=True, eq=False):
+class Exchange(Struct, frozen=True):
     """Send each recipient its items; answered by {sender: items}. What did not arrive in time is absent.
 
     From one sender at most `limit` bytes are read; one that sends more counts as having sent nothing. `load` as that of
