@@ -17,7 +17,6 @@ from btard.protocol.identity import Identity
 from btard.protocol.peer import Peer
 from btard.swarm import frames
 from btard.swarm.doors import Doors
-from btard.swarm.node import Node
 from btard.swarm.state import Fetched, Snapshot, StateService, ask_status, fetch_state
 from tests.swarm.cohort import Cohort
 from tests.swarm.daemons import Lodger
