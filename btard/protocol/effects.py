@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
 
+from msgspec import Struct
+
 from btard.protocol.messages import Packet, Relayed, Signed
 
 
@@ -44,8 +46,7 @@ class Idle:
     phase: str = "compute"
 
 
-@dataclass(frozen=True)
-class Broadcast:
+class Broadcast(Struct, frozen=True):
     """Send `message` (None: nothing) to every active peer; answered by {sender: Signed} of this phase.
 
     `faces` says what single recipients get instead: only a Byzantine peer has more than one face. Whoever sends more
@@ -60,8 +61,7 @@ class Broadcast:
     load: int
 
 
-@dataclass(frozen=True)
-class Compare:
+class Compare(Struct, frozen=True):
     """Send everybody a 32-byte digest of what I hold; answered by {sender: digest}.
 
     A hint that needs no signature: who lies about it is sent what it has already, and nothing else happens.
@@ -74,8 +74,7 @@ class Compare:
     digest: bytes
 
 
-@dataclass(frozen=True)
-class Exchange:
+class Exchange(Struct, frozen=True):
     """Send each recipient its items; answered by {sender: items}. What did not arrive in time is absent.
 
     From one sender at most `limit` bytes are read; one that sends more counts as having sent nothing. `load` as that of

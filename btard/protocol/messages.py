@@ -196,7 +196,7 @@ class Signed(Struct, frozen=True):
     ) -> Signed:
         """`context` is `StepRecord.context`: a signature holds for one run, step and state of the ledger alone."""
         unsigned = cls(sender, step, phase, wire.encode(payload), b"")
-        return replace(unsigned, signature=identity.sign(unsigned.digest(context, memory)))
+        return replace(unsigned, signature=identity.sign(unsigned.digest(context, memory), memory))
 
     def digest(self, context: bytes, memory: Memory = NOTHING) -> bytes:
         """What the signature is on."""

@@ -11,10 +11,10 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 
 from btard.drivers.history import ParameterHistory
 from btard.drivers.letters import Letters

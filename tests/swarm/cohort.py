@@ -1,4 +1,7 @@
-"""Whole swarms in one process: a thread and a libp2p daemon for each peer, faults placed by peer, step and phase."""
+"""Whole swarms in one process: a thread and a libp2p daemon for each peer, faults placed by peer, step and phase.
+
+The daemons are kept for the next cohort with the same keys, but for those of a cohort in which one was killed.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,7 @@ from btard.swarm.doors import Doors
 from btard.swarm.driver import Fallen, OutOfStep, SwarmDriver
 from btard.swarm.node import Node
 from btard.task import QuadraticTask, TooLate, never
+from tests.swarm.daemons import DAEMONS, Lodger
 
 RUN = "cohort"
 QUICK = Deadlines(compute=20.0, phase=3.0, message=0.2, uplink=1, give_up=0.5)
@@ -80,7 +84,7 @@ class Member:
 
     def kill(self) -> None:
         """As kill -9 of its process: the daemon ends, nobody says goodbye."""
-        self.node.p2p._child.kill()
+        DAEMONS.kill(self.node)
         raise Killed
 
 
@@ -114,9 +118,10 @@ class Cohort:
         self.identities = [Identity.from_seed(self.config.run_id, peer) for peer in range(peers)]
         self.roster = Roster(tuple(identity.public_key for identity in self.identities))
         self.members: list[Member] = []
+        DAEMONS.renew()
         for peer in range(peers):
             known = self.members[0].node.addresses[:1] if self.members else ()
-            self.members.append(self._member(peer, Node(self.identities[peer], initial_peers=known).start()))
+            self.members.append(self._member(peer, Lodger(self.identities[peer], initial_peers=known).start()))
 
     def _member(self, number: int, node: Node) -> Member:
         behaviour, collusion = self.behaviour(number)
