@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
 
+import torch
 from msgspec import Struct
 
 from btard.protocol.messages import Packet, Relayed, Signed
@@ -37,6 +38,28 @@ class Compute:
     @property
     def phase(self) -> str:
         return "compute" if self.purpose is not Purpose.JUDGE else "judge"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """The losses of the states at the beginning of `steps`, ascending, the last of which is the step at hand.
+
+    They are of one public batch drawn with `seed`. Answered by `Losses`, or None by whom some of the states are lost.
+    """
+
+    steps: tuple[int, ...]
+    seed: bytes
+    phase: ClassVar[str] = "heal/measure"
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What came of a `Measure`, in the order of its steps."""
+
+    digests: tuple[bytes, ...]
+    """Of the states, 32 bytes each."""
+    values: torch.Tensor
+    """[states, examples] float64: the loss of every example of the batch."""
 
 
 @dataclass(frozen=True)
@@ -87,4 +110,4 @@ class Exchange(Struct, frozen=True):
     load: int
 
 
-Effect = Compute | Idle | Broadcast | Compare | Exchange
+Effect = Compute | Measure | Idle | Broadcast | Compare | Exchange

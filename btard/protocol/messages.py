@@ -136,6 +136,22 @@ class Lacking(Message, frozen=True):
     pieces: tuple[Number, ...] = ()
 
 
+class Measured(Message, frozen=True):
+    """Phase heal: what the sender finds of some earlier states, ascending, and of the present one, which comes last."""
+
+    digests: tuple[Digest, ...]
+    """Of each state."""
+    losses: tuple[float, ...]
+    """Of each state, the mean over the public batch."""
+    bounds: tuple[float, ...]
+    """Of each earlier state, how much worse than the present one it may be: below 0 it is clearly better."""
+
+    def fits(self, states: int) -> bool:
+        """Whether it is about so many states, and all its numbers are finite."""
+        sizes = len(self.digests), len(self.losses), len(self.bounds) + 1
+        return set(sizes) == {states} and all(map(math.isfinite, (*self.losses, *self.bounds)))
+
+
 class JoinRequest(Message, frozen=True):
     """Somebody with this public key wants to join this run. It can be passed on, and is used up once."""
 
@@ -157,7 +173,7 @@ class Join(Message, frozen=True):
     requests: tuple[JoinRequest, ...]
 
 
-P = TypeVar("P", Commit, Announce, CoinCommit, CoinReveal, Report, Claims, Votes, Join, Lacking)
+P = TypeVar("P", Commit, Announce, CoinCommit, CoinReveal, Report, Claims, Votes, Join, Lacking, Measured)
 
 
 @remembered(4096)

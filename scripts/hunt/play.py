@@ -68,7 +68,12 @@ class _Cohort(LocalDriver):
     room: Room
     watch: Watch
 
-    def step(self, params: torch.Tensor, shared: Mapping[str, torch.Tensor] | None = None) -> StepResult:
+    def step(
+        self,
+        params: torch.Tensor,
+        shared: Mapping[str, torch.Tensor] | None = None,
+        local: Mapping[str, torch.Tensor] | None = None,
+    ) -> StepResult:
         now = self.honest[0].t
         away = {
             i: peer
@@ -78,7 +83,7 @@ class _Cohort(LocalDriver):
         for peer in away.values():
             peer.behaviour.byzantine = True  # the driver shall not compare it with the others
         try:
-            result = super().step(params, shared)
+            result = super().step(params, shared, local)
         finally:
             for peer in away.values():
                 peer.behaviour.byzantine = False
