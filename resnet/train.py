@@ -29,7 +29,7 @@ from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import ConfigError
 from btard.harness.vector import bind, flatten
 from btard.protocol.commit import NoGradient
-from btard.protocol.heal import HEALED
+from btard.protocol.heal import HEALED, describe_healing
 from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.tolerance import tolerated_deviation
 from resnet.cohort import HISTORY, make_driver
@@ -256,12 +256,7 @@ def train(
 def describe(entry: Entry, byzantine: frozenset[int]) -> str:
     """One line for people about a ledger entry."""
     if entry.kind == HEALED:
-        loss = {int(step): f"{value:.3g}" for step, value in entry.losses.items()}
-        if entry.about_step == entry.step:
-            return f"step {entry.step}: no earlier state is clearly better"
-        return (
-            f"step {entry.step}: back to step {entry.about_step}, loss {loss[entry.step]} to {loss[entry.about_step]}"
-        )
+        return describe_healing(entry)
     who = ", ".join(f"{peer} ({'Byzantine' if peer in byzantine else 'honest'})" for peer in entry.peers)
     by = f", accused by {', '.join(map(str, entry.accusers))}" if entry.accusers else ""
     return f"step {entry.step}: banned peer {who}: {entry.kind}{by}"

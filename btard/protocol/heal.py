@@ -135,7 +135,7 @@ def heal(seat: Seat, record: StepRecord) -> Generator[Effect, Losses | None, Non
     if seat.id in record.members:
         losses = yield Measure(steps, digest("heal", seat.config.run_id, record.step, record.coin))
     else:
-        yield Idle(Measure.phase)
+        yield Idle(Measure.phase, len(steps))
     mine = None if losses is None else measured(losses)
     messages = yield from seat.broadcast(record, HEALED, Measured, mine, expected=())
     said: dict[int, Measured] = {}
@@ -169,3 +169,14 @@ def went_back(entries: Sequence[Entry], step: int) -> int | None:
         if entry.kind == HEALED and entry.step == step and entry.about_step < step:
             return entry.about_step
     return None
+
+
+def describe_healing(entry: Entry, first: int = 0) -> str:
+    """One line for people about an entry of kind `HEALED`. `first`: the step of the run at which the protocol began."""
+    step, back = f"step {first + entry.step}", str(entry.about_step)
+    if not entry.losses:
+        return f"{step}: too few peers still have the earlier states to compare them"
+    if entry.about_step == entry.step:
+        return f"{step}: no earlier state is clearly better"
+    before, after = entry.losses[str(entry.step)], entry.losses[back]
+    return f"{step}: back to step {first + entry.about_step}, loss {before:.3g} to {after:.3g}"
