@@ -29,7 +29,7 @@ from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import ConfigError
 from btard.harness.vector import bind, flatten
 from btard.protocol.commit import NoGradient
-from btard.protocol.heal import HEALED, describe_healing
+from btard.protocol.heal import HEALED, described
 from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.tolerance import tolerated_deviation
 from resnet.cohort import HISTORY, make_driver
@@ -256,7 +256,7 @@ def train(
 def describe(entry: Entry, byzantine: frozenset[int]) -> str:
     """One line for people about a ledger entry."""
     if entry.kind == HEALED:
-        return describe_healing(entry)
+        return described(entry)
     who = ", ".join(f"{peer} ({'Byzantine' if peer in byzantine else 'honest'})" for peer in entry.peers)
     by = f", accused by {', '.join(map(str, entry.accusers))}" if entry.accusers else ""
     return f"step {entry.step}: banned peer {who}: {entry.kind}{by}"

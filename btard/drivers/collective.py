@@ -128,7 +128,8 @@ class CollectiveDriver:
         if failure is not None:
             raise failure
         if self.recorder is not None:
-            self.recorder.finished([self.peer], lambda step: self.history.at(step, now), writes=self.leads)
+            parameters = lambda step: self.history.at(step, now)  # noqa: E731
+            self.recorder.finished([self.peer], parameters, self.trail.agreed, writes=self.leads)
         return self.trail.completed(course.result(self.peer, params))
 
     def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

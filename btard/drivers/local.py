@@ -155,7 +155,7 @@ class LocalDriver:
         staying = {*witness.active, *witness.probation}
         self.peers = {i: p for i, p in self.peers.items() if course.outcomes[i] is not None and i in staying}
         if self.recorder is not None:
-            self.recorder.finished(self.honest, lambda step: self.history.at(step, now))
+            self.recorder.finished(self.honest, lambda step: self.history.at(step, now), self.trail.agreed)
         return self.trail.completed(course.result(witness, params))
 
     def _team_for(self, params: torch.Tensor) -> Team | None:

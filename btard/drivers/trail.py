@@ -11,8 +11,8 @@ from btard.aggregation.threads import kernel_threads
 from btard.drivers.loop import StepResult
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Losses, Measure
-from btard.protocol.hashing import digest, tensor_digest
-from btard.protocol.heal import HEALED, is_kept, oldest, window
+from btard.protocol.hashing import tensor_digest
+from btard.protocol.heal import HEALED, is_kept, oldest, state_digest, window
 from btard.protocol.ledger import Entry
 from btard.task import Measurable, Task, never
 
@@ -39,8 +39,7 @@ class State:
 
     def digest(self) -> bytes:
         """Of what is agreed; reads it once."""
-        fields = (field for name, x in sorted(self.agreed.items()) for field in (name, tensor_digest(x, name)))
-        return digest("trail", *fields)
+        return state_digest({name: tensor_digest(x, name) for name, x in self.agreed.items()})
 
 
 class Trail:
@@ -57,14 +56,14 @@ class Trail:
             )
         self.config, self.task = config, task
         self.states: dict[int, State] = {}
-        self.now = State({}, {})
+        self.step, self.now = -1, State({}, {})
 
     def record(self, step: int, entries: Sequence[Entry], state: State) -> None:
         """`step` begins with `state`, which is copied if the run may go back to it; `entries`: the ledger up to there.
 
         Its tensors must not change before the step is over.
         """
-        self.now = state
+        self.step, self.now = step, state
         if is_kept(self.config, entries, step):
             first = oldest(self.config, entries, step)
             self.states = {s: kept for s, kept in self.states.items() if first <= s < step} | {step: state.copy()}
@@ -95,6 +94,11 @@ class Trail:
         if state is None or state.digest().hex() != agreed:
             raise LookupError(f"step {result.step}: back to the state of step {result.back_to}, which is lost here")
         return replace(result, state=state.tensors)
+
+    def agreed(self, step: int) -> Tensors | None:
+        """What was agreed on at the beginning of `step`: of the one at hand, or one that is kept; else None."""
+        state = self.now if step == self.step else self.states.get(step)
+        return None if state is None else state.agreed
 
     def state(self) -> dict[str, torch.Tensor]:
         """What a checkpoint has to hold."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -65,24 +66,37 @@ def oldest(config: ProtocolConfig, entries: Iterable[Entry], step: int) -> int:
     return max(step - window(config), _effective(entries))
 
 
-def candidates(config: ProtocolConfig, entries: Sequence[Entry], removed: Iterable[int], step: int) -> tuple[int, ...]:
-    """The steps to whose beginnings `step` may go back, ascending, after the members `removed` in the step before.
+def candidates(config: ProtocolConfig, entries: Sequence[Entry], step: int) -> tuple[int, ...]:
+    """The steps to whose beginnings `step` may go back, ascending; none unless the step before removed a member.
 
     None is older than the window, than the step in which the last healing took effect, or than the time since when
-    those removed were members. `entries`: the ledger before `step`, or more of it.
+    those removed were members. `entries`: the ledger, at least up to `step`.
     """
-    if not window(config):
+    entries = [entry for entry in entries if entry.step < step]
+    removed = {peer for entry in entries if entry.step == step - 1 for peer in entry.peers}
+    since = dict.fromkeys(range(config.peers), 0)
+    since |= {entry.accused: entry.step + 1 for entry in entries if entry.kind == GRADUATED}
+    members = removed & since.keys()
+    if not members or not window(config):
         return ()
-    since = {entry.accused: entry.step + 1 for entry in entries if entry.kind == GRADUATED}
-    member = min((since.get(peer, 0) for peer in removed), default=step)
-    first = max(oldest(config, entries, step), member)
-    return tuple(s for s in range(max(0, first), step) if is_kept(config, entries, s))
+    first = max(oldest(config, entries, step), min(since[peer] for peer in members), 0)
+    return tuple(s for s in range(first, step) if is_kept(config, entries, s))
 
 
 def _effective(entries: Iterable[Entry]) -> int:
     """The step at which the last healing that went back took effect; 0 without one."""
     back = [entry.step for entry in entries if entry.kind == HEALED and entry.about_step < entry.step]
     return back[-1] + 1 if back else 0
+
+
+def batch_seed(run_id: str, step: int, coin: bytes) -> bytes:
+    """Of the batch on which states are compared at the end of `step`, whose coin is known by then."""
+    return digest("heal", run_id, step, coin)
+
+
+def state_digest(tensors: Mapping[str, bytes]) -> bytes:
+    """Of a state; `tensors`: name -> `tensor_digest`."""
+    return digest("trail", *(field for name in sorted(tensors) for field in (name, tensors[name])))
 
 
 def measured(losses: Losses) -> Measured:
@@ -95,10 +109,19 @@ def measured(losses: Losses) -> Measured:
     return Measured(losses.digests, tuple(values.mean(axis=1).tolist()), tuple(bounds.tolist()))
 
 
-def choose(
-    active: Sequence[int], steps: Sequence[int], said: Mapping[int, Measured]
-) -> tuple[int, dict[int, float], str]:
-    """(step to whose beginning to go, step -> loss, digest in hex of the state there).
+class Choice(NamedTuple):
+    """What came of what was said about some states."""
+
+    step: int
+    """The step to whose beginning to go."""
+    losses: dict[int, float]
+    """Step -> loss; of all states."""
+    digests: tuple[bytes, ...]
+    """Of all states, as most peers have them; none if not even most have the same."""
+
+
+def choose(active: Sequence[int], steps: Sequence[int], said: Mapping[int, Measured]) -> Choice:
+    """The state to go on from, by what active peers have said.
 
     `steps`: the candidates and, last, the step at hand, which is chosen unless more than half of `active` find an
     earlier state clearly better. Of several of these it is the one with the lowest loss, the later one of equals.
@@ -109,7 +132,7 @@ def choose(
     common = max(sorted(set(views)), key=views.count, default=())
     agreeing = [message for message in said.values() if message.digests == common]
     if 2 * len(agreeing) <= len(active):
-        return present, {}, ""
+        return Choice(present, {}, ())
     middle = (len(agreeing) - 1) // 2
     medians = {step: sorted(message.losses[i] for message in agreeing)[middle] for i, step in enumerate(steps)}
     better = [
@@ -118,22 +141,18 @@ def choose(
         if 2 * sum(message.bounds[i] < 0 for message in agreeing) > len(active)
     ]
     chosen = min(better, key=lambda step: (medians[step], -step), default=present)
-    return chosen, medians, common[steps.index(chosen)].hex()
+    return Choice(chosen, medians, common)
 
 
 def heal(seat: Seat, record: StepRecord) -> Generator[Effect, Losses | None, None]:
     """After a step in which a member was removed: decide which state the next step begins with, for all to see."""
-    last = seat.last
-    if last is None or last.step + 1 != record.step:
-        return
-    removed = [peer for peer in last.expelled if peer in last.active]
-    earlier = candidates(seat.config, seat.ledger.entries, removed, record.step) if removed else ()
+    earlier = candidates(seat.config, seat.ledger.entries, record.step)
     if not earlier:
         return
     steps = (*earlier, record.step)
     losses: Losses | None = None
     if seat.id in record.members:
-        losses = yield Measure(steps, digest("heal", seat.config.run_id, record.step, record.coin))
+        losses = yield Measure(steps, batch_seed(seat.config.run_id, record.step, record.coin))
     else:
         yield Idle(Measure.phase, len(steps))
     mine = None if losses is None else measured(losses)
@@ -144,21 +163,24 @@ def heal(seat: Seat, record: StepRecord) -> Generator[Effect, Losses | None, Non
             said[sender] = message
         else:
             seat.expel(record, sender, "malformed_heal")
-    chosen, medians, hashed = choose(record.active, steps, said)
-    seat.enter(
-        record,
-        Entry(
-            record.step,
-            HEALED,
-            "public",
-            NOBODY,
-            accusers=(),
-            peers=(),
-            about_step=chosen,
-            evidence=hashed,
-            losses={str(step): loss for step, loss in medians.items()},
-        ),
+    choice = choose(record.active, steps, said)
+    hashed = choice.digests[steps.index(choice.step)].hex() if choice.digests else ""
+    losses_of = {str(step): loss for step, loss in choice.losses.items()}
+    entry = Entry(
+        record.step, HEALED, "public", NOBODY, (), (), about_step=choice.step, evidence=hashed, losses=losses_of
     )
+    seat.enter(record, entry)
+
+
+def described(entry: Entry, first: int = 0) -> str:
+    """A line for people about an entry of this kind. `first`: the step of the run at which the protocol began."""
+    step = f"step {first + entry.step}"
+    if not entry.losses:
+        return f"{step}: too few peers have the same earlier states to compare them"
+    if entry.about_step == entry.step:
+        return f"{step}: no earlier state is clearly better"
+    before, after = (entry.losses.get(str(at), math.nan) for at in (entry.step, entry.about_step))
+    return f"{step}: back to step {first + entry.about_step}, loss {before:.3g} to {after:.3g}"
 
 
 def went_back(entries: Sequence[Entry], step: int) -> int | None:
@@ -169,14 +191,3 @@ def went_back(entries: Sequence[Entry], step: int) -> int | None:
         if entry.kind == HEALED and entry.step == step and entry.about_step < step:
             return entry.about_step
     return None
-
-
-def describe_healing(entry: Entry, first: int = 0) -> str:
-    """One line for people about an entry of kind `HEALED`. `first`: the step of the run at which the protocol began."""
-    step, back = f"step {first + entry.step}", str(entry.about_step)
-    if not entry.losses:
-        return f"{step}: too few peers still have the earlier states to compare them"
-    if entry.about_step == entry.step:
-        return f"{step}: no earlier state is clearly better"
-    before, after = entry.losses[str(entry.step)], entry.losses[back]
-    return f"{step}: back to step {first + entry.about_step}, loss {before:.3g} to {after:.3g}"

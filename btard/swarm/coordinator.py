@@ -25,7 +25,7 @@ from btard.harness.run_folder import RunFolder, RunFolderError
 from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.download import WrongState
-from btard.protocol.heal import HEALED, describe_healing
+from btard.protocol.heal import HEALED, described
 from btard.protocol.identity import Identity
 from btard.protocol.wire import shown
 from btard.swarm.checkpoint import load_start, save_start
@@ -194,7 +194,7 @@ class Coordinator:
         self.folder.log_ledger(news.lines)
         for entry in news.entries:
             if entry.kind == HEALED:
-                self._note(HEALINGS, self.first + entry.step, describe_healing(entry, self.first))
+                self._note(HEALINGS, self.first + entry.step, described(entry, self.first))
             elif not entry.peers:
                 self.say(f"step {self.first + entry.step}: {entry.kind}, peers [{entry.accused}]")
         for ban in bans_of(news.entries, self.first):

@@ -24,7 +24,7 @@ from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.commit import NoGradient
 from btard.protocol.hashing import tensor_digest
-from btard.protocol.heal import HEALED, describe_healing
+from btard.protocol.heal import HEALED, described
 from btard.protocol.identity import SIGNATURE_SIZE
 from btard.protocol.ledger import Entry
 from btard.swarm.arrival import arrive, come_back
@@ -105,6 +105,8 @@ class Trainer(Member):
             self.service.publish(self.peer, self.optimizer.state() | {PREVIOUS: previous})
         started = time.perf_counter()
         result = self.driver.step(self.optimizer.params, self.optimizer.state())
+        if self.recorder is not None:  # before the optimizer moves what the trail has of this step
+            self.recorder.finished([self.peer], lambda step: self.driver.history.at(step, now), self.trail.agreed)
         if result.back_to is None:
             self.optimizer.apply(result.gradient, self.first + now)
         else:
@@ -131,8 +133,6 @@ class Trainer(Member):
             self.folder.log_ledger([self.chain.append(entry)])
             line = _describe(entry, self.first)
             bar.say(line) if self.show else self.say(line)
-        if self.recorder is not None:
-            self.recorder.finished([self.peer], lambda step: self.driver.history.at(step, now))
         bar.advance(0, f"loss {self.task.loss:.3f}, {len(result.active)} peers")
         if (now + 1) % self.config.checkpoint_every == 0 and now + 1 < self.config.steps - self.first:
             self.save()
@@ -175,7 +175,7 @@ class Trainer(Member):
 
 def _describe(entry: Entry, first: int) -> str:
     if entry.kind == HEALED:
-        return describe_healing(entry, first)
+        return described(entry, first)
     by = f", accused by {', '.join(map(str, entry.accusers))}" if entry.accusers else ""
     out = ", ".join(map(str, entry.peers)) or str(entry.accused)
     return f"step {first + entry.step}: {'removed' if entry.peers else 'noted'} peer {out}: {entry.kind}{by}"
