@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from btard.attacks.registry import make_attack
+from btard.audit.__main__ import main as audit
+from btard.audit.report import MEASURED
 from btard.drivers.local import LocalDriver
 from btard.drivers.loop import StepResult
 from btard.drivers.trail import State, Trail
@@ -195,7 +197,14 @@ def of_honest(trainers: Trainers) -> dict[int, Any]:
     return {number: end for number, end in trainers.ends.items() if number not in trainers.config.attackers()}
 
 
-def test_a_swarm_that_was_killed_remembers_the_states(swarm: Callable[..., Trainers]) -> None:
+def auditors_task(folder: Path) -> Task:
+    """What an auditor computes with, whatever the folder."""
+    return Task(settings().d, settings().noise)
+
+
+def test_a_swarm_that_was_killed_remembers_the_states(
+    swarm: Callable[..., Trainers], capsys: pytest.CaptureFixture[str]
+) -> None:
     config = settings()
     params, entries, head = simulate(config)
     [(step, back_to)] = healings(entries)
@@ -220,6 +229,8 @@ def test_a_swarm_that_was_killed_remembers_the_states(swarm: Callable[..., Train
         assert rows == dict.fromkeys(range(config.steps)) | {step: back_to}
         assert any(line.startswith(f"step {step}: back to step {back_to}, loss ") for line in again.lines[number])
     assert any("goes on from its checkpoint" in line for line in again.lines[0])
+    assert audit([str(again.out / "peer-0"), "--task", "tests.swarm.test_heal:auditors_task"]) == 0
+    assert f"step {step}: back to step {back_to}" in (said := capsys.readouterr().out) and MEASURED in said
 
 
 class Ascent(Descent):
