@@ -127,7 +127,7 @@ def test_who_goes_back_is_in_words_and_removes_nobody(seen: Seen, tmp_path: Path
     lines: list[str] = []
     coordinator = Coordinator(seen.config, tmp_path, SOURCE, say=lines.append)
     coordinator.first = 100
-    coordinator.folder.start(100)
+    coordinator.folder.start(0)
     coordinator.trackers.append(TensorBoard(tmp_path / "tb", 100))
     back = Entry(9, "heal", "public", NOBODY, (), (), 4, evidence="ab", losses={"4": 0.27, "9": 1.25})
     stay = Entry(19, "heal", "public", NOBODY, (), (), 19, evidence="ab", losses={"10": 1.0, "19": 0.9})
