@@ -87,7 +87,7 @@ class Replay:
             raise AuditError(f"{file}: cannot be replayed ({type(error).__name__}: {error!s:.200})") from None
         found = [entry for entry in observer.ledger.entries if entry.step == step]
         self._compare(found, lines, file)
-        healed = self._healing(observer, elsewhere) if any(entry.kind == HEALED for entry in found) else ""
+        healed = self._healing(observer, elsewhere, file) if any(entry.kind == HEALED for entry in found) else ""
         claims = {claim: who for tried in observer.current.trials.values() for claim, who in tried.items()}
         recomputed = "" if recompute is None else RECOMPUTED if recompute.confirmed else UNCONFIRMED
         findings = self._findings(observer, claims, lines, file, recomputed, elsewhere)
@@ -112,7 +112,7 @@ class Replay:
                 raise AuditError(f"its aggregate of part {part} of step {step} is not the one that was announced")
         return observer
 
-    def _healing(self, observer: Observer, elsewhere: str) -> str:
+    def _healing(self, observer: Observer, elsewhere: str, file: str) -> str:
         """What was checked of the choice of a state, which has been replayed. Errors: AuditError if it was another."""
         record = observer.current
         entry = next(entry for entry in reversed(observer.ledger.entries) if entry.kind == HEALED)
@@ -124,7 +124,10 @@ class Replay:
         digests = choose(record.active, steps, said).digests
         if not isinstance(self.task, Measurable) or not digests:
             return MESSAGES
-        states = [read_state(self.evidence, hashed, self.d) for hashed in digests]
+        try:
+            states = [read_state(self.evidence, hashed, self.d) for hashed in digests]
+        except Malformed as error:
+            raise AuditError(f"{error} ({file})") from None
         if any(params is None for params in states):
             return UNMEASURED
         seed = batch_seed(self.config.run_id, record.step, record.coin)
@@ -136,7 +139,7 @@ class Replay:
             return MEASURED
         found = f"by the states in {self.evidence.name} the run goes on from step {own.step}, not {entry.about_step}"
         if not elsewhere and self.config.validation == "exact":
-            raise AuditError(found)
+            raise AuditError(f"{file}: {found}")
         self.notes.append(f"step {record.step}: {found}; {elsewhere or 'the losses are close'}")
         return elsewhere or MESSAGES
 
