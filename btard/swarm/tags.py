@@ -20,7 +20,7 @@ TAGS = {
     "sent": "network/bytes per step, all peers",
     "sent_per_peer": "network/bytes per step, mean of peers",
     "lr": "optimizer/learning rate",
-    "back_to": "healing/back to step",
+    "back_to": "protocol/went back to step",
 }
 """Name in metrics.jsonl -> tag."""
 BANS, TIME = "bans/", "time/"
