@@ -47,14 +47,9 @@ class Fault:
 
 
 class Quadratic(QuadraticTask):
-    """The simulator's quadratic; `slow` seconds before each gradient, `slow_losses` before the losses of each state."""
+    """The simulator's quadratic; `slow` seconds before each gradient of training."""
 
     slow = 0.0
-    slow_losses = 0.0
-
-    def public_losses(self, params: torch.Tensor, seed: bytes) -> torch.Tensor:
-        time.sleep(self.slow_losses)
-        return super().public_losses(params, seed)
 
     def gradients(
         self,

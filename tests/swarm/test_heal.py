@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,9 +22,9 @@ from btard.harness.sections import ProtocolSection
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.effects import Broadcast, Measure
+from btard.protocol.effects import Broadcast, Idle, Measure
 from btard.protocol.hashing import tensor_digest
-from btard.protocol.heal import HEALED
+from btard.protocol.heal import HEALED, heal
 from btard.protocol.identity import Identity
 from btard.protocol.ledger import Entry
 from btard.protocol.messages import NOBODY
@@ -49,26 +49,29 @@ def healings(entries: list[Entry]) -> list[tuple[int, int]]:
     return [(entry.step, entry.about_step) for entry in entries if entry.kind == HEALED]
 
 
-def test_a_swarm_goes_back_where_the_simulator_does_and_waits_for_those_that_measure() -> None:
-    deadlines = replace(QUICK, compute=1.0, phase=0.5)
-    with Cohort(**HARM, deadlines=deadlines) as cohort:
+def test_a_swarm_goes_back_where_the_simulator_does_and_gives_time_to_measure() -> None:
+    with Cohort(**HARM) as cohort:
         honest = [member.driver.peer.id for member in cohort.honest]
         heard: dict[int, set[int]] = {}
+        waits: dict[int, float] = dict.fromkeys(honest, 0.0)
 
-        def slow(member: Member) -> None:
-            member.task.slow_losses = deadlines.phase / 2  # each of five states
+        def begin(member: Member) -> None:
+            waits[member.driver.peer.id] -= member.driver._clock._wait
 
-        def note(member: Member) -> None:
+        def end(member: Member) -> None:
+            waits[member.driver.peer.id] += member.driver._clock._wait
             heard[member.driver.peer.id] = set(member.driver.peer.current.heard[HEALED])
 
-        noted = tuple(Fault(peer, HEALING, "heal/compare", note) for peer in honest)
-        cohort.faults = (Fault(honest[-1], HEALING, "heal/measure", slow), *noted)
+        at = (("heal", begin), ("heal/compare", end))
+        cohort.faults = tuple(Fault(peer, HEALING, phase, look) for peer in honest for phase, look in at)
         cohort.run(6)
         params, simulated = cohort.simulate(6)
         for member in cohort.honest:
             assert member.end is None and torch.equal(member.params, params)
             assert member.driver.peer.ledger.head == simulated.honest[0].ledger.head
-        assert all(heard[peer] >= set(honest) for peer in honest), "the slowest was not waited for"
+        assert all(heard[peer] >= set(honest) for peer in honest)
+        assert len({round(wait, 6) for wait in waits.values()}) == 1
+        assert min(waits.values()) > 5 * QUICK.compute, "four earlier states and the present one"
         assert healings(cohort.honest[0].driver.peer.ledger.entries) == [(HEALING, BACK_TO)]
         assert cohort.removed().keys() == cohort.attackers
 
@@ -123,15 +126,21 @@ def made_trail() -> Trail:
 
 
 def test_the_wait_has_room_for_each_state_whether_one_measures_or_not() -> None:
+    removal = Entry(3, "silent", "public", 4, (), (4,), 3)
+    ledger = SimpleNamespace(entries=[removal])
+    seat = SimpleNamespace(config=ProtocolConfig(5, 1, "waits", heal=8), ledger=ledger, id=2)
+    asked: list[Any] = [
+        next(heal(seat, SimpleNamespace(step=4, coin=b"", members=members)))  # type: ignore[arg-type]
+        for members in ((0, 1, 2), (0, 1))
+    ]
+    assert [type(effect) for effect in asked] == [Measure, Idle] and {effect.work for effect in asked} == {5}
     deadlines = Deadlines(compute=100.0, phase=3.0, message=1.0)
     said = Broadcast(HEALED, None, {}, 100, 0)
-    measuring, idle, judging = (StepClock(deadlines, lambda: False) for _ in range(3))
-    measuring.start(Measure.phase, Measure((1, 2, 3, 4, 5), b"").work)
-    idle.start(Measure.phase, 5)
-    judging.start("compute")
-    assert measuring.wait(said) == idle.wait(said) == 3 + 1 + 5 * 100
-    assert judging.wait(said) == 3 + 1
-    assert measuring.wait(said) == 3 + 2 + 5 * 100
+    clock, other = (StepClock(deadlines, lambda: False) for _ in range(2))
+    clock.start(Measure.phase, asked[0].work)
+    other.start("compute")
+    assert (clock.wait(said), other.wait(said)) == (3 + 1 + 5 * 100, 3 + 1)
+    assert clock.wait(said) == 3 + 2 + 5 * 100
 
 
 def test_nothing_more_is_measured_once_the_others_have_gone_on() -> None:
