@@ -51,6 +51,11 @@ class Measure:
     seed: bytes
     phase: ClassVar[str] = "heal/measure"
 
+    @property
+    def work(self) -> int:
+        """As that of `Idle`: the losses of a state take no longer than a gradient."""
+        return len(self.steps)
+
 
 @dataclass(frozen=True)
 class Losses:
@@ -67,6 +72,8 @@ class Idle:
     """Takes part in a compute phase without computing, so that lockstep drivers keep step."""
 
     phase: str = "compute"
+    work: int = 1
+    """What the others compute meanwhile takes no longer than so many gradients."""
 
 
 class Broadcast(Struct, frozen=True):
