@@ -121,7 +121,7 @@ class Replay:
         said = {
             who: m[0].open(Measured, limit) for who, m in record.heard[HEALED].items() if who not in record.expelled
         }
-        digests = choose(record.active, steps, said).digests
+        digests = choose(record.members, steps, said).digests
         if not isinstance(self.task, Measurable) or not digests:
             return MESSAGES
         try:
@@ -134,7 +134,7 @@ class Replay:
         with kernel_threads(1):
             values = [self.task.public_losses(params, seed) for params in states if params is not None]
         mine = measured(Losses(digests, torch.stack(values)))
-        own = choose(record.active, steps, dict.fromkeys(record.active, mine))
+        own = choose(record.members, steps, dict.fromkeys(record.members, mine))
         if own.step == entry.about_step:
             return MEASURED
         found = f"by the states in {self.evidence.name} the run goes on from step {own.step}, not {entry.about_step}"

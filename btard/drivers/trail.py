@@ -66,7 +66,8 @@ class Trail:
         self.step, self.now = step, state
         if is_kept(self.config, entries, step):
             first = oldest(self.config, entries, step)
-            self.states = {s: kept for s, kept in self.states.items() if first <= s < step} | {step: state.copy()}
+            needed = [s for s in self.states if first <= s < step and is_kept(self.config, entries, s)]
+            self.states = {s: self.states[s] for s in needed} | {step: state.copy()}
 
     def measure(self, request: Measure, too_late: Callable[[], bool] = never) -> Losses | None:
         """The losses that are asked for; None if one of the earlier states is lost, or if they would come too late."""

@@ -2,7 +2,7 @@
 
 Clipping bounds what a step of an attack does, bans bound the number of its steps, and this undoes them. What is decided
 follows from broadcasts. The batch is drawn with the coin of the step after the removal, which nobody knew when claims
-were raised. More than half of the active peers must find a state clearly better, so one of them is honest.
+were raised. More than half of the members of the step must find a state clearly better, so one of them is honest.
 """
 
 from __future__ import annotations
@@ -58,35 +58,51 @@ def spacing(config: ProtocolConfig) -> int:
 
 def is_kept(config: ProtocolConfig, entries: Iterable[Entry], step: int) -> bool:
     """Whether the state at the beginning of `step` is one to go back to. `entries`: the ledger, up to there."""
-    return window(config) > 0 and (step % spacing(config) == 0 or _effective(entries) == step)
+    if not window(config):
+        return False
+    return step % spacing(config) == 0 or step in [entry.step + 1 for entry in _returns(entries)[-1:]]
 
 
 def oldest(config: ProtocolConfig, entries: Iterable[Entry], step: int) -> int:
-    """The first step whose state may still be needed in `step` or later."""
-    return max(step - window(config), _effective(entries))
+    """The first step whose state may still be needed in `step` or later.
+
+    No state is needed from before a healing that could go back as far as the window: it has undone what there was to
+    undo. One for newcomers, who were members for a shorter time, could not, and counts for nothing here: else a Sybil
+    that goes on purpose would have the harm of its fellows kept for ever.
+    """
+    entries, limit = list(entries), 0
+    for entry in _returns(entries):
+        first = _membership(config, entries, entry.step)
+        if first is None or first <= max(entry.step - window(config), limit):
+            limit = entry.step + 1
+    return max(step - window(config), limit)
 
 
 def candidates(config: ProtocolConfig, entries: Sequence[Entry], step: int) -> tuple[int, ...]:
     """The steps to whose beginnings `step` may go back, ascending; none unless the step before removed a member.
 
-    None is older than the window, than the step in which the last healing took effect, or than the time since when
-    those removed were members. `entries`: the ledger, at least up to `step`.
+    None is older than `oldest` says, or than the time since when those removed were members. `entries`: the ledger, at
+    least up to `step`.
     """
     entries = [entry for entry in entries if entry.step < step]
-    removed = {peer for entry in entries if entry.step == step - 1 for peer in entry.peers}
-    since = dict.fromkeys(range(config.peers), 0)
-    since |= {entry.accused: entry.step + 1 for entry in entries if entry.kind == GRADUATED}
-    members = removed & since.keys()
-    if not members or not window(config):
+    since = _membership(config, entries, step)
+    if since is None or not window(config):
         return ()
-    first = max(oldest(config, entries, step), min(since[peer] for peer in members), 0)
-    return tuple(s for s in range(first, step) if is_kept(config, entries, s))
+    return tuple(s for s in range(max(oldest(config, entries, step), since), step) if is_kept(config, entries, s))
 
 
-def _effective(entries: Iterable[Entry]) -> int:
-    """The step at which the last healing that went back took effect; 0 without one."""
-    back = [entry.step for entry in entries if entry.kind == HEALED and entry.about_step < entry.step]
-    return back[-1] + 1 if back else 0
+def _membership(config: ProtocolConfig, entries: Iterable[Entry], step: int) -> int | None:
+    """The step since which one of those that the step before `step` removed was a member; None if none of them was."""
+    before = [entry for entry in entries if entry.step < step]
+    since = dict.fromkeys(range(config.peers), 0)
+    since |= {entry.accused: entry.step + 1 for entry in before if entry.kind == GRADUATED}
+    removed = {peer for entry in before if entry.step == step - 1 for peer in entry.peers}
+    return min((since[peer] for peer in removed & since.keys()), default=None)
+
+
+def _returns(entries: Iterable[Entry]) -> list[Entry]:
+    """Of the healings that went back."""
+    return [entry for entry in entries if entry.kind == HEALED and entry.about_step < entry.step]
 
 
 def batch_seed(run_id: str, step: int, coin: bytes) -> bytes:
@@ -104,7 +120,9 @@ def measured(losses: Losses) -> Measured:
     values = np.nan_to_num(losses.values.cpu().numpy(), nan=CEILING, posinf=CEILING, neginf=-CEILING)
     values = values.clip(-CEILING, CEILING)
     gaps = values[:-1] - values[-1]
-    errors = gaps.std(axis=1, ddof=1) / math.sqrt(gaps.shape[1])
+    examples = gaps.shape[1]
+    # One example says nothing of the error; a bound that is no number would look hostile.
+    errors = gaps.std(axis=1, ddof=1) / math.sqrt(examples) if examples > 1 else CEILING
     bounds = gaps.mean(axis=1) + CERTAIN * errors
     return Measured(losses.digests, tuple(values.mean(axis=1).tolist()), tuple(bounds.tolist()))
 
@@ -120,10 +138,10 @@ class Choice(NamedTuple):
     """Of all states, as most peers have them; none if not even most have the same."""
 
 
-def choose(active: Sequence[int], steps: Sequence[int], said: Mapping[int, Measured]) -> Choice:
-    """The state to go on from, by what active peers have said.
+def choose(members: Sequence[int], steps: Sequence[int], said: Mapping[int, Measured]) -> Choice:
+    """The state to go on from, by what `members` have said: those that are in the step to its end.
 
-    `steps`: the candidates and, last, the step at hand, which is chosen unless more than half of `active` find an
+    `steps`: the candidates and, last, the step at hand, which is chosen unless more than half of `members` find an
     earlier state clearly better. Of several of these it is the one with the lowest loss, the later one of equals.
     Losses are lower medians of what was said about the states that most peers have.
     """
@@ -131,14 +149,14 @@ def choose(active: Sequence[int], steps: Sequence[int], said: Mapping[int, Measu
     views = [message.digests for message in said.values()]
     common = max(sorted(set(views)), key=views.count, default=())
     agreeing = [message for message in said.values() if message.digests == common]
-    if 2 * len(agreeing) <= len(active):
+    if 2 * len(agreeing) <= len(members):
         return Choice(present, {}, ())
     middle = (len(agreeing) - 1) // 2
     medians = {step: sorted(message.losses[i] for message in agreeing)[middle] for i, step in enumerate(steps)}
     better = [
         step
         for i, step in enumerate(steps[:-1])
-        if 2 * sum(message.bounds[i] < 0 for message in agreeing) > len(active)
+        if 2 * sum(message.bounds[i] < 0 for message in agreeing) > len(members)
     ]
     chosen = min(better, key=lambda step: (medians[step], -step), default=present)
     return Choice(chosen, medians, common)
@@ -163,7 +181,7 @@ def heal(seat: Seat, record: StepRecord) -> Generator[Effect, Losses | None, Non
             said[sender] = message
         else:
             seat.expel(record, sender, "malformed_heal")
-    choice = choose(record.active, steps, said)
+    choice = choose(record.members, steps, said)
     hashed = choice.digests[steps.index(choice.step)].hex() if choice.digests else ""
     losses_of = {str(step): loss for step, loss in choice.losses.items()}
     entry = Entry(

@@ -180,7 +180,7 @@ class Peer(Seat):
         self.last = record
         return Outcome(
             record.step,
-            tuple(record.aggregates[j] if j in counting else None for j in range(record.cut.k)),
+            tuple(record.aggregates.get(j) if j in counting else None for j in range(record.cut.k)),
             tuple(record.announced[j].digest if j in counting else b"" for j in range(record.cut.k)),
             tuple(record.cut.size(j) for j in range(record.cut.k)),
             record.coin,

@@ -192,6 +192,7 @@ def _go(case: Case, played: Played, room: Room, folder: Path | None, at: _Positi
     beside: LocalDriver | None = None
     joined: dict[int, Identity] = {}
     params, saved = torch.ones(env.d) * env.scale, None
+    past: dict[int, torch.Tensor] = {}
     other_params = torch.ones(8)
     step = 0
     while step < case.steps:
@@ -215,9 +216,10 @@ def _go(case: Case, played: Played, room: Room, folder: Path | None, at: _Positi
         if beside is not None:
             other_params = other_params - RATE * beside.step(other_params).gradient
         driver.watch.begin()
+        past[step] = params
         result = driver.step(params)
-        check_step(env, driver, result, room, driver.watch)
-        params = params - RATE * result.gradient
+        check_step(env, driver, result, room, driver.watch, past)
+        params = params - RATE * result.gradient if result.back_to is None else past[result.back_to]
         check_finite(params)
         played.steps += 1
         step += 1

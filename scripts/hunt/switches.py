@@ -163,6 +163,14 @@ KNOWN = {
             "if claim.accused not in record.expelled:\n                pair",
         ),
     ),
+    "healing_by_one": _switch(
+        "one liar has the others go back to an earlier state, whatever they found",
+        (
+            "heal",
+            "if 2 * sum(message.bounds[i] < 0 for message in agreeing) > len(members)",
+            "if any(message.bounds[i] < 0 for message in agreeing)",
+        ),
+    ),
 }
 
 BLIND = {
@@ -251,8 +259,7 @@ BLIND = {
     ),
     "zero_for_lacking": _switch(
         "a peer that lacks an aggregate that counts goes on with zeros: it has other parameters than the others",
-        ("peer", "        if lacking:\n", "        if False and lacking:\n"),
-        ("peer", "tuple(record.aggregates[j] if j in counting", "tuple(record.aggregates.get(j) if j in counting"),
+        ("peer", "        if lacking and back_to is None:\n", "        if False and lacking:\n"),
     ),
     "nobody_left_to_work": _switch(
         "as many validators as ever among a few peers that are left: the draw fails, and no step ends",
