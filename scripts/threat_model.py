@@ -87,6 +87,11 @@ NOT_COVERED = """
   that cook their reports hide one within V3's distance, ten times the size of an honest part and tau, until one of them
   is validated. One that is removed for something else is not validated any more. Raise `directions`, `validators`.
 - **Wrong gradients until they are validated.** They are clipped, and undone only with `heal` ([Healing](#healing)).
+- **Mode `tolerant`: a target that is away when it is checked** takes its own part with it, and nobody sees those of
+  fellows that are away too. A fellow that is there goes as `undelivered` if it shows its part to less than half; who
+  shows it to some alone can leave the verdict open. So rows of parts that Byzantine peers own can be wrong without a
+  conviction, as far as their reports stay within the tolerance of the whole gradient, and V2 holds the aggregate to
+  these reports. Each such absence counts as one: at more than every third step the target is `gone`.
 - **Misreports within twice the tolerance** are nobody's fault.
 - **More than b, or more honest peers away than the bounds allow.** With `b >= (n - m - a)/2` half of the rows may be
   liars': parts that are far off are skipped, others lie within ten times the size of an honest part and tau of one.
@@ -94,10 +99,10 @@ NOT_COVERED = """
   and an accuser that cannot get a majority goes, honest or not. With a majority of votes Byzantine peers ban whom they
   like.
 - **Honest peers that are away.** One that misses a commit phase loses the step and nothing else: it cannot be accused
-  of what it would have to answer, it is told what the others agreed on, and gets the aggregates. In mode `exact` a
-  wrong gradient of the step before is still tried, since hashes decide. Misses are counted with a leak: `max_absences`
-  steps in a row, or in the long run more than every third one, and it is `gone`. One that vanishes after its commitment
-  is `silent`, and out for good.
+  of what it would have to answer, it is told what the others agreed on, and gets the aggregates. A wrong gradient of
+  the step before is still tried: in mode `exact` hashes decide, in mode `tolerant` what others hold. Misses are counted
+  with a leak: `max_absences` steps in a row, or in the long run more than every third one, and it is `gone`. One that
+  vanishes after its commitment is `silent`, and out for good.
 - **Slow links.** Nobody is convicted of what did not arrive. But an honest owner whose evidence does not reach half of
   the voters in time is removed as `undelivered`. Deadlines provide for all that a phase may have to move, junk of liars
   included, on lines of `deadlines.uplink`; a slower line than that can cost an honest peer its place.
@@ -118,14 +123,8 @@ NOT_COVERED = """
 
 ### Known to be open
 
-These work against the code as it is (`tests/protocol/test_open.py` has the first):
+These work against the code as it is:
 
-- **Mode `tolerant`: a target that is away when it is checked.** It is not accused, and nobody checks that step again.
-  Attackers that miss the roll call whenever they are targets, and rarely otherwise, can go on. In mode `exact`
-  hashes convict them. A newcomer that is away in the step in which it is
-  checked is removed as `undelivered`, also if it is honest.
-- **Mode `tolerant` with equal gradients.** Where all honest gradients of a step are equal, a search found a case in
-  which an honest worker is convicted of `wrong_gradient` (five peers, two of them hostile, 8 parameters).
 - **An owner that is away after a fellow's report was cooked for it** escapes the second round of claims.
 - **`tau: auto` can be kept from moving**: parts with too few rows do not count, so Byzantine peers that are away in
   turn keep the radius where it is.

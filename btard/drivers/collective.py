@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +130,7 @@ class CollectiveDriver:
         if self.recorder is not None:
             parameters = lambda step: self.history.at(step, now)  # noqa: E731
             self.recorder.finished([self.peer], parameters, self.trail.agreed, writes=self.leads)
-        result = course.result(self.peer, params)
-        return result if result.back_to is None else replace(result, state=self.trail.states[result.back_to].tensors)
+        return self.trail.completed(course.result(self.peer, params))
 
     def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """This rank between two steps: JSON values and tensors. Write them before the next step."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -157,8 +156,7 @@ class LocalDriver:
         self.peers = {i: p for i, p in self.peers.items() if course.outcomes[i] is not None and i in staying}
         if self.recorder is not None:
             self.recorder.finished(self.honest, lambda step: self.history.at(step, now), self.trail.agreed)
-        result = course.result(witness, params)
-        return result if result.back_to is None else replace(result, state=self.trail.states[result.back_to].tensors)
+        return self.trail.completed(course.result(witness, params))
 
     def _team_for(self, params: torch.Tensor) -> Team | None:
         """Threads for the peers, unless the model is so small that handing over takes longer than the work."""
@@ -213,8 +211,9 @@ class LocalDriver:
         self.history.restore(tensors, workers_of(self.honest[0].last))
         self.compute.restore(state["memory"], tensors)
         self.trail.restore(tensors)
-        for record in (peer.last for peer in self.peers.values() if peer.last is not None):
-            self.commitments.learn(record.committed())
+        for peer in self.peers.values():
+            if peer.last is not None:
+                self.commitments.learn(peer.last.step, peer.last.committed(peer.id))
         if self.recorder is not None and state["recorder"] is not None:
             self.recorder.restore(state["recorder"], self.honest[0].last)
 

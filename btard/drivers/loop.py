@@ -26,8 +26,8 @@ from btard.task import TooLate
 class Clock:
     """When it is too late for a gradient. By this one it never is."""
 
-    def start(self, phase: str) -> None:
-        """`phase` begins, in which something is computed.
+    def start(self, phase: str, work: int = 1) -> None:
+        """`phase` begins, in which something is computed that takes no longer than `work` gradients.
 
         That is "compute", "judge" once for each gradient that judges compute, or "heal/measure".
         """
@@ -180,7 +180,7 @@ def run_step(
         watch(phase)
         started = time.perf_counter()
         if phase == Measure.phase:
-            clock.start(phase)
+            clock.start(phase, max(effect.work for effect in effects.values() if isinstance(effect, Measure | Idle)))
             asked = {i: effect for i, effect in effects.items() if isinstance(effect, Measure)}
             answers = dict.fromkeys(effects) | dict(world.measure(now, asked))
         elif any(isinstance(effect, Compute | Idle) for effect in effects.values()):

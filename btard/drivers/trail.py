@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 from btard.aggregation.threads import kernel_threads
+from btard.drivers.loop import StepResult
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Losses, Measure
 from btard.protocol.hashing import tensor_digest
-from btard.protocol.heal import is_kept, oldest, state_digest, window
+from btard.protocol.heal import HEALED, is_kept, oldest, state_digest, window
 from btard.protocol.ledger import Entry
-from btard.task import Measurable, Task
+from btard.task import Measurable, Task, never
 
 PARAMETERS = "parameters"
 
@@ -68,15 +69,32 @@ class Trail:
             needed = [s for s in self.states if first <= s < step and is_kept(self.config, entries, s)]
             self.states = {s: self.states[s] for s in needed} | {step: state.copy()}
 
-    def measure(self, request: Measure) -> Losses | None:
-        """The losses that are asked for; None if one of the earlier states is lost."""
+    def measure(self, request: Measure, too_late: Callable[[], bool] = never) -> Losses | None:
+        """The losses that are asked for; None if one of the earlier states is lost, or if they would come too late."""
         if any(step not in self.states for step in request.steps[:-1]):
             return None
         states = [*(self.states[step] for step in request.steps[:-1]), self.now]
         assert isinstance(self.task, Measurable)
-        with kernel_threads(1):
-            values = [self.task.public_losses(state.agreed[PARAMETERS], request.seed) for state in states]
+        values = []
+        for state in states:
+            if too_late():
+                return None
+            with kernel_threads(1):
+                values.append(self.task.public_losses(state.agreed[PARAMETERS], request.seed))
         return Losses(tuple(state.digest() for state in states), torch.stack(values))
+
+    def completed(self, result: StepResult) -> StepResult:
+        """`result` with the state that it says to go back to, if any.
+
+        Errors: LookupError if that is lost, or is not what it is for most peers.
+        """
+        if result.back_to is None:
+            return result
+        [agreed] = [entry.evidence for entry in result.removed if entry.kind == HEALED]
+        state = self.states.get(result.back_to)
+        if state is None or state.digest().hex() != agreed:
+            raise LookupError(f"step {result.step}: back to the state of step {result.back_to}, which is lost here")
+        return replace(result, state=state.tensors)
 
     def agreed(self, step: int) -> Tensors | None:
         """What was agreed on at the beginning of `step`: of the one at hand, or one that is kept; else None."""

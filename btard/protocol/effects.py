@@ -8,6 +8,7 @@ from enum import Enum
 from typing import ClassVar
 
 import torch
+from msgspec import Struct
 
 from btard.protocol.messages import Packet, Relayed, Signed
 
@@ -50,6 +51,11 @@ class Measure:
     seed: bytes
     phase: ClassVar[str] = "heal/measure"
 
+    @property
+    def work(self) -> int:
+        """As that of `Idle`: the losses of a state take no longer than a gradient."""
+        return len(self.steps)
+
 
 @dataclass(frozen=True)
 class Losses:
@@ -66,10 +72,11 @@ class Idle:
     """Takes part in a compute phase without computing, so that lockstep drivers keep step."""
 
     phase: str = "compute"
+    work: int = 1
+    """What the others compute meanwhile takes no longer than so many gradients."""
 
 
-@dataclass(frozen=True)
-class Broadcast:
+class Broadcast(Struct, frozen=True):
     """Send `message` (None: nothing) to every active peer; answered by {sender: Signed} of this phase.
 
     `faces` says what single recipients get instead: only a Byzantine peer has more than one face. Whoever sends more
@@ -84,8 +91,7 @@ class Broadcast:
     load: int
 
 
-@dataclass(frozen=True)
-class Compare:
+class Compare(Struct, frozen=True):
     """Send everybody a 32-byte digest of what I hold; answered by {sender: digest}.
 
     A hint that needs no signature: who lies about it is sent what it has already, and nothing else happens.
@@ -98,8 +104,7 @@ class Compare:
     digest: bytes
 
 
-@dataclass(frozen=True)
-class Exchange:
+class Exchange(Struct, frozen=True):
     """Send each recipient its items; answered by {sender: items}. What did not arrive in time is absent.
 
     From one sender at most `limit` bytes are read; one that sends more counts as having sent nothing. `load` as that of

@@ -177,7 +177,7 @@ def heal(seat: Seat, record: StepRecord) -> Generator[Effect, Losses | None, Non
     if seat.id in record.members:
         losses = yield Measure(steps, batch_seed(seat.config.run_id, record.step, record.coin))
     else:
-        yield Idle(Measure.phase)
+        yield Idle(Measure.phase, len(steps))
     mine = None if losses is None else measured(losses)
     messages = yield from seat.broadcast(record, HEALED, Measured, mine, expected=())
     said: dict[int, Measured] = {}
@@ -195,12 +195,15 @@ def heal(seat: Seat, record: StepRecord) -> Generator[Effect, Losses | None, Non
     seat.enter(record, entry)
 
 
-def described(entry: Entry) -> str:
-    """A line for people about an entry of this kind."""
+def described(entry: Entry, first: int = 0) -> str:
+    """A line for people about an entry of this kind. `first`: the step of the run at which the protocol began."""
+    step = f"step {first + entry.step}"
+    if not entry.losses:
+        return f"{step}: too few peers have the same earlier states to compare them"
     if entry.about_step == entry.step:
-        return f"step {entry.step}: no earlier state is clearly better"
-    before, after = (entry.losses.get(str(step), math.nan) for step in (entry.step, entry.about_step))
-    return f"step {entry.step}: back to step {entry.about_step}, loss {before:.3g} to {after:.3g}"
+        return f"{step}: no earlier state is clearly better"
+    before, after = (entry.losses.get(str(at), math.nan) for at in (entry.step, entry.about_step))
+    return f"{step}: back to step {first + entry.about_step}, loss {before:.3g} to {after:.3g}"
 
 
 def went_back(entries: Sequence[Entry], step: int) -> int | None:

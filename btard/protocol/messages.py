@@ -6,6 +6,7 @@ Letters: k parts and workers, one direction z by default. Peers, parts and steps
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Sequence
 from typing import Annotated, Any, TypeVar
 
 import torch
@@ -95,6 +96,16 @@ class Report(Message, frozen=True):
 
     def finite(self) -> bool:
         return all(all(map(math.isfinite, row)) for row in (self.norms, self.sizes, *self.products))
+
+    def corrected(self, true: Report, kept: Collection[int]) -> Report:
+        """What `true` says, but for the parts in `kept`, about which nobody knows better."""
+
+        def mixed(said: Sequence[Any], right: Sequence[Any]) -> tuple[Any, ...]:
+            return tuple(a if part in kept else b for part, (a, b) in enumerate(zip(said, right, strict=True)))
+
+        missing = {part for part in self.missing if part in kept} | {part for part in true.missing if part not in kept}
+        norms, sizes = mixed(self.norms, true.norms), mixed(self.sizes, true.sizes)
+        return Report(norms, mixed(self.products, true.products), tuple(sorted(missing)), sizes)
 
 
 class Claim(Message, frozen=True, order=True):
@@ -201,7 +212,7 @@ class Signed(Struct, frozen=True):
     ) -> Signed:
         """`context` is `StepRecord.context`: a signature holds for one run, step and state of the ledger alone."""
         unsigned = cls(sender, step, phase, wire.encode(payload), b"")
-        return replace(unsigned, signature=identity.sign(unsigned.digest(context, memory)))
+        return replace(unsigned, signature=identity.sign(unsigned.digest(context, memory), memory))
 
     def digest(self, context: bytes, memory: Memory = NOTHING) -> bytes:
         """What the signature is on."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 
 from btard.audit import audit
 from btard.audit.ledger import AgreedState, read_ledger
@@ -101,7 +101,7 @@ class _Cohort(LocalDriver):
     def talk(self, step: int, letters: Mapping[int, Letters]) -> Heard:
         """Besides, look how much honest peers that are there say and read."""
         views = {i: said.effect.faces for i, said in letters.items() if isinstance(said.effect, Views)}
-        letters = {**letters, **{i: dataclasses.replace(letters[i], special=faces) for i, faces in views.items()}}
+        letters = {**letters, **{i: replace(letters[i], special=faces) for i, faces in views.items()}}
         there = [i for i in letters if i not in self.room.members and not self.peers[i].behaviour.byzantine]
         for sender in there:
             said = letters[sender]

@@ -39,10 +39,10 @@ KNOWN = {
         ("record", 'if self.phase == "commit" else self.members', 'if self.phase == "commit" else self._speaking'),
         (
             "record",
-            "    def committed(self)",
+            "    def committed(self, me: int)",
             "    @property\n    def _speaking(self) -> tuple[int, ...]:\n"
             '        return self.remaining if self.phase.startswith("coin") else self.members\n\n'
-            "    def committed(self)",
+            "    def committed(self, me: int)",
         ),
     ),
     "coin_reveals": _switch(
@@ -100,12 +100,13 @@ KNOWN = {
     ),
     "absent_tried": _switch(
         "an owner that is away is tried for its aggregate of the step before, and cannot show its evidence",
-        ("claims", "    if kind.needs_answer and claim.accused not in", "    if False and claim.accused not in"),
+        ("claims", "if kind.needs_answer and not record.attends", "if False and not record.attends"),
     ),
     "absent_target": _switch(
         "mode tolerant: a target that is away in the step in which it has to show its work is removed",
-        ("validate", "    elif target not in (*record.members, *record.newcomers):\n        return []\n", ""),
-        ("claims", 'here = seat.config.validation == "exact" or claim.accused in', "here = True or claim.accused in"),
+        ("record", "        if now.attends(peer):\n", "        if True:\n"),
+        ("validate", "if hidden and record.attends(target):", "if hidden:"),
+        ("accuse", "        if aggregate or record.attends(claim.accused):\n", "        if True:\n"),
     ),
     "v3_by_majority": _switch(
         "V3 waits for more than half of the senders: where half of the rows are liars', any vector is applied",
@@ -233,7 +234,11 @@ BLIND = {
     ),
     "accused_at_once": _switch(
         "mode tolerant: a validator accuses where judges may not agree, and pays for a gradient at the tolerance",
-        ("validate", "truth, margin=ACCUSE)", "truth, margin=1.0)"),
+        (
+            "validate",
+            "    if work_is_wrong(seat, about, target, work, truth, margin=ACCUSE)",
+            "    if work_is_wrong(seat, about, target, work, truth, margin=1.0)",
+        ),
     ),
     "nan_reported": _switch(
         "a report of NaN turns V2 off, and no check of it finds it wrong: its sender's wrong aggregates count for ever",

@@ -7,7 +7,6 @@ has otherwise than its twin. To the others they are one Byzantine peer.
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,11 +28,10 @@ DIFFERENCES = ("nothing", "secrets", "gradient", "late", "requests")
 a gradient that is one unit in the last place off; none in time; no newcomers' requests."""
 
 
-@dataclass(frozen=True)
-class Views(Compare):
+class Views(Compare, frozen=True):
     """A comparison in which single recipients are told another digest."""
 
-    faces: Mapping[int, bytes] = field(default_factory=dict)
+    faces: Mapping[int, bytes] = {}
 
 
 class Twinned(Honest):
