@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
 
+import torch
 from msgspec import Struct
 
 from btard.protocol.messages import Packet, Relayed, Signed
@@ -40,10 +41,39 @@ class Compute:
 
 
 @dataclass(frozen=True)
+class Measure:
+    """The losses of the states at the beginning of `steps`, ascending, the last of which is the step at hand.
+
+    They are of one public batch drawn with `seed`. Answered by `Losses`, or None by whom some of the states are lost.
+    """
+
+    steps: tuple[int, ...]
+    seed: bytes
+    phase: ClassVar[str] = "heal/measure"
+
+    @property
+    def work(self) -> int:
+        """As that of `Idle`: the losses of a state take no longer than a gradient."""
+        return len(self.steps)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What came of a `Measure`, in the order of its steps."""
+
+    digests: tuple[bytes, ...]
+    """Of the states, 32 bytes each."""
+    values: torch.Tensor
+    """[states, examples] float64: the loss of every example of the batch."""
+
+
+@dataclass(frozen=True)
 class Idle:
     """Takes part in a compute phase without computing, so that lockstep drivers keep step."""
 
     phase: str = "compute"
+    work: int = 1
+    """What the others compute meanwhile takes no longer than so many gradients."""
 
 
 class Broadcast(Struct, frozen=True):
@@ -87,4 +117,4 @@ class Exchange(Struct, frozen=True):
     load: int
 
 
-Effect = Compute | Idle | Broadcast | Compare | Exchange
+Effect = Compute | Measure | Idle | Broadcast | Compare | Exchange

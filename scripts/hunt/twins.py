@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from btard.attacks.base import without_fellows
-from btard.protocol.effects import Broadcast, Compare, Compute, Effect, Exchange, Idle, Purpose
+from btard.protocol.effects import Broadcast, Compare, Compute, Effect, Exchange, Idle, Measure, Purpose
 from btard.protocol.hashing import digest
 from btard.protocol.identity import Identity
 from btard.protocol.messages import JoinRequest
@@ -142,7 +142,7 @@ class Twins(Peer):
             answer = yield said
             answers = {
                 which: self._computed(which, effect, said, answer)
-                if isinstance(effect, Compute | Idle)
+                if isinstance(effect, Compute | Idle | Measure)
                 else self._heard(effect, answer, sees.get(which))
                 for which, effect in effects.items()
             }
@@ -163,8 +163,8 @@ class Twins(Peer):
         if first is None or second is None:
             [only] = effects.values()
             return only
-        if isinstance(first, Compute | Idle):
-            return first if isinstance(first, Compute) else second
+        if isinstance(first, Compute | Idle | Measure):
+            return second if isinstance(first, Idle) else first
         if isinstance(first, Broadcast) and isinstance(second, Broadcast):
             faces = dict.fromkeys(served, second.message)
             return Broadcast(first.phase, first.message, faces, first.limit, first.load)
@@ -175,7 +175,7 @@ class Twins(Peer):
         assert isinstance(first, Compare) and isinstance(second, Compare)
         return Views(first.phase, first.digest, dict.fromkeys(served, second.digest))
 
-    def _computed(self, which: int, effect: Compute | Idle, said: Effect, answer: Any) -> Any:
+    def _computed(self, which: int, effect: Compute | Idle | Measure, said: Effect, answer: Any) -> Any:
         """The gradient that was asked for, if it is what this twin wants and is to have."""
         trains = isinstance(effect, Compute) and effect.purpose is Purpose.TRAIN
         slow = which == 1 and trains and self.t >= self.plan.start and self.plan.differ == "late"

@@ -16,6 +16,8 @@ import torch
 from btard.attacks.registry import make_attack
 from btard.drivers.history import ParameterHistory
 from btard.drivers.local import LocalDriver
+from btard.drivers.loop import StepResult
+from btard.drivers.trail import Trail
 from btard.protocol.behaviour import HONEST, Behaviour
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
@@ -88,6 +90,11 @@ class Member:
         raise Killed
 
 
+def moved(params: torch.Tensor, result: StepResult) -> torch.Tensor:
+    """The parameters after a step."""
+    return params - LR * result.gradient if result.back_to is None else result.state["parameters"].clone()
+
+
 def attackers_of(attack: str | None, count: int, peers: int, seed: int) -> tuple[frozenset[int], dict[str, Any]]:
     members = frozenset(1 + (seed + 2 * i) % (peers - 1) for i in range(count)) if attack else frozenset()
     assert len(members) == (count if attack else 0)
@@ -129,7 +136,8 @@ class Cohort:
         doors = Doors(node, self.config.run_id, {"a": 1})
         task = Quadratic(self.d)
         history = ParameterHistory(self.d, 2)
-        driver = SwarmDriver(peer, task, node, doors, self.deadlines, history, collusion=collusion)
+        trail = Trail(self.config, task)
+        driver = SwarmDriver(peer, task, node, doors, self.deadlines, history, trail, collusion=collusion)
         member = Member(driver, node, task, torch.ones(self.d))
         driver.watch = lambda phase: self._watch(member, phase)
         node.run(doors.open())
@@ -155,7 +163,7 @@ class Cohort:
             try:
                 for _ in range(steps):
                     result = member.driver.step(member.params)
-                    member.params = member.params - LR * result.gradient
+                    member.params = moved(member.params, result)
                     member.active.append(result.active)
             except (Fallen, OutOfStep, Killed, Exception) as error:
                 member.end = error
@@ -179,7 +187,7 @@ class Cohort:
         )
         params = torch.ones(self.d)
         for _ in range(steps):
-            params = params - LR * driver.step(params).gradient
+            params = moved(params, driver.step(params))
         return params, driver
 
     @property
