@@ -26,7 +26,7 @@ from btard.protocol.effects import Purpose
 from btard.protocol.hashing import digest, stream
 from btard.protocol.identity import Identity
 from btard.protocol.limits import Limits
-from btard.protocol.messages import Commit, Join, JoinRequest, Relayed, Signed, relay_digest
+from btard.protocol.messages import CoinCommit, Commit, Join, JoinRequest, Relayed, Signed, relay_digest
 from btard.protocol.peer import Outcome
 from btard.task import QuadraticTask
 from scripts.sybil_price import sybil_price
@@ -452,6 +452,29 @@ def test_two_commitments_of_a_newcomer_are_proof_or_nothing(members: dict[int, B
     assert driver.removed in ({PEERS + 1: "equivocation"}, {}) and PEERS in driver.results[-1].active
     if not members:
         assert driver.removed
+
+
+class ManyFaced(Behaviour):
+    """A member that tells each other one, and the newcomers, something else."""
+
+    byzantine = True
+
+    def active(self, step: int) -> bool:
+        return step == 3
+
+    def say(self, ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Any) -> Any:
+        if phase != "coin_commit/0":
+            return message, {}
+        others = (peer for peer in range(PEERS + 1) if peer != ctx.peer)
+        return message, {peer: sign(CoinCommit(bytes([peer]) * 32)) for peer in others}
+
+
+def test_a_member_of_many_faces_has_one_fate() -> None:
+    """Members keep two of its faces, and not all the same ones; a newcomer has to hear of it none the less."""
+    driver = cohort({1: ManyFaced()})
+    driver.enter(key("honest"))
+    driver.advance(6)  # raises if the newcomer comes to another ledger than the members
+    assert driver.removed == {1: "equivocation"} and PEERS in driver.peers
 
 
 class ForgedChain(Behaviour):
