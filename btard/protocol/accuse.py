@@ -112,7 +112,7 @@ def _accuse(seat: Seat, record: StepRecord, claims: Iterable[Claim], attempt: in
     raised: Raised = {}
     for accuser in sorted(messages):
         claims = set(messages[accuser].claims)
-        possible = len(claims) <= seat.limits.claims and all(
+        possible = len(claims) <= seat.limits(record).claims and all(
             admissible(seat, record, accuser, claim, attempt) for claim in claims
         )
         if not possible:
@@ -403,7 +403,9 @@ def _carry_out(
     if decided == GUILTY:
         out: tuple[int, ...] = (claim.accused,)
     elif aggregate or claim.kind == "undisclosed":
-        if decided == FALSE_CLAIM or (aggregate and claim.accused not in (record.here or ())):
+        if decided == FALSE_CLAIM:
+            return
+        if aggregate and claim.accused not in (record.here or ()):
             return  # an owner that is not here owes no evidence
         # Undelivered is not wrong: its owner, and the senders that did not show it either, go as silent ones do.
         kind = decided = "undelivered"

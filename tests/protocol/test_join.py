@@ -17,6 +17,7 @@ from btard.drivers.links import Links
 from btard.drivers.local import LocalDriver
 from btard.drivers.loop import StepResult
 from btard.drivers.newcomers import Newcomer
+from btard.protocol import loads
 from btard.protocol.behaviour import HONEST, Behaviour, Context
 from btard.protocol.choose import draw_check
 from btard.protocol.collusion import Collusion
@@ -26,7 +27,7 @@ from btard.protocol.effects import Purpose
 from btard.protocol.hashing import digest, stream
 from btard.protocol.identity import Identity
 from btard.protocol.limits import Limits
-from btard.protocol.messages import CoinCommit, Commit, Join, JoinRequest, Relayed, Signed, relay_digest
+from btard.protocol.messages import CoinCommit, Commit, Join, JoinRequest, Relayed, Signed, Votes, relay_digest
 from btard.protocol.peer import Outcome
 from btard.task import QuadraticTask
 from scripts.sybil_price import sybil_price
@@ -316,6 +317,26 @@ def test_messages_that_name_requests_have_a_size() -> None:
     signed = Signed.create(key("me"), bytes(32), 0, 0, "join", message)
     limit = Limits(config.peers, 1).message(Join)
     assert signed.nbytes <= limit and signed.open(Join, limit) == message
+
+
+def test_keys_that_joined_and_vanished_lengthen_no_limit_and_no_deadline() -> None:
+    """Else whoever makes keys, which costs nothing, makes everybody wait longer for ever."""
+    driver = cohort(max_newcomers=3, max_absences=2, byzantine=1)
+
+    def wait() -> tuple[int, int]:
+        record = driver.peers[0].begin()
+        message = driver.peers[0].limits(record).message(Votes)
+        return message, loads.of_relays(record, message)
+
+    before = wait()
+    for i in range(12):
+        for peer in driver.honest:
+            peer.receive(JoinRequest.create(key("vanishes", i), driver.config.run_id))
+    driver.advance(3)
+    assert driver.peers[0].probation and wait() > before, "those on probation may speak"
+    driver.advance(12)
+    assert len(driver.peers[0].roster.keys) == PEERS + 12 and set(driver.removed.values()) == {"gone"}
+    assert wait() == before
 
 
 class Sponsor(Behaviour):
