@@ -7,10 +7,11 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from torch.nn import functional as F
 from transformers import AlbertForPreTraining
 
 from albert.config import Config
-from albert.data.batches import batch
+from albert.data.batches import NOT_MASKED, batch
 from albert.data.corpus import Corpus
 from albert.data.evaluation import evaluation_batches
 from albert.model import make_model
@@ -23,6 +24,8 @@ from btard.task import TooLate, never
 
 EVALUATED = 256
 """Validation examples that a checkpoint is measured on."""
+MEASURED = 64
+"""Sequences by which two states are compared: each has dozens of masked words, and both states see the same ones."""
 
 
 def share(total: int, workers: int) -> int:
@@ -107,6 +110,32 @@ class AlbertTask:
     def samples(self, workers: int) -> int:
         """Sequences that each of `workers` peers computes of a step."""
         return share(self.total, workers)
+
+    @torch.no_grad()
+    def public_losses(self, params: torch.Tensor, seed: bytes) -> torch.Tensor:
+        """The loss of each of `MEASURED` training sequences at `params` [d]: float64 on the CPU.
+
+        The mean over its masked words plus that of its sentence order, without dropout and in full precision.
+        """
+        self._params.copy_(params)
+        self.model.eval()
+        try:
+            starts = range(0, MEASURED, self.per_device)
+            pieces = [self._losses(seed, start, min(start + self.per_device, MEASURED)) for start in starts]
+        finally:
+            self.model.train()
+        return torch.cat(pieces)
+
+    def _losses(self, seed: bytes, start: int, stop: int) -> torch.Tensor:
+        """The losses of sequences `start` .. `stop` - 1."""
+        inputs = batch(self.corpus, seed, MEASURED, start=start, stop=stop)
+        inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
+        words, order = inputs.pop("labels"), inputs.pop("sentence_order_label")
+        said = self.model(**inputs)
+        logits = said.prediction_logits.flatten(0, 1)
+        of_words = F.cross_entropy(logits, words.flatten(), reduction="none", ignore_index=NOT_MASKED).view_as(words)
+        of_order = F.cross_entropy(said.sop_logits, order, reduction="none")
+        return (of_words.double().sum(1) / (words != NOT_MASKED).sum(1) + of_order.double()).cpu()
 
     def agreed(self) -> dict[str, str]:
         """What all peers must have alike beside the settings."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -51,6 +51,19 @@ def sharing(active: Collection[int], validators: Collection[int]) -> int:
     return len(set(active) - set(validators))
 
 
+@runtime_checkable
+class Measurable(Protocol):
+    """A task whose states can be compared, as healing does (`btard.protocol.heal`)."""
+
+    def public_losses(self, params: torch.Tensor, seed: bytes) -> torch.Tensor:
+        """The losses [examples], float64 on the CPU, of a public batch drawn with `seed` at `params` [d].
+
+        As in training, so without anybody's own statistics, but nothing is drawn at random beside the batch. A function
+        of `params` and `seed` alone, to the bit; some hundred examples tell two states apart.
+        """
+        ...
+
+
 class QuadraticTask:
     """Noisy gradients of ||x||^2 / 2, for tests and demonstrations: as cheap as a task can be.
 
@@ -69,3 +82,9 @@ class QuadraticTask:
             row.copy_(params + self.noise * torch.from_numpy(normal).to(params.device))
             if request.flip_labels:
                 row.neg_()
+
+    def public_losses(self, params: torch.Tensor, seed: bytes) -> torch.Tensor:
+        """||x||^2 / 2 + noise * <x, N(0, I)> for each of 64 examples, [64]."""
+        normal = torch.from_numpy(stream("quadratic losses", seed).standard_normal((64, self.d), dtype=np.float32))
+        x = params.detach().cpu().double()
+        return 0.5 * x @ x + self.noise * normal.double() @ x

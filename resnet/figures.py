@@ -29,7 +29,7 @@ INCH_PER_LABEL = 0.26
 
 
 def draw(runs: Sequence[Run]) -> Figure:
-    """Return the figure: a curve per run, a line where attacks start, a ring on the curve for each ban.
+    """Return the figure: a curve per run, a line where attacks start, marks on the curve for bans and returns.
 
     Raises RunFolderError if a run has no measured accuracy yet.
     """
@@ -45,6 +45,7 @@ def draw(runs: Sequence[Run]) -> Figure:
         percent = [100 * share for share in accuracy]
         axes.plot(steps, percent, color=colour, linestyle=dashes, lw=1.6, label=run.label)
         _mark_bans(axes, run, colour)
+        _mark_returns(axes, run, colour)
     data = {run.config.data.label or run.config.data.name for run in runs}
     axes.set_ylabel(f"test accuracy on {data.pop()}, %" if len(data) == 1 else "test accuracy, %")
     axes.set_xlabel("step")
@@ -82,6 +83,16 @@ def _mark_bans(axes: Axes, run: Run, colour: str) -> None:
             taken = name in axes.get_legend_handles_labels()[1]
             label = "_nolegend_" if taken else name
             axes.plot(at, height, marker, color=colour, mfc="white", ms=4.5, mew=1.2, label=label, zorder=3)
+
+
+def _mark_returns(axes: Axes, run: Run, colour: str) -> None:
+    """A triangle on the run's curve where it went back to an earlier state."""
+    at = [step for step, _ in run.returns]
+    if at:
+        height = [100 * share for share in np.interp(at, *run.accuracy)]
+        name = "back to an earlier state"
+        label = "_nolegend_" if name in axes.get_legend_handles_labels()[1] else name
+        axes.plot(at, height, "<", color=colour, ms=4.5, label=label, zorder=3)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -73,6 +73,7 @@ class CohortGradients:
         self._workers = (workers or torch.get_num_threads()) if self._flat.device.type == "cpu" else 1
         self._network: FoldedNetwork | None = None
         self._team: _Team | None = None
+        self._measured: _Replica | None = None
 
     def __call__(self, params: Tensor, images: Tensor, labels: Tensor, out: Tensor | None = None) -> CohortResult:
         """Return the gradients of P peers at `params` [d] on their own samples.
@@ -95,6 +96,18 @@ class CohortGradients:
             self._team = self._team or _Team(self._model, self._flat, self._workers)
             self._team.compute(images, labels, result)
         return result
+
+    @torch.no_grad()
+    def losses(self, params: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """Return the cross-entropy of each sample [B] at `params` [d].
+
+        images [B, C, H, W] and labels [B] are one batch: the samples are normalised by the batch's own statistics, as
+        in training, and leave no trace in any others.
+        """
+        self._flat.copy_(params)
+        self._measured = self._measured or _Replica(self._model, self._flat)
+        logits = self._measured.model(images.contiguous(memory_format=torch.channels_last))
+        return F.cross_entropy(logits, labels, reduction="none")
 
     def strategy(self, images: Tensor) -> Literal["threads", "folded"]:
         """Return how images [P, B, C, H, W] are computed: a peer at a time over threads, or all peers folded."""

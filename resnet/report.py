@@ -22,6 +22,8 @@ from btard.harness.typed_yaml import COMMAND_LINE, ConfigError
 from resnet.experiments import tables
 from resnet.experiments.export import export
 from resnet.experiments.grid import Experiment
+from resnet.experiments.healing import LEGEND as HEALING
+from resnet.experiments.healing import healing_figure, healing_table
 from resnet.experiments.outcomes import Outcome, Results, read_results, read_sweep
 from resnet.experiments.plots import accuracy_figure, overview_experiments, survival_figure
 from resnet.experiments.survival import collapse
@@ -85,6 +87,12 @@ def write_report(results: Results, experiments: Sequence[Experiment], out: Path)
                     if overview == [experiment]:  # nothing to lay over it, and nothing to draw twice
                         shutil.copyfile(file, out / f"{OVERVIEW}{file.suffix}")
                 text.append(f"![Test accuracy: {experiment.title}]({name}.png)")
+            if drawing := healing_figure(results.series(experiment)):
+                name = f"healing-{experiment.name}"
+                save(drawing, out / name, small=True)
+                text.append(f"![With and without healing: {experiment.title}]({name}.png)")
+                csv_files[f"{name}.csv"] = healing_table(results.series(experiment))
+                text += [tables.markdown(csv_files[f"{name}.csv"]), HEALING]
             text.append(table_text)
             if validators := tables.validators_table(results, experiment):
                 text.append(tables.markdown(validators))

@@ -45,6 +45,11 @@ class Run:
         """The bans of a finished run, in the order of their steps."""
         return sorted((self.summary or {}).get("bans", []), key=lambda ban: (ban["step"], ban["peer"]))
 
+    @property
+    def returns(self) -> list[tuple[int, int]]:
+        """(step, earlier step with whose beginning it ended), of every time that the run went back."""
+        return [(line["step"], line["back_to"]) for line in self.metrics if line.get("back_to") is not None]
+
 
 def read_run(path: Path, label: str | None = None) -> Run:
     """Return the run in folder `path`; `label` names it, by default after its attack and aggregator.
@@ -94,11 +99,12 @@ def row(run: Run) -> tuple[str, ...]:
 
 
 def bans_text(run: Run) -> str:
-    """Return one line per ban: when, who, why and who accused; "nobody was banned" if there is none."""
+    """Return one line per ban and per return to an earlier state, in order; "nobody was banned" if there is none."""
     names = {True: "Byzantine", False: "honest", None: "peer"}
-    lines = [
-        f"step {ban['step']:>5}: peer {ban['peer']:>2} ({names[ban.get('byzantine')]}), {ban['kind']}"
-        + (f", accused by {ban['accuser']}" if ban.get("accuser") is not None else "")
-        for ban in run.bans
-    ]
-    return "\n".join(lines) or "nobody was banned"
+    lines = {}
+    for ban in run.bans:
+        by = f", accused by {ban['accuser']}" if ban.get("accuser") is not None else ""
+        who = f"peer {ban['peer']:>2} ({names[ban.get('byzantine')]})"
+        lines[ban["step"], ban["peer"]] = f"step {ban['step']:>5}: {who}, {ban['kind']}{by}"
+    lines |= {(step, -1): f"step {step:>5}: back to step {to}" for step, to in run.returns}
+    return "\n".join(lines[key] for key in sorted(lines)) or "nobody was banned"

@@ -14,6 +14,9 @@ from resnet.batchnorm import RunningStatistics
 from resnet.gradients import CohortGradients, Mode
 from resnet.sampling import TrainingData, draw_batches
 
+MEASURED = 512
+"""Samples by which two states are compared."""
+
 
 class ClassificationTask:
     """`btard.task.Task` for a network of `resnet.model` on `data`, `batch_size` samples per peer.
@@ -50,3 +53,8 @@ class ClassificationTask:
             peers = [requests[row].peer for row in own]
             self.statistics.update(peers, result.statistics.rows(own))
             self.losses[peers] = result.losses[own]
+
+    def public_losses(self, params: Tensor, seed: bytes) -> Tensor:
+        """The cross-entropy of each of `MEASURED` training samples, or of all, at `params` [d]: float64 on the CPU."""
+        images, labels = draw_batches(self.data, [seed], min(MEASURED, len(self.data)))
+        return self.compute.losses(params, images[0], labels[0]).double().cpu()

@@ -12,7 +12,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import ConfigError
 from btard.harness.vector import bind, flatten
 from btard.protocol.commit import NoGradient
+from btard.protocol.heal import HEALED, described
 from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.tolerance import tolerated_deviation
 from resnet.cohort import HISTORY, make_driver
@@ -84,12 +85,16 @@ class Training:
         self.seconds = {}
         if self.diverged_at is None:
             try:
-                result = self.driver.step(self.params.detach())
+                result = self.driver.step(self.params.detach(), self._momentum(), self.task.statistics.state_dict())
             except NoGradient:
                 self.diverged_at = step
         if result is not None:
-            self.params.grad = result.gradient
-            self.optimizer.step()
+            if result.back_to is None:
+                self.params.grad = result.gradient
+                self.optimizer.step()
+            else:
+                self._take(result.state)
+                metrics["back_to"] = result.back_to
             spent = time.perf_counter() - started
             self.seconds = {**result.seconds, "other": max(0.0, spent - sum(result.seconds.values()))}
             # Until an attack starts nobody is anything but honest.
@@ -144,12 +149,23 @@ class Training:
         """Write a checkpoint from which `load` goes on to the same bits with step `step`."""
         state, tensors = self.driver.state()
         tensors = {f"driver/{name}": tensor for name, tensor in tensors.items()}
-        tensors |= {"params": self.params.detach(), "losses": self.task.losses}
-        tensors |= {f"statistics/{name}": tensor for name, tensor in self.task.statistics.state_dict().items()}
-        momentum = self.optimizer.state[self.params].get("momentum_buffer") if self.optimizer.state else None
-        if momentum is not None:
-            tensors["momentum"] = momentum
+        tensors |= {"parameters": self.params.detach(), **self._momentum(), **self.task.statistics.state_dict()}
+        tensors["losses"] = self.task.losses
         folder.save_checkpoint(step, tensors, {"driver": state, "diverged_at": self.diverged_at})
+
+    def _momentum(self) -> dict[str, torch.Tensor]:
+        """The optimizer's state, by name; nothing before the first step."""
+        buffer = self.optimizer.state[self.params].get("momentum_buffer") if self.optimizer.state else None
+        return {} if buffer is None else {"momentum": buffer}
+
+    def _take(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take over parameters, optimizer and running statistics as they were, from copies of them."""
+        with torch.no_grad():
+            self.params.copy_(tensors["parameters"])
+        self.optimizer.state.clear()
+        if "momentum" in tensors:
+            self.optimizer.state[self.params]["momentum_buffer"] = tensors["momentum"].clone()
+        self.task.statistics.load_state_dict(tensors)
 
     def load(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
@@ -157,12 +173,8 @@ class Training:
         def under(prefix: str) -> dict[str, torch.Tensor]:
             return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
-        with torch.no_grad():
-            self.params.copy_(tensors["params"])
+        self._take(tensors)
         self.task.losses.copy_(tensors["losses"])
-        self.task.statistics.load_state_dict(under("statistics/"))
-        if "momentum" in tensors:
-            self.optimizer.state[self.params]["momentum_buffer"] = tensors["momentum"]
         # The same life: an interrupted run leaves the bytes of one that was not, and its attackers remember nothing.
         self.driver.restore(state["driver"], under("driver/"), life=None)
         self.diverged_at = state["diverged_at"]
@@ -243,6 +255,8 @@ def train(
 
 def describe(entry: Entry, byzantine: frozenset[int]) -> str:
     """One line for people about a ledger entry."""
+    if entry.kind == HEALED:
+        return described(entry)
     who = ", ".join(f"{peer} ({'Byzantine' if peer in byzantine else 'honest'})" for peer in entry.peers)
     by = f", accused by {', '.join(map(str, entry.accusers))}" if entry.accusers else ""
     return f"step {entry.step}: banned peer {who}: {entry.kind}{by}"

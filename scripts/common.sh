@@ -7,6 +7,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # Threads that wait by spinning steal the few cores from those that work.
 export OMP_WAIT_POLICY=passive
+# uv installs without compiling. Where bytecode may not be kept, each process compiles torch anew: 3 to 8 s each.
+unset PYTHONDONTWRITEBYTECODE
 
 VENV=.venv
 PY=$VENV/bin/python

@@ -23,6 +23,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
 
 from btard.drivers.history import ParameterHistory
+from btard.drivers.trail import Trail
 from btard.harness import tables
 from btard.harness.progress import track
 from btard.protocol.config import ProtocolConfig
@@ -63,8 +64,8 @@ def btard_peer(number: int, peers: int, d: int, relays: int, pipe: Any) -> None:
     roster = Roster(tuple(identity.public_key for identity in identities))
     doors = Doors(node, RUN, {})
     limits = Deadlines(compute=600, phase=600, message=10, uplink=8, give_up=60)
-    peer = Peer(number, identities[number], roster, config, d)
-    driver = SwarmDriver(peer, Ready(d, number), node, doors, limits, ParameterHistory(d, 2))
+    peer, task = Peer(number, identities[number], roster, config, d), Ready(d, number)
+    driver = SwarmDriver(peer, task, node, doors, limits, ParameterHistory(d, 2), Trail(config, task))
     node.run(doors.open())
     params, results = torch.zeros(d), []
     for _ in range(1 + ROUNDS):

@@ -27,7 +27,7 @@ Curve = Callable[[Swarm], tuple[list[int], list[float]]]
 
 
 def loss_figure(swarms: Sequence[Swarm]) -> Figure:
-    """Training loss over steps; rings are bans of attackers, crosses removals of honest peers."""
+    """Training loss over steps; rings are bans of attackers, crosses removals of honest peers, triangles healings."""
     limit = TOP * max(swarm.series("loss")[1][0] for swarm in swarms)
 
     def curve(swarm: Swarm) -> tuple[list[int], list[float]]:
@@ -152,6 +152,7 @@ def _mark(panel: Axes, swarm: Swarm, curve: Curve, colour: str, labelled: set[st
     marks: tuple[tuple[str, list[int], dict[str, Any]], ...] = (
         ("an attacker is banned", swarm.bans, {"marker": "o", "mfc": "none", "mec": colour, "ms": 7}),
         ("an honest peer is removed", swarm.honest_removed, {"marker": "x", "color": "black", "ms": 7}),
+        ("all go back to an earlier state", swarm.healings, {"marker": "<", "mfc": colour, "mec": colour, "ms": 6}),
     )
     for label, steps, style in marks:
         at = [step for step in steps if step in known]

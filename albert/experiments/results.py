@@ -77,6 +77,11 @@ class Swarm:
         attackers = self.summary["byzantine"]
         return sorted(ban["step"] for ban in self.summary["bans"] if ban["peer"] not in attackers)
 
+    @property
+    def healings(self) -> list[int]:
+        """The steps in which everybody went back to an earlier state, ascending."""
+        return self.series("back_to")[0]
+
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """Steps and values of a metric, where it is known."""
         pairs = [(line["step"], line[key]) for line in self.metrics if line.get(key) is not None]

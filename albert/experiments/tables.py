@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from albert.experiments.results import NO_ATTACK, Swarm
 from btard.harness.tables import markdown
+from btard.protocol.heal import HEALED
+from btard.protocol.messages import NOBODY
 
 
 def bans_table(swarms: Sequence[Swarm]) -> str:
@@ -55,7 +57,10 @@ def ledger_table(swarm: Swarm) -> str:
         by = ", ".join(map(str, entry["accusers"])) or "-"
         out = ", ".join(map(str, entry["peers"])) or "nobody"
         evidence = f"`{entry['evidence'][:12]}`" if entry.get("evidence") else "-"
-        rows.append([str(step), entry["kind"], str(entry["accused"]), by, out, count, evidence])
+        back = entry["step"] - entry["about_step"] if entry["kind"] == HEALED else 0
+        what = f"{entry['kind']}, back to step {step - back}" if back else entry["kind"]
+        accused = "nobody" if entry["accused"] == NOBODY else str(entry["accused"])
+        rows.append([str(step), what, accused, by, out, count, evidence])
     return markdown(("step", "what", "accused", "by", "removed", "votes", "evidence"), rows) + "\n"
 
 

@@ -35,7 +35,12 @@ def seldom(collusion: Collusion, ctx: View) -> bool:
     return bool(collusion.stream("seldom", ctx.step, ctx.peer).random() < SELDOM)
 
 
+def in_turn(collusion: Collusion, ctx: View) -> bool:
+    """One attacker after the other: the next begins when those with lower numbers are gone."""
+    return ctx.peer == min((peer for peer in ctx.active if peer in collusion.members), default=ctx.peer)
+
+
 MOMENTS: dict[str, Callable[[Collusion, View], bool]] = {
-    moment.__name__: moment for moment in (always, checked, covered, seldom)
+    moment.__name__: moment for moment in (always, checked, covered, seldom, in_turn)
 }
 """The values of the option `when`."""

@@ -21,6 +21,7 @@ from btard.attacks.broadcasts import (
     SelectiveSilence,
 )
 from btard.attacks.cohort import Copy, InnerProduct, LittleIsEnough, MinMax, MinSum
+from btard.attacks.healing import BlindSpot, HealingLies, HitAndRun
 from btard.attacks.own import DelayedGradient, LabelFlip, Noise, RandomDirection, SignFlip, Zero
 from btard.attacks.rop import RelocatedOrthogonal
 from btard.attacks.schemes import CancellingLies, FavouredHolder, LateAggregate, SoleSender, VanishingAggregator
@@ -49,6 +50,7 @@ _GRADIENT: tuple[type[Attack], ...] = (
     MinMax,
     MinSum,
     RelocatedOrthogonal,
+    BlindSpot,
 )
 _PROTOCOL: tuple[type[Attack], ...] = (
     WrongAggregate,
@@ -80,6 +82,8 @@ _PROTOCOL: tuple[type[Attack], ...] = (
     Garbage,
     MalformedMessage,
     JunkRelays,
+    HealingLies,
+    HitAndRun,
 )
 
 ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in (*_GRADIENT, *_PROTOCOL)}

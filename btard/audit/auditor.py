@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -17,6 +17,7 @@ from btard.audit.settings import read_settings, read_task
 from btard.protocol import wire
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.hashing import digest
+from btard.protocol.heal import HEALED, candidates
 from btard.protocol.identity import Roster
 from btard.protocol.record import Transcript
 from btard.protocol.wire import Malformed
@@ -60,15 +61,30 @@ class _Auditor:
         findings: list[Finding] = []
         for step, lines in steps.items():
             findings += self.replay.step(step, lines)
-        sealed = self._seals(max(steps, default=-1))
-        end = self._end(len(steps), sealed)
+        seal, last = self._seals(), max(steps, default=-1)
+        sealed = seal > last
+        end, over = self._end(len(steps), sealed)
+        self._healings(steps, max(seal, last, over))
         if steps and not sealed and not (self.folder / ATTESTATION).exists():
-            last = max(steps)
             # Who leaves out messages of the others, and signs other ones of its own, can have them look guilty of much.
             findings = [
                 replace(finding, checked=UNCERTAIN) if finding.entry.step == last else finding for finding in findings
             ]
         return Report(tuple(findings), end, tuple(self.replay.notes))
+
+    def _healings(self, steps: Mapping[int, list[Line]], over: int) -> None:
+        """Errors: AuditError where a state should have been chosen, and the ledger says nothing of it.
+
+        `over`: a step that the run has come through.
+        """
+        entries = [line.entry for line in self.lines]
+        for step in sorted(steps):
+            due = candidates(self.config, [entry for entry in entries if entry.step <= step], step + 1)
+            if due and step < over and HEALED not in {e.kind for e in entries if e.step == step + 1}:
+                raise AuditError(
+                    f"{LEDGER}: step {step} removed a member, so step {step + 1} had to choose among earlier states; "
+                    "there is no line about it"
+                )
 
     def _recorded(self) -> set[int]:
         return {int(step) for file in self._files() if (step := file.name[5:-5]).isascii() and step.isdigit()}
@@ -76,8 +92,8 @@ class _Auditor:
     def _files(self) -> Iterator[Path]:
         return self.evidence.glob("step-*.json") if self.evidence.is_dir() else iter(())
 
-    def _seals(self, last: int) -> bool:
-        """Whether a seal of a later step is bound to the ledger's last line; all seals are checked."""
+    def _seals(self) -> int:
+        """The newest step with a seal, -1 without one; all seals are checked."""
         newest = -1
         for file in sorted(self._files()):
             step = file.name[5:].removesuffix(".seal.json")
@@ -92,19 +108,22 @@ class _Auditor:
             except TooFew:  # too many were away in that step: it is no seal
                 continue
             newest = max(newest, int(step))
-        return newest > last
+        return newest
 
-    def _end(self, steps: int, sealed: bool) -> str:
-        """The summary line. Errors: AuditError if the ledger does not end as the peers have attested."""
+    def _end(self, steps: int, sealed: bool) -> tuple[str, int]:
+        """The summary line, and the last step if the run is finished, else -1.
+
+        Errors: AuditError if the ledger does not end as the peers have attested.
+        """
         keys = digest("roster", *self.agreed.keys.keys).hex()[:16]
         counts = f"{len(self.lines)} ledger lines of {steps} steps are in order; keys {keys}"
         if not (self.folder / ATTESTATION).exists():
             if (self.folder / SUMMARY).exists():
                 raise AuditError(f"{ATTESTATION}: missing, though {SUMMARY} says that the run is finished")
             if sealed:
-                return f"{counts}; the run is not finished, up to here a majority has signed its ledger"
+                return f"{counts}; the run is not finished, up to here a majority has signed its ledger", -1
             after = f"on step {self.lines[-1].entry.step} " if self.lines else ""
-            return f"{counts}; the run is not finished, nothing signed follows {after}yet"
+            return f"{counts}; the run is not finished, nothing signed follows {after}yet", -1
         try:
             attested = Attestation.read(self.folder)
         except Malformed as error:
@@ -129,7 +148,8 @@ class _Auditor:
                 f"{ATTESTATION}: signed by {len(signers)} of {len(active)} active peers; it takes a majority, and "
                 "more than could be Byzantine before the last removals"
             )
-        return (
+        line = (
             f"{counts}; finished after step {attested.step - 1}, attested by {len(signers)} of {len(active)} active "
             f"peers; parameters {attested.params.hex()[:16]}"
         )
+        return line, attested.step - 1

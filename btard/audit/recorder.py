@@ -15,6 +15,7 @@ from btard.audit.ledger import speak_for_all
 from btard.audit.numerics import numeric_platform
 from btard.audit.proof import Proof
 from btard.audit.settings import write_settings
+from btard.audit.states import write_state
 from btard.protocol import wire
 from btard.protocol.claims import KINDS
 from btard.protocol.config import ProtocolConfig
@@ -63,9 +64,16 @@ class Recorder:
                 file.unlink()
 
     def finished(
-        self, peers: Sequence[Peer], parameters: Callable[[int], torch.Tensor], *, writes: bool = True
+        self,
+        peers: Sequence[Peer],
+        parameters: Callable[[int], torch.Tensor],
+        states: Callable[[int], Mapping[str, torch.Tensor] | None] = lambda step: None,
+        *,
+        writes: bool = True,
     ) -> None:
         """Take in the step that the honest `peers` have just finished; `parameters`: step -> x [d] of it.
+
+        `states`: step -> the agreed tensors at its beginning, the "parameters" among them, of steps that were measured.
 
         Several peers serve better than one: who did not get all of the evidence is passed over. Where each peer is a
         process, all recorders keep up and one `writes`; another one can go on in its place at any step.
@@ -81,6 +89,9 @@ class Recorder:
         entries = list(takewhile(lambda entry: entry.step == record.step, reversed(ledger.entries)))
         if entries and writes:
             self._proof(witness, entries, parameters).write(self.folder / EVIDENCE, witness.id, witness.identity)
+            for step in {int(step) for entry in entries for step in entry.losses}:
+                if (tensors := states(step)) is not None:
+                    write_state(self.folder / EVIDENCE, tensors)
         if entries:
             self._to_seal = record.active, record.byzantine
         elif self._to_seal:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import torch
+
+from btard.aggregation.threads import kernel_threads
 from btard.audit.files import LEDGER, proof_file
 from btard.audit.ledger import AgreedState, Line
 from btard.audit.numerics import numeric_platform
@@ -13,23 +17,28 @@ from btard.audit.proof import Proof
 from btard.audit.recomputation import Recomputation
 from btard.audit.report import (
     ELSEWHERE,
+    MEASURED,
     MESSAGES,
     RECOMPUTED,
     REPLAYED,
     SIGNATURES,
     UNCONFIRMED,
+    UNMEASURED,
     VOTES,
     AuditError,
     Finding,
     NotReproduced,
     within,
 )
+from btard.audit.states import read_state
 from btard.protocol.claims import KINDS
+from btard.protocol.effects import Losses
+from btard.protocol.heal import HEALED, batch_seed, candidates, choose, measured
 from btard.protocol.ledger import Entry
-from btard.protocol.messages import EXCUSED, FALSE_CLAIM, GUILTY, Claim
+from btard.protocol.messages import EXCUSED, FALSE_CLAIM, GUILTY, Claim, Measured
 from btard.protocol.record import StepRecord
 from btard.protocol.wire import Malformed
-from btard.task import Task
+from btard.task import Measurable, Task
 
 NOBODY_PAYS = frozenset({"wrong_aggregate", "undisclosed"})
 """Kinds of claims for which the accuser is not removed if they are false."""
@@ -76,10 +85,13 @@ class Replay:
             raise type(error)(f"{file}: {error}") from None
         except Exception as error:  # hostile records can break the replay anywhere: none of it is a proof
             raise AuditError(f"{file}: cannot be replayed ({type(error).__name__}: {error!s:.200})") from None
-        self._compare(observer.ledger.entries, lines, file)
+        found = [entry for entry in observer.ledger.entries if entry.step == step]
+        self._compare(found, lines, file)
+        healed = self._healing(observer, elsewhere, file) if any(entry.kind == HEALED for entry in found) else ""
         claims = {claim: who for tried in observer.current.trials.values() for claim, who in tried.items()}
         recomputed = "" if recompute is None else RECOMPUTED if recompute.confirmed else UNCONFIRMED
-        return self._findings(observer, claims, lines, file, recomputed, elsewhere)
+        findings = self._findings(observer, claims, lines, file, recomputed, elsewhere)
+        return [replace(finding, checked=healed) if finding.entry.kind == HEALED else finding for finding in findings]
 
     def _replayed(self, proof: Proof, recompute: Recomputation | None) -> Observer:
         last: StepRecord | None = None
@@ -92,12 +104,44 @@ class Replay:
             self.agreed.roster(proof.now.step), self.config, self.d, proof.now, last, self.agreed.memory
         )
         observer.byzantine = self.agreed.byzantine(proof.now.step)
+        observer.ledger.entries = [line.entry for line in self.agreed.lines if line.entry.step < proof.now.step]
         observer.replay(proof, recompute)
         for step, part in proof.aggregates:
             about = observer.record_of(step)
             if about is None or part not in about.aggregates:
                 raise AuditError(f"its aggregate of part {part} of step {step} is not the one that was announced")
         return observer
+
+    def _healing(self, observer: Observer, elsewhere: str, file: str) -> str:
+        """What was checked of the choice of a state, which has been replayed. Errors: AuditError if it was another."""
+        record = observer.current
+        entry = next(entry for entry in reversed(observer.ledger.entries) if entry.kind == HEALED)
+        steps = (*candidates(self.config, observer.ledger.entries, record.step), record.step)
+        limit = observer.limits(observer.current).message(Measured)
+        said = {
+            who: m[0].open(Measured, limit) for who, m in record.heard[HEALED].items() if who not in record.expelled
+        }
+        digests = choose(record.members, steps, said).digests
+        if not isinstance(self.task, Measurable) or not digests:
+            return MESSAGES
+        try:
+            states = [read_state(self.evidence, hashed, self.d) for hashed in digests]
+        except Malformed as error:
+            raise AuditError(f"{error} ({file})") from None
+        if any(params is None for params in states):
+            return UNMEASURED
+        seed = batch_seed(self.config.run_id, record.step, record.coin)
+        with kernel_threads(1):
+            values = [self.task.public_losses(params, seed) for params in states if params is not None]
+        mine = measured(Losses(digests, torch.stack(values)))
+        own = choose(record.members, steps, dict.fromkeys(record.members, mine))
+        if own.step == entry.about_step:
+            return MEASURED
+        found = f"by the states in {self.evidence.name} the run goes on from step {own.step}, not {entry.about_step}"
+        if not elsewhere and self.config.validation == "exact":
+            raise AuditError(f"{file}: {found}")
+        self.notes.append(f"step {record.step}: {found}; {elsewhere or 'the losses are close'}")
+        return elsewhere or MESSAGES
 
     def _compare(self, entries: Sequence[Entry], lines: Sequence[Line], file: str) -> None:
         """Errors: AuditError unless the replay came to the ledger's entries."""

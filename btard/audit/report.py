@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from btard.protocol.heal import HEALED, described
 from btard.protocol.ledger import Entry
 from btard.protocol.wire import Malformed
 
@@ -13,6 +14,8 @@ UNCERTAIN = "not certain yet: that nothing else was said would rest on what a ma
 REPLAYED = "replayed from evidence"
 RECOMPUTED = "gradient computed again"
 UNCONFIRMED = "gradient computed again, at parameters that no commitment confirms to the bit on this machine"
+MEASURED = "states measured again"
+UNMEASURED = "replayed from the signed messages; not all of the states are there to be measured again"
 ELSEWHERE = "not certain here: recorded on {there}; this is {here}, and their bits may differ"
 VOTES = "votes only: the gradient was not computed again"
 
@@ -41,6 +44,8 @@ class Finding:
         accusers = f" accused by {', '.join(map(str, entry.accusers))};" if entry.accusers else ""
         agreeing = sum(vote == entry.verdict for vote in entry.votes.values())
         votes = f" votes {agreeing} for, {len(entry.votes) - agreeing} against;" if entry.votes else ""
+        if entry.kind == HEALED:
+            return f"{described(entry)}; {self.checked}"
         peers = entry.peers or (entry.accused,)  # nobody is removed where somebody joins
         who = f"peer{'s' if len(peers) > 1 else ''} {', '.join(map(str, peers))}"
         return f"step {entry.step}: {who}: {entry.kind};{accusers}{votes} {self.checked}"

@@ -15,13 +15,14 @@ from btard.drivers.history import ParameterHistory, steps_kept, workers_of
 from btard.drivers.letters import Letters, Pieces
 from btard.drivers.loop import Heard, StepResult, in_phase, run_step
 from btard.drivers.mesh import Mesh
+from btard.drivers.trail import PARAMETERS, State, Trail
 from btard.protocol import wire
 from btard.protocol.behaviour import HONEST, Behaviour
 from btard.protocol.collusion import Collusion
 from btard.protocol.commit import CutOff, NoGradient
 from btard.protocol.commitments import Hashed
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.effects import Compute, Purpose
+from btard.protocol.effects import Compute, Losses, Measure, Purpose
 from btard.protocol.hashing import digest, tensor_digest
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.peer import Outcome, Peer
@@ -84,6 +85,7 @@ class CollectiveDriver:
         self.peer = Peer(rank, identities[rank], roster, config, task.d, own, commitments)
         self.history = ParameterHistory(task.d, steps_kept({rank: own}, repeatable), history_folder)
         self.compute = CohortCompute(task, self.history, "per_peer")
+        self.trail = Trail(config, task)
         self.notes: dict[int, bytes] = {}
 
     @property
@@ -96,8 +98,15 @@ class CollectiveDriver:
         """Whether this is the lowest honest rank that is in the run."""
         return self.mesh.rank == self.honest[0]
 
-    def step(self, params: torch.Tensor) -> StepResult:
+    def step(
+        self,
+        params: torch.Tensor,
+        shared: Mapping[str, torch.Tensor] | None = None,
+        local: Mapping[str, torch.Tensor] | None = None,
+    ) -> StepResult:
         """One step of this rank's peer at `params` [d], in lockstep with the others.
+
+        `shared` and `local`: as of `LocalDriver.step`.
 
         Errors: Fallen if the peer is out of the run after it; RankLost if a rank ended or hangs; NoGradient if nobody
         has a gradient; RuntimeError if honest ranks disagree, which would be a bug of the protocol.
@@ -105,6 +114,7 @@ class CollectiveDriver:
         now = self.mesh.step = self.peer.t
         workers = sharing(self.peer.active, self.peer.assignments)
         self.history.record(now, params, workers, deep=self.peer.behaviour.lookback > 1)
+        self.trail.record(now, self.peer.ledger.entries, State({PARAMETERS: params, **(shared or {})}, local or {}))
         course = run_step({self.peer.id: self.peer}, self)
         outcome, failure = course.outcomes[self.peer.id], course.failures.get(self.peer.id)
         if isinstance(failure, CutOff) and not self.peer.behaviour.byzantine:
@@ -118,13 +128,14 @@ class CollectiveDriver:
         if failure is not None:
             raise failure
         if self.recorder is not None:
-            self.recorder.finished([self.peer], lambda step: self.history.at(step, now), writes=self.leads)
-        return course.result(self.peer, params)
+            parameters = lambda step: self.history.at(step, now)  # noqa: E731
+            self.recorder.finished([self.peer], parameters, self.trail.agreed, writes=self.leads)
+        return self.trail.completed(course.result(self.peer, params))
 
     def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """This rank between two steps: JSON values and tensors. Write them before the next step."""
         values, own = save_peer(self.peer)
-        tensors = self.history.state()
+        tensors = self.history.state() | self.trail.state()
         tensors |= {f"peer/{name}": x for name, x in own.items()}
         recorded = None if self.recorder is None else self.recorder.state()
         return {"peer": values, "ranks": self.mesh.ranks, "recorder": recorded}, tensors
@@ -140,6 +151,7 @@ class CollectiveDriver:
         if life is not None:
             self.peer.begin_life(life)
         self.history.restore(tensors, workers_of(self.peer.last))
+        self.trail.restore(tensors)
         if self.recorder is not None and state["recorder"] is not None:
             self.recorder.restore(state["recorder"], self.peer.last)
 
@@ -165,6 +177,10 @@ class CollectiveDriver:
             training = all(request.purpose is Purpose.TRAIN for request in asked.values())
             self._observe(step, gradients.get(self.mesh.rank) if training else None)
         return gradients
+
+    def measure(self, step: int, asked: Mapping[int, Measure]) -> dict[int, Losses]:
+        found = {i: self.trail.measure(request) for i, request in asked.items()}
+        return {i: losses for i, losses in found.items() if losses is not None}
 
     def talk(self, step: int, letters: Mapping[int, Letters]) -> Heard:
         me = self.mesh.rank

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from msgspec import Struct
 
 from btard.protocol.effects import Broadcast, Compare, Effect, Exchange
 from btard.protocol.envelope import decode_digest, decode_items, decode_signed, encode_items, encode_signed
@@ -19,8 +19,7 @@ Pieces = Sequence[bytes | memoryview]
 """A letter as bytes, in pieces that are joined on the way."""
 
 
-@dataclass(frozen=True)
-class Letters:
+class Letters(Struct, frozen=True, eq=False):
     """The letters of one peer in one phase: `special` to single recipients, `common` to all others; None is nothing."""
 
     effect: Broadcast | Compare | Exchange
@@ -28,7 +27,7 @@ class Letters:
     special: Mapping[int, Letter | None]
     limit: int
     """Bytes that the peer reads from one sender; a longer letter counts as none."""
-    _sizes: dict[int, int] = field(default_factory=dict, compare=False)
+    _sizes: dict[int, int] = {}
 
     @staticmethod
     def of(effect: Effect) -> Letters:

@@ -17,11 +17,12 @@ from btard.drivers.links import Links
 from btard.drivers.loop import Heard, StepResult, run_step
 from btard.drivers.newcomers import Newcomer, admitted_last, bring_in
 from btard.drivers.threads import Team
+from btard.drivers.trail import PARAMETERS, State, Trail
 from btard.protocol.behaviour import HONEST, Behaviour
 from btard.protocol.collusion import Collusion
 from btard.protocol.commitments import Commitments, Hashed, Ideal
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.effects import Compute, Purpose
+from btard.protocol.effects import Compute, Losses, Measure, Purpose
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.memory import Memory
 from btard.protocol.messages import JoinRequest
@@ -86,6 +87,7 @@ class LocalDriver:
         }
         self.history = ParameterHistory(task.d, steps_kept(behaviours, repeatable), history_folder)
         self.compute = CohortCompute(task, self.history, mode, tasks)
+        self.trail = Trail(config, task)
         self.joining: dict[bytes, Newcomer] = {}
         """Public key -> everybody who has asked to join."""
         self._repeatable = repeatable
@@ -120,19 +122,28 @@ class LocalDriver:
             peer.receive(JoinRequest.create(identity, self.config.run_id))
         return self.joining.setdefault(identity.public_key, Newcomer(identity, behaviour, donor, receive))
 
-    def step(self, params: torch.Tensor, shared: Mapping[str, torch.Tensor] | None = None) -> StepResult:
+    def step(
+        self,
+        params: torch.Tensor,
+        shared: Mapping[str, torch.Tensor] | None = None,
+        local: Mapping[str, torch.Tensor] | None = None,
+    ) -> StepResult:
         """One step of all peers at `params` [d]; whoever falls out is gone from `peers` afterwards.
 
-        `shared`: what a newcomer has to download beside the parameters, such as the optimizer's state.
+        `shared`: the state of the training beside the parameters, such as the optimizer's. Newcomers download it, and
+        whoever goes back to an earlier state needs that of then. `local`: what also goes back and is nobody else's
+        business, such as running statistics. Neither may change before the step is over.
         Errors: RuntimeError if honest peers come to different results, which would be a bug of the protocol.
         """
+        state = State({PARAMETERS: params, **(shared or {})}, local or {})
         if self.config.probation is not None:
-            self._bring_in({"parameters": params, **(shared or {})})
+            self._bring_in(state.agreed)
         first = min(self.peers.values(), key=lambda peer: (peer.behaviour.byzantine, peer.id))
         now, workers = first.t, sharing(first.active, first.assignments)
         # Once the last peer that looks far back is gone, nobody needs a long history any more.
         deep = any(peer.behaviour.lookback > 1 for peer in self.peers.values())
         self.history.record(now, params, workers, deep=deep)
+        self.trail.record(now, first.ledger.entries, state)
         self.commitments.forget(now - 1)
         team = self._team_for(params)
         course = run_step(self.peers, self, clock=self.links, each=team.map if team else map)
@@ -145,8 +156,8 @@ class LocalDriver:
         self._refuse_losses(course.outcomes, staying)
         self.peers = {i: p for i, p in self.peers.items() if course.outcomes[i] is not None and i in staying}
         if self.recorder is not None:
-            self.recorder.finished(self.honest, lambda step: self.history.at(step, now))
-        return course.result(witness, params)
+            self.recorder.finished(self.honest, lambda step: self.history.at(step, now), self.trail.agreed)
+        return self.trail.completed(course.result(witness, params))
 
     def _team_for(self, params: torch.Tensor) -> Team | None:
         """Threads for the peers, unless the model is so small that handing over takes longer than the work."""
@@ -164,7 +175,7 @@ class LocalDriver:
         """The cohort between two steps: JSON values, and tensors, shared ones once. Write them before the next step."""
         shared: dict[str, Any] = {}
         refs: dict[str, dict[str, str]] = {}
-        tensors: dict[str, torch.Tensor] = self.history.state()
+        tensors: dict[str, torch.Tensor] = self.history.state() | self.trail.state()
         names: dict[tuple[int, int], str] = {}
         for i, peer in self.peers.items():
             # Broadcasts are reliable here, so the values are the same at all honest peers, and attackers resume with
@@ -200,8 +211,10 @@ class LocalDriver:
                 peer.begin_life(life)
         self.history.restore(tensors, workers_of(self.honest[0].last))
         self.compute.restore(state["memory"], tensors)
-        for record in (peer.last for peer in self.peers.values() if peer.last is not None):
-            self.commitments.learn(record.committed())
+        self.trail.restore(tensors)
+        for peer in self.peers.values():
+            if peer.last is not None:
+                self.commitments.learn(peer.last.step, peer.last.committed(peer.id))
         if self.recorder is not None and state["recorder"] is not None:
             self.recorder.restore(state["recorder"], self.honest[0].last)
 
@@ -261,6 +274,10 @@ class LocalDriver:
             if honest:
                 self.collusion.observe(step, honest)
         return gradients
+
+    def measure(self, step: int, asked: Mapping[int, Measure]) -> dict[int, Losses]:
+        found = {request: self.trail.measure(request) for request in set(asked.values())}
+        return {i: losses for i, request in asked.items() if (losses := found[request]) is not None}
 
     def talk(self, step: int, letters: Mapping[int, Letters]) -> Heard:
         usual = {i: said.own for i, said in letters.items() if said.own is not None}

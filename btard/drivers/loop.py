@@ -17,7 +17,7 @@ import torch
 from btard.aggregation.threads import kernel_threads
 from btard.drivers.letters import Letters
 from btard.protocol.commit import CutOff, NoGradient
-from btard.protocol.effects import Compute, Effect, Idle, Purpose
+from btard.protocol.effects import Compute, Effect, Idle, Losses, Measure, Purpose
 from btard.protocol.ledger import Entry
 from btard.protocol.peer import Outcome, Peer
 from btard.task import TooLate
@@ -26,8 +26,11 @@ from btard.task import TooLate
 class Clock:
     """When it is too late for a gradient. By this one it never is."""
 
-    def start(self, phase: str) -> None:
-        """`phase` begins, in which gradients are computed: "compute", or "judge" once for each that judges compute."""
+    def start(self, phase: str, work: int = 1) -> None:
+        """`phase` begins, in which something is computed that takes no longer than `work` gradients.
+
+        That is "compute", "judge" once for each gradient that judges compute, or "heal/measure".
+        """
 
     def late(self, step: int, peer: int) -> bool:
         """Whether it is too late for a gradient of `peer` for training or validation; a judge is given all the time."""
@@ -55,6 +58,10 @@ class World(Protocol):
         """
         ...
 
+    def measure(self, step: int, asked: Mapping[int, Measure]) -> Mapping[int, Losses]:
+        """The losses of earlier states that are asked for at the end of `step`, of the peers that have these states."""
+        ...
+
     def talk(self, step: int, letters: Mapping[int, Letters]) -> Heard:
         """Deliver the letters of a phase of `step`, and what the others say in it."""
         ...
@@ -76,6 +83,11 @@ class StepResult:
     """Phase -> seconds spent to get there, all peers together."""
     sent: dict[int, int] = field(default_factory=dict)
     """Peer -> bytes it put on the wire in this step, a copy for each recipient; of the peers this driver runs."""
+    back_to: int | None = None
+    """The step to whose beginning everybody goes back. The optimizer is not to apply `gradient` then, but to take over
+    `state`."""
+    state: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """The training's tensors at the beginning of step `back_to`, as `step` was given them there; not to be changed."""
 
 
 @dataclass
@@ -104,6 +116,7 @@ class Course:
             tau=record.tau,
             seconds=dict(self.seconds),
             sent=self.sent,
+            back_to=outcome.back_to,
         )
 
 
@@ -166,7 +179,11 @@ def run_step(
             break
         watch(phase)
         started = time.perf_counter()
-        if any(isinstance(effect, Compute | Idle) for effect in effects.values()):
+        if phase == Measure.phase:
+            clock.start(phase, max(effect.work for effect in effects.values() if isinstance(effect, Measure | Idle)))
+            asked = {i: effect for i, effect in effects.items() if isinstance(effect, Measure)}
+            answers = dict.fromkeys(effects) | dict(world.measure(now, asked))
+        elif any(isinstance(effect, Compute | Idle) for effect in effects.values()):
             answers = _compute(now, phase, effects, world, clock)
             short = "gradients"  # these have a line of their own; moving messages belongs to the phase that sends them
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -51,8 +52,8 @@ class ServerDriver:
         self.compute = CohortCompute(task, self.history, mode)
         self.coins = [digest("first coin", run_id)]
 
-    def step(self, params: torch.Tensor) -> StepResult:
-        """The rule's aggregate of all peers' gradients at `params` [d].
+    def step(self, params: torch.Tensor, *_: Any) -> StepResult:
+        """The rule's aggregate of all peers' gradients at `params` [d]. Nobody ever goes back to an earlier state.
 
         Errors: NoGradient if an honest gradient is not finite, which no rule can aggregate.
         """

@@ -49,6 +49,7 @@ TAGS = {
     "test_loss": "loss/test",
     "active": "peers/active",
     "tau": "protocol/tau",
+    "back_to": "protocol/went back to step",
     "lr": "optimizer/learning rate",
 }
 """What TensorBoard calls the metrics of a step."""

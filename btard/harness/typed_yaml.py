@@ -244,6 +244,8 @@ def _parse_word(text: str, options: Sequence[Any]) -> Any:
 def _accept(value: Any, option: Any) -> tuple[bool, Any]:
     """Whether `value` is of type `option`, and what it is then."""
     if get_origin(option) is Literal:
+        if value is False:  # that is how YAML reads the bare word
+            value = "off"
         return value in get_args(option) and not isinstance(value, bool), value
     if get_origin(option) is dict:
         if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):

@@ -26,7 +26,7 @@ from btard.protocol.claims import (
     WrongAggregate,
     WrongGradient,
     admissible,
-    committed_gradient,
+    committed_work,
     fits,
     own_pieces,
     parts_of,
@@ -178,15 +178,17 @@ def _try(
     record.trials[attempt], record.shown[attempt] = raised, {}
     about = {claim: _about(seat, record, claim) for claim in raised}
     members = record.members
-    pieces: dict[Piece, StepRecord] = {}
-    for claim, accusers in raised.items():
-        pieces |= dict.fromkeys(KINDS[claim.kind].pieces(seat, about[claim], claim, accusers), about[claim])
-    yield from _show(seat, record, raised, about, pieces, evidence, attempt)
+    listed = {
+        claim: KINDS[claim.kind].pieces(seat, about[claim], record, claim, accusers)
+        for claim, accusers in raised.items()
+    }
+    pieces = {piece: about[claim] for claim in raised for piece in listed[claim]}
+    yield from _show(seat, record, raised, about, listed, pieces, evidence, attempt)
     yield from _recompute(seat, record, raised, about, pieces, evidence, attempt)
     public = [piece for piece in pieces if piece.by == NOBODY]
     if public:
         yield from _pass_on(seat, record, pieces, public, evidence, attempt)
-    votes = yield from _vote(seat, record, raised, about, public, evidence, attempt)
+    votes = yield from _vote(seat, record, raised, about, listed, public, evidence, attempt)
     lacked = {
         piece: {judge for judge, cast in votes.items() if index in cast.lacking} for index, piece in enumerate(public)
     }
@@ -195,8 +197,8 @@ def _try(
         cast = {judge: vote.verdicts[index] for judge, vote in sorted(votes.items()) if judge in voters}
         silent = voters - votes.keys()
         unseen = {
-            piece.author
-            for piece in KINDS[claim.kind].pieces(seat, about[claim], claim, accusers)
+            piece
+            for piece in listed[claim]
             if piece.by == NOBODY and 2 * len(voters & (lacked[piece] | silent)) > len(voters)
         }
         _carry_out(seat, record, about[claim], claim, accusers, cast, len(voters), unseen)
@@ -239,6 +241,7 @@ def _show(
     record: StepRecord,
     raised: Raised,
     about: Mapping[Claim, StepRecord],
+    listed: Mapping[Claim, Sequence[Piece]],
     pieces: Mapping[Piece, StepRecord],
     evidence: Evidence,
     attempt: int,
@@ -250,9 +253,8 @@ def _show(
     for claim, accusers in raised.items():
         kind = KINDS[claim.kind]
         shown += behaviour.disclose(ctx, claim, kind.shown(seat, about[claim], claim, accusers))
-        of_claim = kind.pieces(seat, about[claim], claim, accusers)
         for party in accusers if kind.accuser_shows else (claim.accused,):
-            pieces_of = [piece for piece in of_claim if piece.by in (NOBODY, party)]
+            pieces_of = [piece for piece in listed[claim] if piece.by in (NOBODY, party)]
             owed.setdefault(party, []).extend((about[claim], piece.part) for piece in pieces_of)
     others = [recipient for recipient in record.members if recipient != seat.id]
     limit = max(evidence_limit(parts) for parts in owed.values())
@@ -359,6 +361,7 @@ def _vote(
     record: StepRecord,
     raised: Raised,
     about: Mapping[Claim, StepRecord],
+    listed: Mapping[Claim, Sequence[Piece]],
     public: Sequence[Piece],
     evidence: Evidence,
     attempt: int,
@@ -366,12 +369,12 @@ def _vote(
     """Everybody's votes. Who was not there in the step in question abstains."""
     behaviour, ctx = seat.behaviour_at(record), seat.context(record)
     verdicts: list[str] = []
-    for claim, accusers in raised.items() if seat.id in (*record.members, NOBODY) else ():
+    for claim in raised if seat.id in (*record.members, NOBODY) else ():
         mine = EXCUSED
         if _judges(seat, record, about[claim]):
             known = evidence.truth if about[claim] is seat.last else {}
             truths = {peer: Truth(gradient, about[claim].aggregates) for peer, gradient in known.items()}
-            mine = KINDS[claim.kind].verdict(seat, about[claim], claim, accusers, evidence.table, truths)
+            mine = KINDS[claim.kind].verdict(seat, about[claim], claim, listed[claim], evidence.table, truths)
         verdicts.append(behaviour.vote(ctx, claim, mine))
     lacking = tuple(index for index, piece in enumerate(public) if piece not in evidence.table)
     messages = yield from seat.broadcast(
@@ -391,9 +394,9 @@ def _carry_out(
     accusers: tuple[int, ...],
     votes: dict[int, str],
     voters: int,
-    unseen: set[int],
+    unseen: set[Piece],
 ) -> None:
-    """What more than half of the `voters` say is so. `unseen`: authors of pieces that more than half have not seen."""
+    """What more than half of the `voters` say is so. `unseen`: the pieces that more than half have not seen."""
     cast = list(votes.values())
     decided = next((v for v in (GUILTY, FALSE_CLAIM) if 2 * cast.count(v) > voters), EXCUSED)
     aggregate = claim.kind == WrongAggregate.name
@@ -405,12 +408,16 @@ def _carry_out(
     elif aggregate or claim.kind == "undisclosed":
         if decided == FALSE_CLAIM:
             return
-        if aggregate and claim.accused not in (record.here or ()):
+        if aggregate and not record.attends(claim.accused):
             return  # an owner that is not here owes no evidence
         # Undelivered is not wrong: its owner, and the senders that did not show it either, go as silent ones do.
         kind = decided = "undelivered"
         answerable = set(record.members) & set(about.here or ())
-        out = tuple(sorted({claim.accused, *(unseen & answerable)}))
+        if aggregate or record.attends(claim.accused):
+            blamed = {claim.accused, *({piece.author for piece in unseen} & answerable)}
+        else:  # what it had sent to owners who are here was theirs to show
+            blamed = {about.owner(piece.part) for piece in unseen} & answerable
+        out = tuple(sorted(blamed))
     elif decided == EXCUSED and kind == WrongGradient.name and seat.config.validation == "exact":
         return  # more of the voters are missing than the bound on absences allows
     else:
@@ -475,14 +482,14 @@ def _uncovered(seat: Seat, record: StepRecord, about: StepRecord, evidence: Evid
         return []
     corrected = dict(about.reports)
     for target, truth in evidence.truth.items():
-        pieces = [Piece("part", target, about.step, part) for part in range(about.cut.k)]
-        if seat.config.validation == "exact":
-            mine = own_pieces(seat, about, target, truth)
-            committed = truth if len(mine) == about.cut.k else None
-        else:
-            committed = committed_gradient(pieces, evidence.table, truth)
-        if committed is not None and target in corrected and target in record.expelled:
-            corrected[target] = gradient_report(seat, about, about.aggregates, target, committed)
+        if target not in corrected or target not in record.expelled:
+            continue
+        exact = seat.config.validation == "exact"
+        work = committed_work(about, target, own_pieces(seat, about, target, truth) if exact else evidence.table, truth)
+        if exact and work.unseen:
+            continue
+        true = gradient_report(seat, about, about.aggregates, target, work.gradient)
+        corrected[target] = corrected[target].corrected(true, work.unseen)
     if corrected == about.reports:
         return []
     tally = Tally(about, corrected)

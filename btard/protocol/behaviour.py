@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from msgspec import Struct
 
 from btard.protocol.commitments import Commitments
 from btard.protocol.config import ProtocolConfig
@@ -23,8 +23,7 @@ from btard.protocol.messages import Claim, CoinReveal, Packet, Relayed, Report, 
 from btard.protocol.record import StepRecord
 
 
-@dataclass(frozen=True)
-class View:
+class View(Struct, frozen=True):
     """What is public before anybody commits to a gradient: all that an attack on gradients may look at.
 
     Peers of a trusted server have nothing else: no validators, no radius, and no word of each other.
@@ -37,7 +36,7 @@ class View:
     """coins[t] is r^{t-1}, the coin that seeds the batches of step t."""
     active: tuple[int, ...]
     """A_t, ascending."""
-    assignments: Mapping[int, int] = field(default_factory=dict)
+    assignments: Mapping[int, int] = {}
     """V_t: validator -> its target, a worker of step t - 1."""
     tau: float = math.inf
     """The clipping radius of the step; inf clips nothing."""
@@ -45,8 +44,7 @@ class View:
     """The step before as the peer saw it; None in the first one."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Context(View):
+class Context(View, frozen=True, kw_only=True):
     """What a hook of the protocol may look at besides: the peer's own view of the step, and what it brings along."""
 
     record: StepRecord

@@ -19,7 +19,7 @@ from btard.protocol.packets import packet_fault
 from btard.protocol.record import Settled, StepRecord
 from btard.protocol.report import Truth, part_scalars
 from btard.protocol.seat import Court, Seat
-from btard.protocol.validate import work_is_wrong
+from btard.protocol.validate import Work, work_is_wrong, work_shown
 from btard.protocol.verify import ACCUSE, CONVICT, aggregate_is_right, reported, scalars_differ
 
 
@@ -87,8 +87,10 @@ class Kind(ABC):
     def has_cause(self, seat: Seat, record: StepRecord, about: StepRecord, accuser: int, claim: Claim) -> bool:
         """Whether `accuser` can be one whom honesty lets raise the claim, by the broadcasts."""
 
-    def pieces(self, seat: Court, about: Settled, claim: Claim, accusers: Sequence[int]) -> tuple[Piece, ...]:
-        """All that a judge needs."""
+    def pieces(
+        self, seat: Court, about: Settled, now: Settled, claim: Claim, accusers: Sequence[int]
+    ) -> tuple[Piece, ...]:
+        """All that a judge needs; `now`: the step of the trial."""
         return ()
 
     def shown(self, seat: Seat, about: StepRecord, claim: Claim, accusers: Sequence[int]) -> list[Packet]:
@@ -96,9 +98,9 @@ class Kind(ABC):
         return []
 
     def verdict(
-        self, seat: Court, about: Settled, claim: Claim, accusers: Sequence[int], table: Table, truths: Truths
+        self, seat: Court, about: Settled, claim: Claim, pieces: Sequence[Piece], table: Table, truths: Truths
     ) -> str:
-        """GUILTY, FALSE_CLAIM, or EXCUSED from a judge that has not seen enough."""
+        """GUILTY, FALSE_CLAIM, or EXCUSED from a judge that has not seen enough of the `pieces`."""
         raise NotImplementedError(self.name)
 
 
@@ -111,39 +113,43 @@ class WrongGradient(Kind):
     recomputes = True
 
     def has_cause(self, seat: Seat, record: StepRecord, about: StepRecord, accuser: int, claim: Claim) -> bool:
-        # Mode `exact`: hashes decide, and the accused has nothing to say to it, so it need not be here.
-        here = seat.config.validation == "exact" or claim.accused in (*(record.here or ()), *record.probation)
         duty = record.assignments.get(accuser) == claim.accused
-        return here and duty and claim.part == NOBODY and claim.accused in about.commits
+        if not duty or claim.part != NOBODY or claim.accused not in about.commits:
+            return False
+        # Mode `exact`: hashes decide, and nothing has to be shown for it.
+        return seat.config.validation == "exact" or bool(about.parts_to_show(claim.accused, record))
 
-    def pieces(self, seat: Court, about: Settled, claim: Claim, accusers: Sequence[int]) -> tuple[Piece, ...]:
-        """Mode `exact`: none, since hashes decide."""
-        parts = range(about.cut.k) if seat.config.validation == "tolerant" else ()
+    def pieces(
+        self, seat: Court, about: Settled, now: Settled, claim: Claim, accusers: Sequence[int]
+    ) -> tuple[Piece, ...]:
+        """Mode `exact`: none, since hashes decide. Mode `tolerant`: of an accused that is away what others hold."""
+        parts = about.parts_to_show(claim.accused, now) if seat.config.validation == "tolerant" else ()
         return tuple(Piece("part", claim.accused, about.step, part) for part in parts)
 
     def shown(self, seat: Seat, about: StepRecord, claim: Claim, accusers: Sequence[int]) -> list[Packet]:
         """Mode `tolerant`: who accuses has been shown the gradient, and shows it."""
-        gradient = seat.current.disclosed.get(claim.accused)
-        if seat.config.validation == "exact" or seat.id not in accusers or gradient is None:
-            return []
-        return parts_of(about, claim.accused, gradient)
+        disclosed = seat.current.disclosed if seat.id in accusers else {}
+        return [Packet("part", claim.accused, about.step, j, part, b"") for j, part in sorted(disclosed.items())]
 
     def verdict(
-        self, seat: Court, about: Settled, claim: Claim, accusers: Sequence[int], table: Table, truths: Truths
+        self, seat: Court, about: Settled, claim: Claim, pieces: Sequence[Piece], table: Table, truths: Truths
     ) -> str:
         truth = truths.get(claim.accused)
         if truth is None or not is_finite(truth.gradient):
             return EXCUSED
-        committed: torch.Tensor | None
+        hidden = any(piece not in table for piece in pieces)
         if seat.config.validation == "exact":
             honest = seat.commitments.parts(claim.accused, about.step, truth.gradient, about.cut)
-            committed = truth.gradient if honest == about.commits[claim.accused].digests else None
+            if honest != about.commits[claim.accused].digests:
+                return GUILTY
+            work = Work(truth.gradient)
+        elif hidden and len(pieces) == about.cut.k:
+            return EXCUSED  # the accused is here, and could have shown it
         else:
-            committed = committed_gradient(self.pieces(seat, about, claim, accusers), table, truth.gradient)
-            if committed is None:
-                return EXCUSED
-        wrong = committed is None or work_is_wrong(seat, about, claim.accused, committed, truth, margin=CONVICT)
-        return GUILTY if wrong else FALSE_CLAIM
+            work = committed_work(about, claim.accused, table, truth.gradient)
+        if work_is_wrong(seat, about, claim.accused, work, truth, margin=CONVICT):
+            return GUILTY
+        return EXCUSED if hidden else FALSE_CLAIM
 
 
 class Undisclosed(WrongGradient):
@@ -179,7 +185,9 @@ class Misreport(Kind):
             and about.held(claim.part)
         )
 
-    def pieces(self, seat: Court, about: Settled, claim: Claim, accusers: Sequence[int]) -> tuple[Piece, ...]:
+    def pieces(
+        self, seat: Court, about: Settled, now: Settled, claim: Claim, accusers: Sequence[int]
+    ) -> tuple[Piece, ...]:
         return (Piece("part", claim.accused, about.step, claim.part), _aggregate(about, claim.part))
 
     def shown(self, seat: Seat, about: StepRecord, claim: Claim, accusers: Sequence[int]) -> list[Packet]:
@@ -187,9 +195,9 @@ class Misreport(Kind):
         return [packet] if seat.id in accusers and packet is not None else []
 
     def verdict(
-        self, seat: Court, about: Settled, claim: Claim, accusers: Sequence[int], table: Table, truths: Truths
+        self, seat: Court, about: Settled, claim: Claim, pieces: Sequence[Piece], table: Table, truths: Truths
     ) -> str:
-        found = _bodies(self.pieces(seat, about, claim, accusers), table)
+        found = _bodies(pieces, table)
         if found is None:
             return EXCUSED
         row, value = found
@@ -219,12 +227,15 @@ class WrongAggregate(Kind):
         announced = about.announced.get(claim.part)
         if announced is None or about.owner(claim.part) != claim.accused or not about.held(claim.part):
             return False
-        there = record.active if seat.config.validation == "exact" else record.here or ()
-        if claim.accused not in there:
+        if claim.accused not in record.active:
+            return False  # it was removed in the step before
+        if seat.config.validation == "tolerant" and not record.attends(claim.accused):
             return False
         return any(record.expelled.get(i) in WORK_KINDS for i in announced.senders)
 
-    def pieces(self, seat: Court, about: Settled, claim: Claim, accusers: Sequence[int]) -> tuple[Piece, ...]:
+    def pieces(
+        self, seat: Court, about: Settled, now: Settled, claim: Claim, accusers: Sequence[int]
+    ) -> tuple[Piece, ...]:
         rows = (Piece("part", sender, about.step, claim.part) for sender in about.announced[claim.part].senders)
         return (*rows, _aggregate(about, claim.part))
 
@@ -233,9 +244,9 @@ class WrongAggregate(Kind):
         return [received[sender] for sender in sorted(received)] if claim.accused == seat.id else []
 
     def verdict(
-        self, seat: Court, about: Settled, claim: Claim, accusers: Sequence[int], table: Table, truths: Truths
+        self, seat: Court, about: Settled, claim: Claim, pieces: Sequence[Piece], table: Table, truths: Truths
     ) -> str:
-        found = _bodies(self.pieces(seat, about, claim, accusers), table)
+        found = _bodies(pieces, table)
         if found is not None:
             *rows, value = found
             return FALSE_CLAIM if aggregate_is_right(seat.config, value, torch.stack(rows), about.tau) else GUILTY
@@ -269,7 +280,9 @@ class Bad(Kind):
     what: ClassVar[str]
     numeric = False
 
-    def pieces(self, seat: Court, about: Settled, claim: Claim, accusers: Sequence[int]) -> tuple[Piece, ...]:
+    def pieces(
+        self, seat: Court, about: Settled, now: Settled, claim: Claim, accusers: Sequence[int]
+    ) -> tuple[Piece, ...]:
         return tuple(Piece(self.what, claim.accused, about.step, claim.part, by) for by in accusers)
 
     def shown(self, seat: Seat, about: StepRecord, claim: Claim, accusers: Sequence[int]) -> list[Packet]:
@@ -277,9 +290,9 @@ class Bad(Kind):
         return [packet] if seat.id in accusers and packet is not None else []
 
     def verdict(
-        self, seat: Court, about: Settled, claim: Claim, accusers: Sequence[int], table: Table, truths: Truths
+        self, seat: Court, about: Settled, claim: Claim, pieces: Sequence[Piece], table: Table, truths: Truths
     ) -> str:
-        return GUILTY if any(piece in table for piece in self.pieces(seat, about, claim, accusers)) else FALSE_CLAIM
+        return GUILTY if any(piece in table for piece in pieces) else FALSE_CLAIM
 
 
 class _AboutPart(Kind):
@@ -342,7 +355,7 @@ def admissible(seat: Seat, record: StepRecord, accuser: int, claim: Claim, attem
         return False
     if (attempt > 0) != (claim.kind == WrongAggregate.name):
         return False
-    if kind.needs_answer and claim.accused not in (*(record.here or ()), *record.probation):
+    if kind.needs_answer and not record.attends(claim.accused):
         return False
     return kind.has_cause(seat, record, about, accuser, claim)
 
@@ -365,7 +378,8 @@ def own_pieces(seat: Seat, about: StepRecord, author: int, gradient: torch.Tenso
     }
 
 
-def committed_gradient(pieces: Sequence[Piece], table: Table, like: torch.Tensor) -> torch.Tensor | None:
-    """The gradient [d] that the `pieces` make up; None unless all lie on the table."""
-    bodies = _bodies(pieces, table)
-    return None if bodies is None else torch.cat([body.to(like.device) for body in bodies])
+def committed_work(about: Settled, author: int, table: Table, own: torch.Tensor) -> Work:
+    """What `author` committed to, as far as it lies on the table; `own` [d]: my gradient of its batch."""
+    pieces = {part: Piece("part", author, about.step, part) for part in range(about.cut.k)}
+    bodies = {part: table[piece].body for part, piece in pieces.items() if piece in table}
+    return work_shown(about, {part: body for part, body in bodies.items() if isinstance(body, torch.Tensor)}, own)

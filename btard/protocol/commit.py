@@ -76,6 +76,7 @@ def commit(
     planned = tuple(p for p in record.active if p not in record.assignments)
     record.split = Split(seat.d, len(planned))
     payload = Commit(()) if seat.id in record.active else None
+    digests: tuple[bytes, ...] = ()
     if gradient is not None and not is_finite(gradient):
         gradient = None
     if gradient is not None and seat.id in (*planned, *record.newcomers):
@@ -99,7 +100,7 @@ def commit(
         raise NoGradient("no worker committed to a gradient in this step: all are absent, or the training has diverged")
     record.owners = tuple(peer if peer in record.commits else NOBODY for peer in planned)
     _count_absences(seat, record, planned)
-    if seat.id in record.commits:
+    if digests and record.commits.get(seat.id) == Commit(digests):
         record.own = gradient
     return gradient
 

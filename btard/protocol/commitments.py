@@ -46,8 +46,8 @@ class Commitments(ABC):
         return tuple(self.digest("part", peer, step, j, split.view(gradient, j)) for j in range(split.k))
 
     @abstractmethod
-    def learn(self, committed: Iterable[tuple[Slot, torch.Tensor, bytes]]) -> None:
-        """That tensors were committed to as these bytes, as a checkpoint says."""
+    def learn(self, step: int, committed: Iterable[tuple[Slot, torch.Tensor, bytes]]) -> None:
+        """That tensors were committed to at `step` as these bytes, as a checkpoint says. It need not hold all."""
 
     @abstractmethod
     def forget(self, step: int) -> None:
@@ -69,7 +69,7 @@ class Hashed(Commitments):
         """One read of the gradient."""
         return super().parts(peer, step, gradient.detach().to("cpu"), split)  # one transfer instead of k
 
-    def learn(self, committed: Iterable[tuple[Slot, torch.Tensor, bytes]]) -> None:
+    def learn(self, step: int, committed: Iterable[tuple[Slot, torch.Tensor, bytes]]) -> None:
         """A hash can be computed again."""
 
     def forget(self, step: int) -> None:
@@ -82,20 +82,27 @@ class Ideal(Commitments):
     def __init__(self, run_id: str) -> None:
         super().__init__(run_id)
         self._seen: dict[Slot, list[tuple[torch.Tensor, int, bytes]]] = {}
+        self._learned = -1
+        """The last step whose commitments came from a checkpoint."""
         self._lock = Lock()
 
     def of_tensor(self, slot: Slot, tensor: torch.Tensor) -> bytes:
+        _, _, step, _ = slot
         with self._lock:
             seen = self._seen.setdefault(slot, [])
             for known, version, hashed in seen:
                 if _same(known, version, tensor):
                     return hashed
             fields: tuple[Field, ...] = (*slot, str(tensor.dtype), "x".join(map(str, tensor.shape)), len(seen))
+            if step <= self._learned:  # the number may be one that was given before the checkpoint, to another tensor
+                fields = (*fields, "new")
             seen.append((tensor, tensor._version, digest("ideal", self.run_id, *fields)))
             return seen[-1][2]
 
-    def learn(self, committed: Iterable[tuple[Slot, torch.Tensor, bytes]]) -> None:
+    def learn(self, step: int, committed: Iterable[tuple[Slot, torch.Tensor, bytes]]) -> None:
+        """Whatever else is seen of `step` from now on equals nothing that anybody committed to."""
         with self._lock:
+            self._learned = max(self._learned, step)
             for slot, tensor, hashed in committed:
                 self._seen.setdefault(slot, []).append((tensor, tensor._version, hashed))
 

@@ -60,6 +60,10 @@ class ProtocolSettings:
     """T_join: steps in which a newcomer computes gradients that are checked and not used. Raise it if new identities
     are too cheap for what they can do until they are banned. null: nobody can join. Where peers join, `byzantine` is
     how many of the members of any step may be Byzantine."""
+    heal: int | Literal["auto", "off"] = "off"
+    """After a member was removed, everybody goes back to a state of so many steps before, at most, if that is clearly
+    better on a public batch (`btard.protocol.heal`). auto: as many as nine in ten attackers need to be caught. off:
+    what an attack did stays, as in the paper."""
     max_newcomers: int = 1
     """Newcomers admitted per step, at most. Each costs the members d floats per step while it is on probation."""
 
@@ -87,6 +91,10 @@ class ProtocolSettings:
         for name in ("delta_max", "clip_lambda"):
             value = getattr(self, name)
             require(value is None or value > 0, name, "> 0 or null", value, "null is the default")
+        if isinstance(self.heal, str):
+            require(self.heal in ("auto", "off"), "heal", "a number of steps, auto or off", repr(self.heal), "use auto")
+        else:
+            require(self.heal >= 1, "heal", ">= 1 steps, auto or off", self.heal, "use off to keep what an attack did")
         for name in ("max_absences", "max_newcomers"):
             require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name), "1 is the least")
         steps = self.probation

@@ -1,7 +1,8 @@
 """In mode `tolerant` a validator sees what its target committed to in the step before.
 
-The target sends its parts; their hashes are its own commitments, so it does not matter from whom they come. A validator
-that is not shown all of them claims "undisclosed" (`claims.py`).
+The target sends its parts; their hashes are its own commitments, so it does not matter from whom they come. Where the
+target is away, the owners of its parts send what it had sent to them. A validator that is not shown all of that claims
+"undisclosed" (`claims.py`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from btard.protocol import loads
-from btard.protocol.claims import Piece, committed_gradient, fits, own_pieces, parts_of
+from btard.protocol.claims import Piece, fits, own_pieces, parts_of
 from btard.protocol.effects import Effect
 from btard.protocol.messages import Packet
 from btard.protocol.record import StepRecord
@@ -20,18 +21,19 @@ from btard.protocol.seat import Seat
 
 
 def disclose(seat: Seat, record: StepRecord, recomputed: torch.Tensor | None) -> Generator[Effect, Any, None]:
-    """Send my parts of the step before to my validator; as a validator keep in `record.disclosed` what I am shown.
+    """Send what validators have to see of the step before; as one of them keep in `record.disclosed` what I am shown.
 
     `recomputed` [d]: the validator's own gradient of its target's batch. Whatever of it has the committed hash needs
-    not be shown. Communication: d floats from every target.
+    not be shown. Communication: d floats about every target.
     """
     last = seat.last
     if seat.config.validation == "exact" or last is None or not record.assignments:
         return
-    outgoing: dict[int, Sequence[Packet]] = {}
-    for validator, target in record.assignments.items():
-        if target == seat.id and last.own is not None and validator in record.members:
-            outgoing[validator] = parts_of(last, seat.id, last.own)
+    outgoing = {
+        validator: packets
+        for validator, target in record.assignments.items()
+        if validator in record.members and (packets := _held(seat, last, record, target))
+    }
     limit = loads.packets(last, range(last.cut.k))
     arrived = yield from seat.send(
         record, "disclose", outgoing, limit=limit, load=loads.of_disclosure(record, last, limit)
@@ -39,12 +41,21 @@ def disclose(seat: Seat, record: StepRecord, recomputed: torch.Tensor | None) ->
     watched = record.assignments.get(seat.id)
     if watched is None or recomputed is None or watched not in last.commits:
         return
+    pieces = [Piece("part", watched, last.step, part) for part in last.parts_to_show(watched, record)]
     table = own_pieces(seat, last, watched, recomputed)
-    pieces = [Piece("part", watched, last.step, part) for part in range(last.cut.k)]
-    for packet in arrived.get(watched, ()):
+    for packet in (packet for packets in arrived.values() for packet in packets):
         piece = Piece(packet.kind, packet.sender, packet.step, packet.part)
         if piece in pieces and piece not in table and fits(seat, last, piece, packet):
             table[piece] = packet
-    whole = committed_gradient(pieces, table, recomputed)
-    if whole is not None:
-        record.disclosed[watched] = whole
+    for piece in pieces:  # and no others: judges are not shown them
+        body = table[piece].body if piece in table else None
+        if isinstance(body, torch.Tensor):
+            record.disclosed[piece.part] = body
+
+
+def _held(seat: Seat, last: StepRecord, record: StepRecord, target: int) -> Sequence[Packet]:
+    """What I have to show of `target`'s parts: mine if I am the target, or those that it sent me, if it is away."""
+    if record.attends(target):
+        return parts_of(last, target, last.own) if target == seat.id and last.own is not None else ()
+    shown = last.parts_to_show(target, record)
+    return [last.received[j][target] for j in shown if last.owner(j) == seat.id and target in last.received.get(j, {})]

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
 
+import torch
+from msgspec import Struct
+
 from btard.protocol.messages import Packet, Relayed, Signed
 
 
@@ -38,14 +41,42 @@ class Compute:
 
 
 @dataclass(frozen=True)
+class Measure:
+    """The losses of the states at the beginning of `steps`, ascending, the last of which is the step at hand.
+
+    They are of one public batch drawn with `seed`. Answered by `Losses`, or None by whom some of the states are lost.
+    """
+
+    steps: tuple[int, ...]
+    seed: bytes
+    phase: ClassVar[str] = "heal/measure"
+
+    @property
+    def work(self) -> int:
+        """As that of `Idle`: the losses of a state take no longer than a gradient."""
+        return len(self.steps)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What came of a `Measure`, in the order of its steps."""
+
+    digests: tuple[bytes, ...]
+    """Of the states, 32 bytes each."""
+    values: torch.Tensor
+    """[states, examples] float64: the loss of every example of the batch."""
+
+
+@dataclass(frozen=True)
 class Idle:
     """Takes part in a compute phase without computing, so that lockstep drivers keep step."""
 
     phase: str = "compute"
+    work: int = 1
+    """What the others compute meanwhile takes no longer than so many gradients."""
 
 
-@dataclass(frozen=True)
-class Broadcast:
+class Broadcast(Struct, frozen=True):
     """Send `message` (None: nothing) to every active peer; answered by {sender: Signed} of this phase.
 
     `faces` says what single recipients get instead: only a Byzantine peer has more than one face. Whoever sends more
@@ -60,8 +91,7 @@ class Broadcast:
     load: int
 
 
-@dataclass(frozen=True)
-class Compare:
+class Compare(Struct, frozen=True):
     """Send everybody a 32-byte digest of what I hold; answered by {sender: digest}.
 
     A hint that needs no signature: who lies about it is sent what it has already, and nothing else happens.
@@ -74,8 +104,7 @@ class Compare:
     digest: bytes
 
 
-@dataclass(frozen=True)
-class Exchange:
+class Exchange(Struct, frozen=True):
     """Send each recipient its items; answered by {sender: items}. What did not arrive in time is absent.
 
     From one sender at most `limit` bytes are read; one that sends more counts as having sent nothing. `load` as that of
@@ -88,4 +117,4 @@ class Exchange:
     load: int
 
 
-Effect = Compute | Idle | Broadcast | Compare | Exchange
+Effect = Compute | Measure | Idle | Broadcast | Compare | Exchange

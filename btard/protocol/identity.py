@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey, VerifyKey
@@ -37,9 +37,11 @@ class Identity:
         """The 32 secret bytes that the key is made of, for whoever stores it."""
         return bytes(self._private_key)
 
-    def sign(self, message: bytes) -> bytes:
-        """The 64-byte Ed25519 signature of `message`."""
-        return self._private_key.sign(message).signature
+    def sign(self, message: bytes, memory: Memory = NOTHING) -> bytes:
+        """The 64-byte Ed25519 signature of `message`. `memory` keeps that it is genuine."""
+        signature = self._private_key.sign(message).signature
+        memory(_made, self.public_key, message).signatures.add(signature)
+        return signature
 
     def secret(self, *fields: str | int, epoch: bytes) -> bytes:
         """32 bytes that only the holder of this key can derive; others in every life of the run, which `epoch` names.
@@ -58,11 +60,28 @@ class Roster:
 
     def verify(self, peer: int, message: bytes, signature: bytes, memory: Memory = NOTHING) -> bool:
         """Whether `signature` is `peer`'s on `message`; False for an unknown peer or malformed bytes."""
-        return 0 <= peer < len(self.keys) and memory(verify_key, self.keys[peer], message, signature)
+        return 0 <= peer < len(self.keys) and genuine(self.keys[peer], message, signature, memory)
 
     def grown(self, key: bytes) -> Roster:
         """The roster with one more peer, whose number is the next one. Nobody is ever taken out of a roster."""
         return Roster((*self.keys, key))
+
+
+@dataclass
+class _Made:
+    """The signatures on a message that the holder of a key has made in this process."""
+
+    signatures: set[bytes] = field(default_factory=set)
+
+
+@remembered(8192)
+def _made(key: bytes, message: bytes) -> _Made:
+    return _Made()
+
+
+def genuine(key: bytes, message: bytes, signature: bytes, memory: Memory) -> bool:
+    """`verify_key`, of which the answer is known without looking where `memory` was there when it was signed."""
+    return signature in memory(_made, key, message).signatures or memory(verify_key, key, message, signature)
 
 
 @remembered(8192)

@@ -43,15 +43,22 @@ class Entry(Struct, frozen=True, forbid_unknown_fields=True):
     """Hex digest of what the judges were shown."""
     votes: dict[str, str] = {}
     """Judge -> verdict."""
+    losses: dict[str, float] = {}
+    """Of a healing: step -> the loss of the state at its beginning."""
+
+    def fields(self) -> dict[str, Any]:
+        """All of it as JSON values; without losses where there are none."""
+        return {name: value for name, value in asdict(self).items() if name != "losses" or value}
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
+        return json.dumps(self.fields(), sort_keys=True)
 
     @classmethod
     def from_json(cls, line: str) -> Entry:
         """The entry in a line of ledger.jsonl or in what `to_json` returned; Malformed says what else it is."""
         value = read_object(line, "ledger entry")
         value.pop(HEAD, None)
+        value.setdefault("losses", {})
         return wire.convert(value, cls, "ledger entry")
 
 
@@ -102,4 +109,4 @@ class Ledger:
         """Add `entry`; returns its line of ledger.jsonl: the entry and the head of the chain that ends with it."""
         self.entries.append(entry)
         self.head = digest("ledger", self.head, entry.to_json())
-        return json.dumps({**asdict(entry), HEAD: self.head.hex()}, sort_keys=True)
+        return json.dumps({**entry.fields(), HEAD: self.head.hex()}, sort_keys=True)

@@ -22,6 +22,7 @@ from btard.protocol.messages import (
     Commit,
     Join,
     Lacking,
+    Measured,
     Report,
     Votes,
 )
@@ -29,6 +30,9 @@ from btard.protocol.record import StepRecord
 
 FACES = 2
 """So many messages of one sender for one phase are kept: two prove as much as ten."""
+
+MAX_STATES = 16
+"""Earlier states that are looked at after a removal, at most."""
 
 WAITING = 1024
 """Requests to join that a member keeps; more than that are refused until some are admitted."""
@@ -66,6 +70,8 @@ class Limits:
 
     def payload(self, kind: type[Any]) -> int:
         """Upper bound in bytes of an honest payload of this kind, checked before decoding."""
+        if kind is Measured:
+            return 64 + (MAX_STATES + 1) * (DIGEST_SIZE + 2 + 18)
         if kind is Claims:
             return 16 + self.claims * 40
         pieces = self.peers * (self.peers + self.claims)  # all parts of a step, and one for each claim

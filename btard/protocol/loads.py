@@ -57,9 +57,13 @@ def of_recovery(record: StepRecord) -> int:
 
 
 def of_disclosure(record: StepRecord, last: StepRecord, limit: int) -> int:
-    """A target sends its validator all parts of its gradient of the step before."""
+    """A validator is sent all parts of its target's gradient of the step before: by the target, or by their owners.
+
+    An owner can be a target itself.
+    """
     gradient = packets(last, range(last.cut.k))
-    return _load(record, gradient, gradient, limit)
+    away = sum(not record.attends(target) for target in record.assignments.values())
+    return _load(record, gradient + away * largest(last), gradient, limit)
 
 
 Owed = Mapping[int, Sequence[tuple[StepRecord, int]]]

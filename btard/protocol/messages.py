@@ -6,6 +6,7 @@ Letters: k parts and workers, one direction z by default. Peers, parts and steps
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Sequence
 from typing import Annotated, Any, TypeVar
 
 import torch
@@ -96,6 +97,16 @@ class Report(Message, frozen=True):
     def finite(self) -> bool:
         return all(all(map(math.isfinite, row)) for row in (self.norms, self.sizes, *self.products))
 
+    def corrected(self, true: Report, kept: Collection[int]) -> Report:
+        """What `true` says, but for the parts in `kept`, about which nobody knows better."""
+
+        def mixed(said: Sequence[Any], right: Sequence[Any]) -> tuple[Any, ...]:
+            return tuple(a if part in kept else b for part, (a, b) in enumerate(zip(said, right, strict=True)))
+
+        missing = {part for part in self.missing if part in kept} | {part for part in true.missing if part not in kept}
+        norms, sizes = mixed(self.norms, true.norms), mixed(self.sizes, true.sizes)
+        return Report(norms, mixed(self.products, true.products), tuple(sorted(missing)), sizes)
+
 
 class Claim(Message, frozen=True, order=True):
     """ACCUSE(sender, accused): what `accused` did wrong at `step`; `part` is NOBODY where no part is concerned."""
@@ -125,6 +136,22 @@ class Lacking(Message, frozen=True):
     pieces: tuple[Number, ...] = ()
 
 
+class Measured(Message, frozen=True):
+    """Phase heal: what the sender finds of some earlier states, ascending, and of the present one, which comes last."""
+
+    digests: tuple[Digest, ...]
+    """Of each state."""
+    losses: tuple[float, ...]
+    """Of each state, the mean over the public batch."""
+    bounds: tuple[float, ...]
+    """Of each earlier state, how much worse than the present one it may be: below 0 it is clearly better."""
+
+    def fits(self, states: int) -> bool:
+        """Whether it is about so many states, and all its numbers are finite."""
+        sizes = len(self.digests), len(self.losses), len(self.bounds) + 1
+        return set(sizes) == {states} and all(map(math.isfinite, (*self.losses, *self.bounds)))
+
+
 class JoinRequest(Message, frozen=True):
     """Somebody with this public key wants to join this run. It can be passed on, and is used up once."""
 
@@ -146,7 +173,7 @@ class Join(Message, frozen=True):
     requests: tuple[JoinRequest, ...]
 
 
-P = TypeVar("P", Commit, Announce, CoinCommit, CoinReveal, Report, Claims, Votes, Join, Lacking)
+P = TypeVar("P", Commit, Announce, CoinCommit, CoinReveal, Report, Claims, Votes, Join, Lacking, Measured)
 
 
 @remembered(4096)
@@ -185,7 +212,7 @@ class Signed(Struct, frozen=True):
     ) -> Signed:
         """`context` is `StepRecord.context`: a signature holds for one run, step and state of the ledger alone."""
         unsigned = cls(sender, step, phase, wire.encode(payload), b"")
-        return replace(unsigned, signature=identity.sign(unsigned.digest(context, memory)))
+        return replace(unsigned, signature=identity.sign(unsigned.digest(context, memory), memory))
 
     def digest(self, context: bytes, memory: Memory = NOTHING) -> bytes:
         """What the signature is on."""

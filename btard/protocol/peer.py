@@ -21,6 +21,7 @@ from btard.protocol.disclose import disclose
 from btard.protocol.effects import Effect
 from btard.protocol.exchange import exchange
 from btard.protocol.hashing import digest
+from btard.protocol.heal import heal, is_kept, oldest, went_back
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.join import admit, bring_up, count_probation
 from btard.protocol.ledger import Entry, still_byzantine
@@ -47,6 +48,8 @@ class Outcome:
     coin: bytes
     removed: tuple[Entry, ...]
     """The ledger's new entries."""
+    back_to: int | None = None
+    """The step to whose beginning everybody goes back; then the gradient goes into nothing."""
 
     def gradient(self, out: torch.Tensor) -> torch.Tensor:
         """concat_j a[j], written to and returned as `out` [d]."""
@@ -93,6 +96,8 @@ class Peer(Seat):
         """b_t of the next step."""
         self.epoch = b""
         """Which life of the run this is."""
+        self.taus = {0: self.tau}
+        """The radii of the steps to which everybody may go back."""
 
     @property
     def t(self) -> int:
@@ -119,6 +124,7 @@ class Peer(Seat):
             yield from judge(self, record, [] if watching else verify(self, record) + validate(self, recomputed))
             if self.id in record.expelled:
                 return None
+            yield from heal(self, record)
             if record.listeners:
                 yield from bring_up(self, record)
         except Expelled:
@@ -156,12 +162,16 @@ class Peer(Seat):
         self.active = tuple(sorted((*record.remaining, *graduates)))
         if self.id not in self.active and self.id not in self.probation:
             return None
-        if lacking:
+        back_to = went_back(self.ledger.entries, record.step)
+        if lacking and back_to is None:
             # Zero would do for nobody else: this peer would train another model, and be banned for its gradients.
             raise Incomplete(f"step {record.step}: parts {lacking} count, and did not reach peer {self.id}")
         self.coins.append(record.coin)
         self.byzantine = still_byzantine(self.config, self.ledger.entries)
-        self.tau = next_radius(self.config, record)
+        self.tau = next_radius(self.config, record) if back_to is None else self.taus.get(back_to, record.tau)
+        if is_kept(self.config, self.ledger.entries, self.t):
+            first = oldest(self.config, self.ledger.entries, self.t)
+            self.taus = {step: tau for step, tau in self.taus.items() if step >= first} | {self.t: self.tau}
         # Whoever is away could only fail at the duty.
         there = tuple(p for p in self.active if p in (record.here or ()) or p in graduates)
         pairs = draw_validators(record.coin, record.workers, there, self.config.validators, self.memory)
@@ -170,11 +180,12 @@ class Peer(Seat):
         self.last = record
         return Outcome(
             record.step,
-            tuple(record.aggregates[j] if j in counting else None for j in range(record.cut.k)),
+            tuple(record.aggregates.get(j) if j in counting else None for j in range(record.cut.k)),
             tuple(record.announced[j].digest if j in counting else b"" for j in range(record.cut.k)),
             tuple(record.cut.size(j) for j in range(record.cut.k)),
             record.coin,
             tuple(self.ledger.entries[already:]),
+            back_to,
         )
 
     def receive(self, request: JoinRequest) -> bool:

@@ -150,6 +150,20 @@ class Settled(Start):
     def owner(self, part: int) -> int:
         return self.owners[part] if 0 <= part < len(self.owners) else NOBODY
 
+    def attends(self, peer: int) -> bool:
+        """Whether `peer`, a newcomer or not, was heard in the roll call: who was not need not answer for anything."""
+        return peer in (self.commits if peer in self.standings else self.here or ())
+
+    def parts_to_show(self, peer: int, now: Settled) -> tuple[int, ...]:
+        """The parts of `peer`'s gradient in this step that have to be shown in the step of `now`, ascending.
+
+        All of them. If it is away then, those that it had sent to owners who are here.
+        """
+        if now.attends(peer):
+            return tuple(range(self.cut.k))
+        announced = sorted(self.announced.items())
+        return tuple(j for j, entry in announced if peer in entry.senders and self.owner(j) in (now.here or ()))
+
 
 class StepRecord(Settled):
     """One step as one peer sees it: what all agree on (`Start`, `Settled`), the transcript, and what it alone holds.
@@ -190,7 +204,7 @@ class StepRecord(Settled):
     own: torch.Tensor | None = None
     """What I committed to, [d]: others may want to see it, in the next step too."""
     disclosed: dict[int, torch.Tensor] = {}
-    """My target -> what it committed to in the step before, [d], as it was shown to me (tolerant validation)."""
+    """Part -> what my target committed to in the step before, as it was shown to me (tolerant validation)."""
     suspects: dict[tuple[str, int, int], Packet | None] = {}
     """(claim kind, accused, part) -> the packet that proves it, None if it never came."""
     trials: dict[int, dict[Claim, tuple[int, ...]]] = {}
@@ -237,8 +251,14 @@ class StepRecord(Settled):
         """Whose broadcasts count in the present phase: the members', and the newcomers' commitments."""
         return (*self.members, *self.newcomers) if self.phase == "commit" else self.members
 
-    def committed(self) -> Iterator[tuple[tuple[str, int, int, int], torch.Tensor, bytes]]:
-        """What peers committed to and is still here: (kind, sender, step, part), the tensor and its digest."""
+    def committed(self, me: int) -> Iterator[tuple[tuple[str, int, int, int], torch.Tensor, bytes]]:
+        """What peers committed to and is still here: (kind, sender, step, part), the tensor and its digest.
+
+        `me`: whose record this is.
+        """
+        if self.own is not None:
+            for part, hashed in enumerate(self.commits[me].digests):
+                yield ("part", me, self.step, part), self.cut.view(self.own, part), hashed
         for part, packets in self.received.items():
             for sender, packet in packets.items():
                 if isinstance(packet.body, torch.Tensor):

@@ -26,6 +26,7 @@ from btard.protocol.messages import (
     Join,
     JoinRequest,
     Lacking,
+    Measured,
     Packet,
     Report,
     Signed,
@@ -37,7 +38,7 @@ from btard.protocol.wire import Malformed
 Heard = dict[int, dict[bytes, Signed]]
 """Sender -> digest -> its message."""
 
-M = TypeVar("M", Commit, Announce, CoinCommit, CoinReveal, Report, Claims, Votes, Join, Lacking)
+M = TypeVar("M", Commit, Announce, CoinCommit, CoinReveal, Report, Claims, Votes, Join, Lacking, Measured)
 
 
 class Expelled(Exception):

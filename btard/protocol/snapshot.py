@@ -32,6 +32,8 @@ def save_peer(peer: Peer) -> tuple[dict[str, Any], Tensors]:
         "ledger": [entry.to_json() for entry in peer.ledger.entries],
         "last": None if record is None else to_json(record, Settled),
     }
+    if peer.config.heal != "off":
+        state["taus"] = {str(step): tau for step, tau in peer.taus.items()}
     if peer.config.probation is not None:
         state["roster"] = [key.hex() for key in peer.roster.keys]
         state["requests"] = [[request.key.hex(), request.signature.hex()] for request in peer.requests.values()]
@@ -48,6 +50,7 @@ def load_peer(peer: Peer, state: Mapping[str, Any], tensors: Mapping[str, torch.
     for line in state["ledger"]:
         peer.ledger.append(Entry.from_json(line))
     peer.resume(wire.convert(state["start"], Start, "start"))
+    peer.taus = {int(step): tau for step, tau in state.get("taus", {}).items()}
     if state["last"] is not None:
         peer.last = StepRecord.restored(wire.convert(state["last"], Settled, "last"), tensors)
         before = [entry for entry in peer.ledger.entries if entry.step < peer.last.step]

@@ -73,6 +73,40 @@ def too_far(config: ProtocolConfig, committed: torch.Tensor, recomputed: torch.T
     return config.cosine_tol is not None and apart.cosine > margin**2 * config.cosine_tol
 
 
+def reach(gradient_tol: float, *, margin: float) -> float:
+    """How far an honest gradient can be from a judge's own, relative to the latter's norm; at margin 2 a validator's.
+
+    ||g - r|| <= tol max(||g||, ||r||) gives ||g - r|| <= tol / (1 - tol) ||r||. What a validator sees beyond margin 2
+    is beyond margin 1 for each judge: with ||r_v|| >= (1 - tol) ||r_j||, and ||r_v - r_j|| within the tolerance,
+    ((1 - tol)^-2 - 1) ||r_v|| - ||r_v - r_j|| >= ((1 - tol)^-1 - 1) ||r_j||.
+    """
+    return (1 - gradient_tol) ** -margin - 1
+
+
+def shown_too_far(
+    config: ProtocolConfig, shown: torch.Tensor, recomputed: torch.Tensor, norm: float, *, margin: float
+) -> bool:
+    """`too_far` for some entries of a gradient: whether the rest, whatever it is, can make up for them.
+
+    `shown` and `recomputed` have the entries that were shown, committed and recomputed; `norm` is that of the whole
+    recomputed gradient. More entries never make less of it: what some of them prove, all of them do.
+    """
+    apart = difference(shown, recomputed)
+    mine = norm_of(recomputed)
+    if apart.relative * max(norm_of(shown), mine) > reach(config.gradient_tol, margin=margin) * norm:
+        return True
+    if config.cosine_tol is None or norm == 0:
+        return False
+    # The norm of the whole is not known: the distance of the recomputed direction from the ray through what was shown.
+    cosine = min(1.0, apart.cosine)
+    return (mine / norm) ** 2 * cosine * (2 - cosine) / 2 > margin**2 * config.cosine_tol
+
+
+def norm_of(x: torch.Tensor) -> float:
+    """||x||, summed in float64."""
+    return float(torch.linalg.vector_norm(x, dtype=torch.float64))
+
+
 def tolerated_deviation(gradient_tol: float) -> float:
     """How far a gradient that no honest validator accuses can be from the honest one, relative to the latter's norm.
 

@@ -2,31 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import torch
 
 from btard.protocol.messages import Claim, is_finite
 from btard.protocol.record import Settled
 from btard.protocol.report import Truth, gradient_report
 from btard.protocol.seat import Court, Seat
-from btard.protocol.tolerance import too_far
+from btard.protocol.tolerance import norm_of, reach, shown_too_far, too_far
 from btard.protocol.verify import ACCUSE, reported, scalars_differ
 
 
-def work_is_wrong(
-    seat: Court, about: Settled, target: int, committed: torch.Tensor, truth: Truth, *, margin: float
-) -> bool:
-    """Whether what `target` `committed` to [d], or its reports on it, are not those of the true gradient.
+class Work(NamedTuple):
+    """What a peer committed to, as far as it was shown."""
 
-    `margin`: multiple of the tolerances. Mode `exact`: `committed` is that, or else hashes have decided already.
+    gradient: torch.Tensor
+    """[d]. The judge's own in the parts that were not shown."""
+    unseen: frozenset[int] = frozenset()
+    """These parts."""
+
+
+def work_shown(about: Settled, shown: Mapping[int, torch.Tensor], own: torch.Tensor) -> Work:
+    """What somebody committed to: the parts that were `shown`, and what I have of the others in my `own` gradient."""
+    parts = [shown[j].to(own.device) if j in shown else about.cut.view(own, j) for j in range(about.cut.k)]
+    return Work(torch.cat(parts), frozenset(range(about.cut.k)) - shown.keys())
+
+
+def work_is_wrong(seat: Court, about: Settled, target: int, work: Work, truth: Truth, *, margin: float) -> bool:
+    """Whether what `target` committed to, or its reports on it, are not those of the true gradient.
+
+    Of parts that were not shown, the reports have to be those of a gradient within the tolerance. `margin`: multiple of
+    the tolerances. Mode `exact`: what it committed to is the true gradient, or else hashes have decided already.
     """
-    if committed is not truth.gradient and too_far(seat.config, committed, truth.gradient, margin=margin):
+    config, apart = seat.config, 0.0
+    if work.unseen:
+        norm = norm_of(truth.gradient)
+        apart = reach(config.gradient_tol, margin=margin) * norm
+        seen = [j for j in range(about.cut.k) if j not in work.unseen]
+        shown, mine = (
+            torch.cat([about.cut.view(x, j) for j in seen] or [x[:0]]) for x in (work.gradient, truth.gradient)
+        )
+        if shown_too_far(config, shown, mine, norm, margin=margin):
+            return True
+    elif work.gradient is not truth.gradient and too_far(config, work.gradient, truth.gradient, margin=margin):
         return True
     if target not in about.reports:
         return False
-    said, true = about.reports[target], gradient_report(seat, about, truth.aggregates, target, committed)
-    tol = margin * seat.config.scalar_tol
+    said, true = about.reports[target], gradient_report(seat, about, truth.aggregates, target, work.gradient)
+    tol = margin * config.scalar_tol
     return any(
-        scalars_differ(reported(said, j), reported(true, j), about.tau, tol)
+        scalars_differ(reported(said, j), reported(true, j), about.tau, tol, apart if j in work.unseen else 0.0)
         for j in range(about.cut.k)
         if about.held(j) and j not in said.missing and j not in true.missing
     )
@@ -35,23 +62,29 @@ def work_is_wrong(
 def validate(seat: Seat, gradient: torch.Tensor | None) -> list[Claim]:
     """A validator's accusations: its target of the step before, if the recomputed `gradient` [d] shows it wrong.
 
-    Mode `tolerant`: a target that is not here to show what it committed to is not accused.
+    Mode `tolerant`: or if I was not shown all that there was to show. Of a target that is away that is what it had sent
+    to others; of a newcomer that is away, who sends nothing to anybody, there is nothing.
     """
     about, record, target = seat.last, seat.current, seat.current.assignments.get(seat.id)
     if about is None or target is None or gradient is None or target in about.expelled or target in record.expelled:
         return []
     if not is_finite(gradient) or target not in about.commits:
         return []
-    committed: torch.Tensor | None
+    truth = Truth(gradient, about.aggregates)
+    accusation = [Claim(about.step, target, "wrong_gradient")]
     if seat.config.validation == "exact":
         honest = seat.commitments.parts(target, about.step, gradient, about.cut)
-        committed = gradient if honest == about.commits[target].digests else None
-    elif target not in (*record.members, *record.newcomers):
+        right = honest == about.commits[target].digests
+        return (
+            accusation if not right or work_is_wrong(seat, about, target, Work(gradient), truth, margin=ACCUSE) else []
+        )
+    owed = about.parts_to_show(target, record)
+    if not owed:
         return []
-    else:
-        committed = record.disclosed.get(target)
-        if committed is None:
-            return [Claim(about.step, target, "undisclosed")]
-    truth = Truth(gradient, about.aggregates)
-    wrong = committed is None or work_is_wrong(seat, about, target, committed, truth, margin=ACCUSE)
-    return [Claim(about.step, target, "wrong_gradient")] if wrong else []
+    hidden = not record.disclosed.keys() >= set(owed)
+    if hidden and record.attends(target):
+        return [Claim(about.step, target, "undisclosed")]
+    work = work_shown(about, record.disclosed, gradient)
+    if work_is_wrong(seat, about, target, work, truth, margin=ACCUSE):
+        return accusation
+    return [Claim(about.step, target, "undisclosed")] if hidden else []

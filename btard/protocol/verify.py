@@ -36,16 +36,21 @@ QUANTUM = 2.0**-149
 """The least float32: what rounding changes in an entry, however small."""
 
 
-def scalars_differ(said: Scalars, true: Scalars, tau: float, tol: float) -> bool:
+def scalars_differ(said: Scalars, true: Scalars, tau: float, tol: float, apart: float = 0.0) -> bool:
     """V1: whether a report is off by more than `tol`, relative to norm, size and, for s, to the clipped difference.
 
     A dot product of p rounded terms errs in proportion to ||z|| ~ sqrt(p) times the difference at worst, to the
     difference itself in practice; `tol` has room for the latter. Sizes below `SMALL` count as zero.
+
+    `apart`: how far the reporter's part may be from the one that `true` is of. No norm differs by more, nor does a
+    clipped difference; and z was drawn when both were fixed.
     """
-    if abs(said.norm - true.norm) > tol * true.norm or abs(said.size - true.size) > tol * true.size + SMALL:
+    if abs(said.norm - true.norm) > apart + tol * true.norm:
         return True
-    scale = min(tau, true.norm)
-    return any(abs(a - b) > 10 * tol * scale for a, b in zip(said.products, true.products, strict=True))
+    if abs(said.size - true.size) > apart + tol * true.size + SMALL:
+        return True
+    room = SIGMAS * apart + 10 * tol * min(tau, true.norm)
+    return any(abs(a - b) > room for a, b in zip(said.products, true.products, strict=True))
 
 
 def reported(report: Report, part: int) -> Scalars:

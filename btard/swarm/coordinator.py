@@ -25,6 +25,7 @@ from btard.harness.run_folder import RunFolder, RunFolderError
 from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.download import WrongState
+from btard.protocol.heal import HEALED, described
 from btard.protocol.identity import Identity
 from btard.protocol.wire import shown
 from btard.swarm.checkpoint import load_start, save_start
@@ -35,8 +36,8 @@ from btard.swarm.node import Unreachable
 from btard.swarm.startup import begin, make_node, own_identity
 from btard.swarm.state import Fetched, ask_status, fetch_state
 from btard.swarm.task import Evaluated, TaskSource
-from btard.swarm.tracking import TensorBoard, Tracker, WeightsAndBiases, describe, show
-from btard.swarm.view import PATIENCE, View, bans_of
+from btard.swarm.tracking import BANS, HEALINGS, TensorBoard, Tracker, WeightsAndBiases, describe, show
+from btard.swarm.view import PATIENCE, View, bans_of, healings_of
 
 POLL = 0.5
 """Seconds between two rounds of questions."""
@@ -192,12 +193,17 @@ class Coordinator:
             self.folder.replace_ledger([])
         self.folder.log_ledger(news.lines)
         for entry in news.entries:
-            if not entry.peers:
+            if entry.kind == HEALED:
+                self._note(HEALINGS, self.first + entry.step, described(entry, self.first))
+            elif not entry.peers:
                 self.say(f"step {self.first + entry.step}: {entry.kind}, peers [{entry.accused}]")
         for ban in bans_of(news.entries, self.first):
-            self.say(describe(ban))
-            for tracker in self.trackers:
-                tracker.banned(ban["step"], describe(ban))
+            self._note(BANS, ban["step"], describe(ban))
+
+    def _note(self, what: str, step: int, line: str) -> None:
+        self.say(line)
+        for tracker in self.trackers:
+            tracker.note(what, step, line)
 
     def _log_rows(self, last: bool = False) -> None:
         for row in self.view.complete_rows(time.time(), last):
@@ -276,6 +282,7 @@ class Coordinator:
             "byzantine_banned": sum(ban["peer"] in attackers for ban in bans),
             "honest_banned": sum(ban["peer"] not in attackers for ban in bans),
             "bans": bans,
+            "went_back": healings_of(self.view.ledger.entries, self.first),
             "heads": sorted(heads),
         }
         self.folder.write_summary(summary)

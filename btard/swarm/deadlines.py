@@ -13,7 +13,8 @@ class Deadlines:
     """How long peers wait for each other, in seconds."""
 
     compute: float = 300.0
-    """How long a gradient may take. Raise it if honest peers are often absent from a step."""
+    """How long a gradient, or the losses of one earlier state, may take. Raise it if honest peers are often absent from
+    a step."""
     phase: float = 30.0
     """How long those who have their gradient wait for the slower ones. Raise it if the peers' speeds differ a lot."""
     message: float = 1.0
@@ -51,7 +52,8 @@ class Deadlines:
         """By how much the wait of `phase` is longer than that of the phase before it (`btard.swarm.rounds`: why).
 
         From settings and agreed state alone: `load` is the phase's (`btard.protocol.loads`), `gradients` are how many a
-        judge may have computed before it. With them the verdicts take less than one more.
+        judge may have computed before it, or how many states were measured. With the former the verdicts take less than
+        one more.
         """
         work = gradients + (phase.partition("/")[0] == "vote")
         return self.message + work * self.compute + self.seconds(load)

@@ -11,18 +11,19 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 
 from btard.drivers.history import ParameterHistory
 from btard.drivers.letters import Letters
 from btard.drivers.loop import Clock, Heard, StepResult, run_step
+from btard.drivers.trail import PARAMETERS, State, Trail
 from btard.protocol import wire
 from btard.protocol.collusion import Collusion
 from btard.protocol.commit import CutOff
-from btard.protocol.effects import Broadcast, Compare, Compute, Exchange, Purpose
+from btard.protocol.effects import Broadcast, Compare, Compute, Exchange, Losses, Measure, Purpose
 from btard.protocol.peer import Peer
 from btard.swarm import frames
 from btard.swarm.deadlines import Deadlines
@@ -52,19 +53,19 @@ class StepClock(Clock):
     def __init__(self, deadlines: Deadlines, gone_on: Callable[[], bool]) -> None:
         self.deadlines, self.gone_on = deadlines, gone_on
         self.ready_by = math.inf
-        self._wait, self._judged = deadlines.phase, 0
+        self._wait, self._work = deadlines.phase, 0
 
-    def start(self, phase: str) -> None:
+    def start(self, phase: str, work: int = 1) -> None:
         self.ready_by = time.monotonic() + self.deadlines.compute
-        self._judged += phase == "judge"
+        self._work += 0 if phase == "compute" else work
 
     def late(self, step: int, peer: int) -> bool:
         return time.monotonic() > self.ready_by or self.gone_on()
 
     def wait(self, effect: Broadcast | Compare | Exchange) -> float:
         """Seconds to wait for what the others say in the phase of `effect`, which is the next one."""
-        self._wait += self.deadlines.allowance(effect.phase, effect.load, self._judged)
-        self._judged = 0
+        self._wait += self.deadlines.allowance(effect.phase, effect.load, self._work)
+        self._work = 0
         return self._wait
 
 
@@ -83,12 +84,13 @@ class SwarmDriver:
         doors: Doors,
         deadlines: Deadlines,
         history: ParameterHistory,
+        trail: Trail,
         *,
         collusion: Collusion | None = None,
         watch: Callable[[str], None] = lambda phase: None,
     ) -> None:
         self.peer, self.task, self.node, self.doors, self.deadlines = peer, task, node, doors, deadlines
-        self.history, self.collusion, self.watch = history, collusion, watch
+        self.history, self.trail, self.collusion, self.watch = history, trail, collusion, watch
         self.members = peer.active
         """A_t of the latest step, whatever has become of it in this peer's view."""
         self.rounds = Rounds(node, deadlines.give_up)
@@ -130,16 +132,22 @@ class SwarmDriver:
 
     # A step.
 
-    def step(self, params: torch.Tensor) -> StepResult:
-        """One step at `params` [d], in time with the others.
+    def step(
+        self,
+        params: torch.Tensor,
+        shared: Mapping[str, torch.Tensor] | None = None,
+        local: Mapping[str, torch.Tensor] | None = None,
+    ) -> StepResult:
+        """One step at `params` [d], in time with the others. `shared` and `local`: as of `LocalDriver.step`.
 
-        Errors: OutOfStep if the others have gone on without this peer; Fallen if they have removed it; NoGradient if
-        nobody has a gradient.
+        Errors: OutOfStep if the others have gone on without this peer, or back to a state that it lacks; Fallen if they
+        have removed it; NoGradient if nobody has a gradient.
         """
         now = self.peer.t
         self.members = self.peer.active
         workers = sharing(self.peer.active, self.peer.assignments)
         self.history.record(now, params, workers, deep=self.peer.behaviour.lookback > 1)
+        self.trail.record(now, self.peer.ledger.entries, State({PARAMETERS: params, **(shared or {})}, local or {}))
         self._own = {s: x for s, x in self._own.items() if s >= now - 1}
         self._clock = StepClock(self.deadlines, self._others_have_gone_on)
         course = run_step({self.peer.id: self.peer}, self, clock=self._clock, watch=self.watch)
@@ -157,7 +165,10 @@ class SwarmDriver:
             why = self.peer.current.expelled.get(self.peer.id, "it crashed")
             raise OutOfStep(f"step {now}: this peer is out in its own view ({why})")
         self.refresh()
-        return course.result(self.peer, params)
+        try:
+            return self.trail.completed(course.result(self.peer, params))
+        except LookupError as error:
+            raise OutOfStep(str(error)) from None
 
     def restart(self, peer: Peer, *, behind: bool = False) -> None:
         """Go on as `peer`, which has the state at the beginning of its next step.
@@ -259,6 +270,11 @@ class SwarmDriver:
         if request.purpose is Purpose.TRAIN and self.collusion is not None:
             self._collude(step, gradient)
         return {self.peer.id: gradient}
+
+    def measure(self, step: int, asked: Mapping[int, Measure]) -> dict[int, Losses]:
+        """My losses of the states, if I have all of these and the others have not gone on meanwhile."""
+        found = {i: self.trail.measure(request, self._others_have_gone_on) for i, request in asked.items()}
+        return {i: losses for i, losses in found.items() if losses is not None}
 
     # Attackers among themselves.
 

@@ -14,7 +14,9 @@ import torch
 
 from btard.audit.recorder import Recorder
 from btard.drivers.history import ParameterHistory, steps_kept
+from btard.drivers.trail import Trail
 from btard.harness.run_folder import RunFolder
+from btard.harness.typed_yaml import ConfigError
 from btard.protocol.behaviour import HONEST, Behaviour
 from btard.protocol.collusion import Collusion
 from btard.protocol.identity import Identity, Roster
@@ -59,6 +61,10 @@ class Member:
         start = begin(config, source)
         self.optimizer, self.task, self.first, self.agreed = start.optimizer, start.task, start.first, start.agreed
         self.device = self.optimizer.params.device
+        try:
+            self.trail = Trail(self.protocol, self.task)
+        except ValueError as error:
+            raise ConfigError(f"protocol.{error}") from None
         self.node = make_node(config, self.identity)
         self.life: Life
         self.driver: SwarmDriver
@@ -96,6 +102,7 @@ class Member:
                 steps_kept({peer.id: peer.behaviour}, 2 * self.config.checkpoint_every),
                 self.out / "history",
             ),
+            self.trail,
             collusion=collusion,
             watch=self._watch,
         )
@@ -143,7 +150,7 @@ class Member:
         """Write a checkpoint."""
         values, own = save_peer(self.peer)
         tensors = {f"training/{name}": tensor for name, tensor in self.optimizer.state().items()}
-        tensors |= self.driver.history.state()
+        tensors |= self.driver.history.state() | self.trail.state()
         tensors |= {f"peer/{name}": tensor for name, tensor in own.items()}
         recorded = None if self.recorder is None else self.recorder.state()
         workers = {str(step): count for step, count in self.driver.history.workers.items()}
@@ -162,8 +169,9 @@ class Member:
         self.optimizer.load(under("training/"))
         fresh, _ = self.make_peer(self.peer.id, self.peer.roster)
         load_peer(fresh, state["peer"], under("peer/"))
-        recent = {name: tensor.to(self.device) for name, tensor in tensors.items() if name.startswith("history/")}
-        self.driver.history.restore(recent, {int(s): count for s, count in state["workers"].items()})
+        past = {n: x.to(self.device) for n, x in tensors.items() if n.startswith(("history/", "trail/"))}
+        self.driver.history.restore(past, {int(s): count for s, count in state["workers"].items()})
+        self.trail.restore(past)
         self.driver.restart(fresh)
         self.sent = state["sent"]
         if self.recorder is not None and state["recorder"] is not None:

@@ -67,6 +67,8 @@ class Node:
     through those of them that serve as relays, or to serve as one, which takes an address that all can reach.
     """
 
+    daemon: type[P2P] = Daemon
+
     def __init__(
         self,
         identity: Identity,
@@ -201,7 +203,7 @@ class Node:
             deadline = time.monotonic() + timeout
             while True:
                 try:
-                    self.p2p = await Daemon.create(
+                    self.p2p = await self.daemon.create(
                         initial_peers=self.initial_peers,
                         identity_path=str(file),
                         host_maddrs=listen,

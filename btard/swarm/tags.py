@@ -10,6 +10,7 @@ from typing import Any
 TAGS = {
     "loss": "loss/train, median of peers",
     "loss_at_ban": "loss/at a ban",
+    "loss_at_healing": "loss/where all go back",
     "validation_loss": "loss/validation",
     "active": "peers/active",
     "attacking": "peers/attacking",
@@ -19,6 +20,7 @@ TAGS = {
     "sent": "network/bytes per step, all peers",
     "sent_per_peer": "network/bytes per step, mean of peers",
     "lr": "optimizer/learning rate",
+    "back_to": "protocol/went back to step",
 }
 """Name in metrics.jsonl -> tag."""
 BANS, TIME = "bans/", "time/"
@@ -53,12 +55,16 @@ def _chart(title: str, *names: str) -> Chart:
 
 
 SECTIONS: dict[str, tuple[Chart, ...]] = {
-    "Loss": (_chart("Loss, with bans", "loss", "loss_at_ban"), _chart("Validation loss", "validation_loss")),
+    "Loss": (
+        _chart("Loss, with bans", "loss", "loss_at_ban", "loss_at_healing"),
+        _chart("Validation loss", "validation_loss"),
+    ),
     "Peers": (_chart("Peers in the run, attacking, removed", "active", "attacking", "removed"),),
     "Bans": (Chart("Removed so far, by kind", prefix=BANS),),
     "Time": (Chart("Seconds of a step, by phase", prefix=TIME), Chart("Seconds of a step", (SECONDS,))),
     "Speed": (_chart("Samples per second", "samples_per_second"), _chart("Samples per step", "samples")),
     "Network": (_chart("Bytes per step, all peers", "sent"), _chart("Bytes per step, mean of peers", "sent_per_peer")),
     "Optimizer": (_chart("Learning rate", "lr"),),
+    "Healing": (_chart("Back to step", "back_to"),),
 }
 """Charts by section, in the order in which they are shown."""

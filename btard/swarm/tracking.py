@@ -23,6 +23,8 @@ WANDB_ID = "wandb_id.txt"
 """In the run folder: the run's id at Weights & Biases, so that it is one run however often it is interrupted."""
 WANDB_VERSION = "wandb>=0.30,<1"
 BANS_TABLE = "removed peers"
+BANS, HEALINGS = "bans", "healings"
+"""What is noted in words."""
 
 Say = Callable[[str], None]
 
@@ -33,8 +35,8 @@ class Tracker(Protocol):
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Show the scalars of a step, by tag; steps ascend."""
 
-    def banned(self, step: int, line: str) -> None:
-        """Show that peers were removed in this step."""
+    def note(self, what: str, step: int, line: str) -> None:
+        """Show what happened in this step: `what` is `BANS` or `HEALINGS`."""
 
     def finish(self, summary: Mapping[str, Any] | None) -> None:
         """Show the end, None if the run has not come to it, and close."""
@@ -57,8 +59,8 @@ class TensorBoard:
         for tag, value in values.items():
             self._writer.add_scalar(tag, value, step)
 
-    def banned(self, step: int, line: str) -> None:
-        self._writer.add_text("bans", line, step)
+    def note(self, what: str, step: int, line: str) -> None:
+        self._writer.add_text(what, line, step)
 
     def finish(self, summary: Mapping[str, Any] | None) -> None:
         self._writer.close()
@@ -107,8 +109,8 @@ class WeightsAndBiases:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._try(lambda: self._run.log({**values, "step": step}, step=step))
 
-    def banned(self, step: int, line: str) -> None:
-        """In the table at the end."""
+    def note(self, what: str, step: int, line: str) -> None:
+        """Bans are in the table at the end, the rest is in the curves."""
 
     def finish(self, summary: Mapping[str, Any] | None) -> None:
         if summary is not None:

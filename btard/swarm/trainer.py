@@ -24,6 +24,7 @@ from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.commit import NoGradient
 from btard.protocol.hashing import tensor_digest
+from btard.protocol.heal import HEALED, described
 from btard.protocol.identity import SIGNATURE_SIZE
 from btard.protocol.ledger import Entry
 from btard.swarm.arrival import arrive, come_back
@@ -33,7 +34,7 @@ from btard.swarm.founding import NoFounders, announce
 from btard.swarm.member import PREVIOUS, Member, Say
 from btard.swarm.node import Unreachable
 from btard.swarm.task import TaskSource
-from btard.swarm.view import bans_of
+from btard.swarm.view import bans_of, healings_of
 
 FAREWELL = 5.0
 """Seconds for which a peer that is done waits for somebody to ask how it ended."""
@@ -103,8 +104,13 @@ class Trainer(Member):
             previous = self.driver.history.at(now - 1, now - 1) if now else self.optimizer.params
             self.service.publish(self.peer, self.optimizer.state() | {PREVIOUS: previous})
         started = time.perf_counter()
-        result = self.driver.step(self.optimizer.params)
-        self.optimizer.apply(result.gradient, self.first + now)
+        result = self.driver.step(self.optimizer.params, self.optimizer.state())
+        if self.recorder is not None:  # before the optimizer moves what the trail has of this step
+            self.recorder.finished([self.peer], lambda step: self.driver.history.at(step, now), self.trail.agreed)
+        if result.back_to is None:
+            self.optimizer.apply(result.gradient, self.first + now)
+        else:
+            self.optimizer.load(result.state)
         seconds = {**result.seconds, "other": max(0.0, time.perf_counter() - started - sum(result.seconds.values()))}
         self.sent += sum(result.sent.values())
         worked = self.peer.last is not None and self.peer.id in self.peer.last.workers
@@ -117,15 +123,16 @@ class Trainer(Member):
         }
         if self.config.protocol.tau == "auto":
             metrics["tau"] = result.tau
+        if result.back_to is not None:
+            metrics["back_to"] = self.first + result.back_to
         self.folder.log(self.first + now, metrics, seconds)
         rounded = {phase: round(spent, 4) for phase, spent in seconds.items()}
         told = {"step": self.first + now, "entries": len(self.peer.ledger.entries), "time": time.time()}
         self.recent.append({**metrics, **told, "seconds": rounded})
         for entry in self.peer.ledger.entries[known:]:
             self.folder.log_ledger([self.chain.append(entry)])
-            bar.say(_describe(entry)) if self.show else self.say(_describe(entry))
-        if self.recorder is not None:
-            self.recorder.finished([self.peer], lambda step: self.driver.history.at(step, now))
+            line = _describe(entry, self.first)
+            bar.say(line) if self.show else self.say(line)
         bar.advance(0, f"loss {self.task.loss:.3f}, {len(result.active)} peers")
         if (now + 1) % self.config.checkpoint_every == 0 and now + 1 < self.config.steps - self.first:
             self.save()
@@ -148,6 +155,7 @@ class Trainer(Member):
             "loss": self.task.loss,
             "active": list(peer.active),
             "bans": bans_of(peer.ledger.entries, self.first),
+            "went_back": healings_of(peer.ledger.entries, self.first),
             "parameters": self.task.d,
             "digest": statement.params.hex(),
             "ledger": peer.ledger.head.hex(),
@@ -165,10 +173,12 @@ class Trainer(Member):
         return summary
 
 
-def _describe(entry: Entry) -> str:
+def _describe(entry: Entry, first: int) -> str:
+    if entry.kind == HEALED:
+        return described(entry, first)
     by = f", accused by {', '.join(map(str, entry.accusers))}" if entry.accusers else ""
     out = ", ".join(map(str, entry.peers)) or str(entry.accused)
-    return f"step {entry.step}: {'removed' if entry.peers else 'noted'} peer {out}: {entry.kind}{by}"
+    return f"step {first + entry.step}: {'removed' if entry.peers else 'noted'} peer {out}: {entry.kind}{by}"
 
 
 def print_summary(summary: dict[str, Any], out: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from btard.protocol.heal import HEALED
 from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.wire import Malformed, shown
 from btard.swarm.config import SwarmConfig
@@ -232,6 +233,9 @@ class View:
             if len(bans) > self._shown:
                 row["loss_at_ban"] = row["loss"]
             self._shown = len(bans)
+        for healing in healings_of(self.ledger.entries, self.first):
+            if healing["step"] == step:
+                row |= {"back_to": healing["back_to"], "loss_at_healing": row["loss"]}
         return row
 
     def peers(self) -> list[dict[str, Any]]:
@@ -265,6 +269,15 @@ def bans_of(entries: Iterable[Entry], first: int) -> list[dict[str, Any]]:
         {"peer": peer, "step": first + entry.step, "kind": entry.kind, "accusers": list(entry.accusers)}
         for entry in entries
         for peer in entry.peers
+    ]
+
+
+def healings_of(entries: Iterable[Entry], first: int) -> list[dict[str, int]]:
+    """Step, and the one to whose beginning everybody went back, of all steps in which they did."""
+    return [
+        {"step": first + entry.step, "back_to": first + entry.about_step}
+        for entry in entries
+        if entry.kind == HEALED and entry.about_step < entry.step
     ]
 
 

@@ -35,6 +35,8 @@ RUG_ROW = 0.035
 BAN_MARKS = {True: "an attacker is banned", False: "an honest peer is banned"}
 """Whether the banned peer is Byzantine -> what the legend says."""
 
+RETURN_MARK = "back to an earlier state"
+
 OVERVIEW, BASELINES = "early", "baselines"
 """Experiments whose figures are laid over each other as the overview, if a grid has them."""
 
@@ -81,6 +83,7 @@ def accuracy_figure(results: Results, experiments: Sequence[Experiment]) -> Figu
             _draw_curve(axes, entry, styles[_name(entry)])
             if entry.protocol:
                 _draw_bans(axes, entry, styles[_name(entry)].colour, rug.index(_name(entry)))
+                _draw_returns(axes, entry, styles[_name(entry)].colour, rug.index(_name(entry)))
         for start in sorted({entry.config.attack.start for entry in here}):
             axes.axvline(start, color="0.3", lw=0.9, linestyle=(0, (1.5, 1.5)), zorder=0, label="the attack starts")
         bare(axes)
@@ -219,6 +222,16 @@ def _draw_bans(axes: Axes, entry: Series, colour: str, row: int) -> None:
             )  # fmt: skip
 
 
+def _draw_returns(axes: Axes, entry: Series, colour: str, row: int) -> None:
+    """In the same row, a triangle for every time that any of its runs went back to an earlier state."""
+    at = [step for o in entry.outcomes for step, _ in o.run.returns]
+    if at:
+        axes.plot(
+            at, [(row + 0.7) * RUG_ROW] * len(at), linestyle="", marker="<", color=colour, ms=3.5,
+            transform=axes.get_xaxis_transform(), label=RETURN_MARK, zorder=3,
+        )  # fmt: skip
+
+
 def _set_limits(axes: Axes, drawn: Sequence[Series], rug_rows: int) -> None:
     first = min(entry.config.attack.start for entry in drawn)
     last = max(entry.config.steps for entry in drawn)
@@ -253,7 +266,8 @@ def _legend(figure: Figure, panels: Sequence[Axes], columns: int, curves: Sequen
     entries: dict[str, Any] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            if isinstance(handle, Line2D) and label in BAN_MARKS.values():  # in the colours of all curves
+            # In the colours of all curves.
+            if isinstance(handle, Line2D) and label in (*BAN_MARKS.values(), RETURN_MARK):
                 handle = Line2D([], [], linestyle="", marker=handle.get_marker(), color="0.3", ms=6)
             entries.setdefault(label, handle)
     order = [*curves, *sorted(entries.keys() - set(curves), reverse=True)]

@@ -114,6 +114,7 @@ class Environment(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
     calm: int | None = None
     """From this step on the honest peers and their links are well, and every step has to come to its end."""
     probation: int | None = None
+    heal: int | Literal["auto", "off"] = "off"
     newcomers: tuple[Newcomer, ...] = ()
     life: Life | None = None
     beside: bool = False

@@ -26,6 +26,9 @@ MAX_ABSENCES = 3
 CALM = 0.15
 """The share of environments in which mishaps end, so that progress is promised."""
 
+HEALED = 0.4
+"""The share of environments in which the run goes back to earlier states."""
+
 SHAPES = ("normal", "equal", "frozen", "heavy", "layers", "sparse", "far")
 """Kinds of gradients: noise around the parameters; all the same; half of the parameters frozen; heavy tails; layers of
 very different size; nearly all entries zero; rows that lie far from each other in one direction."""
@@ -67,6 +70,10 @@ class Gradients(QuadraticTask):
         if self.machine is not None:
             out.mul_(1 + 1e-6 * (self.machine + 1))
 
+    def public_losses(self, params: torch.Tensor, seed: bytes) -> torch.Tensor:
+        """Least where the gradients pull the parameters to; of about the same size for every `scale`."""
+        return super().public_losses(params.double() / self.scale, seed)
+
 
 @dataclass(frozen=True)
 class Weather(Links):
@@ -105,6 +112,7 @@ def config_of(environment: Environment, seed: int) -> ProtocolConfig:
             delta_max=env.delta_max,
             clip_lambda=env.clip_lambda,
             probation=env.probation,
+            heal=env.heal,
             relays=env.relays,
             max_absences=MAX_ABSENCES,
         )
@@ -262,6 +270,9 @@ def _draw(rng: np.random.Generator, steps: int) -> Environment:
     if rng.random() < 0.15 and steps > 2:
         saved = int(rng.integers(1, steps - 1))
         environment = replace(environment, life=Life(saved, int(rng.integers(saved, steps - 1))), recorded=False)
+    if m and rng.random() < HEALED:
+        window = int(rng.choice([1, 2, 3, 5, 0]))
+        environment = replace(environment, heal=window or "auto")
     if rng.random() < CALM:
         environment = calmed(environment, int(rng.integers(0, steps)))
     return environment

@@ -109,9 +109,18 @@ def phases() -> tuple[str, ...]:
     """The phases of a step, as the protocol's source names them where it speaks."""
     found = set()
     for file in sorted(Path(protocol.__path__[0]).glob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text())):
+        tree = ast.parse(file.read_text())
+        known = {
+            target.id: line.value
+            for line in tree.body
+            if isinstance(line, ast.Assign) and isinstance(line.value, ast.Constant)
+            for target in line.targets
+            if isinstance(target, ast.Name)
+        }
+        for node in ast.walk(tree):
             if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("broadcast", "send"):
-                names = [n.value for word in node.args[1:2] for n in ast.walk(word) if isinstance(n, ast.Constant)]
+                words = [known.get(word.id, word) if isinstance(word, ast.Name) else word for word in node.args[1:2]]
+                names = [n.value for word in words for n in ast.walk(word) if isinstance(n, ast.Constant)]
                 for name in (name.partition("/") for name in names[:1] if isinstance(name, str)):
                     found |= {name[0], *(f"{name[0]}/{attempt}" for attempt in (0, 1) if name[1])}
     return ("/0", "/1", *sorted(found))

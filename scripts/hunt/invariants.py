@@ -11,7 +11,10 @@ import torch
 
 from btard.aggregation import centered_clip, residual_and_floor
 from btard.drivers.loop import StepResult
+from btard.drivers.trail import PARAMETERS, State
 from btard.protocol.commit import NoGradient, NoQuorum
+from btard.protocol.effects import Losses
+from btard.protocol.heal import HEALED, batch_seed, candidates, choose, measured, window
 from btard.protocol.ledger import Entry
 from btard.protocol.record import StepRecord
 from scripts.hunt.cases import Environment
@@ -28,8 +31,15 @@ class Broken(Exception):
         self.invariant = invariant
 
 
-def check_step(environment: Environment, driver: Any, result: StepResult, room: Room, watch: Watch) -> None:
-    """Errors: Broken."""
+def check_step(
+    environment: Environment,
+    driver: Any,
+    result: StepResult,
+    room: Room,
+    watch: Watch,
+    past: Mapping[int, torch.Tensor],
+) -> None:
+    """`past`: step -> the parameters at its beginning, up to the step at hand. Errors: Broken."""
     honest = [peer for peer in driver.peers.values() if not peer.behaviour.byzantine]
     away = {peer for peer, step in environment.away if step == result.step}
     witness = next(peer for peer in honest if peer.id in peer.active and peer.id not in away)
@@ -42,6 +52,7 @@ def check_step(environment: Environment, driver: Any, result: StepResult, room: 
     check_cost(environment, driver, watch, record, result.sent)
     check_parts(environment, driver, record, result, room)
     check_radius(environment, witness, record, room)
+    check_healing(environment, driver, witness, result, past)
 
 
 def check_removal(environment: Environment, entry: Entry, room: Room) -> None:
@@ -70,11 +81,12 @@ def check_agreement(honest: list[Any], result: StepResult) -> None:
             peer.byzantine,
             str(sorted(peer.absences.items())),
             str(sorted(peer.probation.items())),
+            str(sorted(peer.taus.items())) if peer.config.heal != "off" else "",
         )
         for peer in honest
     }
     if len(seen) != 1:
-        names = ("ledger", "coins", "active", "tau", "b_t", "absences", "probation")
+        names = ("ledger", "coins", "active", "tau", "b_t", "absences", "probation", "earlier radii")
         differ = [name for i, name in enumerate(names) if len({state[i] for state in seen}) > 1]
         raise Broken("agreement", f"honest peers end the step with different {', '.join(differ)}")
     if not bool(torch.isfinite(result.gradient).all()):
@@ -199,7 +211,7 @@ def _check_skipped(environment: Environment, record: StepRecord, part: int, room
 
 def check_radius(environment: Environment, witness: Any, record: StepRecord, room: Room) -> None:
     """`tau: auto`: the next radius lies between two distances that honest workers reported to honest owners."""
-    if environment.tau != "auto" or witness.tau == record.tau:
+    if environment.tau != "auto" or witness.tau in (record.tau, *witness.taus.values()):
         return
     parts = [j for j in record.announced if record.owner(j) not in room.members and j not in record.skipped]
     said = [
@@ -211,6 +223,43 @@ def check_radius(environment: Environment, witness: Any, record: StepRecord, roo
     ]
     if said and not min(said) <= witness.tau <= max(said):
         raise Broken("radius", f"tau {witness.tau:.3g} is outside of [{min(said):.3g}, {max(said):.3g}]")
+
+
+def check_healing(
+    environment: Environment, driver: Any, witness: Any, result: StepResult, past: Mapping[int, torch.Tensor]
+) -> None:
+    """After a member was removed the run goes back to the state that honest peers find best, if clearly better.
+
+    Where honest peers fell silent, or messages are lost, there may be no majority for it. There never is one for a
+    state that is not clearly better.
+    """
+    config, entries, record, now = driver.config, witness.ledger.entries, witness.last, result.step
+    due = candidates(config, entries, now)
+    found = [entry for entry in entries if entry.step == now and entry.kind == HEALED]
+    if len(found) != bool(due):
+        raise Broken("healing", f"{len(found)} choices in step {now}, with {len(due)} earlier states")
+    if not found:
+        return
+    [entry], steps = found, (*due, now)
+    if not now - window(config) <= entry.about_step <= now:
+        raise Broken("healing", f"step {now} goes back to step {entry.about_step}, farther than {window(config)}")
+    seed = batch_seed(config.run_id, now, record.coin)
+    digests = tuple(State({PARAMETERS: past[step]}, {}).digest() for step in steps)
+    values = torch.stack([driver.task.public_losses(past[step], seed) for step in steps])
+    truth = measured(Losses(digests, values))
+    right = choose(record.members, steps, dict.fromkeys(record.members, truth))
+    clearly = {step for step, bound in zip(due, truth.bounds, strict=True) if bound < 0}
+    if entry.about_step not in (now, *clearly):
+        raise Broken("healing", f"step {now} goes back to step {entry.about_step}; better are {sorted(clearly)}")
+    heard = not environment.loss and now not in [step for _, step, _ in environment.drops]
+    losses = {str(step): loss for step, loss in right.losses.items()}
+    if heard and (entry.about_step, entry.losses) != (right.step, losses):
+        raise Broken("healing", f"step {now} goes on from step {entry.about_step}, not {right.step}: {entry.losses}")
+    state = result.state.get(PARAMETERS)
+    if (now if result.back_to is None else result.back_to) != entry.about_step:
+        raise Broken("healing", f"step {now} goes back to {result.back_to}, the ledger says {entry.about_step}")
+    if result.back_to is not None and (state is None or not torch.equal(state, past[result.back_to])):
+        raise Broken("healing", f"the state gone back to is not that of step {result.back_to}")
 
 
 def allowed_end(environment: Environment, error: Exception, peers: Mapping[int, Any], room: Room) -> bool:

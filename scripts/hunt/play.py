@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 
 from btard.audit import audit
 from btard.audit.ledger import AgreedState, read_ledger
@@ -68,7 +68,12 @@ class _Cohort(LocalDriver):
     room: Room
     watch: Watch
 
-    def step(self, params: torch.Tensor, shared: Mapping[str, torch.Tensor] | None = None) -> StepResult:
+    def step(
+        self,
+        params: torch.Tensor,
+        shared: Mapping[str, torch.Tensor] | None = None,
+        local: Mapping[str, torch.Tensor] | None = None,
+    ) -> StepResult:
         now = self.honest[0].t
         away = {
             i: peer
@@ -78,7 +83,7 @@ class _Cohort(LocalDriver):
         for peer in away.values():
             peer.behaviour.byzantine = True  # the driver shall not compare it with the others
         try:
-            result = super().step(params, shared)
+            result = super().step(params, shared, local)
         finally:
             for peer in away.values():
                 peer.behaviour.byzantine = False
@@ -96,7 +101,7 @@ class _Cohort(LocalDriver):
     def talk(self, step: int, letters: Mapping[int, Letters]) -> Heard:
         """Besides, look how much honest peers that are there say and read."""
         views = {i: said.effect.faces for i, said in letters.items() if isinstance(said.effect, Views)}
-        letters = {**letters, **{i: dataclasses.replace(letters[i], special=faces) for i, faces in views.items()}}
+        letters = {**letters, **{i: replace(letters[i], special=faces) for i, faces in views.items()}}
         there = [i for i in letters if i not in self.room.members and not self.peers[i].behaviour.byzantine]
         for sender in there:
             said = letters[sender]
@@ -187,6 +192,7 @@ def _go(case: Case, played: Played, room: Room, folder: Path | None, at: _Positi
     beside: LocalDriver | None = None
     joined: dict[int, Identity] = {}
     params, saved = torch.ones(env.d) * env.scale, None
+    past: dict[int, torch.Tensor] = {}
     other_params = torch.ones(8)
     step = 0
     while step < case.steps:
@@ -210,9 +216,10 @@ def _go(case: Case, played: Played, room: Room, folder: Path | None, at: _Positi
         if beside is not None:
             other_params = other_params - RATE * beside.step(other_params).gradient
         driver.watch.begin()
+        past[step] = params
         result = driver.step(params)
-        check_step(env, driver, result, room, driver.watch)
-        params = params - RATE * result.gradient
+        check_step(env, driver, result, room, driver.watch, past)
+        params = params - RATE * result.gradient if result.back_to is None else past[result.back_to]
         check_finite(params)
         played.steps += 1
         step += 1

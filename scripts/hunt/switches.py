@@ -39,10 +39,10 @@ KNOWN = {
         ("record", 'if self.phase == "commit" else self.members', 'if self.phase == "commit" else self._speaking'),
         (
             "record",
-            "    def committed(self)",
+            "    def committed(self, me: int)",
             "    @property\n    def _speaking(self) -> tuple[int, ...]:\n"
             '        return self.remaining if self.phase.startswith("coin") else self.members\n\n'
-            "    def committed(self)",
+            "    def committed(self, me: int)",
         ),
     ),
     "coin_reveals": _switch(
@@ -100,12 +100,13 @@ KNOWN = {
     ),
     "absent_tried": _switch(
         "an owner that is away is tried for its aggregate of the step before, and cannot show its evidence",
-        ("accuse", "if aggregate and claim.accused not in (record.here or ()):", "if False:"),
+        ("accuse", "if aggregate and not record.attends(claim.accused):", "if False:"),
     ),
     "absent_target": _switch(
         "mode tolerant: a target that is away in the step in which it has to show its work is removed",
-        ("validate", "    elif target not in (*record.members, *record.newcomers):\n        return []\n", ""),
-        ("claims", 'here = seat.config.validation == "exact" or claim.accused in', "here = True or claim.accused in"),
+        ("record", "        if now.attends(peer):\n", "        if True:\n"),
+        ("validate", "if hidden and record.attends(target):", "if hidden:"),
+        ("accuse", "        if aggregate or record.attends(claim.accused):\n", "        if True:\n"),
     ),
     "v3_by_majority": _switch(
         "V3 waits for more than half of the senders: where half of the rows are liars', any vector is applied",
@@ -160,6 +161,14 @@ KNOWN = {
             "accuse",
             "if claim.accused not in record.expelled and accuser not in record.expelled:\n                pair",
             "if claim.accused not in record.expelled:\n                pair",
+        ),
+    ),
+    "healing_by_one": _switch(
+        "one liar has the others go back to an earlier state, whatever they found",
+        (
+            "heal",
+            "if 2 * sum(message.bounds[i] < 0 for message in agreeing) > len(members)",
+            "if any(message.bounds[i] < 0 for message in agreeing)",
         ),
     ),
 }
@@ -225,7 +234,11 @@ BLIND = {
     ),
     "accused_at_once": _switch(
         "mode tolerant: a validator accuses where judges may not agree, and pays for a gradient at the tolerance",
-        ("validate", "truth, margin=ACCUSE)", "truth, margin=1.0)"),
+        (
+            "validate",
+            "    if work_is_wrong(seat, about, target, work, truth, margin=ACCUSE)",
+            "    if work_is_wrong(seat, about, target, work, truth, margin=1.0)",
+        ),
     ),
     "nan_reported": _switch(
         "a report of NaN turns V2 off, and no check of it finds it wrong: its sender's wrong aggregates count for ever",
@@ -246,8 +259,7 @@ BLIND = {
     ),
     "zero_for_lacking": _switch(
         "a peer that lacks an aggregate that counts goes on with zeros: it has other parameters than the others",
-        ("peer", "        if lacking:\n", "        if False and lacking:\n"),
-        ("peer", "tuple(record.aggregates[j] if j in counting", "tuple(record.aggregates.get(j) if j in counting"),
+        ("peer", "        if lacking and back_to is None:\n", "        if False and lacking:\n"),
     ),
     "nobody_left_to_work": _switch(
         "as many validators as ever among a few peers that are left: the draw fails, and no step ends",

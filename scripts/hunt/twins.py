@@ -7,13 +7,12 @@ has otherwise than its twin. To the others they are one Byzantine peer.
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from btard.attacks.base import without_fellows
-from btard.protocol.effects import Broadcast, Compare, Compute, Effect, Exchange, Idle, Purpose
+from btard.protocol.effects import Broadcast, Compare, Compute, Effect, Exchange, Idle, Measure, Purpose
 from btard.protocol.hashing import digest
 from btard.protocol.identity import Identity
 from btard.protocol.messages import JoinRequest
@@ -29,11 +28,10 @@ DIFFERENCES = ("nothing", "secrets", "gradient", "late", "requests")
 a gradient that is one unit in the last place off; none in time; no newcomers' requests."""
 
 
-@dataclass(frozen=True)
-class Views(Compare):
+class Views(Compare, frozen=True):
     """A comparison in which single recipients are told another digest."""
 
-    faces: Mapping[int, bytes] = field(default_factory=dict)
+    faces: Mapping[int, bytes] = {}
 
 
 class Twinned(Honest):
@@ -144,7 +142,7 @@ class Twins(Peer):
             answer = yield said
             answers = {
                 which: self._computed(which, effect, said, answer)
-                if isinstance(effect, Compute | Idle)
+                if isinstance(effect, Compute | Idle | Measure)
                 else self._heard(effect, answer, sees.get(which))
                 for which, effect in effects.items()
             }
@@ -165,8 +163,8 @@ class Twins(Peer):
         if first is None or second is None:
             [only] = effects.values()
             return only
-        if isinstance(first, Compute | Idle):
-            return first if isinstance(first, Compute) else second
+        if isinstance(first, Compute | Idle | Measure):
+            return second if isinstance(first, Idle) else first
         if isinstance(first, Broadcast) and isinstance(second, Broadcast):
             faces = dict.fromkeys(served, second.message)
             return Broadcast(first.phase, first.message, faces, first.limit, first.load)
@@ -177,7 +175,7 @@ class Twins(Peer):
         assert isinstance(first, Compare) and isinstance(second, Compare)
         return Views(first.phase, first.digest, dict.fromkeys(served, second.digest))
 
-    def _computed(self, which: int, effect: Compute | Idle, said: Effect, answer: Any) -> Any:
+    def _computed(self, which: int, effect: Compute | Idle | Measure, said: Effect, answer: Any) -> Any:
         """The gradient that was asked for, if it is what this twin wants and is to have."""
         trains = isinstance(effect, Compute) and effect.purpose is Purpose.TRAIN
         slow = which == 1 and trains and self.t >= self.plan.start and self.plan.differ == "late"

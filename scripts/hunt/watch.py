@@ -6,10 +6,10 @@ from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
 from btard.drivers.letters import Letters
-from btard.protocol.effects import Broadcast, Compare, Compute, Exchange, Idle, Purpose
+from btard.protocol.effects import Broadcast, Compare, Compute, Exchange, Idle, Measure, Purpose
 from scripts.hunt.room import FAILURES, Room
 
-EFFECTS = (Broadcast, Compare, Compute, Exchange, Idle)
+EFFECTS = (Broadcast, Compare, Compute, Exchange, Idle, Measure)
 
 
 class Endless(Exception):
@@ -93,7 +93,7 @@ class Watch:
 
 
 def most_effects(peers: int, tosses: int, rounds: int) -> int:
-    """How many effects an honest peer has in a step at most: see `_agree`, `toss` and `judge` of the protocol."""
-    broadcasts = 1 + 1 + 1 + 2 * tosses + 1 + 2 * 3
+    """How many effects an honest peer has in a step at most: see `_agree`, `toss`, `judge` and `heal`."""
+    broadcasts = 1 + 1 + 1 + 2 * tosses + 1 + 2 * 3 + 1
     exchanges = 1 + 1 + 2 + 1 + 2 * 2 + 3
-    return broadcasts * (1 + 1 + rounds + 1 + 1) + exchanges + 1 + 2 * peers
+    return broadcasts * (1 + 1 + rounds + 1 + 1) + exchanges + 1 + 2 * peers + 1

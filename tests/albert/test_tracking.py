@@ -19,15 +19,20 @@ from albert.coordinator import main
 from albert.workspace import make_workspace
 from btard.harness.run_folder import read_metrics, read_timings
 from btard.harness.typed_yaml import ConfigError
+from btard.protocol.ledger import Entry
+from btard.protocol.messages import NOBODY
 from btard.swarm import tags
 from btard.swarm.config import AttackConfig
 from btard.swarm.coordinator import Coordinator
-from btard.swarm.tracking import WANDB_ID, WeightsAndBiases
+from btard.swarm.tracking import WANDB_ID, TensorBoard, WeightsAndBiases
+from btard.swarm.view import News
 from tests.albert.trainers import SOURCE, tiny
 from tests.albert.watched import Watched
 from tests.wandb_files import records
 
 STEPS, START = 30, 3
+HEALING = {tags.TAGS["loss_at_healing"], tags.TAGS["back_to"]}
+"""What a run has no values of in which nobody goes back."""
 KEY = "0123456789" * 4
 
 
@@ -118,6 +123,34 @@ def test_metrics_show_the_attack_and_the_ban(seen: Seen) -> None:
     assert any(f"step {seen.ban['step']}: peer {seen.attacker}, wrong_gradient, accused by" in s for s in seen.lines)
 
 
+def test_who_goes_back_is_in_words_and_removes_nobody(seen: Seen, tmp_path: Path) -> None:
+    lines: list[str] = []
+    coordinator = Coordinator(seen.config, tmp_path, SOURCE, say=lines.append)
+    coordinator.first = 100
+    coordinator.folder.start(0)
+    coordinator.trackers.append(TensorBoard(tmp_path / "tb", 100))
+    back = Entry(9, "heal", "public", NOBODY, (), (), 4, evidence="ab", losses={"4": 0.27, "9": 1.25})
+    stay = Entry(19, "heal", "public", NOBODY, (), (), 19, evidence="ab", losses={"10": 1.0, "19": 0.9})
+    unknown = Entry(29, "heal", "public", NOBODY, (), (), 29)
+    entries = (back, stay, unknown)
+    written = tuple(coordinator.view.ledger.append(entry) for entry in entries)
+    coordinator.view.learn = lambda now: News(False, entries, written)  # type: ignore[method-assign]
+    coordinator._note_ledger()
+    coordinator.folder.close()
+    coordinator.trackers[0].finish(None)
+    said = [
+        "step 109: back to step 104, loss 1.25 to 0.27",
+        "step 119: no earlier state is clearly better",
+        "step 129: too few peers have the same earlier states to compare them",
+    ]
+    assert lines == said
+    texts = EventAccumulator(str(tmp_path / "tb")).Reload().Tensors("healings/text_summary")
+    assert [(text.step, text.tensor_proto.string_val[0].decode()) for text in texts] == list(
+        zip([109, 119, 129], said, strict=True)
+    )
+    assert coordinator.view.bans() == [] and len(coordinator.view.active()) == seen.config.peers
+
+
 def test_checkpoints_are_of_exactly_the_steps_that_were_asked_for(seen: Seen) -> None:
     steps = [int(file.stem.removeprefix("step-")) for file in sorted((seen.out / "checkpoints").iterdir())]
     assert steps == [10, 20]
@@ -146,7 +179,8 @@ def test_tensorboard_has_what_the_files_have(seen: Seen) -> None:
     events = EventAccumulator(str(seen.out / "tb")).Reload()
     found = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     check_curves(found, seen)
-    assert set(tags.TAGS.values()) | {"bans/wrong_gradient", "time/gradients", "time/commit"} <= found.keys()
+    always = set(tags.TAGS.values()) - HEALING
+    assert always | {"bans/wrong_gradient", "time/gradients", "time/commit"} <= found.keys()
     (text,) = events.Tensors("bans/text_summary")
     (line,) = text.tensor_proto.string_val
     accusers = ", ".join(map(str, seen.ban["accusers"]))
@@ -168,10 +202,14 @@ def test_tensorboards_first_custom_chart_is_the_loss_with_the_bans(seen: Seen) -
         tags.TAGS["loss"],
         tags.TAGS["loss_at_ban"],
     ]
-    assert [c.title for c in layout.category] == ["Loss", "Peers", "Bans", "Time", "Speed", "Network", "Optimizer"]
+    assert [c.title for c in layout.category] == [
+        "Loss", "Peers", "Bans", "Time", "Speed", "Network", "Optimizer", "Healing",
+    ]  # fmt: skip
     charts = [chart for category in layout.category for chart in category.chart]
-    shown = [drawn(pattern) for chart in charts for pattern in chart.multiline.tag]
-    assert all(shown) and sorted(tag for match in shown for tag in match) == sorted(written)
+    patterns = [pattern for chart in charts for pattern in chart.multiline.tag]
+    shown = {pattern: drawn(pattern) for pattern in patterns}
+    assert {pattern for pattern, match in shown.items() if not match} == {re.escape(tag) + "$" for tag in HEALING}
+    assert sorted(tag for match in shown.values() for tag in match) == sorted(written)
 
 
 def logged(seen: Seen) -> list[Any]:
@@ -227,14 +265,14 @@ def test_the_workspaces_panels_show_what_was_logged(seen: Seen) -> None:
     workspace = make_workspace("a-project", "a-team", "swarms")
     assert [section.name for section in workspace.sections] == list(tags.SECTIONS)
     panels = [panel for section in workspace.sections for panel in section.panels]
-    assert panels[0].y == [tags.TAGS["loss"], tags.TAGS["loss_at_ban"]]
+    assert panels[0].y == [tags.TAGS["loss"], tags.TAGS["loss_at_ban"], tags.TAGS["loss_at_healing"]]
     shown = []
     for panel in panels:
         assert panel.x == "step"
         matched = [tag for tag in written if panel.metric_regex and re.search(panel.metric_regex, tag)]
         assert bool(matched) != bool(panel.y), panel.title
         shown += [*panel.y, *matched]
-    assert sorted(shown) == sorted(written)
+    assert sorted(shown) == sorted([*written, *HEALING])
 
 
 def test_the_key_is_in_no_file_and_no_line(seen: Seen) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from albert.config import Config
 from albert.trainer import main
 from btard.audit.__main__ import main as audit
+from btard.audit.report import MEASURED
 from btard.harness.run_folder import RunFolderError, read_metrics
 from btard.harness.settings import config_text
 from btard.harness.typed_yaml import ConfigError
@@ -72,7 +73,7 @@ def test_a_trainer_that_was_killed_comes_back_with_the_state_of_the_majority(swa
     assert ends[0]["bans"] == [] and ends[3]["evidence"] is False
 
 
-def test_an_attack_run_starts_from_a_checkpoint(swarm: Any, tmp_path: Path) -> None:
+def test_an_attack_run_starts_from_a_checkpoint(swarm: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = swarm(steps=3)
     first.run()
     file = tmp_path / "step-00000003.safetensors"
@@ -84,6 +85,7 @@ def test_an_attack_run_starts_from_a_checkpoint(swarm: Any, tmp_path: Path) -> N
         steps=12,
         start_from=str(file),
         attack=AttackConfig(name="random_direction", start=4),
+        protocol=replace(Config().protocol, max_absences=50, heal=8),
     )
     ends = attacked.run()
     honest = {n: end for n, end in ends.items() if n not in attacked.config.attackers()}
@@ -92,6 +94,11 @@ def test_an_attack_run_starts_from_a_checkpoint(swarm: Any, tmp_path: Path) -> N
     assert [line["step"] for line in metrics] == list(range(3, 12))
     assert metrics[0]["lr"] == first.trainers[0].optimizer.lr(3)
     assert all(ban["step"] >= 5 for end in honest.values() for ban in end["bans"])
+    looked = [line for line in attacked.lines[min(honest)] if "earlier state" in line or ": back to step" in line]
+    removed = [ban["step"] + 1 for ban in honest[min(honest)]["bans"] if ban["step"] + 1 < 12]
+    assert removed and [line.split(":")[0] for line in looked] == [f"step {step}" for step in removed]
+    assert audit([str(attacked.out / f"peer-{min(honest)}")]) == 0
+    assert len(removed) == capsys.readouterr().out.count(MEASURED)
 
 
 def test_checkpoints_of_other_models_are_refused(data: Path, tmp_path: Path) -> None:

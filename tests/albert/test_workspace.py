@@ -48,7 +48,8 @@ def test_the_workspace_is_saved_once_with_all_its_charts(
     assert [part["name"] for part in bank] == list(tags.SECTIONS) and all(part["isOpen"] for part in bank)
     assert section["settings"]["xAxis"] == "step"
     first = bank[0]["panels"][0]["config"]
-    assert first["metrics"] == [tags.TAGS["loss"], tags.TAGS["loss_at_ban"]] and first["xAxis"] == "step"
+    assert first["metrics"] == [tags.TAGS[name] for name in ("loss", "loss_at_ban", "loss_at_healing")]
+    assert first["xAxis"] == "step"
     kinds = bank[2]["panels"][0]["config"]
     assert kinds["metricRegex"] == "^bans/" and kinds["useMetricRegex"] is True
     said = capsys.readouterr()

@@ -10,9 +10,9 @@ from typing import Any
 
 from albert.commands import TASK
 from albert.config import BatchConfig, Config, DataConfig, ModelConfig, OptimizerConfig
-from btard.swarm.config import NetworkConfig
+from btard.swarm.config import NetworkConfig, SwarmConfig
 from btard.swarm.deadlines import Deadlines
-from btard.swarm.task import load_task
+from btard.swarm.task import TaskSource, load_task
 from btard.swarm.trainer import Trainer
 from tests.swarm.cohort import Killed
 
@@ -40,8 +40,14 @@ def tiny(data: Path, **changes: Any) -> Config:
 class Trainers:
     """A trainer for each of `numbers`, in threads, that meet at the first one that is still there."""
 
-    def __init__(self, config: Config, out: Path, numbers: Iterable[int] | None = None) -> None:
-        self.config, self.out = config, out
+    def __init__(
+        self,
+        config: SwarmConfig,
+        out: Path,
+        numbers: Iterable[int] | None = None,
+        source: TaskSource = SOURCE,
+    ) -> None:
+        self.config, self.out, self.source = config, out, source
         self.numbers = list(range(config.peers) if numbers is None else numbers)
         self.trainers: dict[int, Trainer] = {}
         self.ends: dict[int, Any] = {}
@@ -55,7 +61,7 @@ class Trainers:
         network = replace(self.config.network, initial_peers=known)
         config = replace(self.config, **{"peer": number, "network": network, **changes})
         lines = self.lines.setdefault(number, [])
-        trainer = Trainer(config, self.out / f"peer-{number}", SOURCE, say=lines.append)
+        trainer = Trainer(config, self.out / f"peer-{number}", self.source, say=lines.append)
         trainer.node.start()
         trainer.node.start = lambda *_: trainer.node  # type: ignore[method-assign]
         self.trainers[number] = trainer

@@ -10,7 +10,7 @@ from btard.attacks import ATTACKS, Attack, Collusion, describe, make_attack
 from btard.protocol.behaviour import Behaviour
 
 GRADIENT = ["sign_flip", "random_direction", "label_flip", "delayed_gradient", "ipm", "alie"]
-GRADIENT += ["noise", "zero", "copy", "min_max", "min_sum", "rop"]
+GRADIENT += ["noise", "zero", "copy", "min_max", "min_sum", "rop", "blind_spot"]
 COLLUSION = Collusion(frozenset({1, 2}), 5)
 
 
@@ -72,7 +72,11 @@ def test_start_every_and_stop():
         ("zero", {"every": 0}, "attack zero: every must be >= 1, got 0"),
         ("zero", {"start": -1}, "attack zero: start must be >= 0, got -1"),
         ("zero", {"start": 4, "stop": 4}, "attack zero: stop must be > start, got 4 and start 4"),
-        ("zero", {"when": "never"}, "attack zero: when must be one of always, checked, covered, seldom, got 'never'"),
+        (
+            "zero",
+            {"when": "never"},
+            "attack zero: when must be one of always, checked, covered, seldom, in_turn, got 'never'",
+        ),
         ("zero", {"stop": "soon"}, "attack zero: stop must be int or none, got 'soon'"),
     ],
 )

@@ -48,7 +48,7 @@ def record(
     for step in range(steps):
         between(driver, step)
         result = driver.step(params)
-        params = params - 0.1 * result.gradient
+        params = params - 0.1 * result.gradient if result.back_to is None else result.state["parameters"].clone()
         lines += [ledger.append(entry) + "\n" for entry in result.removed]
     (folder / "ledger.jsonl").write_text("".join(lines))
     if finish:

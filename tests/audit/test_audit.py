@@ -240,6 +240,24 @@ def test_gradients_that_only_the_owners_show_are_recorded(tmp_path: Path) -> Non
         assert {(finding.entry.kind, finding.checked) for finding in findings} == {("undisclosed", checked)}
 
 
+class NeverChecked(Noise):
+    """Commits to noise, and misses the roll call of every step in which it is a target."""
+
+    def say(self, ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Any) -> Any:
+        checked = ctx.peer in ctx.assignments.values() and ctx.peer not in ctx.assignments
+        return None if checked else message, {}
+
+
+def test_what_owners_show_of_a_target_that_is_away_is_recorded(tmp_path: Path) -> None:
+    members = frozenset({2, 3, 7})
+    record(
+        tmp_path, {i: NeverChecked(collusion=Collusion(members, 8)) for i in members}, steps=20, validation="tolerant"
+    )
+    for task, checked in ((None, VOTES), (QuadraticTask(D), RECOMPUTED)):
+        findings = audit(tmp_path, task).findings
+        assert {(finding.entry.kind, finding.checked) for finding in findings} == {("wrong_gradient", checked)}
+
+
 def test_a_resumed_run_is_audited_as_the_same_run(tmp_path: Path) -> None:
     """Interrupted after every step, with somebody absent, to be sealed, or on trial for the step before.
 

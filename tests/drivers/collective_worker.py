@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 
 from btard.attacks import ATTACKS, make_attack
 from btard.drivers.collective import CollectiveDriver, Fallen
+from btard.drivers.loop import StepResult
 from btard.drivers.mesh import Mesh, RankLost
 from btard.protocol.behaviour import Behaviour, Context
 from btard.protocol.collusion import Collusion
@@ -25,19 +27,33 @@ from btard.task import QuadraticTask
 
 PEERS, MEMBERS, D, STEPS = 6, frozenset({2, 4}), 61, 3
 OPTIONS = {"delayed_gradient": {"delay": 2}}
+HEALED = "healed"
+"""The run in which the peers go back from what a sign flip did."""
+RUNS = (*ATTACKS, HEALED)
 
 
 def setting(attack: str) -> tuple[ProtocolConfig, Collusion, dict[int, Behaviour]]:
     """The run of `attack` that both drivers do."""
-    config = ProtocolConfig(peers=PEERS, byzantine=len(MEMBERS), run_id=f"collective {attack}")
+    settings: dict[str, Any] = {"heal": "auto", "tau": 100.0} if attack == HEALED else {}
+    config = ProtocolConfig(peers=PEERS, byzantine=len(MEMBERS), run_id=f"collective {attack}", **settings)
     collusion = Collusion(MEMBERS, PEERS, seed=1)
     options = OPTIONS.get(attack, {})
-    return config, collusion, {peer: make_attack(attack, collusion, start=1, **options) for peer in sorted(MEMBERS)}
+    name = "sign_flip" if attack == HEALED else attack
+    return config, collusion, {peer: make_attack(name, collusion, start=1, **options) for peer in sorted(MEMBERS)}
+
+
+def steps_of(attack: str) -> int:
+    return 12 if attack == HEALED else STEPS
+
+
+def advanced(params: torch.Tensor, result: StepResult) -> torch.Tensor:
+    """What a training makes of a step."""
+    return params - 0.1 * result.gradient if result.back_to is None else result.state["parameters"].clone()
 
 
 def registry(store: dist.Store, rank: int, folder: Path) -> None:
     """Run every attack and write what it came to: ledger, parameters, bytes; of a rank that fell, that it did."""
-    for number, attack in enumerate(ATTACKS):
+    for number, attack in enumerate(RUNS):
         config, collusion, behaviours = setting(attack)
         driver = CollectiveDriver(
             config,
@@ -49,11 +65,11 @@ def registry(store: dist.Store, rank: int, folder: Path) -> None:
         )
         params, lines, sent = torch.ones(D), [], []
         try:
-            for _ in range(STEPS):
+            for _ in range(steps_of(attack)):
                 result = driver.step(params)
                 lines += [entry.to_json() for entry in result.removed]
                 sent.append(result.sent[rank])
-                params = params - 0.1 * result.gradient
+                params = advanced(params, result)
                 assert all(driver.notes[other] == f"from {other}".encode() for other in driver.mesh.ranks)
             left = driver.mesh.ranks
         except Fallen as fallen:

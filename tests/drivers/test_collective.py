@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 
 from btard.attacks import ATTACKS
 from btard.drivers.local import LocalDriver
+from btard.protocol.ledger import Entry
 from btard.task import QuadraticTask
 from tests import warm
 from tests.drivers import collective_worker
-from tests.drivers.collective_worker import MEMBERS, PEERS, STEPS, D, setting
+from tests.drivers.collective_worker import HEALED, MEMBERS, PEERS, RUNS, D, advanced, setting, steps_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,18 +45,18 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attack", list(ATTACKS))
+@pytest.mark.parametrize("attack", RUNS)
 def test_every_attack_comes_to_what_it_comes_to_in_one_process(
     attack: str, results: Path, one_thread: None, tmp_path: Path
 ) -> None:
     config, collusion, behaviours = setting(attack)
     local = LocalDriver(config, QuadraticTask(D), behaviours=behaviours, collusion=collusion, mode="per_peer")
     params, lines, sent = torch.ones(D), [], []
-    for _ in range(STEPS):
+    for _ in range(steps_of(attack)):
         result = local.step(params)
         lines += [entry.to_json() for entry in result.removed]
         sent.append(result.sent)
-        params = params - 0.1 * result.gradient
+        params = advanced(params, result)
     for rank in range(PEERS):
         report = json.loads((results / f"{attack}.{rank}.json").read_text())
         if rank not in local.peers:
@@ -78,6 +79,11 @@ def one_thread():
 def test_the_attacks_of_this_file_do_something(results: Path) -> None:
     ledgers = {attack: json.loads((results / f"{attack}.0.json").read_text())["ledger"] for attack in ATTACKS}
     assert sum(bool(lines) for lines in ledgers.values()) > len(ATTACKS) / 2
+
+
+def test_the_peers_of_this_file_go_back(results: Path) -> None:
+    ledger = [Entry.from_json(line) for line in json.loads((results / f"{HEALED}.0.json").read_text())["ledger"]]
+    assert any(entry.about_step < entry.step for entry in ledger if entry.kind == "heal")
     left = [json.loads(file.read_text())["ranks"] for file in results.glob("*.json")]
     assert {len(ranks) for ranks in left} >= {0, PEERS - len(MEMBERS), PEERS}
 

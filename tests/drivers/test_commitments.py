@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from msgspec import structs
 
+from btard.attacks import make_attack
 from btard.audit.recorder import Recorder
 from btard.drivers.local import LocalDriver
 from btard.protocol import commitments
+from btard.protocol.collusion import Collusion
 from btard.protocol.commitments import Ideal
 from btard.protocol.config import ProtocolConfig
+from btard.protocol.effects import Compute
 from btard.protocol.ledger import Entry
 from btard.task import QuadraticTask
 from tests.protocol.matrix import ROWS, Row, play
@@ -44,7 +49,7 @@ def test_a_commitment_is_to_the_bytes_and_to_what_they_were() -> None:
     x[1] = 2.0
     assert ideal.of_tensor(slot, x) != first
     ideal.forget(5)
-    ideal.learn([(slot, x, first)])
+    ideal.learn(4, [(slot, x, first)])
     assert ideal.of_tensor(slot, x.clone()) == first
 
 
@@ -54,3 +59,46 @@ def test_ideal_commitments_cannot_be_audited(tmp_path: Path) -> None:
         LocalDriver(config, QuadraticTask(9), recorder=Recorder(tmp_path, config), commitments="ideal")
     with pytest.raises(ValueError, match="'hashed' or 'ideal', got 'none'"):
         LocalDriver(config, QuadraticTask(9), commitments="none")  # type: ignore[arg-type]
+
+
+def test_what_a_checkpoint_does_not_hold_is_equal_to_nothing() -> None:
+    """After a restart the first tensor that is seen must not get the number of one that was seen before."""
+    before, x = Ideal("run"), torch.tensor([0.0, 1.0])
+    lost, held = (before.of_tensor(("part", 1, 4, part), x) for part in range(2))
+    after = Ideal("run")
+    after.learn(4, [(("part", 1, 4, 1), x.clone(), held)])
+    assert after.of_tensor(("part", 1, 4, 1), x) == held
+    other = after.of_tensor(("part", 1, 4, 0), x + 1)
+    assert other not in (lost, held) and after.of_tensor(("part", 1, 4, 0), x + 1) == other
+    assert after.of_tensor(("part", 1, 5, 0), x) == before.of_tensor(("part", 1, 5, 0), x)  # the next step is as ever
+
+
+class Scaled(QuadraticTask):
+    """The gradient of a machine that is off by a factor."""
+
+    def __init__(self, d: int, factor: float) -> None:
+        super().__init__(d)
+        self.factor = factor
+
+    def gradients(self, params: torch.Tensor, requests: Sequence[Compute], out: torch.Tensor, **options: Any) -> None:
+        super().gradients(params, requests, out, **options)
+        out.mul_(self.factor)
+
+
+def test_an_honest_target_stays_after_a_restart_without_one_of_its_owners() -> None:
+    """Mode tolerant: the owner of one of its parts is gone, and with it what the owner had received."""
+    banned = set()
+    for seed in range(12):
+        config = ProtocolConfig(peers=5, byzantine=1, run_id=f"restart {seed}", validation="tolerant")
+        tasks = {peer: Scaled(9, 1 + 1e-6 * peer) for peer in range(5)}
+
+        def cohort(config: ProtocolConfig = config, tasks: dict[int, Scaled] = tasks) -> LocalDriver:
+            liar = {4: make_attack("silent", Collusion(frozenset({4}), 5), start=0, phase="report")}
+            return LocalDriver(config, QuadraticTask(9), behaviours=liar, tasks=tasks, commitments="ideal")
+
+        first, second = cohort(), cohort()
+        first.step(torch.ones(9))
+        state, tensors = first.state()
+        second.restore(state, {name: x.clone() for name, x in tensors.items()}, life=b"second")
+        banned |= {peer for entry in second.step(torch.ones(9)).removed for peer in entry.peers}
+    assert not banned

@@ -65,6 +65,8 @@ def test_the_draw_covers_what_is_documented() -> None:
         "several directions": lambda env: env.directions > 1,
         "beside": lambda env: env.beside,
         "recorded": lambda env: env.recorded,
+        "healing": lambda env: env.heal != "off",
+        "healing of the window that follows from the settings": lambda env: env.heal == "auto",
         "calm": lambda env: env.calm is not None,
     }.items():
         assert sum(map(some, drawn)) >= 5, name

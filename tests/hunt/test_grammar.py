@@ -50,6 +50,10 @@ def test_types_have_the_operations_that_fit_them() -> None:
     assert "omit" not in grammar.ways(torch.Tensor)
 
 
+def test_phases_are_found_by_their_names_and_by_those_of_constants() -> None:
+    assert {"commit", "coin_reveal", "coin_reveal/1", "vote/0", "bring_up", "heal"} <= set(grammar.phases())
+
+
 def test_programs_are_data_and_mutations_stay_so() -> None:
     rng = stream("test grammar", 0)
     sites: Counter[str] = Counter()

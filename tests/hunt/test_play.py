@@ -9,6 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from btard.protocol.commit import NoQuorum
+from btard.protocol.heal import Choice, choose
 from btard.protocol.ledger import Entry
 from btard.protocol.peer import Peer
 from btard.protocol.record import StepRecord
@@ -59,6 +60,48 @@ def test_without_genes_nobody_is_removed(environment: dict[str, Any]) -> None:
     assert set(played.kinds) <= {"join", "member"}
     assert not played.crashes
     assert played.steps == (5 if "life" in environment else 4)
+
+
+HURT = (
+    Gene("hook gradient", "negative", size=100.0, start=2, stop=4),
+    Gene("Claims", "omit", start=3, who=0),
+)
+"""The attackers pull the wrong way, and the first of them goes."""
+
+
+@pytest.mark.parametrize(
+    "lies",
+    [
+        (),
+        (Gene("Measured", "omit"),),
+        (Gene("Measured.bounds", "negative"),),
+        (Gene("Measured.digests", "flip"),),
+        (Gene("Measured.losses", "huge", who=1),),
+        (Gene("Measured", "two_faces", to="half"),),
+    ],
+    ids=str,
+)
+def test_colluders_lie_about_states_and_everybody_heals_all_the_same(lies: tuple[Gene, ...]) -> None:
+    healed = {"peers": 7, "members": (1, 2, 4), "byzantine": 3, "d": 60, "tau": 1000.0, "heal": 3}
+    played = run(case(*HURT, *lies, steps=7, **healed))
+    assert played.finding is None, played.finding
+    assert "heal" in played.kinds and not played.crashes
+
+
+@pytest.mark.parametrize(
+    ("genes", "wrong", "message"),
+    [(HURT[1:], 0, "goes back to step"), (HURT, -1, "goes on from step")],
+    ids=["back without need", "on with the harm"],
+)
+def test_a_wrong_choice_of_a_state_is_a_finding(
+    genes: tuple[Gene, ...], wrong: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def chosen(members: Any, steps: Any, said: Any) -> Choice:
+        return choose(members, steps, said)._replace(step=steps[wrong])
+
+    monkeypatch.setattr("btard.protocol.heal.choose", chosen)
+    found = run(case(*genes, steps=7, peers=7, members=(1, 2, 4), byzantine=3, d=60, tau=1000.0, heal=3)).finding
+    assert found is not None and found.invariant == "healing" and message in found.message
 
 
 def test_a_case_is_repeatable_and_survives_its_line() -> None:

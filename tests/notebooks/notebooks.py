@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import signal
@@ -10,7 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
+
+
+def needs(*packages: str) -> pytest.MarkDecorator:
+    """Skips a file's tests without these packages, which are not imported: that takes seconds."""
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
 
 
 def execute(notebook: Path, out: Path, parameters: dict[str, Any]) -> list[Any]:

@@ -10,8 +10,7 @@ import pytest
 from tests.notebooks import notebooks
 from tests.notebooks.notebooks import ROOT
 
-pytest.importorskip("papermill")
-pytest.importorskip("hivemind")
+pytestmark = notebooks.needs("papermill", "hivemind")
 
 NOTEBOOK = ROOT / "notebooks/RunAlbertExperiments.ipynb"
 SMALLEST = f"""

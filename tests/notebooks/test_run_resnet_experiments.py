@@ -9,7 +9,7 @@ import pytest
 from tests.notebooks import notebooks
 from tests.notebooks.notebooks import ROOT
 
-pytest.importorskip("papermill")
+pytestmark = notebooks.needs("papermill")
 
 NOTEBOOK = ROOT / "notebooks/RunResNetExperiments.ipynb"
 

@@ -62,7 +62,10 @@ def run_cohort(
     params, results = torch.ones(d), []
     for _ in range(steps):
         results.append(driver.step(params))
-        params = params - 0.1 * results[-1].gradient
+        if results[-1].back_to is None:
+            params = params - 0.1 * results[-1].gradient
+        else:
+            params = results[-1].state["parameters"].clone()
         if until_banned and not until_banned & set(results[-1].active):
             break
     return Run(driver, params, results)

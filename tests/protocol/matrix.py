@@ -197,7 +197,7 @@ def summary(row: Row, observations: list[Observation]) -> str:
     return text + (f"; {honest} honest peers eliminated along" if honest else "; no honest peer removed")
 
 
-G, A, R, F, S, B, C = (
+G, A, R, F, S, B, C, H = (
     "Gradients",
     "Aggregates",
     "Reports",
@@ -205,6 +205,7 @@ G, A, R, F, S, B, C = (
     "Parts and aggregates on their way",
     "Broadcasts",
     "Silence and the coin",
+    "Healing",
 )
 
 _VALIDATED: dict[str, Any] = {"kinds": "wrong_gradient", "when": "later", "settings": {"validators": 2}}
@@ -227,6 +228,7 @@ ROWS: tuple[Row, ...] = (
             ("min_max", {}),
             ("min_sum", {}),
             ("rop", {}),
+            ("blind_spot", {}),
             ("non_finite", {"value": "max", "entries": Cycle(("one", "all"))}),
             ("non_finite", {"value": "denormal", "entries": Cycle(("one", "all"))}),
         )
@@ -686,4 +688,52 @@ ROWS: tuple[Row, ...] = (
     Row(C, "wrong_reveal", "wrong_reveal"),
     Row(C, "late_reveal", "silent", "later", **_DUO),
     Row(C, "late_reveal", "silent", "later", attackers=3, peers=8),
+    # Healing: who lies about states, and who goes by itself so that the others go back.
+    Row(
+        H,
+        "healing_lies",
+        "wrong_gradient",
+        "maybe",
+        options={"what": Cycle(("oldest", "present", "opposite", "huge", "digests", "silent"))},
+        companion=("sign_flip", {}),
+        settings={"heal": 4},
+        steps=10,
+        **_DUO,
+    ),
+    Row(
+        H,
+        "healing_lies",
+        "malformed_heal wrong_gradient",
+        "later",
+        options={"what": Cycle(("short", "long", "empty", "nan", "infinite"))},
+        companion=("sign_flip", {}),
+        settings={"heal": 4},
+        **_DUO,
+    ),
+    *(
+        Row(
+            H,
+            "hit_and_run",
+            kinds,
+            "later",
+            options={"hits": Cycle((0, 2)), "leave": leave},
+            trade=leave == "eliminate",
+            settings={"heal": 4},
+            **_DUO,
+        )
+        for leave, kinds in (
+            ("silent", "silent wrong_gradient"),
+            ("absent", "gone wrong_gradient"),
+            ("eliminate", "withheld_aggregate wrong_gradient"),
+        )
+    ),
+    Row(
+        H,
+        "hit_and_run",
+        "wrong_gradient",
+        "later",
+        options={"hits": 2, "leave": "betrayed"},
+        settings={"heal": 4},
+        **_DUO,
+    ),
 )

@@ -9,7 +9,7 @@ from btard.protocol.config import ProtocolConfig
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.messages import CLAIM_KINDS, NOBODY, TOLERANT_KINDS, AnnouncedPart, Claim, Commit, Report
 from btard.protocol.peer import Peer
-from btard.protocol.record import Split, StepRecord
+from btard.protocol.record import Probation, Split, StepRecord
 
 PEERS, HERE, WORKERS, OWNERS = (0, 1, 2, 3, 4), (0, 1, 2, 3), (1, 2, 3), (1, 2, 3, NOBODY)
 """Peer 0 validates peer 2's work of the step before; peer 4 is away, and nobody has its part."""
@@ -128,10 +128,33 @@ def test_only_its_validator_was_to_be_shown_a_gradient() -> None:
     assert possible(seat("tolerant"), "undisclosed", BEFORE, 0) == {(0, 2, NOBODY)}
 
 
-@pytest.mark.parametrize(("validation", "tried"), [("exact", {(0, 2, NOBODY)}), ("tolerant", NEVER)])
-def test_who_is_away_is_tried_only_where_it_has_nothing_to_show(validation: str, tried: Possible) -> None:
+AWAY = [
+    # mode, who is here, whether wrong_gradient and undisclosed can be claimed
+    ("exact", (0, 1, 3), (True, False)),
+    ("tolerant", (0, 1, 3), (True, True)),
+    ("tolerant", (0, 3), (False, False)),
+]
+
+
+@pytest.mark.parametrize(("validation", "here", "expected"), AWAY)
+def test_who_is_away_is_tried_only_for_what_others_can_show(
+    validation: str, here: tuple[int, ...], expected: tuple[bool, bool]
+) -> None:
+    """Hashes, or the parts that it had sent to owners who are here: peer 1, for there is no aggregate of peer 3."""
     peer = seat(validation)
-    peer.current.here = (0, 1, 3)
-    assert possible(peer, "wrong_gradient", BEFORE, 0) == tried
-    assert not possible(peer, "undisclosed", BEFORE, 0)
-    assert {accused for _, accused, _ in possible(peer, "bad_aggregate", NOW, 0)} == {1}
+    peer.current.here = here
+    for kind, may in zip(("wrong_gradient", "undisclosed"), expected, strict=True):
+        assert possible(peer, kind, BEFORE, 0) == ({(0, 2, NOBODY)} if may else NEVER)
+    assert {accused for _, accused, _ in possible(peer, "bad_aggregate", NOW, 0)} == {1} & set(here)
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_a_newcomer_that_is_away_is_tried_for_nothing_that_it_would_have_to_show(away: bool) -> None:
+    peer = seat("tolerant")
+    assert peer.last is not None
+    peer.current.assignments, peer.current.standings = {0: 5}, {5: Probation(1, 0, frozenset())}
+    peer.last.commits[5] = Commit((bytes(32),) * 4)
+    if not away:
+        peer.current.commits[5] = Commit((bytes(32),) * 4)
+    expected = NEVER if away else {(0, 5, NOBODY)}
+    assert possible(peer, "wrong_gradient", BEFORE, 0) == possible(peer, "undisclosed", BEFORE, 0) == expected

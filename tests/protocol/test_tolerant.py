@@ -25,7 +25,7 @@ from btard.protocol.hashing import stream
 from btard.protocol.identity import Identity
 from btard.protocol.ledger import Entry
 from btard.protocol.messages import EXCUSED, FALSE_CLAIM, GUILTY, Claim, Packet, Report
-from btard.protocol.tolerance import difference, tolerated_deviation, too_far
+from btard.protocol.tolerance import difference, reach, shown_too_far, tolerated_deviation, too_far
 from btard.task import QuadraticTask
 from scripts import soak
 from tests.protocol.cohort import Run
@@ -446,6 +446,38 @@ def test_both_distances_obey_the_triangle_inequality(a: torch.Tensor, b: torch.T
     if all(float(x.norm()) > 1e-3 for x in (a, b, c)):
         assert ac.cosine**0.5 <= ab.cosine**0.5 + bc.cosine**0.5 + 1e-6
     assert difference(b, a) == ab
+
+
+corners = st.lists(st.integers(-3, 3), min_size=3, max_size=3).map(lambda x: torch.tensor(x, dtype=torch.float32))
+
+
+@settings(max_examples=1000, deadline=None)
+@given(corners, corners, corners, st.integers(0, 40), st.integers(0, 3), st.sampled_from([None, 1e-2]))
+def test_some_entries_convict_nobody_honest_and_what_convinces_a_validator_convinces_each_judge(
+    r: torch.Tensor, s: torch.Tensor, u: torch.Tensor, far: int, shown: int, cosine_tol: float | None
+) -> None:
+    """`r` and `near` are honest, as far apart as the tolerance lets them be; the committed `g` is anywhere."""
+    config = ProtocolConfig(5, validation="tolerant", gradient_tol=0.3, cosine_tol=cosine_tol)
+
+    def wrong(committed: torch.Tensor, own: torch.Tensor, margin: float) -> bool:
+        return shown_too_far(config, committed[:shown], own[:shown], float(own.double().norm()), margin=margin)
+
+    near = r + s * (0.3 * float(r.norm()) / max(1.0, float(s.norm())))
+    g = r + u * (far / 10 * float(r.norm()) / max(1.0, float(u.norm())))
+    for mine, other in ((r, near), (near, r)):
+        if not too_far(config, mine, other, margin=1 + 1e-6):
+            assert not wrong(mine, other, 1 + 1e-4)
+            assert not wrong(g, mine, 2 + 1e-4) or wrong(g, other, 1 - 1e-4)
+
+
+def test_more_entries_never_make_less_of_it() -> None:
+    config = ProtocolConfig(5, validation="tolerant", gradient_tol=0.1)
+    r = torch.ones(4)
+    assert reach(0.1, margin=2) == pytest.approx(0.81**-1 - 1)
+    found = [shown_too_far(config, (r + 0.3)[:i], r[:i], 2.0, margin=2) for i in range(5)]
+    assert found == [False, False, False, True, True]  # 0.3 of sqrt(i) / 2 of the whole
+    assert not shown_too_far(config, r[:0], r[:0], 0.0, margin=1)
+    assert shown_too_far(config, r[:1], 0 * r[:1], 0.0, margin=1)
 
 
 def test_the_margins_are_those_of_distances() -> None:

@@ -42,7 +42,7 @@ def files_of(out: Path) -> dict[str, Any]:
 
 def final_params(out: Path) -> dict[str, bytes]:
     files = (out / "checkpoints").glob("**/step-00000009.safetensors")
-    return {file.parent.name: load_file(file)["params"].numpy().tobytes() for file in files}
+    return {file.parent.name: load_file(file)["parameters"].numpy().tobytes() for file in files}
 
 
 @pytest.mark.slow

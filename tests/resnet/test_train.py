@@ -111,7 +111,9 @@ def test_ideal_commitments_make_the_same_run_without_evidence(tmp_path: Path) ->
     ideal = train(config_of(*ATTACK, "--commitments=ideal"), tmp_path / "ideal", progress=False)
     assert ideal["bans"] == hashed["bans"] != []
     assert ideal["commitments"] == "ideal" and hashed["commitments"] == "hashed"
-    assert files_of(tmp_path / "ideal")["tensors"]["params"] == files_of(tmp_path / "hashed")["tensors"]["params"]
+    assert (
+        files_of(tmp_path / "ideal")["tensors"]["parameters"] == files_of(tmp_path / "hashed")["tensors"]["parameters"]
+    )
     assert (tmp_path / "hashed/evidence").exists() and not (tmp_path / "ideal/evidence").exists()
 
 

@@ -1,4 +1,7 @@
-"""Whole swarms in one process: a thread and a libp2p daemon for each peer, faults placed by peer, step and phase."""
+"""Whole swarms in one process: a thread and a libp2p daemon for each peer, faults placed by peer, step and phase.
+
+The daemons are kept for the next cohort with the same keys, but for those of a cohort in which one was killed.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ import torch
 from btard.attacks.registry import make_attack
 from btard.drivers.history import ParameterHistory
 from btard.drivers.local import LocalDriver
+from btard.drivers.loop import StepResult
+from btard.drivers.trail import Trail
 from btard.protocol.behaviour import HONEST, Behaviour
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
@@ -24,6 +29,7 @@ from btard.swarm.doors import Doors
 from btard.swarm.driver import Fallen, OutOfStep, SwarmDriver
 from btard.swarm.node import Node
 from btard.task import QuadraticTask, TooLate, never
+from tests.swarm.daemons import DAEMONS, Lodger
 
 RUN = "cohort"
 QUICK = Deadlines(compute=20.0, phase=3.0, message=0.2, uplink=1, give_up=0.5)
@@ -80,8 +86,13 @@ class Member:
 
     def kill(self) -> None:
         """As kill -9 of its process: the daemon ends, nobody says goodbye."""
-        self.node.p2p._child.kill()
+        DAEMONS.kill(self.node)
         raise Killed
+
+
+def moved(params: torch.Tensor, result: StepResult) -> torch.Tensor:
+    """The parameters after a step."""
+    return params - LR * result.gradient if result.back_to is None else result.state["parameters"].clone()
 
 
 def attackers_of(attack: str | None, count: int, peers: int, seed: int) -> tuple[frozenset[int], dict[str, Any]]:
@@ -114,9 +125,10 @@ class Cohort:
         self.identities = [Identity.from_seed(self.config.run_id, peer) for peer in range(peers)]
         self.roster = Roster(tuple(identity.public_key for identity in self.identities))
         self.members: list[Member] = []
+        DAEMONS.renew()
         for peer in range(peers):
             known = self.members[0].node.addresses[:1] if self.members else ()
-            self.members.append(self._member(peer, Node(self.identities[peer], initial_peers=known).start()))
+            self.members.append(self._member(peer, Lodger(self.identities[peer], initial_peers=known).start()))
 
     def _member(self, number: int, node: Node) -> Member:
         behaviour, collusion = self.behaviour(number)
@@ -124,7 +136,8 @@ class Cohort:
         doors = Doors(node, self.config.run_id, {"a": 1})
         task = Quadratic(self.d)
         history = ParameterHistory(self.d, 2)
-        driver = SwarmDriver(peer, task, node, doors, self.deadlines, history, collusion=collusion)
+        trail = Trail(self.config, task)
+        driver = SwarmDriver(peer, task, node, doors, self.deadlines, history, trail, collusion=collusion)
         member = Member(driver, node, task, torch.ones(self.d))
         driver.watch = lambda phase: self._watch(member, phase)
         node.run(doors.open())
@@ -150,7 +163,7 @@ class Cohort:
             try:
                 for _ in range(steps):
                     result = member.driver.step(member.params)
-                    member.params = member.params - LR * result.gradient
+                    member.params = moved(member.params, result)
                     member.active.append(result.active)
             except (Fallen, OutOfStep, Killed, Exception) as error:
                 member.end = error
@@ -174,7 +187,7 @@ class Cohort:
         )
         params = torch.ones(self.d)
         for _ in range(steps):
-            params = params - LR * driver.step(params).gradient
+            params = moved(params, driver.step(params))
         return params, driver
 
     @property

@@ -21,9 +21,9 @@ from btard.protocol.peer import Peer
 from btard.swarm import frames, state
 from btard.swarm.deadlines import Deadlines
 from btard.swarm.doors import Doors
-from btard.swarm.node import Node
 from btard.swarm.state import Fetched, Snapshot, StateService, ask_status, fetch_state
 from tests.swarm.cohort import Cohort
+from tests.swarm.daemons import Lodger
 
 GUEST = Identity.from_seed("state", "guest")
 SETTINGS = {"a": 1}
@@ -60,7 +60,7 @@ def swarm() -> Iterator[Swarm]:
         services = [
             StateService(m.node, m.driver.doors, 10.0, lambda m=m: {"peer": m.driver.peer.id}) for m in cohort.members
         ]
-        node = Node(GUEST, initial_peers=cohort.members[0].node.addresses[:1]).start()
+        node = Lodger(GUEST, initial_peers=cohort.members[0].node.addresses[:1]).start()
         yield Swarm(cohort, services, Doors(node, cohort.config.run_id, SETTINGS))
         node.close()
 

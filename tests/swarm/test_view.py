@@ -12,9 +12,11 @@ import pytest
 
 from albert.config import Config
 from btard.protocol.ledger import Entry
+from btard.protocol.messages import NOBODY
+from btard.swarm import tags
 from btard.swarm.arrival import _is_status
 from btard.swarm.config import AttackConfig
-from btard.swarm.view import PATIENCE, View
+from btard.swarm.view import PATIENCE, View, healings_of
 from tests.albert.trainers import tiny
 
 HUGE = 10**400
@@ -60,6 +62,22 @@ def test_rows_are_medians_and_bans_are_counted_by_kind() -> None:
     assert [(r.get("bans/wrong_gradient"), r.get("bans/silent")) for r in rows] == [(1, None), (1, 1), (1, 1)]
     assert [r.get("loss_at_ban") for r in rows] == [1.0, 1.0, None]
     assert view.active() == [0, 1] and view.bans()[1] == {"peer": 2, "step": 2, "kind": "silent", "accusers": [0]}
+
+
+def test_going_back_is_marked_and_nobodys_ban() -> None:
+    view = View(config(steps=200), 100)
+    back = Entry(2, "heal", "public", NOBODY, (), (), 0, losses={"0": 1.0, "2": 9.0}).to_json()
+    stay = Entry(4, "heal", "public", NOBODY, (), (), 4, losses={"3": 1.0, "4": 1.0}).to_json()
+    ledger = (ban(1, 3), back, ban(3, 2), stay)
+    told = status(*(row(100 + step) for step in range(5)), ledger=ledger)
+    rows = hear(view, dict.fromkeys(range(2), told))
+    assert [r.get("back_to") for r in rows] == [None, None, 100, None, None]
+    assert [r.get("loss_at_healing") for r in rows] == [None, None, 1.0, None, None]
+    assert [r["removed"] for r in rows] == [0, 1, 1, 2, 2] and "bans/heal" not in rows[-1]
+    shown = tags.scalars(rows[2], {})
+    assert (shown["protocol/went back to step"], shown["loss/where all go back"]) == (100.0, 1.0)
+    assert view.active() == [0, 1] and [entry["peer"] for entry in view.bans()] == [3, 2]
+    assert healings_of(view.ledger.entries, 100) == [{"step": 102, "back_to": 100}]
 
 
 def test_a_step_waits_for_the_verdicts_that_fell_in_it() -> None:

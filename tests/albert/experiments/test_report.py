@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,14 @@ def test_the_loss_is_drawn_for_each_attack_and_start_with_attack_and_bans(swarms
     ]  # fmt: skip
 
 
+def test_where_all_go_back_is_drawn(swarms: list[Swarm]) -> None:
+    swarm = named(swarms, "sign-flip-from-20-btard-seed-0")
+    metrics = [row | ({"back_to": 18} if row["step"] in (23, 26) else {}) for row in swarm.metrics]
+    figure = plots.loss_figure([replace(swarm, metrics=metrics)])
+    [marks] = [line for line in figure.axes[0].lines if line.get_marker() == "<"]
+    assert list(marks.get_xdata()) == [23, 26]
+
+
 def test_a_loss_that_runs_away_is_cut_off(swarms: list[Swarm]) -> None:
     figure = plots.loss_figure(swarms)
     axes = next(axes for axes in figure.axes if axes.get_title() == "sign flip from step 20")
@@ -112,6 +121,10 @@ def test_the_ledger_is_shown_in_steps_of_the_run(swarms: list[Swarm]) -> None:
         f"| 22 | wrong_gradient | {one} | 0 | {one} | 2 guilty | `abababababab` |",
         f"| 25 | wrong_gradient | {two} | 0 | {two} | 2 guilty | `abababababab` |",
     ]
+    nobodys = {"accused": -1, "accusers": [], "peers": [], "votes": {}}
+    healed = {**swarm.ledger[0], **nobodys, "kind": "heal", "step": 16, "about_step": 5}
+    table = tables.ledger_table(replace(swarm, ledger=[*swarm.ledger, healed]))
+    assert table.splitlines()[-1] == "| 26 | heal, back to step 15 | nobody | - | nobody | - | `abababababab` |"
     assert "nobody was accused" in tables.ledger_table(named(swarms, BASELINE))
 
 

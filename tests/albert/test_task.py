@@ -1,0 +1,69 @@
+"""The losses by which states of ALBERT are compared."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from albert.config import ModelConfig
+from albert.data.batches import batch
+from albert.data.corpus import Corpus
+from albert.model import make_model
+from albert.task import MEASURED, AlbertTask
+from btard.protocol.effects import Compute
+from btard.task import Measurable
+
+SEED = bytes(range(32))
+
+
+@pytest.fixture(scope="module")
+def corpus(data: Path) -> Corpus:
+    return Corpus(str(data))
+
+
+def make(corpus: Corpus, per_device: int = 16, dropout: float = 0.0) -> tuple[AlbertTask, torch.Tensor]:
+    """A task, and parameters of which a step has been made: the first ones say the same of every word."""
+    model = ModelConfig(layers=1, hidden=16, heads=2, intermediate=16, embedding=8, dropout=dropout)
+    task = AlbertTask(make_model(model, corpus.vocab_size, corpus.sequence_length, 0), corpus, 8, per_device)
+    params = task._params.clone()
+    params += 0.05 * torch.randn(task.d, generator=torch.Generator().manual_seed(1))
+    return task, params
+
+
+def test_each_loss_is_that_of_its_sequence_alone(corpus: Corpus) -> None:
+    task, params = make(corpus)
+    losses = task.public_losses(params, SEED)
+    assert isinstance(task, Measurable)
+    assert (losses.shape, losses.dtype, losses.device.type) == ((MEASURED,), torch.float64, "cpu")
+    assert losses.std() > 0.01
+    alone = [task.evaluate(params, [batch(corpus, SEED, MEASURED, start=i, stop=i + 1)]) for i in range(MEASURED)]
+    torch.testing.assert_close(losses, torch.tensor(alone, dtype=torch.float64), rtol=1e-5, atol=1e-5)
+
+
+def test_only_parameters_and_seed_count(corpus: Corpus) -> None:
+    task, params = make(corpus, dropout=0.3)
+    losses, drawn = task.public_losses(params, SEED), torch.random.get_rng_state()
+    gradient = torch.empty(1, task.d)
+    task.gradients(0 * params, [Compute(0, 1, bytes(32))], gradient)
+    trained = task.loss
+    assert torch.equal(task.public_losses(params, SEED), losses) and torch.equal(torch.random.get_rng_state(), drawn)
+    assert task.loss == trained and not math.isnan(trained)
+    torch.testing.assert_close(make(corpus, per_device=24, dropout=0.3)[0].public_losses(params, SEED), losses)
+    assert not torch.equal(task.public_losses(params, bytes(32)), losses)
+    again = torch.empty(1, task.d)
+    task.gradients(0 * params, [Compute(0, 1, bytes(32))], again)
+    assert torch.equal(again, gradient), "dropout is on again"
+
+
+def test_a_worse_state_is_told_from_a_better_one(corpus: Corpus) -> None:
+    task, params = make(corpus)
+    row = torch.empty(1, task.d)
+    worse = params.clone()
+    for step in range(5):
+        task.gradients(worse, [Compute(step, 0, bytes([step] * 32))], row)
+        worse += 0.5 * row[0]
+    gaps = task.public_losses(worse, SEED) - task.public_losses(params, SEED)
+    assert gaps.mean() > 3 * gaps.std() / math.sqrt(MEASURED)
