@@ -47,7 +47,8 @@ class LocalDriver:
 
     The network is reliable unless `links` say otherwise. Tensors are handed over without a copy or an encoding;
     everything else (hashes, signatures, decoding, checks) happens as between strangers. What several peers would
-    compute alike, such as whether a signature is good, is computed once, unless `memory` remembers nothing.
+    compute alike, such as whether a signature is good, is computed once, unless `memory` remembers nothing. What one of
+    them has signed itself needs no check: only signatures that came about otherwise are looked at.
 
     Large models on a CPU: between two phases the peers work in as many threads as torch has when this is made.
     """

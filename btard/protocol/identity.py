@@ -38,7 +38,7 @@ class Identity:
         return bytes(self._private_key)
 
     def sign(self, message: bytes, memory: Memory = NOTHING) -> bytes:
-        """The 64-byte Ed25519 signature of `message`. `memory` keeps that it is genuine."""
+        """The 64-byte Ed25519 signature of `message`, which `memory` then knows to be genuine."""
         signature = self._private_key.sign(message).signature
         memory(_made, self.public_key, message).signatures.add(signature)
         return signature
@@ -69,7 +69,7 @@ class Roster:
 
 @dataclass
 class _Made:
-    """The signatures on a message that the holder of a key has made in this process."""
+    """The signatures on one message that the holder of one key has made in this process."""
 
     signatures: set[bytes] = field(default_factory=set)
 
@@ -80,7 +80,7 @@ def _made(key: bytes, message: bytes) -> _Made:
 
 
 def genuine(key: bytes, message: bytes, signature: bytes, memory: Memory) -> bool:
-    """`verify_key`, of which the answer is known without looking where `memory` was there when it was signed."""
+    """`verify_key`; where `memory` was there when the signature was made, the answer is known without computing it."""
     return signature in memory(_made, key, message).signatures or memory(verify_key, key, message, signature)
 
 

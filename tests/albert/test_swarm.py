@@ -46,9 +46,12 @@ from btard.swarm.node import Node
 from tests import warm
 from tests.albert.faulty import Fault, FaultySwarm, settings
 
+pytestmark = pytest.mark.timeout(360)  # starting processes takes long on a busy machine
 EXIT_OUT = 3
 FLOOD = 2**27
 """Bytes that a hostile peer tries to make another one hold."""
+PATIENCE = 240.0
+"""Seconds after which a swarm hangs."""
 
 
 @pytest.fixture
@@ -110,7 +113,7 @@ def test_attackers_are_banned_and_all_is_as_in_the_simulator(
     assert bans.keys() == config.attackers()
     with FaultySwarm(config, tmp_path) as swarm:
         swarm.start()
-        assert swarm.wait(90), swarm.alive()
+        assert swarm.wait(PATIENCE), swarm.alive()
         check_agreement(swarm, set(range(8)) - bans.keys(), dict.fromkeys(bans, "wrong_gradient"))
         end = swarm.summaries()[0]
         assert (end["digest"], end["ledger"]) == (digest, head)
@@ -131,7 +134,6 @@ def test_attackers_are_banned_and_all_is_as_in_the_simulator(
     assert capsys.readouterr().out.count("gradient computed again") == 3
 
 
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_swarm_ends_with_whoever_started_it(data: Path, tmp_path: Path, how: signal.Signals) -> None:
     file = tmp_path / "swarm.yaml"
@@ -148,7 +150,6 @@ def test_a_swarm_ends_with_whoever_started_it(data: Path, tmp_path: Path, how: s
         assert psutil.wait_procs(processes, 60)[1] == []
 
 
-@pytest.mark.timeout(360)
 def test_peers_and_coordinator_that_are_killed_or_stopped_come_back(data: Path, tmp_path: Path) -> None:
     config = settings(data, run_id="returns", steps=90, protocol={"max_absences": 1000})
     with FaultySwarm(config, tmp_path) as swarm:
@@ -181,7 +182,7 @@ def test_peers_and_coordinator_that_are_killed_or_stopped_come_back(data: Path, 
         os.kill(swarm.pid(2), signal.SIGCONT)
         swarm.pace(0.0)
 
-        assert swarm.wait(120), swarm.alive()
+        assert swarm.wait(PATIENCE), swarm.alive()
         check_agreement(swarm, set(range(5)), {})
         assert [process.exitcode for process in swarm.processes.values()] == [0] * 6
         assert all(set(end["signed_by"]) == set(range(5)) for end in swarm.summaries().values())
@@ -190,7 +191,6 @@ def test_peers_and_coordinator_that_are_killed_or_stopped_come_back(data: Path, 
         check_nothing_left(swarm)
 
 
-@pytest.mark.timeout(360)
 def test_whoever_is_lost_in_the_middle_of_a_step_is_removed_alone(data: Path, tmp_path: Path) -> None:
     config = settings(data, run_id="losses", peers=6, steps=20)
     with FaultySwarm(config, tmp_path) as swarm:
@@ -208,14 +208,13 @@ def test_whoever_is_lost_in_the_middle_of_a_step_is_removed_alone(data: Path, tm
         swarm.until(lambda: swarm.steps(witness) > step)
         os.kill(swarm.pid(worker), signal.SIGCONT)
 
-        assert swarm.wait(120), swarm.alive()
+        assert swarm.wait(PATIENCE), swarm.alive()
         check_agreement(swarm, set(range(6)) - {validator, worker}, {validator: "silent", worker: "silent"})
         assert (swarm.code(validator), swarm.code(worker)) == (-signal.SIGKILL, EXIT_OUT)
         assert "out of the run" in swarm.log(peer_folder(worker))
         check_nothing_left(swarm)
 
 
-@pytest.mark.timeout(360)
 def test_a_swarm_that_was_killed_goes_on_as_if_nothing_had_happened(
     data: Path, tmp_path: Path, one_thread: None
 ) -> None:
@@ -231,7 +230,7 @@ def test_a_swarm_that_was_killed_goes_on_as_if_nothing_had_happened(
             assert swarm.wait(10)
             (tmp_path / COORDINATOR / "status.json").unlink()
             swarm.start()
-        assert swarm.wait(90), swarm.alive()
+        assert swarm.wait(PATIENCE), swarm.alive()
         check_agreement(swarm, set(range(5)) - bans.keys(), dict.fromkeys(bans, "wrong_gradient"))
         end = swarm.summaries()[0]
         assert (end["digest"], end["ledger"]) == (digest, head)
@@ -332,7 +331,6 @@ def memory(pid: int) -> int:
     return total
 
 
-@pytest.mark.timeout(360)
 def test_hostile_bytes_cost_little_memory_and_no_training(data: Path, tmp_path: Path) -> None:
     """Peer 4 is an attacker that answers all who follow it with floods; a stranger storms the doors of peer 0."""
     deadlines = {"phase": 2.0}
@@ -368,7 +366,7 @@ def test_hostile_bytes_cost_little_memory_and_no_training(data: Path, tmp_path: 
         assert storming.result(60) > 0
         assert hostile.said.keys() == set(Hostile.SAYS)
         assert min(before.values()) > 0 and 0 < max(grown.values()) < FLOOD / 3, grown
-        assert swarm.wait(120), swarm.alive()
+        assert swarm.wait(PATIENCE), swarm.alive()
         check_agreement(swarm, set(range(4)), {4: "gone"})
         check_nothing_left(swarm)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from nacl.signing import VerifyKey
 
-from btard.protocol.identity import Identity, verify_key
+from btard.protocol.identity import Identity, Roster, verify_key
+from btard.protocol.memory import Memory
 
 P = 2**255 - 19
 ORDER = 2**252 + 27742317777372353535851937790883648493
@@ -31,3 +33,22 @@ def test_a_signature_has_one_form(times: int) -> None:
     s = int.from_bytes(signature[32:], "little") + times * ORDER
     if s < 2**256:
         assert not verify_key(identity.public_key, MESSAGE, signature[:32] + s.to_bytes(32, "little"))
+
+
+def test_a_signature_that_was_made_here_is_known_and_any_other_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[bytes] = []
+    verify = VerifyKey.verify
+
+    def count(key: VerifyKey, message: bytes, signature: bytes) -> bytes:
+        checked.append(signature)
+        return verify(key, message, signature)
+
+    monkeypatch.setattr(VerifyKey, "verify", count)
+    identities = [Identity.from_seed("known", peer) for peer in range(2)]
+    roster, memory = Roster(tuple(identity.public_key for identity in identities)), Memory()
+    made = identities[0].sign(MESSAGE, memory)
+    forged = identities[1].sign(MESSAGE, memory)
+    assert roster.verify(0, MESSAGE, made, memory) and not checked
+    assert not roster.verify(0, MESSAGE, forged, memory) and checked == [forged]
+    assert not roster.verify(0, MESSAGE + b"!", made, memory) and checked == [forged, made]
+    assert roster.verify(0, MESSAGE, made, Memory()) and checked == [forged, made, made], "another cohort knows nothing"

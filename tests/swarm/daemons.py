@@ -42,7 +42,7 @@ class Daemons:
         """End all of them."""
         daemons, self._running, self._stale = list(self._running.values()), {}, False
         for daemon in daemons:
-            self._run(daemon.shutdown())
+            self._run(self._end(daemon))
 
     async def lend(self, identity_path: str, options: dict[str, Any]) -> Multiaddr:
         """Where the daemon with this key listens to its clients; it is started if need be."""
@@ -61,6 +61,10 @@ class Daemons:
         if key not in self._running:
             self._running[key] = await Daemon.create(identity_path=identity_path, **options)
         return self._running[key].daemon_listen_maddr
+
+    async def _end(self, daemon: Daemon) -> None:
+        await daemon.shutdown()
+        await asyncio.sleep(0)  # its tasks were cancelled, and end now
 
     async def _kill(self, daemon: Daemon) -> None:
         daemon._child.kill()
