@@ -20,7 +20,7 @@ def votes_with_majority(peer: Peer) -> int:
         cast: dict[int, tuple[str, ...]] = {}
         for sender, said in record.heard.get(f"vote/{attempt}", {}).items():
             try:
-                cast[sender] = said[0].open(Votes, peer.limits.message(Votes)).verdicts
+                cast[sender] = said[0].open(Votes, peer.limits(record).message(Votes)).verdicts
             except (Malformed, IndexError):
                 continue
         for index, mine in enumerate(cast.get(owner, ())):

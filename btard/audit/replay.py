@@ -117,7 +117,7 @@ class Replay:
         record = observer.current
         entry = next(entry for entry in reversed(observer.ledger.entries) if entry.kind == HEALED)
         steps = (*candidates(self.config, observer.ledger.entries, record.step), record.step)
-        limit = observer.limits.message(Measured)
+        limit = observer.limits(observer.current).message(Measured)
         said = {
             who: m[0].open(Measured, limit) for who, m in record.heard[HEALED].items() if who not in record.expelled
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -154,6 +154,7 @@ class LocalDriver:
         agreed = self._agreed({i: o for i, o in course.outcomes.items() if not self.peers[i].behaviour.byzantine})
         witness = next(self.peers[i] for i, outcome in course.outcomes.items() if outcome is agreed)
         staying = {*witness.active, *witness.probation}
+        self._refuse_losses(course.outcomes, staying)
         self.peers = {i: p for i, p in self.peers.items() if course.outcomes[i] is not None and i in staying}
         if self.recorder is not None:
             self.recorder.finished(self.honest, lambda step: self.history.at(step, now), self.trail.agreed)
@@ -245,6 +246,14 @@ class LocalDriver:
             if view != views[first]:
                 raise RuntimeError(f"step {staying[i].step}: honest peers {first} and {i} disagree on the outcome")
         return staying[first]
+
+    def _refuse_losses(self, outcomes: Mapping[int, Outcome | None], staying: Collection[int]) -> None:
+        """RuntimeError if an honest peer has struck itself off that all others keep. One that has crashed has not."""
+        for i, outcome in outcomes.items():
+            peer = self.peers[i]
+            why = peer.current.expelled.get(i)
+            if outcome is None and why is not None and i in staying and not peer.behaviour.byzantine:
+                raise RuntimeError(f"step {peer.current.step}: honest peer {i} is out in its own view ({why}) alone")
 
     # How messages move, and where gradients come from (`btard.drivers.loop`).
 

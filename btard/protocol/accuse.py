@@ -112,7 +112,7 @@ def _accuse(seat: Seat, record: StepRecord, claims: Iterable[Claim], attempt: in
     raised: Raised = {}
     for accuser in sorted(messages):
         claims = set(messages[accuser].claims)
-        possible = len(claims) <= seat.limits.claims and all(
+        possible = len(claims) <= seat.limits(record).claims and all(
             admissible(seat, record, accuser, claim, attempt) for claim in claims
         )
         if not possible:
@@ -293,7 +293,10 @@ def _recompute(
     evidence: Evidence,
     attempt: int,
 ) -> Generator[Effect, Any, None]:
-    """Compute the gradients on trial, each once, as far as I was there when they were made."""
+    """Compute the gradients on trial, each once, as far as I was there when they were made.
+
+    Where one comes out as it was committed to, I hold its parts as well as its author does.
+    """
     asked: set[int] = set()  # not those computed: how many they are has to be the same at all judges
     for claim in raised:
         if not KINDS[claim.kind].recomputes or claim.accused in asked:
@@ -307,8 +310,10 @@ def _recompute(
         if gradient is None:
             continue
         evidence.truth[claim.accused] = clip_gradient(gradient, seat.config.clip_lambda)
-        if seat.config.validation == "tolerant":
-            mine = own_pieces(seat, about[claim], claim.accused, evidence.truth[claim.accused])
+    for peer, gradient in evidence.truth.items():
+        wanted = any(piece.author == peer and made is seat.last for piece, made in pieces.items())
+        if wanted and seat.last is not None:
+            mine = own_pieces(seat, seat.last, peer, gradient)
             _take(seat, record, pieces, evidence, attempt, {seat.id: list(mine.values())})
 
 
@@ -367,9 +372,9 @@ def _vote(
     for claim in raised if seat.id in (*record.members, NOBODY) else ():
         mine = EXCUSED
         if _judges(seat, record, about[claim]):
-            gradient = evidence.truth.get(claim.accused) if KINDS[claim.kind].recomputes else None
-            truth = None if gradient is None else Truth(gradient, about[claim].aggregates)
-            mine = KINDS[claim.kind].verdict(seat, about[claim], claim, listed[claim], evidence.table, truth)
+            known = evidence.truth if about[claim] is seat.last else {}
+            truths = {peer: Truth(gradient, about[claim].aggregates) for peer, gradient in known.items()}
+            mine = KINDS[claim.kind].verdict(seat, about[claim], claim, listed[claim], evidence.table, truths)
         verdicts.append(behaviour.vote(ctx, claim, mine))
     lacking = tuple(index for index, piece in enumerate(public) if piece not in evidence.table)
     messages = yield from seat.broadcast(
@@ -403,6 +408,8 @@ def _carry_out(
     elif aggregate or claim.kind == "undisclosed":
         if decided == FALSE_CLAIM:
             return
+        if aggregate and not record.attends(claim.accused):
+            return  # an owner that is not here owes no evidence
         # Undelivered is not wrong: its owner, and the senders that did not show it either, go as silent ones do.
         kind = decided = "undelivered"
         answerable = set(record.members) & set(about.here or ())

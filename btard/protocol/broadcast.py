@@ -62,7 +62,14 @@ def genuine(
 
 
 def _view(heard: Heard) -> bytes:
-    return digest("heard", *(hashed for sender in sorted(heard) for hashed in sorted(heard[sender])))
+    """What a peer has heard, in one digest: everybody's message or, of who said two things, who that is.
+
+    Not which two: honest peers may have kept different ones of its many faces, and come to the same step.
+    """
+    fields: list[int | bytes] = []
+    for sender, said in sorted(heard.items()):
+        fields += said if len(said) == 1 else [sender]
+    return digest("heard", *fields)
 
 
 def _agree(

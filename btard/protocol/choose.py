@@ -39,17 +39,28 @@ def draw_check(
     newcomers: Mapping[int, Iterable[int]],
     active: tuple[int, ...],
     assignments: Mapping[int, int],
+    byzantine: int,
 ) -> dict[int, int]:
-    """{validator: newcomer}: one more pair drawn from r^t while anybody is on probation, beside the `assignments`.
+    """The `assignments` and, while anybody is on probation, the check of a newcomer, {validator: target}.
 
     `newcomers`: those with work of step t, and who has cleared them; each is as likely as the other, whatever is known
-    of it, so that nobody can tell when it will be checked. A validator that has not checked it yet goes first. None if
-    that would leave no worker.
+    of it, so that nobody can tell when it will be checked. A validator that has not checked it yet goes first.
+
+    One more validator is one worker fewer. Where the workers that are left could all be Byzantine (`byzantine`: b_t),
+    these would stop the run by saying nothing. There the check takes the place of one of the other pairs in every
+    second step, by the coin.
     """
-    free = [p for p in active if p not in assignments and p not in assignments.values()]
-    if not newcomers or not free or len(active) - len(assignments) < 2:
-        return {}
+    pairs = dict(assignments)
+    if not newcomers:
+        return pairs
     rng = stream("newcomer check", coin)
+    if len(active) - len(pairs) - 1 <= min(byzantine, (len(active) - 1) // 2):
+        if not pairs or rng.integers(2):
+            return pairs
+        del pairs[sorted(pairs)[int(rng.integers(len(pairs)))]]
+    free = [p for p in active if p not in pairs and p not in pairs.values()]
+    if not free:
+        return pairs
     target = sorted(newcomers)[int(rng.integers(len(newcomers)))]
     unused = [p for p in free if p not in set(newcomers[target])] or free
-    return {unused[int(rng.integers(len(unused)))]: target}
+    return {**pairs, unused[int(rng.integers(len(unused)))]: target}

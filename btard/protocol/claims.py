@@ -20,7 +20,7 @@ from btard.protocol.record import Settled, StepRecord
 from btard.protocol.report import Truth, part_scalars
 from btard.protocol.seat import Court, Seat
 from btard.protocol.validate import Work, work_is_wrong, work_shown
-from btard.protocol.verify import CONVICT, aggregate_is_right, reported, scalars_differ
+from btard.protocol.verify import ACCUSE, CONVICT, aggregate_is_right, reported, scalars_differ
 
 
 class Piece(NamedTuple):
@@ -39,6 +39,9 @@ class Piece(NamedTuple):
 
 Table = Mapping[Piece, Packet]
 """The pieces that lie before a judge, each checked by `fits`."""
+
+Truths = Mapping[int, Truth]
+"""Peer whose work in the step in question is on trial -> what it is measured by, where the judge has computed it."""
 
 
 def fits(seat: Seat, about: StepRecord, piece: Piece, packet: Packet) -> bool:
@@ -95,7 +98,7 @@ class Kind(ABC):
         return []
 
     def verdict(
-        self, seat: Court, about: Settled, claim: Claim, pieces: Sequence[Piece], table: Table, truth: Truth | None
+        self, seat: Court, about: Settled, claim: Claim, pieces: Sequence[Piece], table: Table, truths: Truths
     ) -> str:
         """GUILTY, FALSE_CLAIM, or EXCUSED from a judge that has not seen enough of the `pieces`."""
         raise NotImplementedError(self.name)
@@ -129,8 +132,9 @@ class WrongGradient(Kind):
         return [Packet("part", claim.accused, about.step, j, part, b"") for j, part in sorted(disclosed.items())]
 
     def verdict(
-        self, seat: Court, about: Settled, claim: Claim, pieces: Sequence[Piece], table: Table, truth: Truth | None
+        self, seat: Court, about: Settled, claim: Claim, pieces: Sequence[Piece], table: Table, truths: Truths
     ) -> str:
+        truth = truths.get(claim.accused)
         if truth is None or not is_finite(truth.gradient):
             return EXCUSED
         hidden = any(piece not in table for piece in pieces)
@@ -191,7 +195,7 @@ class Misreport(Kind):
         return [packet] if seat.id in accusers and packet is not None else []
 
     def verdict(
-        self, seat: Court, about: Settled, claim: Claim, pieces: Sequence[Piece], table: Table, truth: Truth | None
+        self, seat: Court, about: Settled, claim: Claim, pieces: Sequence[Piece], table: Table, truths: Truths
     ) -> str:
         found = _bodies(pieces, table)
         if found is None:
@@ -208,15 +212,24 @@ class WrongAggregate(Kind):
 
     About the step at hand nobody raises it: V2 and V3 put the part on trial, by broadcasts alone. About the step before
     anybody may once a reporter on the part has been convicted of its work: its cooked report may have hidden it.
+
+    In that case an owner that does not show the rows, and in mode `exact` need not be here to, can be convicted without
+    them. It held the reporter's row and its own aggregate. So if it was honest it saw that the report was false, and
+    accused the reporter in that step, after which one of the two was no longer there.
     """
 
     name = "wrong_aggregate"
     last_step = True
+    needs_answer = False
     accuser_shows = False
 
     def has_cause(self, seat: Seat, record: StepRecord, about: StepRecord, accuser: int, claim: Claim) -> bool:
         announced = about.announced.get(claim.part)
         if announced is None or about.owner(claim.part) != claim.accused or not about.held(claim.part):
+            return False
+        if claim.accused not in record.active:
+            return False  # it was removed in the step before
+        if seat.config.validation == "tolerant" and not record.attends(claim.accused):
             return False
         return any(record.expelled.get(i) in WORK_KINDS for i in announced.senders)
 
@@ -231,13 +244,34 @@ class WrongAggregate(Kind):
         return [received[sender] for sender in sorted(received)] if claim.accused == seat.id else []
 
     def verdict(
-        self, seat: Court, about: Settled, claim: Claim, pieces: Sequence[Piece], table: Table, truth: Truth | None
+        self, seat: Court, about: Settled, claim: Claim, pieces: Sequence[Piece], table: Table, truths: Truths
     ) -> str:
         found = _bodies(pieces, table)
-        if found is None:
-            return EXCUSED
-        *rows, value = found
-        return FALSE_CLAIM if aggregate_is_right(seat.config, value, torch.stack(rows), about.tau) else GUILTY
+        if found is not None:
+            *rows, value = found
+            return FALSE_CLAIM if aggregate_is_right(seat.config, value, torch.stack(rows), about.tau) else GUILTY
+        overlooked = any(_overlooked(seat, about, claim.part, i, table, truth) for i, truth in truths.items())
+        return GUILTY if overlooked else EXCUSED
+
+
+OVERLOOKED = 2 * ACCUSE
+"""V1: multiple of the tolerance above which an honest owner has accused for certain, whatever rounding did."""
+
+
+def _overlooked(seat: Court, about: Settled, part: int, reporter: int, table: Table, truth: Truth) -> bool:
+    """Whether the owner of `part` let pass what `reporter` said about it, which was false by far.
+
+    Only if the true gradient is what the reporter committed to: so this is what the owner had of it.
+    """
+    said, aggregate = about.reports.get(reporter), table.get(_aggregate(about, part))
+    if said is None or aggregate is None or not isinstance(aggregate.body, torch.Tensor):
+        return False
+    if reporter not in about.announced[part].senders or part in said.missing or not is_finite(truth.gradient):
+        return False
+    if seat.commitments.parts(reporter, about.step, truth.gradient, about.cut) != about.commits[reporter].digests:
+        return False
+    [true] = part_scalars(seat, about, aggregate.body, [about.cut.view(truth.gradient, part)], part)
+    return scalars_differ(reported(said, part), true, about.tau, OVERLOOKED * seat.config.scalar_tol)
 
 
 class Bad(Kind):
@@ -256,7 +290,7 @@ class Bad(Kind):
         return [packet] if seat.id in accusers and packet is not None else []
 
     def verdict(
-        self, seat: Court, about: Settled, claim: Claim, pieces: Sequence[Piece], table: Table, truth: Truth | None
+        self, seat: Court, about: Settled, claim: Claim, pieces: Sequence[Piece], table: Table, truths: Truths
     ) -> str:
         return GUILTY if any(piece in table for piece in pieces) else FALSE_CLAIM
 

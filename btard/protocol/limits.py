@@ -1,4 +1,4 @@
-"""Every size limit of the protocol, from the roster and the settings: a peer and an auditor that ask here agree.
+"""Every size limit of the protocol, from the settings and the step: a peer and an auditor that ask here agree.
 
 What is longer is not read: from a peer it counts as nothing, in a file it is an error. Limits are above what an honest
 peer can have to say, and no promise that it is little.
@@ -59,7 +59,7 @@ class Limits:
     """The limits of broadcasts in a step."""
 
     peers: int
-    """Keys in the roster: everybody who was ever admitted, up to the newcomers of the step."""
+    """Members and newcomers of the step, or the peers of the start if these are more."""
     directions: int
     """`ProtocolConfig.directions`."""
 

@@ -174,9 +174,9 @@ class Peer(Seat):
             self.taus = {step: tau for step, tau in self.taus.items() if step >= first} | {self.t: self.tau}
         # Whoever is away could only fail at the duty.
         there = tuple(p for p in self.active if p in (record.here or ()) or p in graduates)
-        self.assignments = draw_validators(record.coin, record.workers, there, self.config.validators, self.memory)
+        pairs = draw_validators(record.coin, record.workers, there, self.config.validators, self.memory)
         working = {i: standing.cleared for i, standing in self.probation.items() if i in record.commits}
-        self.assignments |= draw_check(record.coin, working, there, self.assignments)
+        self.assignments = draw_check(record.coin, working, there, pairs, self.byzantine)
         self.last = record
         return Outcome(
             record.step,

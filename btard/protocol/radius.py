@@ -23,21 +23,42 @@ def next_radius(config: ProtocolConfig, record: StepRecord) -> float:
     owner decides on all distances to its part, and fewer than half of the parts are hostile; in one pool the distances
     of liars and those to hostile parts would together be the majority.
 
-    Skipped parts, those of owners and the reports of workers that fell out in the step do not count, nor do parts on
-    which liars may be so many that the quantile is theirs. Where half of the parts left may be liars', or most
-    distances are zero, the radius stays.
+    Skipped parts, those of owners and the reports of workers that fell out in the step do not count. Where liars may be
+    so many that one of these numbers could be theirs, because others are away, it only draws the radius nearer
+    (`drawn_near`); where all could be theirs, or most distances are zero, the radius stays.
     """
     if config.tau != "auto":
         return record.tau
+    liars = record.byzantine
     tally = Tally(record, {i: said for i, said in record.reports.items() if i not in record.expelled})
     radii: list[float] = []
     for part in record.announced:
         if part in record.skipped or record.owner(part) in record.expelled or not record.held(part):
             continue
-        if config.tau_quantile * len(tally.senders(part)) > record.byzantine:
-            radii.append(lower_quantile(tally.norms(part), config.tau_quantile))
-    radius = lower_quantile(np.array(radii), 0.5) if len(radii) > 2 * record.byzantine else 0.0
+        norms = tally.norms(part)
+        if config.tau_quantile * len(norms) > liars:
+            radii.append(lower_quantile(norms, config.tau_quantile))
+        elif len(norms) > liars:
+            radii.append(drawn_near(record.tau, norms, liars))
+    values = np.array(radii)
+    if len(values) > 2 * liars:
+        radius = lower_quantile(values, 0.5)
+    else:
+        radius = drawn_near(record.tau, values, liars) if len(values) > liars else 0.0
     return radius if radius > 0 else record.tau
+
+
+def drawn_near(tau: float, values: np.ndarray, liars: int) -> float:
+    """`tau`, no farther from the honest ones of `values` [n] than they show, n > `liars`.
+
+    The (liars + 1)-th smallest is no less than some honest value, so the radius can come down to it; the (liars + 1)-th
+    largest is no more than some honest one, so the radius can go up to it. Where more than `liars` of the values are
+    honest, both lie within the honest range.
+    """
+    ascending = np.sort(values)
+    highest = float(ascending[liars])
+    lowest = min(highest, float(ascending[len(values) - liars - 1]))
+    return min(max(tau, lowest), highest)
 
 
 def lower_quantile(values: np.ndarray, level: float) -> float:

@@ -119,10 +119,13 @@ class Seat(ABC):
             memory=self.memory,
         )
 
-    @property
-    def limits(self) -> Limits:
-        """How much an honest peer can have to say among the peers of the roster."""
-        return Limits(len(self.roster.keys), self.config.directions)
+    def limits(self, record: StepRecord) -> Limits:
+        """How much an honest peer can have to say in the step of `record`: it follows from the state at its start.
+
+        Those that are gone do not count, or keys that cost nothing could make all limits grow, and all deadlines.
+        """
+        there = len(record.active) + len(record.probation)
+        return Limits(max(self.config.peers, there), self.config.directions)
 
     def seed_of(self, step: int, peer: int) -> bytes:
         """xi_i^t for a step whose coin is known."""
@@ -155,7 +158,7 @@ class Seat(ABC):
         expected = tuple(expected)
         behaviour, ctx = self.behaviour_at(record), self.context(record)
         self._crash(record, phase)
-        limit = self.limits.message(kind)
+        limit = self.limits(record).message(kind)
         record.phase = phase
         speakers = record.speakers
         if self.id in record.probation and self.id not in speakers:

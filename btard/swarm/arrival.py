@@ -151,7 +151,14 @@ def come_back(member: Member, why: str) -> None:
         members = {i: member.peer.roster.keys[i] for i in member.driver.members}
         try:
             found = member.node.run(
-                fetch_state(member.driver.doors, member.identity.public_key, members, template, member.patience)
+                fetch_state(
+                    member.driver.doors,
+                    member.identity.public_key,
+                    members,
+                    template,
+                    member.config.deadlines,
+                    member.patience,
+                )
             )
         except WrongState as error:
             ask_all(member)  # Fallen, if that is why

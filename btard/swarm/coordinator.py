@@ -253,7 +253,9 @@ class Coordinator:
         at = due - self.first if ahead > 0 else None  # if it was missed, the next one will do
         patience = max(1, ahead) * self.config.deadlines.patience(self.optimizer.params.numel())
         me = self.identity.public_key
-        self._fetching = self.node.submit(fetch_state(self.doors, me, members, template, patience, at))
+        self._fetching = self.node.submit(
+            fetch_state(self.doors, me, members, template, self.config.deadlines, patience, at)
+        )
 
     def _write_status(self) -> None:
         """Write what a table of the swarm needs, for whoever looks into the folder."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from typing import Any
+from typing import Any, Protocol
 
 from btard.drivers.letters import Pieces
 from btard.protocol import wire
@@ -17,6 +17,13 @@ CHUNK = 2**18
 """Bytes that are handed to the stream at once."""
 
 _LENGTH = struct.Struct("<I")
+
+
+class Source(Protocol):
+    """Where bytes are read from: an `asyncio.StreamReader`, or what looks like one."""
+
+    async def read(self, n: int) -> bytes: ...
+    async def readexactly(self, n: int) -> bytes: ...
 
 
 def size_of(pieces: Pieces) -> int:
@@ -35,7 +42,7 @@ async def send(writer: asyncio.StreamWriter, header: Any, body: Pieces = ()) -> 
     await writer.drain()
 
 
-async def receive(reader: asyncio.StreamReader, limit: int, what: str) -> list[Any]:
+async def receive(reader: Source, limit: int, what: str) -> list[Any]:
     """The fields of a header of at most `limit` bytes. Errors: Malformed; IncompleteReadError if the stream ends."""
     length = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))[0]
     if length > limit:
@@ -46,7 +53,7 @@ async def receive(reader: asyncio.StreamReader, limit: int, what: str) -> list[A
     return fields
 
 
-async def receive_body(reader: asyncio.StreamReader, size: int) -> bytearray:
+async def receive_body(reader: Source, size: int) -> bytearray:
     """`size` bytes, which the caller has found to be few enough; memory that is the caller's alone.
 
     It grows with what arrives: a header that announces much and brings nothing costs nothing. Errors:

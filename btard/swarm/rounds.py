@@ -5,7 +5,10 @@ what a message may take: then an honest peer that was kept waiting by a liar in 
 honest peers in the next one. (Let the wait in phase p be w_p, and let A leave p when it has heard B. B had begun p by
 then, so it leaves p within w_p, and what it says next arrives within w_p + one message: w_{p+1} must be that long.)
 
-A peer that has kept me waiting is not waited for any more until it has caught up: a liar can waste one wait in a step.
+A peer that has kept me waiting is not waited for any more until it has caught up. If it does so again, it is not waited
+for any more in this step: what it says counts if it is there by the time that the others have been heard. So a liar can
+waste two waits in a step, and an honest peer that has once been unreachable for a moment still has its say. (An honest
+peer that a liar has kept waiting comes in time, as above: it has no strike at all.)
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Iterable
 
 from btard.swarm.links import Dial, Link
@@ -24,6 +28,8 @@ SLICE = 0.5
 """Seconds between two looks at the clock while waiting."""
 STALL = 1.0
 """Seconds by which a look comes late before this process counts as having been stopped itself."""
+STRIKES = 2
+"""So often a peer may keep me waiting in a step."""
 
 
 class Rounds:
@@ -39,6 +45,9 @@ class Rounds:
         self.position: Position = (0, 0)
         self._before: Position = (-1, 0)
         self._struck: set[int] = set()
+        """Peers that have kept me waiting and have not been heard since."""
+        self._strikes: Counter[int] = Counter()
+        """Peer -> how often it has kept me waiting in this step."""
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
 
@@ -52,6 +61,7 @@ class Rounds:
         """Whatever `peer` says from now on is of no interest."""
         self.links.pop(peer)
         self._struck.discard(peer)
+        del self._strikes[peer]
         await cancel(self._tasks.pop(peer))
 
     def outrun_by(self) -> int:
@@ -88,7 +98,9 @@ class Rounds:
                 break
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), min(SLICE, deadline - now))
-        self._struck.update(waiting, (peer for peer in peers if self._given_up(peer)))
+        out_of_reach = {peer for peer in peers if self._given_up(peer)}
+        self._strikes.update({*waiting, *(out_of_reach - self._struck)})
+        self._struck.update(waiting, out_of_reach)
         bodies: dict[int, bytearray] = {}
         for peer in peers:
             frame = self.links[peer].frame()
@@ -107,11 +119,13 @@ class Rounds:
         """The step is over; the next one begins."""
         await self.outbox.finish(step, self.position[1])
         self.position = (step + 1, 0)
+        self._strikes.clear()
 
     async def restart(self, step: int) -> None:
         """I go on at the beginning of `step`, wherever I was."""
         await self.outbox.restart(step)
         self.position, self._before, self._struck = (step, 0), (step - 1, 0), set()
+        self._strikes.clear()
         for link in self.links.values():
             link.restart(self.position)
 
@@ -120,7 +134,7 @@ class Rounds:
         return self.links[peer].down_for() > self.give_up
 
     def _settled(self, peer: int) -> bool:
-        """Whether there is nothing to wait for: it has spoken, it cannot, or it is far behind and was waited for."""
+        """Whether there is nothing to wait for: it has spoken, it cannot, or it was waited for and is still late."""
         link = self.links[peer]
         if link.frame() is not None or link.refusal is not None:
             return True
@@ -129,6 +143,8 @@ class Rounds:
         if link.position is not None and link.position > self.position:
             return True  # it has passed by without saying it: it lives in another history
         if self._given_up(peer):
+            return True
+        if self._strikes[peer] >= STRIKES:
             return True
         behind = link.position is None or link.position < self._before
         return peer in self._struck and behind

@@ -19,12 +19,13 @@ import torch
 from btard.protocol import wire
 from btard.protocol.download import Download, Vouch, WrongState, agreed_digest, check_download
 from btard.protocol.envelope import DTYPES
-from btard.protocol.hashing import tensor_digest
+from btard.protocol.hashing import digest, tensor_digest
 from btard.protocol.messages import JoinRequest
 from btard.protocol.peer import Peer
 from btard.protocol.snapshot import serve, vouched
 from btard.protocol.wire import Malformed
 from btard.swarm import frames
+from btard.swarm.deadlines import Deadlines
 from btard.swarm.doors import Doors
 from btard.swarm.links import Refused
 from btard.swarm.node import Node
@@ -43,6 +44,12 @@ WAIT, LOAD, JOIN = 64, 8, 2**10
 EACH = 4
 """Requests that each of them may have under way: one, and those of before that are still being closed."""
 MAX_NAMES = 2**12
+MORE = 1.0
+"""Seconds in which more members may vouch for a state that has enough of them: the first ones could all be hostile."""
+GRACE = 10.0
+"""Seconds that a donor has besides what its bytes take."""
+NEXT_DONOR = 10.0
+"""Seconds after which another donor is asked too; from one to the next they double."""
 
 Template = Mapping[str, torch.Tensor]
 """Tensors of the names, shapes and dtypes that a download has to have."""
@@ -236,7 +243,7 @@ async def _unless_gone(reader: asyncio.StreamReader, work: Coroutine[Any, Any, S
         await cancel(working, gone)
 
 
-async def _answer(reader: asyncio.StreamReader, limit: int, kind: str, count: int) -> list[Any]:
+async def _answer(reader: frames.Source, limit: int, kind: str, count: int) -> list[Any]:
     """The `count` fields of a frame of this kind. Errors: Refused, in the other's words; Malformed."""
     fields = await frames.receive(reader, limit, kind)
     if fields[:1] == ["refused"]:
@@ -277,6 +284,7 @@ async def fetch_state(
     me: bytes,
     members: Mapping[int, bytes],
     template: Template,
+    deadlines: Deadlines,
     timeout: float,
     at: int | None = None,
 ) -> Fetched:
@@ -285,6 +293,10 @@ async def fetch_state(
     `me`: my public key; `members`: number -> key of all that count. What step it is follows from the state itself: a
     donor may call it another. Errors: WrongState if no state has a majority within `timeout` seconds, or nobody gives
     the one that has.
+
+    Donors are asked in an order that is another one for each state and each asker, so that no member can be the first
+    each time. Who sends more slowly than `deadlines.uplink` is given up; and where one takes long the next is asked
+    too, since the members soon drop what they vouched for.
     """
     wish = () if at is None else (at,)
     vouches: dict[int, tuple[int, Vouch]] = {}
@@ -314,6 +326,8 @@ async def fetch_state(
                     told = "; ".join(f"peer {i}: {why}" for i, why in sorted(problems.items()))
                     raise WrongState(f"{error}" + (f" ({told})" if told else "")) from None
             _, asking = await asyncio.wait(asking, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        if asking:
+            await asyncio.wait(asking, timeout=MORE)
     finally:
         await cancel(*asking)
     donors = {
@@ -321,20 +335,60 @@ async def fetch_state(
         for number, (step, vouch) in sorted(vouches.items())
         if vouch.digest == agreed and vouch.authentic(members[number], doors.run_id, me)
     }
-    for donor, step in donors.items():
-        try:
-            download = await asyncio.wait_for(_load(doors, members[donor], step, template), max(10.0, timeout))
-            check_download(download, donor, agreed, doors.run_id)
-            return Fetched(len(json.loads(download.state)["coins"]) - 1, download, tuple(donors))
-        except Exception as error:
-            problems[donor] = wire.shown(str(error) or type(error).__name__, 300)
+    order = sorted(donors, key=lambda donor: digest("donor", agreed, me, members[donor]))
+    loading: dict[asyncio.Task[Download], int] = {}
+    pause = NEXT_DONOR
+    try:
+        while order or loading:
+            if order:
+                donor = order.pop(0)
+                load = _load(doors, members[donor], donors[donor], template, deadlines)
+                loading[asyncio.ensure_future(load)] = donor
+            done, _ = await asyncio.wait(loading, timeout=pause if order else None, return_when=asyncio.FIRST_COMPLETED)
+            pause *= 1 if done else 2
+            for task in done:
+                donor = loading.pop(task)
+                try:
+                    download = task.result()
+                    check_download(download, donor, agreed, doors.run_id)
+                    return Fetched(len(json.loads(download.state)["coins"]) - 1, download, tuple(donors))
+                except Exception as error:
+                    problems[donor] = wire.shown(str(error) or type(error).__name__, 300)
+    finally:
+        await cancel(*loading)
     told = "; ".join(f"peer {i}: {why}" for i, why in sorted(problems.items()))
     raise WrongState(f"nobody gives the state that the majority vouches for ({told}): ask again in the next step")
 
 
-async def _load(doors: Doors, key: bytes, step: int, template: Template) -> Download:
-    """One donor's state, unchecked but for sizes. Errors: Malformed, Refused, and those of the stream."""
-    async with doors.visit(key, "state", step) as (reader, _):
+class _InTime:
+    """A stream whose bytes have to come as fast as `deadlines.uplink`, but for `GRACE` seconds in all."""
+
+    def __init__(self, reader: asyncio.StreamReader, deadlines: Deadlines) -> None:
+        self._reader, self._deadlines, self._bytes = reader, deadlines, 0
+        self._begun = time.monotonic()
+
+    async def read(self, n: int) -> bytes:
+        return await self._timed(self._reader.read(n), n)
+
+    async def readexactly(self, n: int) -> bytes:
+        return await self._timed(self._reader.readexactly(n), n)
+
+    async def _timed(self, reading: Coroutine[Any, Any, bytes], n: int) -> bytes:
+        left = self._begun + GRACE + self._deadlines.seconds(self._bytes + n) - time.monotonic()
+        try:
+            chunk = await asyncio.wait_for(reading, max(0.0, left))
+        except asyncio.TimeoutError:
+            raise WrongState(
+                f"only {self._bytes} bytes in {time.monotonic() - self._begun:.0f} s, more slowly than deadlines.uplink"
+            ) from None
+        self._bytes += len(chunk)
+        return chunk
+
+
+async def _load(doors: Doors, key: bytes, step: int, template: Template, deadlines: Deadlines) -> Download:
+    """One donor's state, unchecked but for sizes. Errors: WrongState, Malformed, Refused, and those of the stream."""
+    async with doors.visit(key, "state", step) as (stream, _):
+        reader = _InTime(stream, deadlines)
         _, said, size, shapes = await _answer(reader, 2**18, "state", 4)
         wanted = [[name, DTYPES.index(x.dtype), list(x.shape)] for name, x in template.items()]
         if said != step or len(shapes) > MAX_NAMES or sorted(shapes) != sorted(wanted):

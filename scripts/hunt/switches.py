@@ -100,7 +100,7 @@ KNOWN = {
     ),
     "absent_tried": _switch(
         "an owner that is away is tried for its aggregate of the step before, and cannot show its evidence",
-        ("claims", "if kind.needs_answer and not record.attends", "if False and not record.attends"),
+        ("accuse", "if aggregate and not record.attends(claim.accused):", "if False:"),
     ),
     "absent_target": _switch(
         "mode tolerant: a target that is away in the step in which it has to show its work is removed",
@@ -250,8 +250,8 @@ BLIND = {
     ),
     "radius_of_few": _switch(
         "tau auto: where half of the workers may be liars, their distances are the next radius",
-        ("radius", "if config.tau_quantile * len(tally.senders(part)) > record.byzantine:", "if tally.senders(part):"),
-        ("radius", "if len(radii) > 2 * record.byzantine else 0.0", "if radii else 0.0"),
+        ("radius", "if config.tau_quantile * len(norms) > liars:", "if len(norms):"),
+        ("radius", "if len(values) > 2 * liars:", "if len(values):"),
     ),
     "absences_stay": _switch(
         "absences add up over the run: an honest peer that misses few steps is removed as gone",

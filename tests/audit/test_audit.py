@@ -24,7 +24,7 @@ from btard.audit.files import write_json
 from btard.audit.numerics import numeric_platform
 from btard.audit.proof import Proof
 from btard.audit.recorder import Recorder
-from btard.audit.report import RECOMPUTED, UNCONFIRMED, VOTES
+from btard.audit.report import RECOMPUTED, REPLAYED, UNCONFIRMED, VOTES
 from btard.drivers.links import Links
 from btard.drivers.local import LocalDriver
 from btard.protocol import verify, wire
@@ -39,6 +39,7 @@ from btard.protocol.limits import Limits
 from btard.protocol.messages import EXCUSED, GUILTY, Claim, Claims, CoinCommit, Packet, Report, Signed
 from btard.task import QuadraticTask
 from tests.audit.runs import START, D, attackers, lines_of, record, sign, write_lines
+from tests.protocol.test_promises import dodging
 
 RUNS: list[tuple[str, dict[str, Any], set[str], dict[str, Any]]] = [
     ("sign_flip", {}, {"wrong_gradient"}, {"steps": 20}),
@@ -72,6 +73,16 @@ def test_every_kind_of_ban_is_audited(
     for one, other in zip(bare.findings, full.findings, strict=True):
         assert one.checked == (VOTES if other.checked == RECOMPUTED else other.checked)
     assert "attested by" in full.summary
+
+
+@pytest.mark.parametrize("shows", [True, False])
+def test_a_conviction_of_an_owner_that_was_away_is_audited(shows: bool, tmp_path: Path) -> None:
+    collusion = Collusion(frozenset({1, 2, 3}), 8)
+    record(tmp_path, {i: dodging(collusion, shows=shows) for i in (1, 2, 3)}, collusion=collusion, steps=25)
+    bare, full = audit(tmp_path), audit(tmp_path, QuadraticTask(D))
+    away = [i for i, finding in enumerate(full.findings) if finding.entry.kind == "wrong_aggregate"]
+    assert away and all(full.findings[i].checked == REPLAYED for i in away)
+    assert {bare.findings[i].checked for i in away} == {REPLAYED if shows else VOTES}, "gradient or rows"
 
 
 class TwoFaced(Behaviour):

@@ -18,6 +18,7 @@ from btard.protocol.collusion import Collusion
 from btard.protocol.commit import NoQuorum
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Purpose
+from btard.protocol.record import StepRecord
 from btard.task import QuadraticTask
 from tests.protocol.cohort import run_cohort
 
@@ -96,6 +97,20 @@ def test_honest_peers_that_disagree_are_our_bug_and_said_so(monkeypatch: pytest.
     finish = driver.peers[4]._finish
     monkeypatch.setattr(driver.peers[4], "_finish", lambda *args: replace(finish(*args), coin=b"another coin"))
     with pytest.raises(RuntimeError, match="honest peers 0 and 4 disagree"):
+        driver.step(torch.ones(61))
+
+
+def test_an_honest_peer_that_is_out_in_its_own_view_alone_is_not_lost_in_silence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    driver = make_driver()
+    peer = driver.peers[4]
+
+    def out(record: StepRecord, already: int) -> None:
+        peer.expel(record, peer.id, "silent")
+
+    monkeypatch.setattr(peer, "_finish", out)
+    with pytest.raises(RuntimeError, match=r"step 0: honest peer 4 is out in its own view \(silent\)"):
         driver.step(torch.ones(61))
 
 

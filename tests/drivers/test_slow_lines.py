@@ -98,3 +98,21 @@ def test_deadlines_of_one_gradient_cost_honest_peers_their_places() -> None:
     driver = swarm(OneGradient(compute=0.001, phase=1.0, message=0.1, uplink=LINE))
     with pytest.raises(RuntimeError, match="no honest peer is left"):
         play(driver, 2, torch.ones(D))
+
+
+@pytest.mark.xfail(strict=True, reason='"Swarms: waits" in docs/threat-model.md: waits begin anew at each step')
+def test_liars_that_are_silent_to_some_at_the_end_make_nobody_late_for_the_next_roll_call() -> None:
+    """To say nothing in a round of relays is no fault, and the others wait there longer than in a roll call."""
+
+    def never(sender: int, phase: str, recipient: int) -> bool:
+        return phase == f"accuse/0/relay/{BYZANTINE}" and sender in MEMBERS and recipient >= PEERS - 2
+
+    config = ProtocolConfig(peers=PEERS, byzantine=BYZANTINE, run_id="late")
+    behaviours = {peer: Attacker() for peer in MEMBERS}
+    driver = SlowLines(config, QuadraticTask(D), behaviours=behaviours, rate=1e9, deadlines=Deadlines(), never=never)
+    params = torch.ones(D)
+    driver.step(params)
+    clocks = [driver.now[peer] for peer in range(PEERS) if peer not in MEMBERS]
+    assert max(clocks) - min(clocks) < Deadlines().phase
+    driver.step(params)
+    assert not driver.missed

@@ -42,7 +42,8 @@ def test_the_threat_model_lists_every_row_and_every_attack() -> None:
     table = [line for line in text.splitlines() if line.startswith("| `")]
     assert [line.rpartition(" | ")[0] for line in table] == [threat_model.promised(row) for row in ROWS]
     assert all(f"`{name}" in text or f" with {name}" in text for name in ATTACKS)
-    assert text.endswith(threat_model.NOT_COVERED + threat_model.HEALING + threat_model.SWARM)
+    results = [line.rpartition(" | ")[2].removesuffix(" |") for line in table]
+    assert threat_model.renewed(text, ROWS, results, SEEDS) == text, "nothing but what was observed is renewed"
 
 
 def test_the_matrix_notices_an_attacker_that_gets_away() -> None:

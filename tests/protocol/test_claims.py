@@ -92,6 +92,19 @@ def test_a_conviction_gives_everybody_cause_to_look_again_at_what_its_reports_we
     assert not possible(peer, "wrong_aggregate", BEFORE, 1)
 
 
+@pytest.mark.parametrize(
+    ("validation", "active", "tried"), [("exact", True, True), ("exact", False, False), ("tolerant", True, False)]
+)
+def test_the_aggregate_of_an_owner_that_is_away(validation: str, active: bool, tried: bool) -> None:
+    peer = seat(validation)
+    assert peer.last is not None
+    peer.last.announced[0] = AnnouncedPart(0, bytes(32), (1, 3))
+    peer.current.here, peer.current.expelled = (0, 1, 3), {1: "wrong_gradient"}
+    if not active:  # it was removed in the step before
+        peer.current.active = (0, 1, 3, 4)
+    assert ((0, 2, 1) in possible(peer, "wrong_aggregate", BEFORE, 1)) == tried
+
+
 def test_a_part_that_half_of_the_members_lacked_holds_nobody_to_anything() -> None:
     peer = seat()
     for about in (peer.last, peer.current):

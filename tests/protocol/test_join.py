@@ -17,6 +17,7 @@ from btard.drivers.links import Links
 from btard.drivers.local import LocalDriver
 from btard.drivers.loop import StepResult
 from btard.drivers.newcomers import Newcomer
+from btard.protocol import loads
 from btard.protocol.behaviour import HONEST, Behaviour, Context
 from btard.protocol.choose import draw_check
 from btard.protocol.collusion import Collusion
@@ -26,7 +27,7 @@ from btard.protocol.effects import Purpose
 from btard.protocol.hashing import digest, stream
 from btard.protocol.identity import Identity
 from btard.protocol.limits import Limits
-from btard.protocol.messages import Commit, Join, JoinRequest, Relayed, Signed, relay_digest
+from btard.protocol.messages import CoinCommit, Commit, Join, JoinRequest, Relayed, Signed, Votes, relay_digest
 from btard.protocol.peer import Outcome
 from btard.task import QuadraticTask
 from scripts.sybil_price import sybil_price
@@ -318,6 +319,26 @@ def test_messages_that_name_requests_have_a_size() -> None:
     assert signed.nbytes <= limit and signed.open(Join, limit) == message
 
 
+def test_keys_that_joined_and_vanished_lengthen_no_limit_and_no_deadline() -> None:
+    """Else whoever makes keys, which costs nothing, makes everybody wait longer for ever."""
+    driver = cohort(max_newcomers=3, max_absences=2, byzantine=1)
+
+    def wait() -> tuple[int, int]:
+        record = driver.peers[0].begin()
+        message = driver.peers[0].limits(record).message(Votes)
+        return message, loads.of_relays(record, message)
+
+    before = wait()
+    for i in range(12):
+        for peer in driver.honest:
+            peer.receive(JoinRequest.create(key("vanishes", i), driver.config.run_id))
+    driver.advance(3)
+    assert driver.peers[0].probation and wait() > before, "those on probation may speak"
+    driver.advance(12)
+    assert len(driver.peers[0].roster.keys) == PEERS + 12 and set(driver.removed.values()) == {"gone"}
+    assert wait() == before
+
+
 class Sponsor(Behaviour):
     """Names requests of its own choosing."""
 
@@ -452,6 +473,29 @@ def test_two_commitments_of_a_newcomer_are_proof_or_nothing(members: dict[int, B
     assert driver.removed in ({PEERS + 1: "equivocation"}, {}) and PEERS in driver.results[-1].active
     if not members:
         assert driver.removed
+
+
+class ManyFaced(Behaviour):
+    """A member that tells each other one, and the newcomers, something else."""
+
+    byzantine = True
+
+    def active(self, step: int) -> bool:
+        return step == 3
+
+    def say(self, ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Any) -> Any:
+        if phase != "coin_commit/0":
+            return message, {}
+        others = (peer for peer in range(PEERS + 1) if peer != ctx.peer)
+        return message, {peer: sign(CoinCommit(bytes([peer]) * 32)) for peer in others}
+
+
+def test_a_member_of_many_faces_has_one_fate() -> None:
+    """Members keep two of its faces, and not all the same ones; a newcomer has to hear of it none the less."""
+    driver = cohort({1: ManyFaced()})
+    driver.enter(key("honest"))
+    driver.advance(6)  # raises if the newcomer comes to another ledger than the members
+    assert driver.removed == {1: "equivocation"} and PEERS in driver.peers
 
 
 class ForgedChain(Behaviour):
@@ -666,18 +710,68 @@ def test_nothing_but_their_compute_keeps_well_behaved_sybils_out(sybils: int) ->
 # Draws.
 
 
-def test_newcomers_are_checked_about_equally_often_and_never_at_the_last_workers_cost() -> None:
+def test_newcomers_are_checked_about_equally_often() -> None:
     counts = {7: 0, 8: 0, 9: 0}
     for i in range(600):
         coin = stream("coins", i).bytes(32)
-        pair = draw_check(coin, dict.fromkeys(counts, ()), (0, 1, 2, 3, 4), {0: 1})
-        [(validator, target)] = pair.items()
+        pairs = draw_check(coin, dict.fromkeys(counts, ()), (0, 1, 2, 3, 4), {0: 1}, 1)
+        assert pairs.pop(0) == 1
+        [(validator, target)] = pairs.items()
         assert validator in (2, 3, 4)
         counts[target] += 1
     assert all(150 < count < 250 for count in counts.values())
-    assert draw_check(coin, {7: ()}, (0, 1), {0: 1}) == {}
-    assert draw_check(coin, {7: ()}, (0,), {}) == {} and draw_check(coin, {}, (0, 1, 2), {}) == {}
-    assert draw_check(coin, {7: (2, 3)}, (0, 1, 2, 3, 4), {0: 1}) == {4: 7}, "who has not checked it yet goes first"
+    coin = stream("coins", 0).bytes(32)
+    assert draw_check(coin, {}, (0, 1, 2), {0: 1}, 0) == {0: 1}
+    pairs = draw_check(coin, {7: (2, 3)}, (0, 1, 2, 3, 4), {0: 1}, 1)
+    assert pairs == {0: 1, 4: 7}, "who has not checked it yet goes first"
+
+
+@pytest.mark.parametrize(("peers", "byzantine"), [(1, 0), (2, 1), (3, 1), (5, 2), (6, 2)])
+def test_the_check_of_a_newcomer_leaves_an_honest_worker(peers: int, byzantine: int) -> None:
+    """Where there is no room for one more validator, the check takes the place of one of the others now and then."""
+    active, checked = tuple(range(peers)), 0
+    usual = {} if peers < 3 else {0: 1} if peers < 6 else {0: 1, 2: 3}
+    for i in range(200):
+        pairs = draw_check(stream("coins", i).bytes(32), {9: ()}, active, usual, byzantine)
+        checked += 9 in pairs.values()
+        assert peers - len(pairs) > min(byzantine, (peers - 1) // 2)
+        assert len(pairs) >= len(usual), "nobody is checked less than before"
+    room = peers - len(usual) - 1 > min(byzantine, (peers - 1) // 2)
+    assert checked == 200 if room else 70 < checked < 130 if usual else checked == 0
+
+
+class AwayToHarm(Behaviour):
+    """Is not heard where nobody else is left to work."""
+
+    byzantine = True
+
+    def active(self, step: int) -> bool:
+        return step >= 3
+
+    def say(self, ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Any) -> Any:
+        validators = set(ctx.assignments)
+        others = set(ctx.active) - validators - {ctx.peer}
+        return None if ctx.peer not in validators and not others else message, {}
+
+
+class Ends(Behaviour):
+    """An honest peer whose process ends in step 2."""
+
+    def active(self, step: int) -> bool:
+        return step == 2
+
+    def crashed(self, ctx: Context, phase: str) -> bool:
+        return ctx.step == 2 and phase == "coin_commit/0"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_silent_liar_among_three_does_not_stop_the_run_of_a_newcomer(seed: int) -> None:
+    driver = cohort({0: AwayToHarm(), 3: Ends(), 4: Ends()}, run_id=f"three {seed}", max_absences=20)
+    driver.advance(3)
+    assert driver.results[-1].active == (0, 1, 2), "what removed the other two proves nothing: b is as large as it was"
+    driver.enter(key("into three", seed))
+    driver.advance(8)  # raises NoGradient where the check takes the last honest worker
+    assert driver.peers[1].probation or PEERS in driver.results[-1].active
 
 
 # Together with the rest of the protocol.

@@ -14,6 +14,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 
+from btard.attacks import make_attack
 from btard.drivers.local import LocalDriver
 from btard.drivers.loop import StepResult
 from btard.protocol.behaviour import Behaviour, Context, View
@@ -245,6 +246,80 @@ def test_nobody_is_tried_for_what_it_cannot_show(seed: int) -> None:
     behaviours = {attacker: AccusesTheAbsent(victim), victim: away_at(3, 7, 11)}
     driver = LocalDriver(config, QuadraticTask(D), behaviours=behaviours)
     check_honest(play(driver, 14, torch.ones(D)), frozenset({attacker}))
+
+
+class FramesTheAbsent(Attacker):
+    """Has colluders' wrong gradients, and once one is convicted accuses all owners of that step who are away now."""
+
+    framed = 0
+
+    def gradient(self, ctx: View, gradient: torch.Tensor) -> torch.Tensor:
+        return -gradient
+
+    def accuse(self, ctx: Context, claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
+        last, record = ctx.last, ctx.record
+        if last is None or 0 not in record.trials or not set(record.expelled) & self.fellows:
+            return super().accuse(ctx, claims)
+        away = {part for part in last.announced if last.owner(part) in set(record.active) - set(record.here or ())}
+        FramesTheAbsent.framed += len(away)
+        return tuple(sorted(Claim(last.step, last.owner(part), "wrong_aggregate", part) for part in away))
+
+    def disclose(self, ctx: Context, claim: Claim, packets: Sequence[Any]) -> Sequence[Any]:
+        return ()
+
+
+def test_an_honest_owner_that_is_away_is_not_framed(seed: int) -> None:
+    FramesTheAbsent.framed = 0
+    for run in range(seed * 8, seed * 8 + 8):
+        members = frozenset({1, 2})
+        attackers = {i: FramesTheAbsent() for i in members}
+        for attacker in attackers.values():
+            attacker.fellows = members
+        config = ProtocolConfig(peers=6, byzantine=2, run_id=f"framed {run}", max_absences=9)
+        honest = {i: away_at(*range(i, 14, 3)) for i in (3, 4, 5)}
+        driver = LocalDriver(config, QuadraticTask(D), behaviours={**attackers, **honest})
+        check_honest(play(driver, 12, torch.ones(D)), members)
+    assert FramesTheAbsent.framed, "nobody was accused"
+
+
+def dodging(collusion: Collusion, *, shows: bool = False) -> Behaviour:
+    """Hides wrong aggregates behind cooked reports, and is away whenever another colluder's report is checked.
+
+    `shows`: whether it shows its own rows then.
+    """
+    attack = make_attack("colluding_aggregate", collusion, start=2, scale=2.0)
+    usual = attack.say
+
+    def say(ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Any) -> Any:
+        involved = {*ctx.assignments, *ctx.assignments.values()}
+        checked = collusion.members.intersection(ctx.assignments.values())
+        if phase == "commit" and checked and ctx.peer not in involved:
+            return None, {}
+        return usual(ctx, phase, payload, message, sign)
+
+    def dispatch(ctx: Context, phase: str, packets: Any) -> Any:
+        return packets if shows or not phase.startswith(("evidence", "pass")) else {}
+
+    attack.say, attack.dispatch = say, dispatch  # type: ignore[method-assign]
+    return attack
+
+
+@pytest.mark.parametrize("shows", [True, False])
+def test_an_owner_is_not_saved_by_being_away(shows: bool, seed: int) -> None:
+    """If the other senders show the rows, these decide. If not: had it been honest, it would have accused the
+    reporter that covered for it."""
+    fallen: Counter[str] = Counter()
+    for run in range(seed * 4, seed * 4 + 4):
+        collusion = Collusion(frozenset({1, 2, 3}), 8, run)
+        behaviours = {i: dodging(collusion, shows=shows) for i in sorted(collusion.members)}
+        config = ProtocolConfig(peers=8, byzantine=3, run_id=f"dodges {run}")
+        driver = LocalDriver(config, QuadraticTask(D), behaviours=behaviours, collusion=collusion)
+        results = play(driver, 25, torch.ones(D))
+        check_honest(results, collusion.members)
+        for result in results:
+            for entry in result.removed:
+                fallen[entry.kind] += entry.accused not in result.workers
+    assert fallen["wrong_aggregate"] >= 3
 
 
 class OwnNumerics(QuadraticTask):

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from btard.attacks import make_attack
 from btard.drivers.local import LocalDriver
 from btard.drivers.loop import StepResult
-from btard.protocol.behaviour import Behaviour
+from btard.protocol.behaviour import Behaviour, Context
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.messages import AnnouncedPart, Report
 from btard.protocol.peer import Peer
-from btard.protocol.radius import lower_quantile, next_radius
+from btard.protocol.radius import drawn_near, lower_quantile, next_radius
 from btard.protocol.record import Start, StepRecord
 from btard.protocol.snapshot import public_state
 from btard.task import QuadraticTask
@@ -95,6 +95,66 @@ def test_liars_cannot_carry_it_out_of_the_honest_range(data: st.DataObject, work
     ]
     found = radius(make_record(norms), tau_quantile=quantile)
     assert 1.0 <= found <= 2.0
+
+
+@given(
+    data=st.data(),
+    honest=st.integers(1, 8),
+    liars=st.integers(0, 4),
+    more=st.integers(0, 4),
+    tau=st.floats(1e-3, 1e3),
+)
+def test_nor_where_others_are_away(data: st.DataObject, honest: int, liars: int, more: int, tau: float) -> None:
+    """`more` liars could be there than are: it lies between where it was and the honest range, or within that.
+
+    It lies within, whoever of the liars is away, if more honest workers and owners are there than there are liars.
+    """
+    numbers, workers = st.floats(1.0, 2.0), honest + liars
+    norms = [
+        [data.draw(st.floats(0, 1e300) if i < liars or part < liars else numbers) for part in range(workers)]
+        for i in range(workers)
+    ]
+    record = make_record(norms, tau)
+    record.byzantine = liars + more
+    found = radius(record)
+    assert min(tau, 1.0) <= found <= max(tau, 2.0)
+    if honest > record.byzantine:
+        assert 1.0 <= found <= 2.0
+
+
+def test_how_near_it_is_drawn() -> None:
+    values = np.array([4.0, 1.0, 3.0, 2.0])  # of four with two liars, an honest one is at most 3, and one at least 2
+    assert [drawn_near(tau, values, 2) for tau in (9.0, 2.5, 0.1)] == [3.0, 2.5, 2.0]
+    assert [drawn_near(tau, values, 3) for tau in (9.0, 2.5, 0.1)] == [4.0, 2.5, 1.0], "one of them is honest"
+    assert [drawn_near(tau, values, 1) for tau in (9.0, 0.1)] == [2.0, 2.0]
+
+
+class AwayInTurn(Behaviour):
+    """One of the `fellows` that works misses each step, the one that has missed the fewest, and all miss the first."""
+
+    byzantine = True
+    fellows = frozenset(range(1, 8))
+
+    def active(self, step: int) -> bool:
+        return True
+
+    def say(self, ctx: Context, phase: str, payload: Any, message: Any, sign: Any) -> Any:
+        working = self.fellows - ctx.assignments.keys()
+        away = ctx.peer == min(working, key=lambda i: (ctx.record.absences.get(i, 0), i))
+        return None if away or ctx.step == 0 else message, {}
+
+
+@pytest.mark.parametrize("start", [1e-6, 1e6])
+def test_liars_that_are_away_in_turn_do_not_keep_it_where_it_is(start: float) -> None:
+    config = ProtocolConfig(peers=16, byzantine=7, run_id="away in turn", tau_start=start, **AUTO)
+    driver = LocalDriver(config, QuadraticTask(64), behaviours={i: AwayInTurn() for i in AwayInTurn.fellows})
+    taken = 0
+    for result in steps_of(driver, 12, torch.ones(64)):
+        [used] = {peer.tau for peer in driver.honest}
+        distances = honest_distances(driver.honest[0], AwayInTurn.fellows)
+        assert min(distances) <= used <= max(distances)
+        taken += len(result.workers) < 15
+    assert taken == 12 and AwayInTurn.fellows <= driver.peers.keys()
 
 
 ATTACKS: list[tuple[str, dict[str, Any]]] = [

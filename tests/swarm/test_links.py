@@ -7,6 +7,8 @@ import tracemalloc
 from collections.abc import Awaitable
 from typing import Any
 
+import pytest
+
 from btard.swarm import frames
 from btard.swarm.links import Link
 from btard.swarm.outbox import Position
@@ -122,6 +124,65 @@ def test_a_peer_that_was_ahead_once_is_waited_for_again() -> None:
         for step, settled in ((8, True), (9, False), (10, False)):
             rounds.position = (step, 0)
             assert rounds._settled(1) is settled
+
+    run(test())
+
+
+async def hear(rounds: Rounds, wire: Wire, *, late: bool, wait: float = 60.0) -> bool:
+    """Whether a peer is heard in the phase at hand, in which it speaks at once, or, `late`, when it is over."""
+    said = await frame(*rounds.position, b"said")
+    if not late:
+        wire.readers[0].feed_data(said)
+        while rounds.links[1].position != rounds.position:
+            await asyncio.sleep(0)
+    heard = await rounds.hear("phase", [1], 2**10, wait)
+    rounds.advance()
+    if late:
+        wire.readers[0].feed_data(said)
+        while rounds.links[1].position != (rounds.position[0], rounds.position[1] - 1):
+            await asyncio.sleep(0)
+    return bool(heard)
+
+
+@pytest.mark.parametrize("late_in", ["comparisons", "all phases"])
+def test_who_is_late_again_and_again_costs_two_waits_in_a_step(late_in: str) -> None:
+    """With a third one of these waits the test would be over its time."""
+
+    async def test() -> None:
+        wire, rounds = Wire(), Rounds(None, 60.0)  # type: ignore[arg-type]
+        link = rounds.links[1] = Link(wire.dial, (0, 0), rounds._changed.set)
+        task = asyncio.ensure_future(link.follow())
+        try:
+            await wire.redialled(1)
+            for step in range(3):
+                left = 2
+                for phase in range(8):
+                    late = late_in == "all phases" or phase % 2 == 1
+                    heard = await hear(rounds, wire, late=late, wait=0.01 if left and late else 60.0)
+                    left -= late and left > 0
+                    assert heard is not late, "what is there in time counts, whoever says it"
+                await rounds.finish(step)
+        finally:
+            task.cancel()
+
+    run(test())
+
+
+def test_who_was_late_once_is_waited_for_when_it_has_caught_up() -> None:
+    async def test() -> None:
+        wire, rounds = Wire(), Rounds(None, 60.0)  # type: ignore[arg-type]
+        link = rounds.links[1] = Link(wire.dial, (0, 0), rounds._changed.set)
+        task = asyncio.ensure_future(link.follow())
+        try:
+            await wire.redialled(1)
+            assert not await hear(rounds, wire, late=True, wait=0.01)
+            hearing = asyncio.ensure_future(rounds.hear("phase", [1], 2**10, 60.0))
+            await asyncio.sleep(0.01)
+            assert not hearing.done()
+            wire.readers[0].feed_data(await frame(0, 1, b"said"))
+            assert await hearing
+        finally:
+            task.cancel()
 
     run(test())
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
 
-from btard.protocol.download import Download, WrongState
+from btard.protocol.download import Download, Vouch, WrongState
+from btard.protocol.envelope import DTYPES
 from btard.protocol.identity import Identity
 from btard.protocol.peer import Peer
-from btard.swarm import frames
+from btard.swarm import frames, state
+from btard.swarm.deadlines import Deadlines
 from btard.swarm.doors import Doors
 from btard.swarm.state import Fetched, Snapshot, StateService, ask_status, fetch_state
 from tests.swarm.cohort import Cohort
@@ -37,7 +41,8 @@ class Swarm:
         """Ask for the state of the next step, or of step `at`."""
         members = dict(enumerate(self.cohort.roster.keys))
         template = {"parameters": torch.empty(self.cohort.d)}
-        return self.guest.node.submit(fetch_state(self.guest, GUEST.public_key, members, template, timeout, at))
+        fetching = fetch_state(self.guest, GUEST.public_key, members, template, Deadlines(), timeout, at)
+        return self.guest.node.submit(fetching)
 
     def fetch(self, timeout: float = 10.0, at: int | None = None) -> Fetched:
         asked = self.ask(timeout, at)
@@ -141,6 +146,84 @@ def test_a_donor_of_other_tensors_is_passed_over(swarm: Swarm) -> None:
     swarm.cohort.members[0].driver.doors.add("state", give_nonsense)
     found = swarm.fetch()
     assert isinstance(found.download, Download) and found.step == 1
+
+
+# Donors that stall.
+
+MEMBERS = [Identity.from_seed("donors", i) for i in range(5)]
+ASKER = Identity.from_seed("donors", "asker").public_key
+
+
+class Stream:
+    """Both ends of a stream in one."""
+
+    def __init__(self) -> None:
+        self.reader = asyncio.StreamReader()
+
+    def write(self, data: Any) -> None:
+        self.reader.feed_data(bytes(data))
+
+    async def drain(self) -> None:
+        pass
+
+
+class FakeDoors:
+    """Those of five members that vouch for one state. Peer -> how it gives it away: not listed, at once."""
+
+    run_id = "donors"
+
+    def __init__(self, number: int, gives: dict[int, str]) -> None:
+        self.gives, self.asked = gives, list[int]()
+        self.state = Download(json.dumps({"coins": ["00"] * 3, "n": number}).encode(), {"parameters": torch.ones(10)})
+
+    @asynccontextmanager
+    async def visit(self, key: bytes, door: str, *arguments: Any) -> AsyncIterator[tuple[Any, None]]:
+        number = next(i for i, member in enumerate(MEMBERS) if member.public_key == key)
+        stream: Any = Stream()
+        if door == "vouch":
+            vouch = Vouch.create(MEMBERS[number], self.run_id, number, ASKER, self.state.digest(self.run_id))
+            await frames.send(stream, ("vouch", 2, vouch.digest, vouch.signature))
+        else:
+            self.asked.append(number)
+            gives = self.gives.get(number, "at once")
+            if gives == "refuses":
+                await frames.send(stream, ("refused", "I do not have it"))
+            else:
+                header = ("state", 2, len(self.state.state), [("parameters", DTYPES.index(torch.float32), (10,))])
+                await frames.send(stream, header, [self.state.state])
+                body = self.state.tensors["parameters"].numpy().tobytes()
+                await frames.send(stream, ("tensor",), [body[:-1] if gives == "stalls" else body])
+        yield stream.reader, None
+
+    async def fetch(self) -> Fetched:
+        members = {i: member.public_key for i, member in enumerate(MEMBERS)}
+        template = {"parameters": torch.empty(10)}
+        doors: Any = self
+        return await asyncio.wait_for(fetch_state(doors, ASKER, members, template, Deadlines(), 300.0), 20)
+
+
+@pytest.mark.parametrize("stalling", [{0, 1}, {1, 2}, {2, 3}, {3, 4}, {4, 0}])
+def test_donors_that_stall_keep_nobody_waiting(stalling: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "NEXT_DONOR", 0.01)
+    doors = FakeDoors(0, dict.fromkeys(stalling, "stalls"))
+    found = asyncio.run(doors.fetch())
+    assert found.step == 2 and not set(doors.asked) <= stalling
+
+
+def test_a_donor_is_given_up_that_is_slower_than_the_slowest_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "GRACE", 0.1)
+    doors = FakeDoors(0, {0: "stalls", **dict.fromkeys(range(1, 5), "refuses")})
+    with pytest.raises(WrongState, match=r"peer 0: only .* bytes in .* s, more slowly than deadlines.uplink"):
+        asyncio.run(doors.fetch())
+
+
+def test_no_member_is_the_first_donor_of_every_state() -> None:
+    first = []
+    for number in range(12):
+        doors = FakeDoors(number, {})
+        asyncio.run(doors.fetch())
+        first += doors.asked
+    assert len(first) == 12 and len(set(first)) > 2
 
 
 def test_a_status_is_what_the_peer_says(swarm: Swarm) -> None:
