@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from btard.protocol import messages, wire
 from btard.protocol.identity import Identity, Roster
-from btard.protocol.limits import Limits
+from btard.protocol.limits import MAX_STATES, Limits
 from btard.protocol.messages import (
     Announce,
     AnnouncedPart,
@@ -22,6 +22,7 @@ from btard.protocol.messages import (
     Join,
     JoinRequest,
     Lacking,
+    Measured,
     Packet,
     Report,
     Signed,
@@ -40,6 +41,7 @@ MESSAGES = [
     Claims((Claim(7, 3, "misreport", 2), Claim(6, 1, "wrong_gradient"))),
     Votes(("guilty", "false", "excused"), (0, 3)),
     Lacking((1, 2)),
+    Measured((HASH, HASH[::-1]), (0.5, 2.25), (-1e-300,)),
     Join((JoinRequest.create(Identity.from_seed("newcomer"), "run"),)),
 ]
 
@@ -159,6 +161,7 @@ def test_largest_honest_messages_fit_their_limits(peers: int) -> None:
         Claims: Claims((Claim(2**31 - 1, peers, "withheld_aggregate", peers),) * claims),
         Votes: Votes(("excused",) * (claims * peers), pieces),
         Lacking: Lacking(pieces),
+        Measured: Measured((HASH,) * (MAX_STATES + 1), (-1e300,) * (MAX_STATES + 1), (-1e300,) * MAX_STATES),
     }
     for kind, message in honest.items():
         assert len(wire.encode(message)) <= Limits(peers, 2).payload(kind), kind
