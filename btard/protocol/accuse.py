@@ -250,15 +250,18 @@ def _show(
     behaviour, ctx = seat.behaviour_at(record), seat.context(record)
     shown: list[Packet] = []
     owed: dict[int, list[tuple[StepRecord, int]]] = {}
+    malformed: dict[int, list[tuple[StepRecord, int]]] = {}
     for claim, accusers in raised.items():
         kind = KINDS[claim.kind]
         shown += behaviour.disclose(ctx, claim, kind.shown(seat, about[claim], claim, accusers))
         for party in accusers if kind.accuser_shows else (claim.accused,):
             pieces_of = [piece for piece in listed[claim] if piece.by in (NOBODY, party)]
             owed.setdefault(party, []).extend((about[claim], piece.part) for piece in pieces_of)
+            malformed.setdefault(party, []).extend((about[claim], p.part) for p in pieces_of if p.by == party)
     others = [recipient for recipient in record.members if recipient != seat.id]
     limit = max(evidence_limit(parts) for parts in owed.values())
-    load = loads.of_evidence(record, owed, limit)
+    # What is not as it should be may be read, and so shown, up to twice its size.
+    load = loads.of_evidence(record, {party: [*parts, *malformed[party]] for party, parts in owed.items()}, limit)
     outgoing = dict.fromkeys(others, shown) if shown else {}
     came = yield from seat.send(record, f"evidence/{attempt}", outgoing, limit=limit, load=load)
     _take(seat, record, pieces, evidence, attempt, {**came, seat.id: shown})
