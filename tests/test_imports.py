@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.source import parsed
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("albert", "btard", "resnet")
 MODULES = {
@@ -122,7 +124,7 @@ def imported(module: str) -> frozenset[str]:
     """What the file of `module` imports, anywhere in it, under TYPE_CHECKING and inside of functions too."""
     if module == "btard":  # it names everything for type checkers, and imports it when it is asked for
         return at_import(module)
-    return frozenset(names_in(ast.parse(MODULES[module].read_text()), module))
+    return frozenset(names_in(parsed(MODULES[module]), module))
 
 
 class _AtImport(ast.NodeTransformer):
@@ -140,7 +142,7 @@ class _AtImport(ast.NodeTransformer):
 @cache
 def at_import(module: str) -> frozenset[str]:
     """What the file of `module` imports when it is imported itself."""
-    return frozenset(names_in(_AtImport().visit(ast.parse(MODULES[module].read_text())), module))
+    return frozenset(names_in(_AtImport().visit(parsed(MODULES[module])), module))
 
 
 @cache
@@ -198,7 +200,7 @@ IMPORTS, FORBIDS = re.compile(r"\bimport(s|ed)?\b"), re.compile(r"\b(not|neither
 
 
 def test_no_sentence_about_imports_is_without_a_contract() -> None:
-    texts = {file: ast.get_docstring(ast.parse(file.read_text())) or "" for file in MODULES.values()}
+    texts = {file: ast.get_docstring(parsed(file)) or "" for file in MODULES.values()}
     for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         texts[page] = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(), flags=re.DOTALL)
     for file, text in texts.items():

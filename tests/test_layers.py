@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.source import parsed
+
 ROOT = Path(__file__).parents[1]
 
 ALLOWED = {
@@ -34,7 +36,7 @@ IO = {"os", "io", "pathlib", "socket", "time", "tempfile", "shutil", "subprocess
 def imports(file: Path) -> set[str]:
     """The modules that `file` imports, anywhere in it."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(parsed(file)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -168,7 +170,7 @@ def test_no_file_of_the_protocol_imports_one_that_imports_it() -> None:
 def protocol_imports(file: Path) -> set[str]:
     """The files of btard/protocol that `file` imports, without their suffix."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(parsed(file)):
         names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
         if isinstance(node, ast.ImportFrom):
             assert not node.level, f"{file.name} has a relative import"
@@ -229,7 +231,7 @@ HEIRS: dict[str, set[str]] = {"StepRecord": set(), "Seat": {"peer.py", "observer
 @pytest.mark.parametrize(("file", "name"), [("record.py", "StepRecord"), ("seat.py", "Seat")])
 def test_a_class_that_the_phases_share_names_who_writes_to_it(file: str, name: str) -> None:
     """In lines of its docstring like `commit.py: workers, owners`."""
-    tree = ast.parse((PROTOCOL / file).read_text())
+    tree = parsed(PROTOCOL / file)
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     described, bases = classes[name], [classes[name]]
     for one in bases:
@@ -244,6 +246,6 @@ def test_a_class_that_the_phases_share_names_who_writes_to_it(file: str, name: s
     for other in (ROOT / "btard").rglob("*.py"):
         names = NAMED[name] | ({"self"} if other.name in HEIRS[name] else set())
         where = str(other.relative_to(PROTOCOL if other.parent == PROTOCOL else ROOT / "btard"))
-        found[where] = found.get(where, set()) | writes(ast.parse(other.read_text()), names) & attributes
+        found[where] = found.get(where, set()) | writes(parsed(other), names) & attributes
     lines = re.findall(r"^ *([\w/]+\.py): (.+)$", ast.get_docstring(described) or "", re.MULTILINE)
     assert {where: set(said.split(", ")) for where, said in lines} == {w: set(a) for w, a in found.items() if a}

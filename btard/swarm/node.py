@@ -241,10 +241,15 @@ class Node:
         for task in tuple(self._tasks):
             task.cancel()
         alive = hasattr(self, "p2p") and (self.p2p._child is None or self.p2p._child.returncode is None)
+        reading = self.p2p._client.control._read_task if hasattr(self, "p2p") else None
         for part in ("dht", "p2p") if alive else ("p2p",):  # a daemon that has died would be waited for in vain
             if hasattr(self, part):
                 with contextlib.suppress(asyncio.TimeoutError, P2PDaemonError, OSError):
                     await asyncio.wait_for(getattr(self, part).shutdown(), PATIENCE)
+        if reading is not None:  # its error, where the daemon has died, is nobody's
+            await asyncio.wait([reading], timeout=PATIENCE)
+            if reading.done() and not reading.cancelled():
+                reading.exception()
         # What still serves or asks somebody ends here, before the loop does.
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(cancel(*asyncio.all_tasks() - {asyncio.current_task()}), PATIENCE)

@@ -69,6 +69,8 @@ class Daemons:
     async def _kill(self, daemon: Daemon) -> None:
         daemon._child.kill()
         await daemon._child.wait()
+        await asyncio.wait([daemon._client.control._read_task])
+        daemon._client.control._read_task.exception()  # that it died is no news
 
 
 DAEMONS = Daemons()
