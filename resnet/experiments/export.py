@@ -21,9 +21,9 @@ from resnet.experiments.plan import PACKED
 def export(results: Results, source: Path, target: Path, listen: Callable[[], object] = lambda: None) -> None:
     """Write the finished runs of `results`, which were read from `source`, to the folder `target`.
 
-    Of each run, in one archive: its settings, summary, ledger, and those metrics that have an accuracy. Where the data
-    lay is replaced by its bare name, and timings by steps per second. An earlier export in `target` is replaced. Calls
-    `listen` after each run. Raises RunFolderError if `target` holds anything else.
+    Of each run, in one archive: its settings, summary, ledger, and those metrics that have an accuracy or say that it
+    went back. Where the data lay is replaced by its bare name, and timings by steps per second. An earlier export in
+    `target` is replaced. Calls `listen` after each run. Raises RunFolderError if `target` holds anything else.
     """
     if target.exists() and not target.is_dir():
         raise RunFolderError(f"{target}: is no folder; choose another --export")
@@ -51,7 +51,8 @@ def _files_of(outcome: Outcome) -> dict[str, bytes]:
     config, run = outcome.cell.config, outcome.run
     if config.data.path is not None:
         config = replace(config, data=replace(config.data, path=_bare(config.data.path)))
-    measured = [line for line in run.metrics if line.get("test_accuracy") is not None]
+    told = ("test_accuracy", "back_to")
+    measured = [line for line in run.metrics if any(line.get(name) is not None for name in told)]
     files = {
         "config.yaml": config_text(config).encode(),
         "metrics.jsonl": "".join(json.dumps(line) + "\n" for line in measured).encode(),
