@@ -106,17 +106,17 @@ def _membership(config: ProtocolConfig, entries: Iterable[Entry], step: int) -> 
 
 
 def _returns(entries: Iterable[Entry]) -> list[Entry]:
-    """Of the healings that went back."""
+    """The healings that went back, in order."""
     return [entry for entry in entries if entry.kind == HEALED and entry.about_step < entry.step]
 
 
 def batch_seed(run_id: str, step: int, coin: bytes) -> bytes:
-    """Of the batch on which states are compared at the end of `step`, whose coin is known by then."""
+    """The seed, 32 bytes, of the batch on which states are compared at the end of `step`; `coin`: that of the step."""
     return digest("heal", run_id, step, coin)
 
 
 def state_digest(tensors: Mapping[str, bytes]) -> bytes:
-    """Of a state; `tensors`: name -> `tensor_digest`."""
+    """The digest of a state, 32 bytes; `tensors`: name -> `tensor_digest`."""
     return digest("trail", *(field for name in sorted(tensors) for field in (name, tensors[name])))
 
 
@@ -147,7 +147,7 @@ def choose(members: Sequence[int], steps: Sequence[int], said: Mapping[int, Meas
     """The state to go on from, by what `members` have said: those that are in the step to its end.
 
     `steps`: the candidates and, last, the step at hand, which is chosen unless more than half of `members` find an
-    earlier state clearly better. Of several of these it is the one with the lowest loss, the later one of equals.
+    earlier state clearly better. Among several the one with the lowest loss is chosen, and the later one of equals.
     Losses are lower medians of what was said about the states that most peers have. There are none where nothing was
     decided: no earlier state has more than half of `members` for it, and some do not have them against it either.
     """

@@ -295,7 +295,7 @@ async def fetch_state(
     the one that has.
 
     Donors are asked in an order that is another one for each state and each asker, so that no member can be the first
-    each time. Who sends more slowly than `deadlines.uplink` is given up; and where one takes long the next is asked
+    each time. A donor slower than `deadlines.uplink` is given up; and where one takes long the next is asked
     too, since the members soon drop what they vouched for.
     """
     wish = () if at is None else (at,)

@@ -10,7 +10,7 @@ async def cancel(*tasks: asyncio.Future[Any]) -> None:
     """Cancel these tasks and wait until they have ended.
 
     Before Python 3.12, `asyncio.wait_for` forgets a cancellation that comes just when what it waited for is done. So
-    who has not ended soon is cancelled again.
+    a task that has not ended soon is cancelled again.
     """
     while left := [task for task in tasks if not task.done()]:
         for task in left:
