@@ -103,6 +103,9 @@ class Mesh:
             )
         except RuntimeError:
             self._name_the_missing(time.monotonic() + GRACE)
+        # gloo is ready at one rank before it is at another: one that left now would break the others' connecting.
+        n = len(self.ranks)
+        self._all_to_all(bytearray(n), bytearray(n))
 
     def gather(self, phase: str, value: bytes, limit: int = 2**24) -> dict[int, bytes]:
         """Everybody's `value`, not empty and at most `limit` bytes, by rank. Errors: RankLost."""

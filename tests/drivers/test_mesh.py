@@ -83,6 +83,11 @@ def test_a_rank_that_never_comes_is_named() -> None:
         assert str(lost) == "step 7, phase second: rank 1 did not answer within 1 s"
 
 
+def test_a_rank_that_leaves_at_once_does_not_break_the_connecting_of_others() -> None:
+    for _ in range(5):
+        assert in_ranks(lambda mesh: None, 12) == [None] * 12
+
+
 def test_as_many_ranks_as_peers() -> None:
     [error, _] = in_ranks(lambda mesh: CollectiveDriver(ProtocolConfig(peers=3), QuadraticTask(D), mesh), 2)
     assert isinstance(error, ValueError) and "3 peers need as many processes, got 2" in str(error)
