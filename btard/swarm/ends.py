@@ -2,9 +2,9 @@
 
 Of b + 1 of them one is honest. Waits grow from phase to phase, and begin anew at each step. So at its beginning the
 peers' clocks have to be close again, although liars that are silent to some in the last phase keep these waiting for
-long. Hence nobody's wait for the first phase begins before it has this word of the step before; whoever has it passes it
-on; and whoever is still in that step waits no longer than a message may take (T. K. Srikanth and S. Toueg, Optimal Clock
-Synchronization, J. ACM 1987).
+long. Hence nobody's wait for the first phase begins before it has this word of the step before; whoever has it passes
+it on; and whoever is still in that step waits no longer than a message may take (T. K. Srikanth and S. Toueg, Optimal
+Clock Synchronization, J. ACM 1987).
 
 That this cuts off no honest peer: let Z be honest and at the end of the step. By then every honest peer has said what
 it says in the last phase, for Z has waited for it; so it arrives within one message of Z's word.
