@@ -7,7 +7,7 @@ from typing import Any
 
 from btard.export.final import Final, Signed
 
-PROOF = "btard"
+PROOF = "proof"
 """The folder beside the model with the files that prove what the card says."""
 
 

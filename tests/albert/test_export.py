@@ -97,13 +97,13 @@ def test_the_card_says_who_signed_and_the_signatures_are_checked(
     assert "its parameters are not what the peers signed" in capsys.readouterr().err
 
     # Only one of four has signed.
-    statement = changed / "btard/attestation.json"
+    statement = changed / "proof/attestation.json"
     shutil.copyfile(trained.model / "model.safetensors", changed / "model.safetensors")
     from btard.audit.attestation import Attestation
 
-    signed = Attestation.read(changed / "btard")
+    signed = Attestation.read(changed / "proof")
     statement.unlink()
-    replace(signed, signatures={2: signed.signatures[2], 1: signed.signatures[2]}).write(changed / "btard")
+    replace(signed, signatures={2: signed.signatures[2], 1: signed.signatures[2]}).write(changed / "proof")
     assert export_named(["--check", str(changed)]) == 1
     assert "NOT ENOUGH: signed by 1 of the 4 peers that were left: 2" in capsys.readouterr().out
 

@@ -33,7 +33,7 @@ def test_what_is_exported_is_the_network_that_was_evaluated(tmp_path: Path, caps
     assert export(["--check", str(out)]) == 0
 
     # Another ledger than the one that was signed: the last ban is left out.
-    ledger = out / "btard/ledger.jsonl"
+    ledger = out / "proof/ledger.jsonl"
     ledger.write_text("".join(line + "\n" for line in ledger.read_text().splitlines()[:-1]))
     with pytest.raises(SystemExit, match="2"):
         export(["--check", str(out)])
