@@ -40,10 +40,8 @@ def test_delays_of_a_step_without_faults(relays: int, monkeypatch: pytest.Monkey
         (["--relays", "two"], "invalid literal"),
     ],
 )
-def test_options_that_cannot_be(
-    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert swarm_rounds.main(["--out", str(tmp_path / "rounds.json"), *words]) == 2
+def test_options_that_cannot_be(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert swarm_rounds.main(["--out", "rounds.json", *words]) == 2
     assert said in capsys.readouterr().err
 
 
