@@ -1,4 +1,4 @@
-"""From a run's settings to its peers: who attacks and how, what all agree on, and the driver that runs them."""
+"""From a run's settings to its model and peers: who attacks and how, what all agree on, the driver that runs them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torchvision.models.resnet import ResNet
 
 from btard.aggregation import AGGREGATORS
 from btard.attacks.registry import ATTACKS
@@ -16,10 +17,18 @@ from btard.harness.typed_yaml import ConfigError
 from btard.protocol.behaviour import Behaviour
 from btard.protocol.collusion import Collusion
 from resnet.config import Config
+from resnet.data import Dataset
+from resnet.model import resnet18
 from resnet.task import ClassificationTask
 
 HISTORY = "history"
 """Where in the run folder past parameters are kept while an attack needs them: 4 d bytes for each step of its delay."""
+
+
+def make_model(config: Config, data: Dataset) -> ResNet:
+    """Return the network that a run with these settings begins with, on the CPU."""
+    model = config.model
+    return resnet18(model.width, data.classes, data.channels, init=model.init, seed=config.seed)
 
 
 def cohort_settings(config: Config, byzantine: frozenset[int], history: Path) -> dict[str, Any]:

@@ -31,6 +31,8 @@ class ModelConfig:
 
     width: int = 64
     """Channels of the first stage. 64 is the standard ResNet-18 (11.2 M parameters), 16 has 0.7 M. Lower it on CPUs."""
+    init: Literal["torch", "he"] = "torch"
+    """How convolutions begin: as PyTorch's layers do, as in the authors' code, or he, He's normal initialisation."""
 
     def __post_init__(self) -> None:
         require(self.width >= 1, "width", ">= 1", self.width, "64 is the standard network")
