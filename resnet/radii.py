@@ -17,7 +17,6 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import torch
 
@@ -121,9 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "init": config.model.init,
         "seeds": SEEDS,
         "torch": torch.__version__,
-        "widths": [
-            {**asdict(n), "radii": {f"{tau:g}": counterpart(tau, n, standard) for tau in PAPER}} for n in found
-        ],
+        "widths": [{**asdict(n), "radii": {f"{tau:g}": counterpart(tau, n, standard) for tau in PAPER}} for n in found],
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
