@@ -188,7 +188,8 @@ PHASES: dict[str, set[str]] = {
     "disclose": set(),
     "validate": {"report"},
     "join": set(),
-    "accuse": {"commit", "report"},
+    "accuse": {"report", "trial"},
+    "trial": {"commit", "report"},
 }
 
 
