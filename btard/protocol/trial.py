@@ -1,10 +1,10 @@
 """A trial: evidence is shown and passed on until all honest voters have it, then all vote.
 
 Accusers and accused show what they have to. Then everybody says which pieces it lacks, and their authors and owners
-pass these on: so an honest peer's pieces reach all honest voters, whatever the other party of the claim does. The voters
-on a claim about a step are the members of that step and of this one. Silence and abstention stay in the denominator:
-only what more than half of them say is so. Less than half of them are Byzantine, so one of these is honest and has seen
-all the evidence.
+pass these on: so an honest peer's pieces reach all honest voters, whatever the other party of the claim does. The
+voters on a claim about a step are the members of that step and of this one. Silence and abstention stay in the
+denominator: only what more than half of them say is so. Less than half of them are Byzantine, so one of these is honest
+and has seen all the evidence.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Trial:
 
     def _take(self, came: Mapping[int, Iterable[Packet]]) -> None:
         """Put on the table what came of the pieces, from whoever it came."""
-        pieces, table = self.pieces, self.evidence.table
+        record, pieces, table = self.record, self.pieces, self.evidence.table
         for discloser, packets in came.items():
             taken = []
             for packet in packets:
@@ -86,7 +86,7 @@ class Trial:
                         table[piece] = packet
                         taken.append(packet)
             if taken:
-                shown = self.record.shown.setdefault(self.attempt, {})
+                shown = record.shown.setdefault(self.attempt, {})
                 shown[discloser] = (*shown.get(discloser, ()), *taken)
 
     def _show(self) -> Generator[Effect, Any, None]:
