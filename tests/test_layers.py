@@ -189,7 +189,8 @@ PHASES: dict[str, set[str]] = {
     "disclose": set(),
     "validate": {"report"},
     "join": set(),
-    "accuse": {"commit", "report"},
+    "accuse": {"report", "trial"},
+    "trial": {"commit", "report"},
 }
 
 
