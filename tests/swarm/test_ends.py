@@ -152,11 +152,11 @@ def test_the_wait_of_the_first_phase_begins_when_the_last_step_is_over() -> None
         await settle()
         assert not hearing.done(), "one who may still be in the last step is waited for"
         await others.feed(1, 1, 1, ends_of(3).proof(0), OVER)
-        for word in words(3, 4):
-            await others.feed(1, 1, 1, word, OVER)
+        for number, word in enumerate(words(3, 4), start=2):
+            await others.feed(1, 1, number, word, OVER)
         await settle()
         assert not hearing.done()
-        await others.feed(1, 1, 1, words(5)[0], OVER)
+        await others.feed(1, 1, 4, words(5)[0], OVER)
         assert await hearing == {1}
         found = await others.rounds.outbox.after((1, 1), 1)
         assert found is not None and found[1].phase == OVER and found[1].body is not None
@@ -188,8 +188,8 @@ def test_who_still_waits_in_a_step_that_is_over_hurries() -> None:
         await others.feed(1, 1, 0, b"the next step")
         await settle()
         assert not hearing.done(), "one may lie"
-        for word in words(4, 5):
-            await others.feed(1, 1, 1, word, OVER)
+        for number, word in enumerate(words(4, 5), start=1):
+            await others.feed(1, 1, number, word, OVER)
         assert await hearing == {1}
 
     run(test())
