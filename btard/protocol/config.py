@@ -65,7 +65,8 @@ class ProtocolSettings:
     better on a public batch (`btard.protocol.heal`). auto: as many as nine in ten attackers need to be caught. off:
     what an attack did stays, as in the paper."""
     max_newcomers: int = 1
-    """Newcomers admitted per step, at most. Each costs the members d floats per step while it is on probation."""
+    """Newcomers admitted per step, at most. Each costs the members d floats per step while it is on probation. No more
+    are on probation at once than `peers`."""
 
     def __post_init__(self) -> None:
         require(self.validators >= 0, "validators", ">= 0", self.validators, "1 is the paper's protocol")
