@@ -651,13 +651,13 @@ def test_colluding_validators_cannot_let_a_free_rider_through() -> None:
 
 def test_a_newcomer_has_no_vote_and_no_accusation() -> None:
     """Newcomers outnumber the members and accuse and vote as they like: nothing of it is heard."""
-    collusion = Collusion(frozenset(range(PEERS, PEERS + 8)), PEERS + 8)
-    driver = cohort(max_newcomers=4, probation=30)
-    for i in range(8):
+    collusion = Collusion(frozenset(range(4, 2 * PEERS)), 2 * PEERS)
+    driver = cohort({4: make_attack("silent", collusion, phase="part")}, max_newcomers=4, probation=30)
+    for i in range(PEERS):
         driver.enter(key("shouting", i), make_attack("false_accusation", collusion, kind="wrong_gradient"))
     driver.advance(12)
-    assert len(driver.peers[0].probation) == 8 and not driver.removed
-    assert driver.results[-1].active == tuple(range(PEERS))
+    assert driver.removed == {4: "silent"} and driver.results[-1].active == tuple(range(4))
+    assert len(driver.peers[0].probation) == PEERS
 
 
 def test_who_waits_for_the_end_of_probation_is_caught_like_any_member() -> None:
