@@ -22,7 +22,8 @@ ALLOWED = {
     "attacks": {"aggregation", "attacks", "checks", "protocol"},
     "audit": {"aggregation", "audit", "protocol", "task"},
     "drivers": {"aggregation", "audit", "drivers", "protocol", "task"},
-    "harness": {"attacks", "checks", "extras", "harness", "protocol"},  # no other may import it but the swarm
+    "harness": {"attacks", "checks", "extras", "harness", "protocol"},  # no other may import it but these two
+    "watch": {"audit", "drivers", "extras", "harness", "protocol", "watch"},
     "swarm": {"attacks", "audit", "checks", "drivers", "extras", "harness", "protocol", "swarm", "task"},
 }
 ALONE = {"calibration": set(), "checks": set(), "extras": set(), "task": {"protocol"}}
@@ -73,7 +74,7 @@ def test_nothing_of_the_library_knows_an_experiment_and_only_the_swarm_hivemind(
             assert module.partition(".")[0] not in {"albert", "resnet"}, f"{file} imports {module}"
             assert swarm or module.partition(".")[0] != "hivemind", f"{file} imports {module}"
             assert swarm or not module.startswith("btard.swarm"), f"{file} imports {module}"
-            assert swarm or "harness" in file.parts or not module.startswith("btard.harness"), (
+            assert swarm or {"harness", "watch"} & set(file.parts) or not module.startswith("btard.harness"), (
                 f"{file} imports {module}"
             )
     for folder in ("albert", "resnet"):
@@ -82,7 +83,7 @@ def test_nothing_of_the_library_knows_an_experiment_and_only_the_swarm_hivemind(
             assert not tops & {"hivemind", "albert" if folder == "resnet" else "resnet"}, f"{file} imports {tops}"
 
 
-HEAVY = ("rich", "tensorboard", "hivemind", "yaml", "matplotlib", "wandb")
+HEAVY = ("rich", "tensorboard", "hivemind", "yaml", "matplotlib", "wandb", "vl_convert")
 
 
 @pytest.mark.parametrize("module", ["btard", "btard.swarm", "btard.swarm.config", "albert.config"])
@@ -113,6 +114,7 @@ def test_a_light_import_brings_no_package_of_an_extra(module: str) -> None:
         ("btard.swarm trainer --task a:b", "hivemind", "swarm"),
         ("btard.swarm trainer --task a:b", "rich", "swarm"),
         ("btard.swarm.identity", "hivemind", "swarm"),
+        ("btard.watch", "vl_convert", "watch"),
     ],
 )
 def test_a_program_without_its_packages_says_in_one_line_which_extra_brings_them(
