@@ -175,7 +175,7 @@ def _peers(over: _Steps, run: Run, story: Mapping[str, Any]) -> Spec:
         },
         {
             "data": {"values": [row for row in marks if row["what"] != "validated"]},
-            "mark": {"type": "point", "filled": False, "strokeWidth": 2, "size": 60, "aria": False},
+            "mark": {"type": "point", "filled": False, "strokeWidth": 2.5, "size": 90, "aria": False},
             "encoding": {
                 "x": over.axis("step"),
                 "y": y,

@@ -72,7 +72,7 @@ PHASES = (
     ),
     Phase(
         "accuse",
-        ("accuse", "evidence", "lacking", "pass", "vote"),
+        ("accuse", "evidence", "lacking", "pass", "judge", "vote"),
         "wvi",
         "Claims are broadcast, evidence is shown and passed on, and all who were there vote.",
         "Who is removed: an entry of the ledger, the same at all honest peers.",
