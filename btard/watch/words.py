@@ -84,7 +84,13 @@ PHASES = (
         "Only after a removal: everybody measures earlier states on a public batch drawn by the coin.",
         "The state with which the run goes on.",
     ),
-    Phase("join", ("join",), "wvi", "Where peers may join: members name the requests that they hold.", ""),
+    Phase(
+        "join",
+        ("join", "bring_up", "forward"),
+        "wvi",
+        "Members give aggregates to those that were away. Where peers may join, they name the requests that they hold.",
+        "",
+    ),
     Phase("choose", ("choose",), "", "From the coin follow the next validators and their targets.", ""),
     Phase("other", ("other",), "", "What the program does beside the protocol, such as the optimizer's step.", ""),
 )
