@@ -74,7 +74,7 @@ def test_its_extras_are_what_the_files_say(wheel, extra, file):
     archive = zipfile.ZipFile(wheel)
     text = archive.read(next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))).decode()
     metadata = Parser().parsestr(text)
-    assert metadata.get_all("Provides-Extra") == ["swarm", "experiments"]
+    assert metadata.get_all("Provides-Extra") == ["swarm", "watch", "experiments"]
     needed = {
         entry.partition(";")[0].strip() for entry in metadata.get_all("Requires-Dist") if f'extra == "{extra}"' in entry
     }
