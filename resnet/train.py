@@ -106,6 +106,10 @@ class Training:
                 "loss": _finite(self._losses()[honest].mean().item()),
                 "active": len(result.active),
             }
+            if result.account is not None:
+                # Bytes of one peer, the same one where each is a process: equal runs leave equal lines.
+                honest = [peer for peer in result.sent if peer in result.active and peer not in self.byzantine]
+                metrics |= result.account.fields(min(honest, default=None))
             if self.config.btard and self.config.protocol.tau == "auto":
                 metrics["tau"] = result.tau
         last = step + 1 == self.config.steps

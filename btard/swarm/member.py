@@ -189,7 +189,7 @@ class Member:
         self.peer.begin_life(self.life.epoch(self.config.run_id, checkpoint_digest(values, self.optimizer.params)))
 
     def status(self) -> dict[str, Any]:
-        """What this peer says of itself to whoever asks: JSON values, at most some 50 kB."""
+        """What this peer says of itself to whoever asks: JSON values, at most some 80 kB."""
         if not hasattr(self, "driver"):
             return {"state": self.state}
         peer = self.peer

@@ -120,6 +120,8 @@ class Trainer(Member):
             "samples": len(result.workers) * self.task.samples(self.driver.history.workers[now]),
             "sent": sum(result.sent.values()),
         }
+        if result.account is not None:
+            metrics |= result.account.fields(self.peer.id)
         if self.config.protocol.tau == "auto":
             metrics["tau"] = result.tau
         if result.back_to is not None:
