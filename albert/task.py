@@ -16,11 +16,11 @@ from albert.data.corpus import Corpus
 from albert.data.evaluation import evaluation_batches
 from albert.model import make_model
 from albert.optimizer import Optimizer
-from btard.harness.vector import bind, flatten, parameter_count, views
 from btard.protocol.effects import Compute
 from btard.protocol.hashing import digest
 from btard.swarm.task import pick_device
 from btard.task import TooLate, never
+from btard.training.vector import bind, flatten, parameter_count, views
 
 EVALUATED = 256
 """Validation examples that a checkpoint is measured on."""

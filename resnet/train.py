@@ -27,11 +27,11 @@ from btard.harness.progress import Bar
 from btard.harness.run_folder import Checkpoints, RunFolder, RunFolderError, read_timings, steps_per_second
 from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import ConfigError
-from btard.harness.vector import bind, flatten
 from btard.protocol.commit import NoGradient
 from btard.protocol.heal import HEALED, described
 from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.tolerance import tolerated_deviation
+from btard.training.vector import bind, flatten
 from resnet.cohort import HISTORY, make_driver
 from resnet.config import Config, load_config
 from resnet.data import DataError, Dataset, load_dataset
