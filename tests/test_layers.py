@@ -23,7 +23,8 @@ ALLOWED = {
     "audit": {"aggregation", "audit", "protocol", "task"},
     "drivers": {"aggregation", "audit", "drivers", "protocol", "task"},
     "harness": {"attacks", "checks", "extras", "harness", "protocol"},  # no other may import it but the swarm
-    "swarm": {"attacks", "audit", "checks", "drivers", "extras", "harness", "protocol", "swarm", "task"},
+    "swarm": {"attacks", "audit", "checks", "drivers", "extras", "harness", "protocol", "swarm", "task", "training"},
+    "training": {"aggregation", "attacks", "audit", "checks", "drivers", "protocol", "task", "training"},
 }
 ALONE = {"calibration": set(), "checks": set(), "extras": set(), "task": {"protocol"}}
 """The modules beside the packages, and what of btard they may import."""

@@ -59,6 +59,11 @@ class Mesh:
 
     `store` is where they find each other, and where ranks in trouble find out who is missing. It has to outlive any of
     them, as torchrun's does. A rank that does not answer within `timeout` seconds ends the run.
+
+    >>> import btard, torch
+    >>> mesh = btard.Mesh(torch.distributed.HashStore(), rank=0, size=1, timeout=30)
+    >>> mesh.gather("hello", b"said by everybody")
+    {0: b'said by everybody'}
     """
 
     def __init__(self, store: dist.Store, rank: int, size: int, timeout: float) -> None:

@@ -18,6 +18,10 @@ class Collusion:
     """Common knowledge of `members` (peer ids) in a cohort of `peers`. `seed` names their random streams.
 
     A driver calls `observe` as soon as the honest gradients of a step exist, before any attacker has to act.
+
+    >>> import btard
+    >>> sorted(btard.Collusion(frozenset({6, 7}), peers=8, seed=1).members)
+    [6, 7]
     """
 
     def __init__(self, members: frozenset[int], peers: int, seed: int = 0) -> None:

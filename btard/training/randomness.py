@@ -25,7 +25,11 @@ def seeded(device: torch.device, *seed: Field) -> Iterator[None]:
     hashed = digest("seeded", *seed)
     with _ONE, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         state = random.getstate(), np.random.get_state()  # noqa: NPY002  (others' code draws from it)
-        torch.manual_seed(int.from_bytes(hashed[:8], "little"))
+        number = int.from_bytes(hashed[:8], "little")
+        torch.default_generator.manual_seed(number)  # torch.manual_seed formats a traceback for CUDA each time
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(number)
         random.seed(hashed)
         np.random.seed(np.frombuffer(hashed, dtype="<u4"))  # noqa: NPY002
         try:

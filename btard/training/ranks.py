@@ -151,7 +151,8 @@ def _distributed(
         training.run.leads = driver.leads
         try:
             run = training.train(driver, steps, losses=losses, me=lambda: rank, leads=lambda: driver.leads)
-            driver.attest(training.optimizer.params)
+            if run.diverged_at is None:
+                driver.attest(training.optimizer.params)
         except Fallen as fallen:
             run = training.run
             run.fallen, run.leads = str(fallen), False

@@ -38,7 +38,12 @@ MakeAttack = str | type[Attack] | Callable[[Collusion], Behaviour]
 
 
 class Ban(NamedTuple):
-    """A peer that was removed."""
+    """A peer that was removed.
+
+    >>> import btard
+    >>> btard.Ban(step=3, peer=2, reason="wrong_gradient", attacker=True)
+    Ban(step=3, peer=2, reason='wrong_gradient', attacker=True)
+    """
 
     step: int
     peer: int
@@ -217,7 +222,7 @@ class Training:
             except NoGradient as error:
                 run.diverged_at = step
                 run.lrs.pop()
-                warnings.warn(f"{error}; the run ends here", stacklevel=3)
+                warnings.warn(f"step {step}: {error}; the run ends here", stacklevel=3)
                 break
             if result.back_to is None:
                 optimizer.apply(result.gradient, step)

@@ -101,7 +101,7 @@ def simulate(
                 served = _rule(rule, byzantine, tau, peers)
                 driver = ServerDriver(name, peers, served, task, clip_lambda=config.clip_lambda, **shared)
             run = training.train(driver, steps, losses=lambda: task.losses, me=lambda: 0)
-            if isinstance(driver, LocalDriver):
+            if isinstance(driver, LocalDriver) and run.diverged_at is None:
                 driver.attest(training.optimizer.params)
         finally:
             training.optimizer.release()
