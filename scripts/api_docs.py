@@ -75,7 +75,7 @@ def signature(value: Any) -> str:
         if kind is argument.KEYWORD_ONLY and not starred:
             words.append("*")
             starred = True
-        stars = {argument.VAR_POSITIONAL: "*", argument.VAR_KEYWORD: "**"}.get(kind, "")
+        stars = "*" if kind is argument.VAR_POSITIONAL else "**" if kind is argument.VAR_KEYWORD else ""
         hint = getattr(hint, "__forward_arg__", hint)
         said = f"{stars}{argument.name}: {hint if isinstance(hint, str) else inspect.formatannotation(hint)}"
         if argument.default is not argument.empty:

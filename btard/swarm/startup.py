@@ -13,7 +13,8 @@ from btard.swarm.checkpoint import load_start
 from btard.swarm.config import SwarmConfig
 from btard.swarm.identity import load_identity
 from btard.swarm.node import Node
-from btard.swarm.task import Optimizer, TaskSource, Training, ready
+from btard.swarm.task import Named, Optimizer, TaskSource, Training, ready
+from btard.training.layout import write_layout
 from btard.training.optimizer import VectorOptimizer
 
 
@@ -42,6 +43,12 @@ def begin(config: SwarmConfig, source: TaskSource) -> Start:
     if isinstance(optimizer, VectorOptimizer):
         agreed |= optimizer.agreed()
     return Start(task, optimizer, first, agreed)
+
+
+def write_model(task: Training, out: Path) -> None:
+    """Write into the run folder `out` what the task's parameters are called, if it says so."""
+    if isinstance(task, Named):
+        write_layout(out, task.layout(), task.agreed())
 
 
 def make_node(config: SwarmConfig, identity: Identity) -> Node:

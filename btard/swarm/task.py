@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, get_type_hints, runtime_checkable
 
@@ -15,6 +15,7 @@ from btard.harness.typed_yaml import ConfigError
 from btard.swarm.config import SwarmConfig
 from btard.task import Task
 from btard.training.checking import check_peers
+from btard.training.layout import Slot
 from btard.training.optimizer import VectorOptimizer
 from btard.training.torch_task import TorchTask
 
@@ -38,8 +39,20 @@ class Training(Task, Protocol):
 class Evaluated(Protocol):
     """A task that can also be measured: the coordinator does so with every checkpoint."""
 
-    def evaluation(self) -> Callable[[torch.Tensor], float]:
-        """A function that returns the validation loss at parameters [d]. Called once, when the coordinator starts."""
+    def evaluation(self) -> Callable[[torch.Tensor], float | Mapping[str, float]]:
+        """A function that returns the validation loss at parameters [d], or numbers by name with `validation_loss`.
+
+        Called once, when the coordinator starts.
+        """
+        ...
+
+
+@runtime_checkable
+class Named(Protocol):
+    """A task whose parameters have names: then its runs can be exported (`python -m btard.export`)."""
+
+    def layout(self) -> Sequence[Slot]:
+        """Where the named tensors lie in the vector [d]: of a module `btard.training.layout.layout_of` says it."""
         ...
 
 

@@ -16,6 +16,7 @@ from btard.protocol.hashing import digest, stream, tensor_digest
 from btard.task import TooLate, never
 from btard.training.checking import check_data, check_model, check_task
 from btard.training.contents import content_digest
+from btard.training.layout import Slot, layout_of
 from btard.training.randomness import seeded
 from btard.training.vector import bind, flatten, parameter_count, trained, views
 
@@ -164,6 +165,10 @@ class TorchTask:
             "data": self._data_digest().hex(),
             "batches": f"{self.batch_size} samples, seed {self.seed}",
         }
+
+    def layout(self) -> list[Slot]:
+        """Where the trained parameters lie in the vector, for `python -m btard.export`."""
+        return layout_of(self._copy)
 
     def _data_digest(self) -> bytes:
         size = len(self.data)
