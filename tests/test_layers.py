@@ -22,10 +22,11 @@ ALLOWED = {
     "attacks": {"aggregation", "attacks", "checks", "protocol"},
     "audit": {"aggregation", "audit", "protocol", "task"},
     "drivers": {"aggregation", "audit", "drivers", "protocol", "task"},
-    "export": {"audit", "export", "extras", "harness", "protocol", "swarm.checkpoint"},
+    "export": {"audit", "export", "extras", "harness", "protocol", "swarm.checkpoint", "training"},
     "harness": {"attacks", "checks", "extras", "harness", "protocol"},  # the three beside it import it, no other
     "watch": {"audit", "drivers", "extras", "harness", "protocol", "watch"},
-    "swarm": {"attacks", "audit", "checks", "drivers", "extras", "harness", "protocol", "swarm", "task"},
+    "swarm": {"attacks", "audit", "checks", "drivers", "extras", "harness", "protocol", "swarm", "task", "training"},
+    "training": {"aggregation", "attacks", "audit", "checks", "drivers", "protocol", "task", "training"},
 }
 ALONE = {"calibration": set(), "checks": set(), "extras": set(), "task": {"protocol"}}
 """The modules beside the packages, and what of btard they may import."""
