@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 from btard.checks import require
-from btard.harness.sections import AttackSection, ProtocolSection, draw_attackers
+from btard.harness.sections import AttackSection, ProtocolSection
+from btard.protocol.attackers import draw_attackers
 from btard.protocol.config import ProtocolConfig
 from btard.swarm.deadlines import Deadlines
 
@@ -91,7 +92,7 @@ class SwarmConfig:
     peers: int = 16
     """Peers at the start (n): so many have to come before the run begins."""
     byzantine: int = 0
-    """How many of them may be Byzantine (b), and how many are, where attack.name is set. More cost round trips
+    """How many of them may be Byzantine (b), and how many are, where attack.name is set. More cost message delays
     (protocol.relays)."""
     steps: int = 1250
     """Steps after which the run ends."""
