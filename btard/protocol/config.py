@@ -69,7 +69,8 @@ class ProtocolSettings:
     better on a public batch (`btard.protocol.heal`). auto: as many as nine in ten attackers need to be caught. off:
     what an attack did stays, as in the paper."""
     max_newcomers: int = 1
-    """Newcomers admitted per step, at most. Each costs the members d floats per step while it is on probation."""
+    """Newcomers admitted per step, at most. Each costs the members d floats per step while it is on probation. No more
+    are on probation at once than `peers`."""
 
     def __post_init__(self) -> None:
         require(self.validators >= 0, "validators", ">= 0", self.validators, "1 is the paper's protocol")
@@ -130,6 +131,14 @@ class ProtocolConfig(ProtocolSettings):
     """The settings and what they are about; `n`, `b`, `m`, `tau` as in the paper. Every field is equal at every peer.
 
     Raises FieldError for settings that cannot work; warns where the workers of a step may have no honest majority.
+
+    >>> import btard
+    >>> config = btard.ProtocolConfig(peers=16, byzantine=7, validators=1, tau="auto", run_id="docs")
+    >>> config.rounds  # of relays, unless `relays` says otherwise
+    7
+    >>> btard.ProtocolConfig(peers=4, byzantine=2)
+    Traceback (most recent call last):
+    btard.checks.FieldError: byzantine must be >= 0 and < peers / 2 = 2, got 2; the honest must be the majority
     """
 
     peers: int

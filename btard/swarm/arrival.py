@@ -102,9 +102,9 @@ def _gather(member: Member) -> None:
 
 
 def ask_all(member: Member) -> dict[int, dict[str, Any]]:
-    """What the others say of themselves. Errors: Fallen if more of them than can lie have banned this peer."""
+    """What the other members say of themselves. Errors: Fallen if more of them than can lie have banned this peer."""
     doors, keys = member.driver.doors, member.peer.roster.keys
-    others = [number for number in range(len(keys)) if number != member.peer.id]
+    others = [number for number in member.driver.members if number != member.peer.id]
     banned: list[str] = []
 
     async def ask(number: int) -> dict[str, Any] | None:

@@ -131,7 +131,8 @@ class SwarmDriver:
     async def _link(self) -> None:
         for other in self.others:
             if other not in self.rounds.links:
-                self.rounds.follow(other, self._dial(self.peer.roster.keys[other]))
+                dial = self._dial(self.peer.roster.keys[other])
+                self.rounds.follow(other, dial, known=other not in self.peer.probation)
         for gone in self.rounds.links.keys() - set(self.others):
             await self.rounds.unfollow(gone)
 
@@ -236,8 +237,8 @@ class SwarmDriver:
         return Heard({me: answer}, {me: sent})
 
     def _others_have_gone_on(self) -> bool:
-        """Whether more peers are past the phase at hand than can lie about it."""
-        return self.rounds.outrun_by() > self.peer.config.byzantine
+        """Whether more members are past the phase at hand than can lie about it."""
+        return self.rounds.outrun_by(self.peer.active) > self.peer.config.byzantine
 
     def _owes(self) -> bool:
         """Whether this peer is in the step: then the others remove it if they do not hear it, and late is better.
@@ -259,11 +260,10 @@ class SwarmDriver:
     def _stay(self, phase: str) -> None:
         """Errors: Fallen or OutOfStep, if that is what more members say than can lie."""
         enough = self.peer.config.byzantine
-        refusals = self.rounds.refusals()
-        banned = [why for why in refusals.values() if why.startswith("banned")]
+        banned = [why for why in self.rounds.refusals(self.peer.active) if why.startswith("banned")]
         if len(banned) > enough:
             raise Fallen(f"step {self.peer.t}, {phase}: {len(banned)} members refuse this peer: {banned[0]}")
-        if self.rounds.left_behind_by() > enough:
+        if self.rounds.left_behind_by(self.peer.active) > enough:
             raise OutOfStep(f"step {self.peer.t}, {phase}: the others are some steps ahead")
         self._trust_majority(phase)
 
