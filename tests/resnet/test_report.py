@@ -21,6 +21,7 @@ from btard.protocol.law import survival_law
 from resnet.experiments import outcomes, survival, tables
 from resnet.experiments.export import export
 from resnet.experiments.grid import Cell, Grid, parse_grid
+from resnet.experiments.noise import QuietRuns
 from resnet.experiments.outcomes import Outcome, Results, read_results, read_sweep, varied_keys
 from resnet.experiments.plan import Branch, make_plan
 from resnet.experiments.plots import accuracy_figure, overview_experiments, survival_figure
@@ -246,7 +247,7 @@ def test_rows_are_means_and_ranges_over_seeds(tmp_path: Path, monkeypatch: pytes
         curve = rising if quiet else lambda step, seed=cell.seed: finals[seed] if step > 15 else step / 100
         finish(tmp_path, cell, curve, attackers_go(cell, after) + extra, diverged_at=7 if cell.seed == 2 else None)
     results = read(tmp_path, grid)
-    quiet, attacked = by_name(tables.results_table(results.series(grid.experiments[0])))
+    quiet, attacked = by_name(tables.results_table(results.series(grid.experiments[0]), QuietRuns(results)))
     assert quiet["final accuracy"] == "40.0"
     assert {quiet[name] for name in ("without attack", "deepest dip", "steps to recovery", "steps to last ban")} == {""}
     assert attacked == {
@@ -256,6 +257,7 @@ def test_rows_are_means_and_ranges_over_seeds(tmp_path: Path, monkeypatch: pytes
         "final accuracy": "34.7 (30.0 to 38.0)",
         "without attack": "40.0",
         "deepest dip": "5.3 (2.0 to 10.0)",
+        "dip by chance": "0.0",
         "steps to recovery": "0, - in 2 of 3",
         "attackers banned": "16 of 21",
         "steps to last ban": "19 (5 to 30)",
@@ -290,7 +292,7 @@ def test_tables_for_programs_have_every_run_setting_and_measurement(tmp_path: Pa
     mine = [(line["step"], line["accuracy"], line["loss"]) for line in curves if line["run"] == row["run"]]
     assert mine == [(str(step), format(rising(step) - 0.02, ".9g"), "1") for step in STEPS]
     # What another experiment says about a run that both have is not what this one says.
-    m_rows = by_name(tables.results_table(results.series(grid.experiments[1])))
+    m_rows = by_name(tables.results_table(results.series(grid.experiments[1]), QuietRuns(results)))
     assert {row["variant"] for row in m_rows} == {"validators 1", "validators 2"}
 
 
