@@ -24,6 +24,8 @@ from resnet.experiments.claims import LEGEND as CLAIMS
 from resnet.experiments.claims import claims_table
 from resnet.experiments.export import export
 from resnet.experiments.grid import Experiment
+from resnet.experiments.headline import NAME as HEADLINE
+from resnet.experiments.headline import headline_figure
 from resnet.experiments.healing import LEGEND as HEALING
 from resnet.experiments.healing import healing_figure, healing_table
 from resnet.experiments.noise import QuietRuns
@@ -60,7 +62,13 @@ def write_report(results: Results, experiments: Sequence[Experiment], out: Path)
     shown = [experiment for experiment in experiments if results.series(experiment)]
     text = [f"# {results.grid.title}", _status(outcomes, total)]
     overview = overview_experiments(shown)
-    with _bar(len(shown) + 2, "figures") as drawn:
+    with _bar(len(shown) + 3, "figures") as drawn:
+        if figure := headline_figure(results, shown):
+            save(figure, out / HEADLINE, small=True)
+            text.append(
+                f"![Test accuracy without a defence, with BTARD, and without attack]({HEADLINE}.png)\n\n{SHOWN}"
+            )
+        drawn.advance()
         if len(overview) > 1 and (figure := accuracy_figure(results, overview)):
             save(figure, out / OVERVIEW, small=True)
             titles = "; ".join(experiment.title for experiment in overview)
@@ -121,6 +129,8 @@ def write_report(results: Results, experiments: Sequence[Experiment], out: Path)
     _write(out / "report.md", "\n\n".join(map(str.strip, text)) + "\n")
     return warnings
 
+
+SHOWN = "Lines are means over the seeds that are finished, bands their range; ticks are bans, in the colour of the run."
 
 SPEED = """Steps per second, measurements of the accuracy not counted: mean (lowest to highest) over runs and attacks.
 Runs side by side slow each other down, and a step is faster once peers are banned."""

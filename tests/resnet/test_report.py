@@ -21,6 +21,7 @@ from btard.protocol.law import survival_law
 from resnet.experiments import outcomes, survival, tables
 from resnet.experiments.export import export
 from resnet.experiments.grid import Cell, Grid, parse_grid
+from resnet.experiments.headline import headline_figure
 from resnet.experiments.noise import QuietRuns
 from resnet.experiments.outcomes import Outcome, Results, read_results, read_sweep, varied_keys
 from resnet.experiments.plan import Branch, make_plan
@@ -380,6 +381,41 @@ def test_one_legend_outside_the_panels_names_every_curve_once(tmp_path: Path) ->
     ]
     assert not any(legend.get_window_extent().overlaps(axes.bbox) for axes in figure.axes)
     assert all(axes.get_legend() is None for axes in figure.axes)
+
+
+def test_rules_that_coincide_are_one_line_with_both_names(tmp_path: Path) -> None:
+    rules = {name: {"aggregator.name": name} for name in ("mean", "coordinate_median", "trimmed_mean")}
+    grid = make_grid(defences=rules, experiments={"early": {"attacks": ["sign flip", "ALIE"]}})
+    for cell in grid.cells:
+        apart = cell.defence == "trimmed_mean" and cell.attack == "ALIE"
+        finish(tmp_path, cell, lambda step, apart=apart: step / 100 + 0.01 * apart)
+    drawn = panels(accuracy_figure(read(tmp_path, grid), grid.experiments))
+    for axes in drawn.values():
+        names = [entry.get_label() for entry in axes.get_lines()]
+        assert names[:2] == ["mean = coordinate_median", "trimmed_mean"]
+
+
+def test_the_headline_shows_collapse_recovery_and_bans(tmp_path: Path) -> None:
+    entry = {"attacks": ["no attack", "sign flip"], "defences": [*BTARD, "mean"], "seeds": [0, 1]}
+    grid = make_grid(experiments={"headline": entry})
+    for cell in grid.cells:
+        lost = 0.01 * cell.seed + (0 if cell.config.attack.name is None else 0.2 if cell.defence == "mean" else 0.02)
+        finish(tmp_path, cell, lambda step, lost=lost: rising(step) - lost)
+    results = read(tmp_path, grid)
+    figure = headline_figure(results, grid.experiments)
+    assert figure is not None
+    whole, close = figure.axes
+    for axes in (whole, close):
+        mean, strong = (
+            line(axes, "mean, no defence (2 seeds)"),
+            line(axes, "BTARD, tau 1 (2 seeds) = BTARD, tau 10 (2 seeds)"),
+        )
+        assert list(strong.get_ydata()) == pytest.approx([step - 2.5 for step in STEPS])
+        assert mean.get_linestyle() != strong.get_linestyle()
+        assert sorted(set(line(axes, "an attacker is banned").get_xdata())) == sorted({10 + s for s in BAN_STEPS})
+        assert list(line(axes, "no attack (2 seeds)").get_ydata()) == pytest.approx([step - 0.5 for step in STEPS])
+    assert close.get_xlim()[0] > 0 == whole.get_xlim()[0]
+    assert headline_figure(results, []) is None
 
 
 def test_the_overview_lays_the_servers_rules_over_the_protocol(tmp_path: Path) -> None:
