@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -173,7 +173,7 @@ def _line(
     values = _values(group, curve)
     if len(group) > 1:
         label += f" ({len(group)} seeds)"
-        step = "post" if "drawstyle" in style else None
+        step: Literal["post"] | None = "post" if "drawstyle" in style else None
         low, high = [min(found) for found in values.values()], [max(found) for found in values.values()]
         panel.fill_between(list(values), low, high, color=style["color"], alpha=0.18, lw=0, step=step)
     means = [statistics.fmean(found) for found in values.values()]
