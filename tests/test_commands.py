@@ -117,14 +117,19 @@ def takes_arguments(program: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[
     """Runs the program up to where its parser has taken the words."""
     usual = argparse.ArgumentParser.parse_known_args
 
-    def parse(self: argparse.ArgumentParser, args: Any = None, namespace: Any = None) -> Any:
+    def known(self: argparse.ArgumentParser, args: Any = None, namespace: Any = None) -> Any:
+        usual(self, args, namespace)
+        raise Taken
+
+    def all_of(self: argparse.ArgumentParser, args: Any = None, namespace: Any = None) -> Any:
         _, rest = usual(self, args, namespace)
-        keys = [word for word in rest if not word.startswith("--")]
-        raise Taken(keys)
+        assert not rest, f"{program} takes no {rest}"
+        raise Taken
 
     def take(words: list[str]) -> None:
         monkeypatch.setattr("sys.argv", [program, *words])
-        monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", parse)
+        monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", known)
+        monkeypatch.setattr(argparse.ArgumentParser, "parse_args", all_of)
         try:
             module = importlib.import_module(f"{program}.__main__")
         except ModuleNotFoundError:
