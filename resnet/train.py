@@ -23,16 +23,16 @@ from btard.drivers.local import LocalDriver
 from btard.drivers.loop import StepResult
 from btard.drivers.server import ServerDriver
 from btard.harness import tables
-from btard.harness.layout import layout_of, write_layout
 from btard.harness.progress import Bar
 from btard.harness.run_folder import Checkpoints, RunFolder, RunFolderError, read_timings, steps_per_second
 from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import ConfigError
-from btard.harness.vector import bind, flatten
 from btard.protocol.commit import NoGradient
 from btard.protocol.heal import HEALED, described
 from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.tolerance import tolerated_deviation
+from btard.training.layout import layout_of, write_layout
+from btard.training.vector import bind, flatten
 from resnet.batchnorm import statistics_slots
 from resnet.cohort import HISTORY, make_driver, make_model
 from resnet.config import Config, load_config

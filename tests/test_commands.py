@@ -168,6 +168,14 @@ def test_the_scheme_in_the_readme_is_what_the_script_draws() -> None:
         assert (ROOT / f"docs/images/step-{theme}.svg").read_text() == step_scheme.drawn(theme)
 
 
+def test_the_model_in_the_readme_trains(capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert "steps=200" in block
+    space: dict[str, Any] = {"__name__": "readme"}
+    exec(compile(block.replace("steps=200", "steps=5"), "README.md", "exec"), space)  # noqa: S102  (our own page)
+    assert capsys.readouterr().out and space["run"].bans is not None
+
+
 def test_the_readme_is_one_screen_and_a_half() -> None:
     lines = (ROOT / "README.md").read_text().splitlines()
     assert len(lines) <= 120

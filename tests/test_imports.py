@@ -96,6 +96,12 @@ CONTRACTS = (
         but=("btard.watch",),
     ),
     Contract(
+        "btard/training/__init__.py",
+        "nothing here may import `btard.harness` or `btard.swarm`.",
+        ("btard.training",),
+        ("btard.harness", "btard.swarm", "hivemind"),
+    ),
+    Contract(
         "resnet/__init__.py",
         "neither `btard` nor `albert` may import anything from here.",
         ("btard", "albert"),

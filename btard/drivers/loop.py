@@ -70,7 +70,13 @@ class World(Protocol):
 
 @dataclass(frozen=True)
 class StepResult:
-    """One step of the cohort. `gradient` [d] is what the optimizer is to apply."""
+    """One step of the cohort. `gradient` [d] is what the optimizer is to apply.
+
+    >>> import btard, torch
+    >>> result = btard.LocalDriver(btard.ProtocolConfig(peers=5), btard.QuadraticTask(8)).step(torch.ones(8))
+    >>> result.step, result.active, len(result.workers), result.removed, result.back_to
+    (0, (0, 1, 2, 3, 4), 5, (), None)
+    """
 
     step: int
     gradient: torch.Tensor

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from btard.drivers.account import ROLES
-from btard.harness.sections import draw_attackers
 from btard.protocol import wire
+from btard.protocol.attackers import draw_attackers
 from btard.protocol.claims import KINDS
 from btard.protocol.heal import HEALED, described
 from btard.protocol.ledger import Entry
