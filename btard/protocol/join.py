@@ -141,8 +141,9 @@ def count_probation(seat: Seat, record: StepRecord) -> tuple[int, ...]:
         if newcomer in record.commits:
             seat.probation[newcomer] = Probation(standing.served + 1, 0, standing.cleared)
         else:
-            seat.probation[newcomer] = Probation(0, standing.missed + 1, frozenset())
-            if standing.missed + 1 >= seat.config.max_absences:
+            missed = standing.missed + record.weight
+            seat.probation[newcomer] = Probation(0, missed, frozenset())
+            if missed >= seat.config.longest_absence:
                 seat.expel(record, newcomer, "gone")
     checks = min(seat.config.byzantine + 1, len(record.remaining))
     graduates = tuple(
