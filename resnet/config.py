@@ -46,6 +46,9 @@ class DataConfig:
     """cifar10: the folder that has it or that it is downloaded into, null is a cache. folder: the tree or archive."""
     label: str | None = None
     """What figures and tables call the data. null: its name. Set it for a folder of your own."""
+    digest: str | None = None
+    """Of the images and labels, 32 hexadecimal digits. null: whatever is there; a run notes it in its config.yaml and
+    goes on with the same data alone. Set it to be sure of what is trained on."""
 
     def __post_init__(self) -> None:
         if self.name == "folder":
@@ -114,6 +117,7 @@ class Config:
     """One run."""
 
     free_to_change: ClassVar[frozenset[str]] = frozenset({"checkpoint_every", "timeout"})
+    found: ClassVar[frozenset[str]] = frozenset({"data.digest"})
     renamed: ClassVar[dict[str, str]] = {
         "validators": "protocol.validators",
         "aggregator.tau": "protocol.tau (for centered_clip aggregator.radius)",

@@ -1,5 +1,7 @@
 """Image data sets in memory: CIFAR-10, any tree of images, and the handwritten digits that scikit-learn ships."""
 
+import functools
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,6 +9,7 @@ from urllib.error import URLError
 
 import numpy as np
 import torch
+from blake3 import blake3
 from torch import Tensor
 
 from resnet.image_folder import DataError, cache_folder, load_image_folder
@@ -47,6 +50,16 @@ class Dataset:
         """The number of classes."""
         return len(self.class_names)
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """BLAKE3 of all that training and tests depend on, 32 hexadecimal digits; neither label nor place take part."""
+        arrays = (self.train_images, self.train_labels, self.test_images, self.test_labels)
+        about = [self.class_names, self.mean, self.std, self.mirror, *(list(array.shape) for array in arrays)]
+        hasher = blake3(json.dumps(about).encode())
+        for array in arrays:
+            hasher.update(array.contiguous().view(torch.uint8).numpy().data)
+        return hasher.hexdigest(16)
+
     @property
     def channels(self) -> int:
         """The number of colour channels: 3 or 1."""
@@ -82,7 +95,7 @@ def load_dataset(name: str, path: str | Path | None = None, *, label: str | None
     `label` names the data in results; by default "CIFAR-10", the file's name, or "digits". Raises DataError, a
     ValueError, if the name is unknown or the data is missing, damaged or of another form than expected.
     """
-    place = None if path is None else Path(path).expanduser()
+    place = None if path is None else _expanded(path)
     if name == "cifar10":
         return _cifar10(place, label or "CIFAR-10")
     if name == "digits":
@@ -98,8 +111,20 @@ def _cifar10(place: Path | None, label: str) -> Dataset:
     from torchvision.datasets import CIFAR10
 
     if place is None:
-        place = cache_folder() / "cifar10"
-        place.mkdir(parents=True, exist_ok=True)
+        folder = cache_folder()
+        if folder is None:
+            raise DataError(
+                "data set cifar10: expected a home folder to keep it in, this user has none; set data.path to a folder "
+                "that has CIFAR-10, or to download it into"
+            )
+        place = folder / "cifar10"
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(
+                f"{place}: cannot be made to keep CIFAR-10 in ({error.strerror}); set data.path to a folder that has "
+                "it, or to download it into"
+            ) from None
     if not place.is_dir():
         raise DataError(
             f"{place}: expected a folder with CIFAR-10, or to download it into, found none; create it "
@@ -151,6 +176,13 @@ def _digits(label: str) -> Dataset:
     return Dataset(
         train, train_labels.long(), test, test_labels.long(), DIGITS_MEAN, DIGITS_STD, label, names, mirror=False
     )
+
+
+def _expanded(path: str | Path) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise DataError(f"{path}: no home folder is known for the ~ in it; give the whole path") from None
 
 
 def _one_line(error: BaseException) -> str:

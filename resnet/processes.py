@@ -33,7 +33,7 @@ from btard.protocol.ledger import Ledger
 from resnet.cohort import HISTORY, cohort_settings
 from resnet.config import Config, load_config
 from resnet.data import DataError, Dataset, load_dataset
-from resnet.train import Training, describe, print_summary, summarise
+from resnet.train import Training, describe, knowing, print_summary, summarise
 
 Checkpoint = tuple[int, dict[str, torch.Tensor], dict[str, Any]]
 
@@ -129,7 +129,9 @@ def _run(config: Config, out: Path, mesh: Mesh, progress: _Progress) -> int:
         try:
             folder = RunFolder(out, config, processes=True)
             finished = folder.summary()
-            data = load_dataset(config.data.name, config.data.path, label=config.data.label)
+            if finished is None:
+                data = load_dataset(config.data.name, config.data.path, label=config.data.label)
+                folder.settle(knowing(config, data))
         except (ConfigError, DataError, RunFolderError) as error:
             problem = " ".join(str(error).split())
     problem, done = json.loads(mesh.gather("start", json.dumps([problem, finished is not None]).encode())[FIRST])
@@ -141,6 +143,7 @@ def _run(config: Config, out: Path, mesh: Mesh, progress: _Progress) -> int:
         return 0
     if data is None:
         data = load_dataset(config.data.name, config.data.path, label=config.data.label)
+    config = knowing(config, data)
     training = RankTraining(config, data, out, mesh)
     checkpoints = rank_checkpoints(out, mesh.rank)
     found = {checkpoint[0]: checkpoint for checkpoint in checkpoints.intact()}

@@ -30,6 +30,7 @@ from resnet.cohort import check_rule
 from resnet.config import Config
 from resnet.data import DataError, load_dataset
 from resnet.experiments.grid import Cell, Grid, read_grid
+from resnet.experiments.outcomes import noted_digest
 from resnet.experiments.plan import GRID_FILE, RUNS, Branch, Plan, Task, make_plan, shard
 from resnet.experiments.workers import Progress, run_tasks
 from resnet.train import Training
@@ -66,6 +67,7 @@ def sweep(
         print_plan(grid, cells, plan, jobs, estimate(todo, out, jobs))
     if not todo:
         return Progress()
+    _check_data(plan, out)
     with Bar("sweep", sum(task.steps for task in todo), show=show) as bar:
         return run_tasks(plan, todo, jobs, _Display(bar).update, keep_checkpoints=keep_checkpoints)
 
@@ -85,6 +87,22 @@ def _claim(out: Path, grid: Grid) -> None:
     if not file.exists() or file.read_bytes() != content:
         temporary.write_bytes(content)
         temporary.replace(file)
+
+
+def _check_data(plan: Plan, out: Path) -> None:
+    """Raise RunFolderError if finished runs were trained on other data than there are now."""
+    noted = {
+        (task.cell.config.data, digest): task
+        for task in plan.tasks
+        if isinstance(task, Branch) and task.done and (digest := noted_digest(task.folder)) is not None
+    }
+    for (data, digest), task in noted.items():
+        now = load_dataset(data.name, data.path, label=data.label).digest
+        if now != digest:
+            raise RunFolderError(
+                f"{task.folder}: was trained on other data (data.digest {digest}) than there are now ({now}); restore "
+                f"them, or choose another --out than {out}"
+            )
 
 
 def estimate(todo: Sequence[Task], out: Path, jobs: int) -> float:

@@ -13,6 +13,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,8 @@ def train(
     last = config.steps if until is None else min(until, config.steps)
     if data is None:
         data = load_dataset(config.data.name, config.data.path, label=config.data.label)
+    config = knowing(config, data)
+    folder.settle(config)
     training = Training(config, data, out)
     first = 0
     checkpoint = folder.load_checkpoint()
@@ -251,6 +254,16 @@ def train(
     folder.write_summary(summary)
     shutil.rmtree(out / HISTORY, ignore_errors=True)
     return summary
+
+
+def knowing(config: Config, data: Dataset) -> Config:
+    """Return the settings with the digest of the data in them. Raises DataError if they ask for other data."""
+    if config.data.digest not in (None, data.digest):
+        raise DataError(
+            f"data.digest: expected data with the digest {config.data.digest}, got {data.digest}; restore them, "
+            "correct data.path, or leave data.digest out"
+        )
+    return replace(config, data=replace(config.data, digest=data.digest))
 
 
 def describe(entry: Entry, byzantine: frozenset[int]) -> str:

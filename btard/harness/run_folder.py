@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from btard.extras import need
-from btard.harness.settings import Settings, config_text, differing_keys, read_config
+from btard.harness.settings import Settings, config_text, differing_keys, found_by, read_config
 from btard.harness.typed_yaml import AnyPath, ConfigError
 from btard.protocol.hashing import PROTOCOL_VERSION
 
@@ -153,6 +153,13 @@ class RunFolder:
         _write_atomically(file, config_text(config).encode())
         _write_atomically(self.path / VERSION, f"{PROTOCOL_VERSION}\n".encode())
 
+    def settle(self, config: Settings) -> None:
+        """Note what the run has found out about its settings since it was made: `found` keys that were null.
+
+        Raises RunFolderError if the run was begun with something else.
+        """
+        self._claim(config)
+
     def _begun(self) -> bool:
         metrics = self.path / "metrics.jsonl"
         return self.has_checkpoints() or (metrics.exists() and metrics.stat().st_size > 0)
@@ -176,6 +183,11 @@ class RunFolder:
             raise RunFolderError(f"{error}; the run in this folder cannot be continued: {way_out}") from None
         if differing:
             key, theirs, ours = differing[0]
+            if key in found_by(config):
+                raise RunFolderError(
+                    f"{self.path}: holds a run with {key} {theirs}, which is {ours} now: what it reads has changed; "
+                    f"restore that, or {way_out}"
+                )
             more = f" (and {len(differing) - 1} more differ)" if len(differing) > 1 else ""
             raise RunFolderError(f"{self.path}: holds a run with {key} {theirs}, not {ours}{more}; {way_out}")
         if self.has_checkpoints() and self._processes == bool(self.checkpoints.files()):

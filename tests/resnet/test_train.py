@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
-from btard.harness.run_folder import steps_per_second
+from btard.harness.run_folder import RunFolderError, steps_per_second
 from resnet import train as train_module
-from resnet.config import Config, parse_command_line
-from resnet.train import Training, main, train
+from resnet.audit import task_of
+from resnet.config import Config, parse_command_line, read_config
+from resnet.data import DataError, load_dataset
+from resnet.experiments.warmup import branch, extend, warm_up_of
+from resnet.train import Training, knowing, main, train
 
 ROOT = Path(__file__).parents[2]
 DIGITS = str(ROOT / "configs/resnet/digits.yaml")
@@ -168,6 +173,46 @@ def test_another_config_does_not_overwrite_a_run(tmp_path: Path, capsys: pytest.
     with pytest.raises(SystemExit):
         main([DIGITS, "--out", str(tmp_path), *SMALL, "--steps", "3"])
     assert "steps" in capsys.readouterr().err
+
+
+def images(folder: Path) -> Config:
+    """The settings of a short run on a tree of images, which is made."""
+    for split in ("train", "test"):
+        for number, name in enumerate(("a", "b")):
+            for k in range(2):
+                file = folder / split / name / f"{k}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("L", (8, 8), 50 * number + k).save(file)
+    return config_of("--data.name", "folder", "--data.path", str(folder))
+
+
+def test_a_run_goes_on_with_the_data_it_was_begun_with_alone(tmp_path: Path) -> None:
+    config = images(tmp_path / "images")
+    assert train(config, tmp_path / "run", progress=False, until=2) is None
+    noted = read_config(tmp_path / "run/config.yaml").data.digest
+    assert noted == load_dataset("folder", tmp_path / "images").digest
+    known = replace(config, data=replace(config.data, digest=noted))
+    assert train(known, tmp_path / "run", progress=False, until=3) is None
+
+    (tmp_path / "images/train/a/0.png").rename(tmp_path / "images/train/b/9.png")
+    with pytest.raises(RunFolderError, match=f"data.digest {noted}, which is .* now: what it reads has changed"):
+        train(config, tmp_path / "run", progress=False)
+    with pytest.raises(DataError, match=f"expected data with the digest {noted}"):
+        train(known, tmp_path / "other", progress=False)
+    with pytest.raises(DataError, match="restore them"):
+        task_of(tmp_path / "run")
+
+
+def test_a_branch_of_a_warm_up_on_other_data_is_refused(tmp_path: Path) -> None:
+    config = images(tmp_path / "images")
+    extend(warm_up_of(config), tmp_path / "warm-up", 2)
+    (tmp_path / "images/train/a/0.png").rename(tmp_path / "images/train/b/9.png")
+    now = knowing(config, load_dataset("folder", tmp_path / "images"))
+    with pytest.raises(RunFolderError, match="what it reads has changed"):
+        branch(now, tmp_path / "run", tmp_path / "warm-up", 2)
+    branch(config, tmp_path / "unknown", tmp_path / "warm-up", 2)
+    with pytest.raises(RunFolderError, match="what it reads has changed"):
+        train(config, tmp_path / "unknown", progress=False)
 
 
 def test_command_line_from_a_shell(tmp_path: Path) -> None:
