@@ -24,6 +24,7 @@ from btard.drivers.local import LocalDriver
 from btard.drivers.loop import StepResult
 from btard.drivers.server import ServerDriver
 from btard.harness import tables
+from btard.harness.pieces import FILES, digests
 from btard.harness.progress import Bar
 from btard.harness.run_folder import Checkpoints, RunFolder, RunFolderError, read_timings, steps_per_second
 from btard.harness.settings import exit_with
@@ -146,13 +147,14 @@ class Training:
             group["lr"] = lr
         return lr
 
-    def save(self, folder: RunFolder | Checkpoints, step: int) -> None:
-        """Write a checkpoint from which `load` goes on to the same bits with step `step`."""
+    def save(self, place: RunFolder | Checkpoints, step: int, folder: RunFolder | None) -> None:
+        """Write a checkpoint from which `load` goes on to the same bits with step `step`, with pieces of `folder`."""
         state, tensors = self.driver.state()
         tensors = {f"driver/{name}": tensor for name, tensor in tensors.items()}
         tensors |= {"parameters": self.params.detach(), **self._momentum(), **self.task.statistics.state_dict()}
         tensors["losses"] = self.task.losses
-        folder.save_checkpoint(step, tensors, {"driver": state, "diverged_at": self.diverged_at})
+        tensors |= {} if folder is None else folder.vouch(step)
+        place.save_checkpoint(step, tensors, {"driver": state, "diverged_at": self.diverged_at})
 
     def _momentum(self) -> dict[str, torch.Tensor]:
         """The optimizer's state, by name; nothing before the first step."""
@@ -241,10 +243,10 @@ def train(
             if on_step is not None:
                 on_step(step + 1)
             if (step + 1) % config.checkpoint_every == 0 and step + 1 < last:
-                training.save(folder, step + 1)
+                training.save(folder, step + 1, folder)
             bar.advance(text=_state(metrics))
     if first < last:
-        training.save(folder, last)
+        training.save(folder, last, folder)
     if last < config.steps:
         folder.close()
         return None
@@ -277,6 +279,7 @@ def describe(entry: Entry, byzantine: frozenset[int]) -> str:
 
 def summarise(config: Config, training: Training, folder: RunFolder) -> dict[str, Any]:
     """What a finished run came to, from its own files."""
+    folder.flush()
     metrics = folder.metrics()
     entries = [Entry.from_json(line) for line in folder.ledger()]
     bans = [
@@ -299,6 +302,7 @@ def summarise(config: Config, training: Training, folder: RunFolder) -> dict[str
         "byzantine": sorted(training.byzantine),
         "bans": bans,
         "diverged_at": training.diverged_at,
+        FILES: digests(folder.path),
         "data": training.data.label,
         "parameters": training.task.d,
         "mode": config.mode,

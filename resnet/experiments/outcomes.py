@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from btard.harness.packed import open_packed
+from btard.harness.pieces import LEDGER, METRICS, check_finished
 from btard.harness.run_folder import RunFolderError, read_metrics, read_summary, steps_per_second
 from btard.harness.settings import config_text, differing_keys
 from btard.harness.typed_yaml import AnyPath, ConfigError
@@ -304,6 +305,8 @@ def _read_run(path: AnyPath, cell: Cell) -> Run | None:
         known = isinstance(ban, dict) and all(type(ban.get(key)) is int for key in ("step", "peer"))
         if not (known and type(ban.get("byzantine")) is bool and isinstance(ban.get("kind"), str)):
             raise RunFolderError(f"{path}/summary.json: damaged: a ban without step, peer, kind or side; {AGAIN}")
+    exported = not isinstance(path, Path)  # which has only the metrics that figures need
+    check_finished(path, summary, (LEDGER,) if exported else (METRICS, LEDGER))
     run = Run(path, cell.name, cell.config, read_metrics(path), summary)
     try:
         steps, accuracy = run.accuracy

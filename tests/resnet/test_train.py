@@ -242,3 +242,14 @@ def test_a_gpu_that_is_not_there_or_too_small(
     monkeypatch.setattr(train_module, "train", full)
     advice = "lower batch_size or peers, or set mode to per_peer or device to cpu"
     assert told() == f"error: CUDA out of memory: {advice}\n"
+
+
+def test_a_lost_ledger_is_put_back_before_the_run_goes_on(tmp_path: Path) -> None:
+    config = config_of(*ATTACK, "--steps", "24", "--eval_every", "24")
+    summary = train(config, tmp_path / "whole", progress=False)
+    assert summary["bans"]
+    assert train(config, tmp_path / "part", progress=False, until=summary["bans"][0]["step"] + 2) is None
+    (tmp_path / "part/ledger.jsonl").unlink()
+    with pytest.warns(UserWarning, match=r"ledger\.jsonl had 0 of .* lines: put back"):
+        assert train(config, tmp_path / "part", progress=False) == summary
+    assert files_of(tmp_path / "part") == files_of(tmp_path / "whole")
