@@ -24,6 +24,7 @@ import PIL
 from blake3 import blake3
 from PIL import Image, UnidentifiedImageError, features
 
+from btard.boundary import Mistake
 from btard.harness.progress import Bar, track
 from resnet.pixels import LEAST_WHITE_16, WHITE_16, Pixels, UnclearPixels, pixels_of
 
@@ -35,7 +36,7 @@ PATIENCE = 2.0
 MAX_IMAGE_BYTES = 64 * 2**20
 
 
-class DataError(ValueError):
+class DataError(Mistake, ValueError):
     """The data is missing, damaged, or of another form than expected. The message is one line for the user."""
 
 

@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 
 from btard.audit.recorder import Recorder
+from btard.boundary import MachineError
 from btard.drivers.collective import CollectiveDriver, Fallen
 from btard.drivers.mesh import Mesh, RankLost
 from btard.harness.pieces import Pieces
@@ -235,13 +236,17 @@ def _store(rank: int, timeout: float) -> dist.Store:
     """torchrun's own store, where there is one: it outlives the ranks. A prefix for each attempt of its to restart."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = dist.TCPStore(
-        address,
-        port,
-        is_master=not agents and rank == FIRST,
-        timeout=timedelta(seconds=timeout),
-        wait_for_workers=False,
-    )
+    try:
+        store = dist.TCPStore(
+            address,
+            port,
+            is_master=not agents and rank == FIRST,
+            timeout=timedelta(seconds=timeout),
+            wait_for_workers=False,
+        )
+    except dist.DistError as error:
+        said = str(error).partition(". ")[0]
+        raise MachineError(f"MASTER_ADDR {address}, MASTER_PORT {port}: no meeting point there ({said})") from None
     return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 

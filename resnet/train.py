@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from btard.boundary import program
 from btard.drivers.collective import CollectiveDriver
 from btard.drivers.local import LocalDriver
 from btard.drivers.loop import StepResult
@@ -26,7 +27,7 @@ from btard.drivers.server import ServerDriver
 from btard.harness import tables
 from btard.harness.pieces import FILES, digests
 from btard.harness.progress import Bar
-from btard.harness.run_folder import Checkpoints, RunFolder, RunFolderError, read_timings, steps_per_second
+from btard.harness.run_folder import Checkpoints, RunFolder, read_timings, steps_per_second
 from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import ConfigError
 from btard.harness.vector import bind, flatten
@@ -37,7 +38,7 @@ from btard.protocol.tolerance import tolerated_deviation
 from resnet.cohort import HISTORY, make_driver
 from resnet.config import Config, load_config
 from resnet.data import DataError, Dataset, load_dataset
-from resnet.model import evaluate, resnet18
+from resnet.model import evaluate, resnet18, values_left
 from resnet.sampling import TrainingData
 from resnet.task import ClassificationTask
 
@@ -50,6 +51,7 @@ class Training:
 
     def __init__(self, config: Config, data: Dataset, folder: Path) -> None:
         self.config, self.data = config, data
+        check_batch(config, data)
         self.device = self._device()
         self.model = resnet18(config.model.width, data.classes, data.channels, seed=config.seed).to(self.device)
         self.params = torch.nn.Parameter(flatten(self.model))
@@ -258,6 +260,16 @@ def train(
     return summary
 
 
+def check_batch(config: Config, data: Dataset) -> None:
+    """Raise ConfigError where a peer's batch has one value per channel left at the end: BatchNorm needs two."""
+    height, width = data.train_images.shape[2:]
+    if config.batch_size * values_left(height, width) < 2:
+        raise ConfigError(
+            f"batch_size must be at least 2 for images of {width} x {height}, got {config.batch_size}: BatchNorm needs "
+            "two values per channel"
+        )
+
+
 def knowing(config: Config, data: Dataset) -> Config:
     """Return the settings with the digest of the data in them. Raises DataError if they ask for other data."""
     if config.data.digest not in (None, data.digest):
@@ -347,8 +359,30 @@ def print_summary(summary: dict[str, Any], out: Path) -> None:
     print(f"curves: tensorboard --logdir {out}   files: {out}/summary.json, metrics.jsonl, ledger.jsonl")
 
 
+def under_torchrun(environment: Mapping[str, str]) -> bool:
+    """Return whether this process is one of several that torchrun, or a launcher like it, has started as peers.
+
+    Platforms set RANK and WORLD_SIZE also for a single process. Raises ConfigError for half of what a launcher sets.
+    """
+    if "RANK" not in environment or "WORLD_SIZE" not in environment:
+        return False
+    if "TORCHELASTIC_RUN_ID" not in environment and environment["WORLD_SIZE"].strip() in ("", "1"):
+        return False
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not environment.get(name)]
+    numbers = ["RANK", "WORLD_SIZE", *(["MASTER_PORT"] if "MASTER_PORT" not in missing else [])]
+    strange = [name for name in numbers if not environment[name].isdigit()]
+    if missing or strange:
+        what = f"not {' and '.join(missing)}" if missing else f"{strange[0]} is {environment[strange[0]]!r}, no number"
+        raise ConfigError(
+            f"environment: RANK and WORLD_SIZE = {environment['WORLD_SIZE']} are set, but {what}: start the peers by "
+            "torchrun, or unset RANK and WORLD_SIZE to run them all in this process"
+        )
+    return True
+
+
+@program("the same command goes on from the last checkpoint")
 def main(argv: list[str] | None = None) -> int:
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+    if under_torchrun(os.environ):
         from resnet.processes import main as run_rank  # imports this module
 
         return run_rank(argv)
@@ -357,14 +391,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         summary = train(config, out)
         assert summary is not None, "a run without `until` comes to its end"
-    except (ConfigError, DataError, RunFolderError) as error:
-        exit_with(error)
     except torch.OutOfMemoryError as error:
         what = str(error).partition(". ")[0]
         exit_with(MemoryError(f"{what}: lower batch_size or peers, or set mode to per_peer or device to cpu"))
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
     print_summary(summary, out)
     return 0
 

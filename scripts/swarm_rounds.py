@@ -15,13 +15,13 @@ import platform
 import statistics
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 
+from btard.boundary import Parser, output_file, program
 from btard.drivers.history import ParameterHistory
 from btard.drivers.trail import Trail
 from btard.harness import tables
@@ -175,11 +175,12 @@ def case(peers: int, d: int) -> dict[str, Any]:
     }
 
 
+@program("the same command begins again")
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m scripts.swarm_rounds", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
+    parser.add_argument("--out", type=output_file, required=True, metavar="FILE.json")
     parser.add_argument("--cases", nargs="+", metavar="PEERSxD", help="such as 4x1000000; by default all")
     arguments = parser.parse_args(argv)
     chosen = [tuple(map(int, word.split("x"))) for word in arguments.cases] if arguments.cases else CASES

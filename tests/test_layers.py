@@ -19,13 +19,20 @@ ROOT = Path(__file__).parents[1]
 ALLOWED = {
     "aggregation": {"aggregation"},
     "protocol": {"aggregation", "checks", "protocol"},
-    "attacks": {"aggregation", "attacks", "checks", "protocol"},
-    "audit": {"aggregation", "audit", "protocol", "task"},
+    "attacks": {"aggregation", "attacks", "boundary", "checks", "protocol"},
+    "audit": {"aggregation", "audit", "boundary", "protocol", "task"},
     "drivers": {"aggregation", "audit", "drivers", "protocol", "task"},
-    "harness": {"attacks", "checks", "extras", "harness", "protocol"},  # no other may import it but the swarm
-    "swarm": {"attacks", "audit", "checks", "drivers", "extras", "harness", "protocol", "swarm", "task"},
+    "harness": {
+        "attacks",
+        "boundary",
+        "checks",
+        "extras",
+        "harness",
+        "protocol",
+    },  # no other may import it but the swarm
+    "swarm": {"attacks", "audit", "boundary", "checks", "drivers", "extras", "harness", "protocol", "swarm", "task"},
 }
-ALONE = {"calibration": set(), "checks": set(), "extras": set(), "task": {"protocol"}}
+ALONE = {"boundary": set(), "calibration": set(), "checks": set(), "extras": set(), "task": {"protocol"}}
 """The modules beside the packages, and what of btard they may import."""
 OUTSIDE = {"resnet", "albert", "scripts", "tests", "torchvision", "transformers", "hivemind", "matplotlib"}
 ABOVE = {"harness": {"matplotlib"}, "swarm": {"hivemind"}}

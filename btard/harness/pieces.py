@@ -18,6 +18,7 @@ import torch
 from blake3 import blake3
 from torch import Tensor
 
+from btard.boundary import Mistake
 from btard.harness.typed_yaml import AnyPath
 
 METRICS, LEDGER = "metrics.jsonl", "ledger.jsonl"
@@ -31,7 +32,7 @@ Pieces = Mapping[str, bytes]
 """Name -> what a checkpoint holds of it: lines, or the digests of proofs as JSON."""
 
 
-class RunFolderError(ValueError):
+class RunFolderError(Mistake, ValueError):
     """The folder cannot be used for this run; one line that says why and what to do."""
 
 

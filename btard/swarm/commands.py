@@ -18,6 +18,7 @@ from multiprocessing.context import ForkServerContext as Context
 # Before torch is imported: threads that wait by spinning steal the cores from those that work.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+from btard.boundary import program
 from btard.extras import need
 
 COMMANDS = {
@@ -64,6 +65,7 @@ def begin_forking(task: str) -> Context:
     return context
 
 
+@program("the same command goes on")
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code; see `run`."""
     words = list(sys.argv[1:] if argv is None else argv)
