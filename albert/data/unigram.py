@@ -40,10 +40,12 @@ def train_pieces(word_counts: Mapping[str, int], size: int, *, progress: bool = 
 
     Begins with the substrings that cover most characters, then in turns cuts all words by the pieces there are, counts
     these and drops the quarter whose loss costs least. Single characters stay, but for the rarest (see
-    `COVERAGE`); if there are more of them than `size`, only they are returned.
+    `COVERAGE`). Raises ValueError if `size` is less than `least_pieces`.
     """
     ranked = sorted(word_counts.items(), key=lambda item: (-item[1], item[0]))
     letters = _alphabet(ranked)
+    if size < len(letters):
+        raise ValueError(f"expected room for {len(letters)} pieces of one character, got {size}")
     words = [(MARK + word, count) for word, count in ranked if letters.issuperset(word)][:MAX_WORDS]
     pieces = _seeds(words, letters, SEEDS_PER_PIECE * size)
     with Bar("train tokenizer", unit="rounds", show=progress) as bar:
