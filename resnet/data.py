@@ -1,7 +1,6 @@
 """Image data sets in memory: CIFAR-10, any tree of images, and the handwritten digits that scikit-learn ships."""
 
 import functools
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,9 @@ from urllib.error import URLError
 
 import numpy as np
 import torch
-from blake3 import blake3
 from torch import Tensor
 
+from btard.protocol.hashing import digest, tensor_digest
 from resnet.image_folder import DataError, cache_folder, load_image_folder
 
 __all__ = ["DATASETS", "DataError", "Dataset", "load_dataset"]
@@ -50,20 +49,17 @@ class Dataset:
         """The number of classes."""
         return len(self.class_names)
 
-    @functools.cached_property
-    def digest(self) -> str:
-        """BLAKE3 of all that training and tests depend on, 32 hexadecimal digits; neither label nor place take part."""
-        arrays = (self.train_images, self.train_labels, self.test_images, self.test_labels)
-        about = [self.class_names, self.mean, self.std, self.mirror, *(list(array.shape) for array in arrays)]
-        hasher = blake3(json.dumps(about).encode())
-        for array in arrays:
-            hasher.update(array.contiguous().view(torch.uint8).numpy().data)
-        return hasher.hexdigest(16)
-
     @property
     def channels(self) -> int:
         """The number of colour channels: 3 or 1."""
         return self.train_images.shape[1]
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """A digest, hex, of images, labels and normalisation: equal for equal data. Reads all of it."""
+        tensors = (self.train_images, self.train_labels, self.test_images, self.test_labels)
+        hashed = [tensor_digest(tensor, "data") for tensor in tensors]
+        return digest("dataset", *hashed, repr((self.mean, self.std, self.class_names, self.mirror))).hex()
 
     def normalisation(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """Return (shift, scale), [C, 1, 1] float32: the network's input is (pixel - shift) * scale."""

@@ -35,7 +35,7 @@ from btard.protocol.ledger import Ledger
 from resnet.cohort import HISTORY, cohort_settings
 from resnet.config import Config, load_config
 from resnet.data import DataError, Dataset, load_dataset
-from resnet.train import Training, describe, knowing, print_summary, summarise
+from resnet.train import Training, describe, knowing, print_summary, summarise, write_model
 
 Checkpoint = tuple[int, dict[str, torch.Tensor], dict[str, Any], Pieces]
 
@@ -71,7 +71,7 @@ class RankTraining(Training):
             self.mesh,
             recorder=None if self.mesh.rank in self.byzantine else Recorder(folder, protocol, "resnet.audit:task_of"),
             note=lambda: struct.pack("<f", self.task.losses[self.mesh.rank].item()),
-            **cohort_settings(self.config, self.byzantine, folder / HISTORY / f"rank-{self.mesh.rank:03d}"),
+            **cohort_settings(self.config, self.task, self.byzantine, folder / HISTORY / f"rank-{self.mesh.rank:03d}"),
         )
 
     def _losses(self) -> torch.Tensor:
@@ -147,6 +147,8 @@ def _run(config: Config, out: Path, mesh: Mesh, progress: _Progress) -> int:
         data = load_dataset(config.data.name, config.data.path, label=config.data.label)
     config = knowing(config, data)
     training = RankTraining(config, data, out, mesh)
+    if mesh.rank == FIRST:
+        write_model(training, out)
     checkpoints = rank_checkpoints(out, mesh.rank)
     found = {checkpoint[0]: checkpoint for checkpoint in checkpoints.vouching()}
     first, ranks = _common(mesh, found)

@@ -25,6 +25,7 @@ from btard.drivers.local import LocalDriver
 from btard.drivers.loop import StepResult
 from btard.drivers.server import ServerDriver
 from btard.harness import tables
+from btard.harness.layout import layout_of, write_layout
 from btard.harness.pieces import FILES, digests
 from btard.harness.progress import Bar
 from btard.harness.run_folder import Checkpoints, RunFolder, read_timings, steps_per_second
@@ -35,10 +36,11 @@ from btard.protocol.commit import NoGradient
 from btard.protocol.heal import HEALED, described
 from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.tolerance import tolerated_deviation
-from resnet.cohort import HISTORY, make_driver
+from resnet.batchnorm import statistics_slots
+from resnet.cohort import HISTORY, make_driver, make_model
 from resnet.config import Config, load_config
 from resnet.data import DataError, Dataset, load_dataset
-from resnet.model import evaluate, resnet18, values_left
+from resnet.model import evaluate, values_left
 from resnet.sampling import TrainingData
 from resnet.task import ClassificationTask
 
@@ -53,7 +55,7 @@ class Training:
         self.config, self.data = config, data
         check_batch(config, data)
         self.device = self._device()
-        self.model = resnet18(config.model.width, data.classes, data.channels, seed=config.seed).to(self.device)
+        self.model = make_model(config, data).to(self.device)
         self.params = torch.nn.Parameter(flatten(self.model))
         bind(self.model, self.params.detach())
         optimizer = config.optimizer
@@ -227,6 +229,7 @@ def train(
     config = knowing(config, data)
     folder.settle(config)
     training = Training(config, data, out)
+    write_model(training, out)
     first = 0
     checkpoint = folder.load_checkpoint()
     if checkpoint is not None:
@@ -278,6 +281,12 @@ def knowing(config: Config, data: Dataset) -> Config:
             "correct data.path, or leave data.digest out"
         )
     return replace(config, data=replace(config.data, digest=data.digest))
+
+
+def write_model(training: Training, out: Path) -> None:
+    """Write what the network's tensors are called, and on which data it trains: for `python -m btard.export`."""
+    slots = [*layout_of(training.model), *statistics_slots(training.model)]
+    write_layout(out, slots, {"data": training.data.label, "data digest": training.data.digest})
 
 
 def describe(entry: Entry, byzantine: frozenset[int]) -> str:

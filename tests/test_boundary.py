@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import errno
 import os
@@ -19,6 +20,7 @@ from safetensors.torch import save_file
 
 from btard.boundary import FAILED, FAULT, INTERRUPTED, MISTAKE, Mistake, Parser, line_of, output_file, program
 from btard.extras import MissingPackages
+from tests.source import parsed
 
 ROOT = Path(__file__).parents[1]
 
@@ -222,3 +224,22 @@ def test_another_program_that_imports_the_library_keeps_its_own_ways(tmp_path: P
     (tmp_path / "own.py").write_text("import btard, signal, sys\nassert sys.excepthook is sys.__excepthook__\n1 / 0\n")
     code, said = start(tmp_path, ["own"])
     assert code == 1 and said.endswith("ZeroDivisionError: division by zero\n")
+
+
+NOT_WRAPPED = {"btard/swarm/__main__.py", "scripts/benchmarks/one_case.py"}
+"""The first calls what is wrapped; the second is a part of another program."""
+
+
+def test_every_program_ends_at_the_boundary() -> None:
+    found = 0
+    for folder in ("albert", "btard", "resnet", "scripts"):
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            tree = parsed(file)
+            if "__main__" not in {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}:
+                continue
+            found += 1
+            mains = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main"]
+            wrapped = any("program(" in ast.unparse(mark) for node in mains for mark in node.decorator_list)
+            name = str(file.relative_to(ROOT))
+            assert wrapped != (name in NOT_WRAPPED), f"{name}: its main is not wrapped by btard.boundary.program"
+    assert found > 25
