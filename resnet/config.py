@@ -130,6 +130,17 @@ class Config:
     """One run."""
 
     free_to_change: ClassVar[frozenset[str]] = frozenset({"checkpoint_every", "timeout"})
+    elsewhere: ClassVar[dict[str, str]] = {
+        "baseline": "a series of swarms: python -m albert.experiments {file} --out DIR",
+        "experiments": "a grid of runs: python -m resnet.sweep {file} --out DIR",
+        "trainers": "the description of a swarm on AWS: python -m albert.cloud plan {file}",
+        "deadlines": "the configuration of a swarm: python -m albert.swarm {file} --out RUN_DIR",
+        "batch": "the configuration of a swarm: python -m albert.swarm {file} --out RUN_DIR",
+    }
+    common: ClassVar[tuple[str, ...]] = (
+        *("peers", "byzantine", "steps", "seed", "attack.name", "attack.start"),
+        *("aggregator.name", "protocol.tau", "data.name", "data.path"),
+    )
     found: ClassVar[frozenset[str]] = frozenset({"data.digest"})
     renamed: ClassVar[dict[str, str]] = {
         "validators": "protocol.validators",
@@ -245,7 +256,10 @@ class Config:
 
 
 ABOUT = """Trains as CONFIG.yaml says, with these keys changed, and writes the run to RUN_DIR. The same command goes on
-with an interrupted run."""
+with an interrupted run.
+
+Example, a minute on 2 CPU cores:
+  python -m resnet.train configs/resnet/digits.yaml --out runs/a --byzantine 7 --attack.name sign_flip"""
 
 
 def load_config(argv: Sequence[str] | None = None, *, program: str = "python -m resnet.train") -> tuple[Config, Path]:

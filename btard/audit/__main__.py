@@ -59,7 +59,7 @@ def own_task(folder: Path) -> Task | None:
 
 def _not_recomputed(reason: str) -> None:
     line = " ".join(ascii(reason)[1:-1].split())
-    print(f"gradients are not computed again: {line:.300}", file=sys.stderr)
+    print(f"gradients are not recomputed: {line:.300}", file=sys.stderr)
 
 
 @program("the same command begins again")

@@ -99,11 +99,19 @@ def value_of(config: Settings, key: str) -> Any:
 
 
 def help_text(cls: type[S], program: str, about: str) -> str:
-    """Return what --help prints: the usage, `about`, and every key with its default and what it does."""
+    """Return what --help prints: the usage, `about`, and every key with its default and what it does.
+
+    The keys that `cls` calls `common` come first.
+    """
     lines = [f"usage: {program} CONFIG.yaml --out RUN_DIR [--key value ...]", "", about, ""]
-    lines += ["The keys, their defaults, and what they do:"]
     settings = asdict(cls())
-    for key, (hint, doc) in keys(cls).items():
+    known, common = keys(cls), tuple(key for key in getattr(cls, "common", ()) if key in keys(cls))
+    if common:
+        lines += ["The keys that are changed most often, their defaults, and what they do:"]
+    for key in (*common, *(key for key in known if key not in common)):
+        if key not in common and key == next(other for other in known if other not in common):
+            lines += ["", "All other keys:" if common else "The keys, their defaults, and what they do:"]
+        hint, doc = known[key]
         value: Any = settings
         for name in key.split("."):
             value = value[name]

@@ -83,6 +83,10 @@ def read_settings(path: AnyPath, cls: type) -> dict[str, Setting]:
 
 def _read(path: AnyPath, cls: type, above: tuple[AnyPath, ...]) -> dict[str, Setting]:
     content = dict(read_mapping(path))
+    heads = {key.partition(".")[0] for key in keys(cls)}
+    for key, what in getattr(cls, "elsewhere", {}).items():
+        if key in content and key not in heads:
+            raise ConfigError(f"{path}: is {what.format(file=path)}")
     base = content.pop(BASE, None)
     if base is None:
         return settings_of(content, cls, str(path))
@@ -129,6 +133,14 @@ def read_mapping(path: AnyPath) -> Mapping[Any, Any]:
 def read_yaml(text: str) -> Any:
     """Return the value that YAML text stands for, by a loader that makes plain values alone. Errors: YAMLError."""
     return yaml.load(text, Loader=_Loader)
+
+
+def parse_word(text: str) -> Any:
+    """Return the value that a word of the command line would have in a YAML file; what is no YAML is text."""
+    try:
+        return read_yaml(text)
+    except (yaml.YAMLError, RecursionError):
+        return text
 
 
 def _flatten(
@@ -246,10 +258,7 @@ def _parse_word(text: str, options: Sequence[Any]) -> Any:
     """The value that `text` would have in a YAML file, except that a path `007` remains text."""
     if str in options and not {int, float, bool} & set(options):
         return None if text in ("null", "~", "") and type(None) in options else text
-    try:
-        return read_yaml(text)
-    except (yaml.YAMLError, RecursionError):
-        return text
+    return parse_word(text)
 
 
 def _accept(value: Any, option: Any) -> tuple[bool, Any]:

@@ -105,5 +105,5 @@ def test_a_task_that_cannot_be_made_leaves_the_votes(tmp_path: Path, capsys: pyt
         capsys.readouterr()
         assert main([str(tmp_path)]) == 0
         said = capsys.readouterr()
-        assert said.err.startswith("gradients are not computed again: ") and said.err.count("\n") == 1
+        assert said.err.startswith("gradients are not recomputed: ") and said.err.count("\n") == 1
         assert reason in said.err and "votes only" in said.out
