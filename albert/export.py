@@ -32,10 +32,10 @@ def main(argv: list[str] | None = None) -> int:
     need("experiments", "transformers", "yaml")
     from albert.data.corpus import DataError
     from btard.export.final import ExportError
-    from btard.harness.layout import LayoutError
     from btard.harness.run_folder import RunFolderError
     from btard.harness.settings import exit_with
     from btard.harness.typed_yaml import ConfigError
+    from btard.training.layout import LayoutError
 
     try:
         return export(args.folder, args.out, args.data)
@@ -57,9 +57,9 @@ def export(folder: Path, out: Path, data: str | None = None) -> int:
     from btard.export.card import card, signers
     from btard.export.final import ExportError, read_final
     from btard.export.folder import copy_proof, new_folder
-    from btard.harness.layout import PARAMETERS, read_layout
     from btard.harness.settings import read_config
-    from btard.harness.vector import views
+    from btard.training.layout import PARAMETERS, read_layout
+    from btard.training.vector import views
 
     final = read_final(folder)
     _, agreed = read_layout(folder)

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from btard.protocol.ledger import Entry
     from btard.protocol.peer import Peer
     from btard.task import QuadraticTask, Task
+    from btard.training.ranks import distributed
+    from btard.training.run import Ban, Run
+    from btard.training.simulation import simulate
+    from btard.training.torch_task import TorchTask
 
 __version__ = "0.2.0"
 
@@ -62,6 +66,12 @@ _PLACES = {
     "ServerDriver": "btard.drivers.server",
     "StepResult": "btard.drivers.loop",
     "Task": "btard.task",
+    # A PyTorch model, trained.
+    "Ban": "btard.training.run",
+    "distributed": "btard.training.ranks",
+    "Run": "btard.training.run",
+    "simulate": "btard.training.simulation",
+    "TorchTask": "btard.training.torch_task",
     # Evidence for others; `btard.audit.audit` checks it.
     "Recorder": "btard.audit.recorder",
 }
@@ -90,6 +100,11 @@ __all__ = [  # noqa: RUF022  (as in `_PLACES`; a test compares)
     "ServerDriver",
     "StepResult",
     "Task",
+    "Ban",
+    "distributed",
+    "Run",
+    "simulate",
+    "TorchTask",
     "Recorder",
 ]
 

@@ -103,6 +103,9 @@ def _by_its_words(error: BaseException) -> tuple[int, str] | None:
     homeless = isinstance(error, KeyError) and "getpwuid" in said
     if homeless or (isinstance(error, RuntimeError) and "home directory" in lower):
         return FAILED, f"user {os.getuid()} has no home and no name here; set HOME and USER, such as HOME=/tmp USER=me"
+    if type(error).__name__ in ("DistNetworkError", "DistStoreError"):
+        what = said.partition(". ")[0].partition("\n")[0]
+        return FAILED, f"the processes find no meeting point ({what}); check MASTER_ADDR and MASTER_PORT"
     if isinstance(error, RuntimeError) and "can't start new thread" in lower:
         return FAILED, f"no more threads; {ADVICE[errno.EAGAIN]}"
     if isinstance(error, ImportError):

@@ -24,10 +24,10 @@ from btard.harness.figures import BLUE, VERMILION, bare, new_figure, save
 from btard.harness.progress import track
 from btard.harness.tables import console, table
 from btard.harness.typed_yaml import ConfigError
-from btard.harness.vector import bind, flatten
 from btard.protocol.effects import Compute
 from btard.protocol.hashing import batch_seed, digest
 from btard.protocol.tolerance import difference, tolerated_deviation
+from btard.training.vector import bind, flatten
 from resnet.cohort import make_model
 from resnet.config import Config, parse_command_line
 from resnet.data import Dataset, load_dataset

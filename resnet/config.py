@@ -8,8 +8,9 @@ from typing import ClassVar, Literal
 
 from btard.checks import FieldError, require
 from btard.harness import settings
-from btard.harness.sections import AttackSection, ProtocolSection, draw_attackers
+from btard.harness.sections import AttackSection, ProtocolSection
 from btard.harness.typed_yaml import AnyPath
+from btard.protocol.attackers import draw_attackers
 from btard.protocol.config import ProtocolConfig, ProtocolSettings
 
 AggregatorName = Literal[

@@ -16,17 +16,14 @@ import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from btard.audit.recorder import Recorder
-from btard.boundary import MachineError
 from btard.drivers.collective import CollectiveDriver, Fallen
-from btard.drivers.mesh import Mesh, RankLost
+from btard.drivers.mesh import Mesh, RankLost, torchrun_mesh
 from btard.harness.pieces import Pieces
 from btard.harness.progress import Bar
 from btard.harness.run_folder import RunFolder, RunFolderError, rank_checkpoints
@@ -97,8 +94,7 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(config.threads)
     progress = _Progress()
     try:
-        mesh = Mesh(_store(rank, config.timeout), rank, size, config.timeout)
-        mesh.heed_termination()
+        mesh = torchrun_mesh(config.timeout)
         return _run(replace(config, mode="per_peer"), out, mesh, progress)
     except RankLost as lost:
         there = [other for other in range(size) if other not in lost.missing and other not in progress.fallen]
@@ -232,24 +228,6 @@ def _common(mesh: Mesh, found: Mapping[int, Checkpoint]) -> tuple[int, tuple[int
             if all(members[rank].get(step) == ranks for rank in ranks):
                 return step, ranks
     return 0, mesh.ranks
-
-
-def _store(rank: int, timeout: float) -> dist.Store:
-    """torchrun's own store, where there is one: it outlives the ranks. A prefix for each attempt of its to restart."""
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    try:
-        store = dist.TCPStore(
-            address,
-            port,
-            is_master=not agents and rank == FIRST,
-            timeout=timedelta(seconds=timeout),
-            wait_for_workers=False,
-        )
-    except dist.DistError as error:
-        said = str(error).partition(". ")[0]
-        raise MachineError(f"MASTER_ADDR {address}, MASTER_PORT {port}: no meeting point there ({said})") from None
-    return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def _say(line: str) -> None:

@@ -24,10 +24,10 @@ from btard.harness import tables
 from btard.harness.progress import track
 from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import ConfigError
-from btard.harness.vector import flatten
 from btard.protocol.effects import Compute
 from btard.protocol.hashing import batch_seed, digest
 from btard.protocol.record import Split
+from btard.training.vector import flatten
 from resnet.cohort import make_model
 from resnet.config import Config, parse_command_line
 from resnet.data import DataError, Dataset, load_dataset

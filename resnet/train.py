@@ -25,17 +25,17 @@ from btard.drivers.local import LocalDriver
 from btard.drivers.loop import StepResult
 from btard.drivers.server import ServerDriver
 from btard.harness import tables
-from btard.harness.layout import layout_of, write_layout
 from btard.harness.pieces import FILES, digests
 from btard.harness.progress import Bar
 from btard.harness.run_folder import Checkpoints, RunFolder, read_timings, steps_per_second
 from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import ConfigError
-from btard.harness.vector import bind, flatten
 from btard.protocol.commit import NoGradient
 from btard.protocol.heal import HEALED, described
 from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.tolerance import tolerated_deviation
+from btard.training.layout import layout_of, write_layout
+from btard.training.vector import bind, flatten
 from resnet.batchnorm import statistics_slots
 from resnet.cohort import HISTORY, make_driver, make_model
 from resnet.config import Config, load_config
@@ -110,6 +110,10 @@ class Training:
                 "loss": _finite(self._losses()[honest].mean().item()),
                 "active": len(result.active),
             }
+            if result.account is not None:
+                # Bytes of one peer, the same one where each is a process: equal runs leave equal lines.
+                honest = [peer for peer in result.sent if peer in result.active and peer not in self.byzantine]
+                metrics |= result.account.fields(min(honest, default=None))
             if self.config.btard and self.config.protocol.tau == "auto":
                 metrics["tau"] = result.tau
         last = step + 1 == self.config.steps

@@ -325,10 +325,8 @@ def main(argv: list[str] | None = None) -> int:
     rows = table(found)
     said.out.with_suffix(".md").write_text(tables.markdown(COLUMNS, rows) + "\n", encoding="utf-8")
     tables.show("", COLUMNS, rows)
-    delays = [
-        (str(row["peers"]), str(row["relays"]), name, str(n)) for row in found for name, n in row["delays"].items()
-    ]
-    tables.show("delays of a step", (">peers", ">relays", "for", ">delays"), sorted(set(delays), key=delays.index))
+    counts = [(row["peers"], row["relays"], name, n) for row in found for name, n in row["delays"].items()]
+    tables.show("delays of a step", (">peers", ">relays", "for", ">delays"), [[*map(str, count)] for count in counts])
     print(f"files: {said.out}, {said.out.with_suffix('.md')}")
     return 0
 

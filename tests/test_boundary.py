@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch.distributed import DistNetworkError
 
 from btard.boundary import FAILED, FAULT, INTERRUPTED, MISTAKE, Mistake, Parser, line_of, output_file, program
 from btard.extras import MissingPackages
@@ -51,6 +52,7 @@ KNOWN: dict[str, tuple[BaseException, int, str]] = {
         "btard.swarm",
     ),
     "a broken package": (ImportError("libcudart.so.12: cannot open shared object file"), FAILED, "libcudart.*again"),
+    "no meeting point": (DistNetworkError("The client socket has failed. It"), FAILED, "check MASTER_ADDR"),
     "threads": (RuntimeError("can't start new thread"), FAILED, "no more threads; allow more processes"),
 }
 

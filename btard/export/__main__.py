@@ -26,9 +26,9 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("give either --out FOLDER or --check")
     need("swarm", "rich", "yaml")
     from btard.export.final import ExportError
-    from btard.harness.layout import LayoutError
     from btard.harness.run_folder import RunFolderError
     from btard.harness.settings import exit_with
+    from btard.training.layout import LayoutError
 
     try:
         return check(args.folder) if args.check else export(args.folder, args.out)
@@ -43,7 +43,7 @@ def export(folder: Path, out: Path) -> int:
     from btard.export.card import card, signers
     from btard.export.final import read_final
     from btard.export.folder import WEIGHTS, copy_proof, new_folder
-    from btard.harness.layout import read_layout
+    from btard.training.layout import read_layout
 
     final = read_final(folder)
     slots, agreed = read_layout(folder)

@@ -111,6 +111,14 @@ class ProtocolConfig(ProtocolSettings):
     """The settings and what they are about; `n`, `b`, `m`, `tau` as in the paper. Every field is equal at every peer.
 
     Raises FieldError for settings that cannot work; warns where the workers of a step may have no honest majority.
+
+    >>> import btard
+    >>> config = btard.ProtocolConfig(peers=16, byzantine=7, validators=1, tau="auto", run_id="docs")
+    >>> config.rounds  # of relays, unless `relays` says otherwise
+    7
+    >>> btard.ProtocolConfig(peers=4, byzantine=2)
+    Traceback (most recent call last):
+    btard.checks.FieldError: byzantine must be >= 0 and < peers / 2 = 2, got 2; the honest must be the majority
     """
 
     peers: int

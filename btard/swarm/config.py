@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 from btard.checks import require
-from btard.harness.sections import AttackSection, ProtocolSection, draw_attackers
+from btard.harness.sections import AttackSection, ProtocolSection
+from btard.protocol.attackers import draw_attackers
 from btard.protocol.config import ProtocolConfig
 from btard.swarm.deadlines import Deadlines
 

@@ -240,6 +240,7 @@ class Coordinator:
         elapsed = time.time() - self._started if self._started else 0.0
         content = {
             "run_id": self.config.run_id,
+            "first": self.first,
             "step": self.view.next,
             "steps": self.config.steps,
             "time": time.time(),

@@ -33,7 +33,7 @@ from btard.swarm.driver import Fallen, OutOfStep
 from btard.swarm.founding import NoFounders, announce
 from btard.swarm.member import PREVIOUS, Member, Say
 from btard.swarm.node import Unreachable
-from btard.swarm.task import TaskSource
+from btard.swarm.task import HasLocalState, TaskSource
 from btard.swarm.view import bans_of, healings_of
 
 FAREWELL = 5.0
@@ -103,13 +103,15 @@ class Trainer(Member):
         if self.service.begins(now) and self.peer.last is not None:
             self._publish()
         started = time.perf_counter()
-        result = self.driver.step(self.optimizer.params, self.optimizer.state())
+        result = self.driver.step(self.optimizer.params, self.optimizer.state(), self.local_state())
         if self.recorder is not None:  # before the optimizer moves what the trail has of this step
             self.recorder.finished([self.peer], lambda step: self.driver.history.at(step, now), self.trail.agreed)
         if result.back_to is None:
             self.optimizer.apply(result.gradient, self.first + now)
         else:
             self.optimizer.load(result.state)
+            if isinstance(self.task, HasLocalState):
+                self.task.load_local_state(result.state)
         seconds = {**result.seconds, "other": max(0.0, time.perf_counter() - started - sum(result.seconds.values()))}
         self.sent += sum(result.sent.values())
         worked = self.peer.last is not None and self.peer.id in self.peer.last.workers
@@ -120,6 +122,8 @@ class Trainer(Member):
             "samples": len(result.workers) * self.task.samples(self.driver.history.workers[now]),
             "sent": sum(result.sent.values()),
         }
+        if result.account is not None:
+            metrics |= result.account.fields(self.peer.id)
         if self.config.protocol.tau == "auto":
             metrics["tau"] = result.tau
         if result.back_to is not None:
