@@ -103,6 +103,10 @@ class Config(SwarmConfig):
     """One swarm that trains ALBERT, and one process of it."""
 
     free_to_change: ClassVar[frozenset[str]] = SwarmConfig.free_to_change | {"data.path"}
+    common: ClassVar[tuple[str, ...]] = (
+        *("data.path", "peers", "byzantine", "steps", "seed", "attack.name", "attack.start"),
+        *("network.initial_peers", "network.port", "network.announce"),
+    )
 
     run_id: str = "albert"
     """Names the run in every hash and signature. Another run needs another name, or its messages could be replayed."""
