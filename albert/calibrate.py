@@ -7,7 +7,6 @@ machine that is to train.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from btard.boundary import Parser, program
 from btard.extras import need
 
 if TYPE_CHECKING:
@@ -132,10 +132,11 @@ def lines(found: Sequence[Measured], proposed: Mapping[str, Proposal]) -> Iterat
             yield f"tolerant, {name}: protocol.gradient_tol {proposal.tolerance:g} ({largest}; {false})"
 
 
+@program("the same command begins again")
 def main(argv: Sequence[str] | None = None) -> int:
     """0; 2 after one line about a mistake."""
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__, allow_abbrev=False)
+    parser = Parser(prog=PROGRAM, description=__doc__)
     parser.add_argument("config", metavar="CONFIG.yaml", help="the swarm's configuration")
     parser.add_argument("--out", required=True, metavar="DIR", help="where calibration.json goes")
     parser.add_argument("--steps", type=int, default=20, help="training steps between two measurements (default 20)")

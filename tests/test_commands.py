@@ -73,8 +73,8 @@ def commands() -> dict[str, list[list[str]]]:
 COMMANDS = commands()
 
 
-class Taken(Exception):
-    """The command line was taken."""
+class Taken(BaseException):
+    """The command line was taken. No Exception, or it would end at the boundary of the program."""
 
 
 def takes_config(cls: type[Any]) -> Callable[[list[str]], None]:
