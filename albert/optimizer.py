@@ -8,7 +8,7 @@ from torch import nn
 
 from albert.config import OptimizerConfig
 from albert.model import decays
-from btard.harness.vector import bind, flatten, views
+from btard.training.vector import bind, flatten, views
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

@@ -1,7 +1,8 @@
 """BTARD: Byzantine-tolerant training without a server (Gorbunov et al., ICML 2022, arXiv 2106.11257).
 
 The library needs torch, numpy, cryptography, PyNaCl, msgspec, blake3 and safetensors; it knows no model, and imports
-neither `resnet` nor `albert`. Only `btard.swarm` knows a network; it needs the extra `swarm`.
+neither `resnet` nor `albert`. Only `btard.swarm` knows a network; it needs the extra `swarm`. `btard.export` reads a
+swarm's checkpoints.
 
 The names below are all that most programs need; docs/library.md shows each at work. They are imported on first use.
 """
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
     from btard.protocol.ledger import Entry
     from btard.protocol.peer import Peer
     from btard.task import QuadraticTask, Task
+    from btard.training.ranks import distributed
+    from btard.training.run import Ban, Run
+    from btard.training.simulation import simulate
+    from btard.training.torch_task import TorchTask
 
 __version__ = "0.2.0"
 
@@ -60,6 +65,12 @@ _PLACES = {
     "ServerDriver": "btard.drivers.server",
     "StepResult": "btard.drivers.loop",
     "Task": "btard.task",
+    # A PyTorch model, trained.
+    "Ban": "btard.training.run",
+    "distributed": "btard.training.ranks",
+    "Run": "btard.training.run",
+    "simulate": "btard.training.simulation",
+    "TorchTask": "btard.training.torch_task",
     # Evidence for others; `btard.audit.audit` checks it.
     "Recorder": "btard.audit.recorder",
 }
@@ -88,6 +99,11 @@ __all__ = [  # noqa: RUF022  (as in `_PLACES`; a test compares)
     "ServerDriver",
     "StepResult",
     "Task",
+    "Ban",
+    "distributed",
+    "Run",
+    "simulate",
+    "TorchTask",
     "Recorder",
 ]
 

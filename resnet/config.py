@@ -8,12 +8,14 @@ from typing import ClassVar, Literal
 
 from btard.checks import FieldError, require
 from btard.harness import settings
-from btard.harness.sections import AttackSection, ProtocolSection, draw_attackers
+from btard.harness.sections import AttackSection, ProtocolSection
 from btard.harness.typed_yaml import AnyPath
+from btard.protocol.attackers import draw_attackers
 from btard.protocol.config import ProtocolConfig, ProtocolSettings
 
 AggregatorName = Literal[
     "btard",
+    "emulated",
     "mean",
     "coordinate_median",
     "trimmed_mean",
@@ -31,6 +33,8 @@ class ModelConfig:
 
     width: int = 64
     """Channels of the first stage. 64 is the standard ResNet-18 (11.2 M parameters), 16 has 0.7 M. Lower it on CPUs."""
+    init: Literal["torch", "he"] = "torch"
+    """How convolutions begin: as PyTorch's layers do, as in the authors' code, or he, He's normal initialisation."""
 
     def __post_init__(self) -> None:
         require(self.width >= 1, "width", ">= 1", self.width, "64 is the standard network")
@@ -72,19 +76,29 @@ class AggregatorConfig:
     """How gradients become one."""
 
     name: AggregatorName = "btard"
-    """btard: the protocol, without a server, with the settings of the section protocol. Any other: that rule at a
-    trusted server, where nobody is ever banned; of the section protocol only clip_lambda counts then."""
+    """btard: the protocol, without a server, with the settings of the section protocol. emulated: as the authors' code
+    has it, parts clipped at protocol.tau and bans by chance. Any other: that rule at a trusted server, where nobody is
+    ever banned; of the section protocol only clip_lambda counts then."""
     radius: float = 1.0
     """centered_clip: the clipping radius of whole gradients, so compare with about sqrt(peers) times protocol.tau.
     inf is the mean."""
     byzantine: int | None = None
     """trimmed_mean, krum, multi_krum and bulyan: how many Byzantine peers the rule is made for. null: as many as there
     are. Set it to see what a defence costs when nobody attacks."""
+    bans: Literal["independent", "pairs"] = "independent"
+    """emulated: who is banned. independent, the authors' law: each attacker with a chance of (n - b)/n^2 per attack.
+    pairs: protocol.validators honest peers each check another peer, as the protocol draws them."""
+    replace_banned: bool = True
+    """emulated: an honest peer takes the place of a banned one, as in the authors' code. false: the cohort shrinks, as
+    under the protocol, and with it the batch."""
 
     def __post_init__(self) -> None:
         require(self.radius > 0, "radius", "> 0", self.radius, "use inf for the plain mean")
         if self.name == "btard" and self.byzantine is not None:
             raise FieldError("byzantine", "is protocol.byzantine where aggregator.name is btard")
+        for name in ("bans", "replace_banned"):
+            if self.name != "emulated" and getattr(self, name) != getattr(type(self), name):
+                raise FieldError(name, "is for aggregator.name emulated alone: the protocol draws and bans by itself")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +190,11 @@ class Config:
         return self.aggregator.name == "btard"
 
     @property
+    def can_ban(self) -> bool:
+        """Whether peers can be banned."""
+        return self.aggregator.name in ("btard", "emulated")
+
+    @property
     def validators(self) -> int:
         """Validators per step: only the protocol has any."""
         return self.protocol.validators if self.btard else 0
@@ -184,7 +203,7 @@ class Config:
     def radius(self) -> float | str | None:
         """What the aggregator clips at; None if it does not clip."""
         server = self.aggregator.radius if self.aggregator.name == "centered_clip" else None
-        return self.protocol.tau if self.btard else server
+        return self.protocol.tau if self.can_ban else server
 
     @property
     def tolerated(self) -> int:
@@ -213,6 +232,9 @@ class Config:
         require(0 <= 2 * self.tolerated < n, "aggregator.byzantine", rule, self.tolerated, fix, beside="peers")
         if self.btard:
             self.protocol.check(peers=n, byzantine=b, run_id=self.run_id)
+        tau = self.protocol.tau
+        clips = self.aggregator.name != "emulated" or not isinstance(tau, str)
+        require(clips, "protocol.tau", "a number with the aggregator emulated", tau, "1 and 10 are the paper's")
         # Either alone would silently be a run without attack, which somebody would take for one with it.
         fix = "set attack.name, or byzantine to 0"
         require(self.attack.name is not None or b == 0, "byzantine", "0 without an attack", b, fix)

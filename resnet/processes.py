@@ -16,16 +16,14 @@ import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from btard.audit.recorder import Recorder
 from btard.drivers.collective import CollectiveDriver, Fallen
-from btard.drivers.mesh import Mesh, RankLost
+from btard.drivers.mesh import Mesh, RankLost, torchrun_mesh
 from btard.harness.progress import Bar
 from btard.harness.run_folder import RunFolder, RunFolderError, rank_checkpoints
 from btard.harness.typed_yaml import ConfigError
@@ -33,7 +31,7 @@ from btard.protocol.ledger import Ledger
 from resnet.cohort import HISTORY, cohort_settings
 from resnet.config import Config, load_config
 from resnet.data import DataError, Dataset, load_dataset
-from resnet.train import Training, describe, print_summary, summarise
+from resnet.train import Training, describe, print_summary, summarise, write_model
 
 Checkpoint = tuple[int, dict[str, torch.Tensor], dict[str, Any]]
 
@@ -69,7 +67,7 @@ class RankTraining(Training):
             self.mesh,
             recorder=None if self.mesh.rank in self.byzantine else Recorder(folder, protocol, "resnet.audit:task_of"),
             note=lambda: struct.pack("<f", self.task.losses[self.mesh.rank].item()),
-            **cohort_settings(self.config, self.byzantine, folder / HISTORY / f"rank-{self.mesh.rank:03d}"),
+            **cohort_settings(self.config, self.task, self.byzantine, folder / HISTORY / f"rank-{self.mesh.rank:03d}"),
         )
 
     def _losses(self) -> torch.Tensor:
@@ -95,8 +93,7 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(config.threads)
     progress = _Progress()
     try:
-        mesh = Mesh(_store(rank, config.timeout), rank, size, config.timeout)
-        mesh.heed_termination()
+        mesh = torchrun_mesh(config.timeout)
         return _run(replace(config, mode="per_peer"), out, mesh, progress)
     except RankLost as lost:
         there = [other for other in range(size) if other not in lost.missing and other not in progress.fallen]
@@ -142,6 +139,8 @@ def _run(config: Config, out: Path, mesh: Mesh, progress: _Progress) -> int:
     if data is None:
         data = load_dataset(config.data.name, config.data.path, label=config.data.label)
     training = RankTraining(config, data, out, mesh)
+    if mesh.rank == FIRST:
+        write_model(training, out)
     checkpoints = rank_checkpoints(out, mesh.rank)
     found = {checkpoint[0]: checkpoint for checkpoint in checkpoints.intact()}
     first, ranks = _common(mesh, found)
@@ -212,20 +211,6 @@ def _common(mesh: Mesh, found: Mapping[int, Checkpoint]) -> tuple[int, tuple[int
             if all(members[rank].get(step) == ranks for rank in ranks):
                 return step, ranks
     return 0, mesh.ranks
-
-
-def _store(rank: int, timeout: float) -> dist.Store:
-    """torchrun's own store, where there is one: it outlives the ranks. A prefix for each attempt of its to restart."""
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = dist.TCPStore(
-        address,
-        port,
-        is_master=not agents and rank == FIRST,
-        timeout=timedelta(seconds=timeout),
-        wait_for_workers=False,
-    )
-    return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def _say(line: str) -> None:

@@ -27,15 +27,17 @@ from btard.harness.progress import Bar
 from btard.harness.run_folder import Checkpoints, RunFolder, RunFolderError, read_timings, steps_per_second
 from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import ConfigError
-from btard.harness.vector import bind, flatten
 from btard.protocol.commit import NoGradient
 from btard.protocol.heal import HEALED, described
 from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.tolerance import tolerated_deviation
-from resnet.cohort import HISTORY, make_driver
+from btard.training.layout import layout_of, write_layout
+from btard.training.vector import bind, flatten
+from resnet.batchnorm import statistics_slots
+from resnet.cohort import HISTORY, make_driver, make_model
 from resnet.config import Config, load_config
 from resnet.data import DataError, Dataset, load_dataset
-from resnet.model import evaluate, resnet18
+from resnet.model import evaluate
 from resnet.sampling import TrainingData
 from resnet.task import ClassificationTask
 
@@ -49,7 +51,7 @@ class Training:
     def __init__(self, config: Config, data: Dataset, folder: Path) -> None:
         self.config, self.data = config, data
         self.device = self._device()
-        self.model = resnet18(config.model.width, data.classes, data.channels, seed=config.seed).to(self.device)
+        self.model = make_model(config, data).to(self.device)
         self.params = torch.nn.Parameter(flatten(self.model))
         bind(self.model, self.params.detach())
         optimizer = config.optimizer
@@ -104,6 +106,10 @@ class Training:
                 "loss": _finite(self._losses()[honest].mean().item()),
                 "active": len(result.active),
             }
+            if result.account is not None:
+                # Bytes of one peer, the same one where each is a process: equal runs leave equal lines.
+                honest = [peer for peer in result.sent if peer in result.active and peer not in self.byzantine]
+                metrics |= result.account.fields(min(honest, default=None))
             if self.config.btard and self.config.protocol.tau == "auto":
                 metrics["tau"] = result.tau
         last = step + 1 == self.config.steps
@@ -220,6 +226,7 @@ def train(
     if data is None:
         data = load_dataset(config.data.name, config.data.path, label=config.data.label)
     training = Training(config, data, out)
+    write_model(training, out)
     first = 0
     checkpoint = folder.load_checkpoint()
     if checkpoint is not None:
@@ -251,6 +258,12 @@ def train(
     folder.write_summary(summary)
     shutil.rmtree(out / HISTORY, ignore_errors=True)
     return summary
+
+
+def write_model(training: Training, out: Path) -> None:
+    """Write what the network's tensors are called, and on which data it trains: for `python -m btard.export`."""
+    slots = [*layout_of(training.model), *statistics_slots(training.model)]
+    write_layout(out, slots, {"data": training.data.label, "data digest": training.data.digest})
 
 
 def describe(entry: Entry, byzantine: frozenset[int]) -> str:

@@ -7,6 +7,7 @@ times.
 import gc
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -29,6 +30,18 @@ def pytest_collection() -> Iterator[None]:
 
 def pytest_unconfigure() -> None:
     gc.unfreeze()
+
+
+REAL_TIME = ("albert", "drivers", "notebooks", "resnet/test_torchrun.py", "swarm")
+"""Where several processes or threads meet by deadlines: a machine that stalls fails such a test once, a fault twice."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test in real time is run again once when it failed; the summary names it (`-rR`). All others get one try."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(here).as_posix().startswith(REAL_TIME):
+            item.add_marker(pytest.mark.flaky(reruns=1))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -41,7 +41,6 @@ def _centered_clip_value(x: Tensor, *, byzantine: int = 0, tau: float | None = N
     return centered_clip(x, tau).value
 
 
-# Every rule by name: AGGREGATORS[name](x, byzantine=b, tau=tau) -> [d]. A rule ignores what it does not use.
 AGGREGATORS: dict[str, Aggregator] = {
     "mean": lambda x, *, byzantine=0, tau=None: mean(x),
     "coordinate_median": lambda x, *, byzantine=0, tau=None: coordinate_median(x),
@@ -52,3 +51,10 @@ AGGREGATORS: dict[str, Aggregator] = {
     "bulyan": lambda x, *, byzantine=0, tau=None: bulyan(x, byzantine),
     "centered_clip": _centered_clip_value,
 }
+"""Every rule by name: AGGREGATORS[name](x, byzantine=b, tau=tau) -> [d], of `x` [n, d]. A rule ignores what it does not
+use. Errors: ValueError for numbers of peers of which the rule promises nothing.
+
+>>> import btard, torch
+>>> btard.AGGREGATORS["coordinate_median"](torch.tensor([[1.0, 5.0], [2.0, 6.0], [900.0, -900.0]]))
+tensor([2., 5.])
+"""

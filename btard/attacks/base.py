@@ -55,6 +55,17 @@ class Attack(Behaviour):
 
     The docstring of a subclass is its documentation everywhere: the first line is the summary, the paragraphs
     "Formula:" and "Source:" are shown by `describe`. One object per peer; what the attackers share lies in `collusion`.
+
+    >>> import btard
+    >>> class Halved(btard.Attack):
+    ...     "Sends half of its gradient."
+    ...
+    ...     name = "halved"
+    ...
+    ...     def gradient(self, ctx, gradient):
+    ...         return gradient / 2
+    >>> Halved(collusion=btard.Collusion(frozenset({3}), peers=8), start=10).active(9)
+    False
     """
 
     byzantine = True

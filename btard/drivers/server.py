@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from btard.protocol.collusion import Collusion
 from btard.protocol.commit import NoGradient, clip_gradient
 from btard.protocol.effects import Compute
 from btard.protocol.hashing import batch_seed, digest
+from btard.protocol.ledger import Entry
 from btard.protocol.messages import is_finite
 from btard.task import Task
 
@@ -28,6 +29,11 @@ class ServerDriver:
 
     `history_folder` and `repeatable` are those of `LocalDriver`. Batches come from a coin as under BTARD, which the
     server here draws by itself. Errors: ValueError for a behaviour that needs validators, which there are none of.
+
+    >>> import btard, torch
+    >>> server = btard.ServerDriver("docs", 8, btard.AGGREGATORS["coordinate_median"], btard.QuadraticTask(8, noise=0))
+    >>> server.step(torch.ones(8)).gradient
+    tensor([1., 1., 1., 1., 1., 1., 1., 1.])
     """
 
     def __init__(
@@ -51,6 +57,7 @@ class ServerDriver:
         self.history = ParameterHistory(task.d, steps_kept(self.behaviours, repeatable), history_folder)
         self.compute = CohortCompute(task, self.history, mode)
         self.coins = [digest("first coin", run_id)]
+        self.active = tuple(range(peers))
 
     def step(self, params: torch.Tensor, *_: Any) -> StepResult:
         """The rule's aggregate of all peers' gradients at `params` [d]. Nobody ever goes back to an earlier state.
@@ -58,15 +65,16 @@ class ServerDriver:
         Errors: NoGradient if an honest gradient is not finite, which no rule can aggregate.
         """
         now = len(self.coins) - 1
-        self.history.record(now, params, self.n)
+        peers = self.active
+        self.history.record(now, params, len(peers))
         started = time.perf_counter()
-        peers = tuple(range(self.n))
         views = {i: View(now, i, self.run_id, self.coins, peers) for i in peers}
-        acting = {i: b if (b := self.behaviours.get(i, HONEST)).acts(views[i]) else b.resting for i in peers}
+        attacking = [i for i in peers if self.behaviours.get(i, HONEST).acts(views[i])]
+        acting = {i: b if i in attacking else b.resting for i in peers for b in [self.behaviours.get(i, HONEST)]}
         requests = [
             acting[i].request(views[i], Compute(now, i, batch_seed(self.run_id, now, i, self.coins[-1]))) for i in peers
         ]
-        answers = self.compute.answer(now, requests)
+        answers = dict(zip(peers, self.compute.answer(now, requests), strict=True))
         computed = time.perf_counter()
         honest = {i: answers[i] for i in peers if not self.behaviours.get(i, HONEST).byzantine}
         if not all(is_finite(gradient) for gradient in honest.values()):
@@ -77,7 +85,12 @@ class ServerDriver:
         gradient = self.rule(torch.stack(rows))
         self.coins.append(digest("server coin", self.coins[-1]))
         seconds = {"gradients": computed - started, "aggregate": time.perf_counter() - computed}
-        return StepResult(now, gradient, self.coins[-1], active=peers, workers=peers, seconds=seconds)
+        removed = self._ban(now, [i for i in attacking if self.behaviours.get(i, HONEST).byzantine])
+        return StepResult(now, gradient, self.coins[-1], removed, self.active, peers, seconds=seconds)
+
+    def _ban(self, step: int, attacking: Sequence[int]) -> tuple[Entry, ...]:
+        """Whom a step costs its place; nobody here."""
+        return ()
 
     def state(self) -> tuple[dict[str, object], dict[str, torch.Tensor]]:
         """What a checkpoint needs to go on to the same bits: JSON values, and tensors."""

@@ -80,6 +80,11 @@ def survival_law(peers: int, byzantine: int, validators: int, steps: int, *, sta
 
     All `byzantine` peers deviate at every step from `start` on in which they work, and Byzantine validators accuse
     nobody. Work of step t is judged in step t + 1, so nobody is gone at s = 0.
+
+    >>> import btard
+    >>> law = btard.survival_law(peers=16, byzantine=7, validators=1, steps=100)
+    >>> law.shape, float(law[0, 7]), bool(law[-1, 0] > 0.7)
+    ((100, 8), 1.0, True)
     """
     states: dict[State, float] = {(byzantine, 0, 0): 1.0}
     honest = peers - byzantine

@@ -6,9 +6,13 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 from btard.checks import require
-from btard.harness.sections import AttackSection, ProtocolSection, draw_attackers
+from btard.harness.sections import AttackSection, ProtocolSection
+from btard.protocol.attackers import draw_attackers
 from btard.protocol.config import ProtocolConfig
 from btard.swarm.deadlines import Deadlines
+
+AWAY = 60.0
+"""protocol.max_away of a swarm: to start again takes a peer some 10 seconds, however fast the others' steps are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +95,7 @@ class SwarmConfig:
     peers: int = 16
     """Peers at the start (n): so many have to come before the run begins."""
     byzantine: int = 0
-    """How many of them may be Byzantine (b), and how many are, where attack.name is set. More cost round trips
+    """How many of them may be Byzantine (b), and how many are, where attack.name is set. More cost message delays
     (protocol.relays)."""
     steps: int = 1250
     """Steps after which the run ends."""
@@ -115,7 +119,7 @@ class SwarmConfig:
     """CPU threads. null: what torch chooses. Exact validation needs equal numbers at all peers."""
     wandb: str | None = None
     """The coordinator's project at Weights & Biases. null: none. WANDB_MODE=offline works."""
-    protocol: ProtocolSection = field(default_factory=ProtocolSection)
+    protocol: ProtocolSection = field(default_factory=lambda: ProtocolSection(max_away=AWAY))
     attack: AttackConfig = field(default_factory=AttackConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     deadlines: Deadlines = field(default_factory=Deadlines)

@@ -24,10 +24,12 @@ from btard.protocol import wire
 from btard.protocol.collusion import Collusion
 from btard.protocol.commit import CutOff
 from btard.protocol.effects import Broadcast, Compare, Compute, Exchange, Losses, Measure, Purpose
+from btard.protocol.messages import UNKNOWN
 from btard.protocol.peer import Peer
 from btard.swarm import frames
 from btard.swarm.deadlines import Deadlines
 from btard.swarm.doors import Doors
+from btard.swarm.ends import Ends
 from btard.swarm.links import Dial, Refused
 from btard.swarm.node import Node
 from btard.swarm.outbox import Gone, Position, Said
@@ -53,7 +55,9 @@ class StepClock(Clock):
     def __init__(self, deadlines: Deadlines, gone_on: Callable[[], bool]) -> None:
         self.deadlines, self.gone_on = deadlines, gone_on
         self.ready_by = math.inf
-        self._wait, self._work = deadlines.phase, 0
+        self.longest = deadlines.phase
+        """Seconds that the wait of the latest phase may take, the longest of the step until now."""
+        self._work = 0
 
     def start(self, phase: str, work: int = 1) -> None:
         self.ready_by = time.monotonic() + self.deadlines.compute
@@ -64,9 +68,9 @@ class StepClock(Clock):
 
     def wait(self, effect: Broadcast | Compare | Exchange) -> float:
         """Seconds to wait for what the others say in the phase of `effect`, which is the next one."""
-        self._wait += self.deadlines.allowance(effect.phase, effect.load, self._work)
+        self.longest += self.deadlines.allowance(effect.phase, effect.load, self._work)
         self._work = 0
-        return self._wait
+        return self.longest
 
 
 class SwarmDriver:
@@ -93,11 +97,15 @@ class SwarmDriver:
         self.history, self.trail, self.collusion, self.watch = history, trail, collusion, watch
         self.members = peer.active
         """A_t of the latest step, whatever has become of it in this peer's view."""
-        self.rounds = Rounds(node, deadlines.give_up)
+        self.rounds = Rounds(node, deadlines.give_up, Ends(peer))
         self._members: dict[bytes, int] = {}
         self._own: dict[int, torch.Tensor] = {}
         self._clock = StepClock(deadlines, self._others_have_gone_on)
         self._behind: int | None = None
+        self._began: tuple[int, float] | None = None
+        """The step that this peer has begun last, and when."""
+        self._hold = 0.0
+        """Seconds for which others may still be in the last step."""
         doors.add("follow", self._follow, members_only=True)
         doors.add("fellow", self._show_fellow, members_only=True)
         self.refresh()
@@ -123,7 +131,8 @@ class SwarmDriver:
     async def _link(self) -> None:
         for other in self.others:
             if other not in self.rounds.links:
-                self.rounds.follow(other, self._dial(self.peer.roster.keys[other]))
+                dial = self._dial(self.peer.roster.keys[other])
+                self.rounds.follow(other, dial, known=other not in self.peer.probation)
         for gone in self.rounds.links.keys() - set(self.others):
             await self.rounds.unfollow(gone)
 
@@ -145,6 +154,7 @@ class SwarmDriver:
         """
         now = self.peer.t
         self.members = self.peer.active
+        self.peer.elapsed = self._elapsed(now)
         workers = sharing(self.peer.active, self.peer.assignments)
         self.history.record(now, params, workers, deep=self.peer.behaviour.lookback > 1)
         self.trail.record(now, self.peer.ledger.entries, State({PARAMETERS: params, **(shared or {})}, local or {}))
@@ -156,7 +166,8 @@ class SwarmDriver:
             raise OutOfStep(str(failure))
         if failure is not None:
             raise failure
-        self.node.run(self.rounds.finish(now))
+        self.node.run(self.rounds.finish(now, sign=self._owes()))
+        self._hold = self._clock.longest + self.deadlines.message
         self._trust_majority("the end")
         outcome = course.outcomes[self.peer.id]
         if outcome is None and self.peer.behaviour.byzantine:
@@ -170,6 +181,13 @@ class SwarmDriver:
         except LookupError as error:
             raise OutOfStep(str(error)) from None
 
+    def _elapsed(self, step: int) -> int:
+        """Milliseconds since I began the step before this one; UNKNOWN if I did not."""
+        before, self._began = self._began, (step, time.monotonic())
+        if before is None or before[0] != step - 1:
+            return UNKNOWN
+        return min(int(1000 * (self._began[1] - before[1])), 2**31 - 1)
+
     def restart(self, peer: Peer, *, behind: bool = False) -> None:
         """Go on as `peer`, which has the state at the beginning of its next step.
 
@@ -178,14 +196,16 @@ class SwarmDriver:
         time.
         """
         self.peer = peer
+        self._began = None
         self._behind = peer.t if behind else None
-        self.node.run(self.rounds.restart(peer.t))
+        self._hold = self.deadlines.patience(self.task.d) if behind else 0.0
+        self.node.run(self.rounds.restart(peer.t, Ends(peer)))
         self.refresh()
 
     def attest(self, said: bytes, limit: int) -> dict[int, bytes]:
         """A last round after the last step: what I say, and what the others say, by peer."""
         self.node.run(self.rounds.say(Said(ATTEST, [said])))
-        heard = self.node.run(self.rounds.hear(ATTEST, self.others, limit, 2 * self.deadlines.phase))
+        heard = self.node.run(self.rounds.hear(ATTEST, self.others, limit, 2 * self.deadlines.phase, hold=self._hold))
         self.rounds.advance()
         return {peer: bytes(body) for peer, body in heard.items()} | {self.peer.id: said}
 
@@ -211,14 +231,14 @@ class SwarmDriver:
         common, special = said.encoded()
         mail = Said(said.phase, common, special)
         sent = sum(frames.size_of(mail.to(to) or ()) for to in (special if said.exchanged else others))
-        heard = self.node.run(self._round(mail, others, said.limit, self._clock.wait(said.effect)))
+        heard = self.node.run(self._round(mail, others, said.limit, said.effect))
         answer = said.answer(heard, me, self.history.at(step, step).device)
         self._stay(said.phase)
         return Heard({me: answer}, {me: sent})
 
     def _others_have_gone_on(self) -> bool:
-        """Whether more peers are past the phase at hand than can lie about it."""
-        return self.rounds.outrun_by() > self.peer.config.byzantine
+        """Whether more members are past the phase at hand than can lie about it."""
+        return self.rounds.outrun_by(self.peer.active) > self.peer.config.byzantine
 
     def _owes(self) -> bool:
         """Whether this peer is in the step: then the others remove it if they do not hear it, and late is better.
@@ -228,20 +248,22 @@ class SwarmDriver:
         record = self.peer.current
         return record.here is not None and self.peer.id in record.members
 
-    async def _round(self, said: Said, others: Sequence[int], limit: int, wait: float) -> dict[int, bytearray]:
+    async def _round(
+        self, said: Said, others: Sequence[int], limit: int, effect: Broadcast | Compare | Exchange
+    ) -> dict[int, bytearray]:
         await self.rounds.say(said)
-        heard = await self.rounds.hear(said.phase, others, limit, wait)
+        wait, hurry = self._clock.wait(effect), self.deadlines.allowance(effect.phase, effect.load)
+        heard = await self.rounds.hear(said.phase, others, limit, wait, hurry=hurry, hold=self._hold)
         self.rounds.advance()
         return heard
 
     def _stay(self, phase: str) -> None:
         """Errors: Fallen or OutOfStep, if that is what more members say than can lie."""
         enough = self.peer.config.byzantine
-        refusals = self.rounds.refusals()
-        banned = [why for why in refusals.values() if why.startswith("banned")]
+        banned = [why for why in self.rounds.refusals(self.peer.active) if why.startswith("banned")]
         if len(banned) > enough:
             raise Fallen(f"step {self.peer.t}, {phase}: {len(banned)} members refuse this peer: {banned[0]}")
-        if self.rounds.left_behind_by() > enough:
+        if self.rounds.left_behind_by(self.peer.active) > enough:
             raise OutOfStep(f"step {self.peer.t}, {phase}: the others are some steps ahead")
         self._trust_majority(phase)
 

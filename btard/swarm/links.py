@@ -13,6 +13,7 @@ from hivemind.p2p import P2PDaemonError
 from btard.protocol import wire
 from btard.protocol.wire import Malformed
 from btard.swarm import frames
+from btard.swarm.ends import OVER
 from btard.swarm.outbox import Position
 
 HEADER = 512
@@ -21,6 +22,8 @@ AHEAD, AHEAD_TOTAL = 2**16, 2**20
 """Bytes of a frame, and of all frames of a peer, that are read before anybody asks for them."""
 FRAMES_AHEAD = 256
 """Frames of a peer that are read before anybody asks for them; a step among many colluders has some hundred."""
+BESIDE = 64
+"""Frames of a peer that belong to no phase, and are read between two calls of `want`; a step has two of them."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
 """Seconds between two attempts to reach a peer; they double."""
 
@@ -47,11 +50,19 @@ class Frame:
 class Link:
     """Follows one peer from position `at` on. `changed` is called whenever there is something new to look at.
 
+    `over` is given each word that a step is over, as soon as it is there, wherever I am.
+
     All methods are for the network's thread.
     """
 
-    def __init__(self, dial: Dial, at: Position, changed: Callable[[], None]) -> None:
-        self._dial, self._changed = dial, changed
+    def __init__(
+        self,
+        dial: Dial,
+        at: Position,
+        changed: Callable[[], None],
+        over: Callable[[bytearray], None] = lambda body: None,
+    ) -> None:
+        self._dial, self._changed, self._over = dial, changed, over
         self.at = at
         """What I want next: frames before it are passed over."""
         self.position: Position | None = None
@@ -62,6 +73,7 @@ class Link:
         self.down_since: float | None = time.monotonic()
         self._frames: dict[Position, Frame] = {}
         self._limit: int | None = None
+        self._beside = 0
         self._failures = self._failures_then = 0
         self._wanted = asyncio.Event()
         self._wake = asyncio.Event()  # begin anew at another place
@@ -72,6 +84,7 @@ class Link:
         """Forget what came before `at`, and read what comes there if it has at most `limit` bytes."""
         self.at, self._limit = at, limit
         self._frames = {p: frame for p, frame in self._frames.items() if p >= at}
+        self._beside = 0
         self._wanted.set()
         self._failures_then = self._failures
         if self.down_since is not None:
@@ -103,11 +116,12 @@ class Link:
             try:
                 self._wake.clear()
                 self._hurry.clear()
-                reader, writer = await self._dial(self._next())
+                first = self._next()
+                reader, writer = await self._dial(first)
                 self.down_since, self.refusal, pause = None, None, FIRST_PAUSE
                 self._changed()
                 if not self._wake.is_set():
-                    self._reading = asyncio.ensure_future(self._read(reader))
+                    self._reading = asyncio.ensure_future(self._read(reader, first))
                     try:
                         await asyncio.wait({self._reading})
                     finally:
@@ -133,17 +147,29 @@ class Link:
         known = [p for p in self._frames if p >= self.at]
         return (max(known)[0], max(known)[1] + 1) if known else self.at
 
-    async def _read(self, reader: asyncio.StreamReader) -> None:
-        """Read frames until the stream ends; returns where it has to be opened anew, at the next frame."""
+    async def _read(self, reader: asyncio.StreamReader, first: Position) -> None:
+        """Read frames from `first` on until the stream ends; returns where it has to be opened anew, at the next frame.
+
+        Errors: Malformed for frames that are not in order. Else there would be no end of those that I am past.
+        """
         while True:
             fields = await frames.receive(reader, HEADER, "frame")
             if fields[:1] == ["gone"]:
                 self.ahead_of_me = wire.check_int(fields[-1], "step")
                 self._changed()
+                await self._count_beside()
                 continue
             position, phase, size = _header(fields)
+            if position < first:
+                raise Malformed(f"frame: {position} where {first} is next")
+            first = position[0], position[1] + 1
             self.position = position
             self._changed()
+            if phase == OVER and 0 <= size <= AHEAD:
+                self._over(await frames.receive_body(reader, size))
+                self._changed()
+                await self._count_beside()
+                continue
             if position < self.at:
                 if size > AHEAD_TOTAL:
                     return
@@ -165,6 +191,12 @@ class Link:
                 return self._limit
             if self.at > position:
                 return None
+            self._wanted.clear()
+            await self._wanted.wait()
+
+    async def _count_beside(self) -> None:
+        self._beside += 1
+        while self._beside >= BESIDE:
             self._wanted.clear()
             await self._wanted.wait()
 

@@ -13,7 +13,10 @@ from btard.swarm.checkpoint import load_start
 from btard.swarm.config import SwarmConfig
 from btard.swarm.identity import load_identity
 from btard.swarm.node import Node
-from btard.swarm.task import Optimizer, TaskSource, Training
+from btard.swarm.notes import Notes
+from btard.swarm.task import Named, Optimizer, TaskSource, Training, ready
+from btard.training.layout import write_layout
+from btard.training.optimizer import VectorOptimizer
 
 
 @dataclass(frozen=True)
@@ -31,18 +34,26 @@ class Start:
 
 def begin(config: SwarmConfig, source: TaskSource) -> Start:
     """Make task and optimizer. Errors: ConfigError for what the task refuses, or a `start_from` that does not fit."""
-    task, optimizer = source.make(config)
+    task, optimizer = ready(source, config)
     first = 0
     if config.start_from is not None:
         first, tensors = load_start(Path(config.start_from), optimizer.state())
         optimizer.load(tensors)
     initial = tensor_digest(optimizer.params, "parameters").hex()
     agreed = config.agreed() | dict(task.agreed()) | {"first step": first, "initial parameters": initial}
+    if isinstance(optimizer, VectorOptimizer):
+        agreed |= optimizer.agreed()
     return Start(task, optimizer, first, agreed)
 
 
-def make_node(config: SwarmConfig, identity: Identity) -> Node:
-    """This process in the network, not yet started."""
+def write_model(task: Training, out: Path) -> None:
+    """Write into the run folder `out` what the task's parameters are called, if it says so."""
+    if isinstance(task, Named):
+        write_layout(out, task.layout(), task.agreed())
+
+
+def make_node(config: SwarmConfig, identity: Identity, notes: Notes) -> Node:
+    """This process in the network, not yet started; where it was before, if the settings let it."""
     network = config.network
     return Node(
         identity,
@@ -51,6 +62,8 @@ def make_node(config: SwarmConfig, identity: Identity) -> Node:
         announce=network.announce,
         initial_peers=network.addresses,
         relay=network.relay,
+        before=notes.port,
+        known=notes.addresses if network.addresses else (),
     )
 
 

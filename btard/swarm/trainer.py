@@ -33,11 +33,11 @@ from btard.swarm.driver import Fallen, OutOfStep
 from btard.swarm.founding import NoFounders, announce
 from btard.swarm.member import PREVIOUS, Member, Say
 from btard.swarm.node import Unreachable
-from btard.swarm.task import TaskSource
+from btard.swarm.task import HasLocalState, TaskSource
 from btard.swarm.view import bans_of, healings_of
 
 FAREWELL = 5.0
-"""Seconds for which a peer that is done waits for somebody to ask how it ended."""
+"""Seconds for which a peer that is done waits for somebody to ask how it ended, or for the final state."""
 
 
 class Trainer(Member):
@@ -67,6 +67,9 @@ class Trainer(Member):
             return finished
         try:
             self.node.start()
+            address = self.node.addresses[0]
+            self.notes.write_address(address)
+            self.say(f"address: {address}")
             self.node.run(self._background())
             arrive(self)
             with warnings.catch_warnings():
@@ -101,16 +104,17 @@ class Trainer(Member):
         for request in self.service.take_requests():
             self.peer.receive(request)
         if self.service.begins(now) and self.peer.last is not None:
-            previous = self.driver.history.at(now - 1, now - 1) if now else self.optimizer.params
-            self.service.publish(self.peer, self.optimizer.state() | {PREVIOUS: previous})
+            self._publish()
         started = time.perf_counter()
-        result = self.driver.step(self.optimizer.params, self.optimizer.state())
+        result = self.driver.step(self.optimizer.params, self.optimizer.state(), self.local_state())
         if self.recorder is not None:  # before the optimizer moves what the trail has of this step
             self.recorder.finished([self.peer], lambda step: self.driver.history.at(step, now), self.trail.agreed)
         if result.back_to is None:
             self.optimizer.apply(result.gradient, self.first + now)
         else:
             self.optimizer.load(result.state)
+            if isinstance(self.task, HasLocalState):
+                self.task.load_local_state(result.state)
         seconds = {**result.seconds, "other": max(0.0, time.perf_counter() - started - sum(result.seconds.values()))}
         self.sent += sum(result.sent.values())
         worked = self.peer.last is not None and self.peer.id in self.peer.last.workers
@@ -121,6 +125,8 @@ class Trainer(Member):
             "samples": len(result.workers) * self.task.samples(self.driver.history.workers[now]),
             "sent": sum(result.sent.values()),
         }
+        if result.account is not None:
+            metrics |= result.account.fields(self.peer.id)
         if self.config.protocol.tau == "auto":
             metrics["tau"] = result.tau
         if result.back_to is not None:
@@ -137,13 +143,23 @@ class Trainer(Member):
         if (now + 1) % self.config.checkpoint_every == 0 and now + 1 < self.config.steps - self.first:
             self.save()
 
+    def _publish(self, *, last: bool = False) -> None:
+        """Let others have the state at the beginning of the next step; `last`: there is none."""
+        now = self.peer.t
+        previous = self.driver.history.at(now - 1, now - 1) if now else self.optimizer.params
+        self.service.publish(self.peer, self.optimizer.state() | {PREVIOUS: previous}, last=last)
+
     def _end(self) -> dict[str, Any]:
-        """Sign the end together with the others, and write the summary."""
+        """Sign the end together with the others, give the final state away, and write the summary."""
         self.state = "ending"
         peer = self.peer
+        self.service.begins(peer.t)
+        self._publish(last=True)
         statement = Attestation(peer.t, peer.ledger.head, tensor_digest(self.optimizer.params, "parameters"))
         signed = statement.digest(self.protocol, peer.roster, self.task.d)
-        said = self.driver.attest(peer.identity.sign(signed), SIGNATURE_SIZE)
+        mine = peer.identity.sign(signed)
+        self.signed = {"step": peer.t, "params": statement.params.hex(), "signature": mine.hex()}
+        said = self.driver.attest(mine, SIGNATURE_SIZE)
         signatures = {i: signature for i, signature in said.items() if peer.roster.verify(i, signed, signature)}
         if self.recorder is not None:
             self.recorder.begin(peer.roster, self.task.d, numeric_platform(str(self.optimizer.params.device)))
@@ -169,7 +185,7 @@ class Trainer(Member):
         self.folder.write_summary(summary)
         self.state = "done"
         self.driver.linger(2 * self.config.deadlines.phase)
-        self.service.wait_until_told(FAREWELL)
+        self.service.wait_until_told(FAREWELL, self.patience)
         return summary
 
 
@@ -179,6 +195,16 @@ def _describe(entry: Entry, first: int) -> str:
     by = f", accused by {', '.join(map(str, entry.accusers))}" if entry.accusers else ""
     out = ", ".join(map(str, entry.peers)) or str(entry.accused)
     return f"step {first + entry.step}: {'removed' if entry.peers else 'noted'} peer {out}: {entry.kind}{by}"
+
+
+def _way_back(config: SwarmConfig) -> str:
+    """How whoever is out for good can come again."""
+    if config.protocol.probation is None:
+        return "this key cannot come back, and protocol.probation is null: nobody can join this run"
+    return (
+        "this key cannot come back; to come as a new peer, give the same command another --out (and another "
+        f"network.identity, if it is set); its probation takes protocol.probation = {config.protocol.probation} steps"
+    )
 
 
 def print_summary(summary: dict[str, Any], out: Path) -> None:
@@ -207,7 +233,7 @@ def main(config: SwarmConfig, out: Path, source: TaskSource) -> int:
         what = str(error).partition(". ")[0]
         exit_with(MemoryError(f"{what}: compute fewer samples at once, or in half precision, at all peers alike"))
     except Fallen as fallen:
-        print(f"out of the run: {fallen}", file=sys.stderr)
+        print(f"out of the run: {fallen}; {_way_back(config)}", file=sys.stderr)
         return 3
     except KeyboardInterrupt:
         print("interrupted: the same command goes on", file=sys.stderr)

@@ -37,8 +37,8 @@ def test_every_key_is_explained():
     assert [key for key, (_, doc) in keys(Config).items() if not doc.endswith(".")] == []
 
 
-def test_aggregators_are_the_protocol_and_the_librarys_rules():
-    assert set(get_args(AggregatorName)) == {"btard", *AGGREGATORS}
+def test_aggregators_are_the_protocol_its_emulation_and_the_librarys_rules():
+    assert set(get_args(AggregatorName)) == {"btard", "emulated", *AGGREGATORS}
 
 
 def test_command_line_goes_over_the_file(tmp_path):
