@@ -98,6 +98,13 @@ def resnet18(
     return model
 
 
+def values_left(height: int, width: int) -> int:
+    """Return how many pixels an image of this size has in the last stage."""
+    for stride in STAGE_STRIDES:
+        height, width = -(-height // stride), -(-width // stride)
+    return height * width
+
+
 def _initialise(model: nn.Module, init: Init, generator: torch.Generator) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and init == "he":
