@@ -131,8 +131,7 @@ class SwarmDriver:
     async def _link(self) -> None:
         for other in self.others:
             if other not in self.rounds.links:
-                dial = self._dial(self.peer.roster.keys[other])
-                self.rounds.follow(other, dial, known=other not in self.peer.probation)
+                self.rounds.follow(other, self._dial(self.peer.roster.keys[other]))
         for gone in self.rounds.links.keys() - set(self.others):
             await self.rounds.unfollow(gone)
 

@@ -131,7 +131,8 @@ class Member:
         collusion = None
         if attack.name is not None and attacks:
             fellows = frozenset(attackers if attack.join is None or attack.peers is not None else ()) | {number}
-            collusion = Collusion(fellows, max(config.peers, number + 1), config.seed)
+            tensors = getattr(self.task, "tensors", ())
+            collusion = Collusion(fellows, max(config.peers, number + 1), config.seed, tensors=tensors)
             behaviour = attack.make(collusion, begun=self.first)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
