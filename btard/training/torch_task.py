@@ -90,6 +90,8 @@ class TorchTask:
         self.poison, self.micro_batch = poison, micro_batch
         self.d: int = parameter_count(model)
         """Number of trained parameters."""
+        self.tensors = tuple(parameter.numel() for parameter in trained(model))
+        """Their numbers in each tensor, in order: an attack may treat tensors by themselves."""
         self.device: torch.device = trained(model)[0].device
         self.loss: float = math.nan
         """Loss of the latest gradient that was computed for training; NaN before."""

@@ -17,9 +17,10 @@ from typing import Any
 
 from btard.harness.packed import open_packed
 from btard.harness.run_folder import RunFolderError, read_metrics, read_summary, steps_per_second
+from btard.harness.sections import ProtocolSection
 from btard.harness.settings import config_text, differing_keys
 from btard.harness.typed_yaml import AnyPath, ConfigError
-from resnet.config import Config, read_config
+from resnet.config import AggregatorConfig, AttackConfig, Config, read_config
 from resnet.experiments.grid import Cell, Experiment, Grid, read_grid
 from resnet.experiments.plan import GRID_FILE, PACKED, RUNS
 from resnet.experiments.warmup import warm_up_of
@@ -49,14 +50,16 @@ Curve = Mapping[int, float]
 class Outcome:
     """A finished run. Steps "after the start" are counted from the first step of its attack on.
 
-    `reference` is the curve of the run that differs in nothing but that nobody attacks, None if there is none that is
-    finished. If that one is longer, its accuracy at this run's last step was measured on fewer images.
+    `reference` is the curve of the run that differs in nothing but that nobody attacks; if that is not finished and the
+    peers run BTARD, the mean's without attack, and `borrowed` is true; None if that is not finished either. If the
+    reference is longer, its accuracy at this run's last step was measured on fewer images.
     """
 
     cell: Cell
     run: Run
     curve: Curve
     reference: Curve | None
+    borrowed: bool = False
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -212,13 +215,13 @@ def read_results(folder: Path, grid: Grid, listen: Callable[[], object] = lambda
             runs[cell.name] = run
         listen()
     curves = {name: dict(zip(*run.accuracy, strict=True)) for name, run in runs.items()}
-    references = _references(cell for cell in grid.cells if cell.name in runs)
+    find = _references(cell for cell in grid.cells if cell.name in runs)
     outcomes = {}
     for cell in grid.cells:
         if cell.name in runs:
-            reference = references(cell)
+            reference, borrowed = find(cell)
             curve = None if reference is None else curves[reference]
-            outcomes[cell.name] = Outcome(cell, runs[cell.name], curves[cell.name], curve)
+            outcomes[cell.name] = Outcome(cell, runs[cell.name], curves[cell.name], curve, borrowed)
     return Results(grid, outcomes, _read_speeds(folder, list(runs.values())))
 
 
@@ -251,8 +254,14 @@ def varied_keys(cells: Sequence[Cell]) -> list[str]:
     return varied
 
 
-def _references(finished: Iterable[Cell]) -> Callable[[Cell], str | None]:
-    """Cell -> name of the finished run without attack that it is compared with."""
+def undefended(config: Config) -> Config:
+    """Return the settings of the same run with plain averaging, where BTARD clips next to nothing of honest peers."""
+    rule = AggregatorConfig(name="mean")
+    return replace(config, aggregator=rule, protocol=ProtocolSection(), byzantine=0, attack=AttackConfig())
+
+
+def _references(finished: Iterable[Cell]) -> Callable[[Cell], tuple[str | None, bool]]:
+    """Cell -> name of the finished run without attack that it is compared with, and whether that is another rule's."""
     quiet: dict[str, list[Cell]] = defaultdict(list)
     finished = list(finished)
     keys = {cell.name: config_text(warm_up_of(cell.config)) for cell in finished}
@@ -260,10 +269,17 @@ def _references(finished: Iterable[Cell]) -> Callable[[Cell], str | None]:
         if cell.config.attack.name is None:
             quiet[keys[cell.name]].append(cell)
 
-    def find(cell: Cell) -> str | None:
+    def find(cell: Cell) -> tuple[str | None, bool]:
+        own = quiet_run(keys[cell.name], cell.config.steps)
+        if own is not None or not cell.config.can_ban:
+            return own, False
+        found = quiet_run(config_text(warm_up_of(undefended(cell.config))), cell.config.steps)
+        return found, found is not None
+
+    def quiet_run(key: str, steps: int) -> str | None:
         # The one of equal length first: its last step was measured on as many images.
-        long_enough = [other for other in quiet[keys[cell.name]] if other.config.steps >= cell.config.steps]
-        return min(long_enough, key=lambda other: other.config.steps).name if long_enough else None
+        candidates = [other for other in quiet.get(key, ()) if other.config.steps >= steps]
+        return min(candidates, key=lambda other: other.config.steps).name if candidates else None
 
     return find
 
