@@ -151,6 +151,8 @@ def behaviours_of(
     seed: int,
 ) -> tuple[dict[int, Behaviour], Collusion]:
     """Peer -> what it does, of those that attack, and what these share. Errors: ValueError or TypeError."""
+    if not isinstance(task, TorchTask):
+        raise TypeError(f"task must be a btard.TorchTask, got {type(task).__name__}; LocalDriver runs other tasks")
     if attack is None:
         if options:
             raise TypeError(f"unknown argument {next(iter(options))!r} without an attack")
@@ -159,7 +161,7 @@ def behaviours_of(
         raise ValueError(f"the attack needs attackers: byzantine must be > 0, got {byzantine}")
     if 2 * byzantine >= peers:
         raise FieldError("byzantine", f"must be < peers / 2 = {peers / 2:g}, got {byzantine}")
-    collusion = Collusion(draw_attackers(peers, byzantine, seed), peers, seed)
+    collusion = Collusion(draw_attackers(peers, byzantine, seed), peers, seed, tensors=task.tensors)
 
     def make() -> Behaviour:
         if isinstance(attack, str):
@@ -197,8 +199,6 @@ class Training:
         progress: bool,
         on_step: Callable[[Run], None] | None,
     ) -> None:
-        if not isinstance(task, TorchTask):
-            raise TypeError(f"task must be a btard.TorchTask, got {type(task).__name__}; LocalDriver runs other tasks")
         check_peers(task.d, peers)
         task.check()
         self.task, self.optimizer = task, VectorOptimizer(task.model, optimizer, scheduler)

@@ -136,7 +136,11 @@ def test_a_training_that_diverges_ends_early_with_a_warning() -> None:
             ValueError,
             "the attack equivocate is on the protocol, which a rule at a server does not run",
         ),
-        ({"task": btard.QuadraticTask(50)}, TypeError, "task must be a btard.TorchTask, got QuadraticTask"),
+        (
+            {"task": btard.QuadraticTask(50), "attack": "zero", "byzantine": 1},
+            TypeError,
+            "task must be a btard.TorchTask, got QuadraticTask",
+        ),
     ],
 )
 def test_what_cannot_work_is_said_in_one_line(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
