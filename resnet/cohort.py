@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from btard.aggregation import AGGREGATORS
-from btard.attacks.registry import ATTACKS
+from btard.attacks.registry import attack_class
 from btard.audit.recorder import Recorder
 from btard.drivers.local import LocalDriver
+from btard.drivers.rules import Rule, RuleView, applied, make_rule
 from btard.drivers.server import ServerDriver
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.behaviour import Behaviour
@@ -42,32 +42,39 @@ def make_driver(
 
     Errors: ConfigError if the rule guarantees nothing for these numbers of peers, or the attack needs the protocol.
     """
-    aggregator = config.aggregator
     shared = {**cohort_settings(config, byzantine, folder / HISTORY), "mode": config.mode}
     if config.btard:
         protocol = config.protocol_config()
         recorder = Recorder(folder, protocol, "resnet.audit:task_of") if config.commitments == "hashed" else None
         return LocalDriver(protocol, task, recorder=recorder, commitments=config.commitments, **shared)
     check_rule(config)
-    rule = AGGREGATORS[aggregator.name]
     return ServerDriver(
         config.run_id,
         config.peers,
-        lambda x: rule(x, byzantine=config.tolerated, tau=aggregator.radius),
+        rule_of(config),
         task,
         clip_lambda=config.protocol.clip_lambda,
+        momentum=config.aggregator.momentum,
         **shared,
+    )
+
+
+def rule_of(config: Config) -> Rule:
+    """The rule of the server. Errors: ValueError in one line."""
+    chosen = config.aggregator
+    return make_rule(
+        chosen.name, byzantine=config.tolerated, tau=chosen.radius, mixing=chosen.mixing, bucket=chosen.bucket
     )
 
 
 def check_rule(config: Config) -> None:
     """Raise ConfigError if a server's rule guarantees nothing for these numbers of peers, or cannot be attacked so."""
-    attack, aggregator = config.attack, config.aggregator
+    attack, name = config.attack, config.aggregator.name
     if config.btard:
         return
-    try:
-        AGGREGATORS[aggregator.name](torch.zeros(config.peers, 1), byzantine=config.tolerated, tau=aggregator.radius)
+    try:  # one column more than there are rows, so that a rule cannot mix them up unnoticed
+        applied(rule_of(config), torch.zeros(config.peers, config.peers + 1), RuleView())
     except ValueError as error:
-        raise ConfigError(f"aggregator.name {aggregator.name}: {error}; change peers, byzantine or the rule") from None
-    if attack.name is not None and ATTACKS[attack.name].level == "protocol":
+        raise ConfigError(f"aggregator.name {name}: {error}; change peers, byzantine or the rule") from None
+    if attack.name is not None and attack_class(attack.name).level == "protocol":
         raise ConfigError(f"attack.name {attack.name}: attacks the protocol, which only aggregator.name btard runs")

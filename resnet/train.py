@@ -21,6 +21,7 @@ import torch
 from btard.drivers.collective import CollectiveDriver
 from btard.drivers.local import LocalDriver
 from btard.drivers.loop import StepResult
+from btard.drivers.rules import RuleError
 from btard.drivers.server import ServerDriver
 from btard.harness import tables
 from btard.harness.progress import Bar
@@ -28,6 +29,7 @@ from btard.harness.run_folder import Checkpoints, RunFolder, RunFolderError, rea
 from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import ConfigError
 from btard.harness.vector import bind, flatten
+from btard.protocol.behaviour import HookError
 from btard.protocol.commit import NoGradient
 from btard.protocol.heal import HEALED, described
 from btard.protocol.ledger import Entry, Ledger
@@ -340,7 +342,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         summary = train(config, out)
         assert summary is not None, "a run without `until` comes to its end"
-    except (ConfigError, DataError, RunFolderError) as error:
+    except (ConfigError, DataError, RunFolderError, RuleError, HookError) as error:
         exit_with(error)
     except torch.OutOfMemoryError as error:
         what = str(error).partition(". ")[0]

@@ -19,13 +19,13 @@ ROOT = Path(__file__).parents[1]
 ALLOWED = {
     "aggregation": {"aggregation"},
     "protocol": {"aggregation", "checks", "protocol"},
-    "attacks": {"aggregation", "attacks", "checks", "protocol"},
+    "attacks": {"aggregation", "attacks", "checks", "named", "protocol"},
     "audit": {"aggregation", "audit", "protocol", "task"},
-    "drivers": {"aggregation", "audit", "drivers", "protocol", "task"},
-    "harness": {"attacks", "checks", "extras", "harness", "protocol"},  # no other may import it but the swarm
+    "drivers": {"aggregation", "audit", "drivers", "named", "protocol", "task"},
+    "harness": {"attacks", "checks", "extras", "harness", "named", "protocol"},  # no other may import it but the swarm
     "swarm": {"attacks", "audit", "checks", "drivers", "extras", "harness", "protocol", "swarm", "task"},
 }
-ALONE = {"calibration": set(), "checks": set(), "extras": set(), "task": {"protocol"}}
+ALONE = {"calibration": set(), "checks": set(), "extras": set(), "named": set(), "task": {"protocol"}}
 """The modules beside the packages, and what of btard they may import."""
 OUTSIDE = {"resnet", "albert", "scripts", "tests", "torchvision", "transformers", "hivemind", "matplotlib"}
 ABOVE = {"harness": {"matplotlib"}, "swarm": {"hivemind"}}

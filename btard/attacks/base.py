@@ -119,4 +119,4 @@ class Attack(Behaviour):
                 raise self._error(name, f"must be {wanted}, got {value!r}")
 
     def _error(self, name: str, message: str) -> FieldError:
-        return FieldError(name, message, owner=f"attack {self.name}: ")
+        return FieldError(name, message, owner=f"attack {self.name or type(self).__name__}: ")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,76 +12,119 @@ import torch
 from btard.drivers.compute import CohortCompute, Mode
 from btard.drivers.history import ParameterHistory, steps_kept
 from btard.drivers.loop import StepResult
-from btard.protocol.behaviour import HONEST, Behaviour, View
+from btard.drivers.rules import Plain, Rule, RuleView, applied
+from btard.protocol.behaviour import HONEST, Behaviour, View, sent_by
 from btard.protocol.collusion import Collusion
 from btard.protocol.commit import NoGradient, clip_gradient
 from btard.protocol.effects import Compute
-from btard.protocol.hashing import batch_seed, digest
+from btard.protocol.hashing import batch_seed, digest, stream
 from btard.protocol.messages import is_finite
 from btard.task import Task
 
-Rule = Callable[[torch.Tensor], torch.Tensor]
+MOMENTUM, LAST = "server/momenta", "server/last"
+"""Names of a checkpoint's tensors: [n, d], and [d]."""
 
 
 class ServerDriver:
-    """Applies `rule` ([n, d] -> [d]) to the gradients of `peers` peers; attackers act through their gradients alone.
+    """Applies `rule` to the gradients of `peers` peers; attackers act through their gradients alone.
+
+    `rule` is a `Rule`, such as `make_rule` makes of a name, or a function [n, d] -> [d]. With `momentum` beta > 0 the
+    peers send m_i <- beta m_i + (1 - beta) g_i instead of g_i (m_i = g_i in the first step), as in Karimireddy, He and
+    Jaggi (ICML 2021): then attackers see the honest momenta and replace their own.
 
     `history_folder` and `repeatable` are those of `LocalDriver`. Batches come from a coin as under BTARD, which the
-    server here draws by itself. Errors: ValueError for a behaviour that needs validators, which there are none of.
+    server here draws by itself. Errors: ValueError for a behaviour that needs validators, which there are none of, and
+    for `momentum` not in [0, 1).
     """
 
     def __init__(
         self,
         run_id: str,
         peers: int,
-        rule: Rule,
+        rule: Rule | Callable[[torch.Tensor], torch.Tensor],
         task: Task,
         *,
         behaviours: Mapping[int, Behaviour] | None = None,
         collusion: Collusion | None = None,
         mode: Mode = "batched",
         clip_lambda: float | None = None,
+        momentum: float = 0.0,
         history_folder: Path | None = None,
         repeatable: int = 0,
     ) -> None:
         for behaviour in (behaviours or {}).values():
             behaviour.check_validators(0)
-        self.run_id, self.n, self.rule, self.task = run_id, peers, rule, task
+        if not 0 <= momentum < 1:
+            raise ValueError(f"the workers' momentum must be >= 0 and < 1, got {momentum}")
+        self.run_id, self.n, self.task = run_id, peers, task
+        self.rule = rule if isinstance(rule, Rule) else Plain(function=rule)
         self.behaviours, self.collusion, self.clip_lambda = dict(behaviours or {}), collusion, clip_lambda
         self.history = ParameterHistory(task.d, steps_kept(self.behaviours, repeatable), history_folder)
         self.compute = CohortCompute(task, self.history, mode)
         self.coins = [digest("first coin", run_id)]
+        self.momentum = momentum
+        self._momenta: torch.Tensor | None = None
+        self._last: torch.Tensor | None = None
 
     def step(self, params: torch.Tensor, *_: Any) -> StepResult:
         """The rule's aggregate of all peers' gradients at `params` [d]. Nobody ever goes back to an earlier state.
 
-        Errors: NoGradient if an honest gradient is not finite, which no rule can aggregate.
+        Errors: NoGradient if an honest gradient is not finite, which no rule can aggregate; RuleError if what the rule
+        returns is no aggregate; ValueError, in one line, for an attack that sends no vector [d].
         """
         now = len(self.coins) - 1
         self.history.record(now, params, self.n)
         started = time.perf_counter()
         peers = tuple(range(self.n))
-        views = {i: View(now, i, self.run_id, self.coins, peers) for i in peers}
+        views = {i: View(now, i, self.run_id, self.coins, peers, rule=self._rule_of(now)) for i in peers}
         acting = {i: b if (b := self.behaviours.get(i, HONEST)).acts(views[i]) else b.resting for i in peers}
         requests = [
             acting[i].request(views[i], Compute(now, i, batch_seed(self.run_id, now, i, self.coins[-1]))) for i in peers
         ]
         answers = self.compute.answer(now, requests)
         computed = time.perf_counter()
-        honest = {i: answers[i] for i in peers if not self.behaviours.get(i, HONEST).byzantine}
-        if not all(is_finite(gradient) for gradient in honest.values()):
+        honest = [i for i in peers if not self.behaviours.get(i, HONEST).byzantine]
+        if not all(is_finite(answers[i]) for i in honest):
             raise NoGradient(f"step {now}: the training has diverged, an honest gradient is not finite")
+        sent = self._with_momentum([clip_gradient(answer, self.clip_lambda) for answer in answers])
         if self.collusion is not None:
-            self.collusion.observe(now, honest)
-        rows = [acting[i].gradient(views[i], clip_gradient(answers[i], self.clip_lambda)) for i in peers]
-        gradient = self.rule(torch.stack(rows))
+            self.collusion.observe(now, {i: sent[i] for i in honest})
+        rows = [sent_by(acting[i], views[i], sent[i]) for i in peers]
+        gradient = self._rule_of(now)(torch.stack(rows))
+        self._last = gradient.clone()  # optimizers may write into the gradient that they are given
         self.coins.append(digest("server coin", self.coins[-1]))
         seconds = {"gradients": computed - started, "aggregate": time.perf_counter() - computed}
         return StepResult(now, gradient, self.coins[-1], active=peers, workers=peers, seconds=seconds)
 
+    def _rule_of(self, step: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What the rule makes of rows [n, d] at `step`, with the same random numbers at every call."""
+        last = self._last
+
+        def rule(x: torch.Tensor) -> torch.Tensor:
+            before = None if last is None else last.to(x.device)
+            return applied(self.rule, x, RuleView(step, before, stream("aggregation rule", self.run_id, step)))
+
+        return rule
+
+    def _with_momentum(self, gradients: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """What the peers would send honestly, [d] each."""
+        if not self.momentum:
+            return gradients
+        if self._momenta is None:
+            self._momenta = torch.stack(list(gradients))
+        else:
+            fresh = torch.stack(list(gradients))
+            # An attacker's own gradient may be infinite; that must not stay with it as momentum for ever.
+            self._momenta = torch.lerp(fresh, self._momenta.to(fresh.device).nan_to_num(), self.momentum)
+        return self._momenta.unbind()
+
     def state(self) -> tuple[dict[str, object], dict[str, torch.Tensor]]:
         """What a checkpoint needs to go on to the same bits: JSON values, and tensors."""
-        return {"coins": [coin.hex() for coin in self.coins]}, self.history.state()
+        kept = {MOMENTUM: self._momenta, LAST: self._last}
+        tensors = self.history.state() | {name: x for name, x in kept.items() if x is not None}
+        if self.collusion is not None:
+            tensors |= self.collusion.state()
+        return {"coins": [coin.hex() for coin in self.coins]}, tensors
 
     def restore(
         self, state: Mapping[str, object], tensors: Mapping[str, torch.Tensor], *, life: bytes | None = None
@@ -91,3 +134,6 @@ class ServerDriver:
         assert isinstance(coins, list)
         self.coins = [bytes.fromhex(coin) for coin in coins]
         self.history.restore(tensors, {})
+        self._momenta, self._last = tensors.get(MOMENTUM), tensors.get(LAST)
+        if self.collusion is not None:
+            self.collusion.restore(tensors)
