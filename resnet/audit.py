@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
+from resnet.cohort import make_model
 from resnet.config import read_config
 from resnet.data import load_dataset
-from resnet.model import resnet18
 from resnet.sampling import TrainingData
 from resnet.task import ClassificationTask
 
@@ -23,7 +23,7 @@ def task_of(folder: Path) -> ClassificationTask:
         torch.set_num_threads(config.threads)
     data = load_dataset(config.data.name, config.data.path, label=config.data.label)
     return ClassificationTask(
-        resnet18(config.model.width, data.classes, data.channels, seed=config.seed),
+        make_model(config, data),
         TrainingData(data, torch.device("cpu")),
         peers=config.peers,
         batch_size=config.batch_size,

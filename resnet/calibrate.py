@@ -29,9 +29,9 @@ from btard.harness.vector import bind, flatten
 from btard.protocol.effects import Compute
 from btard.protocol.hashing import batch_seed, digest
 from btard.protocol.tolerance import difference, tolerated_deviation
+from resnet.cohort import make_model
 from resnet.config import Config, parse_command_line
 from resnet.data import DataError, Dataset, load_dataset
-from resnet.model import resnet18
 from resnet.numerics import Numerics, NumericTask, numerics_here
 from resnet.sampling import TrainingData
 from resnet.task import ClassificationTask
@@ -99,7 +99,7 @@ def measure(
     The first point is the initial model. Every batch is computed by all `numerics` and compared in all pairs.
     """
     pairs = [Pair(one, other) for one, other in combinations(numerics, 2)]
-    model = resnet18(config.model.width, data.classes, data.channels, seed=config.seed)
+    model = make_model(config, data)
     tasks = {way: NumericTask(model, data, config.batch_size, way) for way in numerics}
     at = sorted({round(i * steps / max(1, points - 1)) for i in range(points)})
     chunk = max(1, min(8, samples, MEMORY // (4 * tasks[numerics[0]].d * len(numerics))))
@@ -122,7 +122,7 @@ def measure(
 def _training(config: Config, data: Dataset, model: torch.nn.Module, steps: int) -> Iterator[tuple[int, torch.Tensor]]:
     """Yield (step, parameters [d]) from 0 to `steps`: all peers' mean gradient, the configuration's optimizer."""
     device = torch.device("cpu" if config.device == "cpu" or not torch.cuda.is_available() else "cuda")
-    trained = resnet18(config.model.width, data.classes, data.channels, seed=config.seed).to(device)
+    trained = make_model(config, data).to(device)
     params = torch.nn.Parameter(flatten(trained))
     bind(trained, params.detach())
     optimizer = torch.optim.SGD(

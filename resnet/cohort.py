@@ -1,4 +1,4 @@
-"""From a run's settings to its peers: who attacks and how, what all agree on, and the driver that runs them."""
+"""From a run's settings to its model and peers: who attacks and how, what all agree on, the driver that runs them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torchvision.models.resnet import ResNet
 
 from btard.attacks.registry import attack_class
 from btard.audit.recorder import Recorder
+from btard.drivers.emulated import EmulatedDriver
 from btard.drivers.local import LocalDriver
 from btard.drivers.rules import Rule, RuleView, applied, make_rule
 from btard.drivers.server import ServerDriver
@@ -16,15 +18,25 @@ from btard.harness.typed_yaml import ConfigError
 from btard.protocol.behaviour import Behaviour
 from btard.protocol.collusion import Collusion
 from resnet.config import Config
+from resnet.data import Dataset
+from resnet.model import resnet18
 from resnet.task import ClassificationTask
 
 HISTORY = "history"
 """Where in the run folder past parameters are kept while an attack needs them: 4 d bytes for each step of its delay."""
 
 
-def cohort_settings(config: Config, byzantine: frozenset[int], history: Path) -> dict[str, Any]:
+def make_model(config: Config, data: Dataset) -> ResNet:
+    """Return the network that a run with these settings begins with, on the CPU."""
+    model = config.model
+    return resnet18(model.width, data.classes, data.channels, init=model.init, seed=config.seed)
+
+
+def cohort_settings(
+    config: Config, task: ClassificationTask, byzantine: frozenset[int], history: Path
+) -> dict[str, Any]:
     """What every driver is told about the peers."""
-    collusion = Collusion(byzantine, config.peers, config.seed)
+    collusion = Collusion(byzantine, config.peers, config.seed, tensors=task.tensors)
     behaviours: dict[int, Behaviour] = {peer: config.attack.make(collusion) for peer in sorted(byzantine)}
     return {
         "behaviours": behaviours,
@@ -38,22 +50,34 @@ def cohort_settings(config: Config, byzantine: frozenset[int], history: Path) ->
 def make_driver(
     config: Config, task: ClassificationTask, byzantine: frozenset[int], folder: Path
 ) -> LocalDriver | ServerDriver:
-    """The protocol among peers for the aggregator "btard", else a trusted server that applies the named rule.
+    """The protocol among peers for the aggregator "btard", else the authors' simulation of it, or a server's rule.
 
     Errors: ConfigError if the rule guarantees nothing for these numbers of peers, or the attack needs the protocol.
     """
-    shared = {**cohort_settings(config, byzantine, folder / HISTORY), "mode": config.mode}
+    aggregator = config.aggregator
+    shared = {**cohort_settings(config, task, byzantine, folder / HISTORY), "mode": config.mode}
     if config.btard:
         protocol = config.protocol_config()
         recorder = Recorder(folder, protocol, "resnet.audit:task_of") if config.commitments == "hashed" else None
         return LocalDriver(protocol, task, recorder=recorder, commitments=config.commitments, **shared)
     check_rule(config)
+    shared["clip_lambda"] = config.protocol.clip_lambda
+    if aggregator.name == "emulated":
+        return EmulatedDriver(
+            config.run_id,
+            config.peers,
+            float(config.protocol.tau),
+            task,
+            bans=aggregator.bans,
+            replace_banned=aggregator.replace_banned,
+            validators=config.protocol.validators,
+            **shared,
+        )
     return ServerDriver(
         config.run_id,
         config.peers,
         rule_of(config),
         task,
-        clip_lambda=config.protocol.clip_lambda,
         momentum=config.aggregator.momentum,
         **shared,
     )
@@ -73,7 +97,8 @@ def check_rule(config: Config) -> None:
     if config.btard:
         return
     try:  # one column more than there are rows, so that a rule cannot mix them up unnoticed
-        applied(rule_of(config), torch.zeros(config.peers, config.peers + 1), RuleView())
+        if name != "emulated":
+            applied(rule_of(config), torch.zeros(config.peers, config.peers + 1), RuleView())
     except ValueError as error:
         raise ConfigError(f"aggregator.name {name}: {error}; change peers, byzantine or the rule") from None
     if attack.name is not None and attack_class(attack.name).level == "protocol":

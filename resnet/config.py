@@ -36,6 +36,8 @@ class ModelConfig:
 
     width: int = 64
     """Channels of the first stage. 64 is the standard ResNet-18 (11.2 M parameters), 16 has 0.7 M. Lower it on CPUs."""
+    init: Literal["torch", "he"] = "torch"
+    """How convolutions begin: as PyTorch's layers do, as in the authors' code, or he, He's normal initialisation."""
 
     def __post_init__(self) -> None:
         require(self.width >= 1, "width", ">= 1", self.width, "64 is the standard network")
@@ -77,10 +79,11 @@ class AggregatorConfig:
     """How gradients become one."""
 
     name: str = "btard"
-    """btard: the protocol, without a server, with the settings of the section protocol. Any other: that rule at a
-    trusted server, where nobody is ever banned; of the section protocol only clip_lambda counts then. Rules are mean,
-    coordinate_median, trimmed_mean, geometric_median, rfa, krum, multi_krum, bulyan, centered_clip, clip_around_last,
-    and your own by module:Class (docs/your-own-rule.md)."""
+    """btard: the protocol, without a server, with the settings of the section protocol. emulated: as the authors' code
+    has it, parts clipped at protocol.tau and bans by chance. Any other: that rule at a trusted server, where nobody is
+    ever banned; of the section protocol only clip_lambda counts then. Rules are mean, coordinate_median, trimmed_mean,
+    geometric_median, rfa, krum, multi_krum, bulyan, centered_clip, clip_around_last, and your own by module:Class
+    (docs/your-own-rule.md)."""
     radius: float = 1.0
     """centered_clip and clip_around_last: the clipping radius of whole gradients, so compare with about sqrt(peers)
     times protocol.tau. inf is the mean."""
@@ -95,6 +98,12 @@ class AggregatorConfig:
     momentum: float = 0.0
     """Of the workers, in front of a server's rule: peers send beta * momentum + (1 - beta) * gradient. 0: gradients.
     0.9 with clip_around_last is the defence of Karimireddy et al. (2021); then set optimizer.momentum to 0."""
+    bans: Literal["independent", "pairs"] = "independent"
+    """emulated: who is banned. independent, the authors' law: each attacker with a chance of (n - b)/n^2 per attack.
+    pairs: protocol.validators honest peers each check another peer, as the protocol draws them."""
+    replace_banned: bool = True
+    """emulated: an honest peer takes the place of a banned one, as in the authors' code. false: the cohort shrinks, as
+    under the protocol, and with it the batch."""
 
     def __post_init__(self) -> None:
         require(self.radius > 0, "radius", "> 0", self.radius, "use inf for the plain mean")
@@ -107,17 +116,20 @@ class AggregatorConfig:
                 rule_class(self.name)
             except ValueError as error:
                 raise FieldError("name", f"{self.name} {error}") from None
-        elif self.name not in ("btard", *RULES):
-            fix = nearest(self.name, ("btard", *RULES))
+        elif self.name not in ("btard", "emulated", *RULES):
+            fix = nearest(self.name, ("btard", "emulated", *RULES))
             raise FieldError(
-                "name", f"must be btard, one of {', '.join(RULES)}, or module:Class, got {self.name!r}; {fix}"
+                "name", f"must be btard, emulated, one of {', '.join(RULES)}, or module:Class, got {self.name!r}; {fix}"
             )
-        if self.name == "btard":
-            if self.byzantine is not None:
-                raise FieldError("byzantine", "is protocol.byzantine where aggregator.name is btard")
+        if self.name == "btard" and self.byzantine is not None:
+            raise FieldError("byzantine", "is protocol.byzantine where aggregator.name is btard")
+        if self.name in ("btard", "emulated"):
             for key in ("mixing", "momentum"):
                 if getattr(self, key):
-                    raise FieldError(key, "is for the rule of a server; set aggregator.name, which is btard")
+                    raise FieldError(key, f"is for the rule of a server; set aggregator.name, which is {self.name}")
+        for key in ("bans", "replace_banned"):
+            if self.name != "emulated" and getattr(self, key) != getattr(type(self), key):
+                raise FieldError(key, "is for aggregator.name emulated alone: the protocol draws and bans by itself")
 
     @property
     def own(self) -> bool:
@@ -219,6 +231,11 @@ class Config:
         return self.aggregator.name == "btard"
 
     @property
+    def can_ban(self) -> bool:
+        """Whether peers can be banned."""
+        return self.aggregator.name in ("btard", "emulated")
+
+    @property
     def validators(self) -> int:
         """Validators per step: only the protocol has any."""
         return self.protocol.validators if self.btard else 0
@@ -228,7 +245,7 @@ class Config:
         """What the aggregator clips at; None if it does not clip."""
         clips = self.aggregator.own or self.aggregator.name in CLIPPING
         server = self.aggregator.radius if clips else None
-        return self.protocol.tau if self.btard else server
+        return self.protocol.tau if self.can_ban else server
 
     @property
     def tolerated(self) -> int:
@@ -257,6 +274,9 @@ class Config:
         require(0 <= 2 * self.tolerated < n, "aggregator.byzantine", rule, self.tolerated, fix, beside="peers")
         if self.btard:
             self.protocol.check(peers=n, byzantine=b, run_id=self.run_id)
+        tau = self.protocol.tau
+        clips = self.aggregator.name != "emulated" or not isinstance(tau, str)
+        require(clips, "protocol.tau", "a number with the aggregator emulated", tau, "1 and 10 are the paper's")
         # Either alone would silently be a run without attack, which somebody would take for one with it.
         fix = "set attack.name, or byzantine to 0"
         require(self.attack.name is not None or b == 0, "byzantine", "0 without an attack", b, fix)

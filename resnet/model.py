@@ -1,26 +1,41 @@
 """ResNet-18 with the CIFAR stem at any width."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
+
+Init = Literal["torch", "he"]
+"""How convolutions begin: as PyTorch's layers do, or by He's normal initialisation."""
 
 STAGE_STRIDES = (1, 2, 2, 2)
 BLOCKS_PER_STAGE = 2
 
 
-def resnet18(width: int = 64, classes: int = 10, channels: int = 3, *, seed: int | torch.Generator = 0) -> ResNet:
+def resnet18(
+    width: int = 64,
+    classes: int = 10,
+    channels: int = 3,
+    *,
+    init: Init = "torch",
+    seed: int | torch.Generator = 0,
+) -> ResNet:
     """Return torchvision's ResNet-18 for small images, in float32 on the CPU, in training mode.
 
     The stem is a 3x3 convolution of stride 1 without max-pooling (He et al. 2016, section 4.2); the four stages have
     `width`, `2 width`, `4 width`, `8 width` channels. Width 64 is the standard network (11,173,962 parameters for ten
     classes), width 16 the reduced one (701,466).
 
-    The initial values are a function of `seed` alone (a generator is advanced): He's normal initialisation for
-    convolutions, ones and zeros for batch normalisation, PyTorch's uniform one for the linear layer. The global random
-    state is neither read nor changed.
+    The initial values are a function of `init` and `seed` alone (a generator is advanced). Convolutions begin with
+    PyTorch's own values under `torch`, uniform within 1/sqrt(fan in), and under `he` with He's normal values of
+    variance 2/fan out. Batch normalisation begins with ones and zeros, the linear layer with PyTorch's own values.
+    The global random state is neither read nor changed.
 
-    Raises ValueError if a size is not positive.
+    Raises ValueError if a size is not positive, or for another `init`.
     """
+    if init not in ("torch", "he"):
+        raise ValueError(f"init must be torch or he, got {init!r}")
     for name, value in (("width", width), ("classes", classes), ("channels", channels)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
@@ -36,7 +51,7 @@ def resnet18(width: int = 64, classes: int = 10, channels: int = 3, *, seed: int
             inputs = width << index
         model.fc = nn.Linear(inputs, classes)
     model.to_empty(device="cpu")
-    _initialise(model, seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed))
+    _initialise(model, init, seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed))
     return model
 
 
@@ -50,10 +65,13 @@ def _stage(inputs: int, planes: int, stride: int) -> nn.Sequential:
     return nn.Sequential(*blocks)
 
 
-def _initialise(model: nn.Module, generator: torch.Generator) -> None:
+def _initialise(model: nn.Module, init: Init, generator: torch.Generator) -> None:
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d) and init == "he":
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+        elif isinstance(module, nn.Conv2d):
+            bound = module.weight[0].numel() ** -0.5
+            nn.init.uniform_(module.weight, -bound, bound, generator=generator)
         elif isinstance(module, nn.BatchNorm2d):
             module.reset_parameters()
         elif isinstance(module, nn.Linear):

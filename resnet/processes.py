@@ -70,7 +70,7 @@ class RankTraining(Training):
             self.mesh,
             recorder=None if self.mesh.rank in self.byzantine else Recorder(folder, protocol, "resnet.audit:task_of"),
             note=lambda: struct.pack("<f", self.task.losses[self.mesh.rank].item()),
-            **cohort_settings(self.config, self.byzantine, folder / HISTORY / f"rank-{self.mesh.rank:03d}"),
+            **cohort_settings(self.config, self.task, self.byzantine, folder / HISTORY / f"rank-{self.mesh.rank:03d}"),
         )
 
     def _losses(self) -> torch.Tensor:

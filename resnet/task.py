@@ -22,11 +22,12 @@ class ClassificationTask:
     """`btard.task.Task` for a network of `resnet.model` on `data`, `batch_size` samples per peer.
 
     `losses` [n] holds each peer's latest training loss, `statistics` its running BatchNorm statistics; both are the
-    peers' own affair and never part of a gradient.
+    peers' own affair and never part of a gradient. `tensors`: the sizes of the model's tensors, in a gradient's order.
     """
 
     def __init__(self, model: nn.Module, data: TrainingData, *, peers: int, batch_size: int, mode: Mode) -> None:
         self.d = parameter_count(model)
+        self.tensors = tuple(parameter.numel() for parameter in model.parameters())
         self.data, self.batch_size = data, batch_size
         self.compute = CohortGradients(model, mode=mode)
         self.statistics = RunningStatistics(model, peers)

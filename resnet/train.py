@@ -34,10 +34,10 @@ from btard.protocol.commit import NoGradient
 from btard.protocol.heal import HEALED, described
 from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.tolerance import tolerated_deviation
-from resnet.cohort import HISTORY, make_driver
+from resnet.cohort import HISTORY, make_driver, make_model
 from resnet.config import Config, load_config
 from resnet.data import DataError, Dataset, load_dataset
-from resnet.model import evaluate, resnet18
+from resnet.model import evaluate
 from resnet.sampling import TrainingData
 from resnet.task import ClassificationTask
 
@@ -51,7 +51,7 @@ class Training:
     def __init__(self, config: Config, data: Dataset, folder: Path) -> None:
         self.config, self.data = config, data
         self.device = self._device()
-        self.model = resnet18(config.model.width, data.classes, data.channels, seed=config.seed).to(self.device)
+        self.model = make_model(config, data).to(self.device)
         self.params = torch.nn.Parameter(flatten(self.model))
         bind(self.model, self.params.detach())
         optimizer = config.optimizer

@@ -1,20 +1,28 @@
-"""`python -m scripts.swarm_rounds --out FILE.json`: how long a round of the swarm takes, beside hivemind's averaging.
+"""`python -m scripts.swarm_rounds --out FILE.json`: how long a step of the swarm takes, beside hivemind's averaging.
 
-Every peer is a process with its own libp2p daemon on loopback and one kernel thread. Gradients cost nothing here: what
-is timed is the protocol (hashes, transfers, CenteredClip, coin, reports, verification). hivemind averages as many
-tensors of the same size among as many peers in the same run, right after. Medians over rounds of the slowest peer.
+Every peer is a process with its own libp2p daemon and one kernel thread, on loopback, or each in a network namespace of
+its own with `--delay` (ms one way), `--rate` (Mbit/s each way) or `--loss` (chance of a packet), which takes root. In
+front of the times stand the delays: how often in a step everybody has to wait for a message of the others, one way.
+Gradients cost nothing here: what is timed is the protocol (hashes, transfers, CenteredClip, coin, reports,
+verification). hivemind averages as many tensors of the same size among as many peers in the same run, right after.
+Medians over the rounds of the slowest peer.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import platform
 import statistics
 import sys
 import time
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +31,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
 
 from btard.drivers.history import ParameterHistory
+from btard.drivers.letters import Letters
+from btard.drivers.loop import Heard
 from btard.drivers.trail import Trail
 from btard.harness import tables
 from btard.harness.progress import track
@@ -34,11 +44,14 @@ from btard.swarm.deadlines import Deadlines
 from btard.swarm.doors import Doors
 from btard.swarm.driver import SwarmDriver
 from btard.swarm.node import Node
+from scripts import netns
 
 CASES = tuple((peers, d) for peers in (4, 8, 16) for d in (1_000_000, 10_000_000, 18_000_000))
 RUN = "rounds"
 ROUNDS = 5
 """Timed, after one that is not."""
+PATIENCE = 300.0
+"""Seconds that a round of hivemind's may take."""
 
 
 class Ready:
@@ -52,41 +65,79 @@ class Ready:
         out[0] = self._row
 
 
-def btard_peer(number: int, peers: int, d: int, relays: int, pipe: Any) -> None:
-    """One peer in its own process: tells its address, then the seconds of each phase of each round."""
+@dataclass(frozen=True)
+class Place:
+    """Where a peer is: the network namespace that the path leads to, and its address in it."""
+
+    host: str = "127.0.0.1"
+    namespace: str | None = None
+
+    def enter(self) -> None:
+        if self.namespace is not None:
+            netns.enter(self.namespace)
+
+
+class Counting(SwarmDriver):
+    """Counts how often this peer says something and waits for what the others say, by phase."""
+
+    delays: Counter[str]
+
+    def talk(self, step: int, letters: Mapping[int, Letters]) -> Heard:
+        self.delays[letters[self.peer.id].phase] += 1
+        return super().talk(step, letters)
+
+
+def kind(phase: str) -> str:
+    """What a phase of messages is for, as the delays are listed."""
+    name, _, rest = phase.partition("/")
+    return f"{name}, {rest.split('/')[-2 if 'relay' in rest else -1]}" if "compare" in rest or "relay" in rest else name
+
+
+def btard_peer(number: int, peers: int, d: int, relays: int, place: Place, pipe: Any) -> None:
+    """One peer in its own process: tells its address, then the seconds of each phase of each round, and the delays."""
+    place.enter()
     torch.set_num_threads(1)
     identities = [Identity.from_seed(RUN, peer) for peer in range(peers)]
-    config = ProtocolConfig(peers=peers, byzantine=relays, validators=0, run_id=RUN)
+    config = ProtocolConfig(peers=peers, byzantine=most(peers), relays=relays, validators=0, run_id=RUN)
     known = pipe.recv()
-    node = Node(identities[number], initial_peers=known).start()
+    node = Node(identities[number], host=place.host, initial_peers=known).start()
     pipe.send(node.addresses[:1])
     pipe.recv()
     roster = Roster(tuple(identity.public_key for identity in identities))
     doors = Doors(node, RUN, {})
     limits = Deadlines(compute=600, phase=600, message=10, uplink=8, give_up=60)
     peer, task = Peer(number, identities[number], roster, config, d), Ready(d, number)
-    driver = SwarmDriver(peer, task, node, doors, limits, ParameterHistory(d, 2), Trail(config, task))
+    driver = Counting(peer, task, node, doors, limits, ParameterHistory(d, 2), Trail(config, task))
     node.run(doors.open())
     params, results = torch.zeros(d), []
     for _ in range(1 + ROUNDS):
         pipe.recv()
+        driver.delays = Counter()
         started = time.perf_counter()
         result = driver.step(params)
         results.append({"total": time.perf_counter() - started, "sent": result.sent[number], **result.seconds})
         pipe.send(time.perf_counter() - started)
-    pipe.send(results[1:])
+    assert not result.removed
+    pipe.send((results[1:], dict(driver.delays)))
     pipe.recv()
     node.close()
 
 
-def hivemind_peer(number: int, peers: int, d: int, relays: int, pipe: Any) -> None:
+def most(peers: int) -> int:
+    """How many of so many may be Byzantine, at most."""
+    return (peers - 1) // 2
+
+
+def hivemind_peer(number: int, peers: int, d: int, relays: int, place: Place, pipe: Any) -> None:
     """One averager of hivemind in its own process, as its documentation sets it up for a group of a known size."""
     import hivemind
 
+    place.enter()
+    multiprocessing.set_start_method("fork", force=True)  # as hivemind starts its own processes
     torch.set_num_threads(1)
     known = pipe.recv()
-    dht = hivemind.DHT(initial_peers=known, start=True)
-    pipe.send([str(address) for address in dht.get_visible_maddrs()][:1])
+    dht = hivemind.DHT(initial_peers=known, host_maddrs=[f"/ip4/{place.host}/tcp/0"], start=True)
+    pipe.send([str(address) for address in dht.get_visible_maddrs() if place.host in str(address)][:1])
     pipe.recv()
     averager = hivemind.averaging.DecentralizedAverager(
         [torch.from_numpy(stream("rounds", number).standard_normal(d, dtype="float32"))],
@@ -94,8 +145,8 @@ def hivemind_peer(number: int, peers: int, d: int, relays: int, pipe: Any) -> No
         prefix=RUN,
         target_group_size=peers,
         min_group_size=peers,
-        min_matchmaking_time=1.5,
-        request_timeout=1.0,
+        min_matchmaking_time=3.0,
+        request_timeout=2.0,
         initial_group_bits="",
         start=True,
     )
@@ -103,7 +154,7 @@ def hivemind_peer(number: int, peers: int, d: int, relays: int, pipe: Any) -> No
     for _ in range(1 + ROUNDS):
         pipe.recv()
         started = time.perf_counter()
-        control = averager.step(wait=False, timeout=120)
+        control = averager.step(wait=False, timeout=PATIENCE)
         begun = None
         while not control.done():
             if begun is None and control.stage.name == "RUNNING_ALLREDUCE":
@@ -113,19 +164,48 @@ def hivemind_peer(number: int, peers: int, d: int, relays: int, pipe: Any) -> No
         ended = time.perf_counter()
         results.append({"total": ended - started, "averaging": ended - (begun or started)})
         pipe.send(ended - started)
-    pipe.send(results[1:])
+    pipe.send((results[1:], {}))
     pipe.recv()
     averager.shutdown()
     dht.shutdown()
 
 
-def measure(work: Any, peers: int, d: int, relays: int) -> list[list[dict[str, float]]]:
-    """The rounds of all peers: [peers][rounds] of seconds by phase."""
-    context: Any = multiprocessing.get_context("fork" if work is hivemind_peer else "forkserver")
+@dataclass(frozen=True)
+class Line:
+    """What the network between the peers is like: seconds one way, Mbit/s each way, chance that a packet is lost."""
+
+    delay: float = 0.0
+    rate: float = math.inf
+    loss: float = 0.0
+
+    @property
+    def simulated(self) -> bool:
+        return self != Line()
+
+
+Seconds = list[list[dict[str, float]]]
+"""[peers][rounds] of seconds by phase."""
+
+
+def measure(work: Any, peers: int, d: int, relays: int, line: Line) -> tuple[Seconds, dict[str, int]]:
+    """The rounds of all peers, and the delays of the last one by phase."""
+    with ExitStack() as stack:
+        places = [Place()] * peers
+        if line.simulated:
+            wire = netns.Wire(peers, delay=line.delay, loss=line.loss, rate=line.rate * 1e6 / 8)
+            stack.enter_context(wire)
+            places = [Place(*found) for found in zip(wire.hosts, wire.paths, strict=True)]
+        return _measure(work, peers, d, relays, places)
+
+
+def _measure(work: Any, peers: int, d: int, relays: int, places: list[Place]) -> tuple[Seconds, dict[str, int]]:
+    # A process that is forked from this one would have the wire's thread's locks, but not the thread.
+    context: Any = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["hivemind", "scripts.swarm_rounds"])
     pipes, processes = [], []
     for number in range(peers):
         mine, theirs = context.Pipe()
-        process = context.Process(target=work, args=(number, peers, d, relays, theirs))
+        process = context.Process(target=work, args=(number, peers, d, relays, places[number], theirs))
         process.start()
         pipes.append(mine)
         processes.append(process)
@@ -147,7 +227,7 @@ def measure(work: Any, peers: int, d: int, relays: int) -> list[list[dict[str, f
             pipe.send("end")
         for process in processes:
             process.join(20)
-        return results
+        return [seconds for seconds, _ in results], results[0][1]
     finally:
         for process in processes:
             if process.is_alive():
@@ -159,53 +239,96 @@ def slowest(results: list[list[dict[str, float]]], key: str) -> float:
     return statistics.median(max(peer[i].get(key, 0.0) for peer in results) for i in range(ROUNDS))
 
 
-def case(peers: int, d: int) -> dict[str, Any]:
-    """Both, for one number of peers and of parameters."""
-    ours = measure(btard_peer, peers, d, 0)
-    theirs = measure(hivemind_peer, peers, d, 0)
-    phases = [key for key in ours[0][0] if key not in ("total", "sent")]
-    return {
-        "peers": peers,
-        "d": d,
-        "btard": slowest(ours, "total"),
-        "phases": {phase: slowest(ours, phase) for phase in phases},
-        "bytes": slowest(ours, "sent"),
-        "hivemind": slowest(theirs, "averaging"),
-        "hivemind_with_matchmaking": slowest(theirs, "total"),
-    }
+def case(peers: int, d: int, relays: list[int], line: Line) -> list[dict[str, Any]]:
+    """BTARD with each number of `relays`, and hivemind, for one number of peers and of parameters."""
+    theirs, _ = measure(hivemind_peer, peers, d, 0, line)
+    rows = []
+    for count in relays:
+        ours, delays = measure(btard_peer, peers, d, count, line)
+        kinds: Counter[str] = Counter()
+        for phase, number in delays.items():
+            kinds[kind(phase)] += number
+        rows.append(
+            {
+                "peers": peers,
+                "d": d,
+                "relays": count,
+                "delays": dict(kinds),
+                "btard": slowest(ours, "total"),
+                "phases": {key: slowest(ours, key) for key in ours[0][0] if key not in ("total", "sent")},
+                "bytes": slowest(ours, "sent"),
+                "hivemind": slowest(theirs, "averaging"),
+                "hivemind_with_matchmaking": slowest(theirs, "total"),
+            }
+        )
+    return rows
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.swarm_rounds", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
-    parser.add_argument("--cases", nargs="+", metavar="PEERSxD", help="such as 4x1000000; by default all")
-    arguments = parser.parse_args(argv)
-    chosen = [tuple(map(int, word.split("x"))) for word in arguments.cases] if arguments.cases else CASES
-    found = []
-    for peers, d in track(chosen, "rounds", unit="cases"):
-        found.append(case(peers, d))
-        content = {
-            "cores": os.cpu_count(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "cases": found,
-        }
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    columns = (
-        *("peers", "parameters", "BTARD, s", "hivemind averaging, s", "ratio", "with matchmaking, s"),
-        "MB sent per peer",
-    )
-    rows = [
-        [str(row["peers"]), f"{row['d']:,}"]
+COLUMNS = (
+    *(">peers", ">parameters", ">relays", ">delays", ">BTARD, s", ">hivemind averaging, s", ">ratio"),
+    *(">with matchmaking, s", ">MB sent per peer"),
+)
+
+
+def table(found: list[dict[str, Any]]) -> list[list[str]]:
+    return [
+        [str(row["peers"]), f"{row['d']:,}", str(row["relays"]), str(sum(row["delays"].values()))]
         + [f"{value:.2f}" for value in (row["btard"], row["hivemind"], row["btard"] / row["hivemind"])]
         + [f"{row['hivemind_with_matchmaking']:.2f}", f"{row['bytes'] / 1e6:.1f}"]
         for row in found
     ]
-    arguments.out.with_suffix(".md").write_text(tables.markdown(columns, rows) + "\n", encoding="utf-8")
-    tables.show("", columns, rows)
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m scripts.swarm_rounds", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--out", type=Path, required=True, metavar="FILE.json")
+    made.add_argument("--cases", nargs="+", metavar="PEERSxD", help="such as 4x1000000; by default all")
+    made.add_argument(
+        "--relays", nargs="+", default=["0", "b"], metavar="R", help="numbers, or b: all that can be (default: 0 b)"
+    )
+    made.add_argument("--delay", type=float, default=0.0, metavar="MS", help="of each message, one way")
+    made.add_argument("--rate", type=float, default=math.inf, metavar="MBIT", help="of each peer's line, each way")
+    made.add_argument("--loss", type=float, default=0.0, metavar="CHANCE", help="that a packet is lost, from 0 to 1")
+    return made
+
+
+def main(argv: list[str] | None = None) -> int:
+    said = parser().parse_args(argv)
+    try:
+        chosen = [tuple(map(int, word.split("x"))) for word in said.cases] if said.cases else CASES
+        if any(len(pair) != 2 or pair[0] < 3 or pair[1] < pair[0] for pair in chosen):
+            raise ValueError("--cases: expected PEERSxD with at least 3 peers and as many parameters, as in 4x1000000")
+        if said.delay < 0 or said.rate <= 0 or not 0 <= said.loss < 1:
+            raise ValueError("--delay is at least 0, --rate more than 0, --loss from 0 to less than 1")
+        line = Line(said.delay / 1000, said.rate, said.loss)
+        if line.simulated and (reason := netns.reason_not_to()) is not None:
+            raise ValueError(f"--delay, --rate and --loss are not possible here: {reason}")
+        relays = [None if word == "b" else int(word) for word in said.relays]
+        said.out.parent.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    found: list[dict[str, Any]] = []
+    for peers, d in track(chosen, "rounds", unit="cases"):
+        found += case(peers, d, sorted({most(peers) if count is None else count for count in relays}), line)
+        content = {
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "line": {"delay_ms": said.delay, "mbit": said.rate if line.rate < math.inf else None, "loss": said.loss},
+            "cases": found,
+        }
+        said.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    rows = table(found)
+    said.out.with_suffix(".md").write_text(tables.markdown(COLUMNS, rows) + "\n", encoding="utf-8")
+    tables.show("", COLUMNS, rows)
+    delays = [
+        (str(row["peers"]), str(row["relays"]), name, str(n)) for row in found for name, n in row["delays"].items()
+    ]
+    tables.show("delays of a step", (">peers", ">relays", "for", ">delays"), sorted(set(delays), key=delays.index))
+    print(f"files: {said.out}, {said.out.with_suffix('.md')}")
     return 0
 
 

@@ -5,6 +5,7 @@ times.
 """
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -14,6 +15,18 @@ os.environ.pop("COLUMNS", None)  # set for the workers of a parallel run: tables
 settings.register_profile("default", deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("long", deadline=None, max_examples=20_000, print_blob=True)
 settings.load_profile("default")
+
+
+REAL_TIME = ("albert", "drivers", "notebooks", "resnet/test_torchrun.py", "swarm")
+"""Where several processes or threads meet by deadlines: a machine that stalls fails such a test once, a fault twice."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test in real time is run again once when it failed; the summary names it (`-rR`). All others get one try."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(here).as_posix().startswith(REAL_TIME):
+            item.add_marker(pytest.mark.flaky(reruns=1))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

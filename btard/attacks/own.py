@@ -30,26 +30,45 @@ class SignFlip(Attack):
         return gradient * -self.scale
 
 
+PER = ("vector", "tensor")
+
+
 @dataclass(kw_only=True, eq=False)
 class RandomDirection(Attack):
     """All attackers push into one random direction that stays the same for the whole run.
 
     Formula: scale * ||g_i|| * u, with u uniform on the unit sphere, drawn once
 
-    Source: Gorbunov et al., ICML 2022, section 4.1, with scale 1000.
+    Source: Gorbunov et al., ICML 2022, section 4.1, with scale 1000. With `per` = tensor as their published code: a
+    direction for each tensor of the model, as long as that tensor's gradient times `scale`.
     """
 
     name = "random_direction"
     scale: float = option(1000.0, "length in units of the own gradient's norm", low=0)
+    per: str = option("vector", "one direction for the whole gradient, or one for each tensor", choices=PER)
 
     def gradient(self, ctx: View, gradient: torch.Tensor) -> torch.Tensor:
+        size = gradient.numel()
+        sizes = self._sizes(size)
+
         def draw() -> torch.Tensor:
             # On the CPU, so that the direction does not depend on the device.
-            normal = self.collusion.stream("direction").standard_normal(gradient.numel(), dtype=np.float32)
-            return torch.from_numpy(normal / np.linalg.norm(normal.astype(np.float64))).to(gradient)
+            normal = self.collusion.stream("direction").standard_normal(size, dtype=np.float32)
+            pieces = np.split(normal, np.cumsum(sizes)[:-1])
+            units = [piece / np.linalg.norm(piece.astype(np.float64)) for piece in pieces]
+            return torch.from_numpy(np.concatenate(units)).to(gradient)
 
-        direction = self.collusion.constant(("direction", gradient.numel(), str(gradient.device)), draw)
-        return direction * (self.scale * torch.linalg.vector_norm(gradient))
+        direction = self.collusion.constant(("direction", self.per, size, str(gradient.device)), draw)
+        pairs = zip(direction.split(sizes), gradient.split(sizes), strict=True)
+        return torch.cat([unit * (self.scale * torch.linalg.vector_norm(own)) for unit, own in pairs])
+
+    def _sizes(self, size: int) -> list[int]:
+        """Into how many numbers each the gradient is cut."""
+        if self.per == "vector":
+            return [size]
+        if sum(self.collusion.tensors) != size:
+            raise RuntimeError("random_direction per tensor: this driver does not say which tensors a gradient has")
+        return list(self.collusion.tensors)
 
 
 @dataclass(kw_only=True, eq=False)

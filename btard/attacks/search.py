@@ -8,12 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
-from btard.aggregation import centered_clip
 from btard.attacks.base import Attack, option
 from btard.attacks.statistics import honest_deviation, honest_mean
+from btard.protocol.aggregate import clip_parts
 from btard.protocol.behaviour import View
 from btard.protocol.collusion import Collusion
-from btard.protocol.record import Split
 
 
 def best_factor(harm: Callable[[float], float], limit: float, trials: int) -> float:
@@ -42,15 +41,6 @@ def best_factor(harm: Callable[[float], float], limit: float, trials: int) -> fl
     return best
 
 
-def clipped_parts(tau: float, x: torch.Tensor) -> torch.Tensor:
-    """What the protocol makes of the workers' gradients `x` [k, d]: CenteredClip of each of k parts, [d]."""
-    split, out = Split(x.shape[1], min(x.shape)), torch.empty_like(x[0])
-    for part in range(split.k):
-        rows = torch.stack([split.view(row, part) for row in x])
-        split.view(out, part).copy_(centered_clip(rows, tau).value)
-    return out
-
-
 class Rehearsal:
     """The rule of a step, tried on the honest gradients and on one vector of all attackers.
 
@@ -59,7 +49,7 @@ class Rehearsal:
     """
 
     def __init__(self, collusion: Collusion, ctx: View) -> None:
-        self.rule = ctx.rule or (lambda x: clipped_parts(ctx.tau, x))
+        self.rule = ctx.rule or (lambda x: clip_parts(x, ctx.tau))
         self.mean = honest_mean(collusion)
         known = dict(zip(collusion.honest_peers, collusion.rows, strict=True))
         liars = [p for p in ctx.active if p in collusion.members and p not in ctx.assignments]

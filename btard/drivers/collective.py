@@ -218,22 +218,28 @@ class CollectiveDriver:
 
         A peer may fall out in the middle of a step. Its rank goes on with empty hands, for the others need it.
         """
-        mine = wire.pack((end, self._view(outcome), self.peer.active, self.note()))
+        struck_off = self.peer.current.expelled.get(self.peer.id, "") if end == OUT else ""
+        mine = wire.pack((end, struck_off, self._view(outcome), self.peer.active, self.note()))
         while True:
             came = self.mesh.round(END, dict.fromkeys(self.mesh.others, (mine,)), MAX_NOTE, running=False)
             if not came.running:
                 break
         letters = {**came.letters, self.mesh.rank: mine}
         said = {rank: wire.unpack(bytes(letters[rank]), max_bytes=MAX_NOTE, what="note") for rank in sorted(letters)}
-        self.notes = {rank: note for rank, (_, _, _, note) in said.items()}
+        self.notes = {rank: note for rank, (_, _, _, _, note) in said.items()}
         honest = [rank for rank in self.honest if said[rank][0] != OUT]
         if not honest:
             raise RuntimeError(f"step {self.mesh.step}: no honest peer is left in the run")
-        agreed, view, active, _ = said[honest[0]]
+        agreed, _, view, active, _ = said[honest[0]]
         for rank in honest:
-            if said[rank][1] != view:
+            if said[rank][2] != view:
                 raise RuntimeError(
                     f"step {self.mesh.step}: honest ranks {honest[0]} and {rank} disagree on the outcome"
+                )
+        for rank in self.honest:
+            if said[rank][1] and rank in active:  # one that has crashed has not struck itself off
+                raise RuntimeError(
+                    f"step {self.mesh.step}: honest peer {rank} is out in its own view ({said[rank][1]}) alone"
                 )
         # Whoever is stuck alone is so in a history of its own.
         return tuple(rank for rank in said if said[rank][0] in (DONE, agreed) and rank in active)

@@ -18,11 +18,12 @@ from btard.protocol.collusion import Collusion
 from btard.protocol.commit import NoGradient, clip_gradient
 from btard.protocol.effects import Compute
 from btard.protocol.hashing import batch_seed, digest, stream
+from btard.protocol.ledger import Entry
 from btard.protocol.messages import is_finite
 from btard.task import Task
 
-MOMENTUM, LAST = "server/momenta", "server/last"
-"""Names of a checkpoint's tensors: [n, d], and [d]."""
+MOMENTUM, LAST = "server/momentum/", "server/last"
+"""Names of a checkpoint's tensors [d]: of a peer's momentum, before its number, and of the last aggregate."""
 
 
 class ServerDriver:
@@ -63,8 +64,9 @@ class ServerDriver:
         self.compute = CohortCompute(task, self.history, mode)
         self.coins = [digest("first coin", run_id)]
         self.momentum = momentum
-        self._momenta: torch.Tensor | None = None
+        self._momenta: dict[int, torch.Tensor] = {}
         self._last: torch.Tensor | None = None
+        self.active = tuple(range(peers))
 
     def step(self, params: torch.Tensor, *_: Any) -> StepResult:
         """The rule's aggregate of all peers' gradients at `params` [d]. Nobody ever goes back to an earlier state.
@@ -73,20 +75,21 @@ class ServerDriver:
         returns is no aggregate; ValueError, in one line, for an attack that sends no vector [d].
         """
         now = len(self.coins) - 1
-        self.history.record(now, params, self.n)
+        peers = self.active
+        self.history.record(now, params, len(peers))
         started = time.perf_counter()
-        peers = tuple(range(self.n))
         views = {i: View(now, i, self.run_id, self.coins, peers, rule=self._rule_of(now)) for i in peers}
-        acting = {i: b if (b := self.behaviours.get(i, HONEST)).acts(views[i]) else b.resting for i in peers}
+        attacking = [i for i in peers if self.behaviours.get(i, HONEST).acts(views[i])]
+        acting = {i: b if i in attacking else b.resting for i in peers for b in [self.behaviours.get(i, HONEST)]}
         requests = [
             acting[i].request(views[i], Compute(now, i, batch_seed(self.run_id, now, i, self.coins[-1]))) for i in peers
         ]
-        answers = self.compute.answer(now, requests)
+        answers = dict(zip(peers, self.compute.answer(now, requests), strict=True))
         computed = time.perf_counter()
         honest = [i for i in peers if not self.behaviours.get(i, HONEST).byzantine]
         if not all(is_finite(answers[i]) for i in honest):
             raise NoGradient(f"step {now}: the training has diverged, an honest gradient is not finite")
-        sent = self._with_momentum([clip_gradient(answer, self.clip_lambda) for answer in answers])
+        sent = self._with_momentum({i: clip_gradient(answers[i], self.clip_lambda) for i in peers})
         if self.collusion is not None:
             self.collusion.observe(now, {i: sent[i] for i in honest})
         rows = [sent_by(acting[i], views[i], sent[i]) for i in peers]
@@ -94,7 +97,12 @@ class ServerDriver:
         self._last = gradient.clone()  # optimizers may write into the gradient that they are given
         self.coins.append(digest("server coin", self.coins[-1]))
         seconds = {"gradients": computed - started, "aggregate": time.perf_counter() - computed}
-        return StepResult(now, gradient, self.coins[-1], active=peers, workers=peers, seconds=seconds)
+        removed = self._ban(now, [i for i in attacking if self.behaviours.get(i, HONEST).byzantine])
+        return StepResult(now, gradient, self.coins[-1], removed, self.active, peers, seconds=seconds)
+
+    def _ban(self, step: int, attacking: Sequence[int]) -> tuple[Entry, ...]:
+        """Whom a step costs its place; nobody here."""
+        return ()
 
     def _rule_of(self, step: int) -> Callable[[torch.Tensor], torch.Tensor]:
         """What the rule makes of rows [n, d] at `step`, with the same random numbers at every call."""
@@ -106,22 +114,20 @@ class ServerDriver:
 
         return rule
 
-    def _with_momentum(self, gradients: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """What the peers would send honestly, [d] each."""
+    def _with_momentum(self, gradients: Mapping[int, torch.Tensor]) -> Mapping[int, torch.Tensor]:
+        """Peer -> what it would send honestly [d]."""
         if not self.momentum:
             return gradients
-        if self._momenta is None:
-            self._momenta = torch.stack(list(gradients))
-        else:
-            fresh = torch.stack(list(gradients))
-            # An attacker's own gradient may be infinite; that must not stay with it as momentum for ever.
-            self._momenta = torch.lerp(fresh, self._momenta.to(fresh.device).nan_to_num(), self.momentum)
-        return self._momenta.unbind()
+        before = {i: self._momenta.get(i, gradient).to(gradient.device) for i, gradient in gradients.items()}
+        # An attacker's own gradient may be infinite; that must not stay with it as momentum for ever.
+        self._momenta = {i: torch.lerp(g, before[i].nan_to_num(), self.momentum) for i, g in gradients.items()}
+        return self._momenta
 
     def state(self) -> tuple[dict[str, object], dict[str, torch.Tensor]]:
         """What a checkpoint needs to go on to the same bits: JSON values, and tensors."""
-        kept = {MOMENTUM: self._momenta, LAST: self._last}
-        tensors = self.history.state() | {name: x for name, x in kept.items() if x is not None}
+        tensors = self.history.state() | {f"{MOMENTUM}{i}": x for i, x in self._momenta.items()}
+        if self._last is not None:
+            tensors[LAST] = self._last
         if self.collusion is not None:
             tensors |= self.collusion.state()
         return {"coins": [coin.hex() for coin in self.coins]}, tensors
@@ -134,6 +140,8 @@ class ServerDriver:
         assert isinstance(coins, list)
         self.coins = [bytes.fromhex(coin) for coin in coins]
         self.history.restore(tensors, {})
-        self._momenta, self._last = tensors.get(MOMENTUM), tensors.get(LAST)
+        self._last = tensors.get(LAST)
+        momenta = {name: x for name, x in tensors.items() if name.startswith(MOMENTUM)}
+        self._momenta = {int(name.removeprefix(MOMENTUM)): x for name, x in momenta.items()}
         if self.collusion is not None:
             self.collusion.restore(tensors)

@@ -17,13 +17,14 @@ T = TypeVar("T")
 class Collusion:
     """Common knowledge of `members` (peer ids) in a cohort of `peers`. `seed` names their random streams.
 
+    `tensors`: how many numbers each tensor of the model has, in the order of the gradient; empty where nobody said.
     A driver calls `observe` as soon as the honest gradients of a step exist, before any attacker has to act.
     """
 
-    def __init__(self, members: frozenset[int], peers: int, seed: int = 0) -> None:
+    def __init__(self, members: frozenset[int], peers: int, seed: int = 0, *, tensors: tuple[int, ...] = ()) -> None:
         if not members <= set(range(peers)):
             raise ValueError(f"Byzantine peers {sorted(members)} are not all among the {peers} peers")
-        self.members, self.peers, self.seed = members, peers, seed
+        self.members, self.peers, self.seed, self.tensors = members, peers, seed, tensors
         self.step = -1
         self._rows: dict[int, torch.Tensor] = {}
         self._shared: dict[Hashable, object] = {}

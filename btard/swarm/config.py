@@ -91,7 +91,7 @@ class SwarmConfig:
     peers: int = 16
     """Peers at the start (n): so many have to come before the run begins."""
     byzantine: int = 0
-    """How many of them may be Byzantine (b), and how many are, where attack.name is set. More cost round trips
+    """How many of them may be Byzantine (b), and how many are, where attack.name is set. More cost message delays
     (protocol.relays)."""
     steps: int = 1250
     """Steps after which the run ends."""

@@ -28,6 +28,7 @@ from btard.protocol.peer import Peer
 from btard.swarm import frames
 from btard.swarm.deadlines import Deadlines
 from btard.swarm.doors import Doors
+from btard.swarm.ends import Ends
 from btard.swarm.links import Dial, Refused
 from btard.swarm.node import Node
 from btard.swarm.outbox import Gone, Position, Said
@@ -53,7 +54,9 @@ class StepClock(Clock):
     def __init__(self, deadlines: Deadlines, gone_on: Callable[[], bool]) -> None:
         self.deadlines, self.gone_on = deadlines, gone_on
         self.ready_by = math.inf
-        self._wait, self._work = deadlines.phase, 0
+        self.longest = deadlines.phase
+        """Seconds that the wait of the latest phase may take, the longest of the step until now."""
+        self._work = 0
 
     def start(self, phase: str, work: int = 1) -> None:
         self.ready_by = time.monotonic() + self.deadlines.compute
@@ -64,9 +67,9 @@ class StepClock(Clock):
 
     def wait(self, effect: Broadcast | Compare | Exchange) -> float:
         """Seconds to wait for what the others say in the phase of `effect`, which is the next one."""
-        self._wait += self.deadlines.allowance(effect.phase, effect.load, self._work)
+        self.longest += self.deadlines.allowance(effect.phase, effect.load, self._work)
         self._work = 0
-        return self._wait
+        return self.longest
 
 
 class SwarmDriver:
@@ -93,11 +96,13 @@ class SwarmDriver:
         self.history, self.trail, self.collusion, self.watch = history, trail, collusion, watch
         self.members = peer.active
         """A_t of the latest step, whatever has become of it in this peer's view."""
-        self.rounds = Rounds(node, deadlines.give_up)
+        self.rounds = Rounds(node, deadlines.give_up, Ends(peer))
         self._members: dict[bytes, int] = {}
         self._own: dict[int, torch.Tensor] = {}
         self._clock = StepClock(deadlines, self._others_have_gone_on)
         self._behind: int | None = None
+        self._hold = 0.0
+        """Seconds for which others may still be in the last step."""
         doors.add("follow", self._follow, members_only=True)
         doors.add("fellow", self._show_fellow, members_only=True)
         self.refresh()
@@ -156,7 +161,8 @@ class SwarmDriver:
             raise OutOfStep(str(failure))
         if failure is not None:
             raise failure
-        self.node.run(self.rounds.finish(now))
+        self.node.run(self.rounds.finish(now, sign=self._owes()))
+        self._hold = self._clock.longest + self.deadlines.message
         self._trust_majority("the end")
         outcome = course.outcomes[self.peer.id]
         if outcome is None and self.peer.behaviour.byzantine:
@@ -179,13 +185,14 @@ class SwarmDriver:
         """
         self.peer = peer
         self._behind = peer.t if behind else None
-        self.node.run(self.rounds.restart(peer.t))
+        self._hold = self.deadlines.patience(self.task.d) if behind else 0.0
+        self.node.run(self.rounds.restart(peer.t, Ends(peer)))
         self.refresh()
 
     def attest(self, said: bytes, limit: int) -> dict[int, bytes]:
         """A last round after the last step: what I say, and what the others say, by peer."""
         self.node.run(self.rounds.say(Said(ATTEST, [said])))
-        heard = self.node.run(self.rounds.hear(ATTEST, self.others, limit, 2 * self.deadlines.phase))
+        heard = self.node.run(self.rounds.hear(ATTEST, self.others, limit, 2 * self.deadlines.phase, hold=self._hold))
         self.rounds.advance()
         return {peer: bytes(body) for peer, body in heard.items()} | {self.peer.id: said}
 
@@ -211,7 +218,7 @@ class SwarmDriver:
         common, special = said.encoded()
         mail = Said(said.phase, common, special)
         sent = sum(frames.size_of(mail.to(to) or ()) for to in (special if said.exchanged else others))
-        heard = self.node.run(self._round(mail, others, said.limit, self._clock.wait(said.effect)))
+        heard = self.node.run(self._round(mail, others, said.limit, said.effect))
         answer = said.answer(heard, me, self.history.at(step, step).device)
         self._stay(said.phase)
         return Heard({me: answer}, {me: sent})
@@ -228,9 +235,12 @@ class SwarmDriver:
         record = self.peer.current
         return record.here is not None and self.peer.id in record.members
 
-    async def _round(self, said: Said, others: Sequence[int], limit: int, wait: float) -> dict[int, bytearray]:
+    async def _round(
+        self, said: Said, others: Sequence[int], limit: int, effect: Broadcast | Compare | Exchange
+    ) -> dict[int, bytearray]:
         await self.rounds.say(said)
-        heard = await self.rounds.hear(said.phase, others, limit, wait)
+        wait, hurry = self._clock.wait(effect), self.deadlines.allowance(effect.phase, effect.load)
+        heard = await self.rounds.hear(said.phase, others, limit, wait, hurry=hurry, hold=self._hold)
         self.rounds.advance()
         return heard
 

@@ -13,6 +13,7 @@ from hivemind.p2p import P2PDaemonError
 from btard.protocol import wire
 from btard.protocol.wire import Malformed
 from btard.swarm import frames
+from btard.swarm.ends import OVER
 from btard.swarm.outbox import Position
 
 HEADER = 512
@@ -47,11 +48,19 @@ class Frame:
 class Link:
     """Follows one peer from position `at` on. `changed` is called whenever there is something new to look at.
 
+    `over` is given each word that a step is over, as soon as it is there, wherever I am.
+
     All methods are for the network's thread.
     """
 
-    def __init__(self, dial: Dial, at: Position, changed: Callable[[], None]) -> None:
-        self._dial, self._changed = dial, changed
+    def __init__(
+        self,
+        dial: Dial,
+        at: Position,
+        changed: Callable[[], None],
+        over: Callable[[bytearray], None] = lambda body: None,
+    ) -> None:
+        self._dial, self._changed, self._over = dial, changed, over
         self.at = at
         """What I want next: frames before it are passed over."""
         self.position: Position | None = None
@@ -144,6 +153,10 @@ class Link:
             position, phase, size = _header(fields)
             self.position = position
             self._changed()
+            if phase == OVER and 0 <= size <= AHEAD:
+                self._over(await frames.receive_body(reader, size))
+                self._changed()
+                continue
             if position < self.at:
                 if size > AHEAD_TOTAL:
                     return

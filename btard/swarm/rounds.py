@@ -5,6 +5,8 @@ what a message may take: then an honest peer that was kept waiting by a liar in 
 honest peers in the next one. (Let the wait in phase p be w_p, and let A leave p when it has heard B. B had begun p by
 then, so it leaves p within w_p, and what it says next arrives within w_p + one message: w_{p+1} must be that long.)
 
+Waits begin anew at each step: nobody's first one begins before the last step is known to be over (`btard.swarm.ends`).
+
 A peer that has kept me waiting is not waited for any more until it has caught up. If it does so again, it is not waited
 for any more in this step: what it says counts if it is there by the time that the others have been heard. So a liar can
 waste two waits in a step, and an honest peer that has once been unreachable for a moment still has its say. (An honest
@@ -15,10 +17,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable
 
+from btard.swarm.ends import OVER, Ends
 from btard.swarm.links import Dial, Link
 from btard.swarm.node import Node
 from btard.swarm.outbox import Outbox, Position, Said
@@ -38,12 +42,13 @@ class Rounds:
     `position` is the phase at hand.
     """
 
-    def __init__(self, node: Node, give_up: float) -> None:
-        self.node, self.give_up = node, give_up
+    def __init__(self, node: Node, give_up: float, ends: Ends) -> None:
+        self.node, self.give_up, self.ends = node, give_up, ends
         self.outbox = Outbox()
         self.links: dict[int, Link] = {}
         self.position: Position = (0, 0)
         self._before: Position = (-1, 0)
+        self._passed_on = False
         self._struck: set[int] = set()
         """Peers that have kept me waiting and have not been heard since."""
         self._strikes: Counter[int] = Counter()
@@ -53,7 +58,7 @@ class Rounds:
 
     def follow(self, peer: int, dial: Dial) -> None:
         """Begin to follow `peer`. For the network's thread."""
-        link = Link(dial, self.position, self._changed.set)
+        link = Link(dial, self.position, self._changed.set, lambda body: self.ends.hear(peer, body))
         self.links[peer] = link
         self._tasks[peer] = self.node.spawn(link.follow())
 
@@ -66,7 +71,9 @@ class Rounds:
 
     def outrun_by(self) -> int:
         """How many peers are known to be past the phase at hand."""
-        return sum(link.position is not None and link.position > self.position for link in self.links.values())
+        step, number = self.position
+        here = (step, number or 1)  # the word that the last step is over is passed on within the first phase
+        return sum(link.position is not None and link.position > here for link in self.links.values())
 
     def left_behind_by(self) -> int:
         """How many peers no longer keep what I would need to catch up with them."""
@@ -80,17 +87,29 @@ class Rounds:
         """Put what I say in the phase at hand where the others get it."""
         await self.outbox.say(self.position, said)
 
-    async def hear(self, phase: str, peers: Iterable[int], limit: int, wait: float) -> dict[int, bytearray]:
-        """Sender -> what it says in the phase at hand, up to `limit` bytes; waits `wait` seconds at most."""
+    async def hear(
+        self, phase: str, peers: Iterable[int], limit: int, wait: float, *, hurry: float = math.inf, hold: float = 0.0
+    ) -> dict[int, bytearray]:
+        """Sender -> what it says in the phase at hand, up to `limit` bytes; waits `wait` seconds at most.
+
+        Once the step at hand is known to be over, it waits for `hurry` seconds more at most. In a step's first phase
+        the wait begins when the last step is known to be over, and at the latest after `hold` seconds.
+        """
         peers = tuple(peers)
         for peer in peers:
             self.links[peer].want(self.position, limit)
+        step, number = self.position
         last = time.monotonic()
-        deadline = last + wait
+        latest, deadline, hurried = last + hold, math.inf, False
         while True:
             self._changed.clear()
             waiting = [peer for peer in peers if not self._settled(peer)]
             now = time.monotonic()
+            if deadline == math.inf and (number > 0 or now >= latest or self.ends.over(step - 1)):
+                deadline = now + wait
+                await self._pass_on()
+            if not hurried and self.ends.over(step):
+                deadline, hurried = min(deadline, now + hurry), True
             if now - last > SLICE + STALL:  # this process was stopped: what came meanwhile is still to be read
                 deadline = max(deadline, now + self.give_up)
             last = now
@@ -98,6 +117,7 @@ class Rounds:
                 break
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), min(SLICE, deadline - now))
+        await self._pass_on()
         out_of_reach = {peer for peer in peers if self._given_up(peer)}
         self._strikes.update({*waiting, *(out_of_reach - self._struck)})
         self._struck.update(waiting, out_of_reach)
@@ -113,21 +133,31 @@ class Rounds:
 
     def advance(self) -> None:
         """The phase at hand is over."""
-        self._before, self.position = self.position, (self.position[0], self.position[1] + 1)
+        self._before, self.position = self.position, (self.position[0], (self.position[1] or 1) + 1)
 
-    async def finish(self, step: int) -> None:
-        """The step is over; the next one begins."""
-        await self.outbox.finish(step, self.position[1])
-        self.position = (step + 1, 0)
+    async def finish(self, step: int, *, sign: bool) -> None:
+        """The step is over, which I `sign`; the next one begins."""
+        await self.outbox.say(self.position, Said(OVER, [self.ends.sign(step)] if sign else None))
+        await self.outbox.finish(step, self.position[1] + 1)
+        self.ends.forget(step)
+        self.position, self._passed_on = (step + 1, 0), False
         self._strikes.clear()
 
-    async def restart(self, step: int) -> None:
+    async def restart(self, step: int, ends: Ends) -> None:
         """I go on at the beginning of `step`, wherever I was."""
         await self.outbox.restart(step)
+        self.ends, self._passed_on = ends, False
         self.position, self._before, self._struck = (step, 0), (step - 1, 0), set()
         self._strikes.clear()
         for link in self.links.values():
             link.restart(self.position)
+
+    async def _pass_on(self) -> None:
+        """In the first phase of a step, once: say what shows that the last one is over."""
+        step, number = self.position
+        if number == 0 and not self._passed_on:
+            self._passed_on = True
+            await self.outbox.say((step, 1), Said(OVER, [self.ends.proof(step - 1)]))
 
     def _given_up(self, peer: int) -> bool:
         """Whether it cannot be reached; once it can be, it is still to catch up."""

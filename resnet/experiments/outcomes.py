@@ -156,8 +156,8 @@ class Series:
 
     @property
     def protocol(self) -> bool:
-        """Whether the peers ran BTARD; otherwise a server aggregated, and nobody could be banned."""
-        return self.config.btard
+        """Whether the peers ran BTARD or its emulation; otherwise a server aggregated, and nobody could be banned."""
+        return self.config.can_ban
 
     def values(self, measure: Callable[[Outcome], Any]) -> list[Any]:
         """`measure` of every run where there is one."""

@@ -151,7 +151,7 @@ def _styles(results: Results, drawn: Sequence[Series], *, thin: bool) -> dict[st
     """Curve -> its style. A defence has the same one in all figures of a sweep, unless a figure has variants of it."""
     names: dict[str, bool] = {_name(entry): entry.protocol for entry in drawn}
     if not any(entry.variant for entry in drawn):
-        everywhere = {cell.defence: cell.config.btard for cell in results.grid.cells}
+        everywhere = {cell.defence: cell.config.can_ban for cell in results.grid.cells}
         names = everywhere | names
     wanted = {_name(entry) for entry in drawn}
     protocols, servers = count(), count()

@@ -211,6 +211,9 @@ def test_rfa_by_hand():
     assert rfa(x, iterations=1).item() == pytest.approx(6 / 5)
     assert rfa(x, iterations=2).item() == pytest.approx(2 / 3)
     assert rfa(x).item() == pytest.approx(6 / 17)
+    # From 0 on, rows 3 and 6 weigh 1/3 and 1/6: 4. Then they are 1 and 2 away: 4 again.
+    assert rfa(column(3, 6), start=torch.zeros(1), iterations=1).item() == pytest.approx(4)
+    assert rfa(column(3, 6), start=torch.zeros(1)).item() == pytest.approx(4)
     # nu takes the place of smaller distances: all weights 1/100 leave the mean.
     assert rfa(x, nu=100.0).item() == pytest.approx(2)
 

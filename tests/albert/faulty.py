@@ -20,7 +20,7 @@ from btard.swarm import commands, trainer
 from btard.swarm.config import AttackConfig
 from btard.swarm.deadlines import Deadlines
 from btard.swarm.local import COORDINATOR, Swarm
-from tests.swarm.netns import Wire, enter
+from scripts.netns import Wire, enter
 
 FAULTS, NAMESPACES, PACE = "faults", "namespaces", "pace"
 SWARM = "BTARD_TEST_SWARM"

@@ -21,9 +21,9 @@ from btard.protocol.identity import Identity
 from btard.swarm.identity import peer_id_of
 from btard.swarm.local import COORDINATOR
 from btard.swarm.node import Node, Relaying
+from scripts.netns import Wire, enter, reason_not_to
 from tests.albert.faulty import Fault, FaultySwarm, settings
 from tests.albert.test_swarm import check_agreement, check_nothing_left
-from tests.swarm.netns import Wire, enter, reason_not_to
 
 _REASON = reason_not_to()
 PORT = 31337

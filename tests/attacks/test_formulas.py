@@ -37,6 +37,15 @@ def test_random_direction_is_common_constant_and_scaled(collude, context):
     assert not torch.allclose(elsewhere, sent)
 
 
+def test_random_direction_per_tensor_is_as_long_as_each_tensors_gradient(collude, context):
+    collusion = Collusion(frozenset({3, 4}), 5, seed=3, tensors=(1, len(OWN) - 1))
+    sent = make_attack("random_direction", collusion, per="tensor", scale=10.0).gradient(context(peer=3), OWN)
+    for mine, own in zip(sent.split(collusion.tensors), OWN.split(collusion.tensors), strict=True):
+        assert mine.norm().item() == pytest.approx(10 * own.norm().item())
+    with pytest.raises(RuntimeError, match="which tensors a gradient has"):
+        make_attack("random_direction", collude(HONEST), per="tensor").gradient(context(peer=3), OWN)
+
+
 def test_label_flip_only_changes_the_labels(collude, context):
     asked = Compute(5, 7, b"seed")
     assert make_attack("label_flip", collude(HONEST)).request(context(), asked) == Compute(

@@ -9,7 +9,8 @@ import torch
 
 from btard.aggregation import centered_clip, coordinate_median
 from btard.attacks import Collusion, make_attack
-from btard.attacks.search import Rehearsal, best_factor, clipped_parts
+from btard.attacks.search import Rehearsal, best_factor
+from btard.protocol.aggregate import clip_parts
 
 # Four honest peers and one attacker; mu = (2, 0), sigma = (1, 0).
 HONEST = torch.tensor([[1.0, 0.0], [1.0, 0.0], [3.0, 0.0], [3.0, 0.0]])
@@ -74,10 +75,10 @@ def test_ipm_at_a_mean_and_at_a_clipped_mean(collude, context):
 
 def test_without_a_server_the_rule_is_centered_clip_of_each_part():
     rows = torch.randn(4, 10, generator=torch.Generator().manual_seed(1))
-    whole = clipped_parts(0.5, rows)
+    whole = clip_parts(rows, 0.5)
     cuts = [(0, 3), (3, 6), (6, 8), (8, 10)]  # 10 = 3 + 3 + 2 + 2
     assert torch.equal(whole, torch.cat([centered_clip(rows[:, a:b], 0.5).value for a, b in cuts]))
-    assert torch.allclose(clipped_parts(math.inf, rows), rows.mean(0), atol=1e-6)
+    assert torch.allclose(clip_parts(rows, math.inf), rows.mean(0), atol=1e-6)
 
 
 def test_rows_stand_where_the_peers_do_and_validators_send_none(context):

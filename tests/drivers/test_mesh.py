@@ -241,6 +241,18 @@ def test_honest_ranks_that_disagree_are_our_bug_and_said_so() -> None:
         assert isinstance(error, RuntimeError) and "honest ranks 0 and 2 disagree" in str(error)
 
 
+def test_an_honest_rank_that_is_out_in_its_own_view_alone_is_not_lost_in_silence() -> None:
+    def work(mesh: Mesh) -> None:
+        driver = CollectiveDriver(ProtocolConfig(peers=4, run_id="alone", validators=0), QuadraticTask(D), mesh)
+        peer = driver.peer
+        if mesh.rank == 2:
+            peer._finish = lambda record, already: peer.expel(record, 2, "silent")  # type: ignore[method-assign]
+        driver.step(torch.ones(D))
+
+    for error in in_ranks(work, 4):
+        assert str(error) == "step 0: honest peer 2 is out in its own view (silent) alone"
+
+
 def test_evidence_is_complete_although_its_writer_falls_out(tmp_path: Path) -> None:
     """Peer 0 writes until an attacker takes it along, and so does peer 1 after it."""
     config = ProtocolConfig(peers=6, byzantine=2, run_id="understudy")

@@ -100,19 +100,30 @@ def test_deadlines_of_one_gradient_cost_honest_peers_their_places() -> None:
         play(driver, 2, torch.ones(D))
 
 
-@pytest.mark.xfail(strict=True, reason='"Swarms: waits" in docs/threat-model.md: waits begin anew at each step')
-def test_liars_that_are_silent_to_some_at_the_end_make_nobody_late_for_the_next_roll_call() -> None:
-    """To say nothing in a round of relays is no fault, and the others wait there longer than in a roll call."""
+@pytest.mark.parametrize("ends", [True, False])
+def test_liars_that_are_silent_to_some_at_the_end_make_nobody_late_for_the_next_roll_call(ends: bool) -> None:
+    """To say nothing in a round of relays is no fault, and the others wait there longer than in a roll call.
+
+    Without the word that the step is over, they miss it.
+    """
 
     def never(sender: int, phase: str, recipient: int) -> bool:
         return phase == f"accuse/0/relay/{BYZANTINE}" and sender in MEMBERS and recipient >= PEERS - 2
 
     config = ProtocolConfig(peers=PEERS, byzantine=BYZANTINE, run_id="late")
     behaviours = {peer: Attacker() for peer in MEMBERS}
-    driver = SlowLines(config, QuadraticTask(D), behaviours=behaviours, rate=1e9, deadlines=Deadlines(), never=never)
+    driver = SlowLines(
+        config, QuadraticTask(D), behaviours=behaviours, rate=1e9, deadlines=Deadlines(), never=never, ends=ends
+    )
     params = torch.ones(D)
     driver.step(params)
     clocks = [driver.now[peer] for peer in range(PEERS) if peer not in MEMBERS]
-    assert max(clocks) - min(clocks) < Deadlines().phase
-    driver.step(params)
+    assert max(clocks) - min(clocks) > Deadlines().phase, "the liars have kept some waiting"
     assert not driver.missed
+    if ends:
+        driver.step(params)
+        assert not driver.missed
+    else:
+        with pytest.raises(AssertionError, match="part: honest peers have different deadlines"):
+            driver.step(params)
+        assert "commit" in {phase for phase, _, _ in driver.missed}

@@ -36,10 +36,10 @@ def test_every_key_is_explained():
     assert [key for key, (_, doc) in keys(Config).items() if not doc.endswith(".")] == []
 
 
-def test_aggregators_are_the_protocol_and_the_librarys_rules():
+def test_aggregators_are_the_protocol_its_emulation_and_the_librarys_rules():
     assert list(RULES) == list(AGGREGATORS)
     doc = keys(Config)["aggregator.name"][1]
-    assert all(f" {name}," in doc for name in RULES)
+    assert all(f" {name}," in doc for name in RULES) and "emulated: " in doc
 
 
 def test_command_line_goes_over_the_file(tmp_path):

@@ -34,10 +34,16 @@ def test_initial_values_depend_on_the_seed_alone() -> None:
     assert not torch.equal(flatten(resnet18(4, seed=generator)), first), "the generator must advance"
 
 
-def test_initial_values_have_the_spread_of_he_and_pytorch() -> None:
+def test_initial_values_have_the_spread_of_pytorchs_own_or_of_he() -> None:
     model = resnet18(32, classes=100)
     weight = model.layer3[1].conv2.weight
-    assert weight.std().item() == pytest.approx((2 / (weight.shape[0] * 9)) ** 0.5, rel=0.02)
+    alike = torch.nn.Conv2d(*weight.shape[1::-1], 3).weight
+    assert weight.std().item() == pytest.approx(alike.std().item(), rel=0.02)
+    assert 0.98 * alike.abs().max() < weight.abs().max() <= (weight.shape[1] * 9) ** -0.5
+    he = resnet18(32, init="he").layer3[1].conv2.weight
+    assert he.std().item() == pytest.approx((2 / (weight.shape[0] * 9)) ** 0.5, rel=0.02)
+    with pytest.raises(ValueError, match="init must be torch or he"):
+        resnet18(32, init="xavier")  # type: ignore[arg-type]
     bound = model.fc.in_features**-0.5
     assert 0.98 * bound < model.fc.weight.abs().max() <= bound
     assert all((m.weight == 1).all() and (m.bias == 0).all() for m in model.modules() if isinstance(m, nn.BatchNorm2d))

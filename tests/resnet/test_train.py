@@ -117,6 +117,15 @@ def test_ideal_commitments_make_the_same_run_without_evidence(tmp_path: Path) ->
     assert (tmp_path / "hashed/evidence").exists() and not (tmp_path / "ideal/evidence").exists()
 
 
+def test_an_emulated_run_bans_by_chance_and_goes_on(tmp_path: Path) -> None:
+    words = ("--aggregator.name", "emulated", "--aggregator.bans", "pairs", "--protocol.validators", "2")
+    summary = train(config_of(*ATTACK, *words), tmp_path, progress=False)
+    assert summary is not None and summary["honest_banned"] == 0
+    assert {ban["kind"] for ban in summary["bans"]} == {"drawn"}
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert {line["active"] for line in lines} == {6}, "who is banned is replaced"
+
+
 def test_the_mean_is_destroyed_where_btard_is_not(tmp_path: Path) -> None:
     words = (*ATTACK, "--steps", "60", "--eval_every", "60", "--model.width", "4")
     mean = train(config_of(*words, "--aggregator.name", "mean"), tmp_path / "mean", progress=False)

@@ -56,10 +56,10 @@ def test_a_swarm_goes_back_where_the_simulator_does_and_gives_time_to_measure() 
         waits: dict[int, float] = dict.fromkeys(honest, 0.0)
 
         def begin(member: Member) -> None:
-            waits[member.driver.peer.id] -= member.driver._clock._wait
+            waits[member.driver.peer.id] -= member.driver._clock.longest
 
         def end(member: Member) -> None:
-            waits[member.driver.peer.id] += member.driver._clock._wait
+            waits[member.driver.peer.id] += member.driver._clock.longest
             heard[member.driver.peer.id] = set(member.driver.peer.current.heard[HEALED])
 
         at = (("heal", begin), ("heal/compare", end))

@@ -9,7 +9,12 @@ from typing import Any
 
 import pytest
 
+from btard.protocol.behaviour import HONEST
+from btard.protocol.config import ProtocolConfig
+from btard.protocol.identity import Identity, Roster
+from btard.protocol.peer import Peer
 from btard.swarm import frames
+from btard.swarm.ends import Ends
 from btard.swarm.links import Link
 from btard.swarm.outbox import Position
 from btard.swarm.rounds import Rounds
@@ -52,9 +57,15 @@ class Nobody:
         pass
 
 
-async def frame(step: int, number: int, body: bytes) -> bytes:
+def nothing_said() -> Ends:
+    config = ProtocolConfig(peers=3, byzantine=1, run_id="links")
+    identities = [Identity.from_seed("links", peer) for peer in range(3)]
+    return Ends(Peer(0, identities[0], Roster(tuple(i.public_key for i in identities)), config, 10, HONEST))
+
+
+async def frame(step: int, number: int, body: bytes, phase: str = "phase") -> bytes:
     said = Nobody()
-    await frames.send(said, (step, number, "phase", len(body)), [body])  # type: ignore[arg-type]
+    await frames.send(said, (step, number, phase, len(body)), [body])  # type: ignore[arg-type]
     return said.bytes
 
 
@@ -118,7 +129,7 @@ def test_a_restart_while_the_stream_is_opened_opens_it_again() -> None:
 
 def test_a_peer_that_was_ahead_once_is_waited_for_again() -> None:
     async def test() -> None:
-        rounds = Rounds(None, 1.0)  # type: ignore[arg-type]
+        rounds = Rounds(None, 1.0, nothing_said())  # type: ignore[arg-type]
         link = rounds.links[1] = Link(Wire().dial, (7, 0), lambda: None)
         link.ahead_of_me = 9
         for step, settled in ((8, True), (9, False), (10, False)):
@@ -130,16 +141,17 @@ def test_a_peer_that_was_ahead_once_is_waited_for_again() -> None:
 
 async def hear(rounds: Rounds, wire: Wire, *, late: bool, wait: float = 60.0) -> bool:
     """Whether a peer is heard in the phase at hand, in which it speaks at once, or, `late`, when it is over."""
-    said = await frame(*rounds.position, b"said")
+    at = rounds.position
+    said = await frame(*at, b"said")
     if not late:
         wire.readers[0].feed_data(said)
-        while rounds.links[1].position != rounds.position:
+        while rounds.links[1].position != at:
             await asyncio.sleep(0)
     heard = await rounds.hear("phase", [1], 2**10, wait)
     rounds.advance()
     if late:
         wire.readers[0].feed_data(said)
-        while rounds.links[1].position != (rounds.position[0], rounds.position[1] - 1):
+        while rounds.links[1].position != at:
             await asyncio.sleep(0)
     return bool(heard)
 
@@ -149,7 +161,7 @@ def test_who_is_late_again_and_again_costs_two_waits_in_a_step(late_in: str) -> 
     """With a third one of these waits the test would be over its time."""
 
     async def test() -> None:
-        wire, rounds = Wire(), Rounds(None, 60.0)  # type: ignore[arg-type]
+        wire, rounds = Wire(), Rounds(None, 60.0, nothing_said())  # type: ignore[arg-type]
         link = rounds.links[1] = Link(wire.dial, (0, 0), rounds._changed.set)
         task = asyncio.ensure_future(link.follow())
         try:
@@ -161,7 +173,7 @@ def test_who_is_late_again_and_again_costs_two_waits_in_a_step(late_in: str) -> 
                     heard = await hear(rounds, wire, late=late, wait=0.01 if left and late else 60.0)
                     left -= late and left > 0
                     assert heard is not late, "what is there in time counts, whoever says it"
-                await rounds.finish(step)
+                await rounds.finish(step, sign=False)
         finally:
             task.cancel()
 
@@ -170,7 +182,7 @@ def test_who_is_late_again_and_again_costs_two_waits_in_a_step(late_in: str) -> 
 
 def test_who_was_late_once_is_waited_for_when_it_has_caught_up() -> None:
     async def test() -> None:
-        wire, rounds = Wire(), Rounds(None, 60.0)  # type: ignore[arg-type]
+        wire, rounds = Wire(), Rounds(None, 60.0, nothing_said())  # type: ignore[arg-type]
         link = rounds.links[1] = Link(wire.dial, (0, 0), rounds._changed.set)
         task = asyncio.ensure_future(link.follow())
         try:
@@ -179,7 +191,7 @@ def test_who_was_late_once_is_waited_for_when_it_has_caught_up() -> None:
             hearing = asyncio.ensure_future(rounds.hear("phase", [1], 2**10, 60.0))
             await asyncio.sleep(0.01)
             assert not hearing.done()
-            wire.readers[0].feed_data(await frame(0, 1, b"said"))
+            wire.readers[0].feed_data(await frame(0, 2, b"said"))
             assert await hearing
         finally:
             task.cancel()
@@ -216,7 +228,7 @@ def test_a_header_alone_allocates_nothing() -> None:
 
 def test_bytes_that_drip_in_do_not_extend_a_deadline() -> None:
     async def test() -> None:
-        wire, rounds = Wire(), Rounds(None, 1.0)  # type: ignore[arg-type]
+        wire, rounds = Wire(), Rounds(None, 1.0, nothing_said())  # type: ignore[arg-type]
         link = rounds.links[1] = Link(wire.dial, (0, 0), rounds._changed.set)
         task = asyncio.ensure_future(link.follow())
         hearing = asyncio.ensure_future(rounds.hear("phase", [1], 2**31, 0.2))

@@ -11,6 +11,7 @@ import ctypes
 import errno
 import fcntl
 import heapq
+import math
 import os
 import random
 import select
@@ -52,6 +53,8 @@ def enter(namespace: str) -> None:
 class Wire:
     """`count` namespaces, each of which reaches the others after `delay` seconds; a packet is lost with chance `loss`.
 
+    Each one's line carries `rate` bytes per second out and as many in; without, it is as fast as this process.
+
     `paths` leads to them, for `enter`, as long as this is open; `hosts` are their IPs.
 
     Each of `natted` is alone behind a router: its IP is a private one, the others see `outside`, and only those can
@@ -65,11 +68,12 @@ class Wire:
         *,
         delay: float = 0.0,
         loss: float = 0.0,
+        rate: float = math.inf,
         seed: int = 0,
         natted: Collection[int] = (),
         symmetric: bool = True,
     ) -> None:
-        self.delay, self.loss, self.natted = delay, loss, frozenset(natted)
+        self.delay, self.loss, self.rate, self.natted = delay, loss, rate, frozenset(natted)
         self.outside = [f"145.77.0.{number + 1}" for number in range(count)]
         """Not one of the reserved networks: libp2p would take all peers for neighbours in one house."""
         self.hosts = [f"192.168.{n + 1}.2" if n in natted else self.outside[n] for n in range(count)]
@@ -79,6 +83,8 @@ class Wire:
         self.carried = self.lost = self.stopped = self.refused = 0
         """Packets; `refused` are those that a router did not let in."""
         self._random = random.Random(seed)
+        self._out, self._in = [0.0] * count, [0.0] * count
+        """When each one's line is free again."""
         self._namespaces: list[int] = []
         self._devices: list[int] = []
         self._stop, self._stopping = os.pipe()
@@ -163,7 +169,7 @@ class Wire:
                         self.lost += 1
                     else:
                         self.carried += 1
-                        due = time.monotonic() + self.delay
+                        due = self._through(numbers[descriptor], to, len(packet))
                         heapq.heappush(under_way, (due, self.carried, self._devices[to], packet))
             while under_way and under_way[0][0] <= time.monotonic():
                 _, _, device, packet = heapq.heappop(under_way)
@@ -171,6 +177,12 @@ class Wire:
                     os.write(device, packet)
                 except BlockingIOError:
                     self.lost += 1
+
+    def _through(self, sender: int, to: int, size: int) -> float:
+        """When a packet of so many bytes that leaves now is there."""
+        self._out[sender] = max(time.monotonic(), self._out[sender]) + size / self.rate
+        self._in[to] = max(self._out[sender] + self.delay, self._in[to] + size / self.rate)
+        return self._in[to]
 
     def _release(self) -> None:
         for descriptor in (*self._devices, *self._namespaces, self._stop, self._stopping):

@@ -1,0 +1,93 @@
+"""The word that a step is over, signed by members that have come to its end.
+
+Of b + 1 of them one is honest. Waits grow from phase to phase, and begin anew at each step. So at its beginning the
+peers' clocks have to be close again, although liars that are silent to some in the last phase keep these waiting for
+long. Hence nobody's wait for the first phase begins before it has this word of the step before; whoever has it passes
+it on; and whoever is still in that step waits no longer than a message may take (T. K. Srikanth and S. Toueg, Optimal
+Clock Synchronization, J. ACM 1987).
+
+That this cuts off no honest peer: let Z be honest and at the end of the step. By then every honest peer has said what
+it says in the last phase, for Z has waited for it; so it arrives within one message of Z's word.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from btard.protocol import wire
+from btard.protocol.hashing import signed_digest
+from btard.protocol.identity import SIGNATURE_SIZE
+from btard.protocol.peer import Peer
+from btard.protocol.wire import Malformed
+
+OVER = "over"
+"""The phase of the frames that hold such words: one after a step's last, one after the first of the next."""
+FRAMES = 4
+"""So many of them are looked at from one peer about one step: both, and once more where its stream broke off."""
+
+
+class Ends:
+    """Which steps are over, by the words that have come, as `peer` sees its members."""
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+        self._signed: dict[int, dict[int, bytes]] = {}
+        """Step -> member -> its genuine signature."""
+        self._looked_at: Counter[tuple[int, int]] = Counter()
+
+    def sign(self, step: int) -> bytes:
+        """My own word that `step` is over, as a frame's body."""
+        self._signed.setdefault(step, {})[self.peer.id] = self.peer.identity.sign(self._digest(step))
+        return self._packed(step, {self.peer.id: self._signed[step][self.peer.id]})
+
+    def over(self, step: int) -> bool:
+        """Whether more members have said so than can lie."""
+        return len(self._of_members(step)) > self.peer.byzantine
+
+    def proof(self, step: int) -> bytes:
+        """What shows to others that `step` is over; all that I have, if that is not enough."""
+        return self._packed(step, dict(list(self._of_members(step).items())[: self.peer.byzantine + 1]))
+
+    def hear(self, sender: int, body: bytes | bytearray) -> None:
+        """Take what `sender` passes on. What is malformed, or of no interest, is nothing."""
+        try:
+            said = wire.unpack(bytes(body), max_bytes=self.limit, what=OVER)
+            step, *signatures = wire.check_list(
+                said, OVER, lambda value, what: value, max_len=1 + len(self.peer.active)
+            )
+            step = wire.check_int(step, "step")
+            if abs(step - self.peer.t) > 1 or self._looked_at[sender, step] == FRAMES:
+                return
+            self._looked_at[sender, step] += 1
+            for item in signatures:
+                member, signature = wire.check_fields(item, "signature", 2)
+                self._take(step, wire.check_int(member, "member"), signature)
+        except (Malformed, ValueError):
+            pass
+
+    def forget(self, before: int) -> None:
+        """Of steps before `before` nothing is asked any more."""
+        self._signed = {step: signed for step, signed in self._signed.items() if step >= before}
+        self._looked_at = Counter({key: count for key, count in self._looked_at.items() if key[1] >= before})
+
+    @property
+    def limit(self) -> int:
+        """Bytes of a frame at most."""
+        return 16 + (SIGNATURE_SIZE + 16) * len(self.peer.roster.keys)
+
+    def _take(self, step: int, member: int, signature: object) -> None:
+        known = self._signed.setdefault(step, {})
+        if member in known or member not in self.peer.active or not isinstance(signature, bytes):
+            return
+        if self.peer.roster.verify(member, self._digest(step), signature):
+            known[member] = signature
+
+    def _of_members(self, step: int) -> dict[int, bytes]:
+        return {i: s for i, s in self._signed.get(step, {}).items() if i in self.peer.active}
+
+    def _digest(self, step: int) -> bytes:
+        return signed_digest("step over", self.peer.config.run_id, self.peer.epoch, step)
+
+    @staticmethod
+    def _packed(step: int, signatures: dict[int, bytes]) -> bytes:
+        return wire.pack((step, *signatures.items()))
