@@ -11,19 +11,18 @@ from torch.nn import functional as F
 from transformers import AlbertForPreTraining
 
 from albert.config import Config
-from albert.data.batches import NOT_MASKED, batch
+from albert.data.batches import NOT_MASKED, Batch, batch
 from albert.data.corpus import Corpus
-from albert.data.evaluation import evaluation_batches
+from albert.measure import measure, validation_batches
 from albert.model import make_model
 from albert.optimizer import Optimizer
+from btard.harness.layout import Slot, layout_of
 from btard.harness.vector import bind, flatten, parameter_count, views
 from btard.protocol.effects import Compute
 from btard.protocol.hashing import digest
 from btard.swarm.task import pick_device
 from btard.task import TooLate, never
 
-EVALUATED = 256
-"""Validation examples that a checkpoint is measured on."""
 MEASURED = 64
 """Sequences by which two states are compared: each has dozens of masked words, and both states see the same ones."""
 
@@ -141,25 +140,19 @@ class AlbertTask:
         """What all peers must have alike beside the settings."""
         return {"data": self.corpus.digest}
 
-    def evaluation(self) -> Callable[[torch.Tensor], float]:
+    def evaluation(self) -> Callable[[torch.Tensor], dict[str, float]]:
         """The function that measures parameters [d] on the validation split. Errors: DataError."""
-        corpus = Corpus(self.corpus.folder, "validation")
-        batches = list(evaluation_batches(corpus, 16, EVALUATED))
+        batches = validation_batches(self.corpus.folder)
         return lambda params: self.evaluate(params, batches)
 
-    @torch.no_grad()
-    def evaluate(self, params: torch.Tensor, batches: list[dict[str, torch.Tensor]]) -> float:
-        """The mean loss at `params` [d] over `batches`."""
+    def evaluate(self, params: torch.Tensor, batches: Sequence[Batch]) -> dict[str, float]:
+        """What a coordinator shows at `params` [d]: `validation_loss` and its parts, as `measure` names them."""
         self._params.copy_(params)
-        self.model.eval()
-        try:
-            losses = [
-                float(self.model(**{name: tensor.to(self.device) for name, tensor in inputs.items()}).loss)
-                for inputs in batches
-            ]
-        finally:
-            self.model.train()
-        return sum(losses) / len(losses)
+        return measure(self.model, batches)
+
+    def layout(self) -> list[Slot]:
+        """Where the model's named parameters lie in the vector [d]."""
+        return layout_of(self.model)
 
     @contextlib.contextmanager
     def _numerics(self, seed: bytes, start: int) -> Iterator[None]:

@@ -1,7 +1,8 @@
 """BTARD: Byzantine-tolerant training without a server (Gorbunov et al., ICML 2022, arXiv 2106.11257).
 
 The library needs torch, numpy, cryptography, PyNaCl, msgspec, blake3 and safetensors; it knows no model, and imports
-neither `resnet` nor `albert`. Only `btard.swarm` knows a network; it needs the extra `swarm`.
+neither `resnet` nor `albert`. Only `btard.swarm` knows a network; it needs the extra `swarm`. `btard.export` reads a
+swarm's checkpoints.
 
 The names below are all that most programs need; docs/library.md shows each at work. They are imported on first use.
 """

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from btard.harness.layout import Slot
+
 MOMENTUM = 0.1
 
 
@@ -33,6 +35,17 @@ class Statistics:
 def norm_layers(model: nn.Module) -> list[nn.BatchNorm2d]:
     """Return the batch normalisations of `model` in the order of `model.modules()`."""
     return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+def statistics_slots(model: nn.Module) -> list[Slot]:
+    """Return where a peer's running means and variances lie in a checkpoint, by their names in `model`."""
+    slots, start = [], 0
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            for buffer, source in (("running_mean", "means"), ("running_var", "variances")):
+                slots.append(Slot(f"{name}.{buffer}", (layer.num_features,), (1,), start, source=source, per_peer=True))
+            start += layer.num_features
+    return slots
 
 
 def statistics_size(model: nn.Module) -> int:

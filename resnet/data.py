@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from btard.protocol.hashing import digest, tensor_digest
 from resnet.image_folder import DataError, cache_folder, load_image_folder
 
 __all__ = ["DATASETS", "DataError", "Dataset", "load_dataset"]
@@ -51,6 +52,13 @@ class Dataset:
     def channels(self) -> int:
         """The number of colour channels: 3 or 1."""
         return self.train_images.shape[1]
+
+    @property
+    def digest(self) -> str:
+        """A digest, hex, of images, labels and normalisation: equal for equal data. Reads all of it."""
+        tensors = (self.train_images, self.train_labels, self.test_images, self.test_labels)
+        hashed = [tensor_digest(tensor, "data") for tensor in tensors]
+        return digest("dataset", *hashed, repr((self.mean, self.std, self.class_names, self.mirror))).hex()
 
     def normalisation(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """Return (shift, scale), [C, 1, 1] float32: the network's input is (pixel - shift) * scale."""

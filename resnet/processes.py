@@ -34,7 +34,7 @@ from btard.protocol.ledger import Ledger
 from resnet.cohort import HISTORY, cohort_settings
 from resnet.config import Config, load_config
 from resnet.data import DataError, Dataset, load_dataset
-from resnet.train import Training, describe, print_summary, summarise
+from resnet.train import Training, describe, print_summary, summarise, write_model
 
 Checkpoint = tuple[int, dict[str, torch.Tensor], dict[str, Any]]
 
@@ -143,6 +143,8 @@ def _run(config: Config, out: Path, mesh: Mesh, progress: _Progress) -> int:
     if data is None:
         data = load_dataset(config.data.name, config.data.path, label=config.data.label)
     training = RankTraining(config, data, out, mesh)
+    if mesh.rank == FIRST:
+        write_model(training, out)
     checkpoints = rank_checkpoints(out, mesh.rank)
     found = {checkpoint[0]: checkpoint for checkpoint in checkpoints.intact()}
     first, ranks = _common(mesh, found)

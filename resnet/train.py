@@ -24,6 +24,7 @@ from btard.drivers.loop import StepResult
 from btard.drivers.rules import RuleError
 from btard.drivers.server import ServerDriver
 from btard.harness import tables
+from btard.harness.layout import layout_of, write_layout
 from btard.harness.progress import Bar
 from btard.harness.run_folder import Checkpoints, RunFolder, RunFolderError, read_timings, steps_per_second
 from btard.harness.settings import exit_with
@@ -34,6 +35,7 @@ from btard.protocol.commit import NoGradient
 from btard.protocol.heal import HEALED, described
 from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.tolerance import tolerated_deviation
+from resnet.batchnorm import statistics_slots
 from resnet.cohort import HISTORY, make_driver, make_model
 from resnet.config import Config, load_config
 from resnet.data import DataError, Dataset, load_dataset
@@ -222,6 +224,7 @@ def train(
     if data is None:
         data = load_dataset(config.data.name, config.data.path, label=config.data.label)
     training = Training(config, data, out)
+    write_model(training, out)
     first = 0
     checkpoint = folder.load_checkpoint()
     if checkpoint is not None:
@@ -253,6 +256,12 @@ def train(
     folder.write_summary(summary)
     shutil.rmtree(out / HISTORY, ignore_errors=True)
     return summary
+
+
+def write_model(training: Training, out: Path) -> None:
+    """Write what the network's tensors are called, and on which data it trains: for `python -m btard.export`."""
+    slots = [*layout_of(training.model), *statistics_slots(training.model)]
+    write_layout(out, slots, {"data": training.data.label, "data digest": training.data.digest})
 
 
 def describe(entry: Entry, byzantine: frozenset[int]) -> str:

@@ -55,7 +55,7 @@ CONTRACTS = (
         "Only `btard.swarm` knows a network; it needs the extra `swarm`.",
         ("btard",),
         ("hivemind", "btard.swarm"),
-        but=("btard.swarm",),
+        but=("btard.swarm", "btard.export"),
     ),
     Contract(
         "btard/aggregation/__init__.py",
@@ -83,10 +83,10 @@ CONTRACTS = (
     ),
     Contract(
         "btard/harness/__init__.py",
-        "The library imports nothing of it but for `btard.swarm`.",
+        "The library imports nothing of it but for `btard.swarm` and `btard.export`.",
         ("btard",),
         ("btard.harness",),
-        but=BESIDE,
+        but=(*BESIDE, "btard.export"),
     ),
     Contract(
         "resnet/__init__.py",

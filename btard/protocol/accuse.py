@@ -1,24 +1,16 @@
 """ACCUSE (Algorithm 3) and ELIMINATE. Claims are broadcast, evidence is shown, the voters judge.
 
-What a kind of claim needs, and the verdict on it, is in `claims.py`. Here are the rounds, the votes and ELIMINATE.
-There are at most two rounds: the first on what was claimed and on the parts that V2 or V3 puts on trial; the second,
-after a conviction of somebody's work, on the aggregates of the step before that its reports may have covered for.
-
-Evidence is shown, then everybody says which pieces it lacks, then their authors and owners pass these on: so an honest
-peer's pieces reach all honest voters, whatever the other party of the claim does. The voters on a claim about a step
-are the members of that step and of this one. Silence and abstention stay in the denominator: only what more than half
-of them say is so. Less than half of them are Byzantine, so one of these is honest and has seen all the evidence.
+What a kind of claim needs, and the verdict on it, is in `claims.py`; how evidence is shown and how all vote, in
+`trial.py`. Here are the rounds, what follows from the votes, and ELIMINATE. There are at most two rounds: the first on
+what was claimed and on the parts that V2 or V3 puts on trial; the second, after a conviction of somebody's work, on the
+aggregates of the step before that its reports may have covered for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
-from btard.protocol import loads
 from btard.protocol.claims import (
     KINDS,
     WORK_KINDS,
@@ -27,46 +19,18 @@ from btard.protocol.claims import (
     WrongGradient,
     admissible,
     committed_work,
-    fits,
     own_pieces,
-    parts_of,
 )
-from btard.protocol.commit import clip_gradient
-from btard.protocol.effects import Compute, Effect, Idle, Purpose
-from btard.protocol.hashing import batch_seed, digest
+from btard.protocol.effects import Effect
+from btard.protocol.hashing import digest
 from btard.protocol.ledger import Entry
-from btard.protocol.limits import evidence_limit
-from btard.protocol.messages import (
-    EXCLUSION_KINDS,
-    EXCUSED,
-    FALSE_CLAIM,
-    GUILTY,
-    MISSING_KINDS,
-    NOBODY,
-    Claim,
-    Claims,
-    Lacking,
-    Packet,
-    Votes,
-)
+from btard.protocol.messages import EXCLUSION_KINDS, EXCUSED, FALSE_CLAIM, GUILTY, MISSING_KINDS, NOBODY, Claim, Claims
 from btard.protocol.packets import bodies
 from btard.protocol.record import StepRecord
-from btard.protocol.report import Truth, gradient_report, part_scalars
+from btard.protocol.report import gradient_report, part_scalars
 from btard.protocol.seat import Seat
+from btard.protocol.trial import Evidence, Raised, Trial
 from btard.protocol.verify import ACCUSE, Tally, alarms, reported, scalars_differ, v2_violation, v3_violation
-
-Raised = dict[Claim, tuple[int, ...]]
-"""Claim -> accusers, ascending; nobody for a part that V2 or V3 puts on trial."""
-
-
-@dataclass
-class Evidence:
-    """What I know in the trials of a step."""
-
-    table: dict[Piece, Packet] = field(default_factory=dict)
-    """The pieces that lie before me."""
-    truth: dict[int, torch.Tensor] = field(default_factory=dict)
-    """Accused of its work in the step before -> its gradient [d], as I computed it."""
 
 
 def verify(seat: Seat, record: StepRecord) -> list[Claim]:
@@ -176,217 +140,23 @@ def _try(
     if not raised:
         return
     record.trials[attempt], record.shown[attempt] = raised, {}
-    about = {claim: _about(seat, record, claim) for claim in raised}
-    members = record.members
-    listed = {
-        claim: KINDS[claim.kind].pieces(seat, about[claim], record, claim, accusers)
-        for claim, accusers in raised.items()
-    }
-    pieces = {piece: about[claim] for claim in raised for piece in listed[claim]}
-    yield from _show(seat, record, raised, about, listed, pieces, evidence, attempt)
-    yield from _recompute(seat, record, raised, about, pieces, evidence, attempt)
-    public = [piece for piece in pieces if piece.by == NOBODY]
-    if public:
-        yield from _pass_on(seat, record, pieces, public, evidence, attempt)
-    votes = yield from _vote(seat, record, raised, about, listed, public, evidence, attempt)
+    trial = Trial(seat, record, raised, evidence, attempt)
+    votes = yield from trial.hold()
     lacked = {
-        piece: {judge for judge, cast in votes.items() if index in cast.lacking} for index, piece in enumerate(public)
+        piece: {judge for judge, cast in votes.items() if index in cast.lacking}
+        for index, piece in enumerate(trial.public)
     }
     for index, (claim, accusers) in enumerate(raised.items()):
-        voters = set(members).intersection(about[claim].here or ())
+        about = trial.about[claim]
+        voters = trial.present.intersection(about.here or ())
         cast = {judge: vote.verdicts[index] for judge, vote in sorted(votes.items()) if judge in voters}
         silent = voters - votes.keys()
         unseen = {
             piece
-            for piece in listed[claim]
+            for piece in trial.listed[claim]
             if piece.by == NOBODY and 2 * len(voters & (lacked[piece] | silent)) > len(voters)
         }
-        _carry_out(seat, record, about[claim], claim, accusers, cast, len(voters), unseen)
-
-
-def _about(seat: Seat, record: StepRecord, claim: Claim) -> StepRecord:
-    about = seat.record_of(claim.step)
-    return record if about is None else about
-
-
-def _judges(seat: Seat, record: StepRecord, about: StepRecord) -> bool:
-    """Whether I come to verdicts about the step of `about`: as a voter, or as an auditor, who is nobody."""
-    return seat.id == NOBODY or (seat.id in record.members and seat.id in (about.here or ()))
-
-
-def _take(
-    seat: Seat,
-    record: StepRecord,
-    pieces: Mapping[Piece, StepRecord],
-    evidence: Evidence,
-    attempt: int,
-    came: Mapping[int, Sequence[Packet]],
-) -> None:
-    """Put on the table what came of the `pieces`, from whoever it came."""
-    for discloser, packets in came.items():
-        taken = []
-        for packet in packets:
-            what = Piece(packet.kind, packet.sender, packet.step, packet.part)
-            for piece in (what, what._replace(by=discloser)):
-                if piece in pieces and piece not in evidence.table and fits(seat, pieces[piece], piece, packet):
-                    evidence.table[piece] = packet
-                    taken.append(packet)
-        if taken:
-            shown = record.shown.setdefault(attempt, {})
-            shown[discloser] = (*shown.get(discloser, ()), *taken)
-
-
-def _show(
-    seat: Seat,
-    record: StepRecord,
-    raised: Raised,
-    about: Mapping[Claim, StepRecord],
-    listed: Mapping[Claim, Sequence[Piece]],
-    pieces: Mapping[Piece, StepRecord],
-    evidence: Evidence,
-    attempt: int,
-) -> Generator[Effect, Any, None]:
-    """Accusers and accused show what they have to."""
-    behaviour, ctx = seat.behaviour_at(record), seat.context(record)
-    shown: list[Packet] = []
-    owed: dict[int, list[tuple[StepRecord, int]]] = {}
-    malformed: dict[int, list[tuple[StepRecord, int]]] = {}
-    for claim, accusers in raised.items():
-        kind = KINDS[claim.kind]
-        shown += behaviour.disclose(ctx, claim, kind.shown(seat, about[claim], claim, accusers))
-        for party in accusers if kind.accuser_shows else (claim.accused,):
-            pieces_of = [piece for piece in listed[claim] if piece.by in (NOBODY, party)]
-            owed.setdefault(party, []).extend((about[claim], piece.part) for piece in pieces_of)
-            malformed.setdefault(party, []).extend((about[claim], p.part) for p in pieces_of if p.by == party)
-    others = [recipient for recipient in record.members if recipient != seat.id]
-    limit = max(evidence_limit(parts) for parts in owed.values())
-    # What is not as it should be may be read, and so shown, up to twice its size.
-    load = loads.of_evidence(record, {party: [*parts, *malformed[party]] for party, parts in owed.items()}, limit)
-    outgoing = dict.fromkeys(others, shown) if shown else {}
-    came = yield from seat.send(record, f"evidence/{attempt}", outgoing, limit=limit, load=load)
-    _take(seat, record, pieces, evidence, attempt, {**came, seat.id: shown})
-    _take(seat, record, pieces, evidence, attempt, {seat.id: _mine(seat, pieces)})
-
-
-def _mine(seat: Seat, pieces: Mapping[Piece, StepRecord]) -> list[Packet]:
-    """What I hold of the `pieces`: as their author, as the owner of a part, and of aggregates those I was sent."""
-    found: list[Packet] = []
-    for piece, about in pieces.items():
-        if piece.by != NOBODY:
-            continue
-        if piece.kind == "aggregate":
-            value = about.aggregates.get(piece.part)
-            if value is not None:
-                found.append(Packet("aggregate", piece.author, about.step, piece.part, value, b""))
-            continue
-        received = about.received.get(piece.part, {}).get(piece.author)
-        if received is not None:
-            found.append(received)
-        elif piece.author == seat.id and about.own is not None:
-            found.append(parts_of(about, seat.id, about.own)[piece.part])
-    return found
-
-
-def _recompute(
-    seat: Seat,
-    record: StepRecord,
-    raised: Raised,
-    about: Mapping[Claim, StepRecord],
-    pieces: Mapping[Piece, StepRecord],
-    evidence: Evidence,
-    attempt: int,
-) -> Generator[Effect, Any, None]:
-    """Compute the gradients on trial, each once, as far as I was there when they were made.
-
-    Where one comes out as it was committed to, I hold its parts as well as its author does.
-    """
-    asked: set[int] = set()  # not those computed: how many they are has to be the same at all judges
-    for claim in raised:
-        if not KINDS[claim.kind].recomputes or claim.accused in asked:
-            continue
-        asked.add(claim.accused)
-        if not _judges(seat, record, about[claim]):
-            yield Idle("judge")
-            continue
-        seed = batch_seed(seat.config.run_id, claim.step, claim.accused, about[claim].previous_coin)
-        gradient = yield Compute(claim.step, claim.accused, seed, Purpose.JUDGE)
-        if gradient is None:
-            continue
-        evidence.truth[claim.accused] = clip_gradient(gradient, seat.config.clip_lambda)
-    for peer, gradient in evidence.truth.items():
-        wanted = any(piece.author == peer and made is seat.last for piece, made in pieces.items())
-        if wanted and seat.last is not None:
-            mine = own_pieces(seat, seat.last, peer, gradient)
-            _take(seat, record, pieces, evidence, attempt, {seat.id: list(mine.values())})
-
-
-def _pass_on(
-    seat: Seat,
-    record: StepRecord,
-    pieces: Mapping[Piece, StepRecord],
-    public: Sequence[Piece],
-    evidence: Evidence,
-    attempt: int,
-) -> Generator[Effect, Any, None]:
-    """Everybody says which of the `public` pieces it lacks; their authors and the parts' owners give it to them."""
-    lacking = tuple(index for index, piece in enumerate(public) if piece not in evidence.table)
-    messages = yield from seat.broadcast(
-        record, f"lacking/{attempt}", Lacking, Lacking(lacking), expected=record.members
-    )
-    asked = {
-        sender: [public[index] for index in sorted(set(said.pieces)) if 0 <= index < len(public)]
-        for sender, said in messages.items()
-    }
-    if not any(asked.values()):
-        return
-    holders = {piece: frozenset({piece.author, pieces[piece].owner(piece.part)}) for piece in public}
-    mine = {(packet.kind, packet.sender, packet.step, packet.part): packet for packet in _mine(seat, pieces)}
-    due = {piece for piece in public if seat.id in holders[piece] and piece[:4] in mine}
-    outgoing = {
-        recipient: found
-        for recipient, wanted in asked.items()
-        if recipient != seat.id and (found := [mine[piece[:4]] for piece in wanted if piece in due])
-    }
-    owed: dict[int, list[tuple[StepRecord, int]]] = {}
-    for piece in public:
-        for holder in holders[piece]:
-            owed.setdefault(holder, []).append((pieces[piece], piece.part))
-    limit = max(evidence_limit(parts) for parts in owed.values())
-    wanted_by = [(to, piece) for to, wanted in asked.items() for piece in wanted]
-    wishes = (loads.Asked(to, pieces[piece], piece.part, holders[piece]) for to, piece in wanted_by)
-    load = loads.of_passing(record, wishes, limit)
-    came = yield from seat.send(record, f"pass/{attempt}", outgoing, limit=limit, load=load)
-    _take(seat, record, pieces, evidence, attempt, came)
-
-
-def _vote(
-    seat: Seat,
-    record: StepRecord,
-    raised: Raised,
-    about: Mapping[Claim, StepRecord],
-    listed: Mapping[Claim, Sequence[Piece]],
-    public: Sequence[Piece],
-    evidence: Evidence,
-    attempt: int,
-) -> Generator[Effect, Any, dict[int, Votes]]:
-    """Everybody's votes. Who was not there in the step in question abstains."""
-    behaviour, ctx = seat.behaviour_at(record), seat.context(record)
-    verdicts: list[str] = []
-    for claim in raised if seat.id in (*record.members, NOBODY) else ():
-        mine = EXCUSED
-        if _judges(seat, record, about[claim]):
-            known = evidence.truth if about[claim] is seat.last else {}
-            truths = {peer: Truth(gradient, about[claim].aggregates) for peer, gradient in known.items()}
-            mine = KINDS[claim.kind].verdict(seat, about[claim], claim, listed[claim], evidence.table, truths)
-        verdicts.append(behaviour.vote(ctx, claim, mine))
-    lacking = tuple(index for index, piece in enumerate(public) if piece not in evidence.table)
-    messages = yield from seat.broadcast(
-        record, f"vote/{attempt}", Votes, Votes(tuple(verdicts), lacking), expected=record.members
-    )
-    for judge, cast in messages.items():
-        if len(cast.verdicts) != len(raised) or not set(cast.lacking) <= set(range(len(public))):
-            seat.expel(record, judge, "malformed_votes")
-    return {judge: cast for judge, cast in messages.items() if record.expelled.get(judge) != "malformed_votes"}
+        _carry_out(seat, record, about, claim, accusers, cast, len(voters), unseen)
 
 
 def _carry_out(

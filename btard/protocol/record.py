@@ -181,6 +181,7 @@ class StepRecord(Settled):
         report.py: reports
         disclose.py: disclosed
         accuse.py: trials, shown, skipped
+        trial.py: shown
         join.py: aggregates
         audit/recorder.py: heard
     """

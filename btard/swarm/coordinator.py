@@ -15,7 +15,6 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,20 +23,19 @@ from btard.harness import tables
 from btard.harness.run_folder import RunFolder, RunFolderError
 from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import ConfigError
-from btard.protocol.download import WrongState
 from btard.protocol.heal import HEALED, described
 from btard.protocol.identity import Identity
 from btard.protocol.wire import shown
-from btard.swarm.checkpoint import load_start, save_start
 from btard.swarm.config import SwarmConfig
 from btard.swarm.doors import Doors
 from btard.swarm.founding import Lobby, NoFounders, announce, founders_digest, known_founders, meet, publish_founders
+from btard.swarm.keeper import Ending, Keeper
 from btard.swarm.node import Unreachable
-from btard.swarm.startup import begin, make_node, own_identity
-from btard.swarm.state import Fetched, ask_status, fetch_state
-from btard.swarm.task import Evaluated, TaskSource
+from btard.swarm.startup import begin, make_node, own_identity, write_model
+from btard.swarm.state import ask_status
+from btard.swarm.task import TaskSource
 from btard.swarm.tracking import BANS, HEALINGS, TensorBoard, Tracker, WeightsAndBiases, describe, show
-from btard.swarm.view import PATIENCE, View, bans_of, healings_of
+from btard.swarm.view import PATIENCE, News, View, bans_of, healings_of
 
 POLL = 0.5
 """Seconds between two rounds of questions."""
@@ -59,8 +57,8 @@ class Coordinator:
         else:
             self.identity = own_identity(config, self.out)
         start = begin(replace(config, device="cpu"), source)
-        self.optimizer, self.first, self.agreed = start.optimizer, start.first, start.agreed
-        self.evaluate = start.task.evaluation() if isinstance(start.task, Evaluated) else None
+        self.first, self.agreed = start.first, start.agreed
+        write_model(start.task, self.out)
         self.node = make_node(config, self.identity)
         self.view = View(config, self.first)
         before = {peer["peer"]: peer.get("attacks") for peer in _read(self.out / STATUS).get("peers", ())}
@@ -68,10 +66,7 @@ class Coordinator:
         self.view.attacks = {peer: attacks for peer, attacks in before.items() if attacks is not None}
         self.trackers: list[Tracker] = []
         self._started = 0.0
-        self._measured: dict[str, Any] = {}
-        """Of the newest checkpoint, for the metrics of the next step."""
-        self._fetching: Future[Fetched] | None = None
-        """The state that is on its way for a checkpoint."""
+        self.keeper = Keeper(config, self.out, start, self.view, self.identity.public_key, self.say)
 
     def run(self) -> dict[str, Any]:
         """Watch to the end; returns the summary."""
@@ -116,6 +111,7 @@ class Coordinator:
         self.founders = founders
         settings = self.agreed | {"founders": founders_digest(founders)}
         self.doors = Doors(self.node, self.config.run_id, settings)
+        self.keeper.open(self.doors, founders)
         await self.doors.open()
         self.node.spawn(self._note_swarm())
 
@@ -141,14 +137,9 @@ class Coordinator:
         begin = metrics[-1]["step"] + 1 if metrics else self.first
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of steps that nobody watched there are no metrics
-            self.folder.start(max(begin, self._newest()))
+            self.folder.start(max(begin, self.keeper.newest))
         self.view.go_on(metrics, self.folder.ledger())
         self.trackers.append(TensorBoard(self.out / "tb", begin))
-
-    def _newest(self) -> int:
-        """The step of the newest checkpoint."""
-        files = sorted((self.out / "checkpoints").glob("step-*.safetensors"))
-        return int(files[-1].stem[5:]) if files else self.first
 
     def _watch(self) -> dict[str, Any]:
         quiet, ending = time.monotonic(), math.inf
@@ -165,19 +156,20 @@ class Coordinator:
                 ending = min(ending, time.monotonic())
             told = ending < math.inf and (states["done"] == len(present) or time.monotonic() - ending > PATIENCE)
             if self.view.over or told:
+                self._keep_final()
                 return self._end()
             if time.monotonic() - quiet > self.config.deadlines.gather:
                 raise NoFounders(
                     f"no peer has answered for deadlines.gather = {self.config.deadlines.gather:g} s; start the "
                     "trainers again with the same commands, then this one"
                 )
-            self._keep()
+            self.keeper.keep()
             time.sleep(POLL)
 
-    async def _ask_all(self) -> None:
+    async def _ask_all(self, *, last: bool = False) -> None:
         async def ask(number: int) -> None:
             try:
-                status = await ask_status(self.doors, self.founders[number], timeout=5.0)
+                status = await ask_status(self.doors, self.founders[number], timeout=5.0, last=last)
                 self.view.hear(number, status, time.time())
             except Exception:  # gone, refused or hostile: then there is nothing to show of it
                 return
@@ -187,8 +179,10 @@ class Coordinator:
     def _note_ledger(self) -> None:
         """Write down and show what the ledger has gained."""
         news = self.view.learn(time.time())
-        if news is None:
-            return
+        if news is not None:
+            self._show(news)
+
+    def _show(self, news: News) -> None:
         if news.anew:
             self.folder.replace_ledger([])
         self.folder.log_ledger(news.lines)
@@ -208,54 +202,38 @@ class Coordinator:
     def _log_rows(self, last: bool = False) -> None:
         for row in self.view.complete_rows(time.time(), last):
             seconds = row.pop("seconds")
-            row |= self._measured
-            self._measured = {}
+            row |= self.keeper.take_measured()
             self.folder.log(row["step"], row, seconds)
             show(self.trackers, row, seconds)
 
-    def _keep(self) -> None:
-        """A checkpoint whenever one is due, of the state that more than half of the peers vouch for."""
-        if self._fetching is None:
-            self._ask_for_state(self._newest())
-        if self._fetching is None or not self._fetching.done():
-            return
-        fetched, self._fetching = self._fetching, None
-        try:
-            found = fetched.result()
-        except WrongState as error:
-            self.say(f"no checkpoint at step {self.view.next}: {error}")
-            return
-        step = self.first + found.step
-        self._ask_for_state(step)
-        tensors = {name: x for name, x in found.download.tensors.items() if name != "previous"}
-        hashed = found.download.digest(self.config.run_id).hex()
-        save_start(self.out / "checkpoints" / f"step-{step:08d}.safetensors", step, tensors, found.vouched_by, hashed)
-        line = f"checkpoint of step {step}, vouched for by most"
-        if self.evaluate is not None:
-            loss = self.evaluate(tensors["parameters"])
-            self._measured = {"validation_loss": loss}
-            line += f": validation loss {loss:.4f}"
-        self.say(line)
+    def _keep_final(self) -> None:
+        """Keep the state after the last step, with the signatures of those who are left.
 
-    def _ask_for_state(self, newest: int) -> None:
-        """Ask for the state of the step whose checkpoint is due after that of step `newest`.
-
-        As early as can be, so that it is of exactly that step, whenever peers are looked at: what begins from it is
-        then the same again and again. Peers that are banned meanwhile do not matter, as they are never the majority.
+        They stay until they have been asked for the last time, or until nobody asks.
         """
-        every = self.config.checkpoint_every
-        due = (newest // every + 1) * every
-        if due >= self.config.steps or 2 * len(self.view.present(time.time())) <= len(self.view.active()):
-            return  # there is none, or nobody could vouch for it
-        template = dict(self.optimizer.state().items()) | {"previous": self.optimizer.params}
-        members = {peer: self.founders[peer] for peer in self.view.active()}
-        ahead = due - self.view.next
-        at = due - self.first if ahead > 0 else None  # if it was missed, the next one will do
-        patience = max(1, ahead) * self.config.deadlines.patience(self.optimizer.params.numel())
-        me = self.identity.public_key
-        self._fetching = self.node.submit(
-            fetch_state(self.doors, me, members, template, self.config.deadlines, patience, at)
-        )
+        deadline = time.monotonic() + self.keeper.patience(1)
+        while not self.keeper.complete:
+            if self.keeper.keep():
+                self._sign()
+                break
+            if self.keeper.hopeless or time.monotonic() > deadline:
+                self.say("no checkpoint after the last step: too few of those who have that state are still there")
+                break
+            time.sleep(POLL)
+            self.node.run(self._ask_all())
+        self.node.run(self._ask_all(last=True))
+
+    def _sign(self) -> None:
+        """Take over the ledger of the final state, and write who signs both."""
+        assert self.keeper.final is not None
+        ending = Ending(self.config, self.founders, self.keeper.final.step, self.keeper.final.download)
+        known, entries = self.view.ledger.entries, ending.ledger.entries
+        anew = known != entries[: len(known)]
+        begin = 0 if anew else len(known)
+        self.view.ledger = ending.ledger
+        self._show(News(anew, tuple(entries[begin:]), ending.lines[begin:]))
+        self.node.run(ending.collect(self.doors))
+        ending.write(self.out, self.keeper.made_by)
 
     def _write_status(self) -> None:
         """Write what a table of the swarm needs, for whoever looks into the folder."""
@@ -277,7 +255,7 @@ class Coordinator:
         summary = {
             "steps": self.config.steps,
             "loss": metrics[-1]["loss"] if metrics else None,
-            "validation_loss": self._final_loss(),
+            **self.keeper.evaluation(),
             "byzantine": attackers,
             "byzantine_banned": sum(ban["peer"] in attackers for ban in bans),
             "honest_banned": sum(ban["peer"] not in attackers for ban in bans),
@@ -288,13 +266,6 @@ class Coordinator:
         self.folder.write_summary(summary)
         self._write_status()
         return summary
-
-    def _final_loss(self) -> float | None:
-        files = sorted((self.out / "checkpoints").glob("step-*.safetensors"))
-        if not files or self.evaluate is None:
-            return None
-        _, tensors = load_start(files[-1], self.optimizer.state())
-        return self.evaluate(tensors["parameters"])
 
 
 def _write(file: Path, content: Mapping[str, Any]) -> None:

@@ -28,7 +28,7 @@ from btard.swarm.doors import Doors
 from btard.swarm.driver import SwarmDriver
 from btard.swarm.founding import trusted_keys
 from btard.swarm.life import Life, checkpoint_digest
-from btard.swarm.startup import begin, make_node, own_identity
+from btard.swarm.startup import begin, make_node, own_identity, write_model
 from btard.swarm.state import StateService
 from btard.swarm.task import Auditable, TaskSource
 
@@ -60,6 +60,7 @@ class Member:
             self.identity = own_identity(config, self.out)
         start = begin(config, source)
         self.optimizer, self.task, self.first, self.agreed = start.optimizer, start.task, start.first, start.agreed
+        write_model(self.task, self.out)
         self.device = self.optimizer.params.device
         try:
             self.trail = Trail(self.protocol, self.task)
@@ -74,6 +75,8 @@ class Member:
         """Step -> content of each checkpoint on the disk."""
         self.recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
         self.sent = 0
+        self.signed: dict[str, Any] | None = None
+        """What this peer has signed at the end of the run: JSON values, told to whoever asks."""
         self.chain = Ledger()
         """What the folder has of the peer's ledger."""
         self._said: set[str] = set()
@@ -205,6 +208,7 @@ class Member:
             "recent": recent,
             "instance": os.environ.get("BTARD_INSTANCE"),
             "attacks": peer.behaviour.byzantine,
+            "signed": self.signed,
             **self.life.told(),
         }
 

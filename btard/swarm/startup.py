@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from btard.harness.layout import write_layout
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.hashing import tensor_digest
 from btard.protocol.identity import Identity
@@ -13,7 +14,7 @@ from btard.swarm.checkpoint import load_start
 from btard.swarm.config import SwarmConfig
 from btard.swarm.identity import load_identity
 from btard.swarm.node import Node
-from btard.swarm.task import Optimizer, TaskSource, Training
+from btard.swarm.task import Named, Optimizer, TaskSource, Training
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,12 @@ def begin(config: SwarmConfig, source: TaskSource) -> Start:
     initial = tensor_digest(optimizer.params, "parameters").hex()
     agreed = config.agreed() | dict(task.agreed()) | {"first step": first, "initial parameters": initial}
     return Start(task, optimizer, first, agreed)
+
+
+def write_model(task: Training, out: Path) -> None:
+    """Write into the run folder `out` what the task's parameters are called, if it says so."""
+    if isinstance(task, Named):
+        write_layout(out, task.layout(), task.agreed())
 
 
 def make_node(config: SwarmConfig, identity: Identity) -> Node:

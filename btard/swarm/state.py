@@ -44,6 +44,8 @@ WAIT, LOAD, JOIN = 64, 8, 2**10
 EACH = 4
 """Requests that each of them may have under way: one, and those of before that are still being closed."""
 MAX_NAMES = 2**12
+OVER = "over"
+"""What the last question of who watches a run says."""
 MORE = 1.0
 """Seconds in which more members may vouch for a state that has enough of them: the first ones could all be hostile."""
 GRACE = 10.0
@@ -88,14 +90,14 @@ class StateService:
         status: Callable[[], Mapping[str, Any]],
         known: frozenset[bytes] = frozenset(),
     ) -> None:
-        self.node, self.doors, self.patience, self.status = node, doors, patience, status
+        self.node, self.doors, self.patience, self.status, self.known = node, doors, patience, status, known
 
         def has_place(key: bytes) -> bool:
             return key in known or key in doors.members
 
         self._waiting = Places("state", WAIT, EACH, has_place)
         self._loading = Places("state", LOAD, EACH, has_place)
-        self._next_wanted = False
+        self._next_wanted = self._over = False
         self._wanted: list[int] = []
         """The steps at whose beginnings somebody waits for a snapshot."""
         self._begun = -1
@@ -103,7 +105,9 @@ class StateService:
         """Key -> when its holder asked to join, and the request, the oldest first."""
         self._snapshots: dict[int, Snapshot] = {}
         self._published = asyncio.Condition()
-        self._told = threading.Event()
+        self._released = threading.Event()
+        self._asked = 0.0
+        """When somebody last asked for the status or for a state."""
         self._member: Peer
         doors.add("vouch", self._vouch)
         doors.add("state", self._give)
@@ -117,18 +121,29 @@ class StateService:
             self.node.submit(self._wake())
         return self._next_wanted or step in self._wanted
 
-    def publish(self, peer: Peer, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take a snapshot of `peer` and of the training's `tensors` (copied); for the trainer's thread."""
+    def publish(self, peer: Peer, tensors: Mapping[str, torch.Tensor], *, last: bool = False) -> None:
+        """Take a snapshot of `peer` and of the training's `tensors` (copied); for the trainer's thread.
+
+        `last`: the run is over, and whoever asks for the next state gets this one.
+        """
         self._next_wanted = False
         copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
         hashed = {name: tensor_digest(tensor, name) for name, tensor in copies.items()}
         snapshot = Snapshot(peer.t, serve(peer, copies), vouched(peer, hashed))
+        self._over = last
         self.node.run(self._announce(snapshot, peer))
 
-    def wait_until_told(self, timeout: float) -> None:
-        """Wait until somebody has asked for the status from now on, at most so long; for the trainer's thread."""
-        self._told.clear()
-        self._told.wait(timeout)
+    def wait_until_told(self, quiet: float, longest: float) -> None:
+        """Wait until who watches needs nothing more, or nobody has asked for `quiet` seconds; for the trainer's thread.
+
+        It waits at most `longest` seconds, however often somebody asks.
+        """
+        self._asked = time.monotonic()
+        deadline = self._asked + longest
+        while not self._released.wait(0.1):
+            now = time.monotonic()
+            if now > deadline or (not len(self._loading) and now > self._asked + quiet):
+                return
 
     def take_requests(self) -> list[JoinRequest]:
         """Those who have asked to join since the last call; for the trainer's thread."""
@@ -150,6 +165,7 @@ class StateService:
         self, key: bytes, arguments: list[Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         step = wire.check_int(arguments[0], "step") if arguments else None
+        self._asked = time.monotonic()
         with self._waiting.of(key):
             snapshot = await _unless_gone(reader, self._next() if step is None else self._at(step))
         if snapshot.vouched is None:
@@ -159,8 +175,8 @@ class StateService:
         await frames.send(writer, ("vouch", snapshot.step, vouch.digest, vouch.signature))
 
     async def _next(self) -> Snapshot:
-        """The snapshot of the next step that begins."""
-        after = max(self._snapshots, default=-1)
+        """The snapshot of the next step that begins, or of the end."""
+        after = -1 if self._over else max(self._snapshots, default=-1)
         self._next_wanted = True
         async with self._published:
             try:
@@ -206,10 +222,14 @@ class StateService:
         with self._loading.of(key):
             await asyncio.wait_for(send(), max(10.0, self.patience))  # whoever takes nothing keeps no snapshot alive
 
-    async def _tell(self, key: bytes, _: list[Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _tell(
+        self, key: bytes, arguments: list[Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         body = json.dumps(self.status()).encode()
         await frames.send(writer, ("status", len(body)), [body])
-        self._told.set()
+        self._asked = time.monotonic()
+        if arguments == [OVER] and key in self.known:
+            self._released.set()
 
     async def _join(
         self, key: bytes, arguments: list[Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -254,11 +274,14 @@ async def _answer(reader: frames.Source, limit: int, kind: str, count: int) -> l
     return fields
 
 
-async def ask_status(doors: Doors, key: bytes, timeout: float = 10.0) -> dict[str, Any]:
-    """What a peer says of itself, unverified. Errors: those of `Doors.knock`; Malformed."""
+async def ask_status(doors: Doors, key: bytes, timeout: float = 10.0, *, last: bool = False) -> dict[str, Any]:
+    """What a peer says of itself, unverified. Errors: those of `Doors.knock`; Malformed.
+
+    `last`: the asker needs nothing more of it, so it may end.
+    """
 
     async def ask() -> dict[str, Any]:
-        async with doors.visit(key, "status") as (reader, _):
+        async with doors.visit(key, "status", *([OVER] if last else [])) as (reader, _):
             size = wire.check_int((await _answer(reader, 2**12, "status", 2))[1], "size")
             if size > MAX_STATUS:
                 raise Malformed(f"status: {size} bytes, at most {MAX_STATUS} are allowed")

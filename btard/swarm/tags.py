@@ -12,6 +12,8 @@ TAGS = {
     "loss_at_ban": "loss/at a ban",
     "loss_at_healing": "loss/where all go back",
     "validation_loss": "loss/validation",
+    "masked_word_loss": "loss/validation, masked words",
+    "masked_word_accuracy": "accuracy/validation, masked words",
     "active": "peers/active",
     "attacking": "peers/attacking",
     "removed": "peers/removed so far",
@@ -57,7 +59,8 @@ def _chart(title: str, *names: str) -> Chart:
 SECTIONS: dict[str, tuple[Chart, ...]] = {
     "Loss": (
         _chart("Loss, with bans", "loss", "loss_at_ban", "loss_at_healing"),
-        _chart("Validation loss", "validation_loss"),
+        _chart("Validation loss", "validation_loss", "masked_word_loss"),
+        _chart("Masked words that are guessed, validation", "masked_word_accuracy"),
     ),
     "Peers": (_chart("Peers in the run, attacking, removed", "active", "attacking", "removed"),),
     "Bans": (Chart("Removed so far, by kind", prefix=BANS),),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, get_type_hints, runtime_checkable
 
 import torch
 
 from btard.extras import MissingPackages
+from btard.harness.layout import Slot
 from btard.harness.typed_yaml import ConfigError
 from btard.swarm.config import SwarmConfig
 from btard.task import Task
@@ -35,8 +36,20 @@ class Training(Task, Protocol):
 class Evaluated(Protocol):
     """A task that can also be measured: the coordinator does so with every checkpoint."""
 
-    def evaluation(self) -> Callable[[torch.Tensor], float]:
-        """A function that returns the validation loss at parameters [d]. Called once, when the coordinator starts."""
+    def evaluation(self) -> Callable[[torch.Tensor], float | Mapping[str, float]]:
+        """A function that returns the validation loss at parameters [d], or numbers by name with `validation_loss`.
+
+        Called once, when the coordinator starts.
+        """
+        ...
+
+
+@runtime_checkable
+class Named(Protocol):
+    """A task whose parameters have names: then its runs can be exported (`python -m btard.export`)."""
+
+    def layout(self) -> Sequence[Slot]:
+        """Where the named tensors lie in the vector [d]: of a module `btard.harness.layout.layout_of` says it."""
         ...
 
 

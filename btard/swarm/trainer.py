@@ -38,7 +38,7 @@ from btard.swarm.task import TaskSource
 from btard.swarm.view import bans_of, healings_of
 
 FAREWELL = 5.0
-"""Seconds for which a peer that is done waits for somebody to ask how it ended."""
+"""Seconds for which a peer that is done waits for somebody to ask how it ended, or for the final state."""
 
 
 class Trainer(Member):
@@ -102,8 +102,7 @@ class Trainer(Member):
         for request in self.service.take_requests():
             self.peer.receive(request)
         if self.service.begins(now) and self.peer.last is not None:
-            previous = self.driver.history.at(now - 1, now - 1) if now else self.optimizer.params
-            self.service.publish(self.peer, self.optimizer.state() | {PREVIOUS: previous})
+            self._publish()
         started = time.perf_counter()
         result = self.driver.step(self.optimizer.params, self.optimizer.state())
         if self.recorder is not None:  # before the optimizer moves what the trail has of this step
@@ -138,13 +137,23 @@ class Trainer(Member):
         if (now + 1) % self.config.checkpoint_every == 0 and now + 1 < self.config.steps - self.first:
             self.save()
 
+    def _publish(self, *, last: bool = False) -> None:
+        """Let others have the state at the beginning of the next step; `last`: there is none."""
+        now = self.peer.t
+        previous = self.driver.history.at(now - 1, now - 1) if now else self.optimizer.params
+        self.service.publish(self.peer, self.optimizer.state() | {PREVIOUS: previous}, last=last)
+
     def _end(self) -> dict[str, Any]:
-        """Sign the end together with the others, and write the summary."""
+        """Sign the end together with the others, give the final state away, and write the summary."""
         self.state = "ending"
         peer = self.peer
+        self.service.begins(peer.t)
+        self._publish(last=True)
         statement = Attestation(peer.t, peer.ledger.head, tensor_digest(self.optimizer.params, "parameters"))
         signed = statement.digest(self.protocol, peer.roster, self.task.d)
-        said = self.driver.attest(peer.identity.sign(signed), SIGNATURE_SIZE)
+        mine = peer.identity.sign(signed)
+        self.signed = {"step": peer.t, "params": statement.params.hex(), "signature": mine.hex()}
+        said = self.driver.attest(mine, SIGNATURE_SIZE)
         signatures = {i: signature for i, signature in said.items() if peer.roster.verify(i, signed, signature)}
         if self.recorder is not None:
             self.recorder.begin(peer.roster, self.task.d, numeric_platform(str(self.optimizer.params.device)))
@@ -170,7 +179,7 @@ class Trainer(Member):
         self.folder.write_summary(summary)
         self.state = "done"
         self.driver.linger(2 * self.config.deadlines.phase)
-        self.service.wait_until_told(FAREWELL)
+        self.service.wait_until_told(FAREWELL, self.patience)
         return summary
 
 

@@ -56,14 +56,18 @@ KNOWN = {
     "evidence_not_passed_on": _switch(
         "an owner that hides honest peers' pieces has them removed as undelivered",
         (
-            "accuse",
+            "trial",
             '    came = yield from seat.send(record, f"pass/{attempt}", outgoing, limit=limit, load=load)',
             '    came = yield from seat.send(record, f"pass/{attempt}", {}, limit=limit, load=load)',
         ),
     ),
     "undecided_counts": _switch(
         "votes of absent peers count against a verdict, and an aggregate without a verdict is applied",
-        ("accuse", "claim, accusers, cast, len(voters), unseen)", "claim, accusers, cast, len(record.active), unseen)"),
+        (
+            "accuse",
+            "about, claim, accusers, cast, len(voters), unseen)",
+            "about, claim, accusers, cast, len(record.active), unseen)",
+        ),
         (
             "accuse",
             "if aggregate and about is record and decided != FALSE_CLAIM:",
@@ -77,7 +81,7 @@ KNOWN = {
     ),
     "voters_of_this_step": _switch(
         "peers that were away in the step in question, and cannot judge it, count as voters on it",
-        ("accuse", "voters = set(members).intersection(about[claim].here or ())", "voters = set(members)"),
+        ("accuse", "voters = trial.present.intersection(about.here or ())", "voters = trial.present"),
     ),
     "residual_decides": _switch(
         "a residual without a floor decides where bits could: denormals convict honest owners",

@@ -39,7 +39,8 @@ def test_each_loss_is_that_of_its_sequence_alone(corpus: Corpus) -> None:
     assert isinstance(task, Measurable)
     assert (losses.shape, losses.dtype, losses.device.type) == ((MEASURED,), torch.float64, "cpu")
     assert losses.std() > 0.01
-    alone = [task.evaluate(params, [batch(corpus, SEED, MEASURED, start=i, stop=i + 1)]) for i in range(MEASURED)]
+    ones = [[batch(corpus, SEED, MEASURED, start=i, stop=i + 1)] for i in range(MEASURED)]
+    alone = [task.evaluate(params, one)["validation_loss"] for one in ones]
     torch.testing.assert_close(losses, torch.tensor(alone, dtype=torch.float64), rtol=1e-5, atol=1e-5)
 
 

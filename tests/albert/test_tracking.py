@@ -153,7 +153,7 @@ def test_who_goes_back_is_in_words_and_removes_nobody(seen: Seen, tmp_path: Path
 
 def test_checkpoints_are_of_exactly_the_steps_that_were_asked_for(seen: Seen) -> None:
     steps = [int(file.stem.removeprefix("step-")) for file in sorted((seen.out / "checkpoints").iterdir())]
-    assert steps == [10, 20]
+    assert steps == [10, 20, STEPS]
 
 
 def expected(seen: Seen) -> dict[str, list[tuple[int, float]]]:

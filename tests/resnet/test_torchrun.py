@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from btard.export.__main__ import main as export
 from btard.harness.run_folder import RunFolder, RunFolderError
 from resnet.processes import main
 from resnet.train import train
@@ -64,6 +66,11 @@ def test_a_run_with_a_process_per_peer_is_the_local_run_even_after_kill_9(tmp_pa
     left = {f"rank-{rank:03d}" for rank in range(4)} - {f"rank-{ban['peer']:03d}" for ban in bans}
     assert final_params(many) == dict.fromkeys(left, bits)
     assert "test accuracy" in done.stdout and done.stdout.count("test accuracy") == 1
+    for out in (one, many):
+        assert export([str(out), "--out", str(tmp_path / f"{out.name}-model")]) == 0
+    named = [load_file(tmp_path / f"{out.name}-model/model.safetensors") for out in (one, many)]
+    assert named[0].keys() == named[1].keys() and all(torch.equal(x, named[1][name]) for name, x in named[0].items())
+    assert export(["--check", str(tmp_path / "many-model")]) == 0
     with pytest.raises(RunFolderError, match="use torchrun"):
         RunFolder(many, config_of(*SETTINGS, "--mode=per_peer"))
     with pytest.raises(RunFolderError, match="not under torchrun"):

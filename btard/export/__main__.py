@@ -1,0 +1,76 @@
+"""`python -m btard.export RUN_DIR --out FOLDER`: the named parameters of a run as safetensors, and a card.
+
+RUN_DIR is the folder of any run that says how its parameters are called (`model.json`): a simulated one, one of
+torchrun, a peer's or the coordinator's of a swarm. A run that has not finished gives its newest checkpoint.
+`python -m btard.export --check FOLDER` checks an exported model against the signatures beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from btard.extras import need
+
+
+def main(argv: list[str] | None = None) -> int:
+    """0; 2 after one line about a mistake, 1 if --check finds less than half of the peers among the signatures."""
+    parser = argparse.ArgumentParser("python -m btard.export", description=__doc__.partition("\n\n")[2])
+    parser.add_argument("folder", type=Path, metavar="RUN_DIR", help="the run's folder; with --check an exported one")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the model goes: new or empty")
+    parser.add_argument("--check", action="store_true", help="check an exported folder")
+    args = parser.parse_args(argv)
+    if args.check == (args.out is not None):
+        parser.error("give either --out FOLDER or --check")
+    need("swarm", "rich", "yaml")
+    from btard.export.final import ExportError
+    from btard.harness.layout import LayoutError
+    from btard.harness.run_folder import RunFolderError
+    from btard.harness.settings import exit_with
+
+    try:
+        return check(args.folder) if args.check else export(args.folder, args.out)
+    except (ExportError, LayoutError, RunFolderError, OSError) as error:
+        exit_with(error)
+
+
+def export(folder: Path, out: Path) -> int:
+    """Write model and card; 0. Errors: ExportError, LayoutError, RunFolderError."""
+    from safetensors.torch import save_file
+
+    from btard.export.card import card, signers
+    from btard.export.final import read_final
+    from btard.export.folder import WEIGHTS, copy_proof, new_folder
+    from btard.harness.layout import read_layout
+
+    final = read_final(folder)
+    slots, agreed = read_layout(folder)
+    tensors = {slot.name: slot.of(final.tensors, final.peer) for slot in slots}
+    new_folder(out)
+    save_file(tensors, out / WEIGHTS, {"format": "pt"})
+    copy_proof(final, out)
+    use = f'from safetensors.torch import load_file\n\nmodel.load_state_dict(load_file("{WEIGHTS}"))'
+    title = str(final.config.get("run_id") or folder.resolve().name)
+    own = [f"The running statistics are those of peer {final.peer}, and nobody else vouches for them."]
+    notes = own if any(slot.per_peer for slot in slots) else []
+    text = card(final, agreed, title=title, use=use, front={"library_name": "pytorch"}, notes=notes)
+    (out / "README.md").write_text(text, encoding="utf-8")
+    print(f"{out}: {len(tensors)} tensors of step {final.step}; signed by {signers(final.signed)}")
+    return 0
+
+
+def check(out: Path) -> int:
+    """Say whether a majority has signed what is in an exported folder; 1 if not. Errors: ExportError, LayoutError."""
+    from btard.export.card import signers
+    from btard.export.folder import check as check_folder
+
+    digest, signed = check_folder(out)
+    enough = 2 * len(set(signed.by) & set(signed.left)) > len(signed.left)
+    print(f"{out}: parameters {digest.hex()}, of run {signed.run_id}, ledger head {signed.head or 'empty'}")
+    print(f"{'ok' if enough else 'NOT ENOUGH'}: signed by {signers(signed)}")
+    return 0 if enough else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

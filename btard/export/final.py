@@ -1,0 +1,182 @@
+"""The newest state in a run folder, whoever wrote it, and who has signed it."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from btard.audit.attestation import Attestation
+from btard.audit.files import ATTESTATION, LEDGER
+from btard.audit.ledger import AgreedState, Line, read_ledger
+from btard.audit.report import AuditError
+from btard.audit.settings import read_settings
+from btard.harness.layout import PARAMETERS
+from btard.harness.run_folder import Checkpoints, rank_checkpoints, read_summary
+from btard.protocol.hashing import tensor_digest
+from btard.protocol.identity import Roster
+from btard.protocol.wire import Malformed
+from btard.swarm.checkpoint import HEADER as COORDINATORS
+
+TRAINING = "training/"
+"""What the names of a trainer's own tensors begin with in its checkpoints."""
+
+
+class ExportError(ValueError):
+    """The folder cannot be exported, or is not what was signed; one line that says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Signed:
+    """What the peers that were left at the end have signed, checked against their keys."""
+
+    step: int
+    """Steps since the beginning of the run, which may have begun from another one's checkpoint."""
+    head: str
+    """The ledger's head, hex."""
+    by: tuple[int, ...]
+    """Peers with a genuine signature, ascending."""
+    left: tuple[int, ...]
+    """Peers that were in the run at its end, by the ledger."""
+    run_id: str
+
+
+@dataclass(frozen=True)
+class Final:
+    """The newest state of a run."""
+
+    folder: Path
+    step: int
+    """Steps that it has done."""
+    finished: bool
+    tensors: Mapping[str, Tensor]
+    """By the names that `model.json` uses: `parameters` [d], and what else the checkpoint holds."""
+    digest: bytes
+    """Of the parameters, as peers sign it."""
+    config: Mapping[str, Any]
+    """config.yaml of the run."""
+    removed: tuple[str, ...]
+    """A few words for each peer that the ledger removed."""
+    signed: Signed | None
+    """None where nobody signs: under a trusted server, or before the end."""
+    peer: int = 0
+    """Whose statistics these are, where each peer has its own."""
+    vouched_by: tuple[int, ...] = field(default=())
+    """In a coordinator's folder: the members that vouched for the whole state."""
+
+
+def read_final(folder: Path) -> Final:
+    """The newest intact checkpoint of a run folder, and what its other files say of it.
+
+    The folder may be a simulated run's, one of torchrun, a trainer's or a coordinator's. Errors: ExportError if it has
+    no checkpoint, or if its parameters or ledger are not those that the peers signed.
+    """
+    folder = Path(folder)
+    config_file = folder / "config.yaml"
+    if not config_file.is_file():
+        raise ExportError(f"{folder}: expected a run folder, found no config.yaml in it; name the folder after --out")
+    config = yaml.safe_load(config_file.read_text(encoding="utf-8")) or {}
+    step, tensors, peer, vouched_by = _newest(folder)
+    tensors |= {name.removeprefix(TRAINING): x for name, x in tensors.items() if name.startswith(TRAINING)}
+    if PARAMETERS not in tensors:
+        raise ExportError(f"{folder}: its newest checkpoint has no tensor {PARAMETERS}; this release did not write it")
+    digest = tensor_digest(tensors[PARAMETERS], "parameters")
+    summary = read_summary(folder)
+    finished = summary is not None
+    if summary is not None and isinstance(summary.get("steps"), int):
+        step = summary["steps"]
+    lines = _ledger(folder)
+    signed = signed_by(folder, lines, digest, tensors[PARAMETERS].numel()) if finished else None
+    return Final(folder, step, finished, tensors, digest, config, removed(lines), signed, peer, vouched_by)
+
+
+def removed(lines: list[Line]) -> tuple[str, ...]:
+    """A few words for each peer that these lines of a ledger removed."""
+    return tuple(
+        f"peer {peer} ({line.entry.kind}, step {line.entry.step})" for line in lines for peer in line.entry.peers
+    )
+
+
+def signed_by(folder: Path, lines: list[Line], digest: bytes, d: int) -> Signed | None:
+    """Who has signed that a run ended with this digest of its d parameters and with this ledger; None if nobody did.
+
+    Errors: ExportError if what was signed is something else.
+    """
+    if not (folder / ATTESTATION).exists():
+        return None
+    try:
+        statement = Attestation.read(folder)
+        config, size, founders = read_settings(folder)
+        agreed = AgreedState(config, founders, lines)
+        roster = Roster((*founders.keys, *(key for _, key in agreed.admitted)))
+    except (Malformed, AuditError) as error:
+        raise ExportError(f"{folder}: {error}; copy the run folder again") from None
+    head = lines[-1].head if lines else b""
+    for what, mine, theirs in (
+        ("parameters", digest, statement.params),
+        ("ledger", head, statement.head),
+        ("number of parameters", size, d),
+    ):
+        if mine != theirs:
+            raise ExportError(
+                f"{folder}: its {what} are not what the peers signed in {ATTESTATION}; the file was changed or damaged"
+            )
+    message = statement.digest(config, roster, d)
+    genuine = [peer for peer, signature in statement.signatures.items() if roster.verify(peer, message, signature)]
+    return Signed(
+        statement.step, statement.head.hex(), tuple(sorted(genuine)), agreed.active(statement.step), config.run_id
+    )
+
+
+def _ledger(folder: Path) -> list[Line]:
+    if not (folder / LEDGER).exists():
+        return []
+    try:
+        return read_ledger(folder / LEDGER)
+    except AuditError as error:
+        raise ExportError(f"{folder}: {error}") from None
+
+
+def _newest(folder: Path) -> tuple[int, dict[str, Tensor], int, tuple[int, ...]]:
+    """Step, tensors, whose statistics they are, and who vouched for them."""
+    place = folder / "checkpoints"
+    for file in reversed(Checkpoints(place).files()):
+        found = _of_coordinator(file)
+        if found is not None:
+            return found[0], found[1], 0, found[2]
+    ranks = sorted(int(path.name.removeprefix("rank-")) for path in place.glob("rank-*"))
+    kept = [(0, Checkpoints(place)), *((rank, rank_checkpoints(folder, rank)) for rank in ranks)]
+    best: tuple[int, dict[str, Tensor], int] | None = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a damaged checkpoint is passed over: what is exported is said
+        for peer, checkpoints in kept:
+            for step, tensors, _ in checkpoints.intact():
+                if best is None or step > best[0]:  # ranks have equal parameters at equal steps
+                    best = step, tensors, peer
+                break
+    if best is None:
+        raise ExportError(
+            f"{folder}: expected a checkpoint in checkpoints/, found none that is intact; a run writes the first one "
+            "after checkpoint_every steps and the last one at its end"
+        )
+    return *best, ()
+
+
+def _of_coordinator(file: Path) -> tuple[int, dict[str, Tensor], tuple[int, ...]] | None:
+    """Step, tensors and who vouched for them in a coordinator's checkpoint; None if it is none, or damaged."""
+    try:
+        with safe_open(file, framework="pt") as content:
+            header = json.loads((content.metadata() or {}).get(COORDINATORS, "null"))
+            if header is None:
+                return None
+            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  (no dict)
+        return int(header["step"]), tensors, tuple(int(peer) for peer in header["confirmed_by"])
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError):
+        return None

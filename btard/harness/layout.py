@@ -1,0 +1,109 @@
+"""Where a model's named tensors lie in the vectors of a run, as `model.json` in the run folder says it.
+
+Peers train one vector [d]. After the run somebody wants `conv1.weight` and its shape, without the program that made
+the model: each named tensor is a strided view of a tensor in a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from btard.harness.vector import parameter_count, views
+
+MODEL = "model.json"
+"""The file in a run folder."""
+PARAMETERS = "parameters"
+"""The vector that peers train, in every checkpoint."""
+
+
+class LayoutError(ValueError):
+    """A run folder does not say how to name its parameters, or says it wrongly; one line."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One named tensor: a view of the checkpoint's tensor `source` with this shape, stride and offset, in elements."""
+
+    name: str
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+    dtype: str = "float32"
+    """What it is in the model, whatever the vector is."""
+    source: str = PARAMETERS
+    per_peer: bool = False
+    """`source` has a row for each peer, and the view is of one row: a peer's own statistics."""
+
+    def of(self, tensors: Mapping[str, Tensor], peer: int = 0) -> Tensor:
+        """A contiguous copy of the named tensor, on the CPU. Errors: LayoutError if `tensors` has no such place."""
+        whole = tensors.get(self.source)
+        if whole is None:
+            raise LayoutError(f"{MODEL}: {self.name} lies in {self.source}, which the checkpoint does not have")
+        flat = (whole[peer] if self.per_peer else whole).detach().cpu().contiguous().view(-1)
+        last = self.offset + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
+        if last >= flat.numel():
+            raise LayoutError(f"{MODEL}: {self.name} ends at entry {last} of {self.source}, which has {flat.numel()}")
+        return (
+            flat.as_strided(self.shape, self.stride, self.offset)
+            .to(getattr(torch, self.dtype))
+            .clone(memory_format=torch.contiguous_format)
+        )
+
+
+def layout_of(model: nn.Module, names: Iterable[str] | None = None) -> list[Slot]:
+    """The slots of the parameters of `model` in its vector [d] (`btard.harness.vector.views`), in its order.
+
+    `names`: what to call them, by default their names in the model.
+    """
+    flat = torch.empty(parameter_count(model), device="meta")
+    called = [name for name, _ in model.named_parameters()] if names is None else list(names)
+    return [
+        Slot(
+            name, tuple(view.shape), view.stride(), int(view.storage_offset()), str(given.dtype).removeprefix("torch.")
+        )
+        for name, given, view in zip(called, model.parameters(), views(model, flat), strict=True)
+    ]
+
+
+def write_layout(folder: Path, slots: Iterable[Slot], agreed: Mapping[str, Any]) -> None:
+    """Write `model.json`. `agreed`: what peers had alike beside their settings, such as the digest of the data."""
+    lines = ",\n  ".join(json.dumps(asdict(slot)) for slot in slots)
+    facts = json.dumps(dict(agreed), sort_keys=True)
+    temporary = folder / f".{MODEL}"
+    temporary.write_text(f'{{"agreed": {facts},\n "tensors": [\n  {lines}]}}\n', encoding="utf-8")
+    temporary.replace(folder / MODEL)
+
+
+def read_layout(folder: Path) -> tuple[list[Slot], dict[str, Any]]:
+    """What `write_layout` wrote. Errors: LayoutError."""
+    file = folder / MODEL
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        slots = [_slot(entry) for entry in content["tensors"]]
+        agreed = dict(content["agreed"])
+    except FileNotFoundError:
+        raise LayoutError(
+            f"{file}: expected the names and shapes of the run's parameters, found no such file; its task does not say "
+            "them, or this is no run folder"
+        ) from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise LayoutError(f"{file}: damaged ({type(error).__name__}: {error}); copy the run folder again") from None
+    return slots, agreed
+
+
+def _slot(entry: Mapping[str, Any]) -> Slot:
+    slot = Slot(**{item.name: entry[item.name] for item in fields(Slot)})
+    shape, stride = tuple(slot.shape), tuple(slot.stride)
+    numbers = (*shape, *stride, slot.offset)
+    if not all(type(number) is int and number >= 0 for number in numbers) or len(shape) != len(stride):
+        raise ValueError(f"{slot.name!a:.60} has shape {shape}, stride {stride} and offset {slot.offset!a:.20}")
+    if not isinstance(getattr(torch, slot.dtype, None), torch.dtype):
+        raise ValueError(f"{slot.name!a:.60} is of {slot.dtype!a:.20}, which is no type of torch")
+    return Slot(slot.name, shape, stride, slot.offset, slot.dtype, slot.source, slot.per_peer)

@@ -1,0 +1,210 @@
+"""What a coordinator keeps: checkpoints of the states that most peers vouch for, and at the end who signs it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from btard.audit.attestation import Attestation
+from btard.audit.settings import write_settings
+from btard.protocol.download import Download, WrongState
+from btard.protocol.hashing import tensor_digest
+from btard.protocol.identity import Roster
+from btard.protocol.join import GRADUATED
+from btard.protocol.ledger import Entry, Ledger
+from btard.swarm.checkpoint import load_start, save_start
+from btard.swarm.config import SwarmConfig
+from btard.swarm.doors import Doors
+from btard.swarm.founding import Say
+from btard.swarm.member import PREVIOUS
+from btard.swarm.startup import Start
+from btard.swarm.state import Fetched, ask_status, fetch_state
+from btard.swarm.task import Auditable, Evaluated
+from btard.swarm.view import View
+
+VALIDATION = "validation_loss"
+"""What a task that is measured gives at least."""
+SIGNING = 10.0
+"""Seconds that those who are left have to sign the final state, after the first of them have it."""
+POLL = 0.5
+"""Seconds between two rounds of questions for signatures."""
+
+
+class Keeper:
+    """The checkpoints in `out`/checkpoints. `start`: the training at its first step; `view`: what peers say.
+
+    `open` gives it its way to the peers; `me`: the asker's public key.
+    """
+
+    def __init__(self, config: SwarmConfig, out: Path, start: Start, view: View, me: bytes, say: Say) -> None:
+        self.config, self.out, self.view, self.me, self.say = config, out, view, me, say
+        self.optimizer, self.first = start.optimizer, start.first
+        self.evaluate = start.task.evaluation() if isinstance(start.task, Evaluated) else None
+        self.made_by = start.task.made_by if isinstance(start.task, Auditable) else ""
+        self.final: Fetched | None = None
+        """The state after the last step."""
+        self._doors: Doors
+        self._founders: tuple[bytes, ...]
+        self._measured: dict[str, float] = {}
+        self._evaluated: tuple[int, dict[str, float]] | None = None
+        """Step of the checkpoint that was measured last, and what came of it."""
+        self._fetching: Future[Fetched] | None = None
+        """The state that is on its way."""
+
+    def open(self, doors: Doors, founders: tuple[bytes, ...]) -> None:
+        """From now on peers can be asked."""
+        self._doors, self._founders = doors, founders
+
+    @property
+    def newest(self) -> int:
+        """The step of the newest checkpoint."""
+        files = self._files()
+        return int(files[-1].stem[5:]) if files else self.first
+
+    @property
+    def complete(self) -> bool:
+        """Whether the state after the last step is on the disk."""
+        return self.newest >= self.config.steps
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether nothing is on its way, and too few are there to vouch for anything."""
+        return self._fetching is None and not self._enough()
+
+    def keep(self) -> bool:
+        """Write a checkpoint whenever one is due, of the state that more than half of the peers vouch for.
+
+        Returns whether it was the final one.
+        """
+        if self._fetching is None:
+            self._ask_for_state(self.newest)
+        if self._fetching is None or not self._fetching.done():
+            return False
+        fetched, self._fetching = self._fetching, None
+        try:
+            found = fetched.result()
+        except WrongState as error:
+            self.say(f"no checkpoint at step {self.view.next}: {error}")
+            return False
+        step = self.first + found.step
+        tensors = {name: x for name, x in found.download.tensors.items() if name != PREVIOUS}
+        hashed = found.download.digest(self.config.run_id).hex()
+        save_start(self.out / "checkpoints" / f"step-{step:08d}.safetensors", step, tensors, found.vouched_by, hashed)
+        self.say(f"checkpoint of step {step}, vouched for by most")
+        if step >= self.config.steps:
+            self.final = found
+            return True
+        self._ask_for_state(step)  # before it is measured, which may take long
+        self._measured = self._evaluate(step, tensors["parameters"])
+        return False
+
+    def take_measured(self) -> dict[str, float]:
+        """What was measured at the newest checkpoint since the last call."""
+        measured, self._measured = self._measured, {}
+        return measured
+
+    def evaluation(self) -> dict[str, float | None]:
+        """What is measured at the newest checkpoint, the validation loss at least: None where there is nothing."""
+        files = self._files()
+        if not files or self.evaluate is None:
+            return {VALIDATION: None}
+        step, tensors = load_start(files[-1], self.optimizer.state())
+        return {**self._evaluate(step, tensors["parameters"])}
+
+    def patience(self, steps: int) -> float:
+        """Seconds in which a state comes that is so many steps away."""
+        return max(1, steps) * self.config.deadlines.patience(self.optimizer.params.numel())
+
+    def _files(self) -> list[Path]:
+        return sorted((self.out / "checkpoints").glob("step-*.safetensors"))
+
+    def _enough(self) -> bool:
+        """Whether those who are there are enough to vouch for a state."""
+        return 2 * len(self.view.present(time.time())) > len(self.view.active())
+
+    def _evaluate(self, step: int, params: torch.Tensor) -> dict[str, float]:
+        """What the task measures at `params` [d], those of `step`, by name; nothing if it cannot be measured."""
+        if self.evaluate is None:
+            return {}
+        if self._evaluated is None or self._evaluated[0] != step:
+            found = self.evaluate(params)
+            measured = dict(found) if isinstance(found, Mapping) else {VALIDATION: found}
+            self._evaluated = step, measured
+            said = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in measured.items())
+            self.say(f"at step {step}: {said}")
+        return self._evaluated[1]
+
+    def _ask_for_state(self, newest: int) -> None:
+        """Ask for the state of the step whose checkpoint is due after that of step `newest`: at last for the final one.
+
+        As early as can be, so that it is of exactly that step, whenever peers are looked at: what begins from it is
+        then the same again and again. Peers that are banned meanwhile do not matter, as they are never the majority.
+        """
+        every = self.config.checkpoint_every
+        due = min((newest // every + 1) * every, self.config.steps)
+        if newest >= self.config.steps or not self._enough():
+            return
+        template = dict(self.optimizer.state().items()) | {PREVIOUS: self.optimizer.params}
+        members = {peer: self._founders[peer] for peer in self.view.active()}
+        ahead, final = due - self.view.next, due == self.config.steps
+        at = due - self.first if ahead > 0 or final else None  # if another was missed, the next one will do
+        asked = fetch_state(self._doors, self.me, members, template, self.config.deadlines, self.patience(ahead), at)
+        self._fetching = self._doors.node.submit(asked)
+
+
+class Ending:
+    """Who signs that a run ends with the state `step`, `download`, which most of its peers have vouched for."""
+
+    def __init__(self, config: SwarmConfig, founders: tuple[bytes, ...], step: int, download: Download) -> None:
+        state = json.loads(download.state)
+        self.ledger = Ledger()
+        self.lines = tuple(self.ledger.append(Entry.from_json(line)) for line in state["ledger"])
+        """The ledger's, as ledger.jsonl has them."""
+        params = download.tensors["parameters"]
+        self.config, self.d = config.protocol_config(), params.numel()
+        self.roster = Roster(tuple(bytes.fromhex(key) for key in state.get("roster", ())) or founders)
+        joined = {entry.accused for entry in self.ledger.entries if entry.kind == GRADUATED}
+        removed = {peer for entry in self.ledger.entries for peer in entry.peers}
+        self.members = {*range(self.config.peers), *joined} - removed
+        self.statement = Attestation(step, self.ledger.head, tensor_digest(params, "parameters"))
+        self.signatures: dict[int, bytes] = {}
+
+    async def collect(self, doors: Doors) -> None:
+        """Ask those who are left for their signatures until all have given one, or `SIGNING` seconds are over."""
+        message, deadline = self.statement.digest(self.config, self.roster, self.d), time.monotonic() + SIGNING
+
+        async def ask(peer: int) -> None:
+            try:
+                said = _signature(await ask_status(doors, self.roster.keys[peer], timeout=5.0))
+            except Exception:  # gone, refused or hostile: then it has not signed
+                return
+            if self.roster.verify(peer, message, said):
+                self.signatures[peer] = said
+
+        while True:
+            await asyncio.gather(*(ask(peer) for peer in self.members - self.signatures.keys()))
+            if self.members <= self.signatures.keys() or time.monotonic() > deadline:
+                return
+            await asyncio.sleep(POLL)
+
+    def write(self, out: Path, made_by: str) -> None:
+        """Write attestation.json, and the keys and settings to check it with."""
+        write_settings(out, self.config, self.d, self.roster, made_by)
+        said = self.statement
+        Attestation(said.step, said.head, said.params, self.signatures).write(out)
+
+
+def _signature(status: Mapping[str, Any]) -> bytes:
+    """What a peer says that it has signed the end with, unchecked; nothing if it says none."""
+    said = status.get("signed")
+    try:
+        return bytes.fromhex(said["signature"]) if isinstance(said, dict) else b""
+    except (KeyError, TypeError, ValueError):
+        return b""
