@@ -125,7 +125,7 @@ WRONG = [
     ("aggregator", "mine:Lazy", "must define aggregate(self, x, ctx), which returns the aggregate [d]"),
     ("aggregator", "mine:Scalar", "aggregate returned shape (), expected (6,)"),
     ("aggregator", "mine:Late", "aggregation rule mine:Late, step 1: aggregate returned"),
-    ("aggregator", "medain", "must be btard, one of mean, coordinate_median"),
+    ("aggregator", "medain", "must be btard, emulated, one of mean, coordinate_median"),
 ]
 
 

@@ -33,23 +33,34 @@ class Mimic(Attack):
     requires_cohort = True
     warmup: int = option(20, "steps, from the attack's start on, in which the victim is chosen", low=1)
 
-    def gradient(self, ctx: View, gradient: torch.Tensor) -> torch.Tensor:
-        return copied(self.collusion, self.collusion.shared((self.name, self.warmup), self._victim))
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._place = f"mimic {self.start} {self.every} {self.warmup} "
+        self.collusion.watch(self._place, self._watch)
 
-    def _victim(self) -> int:
-        """The peer to copy, after a look at the honest gradients of the present step if the warm-up is not over."""
-        memory, place = self.collusion.memory, f"mimic {self.warmup} "
+    def gradient(self, ctx: View, gradient: torch.Tensor) -> torch.Tensor:
+        if self._place + "scores" not in self.collusion.memory:
+            self._learn()
+        return copied(self.collusion, int(self.collusion.memory[self._place + "scores"].abs().argmax()))
+
+    def _watch(self) -> None:
+        """Learn of the step that was observed, if it is one of the warm-up."""
+        steps = int(self.collusion.memory.get(self._place + "steps", torch.zeros(1)))
+        if steps < self.warmup and self.active(self.collusion.step):
+            self._learn()
+
+    def _learn(self) -> None:
+        """Take the honest gradients of the present step into the memory."""
+        memory, place = self.collusion.memory, self._place
         steps = int(memory.get(place + "steps", torch.zeros(1)))
         scores = memory.get(place + "scores", torch.zeros(0, dtype=torch.float64)).cpu()
-        if steps < self.warmup:
-            mean, z = self._look(steps, memory.get(place + "mean"), memory.get(place + "direction"))
-            known = self.collusion.honest_peers
-            scores = torch.nn.functional.pad(scores, (0, max(0, known[-1] + 1 - len(scores))))
-            for peer, row in zip(known, self.collusion.rows, strict=True):
-                scores[peer] += float(torch.dot(row, z))
-            new = {"steps": torch.tensor([steps + 1]), "scores": scores, "mean": mean, "direction": z}
-            memory.update({place + name: tensor for name, tensor in new.items()})
-        return int(scores.abs().argmax())
+        mean, z = self._look(steps, memory.get(place + "mean"), memory.get(place + "direction"))
+        known = self.collusion.honest_peers
+        scores = torch.nn.functional.pad(scores, (0, max(0, known[-1] + 1 - len(scores))))
+        for peer, row in zip(known, self.collusion.rows, strict=True):
+            scores[peer] += float(torch.dot(row, z))
+        new = {"steps": torch.tensor([steps + 1]), "scores": scores, "mean": mean, "direction": z}
+        memory.update({place + name: tensor for name, tensor in new.items()})
 
     def _look(self, steps: int, mean: torch.Tensor | None, z: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """The mean of all steps so far and the direction z, both [d], with the present step."""

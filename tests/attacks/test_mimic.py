@@ -46,10 +46,10 @@ def test_the_direction_is_the_top_eigenvector_and_the_score_the_projection(conte
     rows[2, 0] = 3.0
     rows += torch.tensor([0.0, 5.0, 0.0, 0.0, 0.0, 0.0])
     _, collusion = play(context, [rows] * 3, warmup=2)
-    z, scores = collusion.memory["mimic 2 direction"], collusion.memory["mimic 2 scores"]
+    z, scores = collusion.memory["mimic 0 1 2 direction"], collusion.memory["mimic 0 1 2 scores"]
     assert z.abs().tolist() == pytest.approx([1, 0, 0, 0, 0, 0], abs=1e-6)
     assert scores.abs().tolist() == pytest.approx([0, 0, 6, 0], abs=1e-5)  # two steps of 3, then it is settled
-    assert int(collusion.memory["mimic 2 steps"]) == 2
+    assert int(collusion.memory["mimic 0 1 2 steps"]) == 2
 
 
 def test_oja_comes_near_the_eigenvector_of_all_steps_together(context):
@@ -57,7 +57,7 @@ def test_oja_comes_near_the_eigenvector_of_all_steps_together(context):
     _, collusion = play(context, rows, warmup=40)
     centred = torch.cat([part - torch.cat(rows).mean(0) for part in rows]).double().numpy()
     _, vectors = np.linalg.eigh(centred.T @ centred)
-    cosine = abs(float(vectors[:, -1] @ collusion.memory["mimic 40 direction"].double().numpy()))
+    cosine = abs(float(vectors[:, -1] @ collusion.memory["mimic 0 1 40 direction"].double().numpy()))
     assert cosine > 0.9
 
 
@@ -85,3 +85,17 @@ def test_equal_gradients_are_no_trouble_and_a_victim_that_does_not_work_is_repla
     assert torch.equal(attacker.gradient(context(), rows[0]), rows[1])
     collusion.observe(1, {0: rows[0], 2: rows[2]})  # peer 1 validates
     assert torch.equal(attacker.gradient(context(), rows[0]), rows[2])
+
+
+def test_the_warm_up_is_of_the_attacks_steps_whoever_validates_in_them(context):
+    """A validator sends no gradient, but learns as the others do: in processes of their own they must agree."""
+    rows = list(stream_of_gradients(8))
+    alone, together = Collusion(frozenset({5}), 7), Collusion(frozenset({5}), 7)
+    attackers = [make_attack("mimic", collusion, warmup=2, start=2, every=3) for collusion in (alone, together)]
+    for step, honest in enumerate(rows):
+        for collusion in (alone, together):
+            collusion.observe(step, dict(enumerate(honest)))
+        if step == 5:
+            attackers[1].gradient(context(step=step), honest[0])
+    assert int(alone.memory["mimic 2 3 2 steps"]) == 2  # 2 and 5
+    assert all(torch.equal(x, together.memory[name]) for name, x in alone.memory.items())
