@@ -16,12 +16,12 @@ from albert.data.corpus import Corpus
 from albert.measure import measure, validation_batches
 from albert.model import make_model
 from albert.optimizer import Optimizer
-from btard.harness.layout import Slot, layout_of
-from btard.harness.vector import bind, flatten, parameter_count, views
 from btard.protocol.effects import Compute
 from btard.protocol.hashing import digest
 from btard.swarm.task import pick_device
 from btard.task import TooLate, never
+from btard.training.layout import Slot, layout_of
+from btard.training.vector import bind, flatten, parameter_count, views
 
 MEASURED = 64
 """Sequences by which two states are compared: each has dozens of masked words, and both states see the same ones."""
@@ -53,6 +53,7 @@ class AlbertTask:
     ) -> None:
         self.model, self.corpus, self.total, self.per_device = model, corpus, total, per_device
         self.d = parameter_count(model)
+        self.tensors = tuple(parameter.numel() for parameter in model.parameters())
         self.half, self.loss_scale = half, loss_scale if half else 1.0
         self.device = next(model.parameters()).device
         self._params = flatten(model).detach()

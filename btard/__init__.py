@@ -9,6 +9,7 @@ The names below are all that most programs need; docs/library.md shows each at w
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
     from btard.protocol.ledger import Entry
     from btard.protocol.peer import Peer
     from btard.task import QuadraticTask, Task
+    from btard.training.ranks import distributed
+    from btard.training.run import Ban, Run
+    from btard.training.simulation import simulate
+    from btard.training.torch_task import TorchTask
 
 __version__ = "0.2.0"
 
@@ -65,6 +70,12 @@ _PLACES = {
     "ServerDriver": "btard.drivers.server",
     "StepResult": "btard.drivers.loop",
     "Task": "btard.task",
+    # A PyTorch model, trained.
+    "Ban": "btard.training.run",
+    "distributed": "btard.training.ranks",
+    "Run": "btard.training.run",
+    "simulate": "btard.training.simulation",
+    "TorchTask": "btard.training.torch_task",
     # Evidence for others; `btard.audit.audit` checks it.
     "Recorder": "btard.audit.recorder",
 }
@@ -96,8 +107,24 @@ __all__ = [  # noqa: RUF022  (as in `_PLACES`; a test compares)
     "ServerDriver",
     "StepResult",
     "Task",
+    "Ban",
+    "distributed",
+    "Run",
+    "simulate",
+    "TorchTask",
     "Recorder",
 ]
+
+
+def _begin() -> None:
+    """Where `python -m` runs a program of ours: let it end with one line also where its imports fail."""
+    if any(word.startswith("-m") for word in sys.orig_argv[1:]):
+        from btard.boundary import begin
+
+        begin()
+
+
+_begin()
 
 
 def __getattr__(name: str) -> Any:

@@ -22,7 +22,11 @@ def never() -> bool:
 
 
 class Task(Protocol):
-    """A model and its public data."""
+    """A model and its public data.
+
+    >>> import btard
+    >>> task: btard.Task = btard.QuadraticTask(d=3)  # `btard.TorchTask` is one of any PyTorch model
+    """
 
     d: int
     """Number of parameters."""
@@ -68,6 +72,12 @@ class QuadraticTask:
     """Noisy gradients of ||x||^2 / 2, for tests and demonstrations: as cheap as a task can be.
 
     A row is a function of the parameters and the request's seed alone, to the bit. `requests` keeps what was asked.
+
+    >>> import btard, torch
+    >>> row = torch.empty(1, 3)
+    >>> btard.QuadraticTask(d=3, noise=0).gradients(torch.ones(3), [btard.Compute(step=0, peer=0, seed=b"seed")], row)
+    >>> row
+    tensor([[1., 1., 1.]])
     """
 
     def __init__(self, d: int, noise: float = 1.0) -> None:

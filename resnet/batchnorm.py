@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from btard.harness.layout import Slot
+from btard.training.layout import Slot
 
 MOMENTUM = 0.1
 

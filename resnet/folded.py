@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from btard.harness.vector import bind, views
+from btard.training.vector import bind, views
 from resnet.batchnorm import Statistics
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from btard.drivers.threads import Team
-from btard.harness.vector import bind, flatten, views
+from btard.training.vector import bind, flatten, views
 from resnet.batchnorm import Statistics, bind_statistics, statistics_size
 from resnet.folded import FoldedNetwork
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from btard.harness.vector import flatten, parameter_count, views
 from btard.protocol.effects import Compute
+from btard.training.vector import flatten, parameter_count, views
 from resnet.batchnorm import Statistics, statistics_size
 from resnet.data import Dataset
 from resnet.folded import FoldedNetwork

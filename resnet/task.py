@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from btard.harness.vector import parameter_count
 from btard.protocol.effects import Compute, Purpose
+from btard.training.vector import parameter_count
 from resnet.batchnorm import RunningStatistics
 from resnet.gradients import CohortGradients, Mode
 from resnet.sampling import TrainingData, draw_batches

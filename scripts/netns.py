@@ -206,7 +206,8 @@ class Router:
         if key not in self._ports:
             self._next += self.symmetric
             self._ports[key] = struct.pack("!H", self._next) if self.symmetric else port
-        self._talks[(protocol, self._ports[key], *other)] = port
+        talk = (protocol, self._ports[key], *other)
+        self._talks[talk] = port
         return _readdressed(packet, 12, self.outside, 20, self._ports[key])
 
     def inwards(self, packet: bytes) -> bytes | None:

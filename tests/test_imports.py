@@ -42,7 +42,7 @@ class Contract:
     but: tuple[str, ...] = ()
 
 
-BESIDE = ("btard.harness", "btard.swarm")
+BESIDE = ("btard.harness", "btard.swarm", "btard.watch")
 CONTRACTS = (
     Contract(
         "btard/__init__.py",
@@ -83,10 +83,23 @@ CONTRACTS = (
     ),
     Contract(
         "btard/harness/__init__.py",
-        "The library imports nothing of it but for `btard.swarm` and `btard.export`.",
+        "The library imports nothing of it but for `btard.swarm`, `btard.export` and `btard.watch`.",
         ("btard",),
         ("btard.harness",),
         but=(*BESIDE, "btard.export"),
+    ),
+    Contract(
+        "btard/watch/__init__.py",
+        "No other package of ours may import it.",
+        PACKAGES,
+        ("btard.watch",),
+        but=("btard.watch",),
+    ),
+    Contract(
+        "btard/training/__init__.py",
+        "nothing here may import `btard.harness` or `btard.swarm`.",
+        ("btard.training",),
+        ("btard.harness", "btard.swarm", "hivemind"),
     ),
     Contract(
         "resnet/__init__.py",

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/library.md"
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 EXAMPLE = ROOT / "examples/quadratic.py"
-HEAVY = {"rich", "tensorboard", "hivemind", "matplotlib", "wandb", "transformers", "torchvision", "yaml"}
+HEAVY = {"rich", "tensorboard", "hivemind", "matplotlib", "wandb", "transformers", "torchvision", "yaml", "vl_convert"}
 
 
 def modules_after(code: str) -> set[str]:

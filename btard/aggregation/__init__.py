@@ -48,8 +48,6 @@ def _radius(rule: str, tau: float | None) -> float:
     return tau
 
 
-# Every rule by name: AGGREGATORS[name](x, byzantine=b, tau=tau, last=last) -> [d]. A rule ignores what it does not use.
-# `last` [d] is the aggregate of the step before, None in the first one.
 AGGREGATORS: dict[str, Aggregator] = {
     "mean": lambda x, *, byzantine=0, tau=None, last=None: mean(x),
     "coordinate_median": lambda x, *, byzantine=0, tau=None, last=None: coordinate_median(x),
@@ -66,3 +64,11 @@ AGGREGATORS: dict[str, Aggregator] = {
         x, last, _radius("clip_around_last", tau)
     ),
 }
+"""Every rule by name: AGGREGATORS[name](x, byzantine=b, tau=tau, last=last) -> [d], of `x` [n, d] and the aggregate
+`last` [d] of the step before, None in the first one. A rule ignores what it does not use. Errors: ValueError for
+numbers of peers of which the rule promises nothing.
+
+>>> import btard, torch
+>>> btard.AGGREGATORS["coordinate_median"](torch.tensor([[1.0, 5.0], [2.0, 6.0], [900.0, -900.0]]))
+tensor([2., 5.])
+"""

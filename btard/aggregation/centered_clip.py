@@ -117,6 +117,11 @@ def centered_clip(
     Raises:
         ValueError: `x` is not a float matrix, is empty, or has a row that is not finite (it is named; float64 entries
             beyond 1e150 count as such); `tau` not in (0, inf]; bad weights.
+
+    >>> import btard, torch
+    >>> rows = torch.tensor([[0.0, 1.0], [0.2, 1.2], [0.1, 0.9], [900.0, -900.0]])
+    >>> (btard.centered_clip(rows, tau=0.5).value - torch.tensor([0.1, 1.0])).norm() < 0.5
+    tensor(True)
     """
     x, tau = check_matrix(x), check_tau(tau)
     w = check_weights(weights, len(x))

@@ -25,7 +25,24 @@ def option(
     high: float | None = None,
     choices: tuple[str, ...] | None = None,
 ) -> Any:
-    """A dataclass field that users may set; `low` and `high` are the inclusive range of a number."""
+    """A dataclass field of an attack that users may set; `low` and `high` are the inclusive range of a number.
+
+    `help` is its documentation, `choices` are the values of a text.
+
+    >>> import btard
+    >>> from dataclasses import dataclass
+    >>> @dataclass(kw_only=True, eq=False)
+    ... class Louder(btard.Attack):
+    ...     scale: float = btard.option(10.0, "amplification", low=0)
+    ...     def gradient(self, ctx, gradient):
+    ...         return gradient * self.scale
+    >>> fellows = btard.Collusion(frozenset({3}), peers=8)
+    >>> Louder(collusion=fellows, scale=2).scale
+    2
+    >>> Louder(collusion=fellows, scale=-1.0)
+    Traceback (most recent call last):
+    btard.checks.FieldError: attack Louder: scale must be >= 0, got -1.0
+    """
     return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
 
 
@@ -55,6 +72,17 @@ class Attack(Behaviour):
 
     The docstring of a subclass is its documentation everywhere: the first line is the summary, the paragraphs
     "Formula:" and "Source:" are shown by `describe`. One object per peer; what the attackers share lies in `collusion`.
+
+    >>> import btard
+    >>> class Halved(btard.Attack):
+    ...     "Sends half of its gradient."
+    ...
+    ...     name = "halved"
+    ...
+    ...     def gradient(self, ctx, gradient):
+    ...         return gradient / 2
+    >>> Halved(collusion=btard.Collusion(frozenset({3}), peers=8), start=10).active(9)
+    False
     """
 
     byzantine = True

@@ -94,7 +94,12 @@ _PROTOCOL: tuple[type[Attack], ...] = (
 )
 
 ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in (*_GRADIENT, *_PROTOCOL)}
-"""Name -> class. To add an attack, add its class above."""
+"""Name -> class. To add an attack, add its class above.
+
+>>> import btard
+>>> btard.ATTACKS["sign_flip"].level
+'gradient'
+"""
 
 
 @dataclass(frozen=True)
@@ -182,6 +187,14 @@ def make_attack(
     """The attack `name`, of the registry or module:Class, for one peer; its class checks the values.
 
     Errors: ValueError, in one line, for an unknown name or option and for a value that it does not allow.
+
+    >>> import btard
+    >>> fellows = btard.Collusion(frozenset({3}), peers=8)
+    >>> btard.make_attack("sign_flip", fellows, start=10, scale=2.0).active(10)
+    True
+    >>> btard.make_attack("sign_flop", fellows)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: unknown attack 'sign_flop', did you mean 'sign_flip'?; there are sign_flip, ...
     """
     try:
         attack = attack_class(name)

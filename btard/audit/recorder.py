@@ -36,6 +36,14 @@ class Recorder:
 
     It holds on to the step before; a step without entries costs a few references. `task`: "module:function" that makes
     the run's task of its folder, for an auditor to compute gradients again.
+
+    >>> import btard, pathlib, tempfile, torch
+    >>> config = btard.ProtocolConfig(peers=4, run_id="recorded")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     recorder = btard.Recorder(pathlib.Path(folder), config)
+    ...     _ = btard.LocalDriver(config, btard.QuadraticTask(8), recorder=recorder).step(torch.ones(8))
+    ...     print(sorted(file.name for file in pathlib.Path(folder).iterdir()))
+    ['protocol.json', 'roster.json']
     """
 
     def __init__(self, folder: Path, config: ProtocolConfig, task: str = "") -> None:

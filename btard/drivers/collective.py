@@ -55,6 +55,12 @@ class CollectiveDriver:
     torch.distributed needs every rank's help, so a rank that stops taking part stops the run: here attackers deviate
     in what they say, not in whether the network works. The omniscient attackers of the literature are simulated:
     where a behaviour has `requires_cohort` the honest ranks send the attackers their gradients before these commit.
+
+    >>> import btard, torch
+    >>> alone = btard.Mesh(torch.distributed.HashStore(), rank=0, size=1, timeout=30)
+    >>> driver = btard.CollectiveDriver(btard.ProtocolConfig(peers=1, validators=0), btard.QuadraticTask(8), alone)
+    >>> driver.step(torch.ones(8)).gradient.shape
+    torch.Size([8])
     """
 
     def __init__(

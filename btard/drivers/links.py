@@ -17,6 +17,10 @@ class Links(Clock):
     What goes from one peer to another is acknowledged and sent again, up to `attempts` times before the phase ends. A
     broadcast is sent `repeats` times without waiting for an answer: the relays of the protocol make up for what is lost
     to some peers. What is lost to all of them was never said, and then its sender counts as silent.
+
+    >>> import btard
+    >>> config = btard.ProtocolConfig(peers=5, byzantine=1, run_id="bad links")
+    >>> driver = btard.LocalDriver(config, btard.QuadraticTask(8), links=btard.Links(loss=0.05, slow=0.1))
     """
 
     loss: float = 0.0

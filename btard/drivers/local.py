@@ -51,6 +51,14 @@ class LocalDriver:
     them has signed itself needs no check: only signatures that came about otherwise are looked at.
 
     Large models on a CPU: between two phases the peers work in as many threads as torch has when this is made.
+
+    >>> import btard, torch
+    >>> driver = btard.LocalDriver(btard.ProtocolConfig(peers=5, byzantine=1), btard.QuadraticTask(8))
+    >>> x = torch.ones(8)
+    >>> for _ in range(3):
+    ...     x = x - 0.1 * driver.step(x).gradient
+    >>> len(driver.peers)
+    5
     """
 
     def __init__(

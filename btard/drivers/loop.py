@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from btard.aggregation.threads import kernel_threads
+from btard.drivers.account import Account
 from btard.drivers.letters import Letters
 from btard.protocol.commit import CutOff, NoGradient
 from btard.protocol.effects import Compute, Effect, Idle, Losses, Measure, Purpose
@@ -69,7 +70,13 @@ class World(Protocol):
 
 @dataclass(frozen=True)
 class StepResult:
-    """One step of the cohort. `gradient` [d] is what the optimizer is to apply."""
+    """One step of the cohort. `gradient` [d] is what the optimizer is to apply.
+
+    >>> import btard, torch
+    >>> result = btard.LocalDriver(btard.ProtocolConfig(peers=5), btard.QuadraticTask(8)).step(torch.ones(8))
+    >>> result.step, result.active, len(result.workers), result.removed, result.back_to
+    (0, (0, 1, 2, 3, 4), 5, (), None)
+    """
 
     step: int
     gradient: torch.Tensor
@@ -83,6 +90,8 @@ class StepResult:
     """Phase -> seconds spent to get there, all peers together."""
     sent: dict[int, int] = field(default_factory=dict)
     """Peer -> bytes it put on the wire in this step, a copy for each recipient; of the peers this driver runs."""
+    account: Account | None = None
+    """What each peer did; None at a server."""
     back_to: int | None = None
     """The step to whose beginning everybody goes back. The optimizer is not to apply `gradient` then, but to take over
     `state`."""
@@ -101,6 +110,8 @@ class Course:
     failures: dict[int, CutOff | NoGradient] = field(default_factory=dict)
     """Of peers for which the step could not end. That of an honest one ends the step for all."""
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    by_phase: dict[int, dict[str, int]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(int)))
+    """Peer -> phase -> bytes sent."""
 
     def result(self, witness: Peer, params: torch.Tensor) -> StepResult:
         """The step as `witness` has it, one that came to the end; `params` [d]: of the gradient's dtype and device."""
@@ -116,6 +127,7 @@ class Course:
             tau=record.tau,
             seconds=dict(self.seconds),
             sent=self.sent,
+            account=Account.of(record, {peer: dict(phases) for peer, phases in self.by_phase.items()}),
             back_to=outcome.back_to,
         )
 
@@ -190,6 +202,7 @@ def run_step(
             heard = world.talk(now, {i: Letters.of(effect) for i, effect in effects.items()})
             for i, nbytes in heard.sent.items():
                 course.sent[i] += nbytes
+                course.by_phase[i][short] += nbytes
             for i in effects.keys() - heard.answers.keys():
                 leave(i)
             answers = dict(heard.answers)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import struct
 import time
@@ -58,6 +59,11 @@ class Mesh:
 
     `store` is where they find each other, and where ranks in trouble find out who is missing. It has to outlive any of
     them, as torchrun's does. A rank that does not answer within `timeout` seconds ends the run.
+
+    >>> import btard, torch
+    >>> mesh = btard.Mesh(torch.distributed.HashStore(), rank=0, size=1, timeout=30)
+    >>> mesh.gather("hello", b"said by everybody")
+    {0: b'said by everybody'}
     """
 
     def __init__(self, store: dist.Store, rank: int, size: int, timeout: float) -> None:
@@ -217,3 +223,30 @@ class Mesh:
         if self.interrupted:
             return f"{place}: {who} ended"
         return f"{place}: {who} did not answer within {self.timeout:g} s"
+
+
+def torchrun_mesh(timeout: float) -> Mesh:
+    """All processes that torchrun has started, as ranks that heed its SIGTERM.
+
+    Errors: RuntimeError in a process that it has not started; RankLost if some do not come in time.
+    """
+    try:
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    except KeyError as missing:
+        raise RuntimeError(
+            f"{missing} is not set: start a process for each peer by torchrun --nproc-per-node PEERS SCRIPT.py"
+        ) from None
+    # torchrun's own store, where there is one: it outlives the ranks. A prefix for each attempt of its to restart.
+    agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = dist.TCPStore(
+        address,
+        port,
+        is_master=not agents and rank == 0,
+        timeout=timedelta(seconds=timeout),
+        wait_for_workers=False,
+    )
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    mesh = Mesh(dist.PrefixStore(f"attempt {attempt}", store), rank, size, timeout)
+    mesh.heed_termination()
+    return mesh

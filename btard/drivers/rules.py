@@ -35,6 +35,14 @@ class Rule:
 
     It keeps nothing from step to step, so that an interrupted run can go on: what it needs of the step before is in
     `ctx.last`.
+
+    >>> import btard, torch
+    >>> class Midrange(btard.Rule):
+    ...     def aggregate(self, x, ctx):
+    ...         return x.amin(dim=0) / 2 + x.amax(dim=0) / 2
+    >>> server = btard.ServerDriver("docs", 8, Midrange(), btard.QuadraticTask(3, noise=0))
+    >>> server.step(torch.ones(3)).gradient
+    tensor([1., 1., 1.])
     """
 
     byzantine: int = 0
@@ -96,9 +104,18 @@ def rule_class(name: str) -> type[Rule]:
 def make_rule(
     name: str, *, byzantine: int = 0, tau: float | None = None, mixing: str | None = None, bucket: int = 2
 ) -> Rule:
-    """The rule `name`, of `AGGREGATORS` or module:Class, behind the mixing of that name.
+    """The rule `name`, of `AGGREGATORS` or module:Class, behind the mixing of that name: "nnm" or "bucketing".
 
+    `byzantine` and `tau` are the rule's; `bucket` is how many rows bucketing puts together.
     Errors: ValueError in one line for a name that there is not, and for a class that is no rule.
+
+    >>> import btard, torch
+    >>> rule = btard.make_rule("trimmed_mean", byzantine=2, mixing="nnm")
+    >>> btard.ServerDriver("docs", 8, rule, btard.QuadraticTask(3, noise=0)).step(torch.ones(3)).gradient
+    tensor([1., 1., 1.])
+    >>> btard.make_rule("medain")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: unknown rule 'medain'; there are mean, ...
     """
     if own(name):
         try:
@@ -108,7 +125,7 @@ def make_rule(
     elif name in AGGREGATORS:
         made = Named(name=name, byzantine=byzantine, tau=tau)
     else:
-        raise ValueError(f"unknown aggregation rule {name!r}; there are {', '.join(AGGREGATORS)}, and module:Class")
+        raise ValueError(f"unknown rule {name!r}; there are {', '.join(AGGREGATORS)}, and module:Class")
     if mixing is None:
         return made
     if mixing not in MIXINGS:

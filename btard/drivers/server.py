@@ -36,6 +36,11 @@ class ServerDriver:
     `history_folder` and `repeatable` are those of `LocalDriver`. Batches come from a coin as under BTARD, which the
     server here draws by itself. Errors: ValueError for a behaviour that needs validators, which there are none of, and
     for `momentum` not in [0, 1).
+
+    >>> import btard, torch
+    >>> server = btard.ServerDriver("docs", 8, btard.AGGREGATORS["coordinate_median"], btard.QuadraticTask(8, noise=0))
+    >>> server.step(torch.ones(8)).gradient
+    tensor([1., 1., 1., 1., 1., 1., 1., 1.])
     """
 
     def __init__(

@@ -7,27 +7,28 @@ torchrun, a peer's or the coordinator's of a swarm. A run that has not finished 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
+from btard.boundary import Parser, output_folder, program
 from btard.extras import need
 
 
+@program("the same command begins again")
 def main(argv: list[str] | None = None) -> int:
     """0; 2 after one line about a mistake, 1 if --check finds less than half of the peers among the signatures."""
-    parser = argparse.ArgumentParser("python -m btard.export", description=__doc__.partition("\n\n")[2])
+    parser = Parser(prog="python -m btard.export", description=__doc__.partition("\n\n")[2])
     parser.add_argument("folder", type=Path, metavar="RUN_DIR", help="the run's folder; with --check an exported one")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the model goes: new or empty")
+    parser.add_argument("--out", type=output_folder, metavar="FOLDER", help="where the model goes: new or empty")
     parser.add_argument("--check", action="store_true", help="check an exported folder")
     args = parser.parse_args(argv)
     if args.check == (args.out is not None):
         parser.error("give either --out FOLDER or --check")
     need("swarm", "rich", "yaml")
     from btard.export.final import ExportError
-    from btard.harness.layout import LayoutError
     from btard.harness.run_folder import RunFolderError
     from btard.harness.settings import exit_with
+    from btard.training.layout import LayoutError
 
     try:
         return check(args.folder) if args.check else export(args.folder, args.out)
@@ -42,7 +43,7 @@ def export(folder: Path, out: Path) -> int:
     from btard.export.card import card, signers
     from btard.export.final import read_final
     from btard.export.folder import WEIGHTS, copy_proof, new_folder
-    from btard.harness.layout import read_layout
+    from btard.training.layout import read_layout
 
     final = read_final(folder)
     slots, agreed = read_layout(folder)

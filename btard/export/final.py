@@ -18,12 +18,12 @@ from btard.audit.files import ATTESTATION, LEDGER
 from btard.audit.ledger import AgreedState, Line, read_ledger
 from btard.audit.report import AuditError
 from btard.audit.settings import read_settings
-from btard.harness.layout import PARAMETERS
 from btard.harness.run_folder import Checkpoints, rank_checkpoints, read_summary
 from btard.protocol.hashing import tensor_digest
 from btard.protocol.identity import Roster
 from btard.protocol.wire import Malformed
 from btard.swarm.checkpoint import HEADER as COORDINATORS
+from btard.training.layout import PARAMETERS
 
 TRAINING = "training/"
 """What the names of a trainer's own tensors begin with in its checkpoints."""

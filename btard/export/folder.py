@@ -15,8 +15,8 @@ from btard.audit.ledger import read_ledger
 from btard.audit.report import AuditError
 from btard.export.card import PROOF
 from btard.export.final import ExportError, Final, Signed, signed_by
-from btard.harness.layout import MODEL, PARAMETERS, Slot, read_layout
 from btard.protocol.hashing import tensor_digest
+from btard.training.layout import MODEL, PARAMETERS, Slot, read_layout
 
 WEIGHTS = "model.safetensors"
 

@@ -1,7 +1,7 @@
 """What programs share: settings, run folders, tables, figures, progress bars.
 
-The library imports nothing of it but for `btard.swarm` and `btard.export`. Its packages come with the extra
-btard[experiments], those of swarms with btard[swarm] too.
+The library imports nothing of it but for `btard.swarm`, `btard.export` and `btard.watch`. Its packages come with the
+extra btard[experiments], those of swarms with btard[swarm] too.
 """
 
 from btard.extras import need

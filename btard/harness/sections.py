@@ -1,4 +1,4 @@
-"""The sections `protocol` and `attack` of a program's settings, and who attacks: the same in every program."""
+"""The sections `protocol` and `attack` of a program's settings: the same in every program."""
 
 from __future__ import annotations
 
@@ -127,11 +127,3 @@ class AttackSection:
 
     def _place(self, option: str) -> str:
         return option if option in {"start", "every", "stop", *self.shorthands} else f"options.{option}"
-
-
-def draw_attackers(peers: int, byzantine: int, seed: int) -> frozenset[int]:
-    """Return which peers attack: drawn from the seed among all but peer 0, which evaluates."""
-    from btard.protocol.hashing import stream
-
-    drawn = stream("byzantine peers", seed).choice(peers - 1, byzantine, replace=False)
-    return frozenset(int(peer) + 1 for peer in drawn)

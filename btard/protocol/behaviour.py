@@ -64,6 +64,10 @@ class Behaviour:
     """Honesty. Subclasses in `btard.attacks` override single hooks; `acts` says in which steps they apply.
 
     Hooks of different peers may run at the same time: what attackers share goes through `Collusion`.
+
+    >>> import btard
+    >>> btard.Behaviour().byzantine, btard.Attack.byzantine
+    (False, True)
     """
 
     byzantine = False

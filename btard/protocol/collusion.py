@@ -19,6 +19,10 @@ class Collusion:
 
     `tensors`: how many numbers each tensor of the model has, in the order of the gradient; empty where nobody said.
     A driver calls `observe` as soon as the honest gradients of a step exist, before any attacker has to act.
+
+    >>> import btard
+    >>> sorted(btard.Collusion(frozenset({6, 7}), peers=8, seed=1).members)
+    [6, 7]
     """
 
     def __init__(self, members: frozenset[int], peers: int, seed: int = 0, *, tensors: tuple[int, ...] = ()) -> None:

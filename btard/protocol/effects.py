@@ -27,6 +27,10 @@ class Compute:
 
     `step` is part of the request because validators and judges work one step behind. `flip_labels` asks for
     the batch with labels l -> classes - 1 - l, which only a Byzantine peer does.
+
+    >>> import btard
+    >>> btard.Compute(step=3, peer=1, seed=b"any public seed").phase
+    'compute'
     """
 
     step: int

@@ -17,6 +17,12 @@ class Identity:
     """A peer's key pair. The public key (32 bytes) is the peer's identity.
 
     `simulated`: it was made from a seed that everybody knows, and repeats its secrets in every life of a run.
+
+    >>> import btard
+    >>> len(btard.Identity.generate().public_key)
+    32
+    >>> btard.Identity.from_seed("run", 0).public_key == btard.Identity.from_seed("run", 0).public_key
+    True
     """
 
     def __init__(self, private_key: SigningKey, *, simulated: bool = False) -> None:

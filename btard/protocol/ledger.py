@@ -23,7 +23,12 @@ HEAD = "head"
 
 
 class Entry(Struct, frozen=True, forbid_unknown_fields=True):
-    """One verdict. `peers` are those it removed: the accused, or accusers that lied, or both (ELIMINATE)."""
+    """One verdict. `peers` are those it removed: the accused, or accusers that lied, or both (ELIMINATE).
+
+    >>> import btard
+    >>> btard.Entry(4, "wrong_gradient", "guilty", accused=2, accusers=(0,), peers=(2,), about_step=3).to_json()[:16]
+    '{"about_step": 3'
+    """
 
     step: Number
     """The step in which the verdict fell."""

@@ -65,6 +65,11 @@ class Peer(Seat):
     `commitments` and `memory`: those of the cohort in this process; by default this peer has its own.
     Errors: ValueError if the roster's size is not the configured number of peers or d is smaller than it, or if
     `behaviour` needs validators and there are none.
+
+    >>> import btard
+    >>> peers = btard.LocalDriver(btard.ProtocolConfig(peers=3, validators=1), btard.QuadraticTask(8)).peers
+    >>> peers[2].id, peers[2].t, peers[2].active
+    (2, 0, (0, 1, 2))
     """
 
     def __init__(

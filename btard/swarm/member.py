@@ -6,7 +6,7 @@ import json
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,10 @@ from btard.swarm.doors import Doors
 from btard.swarm.driver import SwarmDriver
 from btard.swarm.founding import trusted_keys
 from btard.swarm.life import Life, checkpoint_digest
+from btard.swarm.notes import Notes
 from btard.swarm.startup import begin, make_node, own_identity, write_model
 from btard.swarm.state import StateService
-from btard.swarm.task import Auditable, TaskSource
+from btard.swarm.task import Auditable, HasLocalState, TaskSource
 
 PREVIOUS = "previous"
 """In a state: the parameters of the step before, which validators and judges need."""
@@ -66,7 +67,8 @@ class Member:
             self.trail = Trail(self.protocol, self.task)
         except ValueError as error:
             raise ConfigError(f"protocol.{error}") from None
-        self.node = make_node(config, self.identity)
+        self.notes = Notes(self.out)
+        self.node = make_node(config, self.identity, self.notes)
         self.life: Life
         self.driver: SwarmDriver
         self.service: StateService
@@ -129,7 +131,8 @@ class Member:
         collusion = None
         if attack.name is not None and attacks:
             fellows = frozenset(attackers if attack.join is None or attack.peers is not None else ()) | {number}
-            collusion = Collusion(fellows, max(config.peers, number + 1), config.seed)
+            tensors = getattr(self.task, "tensors", ())
+            collusion = Collusion(fellows, max(config.peers, number + 1), config.seed, tensors=tensors)
             behaviour = attack.make(collusion, begun=self.first)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -149,11 +152,16 @@ class Member:
         self.folder.replace_ledger([chain.append(entry) for entry in self.peer.ledger.entries])
         self.chain = chain
 
+    def local_state(self) -> Mapping[str, torch.Tensor]:
+        """What of the training is this peer's own."""
+        return self.task.local_state() if isinstance(self.task, HasLocalState) else {}
+
     def save(self) -> None:
         """Write a checkpoint."""
         values, own = save_peer(self.peer)
         tensors = {f"training/{name}": tensor for name, tensor in self.optimizer.state().items()}
         tensors |= self.driver.history.state() | self.trail.state()
+        tensors |= {f"local/{name}": tensor for name, tensor in self.local_state().items()}
         tensors |= {f"peer/{name}": tensor for name, tensor in own.items()}
         recorded = None if self.recorder is None else self.recorder.state()
         workers = {str(step): count for step, count in self.driver.history.workers.items()}
@@ -170,6 +178,8 @@ class Member:
             return {n[len(prefix) :]: x.to(self.device) for n, x in tensors.items() if n.startswith(prefix)}
 
         self.optimizer.load(under("training/"))
+        if isinstance(self.task, HasLocalState):
+            self.task.load_local_state(under("local/"))
         fresh, _ = self.make_peer(self.peer.id, self.peer.roster)
         load_peer(fresh, state["peer"], under("peer/"))
         past = {n: x.to(self.device) for n, x in tensors.items() if n.startswith(("history/", "trail/"))}
@@ -189,7 +199,7 @@ class Member:
         self.peer.begin_life(self.life.epoch(self.config.run_id, checkpoint_digest(values, self.optimizer.params)))
 
     def status(self) -> dict[str, Any]:
-        """What this peer says of itself to whoever asks: JSON values, at most some 50 kB."""
+        """What this peer says of itself to whoever asks: JSON values, at most some 80 kB."""
         if not hasattr(self, "driver"):
             return {"state": self.state}
         peer = self.peer

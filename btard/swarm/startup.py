@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from btard.harness.layout import write_layout
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.hashing import tensor_digest
 from btard.protocol.identity import Identity
@@ -14,7 +13,10 @@ from btard.swarm.checkpoint import load_start
 from btard.swarm.config import SwarmConfig
 from btard.swarm.identity import load_identity
 from btard.swarm.node import Node
-from btard.swarm.task import Named, Optimizer, TaskSource, Training
+from btard.swarm.notes import Notes
+from btard.swarm.task import Named, Optimizer, TaskSource, Training, ready
+from btard.training.layout import write_layout
+from btard.training.optimizer import VectorOptimizer
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,15 @@ class Start:
 
 def begin(config: SwarmConfig, source: TaskSource) -> Start:
     """Make task and optimizer. Errors: ConfigError for what the task refuses, or a `start_from` that does not fit."""
-    task, optimizer = source.make(config)
+    task, optimizer = ready(source, config)
     first = 0
     if config.start_from is not None:
         first, tensors = load_start(Path(config.start_from), optimizer.state())
         optimizer.load(tensors)
     initial = tensor_digest(optimizer.params, "parameters").hex()
     agreed = config.agreed() | dict(task.agreed()) | {"first step": first, "initial parameters": initial}
+    if isinstance(optimizer, VectorOptimizer):
+        agreed |= optimizer.agreed()
     return Start(task, optimizer, first, agreed)
 
 
@@ -48,8 +52,8 @@ def write_model(task: Training, out: Path) -> None:
         write_layout(out, task.layout(), task.agreed())
 
 
-def make_node(config: SwarmConfig, identity: Identity) -> Node:
-    """This process in the network, not yet started."""
+def make_node(config: SwarmConfig, identity: Identity, notes: Notes) -> Node:
+    """This process in the network, not yet started; where it was before, if the settings let it."""
     network = config.network
     return Node(
         identity,
@@ -58,6 +62,8 @@ def make_node(config: SwarmConfig, identity: Identity) -> Node:
         announce=network.announce,
         initial_peers=network.addresses,
         relay=network.relay,
+        before=notes.port,
+        known=notes.addresses if network.addresses else (),
     )
 
 

@@ -34,7 +34,7 @@ from btard.swarm.tasks import cancel
 
 MAX_STATE = 2**26
 """Bytes of the state as JSON: 32 for each step, and some hundred for each entry of the ledger."""
-MAX_STATUS = 2**16
+MAX_STATUS = 2**17
 KEPT = 2
 """Snapshots that are kept: who begins to load one has a step's time for it."""
 AHEAD = 256

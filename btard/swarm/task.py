@@ -11,10 +11,13 @@ from typing import Any, Protocol, get_type_hints, runtime_checkable
 import torch
 
 from btard.extras import MissingPackages
-from btard.harness.layout import Slot
 from btard.harness.typed_yaml import ConfigError
 from btard.swarm.config import SwarmConfig
 from btard.task import Task
+from btard.training.checking import check_peers
+from btard.training.layout import Slot
+from btard.training.optimizer import VectorOptimizer
+from btard.training.torch_task import TorchTask
 
 
 class Training(Task, Protocol):
@@ -49,7 +52,7 @@ class Named(Protocol):
     """A task whose parameters have names: then its runs can be exported (`python -m btard.export`)."""
 
     def layout(self) -> Sequence[Slot]:
-        """Where the named tensors lie in the vector [d]: of a module `btard.harness.layout.layout_of` says it."""
+        """Where the named tensors lie in the vector [d]: of a module `btard.training.layout.layout_of` says it."""
         ...
 
 
@@ -84,13 +87,27 @@ class Optimizer(Protocol):
         ...
 
 
+@runtime_checkable
+class HasLocalState(Protocol):
+    """A task with a state that is each peer's own, such as running statistics: it goes back with the parameters."""
+
+    def local_state(self) -> Mapping[str, torch.Tensor]:
+        """The state by name; later gradients do not change these tensors."""
+        ...
+
+    def load_local_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take over what `local_state` returned, among other tensors."""
+        ...
+
+
 @dataclass(frozen=True)
 class TaskSource:
     """Where task and optimizer come from. `make` may raise ConfigError, in one line, for what the user has to mend."""
 
     name: str
     """module:function"""
-    make: Callable[[Any], tuple[Training, Optimizer]]
+    make: Callable[[Any], Any]
+    """Returns (task, optimizer), or (btard.TorchTask, torch optimizer) and perhaps a scheduler: see `ready`."""
     config: type[SwarmConfig]
     """The class of the settings that `make` takes."""
 
@@ -115,6 +132,32 @@ def load_task(name: str) -> TaskSource:
     if not (isinstance(hint, type) and issubclass(hint, SwarmConfig)):
         raise ConfigError(f"--task {name}: takes {hint}; expected a class that extends btard.swarm.config.SwarmConfig")
     return TaskSource(name, make, hint)
+
+
+def ready(source: TaskSource, config: SwarmConfig) -> tuple[Training, Optimizer]:
+    """Task and optimizer of these settings, checked; a torch optimizer as one that moves vectors.
+
+    Errors: ConfigError for what cannot be trained by so many peers, and those of `source.make`.
+    """
+    made = source.make(config)
+    try:
+        task, optimizer, *rest = made
+        [scheduler] = rest or [None]
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"--task {source.name}: must return (task, optimizer) or (task, optimizer, scheduler), got "
+            f"{type(made).__name__}"
+        ) from None
+    try:
+        check_peers(task.d, config.peers)
+        if isinstance(task, TorchTask):
+            task.check(exact=config.protocol.validation == "exact")
+            optimizer = VectorOptimizer(task.model, optimizer, scheduler)
+        elif scheduler is not None:
+            raise ValueError("a scheduler is for a btard.TorchTask; other optimizers have their own `lr`")
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"--task {source.name}: {error}") from None
+    return task, optimizer
 
 
 def pick_device(name: str) -> torch.device:

@@ -34,7 +34,7 @@ from btard.swarm.driver import Fallen, OutOfStep
 from btard.swarm.founding import NoFounders, announce
 from btard.swarm.member import PREVIOUS, Member, Say
 from btard.swarm.node import Unreachable
-from btard.swarm.task import TaskSource
+from btard.swarm.task import HasLocalState, TaskSource
 from btard.swarm.view import bans_of, healings_of
 
 FAREWELL = 5.0
@@ -68,6 +68,9 @@ class Trainer(Member):
             return finished
         try:
             self.node.start()
+            address = self.node.addresses[0]
+            self.notes.write_address(address)
+            self.say(f"address: {address}")
             self.node.run(self._background())
             arrive(self)
             with warnings.catch_warnings():
@@ -104,13 +107,15 @@ class Trainer(Member):
         if self.service.begins(now) and self.peer.last is not None:
             self._publish()
         started = time.perf_counter()
-        result = self.driver.step(self.optimizer.params, self.optimizer.state())
+        result = self.driver.step(self.optimizer.params, self.optimizer.state(), self.local_state())
         if self.recorder is not None:  # before the optimizer moves what the trail has of this step
             self.recorder.finished([self.peer], lambda step: self.driver.history.at(step, now), self.trail.agreed)
         if result.back_to is None:
             self.optimizer.apply(result.gradient, self.first + now)
         else:
             self.optimizer.load(result.state)
+            if isinstance(self.task, HasLocalState):
+                self.task.load_local_state(result.state)
         seconds = {**result.seconds, "other": max(0.0, time.perf_counter() - started - sum(result.seconds.values()))}
         self.sent += sum(result.sent.values())
         worked = self.peer.last is not None and self.peer.id in self.peer.last.workers
@@ -121,6 +126,8 @@ class Trainer(Member):
             "samples": len(result.workers) * self.task.samples(self.driver.history.workers[now]),
             "sent": sum(result.sent.values()),
         }
+        if result.account is not None:
+            metrics |= result.account.fields(self.peer.id)
         if self.config.protocol.tau == "auto":
             metrics["tau"] = result.tau
         if result.back_to is not None:
@@ -191,6 +198,16 @@ def _describe(entry: Entry, first: int) -> str:
     return f"step {first + entry.step}: {'removed' if entry.peers else 'noted'} peer {out}: {entry.kind}{by}"
 
 
+def _way_back(config: SwarmConfig) -> str:
+    """How whoever is out for good can come again."""
+    if config.protocol.probation is None:
+        return "this key cannot come back, and protocol.probation is null: nobody can join this run"
+    return (
+        "this key cannot come back; to come as a new peer, give the same command another --out (and another "
+        f"network.identity, if it is set); its probation takes protocol.probation = {config.protocol.probation} steps"
+    )
+
+
 def print_summary(summary: dict[str, Any], out: Path) -> None:
     """A table of how the run ended for this peer, and where its files are."""
     removed = ", ".join(f"{ban['peer']} ({ban['kind']}, step {ban['step']})" for ban in summary["bans"]) or "nobody"
@@ -217,7 +234,7 @@ def main(config: SwarmConfig, out: Path, source: TaskSource) -> int:
         what = str(error).partition(". ")[0]
         exit_with(MemoryError(f"{what}: compute fewer samples at once, or in half precision, at all peers alike"))
     except Fallen as fallen:
-        print(f"out of the run: {fallen}", file=sys.stderr)
+        print(f"out of the run: {fallen}; {_way_back(config)}", file=sys.stderr)
         return 3
     except KeyboardInterrupt:
         print("interrupted: the same command goes on", file=sys.stderr)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from msgspec import Meta, Struct, to_builtins
+
+from btard.protocol import wire
 from btard.protocol.heal import HEALED
 from btard.protocol.ledger import Entry, Ledger
-from btard.protocol.wire import Malformed, shown
+from btard.protocol.wire import Malformed, Number, shown
 from btard.swarm.config import SwarmConfig
 
 FRESH = 15.0
@@ -202,13 +205,8 @@ class View:
 
     def _row(self, step: int, said: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
         losses = [row["loss"] for row in said.values() if row.get("loss") is not None]
-        # What only a minority tells has no name here, or a liar could invent any number of phases.
-        phases = Counter(phase for row in said.values() for phase in row["seconds"])
-        seconds = {
-            phase: statistics.median(row["seconds"].get(phase, 0.0) for row in said.values())
-            for phase in sorted(phases)
-            if 2 * phases[phase] > len(said)
-        }
+        seconds = _by_phase([row["seconds"] for row in said.values()])
+        sent = {phase: int(count) for phase, count in _by_phase([row["bytes"] for row in said.values()]).items()}
         total = sum(seconds.values())
         samples = statistics.median(row["samples"] for row in said.values())
         bans = [ban for ban in self.bans() if ban["step"] <= step]
@@ -224,7 +222,9 @@ class View:
             "removed": len(bans),
             **{f"bans/{kind}": count for kind, count in sorted(Counter(ban["kind"] for ban in bans).items())},
             "seconds": seconds,
-        }
+        } | _agreed([row["account"] for row in said.values()])
+        if sent:
+            row["bytes"] = sent
         attack = self.config.attack
         if attack.name is not None:
             begun = attack.start <= step and (attack.stop is None or step < attack.stop)
@@ -281,6 +281,41 @@ def healings_of(entries: Iterable[Entry], first: int) -> list[dict[str, int]]:
     ]
 
 
+class _Account(Struct, frozen=True):
+    """What `Account.fields` says of who did what, as a peer tells it."""
+
+    roles: Annotated[str, Meta(max_length=4096)]
+    checks: tuple[tuple[Number, Number], ...]
+    accused: tuple[Number, ...]
+    skipped: tuple[Number, ...]
+
+
+def _account(row: Mapping[str, Any]) -> _Account | None:
+    """Who did what in a step by one peer's word; None where that makes no sense."""
+    try:
+        return wire.convert({name: row.get(name, []) for name in _Account.__struct_fields__}, _Account, "row")
+    except Malformed:
+        return None
+
+
+def _agreed(accounts: Sequence[_Account | None]) -> dict[str, Any]:
+    """What more than half of the peers say alike, as JSON values; nothing if there is no such word."""
+    told, votes = Counter(accounts).most_common(1)[0]
+    if told is None or 2 * votes <= len(accounts):
+        return {}
+    return {name: value for name, value in to_builtins(told).items() if value}
+
+
+def _by_phase(said: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The median of what peers say of each phase.
+
+    What only a minority tells has no name here, or a liar could invent any number of phases.
+    """
+    phases = Counter(phase for numbers in said for phase in numbers)
+    common = sorted(phase for phase, count in phases.items() if 2 * count > len(said))
+    return {phase: statistics.median(numbers.get(phase, 0.0) for numbers in said) for phase in common}
+
+
 def _rows(status: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rows of a status that are what they should be; whoever tells them may lie, but not break anything."""
     rows = status.get("recent")
@@ -288,12 +323,15 @@ def _rows(status: Mapping[str, Any]) -> list[dict[str, Any]]:
     for row in rows if isinstance(rows, list) else ():
         if not isinstance(row, dict) or type(row.get("step")) is not int or not isinstance(row.get("seconds"), dict):
             continue
+        sent = row.get("bytes")
+        sent = sent if isinstance(sent, dict) and all(map(_is_number, sent.values())) else {}
         numbers = [row.get(name) for name in ("active", "samples", "lr", "sent")]
         loss = row.get("loss")
         if all(_is_number(n) for n in (*numbers, *row["seconds"].values())) and (
             loss is None or isinstance(loss, float)
         ):
-            found.append({**row, "loss": loss if _is_number(loss) else None})
+            told = {"loss": loss if _is_number(loss) else None, "bytes": sent, "account": _account(row)}
+            found.append({**row, **told})
     return found
 
 

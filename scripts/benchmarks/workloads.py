@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from btard.harness.vector import bind, flatten
 from btard.protocol.effects import Compute
+from btard.training.vector import bind, flatten
 from resnet.data import Dataset
 from resnet.gradients import CohortGradients
 from resnet.model import resnet18

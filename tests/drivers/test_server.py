@@ -157,7 +157,7 @@ def test_an_attack_that_sends_no_vector_is_one_line_too() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("medain", {}, "unknown aggregation rule 'medain'; there are mean, coordinate_median"),
+        ("medain", {}, "unknown rule 'medain'; there are mean, coordinate_median"),
         ("mean", {"mixing": "stirring"}, "unknown mixing 'stirring'; there are nnm, bucketing"),
         ("btard.drivers.rules:RuleView", {}, "must be a subclass of btard.Rule, got class RuleView(object)"),
         ("btard.drivers.rules:Rule", {}, "must be a subclass of btard.Rule, got that class itself"),

@@ -11,12 +11,12 @@ import yaml
 
 from btard.attacks import make_attack
 from btard.drivers.local import LocalDriver
-from btard.harness.vector import flatten
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Compute
 from btard.protocol.hashing import digest
 from btard.protocol.tolerance import difference
+from btard.training.vector import flatten
 from resnet.calibrate import Pair, draw, main, mixes
 from resnet.config import Config, parse_command_line, read_config
 from resnet.data import load_dataset

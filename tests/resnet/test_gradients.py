@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from btard.harness.vector import flatten, views
+from btard.training.vector import flatten, views
 from resnet import folded
 from resnet.batchnorm import RunningStatistics, Statistics, norm_layers
 from resnet.gradients import FOLDED_BELOW, CohortGradients, CohortResult

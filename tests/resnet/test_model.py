@@ -5,7 +5,7 @@ import torch
 import torchvision
 from torch import nn
 
-from btard.harness.vector import bind, flatten, parameter_count, views
+from btard.training.vector import bind, flatten, parameter_count, views
 from resnet.model import evaluate, resnet18
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from btard.harness.vector import flatten
 from btard.protocol.effects import Compute, Purpose
+from btard.training.vector import flatten
 from resnet.data import load_dataset
 from resnet.model import resnet18
 from resnet.sampling import TrainingData

@@ -182,6 +182,16 @@ def test_one_peer_invents_no_phases_and_no_verdicts() -> None:
     assert found["seconds"].keys() == {"commit", "gradients"} and found["removed"] == 0 and view.bans() == []
 
 
+def test_who_did_what_is_what_most_peers_say_alike() -> None:
+    view = View(config(), 0)
+    told = {"roles": "wvwa", "checks": [[1, 0]], "accused": [3], "bytes": {"commit": 7, "part": 100}}
+    lie = {"roles": "<script>", "checks": "x", "bytes": {"commit": HUGE}}
+    said = {peer: status(row(0, **told), row(1, **(told if peer < 2 else lie))) for peer in range(4)}
+    first, second = hear(view, said | {3: status(row(0, **lie), row(1, **lie))})
+    assert json.loads(json.dumps({name: first.get(name) for name in told})) == told and "skipped" not in first
+    assert not told.keys() & second.keys(), "two of four are no majority"
+
+
 def test_another_ledger_takes_the_place_of_mine_only_for_most_of_all() -> None:
     view = View(config(peers=5), 0)
     hear(view, {peer: status(row(0, entries=1), ledger=(ban(0, 4),)) for peer in range(4)})

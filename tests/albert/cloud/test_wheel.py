@@ -16,7 +16,14 @@ from tests.albert.cloud.test_machine import script, settings
 
 ROOT = Path(__file__).parents[3]
 PACKAGES = ("btard", "albert", "resnet")
-FILES = ("pyproject.toml", "README.md", "LICENSE", "requirements.txt", "requirements-swarm.txt")
+FILES = (
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+    "requirements.txt",
+    "requirements-swarm.txt",
+    "requirements-watch.txt",
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +62,19 @@ def test_it_has_every_file_of_the_packages_and_nothing_else(wheel):
     assert "albert/cloud/machine/setup.sh" in names and "btard/py.typed" in names
 
 
-@pytest.mark.parametrize(("extra", "file"), [("swarm", "requirements-swarm.txt"), ("experiments", "requirements.txt")])
+@pytest.mark.parametrize(
+    ("extra", "file"),
+    [
+        ("swarm", "requirements-swarm.txt"),
+        ("watch", "requirements-watch.txt"),
+        ("experiments", "requirements.txt"),
+    ],
+)
 def test_its_extras_are_what_the_files_say(wheel, extra, file):
     archive = zipfile.ZipFile(wheel)
     text = archive.read(next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))).decode()
     metadata = Parser().parsestr(text)
-    assert metadata.get_all("Provides-Extra") == ["swarm", "experiments"]
+    assert metadata.get_all("Provides-Extra") == ["swarm", "watch", "experiments"]
     needed = {
         entry.partition(";")[0].strip() for entry in metadata.get_all("Requires-Dist") if f'extra == "{extra}"' in entry
     }

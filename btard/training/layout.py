@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from btard.harness.vector import parameter_count, views
+from btard.training.vector import parameter_count, trained, views
 
 MODEL = "model.json"
 """The file in a run folder."""
@@ -58,17 +58,18 @@ class Slot:
 
 
 def layout_of(model: nn.Module, names: Iterable[str] | None = None) -> list[Slot]:
-    """The slots of the parameters of `model` in its vector [d] (`btard.harness.vector.views`), in its order.
+    """The slots of the trained parameters of `model` in its vector [d] (`btard.training.vector.views`), in its order.
 
     `names`: what to call them, by default their names in the model.
     """
     flat = torch.empty(parameter_count(model), device="meta")
-    called = [name for name, _ in model.named_parameters()] if names is None else list(names)
+    own = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    called = [name for name, _ in own] if names is None else list(names)
     return [
         Slot(
             name, tuple(view.shape), view.stride(), int(view.storage_offset()), str(given.dtype).removeprefix("torch.")
         )
-        for name, given, view in zip(called, model.parameters(), views(model, flat), strict=True)
+        for name, given, view in zip(called, trained(model), views(model, flat), strict=True)
     ]
 
 

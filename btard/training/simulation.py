@@ -1,0 +1,126 @@
+"""`btard.simulate`: all peers in this process."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from btard.attacks import Attack
+from btard.audit.recorder import Recorder
+from btard.drivers.compute import Mode
+from btard.drivers.local import LocalDriver
+from btard.drivers.rules import Rule, RuleView, applied, make_rule
+from btard.drivers.server import ServerDriver
+from btard.protocol.behaviour import Behaviour
+from btard.training.optimizer import MakeOptimizer, MakeScheduler
+from btard.training.run import MakeAttack, Run, Training, behaviours_of, new_folder, protocol_of
+from btard.training.torch_task import TorchTask
+
+RowsRule = Callable[[torch.Tensor], torch.Tensor]
+
+
+def simulate(
+    task: TorchTask,
+    *,
+    optimizer: MakeOptimizer,
+    steps: int,
+    scheduler: MakeScheduler | None = None,
+    peers: int = 16,
+    byzantine: int = 0,
+    attack: MakeAttack | None = None,
+    attack_options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    run_id: str | None = None,
+    tau: float | Literal["auto"] = "auto",
+    heal: int | Literal["auto", "off"] = "auto",
+    rule: str | Rule | RowsRule | None = None,
+    mode: Mode = "batched",
+    out: Path | str | None = None,
+    progress: bool = False,
+    on_step: Callable[[Run], None] | None = None,
+    **protocol: Any,
+) -> Run:
+    """Train the task's model for `steps` steps among `peers` peers in this process, and return what came of it.
+
+    The model holds the trained parameters afterwards, and peer 0's buffers. All peers run the whole protocol.
+
+    `optimizer`: a torch optimizer over the model's parameters, or a class or function that makes one of their list.
+    `scheduler`: a learning-rate scheduler of it, or a function that makes one of the optimizer; it moves on every step.
+
+    `byzantine` peers attack if there is an `attack`: a name of `btard.ATTACKS`, a class that extends `btard.Attack`, or
+    a function that makes the `btard.Behaviour` of one peer of the `btard.Collusion` that the attackers share.
+    `attack_options`: such as {"start": 100, "scale": 10.0}. `seed` draws who attacks, never peer 0, and what they send.
+
+    `tau` and `heal`, and all other keywords, are settings of `btard.ProtocolConfig`: `validators`, `clip_lambda` and so
+    on. The defaults need no tuning: a clipping radius that follows the gradients, and a return to an earlier state
+    where an attack did harm before its ban. One peer per step validates, none of fewer than three. `run_id` names the
+    run; by default it follows from `seed`. `rule` trains at a trusted server instead, by a name of `btard.AGGREGATORS`,
+    module:Class, a `btard.Rule`, or a function [n, d] -> [d].
+
+    `mode`: "batched" remembers what validators would compute again, "per_peer" computes it. `out` gets metrics, the
+    ledger and what `python -m btard.audit` needs. `progress` prints lines to stderr. `on_step(run)` is called after
+    each step; the model has the parameters of then.
+
+    Errors: ValueError or TypeError, in one line, for what cannot work. A training that diverges ends early with a
+    warning.
+
+    >>> import torch, btard
+    >>> x = torch.randn(64, 5, generator=torch.Generator().manual_seed(0))
+    >>> data = torch.utils.data.TensorDataset(x, x.sum(1, keepdim=True))
+    >>> model = torch.nn.Linear(5, 1)
+    >>> task = btard.TorchTask(model, lambda model, batch: (model(batch[0]) - batch[1]).square().mean(), data, 8)
+    >>> run = btard.simulate(
+    ...     task, optimizer=lambda p: torch.optim.SGD(p, lr=0.1), steps=30, peers=5, byzantine=1, attack="sign_flip"
+    ... )
+    >>> [ban.peer for ban in run.bans] == list(run.attackers), run.losses[-1] < 0.1
+    (True, True)
+    """
+    name = run_id or f"btard/{seed}"
+    behaviours, collusion = behaviours_of(attack, attack_options or {}, task, peers, byzantine, seed)
+    config = protocol_of(peers, byzantine, name, {"tau": tau, "heal": heal, **protocol})
+    folder = new_folder(out)
+    training = Training(
+        task, optimizer, scheduler, peers, collusion.members, out=folder, progress=progress, on_step=on_step
+    )
+    with tempfile.TemporaryDirectory() as past:
+        shared: dict[str, Any] = {
+            "behaviours": behaviours,
+            "collusion": collusion,
+            "mode": mode,
+            "history_folder": Path(past),
+        }
+        driver: LocalDriver | ServerDriver
+        try:
+            if rule is None:
+                recorder = None if folder is None else Recorder(folder, config)
+                driver = LocalDriver(config, task, recorder=recorder, **shared)
+            else:
+                _check_rule(behaviours, rule)
+                served = _rule(rule, byzantine, tau, peers)
+                driver = ServerDriver(name, peers, served, task, clip_lambda=config.clip_lambda, **shared)
+            run = training.train(driver, steps, losses=lambda: task.losses, me=lambda: 0)
+            if isinstance(driver, LocalDriver) and run.diverged_at is None:
+                driver.attest(training.optimizer.params)
+        finally:
+            training.optimizer.release()
+    return run
+
+
+def _rule(rule: str | Rule | RowsRule, byzantine: int, tau: float | str, peers: int) -> Rule | RowsRule:
+    """The server's rule. Errors: ValueError for a name or numbers that it does not take."""
+    if not isinstance(rule, str):
+        return rule
+    made = make_rule(rule, byzantine=byzantine, tau=None if isinstance(tau, str) else tau)
+    applied(made, torch.zeros(peers, peers + 1), RuleView())
+    return made
+
+
+def _check_rule(behaviours: Mapping[int, Behaviour], rule: str | Rule | RowsRule) -> None:
+    """Raise ValueError for attackers that have nothing to attack at a server."""
+    for behaviour in behaviours.values():
+        if isinstance(behaviour, Attack) and behaviour.level == "protocol":
+            raise ValueError(f"the attack {behaviour.name} is on the protocol, which a rule at a server does not run")

@@ -1,0 +1,281 @@
+"""A PyTorch module as a task: gradients of public batches, which anybody can compute again to the bit."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, default_collate
+
+from btard.protocol.effects import Compute, Purpose
+from btard.protocol.hashing import digest, stream, tensor_digest
+from btard.task import TooLate, never
+from btard.training.checking import check_data, check_model, check_task
+from btard.training.contents import content_digest
+from btard.training.layout import Slot, layout_of
+from btard.training.randomness import seeded
+from btard.training.vector import bind, flatten, parameter_count, trained, views
+
+GROUPS, GROUP = 16, 32
+"""States are compared by the losses of so many small batches, of at most so many examples each."""
+LOOKED_AT = 32
+"""Samples by which peers compare their data sets."""
+LOCAL = "buffers"
+
+Loss = Callable[[nn.Module, Any], Tensor]
+
+
+class TorchTask:
+    """The loss of a PyTorch model on a data set, as peers train it: `btard.Task`, in every driver the same.
+
+    `model`: any module with float32 parameters. Those with `requires_grad` are trained; the others are frozen, and
+    equal at all peers. It is copied: the task computes on a module of its own, in the modes (`train`, `eval`) that the
+    given one is in. `btard.simulate` and `btard.distributed` write the trained parameters into the given one.
+
+    `loss(model, batch)` returns the mean loss of a batch, one number with a gradient. It has to use the model that it
+    is given.
+
+    `data`: a dataset with a length and an index, such as `torch.utils.data.TensorDataset` or a list. Each peer computes
+    `batch_size` different samples in a step. Which ones follows from the request's public seed and from `seed`, and so
+    does all that the model and the dataset draw at random from torch, numpy's global generator or `random`: dropout,
+    augmentation. `collate` makes a batch of a list of samples; by default it is PyTorch's. Batches are moved to the
+    model's device.
+
+    `poison(batch)` returns the batch as an attacker sees it that flips labels; needed for the attack `label_flip`
+    alone.
+
+    Buffers that training moves, such as BatchNorm's running statistics, are each peer's own and no part of what peers
+    agree on.
+
+    Errors: ValueError or TypeError, in one line, for what cannot work. `check` finds what shows only when a gradient is
+    computed; whatever runs the task calls it.
+
+    >>> import torch, btard
+    >>> x = torch.randn(100, 10, generator=torch.Generator().manual_seed(0))
+    >>> data = torch.utils.data.TensorDataset(x, x.sum(1, keepdim=True))
+    >>> model = torch.nn.Linear(10, 1)
+    >>> task = btard.TorchTask(model, lambda model, batch: (model(batch[0]) - batch[1]).square().mean(), data, 8)
+    >>> task.d
+    11
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        data: Any,
+        batch_size: int,
+        *,
+        collate: Callable[[list[Any]], Any] | None = None,
+        poison: Callable[[Any], Any] | None = None,
+        seed: int = 0,
+    ) -> None:
+        check_model(model)
+        check_data(data, batch_size, DataLoader)
+        for name, function in (("loss", loss), ("collate", collate), ("poison", poison)):
+            if not callable(function) and (name == "loss" or function is not None):
+                raise TypeError(f"{name} must be a function, got {type(function).__name__}")
+        self.model, self.data, self.batch_size, self.seed = model, data, batch_size, seed
+        self.poison = poison
+        self.d: int = parameter_count(model)
+        """Number of trained parameters."""
+        self.device: torch.device = trained(model)[0].device
+        self.loss: float = math.nan
+        """Loss of the latest gradient that was computed for training; NaN before."""
+        self.losses: dict[int, float] = {}
+        """Peer -> loss of the latest gradient that it computed for training."""
+        self.loss_function, self._collate = loss, collate or default_collate
+        try:
+            self._copy = copy.deepcopy(model)
+        except Exception as error:
+            raise ValueError(f"the model cannot be copied, as each peer has one of its own: {error}") from None
+        self._flat = flatten(self._copy)
+        bind(self._copy, self._flat)
+        self.initial = {name: buffer.clone() for name, buffer in self._copy.named_buffers()}
+        self.moving: tuple[str, ...] = tuple(self.initial)
+        """The buffers that a gradient moves, once `check` has found out."""
+        self._buffers: dict[int, dict[str, Tensor]] = {}
+        """Peer -> its own."""
+        self._checked: set[bool] = set()
+
+    # What the protocol asks for (`btard.task`).
+
+    def gradients(
+        self,
+        params: Tensor,
+        requests: Sequence[Compute],
+        out: Tensor,
+        *,
+        workers: int = 1,
+        too_late: Callable[[], bool] = never,
+    ) -> None:
+        """Write the gradient of each request at `params` [d] into the rows of `out` [len(requests), d], float32.
+
+        A row depends on `params` and its own request alone, to the bit, for equal hardware and numbers of threads.
+        Errors: TooLate, which is looked for between two gradients; ValueError for poisoned batches without `poison`.
+        """
+        self.check(exact=False)
+        self.load(params)
+        for request, row in zip(requests, out, strict=True):
+            if too_late():
+                raise TooLate
+            own = request.purpose is Purpose.TRAIN
+            buffers = self._buffers.get(request.peer, self.initial) if own else self.initial
+            loss, moved = self.compute(request.seed, row, buffers, poisoned=request.flip_labels)
+            if own:
+                self.loss = self.losses[request.peer] = loss
+                self._buffers[request.peer] = moved
+
+    def public_losses(self, params: Tensor, seed: bytes) -> Tensor:
+        """The losses of 16 small public batches drawn with `seed` at `params` [d]: [16] float64 on the CPU.
+
+        As in training, with the same dropout for all states that are compared, and without anybody's own buffers.
+        """
+        self.load(params)
+        size, losses = min(self.batch_size, GROUP), []
+        for group in range(GROUPS):
+            self.put(self.initial)
+            with seeded(self.device, "public losses", self.seed, seed, group):
+                batch = self.batch(digest("public batch", seed, group), size)
+                losses.append(float(self.loss_function(self._copy, batch).detach()))
+        self.put(self.initial)
+        return torch.tensor(losses, dtype=torch.float64)
+
+    # What a swarm asks for besides (`btard.swarm.task.Training`).
+
+    def samples(self, workers: int) -> int:
+        """Examples that each of `workers` peers computes in a step."""
+        return self.batch_size
+
+    def agreed(self) -> dict[str, str]:
+        """Digests of what all peers must have alike beside the trained parameters: model, frozen parameters, data.
+
+        The model is looked at by the names and shapes of its parameters; the data by their number and some samples.
+        """
+        named = [(name, x) for name, x in self._copy.named_parameters()]
+        shapes = [f"{name} {tuple(x.shape)} {x.dtype} {x.requires_grad}" for name, x in named]
+        constant = [tensor_digest(x, name) for name, x in named if not x.requires_grad]
+        constant += [tensor_digest(x, name) for name, x in self.initial.items()]
+        return {
+            "model": digest("model", *shapes, *constant).hex(),
+            "data": self._data_digest().hex(),
+            "batches": f"{self.batch_size} samples, seed {self.seed}",
+        }
+
+    def layout(self) -> list[Slot]:
+        """Where the trained parameters lie in the vector, for `python -m btard.export`."""
+        return layout_of(self._copy)
+
+    def _data_digest(self) -> bytes:
+        size = len(self.data)
+        drawn = stream("data digest", self.seed).choice(size, min(size, LOOKED_AT), replace=False)
+        with seeded(self.device, "data digest", self.seed):
+            found = [content_digest(self.data[int(index)]) for index in drawn]
+        return digest("data", size, *found)
+
+    # Each peer's own buffers.
+
+    def local_state(self) -> dict[str, Tensor]:
+        """The moving buffers of all peers that have computed here, by name; later gradients do not change them."""
+        return {f"{LOCAL}/{i}/{name}": x for i, own in self._buffers.items() for name, x in own.items()}
+
+    def load_local_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `local_state` returned, among other tensors."""
+        self._buffers = {}
+        for key, tensor in tensors.items():
+            kind, _, rest = key.partition("/")
+            if kind == LOCAL:
+                peer, _, name = rest.partition("/")
+                self._buffers.setdefault(int(peer), {})[name] = tensor.clone()
+
+    def write_buffers(self, peer: int) -> None:
+        """Copy the buffers of `peer` into the model that the task was made of, for evaluating it as this peer."""
+        into = dict(self.model.named_buffers())
+        for name, buffer in self._buffers.get(peer, {}).items():
+            into[name].copy_(buffer)
+
+    # How a gradient comes about.
+
+    def check(self, *, exact: bool = True) -> None:
+        """Compute one gradient twice, and look at everything that may be wrong with it; once.
+
+        `exact`: both have to be equal to the bit, as peers demand of each other with `validation="exact"`.
+        Errors: ValueError, in one line that names the cause.
+        """
+        if not self._checked & {exact, True}:
+            self._checked.add(exact)
+            self.moving = check_task(self, exact=exact)
+            self._buffers, self.losses, self.loss = {}, {}, math.nan
+            self.put(self.initial)
+
+    def batch(self, seed: bytes, size: int, *, poisoned: bool = False) -> Any:
+        """The batch of `size` samples that `seed` draws, on the model's device. Random numbers are seeded outside."""
+        drawn = stream("samples", self.seed, seed).choice(len(self.data), size, replace=False)
+        batch = moved_to(self.device, self._collate([self.data[int(index)] for index in drawn]))
+        if not poisoned:
+            return batch
+        if self.poison is None:
+            raise ValueError("this attack flips labels: give TorchTask poison=, which returns a batch as it sees it")
+        return self.poison(batch)
+
+    def compute(
+        self, seed: bytes, row: Tensor, buffers: Mapping[str, Tensor], *, poisoned: bool = False
+    ) -> tuple[float, dict[str, Tensor]]:
+        """Write the gradient at the parameters at hand into `row` [d]: the loss, and what became of `buffers`."""
+        direct = row.device == self.device and row.is_contiguous() and row.dtype == torch.float32
+        gradient = row.zero_() if direct else torch.zeros_like(self._flat)
+        self.put(buffers)
+        parameters = trained(self._copy)
+        for parameter, piece in zip(parameters, views(self._copy, gradient), strict=True):
+            parameter.grad = piece
+        try:
+            loss = self.backward(seed, self.batch_size, poisoned=poisoned)
+        finally:
+            for parameter in parameters:
+                parameter.grad = None
+        if not direct:
+            row.copy_(gradient)
+        names = dict(self._copy.named_buffers())
+        return loss, {name: names[name].detach().clone() for name in self.moving}
+
+    def backward(self, seed: bytes, size: int, *, poisoned: bool = False) -> float:
+        """Add the gradient of a batch to the gradients in `module`; the loss."""
+        with torch.enable_grad(), seeded(self.device, "gradient", self.seed, seed):
+            loss = self.loss_function(self._copy, self.batch(seed, size, poisoned=poisoned))
+            loss.backward()
+        return float(loss.detach())
+
+    @property
+    def module(self) -> nn.Module:
+        """The copy of the model that the task computes on."""
+        return self._copy
+
+    def load(self, params: Tensor) -> None:
+        """Have `params` [d] in `module`."""
+        self._flat.copy_(params)
+
+    def put(self, buffers: Mapping[str, Tensor]) -> None:
+        """Have these buffers in `module`."""
+        into = dict(self._copy.named_buffers())
+        with torch.no_grad():
+            for name in self.moving:
+                into[name].copy_(buffers[name])
+
+
+def moved_to(device: torch.device, batch: Any) -> Any:
+    """Return the batch with every tensor in it on the device."""
+    if device.type == "cpu":
+        return batch
+    if hasattr(batch, "to"):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {name: moved_to(device, part) for name, part in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(moved_to(device, part) for part in batch))
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(moved_to(device, part) for part in batch)
+    return batch

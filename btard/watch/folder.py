@@ -1,0 +1,249 @@
+"""What a run's folder says, read within bounds: it may be a stranger's, and it may still grow."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from btard.audit.files import EVIDENCE, LEDGER, proof_file, read_bounded, read_json
+from btard.harness.run_folder import TIMINGS, VERSION, RunFolderError, read_metrics, read_summary, read_timings
+from btard.protocol import wire
+from btard.protocol.hashing import PROTOCOL_VERSION
+from btard.protocol.ledger import Entry, Ledger
+from btard.protocol.limits import MAX_LEDGER
+from btard.protocol.record import Transcript
+from btard.protocol.wire import Malformed, shown
+
+MAX_LINES, MAX_SMALL = 2**28, 2**22
+"""Bytes of a file of lines, and of a small file, that are read at most."""
+MAX_PEERS = 4096
+MAX_PROOFS = 400
+"""Steps whose recorded messages are shown; a page has to stay readable."""
+CONFIG, METRICS, STATUS, COORDINATOR = "config.yaml", "metrics.jsonl", "status.json", "coordinator"
+SWARM, TRAINER = "a swarm, as its coordinator sees it", "a swarm, as one of its peers sees it"
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The recorded messages of a step with an entry, without their tensors."""
+
+    now: Transcript
+    before: Transcript | None
+    shown: tuple[tuple[int, str, int, int], ...]
+    """What judges were shown: (who showed it, "part" or "aggregate", its sender, its part)."""
+    by: int
+    platform: str
+
+
+@dataclass
+class Run:
+    """A run's folder. Steps are those of the run; a swarm that began from a checkpoint began with step `first`."""
+
+    folder: Path
+    kind: str
+    config: Mapping[str, Any]
+    peers: int
+    first: int = 0
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    timings: list[dict[str, Any]] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
+    proofs: dict[int, Proof] = field(default_factory=dict)
+    summary: Mapping[str, Any] | None = None
+    status: Mapping[str, Any] = field(default_factory=dict)
+    evidence: Path | None = None
+    """The folder, perhaps a peer's, that an audit can be made of."""
+    notes: list[str] = field(default_factory=list)
+    """What is missing or damaged, a line each."""
+
+    def setting(self, *names: str) -> Any:
+        """The value of a dotted key; None if there is none."""
+        found: Any = self.config
+        for name in names:
+            found = found.get(name) if isinstance(found, dict) else None
+        return found
+
+
+def read_run(folder: Path) -> Run:
+    """Read the run in `folder`, which is that of a simulation, of torchrun, of a coordinator, a peer or a whole swarm.
+
+    Errors: RunFolderError, one line, if there is none, or one of another version of the protocol.
+    """
+    folder = _run_in(folder)
+    noted = folder / VERSION
+    version = _text(noted, MAX_SMALL).strip() if noted.is_file() else "none"
+    if version != str(PROTOCOL_VERSION):
+        raise RunFolderError(
+            f"{folder}: holds a run of protocol version {shown(version, 40)}, this is version {PROTOCOL_VERSION}; "
+            "look at it with the release that made it"
+        )
+    config = _config(folder / CONFIG)
+    peers = config.get("peers")
+    if type(peers) is not int or not 0 < peers <= MAX_PEERS:
+        raise RunFolderError(f"{folder / CONFIG}: peers must be between 1 and {MAX_PEERS}, got {shown(peers, 40)}")
+    run = Run(folder, "", config, peers)
+    run.metrics, run.timings = _lines(run, METRICS), _lines(run, TIMINGS)
+    run.status, run.summary = _small(folder / STATUS), read_summary(folder)
+    run.kind, run.first = _kind(run), _first(run)
+    _read_ledger(run)
+    _read_proofs(run)
+    return run
+
+
+def number(value: Any) -> float | None:
+    """`value` if it is a finite number that fits into a float, else None."""
+    if type(value) not in (int, float) or abs(value) > 1e300 or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _run_in(folder: Path) -> Path:
+    """Where the run is: in `folder`, or for a whole swarm at its coordinator's."""
+    try:
+        if not folder.exists():
+            raise RunFolderError(f"{folder}: no such folder")
+        if not folder.is_dir():
+            raise RunFolderError(f"{folder}: expected the folder of a run, this is a file")
+        if (folder / CONFIG).is_file():
+            return folder
+        if (folder / COORDINATOR / CONFIG).is_file():
+            return folder / COORDINATOR
+        within = sorted(file.parent for file in (*folder.glob(f"*/{CONFIG}"), *folder.glob(f"*/*/{CONFIG}")))
+    except OSError as error:
+        raise RunFolderError(f"{folder}: cannot be read: {error.strerror}") from None
+    if within:
+        raise RunFolderError(f"{folder}: holds {len(within)} runs, name one of them, such as {within[0]}")
+    raise RunFolderError(f"{folder}: no run ({CONFIG} is missing); RUN_DIR is what a program was given as --out")
+
+
+def _text(file: Path, limit: int) -> str:
+    try:
+        return read_bounded(file, limit).decode("utf-8", "replace")
+    except Malformed as error:
+        raise RunFolderError(f"{file.parent}: {error}") from None
+
+
+def _config(file: Path) -> Mapping[str, Any]:
+    try:
+        config = yaml.safe_load(_text(file, MAX_SMALL))
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
+        raise RunFolderError(f"{file}: not the settings of a run: {shown(error, 200)}") from None
+    if not isinstance(config, dict):
+        raise RunFolderError(f"{file}: expected the settings of a run, a map of keys")
+    return config
+
+
+def _lines(run: Run, name: str) -> list[dict[str, Any]]:
+    file = run.folder / name
+    if not file.is_file():
+        run.notes.append(f"{name} is not there: the run has not come to the end of its first step")
+        return []
+    if file.stat().st_size > MAX_LINES:
+        raise RunFolderError(f"{file}: {file.stat().st_size} bytes, at most {MAX_LINES} are read")
+    whole = file.read_bytes().count(b"\n")
+    try:
+        lines = read_metrics(run.folder) if name == METRICS else read_timings(run.folder)
+    except (RecursionError, UnicodeDecodeError):
+        raise RunFolderError(f"{file}: damaged: not lines of JSON") from None
+    if len(lines) < whole:
+        run.notes.append(f"{name}: line {len(lines) + 1} is damaged; what follows is not shown")
+    return [line for line in lines if 0 <= line["step"] < 2**31]
+
+
+def _small(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(_text(file, MAX_SMALL))
+    except (ValueError, RecursionError):  # it is put in place whole, so it is damaged; the rest still tells a lot
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _kind(run: Run) -> str:
+    if (run.folder / STATUS).is_file():
+        return SWARM
+    if isinstance(run.config.get("network"), dict):
+        return TRAINER
+    if any((run.folder / "checkpoints").glob("rank-*")):
+        return "a process for each peer (torchrun)"
+    return "all peers in one process"
+
+
+def _first(run: Run) -> int:
+    """The step of the run at which the protocol began."""
+    told = run.status.get("first")
+    if type(told) is int and 0 <= told < 2**31:
+        return told
+    begun = run.metrics[0]["step"] if run.metrics else 0
+    return begun if run.kind in (SWARM, TRAINER) and run.config.get("start_from") is not None else 0
+
+
+def _read_ledger(run: Run) -> None:
+    file = run.folder / LEDGER
+    if not file.is_file():
+        run.notes.append(f"{LEDGER} is not there: nobody was removed, or nothing of it was kept")
+        return
+    try:
+        raw = read_bounded(file, MAX_LEDGER)
+    except Malformed as error:
+        raise RunFolderError(f"{run.folder}: {error}") from None
+    ledger, broken = Ledger(), 0
+    for line, text in enumerate(raw.split(b"\n")[:-1], start=1):  # what follows the last line's end is being written
+        try:
+            entry = Entry.from_json(text.decode())
+        except ValueError as error:
+            run.notes.append(f"{LEDGER} line {line}: {shown(error, 200)}; it and what follows is not shown")
+            break
+        if ledger.append(entry).encode() != text and not broken:
+            broken = line
+    if broken:
+        why = "its head does not follow from the lines before: the file was changed"
+        run.notes.append(f"{LEDGER} line {broken}: {why}")
+    run.entries = ledger.entries
+
+
+def _read_proofs(run: Run) -> None:
+    """Recorded messages of steps with entries: of this folder, or in a swarm of the first peers that have them."""
+    folders = [run.folder]
+    if run.folder.name == COORDINATOR:
+        folders += sorted(run.folder.parent.glob("peer-*"))[:MAX_PEERS]
+    folders = [folder for folder in folders if (folder / EVIDENCE).is_dir()]
+    run.evidence = folders[0] if folders else None
+    wanted = sorted({entry.step for entry in run.entries})
+    if len(wanted) > MAX_PROOFS:
+        run.notes.append(f"messages are shown of the first {MAX_PROOFS} of {len(wanted)} steps with an entry")
+    for step in wanted[:MAX_PROOFS]:
+        for folder in folders:
+            if not proof_file(folder / EVIDENCE, step).is_file():
+                continue
+            try:
+                run.proofs[step] = _proof(folder / EVIDENCE, step)
+                break
+            except Malformed as error:
+                run.notes.append(f"{EVIDENCE} of step {step}: {shown(error, 200)}")
+
+
+def _proof(folder: Path, step: int) -> Proof:
+    """The messages of a proof. No signature is checked: `python -m btard.audit` does that."""
+    content = read_json(proof_file(folder, step))
+    now = wire.convert(content.get("now"), Transcript, "now")
+    before = content.get("before")
+    pieces = []
+    for entry in content["shown"] if isinstance(content.get("shown"), list) else ():
+        if isinstance(entry, list) and len(entry) > 5 and isinstance(entry[2], str):
+            numbers = [value if type(value) is int else -1 for value in (entry[1], entry[3], entry[5])]
+            pieces.append((numbers[0], entry[2][:40], numbers[1], numbers[2]))
+    by, platform = content.get("by"), content.get("platform")
+    return Proof(
+        now,
+        None if before is None else wire.convert(before, Transcript, "before"),
+        tuple(pieces),
+        by if type(by) is int else -1,
+        platform[:200] if isinstance(platform, str) else "",
+    )

@@ -1,0 +1,81 @@
+"""A small model with all that may differ between peers: dropout, BatchNorm, a frozen layer, a schedule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import TensorDataset
+
+from btard import Run, TorchTask
+from btard.protocol.ledger import Ledger
+from btard.swarm.config import SwarmConfig
+
+PEERS, BYZANTINE, STEPS, SEED, RUN_ID = 4, 1, 12, 1, "three places"
+ATTACK = {"attack": "sign_flip", "attack_options": {"start": 3, "scale": 100.0}}
+TAU = 100.0
+
+
+EQUAL = {"seed": SEED, "run_id": RUN_ID, "byzantine": BYZANTINE, "tau": TAU, **ATTACK}
+TWO = {"byzantine": 0, "attack": None, "attack_options": None, "steps": 3}
+"""What is different among two peers."""
+
+
+def dataset(samples: int = 96) -> TensorDataset:
+    """Ten numbers, and whether the first three are more than the next three."""
+    x = torch.randn(samples, 10, generator=torch.Generator().manual_seed(7))
+    return TensorDataset(x, (x[:, :3].sum(1) > x[:, 3:6].sum(1)).long())
+
+
+def loss(model: nn.Module, batch: Any) -> Tensor:
+    """Cross-entropy."""
+    x, labels = batch
+    return F.cross_entropy(model(x), labels)
+
+
+def network() -> nn.Sequential:
+    """Two layers with dropout and batch normalisation; the first layer is frozen."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = nn.Sequential(nn.Linear(10, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 2))
+    model[0].requires_grad_(False)
+    return model
+
+
+def flipped(batch: Any) -> Any:
+    """The other label."""
+    x, labels = batch
+    return x, 1 - labels
+
+
+def task(**changes: Any) -> TorchTask:
+    """The loss of `network` on `dataset`."""
+    return TorchTask(network(), loss, dataset(), batch_size=8, **{"poison": flipped, **changes})
+
+
+def adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer."""
+    return torch.optim.AdamW(parameters, lr=0.05, weight_decay=0.01)
+
+
+def cosine(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+    """Its schedule."""
+    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+
+
+WITH: dict[str, Any] = {"optimizer": adam, "scheduler": cosine, "steps": STEPS}
+
+
+def head(run: Run) -> str:
+    """The head of the run's ledger."""
+    chain = Ledger()
+    for entry in run.ledger:
+        chain.append(entry)
+    return chain.head.hex()
+
+
+def make(config: SwarmConfig) -> Any:
+    """The same for `python -m btard.swarm --task tests.training.model:make`."""
+    return task(), adam, cosine
