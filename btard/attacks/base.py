@@ -34,6 +34,7 @@ def option(
     >>> @dataclass(kw_only=True, eq=False)
     ... class Louder(btard.Attack):
     ...     scale: float = btard.option(10.0, "amplification", low=0)
+    ...
     ...     def gradient(self, ctx, gradient):
     ...         return gradient * self.scale
     >>> fellows = btard.Collusion(frozenset({3}), peers=8)
