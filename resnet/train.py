@@ -23,6 +23,7 @@ from btard.boundary import program
 from btard.drivers.collective import CollectiveDriver
 from btard.drivers.local import LocalDriver
 from btard.drivers.loop import StepResult
+from btard.drivers.rules import RuleError
 from btard.drivers.server import ServerDriver
 from btard.harness import tables
 from btard.harness.pieces import FILES, digests
@@ -30,6 +31,7 @@ from btard.harness.progress import Bar
 from btard.harness.run_folder import Checkpoints, RunFolder, read_timings, steps_per_second
 from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import ConfigError
+from btard.protocol.behaviour import HookError
 from btard.protocol.commit import NoGradient
 from btard.protocol.heal import HEALED, described
 from btard.protocol.ledger import Entry, Ledger
@@ -404,6 +406,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         summary = train(config, out)
         assert summary is not None, "a run without `until` comes to its end"
+    except (RuleError, HookError) as error:
+        exit_with(error)
     except torch.OutOfMemoryError as error:
         what = str(error).partition(". ")[0]
         exit_with(MemoryError(f"{what}: lower batch_size or peers, or set mode to per_peer or device to cpu"))
