@@ -27,6 +27,7 @@ from btard.protocol.config import ProtocolConfig
 from btard.protocol.heal import described
 from btard.protocol.ledger import Entry, Ledger
 from btard.training.checking import check_peers
+from btard.training.layout import write_final
 from btard.training.optimizer import MakeOptimizer, MakeScheduler, VectorOptimizer
 from btard.training.torch_task import TorchTask
 
@@ -237,6 +238,7 @@ class Training:
             self._show(step, steps, result)
         task.write_buffers(me())
         if self.out is not None and run.leads:
+            write_final(self.out, optimizer.params, task.layout(), task.agreed())
             (self.out / SUMMARY).write_text(json.dumps(run.summary(), indent=1) + "\n", encoding="utf-8")
         return run
 
