@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from btard.checks import require
 from btard.harness.sections import ProtocolSection
-from btard.swarm.config import SwarmConfig, as_json, section_of
+from btard.swarm.config import AWAY, SwarmConfig, as_json, section_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +79,12 @@ class OptimizerConfig:
     """Decay of the mean of squares. Lower it for runs of fewer than some thousand steps."""
     eps: float = 1e-6
     """Added to the root of the squares. Hardly ever changed."""
+    clamp: float = 10_000.0
+    """How large a tensor's norm may count in LAMB's trust ratio. 10 is usual elsewhere, and shortens the steps of large
+    embeddings."""
+    bias_correction: bool = True
+    """Multiply the rate of step t by sqrt(1 - beta2^t) / (1 - beta1^t), as the authors' code does. false for runs of
+    some hundred steps, which it would slow down."""
 
     def __post_init__(self) -> None:
         require(0 < self.lr < math.inf, "lr", "> 0 and finite", self.lr, "the paper uses 0.00176")
@@ -89,6 +95,7 @@ class OptimizerConfig:
         for name in ("beta1", "beta2"):
             require(0 <= getattr(self, name) < 1, name, ">= 0 and < 1", getattr(self, name), "0.9 and 0.999 are usual")
         require(self.eps > 0, "eps", "> 0", self.eps, "the paper uses 1e-6")
+        require(self.clamp > 0, "clamp", "> 0", self.clamp, "the authors' code has 10000")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +103,10 @@ class Config(SwarmConfig):
     """One swarm that trains ALBERT, and one process of it."""
 
     free_to_change: ClassVar[frozenset[str]] = SwarmConfig.free_to_change | {"data.path"}
+    common: ClassVar[tuple[str, ...]] = (
+        *("data.path", "peers", "byzantine", "steps", "seed", "attack.name", "attack.start"),
+        *("network.initial_peers", "network.port", "network.announce"),
+    )
 
     run_id: str = "albert"
     """Names the run in every hash and signature. Another run needs another name, or its messages could be replayed."""
@@ -104,7 +115,9 @@ class Config(SwarmConfig):
     loss_scale: float = 4096.0
     """float16: the loss is multiplied by it, so that small gradients do not vanish. Lower it if gradients overflow."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    protocol: ProtocolSection = field(default_factory=lambda: ProtocolSection(tau=0.125, clip_lambda=1.0))
+    protocol: ProtocolSection = field(
+        default_factory=lambda: ProtocolSection(tau=0.125, clip_lambda=1.0, max_away=AWAY)
+    )
     data: DataConfig = field(default_factory=DataConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

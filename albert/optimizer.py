@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from pytorch_optimizer import Lamb
 from torch import nn
@@ -16,8 +18,10 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class Optimizer:
     """Moves the parameters of `model`, which become views of `params` [d].
 
-    The update is that of LAMB (You et al., ICLR 2020, version 3 of the paper, without bias correction), in float32 on
-    the CPU or a GPU; weight decay is part of what the trust ratio scales.
+    The update is that of LAMB (You et al., ICLR 2020) in float32 on the CPU or a GPU; weight decay is part of what the
+    trust ratio scales. A tensor's norm counts for the trust ratio up to `clamp`. With `bias_correction` the learning
+    rate of step t is multiplied by sqrt(1 - beta2^(t+1)) / (1 - beta1^(t+1)), as in the authors' code; version 3 of the
+    LAMB paper has none.
     """
 
     def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
@@ -41,6 +45,7 @@ class Optimizer:
             weight_decouple=False,
             adam_debias=True,
         )
+        self._lamb.clamp = config.clamp
         pieces = {name: list(views(model, vector)) for name, vector in self.moments.items()}
         gradients = views(model, self._gradient)
         for index, ((_, parameter), gradient) in enumerate(zip(named, gradients, strict=True)):
@@ -54,11 +59,18 @@ class Optimizer:
             return config.lr * (step + 1) / config.warmup_steps
         return config.lr * max(0.0, (config.schedule_steps - step) / (config.schedule_steps - config.warmup_steps))
 
+    def correction(self, step: int) -> float:
+        """The bias correction of `step`: of the run's steps, not of those that this process has done."""
+        config, steps = self.config, step + 1
+        if not config.bias_correction:
+            return 1.0
+        return math.sqrt(1 - config.beta2**steps) / (1 - config.beta1**steps)
+
     def apply(self, gradient: torch.Tensor, step: int) -> None:
         """x^{t+1} from the agreed `gradient` [d] of `step`."""
         self._gradient.copy_(gradient)
         for group in self._lamb.param_groups:
-            group["lr"] = self.lr(step)
+            group["lr"] = self.lr(step) * self.correction(step)
         self._lamb.step()
 
     def state(self) -> dict[str, torch.Tensor]:

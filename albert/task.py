@@ -53,6 +53,7 @@ class AlbertTask:
     ) -> None:
         self.model, self.corpus, self.total, self.per_device = model, corpus, total, per_device
         self.d = parameter_count(model)
+        self.tensors = tuple(parameter.numel() for parameter in model.parameters())
         self.half, self.loss_scale = half, loss_scale if half else 1.0
         self.device = next(model.parameters()).device
         self._params = flatten(model).detach()

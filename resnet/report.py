@@ -6,13 +6,13 @@ nor checkpoints have to be there. Equal files give equal figures and tables, to 
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 from collections.abc import Callable, Sequence
 from itertools import compress
 from pathlib import Path
 
+from btard.boundary import Parser, output_folder, program
 from btard.harness.figures import save
 from btard.harness.progress import Bar
 from btard.harness.run_folder import RunFolderError
@@ -20,10 +20,15 @@ from btard.harness.settings import exit_with
 from btard.harness.tables import csv_text, show
 from btard.harness.typed_yaml import COMMAND_LINE, ConfigError
 from resnet.experiments import tables
+from resnet.experiments.claims import LEGEND as CLAIMS
+from resnet.experiments.claims import claims_table
 from resnet.experiments.export import export
 from resnet.experiments.grid import Experiment
+from resnet.experiments.headline import NAME as HEADLINE
+from resnet.experiments.headline import headline_figure
 from resnet.experiments.healing import LEGEND as HEALING
 from resnet.experiments.healing import healing_figure, healing_table
+from resnet.experiments.noise import QuietRuns
 from resnet.experiments.outcomes import Outcome, Results, read_results, read_sweep
 from resnet.experiments.plots import accuracy_figure, overview_experiments, survival_figure
 from resnet.experiments.survival import collapse
@@ -51,12 +56,19 @@ def write_report(results: Results, experiments: Sequence[Experiment], out: Path)
         "runs.csv": tables.runs_csv(results, experiments),
         "curves.csv": tables.curves_csv(outcomes),
     }
+    quiet = QuietRuns(results)
     groups, warnings = collapse(outcomes)
     warnings = [f"equal coins, different bans: {line}" for line in warnings]
     shown = [experiment for experiment in experiments if results.series(experiment)]
     text = [f"# {results.grid.title}", _status(outcomes, total)]
     overview = overview_experiments(shown)
-    with _bar(len(shown) + 2, "figures") as drawn:
+    with _bar(len(shown) + 3, "figures") as drawn:
+        if figure := headline_figure(results, shown):
+            save(figure, out / HEADLINE, small=True)
+            text.append(
+                f"![Test accuracy without a defence, with BTARD, and without attack]({HEADLINE}.png)\n\n{SHOWN}"
+            )
+        drawn.advance()
         if len(overview) > 1 and (figure := accuracy_figure(results, overview)):
             save(figure, out / OVERVIEW, small=True)
             titles = "; ".join(experiment.title for experiment in overview)
@@ -78,7 +90,7 @@ def write_report(results: Results, experiments: Sequence[Experiment], out: Path)
         sections = ["# Results", tables.LEGEND]
         for experiment in shown:
             about = [experiment.about] if experiment.about else []
-            table_text = tables.markdown(tables.results_table(results.series(experiment)))
+            table_text = tables.markdown(tables.results_table(results.series(experiment), quiet))
             sections += [f"## {experiment.title}", *about, table_text]
             text += [f"## {experiment.title}", *about]
             if figure := accuracy_figure(results, [experiment]):
@@ -99,6 +111,12 @@ def write_report(results: Results, experiments: Sequence[Experiment], out: Path)
                 sections.append(tables.markdown(validators))
             drawn.advance()
     _write(out / "results.md", "\n\n".join(map(str.strip, sections)) + "\n")
+    claims = claims_table(results, experiments)
+    if len(claims) > 1:
+        csv_files["claims.csv"] = claims
+        of_claims = [CLAIMS, tables.markdown(claims)]
+        _write(out / "claims.md", "\n\n".join(map(str.strip, ["# The paper's claims", *of_claims])) + "\n")
+        text += ["## The paper's claims", *of_claims]
     speeds = tables.speed_table(results, experiments)
     if len(speeds) > 1:
         known = sum(outcome.cell.name in results.speeds for outcome in outcomes)
@@ -111,6 +129,8 @@ def write_report(results: Results, experiments: Sequence[Experiment], out: Path)
     _write(out / "report.md", "\n\n".join(map(str.strip, text)) + "\n")
     return warnings
 
+
+SHOWN = "Lines are means over the seeds that are finished, bands their range; ticks are bans, in the colour of the run."
 
 SPEED = """Steps per second, measurements of the accuracy not counted: mean (lowest to highest) over runs and attacks.
 Runs side by side slow each other down, and a step is faster once peers are banned."""
@@ -150,32 +170,29 @@ def _write(file: Path, text: str) -> None:
 
 def print_results(results: Results, experiments: Sequence[Experiment]) -> None:
     """Print a table of what came of each experiment, without columns that say the same everywhere."""
+    quiet = QuietRuns(results)
     for experiment in experiments:
         series = results.series(experiment)
         if not series:
             continue
-        rows = tables.results_table(series)
+        rows = tables.results_table(series, quiet)
         always = {*tables.WORDS, "final accuracy"}
         said = [name in always or len(set(column)) > 1 for name, *column in zip(*rows, strict=True)]
         chosen = [list(compress(row, said)) for row in rows]
         show(experiment.title, tables.columns(chosen), chosen[1:])
 
 
+@program("the same command begins again")
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code: 0, or 2 after one line about what is wrong."""
-    parser = argparse.ArgumentParser(
-        prog="python -m resnet.report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(prog="python -m resnet.report", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="DIR", help="the folder of a sweep, or an export of one")
-    parser.add_argument("--out", type=Path, metavar="OUT", help="where the report goes (DIR/report)")
+    parser.add_argument("--out", type=output_folder, metavar="OUT", help="where the report goes (DIR/report)")
     parser.add_argument("--only", nargs="+", default=[], metavar="EXPERIMENT", help="only these of the grid")
     parser.add_argument("--tensorboard", action="store_true", help="write OUT/tensorboard, a run per run of the sweep")
     parser.add_argument("--wandb", metavar="PROJECT", help="log the runs to a project of Weights & Biases")
     parser.add_argument(
-        "--export", type=Path, metavar="FOLDER", help="write what a repository should keep of the sweep"
+        "--export", type=output_folder, metavar="FOLDER", help="write what a repository should keep of the sweep"
     )
     arguments = parser.parse_args(argv)
     out: Path = arguments.out or arguments.folder / "report"

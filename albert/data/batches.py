@@ -34,8 +34,8 @@ def batch(
     with replacement. Of its tokens 15 % are predicted, at least one; special tokens never are. Of these 80 % become
     [MASK], 10 % a random token, 10 % stay. ALBERT masks up to three neighbours at once, this one masks single tokens.
 
-    `flip_labels` is what a Byzantine peer computes: the same inputs, but label vocab_size - 1 - l in the place of l,
-    and sentence order 1 - l.
+    `flip_labels` is what a Byzantine peer computes: the same inputs, but label l + 1, modulo the vocabulary, in the
+    place of l, and sentence order 1 - l, as in the authors' code.
 
     Raises ValueError if the seed has another length, or without 0 <= start <= stop <= size.
     """
@@ -56,10 +56,10 @@ def fixed_batch(corpus: Corpus, indices: Sequence[int]) -> Batch:
 
 
 def flipped(batch: Batch, vocab_size: int) -> Batch:
-    """Return the batch with labels mirrored: l -> vocab_size - 1 - l where there is one, sentence order l -> 1 - l."""
+    """Return the batch with wrong labels: l -> (l + 1) mod vocab_size where there is one, sentence order l -> 1 - l."""
     labels = batch["labels"]
-    mirrored = torch.where(labels == NOT_MASKED, labels, vocab_size - 1 - labels)
-    return {**batch, "labels": mirrored, "sentence_order_label": 1 - batch["sentence_order_label"]}
+    wrong = torch.where(labels == NOT_MASKED, labels, (labels + 1) % vocab_size)
+    return {**batch, "labels": wrong, "sentence_order_label": 1 - batch["sentence_order_label"]}
 
 
 def assemble(corpus: Corpus, indices: Sequence[int], words: Sequence[np.ndarray]) -> Batch:

@@ -1,25 +1,33 @@
-"""Figures of finished swarms: a panel for each attack and start, with the attack and the bans marked."""
+"""Figures of finished swarms: a panel for each attack and start, with the attack and the bans marked.
+
+Swarms that differ in their seed alone are one line, their mean, in a band, their range.
+"""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from albert.experiments.results import MEAN, NO_ATTACK, Swarm
+from btard.attacks.senders import PHASES as STEP
 from btard.harness.figures import BLUE, BROWN, GREEN, ORANGE, PURPLE, SKY, VERMILION, bare, new_figure
 
 OTHERS = (BLUE, GREEN, PURPLE, SKY)
 PHASES = (BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, BROWN, "0.35", "0.6")
 """Colours of the phases that take longest."""
+IN_A_STEP = ("gradients", *STEP)
+"""The phases of a step in their order."""
 CALM = {"color": "0.6", "linestyle": (0, (4, 2)), "linewidth": 1.4}
 """How swarms that nobody attacks are drawn."""
 COLUMNS = 3
 TOP = 1.3
 """Losses of more than so many times the first one are not drawn: the training has diverged."""
+APART = 0.8
+"""How far below the others the bars of the mean begin, in bars."""
 SMOOTH = 7
 """Steps whose median a curve of speeds shows."""
 
@@ -66,21 +74,28 @@ def speed_figure(swarms: Sequence[Swarm]) -> Figure:
 
 
 def phases_figure(swarms: Sequence[Swarm]) -> Figure:
-    """Where the time of a step goes: the median seconds of each phase, a bar for each kind of swarm."""
+    """Where the time of a step goes: the median seconds of each phase, a bar for each kind of swarm.
+
+    The phases that take longest have colours; from left to right they stand in the order in which a step has them.
+    Swarms of the mean stand apart.
+    """
     kinds = [swarm for swarm in _first_of_each(swarms) if swarm.timings]
-    phases = {phase for swarm in kinds for line in swarm.timings for phase in line} - {"step"}
+    kinds.sort(key=lambda swarm: swarm.defence == MEAN)
+    found = {phase for swarm in kinds for line in swarm.timings for phase in line} - {"step"}
+    phases = [*(phase for phase in IN_A_STEP if phase in found), *sorted(found - set(IN_A_STEP))]
     medians = [{p: statistics.median(line.get(p, 0.0) for line in s.timings) for p in phases} for s in kinds]
-    ordered = sorted(phases, key=lambda phase: (-max(seconds[phase] for seconds in medians), phase))
-    shown, rest = ordered[: len(PHASES)], ordered[len(PHASES) :]
+    longest = sorted(phases, key=lambda phase: (-max(seconds[phase] for seconds in medians), phase))[: len(PHASES)]
+    shown, rest = [p for p in phases if p in longest], [p for p in phases if p not in longest]
     bars = [(phase, colour, [s[phase] for s in medians]) for phase, colour in zip(shown, PHASES, strict=False)]
     bars.append(("all others", "0.85", [sum(seconds[phase] for phase in rest) for seconds in medians]))
-    figure = new_figure(10.5, 1.1 + 0.3 * len(kinds))
+    figure = new_figure(10.5, 1.2 + 0.3 * len(kinds))
     axes = figure.subplots()
-    names = [f"{swarm.attack}, {swarm.defence}" for swarm in kinds]
+    places = [place + APART * (swarm.defence == MEAN) for place, swarm in enumerate(kinds)]
     left = [0.0] * len(kinds)
     for phase, colour, widths in bars:
-        axes.barh(names, widths, left=left, color=colour, label=phase, height=0.7)
+        axes.barh(places, widths, left=left, color=colour, label=phase, height=0.7)
         left = [before + width for before, width in zip(left, widths, strict=True)]
+    axes.set_yticks(places, [f"{swarm.attack}, {swarm.defence}" for swarm in kinds])
     axes.invert_yaxis()
     axes.set_xlabel("seconds per step, median of steps and peers")
     bare(axes, grid="x")
@@ -110,19 +125,17 @@ def _panels(swarms: Sequence[Swarm], curve: Curve, label: str, *, bans: bool = F
     for panel, (start, attack) in zip(panels, cells, strict=False):
         inside = [swarm for swarm in attacked if (swarm.start, swarm.attack) == (start, attack)]
         shown = [swarm for swarm in inside if curve(swarm)[0]]
-        for swarm in calm:
-            _line(panel, swarm, curve, labelled, f"{swarm.defence}, {NO_ATTACK}", style | CALM)
-        for swarm in sorted(shown, key=lambda s: s.defence == MEAN):
-            _line(
-                panel,
-                swarm,
-                curve,
-                labelled,
-                swarm.defence,
-                {"color": colours[swarm.defence], "linewidth": 1.2} | style,
-            )
-        for swarm in shown if bans else ():
-            _mark(panel, swarm, curve, colours[swarm.defence], labelled)
+        for defence, group in _by_defence(calm).items():
+            _line(panel, group, curve, labelled, f"{defence}, {NO_ATTACK}", style | CALM)
+        for defence, group in _by_defence(shown).items():
+            looks = {
+                "color": colours[defence],
+                "linewidth": 1.4,
+                "linestyle": (0, (5, 1.5)) if defence == MEAN else "-",
+            }
+            _line(panel, group, curve, labelled, defence, looks | style)
+        for defence, group in _by_defence(shown).items() if bans else ():
+            _mark(panel, group, curve, colours[defence], labelled)
         if shown:
             panel.axvline(start, color="0.75", linewidth=1, zorder=0)
             panel.set_xlim(min(curve(s)[0][0] for s in shown) - 1, max(curve(s)[0][-1] for s in shown) + 1)
@@ -142,17 +155,43 @@ def _colours(swarms: Sequence[Swarm]) -> dict[str, str]:
     return {MEAN: VERMILION} | {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(others)}
 
 
-def _line(panel: Axes, swarm: Swarm, curve: Curve, labelled: set[str], label: str, style: dict[str, Any]) -> None:
-    panel.plot(*curve(swarm), label=None if label in labelled else label, **style)
+def _by_defence(swarms: Sequence[Swarm]) -> dict[str, list[Swarm]]:
+    """The swarms of a panel that differ in their seed alone together, the mean last."""
+    names = sorted(dict.fromkeys(swarm.defence for swarm in swarms), key=lambda name: name == MEAN)
+    return {name: [swarm for swarm in swarms if swarm.defence == name] for name in names}
+
+
+def _values(group: Sequence[Swarm], curve: Curve) -> dict[int, list[float]]:
+    """Step -> what each swarm has there, for steps that all have."""
+    curves = [dict(zip(*curve(swarm), strict=True)) for swarm in group]
+    return {step: [one[step] for one in curves] for step in curves[0] if all(step in one for one in curves)}
+
+
+def _line(
+    panel: Axes, group: Sequence[Swarm], curve: Curve, labelled: set[str], label: str, style: dict[str, Any]
+) -> None:
+    values = _values(group, curve)
+    if len(group) > 1:
+        label += f" ({len(group)} seeds)"
+        step: Literal["post"] | None = "post" if "drawstyle" in style else None
+        low, high = [min(found) for found in values.values()], [max(found) for found in values.values()]
+        panel.fill_between(list(values), low, high, color=style["color"], alpha=0.18, lw=0, step=step)
+    means = [statistics.fmean(found) for found in values.values()]
+    panel.plot(list(values), means, label=None if label in labelled else label, **style)
     labelled.add(label)
 
 
-def _mark(panel: Axes, swarm: Swarm, curve: Curve, colour: str, labelled: set[str]) -> None:
-    known = dict(zip(*curve(swarm), strict=True))
+def _mark(panel: Axes, group: Sequence[Swarm], curve: Curve, colour: str, labelled: set[str]) -> None:
+    """Marks on the group's line, for what happened in any of its swarms."""
+    known = {step: statistics.fmean(found) for step, found in _values(group, curve).items()}
+    bans, removed, healings = (
+        sorted({step for swarm in group for step in steps(swarm)})
+        for steps in (lambda s: s.bans, lambda s: s.honest_removed, lambda s: s.healings)
+    )
     marks: tuple[tuple[str, list[int], dict[str, Any]], ...] = (
-        ("an attacker is banned", swarm.bans, {"marker": "o", "mfc": "none", "mec": colour, "ms": 7}),
-        ("an honest peer is removed", swarm.honest_removed, {"marker": "x", "color": "black", "ms": 7}),
-        ("all go back to an earlier state", swarm.healings, {"marker": "<", "mfc": colour, "mec": colour, "ms": 6}),
+        ("an attacker is banned", bans, {"marker": "o", "mfc": "none", "mec": colour, "ms": 7}),
+        ("an honest peer is removed", removed, {"marker": "x", "color": "black", "ms": 7}),
+        ("all go back to an earlier state", healings, {"marker": "<", "mfc": colour, "mec": colour, "ms": 6}),
     )
     for label, steps, style in marks:
         at = [step for step in steps if step in known]

@@ -16,6 +16,7 @@ from btard.aggregation import centered_clip
 from btard.drivers.server import ServerDriver
 from btard.protocol.behaviour import HONEST
 from btard.protocol.hashing import stream
+from btard.protocol.law import chance_to_be_drawn
 from btard.protocol.ledger import Entry
 from btard.protocol.record import Split
 from btard.task import Task
@@ -24,11 +25,6 @@ BanLaw = Literal["independent", "pairs"]
 
 DRAWN = "drawn"
 """Kind of the ledger's entries: nobody accused or convicted anybody."""
-
-
-def chance_to_be_drawn(peers: int, byzantine: int) -> float:
-    """Return the authors' chance that an attacker is banned in a step: 1/n (n - b)/n, with b at the start."""
-    return (peers - byzantine) / peers**2
 
 
 class EmulatedDriver(ServerDriver):

@@ -3,8 +3,9 @@
 With m = 1, `a` active peers and `beta` Byzantine ones among them, a draw has (a - 1)^2 equally likely pairs: a target
 among the a - 1 workers of the step, a validator among the other a - 1 peers. An attacker that worked in the step is
 caught with probability (a - beta)/(a - 1)^2; averaged over the 1/a chance that it was itself the validator and did
-not attack, (a - beta)/(a (a - 1)): the figure of the authors' simulation. The exact law is a Markov chain over (honest
-peers, Byzantine peers, Byzantine peers among the present validators), which `survival_law` iterates for any m.
+not attack, (a - beta)/(a (a - 1)). The exact law is a Markov chain over (honest peers, Byzantine peers, Byzantine peers
+among the present validators), which `survival_law` iterates for any m. The authors' published code has (n - b)/n^2 in
+every step (`independent_law`).
 """
 
 from __future__ import annotations
@@ -105,6 +106,22 @@ def survival_law(peers: int, byzantine: int, validators: int, steps: int, *, sta
             law[s, left] += p
         advance(attacking=True)
     return law
+
+
+def chance_to_be_drawn(peers: int, byzantine: int) -> float:
+    """Return the authors' chance that an attacker is banned in a step: 1/n (n - b)/n, with b at the start."""
+    return (peers - byzantine) / peers**2
+
+
+def independent_law(peers: int, byzantine: int, steps: int) -> np.ndarray:
+    """P[s, beta], [steps, byzantine + 1] float64, as `survival_law`, by the law of the authors' published code.
+
+    There each attacker is banned in each step in which it attacks with `chance_to_be_drawn`, independently of all
+    others and from the attack's first step on. Its attack of the step in which it is banned still counts.
+    """
+    alive = (1 - chance_to_be_drawn(peers, byzantine)) ** np.arange(1, steps + 1)
+    ways = [comb(byzantine, left) * alive**left * (1 - alive) ** (byzantine - left) for left in range(byzantine + 1)]
+    return np.stack(ways, axis=1)
 
 
 def expected_last_ban(peers: int, byzantine: int, validators: int) -> float:

@@ -11,6 +11,9 @@ from btard.protocol.attackers import draw_attackers
 from btard.protocol.config import ProtocolConfig
 from btard.swarm.deadlines import Deadlines
 
+AWAY = 60.0
+"""protocol.max_away of a swarm: to start again takes a peer some 10 seconds, however fast the others' steps are."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AttackConfig(AttackSection):
@@ -86,6 +89,16 @@ class SwarmConfig:
     )
 
     renamed: ClassVar[dict[str, str]] = {"validators": "protocol.validators"}
+    elsewhere: ClassVar[dict[str, str]] = {
+        "baseline": "a series of swarms: python -m albert.experiments {file} --out DIR",
+        "experiments": "a grid of runs: python -m resnet.sweep {file} --out DIR",
+        "trainers": "the description of a swarm on AWS: python -m albert.cloud plan {file}",
+        "aggregator": "the configuration of a ResNet run: python -m resnet.train {file} --out RUN_DIR",
+    }
+    common: ClassVar[tuple[str, ...]] = (
+        *("peers", "byzantine", "steps", "seed", "attack.name", "attack.start", "protocol.tau"),
+        *("network.initial_peers", "network.port", "network.announce"),
+    )
 
     run_id: str = "swarm"
     """Names the run in every hash and signature. Another run needs another name, or its messages could be replayed."""
@@ -116,7 +129,7 @@ class SwarmConfig:
     """CPU threads. null: what torch chooses. Exact validation needs equal numbers at all peers."""
     wandb: str | None = None
     """The coordinator's project at Weights & Biases. null: none. WANDB_MODE=offline works."""
-    protocol: ProtocolSection = field(default_factory=ProtocolSection)
+    protocol: ProtocolSection = field(default_factory=lambda: ProtocolSection(max_away=AWAY))
     attack: AttackConfig = field(default_factory=AttackConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     deadlines: Deadlines = field(default_factory=Deadlines)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from btard.harness.packed import open_packed
+from btard.harness.pieces import LEDGER, METRICS, check_finished
 from btard.harness.run_folder import RunFolderError, read_metrics, read_summary, steps_per_second
+from btard.harness.sections import ProtocolSection
 from btard.harness.settings import config_text, differing_keys
 from btard.harness.typed_yaml import AnyPath, ConfigError
-from resnet.config import Config, read_config
+from resnet.config import AggregatorConfig, AttackConfig, Config, DataConfig, read_config
 from resnet.experiments.grid import Cell, Experiment, Grid, read_grid
 from resnet.experiments.plan import GRID_FILE, PACKED, RUNS
 from resnet.experiments.warmup import warm_up_of
@@ -49,14 +52,16 @@ Curve = Mapping[int, float]
 class Outcome:
     """A finished run. Steps "after the start" are counted from the first step of its attack on.
 
-    `reference` is the curve of the run that differs in nothing but that nobody attacks, None if there is none that is
-    finished. If that one is longer, its accuracy at this run's last step was measured on fewer images.
+    `reference` is the curve of the run that differs in nothing but that nobody attacks; if that is not finished and the
+    peers run BTARD, the mean's without attack, and `borrowed` is true; None if that is not finished either. If the
+    reference is longer, its accuracy at this run's last step was measured on fewer images.
     """
 
     cell: Cell
     run: Run
     curve: Curve
     reference: Curve | None
+    borrowed: bool = False
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -205,20 +210,28 @@ def read_results(folder: Path, grid: Grid, listen: Callable[[], object] = lambda
     """
     runs: dict[str, Run] = {}
     packed = open_packed(folder / PACKED)
+    trained_on: dict[DataConfig, tuple[str, str]] = {}
     for cell in grid.cells:
         inside = packed / cell.name if packed is not None else None
-        run = _read_run(inside if inside is not None and inside.exists() else folder / RUNS / cell.name, cell)
+        path = inside if inside is not None and inside.exists() else folder / RUNS / cell.name
+        run = _read_run(path, cell)
         if run is not None:
             runs[cell.name] = run
+            if (digest := noted_digest(path)) is not None:
+                first, other = trained_on.setdefault(cell.config.data, (digest, cell.name))
+                if digest != first:
+                    raise RunFolderError(
+                        f"{path}: was trained on other data than {other} (data.digest {digest}, not {first}); {AGAIN}"
+                    )
         listen()
     curves = {name: dict(zip(*run.accuracy, strict=True)) for name, run in runs.items()}
-    references = _references(cell for cell in grid.cells if cell.name in runs)
+    find = _references(cell for cell in grid.cells if cell.name in runs)
     outcomes = {}
     for cell in grid.cells:
         if cell.name in runs:
-            reference = references(cell)
+            reference, borrowed = find(cell)
             curve = None if reference is None else curves[reference]
-            outcomes[cell.name] = Outcome(cell, runs[cell.name], curves[cell.name], curve)
+            outcomes[cell.name] = Outcome(cell, runs[cell.name], curves[cell.name], curve, borrowed)
     return Results(grid, outcomes, _read_speeds(folder, list(runs.values())))
 
 
@@ -251,8 +264,14 @@ def varied_keys(cells: Sequence[Cell]) -> list[str]:
     return varied
 
 
-def _references(finished: Iterable[Cell]) -> Callable[[Cell], str | None]:
-    """Cell -> name of the finished run without attack that it is compared with."""
+def undefended(config: Config) -> Config:
+    """Return the settings of the same run with plain averaging, where BTARD clips next to nothing of honest peers."""
+    rule = AggregatorConfig(name="mean")
+    return replace(config, aggregator=rule, protocol=ProtocolSection(), byzantine=0, attack=AttackConfig())
+
+
+def _references(finished: Iterable[Cell]) -> Callable[[Cell], tuple[str | None, bool]]:
+    """Cell -> name of the finished run without attack that it is compared with, and whether that is another rule's."""
     quiet: dict[str, list[Cell]] = defaultdict(list)
     finished = list(finished)
     keys = {cell.name: config_text(warm_up_of(cell.config)) for cell in finished}
@@ -260,10 +279,17 @@ def _references(finished: Iterable[Cell]) -> Callable[[Cell], str | None]:
         if cell.config.attack.name is None:
             quiet[keys[cell.name]].append(cell)
 
-    def find(cell: Cell) -> str | None:
+    def find(cell: Cell) -> tuple[str | None, bool]:
+        own = quiet_run(keys[cell.name], cell.config.steps)
+        if own is not None or not cell.config.can_ban:
+            return own, False
+        found = quiet_run(config_text(warm_up_of(undefended(cell.config))), cell.config.steps)
+        return found, found is not None
+
+    def quiet_run(key: str, steps: int) -> str | None:
         # The one of equal length first: its last step was measured on as many images.
-        long_enough = [other for other in quiet[keys[cell.name]] if other.config.steps >= cell.config.steps]
-        return min(long_enough, key=lambda other: other.config.steps).name if long_enough else None
+        candidates = [other for other in quiet.get(key, ()) if other.config.steps >= steps]
+        return min(candidates, key=lambda other: other.config.steps).name if candidates else None
 
     return find
 
@@ -295,6 +321,8 @@ def _read_run(path: AnyPath, cell: Cell) -> Run | None:
         known = isinstance(ban, dict) and all(type(ban.get(key)) is int for key in ("step", "peer"))
         if not (known and type(ban.get("byzantine")) is bool and isinstance(ban.get("kind"), str)):
             raise RunFolderError(f"{path}/summary.json: damaged: a ban without step, peer, kind or side; {AGAIN}")
+    exported = not isinstance(path, Path)  # which has only the metrics that figures need
+    check_finished(path, summary, (LEDGER,) if exported else (METRICS, LEDGER))
     run = Run(path, cell.name, cell.config, read_metrics(path), summary)
     try:
         steps, accuracy = run.accuracy
@@ -310,10 +338,23 @@ def _read_run(path: AnyPath, cell: Cell) -> Run | None:
     return run
 
 
+_DIGEST = re.compile(r"^  digest: (.*)\n", re.MULTILINE)
+"""The line of a run's config.yaml that says which data it was trained on."""
+
+
+def noted_digest(folder: AnyPath) -> str | None:
+    """Return the digest of the data that the run in `folder` was trained on; None for a run that noted none."""
+    try:
+        found = _DIGEST.search((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return None
+    return None if found is None or found[1] == "null" else found[1].strip("'\"")
+
+
 def _check_settings(file: AnyPath, cell: Cell) -> None:
     try:
         text = file.read_text(encoding="utf-8")
-        if text == config_text(cell.config):
+        if cell.config.data.digest is None and _DIGEST.sub("", text) == _DIGEST.sub("", config_text(cell.config)):
             return  # as nearly always; parsing takes longer
         differing = [entry for entry in differing_keys(read_config(file), cell.config) if entry[0] != PLACE]
     except (OSError, UnicodeDecodeError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,8 @@ class Style:
     colour: str
     dashes: Any
     width: float
+    label: str
+    """In the legend: its name, and those of other curves that are equal to it in every panel."""
 
 
 def accuracy_figure(results: Results, experiments: Sequence[Experiment]) -> Figure | None:
@@ -64,6 +66,11 @@ def accuracy_figure(results: Results, experiments: Sequence[Experiment]) -> Figu
     if not attacks:
         return None
     styles = _styles(results, drawn, thin=len(experiments) > 1)
+    twins = _twins(drawn)
+    drawn = [entry for entry in drawn if _name(entry) not in twins]
+    for twin, first in twins.items():
+        del styles[twin]
+        styles[first] = replace(styles[first], label=f"{styles[first].label} = {twin}")
     columns = min(PANELS_PER_ROW, len(attacks))
     rows = -(-len(attacks) // columns)
     width = WIDTH if columns == PANELS_PER_ROW else 3.6 * columns + 0.4
@@ -94,7 +101,7 @@ def accuracy_figure(results: Results, experiments: Sequence[Experiment]) -> Figu
     _set_limits(panels[0], drawn, len(rug))
     figure.supxlabel("step", fontsize=9)
     figure.supylabel(_accuracy_label(drawn), fontsize=9)
-    _legend(figure, panels[: len(attacks)], legend_columns, list(styles))
+    _legend(figure, panels[: len(attacks)], legend_columns, [style.label for style in styles.values()])
     return figure
 
 
@@ -158,14 +165,32 @@ def _styles(results: Results, drawn: Sequence[Series], *, thin: bool) -> dict[st
     styles = {}
     for name, protocol in names.items():
         if protocol:
-            style = Style(PROTOCOL_COLOURS[next(protocols) % len(PROTOCOL_COLOURS)], "-", 1.5)
+            style = Style(PROTOCOL_COLOURS[next(protocols) % len(PROTOCOL_COLOURS)], "-", 1.5, name)
         else:
             i = next(servers)
             dashes = SERVER_DASHES[i % len(SERVER_DASHES)]
-            style = Style(SERVER_COLOURS[i % len(SERVER_COLOURS)], dashes, 0.9 if thin else 1.3)
+            style = Style(SERVER_COLOURS[i % len(SERVER_COLOURS)], dashes, 0.9 if thin else 1.3, name)
         if name in wanted:
             styles[name] = style
     return styles
+
+
+def _twins(drawn: Sequence[Series]) -> dict[str, str]:
+    """A server's rule -> an earlier one that is the same in every panel, and under which it would look missing.
+
+    Runs of the protocol are told apart by their rows of bans.
+    """
+    panels: dict[str, dict[str, list[Any]]] = {}
+    for entry in drawn:
+        if not entry.protocol:
+            panels.setdefault(_name(entry), {})[entry.attack] = [outcome.curve for outcome in entry.outcomes]
+    names = list(panels)
+    found: dict[str, str] = {}
+    for place, name in enumerate(names):
+        first = next((other for other in names[:place] if other not in found and panels[other] == panels[name]), None)
+        if first is not None:
+            found[name] = first
+    return found
 
 
 def _reference(drawn: Sequence[Series]) -> Series | None:
@@ -205,7 +230,7 @@ def _draw_curve(axes: Axes, entry: Series, style: Style) -> None:
         axes.fill_between(steps, low, high, color=style.colour, alpha=0.16, lw=0, zorder=1.2)
     order = 2.5 if entry.protocol else 2
     axes.plot(
-        steps, accuracy.mean(axis=0), color=style.colour, linestyle=style.dashes, lw=style.width, label=_name(entry),
+        steps, accuracy.mean(axis=0), color=style.colour, linestyle=style.dashes, lw=style.width, label=style.label,
         zorder=order,
     )  # fmt: skip
 

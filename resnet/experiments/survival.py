@@ -18,9 +18,12 @@ from functools import lru_cache
 import numpy as np
 
 from btard.attacks.registry import ATTACKS
-from btard.protocol.law import survival_law
+from btard.protocol.law import independent_law, survival_law
 from resnet.config import Config
 from resnet.experiments.outcomes import Outcome
+
+PROTOCOL, AUTHORS = "protocol", "authors"
+"""Laws: that of the protocol's draw, and that of the random number that stands for it in the authors' code."""
 
 LEVEL = 0.01
 """Chance of a false alarm of all tests of a report together, if the law holds."""
@@ -99,19 +102,22 @@ class Group:
             high[s] = np.searchsorted(below, (1 + BAND) / 2)
         return low / len(laws), high / len(laws)
 
-    def _last_ban_laws(self) -> list[np.ndarray]:
+    def _last_ban_laws(self, law: str) -> list[np.ndarray]:
         """Per sample the law of what `last_bans` says: [horizon + 1] chances, the last one that some are left."""
-        return [np.diff(np.append(self._law(sample)[: sample.horizon, 0], 1.0), prepend=0.0) for sample in self.samples]
+        gone = [self._law(sample, law)[: sample.horizon, 0] for sample in self.samples]
+        return [np.diff(np.append(chances, 1.0), prepend=0.0) for chances in gone]
 
-    def expected_last_ban(self) -> float:
-        """Mean of `last_bans` by the law."""
-        return float(np.mean([law @ np.arange(len(law)) for law in self._last_ban_laws()]))
+    def expected_last_ban(self, law: str = PROTOCOL) -> float:
+        """Mean of `last_bans` by a law."""
+        return float(np.mean([chances @ np.arange(len(chances)) for chances in self._last_ban_laws(law)]))
 
-    def p_value(self) -> float:
-        """Chance under the law of a sum of `last_bans` as far out as this one, on either side; exact."""
-        return two_sided(distribution_of_sum(self._last_ban_laws()), sum(self.last_bans))
+    def p_value(self, law: str = PROTOCOL) -> float:
+        """Chance under a law of a sum of `last_bans` as far out as this one, on either side; exact."""
+        return two_sided(distribution_of_sum(self._last_ban_laws(law)), sum(self.last_bans))
 
-    def _law(self, sample: Sample) -> np.ndarray:
+    def _law(self, sample: Sample, law: str = PROTOCOL) -> np.ndarray:
+        if law == AUTHORS:
+            return independent_law(self.peers, self.byzantine, sample.horizon)
         return _law(self.peers, self.byzantine, self.validators, min(sample.start, FORGOTTEN), sample.horizon)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from btard.harness import tables
 from resnet.experiments.grid import Experiment, short
+from resnet.experiments.noise import QuietRuns
 from resnet.experiments.outcomes import (
     RECOVERED_WITHIN,
     RECOVERY_WINDOW,
@@ -17,7 +18,7 @@ from resnet.experiments.outcomes import (
     settings_by_key,
     varied_keys,
 )
-from resnet.experiments.survival import LEVEL, Group
+from resnet.experiments.survival import AUTHORS, LEVEL, Group
 
 Table = list[list[str]]
 """Rows of cells; the first one has the columns' names."""
@@ -29,7 +30,10 @@ deepest dip is the largest distance to the run without attack, in percentage poi
 attack's start; all but the last are on `test_samples` of the test images, and none is smoothed, so that chance deepens
 it. Steps count from the attack's start. Recovered: at the first measurement from which on any {RECOVERY_WINDOW} in a
 row are on average within {RECOVERED_WITHIN:g} points of the run without attack, until its end; 0 if it never left, "-"
-if that did not happen. An empty cell: nothing to compare with, or nobody who could be banned."""
+if that did not happen. An empty cell: nothing to compare with, or nobody who could be banned. "(mean)": compared with
+the mean without attack, as the defence's own run without attack is not finished. A dip by chance is the same largest
+distance between two runs without attack that differ in their seed, from the smallest to the largest of all pairs: a
+smaller dip than the largest of these may be chance alone. Empty: fewer than two such runs."""
 
 RESULT_COLUMNS = (
     "attack",
@@ -39,26 +43,32 @@ RESULT_COLUMNS = (
     "final accuracy",
     "without attack",
     "deepest dip",
+    "dip by chance",
     "steps to recovery",
     "attackers banned",
     "steps to last ban",
     "honest banned",
     "diverged",
 )
-WORDS = frozenset({"experiment", "attack", "defence", "variant"})
+WORDS = frozenset({"experiment", "attack", "defence", "variant", "claim of the paper", "setting", "our number", "why"})
 """Columns to the left; numbers go to the right."""
 
 
-def results_table(series: Sequence[Series]) -> Table:
-    """Return a row per series, for people; without a column that is the same empty cell in all of them."""
-    rows = [list(RESULT_COLUMNS), *(_result(entry) for entry in series)]
-    used = [i for i, name in enumerate(RESULT_COLUMNS) if name != "variant" or any(row[i] for row in rows[1:])]
+MAY_BE_EMPTY = ("variant", "dip by chance")
+
+
+def results_table(series: Sequence[Series], quiet: QuietRuns) -> Table:
+    """Return a row per series, for people; without a column that may be, and is, empty in all of them."""
+    rows = [list(RESULT_COLUMNS), *(_result(entry, quiet) for entry in series)]
+    used = [i for i, name in enumerate(RESULT_COLUMNS) if name not in MAY_BE_EMPTY or any(row[i] for row in rows[1:])]
     return [[row[i] for i in used] for row in rows]
 
 
-def _result(entry: Series) -> list[str]:
+def _result(entry: Series, quiet: QuietRuns) -> list[str]:
     attacked = entry.outcomes[0].attacked
     banning = attacked and entry.protocol
+    noise = quiet.noise(entry) if attacked else None
+    without = spread([100 * value for value in entry.values(lambda o: o.reference_accuracy)], 1)
     attackers, banned = _total(entry, lambda o: o.attackers), _total(entry, lambda o: len(o.attacker_bans))
     return [
         entry.attack,
@@ -66,8 +76,9 @@ def _result(entry: Series) -> list[str]:
         entry.variant,
         str(len(entry.outcomes)),
         spread([100 * value for value in entry.values(lambda o: o.accuracy)], 1),
-        spread([100 * value for value in entry.values(lambda o: o.reference_accuracy)], 1),
+        without + (" (mean)" if without and any(outcome.borrowed for outcome in entry.outcomes) else ""),
         spread(entry.values(lambda o: o.dip), 1),
+        span(noise.dips) if noise else "",
         _recovery(entry),
         f"{banned} of {attackers}" if banning else "",
         (spread(entry.values(lambda o: o.last_ban), 0) or "-") if banning else "",
@@ -82,6 +93,12 @@ def spread(values: Sequence[float], digits: int) -> str:
         return ""
     mean, low, high = (f"{value:.{digits}f}" for value in (sum(values) / len(values), min(values), max(values)))
     return mean if low == high else f"{mean} ({low} to {high})"
+
+
+def span(values: Sequence[float]) -> str:
+    """Return "3.9 to 9.7", the range; of equal values these."""
+    low, high = f"{min(values):.1f}", f"{max(values):.1f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def honest_bans(outcomes: Iterable[Outcome]) -> str:
@@ -178,20 +195,23 @@ SURVIVAL_COLUMNS = (
     "p",
     "level",
     "agrees",
+    "by the authors' law",
+    "p by theirs",
     "with attackers left",
     "honest banned",
 )
 
 
 def survival_table(groups: Sequence[Group]) -> Table:
-    """Return a row per (n, b, m): steps to the last ban against the sampling law."""
+    """Return a row per (n, b, m): steps to the last ban against the protocol's sampling law, and the authors'."""
     rows = [list(SURVIVAL_COLUMNS)]
     for group in groups:
         n, p = len(group.samples), group.p_value()
         runs, honest = sum(len(s.runs) for s in group.samples), sum(s.honest for s in group.samples)
         row = [group.peers, group.byzantine, group.validators, runs, n, f"{sum(group.last_bans) / n:.1f}"]
         row += [f"{group.expected_last_ban():.1f}", f"{p:.3g}", f"{group.level:.3g}"]
-        row += ["yes" if p >= group.level else "NO", group.unfinished, honest]
+        row += ["yes" if p >= group.level else "NO"]
+        row += [f"{group.expected_last_ban(AUTHORS):.1f}", f"{group.p_value(AUTHORS):.2g}", group.unfinished, honest]
         rows.append([str(value) for value in row])
     return rows
 
@@ -200,7 +220,9 @@ SURVIVAL_LEGEND = f"""Runs in which the attack goes on at every step and any val
 validates whom does not depend on gradients, so runs with the same seed and start are one draw, whatever the attack and
 tau. Steps to the last ban count from the attack's start; where attackers were left at the end, all steps count, for the
 law too. p: the chance under the law of a mean as far out, on either side, from the exact distribution of the sum. A row
-disagrees below its level, {LEVEL:.0%} divided by the number of rows."""
+disagrees below its level, {LEVEL:.0%} divided by the number of rows. The authors' code has no validators: each attacker
+is banned with a chance of (n - b)/n^2 per attack, independently; what the same draws would mean under that law stands
+beside."""
 
 
 def validators_table(results: Results, experiment: Experiment) -> Table:

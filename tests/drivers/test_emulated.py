@@ -9,8 +9,9 @@ import torch
 
 from btard.aggregation import centered_clip
 from btard.attacks import make_attack
-from btard.drivers.emulated import DRAWN, EmulatedDriver, chance_to_be_drawn
+from btard.drivers.emulated import DRAWN, EmulatedDriver
 from btard.protocol.collusion import Collusion
+from btard.protocol.law import chance_to_be_drawn, independent_law
 from btard.task import QuadraticTask
 
 PEERS, MEMBERS, D = 16, frozenset(range(9, 16)), 32
@@ -53,6 +54,8 @@ def test_the_last_attacker_is_gone_when_the_authors_law_says() -> None:
     mean = sum(survival)
     deviation = math.sqrt(sum((2 * s + 1) * q for s, q in enumerate(survival)) - mean**2)
     assert mean == pytest.approx(72.95, abs=0.01)
+    law = independent_law(PEERS, len(MEMBERS), 2000)
+    assert law.sum(axis=1) == pytest.approx(1) and 1 + (1 - law[:, 0]).sum() == pytest.approx(mean)
     draws = 40
     found = sum(last_drawn(make(seed)) for seed in range(draws)) / draws
     assert abs(found - mean) < 3 * deviation / math.sqrt(draws)

@@ -21,6 +21,8 @@ from btard.protocol.law import survival_law
 from resnet.experiments import outcomes, survival, tables
 from resnet.experiments.export import export
 from resnet.experiments.grid import Cell, Grid, parse_grid
+from resnet.experiments.headline import headline_figure
+from resnet.experiments.noise import QuietRuns
 from resnet.experiments.outcomes import Outcome, Results, read_results, read_sweep, varied_keys
 from resnet.experiments.plan import Branch, make_plan
 from resnet.experiments.plots import accuracy_figure, overview_experiments, survival_figure
@@ -246,7 +248,7 @@ def test_rows_are_means_and_ranges_over_seeds(tmp_path: Path, monkeypatch: pytes
         curve = rising if quiet else lambda step, seed=cell.seed: finals[seed] if step > 15 else step / 100
         finish(tmp_path, cell, curve, attackers_go(cell, after) + extra, diverged_at=7 if cell.seed == 2 else None)
     results = read(tmp_path, grid)
-    quiet, attacked = by_name(tables.results_table(results.series(grid.experiments[0])))
+    quiet, attacked = by_name(tables.results_table(results.series(grid.experiments[0]), QuietRuns(results)))
     assert quiet["final accuracy"] == "40.0"
     assert {quiet[name] for name in ("without attack", "deepest dip", "steps to recovery", "steps to last ban")} == {""}
     assert attacked == {
@@ -256,6 +258,7 @@ def test_rows_are_means_and_ranges_over_seeds(tmp_path: Path, monkeypatch: pytes
         "final accuracy": "34.7 (30.0 to 38.0)",
         "without attack": "40.0",
         "deepest dip": "5.3 (2.0 to 10.0)",
+        "dip by chance": "0.0",
         "steps to recovery": "0, - in 2 of 3",
         "attackers banned": "16 of 21",
         "steps to last ban": "19 (5 to 30)",
@@ -290,7 +293,7 @@ def test_tables_for_programs_have_every_run_setting_and_measurement(tmp_path: Pa
     mine = [(line["step"], line["accuracy"], line["loss"]) for line in curves if line["run"] == row["run"]]
     assert mine == [(str(step), format(rising(step) - 0.02, ".9g"), "1") for step in STEPS]
     # What another experiment says about a run that both have is not what this one says.
-    m_rows = by_name(tables.results_table(results.series(grid.experiments[1])))
+    m_rows = by_name(tables.results_table(results.series(grid.experiments[1]), QuietRuns(results)))
     assert {row["variant"] for row in m_rows} == {"validators 1", "validators 2"}
 
 
@@ -378,6 +381,41 @@ def test_one_legend_outside_the_panels_names_every_curve_once(tmp_path: Path) ->
     ]
     assert not any(legend.get_window_extent().overlaps(axes.bbox) for axes in figure.axes)
     assert all(axes.get_legend() is None for axes in figure.axes)
+
+
+def test_rules_that_coincide_are_one_line_with_both_names(tmp_path: Path) -> None:
+    rules = {name: {"aggregator.name": name} for name in ("mean", "coordinate_median", "trimmed_mean")}
+    grid = make_grid(defences=rules, experiments={"early": {"attacks": ["sign flip", "ALIE"]}})
+    for cell in grid.cells:
+        apart = cell.defence == "trimmed_mean" and cell.attack == "ALIE"
+        finish(tmp_path, cell, lambda step, apart=apart: step / 100 + 0.01 * apart)
+    drawn = panels(accuracy_figure(read(tmp_path, grid), grid.experiments))
+    for axes in drawn.values():
+        names = [entry.get_label() for entry in axes.get_lines()]
+        assert names[:2] == ["mean = coordinate_median", "trimmed_mean"]
+
+
+def test_the_headline_shows_collapse_recovery_and_bans(tmp_path: Path) -> None:
+    entry = {"attacks": ["no attack", "sign flip"], "defences": [*BTARD, "mean"], "seeds": [0, 1]}
+    grid = make_grid(experiments={"headline": entry})
+    for cell in grid.cells:
+        lost = 0.01 * cell.seed + (0 if cell.config.attack.name is None else 0.2 if cell.defence == "mean" else 0.02)
+        finish(tmp_path, cell, lambda step, lost=lost: rising(step) - lost)
+    results = read(tmp_path, grid)
+    figure = headline_figure(results, grid.experiments)
+    assert figure is not None
+    whole, close = figure.axes
+    for axes in (whole, close):
+        mean, strong = (
+            line(axes, "mean, no defence (2 seeds)"),
+            line(axes, "BTARD, tau 1 (2 seeds) = BTARD, tau 10 (2 seeds)"),
+        )
+        assert list(strong.get_ydata()) == pytest.approx([step - 2.5 for step in STEPS])
+        assert mean.get_linestyle() != strong.get_linestyle()
+        assert sorted(set(line(axes, "an attacker is banned").get_xdata())) == sorted({10 + s for s in BAN_STEPS})
+        assert list(line(axes, "no attack (2 seeds)").get_ydata()) == pytest.approx([step - 0.5 for step in STEPS])
+    assert close.get_xlim()[0] > 0 == whole.get_xlim()[0]
+    assert headline_figure(results, []) is None
 
 
 def test_the_overview_lays_the_servers_rules_over_the_protocol(tmp_path: Path) -> None:

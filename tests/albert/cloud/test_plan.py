@@ -160,7 +160,7 @@ PROBLEMS = {
         {
             "running on-demand standard instances: 1 vCPUs, 0 used by others, 1 free; needed: 2": "stop",
             "16 free; needed: 12 to 24; enough for the smallest type only; to be safe: `aws service-quotas": "note",
-            "data.source is null: machines fetch none": "note",
+            "data.source is null: peers would have no data": "stop",
             "/btard/wandb is a String, readable in plain; make it a SecureString": "stop",
             "no default network in us-east-1; `aws ec2 create-default-vpc` makes one, or set network.vpc": "stop",
         },

@@ -58,7 +58,8 @@ def test_the_loss_is_drawn_for_each_attack_and_start_with_attack_and_bans(swarms
     axes = panels["IPM (epsilon 0.6) from step 40"]
     lines = {tuple(line.get_xdata()): line for line in axes.lines}
     rings = [line for line in axes.lines if line.get_marker() == "o"]
-    assert [list(ring.get_xdata()) for ring in rings] == [[42, 45], [42, 45]]
+    assert [list(ring.get_xdata()) for ring in rings] == [[42, 45]]
+    assert len(axes.collections) == 1  # the range of the two seeds
     assert [list(line.get_xdata()) for line in axes.lines if line.get_marker() == "x"] == [[59]]
     assert [line for line in axes.lines if list(line.get_xdata()) == [40, 40]]  # the attack begins
     assert tuple(range(60)) in lines  # the baseline
@@ -67,7 +68,7 @@ def test_the_loss_is_drawn_for_each_attack_and_start_with_attack_and_bans(swarms
     assert (axes.get_xlim(), axes.get_ylim()[1]) == ((29, 60), pytest.approx(9 * plots.TOP))
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [
-        "BTARD, no attack", "BTARD", "mean", "an attacker is banned", "an honest peer is removed",
+        "BTARD, no attack", "BTARD (2 seeds)", "mean", "an attacker is banned", "an honest peer is removed",
     ]  # fmt: skip
 
 
@@ -88,7 +89,7 @@ def test_a_loss_that_runs_away_is_cut_off(swarms: list[Swarm]) -> None:
 
 def test_peers_and_speed_are_drawn(swarms: list[Swarm]) -> None:
     alive = plots.peers_figure(swarms).axes[0]
-    assert [min(line.get_ydata()) for line in alive.lines if len(line.get_xdata()) == 30] == [3, 3, 5]
+    assert [min(line.get_ydata()) for line in alive.lines if len(line.get_xdata()) == 30] == [3, 5]
     speed = plots.speed_figure(swarms).axes[0]
     calm = next(line for line in speed.lines if len(line.get_xdata()) == 60)
     assert calm.get_ydata()[30] == 130
@@ -98,7 +99,10 @@ def test_where_the_time_goes_is_drawn_for_each_kind_of_swarm(swarms: list[Swarm]
     axes = plots.phases_figure(swarms).axes[0]
     ipm = ["IPM (epsilon 0.6), BTARD", "IPM (epsilon 0.6), mean"]
     shown = [label.get_text() for label in axes.get_yticklabels()]
-    assert shown == ["no attack, BTARD", *ipm, "sign flip, BTARD", "sign flip, mean"]
+    assert shown == ["no attack, BTARD", ipm[0], "sign flip, BTARD", ipm[1], "sign flip, mean"]
+    assert [bars.get_label() for bars in axes.containers] == ["gradients", "commit", "accuse", "all others"]
+    tops = [bar.get_y() for bar in axes.containers[0]]
+    assert tops[3] - tops[2] > tops[2] - tops[1] == pytest.approx(1)  # the mean's stand apart
     widths = {bars.get_label(): bars[0].get_width() for bars in axes.containers}
     assert widths == pytest.approx({"gradients": 0.2, "commit": 0.1, "accuse": 0.05, "all others": 0})
 
