@@ -96,9 +96,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"page: {write(options.run_dir, options.out, audits=options.audit)} (open it in any browser)")
     except RunFolderError as error:
         exit_with(error)
-    except KeyboardInterrupt:
-        print("interrupted: no page was written", file=sys.stderr)
-        return 130
     return 0
 
 
