@@ -166,7 +166,7 @@ def drawn(theme: str) -> str:
 
 
 @program("the same command begins again")
-def main() -> int:
+def main() -> None:
     parser = Parser(prog="python -m scripts.step_scheme", description=__doc__)
     parser.add_argument("--out", type=output_folder, default=Path("docs/images"), metavar="FOLDER")
     out = parser.parse_args().out
@@ -175,7 +175,6 @@ def main() -> int:
         file = out / f"step-{theme}.svg"
         file.write_text(drawn(theme), encoding="utf-8")
         print(f"wrote {file}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ BLOCK = re.compile(r"^ *```bash\n([\s\S]*?)```|((?:^    (?:python|torchrun|bash)
 INLINE = re.compile(r"`(python -m [a-z][\w.]+ [^`]*)`")
 
 RUN_BY = {
+    "albert.calibrate": "tests/albert/test_calibrate.py",
     "albert.cloud": "tests/albert/cloud/folders.py",
     "albert.coordinator": "tests/albert/test_tracking.py",
     "albert.evaluate": "tests/albert/test_export.py",
@@ -73,8 +74,8 @@ def commands() -> dict[str, list[list[str]]]:
 COMMANDS = commands()
 
 
-class Taken(BaseException):  # what a program does not end at its boundary
-    """The command line was taken."""
+class Taken(BaseException):
+    """The command line was taken. No Exception, or it would end at the boundary of the program."""
 
 
 def takes_config(cls: type[Any]) -> Callable[[list[str]], None]:

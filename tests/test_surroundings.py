@@ -147,7 +147,7 @@ def draw(number: int) -> tuple[str, str, dict[str, Any]]:
     program = names[number % len(names)] if number < len(names) else drawn.choice(names)
     options: dict[str, Callable[[], Any]] = {
         "no home": lambda: True,
-        "file size": lambda: int(10 ** drawn.uniform(0, 5.5)),
+        "file size": lambda: int(10 ** drawn.uniform(3.3, 5.5)),  # what is said goes to a file, too
         "open files": lambda: drawn.randint(6, 60),
         "output": lambda: drawn.choice(["full", "pipe"]),
         "environment": lambda: drawn.choice(ENVIRONMENTS),

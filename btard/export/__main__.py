@@ -51,7 +51,8 @@ def export(folder: Path, out: Path) -> int:
     new_folder(out)
     save_file(tensors, out / WEIGHTS, {"format": "pt"})
     copy_proof(final, out)
-    use = f'from safetensors.torch import load_file\n\nmodel.load_state_dict(load_file("{WEIGHTS}"))'
+    load = f'model.load_state_dict(load_file("{WEIGHTS}"), strict=False)  # what peers did not train stays as it is'
+    use = f"from safetensors.torch import load_file\n\n{load}"
     title = str(final.config.get("run_id") or folder.resolve().name)
     own = [f"The running statistics are those of peer {final.peer}, and nobody else vouches for them."]
     notes = own if any(slot.per_peer for slot in slots) else []
