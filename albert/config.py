@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from btard.checks import require
 from btard.harness.sections import ProtocolSection
-from btard.swarm.config import SwarmConfig, as_json, section_of
+from btard.swarm.config import AWAY, SwarmConfig, as_json, section_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,9 @@ class Config(SwarmConfig):
     loss_scale: float = 4096.0
     """float16: the loss is multiplied by it, so that small gradients do not vanish. Lower it if gradients overflow."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    protocol: ProtocolSection = field(default_factory=lambda: ProtocolSection(tau=0.125, clip_lambda=1.0))
+    protocol: ProtocolSection = field(
+        default_factory=lambda: ProtocolSection(tau=0.125, clip_lambda=1.0, max_away=AWAY)
+    )
     data: DataConfig = field(default_factory=DataConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -90,7 +90,7 @@ def another(payload: Any, ctx: Context) -> Any:
     """A second payload of the same phase that is as plausible as `payload`."""
     other = digest("another", ctx.step, ctx.peer)
     if isinstance(payload, Commit):
-        return Commit((other, *payload.digests[1:]))
+        return replace(payload, digests=(other, *payload.digests[1:]))
     if isinstance(payload, Announce):
         return Announce(tuple(replace(entry, digest=other) for entry in payload.parts))
     if isinstance(payload, CoinCommit):
@@ -348,7 +348,7 @@ def _twisted(payload: Any, how: str, ctx: Context) -> Any:
     record, k = ctx.record, ctx.record.cut.k if ctx.record.split is not None else 0
     peers = len(record.active)
     if isinstance(payload, Commit) and how == "commit_short":
-        return Commit(payload.digests[:-1])
+        return replace(payload, digests=payload.digests[:-1])
     if isinstance(payload, Announce) and payload.parts:
         first = payload.parts[0]
         changed: dict[str, tuple[AnnouncedPart, ...]] = {

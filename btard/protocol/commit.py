@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from typing import Any, TypeVar
 
 import torch
 
+from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Compute, Effect, Idle, Purpose
 from btard.protocol.hashing import batch_seed
-from btard.protocol.messages import NOBODY, Commit, is_finite
+from btard.protocol.messages import NOBODY, UNKNOWN, Commit, TimedCommit, is_finite
 from btard.protocol.record import Split, StepRecord
 from btard.protocol.seat import Seat
 
@@ -75,7 +76,7 @@ def commit(
     """
     planned = tuple(p for p in record.active if p not in record.assignments)
     record.split = Split(seat.d, len(planned))
-    payload = Commit(()) if seat.id in record.active else None
+    payload = _said(seat, ()) if seat.id in record.active else None
     digests: tuple[bytes, ...] = ()
     if gradient is not None and not is_finite(gradient):
         gradient = None
@@ -83,8 +84,9 @@ def commit(
         gradient = seat.behaviour_at(record).gradient(seat.context(record), gradient)
         digests = seat.commitments.parts(seat.id, record.step, gradient, record.split)
         chosen = seat.behaviour_at(record).commit(seat.context(record), digests)
-        payload = Commit(chosen) if chosen is not None else None
-    commits = yield from seat.broadcast(record, "commit", Commit, payload, expected=())
+        payload = _said(seat, chosen) if chosen is not None else None
+    kind = Commit if seat.config.max_away is None else TimedCommit
+    commits = yield from seat.broadcast(record, "commit", kind, payload, expected=())
     for sender, said in commits.items():
         works = record.split.k if sender not in record.assignments else 0
         if len(said.digests) not in (0, works):
@@ -94,19 +96,48 @@ def commit(
         raise NoQuorum(
             f"step {record.step}: heard {len(record.here)} of {len(record.active)} peers, more than half are needed"
         )
-    record.commits = {peer: said for peer, said in commits.items() if said.digests and peer not in record.expelled}
+    record.commits = {
+        peer: Commit(said.digests) for peer, said in commits.items() if said.digests and peer not in record.expelled
+    }
     record.workers = tuple(peer for peer in planned if peer in record.commits)
     if not record.workers:
         raise NoGradient("no worker committed to a gradient in this step: all are absent, or the training has diverged")
     record.owners = tuple(peer if peer in record.commits else NOBODY for peer in planned)
+    record.weight = _weight(seat.config, record, commits)
     _count_absences(seat, record, planned)
     if digests and record.commits.get(seat.id) == Commit(digests):
         record.own = gradient
     return gradient
 
 
+def _said(seat: Seat, digests: tuple[bytes, ...]) -> Commit:
+    """What I say at the roll call."""
+    return Commit(digests) if seat.config.max_away is None else TimedCommit(digests, seat.elapsed)
+
+
 MISSED, PRESENT = 2, 1
-"""What a step adds to a peer's count of absences, and what a step in which it did its part takes off."""
+"""What a step adds to a peer's count of absences, and what a step in which it did its part takes off, by its weight."""
+
+
+def _weight(config: ProtocolConfig, record: StepRecord, commits: Mapping[int, Commit]) -> int:
+    """How much this step counts for those that miss it: no more than a step, and no more than its time.
+
+    So who is away in a row is gone after both `max_absences` steps and `max_away` seconds. The time of the step before
+    is the (b_t+1)-th shortest of those that members tell: liars alone can put it neither below nor above what honest
+    ones have measured. Everybody has heard the same, so everybody counts alike, whatever its own clock says. Without so
+    many that know the time a step counts as a whole one.
+    """
+    if config.max_away is None:
+        return config.whole_step
+    told = sorted(
+        said.elapsed
+        for peer, said in commits.items()
+        if isinstance(said, TimedCommit) and said.elapsed != UNKNOWN and peer in record.active
+    )
+    if len(told) <= record.byzantine:
+        return config.whole_step
+    in_time = config.longest_absence * told[record.byzantine] // int(1000 * config.max_away)
+    return min(config.whole_step, in_time)
 
 
 def _count_absences(seat: Seat, record: StepRecord, planned: tuple[int, ...]) -> None:
@@ -118,6 +149,6 @@ def _count_absences(seat: Seat, record: StepRecord, planned: tuple[int, ...]) ->
     for peer in record.active:
         missed = peer not in (record.commits if peer in planned else record.here or ())
         count = seat.absences.get(peer, 0)
-        seat.absences[peer] = count + MISSED if missed else max(0, count - PRESENT)
-        if seat.absences[peer] >= MISSED * seat.config.max_absences:
+        seat.absences[peer] = count + MISSED * record.weight if missed else max(0, count - PRESENT * record.weight)
+        if seat.absences[peer] >= MISSED * seat.config.longest_absence:
             seat.expel(record, peer, "gone")

@@ -55,7 +55,11 @@ class ProtocolSettings:
     trusts the network to show everybody the same."""
     max_absences: int = 3
     """Steps in a row that a peer may miss the commit phase before it counts as gone. Raise it if peers need longer to
-    restart."""
+    restart, and steps are long; where they are short, raise `max_away`."""
+    max_away: float | None = None
+    """Seconds that a peer may be away before it counts as gone, however many steps that are. Raise it if a peer takes
+    longer to start again; lower it if those that are lost for good leave places empty for too long. By the clocks of
+    the peers, of which no minority can hurry or stop the time. null: steps alone count, as in a simulation."""
     probation: int | None = None
     """T_join: steps in which a newcomer computes gradients that are checked and not used. Raise it if new identities
     are too cheap for what they can do until they are banned. null: nobody can join. Where peers join, `byzantine` is
@@ -65,7 +69,8 @@ class ProtocolSettings:
     better on a public batch (`btard.protocol.heal`). auto: as many as nine in ten attackers need to be caught. off:
     what an attack did stays, as in the paper."""
     max_newcomers: int = 1
-    """Newcomers admitted per step, at most. Each costs the members d floats per step while it is on probation."""
+    """Newcomers admitted per step, at most. Each costs the members d floats per step while it is on probation. No more
+    are on probation at once than `peers`."""
 
     def __post_init__(self) -> None:
         require(self.validators >= 0, "validators", ">= 0", self.validators, "1 is the paper's protocol")
@@ -97,8 +102,23 @@ class ProtocolSettings:
             require(self.heal >= 1, "heal", ">= 1 steps, auto or off", self.heal, "use off to keep what an attack did")
         for name in ("max_absences", "max_newcomers"):
             require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name), "1 is the least")
+        away = self.max_away
+        fits = away is None or 0.001 <= away <= 10**6
+        require(fits, "max_away", ">= 0.001 and <= 1000000 seconds, or null", away, "null counts steps alone")
+        fits = away is None or self.max_absences <= 1000
+        require(fits, "max_absences", "<= 1000 with max_away", self.max_absences, "raise max_away", beside="max_away")
         steps = self.probation
         require(steps is None or steps >= 1, "probation", ">= 1 steps or null", steps, "with null nobody can join")
+
+    @property
+    def whole_step(self) -> int:
+        """The weight of a step that a peer misses: where time counts too, a short step counts for millionths of it."""
+        return 1 if self.max_away is None else 10**6
+
+    @property
+    def longest_absence(self) -> int:
+        """The weight of the steps in a row after which a peer is gone."""
+        return self.max_absences * self.whole_step
 
     @property
     def first_tau(self) -> float:

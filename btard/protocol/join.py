@@ -31,7 +31,8 @@ def admit(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
 
     Who is named by most members comes first, and members name the oldest requests they hold: so an honest newcomer that
     has asked everybody is not crowded out by keys made to order. Among equals the hash with the last coin decides.
-    A key that was ever in the roster stays out.
+    A key that was ever in the roster stays out. No more are on probation at once than there were peers at the start: a
+    key costs nothing, a check is one in a step, and whoever comes back every third step is not gone.
     """
     most = seat.config.max_newcomers
     oldest = [request for key, request in seat.requests.items() if key not in seat.roster.keys][:most]
@@ -44,7 +45,11 @@ def admit(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
             seat.expel(record, sender, "malformed_join")
         else:
             named.update({request.key for request in message.requests} - set(seat.roster.keys))
-    room = min(most, seat.d - len(record.remaining) - len(seat.probation))  # every member is to own a part one day
+    room = min(
+        most,
+        seat.config.peers - len(seat.probation),
+        seat.d - len(record.remaining) - len(seat.probation),  # every member is to own a part one day
+    )
     order = sorted(named, key=lambda key: (-named[key], digest("newcomer", record.previous_coin, key)))
     for key in order[: max(0, room)]:
         newcomer = len(seat.roster.keys)
@@ -136,8 +141,9 @@ def count_probation(seat: Seat, record: StepRecord) -> tuple[int, ...]:
         if newcomer in record.commits:
             seat.probation[newcomer] = Probation(standing.served + 1, 0, standing.cleared)
         else:
-            seat.probation[newcomer] = Probation(0, standing.missed + 1, frozenset())
-            if standing.missed + 1 >= seat.config.max_absences:
+            missed = standing.missed + record.weight
+            seat.probation[newcomer] = Probation(0, missed, frozenset())
+            if missed >= seat.config.longest_absence:
                 seat.expel(record, newcomer, "gone")
     checks = min(seat.config.byzantine + 1, len(record.remaining))
     graduates = tuple(

@@ -24,6 +24,7 @@ from btard.protocol.messages import (
     Lacking,
     Measured,
     Report,
+    TimedCommit,
     Votes,
 )
 from btard.protocol.record import StepRecord
@@ -81,6 +82,7 @@ class Limits:
             return 32 + self.claims * self.peers * 9 + 5 * pieces
         per_part: dict[Any, int] = {
             Commit: DIGEST_SIZE + 8,
+            TimedCommit: DIGEST_SIZE + 8,
             CoinCommit: 5,
             CoinReveal: 0,
             Report: 9 * (self.directions + 2) + 16,

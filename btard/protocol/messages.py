@@ -55,6 +55,17 @@ class Commit(Message, frozen=True):
     digests: tuple[Digest, ...]
 
 
+UNKNOWN = -1
+"""No time: the sender was not in the step before, or it has no clock."""
+
+
+class TimedCommit(Commit, frozen=True):
+    """The same in a run with `max_away`."""
+
+    elapsed: Number
+    """Milliseconds since the sender began the step before, by its own clock; or UNKNOWN."""
+
+
 class AnnouncedPart(Message, frozen=True):
     """H(a[j]) of part `part` and the workers whose parts went into it, ascending."""
 

@@ -28,8 +28,13 @@ Phase = Annotated[str, Meta(max_length=64, pattern=r"^[ -~]*\Z")]
 
 @lru_cache
 def settings_digest(config: ProtocolConfig) -> bytes:
-    """Of all settings, 32 bytes: what signatures are bound to. Equal numbers count as equal, 10 and 10.0 too."""
+    """Of all settings, 32 bytes: what signatures are bound to. Equal numbers count as equal, 10 and 10.0 too.
+
+    `max_away` only where it is set: a run without it is what it was before there was such a setting, also to an audit.
+    """
     plain = {name: float(value) if type(value) is int else value for name, value in asdict(config).items()}
+    if config.max_away is None:
+        del plain["max_away"]
     return digest("settings", json.dumps(plain, sort_keys=True))
 
 
@@ -174,7 +179,7 @@ class StepRecord(Settled):
         peer.py: context, byzantine
         seat.py: phase, heard, expelled
         broadcast.py: heard
-        commit.py: split, commits, here, workers, owners, own
+        commit.py: split, commits, here, workers, owners, own, weight
         exchange.py: received, suspects
         aggregate.py: announced, aggregates, suspects, skipped
         coin.py: unheld, missing, coin
@@ -192,6 +197,8 @@ class StepRecord(Settled):
     """b_t: how many of A_t may still be Byzantine, by the settings and the ledger (`ledger.still_byzantine`)."""
     phase: str = ""
     """The broadcast phase at hand."""
+    weight: int = 1
+    """How much of an absence it is to miss this step, in the units of `commit.py`."""
 
     heard: dict[str, dict[int, tuple[Signed, ...]]] = {}
     """The transcript: phase -> sender -> its message, or both of them. Honest peers hear the same, up to the bytes of

@@ -18,6 +18,7 @@ from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.limits import Limits
 from btard.protocol.memory import Memory
 from btard.protocol.messages import (
+    UNKNOWN,
     Announce,
     Claims,
     CoinCommit,
@@ -86,7 +87,10 @@ class Seat(ABC):
         self.coins: list[bytes] = [digest("first coin", config.run_id)]
         """coins[t] is r^{t-1}, the coin that seeds the batches of step t."""
         self.absences: dict[int, int] = {}
-        """Peer -> commit phases in a row that it missed."""
+        """Peer -> its count of absences, see `commit.py`."""
+        self.elapsed = UNKNOWN
+        """Milliseconds between the beginnings of the step before and of the one at hand, by this peer's clock; UNKNOWN
+        if it has none, or was not there. Whoever runs the peer sets it before each step."""
         self.probation: dict[int, Probation] = {}
         """Newcomer -> how far it is."""
         self.requests: dict[bytes, JoinRequest] = {}

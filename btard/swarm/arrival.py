@@ -14,7 +14,7 @@ from btard.protocol.peer import Peer
 from btard.protocol.snapshot import load_public
 from btard.swarm.doors import Doors
 from btard.swarm.driver import Fallen
-from btard.swarm.founding import NoFounders, founders_digest, known_founders, learn_founders
+from btard.swarm.founding import NoFounders, founders_digest, give_founders, known_founders, learn_founders
 from btard.swarm.identity import peer_id_of
 from btard.swarm.links import Refused
 from btard.swarm.member import PREVIOUS, Member
@@ -34,6 +34,7 @@ def arrive(member: Member) -> None:
     founders = known_founders(member.config)
     if founders is None:
         founders = member.node.run(learn_founders(member.node, member.config, member.agreed, member.say))
+    member.node.run(_tell_others(member, founders))
     doors = Doors(member.node, member.config.run_id, member.agreed | {"founders": founders_digest(founders)})
     known = member.take_seat(founders, doors)
     member.node.run(doors.open())
@@ -43,6 +44,13 @@ def arrive(member: Member) -> None:
         _gather(member)
     else:
         _join(member)
+
+
+async def _tell_others(member: Member, founders: tuple[bytes, ...]) -> None:
+    """Let newcomers find the run through this peer, too, and find the others again after a new start."""
+    node, config = member.node, member.config
+    await give_founders(node, config, member.agreed, founders)
+    node.spawn(member.notes.keep(node, config.run_id, founders))
 
 
 def _gather(member: Member) -> None:
@@ -94,9 +102,9 @@ def _gather(member: Member) -> None:
 
 
 def ask_all(member: Member) -> dict[int, dict[str, Any]]:
-    """What the others say of themselves. Errors: Fallen if more of them than can lie have banned this peer."""
+    """What the other members say of themselves. Errors: Fallen if more of them than can lie have banned this peer."""
     doors, keys = member.driver.doors, member.peer.roster.keys
-    others = [number for number in range(len(keys)) if number != member.peer.id]
+    others = [number for number in member.driver.members if number != member.peer.id]
     banned: list[str] = []
 
     async def ask(number: int) -> dict[str, Any] | None:

@@ -11,6 +11,9 @@ from btard.protocol.attackers import draw_attackers
 from btard.protocol.config import ProtocolConfig
 from btard.swarm.deadlines import Deadlines
 
+AWAY = 60.0
+"""protocol.max_away of a swarm: to start again takes a peer some 10 seconds, however fast the others' steps are."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AttackConfig(AttackSection):
@@ -116,7 +119,7 @@ class SwarmConfig:
     """CPU threads. null: what torch chooses. Exact validation needs equal numbers at all peers."""
     wandb: str | None = None
     """The coordinator's project at Weights & Biases. null: none. WANDB_MODE=offline works."""
-    protocol: ProtocolSection = field(default_factory=ProtocolSection)
+    protocol: ProtocolSection = field(default_factory=lambda: ProtocolSection(max_away=AWAY))
     attack: AttackConfig = field(default_factory=AttackConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     deadlines: Deadlines = field(default_factory=Deadlines)

@@ -8,13 +8,12 @@ have vouched for; with `wandb` the metrics go to Weights & Biases, too.
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,9 +27,18 @@ from btard.protocol.identity import Identity
 from btard.protocol.wire import shown
 from btard.swarm.config import SwarmConfig
 from btard.swarm.doors import Doors
-from btard.swarm.founding import Lobby, NoFounders, announce, founders_digest, known_founders, meet, publish_founders
+from btard.swarm.founding import (
+    Lobby,
+    NoFounders,
+    announce,
+    founders_digest,
+    give_founders,
+    known_founders,
+    publish_founders,
+)
 from btard.swarm.keeper import Ending, Keeper
 from btard.swarm.node import Unreachable
+from btard.swarm.notes import Notes, read, write
 from btard.swarm.startup import begin, make_node, own_identity, write_model
 from btard.swarm.state import ask_status
 from btard.swarm.task import TaskSource
@@ -39,9 +47,7 @@ from btard.swarm.view import PATIENCE, News, View, bans_of, healings_of
 
 POLL = 0.5
 """Seconds between two rounds of questions."""
-ADDRESS, STATUS, SWARM = "address.txt", "status.json", "swarm.json"
-NOTE = 5.0
-"""Seconds between two notes of where the peers are."""
+STATUS = "status.json"
 
 Say = Callable[[str], None]
 
@@ -59,9 +65,10 @@ class Coordinator:
         start = begin(replace(config, device="cpu"), source)
         self.first, self.agreed = start.first, start.agreed
         write_model(start.task, self.out)
-        self.node = make_node(config, self.identity)
+        self.notes = Notes(self.out)
+        self.node = make_node(config, self.identity, self.notes)
         self.view = View(config, self.first)
-        before = {peer["peer"]: peer.get("attacks") for peer in _read(self.out / STATUS).get("peers", ())}
+        before = {peer["peer"]: peer.get("attacks") for peer in read(self.out / STATUS).get("peers", ())}
         # From before it was interrupted: those who have been removed since say it no more.
         self.view.attacks = {peer: attacks for peer, attacks in before.items() if attacks is not None}
         self.trackers: list[Tracker] = []
@@ -79,7 +86,7 @@ class Coordinator:
         try:
             self.node.start()
             address = self.node.addresses[0]
-            (self.out / ADDRESS).write_text(address + "\n", encoding="utf-8")
+            self.notes.write_address(address)
             self.say(f"address: {address}")
             self.say(
                 f"trainers: python -m btard.swarm trainer CONFIG.yaml --task {self.source.name} --out RUN_DIR "
@@ -97,39 +104,23 @@ class Coordinator:
                 tracker.finish(summary)
 
     async def _meet(self) -> None:
-        noted = self._noted()
-        await self.node.meet_again(noted["addresses"])
+        await self.node.meet_again(self.notes.addresses)
         self.node.spawn(announce(self.node, self.config.run_id))
         self._write_status()
         founders = known_founders(self.config)
         if founders is None:
             lobby = Lobby(self.node, self.config, self.agreed, self.say)
             await lobby.open()
-            founders = tuple(bytes.fromhex(key) for key in noted["founders"])
-            founders = founders or await lobby.list_founders()
+            founders = await lobby.list_founders(self.notes.founders)
             self.node.spawn(publish_founders(self.node, self.config.run_id, founders))
+        else:
+            await give_founders(self.node, self.config, self.agreed, founders)
         self.founders = founders
         settings = self.agreed | {"founders": founders_digest(founders)}
         self.doors = Doors(self.node, self.config.run_id, settings)
         self.keeper.open(self.doors, founders)
         await self.doors.open()
-        self.node.spawn(self._note_swarm())
-
-    async def _note_swarm(self) -> None:
-        """Write down again and again who the first peers are and where somebody is: for when this is started again."""
-        me = self.identity.public_key
-        while True:
-            met = await meet(self.node, self.config.run_id)
-            if met.keys() - {me}:
-                addresses = sorted(address for key, where in met.items() if key != me for address in where)
-                content = {"founders": [key.hex() for key in self.founders], "addresses": addresses}
-                _write(self.out / SWARM, content)
-            await asyncio.sleep(NOTE)
-
-    def _noted(self) -> dict[str, list[str]]:
-        """What `_note_swarm` has written, or nothing."""
-        content = _read(self.out / SWARM)
-        return {name: [str(entry) for entry in content.get(name, ())] for name in ("founders", "addresses")}
+        self.node.spawn(self.notes.keep(self.node, self.config.run_id, founders))
 
     def _go_on(self) -> None:
         """Keep what the folder holds, and begin where it ends."""
@@ -247,7 +238,7 @@ class Coordinator:
             "steps_per_hour": 3600 * (self.view.next - self.first) / elapsed if elapsed else None,
             "peers": self.view.peers(),
         }
-        _write(self.out / STATUS, content)
+        write(self.out / STATUS, content)
 
     def _end(self) -> dict[str, Any]:
         self._log_rows(last=True)
@@ -267,21 +258,6 @@ class Coordinator:
         self.folder.write_summary(summary)
         self._write_status()
         return summary
-
-
-def _write(file: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON that appears complete or not at all."""
-    temporary = file.with_name(f".{file.name}")
-    temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    temporary.replace(file)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """What `_write` has written, or nothing."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
 
 
 def print_summary(summary: dict[str, Any], out: Path) -> None:

@@ -24,6 +24,7 @@ from btard.protocol import wire
 from btard.protocol.collusion import Collusion
 from btard.protocol.commit import CutOff
 from btard.protocol.effects import Broadcast, Compare, Compute, Exchange, Losses, Measure, Purpose
+from btard.protocol.messages import UNKNOWN
 from btard.protocol.peer import Peer
 from btard.swarm import frames
 from btard.swarm.deadlines import Deadlines
@@ -101,6 +102,8 @@ class SwarmDriver:
         self._own: dict[int, torch.Tensor] = {}
         self._clock = StepClock(deadlines, self._others_have_gone_on)
         self._behind: int | None = None
+        self._began: tuple[int, float] | None = None
+        """The step that this peer has begun last, and when."""
         self._hold = 0.0
         """Seconds for which others may still be in the last step."""
         doors.add("follow", self._follow, members_only=True)
@@ -128,7 +131,8 @@ class SwarmDriver:
     async def _link(self) -> None:
         for other in self.others:
             if other not in self.rounds.links:
-                self.rounds.follow(other, self._dial(self.peer.roster.keys[other]))
+                dial = self._dial(self.peer.roster.keys[other])
+                self.rounds.follow(other, dial, known=other not in self.peer.probation)
         for gone in self.rounds.links.keys() - set(self.others):
             await self.rounds.unfollow(gone)
 
@@ -150,6 +154,7 @@ class SwarmDriver:
         """
         now = self.peer.t
         self.members = self.peer.active
+        self.peer.elapsed = self._elapsed(now)
         workers = sharing(self.peer.active, self.peer.assignments)
         self.history.record(now, params, workers, deep=self.peer.behaviour.lookback > 1)
         self.trail.record(now, self.peer.ledger.entries, State({PARAMETERS: params, **(shared or {})}, local or {}))
@@ -176,6 +181,13 @@ class SwarmDriver:
         except LookupError as error:
             raise OutOfStep(str(error)) from None
 
+    def _elapsed(self, step: int) -> int:
+        """Milliseconds since I began the step before this one; UNKNOWN if I did not."""
+        before, self._began = self._began, (step, time.monotonic())
+        if before is None or before[0] != step - 1:
+            return UNKNOWN
+        return min(int(1000 * (self._began[1] - before[1])), 2**31 - 1)
+
     def restart(self, peer: Peer, *, behind: bool = False) -> None:
         """Go on as `peer`, which has the state at the beginning of its next step.
 
@@ -184,6 +196,7 @@ class SwarmDriver:
         time.
         """
         self.peer = peer
+        self._began = None
         self._behind = peer.t if behind else None
         self._hold = self.deadlines.patience(self.task.d) if behind else 0.0
         self.node.run(self.rounds.restart(peer.t, Ends(peer)))
@@ -224,8 +237,8 @@ class SwarmDriver:
         return Heard({me: answer}, {me: sent})
 
     def _others_have_gone_on(self) -> bool:
-        """Whether more peers are past the phase at hand than can lie about it."""
-        return self.rounds.outrun_by() > self.peer.config.byzantine
+        """Whether more members are past the phase at hand than can lie about it."""
+        return self.rounds.outrun_by(self.peer.active) > self.peer.config.byzantine
 
     def _owes(self) -> bool:
         """Whether this peer is in the step: then the others remove it if they do not hear it, and late is better.
@@ -247,11 +260,10 @@ class SwarmDriver:
     def _stay(self, phase: str) -> None:
         """Errors: Fallen or OutOfStep, if that is what more members say than can lie."""
         enough = self.peer.config.byzantine
-        refusals = self.rounds.refusals()
-        banned = [why for why in refusals.values() if why.startswith("banned")]
+        banned = [why for why in self.rounds.refusals(self.peer.active) if why.startswith("banned")]
         if len(banned) > enough:
             raise Fallen(f"step {self.peer.t}, {phase}: {len(banned)} members refuse this peer: {banned[0]}")
-        if self.rounds.left_behind_by() > enough:
+        if self.rounds.left_behind_by(self.peer.active) > enough:
             raise OutOfStep(f"step {self.peer.t}, {phase}: the others are some steps ahead")
         self._trust_majority(phase)
 

@@ -1,6 +1,6 @@
 """The word that a step is over, signed by members that have come to its end.
 
-Of b + 1 of them one is honest. Waits grow from phase to phase, and begin anew at each step. So at its beginning the
+Of b_t + 1 of them one is honest. Waits grow from phase to phase, and begin anew at each step. So at its beginning the
 peers' clocks have to be close again, although liars that are silent to some in the last phase keep these waiting for
 long. Hence nobody's wait for the first phase begins before it has this word of the step before; whoever has it passes
 it on; and whoever is still in that step waits no longer than a message may take (T. K. Srikanth and S. Toueg, Optimal
@@ -8,6 +8,9 @@ Clock Synchronization, J. ACM 1987).
 
 That this cuts off no honest peer: let Z be honest and at the end of the step. By then every honest peer has said what
 it says in the last phase, for Z has waited for it; so it arrives within one message of Z's word.
+
+Whoever is still in step t knows of A_t and b_t alone. So those who are past it count by these as well, whatever the
+step has made of them: what is enough for one peer is then enough for all to whom it passes it on.
 """
 
 from __future__ import annotations
@@ -41,20 +44,18 @@ class Ends:
         return self._packed(step, {self.peer.id: self._signed[step][self.peer.id]})
 
     def over(self, step: int) -> bool:
-        """Whether more members have said so than can lie."""
-        return len(self._of_members(step)) > self.peer.byzantine
+        """Whether more of its members have said so than can lie."""
+        return len(self._of_members(step)) > self._deciding(step)[1]
 
     def proof(self, step: int) -> bytes:
         """What shows to others that `step` is over; all that I have, if that is not enough."""
-        return self._packed(step, dict(list(self._of_members(step).items())[: self.peer.byzantine + 1]))
+        return self._packed(step, dict(list(self._of_members(step).items())[: self._deciding(step)[1] + 1]))
 
     def hear(self, sender: int, body: bytes | bytearray) -> None:
         """Take what `sender` passes on. What is malformed, or of no interest, is nothing."""
         try:
             said = wire.unpack(bytes(body), max_bytes=self.limit, what=OVER)
-            step, *signatures = wire.check_list(
-                said, OVER, lambda value, what: value, max_len=1 + len(self.peer.active)
-            )
+            step, *signatures = wire.check_list(said, OVER, lambda value, what: value, max_len=1 + len(self._signers()))
             step = wire.check_int(step, "step")
             if abs(step - self.peer.t) > 1 or self._looked_at[sender, step] == FRAMES:
                 return
@@ -77,13 +78,26 @@ class Ends:
 
     def _take(self, step: int, member: int, signature: object) -> None:
         known = self._signed.setdefault(step, {})
-        if member in known or member not in self.peer.active or not isinstance(signature, bytes):
+        if member in known or member not in self._signers() or not isinstance(signature, bytes):
             return
         if self.peer.roster.verify(member, self._digest(step), signature):
             known[member] = signature
 
+    def _deciding(self, step: int) -> tuple[tuple[int, ...], int]:
+        """A_t and b_t of `step`, as those had them who were in it."""
+        last = self.peer.last
+        if last is not None and last.step == step:
+            return last.active, last.byzantine
+        return self.peer.active, self.peer.byzantine
+
+    def _signers(self) -> frozenset[int]:
+        """Whose words about the steps at hand may count."""
+        last = self.peer.last
+        return frozenset(self.peer.active if last is None else (*self.peer.active, *last.active))
+
     def _of_members(self, step: int) -> dict[int, bytes]:
-        return {i: s for i, s in self._signed.get(step, {}).items() if i in self.peer.active}
+        members, _ = self._deciding(step)
+        return {i: s for i, s in self._signed.get(step, {}).items() if i in members}
 
     def _digest(self, step: int) -> bytes:
         return signed_digest("step over", self.peer.config.run_id, self.peer.epoch, step)

@@ -17,8 +17,9 @@ from btard.harness.typed_yaml import ConfigError
 from btard.protocol import wire
 from btard.protocol.hashing import digest
 from btard.protocol.identity import Identity
+from btard.swarm import frames
 from btard.swarm.config import SwarmConfig
-from btard.swarm.doors import LOBBY, Doors
+from btard.swarm.doors import HELLO, LOBBY, Doors
 from btard.swarm.identity import peer_id_of, public_key_of
 from btard.swarm.links import Refused
 from btard.swarm.node import Node, node_of
@@ -27,12 +28,16 @@ PAUSE = 0.5
 """Seconds between two looks into the DHT."""
 REPEAT = 30.0
 """Seconds after which a record is stored again: long before it is forgotten."""
-COME = "come"
-"""The lobby's door."""
+COME, LIST = "come", "founders"
+"""The lobby's doors: to compare settings, and to get the list."""
 WELCOME = 2**12
 """Keys that the lobby remembers, those who came last: strangers can make any number of them."""
 ADDRESSES, ADDRESS = 8, 200
 """Addresses that a peer may say it has, and characters of one."""
+KNOCK = 5.0
+"""Seconds after which whoever waits for the list comes again."""
+ANSWER = 10.0
+"""Seconds in which a list has to come that was asked for."""
 SAID = 100
 """Refusals that the lobby tells of: strangers can make any number of keys."""
 
@@ -121,13 +126,23 @@ class Lobby:
         self._refused: set[tuple[bytes, str]] = set()
         self._doors = Doors(node, config.run_id, agreed, protocol=LOBBY, on_refused=self._on_refused)
         self._doors.add(COME, self._come)
+        self._doors.add(LIST, self._give)
+        self.listed: tuple[bytes, ...] = ()
+        """The first peers, once they are known."""
 
     async def open(self) -> None:
         """Let in those who come, also after the list is made: newcomers compare their settings here, too."""
         await self._doors.open()
 
-    async def list_founders(self) -> tuple[bytes, ...]:
-        """Wait until `config.peers` have come with the same settings, and list them. Errors: NoFounders."""
+    async def list_founders(self, before: tuple[bytes, ...] = ()) -> tuple[bytes, ...]:
+        """Wait until `config.peers` have come with the same settings, and list them. Errors: NoFounders.
+
+        `before`: the list of before this process was interrupted, if there was one; it stays.
+        """
+        self.listed = before or await self._wait()
+        return self.listed
+
+    async def _wait(self) -> tuple[bytes, ...]:
         deadline = time.monotonic() + self.config.deadlines.gather
         shown = -1
         while True:
@@ -152,11 +167,27 @@ class Lobby:
         if len(self.welcome) > WELCOME:
             del self.welcome[next(iter(self.welcome))]
 
+    async def _give(
+        self, key: bytes, arguments: list[Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        if not self.listed:
+            raise Refused("founders: they are not listed yet")
+        await frames.send(writer, (LIST, list(self.listed)))
+
     def _on_refused(self, key: bytes, why: str) -> None:
         self.welcome.pop(key, None)
         if (key, why) not in self._refused and len(self._refused) < SAID:
             self._refused.add((key, why))
             self.say(f"{peer_id_of(key).to_base58()} gets no seat; it is told: {why}")
+
+
+async def give_founders(
+    node: Node, config: SwarmConfig, agreed: Mapping[str, Any], founders: tuple[bytes, ...]
+) -> None:
+    """For any peer: give newcomers the list of the first peers, after their settings (`agreed`) were compared."""
+    lobby = Lobby(node, config, agreed, lambda line: None)
+    lobby.listed = founders
+    await lobby.open()
 
 
 async def publish_founders(node: Node, run_id: str, founders: tuple[bytes, ...]) -> None:
@@ -167,10 +198,11 @@ async def publish_founders(node: Node, run_id: str, founders: tuple[bytes, ...])
 
 
 async def learn_founders(node: Node, config: SwarmConfig, agreed: Mapping[str, Any], say: Say) -> tuple[bytes, ...]:
-    """For a trainer: wait for the list of the coordinator, whose key the addresses in the settings name.
+    """For a trainer: wait for the list of the coordinator, or of another peer that has it.
 
-    Errors: NoFounders; ConfigError without addresses, for addresses that name nobody, and for settings (`agreed`) that
-    are not the coordinator's.
+    Whoever the addresses in the settings name is trusted with it. The first peers have to name the coordinator, for it
+    lists those that come to it; later ones may name anybody. Errors: NoFounders; ConfigError without addresses, for
+    addresses that name nobody, and for settings (`agreed`) that are not those of whoever they name.
     """
     trusted = trusted_keys(config)
     if not trusted:
@@ -179,11 +211,13 @@ async def learn_founders(node: Node, config: SwarmConfig, agreed: Mapping[str, A
     deadline = time.monotonic() + config.deadlines.gather
     knocked: float | None = None
     while True:
-        if knocked is None or time.monotonic() - knocked > REPEAT:  # again: a coordinator may have been started anew
+        if knocked is None or time.monotonic() - knocked > KNOCK:  # again: a coordinator may have been started anew
             if knocked is None:
                 say("waiting for the coordinator to list the first peers")
             knocked = time.monotonic()
-            await asyncio.gather(*(_come(lobby, key) for key in trusted))
+            for given in await asyncio.gather(*(_come(lobby, key) for key in trusted)):
+                if given is not None:
+                    return _keys(given, config)
         for author, value in (await node.records(founders_key(config.run_id))).values():
             if author in trusted:
                 return _keys(value, config)
@@ -196,15 +230,24 @@ async def learn_founders(node: Node, config: SwarmConfig, agreed: Mapping[str, A
         await asyncio.sleep(PAUSE)
 
 
-async def _come(lobby: Doors, key: bytes) -> None:
-    """Tell the coordinator that this peer is there, with these settings. Errors: ConfigError if it has others."""
+async def _come(lobby: Doors, key: bytes) -> Any:
+    """Tell the holder of `key` that this peer is there, with these settings; returns its list, None if it has none.
+
+    Errors: ConfigError if it has other settings.
+    """
     try:
         async with lobby.visit(key, COME):
             pass
     except Refused as refused:
-        raise ConfigError(f"the coordinator refuses this peer: {refused}") from None
+        raise ConfigError(f"{peer_id_of(key).to_base58()} refuses this peer: {refused}") from None
     except Exception:
-        pass  # not there, or no coordinator but another peer's address: the list may be known without it
+        return None  # not there: the list may be known without it
+    try:
+        async with lobby.visit(key, LIST) as (reader, _):
+            answer = await asyncio.wait_for(frames.receive(reader, HELLO, LIST), ANSWER)
+            return wire.check_fields(answer, LIST, 2)[1] if answer[:1] == [LIST] else None
+    except Exception:  # it has none yet, or has gone
+        return None
 
 
 def _keys(value: Any, config: SwarmConfig) -> tuple[bytes, ...]:

@@ -22,6 +22,8 @@ AHEAD, AHEAD_TOTAL = 2**16, 2**20
 """Bytes of a frame, and of all frames of a peer, that are read before anybody asks for them."""
 FRAMES_AHEAD = 256
 """Frames of a peer that are read before anybody asks for them; a step among many colluders has some hundred."""
+BESIDE = 64
+"""Frames of a peer that belong to no phase, and are read between two calls of `want`; a step has two of them."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
 """Seconds between two attempts to reach a peer; they double."""
 
@@ -71,6 +73,7 @@ class Link:
         self.down_since: float | None = time.monotonic()
         self._frames: dict[Position, Frame] = {}
         self._limit: int | None = None
+        self._beside = 0
         self._failures = self._failures_then = 0
         self._wanted = asyncio.Event()
         self._wake = asyncio.Event()  # begin anew at another place
@@ -81,6 +84,7 @@ class Link:
         """Forget what came before `at`, and read what comes there if it has at most `limit` bytes."""
         self.at, self._limit = at, limit
         self._frames = {p: frame for p, frame in self._frames.items() if p >= at}
+        self._beside = 0
         self._wanted.set()
         self._failures_then = self._failures
         if self.down_since is not None:
@@ -112,11 +116,12 @@ class Link:
             try:
                 self._wake.clear()
                 self._hurry.clear()
-                reader, writer = await self._dial(self._next())
+                first = self._next()
+                reader, writer = await self._dial(first)
                 self.down_since, self.refusal, pause = None, None, FIRST_PAUSE
                 self._changed()
                 if not self._wake.is_set():
-                    self._reading = asyncio.ensure_future(self._read(reader))
+                    self._reading = asyncio.ensure_future(self._read(reader, first))
                     try:
                         await asyncio.wait({self._reading})
                     finally:
@@ -142,20 +147,28 @@ class Link:
         known = [p for p in self._frames if p >= self.at]
         return (max(known)[0], max(known)[1] + 1) if known else self.at
 
-    async def _read(self, reader: asyncio.StreamReader) -> None:
-        """Read frames until the stream ends; returns where it has to be opened anew, at the next frame."""
+    async def _read(self, reader: asyncio.StreamReader, first: Position) -> None:
+        """Read frames from `first` on until the stream ends; returns where it has to be opened anew, at the next frame.
+
+        Errors: Malformed for frames that are not in order. Else there would be no end of those that I am past.
+        """
         while True:
             fields = await frames.receive(reader, HEADER, "frame")
             if fields[:1] == ["gone"]:
                 self.ahead_of_me = wire.check_int(fields[-1], "step")
                 self._changed()
+                await self._count_beside()
                 continue
             position, phase, size = _header(fields)
+            if position < first:
+                raise Malformed(f"frame: {position} where {first} is next")
+            first = position[0], position[1] + 1
             self.position = position
             self._changed()
             if phase == OVER and 0 <= size <= AHEAD:
                 self._over(await frames.receive_body(reader, size))
                 self._changed()
+                await self._count_beside()
                 continue
             if position < self.at:
                 if size > AHEAD_TOTAL:
@@ -178,6 +191,12 @@ class Link:
                 return self._limit
             if self.at > position:
                 return None
+            self._wanted.clear()
+            await self._wanted.wait()
+
+    async def _count_beside(self) -> None:
+        self._beside += 1
+        while self._beside >= BESIDE:
             self._wanted.clear()
             await self._wanted.wait()
 

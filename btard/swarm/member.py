@@ -28,6 +28,7 @@ from btard.swarm.doors import Doors
 from btard.swarm.driver import SwarmDriver
 from btard.swarm.founding import trusted_keys
 from btard.swarm.life import Life, checkpoint_digest
+from btard.swarm.notes import Notes
 from btard.swarm.startup import begin, make_node, own_identity, write_model
 from btard.swarm.state import StateService
 from btard.swarm.task import Auditable, HasLocalState, TaskSource
@@ -66,7 +67,8 @@ class Member:
             self.trail = Trail(self.protocol, self.task)
         except ValueError as error:
             raise ConfigError(f"protocol.{error}") from None
-        self.node = make_node(config, self.identity)
+        self.notes = Notes(self.out)
+        self.node = make_node(config, self.identity, self.notes)
         self.life: Life
         self.driver: SwarmDriver
         self.service: StateService

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import socket
 import tempfile
 import threading
 import time
@@ -37,6 +39,8 @@ MAX_RECORD = 3500
 """Bytes of a record in the DHT: more does not fit the messages of every node."""
 PATIENCE = 3.0
 """Seconds that each part is given to end."""
+KNOWN = 32
+"""Addresses of others that are tried at the start, beside those in the settings."""
 KEEP = 5.0
 """Seconds after which a peer that is reached through relays looks whether they are there."""
 RECORD_LIFE = 120.0
@@ -65,6 +69,8 @@ class Node:
     `host`: the IP to listen on; `port`: 0 for any; `announce`: the IP that others reach us at, if it is another one;
     `initial_peers`: multiaddrs of anybody in the swarm, none for its first member. `relay`: whether to be reached
     through those of them that serve as relays, or to serve as one, which takes an address that all can reach.
+    `before`: the port of last time, taken again if none is asked for and nobody has it now. `known`: what others have
+    said of where they are; they are tried if none of `initial_peers` is there.
     """
 
     daemon: type[P2P] = Daemon
@@ -78,9 +84,12 @@ class Node:
         announce: str | None = None,
         initial_peers: Sequence[str] = (),
         relay: Relaying = "none",
+        before: int = 0,
+        known: Sequence[str] = (),
     ) -> None:
         self.identity, self.host, self.port, self.announce = identity, host, port, announce
-        self.initial_peers, self.relay = tuple(initial_peers), relay
+        self.initial_peers, self.relay, self.before = tuple(initial_peers), relay, before
+        self.known = tuple(address for address in known if _is_of_peer(address))[:KNOWN]
         self.p2p: P2P
         self.dht: DHTNode
         self._loop = uvloop.new_event_loop()
@@ -193,7 +202,8 @@ class Node:
         self._loop.run_forever()
 
     async def _start(self, timeout: float) -> None:
-        listen = [f"/ip4/{self.host}/tcp/{self.port}"]
+        port = self.port or (self.before if _is_free(self.host, self.before) else 0)
+        listen = [f"/ip4/{self.host}/tcp/{port}"]
         announce = [f"/ip4/{self.announce}/tcp/{self.port}"] if self.announce else None
         for address in self.initial_peers:
             node_of(address)
@@ -201,10 +211,10 @@ class Node:
             file = Path(folder) / "identity"
             write_identity(self.identity, file)
             deadline = time.monotonic() + timeout
-            while True:
+            for meeting in itertools.cycle(dict.fromkeys([self.initial_peers, self.initial_peers + self.known])):
                 try:
                     self.p2p = await self.daemon.create(
-                        initial_peers=self.initial_peers,
+                        initial_peers=meeting,
                         identity_path=str(file),
                         host_maddrs=listen,
                         announce_maddrs=announce,
@@ -226,7 +236,7 @@ class Node:
         if self.relay == "serve":
             await Relay(self.p2p).open()
         self.dht = await DHTNode.create(
-            p2p=self.p2p, initial_peers=self.initial_peers, bootstrap_timeout=timeout, ensure_bootstrap_success=False
+            p2p=self.p2p, initial_peers=meeting, bootstrap_timeout=timeout, ensure_bootstrap_success=False
         )
         if self.relay == "use":
             self.spawn(self._keep_relays())
@@ -253,6 +263,25 @@ class Node:
         # What still serves or asks somebody ends here, before the loop does.
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(cancel(*asyncio.all_tasks() - {asyncio.current_task()}), PATIENCE)
+
+
+def _is_of_peer(address: str) -> bool:
+    try:
+        node_of(address)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_free(host: str, port: int) -> bool:
+    """Whether nobody listens at this port: the daemon would share it with another one of ours without a word."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of before that fade out do not matter
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
 
 
 def _cannot_listen(error: Exception) -> bool:

@@ -56,8 +56,14 @@ class Rounds:
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
 
-    def follow(self, peer: int, dial: Dial) -> None:
-        """Begin to follow `peer`. For the network's thread."""
+    def follow(self, peer: int, dial: Dial, *, known: bool = True) -> None:
+        """Begin to follow `peer`. One that is not `known` is not waited for before it has come.
+
+        Else whoever makes keys, which costs nothing, makes everybody wait for one after the other. This is for the
+        network's thread.
+        """
+        if not known:
+            self._struck.add(peer)
         link = Link(dial, self.position, self._changed.set, lambda body: self.ends.hear(peer, body))
         self.links[peer] = link
         self._tasks[peer] = self.node.spawn(link.follow())
@@ -69,19 +75,23 @@ class Rounds:
         del self._strikes[peer]
         await cancel(self._tasks.pop(peer))
 
-    def outrun_by(self) -> int:
-        """How many peers are known to be past the phase at hand."""
+    def outrun_by(self, members: Iterable[int]) -> int:
+        """How many of `members` are known to be past the phase at hand.
+
+        Of members alone: of newcomers, whose keys cost nothing, any number can lie.
+        """
         step, number = self.position
         here = (step, number or 1)  # the word that the last step is over is passed on within the first phase
-        return sum(link.position is not None and link.position > here for link in self.links.values())
+        return sum(link.position is not None and link.position > here for link in self._links_of(members))
 
-    def left_behind_by(self) -> int:
-        """How many peers no longer keep what I would need to catch up with them."""
-        return sum(link.ahead_of_me is not None and link.ahead_of_me > self.position[0] for link in self.links.values())
+    def left_behind_by(self, members: Iterable[int]) -> int:
+        """How many of `members` no longer keep what I would need to catch up with them."""
+        ahead = (link.ahead_of_me for link in self._links_of(members))
+        return sum(step is not None and step > self.position[0] for step in ahead)
 
-    def refusals(self) -> dict[int, str]:
-        """Peer -> why it does not let me in."""
-        return {peer: link.refusal for peer, link in self.links.items() if link.refusal is not None}
+    def refusals(self, members: Iterable[int]) -> list[str]:
+        """Why those of `members` that do not let me in do not."""
+        return [link.refusal for link in self._links_of(members) if link.refusal is not None]
 
     async def say(self, said: Said) -> None:
         """Put what I say in the phase at hand where the others get it."""
@@ -158,6 +168,9 @@ class Rounds:
         if number == 0 and not self._passed_on:
             self._passed_on = True
             await self.outbox.say((step, 1), Said(OVER, [self.ends.proof(step - 1)]))
+
+    def _links_of(self, members: Iterable[int]) -> list[Link]:
+        return [self.links[peer] for peer in members if peer in self.links]
 
     def _given_up(self, peer: int) -> bool:
         """Whether it cannot be reached; once it can be, it is still to catch up."""

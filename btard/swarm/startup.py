@@ -13,6 +13,7 @@ from btard.swarm.checkpoint import load_start
 from btard.swarm.config import SwarmConfig
 from btard.swarm.identity import load_identity
 from btard.swarm.node import Node
+from btard.swarm.notes import Notes
 from btard.swarm.task import Named, Optimizer, TaskSource, Training, ready
 from btard.training.layout import write_layout
 from btard.training.optimizer import VectorOptimizer
@@ -51,8 +52,8 @@ def write_model(task: Training, out: Path) -> None:
         write_layout(out, task.layout(), task.agreed())
 
 
-def make_node(config: SwarmConfig, identity: Identity) -> Node:
-    """This process in the network, not yet started."""
+def make_node(config: SwarmConfig, identity: Identity, notes: Notes) -> Node:
+    """This process in the network, not yet started; where it was before, if the settings let it."""
     network = config.network
     return Node(
         identity,
@@ -61,6 +62,8 @@ def make_node(config: SwarmConfig, identity: Identity) -> Node:
         announce=network.announce,
         initial_peers=network.addresses,
         relay=network.relay,
+        before=notes.port,
+        known=notes.addresses if network.addresses else (),
     )
 
 

@@ -67,6 +67,9 @@ class Trainer(Member):
             return finished
         try:
             self.node.start()
+            address = self.node.addresses[0]
+            self.notes.write_address(address)
+            self.say(f"address: {address}")
             self.node.run(self._background())
             arrive(self)
             with warnings.catch_warnings():
@@ -194,6 +197,16 @@ def _describe(entry: Entry, first: int) -> str:
     return f"step {first + entry.step}: {'removed' if entry.peers else 'noted'} peer {out}: {entry.kind}{by}"
 
 
+def _way_back(config: SwarmConfig) -> str:
+    """How whoever is out for good can come again."""
+    if config.protocol.probation is None:
+        return "this key cannot come back, and protocol.probation is null: nobody can join this run"
+    return (
+        "this key cannot come back; to come as a new peer, give the same command another --out (and another "
+        f"network.identity, if it is set); its probation takes protocol.probation = {config.protocol.probation} steps"
+    )
+
+
 def print_summary(summary: dict[str, Any], out: Path) -> None:
     """A table of how the run ended for this peer, and where its files are."""
     removed = ", ".join(f"{ban['peer']} ({ban['kind']}, step {ban['step']})" for ban in summary["bans"]) or "nobody"
@@ -220,7 +233,7 @@ def main(config: SwarmConfig, out: Path, source: TaskSource) -> int:
         what = str(error).partition(". ")[0]
         exit_with(MemoryError(f"{what}: compute fewer samples at once, or in half precision, at all peers alike"))
     except Fallen as fallen:
-        print(f"out of the run: {fallen}", file=sys.stderr)
+        print(f"out of the run: {fallen}; {_way_back(config)}", file=sys.stderr)
         return 3
     except KeyboardInterrupt:
         print("interrupted: the same command goes on", file=sys.stderr)

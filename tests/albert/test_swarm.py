@@ -334,7 +334,9 @@ def memory(pid: int) -> int:
 def test_hostile_bytes_cost_little_memory_and_no_training(data: Path, tmp_path: Path) -> None:
     """Peer 4 is an attacker that answers all who follow it with floods; a stranger storms the doors of peer 0."""
     deadlines = {"phase": 2.0}
-    config = settings(data, run_id="flood", steps=25, protocol={"max_absences": 5}, deadlines=deadlines)
+    config = settings(
+        data, run_id="flood", steps=25, protocol={"max_absences": 5, "max_away": None}, deadlines=deadlines
+    )
     with FaultySwarm(config, tmp_path) as swarm, contextlib.ExitStack() as nodes:
         swarm.start_coordinator()
         for number in range(4):

@@ -339,6 +339,34 @@ def test_keys_that_joined_and_vanished_lengthen_no_limit_and_no_deadline() -> No
     assert wait() == before
 
 
+class EveryThird(Behaviour):
+    """A newcomer that computes nothing, and commits to junk just often enough not to be gone."""
+
+    byzantine = True
+
+    def active(self, step: int) -> bool:
+        return True
+
+    def commit(self, ctx: Context, digests: tuple[bytes, ...]) -> tuple[bytes, ...] | None:
+        return None if ctx.step % 3 else tuple(bytes(32) for _ in digests)
+
+
+def test_strangers_do_not_pile_up_on_probation() -> None:
+    """One is checked in a step, at most, and one admitted: who is there in every third step alone would become many."""
+    driver = cohort(run_id="piling up", byzantine=1)
+    most = 0
+    for step in range(12):
+        driver.enter(key("stranger", step), EveryThird())
+        driver.advance(1)
+        most = max(most, len(driver.peers[0].probation))
+    assert most == PEERS, "there would be more"
+    newcomer = driver.enter(key("honest"))
+    while newcomer.peer is None and driver.peers[0].t < 40:
+        driver.advance(1)
+    assert newcomer.peer in driver.peers[0].probation, "they hold their places for a while only"
+    assert set(driver.removed.values()) == {"wrong_gradient"} and min(driver.removed) >= PEERS
+
+
 class Sponsor(Behaviour):
     """Names requests of its own choosing."""
 
@@ -623,13 +651,13 @@ def test_colluding_validators_cannot_let_a_free_rider_through() -> None:
 
 def test_a_newcomer_has_no_vote_and_no_accusation() -> None:
     """Newcomers outnumber the members and accuse and vote as they like: nothing of it is heard."""
-    collusion = Collusion(frozenset(range(PEERS, PEERS + 8)), PEERS + 8)
-    driver = cohort(max_newcomers=4, probation=30)
-    for i in range(8):
+    collusion = Collusion(frozenset(range(4, 2 * PEERS)), 2 * PEERS)
+    driver = cohort({4: make_attack("silent", collusion, phase="part")}, max_newcomers=4, probation=30)
+    for i in range(PEERS):
         driver.enter(key("shouting", i), make_attack("false_accusation", collusion, kind="wrong_gradient"))
     driver.advance(12)
-    assert len(driver.peers[0].probation) == 8 and not driver.removed
-    assert driver.results[-1].active == tuple(range(PEERS))
+    assert driver.removed == {4: "silent"} and driver.results[-1].active == tuple(range(4))
+    assert len(driver.peers[0].probation) == PEERS
 
 
 def test_who_waits_for_the_end_of_probation_is_caught_like_any_member() -> None:

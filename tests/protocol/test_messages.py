@@ -26,6 +26,7 @@ from btard.protocol.messages import (
     Packet,
     Report,
     Signed,
+    TimedCommit,
     Votes,
     tensor_of,
 )
@@ -34,6 +35,7 @@ from btard.protocol.wire import Malformed
 HASH = bytes(range(32))
 MESSAGES = [
     Commit((HASH, HASH[::-1])),
+    TimedCommit((HASH, HASH[::-1]), 1500),
     Announce((AnnouncedPart(3, HASH, (0, 2, 5)),)),
     CoinCommit(HASH, (1, 2)),
     CoinReveal(HASH, HASH[::-1]),
@@ -155,6 +157,7 @@ def test_largest_honest_messages_fit_their_limits(peers: int) -> None:
     pieces = tuple(range(peers * (peers + claims)))
     honest = {
         Commit: Commit((HASH,) * peers),
+        TimedCommit: TimedCommit((HASH,) * peers, 2**31 - 1),
         Announce: Announce(tuple(AnnouncedPart(j, HASH, tuple(range(peers))) for j in range(1))),
         CoinCommit: CoinCommit(HASH, tuple(range(peers))),
         Report: Report((1e300,) * peers, ((1e300, 1e300),) * peers, (), (1e300,) * peers),

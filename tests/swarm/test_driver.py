@@ -11,11 +11,15 @@ import pytest
 import torch
 
 from btard.protocol.commit import NoGradient
+from btard.protocol.identity import Identity
+from btard.protocol.messages import JoinRequest
 from btard.swarm import frames
 from btard.swarm.deadlines import Deadlines
+from btard.swarm.doors import Doors
 from btard.swarm.driver import Fallen
 from btard.swarm.tasks import cancel
 from tests.swarm.cohort import QUICK, Cohort, Fault, Member
+from tests.swarm.daemons import Lodger
 
 EQUAL = [
     (None, {}, 0, 4),
@@ -146,6 +150,31 @@ def test_a_peer_that_the_others_have_removed_finds_out() -> None:
         assert {m.driver.peer.id for m in cohort.done} == {0, 1, 3, 4}
         end = cohort.members[2].end
         assert end is not None and ("silent" in str(end) or "heard" in str(end) or isinstance(end, Fallen))
+
+
+@pytest.mark.parametrize("lie", ["gone", "ahead", "banned"])
+def test_the_word_of_newcomers_is_no_members(lie: str) -> None:
+    """Their keys cost nothing: with b + 1 of them, strangers could tell everybody to stop."""
+
+    async def follow(key: bytes, arguments: list[Any], reader: Any, writer: Any) -> None:
+        await frames.send(writer, ("gone", 2**30) if lie == "gone" else (2**30, 0, "join", -1))
+        await reader.read()
+
+    with Cohort(peers=3, probation=5) as cohort:
+        stranger = Identity.from_seed("stranger")
+        node = Lodger(stranger, initial_peers=cohort.members[0].node.addresses[:1]).start()
+        try:
+            doors = Doors(node, cohort.config.run_id, {"a": 1})
+            doors.add("follow", follow)
+            doors.banned = {identity.public_key: "gone" for identity in cohort.identities if lie == "banned"}
+            node.run(doors.open())
+            for member in cohort.members:
+                member.driver.peer.receive(JoinRequest.create(stranger, cohort.config.run_id))
+            cohort.run(3)
+            assert [member.end for member in cohort.members] == [None] * 3
+            assert 3 in cohort.members[0].driver.peer.probation
+        finally:
+            node.close()
 
 
 def test_a_minority_that_is_cut_off_stops() -> None:

@@ -12,6 +12,7 @@ from btard.protocol.behaviour import HONEST
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.peer import Peer
+from btard.protocol.record import StepRecord
 from btard.swarm.ends import FRAMES, OVER, Ends
 from btard.swarm.links import Link
 from btard.swarm.node import Node
@@ -30,6 +31,20 @@ def ends_of(number: int, epoch: bytes = b"life") -> Ends:
     return Ends(peer)
 
 
+def past(number: int, *, removed: int, joined: int | None = None) -> Ends:
+    """Of a peer that has finished step 0, in which liar `removed` went: one fewer can lie in step 1."""
+    ends = ends_of(number)
+    peer = ends.peer
+    peer.last = StepRecord(0, peer.active, {}, b"")
+    peer.last.byzantine = BYZANTINE
+    peer.coins.append(bytes(32))
+    peer.active = tuple(p for p in peer.active if p != removed)
+    peer.byzantine = BYZANTINE - 1
+    if joined is not None:
+        peer.last.active = tuple(p for p in peer.last.active if p != joined)
+    return ends
+
+
 def words(*members: int, step: int = 0) -> list[bytes]:
     return [ends_of(member).sign(step) for member in members]
 
@@ -45,6 +60,29 @@ def test_so_many_say_so_that_one_of_them_does_not_lie() -> None:
     elsewhere.hear(4, ends.proof(0))
     assert elsewhere.over(0)
     assert len(ends.proof(0)) <= ends.limit
+
+
+def test_what_is_enough_for_who_is_past_a_step_is_enough_for_who_is_still_in_it() -> None:
+    ends, still_in = past(0, removed=5), ends_of(6)
+    ends.sign(0)
+    ends.hear(1, words(1)[0])
+    still_in.hear(0, ends.proof(0))
+    assert not ends.over(0) and not still_in.over(0), "b_1 + 1 words are too few for whoever knows of b_0 alone"
+    ends.hear(5, words(5)[0])
+    assert ends.over(0), "who was removed in the step was in it"
+    still_in.hear(0, ends.proof(0))
+    assert still_in.over(0)
+    assert not ends.over(1)
+
+
+def test_who_became_a_member_in_a_step_has_no_word_on_it() -> None:
+    ends = past(0, removed=5, joined=4)
+    ends.sign(0)
+    for member in (1, 4):
+        ends.hear(member, words(member)[0])
+    assert not ends.over(0)
+    ends.hear(2, words(2)[0])
+    assert ends.over(0)
 
 
 @pytest.mark.parametrize(
@@ -114,11 +152,11 @@ def test_the_wait_of_the_first_phase_begins_when_the_last_step_is_over() -> None
         await settle()
         assert not hearing.done(), "one who may still be in the last step is waited for"
         await others.feed(1, 1, 1, ends_of(3).proof(0), OVER)
-        for word in words(3, 4):
-            await others.feed(1, 1, 1, word, OVER)
+        for number, word in enumerate(words(3, 4), start=2):
+            await others.feed(1, 1, number, word, OVER)
         await settle()
         assert not hearing.done()
-        await others.feed(1, 1, 1, words(5)[0], OVER)
+        await others.feed(1, 1, 4, words(5)[0], OVER)
         assert await hearing == {1}
         found = await others.rounds.outbox.after((1, 1), 1)
         assert found is not None and found[1].phase == OVER and found[1].body is not None
@@ -150,8 +188,8 @@ def test_who_still_waits_in_a_step_that_is_over_hurries() -> None:
         await others.feed(1, 1, 0, b"the next step")
         await settle()
         assert not hearing.done(), "one may lie"
-        for word in words(4, 5):
-            await others.feed(1, 1, 1, word, OVER)
+        for number, word in enumerate(words(4, 5), start=1):
+            await others.feed(1, 1, number, word, OVER)
         assert await hearing == {1}
 
     run(test())

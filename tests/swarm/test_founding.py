@@ -14,7 +14,15 @@ from btard.harness.typed_yaml import ConfigError
 from btard.protocol.identity import Identity
 from btard.swarm.config import NetworkConfig
 from btard.swarm.deadlines import Deadlines
-from btard.swarm.founding import Lobby, NoFounders, announce, founders_key, learn_founders, publish_founders
+from btard.swarm.founding import (
+    Lobby,
+    NoFounders,
+    announce,
+    founders_key,
+    give_founders,
+    learn_founders,
+    publish_founders,
+)
 from btard.swarm.node import Node
 
 AGREED = {"peers": 2, "optimizer.lr": 0.002}
@@ -100,6 +108,20 @@ def test_whoever_comes_to_its_senses_gets_a_seat(meeting: Meeting) -> None:
         meeting.come(0, OTHER).result(30)
     early = meeting.come(0)
     assert meeting.come(1).result(60) == early.result(60) == meeting.listing.result(60) == meeting.keys(0, 1)
+
+
+def test_a_newcomer_gets_the_list_from_any_peer(meeting: Meeting) -> None:
+    founders = [future.result(60) for future in [meeting.come(0), meeting.come(1)]].pop()
+    peer = meeting.node(1)
+    peer.run(give_founders(peer, meeting.config, AGREED, founders))
+    newcomer = Node(Identity.from_seed("founding", 9), initial_peers=peer.addresses[:1]).start()
+    config = replace(meeting.config, network=NetworkConfig(initial_peers=peer.addresses[0]))
+    try:
+        assert newcomer.run(learn_founders(newcomer, config, AGREED, lambda line: None)) == meeting.keys(0, 1)
+        with pytest.raises(ConfigError, match=r"refuses this peer: settings: optimizer\.lr is 0\.004 with you"):
+            newcomer.run(learn_founders(newcomer, config, OTHER, lambda line: None))
+    finally:
+        newcomer.close()
 
 
 @briefly(3)

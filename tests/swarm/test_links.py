@@ -14,8 +14,8 @@ from btard.protocol.config import ProtocolConfig
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.peer import Peer
 from btard.swarm import frames
-from btard.swarm.ends import Ends
-from btard.swarm.links import Link
+from btard.swarm.ends import OVER, Ends
+from btard.swarm.links import BESIDE, Link
 from btard.swarm.outbox import Position
 from btard.swarm.rounds import Rounds
 
@@ -55,6 +55,12 @@ class Nobody:
 
     def close(self) -> None:
         pass
+
+
+class Here:
+    """A node whose tasks are those of the test."""
+
+    spawn = staticmethod(asyncio.ensure_future)
 
 
 def nothing_said() -> Ends:
@@ -199,6 +205,33 @@ def test_who_was_late_once_is_waited_for_when_it_has_caught_up() -> None:
     run(test())
 
 
+def test_a_newcomer_is_waited_for_once_it_has_come() -> None:
+    """Else keys that never come would cost a wait each, and they cost nothing."""
+
+    async def test() -> None:
+        wires, rounds = (Wire(), Wire()), Rounds(Here(), 60.0, nothing_said())  # type: ignore[arg-type]
+        rounds.follow(1, wires[0].dial)
+        rounds.follow(2, wires[1].dial, known=False)
+        try:
+            member, newcomer = [await wire.redialled(1) for wire in wires]
+            member.feed_data(await frame(0, 0, b"said"))
+            assert (await rounds.hear("phase", [1, 2], 2**10, 60.0)).keys() == {1}
+            rounds.advance()
+            newcomer.feed_data(await frame(0, 0, b"here"))
+            member.feed_data(await frame(0, 2, b"said"))
+            await all_read(newcomer)
+            hearing = asyncio.ensure_future(rounds.hear("phase", [1, 2], 2**10, 60.0))
+            await asyncio.sleep(0.01)
+            assert not hearing.done()
+            newcomer.feed_data(await frame(0, 2, b"said"))
+            assert (await hearing).keys() == {1, 2}
+        finally:
+            for peer in (1, 2):
+                await rounds.unfollow(peer)
+
+    run(test())
+
+
 def test_a_header_alone_allocates_nothing() -> None:
     """Whoever is allowed much, and announces it, has to send it before it costs memory here."""
 
@@ -224,6 +257,65 @@ def test_a_header_alone_allocates_nothing() -> None:
         run(test())
     finally:
         tracemalloc.stop()
+
+
+async def all_read(reader: asyncio.StreamReader) -> None:
+    """Give whoever reads all the time it needs, if it reads on."""
+    before = None
+    while (left := len(reader._buffer)) != before:  # type: ignore[attr-defined]
+        before = left
+        for _ in range(50):
+            await asyncio.sleep(0)
+
+
+def test_what_is_said_beside_the_phases_is_read_a_little_at_a_time() -> None:
+    """Else a member could keep the others reading words that a step is over for ever."""
+
+    async def test() -> None:
+        wire, words = Wire(), []
+        link = Link(wire.dial, (0, 0), lambda: None, words.append)
+        task = asyncio.ensure_future(link.follow())
+        try:
+            reader = await wire.redialled(1)
+            for number in range(4 * BESIDE):
+                reader.feed_data(await frame(0, number + 1, b"over", OVER))
+            for phase in range(3):
+                await all_read(reader)
+                assert len(words) == BESIDE * (phase + 1)
+                link.want((0, phase), 100)
+            assert not task.done() and len(wire.readers) == 1
+        finally:
+            task.cancel()
+
+    run(test())
+
+
+@pytest.mark.parametrize("again", [(3, 4), (3, 5), (2, 9)])
+def test_frames_come_in_order(again: Position) -> None:
+    """Else there is no end of those that everybody is past."""
+
+    async def test() -> None:
+        wire = Wire()
+        link = Link(wire.dial, (3, 4), lambda: None)
+        link.want((3, 6), 100)
+        task = asyncio.ensure_future(link.follow())
+        try:
+            reader = await wire.redialled(1)
+            assert wire.dialled == [(3, 6)]
+            link.restart((3, 4))
+            reader = await wire.redialled(2)
+            link.want((3, 6), 100)
+            for at in ((3, 4), (3, 5), again, (3, 6)):
+                reader.feed_data(await frame(*at, b"said"))
+            reader = await wire.redialled(3)
+            assert wire.dialled[-1] == (3, 6) and link.frame() is None
+            reader.feed_data(await frame(3, 6, b"said"))
+            await all_read(reader)
+            assert link.frame() is not None
+        finally:
+            task.cancel()
+
+    run(test())
 
 
 def test_bytes_that_drip_in_do_not_extend_a_deadline() -> None:

@@ -2,12 +2,14 @@
 
 import socket
 import time
+from pathlib import Path
 
 import pytest
 
 from btard.protocol.identity import Identity
 from btard.swarm.identity import peer_id_of
 from btard.swarm.node import Node, Unreachable
+from btard.swarm.notes import SWARM, Notes, write
 
 
 def free_port() -> int:
@@ -68,3 +70,28 @@ def test_the_first_address_is_one_for_other_machines() -> None:
         assert any(local) and local == sorted(local)
     finally:
         node.close()
+
+
+def test_who_is_started_again_has_its_port_again_and_finds_others_where_they_were(tmp_path: Path) -> None:
+    """The address in everybody's settings was that of a coordinator, whose port was any."""
+    first, second = Identity.generate(), Identity.generate()
+    coordinator = Node(first).start()
+    trainer = Node(second, initial_peers=coordinator.addresses[:1]).start()
+    notes = Notes(tmp_path)
+    notes.write_address(coordinator.addresses[0])
+    given = coordinator.addresses[:1]
+    write(tmp_path / SWARM, {"addresses": ["nonsense", "/ip4/127.0.0.1/tcp/9/p2p/short", *trainer.addresses]})
+    coordinator.close()
+    try:
+        # The coordinator is away: whoever only knows its address comes in by what it has noted.
+        late = Node(Identity.generate(), initial_peers=given, known=notes.addresses).start()
+        late.close()
+        with socket.create_server(("127.0.0.1", notes.port)):  # its port is somebody else's now
+            other = Node(first, before=notes.port).start()
+            assert other.addresses[:1] != given
+            other.close()
+        again = Node(first, before=notes.port).start()
+        assert again.addresses[:1] == given
+        again.close()
+    finally:
+        trainer.close()

@@ -1,0 +1,77 @@
+"""What a process of a swarm notes for the time when it is started again: its address, and where the others are."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from btard.swarm.founding import meet
+from btard.swarm.node import Node
+
+ADDRESS, SWARM = "address.txt", "swarm.json"
+EVERY = 5.0
+"""Seconds between two notes of where the peers are."""
+
+
+class Notes:
+    """The notes in run folder `out`."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = Path(out)
+
+    @property
+    def port(self) -> int:
+        """The port of last time, 0 if there was none: whoever has the address from then still comes to it."""
+        try:
+            found = re.search(r"/tcp/(\d{1,5})/", (self.out / ADDRESS).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return 0
+        port = int(found[1]) if found else 0
+        return port if port < 2**16 else 0
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where other peers were, some of which may still be there."""
+        return self._strings("addresses")
+
+    @property
+    def founders(self) -> tuple[bytes, ...]:
+        """The first peers' keys, if they were known."""
+        return tuple(bytes.fromhex(key) for key in self._strings("founders"))
+
+    def write_address(self, address: str) -> None:
+        """Note where this process is: what others give as network.initial_peers."""
+        (self.out / ADDRESS).write_text(address + "\n", encoding="utf-8")
+
+    async def keep(self, node: Node, run_id: str, founders: tuple[bytes, ...]) -> None:
+        """Write down again and again who the first peers are, and where anybody is."""
+        me = node.identity.public_key
+        while True:
+            met = await meet(node, run_id)
+            if met.keys() - {me}:
+                addresses = sorted(address for key, where in met.items() if key != me for address in where)
+                write(self.out / SWARM, {"founders": [key.hex() for key in founders], "addresses": addresses})
+            await asyncio.sleep(EVERY)
+
+    def _strings(self, name: str) -> list[str]:
+        return [str(entry) for entry in read(self.out / SWARM).get(name, ())]
+
+
+def write(file: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON that appears complete or not at all."""
+    temporary = file.with_name(f".{file.name}")
+    temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    temporary.replace(file)
+
+
+def read(file: Path) -> dict[str, Any]:
+    """What `write` has written, or nothing."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
