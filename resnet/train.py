@@ -25,7 +25,7 @@ from btard.drivers.server import ServerDriver
 from btard.harness import tables
 from btard.harness.progress import Bar
 from btard.harness.run_folder import Checkpoints, RunFolder, RunFolderError, read_timings, steps_per_second
-from btard.harness.settings import exit_with
+from btard.harness.settings import config_text, exit_with
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.commit import NoGradient
 from btard.protocol.heal import HEALED, described
@@ -233,6 +233,7 @@ def train(
         first, tensors, state = checkpoint
         training.load(tensors, state)
     folder.start(first)
+    folder.note("settings", first, f"```\n{config_text(config)}```")
     ledger = Ledger.of(folder.ledger())
     with Bar(out.name, last, done=first, show=progress) as bar:
         for step in range(first, last):
@@ -240,6 +241,7 @@ def train(
             folder.log(step, metrics, training.seconds)
             for entry in result.removed if result is not None else ():
                 folder.log_ledger([ledger.append(entry)])
+                folder.note("healings" if entry.kind == HEALED else "bans", step, describe(entry, training.byzantine))
                 if progress:
                     bar.say(describe(entry, training.byzantine))
             if on_step is not None:
