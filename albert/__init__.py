@@ -2,3 +2,5 @@
 
 It may import `btard`; neither `btard` nor `resnet` may import anything from here.
 """
+
+import btard as btard  # first: a program that is interrupted while it imports ends with one line

@@ -15,4 +15,4 @@ def run(command: str, words: Sequence[str] | None, program: str) -> int:
     need("experiments", "hivemind", "pytorch_optimizer", "transformers", "yaml")
     from btard.swarm import commands
 
-    return commands.run(command, words, TASK, program)
+    return commands.run(command, words, TASK, program, "configs/albert/tiny_sign_flip.yaml")

@@ -54,7 +54,7 @@ class BatchConfig:
     take too long, and optimizer.lr with it."""
     per_device: int = 4
     """Sequences that a peer computes at once. Lower it if the memory does not suffice, raise it if a GPU is not busy.
-    Exact validation needs equal numbers at all peers."""
+    All peers need equal numbers: the loss is a mean over the masked words of so many sequences."""
 
     def __post_init__(self) -> None:
         for name in ("total", "per_device"):
@@ -103,6 +103,10 @@ class Config(SwarmConfig):
     """One swarm that trains ALBERT, and one process of it."""
 
     free_to_change: ClassVar[frozenset[str]] = SwarmConfig.free_to_change | {"data.path"}
+    common: ClassVar[tuple[str, ...]] = (
+        *("data.path", "peers", "byzantine", "steps", "seed", "attack.name", "attack.start"),
+        *("network.initial_peers", "network.port", "network.announce"),
+    )
 
     run_id: str = "albert"
     """Names the run in every hash and signature. Another run needs another name, or its messages could be replayed."""
@@ -124,10 +128,9 @@ class Config(SwarmConfig):
 
     def agreed(self) -> dict[str, Any]:
         """The settings that all peers have to have alike, by dotted key: JSON values."""
-        shared: dict[str, Any] = {"precision": self.precision, "batch.total": self.batch.total}
-        shared |= section_of(self, "model") | section_of(self, "optimizer")
+        shared: dict[str, Any] = {"precision": self.precision}
+        # Of the batch both: a micro-batch's loss is a mean over its own masked words, so its size counts.
+        shared |= section_of(self, "batch") | section_of(self, "model") | section_of(self, "optimizer")
         if self.precision == "float16":
             shared["loss_scale"] = self.loss_scale
-        if self.protocol.validation == "exact":
-            shared["batch.per_device"] = self.batch.per_device
         return super().agreed() | as_json(shared)

@@ -4,8 +4,10 @@ import sys
 from collections.abc import Sequence
 
 from albert.commands import run
+from btard.boundary import program
 
 
+@program("the peers go on without it: the same command watches them again")
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code of `python -m btard.swarm coordinator --task albert.task:make`."""
     return run("coordinator", argv, "python -m albert.coordinator")

@@ -7,24 +7,25 @@ same vocabulary; DATA is a folder of `python -m albert.prepare`.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from btard.boundary import Parser, program
 from btard.extras import need
 
 if TYPE_CHECKING:
     from transformers import AlbertForPreTraining
 
 
+@program("the same command begins again")
 def main(argv: list[str] | None = None) -> int:
     """0 after a JSON object with the numbers by name; 2 after one line about a mistake."""
     from albert.data.errors import DataError
     from btard.harness.settings import exit_with
 
-    parser = argparse.ArgumentParser("python -m albert.evaluate", description=__doc__.partition("\n\n")[2])
+    parser = Parser(prog="python -m albert.evaluate", description=__doc__.partition("\n\n")[2])
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the model, as save_pretrained writes it")
     parser.add_argument("--data", type=Path, metavar="DATA", required=True, help="the prepared data")
     parser.add_argument("--all", action="store_true", help="the whole validation split, not the coordinator's examples")

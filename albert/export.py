@@ -6,11 +6,11 @@ RUN_DIR is a peer's run folder or the coordinator's. FOLDER gets configuration, 
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 from pathlib import Path
 
+from btard.boundary import Parser, output_folder, program
 from btard.extras import need
 
 USE = """from transformers import AlbertForMaskedLM, AutoTokenizer
@@ -19,11 +19,14 @@ model = AlbertForMaskedLM.from_pretrained("FOLDER")  # or AlbertForPreTraining, 
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")"""
 
 
+@program("the same command begins again")
 def main(argv: list[str] | None = None) -> int:
     """0; 2 after one line about a mistake."""
-    parser = argparse.ArgumentParser("python -m albert.export", description=__doc__.partition("\n\n")[2])
+    parser = Parser(prog="python -m albert.export", description=__doc__.partition("\n\n")[2])
     parser.add_argument("folder", type=Path, metavar="RUN_DIR", help="the folder of a peer or of the coordinator")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", required=True, help="where it goes: new or empty")
+    parser.add_argument(
+        "--out", type=output_folder, metavar="FOLDER", required=True, help="where it goes: new or empty"
+    )
     parser.add_argument("--data", metavar="FOLDER", help="the prepared data, if they were moved")
     args = parser.parse_args(argv)
     need("experiments", "transformers", "yaml")

@@ -22,8 +22,9 @@ from albert.data.errors import DataError
 from albert.data.folder import RECORD, TOKENIZER, check
 from albert.data.preparation import Options, prepare
 from albert.data.sources import SYNTHETIC
+from albert.data.text import LAYOUTS, SHOWN
 from albert.data.tokenizer import DEFAULT
-from btard.harness.settings import exit_with
+from btard.boundary import Parser, program
 from btard.harness.tables import show
 
 PROGRAM = "python -m albert.prepare"
@@ -35,25 +36,32 @@ def print_summary(record: dict[str, Any], out: Path, remark: str) -> None:
     for split, counts in record["splits"].items():
         mean = counts["tokens"] / counts["examples"]
         rows.append([split, *(f"{counts[name]:,}" for name in ("articles", "examples", "tokens")), f"{mean:.1f}"])
-    show(str(out), ("split", ">articles", ">examples", ">tokens", ">tokens per example"), rows)
+    show(str(out), ("split", ">documents", ">examples", ">tokens", ">tokens per example"), rows)
+    layout = record.get("documents", "headings")
+    print(f"a document is {SHOWN[layout]} (--documents {layout})")
     print(f"vocabulary {record['vocab_size']:,}, sequence length {record['sequence_length']}, {remark}")
     print(f"digest {record['digest']}")
     print(f"files: {out}/{RECORD}, {', '.join(f'{split}.arrow' for split in record['splits'])}, {TOKENIZER}/")
 
 
+@program("nothing was left behind, the same command begins again")
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code: 0, 2 after one line about what is wrong, or 130 after an interruption."""
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(prog=PROGRAM, description=__doc__)
     parser.add_argument(
         "--source", help="wikitext-103, wikitext-2, synthetic, or a folder with text files *train*, ..."
     )
     parser.add_argument("--out", type=Path, metavar="DATA", help="the folder to make")
     parser.add_argument("--check", type=Path, metavar="DATA", help="read all of a prepared folder and verify it")
+    parser.add_argument(
+        "--documents",
+        choices=LAYOUTS,
+        help="what separates the documents of a folder of text files (by default what they look like): headings "
+        "= Title = as in WikiText, blank lines as in BERT's format, every line, or files alone",
+    )
     parser.add_argument("--tokenizer", metavar="NAME", help=f"{DEFAULT} (default) or a folder with a tokenizer")
     parser.add_argument("--train-tokenizer", action="store_true", help="train one on the text; default for synthetic")
-    parser.add_argument("--vocab-size", type=int, help="of a trained tokenizer (30000; for synthetic 2000)")
+    parser.add_argument("--vocab-size", type=int, help="at most, of a trained tokenizer (30000; for synthetic 2000)")
     parser.add_argument("--sequence-length", type=int, help="tokens of an example (512; for synthetic 128)")
     parser.add_argument("--seed", type=int, default=0, help="of segment boundaries and of synthetic text (0)")
     parser.add_argument("--workers", type=int, help="threads that tokenise (as many as there are cores)")
@@ -70,15 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             # The tokenizer's thread pool starts with its first use and reads it then.
             os.environ["RAYON_NUM_THREADS"] = str(arguments.workers)
         record, made = prepare(options, arguments.out)
-    except DataError as error:
-        exit_with(error)
     except OSError as error:
-        exit_with(
-            DataError(f"{error.filename or arguments.out}: cannot be written ({error.strerror}); see to the disk")
-        )
-    except KeyboardInterrupt:
-        print("interrupted: nothing was left behind, the same command begins again", file=sys.stderr)
-        return 130
+        if error.filename is None:
+            error.filename = str(arguments.out)
+        raise
     print_summary(record, arguments.out, f"{time.monotonic() - begin:.0f} s" if made else "there already")
     return 0
 
@@ -101,6 +104,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         vocab_size=_default(arguments.vocab_size, 2_000 if synthetic else 30_000),
         sequence_length=_default(arguments.sequence_length, 128 if synthetic else 512),
         seed=arguments.seed,
+        documents=arguments.documents,
     )
 
 

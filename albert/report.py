@@ -8,7 +8,6 @@ each attack; bans.md, a line for each swarm. With --export it also gets swarms.z
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +17,8 @@ from rich.markdown import Markdown
 from albert.experiments.plots import loss_figure, peers_figure, phases_figure, speed_figure
 from albert.experiments.results import Swarm, export, read_swarms
 from albert.experiments.tables import bans_table, results_table
+from btard.boundary import Parser, output_folder, program
 from btard.harness.figures import save
-from btard.harness.run_folder import RunFolderError
-from btard.harness.settings import exit_with
 from btard.harness.tables import console
 
 FIGURES = {"loss": loss_figure, "peers": peers_figure, "speed": speed_figure, "phases": phases_figure}
@@ -35,20 +33,16 @@ def write_report(swarms: Sequence[Swarm], out: Path) -> None:
     (out / "bans.md").write_text(bans_table(swarms), encoding="utf-8")
 
 
+@program("the same command begins again")
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code: 0, or 2 after one line about what is wrong."""
-    parser = argparse.ArgumentParser(
-        prog="python -m albert.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m albert.report", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="DIR")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="by default DIR/report")
+    parser.add_argument("--out", type=output_folder, metavar="FOLDER", help="by default DIR/report")
     parser.add_argument("--export", action="store_true", help="also pack what the report is made of")
     arguments = parser.parse_args(argv)
     out = arguments.out or arguments.folder / "report"
-    try:
-        swarms = read_swarms(arguments.folder)
-    except RunFolderError as error:
-        exit_with(error)
+    swarms = read_swarms(arguments.folder)
     write_report(swarms, out)
     if arguments.export:
         export(swarms, out)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch.nn import functional as F
@@ -16,12 +16,8 @@ from albert.data.corpus import Corpus
 from albert.measure import measure, validation_batches
 from albert.model import make_model
 from albert.optimizer import Optimizer
-from btard.protocol.effects import Compute
-from btard.protocol.hashing import digest
 from btard.swarm.task import pick_device
-from btard.task import TooLate, never
-from btard.training.layout import Slot, layout_of
-from btard.training.vector import bind, flatten, parameter_count, views
+from btard.training.torch_task import TorchTask
 
 MEASURED = 64
 """Sequences by which two states are compared: each has dozens of masked words, and both states see the same ones."""
@@ -32,11 +28,12 @@ def share(total: int, workers: int) -> int:
     return max(1, math.ceil(total / workers))
 
 
-class AlbertTask:
+class AlbertTask(TorchTask):
     """The loss of `model` on `corpus`: mean over masked words plus mean over sentence orders, per micro-batch.
 
-    The model is used as a function: it keeps its own copy of the parameters. A gradient depends on the parameters, the
-    request and the number of workers alone; equal machines with equal numbers of threads get equal bits.
+    The model is the task's own. `total` sequences are shared by the workers of a step, `per_device` computed at once.
+    A gradient depends on the parameters, the request and the number of workers alone; equal machines with equal numbers
+    of threads get equal bits.
     """
 
     made_by = "albert.audit:task_of"
@@ -51,61 +48,39 @@ class AlbertTask:
         half: bool = False,
         loss_scale: float = 1.0,
     ) -> None:
-        self.model, self.corpus, self.total, self.per_device = model, corpus, total, per_device
-        self.d = parameter_count(model)
-        self.tensors = tuple(parameter.numel() for parameter in model.parameters())
+        self.corpus, self.total, self.per_device = corpus, total, per_device
         self.half, self.loss_scale = half, loss_scale if half else 1.0
-        self.device = next(model.parameters()).device
-        self._params = flatten(model).detach()
-        bind(model, self._params)
-        rates = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout_prob")
-        self._drops = any(getattr(model.config, rate) > 0 for rate in rates)
-        self.loss = math.nan
-        """Mean loss of the latest gradient that was computed for training."""
+        super().__init__(model, self._loss, corpus, total, micro_batch=per_device)
+        self.moving = ()  # its buffers are constant
 
-    def gradients(
-        self,
-        params: torch.Tensor,
-        requests: Sequence[Compute],
-        out: torch.Tensor,
-        *,
-        workers: int = 1,
-        too_late: Callable[[], bool] = never,
-    ) -> None:
-        """Write the gradients of `requests` at `params` [d] into the rows of `out` [r, d], float32.
+    def _loss(self, model: torch.nn.Module, inputs: Batch) -> torch.Tensor:
+        with torch.autocast(self.device.type, torch.float16, enabled=self.half and self.device.type == "cuda"):
+            return model(**inputs).loss
 
-        `workers` share the sequences of the step. `too_late` is asked between micro-batches. Errors: TooLate.
-        """
-        for request, row in zip(requests, out, strict=True):
-            row.copy_(self._gradient(params, request, workers, too_late))
+    def own(self, model: torch.nn.Module) -> torch.nn.Module:
+        """The given model: `make` makes one for the task and one for the optimizer."""
+        return model
 
-    def _gradient(
-        self, params: torch.Tensor, request: Compute, workers: int, too_late: Callable[[], bool]
-    ) -> torch.Tensor:
-        """The gradient [d] on the device."""
-        size = share(self.total, workers)
-        self._params.copy_(params)
-        gradient = torch.zeros_like(self._params)
-        for parameter, piece in zip(self.model.parameters(), views(self.model, gradient), strict=True):
-            parameter.grad = piece
-        loss = 0.0
-        for start in range(0, size, self.per_device):
-            if too_late():
-                raise TooLate
-            stop = min(start + self.per_device, size)
-            inputs = batch(self.corpus, request.seed, size, flip_labels=request.flip_labels, start=start, stop=stop)
-            with self._numerics(request.seed, start):
-                result = self.model(**{name: tensor.to(self.device) for name, tensor in inputs.items()})
-            part = result.loss * ((stop - start) / size)
-            (part * self.loss_scale).backward()
-            loss += part.detach()
+    def check(self, *, exact: bool = True) -> None:
+        """Nothing: a gradient takes minutes, and the tests know this task."""
+
+    def batch(
+        self, seed: bytes, size: int, *, poisoned: bool = False, start: int = 0, stop: int | None = None
+    ) -> Batch:
+        """Sequences `start` .. `stop` - 1 of the batch of `size` that `seed` determines, masked, on the device."""
+        inputs = batch(self.corpus, seed, size, flip_labels=poisoned, start=start, stop=stop)
+        return {name: tensor.to(self.device) for name, tensor in inputs.items()}
+
+    def compute(self, seed: bytes, row: torch.Tensor, *args: Any, **more: Any) -> Any:
+        """As of `TorchTask`, without the scale of half precision."""
+        result = super().compute(seed, row, *args, **more)
         if self.loss_scale != 1:
-            gradient.div_(self.loss_scale)
-        for parameter in self.model.parameters():
-            parameter.grad = None
-        if request.purpose.value == "train":
-            self.loss = float(loss)
-        return gradient
+            row.div_(self.loss_scale)
+        return result
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradient of the scaled loss."""
+        (loss * self.loss_scale).backward()
 
     def samples(self, workers: int) -> int:
         """Sequences that each of `workers` peers computes of a step."""
@@ -117,21 +92,20 @@ class AlbertTask:
 
         The mean over its masked words plus that of its sentence order, without dropout and in full precision.
         """
-        self._params.copy_(params)
-        self.model.eval()
+        self.load(params)
+        self.module.eval()
         try:
             starts = range(0, MEASURED, self.per_device)
             pieces = [self._losses(seed, start, min(start + self.per_device, MEASURED)) for start in starts]
         finally:
-            self.model.train()
+            self.module.train()
         return torch.cat(pieces)
 
     def _losses(self, seed: bytes, start: int, stop: int) -> torch.Tensor:
         """The losses of sequences `start` .. `stop` - 1."""
-        inputs = batch(self.corpus, seed, MEASURED, start=start, stop=stop)
-        inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
+        inputs = self.batch(seed, MEASURED, start=start, stop=stop)
         words, order = inputs.pop("labels"), inputs.pop("sentence_order_label")
-        said = self.model(**inputs)
+        said = self.module(**inputs)
         logits = said.prediction_logits.flatten(0, 1)
         of_words = F.cross_entropy(logits, words.flatten(), reduction="none", ignore_index=NOT_MASKED).view_as(words)
         of_order = F.cross_entropy(said.sop_logits, order, reduction="none")
@@ -148,25 +122,8 @@ class AlbertTask:
 
     def evaluate(self, params: torch.Tensor, batches: Sequence[Batch]) -> dict[str, float]:
         """What a coordinator shows at `params` [d]: `validation_loss` and its parts, as `measure` names them."""
-        self._params.copy_(params)
-        return measure(self.model, batches)
-
-    def layout(self) -> list[Slot]:
-        """Where the model's named parameters lie in the vector [d]."""
-        return layout_of(self.model)
-
-    @contextlib.contextmanager
-    def _numerics(self, seed: bytes, start: int) -> Iterator[None]:
-        """Dropout that follows from the public seed, and half precision where it was asked for."""
-        cuda = self.device.type == "cuda"
-        if not self._drops:  # torch's generator is the whole process's: whoever else draws from it is left alone
-            with torch.autocast(self.device.type, torch.float16, enabled=self.half and cuda):
-                yield
-            return
-        with torch.random.fork_rng(devices=[self.device] if cuda else []):
-            torch.manual_seed(int.from_bytes(digest("dropout", seed, start)[:8], "little"))
-            with torch.autocast(self.device.type, torch.float16, enabled=self.half and cuda):
-                yield
+        self.load(params)
+        return measure(cast(AlbertForPreTraining, self.module), batches)
 
 
 def _model_on(device: torch.device, config: Config, corpus: Corpus) -> AlbertForPreTraining:

@@ -6,12 +6,11 @@ speed and network. It shows the runs that `--wandb PROJECT` has put into the pro
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from btard.harness.settings import exit_with
+from btard.boundary import Parser, program
 from btard.harness.typed_yaml import ConfigError
 from btard.swarm.tags import SECTIONS, Chart
 from btard.swarm.tracking import explain, log_in
@@ -77,18 +76,14 @@ def save(project: str, entity: str | None, name: str) -> str:
     return str(workspace.url)
 
 
+@program("the same command begins again")
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog=COMMAND, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog=COMMAND, description=__doc__)
     parser.add_argument("project", metavar="PROJECT")
     parser.add_argument("--entity", metavar="TEAM", help="user or team; by default that of the key")
     parser.add_argument("--name", default="BTARD swarm", help="what the workspace is called (%(default)s)")
     arguments = parser.parse_args(argv)
-    try:
-        address = save(arguments.project, arguments.entity, arguments.name)
-    except ConfigError as error:
-        exit_with(error)
+    address = save(arguments.project, arguments.entity, arguments.name)
     print(f"workspace: {address}")
     return 0
 

@@ -9,6 +9,7 @@ The names below are all that most programs need; docs/library.md shows each at w
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -106,6 +107,17 @@ __all__ = [  # noqa: RUF022  (as in `_PLACES`; a test compares)
     "TorchTask",
     "Recorder",
 ]
+
+
+def _begin() -> None:
+    """Where `python -m` runs a program of ours: let it end with one line also where its imports fail."""
+    if any(word.startswith("-m") for word in sys.orig_argv[1:]):
+        from btard.boundary import begin
+
+        begin()
+
+
+_begin()
 
 
 def __getattr__(name: str) -> Any:

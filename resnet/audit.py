@@ -11,6 +11,7 @@ from resnet.config import read_config
 from resnet.data import load_dataset
 from resnet.sampling import TrainingData
 from resnet.task import ClassificationTask
+from resnet.train import knowing
 
 
 def task_of(folder: Path) -> ClassificationTask:
@@ -22,6 +23,7 @@ def task_of(folder: Path) -> ClassificationTask:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     data = load_dataset(config.data.name, config.data.path, label=config.data.label)
+    knowing(config, data)
     return ClassificationTask(
         make_model(config, data),
         TrainingData(data, torch.device("cpu")),

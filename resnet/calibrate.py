@@ -6,7 +6,6 @@ tolerances that follow for mixed hardware, and how often they would make an hone
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -19,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.table import Table
 
+from btard.boundary import Parser, output_folder, program
 from btard.calibration import Proposal, propose
 from btard.harness.figures import BLUE, VERMILION, bare, new_figure, save
 from btard.harness.progress import track
-from btard.harness.settings import exit_with
 from btard.harness.tables import console, table
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.effects import Compute
@@ -31,7 +30,7 @@ from btard.protocol.tolerance import difference, tolerated_deviation
 from btard.training.vector import bind, flatten
 from resnet.cohort import make_model
 from resnet.config import Config, parse_command_line
-from resnet.data import DataError, Dataset, load_dataset
+from resnet.data import Dataset, load_dataset
 from resnet.numerics import Numerics, NumericTask, numerics_here
 from resnet.sampling import TrainingData
 from resnet.task import ClassificationTask
@@ -269,26 +268,26 @@ def report(config: Config, pairs: Sequence[Pair], found: Sequence[Mix], missing:
     }
 
 
+@program("the same command begins again")
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code: 0, or 2 after one line about what is wrong."""
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__, allow_abbrev=False)
+    parser = Parser(prog=PROGRAM, description=__doc__)
     parser.add_argument(
         "config", metavar="CONFIG.yaml", help="its steps and validators say what a rate means for a run"
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="where the JSON file and the figure go")
+    parser.add_argument(
+        "--out", type=output_folder, required=True, metavar="DIR", help="where the JSON file and the figure go"
+    )
     parser.add_argument("--steps", type=int, default=100, help="training steps while measuring (default 100)")
     parser.add_argument("--samples", type=int, default=40, help="public batches at each point (default 40)")
     parser.add_argument("--points", type=int, default=5, help="steps at which is measured (default 5)")
     chosen, overrides = parser.parse_known_args(words)
-    try:
-        for name, least in (("steps", 0), ("samples", 1), ("points", 1)):
-            if getattr(chosen, name) < least:
-                raise ConfigError(f"--{name} must be at least {least}, got {getattr(chosen, name)}")
-        config, out = parse_command_line([chosen.config, "--out", chosen.out, *overrides], PROGRAM)
-        data = load_dataset(config.data.name, config.data.path, label=config.data.label)
-    except (ConfigError, DataError) as error:
-        exit_with(error)
+    for name, least in (("steps", 0), ("samples", 1), ("points", 1)):
+        if getattr(chosen, name) < least:
+            raise ConfigError(f"--{name} must be at least {least}, got {getattr(chosen, name)}")
+    config, out = parse_command_line([chosen.config, "--out", str(chosen.out), *overrides], PROGRAM)
+    data = load_dataset(config.data.name, config.data.path, label=config.data.label)
     numerics, missing = numerics_here()
     pairs = measure(config, data, numerics, steps=chosen.steps, samples=chosen.samples, points=chosen.points)
     found = mixes(pairs, max(1, config.steps * config.validators))

@@ -1,5 +1,6 @@
 """Image data sets in memory: CIFAR-10, any tree of images, and the handwritten digits that scikit-learn ships."""
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ class Dataset:
         """The number of colour channels: 3 or 1."""
         return self.train_images.shape[1]
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """A digest, hex, of images, labels and normalisation: equal for equal data. Reads all of it."""
         tensors = (self.train_images, self.train_labels, self.test_images, self.test_labels)
@@ -90,7 +91,7 @@ def load_dataset(name: str, path: str | Path | None = None, *, label: str | None
     `label` names the data in results; by default "CIFAR-10", the file's name, or "digits". Raises DataError, a
     ValueError, if the name is unknown or the data is missing, damaged or of another form than expected.
     """
-    place = None if path is None else Path(path).expanduser()
+    place = None if path is None else _expanded(path)
     if name == "cifar10":
         return _cifar10(place, label or "CIFAR-10")
     if name == "digits":
@@ -106,8 +107,20 @@ def _cifar10(place: Path | None, label: str) -> Dataset:
     from torchvision.datasets import CIFAR10
 
     if place is None:
-        place = cache_folder() / "cifar10"
-        place.mkdir(parents=True, exist_ok=True)
+        folder = cache_folder()
+        if folder is None:
+            raise DataError(
+                "data set cifar10: expected a home folder to keep it in, this user has none; set data.path to a folder "
+                "that has CIFAR-10, or to download it into"
+            )
+        place = folder / "cifar10"
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(
+                f"{place}: cannot be made to keep CIFAR-10 in ({error.strerror}); set data.path to a folder that has "
+                "it, or to download it into"
+            ) from None
     if not place.is_dir():
         raise DataError(
             f"{place}: expected a folder with CIFAR-10, or to download it into, found none; create it "
@@ -159,6 +172,13 @@ def _digits(label: str) -> Dataset:
     return Dataset(
         train, train_labels.long(), test, test_labels.long(), DIGITS_MEAN, DIGITS_STD, label, names, mirror=False
     )
+
+
+def _expanded(path: str | Path) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise DataError(f"{path}: no home folder is known for the ~ in it; give the whole path") from None
 
 
 def _one_line(error: BaseException) -> str:

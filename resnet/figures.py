@@ -5,7 +5,6 @@ Writes a PNG and an SVG side by side, and with --table prints the runs as a tabl
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Sequence
@@ -15,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from btard.boundary import Parser, output_file, program
 from btard.harness import tables
 from btard.harness.figures import COLOURS, DASHES, bare, new_figure, save
 from btard.harness.run_folder import RunFolderError
-from btard.harness.settings import exit_with
 from resnet.table import COLUMNS, Run, bans_text, read_run, row
 
 if TYPE_CHECKING:
@@ -95,30 +94,32 @@ def _mark_returns(axes: Axes, run: Run, colour: str) -> None:
         axes.plot(at, height, "<", color=colour, ms=4.5, label=label, zorder=3)
 
 
+@program("the same command begins again")
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code 0; ends the process with 2 after one line about what is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m resnet.figures", description=__doc__)
+    parser = Parser(prog="python -m resnet.figures", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="a FILE.svg is written beside it")
+    parser.add_argument(
+        "--out", type=output_file, required=True, metavar="FILE.png", help="a FILE.svg is written beside it"
+    )
     parser.add_argument("--labels", nargs="+", metavar="LABEL", help="one per run; by default their settings say it")
     parser.add_argument("--table", action="store_true", help="print the runs as a table, and every ban")
-    parser.add_argument("--markdown", type=Path, metavar="FILE.md", help="write the table as Markdown")
+    parser.add_argument("--markdown", type=output_file, metavar="FILE.md", help="write the table as Markdown")
     arguments = parser.parse_args(argv)
     labels = arguments.labels or [None] * len(arguments.runs)
-    try:
-        if len(labels) != len(arguments.runs):
-            raise RunFolderError(f"--labels: expected one per run, {len(arguments.runs)}, got {len(labels)}")
-        runs = [read_run(path, label) for path, label in zip(arguments.runs, labels, strict=True)]
-        save(draw(runs), arguments.out)
-    except (RunFolderError, OSError) as error:
-        exit_with(error)
+    if len(labels) != len(arguments.runs):
+        raise RunFolderError(f"--labels: expected one per run, {len(arguments.runs)}, got {len(labels)}")
+    runs = [read_run(path, label) for path, label in zip(arguments.runs, labels, strict=True)]
+    written = [*save(draw(runs), arguments.out)]
     if arguments.markdown:
         arguments.markdown.write_text(tables.markdown(COLUMNS, map(row, runs)) + "\n", encoding="utf-8")
+        written.append(arguments.markdown)
     if arguments.table:
         tables.show("", COLUMNS, map(row, runs))
         for run in runs:
             if run.bans:
                 print(f"\nBans under {run.label}:\n{bans_text(run)}")
+    print(f"figure: {', '.join(map(str, written))}")
     return 0
 
 

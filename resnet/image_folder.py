@@ -1,13 +1,16 @@
 """A tree of images, or a tar archive of one, decoded once into arrays and cached.
 
 The layout is `train/<class>/<file>` and `test/<class>/<file>`; all images have one size. An archive is read member by
-member in memory and never unpacked to the disk.
+member in memory and never unpacked to the disk. The cache is used only as long as no file was moved, renamed, replaced
+or changed.
 """
 
 import hashlib
 import io
+import json
 import lzma
 import os
+import struct
 import tarfile
 import tempfile
 import zlib
@@ -17,19 +20,23 @@ from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+import PIL
+from blake3 import blake3
+from PIL import Image, UnidentifiedImageError, features
 
+from btard.boundary import Mistake
 from btard.harness.progress import Bar, track
+from resnet.pixels import LEAST_WHITE_16, WHITE_16, Pixels, UnclearPixels, pixels_of
 
 SPLITS = ("train", "test")
 LAYOUT = "train/<class>/<file> and test/<class>/<file>"
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 PATIENCE = 2.0
 """Seconds after which a progress bar appears."""
 MAX_IMAGE_BYTES = 64 * 2**20
 
 
-class DataError(ValueError):
+class DataError(Mistake, ValueError):
     """The data is missing, damaged, or of another form than expected. The message is one line for the user."""
 
 
@@ -49,17 +56,18 @@ class _Sample(NamedTuple):
     file_name: str
     pixels: np.ndarray
     grey: bool
+    brightest: int | None
 
 
 def load_image_folder(path: Path) -> ImageFolder:
     """Return the images of a folder or a tar archive (`.tar`, `.tar.gz`, ...).
 
-    Images are decoded to RGB, or to one channel if all of them are grey. The arrays are kept as `<path>.cache.npz`, or
-    in the user's cache folder where that cannot be written, and read from there as long as path, size and time of
-    modification stay the same. Hidden files are ignored, and so is everything outside of the layout.
+    Images are decoded to RGB, or to one channel if all of them are grey (`resnet.pixels` says how). The arrays are kept
+    as `<path>.cache.npz`, or in the user's cache folder where that cannot be written, and read from there as long as
+    every file has the same place, size and times. Hidden files are ignored, and so is everything outside of the layout.
 
-    Raises DataError if nothing is there, the archive or an image is damaged, a split or class is missing, or images
-    differ in size.
+    Raises DataError if nothing is there, the archive or an image is damaged, an image has no faithful form in 8-bit
+    RGB, a split or class is missing, or images differ in size.
     """
     if not path.exists():
         raise DataError(f"{path}: expected a folder or a tar archive of images, found nothing; correct data.path")
@@ -77,9 +85,15 @@ def load_image_folder(path: Path) -> ImageFolder:
     return result
 
 
-def cache_folder() -> Path:
-    """Return the folder for what can be computed or downloaded again: `btard` in the user's cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "btard"
+def cache_folder() -> Path | None:
+    """Return the folder for what can be computed or downloaded again: `btard` in the user's cache.
+
+    None for a user without a home, as in some containers.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "btard"
+    except RuntimeError:
+        return None
 
 
 def _position(name: str, where: str) -> tuple[str, str, str] | None:
@@ -138,12 +152,22 @@ def _samples_of_archive(path: Path) -> Iterator[_Sample]:
         raise DataError(f"{path}: expected a tar archive, got a damaged one or another file; fetch it again") from error
 
 
-def _decode(content: bytes, where: str) -> tuple[np.ndarray, bool]:
-    """Return pixels [H, W, 3] uint8 and whether the image is stored as grey."""
+def _decode(content: bytes, where: str) -> Pixels:
+    """Return the pixels of an encoded image; `where` names it in errors."""
     try:
         with Image.open(io.BytesIO(content)) as image:
-            return np.asarray(image.convert("RGB")), image.mode in ("1", "L")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            return pixels_of(image)
+    except UnclearPixels as error:
+        raise DataError(f"{where}: expected {error}") from None
+    except (
+        UnidentifiedImageError,
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        struct.error,
+        Image.DecompressionBombError,
+    ) as error:
         reason = " ".join(str(error).split())
         # The buffer's address would make the message differ from run to run.
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else reason
@@ -173,6 +197,7 @@ def _assemble(path: Path, samples: list[_Sample]) -> ImageFolder:
                 f"{path}: expected images of one size, got {sizes[0]} ({places[0]}) and {sizes[1]} ({places[1]}); "
                 "resize them"
             )
+    _check_brightness(path, samples)
     channels = 1 if all(sample.grey for sample in samples) else 3
     arrays: list[np.ndarray] = []
     for split in SPLITS:
@@ -182,17 +207,35 @@ def _assemble(path: Path, samples: list[_Sample]) -> ImageFolder:
     return ImageFolder(arrays[0], arrays[1], arrays[2], arrays[3], tuple(names["train"]))
 
 
+def _check_brightness(path: Path, samples: list[_Sample]) -> None:
+    """Raise DataError for 16-bit images of which 8 bits would leave next to nothing, such as 10-bit ones in 16 bits."""
+    brightest = max((sample.brightest for sample in samples if sample.brightest is not None), default=WHITE_16)
+    if brightest < LEAST_WHITE_16:
+        raise DataError(
+            f"{path}: expected 16-bit images that use their range up to {WHITE_16}, got none brighter than "
+            f"{brightest}, which 8 bits would make {(brightest + 128) // 257} of 255; scale their values"
+        )
+
+
 def _cache_key(path: Path) -> str:
-    """Text that changes when the path, the total size or the latest time of modification changes."""
-    files = [path] if path.is_file() else [entry[0] for entry in _files_of(path)]
-    stats = [file.stat() for file in files]
-    size, latest = sum(stat.st_size for stat in stats), max((stat.st_mtime_ns for stat in stats), default=0)
-    return f"v{CACHE_VERSION} {len(files)} files, {size} bytes, {latest} ns, {path}"
+    """Text that changes with the decoder, and with each file's place, size, times and inode.
+
+    The time of change is that of the file system: nobody sets it back, as `rsync -t` and `touch` do with the other.
+    """
+    files = [(path, "", "", "")] if path.is_file() else _files_of(path)
+    listing = blake3()
+    for file, *position in files:
+        stat = file.stat()
+        known = [*position, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+        listing.update(json.dumps(known).encode() + b"\n")
+    decoder = f"Pillow {PIL.__version__}, JPEG {features.version('jpg')}"
+    return f"v{CACHE_VERSION} {decoder}, {len(files)} files, {listing.hexdigest()}"
 
 
 def _cache_places(path: Path) -> list[Path]:
-    beside = path.with_name(path.name + ".cache.npz")
-    return [beside, cache_folder() / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.npz"]
+    beside, folder = path.with_name(path.name + ".cache.npz"), cache_folder()
+    name = f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.npz"
+    return [beside] if folder is None else [beside, folder / name]
 
 
 def _read_cache(place: Path, key: str) -> ImageFolder | None:

@@ -55,6 +55,13 @@ def resnet18(
     return model
 
 
+def values_left(height: int, width: int) -> int:
+    """Return how many pixels an image of this size has in the last stage."""
+    for stride in STAGE_STRIDES:
+        height, width = -(-height // stride), -(-width // stride)
+    return height * width
+
+
 def _stage(inputs: int, planes: int, stride: int) -> nn.Sequential:
     """Two basic blocks; the first one changes the number of channels and the resolution."""
     shortcut = None

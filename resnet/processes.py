@@ -24,6 +24,7 @@ import torch
 from btard.audit.recorder import Recorder
 from btard.drivers.collective import CollectiveDriver, Fallen
 from btard.drivers.mesh import Mesh, RankLost, torchrun_mesh
+from btard.harness.pieces import Pieces
 from btard.harness.progress import Bar
 from btard.harness.run_folder import RunFolder, RunFolderError, rank_checkpoints
 from btard.harness.typed_yaml import ConfigError
@@ -31,9 +32,9 @@ from btard.protocol.ledger import Ledger
 from resnet.cohort import HISTORY, cohort_settings
 from resnet.config import Config, load_config
 from resnet.data import DataError, Dataset, load_dataset
-from resnet.train import Training, describe, print_summary, summarise, write_model
+from resnet.train import Training, describe, knowing, print_summary, summarise, write_model
 
-Checkpoint = tuple[int, dict[str, torch.Tensor], dict[str, Any]]
+Checkpoint = tuple[int, dict[str, torch.Tensor], dict[str, Any], Pieces]
 
 FIRST = 0
 """The rank that looks after the folder and the data at the start, and speaks for all about mistakes."""
@@ -126,7 +127,9 @@ def _run(config: Config, out: Path, mesh: Mesh, progress: _Progress) -> int:
         try:
             folder = RunFolder(out, config, processes=True)
             finished = folder.summary()
-            data = load_dataset(config.data.name, config.data.path, label=config.data.label)
+            if finished is None:
+                data = load_dataset(config.data.name, config.data.path, label=config.data.label)
+                folder.settle(knowing(config, data))
         except (ConfigError, DataError, RunFolderError) as error:
             problem = " ".join(str(error).split())
     problem, done = json.loads(mesh.gather("start", json.dumps([problem, finished is not None]).encode())[FIRST])
@@ -138,23 +141,24 @@ def _run(config: Config, out: Path, mesh: Mesh, progress: _Progress) -> int:
         return 0
     if data is None:
         data = load_dataset(config.data.name, config.data.path, label=config.data.label)
+    config = knowing(config, data)
     training = RankTraining(config, data, out, mesh)
     if mesh.rank == FIRST:
         write_model(training, out)
     checkpoints = rank_checkpoints(out, mesh.rank)
-    found = {checkpoint[0]: checkpoint for checkpoint in checkpoints.intact()}
+    found = {checkpoint[0]: checkpoint for checkpoint in checkpoints.vouching()}
     first, ranks = _common(mesh, found)
     progress.safe = progress.saved = first
     if mesh.rank not in ranks:
         _say(f"rank {mesh.rank}: peer {mesh.rank} had left the run before step {first}; the others go on")
         return 0
     if first:
-        training.load(*found[first][1:])
+        training.load(*found[first][1:3])
     progress.advanced(mesh.ranks, config.peers)
     checkpoints.forget_after(first)
     try:
         with Bar(out.name, config.steps, done=first, show=mesh.rank == FIRST) as bar:
-            return _steps(training, out, first, progress, folder, bar)
+            return _steps(training, out, first, progress, folder, bar, found[first][3] if first else {})
     except Fallen as fallen:
         _say(f"{fallen}; rank {mesh.rank} ends, the others go on")
         return 0
@@ -163,19 +167,34 @@ def _run(config: Config, out: Path, mesh: Mesh, progress: _Progress) -> int:
 
 
 def _steps(
-    training: RankTraining, out: Path, first: int, progress: _Progress, folder: RunFolder | None, bar: Bar
+    training: RankTraining,
+    out: Path,
+    first: int,
+    progress: _Progress,
+    folder: RunFolder | None,
+    bar: Bar,
+    held: Pieces,
 ) -> int:
-    """Train from step `first` to the end; 0. `folder` is that of the first rank, others open it when it is theirs."""
+    """Train from step `first` to the end; 0. `folder` is that of the first rank, others open it when it is theirs.
+
+    `held`: what this rank's checkpoint of step `first` has of the folder; nothing if it was not its own then.
+    """
     config, mesh = training.config, training.mesh
     checkpoints = rank_checkpoints(out, mesh.rank)
     ledger: Ledger | None = None
     try:
+        if first == config.steps and training.evaluator is not None:  # all that is missing is the summary
+            folder = folder or RunFolder(out, config, processes=True)
+            folder.rely_on(first, held)
+            folder.start(first)
         for step in range(first, config.steps):
             result, metrics = training.step(step)
             progress.advanced(mesh.ranks, config.peers)
             if training.evaluator is not None:
                 folder = folder or RunFolder(out, config, processes=True)
                 if ledger is None:
+                    if step == first:
+                        folder.rely_on(step, held)
                     folder.start(step)
                     ledger = Ledger.of(folder.ledger())
                 folder.log(step, metrics, training.seconds)
@@ -183,9 +202,7 @@ def _steps(
                     folder.log_ledger([ledger.append(entry)])
                     bar.say(describe(entry, training.byzantine))
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
-                if folder is not None:
-                    folder.flush()
-                training.save(checkpoints, step + 1)
+                training.save(checkpoints, step + 1, folder if training.evaluator is not None else None)
                 progress.saved = step + 1
             bar.advance()
         training.driver.attest(training.params.detach())
@@ -203,7 +220,7 @@ def _steps(
 
 def _common(mesh: Mesh, found: Mapping[int, Checkpoint]) -> tuple[int, tuple[int, ...]]:
     """The newest step of which every rank that was then in the run has a checkpoint, and these ranks; 0 if none."""
-    mine = [[step, state["driver"]["ranks"]] for step, (_, _, state) in found.items()]
+    mine = [[step, state["driver"]["ranks"]] for step, (_, _, state, _) in found.items()]
     said = mesh.gather("resume", json.dumps(mine).encode())
     members = {rank: {step: tuple(ranks) for step, ranks in json.loads(text)} for rank, text in said.items()}
     for step in sorted({step for known in members.values() for step in known}, reverse=True):

@@ -11,7 +11,6 @@ over `SEEDS` seeds.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -20,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
+from btard.boundary import Parser, program
 from btard.harness import tables
 from btard.harness.progress import track
 from btard.harness.settings import exit_with
@@ -87,11 +87,10 @@ def counterpart(tau: float, here: PartNorms, standard: PartNorms) -> float:
     return tau * here.median / standard.median
 
 
+@program("the same command begins again")
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code: 0, or 2 after one line about what is wrong."""
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(prog=PROGRAM, description=__doc__)
     parser.add_argument("config", metavar="CONFIG.yaml", help="data, peers and batch size; any key can be changed")
     parser.add_argument("--out", required=True, metavar="FILE.json")
     parser.add_argument("--widths", type=int, nargs="+", default=[4, 8, 16, 32], metavar="W", help="beside 64")

@@ -6,13 +6,13 @@ nor checkpoints have to be there. Equal files give equal figures and tables, to 
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 from collections.abc import Callable, Sequence
 from itertools import compress
 from pathlib import Path
 
+from btard.boundary import Parser, output_folder, program
 from btard.harness.figures import save
 from btard.harness.progress import Bar
 from btard.harness.run_folder import RunFolderError
@@ -182,21 +182,17 @@ def print_results(results: Results, experiments: Sequence[Experiment]) -> None:
         show(experiment.title, tables.columns(chosen), chosen[1:])
 
 
+@program("the same command begins again")
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code: 0, or 2 after one line about what is wrong."""
-    parser = argparse.ArgumentParser(
-        prog="python -m resnet.report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(prog="python -m resnet.report", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="DIR", help="the folder of a sweep, or an export of one")
-    parser.add_argument("--out", type=Path, metavar="OUT", help="where the report goes (DIR/report)")
+    parser.add_argument("--out", type=output_folder, metavar="OUT", help="where the report goes (DIR/report)")
     parser.add_argument("--only", nargs="+", default=[], metavar="EXPERIMENT", help="only these of the grid")
     parser.add_argument("--tensorboard", action="store_true", help="write OUT/tensorboard, a run per run of the sweep")
     parser.add_argument("--wandb", metavar="PROJECT", help="log the runs to a project of Weights & Biases")
     parser.add_argument(
-        "--export", type=Path, metavar="FOLDER", help="write what a repository should keep of the sweep"
+        "--export", type=output_folder, metavar="FOLDER", help="write what a repository should keep of the sweep"
     )
     arguments = parser.parse_args(argv)
     out: Path = arguments.out or arguments.folder / "report"

@@ -21,15 +21,16 @@ from pathlib import Path
 # Before torch is imported, also in the workers: threads that wait by spinning steal the cores from those that work.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+from btard.boundary import Parser, program
 from btard.harness import tables
 from btard.harness.progress import Bar, duration
 from btard.harness.run_folder import RunFolderError, read_summary, steps_per_second
-from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import COMMAND_LINE, ConfigError, read_words
 from resnet.cohort import check_rule
 from resnet.config import Config
-from resnet.data import DataError, load_dataset
+from resnet.data import load_dataset
 from resnet.experiments.grid import Cell, Grid, read_grid
+from resnet.experiments.outcomes import noted_digest
 from resnet.experiments.plan import GRID_FILE, RUNS, Branch, Plan, Task, make_plan, shard
 from resnet.experiments.workers import Progress, run_tasks
 from resnet.train import Training
@@ -66,6 +67,7 @@ def sweep(
         print_plan(grid, cells, plan, jobs, estimate(todo, out, jobs))
     if not todo:
         return Progress()
+    _check_data(plan, out)
     with Bar("sweep", sum(task.steps for task in todo), show=show) as bar:
         return run_tasks(plan, todo, jobs, _Display(bar).update, keep_checkpoints=keep_checkpoints)
 
@@ -85,6 +87,22 @@ def _claim(out: Path, grid: Grid) -> None:
     if not file.exists() or file.read_bytes() != content:
         temporary.write_bytes(content)
         temporary.replace(file)
+
+
+def _check_data(plan: Plan, out: Path) -> None:
+    """Raise RunFolderError if finished runs were trained on other data than there are now."""
+    noted = {
+        (task.cell.config.data, digest): task
+        for task in plan.tasks
+        if isinstance(task, Branch) and task.done and (digest := noted_digest(task.folder)) is not None
+    }
+    for (data, digest), task in noted.items():
+        now = load_dataset(data.name, data.path, label=data.label).digest
+        if now != digest:
+            raise RunFolderError(
+                f"{task.folder}: was trained on other data (data.digest {digest}) than there are now ({now}); restore "
+                f"them, or choose another --out than {out}"
+            )
 
 
 def estimate(todo: Sequence[Task], out: Path, jobs: int) -> float:
@@ -182,14 +200,13 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+@program("the same command goes on from the last checkpoints")
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code: 0, 1 if runs failed, 2 after one line about what is wrong, 130 after an interruption."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m resnet.sweep",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Any key of resnet.train can be changed for all runs: --data.path FOLDER, --device cuda, ...",
-        allow_abbrev=False,
     )
     parser.add_argument("grid", type=Path, metavar="GRID.yaml", help="or the DIR of a sweep, to go on with it")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where everything goes; by default DIR itself")
@@ -199,21 +216,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--plan", action="store_true", help="say what there is to do and how long it takes, and end")
     parser.add_argument("--keep-checkpoints", action="store_true", help="of finished runs, too; they are large")
     arguments, words = parser.parse_known_args(argv)
-    try:
-        grid, out = _grid_of(arguments.grid, arguments.out, words)
-        if arguments.only:
-            grid = grid.only(arguments.only, COMMAND_LINE)
-        if arguments.plan:
-            cells = shard(grid.cells, *arguments.shard)
-            plan = make_plan(cells, out)
-            print_plan(grid, cells, plan, arguments.jobs, estimate(plan.todo(), out, arguments.jobs))
-            return 0
-        ended = sweep(grid, out, jobs=arguments.jobs, part=arguments.shard, keep_checkpoints=arguments.keep_checkpoints)
-    except (ConfigError, DataError, RunFolderError) as error:
-        exit_with(error)
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the last checkpoints", file=sys.stderr)
-        return 130
+    grid, out = _grid_of(arguments.grid, arguments.out, words)
+    if arguments.only:
+        grid = grid.only(arguments.only, COMMAND_LINE)
+    if arguments.plan:
+        cells = shard(grid.cells, *arguments.shard)
+        plan = make_plan(cells, out)
+        print_plan(grid, cells, plan, arguments.jobs, estimate(plan.todo(), out, arguments.jobs))
+        return 0
+    ended = sweep(grid, out, jobs=arguments.jobs, part=arguments.shard, keep_checkpoints=arguments.keep_checkpoints)
     for task, problem in ended.failed.items():
         print(f"error: {task}: {problem}", file=sys.stderr)
     for task in ended.skipped:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from btard.harness.pieces import check_finished
 from btard.harness.run_folder import RunFolderError, read_metrics, read_summary, steps_per_second
 from btard.harness.typed_yaml import AnyPath, ConfigError
 from resnet.config import Config, read_config
@@ -62,7 +63,10 @@ def read_run(path: Path, label: str | None = None) -> Run:
         config = read_config(path / "config.yaml")
     except ConfigError as error:
         raise RunFolderError(str(error)) from None
-    return Run(path, label or describe(config), config, read_metrics(path), read_summary(path))
+    summary = read_summary(path)
+    if summary is not None:
+        check_finished(path, summary)
+    return Run(path, label or describe(config), config, read_metrics(path), summary)
 
 
 def describe(config: Config) -> str:

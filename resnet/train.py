@@ -13,18 +13,21 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from btard.boundary import program
 from btard.drivers.collective import CollectiveDriver
 from btard.drivers.local import LocalDriver
 from btard.drivers.loop import StepResult
 from btard.drivers.server import ServerDriver
 from btard.harness import tables
+from btard.harness.pieces import FILES, digests
 from btard.harness.progress import Bar
-from btard.harness.run_folder import Checkpoints, RunFolder, RunFolderError, read_timings, steps_per_second
+from btard.harness.run_folder import Checkpoints, RunFolder, read_timings, steps_per_second
 from btard.harness.settings import config_text, exit_with
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.commit import NoGradient
@@ -37,7 +40,7 @@ from resnet.batchnorm import statistics_slots
 from resnet.cohort import HISTORY, make_driver, make_model
 from resnet.config import Config, load_config
 from resnet.data import DataError, Dataset, load_dataset
-from resnet.model import evaluate
+from resnet.model import evaluate, values_left
 from resnet.sampling import TrainingData
 from resnet.task import ClassificationTask
 
@@ -50,6 +53,7 @@ class Training:
 
     def __init__(self, config: Config, data: Dataset, folder: Path) -> None:
         self.config, self.data = config, data
+        check_batch(config, data)
         self.device = self._device()
         self.model = make_model(config, data).to(self.device)
         self.params = torch.nn.Parameter(flatten(self.model))
@@ -151,13 +155,14 @@ class Training:
             group["lr"] = lr
         return lr
 
-    def save(self, folder: RunFolder | Checkpoints, step: int) -> None:
-        """Write a checkpoint from which `load` goes on to the same bits with step `step`."""
+    def save(self, place: RunFolder | Checkpoints, step: int, folder: RunFolder | None) -> None:
+        """Write a checkpoint from which `load` goes on to the same bits with step `step`, with pieces of `folder`."""
         state, tensors = self.driver.state()
         tensors = {f"driver/{name}": tensor for name, tensor in tensors.items()}
         tensors |= {"parameters": self.params.detach(), **self._momentum(), **self.task.statistics.state_dict()}
         tensors["losses"] = self.task.losses
-        folder.save_checkpoint(step, tensors, {"driver": state, "diverged_at": self.diverged_at})
+        tensors |= {} if folder is None else folder.vouch(step)
+        place.save_checkpoint(step, tensors, {"driver": state, "diverged_at": self.diverged_at})
 
     def _momentum(self) -> dict[str, torch.Tensor]:
         """The optimizer's state, by name; nothing before the first step."""
@@ -225,6 +230,8 @@ def train(
     last = config.steps if until is None else min(until, config.steps)
     if data is None:
         data = load_dataset(config.data.name, config.data.path, label=config.data.label)
+    config = knowing(config, data)
+    folder.settle(config)
     training = Training(config, data, out)
     write_model(training, out)
     first = 0
@@ -247,10 +254,10 @@ def train(
             if on_step is not None:
                 on_step(step + 1)
             if (step + 1) % config.checkpoint_every == 0 and step + 1 < last:
-                training.save(folder, step + 1)
+                training.save(folder, step + 1, folder)
             bar.advance(text=_state(metrics))
     if first < last:
-        training.save(folder, last)
+        training.save(folder, last, folder)
     if last < config.steps:
         folder.close()
         return None
@@ -260,6 +267,26 @@ def train(
     folder.write_summary(summary)
     shutil.rmtree(out / HISTORY, ignore_errors=True)
     return summary
+
+
+def check_batch(config: Config, data: Dataset) -> None:
+    """Raise ConfigError where a peer's batch has one value per channel left at the end: BatchNorm needs two."""
+    height, width = data.train_images.shape[2:]
+    if config.batch_size * values_left(height, width) < 2:
+        raise ConfigError(
+            f"batch_size must be at least 2 for images of {width} x {height}, got {config.batch_size}: BatchNorm needs "
+            "two values per channel"
+        )
+
+
+def knowing(config: Config, data: Dataset) -> Config:
+    """Return the settings with the digest of the data in them. Raises DataError if they ask for other data."""
+    if config.data.digest not in (None, data.digest):
+        raise DataError(
+            f"data.digest: expected data with the digest {config.data.digest}, got {data.digest}; restore them, "
+            "correct data.path, or leave data.digest out"
+        )
+    return replace(config, data=replace(config.data, digest=data.digest))
 
 
 def write_model(training: Training, out: Path) -> None:
@@ -279,6 +306,7 @@ def describe(entry: Entry, byzantine: frozenset[int]) -> str:
 
 def summarise(config: Config, training: Training, folder: RunFolder) -> dict[str, Any]:
     """What a finished run came to, from its own files."""
+    folder.flush()
     metrics = folder.metrics()
     entries = [Entry.from_json(line) for line in folder.ledger()]
     bans = [
@@ -301,6 +329,7 @@ def summarise(config: Config, training: Training, folder: RunFolder) -> dict[str
         "byzantine": sorted(training.byzantine),
         "bans": bans,
         "diverged_at": training.diverged_at,
+        FILES: digests(folder.path),
         "data": training.data.label,
         "parameters": training.task.d,
         "mode": config.mode,
@@ -345,8 +374,30 @@ def print_summary(summary: dict[str, Any], out: Path) -> None:
     print(f"curves: tensorboard --logdir {out}   files: {out}/summary.json, metrics.jsonl, ledger.jsonl")
 
 
+def under_torchrun(environment: Mapping[str, str]) -> bool:
+    """Return whether this process is one of several that torchrun, or a launcher like it, has started as peers.
+
+    Platforms set RANK and WORLD_SIZE also for a single process. Raises ConfigError for half of what a launcher sets.
+    """
+    if "RANK" not in environment or "WORLD_SIZE" not in environment:
+        return False
+    if "TORCHELASTIC_RUN_ID" not in environment and environment["WORLD_SIZE"].strip() in ("", "1"):
+        return False
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not environment.get(name)]
+    numbers = ["RANK", "WORLD_SIZE", *(["MASTER_PORT"] if "MASTER_PORT" not in missing else [])]
+    strange = [name for name in numbers if not environment[name].isdigit()]
+    if missing or strange:
+        what = f"not {' and '.join(missing)}" if missing else f"{strange[0]} is {environment[strange[0]]!r}, no number"
+        raise ConfigError(
+            f"environment: RANK and WORLD_SIZE = {environment['WORLD_SIZE']} are set, but {what}: start the peers by "
+            "torchrun, or unset RANK and WORLD_SIZE to run them all in this process"
+        )
+    return True
+
+
+@program("the same command goes on from the last checkpoint")
 def main(argv: list[str] | None = None) -> int:
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+    if under_torchrun(os.environ):
         from resnet.processes import main as run_rank  # imports this module
 
         return run_rank(argv)
@@ -355,14 +406,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         summary = train(config, out)
         assert summary is not None, "a run without `until` comes to its end"
-    except (ConfigError, DataError, RunFolderError) as error:
-        exit_with(error)
     except torch.OutOfMemoryError as error:
         what = str(error).partition(". ")[0]
         exit_with(MemoryError(f"{what}: lower batch_size or peers, or set mode to per_peer or device to cpu"))
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
     print_summary(summary, out)
     return 0
 

@@ -15,12 +15,11 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import argparse
 import json
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
@@ -28,6 +27,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 
+from btard.boundary import Parser, output_folder, program
 from btard.drivers.local import LocalDriver
 from btard.harness.figures import COLOURS, bare, new_figure, save
 from btard.harness.progress import track
@@ -209,9 +209,10 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
+@program("the same command begins again")
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True)
+    parser = Parser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--out", type=output_folder, required=True)
     parser.add_argument("--runs", type=int, default=60)
     parser.add_argument("--peers", type=int, default=6)
     parser.add_argument("--byzantine", type=int, default=2)
@@ -242,4 +243,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
 import inspect
+import sys
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from itertools import pairwise
-from pathlib import Path
 from types import FunctionType
 from typing import Any
 
 import btard
+from btard.boundary import Parser, output_file, program
 
 INTRODUCTION = """\
 # Public names
@@ -125,11 +125,12 @@ def text() -> str:
     return "\n".join(parts)
 
 
+@program("the same command begins again")
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True)
+    parser = Parser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--out", type=output_file, required=True)
     parser.parse_args(argv).out.write_text(text(), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

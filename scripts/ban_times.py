@@ -15,17 +15,17 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import argparse
 import json
 import math
+import sys
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from btard.attacks import ATTACKS, make_attack
+from btard.boundary import Parser, output_folder, program
 from btard.drivers.local import LocalDriver
 from btard.harness.figures import BLACK, BLUE, GREEN, VERMILION, bare, new_figure, save
 from btard.harness.progress import track
@@ -73,9 +73,10 @@ def bans_of_run(peers: int, byzantine: int, validators: int, attack: str, seed: 
     return bans, honest
 
 
+@program("the same command begins again")
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True)
+    parser = Parser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--out", type=output_folder, required=True)
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--peers", type=int, default=16)
     parser.add_argument("--byzantine", type=int, default=7)
@@ -145,4 +146,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 
+from btard.boundary import Parser, output_folder, program
 from btard.harness.progress import Bar
 from scripts.benchmarks.measure import Settings, load, machine
 from scripts.benchmarks.page import Aim, Table, page, section
@@ -74,10 +75,11 @@ def write_page(out: Path) -> str:
     return text
 
 
+@program("the same command begins again")
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="sections to measure")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmark"))
+    parser.add_argument("--out", type=output_folder, default=Path("results/benchmark"))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything runs")
     parser.add_argument("--report", action="store_true", help="measure nothing, draw the page from the JSON files")
@@ -102,4 +104,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

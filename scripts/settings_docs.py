@@ -5,17 +5,17 @@ What is said of a key is the docstring below its field, as in `--help`.
 
 from __future__ import annotations
 
-import argparse
+import sys
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields, is_dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 import albert.config
 import resnet.config
+from btard.boundary import Parser, output_file, program
 from btard.harness.typed_yaml import keys
 
 INTRODUCTION = """\
@@ -111,11 +111,12 @@ def text() -> str:
     return "\n".join(parts) + "\n"
 
 
+@program("the same command begins again")
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True)
+    parser = Parser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--out", type=output_file, required=True)
     parser.parse_args(argv).out.write_text(text(), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

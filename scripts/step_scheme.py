@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
+import sys
 from pathlib import Path
+
+from btard.boundary import Parser, output_folder, program
 
 WIDTH, HEIGHT, LEFT, PANEL = 1000, 356, 12, 195
 NAMES = ("fg", "soft", "edge", "panel", "bad", "good")
@@ -163,9 +165,10 @@ def drawn(theme: str) -> str:
     )
 
 
+@program("the same command begins again")
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m scripts.step_scheme", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("docs/images"), metavar="FOLDER")
+    parser = Parser(prog="python -m scripts.step_scheme", description=__doc__)
+    parser.add_argument("--out", type=output_folder, default=Path("docs/images"), metavar="FOLDER")
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     for theme in THEMES:
@@ -175,4 +178,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -23,13 +23,13 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 
+from btard.boundary import Parser, output_file, program
 from btard.drivers.history import ParameterHistory
 from btard.drivers.letters import Letters
 from btard.drivers.loop import Heard
@@ -280,10 +280,10 @@ def table(found: list[dict[str, Any]]) -> list[list[str]]:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="python -m scripts.swarm_rounds", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--out", type=Path, required=True, metavar="FILE.json")
+    made.add_argument("--out", type=output_file, required=True, metavar="FILE.json")
     made.add_argument("--cases", nargs="+", metavar="PEERSxD", help="such as 4x1000000; by default all")
     made.add_argument(
         "--relays", nargs="+", default=["0", "b"], metavar="R", help="numbers, or b: all that can be (default: 0 b)"
@@ -294,6 +294,7 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+@program("the same command begins again")
 def main(argv: list[str] | None = None) -> int:
     said = parser().parse_args(argv)
     try:

@@ -6,12 +6,12 @@ are the honest gradients that it has to compute and the steps in which it attack
 
 from __future__ import annotations
 
-import argparse
 import json
-from pathlib import Path
+import sys
 
 import torch
 
+from btard.boundary import Parser, output_folder, program
 from btard.drivers.local import LocalDriver
 from btard.harness.progress import track
 from btard.harness.tables import markdown, show
@@ -63,9 +63,10 @@ def sybil_price(members: int, probation: int, lives: int, seed: int) -> tuple[in
     return honest, attacks
 
 
+@program("the same command begins again")
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True)
+    parser = Parser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--out", type=output_folder, required=True)
     parser.add_argument("--lives", type=int, default=10, help="of each Sybil")
     parser.add_argument("--seeds", type=int, default=6)
     args = parser.parse_args()
@@ -98,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -10,13 +10,13 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import argparse
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
 import torch
 
+from btard.boundary import Parser, output_file, program
 from btard.harness.progress import track
 from tests.protocol.matrix import ROWS, SEEDS, Row, observe, summary
 
@@ -57,9 +57,10 @@ def renewed(page: str, rows: Sequence[Row], results: Sequence[str], seeds: int) 
     return "\n".join([f"{before}{OPENS}", counted, *table(rows, results), "", f"{CLOSES}{after}"])
 
 
+@program("the same command begins again")
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="the page whose tables are renewed")
+    parser = Parser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--out", type=output_file, required=True, help="the page whose tables are renewed")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="runs per row")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
@@ -72,4 +73,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,15 +6,15 @@ them hashes, signatures and scalars whose size does not depend on d: what remain
 
 from __future__ import annotations
 
-import argparse
 import json
+import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from btard.boundary import Parser, output_folder, program
 from btard.drivers.local import LocalDriver
 from btard.harness.tables import show
 from btard.protocol.config import ProtocolConfig
@@ -63,9 +63,10 @@ def fit(rows: list[dict[str, Any]], name: str) -> dict[str, Any]:
     return {"per recipient": round(float(c), 1), "per recipient and peer": round(float(e), 2), "largest error": error}
 
 
+@program("the same command begins again")
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True)
+    parser = Parser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--out", type=output_folder, required=True)
     parser.add_argument("--d", type=int, default=RESNET18, help="parameters; by default those of ResNet-18")
     parser.add_argument("--peers", type=int, default=16)
     args = parser.parse_args()
@@ -124,4 +125,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,7 +1,7 @@
 """What all tests share: hypothesis by profile, and seeds by option.
 
 `--hypothesis-profile long` is for hours, the default is for minutes. `--seeds N` runs a test that takes a `seed` N
-times.
+times. `--surroundings N` starts programs in N random surroundings.
 """
 
 import os
@@ -31,6 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seeds", type=int, default=4, help="how many seeds to run each test with that takes a seed")
+    parser.addoption("--surroundings", type=int, default=12, help="how many random surroundings to start programs in")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -39,3 +40,5 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     given = {name.strip() for group in names for name in group}
     if "seed" in metafunc.fixturenames and "seed" not in given:
         metafunc.parametrize("seed", range(metafunc.config.getoption("--seeds")))
+    if "surrounding" in metafunc.fixturenames:
+        metafunc.parametrize("surrounding", range(metafunc.config.getoption("--surroundings")))

@@ -19,16 +19,20 @@ ROOT = Path(__file__).parents[1]
 ALLOWED = {
     "aggregation": {"aggregation"},
     "protocol": {"aggregation", "checks", "protocol"},
-    "attacks": {"aggregation", "attacks", "checks", "protocol"},
-    "audit": {"aggregation", "audit", "protocol", "task"},
+    "attacks": {"aggregation", "attacks", "boundary", "checks", "protocol"},
+    "audit": {"aggregation", "audit", "boundary", "protocol", "task"},
     "drivers": {"aggregation", "audit", "drivers", "protocol", "task"},
-    "export": {"audit", "export", "extras", "harness", "protocol", "swarm.checkpoint", "training"},
-    "harness": {"attacks", "checks", "extras", "harness", "protocol"},  # the three beside it import it, no other
-    "watch": {"audit", "drivers", "extras", "harness", "protocol", "watch"},
-    "swarm": {"attacks", "audit", "checks", "drivers", "extras", "harness", "protocol", "swarm", "task", "training"},
+    "export": {"audit", "boundary", "export", "extras", "harness", "protocol", "swarm.checkpoint", "training"},
+    # The three beside it import it, no other.
+    "harness": {"attacks", "boundary", "checks", "extras", "harness", "protocol"},
+    "watch": {"audit", "boundary", "drivers", "extras", "harness", "protocol", "watch"},
+    "swarm": {
+        *("attacks", "audit", "boundary", "checks", "drivers", "extras", "harness", "protocol", "swarm", "task"),
+        "training",
+    },
     "training": {"aggregation", "attacks", "audit", "checks", "drivers", "protocol", "task", "training"},
 }
-ALONE = {"calibration": set(), "checks": set(), "extras": set(), "task": {"protocol"}}
+ALONE = {"boundary": set(), "calibration": set(), "checks": set(), "extras": set(), "task": {"protocol"}}
 """The modules beside the packages, and what of btard they may import."""
 OUTSIDE = {"resnet", "albert", "scripts", "tests", "torchvision", "transformers", "hivemind", "matplotlib"}
 ABOVE = {"harness": {"matplotlib"}, "swarm": {"hivemind"}}

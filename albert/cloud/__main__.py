@@ -17,6 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from btard.boundary import program
 from btard.harness.settings import exit_with
 from btard.harness.tables import console
 from btard.harness.typed_yaml import ConfigError
@@ -44,29 +45,22 @@ WITHOUT = "--without-checkpoints"
 USAGE = f"usage: python -m albert.cloud {'|'.join(COMMANDS)} CONFIG.yaml [--key value ...]"
 
 
+@program("the same command looks again at what is there")
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code: 0; 1 if AWS refuses or something is left to do; 2 for a mistake; 130 if interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or "-h" in words or "--help" in words:
         print(f"{__doc__}\nThe keys, their defaults, and what they do:\n\n{help_text()}")
         return 0 if words else 2
-    try:
-        command, path, extra, changes = _parse(words)
-        config = load(path, changes)
-    except ConfigError as error:
-        exit_with(error)
+    command, path, extra, changes = _parse(words)
+    config = load(path, changes)
     out = console()
     try:
         with explained():
             return 0 if _act(command, Run(Account(config.region, config.profile), config), extra, out) else 1
-    except ConfigError as error:
-        exit_with(error)
     except CloudError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
 
 
 def _act(command: str, run: Run, extra: list[str], out: Console) -> bool:

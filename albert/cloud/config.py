@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import yaml
 
 from btard.checks import FieldError, require
-from btard.harness.typed_yaml import ConfigError, Setting, build, keys, read_settings, read_words
+from btard.harness.typed_yaml import ConfigError, Setting, build, keys, parse_word, read_settings, read_words
 
 Option = int | float | bool | str | None
 OPTIONS = "swarm.options"
@@ -233,6 +233,13 @@ class Config:
         }
     )
     """What a second launch of a run may have changed."""
+    elsewhere: ClassVar[dict[str, str]] = {
+        "baseline": "a series of swarms: python -m albert.experiments {file} --out DIR",
+        "experiments": "a grid of runs: python -m resnet.sweep {file} --out DIR",
+        "deadlines": "the configuration of a swarm: python -m albert.swarm {file} --out RUN_DIR",
+        "peers": "the configuration of a swarm: python -m albert.swarm {file} --out RUN_DIR",
+        "aggregator": "the configuration of a ResNet run: python -m resnet.train {file} --out RUN_DIR",
+    }
 
     run_id: str = "albert"
     """Names and tags everything of this run. Another one for another swarm beside it."""
@@ -308,7 +315,7 @@ def _swarm_options(changes: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
             if start == len(rest) or rest[start].startswith("--"):
                 raise ConfigError(f"command line: --{OPTIONS}.{key} needs a value")
             value = rest.pop(start)
-        options[key] = yaml.safe_load(value)
+        options[key] = parse_word(value)
     return options, rest
 
 

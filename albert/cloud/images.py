@@ -1,5 +1,6 @@
 """The disk images that machines start from: the newest of a public SSM parameter, fixed once per run."""
 
+import difflib
 from dataclasses import dataclass
 
 from albert.cloud.account import Account
@@ -58,6 +59,20 @@ def _resolve(account: Account, wanted: str, key: str) -> str:
         if code_of(error) not in ("ParameterNotFound", "ValidationException"):
             raise
         raise CloudError(
-            f"{key}: no public parameter {wanted} in {account.region}; `aws ssm get-parameters-by-path --path "
-            "/aws/service/deeplearning/ami/x86_64 --recursive` lists those for deep learning"
+            f"{key}: no public parameter {wanted} in {account.region}; {_alike(account, wanted)}"
         ) from None
+
+
+LISTED = "/aws/service/deeplearning/ami/x86_64"
+"""Where AWS lists the images for deep learning."""
+
+
+def _alike(account: Account, wanted: str) -> str:
+    """The public parameters that are named most like `wanted`, or how to list them."""
+    command = f"`aws ssm get-parameters-by-path --path {LISTED} --recursive` lists those for deep learning"
+    try:
+        found = account.pages("ssm", "get_parameters_by_path", "Parameters", Path=LISTED, Recursive=True)
+    except Exception:  # whatever it is: the missing image is what has to be said
+        return command
+    near = difflib.get_close_matches(wanted, [str(entry["Name"]) for entry in found], n=3, cutoff=0.3)
+    return f"there are {', '.join(near)}" if near else command

@@ -74,7 +74,7 @@ def check_sources(run: Run) -> list[Finding]:
     source = config.data.source
     if source is None:
         findings.append(
-            Finding("note", "data", "data.source is null: machines fetch none", "the swarm has to find its own")
+            Finding("stop", "data", "data.source is null: peers would have no data", "set it to s3:// or https://")
         )
     elif source.startswith("s3://"):
         check = _check_object if config.data.is_archive else _check_folder

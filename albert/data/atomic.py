@@ -17,6 +17,7 @@ def complete_folder(folder: Path) -> Iterator[Path]:
     If the block raises, it is deleted. What a killed process left is deleted by the next one. Raises DataError if
     `folder` is there already and not empty, if another process is making it, or if it cannot be written.
     """
+    folder = replaceable(folder)
     partial = folder.with_name(folder.name + ".partial")
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
@@ -38,6 +39,22 @@ def complete_folder(folder: Path) -> Iterator[Path]:
         raise
     finally:
         os.close(lock)
+
+
+def replaceable(folder: Path) -> Path:
+    """Return where `folder` really is, without links. Raises DataError if no other folder can be given its name."""
+    try:
+        real = folder.resolve()
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{folder}: leads nowhere ({error}); choose another --out") from None
+    inside = f"name a new folder in it, such as {folder / 'prepared'}"
+    if not real.name or real == Path.cwd() or real in Path.cwd().parents:
+        raise DataError(f"{folder}: expected a folder to make, got one that this program runs in; {inside}")
+    if os.path.ismount(real):
+        raise DataError(f"{folder}: expected a folder to make, got the root of a mounted file system; {inside}")
+    if real.exists() and not real.is_dir():
+        raise DataError(f"{folder}: expected a folder to make, got a file; choose another --out")
+    return real
 
 
 def _locked(partial: Path) -> int:

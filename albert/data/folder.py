@@ -174,7 +174,12 @@ def _not_prepared(folder: Path) -> str:
     partial = folder.with_name(folder.name + ".partial")
     if partial.exists():
         return f"{folder}: expected prepared data, found none but what an interrupted run left; repeat its command"
-    how = f"python -m albert.prepare --source wikitext-103 --out {folder}"
+    source = next((name for name in ("synthetic", "wikitext-2", "wikitext-103") if folder.name == name), "wikitext-103")
+    how = f"python -m albert.prepare --source {source} --out {folder}"
+    if source == "wikitext-2":
+        how += " --train-tokenizer --vocab-size 8000"
+    elif source == "synthetic":
+        how += " (invented text, no download)"
     if not folder.exists():
         return f"{folder}: expected a folder of prepared data, found none; make it with: {how}"
     return (

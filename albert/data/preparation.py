@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
 
-from albert.data.atomic import complete_folder
+from albert.data.atomic import complete_folder, replaceable
 from albert.data.errors import DataError
 from albert.data.folder import (
     RECORD,
@@ -24,7 +24,7 @@ from albert.data.folder import (
 )
 from albert.data.pairs import SPECIAL_TOKENS, Pair, segment_pairs
 from albert.data.sources import open_source
-from albert.data.text import Article, sentences
+from albert.data.text import Article, Layout, sentences
 from albert.data.tokenizer import (
     DEFAULT,
     Encoder,
@@ -57,6 +57,8 @@ class Options:
     sequence_length: int = 512
     seed: int = 0
     """Of where segments end, and of invented text"""
+    documents: Layout | None = None
+    """What separates documents in a folder of text files; None: what the train files look like"""
 
     def __post_init__(self) -> None:
         if self.sequence_length < LEAST_LENGTH:
@@ -69,7 +71,8 @@ def prepare(options: Options, out: Path, *, progress: bool = True) -> tuple[dict
     A complete folder that the same options made stays as it is. Raises DataError, and leaves nothing behind, if
     something else is there, or if the text or the tokenizer cannot be used.
     """
-    source = open_source(options.source, options.seed)
+    replaceable(out)  # before any work
+    source = open_source(options.source, options.seed, options.documents)
     request = {
         "source": source.description,
         "tokenizer": _tokenizer_request(options),
@@ -102,6 +105,7 @@ def prepare(options: Options, out: Path, *, progress: bool = True) -> tuple[dict
             "special_tokens": special_ids(tokenizer),
             "special_ids": special,
             "splits": splits,
+            "documents": source.layout,
             "versions": {name: version(name) for name in VERSIONS} | {"python": sys.version.split()[0]},
         }
         return write_record(partial, record), True
@@ -153,7 +157,7 @@ def _pairs(articles: list[Article], encoder: Encoder, options: Options, split: s
             bar.advance(len(block))
     if not pairs:
         raise DataError(
-            f"--source {options.source}: expected articles of at least two sentences for {split}, found none among "
-            f"{len(articles)}; pass more text"
+            f"--source {options.source}: expected documents of at least two sentences for {split}, found none among "
+            f"{len(articles)}; pass more text, or say by --documents what separates them"
         )
     return pairs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from blake3 import blake3
 
 from albert.data.errors import DataError
 from albert.data.synthetic import ARTICLES, synthetic_lines
-from albert.data.text import Article, articles
+from albert.data.text import SHOWN, Article, Layout, articles, detect_layout
 from albert.data.tokenizer import one_line
 from btard.harness.progress import track
 
@@ -22,6 +23,9 @@ SYNTHETIC = "synthetic"
 SUFFIXES = (".txt", ".tokens", ".raw")
 WORDS = {"train": "train", "valid": "validation", "test": "test"}
 """What in a file's name says which split it holds; test text is not used."""
+
+LOOKED_AT = 200_000
+"""Lines of each train file that are looked at to find out what separates documents."""
 
 HELD_OUT = 20
 """Without a validation file, one of so many articles of the train text is for validation, beginning with the first."""
@@ -36,6 +40,8 @@ class Source:
     texts: Callable[[str], Iterable[Iterable[str]]]
     """The texts of a split, each as its lines in the layout of WikiText; an article ends with its text"""
     has_validation: bool = True
+    layout: Layout = "headings"
+    """What separates documents."""
 
     def read(self, *, progress: bool = True) -> dict[str, list[Article]]:
         """Return the articles of both splits, in memory: about twice the size of the text.
@@ -46,8 +52,8 @@ class Source:
         if not self.has_validation:
             if len(found["train"]) < 2:
                 raise DataError(
-                    f"{self.description['name']}: expected a file named *valid* or at least two articles to hold one "
-                    f"out, found one; headings ` = Title = ` between blank lines separate articles"
+                    f"{self.description['name']}: expected a file named *valid* or at least two documents to hold one "
+                    f"out, found one, as a document is {SHOWN[self.layout]}; --documents says what it is"
                 )
             found["validation"] = found["train"][::HELD_OUT]
             del found["train"][::HELD_OUT]
@@ -56,7 +62,7 @@ class Source:
     def _read(self, split: str, progress: bool) -> list[Article]:
         found: list[Article] = []
         for lines in self.texts(split):
-            found += articles(track(lines, f"read {split}", unit="lines", show=progress))
+            found += articles(track(lines, f"read {split}", unit="lines", show=progress), self.layout)
         if not found:
             raise DataError(
                 f"{self.description['name']}: expected articles for {split}, found no text; see that the right files "
@@ -65,12 +71,15 @@ class Source:
         return found
 
 
-def open_source(name: str, seed: int = 0) -> Source:
+def open_source(name: str, seed: int = 0, layout: Layout | None = None) -> Source:
     """Return the source of this name: `wikitext-103`, `wikitext-2`, `synthetic` or the path of a folder.
 
-    In a folder, files `*train*`, `*valid*` and `*test*` with ending .txt, .tokens or .raw are text in UTF-8. `seed` is
-    that of invented text. Raises DataError if the folder is none or has no train file.
+    In a folder, files `*train*`, `*valid*` and `*test*` with ending .txt, .tokens or .raw are text in UTF-8; `layout`
+    is what separates their documents, by default what the train files look like. `seed` is that of invented text.
+    Raises DataError if the folder is none or has no train file, or for a layout of text that is not from a folder.
     """
+    if layout not in (None, "headings") and name in (*HUB_CONFIGS, SYNTHETIC):
+        raise DataError(f"--documents {layout}: {name} has headings; leave it out")
     if name == SYNTHETIC:
         return Source({"name": name, "articles": ARTICLES}, lambda split: [synthetic_lines(seed, split)])
     if name in HUB_CONFIGS:
@@ -81,7 +90,7 @@ def open_source(name: str, seed: int = 0) -> Source:
             f"--source {name}: expected {', '.join((*HUB_CONFIGS, SYNTHETIC))} or a folder of text files, found no "
             "such folder; correct it"
         )
-    return _folder(folder)
+    return _folder(folder, layout)
 
 
 def _hub(name: str) -> Source:
@@ -99,7 +108,7 @@ def _hub(name: str) -> Source:
     return Source({"name": name, "dataset": HUB_DATASET, "config": HUB_CONFIGS[name]}, texts)
 
 
-def _folder(folder: Path) -> Source:
+def _folder(folder: Path, layout: Layout | None) -> Source:
     try:
         entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
         files: dict[str, list[Path]] = {split: [] for split in WORDS.values()}
@@ -129,10 +138,15 @@ def _folder(folder: Path) -> Source:
     description: dict[str, Any] = {"name": folder.resolve().name, "files": contents}
     if not files["validation"]:
         description["validation"] = f"every {HELD_OUT}th article of train, beginning with the first"
+    if layout is None:
+        layout = detect_layout(islice(_text(path).split("\n"), LOOKED_AT) for path in files["train"])
+    if layout != "headings":  # which was the only one, so that data that were prepared then stay what they are
+        description["documents"] = layout
     return Source(
         description,
         lambda split: (_text(path).split("\n") for path in files[split]),
         has_validation=bool(files["validation"]),
+        layout=layout,
     )
 
 

@@ -1,24 +1,88 @@
-"""The layout of WikiText: articles under headings, paragraphs between blank lines, sentences within them."""
+"""The layouts of a corpus: what separates its documents, their paragraphs and sentences."""
 
 import re
 from collections.abc import Iterable, Iterator
-from itertools import chain, pairwise
+from itertools import chain, groupby, pairwise
+from typing import Literal, get_args
 
 Article = list[str]
 """Paragraphs, without blank lines and headings."""
 
+Layout = Literal["headings", "blank-lines", "lines", "files"]
+"""What begins a new document: a heading ` = Title = ` as in WikiText; a blank line, as in BERT's format, which has a
+sentence per line; every line; or a new file alone."""
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+
+SHOWN = {
+    "headings": "what stands under a heading = Title =",
+    "blank-lines": "the lines up to a blank line",
+    "lines": "a line",
+    "files": "a whole file",
+}
+"""What a document is under each layout, for people."""
+LEAST_SENTENCES = 2.0
+"""Lines of so many sentences, on average, are taken for documents where nothing else separates any."""
+
 _HEADING = re.compile(r"((?:= )+)\S.*?((?: =)+)")
 # Abbreviations and initials end "sentences", too. What follows only needs units of text in their order.
+_END = re.compile(r"[.!?。！？…]['\"”’)\]»]*$")
 _BOUNDARY = re.compile(r"(?<=[.!?])\s+(?=[\"'“‘(\[]?\s*[^\Wa-z_])")
 
 
-def articles(lines: Iterable[str]) -> Iterator[Article]:
-    """Yield the articles in `lines`, each a list of at least one paragraph.
+def articles(lines: Iterable[str], layout: Layout = "headings") -> Iterator[Article]:
+    """Yield the documents in the `lines` of a file, each a list of at least one paragraph; one without text is none.
+
+    Each run of spaces is one space. Lines that no blank line separates are one paragraph, except under "blank-lines",
+    where each line is one. Under "headings" see `_under_headings`.
+    """
+    if layout == "headings":
+        yield from _under_headings(lines)
+        return
+    bare = (" ".join(line.split()) for line in lines)
+    if layout == "lines":
+        yield from ([line] for line in bare if line)
+        return
+    blocks = (list(block) for filled, block in groupby(bare, bool) if filled)
+    if layout == "blank-lines":
+        yield from blocks
+    elif whole := [" ".join(block) for block in blocks]:
+        yield whole
+
+
+def detect_layout(files: Iterable[Iterable[str]]) -> Layout:
+    """Return the layout of a corpus, from the lines of its files.
+
+    "headings" if there is a title; "blank-lines" if there are blank lines and the lines between them end as sentences
+    do; "lines" if lines have several sentences; else "files": prose whose lines are broken anywhere, or without any
+    separation.
+    """
+    ends = inner = parts = filled = gaps = 0
+    for lines in files:
+        before, last = "", ""
+        bare = (" ".join(line.split()) for line in lines)
+        for line, after in pairwise(chain(bare, [""])):
+            if line and not before and not after and heading_level(line) == 1:
+                return "headings"
+            if line:
+                filled += 1
+                parts += len(sentences(line))
+                gaps += bool(last) and not before
+                last = line
+                if after:
+                    inner += 1
+                    ends += bool(_END.search(line))
+            before = line
+    if gaps:
+        return "blank-lines" if 2 * ends >= inner else "files"
+    return "lines" if filled > 1 and parts >= LEAST_SENTENCES * filled else "files"
+
+
+def _under_headings(lines: Iterable[str]) -> Iterator[Article]:
+    """Yield the articles of a text like WikiText.
 
     ` = Title = ` begins an article and ` = = Section = = ` ends a paragraph. Neither is text of the article, and both
     count as headings only between blank lines, because a table's legend (`= Goals ; A =`) looks the same. What stands
-    before the first title is an article of its own; one without text is none. Lines that no blank line separates are
-    one paragraph; each run of spaces is one space.
+    before the first title is an article of its own.
     """
     article: Article = []
     paragraph: list[str] = []

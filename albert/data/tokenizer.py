@@ -14,7 +14,7 @@ from tokenizers.models import Unigram
 
 from albert.data.errors import DataError
 from albert.data.text import Article
-from albert.data.unigram import MARK, train_pieces
+from albert.data.unigram import MARK, least_pieces, train_pieces
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,7 +34,7 @@ def train_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Return a Unigram tokenizer like ALBERT's, lower-casing, with at most `vocab_size` tokens: the special ones first.
 
-    The same text gives the same tokenizer. Raises DataError if the vocabulary is too small for any text.
+    The same text gives the same tokenizer. Raises DataError if the vocabulary is too small for the text's characters.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -43,7 +43,14 @@ def train_tokenizer(
             f"--vocab-size: expected at least {len(SPECIAL) + LEAST_PIECES}, of which {len(SPECIAL)} are special "
             f"tokens, got {vocab_size}; the paper's tokenizer has 30000"
         )
-    pieces = train_pieces(count_words(articles), vocab_size - len(SPECIAL), progress=progress)
+    words = count_words(articles)
+    least = len(SPECIAL) + least_pieces(words)
+    if vocab_size < least:
+        raise DataError(
+            f"--vocab-size: expected at least {least} for this text, {least - len(SPECIAL)} different characters and "
+            f"{len(SPECIAL)} special tokens, got {vocab_size}"
+        )
+    pieces = train_pieces(words, vocab_size - len(SPECIAL), progress=progress)
     vocabulary = [(token, 0.0) for token in SPECIAL.values()] + pieces
     backend = Tokenizer(Unigram(vocabulary, unk_id=list(SPECIAL).index("unk")))
     backend.normalizer = _normalizer()

@@ -40,21 +40,27 @@ def train_pieces(word_counts: Mapping[str, int], size: int, *, progress: bool = 
 
     Begins with the substrings that cover most characters, then in turns cuts all words by the pieces there are, counts
     these and drops the quarter whose loss costs least. Single characters stay, but for the rarest (see
-    `COVERAGE`); if there are more of them than `size`, only they are returned.
+    `COVERAGE`). Raises ValueError if `size` is less than `least_pieces`.
     """
     ranked = sorted(word_counts.items(), key=lambda item: (-item[1], item[0]))
     letters = _alphabet(ranked)
+    if size < len(letters):
+        raise ValueError(f"expected room for {len(letters)} pieces of one character, got {size}")
     words = [(MARK + word, count) for word, count in ranked if letters.issuperset(word)][:MAX_WORDS]
     pieces = _seeds(words, letters, SEEDS_PER_PIECE * size)
-    enough = max(size, len(letters))
     with Bar("train tokenizer", unit="rounds", show=progress) as bar:
         while True:
             counts = _count(pieces, words)
-            pieces = _scored(counts, letters, enough)
+            pieces = _scored(counts, letters, size)
             bar.advance(text=f"{len(pieces):,} pieces")
-            if len(pieces) <= enough:
+            if len(pieces) <= size:
                 return pieces
-            pieces = _pruned(pieces, counts, letters, max(enough, int(KEPT_PER_ROUND * len(pieces))))
+            pieces = _pruned(pieces, counts, letters, max(size, int(KEPT_PER_ROUND * len(pieces))))
+
+
+def least_pieces(word_counts: Mapping[str, int]) -> int:
+    """Return how many characters are pieces whatever the size: the least size for these words."""
+    return len(_alphabet(sorted(word_counts.items(), key=lambda item: (-item[1], item[0]))))
 
 
 def _alphabet(ranked: Iterable[tuple[str, int]]) -> set[str]:

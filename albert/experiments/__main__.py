@@ -9,7 +9,6 @@ waited for, fetched into DIR, and removed; --aws.KEY VALUE changes what stands i
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -18,24 +17,21 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from albert.config import Config
-from albert.data.errors import DataError
 from albert.experiments.grid import read_grid
 from albert.experiments.series import place_of, print_plan, run_series
-from btard.harness.run_folder import RunFolderError
-from btard.harness.settings import exit_with
-from btard.harness.typed_yaml import COMMAND_LINE, ConfigError, read_words
+from btard.boundary import Parser, program
+from btard.harness.typed_yaml import COMMAND_LINE, read_words
 
 AWS = "--aws."
 
 
+@program("the same command goes on")
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code: 0, 1 if swarms failed, 2 after one line about what is wrong, 130 after an interruption."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m albert.experiments",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Any key of albert.swarm can be changed for all swarms: --data.path FOLDER, --peers 5, ...",
-        allow_abbrev=False,
     )
     parser.add_argument("grid", type=Path, metavar="GRID.yaml")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where everything goes")
@@ -61,14 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.data is not None:
             place.put_data(arguments.data)
         failed = run_series(grid, arguments.out, place)
-    except (ConfigError, DataError, RunFolderError) as error:
-        exit_with(error)
     except RuntimeError as error:  # of AWS, whose modules are not loaded without --aws
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on", file=sys.stderr)
-        return 130
     for name, problem in failed.items():
         print(f"error: {name}: {problem}", file=sys.stderr)
     print(f"figures and tables: python -m albert.report {arguments.out}")

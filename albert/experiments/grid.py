@@ -81,7 +81,7 @@ def read_grid(path: Path, changes: Mapping[str, Setting] | None = None) -> Grid:
     Raises ConfigError, one line, for whatever is wrong with the file or with the settings of a swarm.
     """
     content, origin = read_mapping(path), str(path)
-    check_keys(content, KEYS, origin)
+    check_keys(content, KEYS, origin, one=(Config, "python -m albert.swarm"))
     if not isinstance(content.get("base"), str):
         raise ConfigError(f"{origin}: base: expected the name of a file beside it, got {content.get('base')!r}")
     settings = read_settings(path.parent / content["base"], Config)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import sys
+from collections.abc import Sequence
 from dataclasses import fields
 
 from btard.attacks.base import Attack
 from btard.attacks.moments import MOMENTS
 from btard.attacks.registry import describe
+from btard.boundary import Parser, program
 
 COMMON = frozenset(item.name for item in fields(Attack))
 """Options that all attacks have, described once."""
@@ -47,5 +50,13 @@ def markdown() -> str:
     return "\n".join(lines) + "\n"
 
 
-if __name__ == "__main__":
+@program("the same command begins again")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print it."""
+    Parser(prog="python -m btard.attacks", description=__doc__).parse_args(argv)
     print(markdown(), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -6,7 +6,6 @@ own code, and compares the outcome with the ledger. Everything in the folder is 
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from btard.audit.auditor import audit
 from btard.audit.report import AuditError, NotReproduced
 from btard.audit.settings import read_settings, read_task
+from btard.boundary import Parser, program
 from btard.protocol.wire import Malformed, shown
 from btard.task import Task
 
@@ -59,11 +59,12 @@ def own_task(folder: Path) -> Task | None:
 
 def _not_recomputed(reason: str) -> None:
     line = " ".join(ascii(reason)[1:-1].split())
-    print(f"gradients are not computed again: {line:.300}", file=sys.stderr)
+    print(f"gradients are not recomputed: {line:.300}", file=sys.stderr)
 
 
+@program("the same command begins again")
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m btard.audit", description="Check the ledger of a finished run.")
+    parser = Parser(prog="python -m btard.audit", description="Check the ledger of a finished run.")
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     parser.add_argument(
         "--task",

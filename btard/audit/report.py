@@ -12,12 +12,12 @@ MESSAGES = "replayed from the signed messages"
 SIGNATURES = "replayed; that nothing was said rests on the majority, which signed what followed"
 UNCERTAIN = "not certain yet: that nothing else was said would rest on what a majority signs next, and nothing follows"
 REPLAYED = "replayed from evidence"
-RECOMPUTED = "gradient computed again"
-UNCONFIRMED = "gradient computed again, at parameters that no commitment confirms to the bit on this machine"
+RECOMPUTED = "gradient recomputed"
+UNCONFIRMED = "gradient recomputed, at parameters that no commitment confirms to the bit on this machine"
 MEASURED = "states measured again"
 UNMEASURED = "replayed from the signed messages; not all of the states are there to be measured again"
 ELSEWHERE = "not certain here: recorded on {there}; this is {here}, and their bits may differ"
-VOTES = "votes only: the gradient was not computed again"
+VOTES = "votes only: the gradient was not recomputed"
 
 
 class AuditError(Exception):

@@ -7,18 +7,19 @@ torchrun, a peer's or the coordinator's of a swarm. A run that has not finished 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
+from btard.boundary import Parser, output_folder, program
 from btard.extras import need
 
 
+@program("the same command begins again")
 def main(argv: list[str] | None = None) -> int:
     """0; 2 after one line about a mistake, 1 if --check finds less than half of the peers among the signatures."""
-    parser = argparse.ArgumentParser("python -m btard.export", description=__doc__.partition("\n\n")[2])
+    parser = Parser(prog="python -m btard.export", description=__doc__.partition("\n\n")[2])
     parser.add_argument("folder", type=Path, metavar="RUN_DIR", help="the run's folder; with --check an exported one")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the model goes: new or empty")
+    parser.add_argument("--out", type=output_folder, metavar="FOLDER", help="where the model goes: new or empty")
     parser.add_argument("--check", action="store_true", help="check an exported folder")
     args = parser.parse_args(argv)
     if args.check == (args.out is not None):
@@ -50,7 +51,8 @@ def export(folder: Path, out: Path) -> int:
     new_folder(out)
     save_file(tensors, out / WEIGHTS, {"format": "pt"})
     copy_proof(final, out)
-    use = f'from safetensors.torch import load_file\n\nmodel.load_state_dict(load_file("{WEIGHTS}"))'
+    load = f'model.load_state_dict(load_file("{WEIGHTS}"), strict=False)  # what peers did not train stays as it is'
+    use = f"from safetensors.torch import load_file\n\n{load}"
     title = str(final.config.get("run_id") or folder.resolve().name)
     own = [f"The running statistics are those of peer {final.peer}, and nobody else vouches for them."]
     notes = own if any(slot.per_peer for slot in slots) else []

@@ -30,7 +30,7 @@ def card(
     state = f"{final.step} steps" if final.finished else f"{final.step} steps, of a run that had not finished"
     rows = [
         ("trained for", state),
-        ("peers", f"{peers} at the start, up to {byzantine} of them Byzantine"),
+        *([("peers", f"{peers} at the start, up to {byzantine} of them Byzantine")] if peers else []),
         ("removed", ", ".join(final.removed) or "nobody"),
         *((f"{name}", f"`{value}`") for name, value in sorted(agreed.items())),
         ("parameters", f"{final.tensors['parameters'].numel()}, digest `{final.digest.hex()}`"),

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from btard.audit.attestation import Attestation
-from btard.audit.files import ATTESTATION, LEDGER
+from btard.audit.files import ATTESTATION, LEDGER, PROTOCOL
 from btard.audit.ledger import AgreedState, Line, read_ledger
 from btard.audit.report import AuditError
 from btard.audit.settings import read_settings
@@ -23,7 +24,7 @@ from btard.protocol.hashing import tensor_digest
 from btard.protocol.identity import Roster
 from btard.protocol.wire import Malformed
 from btard.swarm.checkpoint import HEADER as COORDINATORS
-from btard.training.layout import PARAMETERS
+from btard.training.layout import FINAL, PARAMETERS
 
 TRAINING = "training/"
 """What the names of a trainer's own tensors begin with in its checkpoints."""
@@ -79,10 +80,7 @@ def read_final(folder: Path) -> Final:
     no checkpoint, or if its parameters or ledger are not those that the peers signed.
     """
     folder = Path(folder)
-    config_file = folder / "config.yaml"
-    if not config_file.is_file():
-        raise ExportError(f"{folder}: expected a run folder, found no config.yaml in it; name the folder after --out")
-    config = yaml.safe_load(config_file.read_text(encoding="utf-8")) or {}
+    config = _config(folder)
     step, tensors, peer, vouched_by = _newest(folder)
     tensors |= {name.removeprefix(TRAINING): x for name, x in tensors.items() if name.startswith(TRAINING)}
     if PARAMETERS not in tensors:
@@ -135,6 +133,22 @@ def signed_by(folder: Path, lines: list[Line], digest: bytes, d: int) -> Signed 
     )
 
 
+def _config(folder: Path) -> Mapping[str, Any]:
+    """The run's settings; where it has no file of them, what its peers agreed on, or nothing. Errors: ExportError."""
+    file = folder / "config.yaml"
+    if file.is_file():
+        found: Mapping[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        return found
+    if not (folder / FINAL).is_file():
+        raise ExportError(f"{folder}: expected a run folder, found no config.yaml in it; name the folder after --out")
+    if not (folder / PROTOCOL).is_file():
+        return {}  # under a trusted server nobody agrees on anything
+    try:
+        return asdict(read_settings(folder)[0])
+    except Malformed as error:
+        raise ExportError(f"{folder}: {error}; copy the run folder again") from None
+
+
 def _ledger(folder: Path) -> list[Line]:
     if not (folder / LEDGER).exists():
         return []
@@ -146,6 +160,11 @@ def _ledger(folder: Path) -> list[Line]:
 
 def _newest(folder: Path) -> tuple[int, dict[str, Tensor], int, tuple[int, ...]]:
     """Step, tensors, whose statistics they are, and who vouched for them."""
+    if (folder / FINAL).is_file():
+        try:
+            return 0, load_file(folder / FINAL), 0, ()
+        except (SafetensorError, OSError) as error:
+            raise ExportError(f"{folder / FINAL}: damaged ({error}); copy the run folder again") from None
     place = folder / "checkpoints"
     for file in reversed(Checkpoints(place).files()):
         found = _of_coordinator(file)

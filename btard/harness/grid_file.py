@@ -6,12 +6,20 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from btard.harness.typed_yaml import ConfigError, Setting, nearest, settings_of
+from btard.harness.typed_yaml import ConfigError, Setting, keys, nearest, settings_of
+
+Settings = tuple[type, str]
 
 
-def check_keys(content: Mapping[str, Any], known: Sequence[str], where: str) -> None:
-    """Raise ConfigError for a key that is not among `known`; `where` stands in error messages here and below."""
+def check_keys(content: Mapping[str, Any], known: Sequence[str], where: str, *, one: Settings | None = None) -> None:
+    """Raise ConfigError for a key that is not among `known`; `where` stands in error messages here and below.
+
+    `one`: the settings of a single run, whose file may have been given instead, and the program that takes it.
+    """
+    heads = set() if one is None else {key.partition(".")[0] for key in keys(one[0])}
     for key in content:
+        if key not in known and one is not None and str(key).partition(".")[0] in heads:
+            raise ConfigError(f"{where}: holds the settings of one run, no grid: {one[1]} {where} --out RUN_DIR")
         if key not in known:
             raise ConfigError(f"{where}: unknown key {key!r}; {nearest(str(key), known)} ({', '.join(known)})")
 

@@ -3,7 +3,8 @@
 What a clock measured has a file of its own, timings.jsonl: of the others equal runs leave equal ones.
 
 What a run needs to go on is in the newest checkpoint; everything else in the folder is cut back to it on resuming, so
-that an interrupted run and an uninterrupted one leave the same files.
+that an interrupted run and an uninterrupted one leave the same files. Lines that the folder has lost are put back from
+the checkpoint (`btard.harness.pieces`).
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from btard.extras import need
-from btard.harness.settings import Settings, config_text, differing_keys, read_config
+from btard.harness import pieces
+from btard.harness.pieces import LEDGER, METRICS, Pieces, RunFolderError, lines_before, lines_of
+from btard.harness.settings import Settings, config_text, differing_keys, found_by, read_config
 from btard.harness.typed_yaml import AnyPath, ConfigError
 from btard.protocol.hashing import PROTOCOL_VERSION
 
@@ -42,6 +45,9 @@ HANDOVER = 10.0
 """Seconds that a process waits for the one before it to leave the folder."""
 
 TIMINGS = "timings.jsonl"
+
+WHOLE = "copy the folder again as a whole, or delete it to train from step 0"
+"""What to do about a piece that cannot be put back."""
 
 TAGS = {
     "test_accuracy": "accuracy/test",
@@ -61,10 +67,6 @@ VERSION = "protocol_version"
 
 HEADER = "btard"
 """Where a checkpoint's step, state and digest stand in the metadata of its safetensors file."""
-
-
-class RunFolderError(ValueError):
-    """The folder cannot be used for this run; one line that says why and what to do."""
 
 
 class Checkpoints:
@@ -98,6 +100,16 @@ class Checkpoints:
 
     def intact(self) -> Iterator[tuple[int, dict[str, Tensor], dict[str, Any]]]:
         """(steps done, tensors, state) of each checkpoint, newest first; one that is damaged costs a warning."""
+        for step, tensors, state in self._read():
+            yield step, pieces.separate(tensors)[0], state
+
+    def vouching(self) -> Iterator[tuple[int, dict[str, Tensor], dict[str, Any], Pieces]]:
+        """As `intact`, with what each checkpoint holds of the run folder."""
+        for step, tensors, state in self._read():
+            own, held = pieces.separate(tensors)
+            yield step, own, state, held
+
+    def _read(self) -> Iterator[tuple[int, dict[str, Tensor], dict[str, Any]]]:
         for file in reversed(self.files()):
             try:
                 yield _read_checkpoint(file)
@@ -133,6 +145,8 @@ class RunFolder:
         self._ledger: TextIOWrapper | None = None
         self._timings: TextIOWrapper | None = None
         self._events: SummaryWriter | None = None
+        self._vouched: tuple[int, Pieces] | None = None
+        """The step of the checkpoint that the run goes on from, and what that holds of the folder."""
         self._claim(config)
 
     def _claim(self, config: Settings) -> None:
@@ -143,6 +157,11 @@ class RunFolder:
         except OSError as error:
             raise RunFolderError(f"{self.path}: cannot be used as a run folder: {error.strerror}") from None
         if not file.exists():
+            if self.has_checkpoints():
+                raise RunFolderError(
+                    f"{self.path}: holds checkpoints, but no config.yaml that says of which run; copy it again as a "
+                    "whole, or delete it"
+                )
             if set(others) - {"checkpoints"}:
                 raise RunFolderError(f"{self.path}: holds other files ({min(others)}) and no run; choose another --out")
         elif self._begun():
@@ -153,8 +172,15 @@ class RunFolder:
         _write_atomically(file, config_text(config).encode())
         _write_atomically(self.path / VERSION, f"{PROTOCOL_VERSION}\n".encode())
 
+    def settle(self, config: Settings) -> None:
+        """Note what the run has found out about its settings since it was made: `found` keys that were null.
+
+        Raises RunFolderError if the run was begun with something else.
+        """
+        self._claim(config)
+
     def _begun(self) -> bool:
-        metrics = self.path / "metrics.jsonl"
+        metrics = self.path / METRICS
         return self.has_checkpoints() or (metrics.exists() and metrics.stat().st_size > 0)
 
     def has_checkpoints(self) -> bool:
@@ -176,6 +202,11 @@ class RunFolder:
             raise RunFolderError(f"{error}; the run in this folder cannot be continued: {way_out}") from None
         if differing:
             key, theirs, ours = differing[0]
+            if key in found_by(config):
+                raise RunFolderError(
+                    f"{self.path}: holds a run with {key} {theirs}, which is {ours} now: what it reads has changed; "
+                    f"restore that, or {way_out}"
+                )
             more = f" (and {len(differing) - 1} more differ)" if len(differing) > 1 else ""
             raise RunFolderError(f"{self.path}: holds a run with {key} {theirs}, not {ours}{more}; {way_out}")
         if self.has_checkpoints() and self._processes == bool(self.checkpoints.files()):
@@ -187,8 +218,14 @@ class RunFolder:
             raise RunFolderError(f"{self.path}: holds a run that was begun {how}; {way_out}")
 
     def summary(self) -> dict[str, Any] | None:
-        """Return what a finished run wrote, None if it is not finished. Raises RunFolderError if that is damaged."""
-        return read_summary(self.path)
+        """Return what a finished run wrote, None if it is not finished.
+
+        Raises RunFolderError if that is damaged, or was made of other files than there are.
+        """
+        summary = read_summary(self.path)
+        if summary is not None:
+            pieces.check_finished(self.path, summary)
+        return summary
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the metrics of every step so far, as they were logged."""
@@ -196,23 +233,28 @@ class RunFolder:
 
     def ledger(self) -> list[str]:
         """Return the ledger's entries so far, as the JSON strings that were logged."""
-        return [line for _, line in _lines(self.path / "ledger.jsonl")]
+        return [line.decode() for _, line in lines_of(self.path / LEDGER)]
 
     def start(self, step: int) -> None:
         """Open the files for writing from step `step` on, and forget whatever they hold of it and of later steps.
 
-        Raises RunFolderError if another process writes to this folder; one that leaves it is given some time.
+        Lines of before that are missing are put back, if the run goes on from a checkpoint that holds them. Raises
+        RunFolderError if the folder has other lines than that, or if another process writes to this folder; one that
+        leaves it is given some time.
         """
         self.close()
         self._lock()
-        kept = _cut(self.path / "metrics.jsonl", step)
-        _cut(self.path / "ledger.jsonl", step)
+        if self._vouched is not None and self._vouched[0] == step:
+            for name, content in pieces.mend(self.path, *self._vouched).items():
+                _write_atomically(self.path / name, content)
+        kept = _cut(self.path / METRICS, step)
+        _cut(self.path / LEDGER, step)
         _cut(self.path / TIMINGS, step)
         if kept != step:
             warnings.warn(f"{self.path}/metrics.jsonl has {kept} of the {step} steps before this one", stacklevel=2)
         self.checkpoints.forget_after(step)
-        self._metrics = (self.path / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
-        self._ledger = (self.path / "ledger.jsonl").open("a", encoding="utf-8", buffering=1)
+        self._metrics = (self.path / METRICS).open("a", encoding="utf-8", buffering=1)
+        self._ledger = (self.path / LEDGER).open("a", encoding="utf-8", buffering=1)
         self._timings = (self.path / TIMINGS).open("a", encoding="utf-8", buffering=1)
         if self._wants_events:
             need("experiments", "tensorboard")
@@ -225,9 +267,8 @@ class RunFolder:
 
         The checkpoint comes last: whatever interrupts this leaves a run that has not begun, and can be done again.
         """
-        for name in ("metrics.jsonl", "ledger.jsonl", TIMINGS):
-            lines = [text for value, text in _lines(other / name) if value["step"] < step]
-            _write_atomically(self.path / name, "".join(line + "\n" for line in lines).encode())
+        for name in (METRICS, LEDGER, TIMINGS):
+            _write_atomically(self.path / name, b"".join(line + b"\n" for line in lines_before(other / name, step)))
         target = self.checkpoints.path / checkpoint.name
         temporary = target.with_suffix(".tmp")
         shutil.copyfile(checkpoint, temporary)
@@ -269,8 +310,8 @@ class RunFolder:
         if self._ledger is None:
             raise RuntimeError("call start() before replace_ledger()")
         self._ledger.close()
-        _write_atomically(self.path / "ledger.jsonl", "".join(entry + "\n" for entry in entries).encode())
-        self._ledger = (self.path / "ledger.jsonl").open("a", encoding="utf-8", buffering=1)
+        _write_atomically(self.path / LEDGER, "".join(entry + "\n" for entry in entries).encode())
+        self._ledger = (self.path / LEDGER).open("a", encoding="utf-8", buffering=1)
 
     def save_checkpoint(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Write what a run that has done `step` steps needs to go on; `state` is JSON. Keeps this one and the last.
@@ -289,17 +330,43 @@ class RunFolder:
         if self._events is not None:
             self._events.flush()
 
+    def vouch(self, step: int) -> dict[str, Tensor]:
+        """Return what a checkpoint of `step` is to hold of this folder, to be put back if it is lost, by name."""
+        self.flush()
+        return pieces.collect(self.path, step)
+
+    def rely_on(self, step: int, held: Pieces) -> None:
+        """Have `start(step)` put back what is missing of the `held` pieces of a checkpoint.
+
+        Raises RunFolderError if proofs are missing, which cannot be put back.
+        """
+        if (problem := pieces.missing_proof(self.path, held)) is not None:
+            raise RunFolderError(f"{problem}; {WHOLE}")
+        self._vouched = step, held
+
     def load_checkpoint(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
         """Return (steps done, tensors, state) of the newest checkpoint, None if there is none.
 
-        A damaged one is passed over with a warning. Raises RunFolderError if all are damaged.
+        One that is damaged, or was written when the folder had proofs that are missing now, is passed over with a
+        warning. Raises RunFolderError if there are no others.
         """
-        newest = next(self.checkpoints.intact(), None)
-        if newest is None and self.checkpoints.files():
+        problem = ""
+        for step, tensors, state, held in self.checkpoints.vouching():
+            try:
+                self.rely_on(step, held)
+            except RunFolderError as error:
+                problem = problem or str(error)
+                continue
+            if problem:
+                warnings.warn(f"{problem}: going on from the checkpoint of step {step}", stacklevel=2)
+            return step, tensors, state
+        if problem:
+            raise RunFolderError(problem)
+        if self.checkpoints.files():
             raise RunFolderError(
                 f"{self.checkpoints.path}: every checkpoint is damaged; delete them to start from step 0"
             )
-        return newest
+        return None
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json, which marks the run as finished, and close the files."""
@@ -334,12 +401,12 @@ def rank_checkpoints(path: Path, rank: int) -> Checkpoints:
 
 def read_metrics(path: AnyPath) -> list[dict[str, Any]]:
     """Return the lines of a run folder's metrics.jsonl; one that was cut short by a crash ends them."""
-    return [value for value, _ in _lines(path / "metrics.jsonl")]
+    return [value for value, _ in lines_of(path / METRICS)]
 
 
 def read_timings(path: AnyPath) -> list[dict[str, Any]]:
     """Return the lines of a run folder's timings.jsonl: `step`, and phase -> seconds. Empty where nobody kept them."""
-    return [value for value, _ in _lines(path / TIMINGS)]
+    return [value for value, _ in lines_of(path / TIMINGS)]
 
 
 def steps_per_second(path: AnyPath) -> float | None:
@@ -363,26 +430,10 @@ def read_summary(path: AnyPath) -> dict[str, Any] | None:
     return summary
 
 
-def _lines(file: AnyPath) -> list[tuple[dict[str, Any], str]]:
-    """The JSON objects of a file with one per line, and their text, up to the first damaged line."""
-    found: list[tuple[dict[str, Any], str]] = []
-    if not file.exists():
-        return found
-    for line in file.read_bytes().split(b"\n")[:-1]:  # what follows the last line's end was cut short
-        try:
-            value = json.loads(line)
-        except ValueError:
-            break
-        if not isinstance(value, dict) or not isinstance(value.get("step"), int):
-            break
-        found.append((value, line.decode()))
-    return found
-
-
 def _cut(file: Path, step: int) -> int:
     """Leave only the lines of steps before `step` in the file, and return how many they are."""
-    kept = [line for value, line in _lines(file) if value["step"] < step]
-    _write_atomically(file, "".join(line + "\n" for line in kept).encode())
+    kept = lines_before(file, step)
+    _write_atomically(file, b"".join(line + b"\n" for line in kept))
     return len(kept)
 
 

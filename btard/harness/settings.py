@@ -2,7 +2,7 @@
 
 A settings class is a dataclass that `btard.harness.typed_yaml` can fill. Its `free_to_change` names the keys that do
 not change what a run computes, so that it may go on with other values; its `renamed`, if it has one, says what old keys
-are called now.
+are called now. Its `found`, if it has one, names keys that are null until the run has found out their value.
 """
 
 import sys
@@ -81,7 +81,13 @@ def config_text(config: Settings) -> str:
 def differing_keys(one: S, other: S) -> list[tuple[str, Any, Any]]:
     """Return (dotted key, value in one, value in the other) where they differ in what a run computes."""
     compared = [key for key in keys(type(one)) if key not in one.free_to_change]
-    return [(key, a, b) for key in compared if (a := value_of(one, key)) != (b := value_of(other, key))]
+    differing = [(key, a, b) for key in compared if (a := value_of(one, key)) != (b := value_of(other, key))]
+    return [(key, a, b) for key, a, b in differing if key not in found_by(one) or None not in (a, b)]
+
+
+def found_by(config: Settings) -> frozenset[str]:
+    """Return the keys that are null until a run has found out their value; only two known values can differ."""
+    return getattr(config, "found", frozenset())
 
 
 def value_of(config: Settings, key: str) -> Any:
@@ -93,11 +99,19 @@ def value_of(config: Settings, key: str) -> Any:
 
 
 def help_text(cls: type[S], program: str, about: str) -> str:
-    """Return what --help prints: the usage, `about`, and every key with its default and what it does."""
+    """Return what --help prints: the usage, `about`, and every key with its default and what it does.
+
+    The keys that `cls` calls `common` come first.
+    """
     lines = [f"usage: {program} CONFIG.yaml --out RUN_DIR [--key value ...]", "", about, ""]
-    lines += ["The keys, their defaults, and what they do:"]
     settings = asdict(cls())
-    for key, (hint, doc) in keys(cls).items():
+    known, common = keys(cls), tuple(key for key in getattr(cls, "common", ()) if key in keys(cls))
+    if common:
+        lines += ["The keys that are changed most often, their defaults, and what they do:"]
+    for key in (*common, *(key for key in known if key not in common)):
+        if key not in common and key == next(other for other in known if other not in common):
+            lines += ["", "All other keys:" if common else "The keys, their defaults, and what they do:"]
+        hint, doc = known[key]
         value: Any = settings
         for name in key.split("."):
             value = value[name]

@@ -9,6 +9,7 @@ import functools
 import inspect
 import itertools
 import math
+import re
 import textwrap
 import types
 import zipfile
@@ -19,6 +20,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 
+from btard.boundary import Mistake
 from btard.checks import FieldError, field_types
 
 COMMAND_LINE = "command line"
@@ -33,7 +35,7 @@ AnyPath = Path | zipfile.Path
 """A file or folder on the disk, or one inside an archive of finished runs."""
 
 
-class ConfigError(ValueError):
+class ConfigError(Mistake, ValueError):
     """One line for the user: where, which key, what was expected, what came, what to do."""
 
 
@@ -81,6 +83,10 @@ def read_settings(path: AnyPath, cls: type) -> dict[str, Setting]:
 
 def _read(path: AnyPath, cls: type, above: tuple[AnyPath, ...]) -> dict[str, Setting]:
     content = dict(read_mapping(path))
+    heads = {key.partition(".")[0] for key in keys(cls)}
+    for key, what in getattr(cls, "elsewhere", {}).items():
+        if key in content and key not in heads:
+            raise ConfigError(f"{path}: is {what.format(file=path)}")
     base = content.pop(BASE, None)
     if base is None:
         return settings_of(content, cls, str(path))
@@ -105,11 +111,13 @@ def _renamed(cls: type) -> Mapping[str, str]:
 def read_mapping(path: AnyPath) -> Mapping[Any, Any]:
     """Return the content of a YAML file that is a mapping, empty for an empty file; ConfigError for any other."""
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # a SafeLoader
+        content = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; expected a YAML file with settings") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply; expected a mapping of keys to values") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -120,6 +128,19 @@ def read_mapping(path: AnyPath) -> Mapping[Any, Any]:
     if not isinstance(content, Mapping):
         raise ConfigError(f"{path}: expected a mapping of keys to values, got {_named(content)}")
     return content
+
+
+def read_yaml(text: str) -> Any:
+    """Return the value that YAML text stands for, by a loader that makes plain values alone. Errors: YAMLError."""
+    return yaml.load(text, Loader=_Loader)
+
+
+def parse_word(text: str) -> Any:
+    """Return the value that a word of the command line would have in a YAML file; what is no YAML is text."""
+    try:
+        return read_yaml(text)
+    except (yaml.YAMLError, RecursionError):
+        return text
 
 
 def _flatten(
@@ -148,6 +169,8 @@ def read_words(words: Sequence[str], cls: type) -> dict[str, Setting]:
         if not word.startswith("--"):
             raise ConfigError(f"{COMMAND_LINE}: unexpected word {word!r}; settings are written --key value")
         key, equals, value = word[2:].partition("=")
+        if key not in known and (spelled := key.replace("-", "_")) in known:
+            key = spelled
         owner = key.rpartition(".")[0]
         if key in _renamed(cls):
             raise ConfigError(f"{COMMAND_LINE}: --{key} is --{_renamed(cls)[key]} since version {RENAMED_IN}")
@@ -235,10 +258,7 @@ def _parse_word(text: str, options: Sequence[Any]) -> Any:
     """The value that `text` would have in a YAML file, except that a path `007` remains text."""
     if str in options and not {int, float, bool} & set(options):
         return None if text in ("null", "~", "") and type(None) in options else text
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
+    return parse_word(text)
 
 
 def _accept(value: Any, option: Any) -> tuple[bool, Any]:
@@ -267,7 +287,8 @@ def _number(value: Any) -> tuple[bool, float]:
         number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
     except (ValueError, OverflowError):
         number = math.nan
-    return not math.isnan(number), number
+    overflown = math.isinf(number) and isinstance(value, str) and "inf" not in value.lower()
+    return not (math.isnan(number) or overflown), number
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
@@ -311,15 +332,51 @@ def _suggestion(key: str, known: Mapping[str, Any], dashes: str = "") -> str:
     return f"; did you mean {dashes}{near[0]}?" if near else "; --help lists all keys"
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that stands twice in one mapping; YAML's readers silently take the last."""
+class _Loader(yaml.SafeLoader):
+    """Reads YAML as people mean it: refuses what YAML's readers silently take for something else.
+
+    A key that stands twice, of which the last would count; 016 for 14 and 1:30 for 90, as in YAML 1.1; numbers that
+    overflow. A date is text.
+    """
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        kind = node.tag.rpartition(":")[2]
+        try:
+            if kind == "int" and _AMBIGUOUS.fullmatch(node.value):
+                plain = node.value.replace("_", "").lstrip("+-0") or "0"
+                raise ValueError(f"; write {plain}" if plain.isdigit() else "; write it in decimal digits")
+            if kind == "int" and len(node.value) > LONGEST:
+                raise ValueError(f": it has {len(node.value)} characters")
+            value = super().construct_object(node, deep)
+            if isinstance(value, float) and math.isinf(value) and "inf" not in node.value.lower():
+                raise ValueError(": it is too large")
+            return value
+        except yaml.YAMLError:
+            raise
+        except (ValueError, TypeError, AttributeError, OverflowError, KeyError) as error:
+            why = str(error) if str(error)[:1] in ":;" else ""
+            problem = f"{str(node.value)[:40]!r} is not clearly a value of type {kind}{why}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
+        seen: set[str] = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                problem = "a key must be a word, got a list or a mapping; is this a template that was not filled in?"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             if key_node.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key_node.value} stands there twice", key_node.start_mark
                 )
-            seen.add(key_node.value if isinstance(key_node.value, str) else id(key_node))
+            seen.add(key_node.value)
         return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    letter: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_AMBIGUOUS = re.compile(r"[-+]?0_*[0-9][0-9_]*|[-+]?[0-9][0-9_]*(:[0-9]+)+")
+"""Octal and sexagesimal integers of YAML 1.1."""
+LONGEST = 40
+"""Characters of an integer: no setting needs more."""

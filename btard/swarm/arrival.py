@@ -131,17 +131,22 @@ def ask_all(member: Member) -> dict[int, dict[str, Any]]:
 def _join(member: Member) -> None:
     """Ask the members to be admitted, and take part from the step after that on."""
     member.state = "joining"
-    request = JoinRequest.create(member.identity, member.config.run_id)
     member.say("this peer is not among the first ones: it asks to join")
     if member.protocol.probation is None:
         raise ConfigError("protocol.probation is null: nobody can join this run after its start")
+    _ask_to_join(member)
+    come_back(member, "waiting to be admitted")
+
+
+def _ask_to_join(member: Member) -> None:
+    """Ask all members. Those that know of it already keep the first request."""
+    request = JoinRequest.create(member.identity, member.config.run_id)
 
     async def ask_everybody() -> None:
         keys = [member.peer.roster.keys[number] for number in member.driver.others]
         await asyncio.gather(*(ask_to_join(member.driver.doors, key, request) for key in keys), return_exceptions=True)
 
     member.node.run(ask_everybody())
-    come_back(member, "waiting to be admitted")
 
 
 def come_back(member: Member, why: str) -> None:
@@ -180,9 +185,10 @@ def come_back(member: Member, why: str) -> None:
         number = fresh.roster.keys.index(member.identity.public_key) if _is_in(member, fresh) else None
         if number is None and member.identity.public_key in fresh.roster.keys:
             raise Fallen(f"step {fresh.t}: the members' state says that this peer is out")
-        if number is None:
+        if number is None:  # not admitted yet: some may not have been there, or have had too many requests
+            _ask_to_join(member)
             time.sleep(POLL)
-            continue  # not admitted yet
+            continue
         if number != fresh.id:
             fresh, _ = member.make_peer(number, fresh.roster)
             load_public(fresh, download.state)

@@ -18,6 +18,7 @@ from multiprocessing.context import ForkServerContext as Context
 # Before torch is imported: threads that wait by spinning steal the cores from those that work.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+from btard.boundary import program
 from btard.extras import need
 
 COMMANDS = {
@@ -27,14 +28,32 @@ COMMANDS = {
 }
 PROGRAM = "python -m btard.swarm"
 USAGE = f"usage: {PROGRAM} {'|'.join(COMMANDS)} CONFIG.yaml --task MODULE:FUNCTION --out RUN_DIR [--key value ...]"
-ABOUT = """Runs as CONFIG.yaml says, with these keys changed, and writes to RUN_DIR. The same command goes on after an
-interruption."""
+ABOUT = {
+    "coordinator": """Begins the swarm of CONFIG.yaml, with these keys changed: prints the address that trainers need,
+and watches them until they are done. RUN_DIR gets metrics, ledger and checkpoints. The same command watches again.""",
+    "trainer": """Is one peer of the swarm of CONFIG.yaml, with these keys changed, all alike at all peers where
+docs/settings.md says so. RUN_DIR gets its key, metrics, ledger and checkpoints. The same command comes back.""",
+    "local": """Runs the coordinator and all trainers of CONFIG.yaml on this machine, with these keys changed. RUN_DIR
+gets a folder for each of them. The same command goes on after an interruption.""",
+}
+EXAMPLES = {
+    "coordinator": "{program} {file} --out runs/coordinator --network.port 31337",
+    "trainer": "{program} {file} --out runs/peer \\\n      --network.initial_peers /ip4/IP/tcp/31337/p2p/12D3KooW...",
+    "local": "{program} {file} --out runs/swarm --attack.start 20",
+}
+OWN_FILE = "swarm.yaml"
 
 
-def run(command: str, words: Sequence[str] | None, task: str, program: str) -> int:
+def about(command: str, program: str, file: str) -> str:
+    """Return what --help says of a command, with an example."""
+    return f"{ABOUT[command]}\n\nExample:\n  {EXAMPLES[command].format(program=program, file=file)}"
+
+
+def run(command: str, words: Sequence[str] | None, task: str, program: str, file: str = OWN_FILE) -> int:
     """Run a command of the swarm of `task`, module:function; returns the exit code.
 
-    `words` are by default the process's. Ends the process with code 2 after one line about a mistake.
+    `words` are by default the process's; `file` is the configuration that --help has an example with. Ends the process
+    with code 2 after one line about a mistake.
     """
     need("swarm", "hivemind", "rich", "yaml")
     from btard.harness.settings import exit_with, load_config
@@ -47,7 +66,7 @@ def run(command: str, words: Sequence[str] | None, task: str, program: str) -> i
         source = load_task(task)
     except ConfigError as error:
         exit_with(error)
-    config, out = load_config(source.config, words, program, ABOUT)
+    config, out = load_config(source.config, words, program, about(command, program, file))
     warnings.showwarning = lambda message, *_args, **_kw: print(f"warning: {message}", file=sys.stderr)
     code: int = importlib.import_module(f"btard.swarm.{command}").main(config, out, source)
     return code
@@ -64,6 +83,7 @@ def begin_forking(task: str) -> Context:
     return context
 
 
+@program("the same command goes on")
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code; see `run`."""
     words = list(sys.argv[1:] if argv is None else argv)

@@ -89,6 +89,16 @@ class SwarmConfig:
     )
 
     renamed: ClassVar[dict[str, str]] = {"validators": "protocol.validators"}
+    elsewhere: ClassVar[dict[str, str]] = {
+        "baseline": "a series of swarms: python -m albert.experiments {file} --out DIR",
+        "experiments": "a grid of runs: python -m resnet.sweep {file} --out DIR",
+        "trainers": "the description of a swarm on AWS: python -m albert.cloud plan {file}",
+        "aggregator": "the configuration of a ResNet run: python -m resnet.train {file} --out RUN_DIR",
+    }
+    common: ClassVar[tuple[str, ...]] = (
+        *("peers", "byzantine", "steps", "seed", "attack.name", "attack.start", "protocol.tau"),
+        *("network.initial_peers", "network.port", "network.announce"),
+    )
 
     run_id: str = "swarm"
     """Names the run in every hash and signature. Another run needs another name, or its messages could be replayed."""

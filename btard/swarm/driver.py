@@ -99,6 +99,8 @@ class SwarmDriver:
         """A_t of the latest step, whatever has become of it in this peer's view."""
         self.rounds = Rounds(node, deadlines.give_up, Ends(peer))
         self._members: dict[bytes, int] = {}
+        self._followed_by: dict[bytes, set[asyncio.Task[Any]]] = {}
+        """Public key -> the streams that its holder follows this peer with."""
         self._own: dict[int, torch.Tensor] = {}
         self._clock = StepClock(deadlines, self._others_have_gone_on)
         self._behind: int | None = None
@@ -131,10 +133,12 @@ class SwarmDriver:
     async def _link(self) -> None:
         for other in self.others:
             if other not in self.rounds.links:
-                dial = self._dial(self.peer.roster.keys[other])
-                self.rounds.follow(other, dial, known=other not in self.peer.probation)
+                self.rounds.follow(other, self._dial(self.peer.roster.keys[other]))
         for gone in self.rounds.links.keys() - set(self.others):
             await self.rounds.unfollow(gone)
+        for key in self._followed_by.keys() - self._members.keys():
+            for task in self._followed_by.pop(key):
+                task.cancel()  # whoever takes nothing would keep what it was being sent for ever
 
     def _dial(self, key: bytes) -> Dial:
         return lambda at: self.doors.knock(key, "follow", *at)
@@ -341,6 +345,19 @@ class SwarmDriver:
         if recipient is None or len(arguments) != 2:
             raise Refused("follow: your key is not in the roster of this run")
         at: Position = (wire.check_int(arguments[0], "step"), wire.check_int(arguments[1], "phase"))
+        task = asyncio.current_task()
+        assert task is not None
+        streams = self._followed_by.setdefault(key, set())
+        streams.add(task)
+        try:
+            await self._send_from(at, key, recipient, writer)
+        except asyncio.CancelledError:
+            writer.transport.abort()  # what is left in it, too
+            raise
+        finally:
+            streams.discard(task)
+
+    async def _send_from(self, at: Position, key: bytes, recipient: int, writer: asyncio.StreamWriter) -> None:
         while key in self._members:
             try:
                 found = await self.rounds.outbox.after(at, FOLLOW)

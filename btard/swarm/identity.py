@@ -11,6 +11,7 @@ from pathlib import Path
 
 from nacl.signing import SigningKey
 
+from btard.boundary import program
 from btard.extras import need
 from btard.protocol.identity import Identity
 
@@ -71,6 +72,7 @@ def load_identity(file: Path) -> Identity:
         ) from None
 
 
+@program("the same command begins again")
 def main(argv: list[str] | None = None) -> int:
     """Print the peer id and the public key of an identity file."""
     words = sys.argv[1:] if argv is None else argv

@@ -181,6 +181,24 @@ def state_of(status: dict[str, Any], alive: Sequence[str]) -> str:
     return ", ".join([*parts, *(f"peer {peer['peer']}: {peer['banned']}" for peer in peers if not peer["active"])])
 
 
+LINES = 20
+"""Lines about the progress of a whole run, where there is no terminal to draw a bar in."""
+
+
+class Told:
+    """Which steps there has been a line about: the first, and then one in every `LINES`-th part of the run."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps, self.every, self.next = steps, max(1, steps // LINES), 0
+
+    def line(self, step: int, state: str) -> str | None:
+        """Return the line that is due at `step`, None if none is."""
+        if step < self.next:
+            return None
+        self.next = (step // self.every + 1) * self.every
+        return f"step {step} of {self.steps}: {state}"
+
+
 def main(config: SwarmConfig, out: Path, source: TaskSource) -> int:
     """The exit code: 0 if the run came to its end, 1 if not, 2 after one line about a mistake, 130 if interrupted."""
     if config.peer is not None or config.network.founders is not None:
@@ -189,11 +207,14 @@ def main(config: SwarmConfig, out: Path, source: TaskSource) -> int:
         try:
             print(f"starting a coordinator and {config.peers} trainers; what they print: {out}/logs")
             swarm.start()
-            with Bar(config.run_id, config.steps) as bar:
+            with Bar(config.run_id, config.steps, show=sys.stderr.isatty()) as bar:
+                told = Told(config.steps)
                 while True:
                     alive = swarm.alive()
                     status = swarm.status()
                     bar.move(status.get("step", 0), state_of(status, alive))
+                    if not sys.stderr.isatty() and (line := told.line(status.get("step", 0), bar.text)):
+                        print(line, flush=True)
                     if COORDINATOR not in alive or len(alive) == 1:
                         break
                     time.sleep(LOOK)

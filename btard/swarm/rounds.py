@@ -56,14 +56,8 @@ class Rounds:
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
 
-    def follow(self, peer: int, dial: Dial, *, known: bool = True) -> None:
-        """Begin to follow `peer`. One that is not `known` is not waited for before it has come.
-
-        Else whoever makes keys, which costs nothing, makes everybody wait for one after the other. This is for the
-        network's thread.
-        """
-        if not known:
-            self._struck.add(peer)
+    def follow(self, peer: int, dial: Dial) -> None:
+        """Begin to follow `peer`. For the network's thread."""
         link = Link(dial, self.position, self._changed.set, lambda body: self.ends.hear(peer, body))
         self.links[peer] = link
         self._tasks[peer] = self.node.spawn(link.follow())

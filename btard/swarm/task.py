@@ -152,9 +152,10 @@ def ready(source: TaskSource, config: SwarmConfig) -> tuple[Training, Optimizer]
         check_peers(task.d, config.peers)
         if isinstance(task, TorchTask):
             task.check(exact=config.protocol.validation == "exact")
+        if isinstance(task, TorchTask) and not hasattr(optimizer, "apply"):
             optimizer = VectorOptimizer(task.model, optimizer, scheduler)
         elif scheduler is not None:
-            raise ValueError("a scheduler is for a btard.TorchTask; other optimizers have their own `lr`")
+            raise ValueError("a scheduler is for a torch optimizer of a btard.TorchTask; others have their own `lr`")
     except (ValueError, TypeError) as error:
         raise ConfigError(f"--task {source.name}: {error}") from None
     return task, optimizer

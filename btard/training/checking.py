@@ -81,8 +81,8 @@ def check_task(task: TorchTask, *, exact: bool) -> tuple[str, ...]:
 def _check_loss(task: TorchTask, seed: bytes) -> None:
     """Look at what the loss returns, and at the gradients as torch makes them."""
     task.put(task.initial)
-    with torch.enable_grad(), seeded(task.device, "gradient", task.seed, seed):
-        loss: Any = task.loss_function(task.module, task.batch(seed, task.batch_size))
+    with torch.enable_grad(), seeded(task.device, "gradient", task.seed, seed, 0):
+        loss: Any = task.loss_function(task.module, task.batch(seed, task.batch_size, stop=task.micro_batch))
         if not isinstance(loss, Tensor):
             raise TypeError(f"loss(model, batch) must return a tensor with one number, got {type(loss).__name__}")
         if loss.numel() != 1:
@@ -117,7 +117,7 @@ def _why_different(task: TorchTask, seed: bytes, row: Tensor, moving: tuple[str,
         )
     batches = []
     for _ in range(2):
-        with seeded(task.device, "gradient", task.seed, seed):
+        with seeded(task.device, "gradient", task.seed, seed, 0):
             batches.append(content_digest(task.batch(seed, task.batch_size)))
     if batches[0] != batches[1]:
         return (

@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from btard.training.vector import parameter_count, trained, views
 
 MODEL = "model.json"
 """The file in a run folder."""
+FINAL = "final.safetensors"
+"""The parameters after the last step, in the folder of a run that keeps no checkpoints."""
 PARAMETERS = "parameters"
 """The vector that peers train, in every checkpoint."""
 
@@ -80,6 +83,14 @@ def write_layout(folder: Path, slots: Iterable[Slot], agreed: Mapping[str, Any])
     temporary = folder / f".{MODEL}"
     temporary.write_text(f'{{"agreed": {facts},\n "tensors": [\n  {lines}]}}\n', encoding="utf-8")
     temporary.replace(folder / MODEL)
+
+
+def write_final(folder: Path, params: Tensor, slots: Iterable[Slot], agreed: Mapping[str, Any]) -> None:
+    """Write the parameters [d] after the last step, and `model.json`: for runs that keep no checkpoints."""
+    write_layout(folder, slots, agreed)
+    temporary = folder / f".{FINAL}"
+    save_file({PARAMETERS: params.detach().to("cpu", copy=True).contiguous()}, temporary)
+    temporary.replace(folder / FINAL)
 
 
 def read_layout(folder: Path) -> tuple[list[Slot], dict[str, Any]]:

@@ -27,6 +27,7 @@ from btard.protocol.config import ProtocolConfig
 from btard.protocol.heal import described
 from btard.protocol.ledger import Entry, Ledger
 from btard.training.checking import check_peers
+from btard.training.layout import write_final
 from btard.training.optimizer import MakeOptimizer, MakeScheduler, VectorOptimizer
 from btard.training.torch_task import TorchTask
 
@@ -150,6 +151,8 @@ def behaviours_of(
     seed: int,
 ) -> tuple[dict[int, Behaviour], Collusion]:
     """Peer -> what it does, of those that attack, and what these share. Errors: ValueError or TypeError."""
+    if not isinstance(task, TorchTask):
+        raise TypeError(f"task must be a btard.TorchTask, got {type(task).__name__}; LocalDriver runs other tasks")
     if attack is None:
         if options:
             raise TypeError(f"unknown argument {next(iter(options))!r} without an attack")
@@ -158,7 +161,7 @@ def behaviours_of(
         raise ValueError(f"the attack needs attackers: byzantine must be > 0, got {byzantine}")
     if 2 * byzantine >= peers:
         raise FieldError("byzantine", f"must be < peers / 2 = {peers / 2:g}, got {byzantine}")
-    collusion = Collusion(draw_attackers(peers, byzantine, seed), peers, seed)
+    collusion = Collusion(draw_attackers(peers, byzantine, seed), peers, seed, tensors=task.tensors)
 
     def make() -> Behaviour:
         if isinstance(attack, str):
@@ -196,8 +199,6 @@ class Training:
         progress: bool,
         on_step: Callable[[Run], None] | None,
     ) -> None:
-        if not isinstance(task, TorchTask):
-            raise TypeError(f"task must be a btard.TorchTask, got {type(task).__name__}; LocalDriver runs other tasks")
         check_peers(task.d, peers)
         task.check()
         self.task, self.optimizer = task, VectorOptimizer(task.model, optimizer, scheduler)
@@ -237,6 +238,7 @@ class Training:
             self._show(step, steps, result)
         task.write_buffers(me())
         if self.out is not None and run.leads:
+            write_final(self.out, optimizer.params, task.layout(), task.agreed())
             (self.out / SUMMARY).write_text(json.dumps(run.summary(), indent=1) + "\n", encoding="utf-8")
         return run
 

@@ -45,6 +45,9 @@ class TorchTask:
     augmentation. `collate` makes a batch of a list of samples; by default it is PyTorch's. Batches are moved to the
     model's device.
 
+    `micro_batch` samples are computed at once, by default all: fewer take less memory, and the gradient is that of the
+    whole batch. BatchNorm then normalises by the micro-batch.
+
     `poison(batch)` returns the batch as an attacker sees it that flips labels; needed for the attack `label_flip`
     alone.
 
@@ -72,27 +75,30 @@ class TorchTask:
         *,
         collate: Callable[[list[Any]], Any] | None = None,
         poison: Callable[[Any], Any] | None = None,
+        micro_batch: int | None = None,
         seed: int = 0,
     ) -> None:
         check_model(model)
-        check_data(data, batch_size, DataLoader)
+        if type(self).batch is TorchTask.batch:
+            check_data(data, batch_size, DataLoader)
+        if micro_batch is not None and (not isinstance(micro_batch, int) or micro_batch < 1):
+            raise ValueError(f"micro_batch must be a number of samples > 0, or None for all, got {micro_batch!r}")
         for name, function in (("loss", loss), ("collate", collate), ("poison", poison)):
             if not callable(function) and (name == "loss" or function is not None):
                 raise TypeError(f"{name} must be a function, got {type(function).__name__}")
         self.model, self.data, self.batch_size, self.seed = model, data, batch_size, seed
-        self.poison = poison
+        self.poison, self.micro_batch = poison, micro_batch
         self.d: int = parameter_count(model)
         """Number of trained parameters."""
+        self.tensors = tuple(parameter.numel() for parameter in trained(model))
+        """Their numbers in each tensor, in order: an attack may treat tensors by themselves."""
         self.device: torch.device = trained(model)[0].device
         self.loss: float = math.nan
         """Loss of the latest gradient that was computed for training; NaN before."""
         self.losses: dict[int, float] = {}
         """Peer -> loss of the latest gradient that it computed for training."""
         self.loss_function, self._collate = loss, collate or default_collate
-        try:
-            self._copy = copy.deepcopy(model)
-        except Exception as error:
-            raise ValueError(f"the model cannot be copied, as each peer has one of its own: {error}") from None
+        self._copy = self.own(model)
         self._flat = flatten(self._copy)
         bind(self._copy, self._flat)
         self.initial = {name: buffer.clone() for name, buffer in self._copy.named_buffers()}
@@ -116,16 +122,15 @@ class TorchTask:
         """Write the gradient of each request at `params` [d] into the rows of `out` [len(requests), d], float32.
 
         A row depends on `params` and its own request alone, to the bit, for equal hardware and numbers of threads.
-        Errors: TooLate, which is looked for between two gradients; ValueError for poisoned batches without `poison`.
+        Errors: TooLate, which is looked for before each micro-batch; ValueError for poisoned batches without `poison`.
         """
         self.check(exact=False)
         self.load(params)
         for request, row in zip(requests, out, strict=True):
-            if too_late():
-                raise TooLate
             own = request.purpose is Purpose.TRAIN
             buffers = self._buffers.get(request.peer, self.initial) if own else self.initial
-            loss, moved = self.compute(request.seed, row, buffers, poisoned=request.flip_labels)
+            size, poisoned = self.samples(workers), request.flip_labels
+            loss, moved = self.compute(request.seed, row, buffers, size=size, poisoned=poisoned, too_late=too_late)
             if own:
                 self.loss = self.losses[request.peer] = loss
                 self._buffers[request.peer] = moved
@@ -212,9 +217,12 @@ class TorchTask:
             self._buffers, self.losses, self.loss = {}, {}, math.nan
             self.put(self.initial)
 
-    def batch(self, seed: bytes, size: int, *, poisoned: bool = False) -> Any:
-        """The batch of `size` samples that `seed` draws, on the model's device. Random numbers are seeded outside."""
-        drawn = stream("samples", self.seed, seed).choice(len(self.data), size, replace=False)
+    def batch(self, seed: bytes, size: int, *, poisoned: bool = False, start: int = 0, stop: int | None = None) -> Any:
+        """Samples `start` .. `stop` - 1, by default all, of the batch of `size` that `seed` draws, on the device.
+
+        The generators that samples may draw from are seeded outside. A subclass that overrides it may take any `data`.
+        """
+        drawn = stream("samples", self.seed, seed).choice(len(self.data), size, replace=False)[start:stop]
         batch = moved_to(self.device, self._collate([self.data[int(index)] for index in drawn]))
         if not poisoned:
             return batch
@@ -223,31 +231,56 @@ class TorchTask:
         return self.poison(batch)
 
     def compute(
-        self, seed: bytes, row: Tensor, buffers: Mapping[str, Tensor], *, poisoned: bool = False
+        self,
+        seed: bytes,
+        row: Tensor,
+        buffers: Mapping[str, Tensor],
+        *,
+        size: int | None = None,
+        poisoned: bool = False,
+        too_late: Callable[[], bool] = never,
     ) -> tuple[float, dict[str, Tensor]]:
-        """Write the gradient at the parameters at hand into `row` [d]: the loss, and what became of `buffers`."""
+        """Write the gradient of `size` samples at the parameters at hand into `row` [d]; loss, and the moved `buffers`.
+
+        `too_late` is asked before each micro-batch. Errors: TooLate.
+        """
+        size = self.batch_size if size is None else size
         direct = row.device == self.device and row.is_contiguous() and row.dtype == torch.float32
         gradient = row.zero_() if direct else torch.zeros_like(self._flat)
         self.put(buffers)
         parameters = trained(self._copy)
         for parameter, piece in zip(parameters, views(self._copy, gradient), strict=True):
             parameter.grad = piece
+        total, together = 0.0, self.micro_batch or size
         try:
-            loss = self.backward(seed, self.batch_size, poisoned=poisoned)
+            for start in range(0, size, together):
+                if too_late():
+                    raise TooLate
+                stop = min(start + together, size)
+                with torch.enable_grad(), seeded(self.device, "gradient", self.seed, seed, start):
+                    batch = self.batch(seed, size, poisoned=poisoned, start=start, stop=stop)
+                    loss = self.loss_function(self._copy, batch)
+                    part = loss if stop - start == size else loss * ((stop - start) / size)
+                    self.backward(part)
+                total += float(part.detach())
         finally:
             for parameter in parameters:
                 parameter.grad = None
         if not direct:
             row.copy_(gradient)
         names = dict(self._copy.named_buffers())
-        return loss, {name: names[name].detach().clone() for name in self.moving}
+        return total, {name: names[name].detach().clone() for name in self.moving}
 
-    def backward(self, seed: bytes, size: int, *, poisoned: bool = False) -> float:
-        """Add the gradient of a batch to the gradients in `module`; the loss."""
-        with torch.enable_grad(), seeded(self.device, "gradient", self.seed, seed):
-            loss = self.loss_function(self._copy, self.batch(seed, size, poisoned=poisoned))
-            loss.backward()
-        return float(loss.detach())
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of `loss` to the gradients in `module`."""
+        loss.backward()
+
+    def own(self, model: nn.Module) -> nn.Module:
+        """The module that the task computes on: a copy."""
+        try:
+            return copy.deepcopy(model)
+        except Exception as error:
+            raise ValueError(f"the model cannot be copied, as each peer has one of its own: {error}") from None
 
     @property
     def module(self) -> nn.Module:

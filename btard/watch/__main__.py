@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from btard.audit.__main__ import own_task
 from btard.audit.auditor import audit
 from btard.audit.report import AuditError, NotReproduced
+from btard.boundary import Parser, program
 from btard.harness.run_folder import RunFolderError
 from btard.harness.settings import exit_with
 from btard.protocol.wire import shown
@@ -70,8 +70,9 @@ def serve(folder: Path, port: int) -> int:
     return 0
 
 
+@program("the same command begins again")
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m btard.watch",
         description="Show a run as a page: what each peer did in each step, who was removed and why, time and bytes.",
         epilog="example: python -m btard.watch runs/quickstart/btard --out btard.html",

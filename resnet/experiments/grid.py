@@ -127,7 +127,7 @@ def read_grid(path: Path, changes: Mapping[str, Setting] | None = None) -> Grid:
 
 def parse_grid(content: Mapping[str, Any], origin: str, settings: Mapping[str, Setting] | None = None) -> Grid:
     """Return the grid in `content`; `settings` instead of its own, if given. `origin` stands in error messages."""
-    check_keys(content, GRID_KEYS, origin)
+    check_keys(content, GRID_KEYS, origin, one=(Config, "python -m resnet.train"))
     if settings is None:
         settings = settings_of(section(content, "settings", origin), Config, origin)
     attacks = named_settings(content, "attacks", Config, origin)

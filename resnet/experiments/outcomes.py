@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from btard.harness.packed import open_packed
+from btard.harness.pieces import LEDGER, METRICS, check_finished
 from btard.harness.run_folder import RunFolderError, read_metrics, read_summary, steps_per_second
 from btard.harness.sections import ProtocolSection
 from btard.harness.settings import config_text, differing_keys
 from btard.harness.typed_yaml import AnyPath, ConfigError
-from resnet.config import AggregatorConfig, AttackConfig, Config, read_config
+from resnet.config import AggregatorConfig, AttackConfig, Config, DataConfig, read_config
 from resnet.experiments.grid import Cell, Experiment, Grid, read_grid
 from resnet.experiments.plan import GRID_FILE, PACKED, RUNS
 from resnet.experiments.warmup import warm_up_of
@@ -208,11 +210,19 @@ def read_results(folder: Path, grid: Grid, listen: Callable[[], object] = lambda
     """
     runs: dict[str, Run] = {}
     packed = open_packed(folder / PACKED)
+    trained_on: dict[DataConfig, tuple[str, str]] = {}
     for cell in grid.cells:
         inside = packed / cell.name if packed is not None else None
-        run = _read_run(inside if inside is not None and inside.exists() else folder / RUNS / cell.name, cell)
+        path = inside if inside is not None and inside.exists() else folder / RUNS / cell.name
+        run = _read_run(path, cell)
         if run is not None:
             runs[cell.name] = run
+            if (digest := noted_digest(path)) is not None:
+                first, other = trained_on.setdefault(cell.config.data, (digest, cell.name))
+                if digest != first:
+                    raise RunFolderError(
+                        f"{path}: was trained on other data than {other} (data.digest {digest}, not {first}); {AGAIN}"
+                    )
         listen()
     curves = {name: dict(zip(*run.accuracy, strict=True)) for name, run in runs.items()}
     find = _references(cell for cell in grid.cells if cell.name in runs)
@@ -311,6 +321,8 @@ def _read_run(path: AnyPath, cell: Cell) -> Run | None:
         known = isinstance(ban, dict) and all(type(ban.get(key)) is int for key in ("step", "peer"))
         if not (known and type(ban.get("byzantine")) is bool and isinstance(ban.get("kind"), str)):
             raise RunFolderError(f"{path}/summary.json: damaged: a ban without step, peer, kind or side; {AGAIN}")
+    exported = not isinstance(path, Path)  # which has only the metrics that figures need
+    check_finished(path, summary, (LEDGER,) if exported else (METRICS, LEDGER))
     run = Run(path, cell.name, cell.config, read_metrics(path), summary)
     try:
         steps, accuracy = run.accuracy
@@ -326,10 +338,23 @@ def _read_run(path: AnyPath, cell: Cell) -> Run | None:
     return run
 
 
+_DIGEST = re.compile(r"^  digest: (.*)\n", re.MULTILINE)
+"""The line of a run's config.yaml that says which data it was trained on."""
+
+
+def noted_digest(folder: AnyPath) -> str | None:
+    """Return the digest of the data that the run in `folder` was trained on; None for a run that noted none."""
+    try:
+        found = _DIGEST.search((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return None
+    return None if found is None or found[1] == "null" else found[1].strip("'\"")
+
+
 def _check_settings(file: AnyPath, cell: Cell) -> None:
     try:
         text = file.read_text(encoding="utf-8")
-        if text == config_text(cell.config):
+        if cell.config.data.digest is None and _DIGEST.sub("", text) == _DIGEST.sub("", config_text(cell.config)):
             return  # as nearly always; parsing takes longer
         differing = [entry for entry in differing_keys(read_config(file), cell.config) if entry[0] != PLACE]
     except (OSError, UnicodeDecodeError) as error:

@@ -19,7 +19,7 @@ from btard.attacks.registry import ATTACKS
 from btard.harness.run_folder import RunFolder
 from btard.harness.settings import differing_keys
 from btard.protocol.collusion import Collusion
-from resnet.config import AttackConfig, Config
+from resnet.config import AttackConfig, Config, read_config
 from resnet.data import Dataset
 from resnet.experiments.grid import RULES_FOR_A_NUMBER
 from resnet.train import train
@@ -96,8 +96,15 @@ def extend(
 
 
 def branch(config: Config, folder: Path, warm_up: Path, step: int) -> None:
-    """Make the run folder `folder` what it would be after `step` steps; nothing if the run has begun by itself."""
+    """Make the run folder `folder` what it would be after `step` steps; nothing if the run has begun by itself.
+
+    Raises RunFolderError if the warm-up was trained on other data.
+    """
+    common = read_config(warm_up / "config.yaml")
+    if config.data.digest is None:
+        config = replace(config, data=replace(config.data, digest=common.data.digest))
     run = RunFolder(folder, config, events=False)
     if run.summary() is None and not run.has_checkpoints():
+        RunFolder(warm_up, warm_up_of(config), events=False)
         run.adopt(warm_up, fork_point(warm_up, step), step)
     run.close()

@@ -202,10 +202,11 @@ def _data(name: str, path: str | None, label: str | None) -> Any:
 
 def _train(task: Task, on_step: Callable[[int], None], keep_checkpoints: bool) -> None:
     from resnet.experiments.warmup import branch, extend
-    from resnet.train import train
+    from resnet.train import knowing, train
 
     config = task.config if isinstance(task, Segment) else task.cell.config
     data = _data(config.data.name, config.data.path, config.data.label)
+    config = knowing(config, data)
     if isinstance(task, Segment):
         extend(config, task.folder, task.last, on_step=on_step, data=data)
         return

@@ -5,14 +5,15 @@ Gradients are prepared; nobody attacks. Times are those under `cProfile`, which 
 
 from __future__ import annotations
 
-import argparse
 import cProfile
 import pstats
+import sys
 import time
 from pathlib import Path
 
 import torch
 
+from btard.boundary import Parser, program
 from btard.drivers.local import LocalDriver
 from btard.protocol.config import ProtocolConfig
 from scripts.benchmarks.page import Table
@@ -31,8 +32,9 @@ FUNCTIONS = {
 """Module and name -> what it does. None of them calls another."""
 
 
+@program("the same command begins again")
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = Parser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--d", type=int, default=RESNET18, help="parameters; by default those of ResNet-18")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--commitments", choices=("hashed", "ideal"), default="hashed")
@@ -65,4 +67,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
+from btard.boundary import Parser, program
 from scripts.golden import file
 from scripts.golden.compare import ROOT, GoldenError, columns, compare, failed, report
 from scripts.golden.differences import Record, differences, key_of
@@ -23,12 +24,12 @@ from scripts.golden.runs import SECTIONS
 
 
 def parser() -> argparse.ArgumentParser:
-    runs = argparse.ArgumentParser(add_help=False)
+    runs = Parser(add_help=False)
     runs.add_argument("--only", action="append", choices=SECTIONS, help="these runs alone (may be given again)")
     runs.add_argument("--seeds", type=int, default=file.SEEDS, help="seeds for each row of the matrix (default: 3)")
     runs.add_argument("--match", default="", metavar="TEXT", help="the runs alone whose name holds this text")
     runs.add_argument("--jobs", type=int, default=2, help="processes in all (default: 2)")
-    top = argparse.ArgumentParser(prog="python -m scripts.golden", description=__doc__)
+    top = Parser(prog="python -m scripts.golden", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
     compared = commands.add_parser("compare", parents=[runs], help="run a commit's tree and this one, and compare")
     compared.add_argument("commit")
@@ -57,6 +58,7 @@ def check(sections: Sequence[str], seeds: int, match: str, jobs: int) -> int:
     return 1 if found or failed(new) else 0
 
 
+@program("the same command begins again")
 def main(words: Sequence[str] | None = None) -> int:
     options = parser().parse_args(words)
     if options.command == "write":

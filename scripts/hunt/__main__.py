@@ -14,12 +14,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from btard.boundary import Parser, output_folder, program
 from scripts.hunt import coverage
 from scripts.hunt.switches import SWITCHES
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="python -m scripts.hunt", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument("--minutes", type=float, default=10.0, help="how long to search (default: 10)")
@@ -31,7 +32,9 @@ def parser() -> argparse.ArgumentParser:
         default="safety",
         help="safety: mishaps at any time (default); liveness: they end, and every step after that has to complete",
     )
-    made.add_argument("--out", type=Path, default=Path("runs/hunt"), help="folder of the results (default: runs/hunt)")
+    made.add_argument(
+        "--out", type=output_folder, default=Path("runs/hunt"), help="folder of the results (default: runs/hunt)"
+    )
     made.add_argument("--replay", type=Path, metavar="FILE", help="run the cases in this file instead")
     made.add_argument("--continue", dest="go_on", action="store_true", help="add to the results in OUT, of this commit")
     made.add_argument("--distil", type=Path, metavar="FILE", help="write the few cases of OUT that reach most to FILE")
@@ -40,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+@program("the same command begins again")
 def main(words: Sequence[str] | None = None) -> int:
     args = parser().parse_args(words)
     if args.minutes <= 0 or args.jobs < 1:

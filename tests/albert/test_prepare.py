@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from albert import prepare as module
+from albert.data.atomic import complete_folder, replaceable
 from albert.data.corpus import Corpus
+from albert.data.errors import DataError
 from albert.prepare import main
 
 
@@ -81,6 +83,30 @@ def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, "prepare", full)
-    with pytest.raises(SystemExit):
-        main(["--source", "synthetic", "--out", "x"])
-    assert capsys.readouterr().err == "error: x: cannot be written (No space left on device); see to the disk\n"
+    assert main(["--source", "synthetic", "--out", "x"]) == 1
+    line = "error: x: No space left on device; make room there, and give the same command again\n"
+    assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize("place", [".", "..", "link", "/"])
+def test_a_folder_that_cannot_be_replaced_is_refused_before_the_work(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(".")
+    monkeypatch.setattr("albert.data.preparation.open_source", lambda *_: pytest.fail("it began"))
+    with pytest.raises(SystemExit, match="2"):
+        main(["--source", "synthetic", "--out", place])
+    assert "got one that this program runs in; name a new folder in it" in capsys.readouterr().err
+
+
+def test_a_mount_point_is_refused_and_a_link_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk/data")
+    assert replaceable(tmp_path / "link") == tmp_path.resolve() / "disk/data"
+    with complete_folder(tmp_path / "link") as partial:
+        (partial / "x").touch()
+    assert (tmp_path / "disk/data/x").exists() and (tmp_path / "link").is_symlink()
+    monkeypatch.setattr("os.path.ismount", lambda path: Path(path).name == "disk")
+    with pytest.raises(DataError, match="got the root of a mounted file system; name a new folder in it"):
+        replaceable(tmp_path / "disk")

@@ -131,7 +131,7 @@ def test_attackers_are_banned_and_all_is_as_in_the_simulator(
         check_nothing_left(swarm)
     capsys.readouterr()
     assert audit([str(tmp_path / peer_folder(0)), "--task", "albert.audit:task_of"]) == 0
-    assert capsys.readouterr().out.count("gradient computed again") == 3
+    assert capsys.readouterr().out.count("gradient recomputed") == 3
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])

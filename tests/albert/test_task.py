@@ -15,6 +15,7 @@ from albert.model import make_model
 from albert.task import MEASURED, AlbertTask
 from btard.protocol.effects import Compute
 from btard.task import Measurable
+from btard.training.vector import flatten
 
 SEED = bytes(range(32))
 
@@ -28,7 +29,7 @@ def make(corpus: Corpus, per_device: int = 16, dropout: float = 0.0) -> tuple[Al
     """A task, and parameters of which a step has been made: the first ones say the same of every word."""
     model = ModelConfig(layers=1, hidden=16, heads=2, intermediate=16, embedding=8, dropout=dropout)
     task = AlbertTask(make_model(model, corpus.vocab_size, corpus.sequence_length, 0), corpus, 8, per_device)
-    params = task._params.clone()
+    params = flatten(task.module)
     params += 0.05 * torch.randn(task.d, generator=torch.Generator().manual_seed(1))
     return task, params
 

@@ -48,7 +48,7 @@ def test_the_notebook_runs_from_top_to_bottom_at_its_smallest_setting(tmp_path: 
     }
     assert set(swarms) == {"baseline", "sign-flip-from-8-btard-seed-0", "sign-flip-from-8-mean-seed-0"}
     bans = swarms["sign-flip-from-8-btard-seed-0"]["bans"]
-    assert printed.count("| wrong_gradient |") == len(bans) == printed.count("gradient computed again")
+    assert printed.count("| wrong_gradient |") == len(bans) == printed.count("gradient recomputed")
     assert "refused:" not in printed
     notebooks.check_tensorboard_is_shown(outputs)
 

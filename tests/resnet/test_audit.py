@@ -34,9 +34,9 @@ def test_gradients_of_a_run_are_computed_again(
     capsys.readouterr()
     assert main([str(tmp_path)]) == 0
     *lines, summary = capsys.readouterr().out.strip().splitlines()
-    again = {word: [line for line in lines if word in line] for word in ("gradient computed", "states measured")}
+    again = {word: [line for line in lines if word in line] for word in ("gradient recomputed", "states measured")}
     assert all(again.values()) and sum(map(len, again.values())) == len(lines)
-    assert all(line.endswith("again") for line in lines)
+    assert all(line.endswith(("gradient recomputed", "again")) for line in lines)
     assert "attested by" in summary
     assert main([str(tmp_path), "--task", ""]) == 0
     *lines, _ = capsys.readouterr().out.strip().splitlines()
@@ -105,5 +105,5 @@ def test_a_task_that_cannot_be_made_leaves_the_votes(tmp_path: Path, capsys: pyt
         capsys.readouterr()
         assert main([str(tmp_path)]) == 0
         said = capsys.readouterr()
-        assert said.err.startswith("gradients are not computed again: ") and said.err.count("\n") == 1
+        assert said.err.startswith("gradients are not recomputed: ") and said.err.count("\n") == 1
         assert reason in said.err and "votes only" in said.out

@@ -3,6 +3,7 @@
 import io
 import os
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -263,3 +264,156 @@ def test_missing_data(tmp_path: Path, name: str, path: str | None, message: str)
     with pytest.raises(DataError, match=message) as error:
         load_dataset(name, None if path is None else tmp_path / path)
     assert_one_line(error)
+
+
+def encoded(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def grey16(value: int) -> Image.Image:
+    return Image.fromarray(np.full((3, 4), value, np.uint16))
+
+
+def floats(value: float) -> Image.Image:
+    return Image.fromarray(np.full((3, 4), value, np.float32))
+
+
+def with_palette(index: int, transparent: int | None = None) -> bytes:
+    image = Image.new("P", (4, 3), index)
+    image.putpalette([0, 0, 0, 10, 20, 30, 40, 50, 60])
+    return encoded(image, **({} if transparent is None else {"transparency": transparent}))
+
+
+RIGHT = {
+    "16 bits": (encoded(grey16(40_000)), (156, 156, 156)),  # 40,000 / 257 = 155.6
+    "16 bits, white": (encoded(grey16(65_535)), (255, 255, 255)),
+    "16 bits, TIFF": (encoded(grey16(20_000), "TIFF"), (78, 78, 78)),
+    "32-bit integers of 16 bits": (encoded(Image.new("I", (4, 3), 40_000), "TIFF"), (156, 156, 156)),
+    "floats": (encoded(floats(0.25), "TIFF"), (64, 64, 64)),
+    "black and white": (encoded(Image.new("1", (4, 3), 1)), (255, 255, 255)),
+    "palette": (with_palette(2), (40, 50, 60)),
+    "palette with a transparent colour that is not used": (with_palette(2, transparent=1), (40, 50, 60)),
+    "CMYK": (encoded(Image.new("CMYK", (4, 3), (255, 0, 51, 0)), "TIFF"), (0, 255, 204)),
+    "opaque alpha": (encoded(Image.new("RGBA", (4, 3), (1, 2, 3, 255))), (1, 2, 3)),
+    "grey with opaque alpha": (encoded(Image.new("LA", (4, 3), (7, 255))), (7, 7, 7)),
+}
+
+
+@pytest.mark.parametrize("kind", RIGHT)
+def test_every_kind_of_image_has_the_right_values(tmp_path: Path, kind: str) -> None:
+    content, colour = RIGHT[kind]
+    data = load_dataset("folder", write_tree(tmp_path / "set", {**tree(), "train/cat/0.png": content}))
+    assert data.train_images[2, :, 0, 0].tolist() == list(colour)
+
+
+def test_images_of_16_bits_are_grey(tmp_path: Path) -> None:
+    files = {name: encoded(grey16(1_000 * k)) for k, name in enumerate(tree(), 1)}
+    data = load_dataset("folder", write_tree(tmp_path / "set", files))
+    assert data.channels == 1 and data.train_images.unique().tolist() == [8, 12, 19, 23]
+    assert data.std[0] > 0
+
+
+TWO_PICTURES = io.BytesIO()
+Image.new("L", (4, 3)).save(TWO_PICTURES, "TIFF", save_all=True, append_images=[Image.new("L", (4, 3), 9)])
+
+UNCLEAR = {
+    "transparent": (encoded(Image.new("RGBA", (4, 3), (1, 2, 3, 254))), "transparent ones"),
+    "a transparent colour": (with_palette(1, transparent=1), "transparent ones"),
+    "floats to 255": (encoded(floats(200.0), "TIFF"), "float pixels in 0 .. 1, got values from 200 to 200"),
+    "NaN": (encoded(floats(float("nan")), "TIFF"), "not finite"),
+    "32 bits": (encoded(Image.new("I", (4, 3), 70_000), "TIFF"), "at most 16 bits, got values from 70000 to 70000"),
+    "a mode without RGB": (encoded(Image.new("LAB", (4, 3)), "TIFF"), "mode LAB"),
+    "several pictures": (TWO_PICTURES.getvalue(), "one picture, got 2"),
+    "10 bits in 16": (encoded(grey16(1_023)), "got none brighter than 1023, which 8 bits would make 4 of 255"),
+}
+
+
+@pytest.mark.parametrize("kind", UNCLEAR)
+def test_an_image_whose_values_would_change_is_refused(tmp_path: Path, kind: str) -> None:
+    content, message = UNCLEAR[kind]
+    with pytest.raises(DataError, match=message) as error:
+        load_dataset("folder", write_tree(tmp_path / "set", {**tree(), "train/cat/0.png": content}))
+    assert_one_line(error)
+    assert str(tmp_path) in str(error.value)
+
+
+def move(source: str, target: str) -> Callable[[Path], object]:
+    def act(folder: Path) -> None:
+        (folder / target).parent.mkdir(parents=True, exist_ok=True)
+        (folder / source).rename(folder / target)
+
+    return act
+
+
+def rename_class(folder: Path) -> None:
+    for split in ("train", "test"):
+        (folder / split / "bird").rename(folder / split / "zebra")
+
+
+def replace_unseen(folder: Path) -> None:
+    """Other content of the same size, with the time of modification that there was."""
+    file = folder / "train/bird/1.png"
+    before = file.stat()
+    content = picture(3)
+    assert len(content) == before.st_size
+    file.write_bytes(content)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+CHANGES: dict[str, tuple[Callable[[Path], object], list[int], list[int]]] = {
+    "between classes": (move("train/bird/0.png", "train/cat/z.png"), [2, 11, 12, 1], [0, 1, 1, 1]),
+    "between splits": (move("test/bird/0.png", "train/bird/z.png"), [1, 2, 9, 11, 12], [0, 0, 0, 1, 1]),
+    "a class renamed": (rename_class, [11, 12, 1, 2], [0, 0, 1, 1]),
+    "swapped names": (
+        lambda folder: [move(*pair)(folder) for pair in SWAP],
+        [2, 1, 11, 12],
+        [0, 0, 1, 1],
+    ),
+    "replaced, same size and time": (replace_unseen, [1, 3, 11, 12], [0, 0, 1, 1]),
+}
+SWAP = (("train/bird/0.png", "tmp.png"), ("train/bird/1.png", "train/bird/0.png"), ("tmp.png", "train/bird/1.png"))
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_cache_sees_whatever_changed(tmp_path: Path, change: str) -> None:
+    act, colours, labels = CHANGES[change]
+    folder = write_tree(tmp_path / "set", tree())
+    extra = {"test/bird/1.png": picture(60)} if change == "between splits" else {}
+    write_tree(folder, extra)
+    before = load_dataset("folder", folder).digest
+    act(folder)
+    data = load_dataset("folder", folder)
+    assert data.train_images[:, 0, 0, 0].tolist() == colours and data.train_labels.tolist() == labels
+    assert data.digest != before
+
+
+def test_a_link_that_leads_to_another_image_is_noticed(tmp_path: Path) -> None:
+    folder = write_tree(tmp_path / "set", tree())
+    for number in (1, 2):
+        (tmp_path / f"{number}.png").write_bytes(picture(100 + number))
+        os.utime(tmp_path / f"{number}.png", ns=(1, 1))
+    link = folder / "train/bird/0.png"
+    for number in (1, 2):
+        link.unlink()
+        link.symlink_to(tmp_path / f"{number}.png")
+        assert load_dataset("folder", folder).train_images[0, 0, 0, 0] == 100 + number
+
+
+def test_a_user_without_a_home_has_no_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
+    assert image_folder.cache_folder() is None
+    assert load_dataset("folder", write_tree(tmp_path / "set", tree())).classes == 2
+    with pytest.raises(DataError, match=r"this user has none; set data\.path"):
+        load_dataset("cifar10")
+    with pytest.raises(DataError, match="no home folder is known"):
+        load_dataset("folder", "~/set")
+
+
+def test_the_digest_is_that_of_images_and_labels_alone(tmp_path: Path) -> None:
+    first = load_dataset("folder", write_tree(tmp_path / "one", tree()))
+    packed = load_dataset("folder", write_archive(tmp_path / "two.tar", tree()), label="birds")
+    assert first.digest == packed.digest and len(first.digest) == 64

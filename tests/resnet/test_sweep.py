@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,12 +18,15 @@ import pytest
 import yaml
 
 from btard.attacks.registry import ATTACKS
-from btard.harness.run_folder import read_summary
+from btard.harness.run_folder import RunFolderError, read_summary
+from btard.harness.settings import config_text
+from resnet.data import load_dataset
 from resnet.experiments.grid import Grid, parse_grid, read_grid
+from resnet.experiments.outcomes import noted_digest, read_results
 from resnet.experiments.plan import Branch, Segment, make_plan, shard
 from resnet.experiments.warmup import branch, extend, fork_step, warm_up_of
 from resnet.sweep import main, sweep
-from resnet.train import train
+from resnet.train import knowing, train
 from tests import warm
 
 ROOT = Path(__file__).parents[2]
@@ -405,3 +409,21 @@ def test_grids_that_come_with_the_repository_can_be_read(file: str) -> None:
     assert [cell.config for cell in parse_grid(yaml.safe_load(grid.text), "again").cells] == [
         cell.config for cell in grid.cells
     ]
+
+
+def test_runs_on_other_data_than_the_rest_are_noticed(tmp_path: Path) -> None:
+    grid = grid_of({"no attack": {}, "sign flip": {"attack.name": "sign_flip"}}, {"BTARD": DEFENCES["BTARD"]})
+    (tmp_path / "sweep.yaml").write_text(grid.text)
+    one, other = (tmp_path / "runs" / cell.name for cell in grid.cells)
+    train(grid.cells[0].config, one, progress=False, events=False)
+    now = noted_digest(one)
+    assert now == load_dataset("digits").digest
+    settings = (one / "config.yaml").read_text()
+    (one / "config.yaml").write_text(settings.replace(now, "f" * 64))
+    with pytest.raises(RunFolderError, match=f"was trained on other data .data.digest f* than there are now .{now}"):
+        sweep(grid, tmp_path, show=False)
+    shutil.copytree(one, other)
+    text = config_text(knowing(grid.cells[1].config, load_dataset("digits")))
+    (other / "config.yaml").write_text(text)
+    with pytest.raises(RunFolderError, match="was trained on other data than"):
+        read_results(tmp_path, grid)

@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
-from btard.harness.run_folder import steps_per_second
+from btard.harness.run_folder import RunFolderError, steps_per_second
 from resnet import train as train_module
-from resnet.config import Config, parse_command_line
-from resnet.train import Training, main, train
+from resnet.audit import task_of
+from resnet.config import Config, parse_command_line, read_config
+from resnet.data import DataError, load_dataset
+from resnet.experiments.warmup import branch, extend, warm_up_of
+from resnet.train import Training, knowing, main, train
 
 ROOT = Path(__file__).parents[2]
 DIGITS = str(ROOT / "configs/resnet/digits.yaml")
@@ -179,6 +184,46 @@ def test_another_config_does_not_overwrite_a_run(tmp_path: Path, capsys: pytest.
     assert "steps" in capsys.readouterr().err
 
 
+def images(folder: Path) -> Config:
+    """The settings of a short run on a tree of images, which is made."""
+    for split in ("train", "test"):
+        for number, name in enumerate(("a", "b")):
+            for k in range(2):
+                file = folder / split / name / f"{k}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("L", (8, 8), 50 * number + k).save(file)
+    return config_of("--data.name", "folder", "--data.path", str(folder))
+
+
+def test_a_run_goes_on_with_the_data_it_was_begun_with_alone(tmp_path: Path) -> None:
+    config = images(tmp_path / "images")
+    assert train(config, tmp_path / "run", progress=False, until=2) is None
+    noted = read_config(tmp_path / "run/config.yaml").data.digest
+    assert noted == load_dataset("folder", tmp_path / "images").digest
+    known = replace(config, data=replace(config.data, digest=noted))
+    assert train(known, tmp_path / "run", progress=False, until=3) is None
+
+    (tmp_path / "images/train/a/0.png").rename(tmp_path / "images/train/b/9.png")
+    with pytest.raises(RunFolderError, match=f"data.digest {noted}, which is .* now: what it reads has changed"):
+        train(config, tmp_path / "run", progress=False)
+    with pytest.raises(DataError, match=f"expected data with the digest {noted}"):
+        train(known, tmp_path / "other", progress=False)
+    with pytest.raises(DataError, match="restore them"):
+        task_of(tmp_path / "run")
+
+
+def test_a_branch_of_a_warm_up_on_other_data_is_refused(tmp_path: Path) -> None:
+    config = images(tmp_path / "images")
+    extend(warm_up_of(config), tmp_path / "warm-up", 2)
+    (tmp_path / "images/train/a/0.png").rename(tmp_path / "images/train/b/9.png")
+    now = knowing(config, load_dataset("folder", tmp_path / "images"))
+    with pytest.raises(RunFolderError, match="what it reads has changed"):
+        branch(now, tmp_path / "run", tmp_path / "warm-up", 2)
+    branch(config, tmp_path / "unknown", tmp_path / "warm-up", 2)
+    with pytest.raises(RunFolderError, match="what it reads has changed"):
+        train(config, tmp_path / "unknown", progress=False)
+
+
 def test_command_line_from_a_shell(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "resnet.train", DIGITS, "--out", str(tmp_path / "a"), *SMALL, "--steps", "2"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
@@ -206,3 +251,14 @@ def test_a_gpu_that_is_not_there_or_too_small(
     monkeypatch.setattr(train_module, "train", full)
     advice = "lower batch_size or peers, or set mode to per_peer or device to cpu"
     assert told() == f"error: CUDA out of memory: {advice}\n"
+
+
+def test_a_lost_ledger_is_put_back_before_the_run_goes_on(tmp_path: Path) -> None:
+    config = config_of(*ATTACK, "--steps", "24", "--eval_every", "24")
+    summary = train(config, tmp_path / "whole", progress=False)
+    assert summary["bans"]
+    assert train(config, tmp_path / "part", progress=False, until=summary["bans"][0]["step"] + 2) is None
+    (tmp_path / "part/ledger.jsonl").unlink()
+    with pytest.warns(UserWarning, match=r"ledger\.jsonl had 0 of .* lines: put back"):
+        assert train(config, tmp_path / "part", progress=False) == summary
+    assert files_of(tmp_path / "part") == files_of(tmp_path / "whole")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ from btard.protocol.messages import JoinRequest
 from btard.swarm import frames
 from btard.swarm.deadlines import Deadlines
 from btard.swarm.doors import Doors
-from btard.swarm.driver import Fallen
+from btard.swarm.driver import Fallen, SwarmDriver
+from btard.swarm.outbox import Outbox, Said
 from btard.swarm.tasks import cancel
 from tests.swarm.cohort import QUICK, Cohort, Fault, Member
 from tests.swarm.daemons import Lodger
@@ -175,6 +177,48 @@ def test_the_word_of_newcomers_is_no_members(lie: str) -> None:
             assert 3 in cohort.members[0].driver.peer.probation
         finally:
             node.close()
+
+
+class TakesNothing:
+    """A writer whose other end does not read."""
+
+    def __init__(self) -> None:
+        self.transport, self.aborted, self.begun = self, False, asyncio.Event()
+
+    def write(self, data: Any) -> None:
+        self.begun.set()
+
+    async def drain(self) -> None:
+        await asyncio.Event().wait()
+
+    def is_closing(self) -> bool:
+        return False
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+def test_who_is_out_keeps_nothing_of_what_it_was_being_sent() -> None:
+    """Else strangers that come one after the other, and read nothing, would fill the others' memory."""
+
+    async def test() -> None:
+        outbox, key, writer = Outbox(), b"key", TakesNothing()
+        driver = SwarmDriver.__new__(SwarmDriver)
+        driver._members, driver._followed_by = {key: 1}, {}
+        driver.rounds = SimpleNamespace(outbox=outbox, links={})  # type: ignore[assignment]
+        driver.peer = SimpleNamespace(id=0, active=(0,), probation={})  # type: ignore[assignment]
+        await outbox.say((3, 0), Said("phase", [bytes(2**20)]))
+        serving = asyncio.ensure_future(driver._follow(key, [3, 0], None, writer))
+        await writer.begun.wait()
+        await driver._link()
+        await asyncio.sleep(0)
+        assert not serving.done()
+        driver._members = {}
+        await driver._link()
+        await asyncio.wait({serving}, timeout=5)
+        assert serving.cancelled() and writer.aborted and not driver._followed_by
+
+    asyncio.run(test())
 
 
 def test_a_minority_that_is_cut_off_stops() -> None:

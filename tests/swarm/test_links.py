@@ -57,12 +57,6 @@ class Nobody:
         pass
 
 
-class Here:
-    """A node whose tasks are those of the test."""
-
-    spawn = staticmethod(asyncio.ensure_future)
-
-
 def nothing_said() -> Ends:
     config = ProtocolConfig(peers=3, byzantine=1, run_id="links")
     identities = [Identity.from_seed("links", peer) for peer in range(3)]
@@ -201,33 +195,6 @@ def test_who_was_late_once_is_waited_for_when_it_has_caught_up() -> None:
             assert await hearing
         finally:
             task.cancel()
-
-    run(test())
-
-
-def test_a_newcomer_is_waited_for_once_it_has_come() -> None:
-    """Else keys that never come would cost a wait each, and they cost nothing."""
-
-    async def test() -> None:
-        wires, rounds = (Wire(), Wire()), Rounds(Here(), 60.0, nothing_said())  # type: ignore[arg-type]
-        rounds.follow(1, wires[0].dial)
-        rounds.follow(2, wires[1].dial, known=False)
-        try:
-            member, newcomer = [await wire.redialled(1) for wire in wires]
-            member.feed_data(await frame(0, 0, b"said"))
-            assert (await rounds.hear("phase", [1, 2], 2**10, 60.0)).keys() == {1}
-            rounds.advance()
-            newcomer.feed_data(await frame(0, 0, b"here"))
-            member.feed_data(await frame(0, 2, b"said"))
-            await all_read(newcomer)
-            hearing = asyncio.ensure_future(rounds.hear("phase", [1, 2], 2**10, 60.0))
-            await asyncio.sleep(0.01)
-            assert not hearing.done()
-            newcomer.feed_data(await frame(0, 2, b"said"))
-            assert (await hearing).keys() == {1, 2}
-        finally:
-            for peer in (1, 2):
-                await rounds.unfollow(peer)
 
     run(test())
 

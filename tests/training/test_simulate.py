@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import btard
 from btard.audit import audit
+from btard.export.__main__ import main as export
 from tests.training import model
 
 SMALL: dict[str, Any] = {"optimizer": model.adam, "steps": 6, "peers": 4, "validators": 1}
@@ -72,7 +74,8 @@ def test_on_step_sees_the_model_as_it_is_then() -> None:
 
 def test_a_folder_has_what_an_audit_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
-    run = btard.simulate(model.task(), **SMALL, byzantine=1, attack="zero", out=out, progress=True)
+    task = model.task()
+    run = btard.simulate(task, **SMALL, byzantine=1, attack="zero", out=out, progress=True)
     said = capsys.readouterr().err.splitlines()
     assert any(line.endswith(f"banned {run.bans[0].peer}: wrong_gradient") for line in said)
     assert said[-1] == f"step 6 of 6: loss {run.losses[-1]:.4g}, 3 peers"
@@ -82,6 +85,12 @@ def test_a_folder_has_what_an_audit_needs(tmp_path: Path, capsys: pytest.Capture
     report = audit(out)
     assert len(report.findings) == len(run.ledger)
     assert "attested by 3 of 3 active peers" in report.summary
+    exported = tmp_path / "model"
+    assert export([str(out), "--out", str(exported)]) == 0 and export(["--check", str(exported)]) == 0
+    named = load_file(exported / "model.safetensors")  # without what is frozen, which nobody trained
+    own = {name: parameter for name, parameter in task.model.named_parameters() if parameter.requires_grad}
+    assert named.keys() == own.keys() and all(torch.equal(x, own[name]) for name, x in named.items())
+    assert f"peer {run.bans[0].peer} (wrong_gradient, step" in (exported / "README.md").read_text()
     with pytest.raises(ValueError, match="holds a run already: give another folder"):
         btard.simulate(model.task(), **SMALL, out=out)
 
@@ -127,7 +136,11 @@ def test_a_training_that_diverges_ends_early_with_a_warning() -> None:
             ValueError,
             "the attack equivocate is on the protocol, which a rule at a server does not run",
         ),
-        ({"task": btard.QuadraticTask(50)}, TypeError, "task must be a btard.TorchTask, got QuadraticTask"),
+        (
+            {"task": btard.QuadraticTask(50), "attack": "zero", "byzantine": 1},
+            TypeError,
+            "task must be a btard.TorchTask, got QuadraticTask",
+        ),
     ],
 )
 def test_what_cannot_work_is_said_in_one_line(arguments: dict[str, Any], error: type[Exception], message: str) -> None:

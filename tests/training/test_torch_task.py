@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from btard import Compute, TorchTask
 from btard.protocol.effects import Purpose
+from btard.task import TooLate
 from btard.training.vector import flatten, parameter_count, views
 from tests.training import model
 
@@ -142,6 +143,27 @@ def test_a_convolutions_weights_are_where_the_vector_has_them() -> None:
     assert parameter_count(net) == len(row)
 
 
+@pytest.mark.parametrize("together", [3, 8])
+def test_micro_batches_add_up_to_the_gradient_of_the_batch(together: int) -> None:
+    net = nn.Sequential(nn.Linear(10, 4), nn.Tanh(), nn.Linear(4, 2))
+    whole = TorchTask(net, model.loss, model.dataset(), 8)
+    pieces = TorchTask(net, model.loss, model.dataset(), 8, micro_batch=together)
+    assert torch.allclose(gradient(pieces), gradient(whole), atol=1e-7)
+    assert pieces.loss == pytest.approx(whole.loss)
+
+
+def test_it_may_be_too_late_between_two_micro_batches() -> None:
+    task, asked = model.task(micro_batch=4), []
+
+    def late() -> bool:
+        asked.append(len(asked))
+        return len(asked) > 1
+
+    with pytest.raises(TooLate):
+        task.gradients(flatten(task.model), [Compute(0, 0, SEED)], torch.empty(1, task.d), too_late=late)
+    assert asked == [0, 1]
+
+
 class Drawing(Dataset):
     """A dataset that augments: by torch's generator, or by one of its own."""
 
@@ -216,6 +238,11 @@ OTHER = Linear()
         (lambda: made(frozen()), ValueError, "the model has no parameter to train"),
         (lambda: made(Linear().double()), ValueError, r"parameter w is torch.float64, peers exchange float32"),
         (lambda: made(nn.LazyLinear(1)), ValueError, "parameter weight has no shape yet: run the model once"),
+        (
+            lambda: made(micro_batch=0),
+            ValueError,
+            "micro_batch must be a number of samples > 0, or None .* got 0",
+        ),
         (lambda: made(loss=3), TypeError, "loss must be a function, got int"),
         (lambda: made(poison=3), TypeError, "poison must be a function, got int"),
         (lambda: made(data=DataLoader(X)), TypeError, "got a DataLoader: give its .dataset"),

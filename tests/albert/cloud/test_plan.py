@@ -118,6 +118,29 @@ PROBLEMS = {
             "no key pair other in us-east-1; import yours": "stop",
         },
     ),
+    "exact": (
+        [],
+        nothing,
+        {
+            "exact, on 1 x T4: needs no tolerance; demands equal GPUs, images, versions, threads": "ok",
+            "PyTorch's version is not pinned: machines that replace others later may install another": "note",
+        },
+    ),
+    "pinned": (
+        ["--code.requirements", "requirements-tested.txt"],
+        nothing,
+        {"exact, on 1 x T4: needs no tolerance": "ok"},
+    ),
+    "tolerant": (
+        ["--swarm.options.protocol.validation", "tolerant"],
+        nothing,
+        {"tolerant, on 1 x T4, and protocol.gradient_tol is the default: too low bans honest peers": "note"},
+    ),
+    "calibrated": (
+        ["--swarm.options.protocol.validation", "tolerant", "--swarm.options.protocol.gradient_tol", "0.02"],
+        nothing,
+        {"tolerant, on 1 x T4, above protocol.gradient_tol 0.02; python -m albert.calibrate": "ok"},
+    ),
     "images": (
         ["--trainers.image", "/aws/service/nowhere", "--coordinator.image", "ami-00000000", "--network.subnets",
          "subnet-12345678", "--swarm.options.stepz", "3", "--bucket", "null"],
@@ -160,7 +183,7 @@ PROBLEMS = {
         {
             "running on-demand standard instances: 1 vCPUs, 0 used by others, 1 free; needed: 2": "stop",
             "16 free; needed: 12 to 24; enough for the smallest type only; to be safe: `aws service-quotas": "note",
-            "data.source is null: machines fetch none": "note",
+            "data.source is null: peers would have no data": "stop",
             "/btard/wandb is a String, readable in plain; make it a SecureString": "stop",
             "no default network in us-east-1; `aws ec2 create-default-vpc` makes one, or set network.vpc": "stop",
         },
@@ -192,6 +215,8 @@ def test_what_stands_in_the_way_is_named_with_what_to_do(cloud, case):
     lines = [(f"{finding.found}; {finding.advice}", finding.level) for finding in found]
     for message, level in expected.items():
         assert {given for line, given in lines if message in line} == {level}, (message, lines)
+    if case in ("exact", "pinned", "tolerant", "calibrated"):
+        assert any("is not pinned" in line for line, _ in lines) == (case == "exact")
     assert len(cloud.endpoint.changes()) == made
 
 

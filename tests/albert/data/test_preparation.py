@@ -181,7 +181,7 @@ def test_a_tokenizer_of_a_folder(options: Options, tmp_path: Path) -> None:
 def test_too_little_text_is_refused(options: Options, tmp_path: Path) -> None:
     Path(options.source, "valid.txt").write_text("One .")
     with pytest.raises(
-        DataError, match=r"expected articles of at least two sentences for validation, found none among 1"
+        DataError, match=r"expected documents of at least two sentences for validation, found none among 1"
     ):
         prepare(options, tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
@@ -190,3 +190,30 @@ def test_too_little_text_is_refused(options: Options, tmp_path: Path) -> None:
 def test_too_short_examples_are_refused() -> None:
     with pytest.raises(DataError, match=r"^--sequence-length: expected at least 8, got 7"):
         Options("synthetic", sequence_length=7)
+
+
+def test_no_pair_crosses_documents_that_blank_lines_separate(tmp_path: Path) -> None:
+    """A sentence per line, as BERT's own tools write a corpus; every document has words of its own."""
+    from transformers import AutoTokenizer
+
+    folder = tmp_path / "text"
+    folder.mkdir()
+    documents = ["".join(f"W{i}x{k} w{i}y{k} w{i}z{k}.\n" for k in range(6)) for i in range(40)]
+    (folder / "train.txt").write_text("\n".join(documents))
+    options = Options(str(folder), tokenizer=None, vocab_size=400, sequence_length=40)
+    record, _ = prepare(options, tmp_path / "out", progress=False)
+    assert record["documents"] == record["request"]["source"]["documents"] == "blank-lines"
+    assert sum(split["articles"] for split in record["splits"].values()) == 40
+    corpus = Corpus(tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(corpus.tokenizer_folder)
+    for index in range(len(corpus)):
+        words = " ".join(tokenizer.decode(part) for part in corpus.pair(index)).split()
+        assert len({word.partition(mark)[0] for word in words for mark in "xyz" if mark in word}) == 1
+    with pytest.raises(DataError, match="holds data made with another source"):
+        prepare(replace(options, documents="lines"), tmp_path / "out", progress=False)
+    with pytest.raises(DataError, match=r"expected documents of at least two sentences .* by --documents"):
+        prepare(replace(options, documents="lines"), tmp_path / "lines", progress=False)
+    with pytest.raises(DataError, match=r"found one, as a document is a whole file; --documents says what it is"):
+        prepare(replace(options, documents="files"), tmp_path / "files", progress=False)
+    with pytest.raises(DataError, match="--documents lines: synthetic has headings"):
+        prepare(Options("synthetic", tokenizer=None, documents="lines"), tmp_path / "synthetic", progress=False)

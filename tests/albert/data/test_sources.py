@@ -64,7 +64,7 @@ def test_the_description_changes_with_the_text(tmp_path: Path) -> None:
         ),
         ({}, r"expected a file named \*train\* that ends in .txt, .tokens, .raw, found nothing; add one"),
         ({"train_test__txt": "x"}, r"train_test.txt: expected a name that says one split, this says train and test"),
-        ({"train__txt": article(0)}, r"expected a file named \*valid\* or at least two articles .* found one"),
+        ({"train__txt": article(0)}, r"expected a file named \*valid\* or at least two documents .* found one"),
         ({"train__txt": "\n \n"}, r"expected articles for train, found no text"),
         ({"train__txt": article(0), "valid__txt": ""}, r"expected articles for validation, found no text"),
     ],

@@ -2,7 +2,7 @@
 
 import pytest
 
-from albert.data.text import articles, heading_level, sentences
+from albert.data.text import Layout, articles, detect_layout, heading_level, sentences
 
 
 def read(text: str) -> list[list[str]]:
@@ -71,3 +71,35 @@ def test_sentences_keep_all_text_in_order() -> None:
 def test_a_paragraph_without_ends_is_one_sentence_and_an_empty_one_none() -> None:
     assert sentences("a b c " * 1000) == [("a b c " * 1000).strip()]
     assert sentences("  ") == []
+
+
+BERT = "One is here.\nTwo is there.\n\nThree goes on.\nFour too!\n"
+WRAPPED = "It was a long day and\nnobody came. Then it\nrained.\n\nThe next day was as\nlong as that.\n"
+CORPORA: dict[str, tuple[str, Layout, list[list[str]]]] = {
+    "WikiText": (" = One = \n\nA b .\n\nC .\n\n = Two = \n\nD .\n", "headings", [["A b .", "C ."], ["D ."]]),
+    "BERT's": (BERT, "blank-lines", [["One is here.", "Two is there."], ["Three goes on.", "Four too!"]]),
+    "BERT's in Chinese": ("一。\n二。\n\n三。\n四。", "blank-lines", [["一。", "二。"], ["三。", "四。"]]),
+    "a document per line": (
+        "One. It ends.\nTwo. It does, too.\n",
+        "lines",
+        [["One. It ends."], ["Two. It does, too."]],
+    ),
+    "wrapped prose": (
+        WRAPPED,
+        "files",
+        [["It was a long day and nobody came. Then it rained.", "The next day was as long as that."]],
+    ),
+    "nothing separates": ("One is here.\nTwo is there.\n", "files", [["One is here. Two is there."]]),
+}
+
+
+@pytest.mark.parametrize("corpus", CORPORA)
+def test_what_separates_documents_is_found_out(corpus: str) -> None:
+    text, layout, documents = CORPORA[corpus]
+    lines = text.split("\n")
+    assert detect_layout([lines]) == layout
+    assert list(articles(lines, layout)) == documents
+
+
+def test_a_title_in_any_file_makes_it_wikitext() -> None:
+    assert detect_layout([BERT.split("\n"), ["", "= Title =", "", "Text ."]]) == "headings"

@@ -13,7 +13,7 @@ from albert.data.errors import DataError
 from albert.data.synthetic import synthetic_lines
 from albert.data.text import articles
 from albert.data.tokenizer import Encoder, count_words, load_tokenizer, special_ids, train_tokenizer, vocabulary_size
-from albert.data.unigram import train_pieces
+from albert.data.unigram import least_pieces, train_pieces
 
 ARTICLES = list(articles(synthetic_lines(0, "validation")))
 
@@ -46,8 +46,24 @@ def test_training_depends_on_counts_alone() -> None:
 
 
 def test_rare_letters_are_no_pieces_and_frequent_ones_always_are() -> None:
-    pieces = dict(train_pieces({"abö": 10_000, "xyz": 100, "7": 1, "þ": 1}, 4, progress=False))
-    assert set(pieces) == set("▁aböxyz7")
+    words = {"abö": 10_000, "xyz": 100, "7": 1, "þ": 1}
+    assert least_pieces(words) == 8
+    assert set(dict(train_pieces(words, 8, progress=False))) == set("▁aböxyz7")
+    with pytest.raises(ValueError, match="expected room for 8 pieces of one character, got 7"):
+        train_pieces(words, 7, progress=False)
+
+
+@pytest.mark.parametrize("script", ["一", "Ա", "ア"], ids=["Chinese", "Armenian", "Katakana"])
+def test_a_vocabulary_is_never_larger_than_asked_for(script: str) -> None:
+    text = [[chr(ord(script) + number % 30) * 2] for number in range(300)]
+    with pytest.raises(DataError, match=r"--vocab-size: expected at least (\d+) for this text.*, got 20") as error:
+        train_tokenizer(text, 20, 64, progress=False)
+    least = int(str(error.value).split("at least ")[1].split()[0])
+    assert least < 5 + 1 + 31
+    for size in (least, least + 4):
+        assert vocabulary_size(train_tokenizer(text, size, 64, progress=False)) <= size
+    with pytest.raises(DataError, match=f"expected at least {least} for this text"):
+        train_tokenizer(text, least - 1, 64, progress=False)
 
 
 def test_a_small_text_gives_fewer_pieces_than_asked_for() -> None:
