@@ -29,7 +29,7 @@ from btard.harness import tables
 from btard.harness.pieces import FILES, digests
 from btard.harness.progress import Bar
 from btard.harness.run_folder import Checkpoints, RunFolder, read_timings, steps_per_second
-from btard.harness.settings import exit_with
+from btard.harness.settings import config_text, exit_with
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.behaviour import HookError
 from btard.protocol.commit import NoGradient
@@ -242,6 +242,7 @@ def train(
         first, tensors, state = checkpoint
         training.load(tensors, state)
     folder.start(first)
+    folder.note("settings", first, f"```\n{config_text(config)}```")
     ledger = Ledger.of(folder.ledger())
     with Bar(out.name, last, done=first, show=progress) as bar:
         for step in range(first, last):
@@ -249,6 +250,7 @@ def train(
             folder.log(step, metrics, training.seconds)
             for entry in result.removed if result is not None else ():
                 folder.log_ledger([ledger.append(entry)])
+                folder.note("healings" if entry.kind == HEALED else "bans", step, describe(entry, training.byzantine))
                 if progress:
                     bar.say(describe(entry, training.byzantine))
             if on_step is not None:
