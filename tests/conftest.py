@@ -4,7 +4,9 @@
 times. `--surroundings N` starts programs in N random surroundings.
 """
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,19 @@ os.environ.pop("COLUMNS", None)  # set for the workers of a parallel run: tables
 settings.register_profile("default", deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("long", deadline=None, max_examples=20_000, print_blob=True)
 settings.load_profile("default")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Modules and tests stay: to look through them again and again for garbage would take seconds."""
+    gc.disable()
+    yield
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
 
 
 REAL_TIME = ("albert", "drivers", "notebooks", "resnet/test_torchrun.py", "swarm")

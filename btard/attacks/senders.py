@@ -161,7 +161,7 @@ class BadPart(Attack):
 def _unsigned(packet: Packet) -> Packet:
     """Other numbers, and a signature that nobody made."""
     body = packet.body * 2 + 1 if isinstance(packet.body, torch.Tensor) else packet.body
-    return replace(packet, body=body, signature=bytes(64))
+    return replace(packet, body=body, signed=bytes(64))
 
 
 @dataclass(kw_only=True, eq=False)

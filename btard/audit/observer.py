@@ -17,13 +17,13 @@ from btard.protocol.broadcast import genuine
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Broadcast, Compute, Effect, Exchange, Purpose
 from btard.protocol.hashing import batch_seed
+from btard.protocol.hearing import Hearing
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.limits import FACES
 from btard.protocol.memory import Memory
 from btard.protocol.messages import NOBODY, Claim, Packet, Signed
 from btard.protocol.peer import Peer
 from btard.protocol.record import StepRecord, Transcript
-from btard.protocol.seat import Heard
 
 JUDGEMENT = "accuse/0"
 """The first phase in which a step is judged: what verdicts about it are based on lies before."""
@@ -75,16 +75,16 @@ class Observer(Peer):
 
     def hear(
         self, record: StepRecord, phase: str, message: Signed | None, faces: Mapping[int, Signed | None], limit: int
-    ) -> Generator[Effect, Any, Heard]:
+    ) -> Generator[Effect, Any, Hearing]:
         """The recorded messages of the phase, as far as they are genuine."""
         said: Mapping[int, tuple[Signed, ...]] = yield Broadcast(phase, None, {}, limit, load=0)
-        heard: Heard = {}
+        heard: dict[int, dict[bytes, Signed]] = {}
         for sender in record.speakers:
             for signed in said.get(sender, ())[:FACES]:
                 hashed = genuine(self, record, phase, signed, record.speakers, limit)
                 if hashed is not None:
                     heard.setdefault(sender, {})[hashed] = signed
-        return heard
+        return Hearing(heard)
 
     def replay(
         self,

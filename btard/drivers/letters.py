@@ -41,6 +41,11 @@ class Letters(Struct, frozen=True, eq=False):
         raise TypeError(f"no driver answers {type(effect).__name__}")
 
     @property
+    def silent(self) -> bool:
+        """Whether the peer says nothing to anybody."""
+        return self.common is None and not self.special
+
+    @property
     def phase(self) -> str:
         return self.effect.phase
 
@@ -115,5 +120,5 @@ def _encode(letter: Letter) -> Pieces:
 def _on(device: torch.device, item: Packet | Relayed) -> Packet | Relayed:
     """The item with its tensor, if it has one, on `device`."""
     if isinstance(item, Packet) and isinstance(item.body, torch.Tensor):
-        return Packet(item.kind, item.sender, item.step, item.part, item.body.to(device), item.signature)
+        return Packet(item.kind, item.sender, item.step, item.part, item.body.to(device), item.signed)
     return item

@@ -57,7 +57,7 @@ def judge(seat: Seat, record: StepRecord, claims: Sequence[Claim]) -> Generator[
     evidence = Evidence()
     raised = yield from _accuse(seat, record, claims, 0)
     _expel_unexplained(seat, record, raised)
-    suspicious = alarms(seat.config, record, margin=ACCUSE)
+    suspicious = alarms(seat.config, record, margin=ACCUSE, memory=seat.memory)
     record.skipped |= {part for part in suspicious if record.owner(part) in record.expelled}
     raised |= {Claim(record.step, record.owner(part), WrongAggregate.name, part): () for part in suspicious}
     yield from _try(seat, record, _triable(record, raised), evidence, 0)

@@ -14,34 +14,43 @@ from typing import Any
 
 from btard.protocol import loads
 from btard.protocol.effects import Broadcast, Compare, Effect, Exchange
-from btard.protocol.hashing import digest
+from btard.protocol.hearing import Hearing, first_heard
 from btard.protocol.limits import FACES, relay_limit, told_limit
 from btard.protocol.messages import Relayed, Signed, relay_digest
 from btard.protocol.record import StepRecord
-from btard.protocol.seat import Heard, Seat
+from btard.protocol.seat import Seat
 
 
 def hear(
     seat: Seat, record: StepRecord, phase: str, message: Signed | None, faces: Mapping[int, Signed | None], limit: int
-) -> Generator[Effect, Any, Heard]:
-    """Broadcast `message`; all genuine messages of the phase, one per sender unless it has two faces.
+) -> Generator[Effect, Any, Hearing]:
+    """Broadcast `message`; what everybody said in the phase.
 
     With enough relays (`_rounds`) the result is the same for all honest peers. A message with a bad signature proves
     nothing and counts as none.
     """
     arrived = yield Broadcast(phase, message, faces, limit, loads.of_broadcast(record, limit))
-    senders = record.speakers
-    heard: Heard = {}
-    for sender in senders:
-        signed = arrived.get(sender)
-        hashed = genuine(seat, record, phase, signed, senders, limit)
-        if hashed is not None and isinstance(signed, Signed) and signed.sender == sender:
-            heard[sender] = {hashed: signed}
+    heard = _directly(seat, record, phase, arrived, limit)
     rounds = _rounds(seat, record, phase)
     if rounds:
-        record.heard[phase] = {sender: tuple(said.values()) for sender, said in heard.items()}  # for the hooks to see
-        yield from _agree(seat, record, phase, heard, limit, rounds)
+        record.heard[phase] = heard.messages  # for the hooks to see
+        heard = yield from _agree(seat, record, phase, heard, limit, rounds)
     return heard
+
+
+def _directly(seat: Seat, record: StepRecord, phase: str, arrived: Mapping[int, Any], limit: int) -> Hearing:
+    """What came from the senders themselves. Peers of one process to whom the same came work it out once."""
+    senders = record.speakers
+    came = tuple(signed if isinstance(signed := arrived.get(sender), Signed) else None for sender in senders)
+    first = seat.memory(first_heard, record.context, phase, limit, senders, seat.roster, came)
+    if first.hearing is None:
+        heard: dict[int, dict[bytes, Signed]] = {}
+        for sender, signed in zip(senders, came, strict=True):
+            hashed = genuine(seat, record, phase, signed, senders, limit)
+            if hashed is not None and signed is not None and signed.sender == sender:
+                heard[sender] = {hashed: signed}
+        first.hearing = Hearing(heard)
+    return first.hearing
 
 
 def _rounds(seat: Seat, record: StepRecord, phase: str) -> int:
@@ -61,38 +70,30 @@ def genuine(
     return signed.proven(record.context, seat.roster, seat.memory)
 
 
-def _view(heard: Heard) -> bytes:
-    """What a peer has heard, in one digest: everybody's message or, of who said two things, who that is.
-
-    Not which two: honest peers may have kept different ones of its many faces, and come to the same step.
-    """
-    fields: list[int | bytes] = []
-    for sender, said in sorted(heard.items()):
-        fields += said if len(said) == 1 else [sender]
-    return digest("heard", *fields)
-
-
 def _agree(
-    seat: Seat, record: StepRecord, phase: str, heard: Heard, limit: int, rounds: int
-) -> Generator[Effect, Any, None]:
-    """Add to `heard` whatever another honest member has heard. Members relay; newcomers cannot vouch for a message."""
+    seat: Seat, record: StepRecord, phase: str, heard: Hearing, limit: int, rounds: int
+) -> Generator[Effect, Any, Hearing]:
+    """`heard` and whatever another honest member has heard. Members relay; newcomers cannot vouch for a message."""
     behaviour, ctx = seat.behaviour_at(record), seat.context(record)
     senders, members = record.speakers, record.members
     others = [p for p in members if p != seat.id] if seat.id in members else []
-    view = _view(heard)
-    views = yield Compare(f"{phase}/compare", behaviour.compare(ctx, phase, view))
-    fresh: dict[bytes, Relayed] = {
-        hashed: Relayed(signed, ()) for said in heard.values() for hashed, signed in said.items()
-    }
-    recipients = [p for p in others if views.get(p) != view]
+    views = yield Compare(f"{phase}/compare", behaviour.compare(ctx, phase, heard.view))
+    recipients = [p for p in others if views.get(p) != heard.view]
+    fresh: dict[bytes, Relayed] = {}
+    if recipients:
+        fresh = {hashed: Relayed(signed, ()) for said in heard.said.values() for hashed, signed in said.items()}
     bound, load = relay_limit(len(senders), limit), loads.of_relays(record, limit)
-    known = {(sender, signed.payload) for sender, said in heard.items() for signed in said.values()}
+    all_said: dict[int, dict[bytes, Signed]] | None = None  # a copy, once anything comes
+    known: set[tuple[int, bytes]] = set()
     for round in range(1, rounds + 1):
         passed_on = tuple(_countersign(seat, item, hashed) for hashed, item in fresh.items()) if recipients else ()
         outgoing: Mapping[int, Sequence[Relayed]] = dict.fromkeys(recipients, passed_on) if passed_on else {}
         outgoing = behaviour.relay(ctx, phase, round, outgoing)
         arrived = yield Exchange(f"{phase}/relay/{round}", outgoing, bound, load)
         fresh = {}
+        if arrived and all_said is None:
+            all_said = {sender: dict(said) for sender, said in heard.said.items()}
+            known = {(sender, signed.payload) for sender, said in all_said.items() for signed in said.values()}
         for deliverer in sorted(arrived):
             for item in arrived[deliverer] if seat.id in members else ():
                 # Most of it is not new: that is seen before any signature is looked at.
@@ -100,29 +101,33 @@ def _agree(
                     continue
                 what = (item.message.sender, item.message.payload)
                 hashed = None if what in known else _accepted(seat, record, phase, item, senders, limit, round)
-                if hashed is None:
+                if hashed is None or all_said is None:
                     continue
                 known.add(what)
-                said = heard.setdefault(item.message.sender, {})
+                said = all_said.setdefault(item.message.sender, {})
                 if hashed not in said and len(said) < FACES:
                     said[hashed] = item.message
                     fresh[hashed] = item
         recipients = others
-    if record.listeners:
-        behind = [p for p in record.listeners if views.get(p) != _view(heard)]
-        yield from _tell(seat, record, phase, heard, behind, limit)
+    if all_said is not None:
+        heard = Hearing(all_said)
+    listeners = record.listeners
+    if listeners:
+        behind = [p for p in listeners if views.get(p) != heard.view]
+        heard = yield from _tell(seat, record, phase, heard, behind, limit)
+    return heard
 
 
 def _tell(
-    seat: Seat, record: StepRecord, phase: str, heard: Heard, behind: Sequence[int], limit: int
-) -> Generator[Effect, Any, None]:
+    seat: Seat, record: StepRecord, phase: str, heard: Hearing, behind: Sequence[int], limit: int
+) -> Generator[Effect, Any, Hearing]:
     """Members send all they have heard to the listeners `behind`, who take what more than half of the members send.
 
     Nobody relays for listeners, so their own view may differ from what the honest members agree on. If it does, all
     honest members send the same; if not, they send nothing and less than half are left to lie.
     """
     behaviour, ctx, members = seat.behaviour_at(record), seat.context(record), record.members
-    all_heard = tuple(Relayed(said[hashed], ()) for _, said in sorted(heard.items()) for hashed in sorted(said))
+    all_heard = tuple(Relayed(said[hashed], ()) for _, said in sorted(heard.said.items()) for hashed in sorted(said))
     outgoing: Mapping[int, Sequence[Relayed]] = dict.fromkeys(behind, all_heard) if seat.id in members else {}
     outgoing = behaviour.relay(ctx, phase, 0, outgoing)
     senders = record.speakers
@@ -130,21 +135,19 @@ def _tell(
         f"{phase}/tell", outgoing, told_limit(len(senders), limit), loads.of_telling(record, limit)
     )
     if seat.id in members:
-        return
-    told: dict[bytes, tuple[int, Heard]] = {}
+        return heard
+    told: dict[bytes, tuple[int, Hearing]] = {}
     for member in members:
-        view: Heard = {}
+        view: dict[int, dict[bytes, Signed]] = {}
         for item in arrived.get(member, ()):
             hashed = genuine(seat, record, phase, getattr(item, "message", None), senders, limit)
             if hashed is not None:
                 view.setdefault(item.message.sender, {})[hashed] = item.message
         if member in arrived:
-            count = told[_view(view)][0] if _view(view) in told else 0
-            told[_view(view)] = count + 1, view
-    for count, view in told.values():
-        if 2 * count > len(members):
-            heard.clear()
-            heard.update(view)
+            one = Hearing(view)
+            count = told[one.view][0] if one.view in told else 0
+            told[one.view] = count + 1, one
+    return next((one for count, one in told.values() if 2 * count > len(members)), heard)
 
 
 def _countersign(seat: Seat, item: Relayed, hashed: bytes) -> Relayed:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from dataclasses import dataclass
 from threading import Lock
 
 import torch
 
-from btard.protocol.hashing import Field, digest, tensor_digest
-from btard.protocol.messages import Packet
+from btard.protocol.hashing import Field, content_digest, digest, tensor_digest
+from btard.protocol.memory import NOTHING, Memory, remembered
+from btard.protocol.messages import Packet, is_finite
 from btard.protocol.record import Split
 
 Slot = tuple[str, int, int, int]
@@ -41,6 +43,10 @@ class Commitments(ABC):
         """What the sender of `packet` commits to if it commits to what is in it."""
         return self.digest(packet.kind, packet.sender, packet.step, packet.part, packet.body)
 
+    def finite(self, hashed: bytes, tensor: torch.Tensor) -> bool:
+        """Whether all entries of `tensor`, to which `hashed` is the commitment, are finite."""
+        return is_finite(tensor)
+
     def parts(self, peer: int, step: int, gradient: torch.Tensor, split: Split) -> tuple[bytes, ...]:
         """h_i[j] of all parts j of `gradient` [d]."""
         return tuple(self.digest("part", peer, step, j, split.view(gradient, j)) for j in range(split.k))
@@ -54,16 +60,50 @@ class Commitments(ABC):
         """Nobody asks any more for what was committed to before `step`."""
 
 
-class Hashed(Commitments):
-    """BLAKE3. A large tensor is hashed on `threads` threads: a process that is one peer alone has more than one."""
+SMALL = 2**11
+"""Bytes up to which it is faster to find a hash that is known by them than to hash them again."""
 
-    def __init__(self, run_id: str, threads: int = 1) -> None:
+
+@dataclass
+class _Looked:
+    """What came of looking at the entries of a tensor. None: nobody has."""
+
+    finite: bool | None = None
+
+
+@remembered(4096)
+def _looked(hashed: bytes) -> _Looked:
+    return _Looked()
+
+
+_known_digest = remembered(4096)(content_digest)
+
+
+class Hashed(Commitments):
+    """BLAKE3. A large tensor is hashed on `threads` threads: a process that is one peer alone has more than one.
+
+    What peers of one process ask repeatedly `memory` knows by the bytes in question, and by nothing less: whatever
+    changes them, a write through numpy too, is seen. So large tensors are read and hashed each time.
+    """
+
+    def __init__(self, run_id: str, threads: int = 1, memory: Memory = NOTHING) -> None:
         super().__init__(run_id)
-        self.threads = threads
+        self.threads, self.memory = threads, memory
 
     def of_tensor(self, slot: Slot, tensor: torch.Tensor) -> bytes:
         kind, sender, step, part = slot
-        return tensor_digest(tensor, kind, self.run_id, sender, step, part, threads=self.threads)
+        fields = (kind, self.run_id, sender, step, part)
+        if tensor.dtype is torch.float32 and tensor.nbytes <= SMALL and not tensor.is_cuda:
+            content = tensor.detach().numpy().tobytes()
+            return self.memory(_known_digest, content, tensor.dtype, tensor.shape, fields)
+        return tensor_digest(tensor, *fields, threads=self.threads)
+
+    def finite(self, hashed: bytes, tensor: torch.Tensor) -> bool:
+        """Equal hashes are those of equal bytes, which were looked at once."""
+        looked = self.memory(_looked, hashed)
+        if looked.finite is None:
+            looked.finite = is_finite(tensor)
+        return looked.finite
 
     def parts(self, peer: int, step: int, gradient: torch.Tensor, split: Split) -> tuple[bytes, ...]:
         """One read of the gradient."""

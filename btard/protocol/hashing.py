@@ -65,6 +65,12 @@ def tensor_digest(tensor: torch.Tensor, *fields: Field, threads: int = 1) -> byt
     return blake3(frame, max_threads=threads).update(content).digest()
 
 
+def content_digest(content: bytes, dtype: torch.dtype, shape: torch.Size, fields: tuple[Field, ...]) -> bytes:
+    """`tensor_digest` of the tensor that has this type, this shape and, in row-major order, these bytes."""
+    frame = _frame((*fields, str(dtype), "x".join(map(str, shape))))
+    return blake3(frame + content).digest()
+
+
 _WORTH_THREADS = 2**20
 """Bytes from which on several threads hash faster than one."""
 

@@ -29,6 +29,21 @@ def remembered(results: int) -> Callable[[Callable[P, R]], Remembered[P, R]]:
     return lambda function: Remembered(function, results)
 
 
+class Later(Generic[R]):
+    """The value of a pure function, computed when somebody looks at it for the first time."""
+
+    def __init__(self, compute: Callable[[], R]) -> None:
+        self._compute: Callable[[], R] | None = compute
+        self._value: R
+
+    def look(self) -> R:
+        compute = self._compute
+        if compute is not None:
+            self._value = compute()
+            self._compute = None  # peers in threads may both have computed it
+        return self._value
+
+
 class Memory:
     """What the peers of one cohort have worked out: `memory(function, *args)` is `function(*args)`.
 
@@ -47,6 +62,10 @@ class Memory:
         if kept is None:
             kept = self._kept.setdefault(function, lru_cache(function.results)(function.function))
         return kept(*args, **kwargs)
+
+    def later(self, compute: Callable[[], R]) -> R | Later[R]:
+        """What `compute` returns, once somebody looks at it: for what hardly anybody does in one process."""
+        return Later(compute) if self._remembers else compute()
 
 
 NOTHING = Memory(remembers=False)

@@ -6,7 +6,7 @@ Letters: k parts and workers, one direction z by default. Peers, parts and steps
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Annotated, Any, TypeVar
 
 import torch
@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from btard.protocol import wire
 from btard.protocol.hashing import digest, signed_digest
 from btard.protocol.identity import SIGNATURE_SIZE, Identity, Roster, verify_key
-from btard.protocol.memory import NOTHING, Memory, remembered
+from btard.protocol.memory import NOTHING, Later, Memory, remembered
 from btard.protocol.wire import Digest, Malformed, Message, Number
 
 NOBODY = -1
@@ -273,7 +273,8 @@ class Packet(Struct, frozen=True):
     """A part (kind "part") or an aggregate (kind "aggregate") on its way from one peer to another.
 
     Its digest is what the sender committed to in a broadcast, so the signature is looked at only when the two differ:
-    then it is the evidence. `body` is bytes where a hostile sender sent something that is no tensor.
+    then it is the evidence. `body` is bytes where a hostile sender sent something that is no tensor. `signed` is the
+    signature, made only now where nobody may look at it.
     """
 
     kind: str
@@ -281,13 +282,18 @@ class Packet(Struct, frozen=True):
     step: int
     part: int
     body: torch.Tensor | bytes
-    signature: bytes
+    signed: bytes | Later[bytes]
+
+    @property
+    def signature(self) -> bytes:
+        return self.signed.look() if isinstance(self.signed, Later) else self.signed
 
     @property
     def nbytes(self) -> int:
         """Its size on a wire, rounded up a little."""
         body = self.body.nbytes if isinstance(self.body, torch.Tensor) else len(self.body)
-        return body + len(self.signature) + PACKET_OVERHEAD
+        signature = SIGNATURE_SIZE if isinstance(self.signed, Later) else len(self.signed)
+        return body + signature + PACKET_OVERHEAD
 
     @classmethod
     def create(
@@ -301,23 +307,34 @@ class Packet(Struct, frozen=True):
         *,
         hashed: bytes,
         context: bytes,
+        memory: Memory = NOTHING,
     ) -> Packet:
-        """`hashed`: the commitment to `body`, which is what the sender signs, bound to the step's `context`."""
-        return cls(kind, sender, step, part, body, identity.sign(signed_digest("packet", context, hashed)))
+        """`hashed`: the commitment to `body`, which is what the sender signs, bound to the step's `context`.
+
+        Whoever remembers signs it when somebody looks: among peers of one process that is when the two differ.
+        """
+
+        def sign() -> bytes:
+            return identity.sign(signed_digest("packet", context, hashed), memory)
+
+        return cls(kind, sender, step, part, body, memory.later(sign))
 
     def authentic(self, hashed: bytes, context: bytes, roster: Roster, memory: Memory = NOTHING) -> bool:
         """Whether the sender signed a packet of commitment `hashed` in the step of this `context`."""
         return roster.verify(self.sender, signed_digest("packet", context, hashed), self.signature, memory)
 
 
-def tensor_of(packet: Packet, size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """The packet's body [size], finite; Malformed says what is wrong. Costs one read of the body."""
+def tensor_of(packet: Packet, size: int, finite: Callable[[torch.Tensor], bool] | None = None) -> torch.Tensor:
+    """The packet's body [size], float32 and finite; Malformed says what is wrong. Costs one read of the body.
+
+    `finite` says whether all entries of a tensor are finite, by default `is_finite`.
+    """
     body = packet.body
     if not isinstance(body, torch.Tensor):
-        raise Malformed(f"expected a {dtype} tensor of {size} entries, got {len(body)} raw bytes")
-    if body.dtype != dtype or tuple(body.shape) != (size,):
-        raise Malformed(f"expected {dtype} of shape ({size},), got {body.dtype} of shape {tuple(body.shape)}")
-    if not is_finite(body):
+        raise Malformed(f"expected a torch.float32 tensor of {size} entries, got {len(body)} raw bytes")
+    if body.dtype != torch.float32 or tuple(body.shape) != (size,):
+        raise Malformed(f"expected torch.float32 of shape ({size},), got {body.dtype} of shape {tuple(body.shape)}")
+    if not (finite or is_finite)(body):
         raise Malformed("holds NaN or Inf")
     return body
 

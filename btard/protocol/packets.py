@@ -34,7 +34,7 @@ def packet_fault(
         return f"withheld_{kind}"
     hashed = seat.commitments.of_packet(packet)
     try:
-        tensor_of(packet, size)
+        tensor_of(packet, size, lambda body: seat.commitments.finite(hashed, body))
     except Malformed:
         sound = False
     else:

@@ -22,6 +22,7 @@ from btard.protocol.effects import Effect
 from btard.protocol.exchange import exchange
 from btard.protocol.hashing import digest
 from btard.protocol.heal import heal, is_kept, oldest, went_back
+from btard.protocol.hearing import Hearing
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.join import admit, bring_up, count_probation
 from btard.protocol.ledger import Entry, still_byzantine
@@ -31,7 +32,7 @@ from btard.protocol.messages import JoinRequest, Signed
 from btard.protocol.radius import next_radius
 from btard.protocol.record import Start, StepRecord
 from btard.protocol.report import report
-from btard.protocol.seat import Expelled, Heard, Seat
+from btard.protocol.seat import Expelled, Seat
 from btard.protocol.validate import validate
 
 
@@ -204,6 +205,6 @@ class Peer(Seat):
 
     def hear(
         self, record: StepRecord, phase: str, message: Signed | None, faces: Mapping[int, Signed | None], limit: int
-    ) -> Generator[Effect, Any, Heard]:
+    ) -> Generator[Effect, Any, Hearing]:
         """Broadcast `message`; what everybody said, in agreement with all honest peers."""
         return broadcast.hear(self, record, phase, message, faces, limit)

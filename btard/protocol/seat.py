@@ -13,6 +13,7 @@ from btard.protocol.commitments import Commitments
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Effect, Exchange
 from btard.protocol.hashing import batch_seed, digest
+from btard.protocol.hearing import EQUIVOCATION, MALFORMED, Hearing
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.limits import Limits
@@ -34,10 +35,6 @@ from btard.protocol.messages import (
     Votes,
 )
 from btard.protocol.record import Probation, StepRecord
-from btard.protocol.wire import Malformed
-
-Heard = dict[int, dict[bytes, Signed]]
-"""Sender -> digest -> its message."""
 
 M = TypeVar("M", Commit, Announce, CoinCommit, CoinReveal, Report, Claims, Votes, Join, Lacking, Measured)
 
@@ -103,7 +100,7 @@ class Seat(ABC):
     @abstractmethod
     def hear(
         self, record: StepRecord, phase: str, message: Signed | None, faces: Mapping[int, Signed | None], limit: int
-    ) -> Generator[Effect, Any, Heard]:
+    ) -> Generator[Effect, Any, Hearing]:
         """Say `message`; what everybody said in this phase."""
 
     def behaviour_at(self, record: StepRecord) -> Behaviour:
@@ -146,7 +143,15 @@ class Seat(ABC):
         """My signed packet of `kind` about `part`; `hashed`: the commitment to `body` if it is known already."""
         hashed = hashed or self.commitments.digest(kind, self.id, record.step, part, body)
         return Packet.create(
-            self.identity, kind, self.id, record.step, part, body, hashed=hashed, context=record.context
+            self.identity,
+            kind,
+            self.id,
+            record.step,
+            part,
+            body,
+            hashed=hashed,
+            context=record.context,
+            memory=self.memory,
         )
 
     def broadcast(
@@ -173,19 +178,20 @@ class Seat(ABC):
 
         message, faces = behaviour.say(ctx, phase, payload, None if payload is None else sign(payload), sign)
         heard = yield from self.hear(record, phase, message, faces, limit)
-        record.heard[phase] = {sender: tuple(said.values()) for sender, said in heard.items()}
+        record.heard[phase] = heard.messages
+        read = heard.opened(kind, limit, self.memory)
         opened: dict[int, M] = {}
         for sender in speakers:
-            said = record.heard[phase].get(sender, ())
-            if len(said) > 1:
+            said = read.get(sender)
+            if said is None:
+                if sender in expected:
+                    self.expel(record, sender, "silent")
+            elif said is EQUIVOCATION:
                 self.expel(record, sender, "equivocation")
-            elif said:
-                try:
-                    opened[sender] = said[0].open(kind, limit, self.memory)
-                except Malformed:
-                    self.expel(record, sender, f"malformed_{phase.partition('/')[0]}")
-            elif sender in expected:
-                self.expel(record, sender, "silent")
+            elif said is MALFORMED:
+                self.expel(record, sender, f"malformed_{phase.partition('/')[0]}")
+            else:
+                opened[sender] = said
         return opened
 
     def send(

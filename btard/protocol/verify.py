@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from btard.aggregation import centered_clip, residual_and_floor
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.messages import Report
+from btard.protocol.memory import NOTHING, Memory, remembered
+from btard.protocol.messages import AnnouncedPart, Report
 from btard.protocol.record import StepRecord
 from btard.protocol.report import SMALL, Scalars
 
@@ -149,14 +151,41 @@ def v3_violation(config: ProtocolConfig, record: StepRecord, tally: Tally, part:
     return far >= max(1, len(senders) - record.byzantine)
 
 
-def alarms(config: ProtocolConfig, record: StepRecord, *, margin: float) -> frozenset[int]:
+@dataclass
+class _Alarms:
+    """The parts that are put on trial. None: nobody has looked yet."""
+
+    parts: frozenset[int] | None = None
+
+
+@remembered(4)
+def _alarms(
+    config: ProtocolConfig,
+    margin: float,
+    tau: float,
+    byzantine: int,
+    sizes: tuple[int, int],
+    announced: tuple[tuple[int, AnnouncedPart], ...],
+    unheld: frozenset[int],
+    reports: tuple[tuple[int, Report], ...],
+) -> _Alarms:
+    """All that alarms depend on; `sizes`: d and k."""
+    return _Alarms()
+
+
+def alarms(config: ProtocolConfig, record: StepRecord, *, margin: float, memory: Memory = NOTHING) -> frozenset[int]:
     """The parts of `record`'s step that V2 or V3 puts on trial, by broadcasts alone: the same for all honest peers."""
-    tally = Tally(record, record.reports)
-    return frozenset(
-        part
-        for part in record.announced
-        if v2_violation(config, record, tally, part, margin=margin) or v3_violation(config, record, tally, part)
-    )
+    agreed = tuple(record.announced.items()), record.unheld, tuple(record.reports.items())
+    sizes = record.cut.d, record.cut.k
+    found = memory(_alarms, config, margin, record.tau, record.byzantine, sizes, *agreed)
+    if found.parts is None:
+        tally = Tally(record, record.reports)
+        found.parts = frozenset(
+            part
+            for part in record.announced
+            if v2_violation(config, record, tally, part, margin=margin) or v3_violation(config, record, tally, part)
+        )
+    return found.parts
 
 
 def aggregate_is_right(config: ProtocolConfig, value: torch.Tensor, x: torch.Tensor, tau: float) -> bool:

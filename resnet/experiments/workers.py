@@ -93,6 +93,10 @@ def _dependent(waiting: Sequence[Task], plan: Plan, failed: set[Task]) -> list[T
     return lost
 
 
+PRELOADED = ["resnet.train", "resnet.experiments.warmup", "torch._dynamo", "sklearn.model_selection"]
+"""What workers find imported. The last two take seconds each: optimizers need the one, digits the other."""
+
+
 @dataclass(frozen=True)
 class _Ended:
     seconds: float
@@ -110,7 +114,7 @@ class _Worker:
     def _start(self) -> None:
         # CUDA and threads do not survive a fork: the parent of all workers has neither, but has imported torch.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["resnet.train", "resnet.experiments.warmup"])
+        context.set_forkserver_preload(PRELOADED)
         self._steps = context.Value("q", 0, lock=False)
         self.pipe, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs, self._steps, self._number, self._keep), daemon=True)

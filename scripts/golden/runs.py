@@ -139,7 +139,7 @@ def _newcomers(folder: Path) -> Fields:
 
 def _resnet(words: Sequence[str]) -> Callable[[Path], Fields]:
     def play(folder: Path) -> Fields:
-        from resnet.config import load_config  # brings torchvision, which most runs do without
+        from resnet.config import load_config  # brings packages that most runs do without
         from resnet.train import train
 
         config, out = load_config([DIGITS, "--out", str(folder), *words, *SHORT])

@@ -272,8 +272,9 @@ def _struct(value: Any, at: Moment, path: Path) -> Any:
     """One field changes, by an operation that fits it."""
     names = list(getattr(value, "__struct_fields__", None) or [f.name for f in dataclasses.fields(value)])
     name = str(at.rng.choice(names))
-    changed = any_change(getattr(value, name), at, (*path, name))
-    if not alike(changed, getattr(value, name)):
+    held = value.signature if isinstance(value, Packet) and name == "signed" else getattr(value, name)
+    changed = any_change(held, at, (*path, name))
+    if not alike(changed, held):
         return value
     made = msgspec.structs.replace if isinstance(value, Struct) else dataclasses.replace
     made_of = made(value, **{name: changed})
@@ -282,7 +283,7 @@ def _struct(value: Any, at: Moment, path: Path) -> Any:
         if commitments is not None:
             hashed = commitments.of_packet(made_of)
             made_of = msgspec.structs.replace(
-                made_of, signature=at.ctx.identity.sign(signed_digest("packet", at.ctx.record.context, hashed))
+                made_of, signed=at.ctx.identity.sign(signed_digest("packet", at.ctx.record.context, hashed))
             )
     return made_of
 

@@ -220,7 +220,7 @@ BLIND = {
     ),
     "any_step": _switch(
         "a part that a peer signed in the step before proves in this one that it sent a bad part",
-        ("messages", 'sign(signed_digest("packet", context, hashed))', 'sign(signed_digest("packet", hashed))'),
+        ("messages", 'sign(signed_digest("packet", context, hashed), m', 'sign(signed_digest("packet", hashed), m'),
         (
             "messages",
             'signed_digest("packet", context, hashed), self.signature',
@@ -228,8 +228,8 @@ BLIND = {
         ),
         (
             "commitments",
-            "tensor_digest(tensor, kind, self.run_id, sender, step, part",
-            "tensor_digest(tensor, kind, self.run_id, sender, part",
+            "fields = (kind, self.run_id, sender, step, part",
+            "fields = (kind, self.run_id, sender, part",
         ),
     ),
     "unsigned_proof": _switch(
@@ -259,7 +259,7 @@ BLIND = {
     ),
     "absences_stay": _switch(
         "absences add up over the run: an honest peer that misses few steps is removed as gone",
-        ("commit", "if missed else max(0, count - PRESENT)", "if missed else count"),
+        ("commit", "if missed else max(0, count - PRESENT * record.weight)", "if missed else count"),
     ),
     "zero_for_lacking": _switch(
         "a peer that lacks an aggregate that counts goes on with zeros: it has other parameters than the others",
@@ -271,7 +271,7 @@ BLIND = {
     ),
     "told_by_one": _switch(
         "a newcomer believes any one member about what was said, and loses the others' history",
-        ("broadcast", "        if 2 * count > len(members):", "        if count:"),
+        ("broadcast", "if 2 * count > len(members)), heard)", "if count), heard)"),
     ),
     "one_checker": _switch(
         "one colluding validator lets a newcomer that computed nothing become a member",

@@ -16,11 +16,11 @@ from btard.protocol.broadcast import hear
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Broadcast, Compare, Exchange
+from btard.protocol.hearing import Hearing
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.messages import CoinReveal, Relayed, Signed, relay_digest
 from btard.protocol.peer import Peer
 from btard.protocol.record import StepRecord
-from btard.protocol.seat import Heard
 from btard.task import QuadraticTask
 from tests.protocol.cohort import run_cohort
 
@@ -51,12 +51,12 @@ class Net:
         self,
         direct: Mapping[int, Mapping[int, Signed]],
         relays: Mapping[int, Mapping[int, Sequence[Any]]] | None = None,
-    ) -> dict[int, Heard]:
+    ) -> dict[int, Hearing]:
         """`direct`: recipient -> Byzantine sender -> message; `relays`: round -> recipient -> items of peer b."""
         deliverer = min(self.byzantine, default=-1)
         running = {i: hear(peer, self.record, "phase", self.sign(i, i), {}, LIMIT) for i, peer in self.peers.items()}
         answers: dict[int, Any] = dict.fromkeys(running)
-        heard: dict[int, Heard] = {}
+        heard: dict[int, Hearing] = {}
         while running:
             effects: dict[int, Any] = {}
             for i, generator in list(running.items()):
@@ -83,9 +83,9 @@ class Net:
         return heard
 
 
-def views(heard: dict[int, Heard]) -> set[tuple[tuple[int, int], ...]]:
+def views(heard: dict[int, Hearing]) -> set[tuple[tuple[int, int], ...]]:
     """The distinct views: how many faces of which sender."""
-    return {tuple((sender, len(said)) for sender, said in sorted(h.items())) for h in heard.values()}
+    return {tuple((sender, len(said)) for sender, said in sorted(h.said.items())) for h in heard.values()}
 
 
 def test_honest_peers_hear_everybody_and_relay_nothing() -> None:
@@ -98,7 +98,7 @@ def test_a_message_that_reaches_one_honest_peer_reaches_all(reached: tuple[int, 
     net = Net(5, frozenset({3, 4}))
     heard = net.run({i: {3: net.sign(3, 7)} for i in reached})
     assert views(heard) == {((0, 1), (1, 1), (2, 1), (3, 1))}
-    assert len({next(iter(h[3])) for h in heard.values()}) == 1
+    assert len({next(iter(h.said[3])) for h in heard.values()}) == 1
 
 
 def test_two_faces_meet() -> None:
@@ -110,7 +110,7 @@ def test_two_faces_meet() -> None:
 def test_three_faces_are_two_too_many_for_everybody() -> None:
     net = Net(6, frozenset({4, 5}))
     heard = net.run({i: {4: net.sign(4, i)} for i in range(4)})
-    assert {len(h[4]) for h in heard.values()} == {2}
+    assert {len(h.said[4]) for h in heard.values()} == {2}
 
 
 @pytest.mark.parametrize("round", [1, 2, 3])
@@ -128,7 +128,7 @@ def test_a_face_that_fellows_show_to_one_peer_in_any_round_reaches_all_or_none(r
             hidden = Relayed(hidden.message, forged)
         heard = net.run(first, {round: {0: [hidden]}})
         assert len(views(heard)) == 1, f"{relayers} relayers in round {round} split the honest peers"
-        faces = len(heard[0].get(4, {})) - (direct == "all")
+        faces = len(heard[0].said.get(4, {})) - (direct == "all")
         assert faces == (1 if relayers in (1, 2) and relayers >= round else 0)
 
 

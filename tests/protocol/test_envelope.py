@@ -52,7 +52,7 @@ PACKETS = st.builds(
     step=NUMBERS,
     part=NUMBERS,
     body=st.binary(max_size=200) | tensors(),
-    signature=SIGNATURES,
+    signed=SIGNATURES,
 )
 CHAINS = st.lists(st.tuples(NUMBERS, SIGNATURES), max_size=20).map(tuple)
 ITEMS = st.lists(PACKETS | st.builds(Relayed, message=SIGNED, chain=CHAINS), max_size=5)

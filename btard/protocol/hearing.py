@@ -1,0 +1,71 @@
+"""What a peer has heard in one phase of broadcasts, and what follows from that alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from btard.protocol.hashing import digest
+from btard.protocol.identity import Roster
+from btard.protocol.memory import Memory, remembered
+from btard.protocol.messages import Signed
+from btard.protocol.wire import Malformed, Message
+
+EQUIVOCATION, MALFORMED = "equivocation", "malformed"
+
+
+class Hearing:
+    """All genuine messages of a phase: sender -> digest -> message, one per sender unless it has two faces.
+
+    Peers of one process share it (`first_heard`), so nobody changes it or what it returns.
+    """
+
+    def __init__(self, said: Mapping[int, Mapping[bytes, Signed]]) -> None:
+        self.said = said
+        self.messages = {sender: tuple(of_sender.values()) for sender, of_sender in said.items()}
+        self._opened: dict[tuple[type[Any], int], dict[int, Any]] = {}
+
+    @cached_property
+    def view(self) -> bytes:
+        """All of it in one digest: everybody's message or, of who said two things, who that is.
+
+        Not which two: honest peers may have kept different ones of its many faces, and come to the same step.
+        """
+        fields: list[int | bytes] = []
+        for sender, said in sorted(self.said.items()):
+            fields += said if len(said) == 1 else [sender]
+        return digest("heard", *fields)
+
+    def opened(self, kind: type[Message], limit: int, memory: Memory) -> Mapping[int, Any]:
+        """Sender -> its message as a `kind` of at most `limit` bytes, or the word EQUIVOCATION or MALFORMED."""
+        if (kind, limit) not in self._opened:
+            self._opened[kind, limit] = {
+                sender: _open(said, kind, limit, memory) for sender, said in self.messages.items()
+            }
+        return self._opened[kind, limit]
+
+
+def _open(said: tuple[Signed, ...], kind: type[Any], limit: int, memory: Memory) -> Any:
+    if len(said) > 1:
+        return EQUIVOCATION
+    try:
+        return said[0].open(kind, limit, memory)
+    except Malformed:
+        return MALFORMED
+
+
+@dataclass
+class FirstHeard:
+    """Where peers to whom the same messages came find what these amount to. None: nobody has looked at them yet."""
+
+    hearing: Hearing | None = None
+
+
+@remembered(32)
+def first_heard(
+    context: bytes, phase: str, limit: int, senders: tuple[int, ...], roster: Roster, came: tuple[Signed | None, ...]
+) -> FirstHeard:
+    """`came`: what came from each of the `senders`, None for nothing."""
+    return FirstHeard()
