@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from btard.boundary import Parser, program
 from btard.extras import need
@@ -51,7 +51,7 @@ def ways(config: Config, device: torch.device) -> dict[str, Config]:
     if device.type == "cpu":
         found[ALIKE[1]] = replace(config, threads=2 if config.threads == 1 else 1)
     else:
-        other = "float32" if config.precision == "float16" else "float16"
+        other: Literal["float32", "float16"] = "float32" if config.precision == "float16" else "float16"
         found[f"in {other}"] = replace(config, precision=other)
     return found
 

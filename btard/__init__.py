@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from btard.aggregation import AGGREGATORS, centered_clip
-    from btard.attacks import ATTACKS, Attack, Collusion, make_attack
+    from btard.attacks import ATTACKS, Attack, Collusion, make_attack, option
     from btard.audit.recorder import Recorder
     from btard.drivers.collective import CollectiveDriver
     from btard.drivers.links import Links
     from btard.drivers.local import LocalDriver
     from btard.drivers.loop import StepResult
     from btard.drivers.mesh import Mesh
+    from btard.drivers.rules import Rule, make_rule
     from btard.drivers.server import ServerDriver
     from btard.protocol.behaviour import Behaviour
     from btard.protocol.config import ProtocolConfig
@@ -43,6 +44,8 @@ _PLACES = {
     # Aggregation rules, [n, d] -> [d].
     "AGGREGATORS": "btard.aggregation",
     "centered_clip": "btard.aggregation",
+    "Rule": "btard.drivers.rules",
+    "make_rule": "btard.drivers.rules",
     # The protocol: what all peers agree on, one peer, and what they leave behind.
     "Compute": "btard.protocol.effects",
     "Entry": "btard.protocol.ledger",
@@ -57,6 +60,7 @@ _PLACES = {
     "Behaviour": "btard.protocol.behaviour",
     "Collusion": "btard.attacks",
     "make_attack": "btard.attacks",
+    "option": "btard.attacks",
     # A model, and what runs it.
     "CollectiveDriver": "btard.drivers.collective",
     "Links": "btard.drivers.links",
@@ -80,6 +84,8 @@ _PLACES = {
 __all__ = [  # noqa: RUF022  (as in `_PLACES`; a test compares)
     "AGGREGATORS",
     "centered_clip",
+    "Rule",
+    "make_rule",
     "Compute",
     "Entry",
     "Identity",
@@ -92,6 +98,7 @@ __all__ = [  # noqa: RUF022  (as in `_PLACES`; a test compares)
     "Behaviour",
     "Collusion",
     "make_attack",
+    "option",
     "CollectiveDriver",
     "Links",
     "LocalDriver",

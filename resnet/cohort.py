@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torchvision.models.resnet import ResNet
 
-from btard.aggregation import AGGREGATORS
-from btard.attacks.registry import ATTACKS
+from btard.attacks.registry import attack_class
 from btard.audit.recorder import Recorder
 from btard.drivers.emulated import EmulatedDriver
 from btard.drivers.local import LocalDriver
+from btard.drivers.rules import Rule, RuleView, applied, make_rule
 from btard.drivers.server import ServerDriver
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.behaviour import Behaviour
@@ -73,26 +73,33 @@ def make_driver(
             validators=config.protocol.validators,
             **shared,
         )
-    rule = AGGREGATORS[aggregator.name]
     return ServerDriver(
         config.run_id,
         config.peers,
-        lambda x: rule(x, byzantine=config.tolerated, tau=aggregator.radius),
+        rule_of(config),
         task,
+        momentum=config.aggregator.momentum,
         **shared,
+    )
+
+
+def rule_of(config: Config) -> Rule:
+    """The rule of the server. Errors: ValueError in one line."""
+    chosen = config.aggregator
+    return make_rule(
+        chosen.name, byzantine=config.tolerated, tau=chosen.radius, mixing=chosen.mixing, bucket=chosen.bucket
     )
 
 
 def check_rule(config: Config) -> None:
     """Raise ConfigError if a server's rule guarantees nothing for these numbers of peers, or cannot be attacked so."""
-    attack, aggregator = config.attack, config.aggregator
+    attack, name = config.attack, config.aggregator.name
     if config.btard:
         return
-    try:
-        if aggregator.name in AGGREGATORS:
-            zeros = torch.zeros(config.peers, 1)
-            AGGREGATORS[aggregator.name](zeros, byzantine=config.tolerated, tau=aggregator.radius)
+    try:  # one column more than there are rows, so that a rule cannot mix them up unnoticed
+        if name != "emulated":
+            applied(rule_of(config), torch.zeros(config.peers, config.peers + 1), RuleView())
     except ValueError as error:
-        raise ConfigError(f"aggregator.name {aggregator.name}: {error}; change peers, byzantine or the rule") from None
-    if attack.name is not None and ATTACKS[attack.name].level == "protocol":
+        raise ConfigError(f"aggregator.name {name}: {error}; change peers, byzantine or the rule") from None
+    if attack.name is not None and attack_class(attack.name).level == "protocol":
         raise ConfigError(f"attack.name {attack.name}: attacks the protocol, which only aggregator.name btard runs")

@@ -9,22 +9,26 @@ from typing import ClassVar, Literal
 from btard.checks import FieldError, require
 from btard.harness import settings
 from btard.harness.sections import AttackSection, ProtocolSection
-from btard.harness.typed_yaml import AnyPath
+from btard.harness.typed_yaml import AnyPath, nearest
 from btard.protocol.attackers import draw_attackers
 from btard.protocol.config import ProtocolConfig, ProtocolSettings
 
-AggregatorName = Literal[
-    "btard",
-    "emulated",
+RULES = (
     "mean",
     "coordinate_median",
     "trimmed_mean",
     "geometric_median",
+    "rfa",
     "krum",
     "multi_krum",
     "bulyan",
     "centered_clip",
-]
+    "clip_around_last",
+)
+"""Those of `btard.aggregation`, which imports torch: only a run that trains pays for that."""
+CLIPPING = ("centered_clip", "clip_around_last")
+FOR_A_NUMBER = ("trimmed_mean", "krum", "multi_krum", "bulyan")
+"""Rules whose result depends on how many Byzantine peers they are made for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,16 +82,26 @@ class AttackConfig(AttackSection):
 class AggregatorConfig:
     """How gradients become one."""
 
-    name: AggregatorName = "btard"
+    name: str = "btard"
     """btard: the protocol, without a server, with the settings of the section protocol. emulated: as the authors' code
     has it, parts clipped at protocol.tau and bans by chance. Any other: that rule at a trusted server, where nobody is
-    ever banned; of the section protocol only clip_lambda counts then."""
+    ever banned; of the section protocol only clip_lambda counts then. Rules are mean, coordinate_median, trimmed_mean,
+    geometric_median, rfa, krum, multi_krum, bulyan, centered_clip, clip_around_last, and your own by module:Class
+    (docs/your-own-rule.md)."""
     radius: float = 1.0
-    """centered_clip: the clipping radius of whole gradients, so compare with about sqrt(peers) times protocol.tau.
-    inf is the mean."""
+    """centered_clip and clip_around_last: the clipping radius of whole gradients, so compare with about sqrt(peers)
+    times protocol.tau. inf is the mean."""
     byzantine: int | None = None
-    """trimmed_mean, krum, multi_krum and bulyan: how many Byzantine peers the rule is made for. null: as many as there
-    are. Set it to see what a defence costs when nobody attacks."""
+    """trimmed_mean, krum, multi_krum, bulyan and mixing nnm: how many Byzantine peers the rule is made for. null: as
+    many as there are. Set it to see what a defence costs when nobody attacks."""
+    mixing: Literal["nnm", "bucketing"] | None = None
+    """What a server does before its rule. nnm: each gradient becomes the mean of the peers - byzantine nearest ones.
+    bucketing: random buckets of gradients become their means. Try nnm where honest peers differ much."""
+    bucket: int = 2
+    """bucketing: gradients in a bucket. More of them even out more and tolerate fewer Byzantine peers."""
+    momentum: float = 0.0
+    """Of the workers, in front of a server's rule: peers send beta * momentum + (1 - beta) * gradient. 0: gradients.
+    0.9 with clip_around_last is the defence of Karimireddy et al. (2021); then set optimizer.momentum to 0."""
     bans: Literal["independent", "pairs"] = "independent"
     """emulated: who is banned. independent, the authors' law: each attacker with a chance of (n - b)/n^2 per attack.
     pairs: protocol.validators honest peers each check another peer, as the protocol draws them."""
@@ -97,11 +111,39 @@ class AggregatorConfig:
 
     def __post_init__(self) -> None:
         require(self.radius > 0, "radius", "> 0", self.radius, "use inf for the plain mean")
+        require(self.bucket >= 1, "bucket", ">= 1", self.bucket, "2 is what its authors recommend")
+        require(0 <= self.momentum < 1, "momentum", ">= 0 and < 1", self.momentum, "its authors use 0.9")
+        if self.own:
+            from btard.drivers.rules import rule_class  # imports torch, and somebody's module
+
+            try:
+                rule_class(self.name)
+            except ValueError as error:
+                raise FieldError("name", f"{self.name} {error}") from None
+        elif self.name not in ("btard", "emulated", *RULES):
+            fix = nearest(self.name, ("btard", "emulated", *RULES))
+            raise FieldError(
+                "name", f"must be btard, emulated, one of {', '.join(RULES)}, or module:Class, got {self.name!r}; {fix}"
+            )
         if self.name == "btard" and self.byzantine is not None:
             raise FieldError("byzantine", "is protocol.byzantine where aggregator.name is btard")
-        for name in ("bans", "replace_banned"):
-            if self.name != "emulated" and getattr(self, name) != getattr(type(self), name):
-                raise FieldError(name, "is for aggregator.name emulated alone: the protocol draws and bans by itself")
+        if self.name in ("btard", "emulated"):
+            for key in ("mixing", "momentum"):
+                if getattr(self, key):
+                    raise FieldError(key, f"is for the rule of a server; set aggregator.name, which is {self.name}")
+        for key in ("bans", "replace_banned"):
+            if self.name != "emulated" and getattr(self, key) != getattr(type(self), key):
+                raise FieldError(key, "is for aggregator.name emulated alone: the protocol draws and bans by itself")
+
+    @property
+    def own(self) -> bool:
+        """Whether the rule is somebody's own class."""
+        return ":" in self.name
+
+    @property
+    def for_a_number(self) -> bool:
+        """Whether its result depends on how many Byzantine peers it is made for."""
+        return self.own or self.mixing == "nnm" or self.name in FOR_A_NUMBER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +259,8 @@ class Config:
     @property
     def radius(self) -> float | str | None:
         """What the aggregator clips at; None if it does not clip."""
-        server = self.aggregator.radius if self.aggregator.name == "centered_clip" else None
+        clips = self.aggregator.own or self.aggregator.name in CLIPPING
+        server = self.aggregator.radius if clips else None
         return self.protocol.tau if self.can_ban else server
 
     @property

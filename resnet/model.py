@@ -4,64 +4,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, ResNet
 
 Init = Literal["torch", "he"]
 """How convolutions begin: as PyTorch's layers do, or by He's normal initialisation."""
 
 STAGE_STRIDES = (1, 2, 2, 2)
 BLOCKS_PER_STAGE = 2
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut (He et al. 2016, figure 2), which projects if the shapes differ."""
-
-    def __init__(self, inputs: int, planes: int, stride: int = 1) -> None:
-        super().__init__()
-        self.conv1 = _conv3x3(inputs, planes, stride)
-        self.bn1 = nn.BatchNorm2d(planes)
-        self.conv2 = _conv3x3(planes, planes)
-        self.bn2 = nn.BatchNorm2d(planes)
-        self.downsample: nn.Module | None = None
-        if stride != 1 or inputs != planes:
-            projection = nn.Conv2d(inputs, planes, kernel_size=1, stride=stride, bias=False)
-            self.downsample = nn.Sequential(projection, nn.BatchNorm2d(planes))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [N, inputs, H, W]; returns [N, planes, H / stride, W / stride]."""
-        shortcut = x if self.downsample is None else self.downsample(x)
-        inner = nn.functional.relu(self.bn1(self.conv1(x)))
-        return nn.functional.relu(self.bn2(self.conv2(inner)) + shortcut)
-
-
-class ResNet(nn.Module):
-    """ResNet-18 with parameters of the names, and in the order, that they have in torchvision.
-
-    torchvision itself is not imported: that takes as long as importing torch, in every process of a run.
-    """
-
-    def __init__(self, width: int, classes: int, channels: int) -> None:
-        super().__init__()
-        self.conv1 = _conv3x3(channels, width)
-        self.bn1 = nn.BatchNorm2d(width)
-        inputs = width
-        for index, stride in enumerate(STAGE_STRIDES):
-            planes = width << index
-            blocks = [BasicBlock(inputs, planes, stride)]
-            blocks += [BasicBlock(planes, planes) for _ in range(BLOCKS_PER_STAGE - 1)]
-            self.add_module(f"layer{index + 1}", nn.Sequential(*blocks))
-            inputs = planes
-        self.fc = nn.Linear(inputs, classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """images: [N, channels, H, W]; returns logits [N, classes]."""
-        x = nn.functional.relu(self.bn1(self.conv1(images)))
-        for index in range(len(STAGE_STRIDES)):
-            x = self.get_submodule(f"layer{index + 1}")(x)
-        return self.fc(nn.functional.adaptive_avg_pool2d(x, 1).flatten(1))
-
-
-def _conv3x3(inputs: int, planes: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, planes, kernel_size=3, stride=stride, padding=1, bias=False)
 
 
 def resnet18(
@@ -72,7 +21,7 @@ def resnet18(
     init: Init = "torch",
     seed: int | torch.Generator = 0,
 ) -> ResNet:
-    """Return a ResNet-18 for small images, in float32 on the CPU, in training mode.
+    """Return torchvision's ResNet-18 for small images, in float32 on the CPU, in training mode.
 
     The stem is a 3x3 convolution of stride 1 without max-pooling (He et al. 2016, section 4.2); the four stages have
     `width`, `2 width`, `4 width`, `8 width` channels. Width 64 is the standard network (11,173,962 parameters for ten
@@ -90,9 +39,17 @@ def resnet18(
     for name, value in (("width", width), ("classes", classes), ("channels", channels)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    # On the meta device no random number is drawn.
+    # On the meta device nothing is allocated and no random number drawn for layers that are replaced at once.
     with torch.device("meta"):
-        model = ResNet(width, classes, channels)
+        model = ResNet(BasicBlock, [BLOCKS_PER_STAGE] * len(STAGE_STRIDES), num_classes=classes)
+        model.conv1 = nn.Conv2d(channels, width, kernel_size=3, padding=1, bias=False)
+        model.bn1 = nn.BatchNorm2d(width)
+        model.maxpool = nn.Identity()
+        inputs = width
+        for index, stride in enumerate(STAGE_STRIDES):
+            setattr(model, f"layer{index + 1}", _stage(inputs, width << index, stride))
+            inputs = width << index
+        model.fc = nn.Linear(inputs, classes)
     model.to_empty(device="cpu")
     _initialise(model, init, seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed))
     return model
@@ -103,6 +60,16 @@ def values_left(height: int, width: int) -> int:
     for stride in STAGE_STRIDES:
         height, width = -(-height // stride), -(-width // stride)
     return height * width
+
+
+def _stage(inputs: int, planes: int, stride: int) -> nn.Sequential:
+    """Two basic blocks; the first one changes the number of channels and the resolution."""
+    shortcut = None
+    if stride != 1 or inputs != planes:
+        shortcut = nn.Sequential(nn.Conv2d(inputs, planes, 1, stride, bias=False), nn.BatchNorm2d(planes))
+    blocks = [BasicBlock(inputs, planes, stride, shortcut)]
+    blocks += [BasicBlock(planes, planes) for _ in range(BLOCKS_PER_STAGE - 1)]
+    return nn.Sequential(*blocks)
 
 
 def _initialise(model: nn.Module, init: Init, generator: torch.Generator) -> None:

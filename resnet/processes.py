@@ -28,6 +28,7 @@ from btard.harness.pieces import Pieces
 from btard.harness.progress import Bar
 from btard.harness.run_folder import RunFolder, RunFolderError, rank_checkpoints
 from btard.harness.typed_yaml import ConfigError
+from btard.protocol.behaviour import HookError
 from btard.protocol.ledger import Ledger
 from resnet.cohort import HISTORY, cohort_settings
 from resnet.config import Config, load_config
@@ -162,7 +163,7 @@ def _run(config: Config, out: Path, mesh: Mesh, progress: _Progress) -> int:
     except Fallen as fallen:
         _say(f"{fallen}; rank {mesh.rank} ends, the others go on")
         return 0
-    except RunFolderError as error:
+    except (RunFolderError, HookError) as error:
         return _mistake(str(error))
 
 

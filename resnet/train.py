@@ -23,13 +23,15 @@ from btard.boundary import program
 from btard.drivers.collective import CollectiveDriver
 from btard.drivers.local import LocalDriver
 from btard.drivers.loop import StepResult
+from btard.drivers.rules import RuleError
 from btard.drivers.server import ServerDriver
 from btard.harness import tables
 from btard.harness.pieces import FILES, digests
 from btard.harness.progress import Bar
 from btard.harness.run_folder import Checkpoints, RunFolder, read_timings, steps_per_second
-from btard.harness.settings import exit_with
+from btard.harness.settings import config_text, exit_with
 from btard.harness.typed_yaml import ConfigError
+from btard.protocol.behaviour import HookError
 from btard.protocol.commit import NoGradient
 from btard.protocol.heal import HEALED, described
 from btard.protocol.ledger import Entry, Ledger
@@ -240,6 +242,7 @@ def train(
         first, tensors, state = checkpoint
         training.load(tensors, state)
     folder.start(first)
+    folder.note("settings", first, f"```\n{config_text(config)}```")
     ledger = Ledger.of(folder.ledger())
     with Bar(out.name, last, done=first, show=progress) as bar:
         for step in range(first, last):
@@ -247,6 +250,7 @@ def train(
             folder.log(step, metrics, training.seconds)
             for entry in result.removed if result is not None else ():
                 folder.log_ledger([ledger.append(entry)])
+                folder.note("healings" if entry.kind == HEALED else "bans", step, describe(entry, training.byzantine))
                 if progress:
                     bar.say(describe(entry, training.byzantine))
             if on_step is not None:
@@ -404,6 +408,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         summary = train(config, out)
         assert summary is not None, "a run without `until` comes to its end"
+    except (RuleError, HookError) as error:
+        exit_with(error)
     except torch.OutOfMemoryError as error:
         what = str(error).partition(". ")[0]
         exit_with(MemoryError(f"{what}: lower batch_size or peers, or set mode to per_peer or device to cpu"))

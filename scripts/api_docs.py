@@ -24,8 +24,8 @@ Made by `python -m scripts.api_docs --out docs/api.md`.
 """
 GROUPS = {
     "A PyTorch model, trained": ("TorchTask", "simulate", "distributed", "Run", "Ban"),
-    "Aggregation rules": ("AGGREGATORS", "centered_clip"),
-    "Attacks": ("ATTACKS", "make_attack", "Attack", "Behaviour", "Collusion"),
+    "Aggregation rules": ("AGGREGATORS", "centered_clip", "Rule", "make_rule"),
+    "Attacks": ("ATTACKS", "make_attack", "Attack", "option", "Behaviour", "Collusion"),
     "A task, and what runs it": (
         "Task",
         "QuadraticTask",

@@ -42,6 +42,7 @@ RUN_BY = {
     "btard.watch": "tests/watch/test_story.py",
     "resnet.calibrate": "tests/resnet/test_calibrate.py",
     "resnet.figures": "tests/resnet/test_figures.py",
+    "resnet.radii": "tests/resnet/test_radii.py",
     "resnet.report": "tests/resnet/test_report.py",
     "resnet.sweep": "tests/resnet/test_sweep.py",
     "resnet.train": "tests/resnet/test_torchrun.py",

@@ -19,12 +19,12 @@ ROOT = Path(__file__).parents[1]
 ALLOWED = {
     "aggregation": {"aggregation"},
     "protocol": {"aggregation", "checks", "protocol"},
-    "attacks": {"aggregation", "attacks", "boundary", "checks", "protocol"},
+    "attacks": {"aggregation", "attacks", "boundary", "checks", "named", "protocol"},
     "audit": {"aggregation", "audit", "boundary", "protocol", "task"},
-    "drivers": {"aggregation", "audit", "drivers", "protocol", "task"},
+    "drivers": {"aggregation", "audit", "drivers", "named", "protocol", "task"},
     "export": {"audit", "boundary", "export", "extras", "harness", "protocol", "swarm.checkpoint", "training"},
     # The three beside it import it, no other.
-    "harness": {"attacks", "boundary", "checks", "extras", "harness", "protocol"},
+    "harness": {"attacks", "boundary", "checks", "extras", "harness", "named", "protocol"},
     "watch": {"audit", "boundary", "drivers", "extras", "harness", "protocol", "watch"},
     "swarm": {
         *("attacks", "audit", "boundary", "checks", "drivers", "extras", "harness", "protocol", "swarm", "task"),
@@ -32,7 +32,14 @@ ALLOWED = {
     },
     "training": {"aggregation", "attacks", "audit", "checks", "drivers", "protocol", "task", "training"},
 }
-ALONE = {"boundary": set(), "calibration": set(), "checks": set(), "extras": set(), "task": {"protocol"}}
+ALONE = {
+    "boundary": set(),
+    "calibration": set(),
+    "checks": set(),
+    "extras": set(),
+    "named": set(),
+    "task": {"protocol"},
+}
 """The modules beside the packages, and what of btard they may import."""
 OUTSIDE = {"resnet", "albert", "scripts", "tests", "torchvision", "transformers", "hivemind", "matplotlib"}
 ABOVE = {"harness": {"matplotlib"}, "swarm": {"hivemind"}}

@@ -49,7 +49,7 @@ def test_the_blocks_of_the_page_run_and_show_every_name() -> None:
     assert imported == set(btard.__all__)
     space: dict[str, object] = {"__name__": "docs.library"}
     for block in blocks:
-        exec(compile(block, str(PAGE), "exec"), space)  # noqa: S102  (our own page)
+        exec(compile(block, str(PAGE), "exec", dont_inherit=True), space)  # noqa: S102  (our own page)
 
 
 def test_the_driver_in_contributing_runs_a_step_as_the_local_driver_does() -> None:

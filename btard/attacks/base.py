@@ -25,7 +25,25 @@ def option(
     high: float | None = None,
     choices: tuple[str, ...] | None = None,
 ) -> Any:
-    """A dataclass field that users may set; `low` and `high` are the inclusive range of a number."""
+    """A dataclass field of an attack that users may set; `low` and `high` are the inclusive range of a number.
+
+    `help` is its documentation, `choices` are the values of a text.
+
+    >>> import btard
+    >>> from dataclasses import dataclass
+    >>> @dataclass(kw_only=True, eq=False)
+    ... class Louder(btard.Attack):
+    ...     scale: float = btard.option(10.0, "amplification", low=0)
+    ...
+    ...     def gradient(self, ctx, gradient):
+    ...         return gradient * self.scale
+    >>> fellows = btard.Collusion(frozenset({3}), peers=8)
+    >>> Louder(collusion=fellows, scale=2).scale
+    2
+    >>> Louder(collusion=fellows, scale=-1.0)
+    Traceback (most recent call last):
+    btard.checks.FieldError: attack Louder: scale must be >= 0, got -1.0
+    """
     return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
 
 
@@ -130,4 +148,4 @@ class Attack(Behaviour):
                 raise self._error(name, f"must be {wanted}, got {value!r}")
 
     def _error(self, name: str, message: str) -> FieldError:
-        return FieldError(name, message, owner=f"attack {self.name}: ")
+        return FieldError(name, message, owner=f"attack {self.name or type(self).__name__}: ")

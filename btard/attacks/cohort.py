@@ -14,6 +14,7 @@ import torch
 from btard.attacks.base import Attack, option
 from btard.attacks.statistics import Spread, honest_deviation, honest_mean, spread_of
 from btard.protocol.behaviour import View
+from btard.protocol.collusion import Collusion
 
 PERTURBATIONS = ("std", "unit", "sign")
 
@@ -77,6 +78,12 @@ class LittleIsEnough(Attack):
         return self.collusion.shared(("alie", self._z), make)
 
 
+def copied(collusion: Collusion, victim: int) -> torch.Tensor:
+    """The gradient [d] of the honest peer `victim`, or of the next honest worker after it; not copied, only to read."""
+    workers, rows = collusion.honest_peers, collusion.rows
+    return rows[next((i for i, peer in enumerate(workers) if peer >= victim), 0)]
+
+
 @dataclass(kw_only=True, eq=False)
 class Copy(Attack):
     """All attackers send the gradient of one honest peer as their own.
@@ -84,7 +91,7 @@ class Copy(Attack):
     Formula: g_v; v is the victim if it works in this step, else the next honest worker after it
 
     Source: Karimireddy, He, Jaggi, "Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing", ICLR 2022
-    (the mimic attack; theirs chooses the victim that hurts most, this one takes the peer it is told).
+    (the mimic attack with a victim that it is told; mimic chooses it as theirs does).
     """
 
     name = "copy"
@@ -92,8 +99,7 @@ class Copy(Attack):
     victim: int = option(0, "whose gradient is copied", low=0)
 
     def gradient(self, ctx: View, gradient: torch.Tensor) -> torch.Tensor:
-        workers, rows = self.collusion.honest_peers, self.collusion.rows
-        return rows[next((i for i, peer in enumerate(workers) if peer >= self.victim), 0)]
+        return copied(self.collusion, self.victim)
 
 
 def perturbation(kind: str, mean: torch.Tensor, deviation: torch.Tensor | None) -> torch.Tensor:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from difflib import get_close_matches
-from inspect import cleandoc
+from inspect import cleandoc, isfunction
 from typing import Any
 
 from btard.attacks.accusers import FalseAccusation, FalseEvidence, LyingVotes, Misreport, NeverAccuse
@@ -22,9 +22,11 @@ from btard.attacks.broadcasts import (
 )
 from btard.attacks.cohort import Copy, InnerProduct, LittleIsEnough, MinMax, MinSum
 from btard.attacks.healing import BlindSpot, HealingLies, HitAndRun
+from btard.attacks.mimic import Mimic
 from btard.attacks.own import DelayedGradient, LabelFlip, Noise, RandomDirection, SignFlip, Zero
 from btard.attacks.rop import RelocatedOrthogonal
 from btard.attacks.schemes import CancellingLies, FavouredHolder, LateAggregate, SoleSender, VanishingAggregator
+from btard.attacks.search import SearchedInnerProduct, SearchedLittleIsEnough
 from btard.attacks.senders import (
     BadAggregate,
     BadPart,
@@ -35,6 +37,8 @@ from btard.attacks.senders import (
     WithheldPart,
     WrongReveal,
 )
+from btard.named import load_class, own
+from btard.protocol.behaviour import Behaviour
 from btard.protocol.collusion import Collusion
 
 _GRADIENT: tuple[type[Attack], ...] = (
@@ -51,6 +55,9 @@ _GRADIENT: tuple[type[Attack], ...] = (
     MinSum,
     RelocatedOrthogonal,
     BlindSpot,
+    SearchedLittleIsEnough,
+    SearchedInnerProduct,
+    Mimic,
 )
 _PROTOCOL: tuple[type[Attack], ...] = (
     WrongAggregate,
@@ -135,6 +142,38 @@ def describe() -> tuple[AttackInfo, ...]:
     return tuple(_info(attack) for attack in ATTACKS.values())
 
 
+HOOKS = frozenset(
+    name
+    for name, hook in vars(Behaviour).items()
+    if isfunction(hook) and name not in ("active", "acts", "check_validators")
+)
+"""What an attack may override, at least one of them."""
+
+
+def attack_class(name: str) -> type[Attack]:
+    """The attack `name`, of the registry or somebody's own, module:Class.
+
+    Errors: ValueError, in a line that goes on after `name`.
+    """
+    if not own(name):
+        if name not in ATTACKS:
+            raise ValueError(f"is unknown{_unknown(name)}")
+        return ATTACKS[name]
+    found = load_class(name, Attack)
+    lineage = found.__mro__[: found.__mro__.index(Attack)]
+    declared = {key: value for above in reversed(lineage) for key, value in vars(above).items()}
+    for key, value in declared.items():
+        if isinstance(value, Field):
+            raise ValueError(f"has the option {key}: write @dataclass(kw_only=True, eq=False) above the class")
+    hooks = HOOKS & declared.keys()
+    if not hooks:
+        raise ValueError("overrides no hook of btard.Behaviour, such as gradient(self, ctx, gradient)")
+    beyond = sorted(hooks - {"gradient", "request"})
+    if beyond and found.level != "protocol":
+        raise ValueError(f'overrides {beyond[0]}, a hook of the protocol: say level = "protocol" in the class')
+    return found
+
+
 def make_attack(
     name: str,
     collusion: Collusion,
@@ -145,7 +184,7 @@ def make_attack(
     when: str = "always",
     **options: Any,
 ) -> Attack:
-    """The attack `name` for one peer; its class checks the values.
+    """The attack `name`, of the registry or module:Class, for one peer; its class checks the values.
 
     Errors: ValueError, in one line, for an unknown name or option and for a value that it does not allow.
 
@@ -157,14 +196,26 @@ def make_attack(
     Traceback (most recent call last):
     ValueError: unknown attack 'sign_flop', did you mean 'sign_flip'?; there are sign_flip, ...
     """
-    if name not in ATTACKS:
-        raise ValueError(f"unknown attack {name!r}{_nearest(name, ATTACKS)}; there are {', '.join(ATTACKS)}")
-    attack = ATTACKS[name]
+    try:
+        attack = attack_class(name)
+    except ValueError as error:
+        raise ValueError(
+            f"attack {name} {error}" if own(name) else f"unknown attack {name!r}{_unknown(name)}"
+        ) from None
     known = [info.name for info in options_of(attack)]
     for key in options:
         if key not in known:
             raise ValueError(f"attack {name} has no option {key!r}{_nearest(key, known)}; it has {', '.join(known)}")
-    return attack(collusion=collusion, start=start, every=every, stop=stop, when=when, **options)
+    try:
+        return attack(collusion=collusion, start=start, every=every, stop=stop, when=when, **options)
+    except TypeError as error:
+        if not own(name):
+            raise
+        raise ValueError(f"attack {name} cannot be made: {error}; options are dataclass fields") from None
+
+
+def _unknown(name: str) -> str:
+    return f"{_nearest(name, ATTACKS)}; there are {', '.join(ATTACKS)}, and module:Class"
 
 
 def _nearest(word: str, words: Any) -> str:

@@ -143,6 +143,8 @@ class CollectiveDriver:
         values, own = save_peer(self.peer)
         tensors = self.history.state() | self.trail.state()
         tensors |= {f"peer/{name}": x for name, x in own.items()}
+        if self.collusion is not None:
+            tensors |= self.collusion.state()
         recorded = None if self.recorder is None else self.recorder.state()
         return {"peer": values, "ranks": self.mesh.ranks, "recorder": recorded}, tensors
 
@@ -158,6 +160,8 @@ class CollectiveDriver:
             self.peer.begin_life(life)
         self.history.restore(tensors, workers_of(self.peer.last))
         self.trail.restore(tensors)
+        if self.collusion is not None:
+            self.collusion.restore(tensors)
         if self.recorder is not None and state["recorder"] is not None:
             self.recorder.restore(state["recorder"], self.peer.last)
 

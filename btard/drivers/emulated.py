@@ -12,13 +12,12 @@ from typing import Any, Literal
 
 import torch
 
-from btard.aggregation import centered_clip
 from btard.drivers.server import ServerDriver
+from btard.protocol.aggregate import clip_parts
 from btard.protocol.behaviour import HONEST
 from btard.protocol.hashing import stream
 from btard.protocol.law import chance_to_be_drawn
 from btard.protocol.ledger import Entry
-from btard.protocol.record import Split
 from btard.task import Task
 
 BanLaw = Literal["independent", "pairs"]
@@ -52,7 +51,7 @@ class EmulatedDriver(ServerDriver):
     ) -> None:
         if bans not in ("independent", "pairs"):
             raise ValueError(f"bans must be independent or pairs, got {bans!r}")
-        super().__init__(run_id, peers, lambda x: _clip_parts(x, tau), task, **options)
+        super().__init__(run_id, peers, lambda x: clip_parts(x, tau), task, **options)
         self.bans, self.replace_banned, self.validators = bans, replace_banned, validators
         self.byzantine = sum(behaviour.byzantine for behaviour in self.behaviours.values())
         self.replaced: list[int] = []
@@ -94,10 +93,3 @@ class EmulatedDriver(ServerDriver):
         assert isinstance(active, list) and isinstance(replaced, list)
         self.active, self.replaced = tuple(active), list(replaced)
         self.behaviours = {peer: b for peer, b in self.behaviours.items() if peer not in replaced}
-
-
-def _clip_parts(x: torch.Tensor, tau: float) -> torch.Tensor:
-    """CenteredClip of each part of the rows of `x` [n, d], which are cut into n parts, as [d]."""
-    split = Split(x.shape[1], len(x))
-    bounds = [split.bounds(part) for part in range(split.k)]
-    return torch.cat([centered_clip(x[:, first:last].contiguous(), tau).value for first, last in bounds])

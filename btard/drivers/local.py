@@ -199,6 +199,8 @@ class LocalDriver:
                 name: names.setdefault((x.data_ptr(), x.numel()), f"peer/{i}/{name}") for name, x in own.items()
             }
             tensors |= {ref: own[name] for name, ref in refs[str(i)].items() if ref not in tensors}
+        if self.collusion is not None:
+            tensors |= self.collusion.state()
         keys, rows = self.compute.state()
         recorded = None if self.recorder is None else self.recorder.state()
         return {"shared": shared, "peers": refs, "memory": keys, "recorder": recorded}, tensors | rows
@@ -224,6 +226,8 @@ class LocalDriver:
         self.history.restore(tensors, workers_of(self.honest[0].last))
         self.compute.restore(state["memory"], tensors)
         self.trail.restore(tensors)
+        if self.collusion is not None:
+            self.collusion.restore(tensors)
         for peer in self.peers.values():
             if peer.last is not None:
                 self.commitments.learn(peer.last.step, peer.last.committed(peer.id))

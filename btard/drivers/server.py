@@ -12,23 +12,30 @@ import torch
 from btard.drivers.compute import CohortCompute, Mode
 from btard.drivers.history import ParameterHistory, steps_kept
 from btard.drivers.loop import StepResult
-from btard.protocol.behaviour import HONEST, Behaviour, View
+from btard.drivers.rules import Plain, Rule, RuleView, applied
+from btard.protocol.behaviour import HONEST, Behaviour, View, sent_by
 from btard.protocol.collusion import Collusion
 from btard.protocol.commit import NoGradient, clip_gradient
 from btard.protocol.effects import Compute
-from btard.protocol.hashing import batch_seed, digest
+from btard.protocol.hashing import batch_seed, digest, stream
 from btard.protocol.ledger import Entry
 from btard.protocol.messages import is_finite
 from btard.task import Task
 
-Rule = Callable[[torch.Tensor], torch.Tensor]
+MOMENTUM, LAST = "server/momentum/", "server/last"
+"""Names of a checkpoint's tensors [d]: of a peer's momentum, before its number, and of the last aggregate."""
 
 
 class ServerDriver:
-    """Applies `rule` ([n, d] -> [d]) to the gradients of `peers` peers; attackers act through their gradients alone.
+    """Applies `rule` to the gradients of `peers` peers; attackers act through their gradients alone.
+
+    `rule` is a `Rule`, such as `make_rule` makes of a name, or a function [n, d] -> [d]. With `momentum` beta > 0 the
+    peers send m_i <- beta m_i + (1 - beta) g_i instead of g_i (m_i = g_i in the first step), as in Karimireddy, He and
+    Jaggi (ICML 2021): then attackers see the honest momenta and replace their own.
 
     `history_folder` and `repeatable` are those of `LocalDriver`. Batches come from a coin as under BTARD, which the
-    server here draws by itself. Errors: ValueError for a behaviour that needs validators, which there are none of.
+    server here draws by itself. Errors: ValueError for a behaviour that needs validators, which there are none of, and
+    for `momentum` not in [0, 1).
 
     >>> import btard, torch
     >>> server = btard.ServerDriver("docs", 8, btard.AGGREGATORS["coordinate_median"], btard.QuadraticTask(8, noise=0))
@@ -40,35 +47,43 @@ class ServerDriver:
         self,
         run_id: str,
         peers: int,
-        rule: Rule,
+        rule: Rule | Callable[[torch.Tensor], torch.Tensor],
         task: Task,
         *,
         behaviours: Mapping[int, Behaviour] | None = None,
         collusion: Collusion | None = None,
         mode: Mode = "batched",
         clip_lambda: float | None = None,
+        momentum: float = 0.0,
         history_folder: Path | None = None,
         repeatable: int = 0,
     ) -> None:
         for behaviour in (behaviours or {}).values():
             behaviour.check_validators(0)
-        self.run_id, self.n, self.rule, self.task = run_id, peers, rule, task
+        if not 0 <= momentum < 1:
+            raise ValueError(f"the workers' momentum must be >= 0 and < 1, got {momentum}")
+        self.run_id, self.n, self.task = run_id, peers, task
+        self.rule = rule if isinstance(rule, Rule) else Plain(function=rule)
         self.behaviours, self.collusion, self.clip_lambda = dict(behaviours or {}), collusion, clip_lambda
         self.history = ParameterHistory(task.d, steps_kept(self.behaviours, repeatable), history_folder)
         self.compute = CohortCompute(task, self.history, mode)
         self.coins = [digest("first coin", run_id)]
+        self.momentum = momentum
+        self._momenta: dict[int, torch.Tensor] = {}
+        self._last: torch.Tensor | None = None
         self.active = tuple(range(peers))
 
     def step(self, params: torch.Tensor, *_: Any) -> StepResult:
         """The rule's aggregate of all peers' gradients at `params` [d]. Nobody ever goes back to an earlier state.
 
-        Errors: NoGradient if an honest gradient is not finite, which no rule can aggregate.
+        Errors: NoGradient if an honest gradient is not finite, which no rule can aggregate; RuleError if what the rule
+        returns is no aggregate; ValueError, in one line, for an attack that sends no vector [d].
         """
         now = len(self.coins) - 1
         peers = self.active
         self.history.record(now, params, len(peers))
         started = time.perf_counter()
-        views = {i: View(now, i, self.run_id, self.coins, peers) for i in peers}
+        views = {i: View(now, i, self.run_id, self.coins, peers, rule=self._rule_of(now)) for i in peers}
         attacking = [i for i in peers if self.behaviours.get(i, HONEST).acts(views[i])]
         acting = {i: b if i in attacking else b.resting for i in peers for b in [self.behaviours.get(i, HONEST)]}
         requests = [
@@ -76,13 +91,15 @@ class ServerDriver:
         ]
         answers = dict(zip(peers, self.compute.answer(now, requests), strict=True))
         computed = time.perf_counter()
-        honest = {i: answers[i] for i in peers if not self.behaviours.get(i, HONEST).byzantine}
-        if not all(is_finite(gradient) for gradient in honest.values()):
+        honest = [i for i in peers if not self.behaviours.get(i, HONEST).byzantine]
+        if not all(is_finite(answers[i]) for i in honest):
             raise NoGradient(f"step {now}: the training has diverged, an honest gradient is not finite")
+        sent = self._with_momentum({i: clip_gradient(answers[i], self.clip_lambda) for i in peers})
         if self.collusion is not None:
-            self.collusion.observe(now, honest)
-        rows = [acting[i].gradient(views[i], clip_gradient(answers[i], self.clip_lambda)) for i in peers]
-        gradient = self.rule(torch.stack(rows))
+            self.collusion.observe(now, {i: sent[i] for i in honest})
+        rows = [sent_by(acting[i], views[i], sent[i]) for i in peers]
+        gradient = self._rule_of(now)(torch.stack(rows))
+        self._last = gradient.clone()  # optimizers may write into the gradient that they are given
         self.coins.append(digest("server coin", self.coins[-1]))
         seconds = {"gradients": computed - started, "aggregate": time.perf_counter() - computed}
         removed = self._ban(now, [i for i in attacking if self.behaviours.get(i, HONEST).byzantine])
@@ -92,9 +109,33 @@ class ServerDriver:
         """Whom a step costs its place; nobody here."""
         return ()
 
+    def _rule_of(self, step: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What the rule makes of rows [n, d] at `step`, with the same random numbers at every call."""
+        last = self._last
+
+        def rule(x: torch.Tensor) -> torch.Tensor:
+            before = None if last is None else last.to(x.device)
+            return applied(self.rule, x, RuleView(step, before, stream("aggregation rule", self.run_id, step)))
+
+        return rule
+
+    def _with_momentum(self, gradients: Mapping[int, torch.Tensor]) -> Mapping[int, torch.Tensor]:
+        """Peer -> what it would send honestly [d]."""
+        if not self.momentum:
+            return gradients
+        before = {i: self._momenta.get(i, gradient).to(gradient.device) for i, gradient in gradients.items()}
+        # An attacker's own gradient may be infinite; that must not stay with it as momentum for ever.
+        self._momenta = {i: torch.lerp(g, before[i].nan_to_num(), self.momentum) for i, g in gradients.items()}
+        return self._momenta
+
     def state(self) -> tuple[dict[str, object], dict[str, torch.Tensor]]:
         """What a checkpoint needs to go on to the same bits: JSON values, and tensors."""
-        return {"coins": [coin.hex() for coin in self.coins]}, self.history.state()
+        tensors = self.history.state() | {f"{MOMENTUM}{i}": x for i, x in self._momenta.items()}
+        if self._last is not None:
+            tensors[LAST] = self._last
+        if self.collusion is not None:
+            tensors |= self.collusion.state()
+        return {"coins": [coin.hex() for coin in self.coins]}, tensors
 
     def restore(
         self, state: Mapping[str, object], tensors: Mapping[str, torch.Tensor], *, life: bytes | None = None
@@ -104,3 +145,8 @@ class ServerDriver:
         assert isinstance(coins, list)
         self.coins = [bytes.fromhex(coin) for coin in coins]
         self.history.restore(tensors, {})
+        self._last = tensors.get(LAST)
+        momenta = {name: x for name, x in tensors.items() if name.startswith(MOMENTUM)}
+        self._momenta = {int(name.removeprefix(MOMENTUM)): x for name, x in momenta.items()}
+        if self.collusion is not None:
+            self.collusion.restore(tensors)

@@ -294,6 +294,11 @@ class RunFolder:
             rounded = {phase: round(spent, 5) for phase, spent in seconds.items()}
             self._timings.write(json.dumps({"step": step, **rounded}) + "\n")
 
+    def note(self, what: str, step: int, line: str) -> None:
+        """Show in TensorBoard, under the tag `what`, a line about `step`."""
+        if self._events is not None:
+            self._events.add_text(what, line, step)
+
     def log_ledger(self, entries: Sequence[str]) -> None:
         """Append ledger entries: JSON objects with a `step`, one line each."""
         if self._ledger is None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from btard.checks import FieldError, require
 from btard.harness.typed_yaml import nearest
+from btard.named import own
 from btard.protocol.config import ProtocolConfig, ProtocolSettings
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ class AttackSection:
     """What the Byzantine peers do, and when."""
 
     name: str | None = None
-    """An attack of btard.attacks, such as sign_flip or alie. null: nobody attacks."""
+    """An attack of btard.attacks, such as sign_flip or alie, or your own by module:Class (docs/your-own-attack.md).
+    null: nobody attacks."""
     start: int = 1000
     """First step of the attack: late enough for a model that has learned something to lose."""
     every: int = 1
@@ -75,11 +77,16 @@ class AttackSection:
         if self.name is None:
             return
         # Here, not above: only a run with an attack pays for importing torch.
-        from btard.attacks.registry import ATTACKS, options_of
+        from btard.attacks.registry import ATTACKS, attack_class, options_of
 
-        rule = f"null or one of {', '.join(ATTACKS)}"
-        require(self.name in ATTACKS, "name", rule, self.name, nearest(self.name, ATTACKS))
-        known = [info.name for info in options_of(ATTACKS[self.name])]
+        if not own(self.name):
+            rule = f"null, module:Class or one of {', '.join(ATTACKS)}"
+            require(self.name in ATTACKS, "name", rule, self.name, nearest(self.name, ATTACKS))
+        try:
+            attack = attack_class(self.name)
+        except ValueError as error:
+            raise FieldError("name", f"{self.name} {error}") from None
+        known = [info.name for info in options_of(attack)]
         for option in self.chosen():
             if option not in known:
                 raise FieldError(self._place(option), f"is no option of {self.name}, which has {', '.join(known)}")

@@ -13,8 +13,15 @@ from btard.protocol.effects import Effect
 from btard.protocol.limits import packet_limit
 from btard.protocol.messages import ELIMINATE_KINDS, Announce, AnnouncedPart, Packet
 from btard.protocol.packets import bodies, find_packet, packet_fault
-from btard.protocol.record import StepRecord
+from btard.protocol.record import Split, StepRecord
 from btard.protocol.seat import Seat
+
+
+def clip_parts(x: torch.Tensor, tau: float) -> torch.Tensor:
+    """What the owners make of the workers' gradients `x` [k, d] together: CenteredClip of each of k parts, as [d]."""
+    split = Split(x.shape[1], min(x.shape))
+    bounds = [split.bounds(part) for part in range(split.k)]
+    return torch.cat([centered_clip(x[:, first:last].contiguous(), tau).value for first, last in bounds])
 
 
 def aggregate(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:

@@ -42,6 +42,8 @@ class View(Struct, frozen=True):
     """The clipping radius of the step; inf clips nothing."""
     last: StepRecord | None = None
     """The step before as the peer saw it; None in the first one."""
+    rule: Callable[[torch.Tensor], torch.Tensor] | None = None
+    """What a trusted server makes of the gradients [n, d] of all peers; None where there is no server."""
 
 
 class Context(View, frozen=True, kw_only=True):
@@ -177,3 +179,24 @@ class Behaviour:
 
 
 HONEST = Behaviour()
+
+
+class HookError(ValueError):
+    """A hook of somebody's own attack returned what cannot be sent; one line."""
+
+
+def sent_by(behaviour: Behaviour, ctx: View, gradient: torch.Tensor) -> torch.Tensor:
+    """What the peer commits to instead of `gradient` [d]. Errors: HookError if that is no vector like it."""
+    sent: Any = behaviour.gradient(ctx, gradient)
+    if isinstance(sent, torch.Tensor):
+        alike = sent.shape == gradient.shape, sent.dtype == gradient.dtype, sent.device == gradient.device
+        if all(alike):
+            return sent
+    kind = type(behaviour)
+    came = (
+        f"{sent.dtype} {tuple(sent.shape)} on {sent.device}" if isinstance(sent, torch.Tensor) else type(sent).__name__
+    )
+    raise HookError(
+        f"attack {kind.__module__}:{kind.__qualname__}, step {ctx.step}, peer {ctx.peer}: gradient returned {came}, "
+        f"expected {gradient.dtype} {tuple(gradient.shape)} on {gradient.device}, as it was given"
+    )

@@ -33,11 +33,23 @@ class Collusion:
         self._rows: dict[int, torch.Tensor] = {}
         self._shared: dict[Hashable, object] = {}
         self._constants: dict[Hashable, object] = {}
+        self._watchers: dict[str, Callable[[], None]] = {}
+        self.memory: dict[str, torch.Tensor] = {}
+        """What the members remember from step to step, by name. Checkpoints hold it, so that a run can go on."""
         self._once = RLock()  # members may work in threads; what one makes can need what another name stands for
 
     def observe(self, step: int, honest: Mapping[int, torch.Tensor]) -> None:
         """Take note of the honest gradients [d] of `step`, by peer; what was shared about earlier steps is dropped."""
         self.step, self._rows, self._shared = step, dict(honest), {}
+        for look in self._watchers.values():
+            look()
+
+    def watch(self, name: str, look: Callable[[], None]) -> None:
+        """Call `look()` after each `observe`, in place of what had this name: for what has to see every step.
+
+        A member that validates in a step does not send a gradient, and so computes none of what is `shared`.
+        """
+        self._watchers[name] = look
 
     @property
     def honest_peers(self) -> tuple[int, ...]:
@@ -67,6 +79,15 @@ class Collusion:
             if name not in self._constants:
                 self._constants[name] = make()
             return self._constants[name]  # type: ignore[return-value]
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint has to hold: `memory`, under names that nothing else has."""
+        return {f"collusion/{name}": x for name, x in self.memory.items()}
+
+    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take over what `state` returned, among other tensors."""
+        mine = {name: x for name, x in tensors.items() if name.startswith("collusion/")}
+        self.memory = {name.removeprefix("collusion/"): x for name, x in mine.items()}
 
     def stream(self, *names: str | int) -> np.random.Generator:
         """A random stream that all members share."""

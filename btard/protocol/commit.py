@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from btard.protocol.behaviour import sent_by
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Compute, Effect, Idle, Purpose
 from btard.protocol.hashing import batch_seed
@@ -81,7 +82,7 @@ def commit(
     if gradient is not None and not is_finite(gradient):
         gradient = None
     if gradient is not None and seat.id in (*planned, *record.newcomers):
-        gradient = seat.behaviour_at(record).gradient(seat.context(record), gradient)
+        gradient = sent_by(seat.behaviour_at(record), seat.context(record), gradient)
         digests = seat.commitments.parts(seat.id, record.step, gradient, record.split)
         chosen = seat.behaviour_at(record).commit(seat.context(record), digests)
         payload = _said(seat, chosen) if chosen is not None else None

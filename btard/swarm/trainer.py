@@ -22,6 +22,7 @@ from btard.harness.progress import Bar
 from btard.harness.run_folder import RunFolderError
 from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import ConfigError
+from btard.protocol.behaviour import HookError
 from btard.protocol.commit import NoGradient
 from btard.protocol.hashing import tensor_digest
 from btard.protocol.heal import HEALED, described
@@ -227,7 +228,7 @@ def main(config: SwarmConfig, out: Path, source: TaskSource) -> int:
     try:
         trainer = Trainer(config, out, source, say=lambda line: print(line, flush=True), show=sys.stderr.isatty())
         summary = trainer.run()
-    except (ConfigError, RunFolderError, Unreachable, NoFounders, NoGradient) as error:
+    except (ConfigError, RunFolderError, Unreachable, NoFounders, NoGradient, HookError) as error:
         exit_with(error)
     except torch.OutOfMemoryError as error:
         what = str(error).partition(". ")[0]

@@ -268,6 +268,9 @@ class Training:
         said = {"step": result.step, "loss": run.losses[-1], "lr": run.lrs[-1], "tau": result.tau}
         line: dict[str, Any] = {k: x if x is None or math.isfinite(x) else None for k, x in said.items()}
         line["active"] = len(result.active)
+        if result.account is not None:
+            honest = [peer for peer in result.sent if peer in result.active and peer not in run.attackers]
+            line |= result.account.fields(min(honest, default=None))
         if result.back_to is not None:
             line["back_to"] = result.back_to
         with (out / METRICS).open("a", encoding="utf-8") as file:

@@ -9,16 +9,18 @@ from typing import Any, Literal
 
 import torch
 
-from btard.aggregation import AGGREGATORS
 from btard.attacks import Attack
 from btard.audit.recorder import Recorder
 from btard.drivers.compute import Mode
 from btard.drivers.local import LocalDriver
-from btard.drivers.server import Rule, ServerDriver
+from btard.drivers.rules import Rule, RuleView, applied, make_rule
+from btard.drivers.server import ServerDriver
 from btard.protocol.behaviour import Behaviour
 from btard.training.optimizer import MakeOptimizer, MakeScheduler
 from btard.training.run import MakeAttack, Run, Training, behaviours_of, new_folder, protocol_of
 from btard.training.torch_task import TorchTask
+
+RowsRule = Callable[[torch.Tensor], torch.Tensor]
 
 
 def simulate(
@@ -35,7 +37,7 @@ def simulate(
     run_id: str | None = None,
     tau: float | Literal["auto"] = "auto",
     heal: int | Literal["auto", "off"] = "auto",
-    rule: str | Rule | None = None,
+    rule: str | Rule | RowsRule | None = None,
     mode: Mode = "batched",
     out: Path | str | None = None,
     progress: bool = False,
@@ -56,8 +58,8 @@ def simulate(
     `tau` and `heal`, and all other keywords, are settings of `btard.ProtocolConfig`: `validators`, `clip_lambda` and so
     on. The defaults need no tuning: a clipping radius that follows the gradients, and a return to an earlier state
     where an attack did harm before its ban. One peer per step validates, none of fewer than three. `run_id` names the
-    run; by default it follows from `seed`. `rule` trains at a trusted server instead, by a name of `btard.AGGREGATORS`
-    or a function [n, d] -> [d].
+    run; by default it follows from `seed`. `rule` trains at a trusted server instead, by a name of `btard.AGGREGATORS`,
+    module:Class, a `btard.Rule`, or a function [n, d] -> [d].
 
     `mode`: "batched" remembers what validators would compute again, "per_peer" computes it. `out` gets metrics, the
     ledger and what `python -m btard.audit` needs. `progress` prints lines to stderr. `on_step(run)` is called after
@@ -108,19 +110,16 @@ def simulate(
     return run
 
 
-def _rule(rule: str | Rule, byzantine: int, tau: float | str, peers: int) -> Rule:
-    """The function of a server's rule. Errors: ValueError for a name or numbers that it does not take."""
+def _rule(rule: str | Rule | RowsRule, byzantine: int, tau: float | str, peers: int) -> Rule | RowsRule:
+    """The server's rule. Errors: ValueError for a name or numbers that it does not take."""
     if not isinstance(rule, str):
         return rule
-    if rule not in AGGREGATORS:
-        raise ValueError(f"unknown rule {rule!r}; there are {', '.join(AGGREGATORS)}, or give a function [n, d] -> [d]")
-    named = AGGREGATORS[rule]
-    radius = None if isinstance(tau, str) else tau
-    named(torch.zeros(peers, 1), byzantine=byzantine, tau=radius)
-    return lambda x: named(x, byzantine=byzantine, tau=radius)
+    made = make_rule(rule, byzantine=byzantine, tau=None if isinstance(tau, str) else tau)
+    applied(made, torch.zeros(peers, peers + 1), RuleView())
+    return made
 
 
-def _check_rule(behaviours: Mapping[int, Behaviour], rule: str | Rule) -> None:
+def _check_rule(behaviours: Mapping[int, Behaviour], rule: str | Rule | RowsRule) -> None:
     """Raise ValueError for attackers that have nothing to attack at a server."""
     for behaviour in behaviours.values():
         if isinstance(behaviour, Attack) and behaviour.level == "protocol":

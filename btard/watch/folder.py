@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from btard.audit.files import EVIDENCE, LEDGER, proof_file, read_bounded, read_json
+from btard.audit.files import EVIDENCE, LEDGER, PROTOCOL, proof_file, read_bounded, read_json
+from btard.audit.settings import read_settings
 from btard.harness.run_folder import TIMINGS, VERSION, RunFolderError, read_metrics, read_summary, read_timings
 from btard.protocol import wire
 from btard.protocol.hashing import PROTOCOL_VERSION
@@ -75,14 +76,13 @@ def read_run(folder: Path) -> Run:
     Errors: RunFolderError, one line, if there is none, or one of another version of the protocol.
     """
     folder = _run_in(folder)
-    noted = folder / VERSION
-    version = _text(noted, MAX_SMALL).strip() if noted.is_file() else "none"
+    version = _version(folder)
     if version != str(PROTOCOL_VERSION):
         raise RunFolderError(
             f"{folder}: holds a run of protocol version {shown(version, 40)}, this is version {PROTOCOL_VERSION}; "
             "look at it with the release that made it"
         )
-    config = _config(folder / CONFIG)
+    config = _config(folder / CONFIG) if (folder / CONFIG).is_file() else _agreed(folder)
     peers = config.get("peers")
     if type(peers) is not int or not 0 < peers <= MAX_PEERS:
         raise RunFolderError(f"{folder / CONFIG}: peers must be between 1 and {MAX_PEERS}, got {shown(peers, 40)}")
@@ -109,7 +109,7 @@ def _run_in(folder: Path) -> Path:
             raise RunFolderError(f"{folder}: no such folder")
         if not folder.is_dir():
             raise RunFolderError(f"{folder}: expected the folder of a run, this is a file")
-        if (folder / CONFIG).is_file():
+        if (folder / CONFIG).is_file() or (folder / PROTOCOL).is_file():
             return folder
         if (folder / COORDINATOR / CONFIG).is_file():
             return folder / COORDINATOR
@@ -128,6 +128,25 @@ def _text(file: Path, limit: int) -> str:
         raise RunFolderError(f"{file.parent}: {error}") from None
 
 
+def _version(folder: Path) -> str:
+    """The version of the protocol under which the run was begun, as its folder notes it."""
+    if (folder / VERSION).is_file():
+        return _text(folder / VERSION, MAX_SMALL).strip()
+    try:
+        return "none" if (folder / CONFIG).is_file() else str(read_json(folder / PROTOCOL).get("version"))
+    except Malformed as error:
+        raise RunFolderError(f"{folder}: {error}") from None
+
+
+def _agreed(folder: Path) -> Mapping[str, Any]:
+    """What the peers agreed on, of a run that has no other settings: one of `btard.simulate` or `btard.distributed`."""
+    try:
+        config, _, _ = read_settings(folder)
+    except Malformed as error:
+        raise RunFolderError(f"{folder}: {error}") from None
+    return {"run_id": config.run_id, "peers": config.peers, "protocol": asdict(config)}
+
+
 def _config(file: Path) -> Mapping[str, Any]:
     try:
         config = yaml.safe_load(_text(file, MAX_SMALL))
@@ -141,7 +160,8 @@ def _config(file: Path) -> Mapping[str, Any]:
 def _lines(run: Run, name: str) -> list[dict[str, Any]]:
     file = run.folder / name
     if not file.is_file():
-        run.notes.append(f"{name} is not there: the run has not come to the end of its first step")
+        if name == METRICS:
+            run.notes.append(f"{name} is not there: the run has not come to the end of its first step")
         return []
     if file.stat().st_size > MAX_LINES:
         raise RunFolderError(f"{file}: {file.stat().st_size} bytes, at most {MAX_LINES} are read")
@@ -172,7 +192,7 @@ def _kind(run: Run) -> str:
         return TRAINER
     if any((run.folder / "checkpoints").glob("rank-*")):
         return "a process for each peer (torchrun)"
-    return "all peers in one process"
+    return "all peers in one process" if (run.folder / CONFIG).is_file() else "a task of one's own"
 
 
 def _first(run: Run) -> int:

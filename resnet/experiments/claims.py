@@ -196,7 +196,8 @@ def _radii(entries: Sequence[Series], quiet: QuietRuns) -> _Verdict | None:
     why += f"; within it: {unclear} of {len(told)}" if unclear and noises else ""
     why += f"; the other way round: {', '.join(more)}" if more else ""
     entries_used = [entry for pair in pairs.values() for entry in pair]
-    return _Verdict(_runs(entries_used), "; ".join(told), _share(less, len(told)), why)
+    agrees = "cannot be told" if unclear == len(told) else _share(less, len(told))
+    return _Verdict(_runs(entries_used), "; ".join(told), agrees, why)
 
 
 def _recovered(entries: Sequence[Series], quiet: QuietRuns) -> _Verdict | None:

@@ -44,11 +44,10 @@ from btard.harness.typed_yaml import (
     read_settings,
     settings_of,
 )
-from resnet.config import Config
+from btard.named import own
+from resnet.config import FOR_A_NUMBER, Config
 
 ALL = "all"
-RULES_FOR_A_NUMBER = frozenset({"trimmed_mean", "krum", "multi_krum", "bulyan"})
-"""Rules at a server whose result depends on how many Byzantine peers they are made for."""
 
 NOT_SET = Setting(None, "")
 
@@ -218,7 +217,9 @@ class _Draft:
             # Nobody attacks, but the defence does not know that.
             attackers = merged.pop("byzantine", None)
             merged = {key: setting for key, setting in merged.items() if not key.startswith("attack.")}
-            if attackers is not None and merged.get("aggregator.name", NOT_SET).value in RULES_FOR_A_NUMBER:
+            rule = str(merged.get("aggregator.name", NOT_SET).value)
+            mixed = merged.get("aggregator.mixing", NOT_SET).value == "nnm"
+            if attackers is not None and (rule in FOR_A_NUMBER or own(rule) or mixed):
                 merged.setdefault("aggregator.byzantine", attackers)
         try:
             return build(Config, merged, self.origin)

@@ -48,8 +48,9 @@ def headline_figure(results: Results, experiments: Sequence[Experiment]) -> Figu
     quiet = [outcome.reference for outcome in strong.outcomes if outcome.reference is not None]
     if not quiet:
         return None
+    whose = ", mean" if any(outcome.borrowed for outcome in strong.outcomes) else ""
     curves: list[tuple[str, list[dict[int, float]], str, object]] = [
-        (f"no attack{_seeds(quiet)}", [dict(curve) for curve in quiet], BLACK, DOTTED)
+        (f"no attack{whose}{_seeds(quiet)}", [dict(curve) for curve in quiet], BLACK, DOTTED)
     ]
     undefended = _undefended(results, strong)
     if undefended:

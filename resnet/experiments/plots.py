@@ -218,7 +218,8 @@ def _draw_reference(axes: Axes, entry: Series | None) -> None:
         return
     steps, accuracy = _curves(entry.outcomes, reference=True)
     kept = [i for i, step in enumerate(steps) if step <= entry.config.steps]
-    label = f"no attack ({_name(entry)})"
+    borrowed = any(outcome.borrowed for outcome in entry.outcomes)
+    label = f"no attack ({'mean' if borrowed else _name(entry)})"
     mean = accuracy.mean(axis=0)
     axes.plot([steps[i] for i in kept], mean[kept], color=REFERENCE_COLOUR, lw=1.0, label=label, zorder=1.5)
 

@@ -17,7 +17,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from btard.attacks.registry import ATTACKS
+from btard.attacks.registry import attack_class
 from btard.protocol.law import independent_law, survival_law
 from resnet.config import Config
 from resnet.experiments.outcomes import Outcome
@@ -124,7 +124,7 @@ class Group:
 def always_on(config: Config) -> bool:
     """Whether the law holds for this run: an attack at every step, to the end, whose author any validator convicts."""
     attack = config.attack
-    if attack.name is None or ATTACKS[attack.name].level != "gradient":
+    if attack.name is None or attack_class(attack.name).level != "gradient":
         return False
     # `when` picks among the steps; tolerant validators convict nobody who is only a little off.
     always = attack.every == 1 and attack.stop is None and attack.options.get("when", "always") == "always"

@@ -15,13 +15,12 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from btard.attacks.registry import ATTACKS
+from btard.attacks.registry import attack_class
 from btard.harness.run_folder import RunFolder
 from btard.harness.settings import differing_keys
 from btard.protocol.collusion import Collusion
 from resnet.config import AttackConfig, Config, read_config
 from resnet.data import Dataset
-from resnet.experiments.grid import RULES_FOR_A_NUMBER
 from resnet.train import train
 
 ENDLESS = 2**31
@@ -30,7 +29,7 @@ ENDLESS = 2**31
 
 def warm_up_of(config: Config) -> Config:
     """Return the settings of the run that `config` has in common with others until its attack starts."""
-    made_for = config.tolerated if config.aggregator.name in RULES_FOR_A_NUMBER else None
+    made_for = config.tolerated if config.aggregator.for_a_number else None
     return replace(
         config,
         steps=ENDLESS,
@@ -55,7 +54,7 @@ def fork_step(config: Config) -> int:
         return config.steps - 1
     cohort = Collusion(frozenset(range(1, 1 + config.byzantine)), config.peers)
     lookback = attack.make(cohort).lookback
-    before = lookback if lookback > 1 else int(ATTACKS[attack.name].level == "protocol")
+    before = lookback if lookback > 1 else int(attack_class(attack.name).level == "protocol")
     return max(0, attack.start - before)
 
 

@@ -11,12 +11,18 @@ from scipy.optimize import minimize
 
 from btard.aggregation import (
     AGGREGATORS,
+    MIXINGS,
+    bucketing,
     bulyan,
+    centered_clip,
+    clip_around,
     coordinate_median,
     geometric_median,
     krum,
     mean,
     multi_krum,
+    nearest_neighbour_mixing,
+    rfa,
     trimmed_mean,
 )
 from btard.aggregation.ranks import network
@@ -189,7 +195,104 @@ def test_registry_is_uniform(name):
 
 
 def test_registry_names():
-    expected = "mean coordinate_median trimmed_mean geometric_median krum multi_krum bulyan centered_clip"
-    assert list(AGGREGATORS) == expected.split()
-    with pytest.raises(ValueError, match="tau"):
-        AGGREGATORS["centered_clip"](sample(3, 3), byzantine=0, tau=None)
+    expected = "mean coordinate_median trimmed_mean geometric_median rfa krum multi_krum bulyan centered_clip"
+    assert list(AGGREGATORS) == [*expected.split(), "clip_around_last"]
+    assert list(MIXINGS) == ["nnm", "bucketing"]
+    for name in ("centered_clip", "clip_around_last"):
+        with pytest.raises(ValueError, match=f"{name} needs a clipping radius: pass tau > 0"):
+            AGGREGATORS[name](sample(3, 3), byzantine=0, tau=None)
+
+
+def test_rfa_by_hand():
+    # On a line, rows 0, 0, 6. The mean is 2; weights 1/2, 1/2, 1/4 give 6/5; then 5/6, 5/6, 5/24 again: 2/3; 3/2, 3/2,
+    # 3/16 of 6: 18/51.
+    x = column(0, 0, 6)
+    assert rfa(x, iterations=0).item() == pytest.approx(2)
+    assert rfa(x, iterations=1).item() == pytest.approx(6 / 5)
+    assert rfa(x, iterations=2).item() == pytest.approx(2 / 3)
+    assert rfa(x).item() == pytest.approx(6 / 17)
+    # From 0 on, rows 3 and 6 weigh 1/3 and 1/6: 4. Then they are 1 and 2 away: 4 again.
+    assert rfa(column(3, 6), start=torch.zeros(1), iterations=1).item() == pytest.approx(4)
+    assert rfa(column(3, 6), start=torch.zeros(1)).item() == pytest.approx(4)
+    # nu takes the place of smaller distances: all weights 1/100 leave the mean.
+    assert rfa(x, nu=100.0).item() == pytest.approx(2)
+
+
+def test_rfa_goes_where_the_geometric_median_is_and_an_outlier_moves_it_as_far_as_three_steps_let_it():
+    x = sample(9, 30, seed=3)
+    torch.testing.assert_close(rfa(x, iterations=2000), geometric_median(x), atol=1e-9, rtol=0)
+    far = torch.zeros(9, 4, dtype=torch.float64)
+    far[4] = 1e6
+    assert rfa(far).norm().item() == pytest.approx(2e6 / (8**4 + 1), rel=1e-6)  # ||(1e6, ...)|| = 2e6
+    with pytest.raises(ValueError, match="nu > 0"):
+        rfa(x, nu=0.0)
+
+
+def test_nearest_neighbour_mixing_by_hand():
+    # n - f = 3 nearest: 0 1 2 for the first three rows; 2 1 10 for the last, whose mean is 13/3.
+    assert nearest_neighbour_mixing(column(0, 1, 2, 10), 1).flatten().tolist() == pytest.approx([1, 1, 1, 13 / 3])
+    # A tie goes to the lower index: row 1 is as far from row 0 as from row 2.
+    assert nearest_neighbour_mixing(column(0, 1, 2), 1).flatten().tolist() == pytest.approx([0.5, 0.5, 1.5])
+    assert torch.equal(nearest_neighbour_mixing(column(3, 4, 8), 0), column(5, 5, 5))
+    with pytest.raises(ValueError, match="n > 2 f rows: n = 4, f = 2 has no honest majority"):
+        nearest_neighbour_mixing(sample(4, 3), 2)
+
+
+@pytest.mark.parametrize(("n", "f"), [(5, 2), (8, 1), (10, 4)])
+def test_nearest_neighbour_mixing_against_brute_force_over_all_subsets(n, f):
+    """The n - f nearest rows are those with the smallest sum of distances of all sets of so many."""
+    x = sample(n, 7, seed=n)
+    mixed = nearest_neighbour_mixing(x, f)
+    for i in range(0, n, 4):
+        sets = itertools.combinations(range(n), n - f)
+        nearest = min(sets, key=lambda chosen, i=i: sum(float((x[i] - x[j]).norm()) for j in chosen))
+        torch.testing.assert_close(mixed[i], sum(x[j] for j in nearest) / (n - f))
+
+
+def test_bucketing_by_hand():
+    x = column(1, 2, 4, 8, 16)
+    assert bucketing(x, np.array([4, 0, 1, 3, 2]), 2).flatten().tolist() == [8.5, 5.0, 4.0]
+    assert torch.equal(bucketing(x, np.arange(5), 1), x)
+    assert bucketing(x, np.arange(5), 9).item() == pytest.approx(6.2)
+    assert bucketing(torch.full((3, 2), 3e38), np.arange(3), 3)[0, 0] == pytest.approx(3e38)
+    for order, size, message in [([0, 0, 1, 2, 3], 2, "permutation"), ([0, 1], 2, "permutation"), (range(5), 0, "row")]:
+        with pytest.raises(ValueError, match=message):
+            bucketing(x, np.array(order), size)
+
+
+def test_every_row_is_in_one_bucket():
+    x = sample(11, 5)
+    drawn = MIXINGS["bucketing"](x, 0, 3, np.random.default_rng(4))
+    assert drawn.shape == (4, 5)
+    torch.testing.assert_close((3 * drawn[:3].sum(0) + 2 * drawn[3]), x.sum(0))
+    assert not torch.equal(drawn, MIXINGS["bucketing"](x, 0, 3, np.random.default_rng(5)))
+
+
+@pytest.mark.parametrize("mixing", list(MIXINGS))
+def test_mixings_name_the_row_that_is_not_finite(mixing):
+    x = sample(5, 4)
+    x[3, 1] = float("nan")
+    with pytest.raises(ValueError, match="row 3 is not finite"):
+        MIXINGS[mixing](x, 1, 2, np.random.default_rng(0))
+
+
+def test_clip_around_by_hand():
+    # About 0 with tau 2: 1 and -5 -> 1, -2; half of the sum is -0.5. About 4: differences -3, -9 -> -2, -2.
+    assert clip_around(column(1, -5), None, 2.0).item() == -0.5
+    assert clip_around(column(1, -5), torch.tensor([4.0]), 2.0).item() == 2.0
+    # Two iterations from 0: about -0.5 the differences are 1.5 and -4.5 -> 1.5, -2, so -0.75.
+    assert clip_around(column(1, -5), None, 2.0, iterations=2).item() == -0.75
+    assert clip_around(torch.tensor([[3.0, 4.0]]), None, 1.0).tolist() == pytest.approx([0.6, 0.8])
+    assert clip_around(column(1, 2, 6), torch.tensor([50.0]), float("inf")).item() == pytest.approx(3)
+
+
+def test_clip_around_ends_where_the_fixed_point_is_and_byzantine_rows_move_it_by_tau_each_at_most():
+    x = sample(9, 20, seed=2)
+    torch.testing.assert_close(clip_around(x, None, 1.5, iterations=400), centered_clip(x, 1.5).value)
+    attacked = x.clone()
+    attacked[:3] = 1e12
+    moved = clip_around(attacked, x.mean(0), 1.5) - clip_around(x, x.mean(0), 1.5)
+    assert moved.norm() <= 2 * 3 * 1.5 / 9 + 1e-9
+    for centre, message in [(torch.zeros(3), "centre of shape"), (torch.full((20,), float("inf")), "centre is not")]:
+        with pytest.raises(ValueError, match=message):
+            clip_around(x, centre, 1.0)

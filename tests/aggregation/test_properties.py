@@ -56,15 +56,15 @@ def test_centered_clip_commutes_with_symmetries(x, tau, s):
     assert close(centered_clip(s * x, s * tau, tol=1e-12).value / s, value, x)
 
 
-RULES = ["mean", "coordinate_median", "trimmed_mean", "geometric_median", "krum", "multi_krum", "bulyan"]
+RULES = ["mean", "coordinate_median", "trimmed_mean", "geometric_median", "rfa", "krum", "multi_krum", "bulyan"]
 
 
 @pytest.mark.parametrize("name", RULES)
 @SETTINGS
 @given(x=matrices(min_rows=7), s=st.sampled_from([1e-3, 8.0, 1e5]))
 def test_baselines_commute_with_symmetries(name, x, s):
-    if name == "geometric_median" and x.shape[1] == 1:
-        return  # not unique on a line
+    if name in ("geometric_median", "rfa") and x.shape[1] == 1:
+        return  # not unique on a line, and on one a step of RFA comes as near to a row as it likes
     if name in ("krum", "multi_krum", "bulyan") and (len(torch.unique(x, dim=0)) < len(x) or x.shape[1] == 1):
         return  # ties are broken by index
     rule = AGGREGATORS[name]

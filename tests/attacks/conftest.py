@@ -66,6 +66,8 @@ def run_attack(
     collusion = Collusion(members, peers, seed)
     if name == "delayed_gradient":
         options = {"delay": 2, **options}
+    if name in ("alie_search", "ipm_search"):
+        options = {"trials": 3, **options}
     if name == "colluding_aggregate":
         options = {"tau": tau, **options}
     behaviours = {m: make_attack(name, collusion, start=start, every=every, **options) for m in members}

@@ -11,6 +11,7 @@ from btard.protocol.behaviour import Behaviour
 
 GRADIENT = ["sign_flip", "random_direction", "label_flip", "delayed_gradient", "ipm", "alie"]
 GRADIENT += ["noise", "zero", "copy", "min_max", "min_sum", "rop", "blind_spot"]
+GRADIENT += ["alie_search", "ipm_search", "mimic"]
 COLLUSION = Collusion(frozenset({1, 2}), 5)
 
 
@@ -23,7 +24,8 @@ def test_the_promised_names_are_there():
 def test_every_attack_can_be_made_with_its_defaults_and_hooks_into_the_behaviour(name):
     attack = make_attack(name, COLLUSION)
     assert isinstance(attack, Attack) and attack.byzantine and attack.level in ("gradient", "protocol")
-    own = set(vars(ATTACKS[name])) | set(vars(ATTACKS[name].__mro__[1]))
+    lineage = ATTACKS[name].__mro__
+    own = set().union(*map(vars, lineage[: lineage.index(Attack)]))
     assert any(hook in own for hook in vars(Behaviour) if hook != "active" and not hook.startswith("_"))
     with pytest.raises(TypeError):
         type(attack)(5)  # options go by keyword

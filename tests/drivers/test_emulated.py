@@ -10,6 +10,7 @@ import torch
 from btard.aggregation import centered_clip
 from btard.attacks import make_attack
 from btard.drivers.emulated import DRAWN, EmulatedDriver
+from btard.drivers.rules import RuleView, applied
 from btard.protocol.collusion import Collusion
 from btard.protocol.law import chance_to_be_drawn, independent_law
 from btard.task import QuadraticTask
@@ -77,7 +78,7 @@ def test_each_part_is_clipped_by_itself() -> None:
     driver = make(tau=0.3, attack=None)
     x = torch.randn(PEERS, D, generator=torch.Generator().manual_seed(0))
     expected = [centered_clip(x[:, first : first + 2].contiguous(), 0.3).value for first in range(0, D, 2)]
-    assert torch.equal(driver.rule(x), torch.cat(expected))
+    assert torch.equal(applied(driver.rule, x, RuleView()), torch.cat(expected))
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bits() -> None:

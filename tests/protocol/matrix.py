@@ -229,6 +229,9 @@ ROWS: tuple[Row, ...] = (
             ("min_sum", {}),
             ("rop", {}),
             ("blind_spot", {}),
+            ("alie_search", {"trials": 3}),
+            ("ipm_search", {"trials": 3}),
+            ("mimic", {"warmup": 2}),
             ("non_finite", {"value": "max", "entries": Cycle(("one", "all"))}),
             ("non_finite", {"value": "denormal", "entries": Cycle(("one", "all"))}),
         )

@@ -2,14 +2,13 @@
 
 import math
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
 from btard.aggregation import AGGREGATORS
 from btard.harness.settings import config_text, differing_keys
 from btard.harness.typed_yaml import ConfigError, keys, read_settings
-from resnet.config import AggregatorName, Config, load_config, read_config
+from resnet.config import RULES, Config, load_config, read_config
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "resnet"
 
@@ -38,7 +37,9 @@ def test_every_key_is_explained():
 
 
 def test_aggregators_are_the_protocol_its_emulation_and_the_librarys_rules():
-    assert set(get_args(AggregatorName)) == {"btard", "emulated", *AGGREGATORS}
+    assert list(RULES) == list(AGGREGATORS)
+    doc = keys(Config)["aggregator.name"][1]
+    assert all(f" {name}," in doc for name in RULES) and "emulated: " in doc
 
 
 def test_command_line_goes_over_the_file(tmp_path):

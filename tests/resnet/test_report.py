@@ -638,6 +638,7 @@ def report(out: Path, where: Path, *words: str) -> dict[str, bytes]:
 
 FILES = {
     "report.md", "results.md", "results.csv", "runs.csv", "curves.csv", "survival.md", "survival.csv", "speed.md",
+    "claims.csv", "claims.md",
     "survival.png", "survival.svg", "overview.png", "overview.svg", "accuracy-early.png", "accuracy-early.svg",
 }  # fmt: skip
 

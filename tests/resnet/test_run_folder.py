@@ -80,8 +80,11 @@ def test_tensorboard_drops_what_came_after_the_checkpoint(tmp_path):
     train(RunFolder(tmp_path / "r", CONFIG), 0, 7)
     again = RunFolder(tmp_path / "r", CONFIG)
     train(again, 4, 10)
+    again.note("bans", 9, "step 9: banned peer 3")
     again.close()
     events = EventAccumulator(str(tmp_path / "r" / "tb")).Reload()
+    assert events.Tags()["tensors"] == ["bans/text_summary"]
+    assert events.Tensors("bans/text_summary")[0].tensor_proto.string_val == [b"step 9: banned peer 3"]
     assert events.Tags()["scalars"] == [TAGS["loss"]]
     assert [event.step for event in events.Scalars(TAGS["loss"])] == list(range(10))
 

@@ -419,7 +419,7 @@ def test_runs_on_other_data_than_the_rest_are_noticed(tmp_path: Path) -> None:
     assert now == load_dataset("digits").digest
     settings = (one / "config.yaml").read_text()
     (one / "config.yaml").write_text(settings.replace(now, "f" * 64))
-    with pytest.raises(RunFolderError, match=f"was trained on other data .data.digest f* than there are now .{now}"):
+    with pytest.raises(RunFolderError, match=f"was trained on other data .data.digest f*. than there are now .{now}"):
         sweep(grid, tmp_path, show=False)
     shutil.copytree(one, other)
     text = config_text(knowing(grid.cells[1].config, load_dataset("digits")))

@@ -12,6 +12,7 @@ from torch.utils.data import TensorDataset
 from btard import Run, TorchTask
 from btard.protocol.ledger import Ledger
 from btard.swarm.config import SwarmConfig
+from btard.training.randomness import seeded
 
 PEERS, BYZANTINE, STEPS, SEED, RUN_ID = 4, 1, 12, 1, "three places"
 ATTACK = {"attack": "sign_flip", "attack_options": {"start": 3, "scale": 100.0}}
@@ -37,7 +38,7 @@ def loss(model: nn.Module, batch: Any) -> Tensor:
 
 def network() -> nn.Sequential:
     """Two layers with dropout and batch normalisation; the first layer is frozen."""
-    with torch.random.fork_rng():
+    with seeded(torch.device("cpu"), "network"):  # ranks in threads have one generator, and take turns
         torch.manual_seed(3)
         model = nn.Sequential(nn.Linear(10, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 2))
     model[0].requires_grad_(False)

@@ -63,7 +63,9 @@ def test_ranks_come_to_what_one_process_comes_to() -> None:
         found = btard.distributed(task, mesh=mesh, **WITH, **EQUAL)
         return found, tensor_digest(flatten(task.model), "parameters").hex()
 
-    for rank, (found, params) in enumerate(in_ranks(work, model.PEERS)):
+    for rank, result in enumerate(in_ranks(work, model.PEERS, timeout=60)):
+        assert not isinstance(result, Exception), result
+        found, params = result
         if rank in run.active:
             assert (params, head(found)) == (digest, chain), rank
             assert found.bans == run.bans and found.returns == run.returns

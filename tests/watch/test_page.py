@@ -144,20 +144,25 @@ const seen = setInterval(() => {
   const before = document.getElementById("step-title").textContent;
   document.getElementById("after-entry").click();
   const after = document.getElementById("step-title").textContent;
+  const chart = document.querySelector("#peers svg"), box = chart.getBoundingClientRect();
+  const where = { bubbles: true, clientX: box.left + 0.9 * box.width, clientY: box.top + 30 };
+  chart.dispatchEvent(new MouseEvent("click", where));
+  const clicked = document.getElementById("step-title").textContent;
   const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
   const reached = [...document.querySelectorAll("button, input, summary, a")].every((one) => one.tabIndex >= 0);
   const dark = getComputedStyle(document.documentElement).getPropertyValue("--bg").trim();
-  document.body.append("PROBE " + JSON.stringify({ before, after, wide, reached, dark, title: document.title }));
+  const title = document.title;
+  document.body.append("PROBE " + JSON.stringify({ before, after, clicked, wide, reached, dark, title }));
 }, 50);
 </script>
 """
 
 
-def browse(file: Path, folder: Path, *flags: str) -> str:
+def browse(address: str, folder: Path, *flags: str) -> str:
     """The page's document once its program has run."""
     assert CHROMIUM is not None
     flags = ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}", *flags)
-    words = [CHROMIUM, *flags, "--virtual-time-budget=10000", "--dump-dom", file.as_uri()]
+    words = [CHROMIUM, *flags, "--virtual-time-budget=10000", "--dump-dom", address]
     return subprocess.run(words, capture_output=True, text=True, timeout=100, check=True).stdout
 
 
@@ -169,13 +174,15 @@ def test_a_browser_draws_it_and_nothing_hostile_runs(width: int, real_run: Path,
     # The probe is a script of the test: for it the page's policy has to go, so what holds here holds all the more.
     file.write_text(re.sub(r"<meta http-equiv=.*\n", "", page(folder)) + PROBE)
     scheme = ("--blink-settings=preferredColorScheme=0",) if width == 400 else ()
-    document = browse(file, tmp_path / "profile", f"--window-size={width},900", *scheme)
+    document = browse(file.as_uri(), tmp_path / "profile", f"--window-size={width},900", *scheme)
     told = json.loads(
         document.rpartition("PROBE ")[2].partition("}")[0].replace("&lt;", "<").replace("&gt;", ">") + "}"
     )
     shown = document.partition("<script")[0]
     assert told["wide"] <= 0, "nothing is wider than the window"
     assert told["reached"] and told["before"] != told["after"], "the next entry is shown, by a button"
+    last = max(row["step"] for row in content_of(read_run(folder))["steps"])
+    assert last - 5 <= int(told["clicked"].removeprefix("Step ")) <= last, "a click near the end picks a step there"
     assert told["dark"] == ("#0d1117" if width == 400 else "#ffffff")
     assert told["title"] != "owned" and "<img" not in shown
     assert shown.count("<svg") == (5 if width == 400 else 3)
@@ -186,5 +193,24 @@ def test_a_browser_draws_it_and_nothing_hostile_runs(width: int, real_run: Path,
 def test_a_browser_runs_the_page_under_its_own_policy(real_run: Path, tmp_path: Path) -> None:
     file = tmp_path / "page.html"
     file.write_text(page(real_run))
-    document = browse(file, tmp_path / "profile")
+    document = browse(file.as_uri(), tmp_path / "profile")
     assert 'data-drawn="1"' in document and document.partition("<script")[0].count("<svg") == 5
+
+
+@needs_browser
+def test_a_browser_follows_a_run(served: tuple[Server, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server, folder = served
+    looks = 0
+
+    def look() -> None:
+        """Once the page has been served another step is over."""
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            with (folder / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps({"step": 104, "loss": 0.5, "roles": "ww.w"}) + "\n")
+        Watcher.look(server.watcher)
+
+    monkeypatch.setattr(server.watcher, "look", look)
+    shown = browse(server.address, tmp_path / "profile").partition("<script")[0]
+    assert looks > 1 and "live: 105 of 200 steps" in shown

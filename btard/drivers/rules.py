@@ -1,0 +1,166 @@
+"""Rules of a trusted server as objects: those of `btard.aggregation` by name, those of other people, and what checks
+what comes out of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from btard.aggregation import AGGREGATORS, MIXINGS
+from btard.named import load_class, own
+
+
+@dataclass(frozen=True)
+class RuleView:
+    """What a rule may look at beside the rows."""
+
+    step: int = 0
+    last: Tensor | None = None
+    """The aggregate [d] of the step before; None in the first step."""
+    stream: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+    """Random numbers of this step: the same again if the step is repeated."""
+
+
+class RuleError(ValueError):
+    """A rule returned what is no aggregate; one line."""
+
+
+@dataclass(kw_only=True, eq=False)
+class Rule:
+    """How a trusted server makes one vector of those of all peers. A subclass overrides `aggregate`.
+
+    It keeps nothing from step to step, so that an interrupted run can go on: what it needs of the step before is in
+    `ctx.last`.
+
+    >>> import btard, torch
+    >>> class Midrange(btard.Rule):
+    ...     def aggregate(self, x, ctx):
+    ...         return x.amin(dim=0) / 2 + x.amax(dim=0) / 2
+    >>> server = btard.ServerDriver("docs", 8, Midrange(), btard.QuadraticTask(3, noise=0))
+    >>> server.step(torch.ones(3)).gradient
+    tensor([1., 1., 1.])
+    """
+
+    byzantine: int = 0
+    """How many of the rows are Byzantine at most."""
+    tau: float | None = None
+    """The clipping radius, for rules that clip."""
+
+    def __post_init__(self) -> None:
+        """For subclasses: called once, when the rule is made."""
+
+    def aggregate(self, x: Tensor, ctx: RuleView) -> Tensor:
+        """The aggregate [d] of the rows `x` [n, d], peer i's is row i; in the dtype and on the device of `x`.
+
+        `x` is only to be read. Errors: ValueError for rows that it cannot aggregate.
+        """
+        raise NotImplementedError
+
+
+@dataclass(kw_only=True, eq=False)
+class Named(Rule):
+    """The rule `name` of `AGGREGATORS`."""
+
+    name: str
+
+    def aggregate(self, x: Tensor, ctx: RuleView) -> Tensor:
+        return AGGREGATORS[self.name](x, byzantine=self.byzantine, tau=self.tau, last=ctx.last)
+
+
+@dataclass(kw_only=True, eq=False)
+class Mixed(Rule):
+    """`rule` after the mixing of this name; `bucket` is how many rows go into one of bucketing."""
+
+    rule: Rule
+    mixing: str
+    bucket: int = 2
+
+    def aggregate(self, x: Tensor, ctx: RuleView) -> Tensor:
+        return self.rule.aggregate(MIXINGS[self.mixing](x, self.byzantine, self.bucket, ctx.stream), ctx)
+
+
+@dataclass(kw_only=True, eq=False)
+class Plain(Rule):
+    """A function of the rows alone."""
+
+    function: Callable[[Tensor], Tensor]
+
+    def aggregate(self, x: Tensor, ctx: RuleView) -> Tensor:
+        return self.function(x)
+
+
+def rule_class(name: str) -> type[Rule]:
+    """The class of somebody's own rule, module:Class. Errors: ValueError, in a line that goes on after `name`."""
+    found = load_class(name, Rule)
+    if found.aggregate is Rule.aggregate:
+        raise ValueError("must define aggregate(self, x, ctx), which returns the aggregate [d] of the rows x [n, d]")
+    return found
+
+
+def make_rule(
+    name: str, *, byzantine: int = 0, tau: float | None = None, mixing: str | None = None, bucket: int = 2
+) -> Rule:
+    """The rule `name`, of `AGGREGATORS` or module:Class, behind the mixing of that name: "nnm" or "bucketing".
+
+    `byzantine` and `tau` are the rule's; `bucket` is how many rows bucketing puts together.
+    Errors: ValueError in one line for a name that there is not, and for a class that is no rule.
+
+    >>> import btard, torch
+    >>> rule = btard.make_rule("trimmed_mean", byzantine=2, mixing="nnm")
+    >>> btard.ServerDriver("docs", 8, rule, btard.QuadraticTask(3, noise=0)).step(torch.ones(3)).gradient
+    tensor([1., 1., 1.])
+    >>> btard.make_rule("medain")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: unknown rule 'medain'; there are mean, ...
+    """
+    if own(name):
+        try:
+            made = rule_class(name)(byzantine=byzantine, tau=tau)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"aggregation rule {name} {error}") from None
+    elif name in AGGREGATORS:
+        made = Named(name=name, byzantine=byzantine, tau=tau)
+    else:
+        raise ValueError(f"unknown rule {name!r}; there are {', '.join(AGGREGATORS)}, and module:Class")
+    if mixing is None:
+        return made
+    if mixing not in MIXINGS:
+        raise ValueError(f"unknown mixing {mixing!r}; there are {', '.join(MIXINGS)}")
+    return Mixed(rule=made, mixing=mixing, bucket=bucket, byzantine=byzantine, tau=tau)
+
+
+def name_of(rule: Rule) -> str:
+    """What people call it: its name in the registry, or that of its class or function."""
+    if isinstance(rule, Mixed):
+        return name_of(rule.rule)
+    if isinstance(rule, Named):
+        return rule.name
+    if isinstance(rule, Plain):
+        return getattr(rule.function, "__qualname__", type(rule.function).__name__)
+    return f"{type(rule).__module__}:{type(rule).__qualname__}"
+
+
+def applied(rule: Rule, x: Tensor, ctx: RuleView) -> Tensor:
+    """The aggregate [d] of the rows `x` [n, d].
+
+    Errors: RuleError if the rule refuses the rows, or what it returns is no finite vector [d] like them.
+    """
+    said = f"aggregation rule {name_of(rule)}, step {ctx.step}: aggregate returned"
+    try:
+        value = rule.aggregate(x, ctx)
+    except ValueError as error:
+        raise RuleError(f"{said.removesuffix(' aggregate returned')} {' '.join(str(error).split())}") from error
+    if not isinstance(value, Tensor):
+        raise RuleError(f"{said} a {type(value).__name__}, expected a tensor of shape {(x.shape[1],)}")
+    if value.shape != x.shape[1:]:
+        raise RuleError(f"{said} shape {tuple(value.shape)}, expected {(x.shape[1],)}: one number for each parameter")
+    if value.dtype != x.dtype or value.device != x.device:
+        raise RuleError(f"{said} {value.dtype} on {value.device}, expected {x.dtype} on {x.device} as the rows")
+    if not bool(torch.isfinite(value).all()):
+        bad = int((~torch.isfinite(value)).sum())
+        raise RuleError(f"{said} {bad} of {len(value)} numbers that are NaN or infinite; finite rows must give finite")
+    return value
