@@ -143,8 +143,12 @@ def takes_arguments(program: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[
 
 
 @pytest.mark.parametrize("program", sorted(COMMANDS))
-def test_the_commands_of_the_pages_are_taken(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_of_the_pages_are_taken(program: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(ROOT)
+    for page in PAGES:  # modules that the reader is to write
+        for name, code in re.findall(r"```python\n# (my_\w+)\.py\n(.*?)```", page.read_text(), re.DOTALL):
+            (tmp_path / f"{name}.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
     take = OWN.get(program) or takes_arguments(program, monkeypatch)
     for words in COMMANDS[program]:
         if "--help" not in words:

@@ -45,6 +45,7 @@ HANDOVER = 10.0
 """Seconds that a process waits for the one before it to leave the folder."""
 
 TIMINGS = "timings.jsonl"
+BYTES = "bytes"
 
 WHOLE = "copy the folder again as a whole, or delete it to train from step 0"
 """What to do about a piece that cannot be put back."""
@@ -277,11 +278,13 @@ class RunFolder:
     def log(self, step: int, metrics: Mapping[str, Any], seconds: Mapping[str, float] | None = None) -> None:
         """Append the metrics of `step` to metrics.jsonl (NaN and infinity as null), and its numbers to TensorBoard.
 
-        `seconds`: phase of the step -> how long it took, for timings.jsonl.
+        `seconds`: phase of the step -> how long it took, for timings.jsonl. There go the bytes by phase, too: until an
+        attack starts equal runs send different ones, as they provide for other numbers of attackers.
         """
         if self._metrics is None or self._timings is None:
             raise RuntimeError("call start() before log()")
         line = {"step": step, **metrics}
+        sent = {BYTES: line.pop(BYTES)} if isinstance(line.get(BYTES), Mapping) else {}
         if self._events is not None:
             for name, value in line.items():
                 if name in TAGS and isinstance(value, int | float):
@@ -292,7 +295,7 @@ class RunFolder:
         self._metrics.write(json.dumps(finite) + "\n")
         if seconds:
             rounded = {phase: round(spent, 5) for phase, spent in seconds.items()}
-            self._timings.write(json.dumps({"step": step, **rounded}) + "\n")
+            self._timings.write(json.dumps({"step": step, **rounded, **sent}) + "\n")
 
     def note(self, what: str, step: int, line: str) -> None:
         """Show in TensorBoard, under the tag `what`, a line about `step`."""
@@ -406,6 +409,11 @@ def read_metrics(path: AnyPath) -> list[dict[str, Any]]:
 
 def read_timings(path: AnyPath) -> list[dict[str, Any]]:
     """Return the lines of a run folder's timings.jsonl: `step`, and phase -> seconds. Empty where nobody kept them."""
+    return [{name: x for name, x in line.items() if name != BYTES} for line in read_costs(path)]
+
+
+def read_costs(path: AnyPath) -> list[dict[str, Any]]:
+    """Return the lines of `read_timings`, with what one peer sent: `bytes`, phase -> number."""
     return [value for value, _ in lines_of(path / TIMINGS)]
 
 

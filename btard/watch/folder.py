@@ -13,7 +13,7 @@ import yaml
 
 from btard.audit.files import EVIDENCE, LEDGER, PROTOCOL, proof_file, read_bounded, read_json
 from btard.audit.settings import read_settings
-from btard.harness.run_folder import TIMINGS, VERSION, RunFolderError, read_metrics, read_summary, read_timings
+from btard.harness.run_folder import TIMINGS, VERSION, RunFolderError, read_costs, read_metrics, read_summary
 from btard.protocol import wire
 from btard.protocol.hashing import PROTOCOL_VERSION
 from btard.protocol.ledger import Entry, Ledger
@@ -167,7 +167,7 @@ def _lines(run: Run, name: str) -> list[dict[str, Any]]:
         raise RunFolderError(f"{file}: {file.stat().st_size} bytes, at most {MAX_LINES} are read")
     whole = file.read_bytes().count(b"\n")
     try:
-        lines = read_metrics(run.folder) if name == METRICS else read_timings(run.folder)
+        lines = read_metrics(run.folder) if name == METRICS else read_costs(run.folder)
     except (RecursionError, UnicodeDecodeError):
         raise RunFolderError(f"{file}: damaged: not lines of JSON") from None
     if len(lines) < whole:

@@ -112,7 +112,7 @@ def totals_of(run: Run) -> list[dict[str, Any]]:
     sent: Counter[Any] = Counter()
     for line in run.timings:
         seconds.update(by_phase(line, but="step"))
-    for line in run.metrics:
+    for line in (*run.metrics, *run.timings):  # a library's run has no timings
         sent.update(by_phase(line.get("bytes")))
     titles = [str(phase["title"]) for phase in phases()]
     found = [*titles, *sorted({*seconds, *sent} - set(titles))][:50]
@@ -154,7 +154,7 @@ def _step(run: Run, line: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("accused", "skipped"):
         if told := numbers(line.get(name)):
             found[name] = told
-    if sent := by_phase(line.get("bytes")):
+    if sent := by_phase(line.get("bytes") or _timing(run, step).get("bytes")):
         found["bytes"] = sent
     if seconds := by_phase(_timing(run, step), but="step"):
         found["seconds"] = seconds
@@ -307,7 +307,7 @@ def _missing(run: Run) -> list[str]:
         ours = run.setting("aggregator", "name") in (None, "btard")
         why = "it was written before programs kept that" if ours else "a rule at a server removes and checks nobody"
         said.append(f"who worked, validated or was away in each step is not recorded here: {why}")
-    if run.metrics and not any(isinstance(line.get("bytes"), dict) for line in run.metrics):
+    if run.metrics and not any(isinstance(line.get("bytes"), dict) for line in (*run.metrics, *run.timings)):
         said.append("bytes by phase are not recorded here")
     if not run.timings:
         said.append("seconds by phase are not recorded here")

@@ -11,7 +11,6 @@ The inputs are drawn from named streams: the same versions give the same table.
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import sys
@@ -22,6 +21,7 @@ from typing import Any
 
 import torch
 
+from btard.boundary import Parser, program
 from btard.harness.progress import track
 from btard.harness.tables import markdown
 from scripts.conformance.harm import harms
@@ -128,8 +128,9 @@ def table(results: dict[str, Any]) -> str:
     )
 
 
+@program("the same command begins again")
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m scripts.conformance", description=__doc__)
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args(argv)
     torch.set_num_threads(1)

@@ -12,7 +12,7 @@ import vl_convert
 
 import btard
 from btard.audit.report import MEASURED, RECOMPUTED
-from btard.harness.run_folder import RunFolderError
+from btard.harness.run_folder import RunFolderError, read_costs, read_timings
 from btard.protocol.ledger import Entry
 from btard.watch.__main__ import main
 from btard.watch.charts import COLUMNS
@@ -51,9 +51,10 @@ def test_a_real_run_is_told_as_its_files_have_it(real_run: Path) -> None:
         )
         before = next(row for row in content["steps"] if row["step"] == entry["step"] - 1)
         assert "messages" in before, "the proof has the step before, too"
-    timings = [json.loads(line) for line in (real_run / "timings.jsonl").open()]
-    spent = sum(value for line in timings for name, value in line.items() if name != "step")
+    spent = sum(value for line in read_timings(real_run) for name, value in line.items() if name != "step")
     assert sum(row["seconds"] or 0 for row in content["totals"]) == pytest.approx(spent)
+    sent = sum(sum(line["bytes"].values()) for line in read_costs(real_run))
+    assert sum(row["bytes"] or 0 for row in content["totals"]) == sent > 0
     assert {row["phase"] for row in content["totals"]} <= {phase.title for phase in PHASES}
 
 
