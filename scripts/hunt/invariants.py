@@ -210,7 +210,10 @@ def _check_skipped(environment: Environment, record: StepRecord, part: int, room
 
 
 def check_radius(environment: Environment, witness: Any, record: StepRecord, room: Room) -> None:
-    """`tau: auto`: the next radius lies between two distances that honest workers reported to honest owners."""
+    """`tau: auto`: the next radius lies between two distances that honest workers reported to honest owners.
+
+    Where so many are away that liars' distances could decide, between one of these and the radius before.
+    """
     if environment.tau != "auto" or witness.tau in (record.tau, *witness.taus.values()):
         return
     parts = [j for j in record.announced if record.owner(j) not in room.members and j not in record.skipped]
@@ -221,8 +224,12 @@ def check_radius(environment: Environment, witness: Any, record: StepRecord, roo
         for j in parts
         if i in record.announced[j].senders
     ]
-    if said and not min(said) <= witness.tau <= max(said):
-        raise Broken("radius", f"tau {witness.tau:.3g} is outside of [{min(said):.3g}, {max(said):.3g}]")
+    counted = [record.announced[j] for j in record.announced if j not in record.skipped]
+    senders = min((len(set(entry.senders) - record.expelled.keys()) for entry in counted), default=0)
+    few = witness.config.tau_quantile * senders <= record.byzantine or len(counted) <= 2 * record.byzantine
+    allowed = [*said, record.tau] if few else said
+    if said and not min(allowed) <= witness.tau <= max(allowed):
+        raise Broken("radius", f"tau {witness.tau:.3g} is outside of [{min(allowed):.3g}, {max(allowed):.3g}]")
 
 
 def check_healing(
