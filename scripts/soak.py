@@ -73,7 +73,7 @@ def draw(seed: int, *, largest: int = 32) -> Mixture:
     most = (peers - validators - 1) // 2  # the largest b with 2 b < n - m
     count = int(rng.integers(min(1, most), most + 1))
     members = frozenset(int(i) for i in rng.choice(peers, count, replace=False))
-    collusion = Collusion(members, peers, seed)
+    collusion = Collusion(members, peers, seed, tensors=(D // 2, D - D // 2))
     attackers: dict[int, Behaviour] = {}
     for i in sorted(members):
         name = str(rng.choice(sorted(ATTACKS)))

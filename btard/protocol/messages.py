@@ -184,7 +184,7 @@ class Join(Message, frozen=True):
     requests: tuple[JoinRequest, ...]
 
 
-P = TypeVar("P", Commit, Announce, CoinCommit, CoinReveal, Report, Claims, Votes, Join, Lacking, Measured)
+P = TypeVar("P", Commit, TimedCommit, Announce, CoinCommit, CoinReveal, Report, Claims, Votes, Join, Lacking, Measured)
 
 
 @remembered(4096)

@@ -122,13 +122,13 @@ def test_no_mixture_of_attacks_gets_an_honest_peer_banned(seed: int) -> None:
     mixture = soak.draw(seed, largest=9)
     driver = LocalDriver(
         replace(mixture.config, validation="tolerant", gradient_tol=TOL),
-        QuadraticTask(29),
+        QuadraticTask(soak.D),
         behaviours=mixture.attackers,
         collusion=mixture.collusion,
         links=mixture.links,
-        tasks={peer: OwnNumerics(29, peer, 0.5 * TOL) for peer in range(mixture.config.peers)},
+        tasks={peer: OwnNumerics(soak.D, peer, 0.5 * TOL) for peer in range(mixture.config.peers)},
     )
-    soak.check(mixture, [entry for _ in range(10) for entry in driver.step(torch.ones(29)).removed])
+    soak.check(mixture, [entry for _ in range(10) for entry in driver.step(torch.ones(soak.D)).removed])
 
 
 def test_clipped_gradients_are_compared_after_clipping() -> None:

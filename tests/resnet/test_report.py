@@ -802,7 +802,11 @@ MISTAKES: dict[str, tuple[Callable[[Path], Any], list[str], str]] = {
     "broken speeds": (lambda out: (out / "speeds.json").write_text("{"), [], "speeds.json: damaged"),
     "export onto itself": (lambda out: None, ["--export", "{out}"], "is the sweep itself; choose another --export"),
     "export onto others": (lambda out: None, ["--export", "{out}/runs"], "holds other files (btard-tau-1) and no"),
-    "export onto a file": (lambda out: None, ["--export", "{out}/sweep.yaml"], "sweep.yaml: is no folder"),
+    "export onto a file": (
+        lambda out: None,
+        ["--export", "{out}/sweep.yaml"],
+        "sweep.yaml is no folder; choose another place",
+    ),
 }
 
 

@@ -1,10 +1,12 @@
 """The messages that docs/troubleshooting.md and docs/swarm.md quote are those that the programs say."""
 
+import os
 import re
 from pathlib import Path
 
 import pytest
 
+from btard.boundary import ADVICE
 from tests.messages import ROOT, quoted, sources, unknown
 
 DOCS = ROOT / "docs"
@@ -15,6 +17,7 @@ def test_every_quoted_message_is_said(name: str) -> None:
     text = (DOCS / name).read_text(encoding="utf-8")
     text = "".join(section for section in re.split(r"(?m)^(?=## )", text) if "| message |" in section)
     said = sources("albert", "btard", "resnet", "scripts/common.sh")
+    said += [f"{os.strerror(number)}; {advice}" for number, advice in ADVICE.items()]
     assert unknown(quoted(text), said) == []
 
 
