@@ -25,6 +25,9 @@ class Mimic(Attack):
     Source: Karimireddy, He, Jaggi, "Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing", ICLR 2022 (the
     mimic attack).
 
+    The direction follows their published code. The score is our reading of the paper: their code takes the projection
+    of the last step alone.
+
     In the warm-up it copies the peer that leads so far. Where v does not work in a step, the next honest worker takes
     its place. Theirs is made for peers with different data; with data that are dealt out at random nobody stands out.
     """

@@ -284,7 +284,7 @@ class RunFolder:
         if self._metrics is None or self._timings is None:
             raise RuntimeError("call start() before log()")
         line = {"step": step, **metrics}
-        sent = {BYTES: line.pop(BYTES)} if isinstance(line.get(BYTES), Mapping) else {}
+        sent = {BYTES: line.pop(BYTES)} if seconds and isinstance(line.get(BYTES), Mapping) else {}
         if self._events is not None:
             for name, value in line.items():
                 if name in TAGS and isinstance(value, int | float):

@@ -188,7 +188,7 @@ class Trial:
         self._take(came)
 
     def _vote(self) -> Generator[Effect, Any, dict[int, Votes]]:
-        """Everybody's votes. Who was not there in the step in question abstains."""
+        """Everybody's votes. A peer that was not there in the step in question abstains."""
         seat, record = self.seat, self.record
         behaviour, ctx = seat.behaviour_at(record), seat.context(record)
         verdicts: list[str] = []

@@ -1,16 +1,16 @@
 """The word that a step is over, signed by members that have come to its end.
 
-Of b_t + 1 of them one is honest. Waits grow from phase to phase, and begin anew at each step. So at its beginning the
-peers' clocks have to be close again, although liars that are silent to some in the last phase keep these waiting for
-long. Hence nobody's wait for the first phase begins before it has this word of the step before; whoever has it passes
-it on; and whoever is still in that step waits no longer than a message may take (T. K. Srikanth and S. Toueg, Optimal
-Clock Synchronization, J. ACM 1987).
+Among b_t + 1 of them one is honest. Waits grow from phase to phase, and begin anew at each step. So at its beginning
+the peers' clocks have to be close again, although liars that are silent to some in the last phase keep these waiting
+for long. So a peer's wait for the first phase begins only when it has this word about the step before. Each peer
+passes the word on. A peer that is still in that step then waits no longer than a message may take (T. K. Srikanth and
+S. Toueg, Optimal Clock Synchronization, J. ACM 1987).
 
 That this cuts off no honest peer: let Z be honest and at the end of the step. By then every honest peer has said what
 it says in the last phase, for Z has waited for it; so it arrives within one message of Z's word.
 
-Whoever is still in step t knows of A_t and b_t alone. So those who are past it count by these as well, whatever the
-step has made of them: what is enough for one peer is then enough for all to whom it passes it on.
+A peer that is still in step t knows only A_t and b_t. So peers that are past it count by these as well, whatever the
+step has made of them: what is enough for one peer is then enough for all to which it passes the word on.
 """
 
 from __future__ import annotations

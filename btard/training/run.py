@@ -75,7 +75,7 @@ class Run:
     losses: list[float] = field(default_factory=list)
     """Step -> the mean loss of the honest peers on their own batches; NaN if none of them trained in it."""
     bans: list[Ban] = field(default_factory=list)
-    """Who was removed, in the order of the ledger."""
+    """The peers that were removed, in the order of the ledger."""
     ledger: list[Entry] = field(default_factory=list)
     """Every verdict, with its votes; the same at all honest peers."""
     returns: list[Return] = field(default_factory=list)

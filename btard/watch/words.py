@@ -32,7 +32,7 @@ PHASES = (
         "commit",
         ("commit",),
         "wvip",
-        "Everybody broadcasts a hash of each part of its gradient. Who is not heard is out of the step.",
+        "Everybody broadcasts a hash of each part of its gradient. A peer that is not heard is out of the step.",
         "Every gradient, and who takes part.",
     ),
     Phase(

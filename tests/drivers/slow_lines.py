@@ -22,7 +22,7 @@ class SlowLines(LocalDriver):
 
     Times are the worst that fair lines allow: what a peer says to several arrives everywhere when all of it is out, and
     what several say to one is there when all of it is in. A peer goes on when it has heard everybody, or when its wait
-    is over, which grows from phase to phase as in a swarm. Of whom it has not heard by then it has heard nothing. Once
+    is over, which grows from phase to phase as in a swarm. What has not arrived by then counts as never said. Once
     b + 1 honest peers have signed that a step is over (`btard.swarm.ends`; liars do not) all know so, and go on.
 
     `never(sender, phase, recipient)`: what is not said at all, and waited for until the end. `ends`: whether peers sign

@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from btard.harness.run_folder import TAGS, RunFolder, RunFolderError, read_metrics, read_summary
+from btard.harness.run_folder import (
+    TAGS,
+    RunFolder,
+    RunFolderError,
+    read_costs,
+    read_metrics,
+    read_summary,
+    read_timings,
+)
 from resnet.config import Config, read_config
 
 CONFIG = Config(steps=10)
@@ -191,6 +199,17 @@ def test_state_that_is_not_json_is_refused(tmp_path):
     folder = RunFolder(tmp_path / "r", CONFIG)
     with pytest.raises(TypeError):
         folder.save_checkpoint(1, {}, {"object": object()})
+
+
+@pytest.mark.parametrize("seconds", [None, {"part": 0.5}])
+def test_bytes_stand_with_the_seconds_and_are_never_lost(seconds, tmp_path):
+    folder = RunFolder(tmp_path / "r", CONFIG)
+    folder.start(0)
+    folder.log(0, {"loss": 1.0, "bytes": {"part": 7}}, seconds)
+    folder.close()
+    kept = read_costs(tmp_path / "r") if seconds else read_metrics(tmp_path / "r")
+    assert kept == [{"step": 0, **(seconds or {"loss": 1.0}), "bytes": {"part": 7}}]
+    assert read_timings(tmp_path / "r") == ([{"step": 0, **seconds}] if seconds else [])
 
 
 def test_what_is_not_a_number_is_null(tmp_path):
