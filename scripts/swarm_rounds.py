@@ -201,7 +201,7 @@ def measure(work: Any, peers: int, d: int, relays: int, line: Line) -> tuple[Sec
 def _measure(work: Any, peers: int, d: int, relays: int, places: list[Place]) -> tuple[Seconds, dict[str, int]]:
     # A process that is forked from this one would have the wire's thread's locks, but not the thread.
     context: Any = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hivemind", "scripts.swarm_rounds"])
+    context.set_forkserver_preload(["hivemind", "btard.swarm.driver"])
     pipes, processes = [], []
     for number in range(peers):
         mine, theirs = context.Pipe()
