@@ -121,6 +121,7 @@ def test_checkpoints_of_other_models_are_refused(data: Path, tmp_path: Path) -> 
 
 def test_somebody_joins_serves_its_probation_and_becomes_a_member(swarm: Any) -> None:
     trainers = swarm(steps=60, protocol=replace(Config().protocol, max_absences=50, probation=2))
+    trainers.expect(4)
     for number in trainers.numbers:
         trainers.make(number)
         trainers.start(number)

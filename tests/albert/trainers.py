@@ -53,6 +53,8 @@ class Trainers:
         self.ends: dict[int, Any] = {}
         self.lines: dict[int, list[str]] = {number: [] for number in self.numbers}
         self._threads: dict[int, threading.Thread] = {}
+        self._expected: int | None = None
+        self._arrived = threading.Event()
 
     def make(self, number: int, **changes: Any) -> Trainer:
         """A new trainer of this number, which knows where to meet the others."""
@@ -64,8 +66,22 @@ class Trainers:
         trainer = Trainer(config, self.out / f"peer-{number}", self.source, say=lines.append)
         trainer.node.start()
         trainer.node.start = lambda *_: trainer.node  # type: ignore[method-assign]
+        trainer._watch = lambda phase: self._watch(number, phase)  # type: ignore[method-assign]
         self.trainers[number] = trainer
         return trainer
+
+    def expect(self, number: int) -> None:
+        """Each step takes a second more until trainer `number` takes part in one, so that it doesn't come too late."""
+        self._expected = number
+        self._arrived.clear()
+
+    def _watch(self, number: int, phase: str) -> None:
+        self.trainers[number].phase = phase
+        if self._expected is None or phase != "compute":
+            return
+        if number == self._expected:
+            self._arrived.set()
+        self._arrived.wait(1.0)
 
     def start(self, number: int) -> None:
         """Let a trainer run in a thread of its own."""
@@ -98,14 +114,15 @@ class Trainers:
         return self.ends
 
     def kill_at(self, number: int, step: int, phase: str) -> None:
-        """End a trainer, as kill -9 does, when it comes to `phase` of `step`."""
+        """End a trainer, as kill -9 does, when it comes to `phase` of `step`; the others expect it again."""
 
         def watch(reached: str) -> None:
             trainer = self.trainers[number]
-            trainer.phase = reached
             if (trainer.peer.t, reached) == (step, phase):
+                self.expect(number)
                 trainer.node.p2p._child.kill()
                 raise Killed
+            self._watch(number, reached)
 
         self.trainers[number]._watch = watch  # type: ignore[method-assign]
 

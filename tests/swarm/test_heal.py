@@ -259,6 +259,7 @@ def test_who_is_new_or_was_started_again_comes_back_with_the_state_of_the_others
     try:
         for number in trainers.numbers:
             trainers.make(number)
+        trainers.expect(4)
         dying, forgetful = trainers.trainers[3], trainers.trainers[2]
 
         def die(phase: str) -> None:
