@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 
 from btard.drivers.letters import Pieces
@@ -12,6 +13,10 @@ Position = tuple[int, int]
 """(step, number of the phase within it): every peer that is in a step counts its phases alike."""
 
 STEPS_KEPT = 2
+AGAIN = 3
+"""So often a follower may be sent a frame again at once: its stream may have broken off within it."""
+SHARE = 4
+"""All that is sent again after that takes at most this part of the line."""
 
 
 @dataclass(frozen=True)
@@ -89,3 +94,28 @@ class Outbox:
                     await asyncio.wait_for(self._changed.wait(), left)
                 except asyncio.TimeoutError:
                     continue
+
+
+class Served:
+    """How often each follower has been sent each frame that is still kept, so that nobody takes the line for itself."""
+
+    def __init__(self) -> None:
+        self._times: dict[bytes, Counter[Position]] = {}
+
+    def pause(self, key: bytes, position: Position, seconds: float, followers: int) -> float:
+        """Seconds to wait before the holder of `key` is sent the frame at `position`, which this counts.
+
+        `seconds`: what the frame takes of the line. What all `followers` together are sent more than 1 + AGAIN times
+        takes 1 / SHARE of it.
+        """
+        times = self._times.setdefault(key, Counter())
+        times[position] += 1
+        return SHARE * followers * seconds if times[position] > 1 + AGAIN else 0.0
+
+    def forget(self, followers: Container[bytes], step: int) -> None:
+        """All but what `followers` were sent of the frames that are kept in `step`."""
+        self._times = {
+            key: Counter({at: count for at, count in times.items() if at[0] > step - STEPS_KEPT})
+            for key, times in self._times.items()
+            if key in followers
+        }

@@ -18,7 +18,7 @@ from btard.swarm import frames
 from btard.swarm.deadlines import Deadlines
 from btard.swarm.doors import Doors
 from btard.swarm.driver import Fallen, SwarmDriver
-from btard.swarm.outbox import Outbox, Said
+from btard.swarm.outbox import AGAIN, SHARE, Outbox, Said, Served
 from btard.swarm.tasks import cancel
 from tests.swarm.cohort import QUICK, Cohort, Fault, Member
 from tests.swarm.daemons import Lodger
@@ -198,15 +198,22 @@ class TakesNothing:
         self.aborted = True
 
 
+def serves(*keys: bytes) -> tuple[SwarmDriver, Outbox]:
+    """A driver of which nothing works but that the holders of `keys` can follow it, and what it has said."""
+    driver, outbox = SwarmDriver.__new__(SwarmDriver), Outbox()
+    driver._members, driver._followed_by, driver._served = {key: i for i, key in enumerate(keys, 1)}, {}, Served()
+    driver.rounds = SimpleNamespace(outbox=outbox, links={})  # type: ignore[assignment]
+    driver.peer = SimpleNamespace(id=0, active=(0,), probation={})  # type: ignore[assignment]
+    driver.deadlines = QUICK
+    return driver, outbox
+
+
 def test_who_is_out_keeps_nothing_of_what_it_was_being_sent() -> None:
     """Else strangers that come one after the other, and read nothing, would fill the others' memory."""
 
     async def test() -> None:
-        outbox, key, writer = Outbox(), b"key", TakesNothing()
-        driver = SwarmDriver.__new__(SwarmDriver)
-        driver._members, driver._followed_by = {key: 1}, {}
-        driver.rounds = SimpleNamespace(outbox=outbox, links={})  # type: ignore[assignment]
-        driver.peer = SimpleNamespace(id=0, active=(0,), probation={})  # type: ignore[assignment]
+        key, writer = b"key", TakesNothing()
+        driver, outbox = serves(key)
         await outbox.say((3, 0), Said("phase", [bytes(2**20)]))
         serving = asyncio.ensure_future(driver._follow(key, [3, 0], None, writer))
         await writer.begun.wait()
@@ -219,6 +226,43 @@ def test_who_is_out_keeps_nothing_of_what_it_was_being_sent() -> None:
         assert serving.cancelled() and writer.aborted and not driver._followed_by
 
     asyncio.run(test())
+
+
+def test_a_peer_follows_with_one_stream() -> None:
+    """Each stream that takes nothing keeps a frame in memory, and what is sent on several of them is sent twice."""
+
+    async def test() -> None:
+        key = b"key"
+        driver, outbox = serves(key, b"another")
+        await outbox.say((3, 0), Said("phase", [bytes(2**20)]))
+        writers = [TakesNothing() for _ in range(4)]
+        other = TakesNothing()
+        serving = [asyncio.ensure_future(driver._follow(b"another", [3, 0], None, other))]
+        for writer in writers:
+            serving.append(asyncio.ensure_future(driver._follow(key, [3, 0], None, writer)))
+            await writer.begun.wait()
+        await asyncio.wait(serving[1:-1], timeout=5)
+        assert [writer.aborted for writer in (other, *writers)] == [False, True, True, True, False]
+        assert len(driver._followed_by) == 2
+        for task in serving:
+            task.cancel()
+        await asyncio.wait(serving, timeout=5)
+        assert not driver._followed_by
+
+    asyncio.run(test())
+
+
+def test_who_reads_a_frame_again_and_again_takes_little_of_the_line() -> None:
+    served, seconds, followers = Served(), 2.0, 10
+    pauses = [served.pause(b"greedy", (3, 1), seconds, followers) for _ in range(AGAIN + 3)]
+    assert pauses == [0.0] * (1 + AGAIN) + [SHARE * followers * seconds] * 2, "streams of honest peers may break off"
+    assert (
+        served.pause(b"greedy", (3, 2), seconds, followers) == served.pause(b"another", (3, 1), seconds, followers) == 0
+    )
+    served.forget({b"greedy"}, 4)
+    assert served.pause(b"greedy", (3, 1), seconds, followers) > 0
+    served.forget({b"greedy"}, 5)
+    assert served.pause(b"greedy", (3, 1), seconds, followers) == 0, "no frame of step 3 is kept in step 5"
 
 
 def test_a_minority_that_is_cut_off_stops() -> None:
