@@ -30,7 +30,7 @@ from btard.swarm import frames
 from btard.swarm.deadlines import Deadlines
 from btard.swarm.doors import Doors
 from btard.swarm.ends import Ends
-from btard.swarm.links import Dial, Refused
+from btard.swarm.links import HEADER, Dial, Refused
 from btard.swarm.node import Node
 from btard.swarm.outbox import Gone, Position, Said, Served
 from btard.swarm.rounds import Rounds
@@ -377,8 +377,13 @@ class SwarmDriver:
             (step, number), said = found
             body = said.to(recipient)
             size = -1 if body is None else frames.size_of(body)
-            seconds = self.deadlines.seconds(max(0, size))
-            await asyncio.sleep(self._served.pause(key, (step, number), seconds, len(self._members)))
-            await frames.send(writer, (step, number, said.phase, size), body or ())
+            whole = max(0, size) + HEADER
+            pause = self._served.pause(key, (step, number), whole, self.deadlines.seconds(whole), len(self._members))
+            await asyncio.sleep(pause)
+            counted = frames.Counted(writer)
+            try:
+                await frames.send(counted, (step, number, said.phase, size), body or ())
+            finally:
+                self._served.note(key, (step, number), counted.bytes)
             at = (step, number + 1)
         await frames.send(writer, ("refused", "banned"))

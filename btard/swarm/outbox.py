@@ -14,7 +14,7 @@ Position = tuple[int, int]
 
 STEPS_KEPT = 2
 AGAIN = 3
-"""So often a follower may be sent a frame again at once: its stream may have broken off within it."""
+"""So many times its bytes a follower may be sent of a frame again at once: its stream may have broken off within it."""
 SHARE = 4
 """All that is sent again after that takes at most this part of the line."""
 
@@ -97,25 +97,28 @@ class Outbox:
 
 
 class Served:
-    """How often each follower has been sent each frame that is still kept, so that nobody takes the line for itself."""
+    """How much each follower was sent of each frame that is still kept, so that nobody takes the line for itself."""
 
     def __init__(self) -> None:
-        self._times: dict[bytes, Counter[Position]] = {}
+        self._sent: dict[bytes, Counter[Position]] = {}
 
-    def pause(self, key: bytes, position: Position, seconds: float, followers: int) -> float:
-        """Seconds to wait before the holder of `key` is sent the frame at `position`, which this counts.
+    def note(self, key: bytes, position: Position, sent: int) -> None:
+        """The holder of `key` was sent so many bytes of the frame at `position`: all of it, or until it broke off."""
+        self._sent.setdefault(key, Counter())[position] += sent
 
-        `seconds`: what the frame takes of the line. What all `followers` together are sent more than 1 + AGAIN times
+    def pause(self, key: bytes, position: Position, size: int, seconds: float, followers: int) -> float:
+        """Seconds to wait before the holder of `key` is sent the frame at `position`, of `size` bytes.
+
+        `seconds`: what these take of the line. Of all `followers` together, what they are sent beyond 1 + AGAIN times
         takes 1 / SHARE of it.
         """
-        times = self._times.setdefault(key, Counter())
-        times[position] += 1
-        return SHARE * followers * seconds if times[position] > 1 + AGAIN else 0.0
+        sent = self._sent.get(key, Counter())[position]
+        return SHARE * followers * seconds if sent > AGAIN * size else 0.0
 
     def forget(self, followers: Container[bytes], step: int) -> None:
         """All but what `followers` were sent of the frames that are kept in `step`."""
-        self._times = {
-            key: Counter({at: count for at, count in times.items() if at[0] > step - STEPS_KEPT})
-            for key, times in self._times.items()
+        self._sent = {
+            key: Counter({at: count for at, count in sent.items() if at[0] > step - STEPS_KEPT})
+            for key, sent in self._sent.items()
             if key in followers
         }

@@ -18,6 +18,7 @@ from btard.swarm import frames
 from btard.swarm.deadlines import Deadlines
 from btard.swarm.doors import Doors
 from btard.swarm.driver import Fallen, SwarmDriver
+from btard.swarm.links import HEADER
 from btard.swarm.outbox import AGAIN, SHARE, Outbox, Said, Served
 from btard.swarm.tasks import cancel
 from tests.swarm.cohort import QUICK, Cohort, Fault, Member
@@ -253,16 +254,41 @@ def test_a_peer_follows_with_one_stream() -> None:
 
 
 def test_who_reads_a_frame_again_and_again_takes_little_of_the_line() -> None:
-    served, seconds, followers = Served(), 2.0, 10
-    pauses = [served.pause(b"greedy", (3, 1), seconds, followers) for _ in range(AGAIN + 3)]
-    assert pauses == [0.0] * (1 + AGAIN) + [SHARE * followers * seconds] * 2, "streams of honest peers may break off"
-    assert (
-        served.pause(b"greedy", (3, 2), seconds, followers) == served.pause(b"another", (3, 1), seconds, followers) == 0
-    )
+    served, size, seconds, followers = Served(), 1000, 2.0, 10
+
+    def pause(key: bytes, number: int) -> float:
+        return served.pause(key, (3, number), size, seconds, followers)
+
+    pauses = []
+    for _ in range(AGAIN + 3):
+        pauses.append(pause(b"greedy", 1))
+        served.note(b"greedy", (3, 1), size)
+    assert pauses == [0.0] * (1 + AGAIN) + [SHARE * followers * seconds] * 2
+    assert pause(b"greedy", 2) == pause(b"another", 1) == 0
+    for _ in range(100):
+        served.note(b"honest", (3, 1), size // 50)
+    assert pause(b"honest", 1) == 0, "a stream that breaks off at once has cost nothing"
     served.forget({b"greedy"}, 4)
-    assert served.pause(b"greedy", (3, 1), seconds, followers) > 0
+    assert pause(b"greedy", 1) > 0
     served.forget({b"greedy"}, 5)
-    assert served.pause(b"greedy", (3, 1), seconds, followers) == 0, "no frame of step 3 is kept in step 5"
+    assert pause(b"greedy", 1) == 0, "no frame of step 3 is kept in step 5"
+
+
+def test_what_is_sent_of_a_frame_counts_until_it_breaks_off() -> None:
+    async def test() -> None:
+        key, at = b"key", (3, 0)
+        driver, outbox = serves(key)
+        await outbox.say(at, Said("phase", [bytes(2**20)]))
+        for _ in range(2):  # each takes one chunk, and no more
+            writer = TakesNothing()
+            serving = asyncio.ensure_future(driver._follow(key, list(at), None, writer))
+            await writer.begun.wait()
+            serving.cancel()
+            await asyncio.wait({serving}, timeout=5)
+        sent = driver._served._sent[key][at]
+        assert 2 * frames.CHUNK <= sent <= 2 * (frames.CHUNK + HEADER)
+
+    asyncio.run(test())
 
 
 def test_a_minority_that_is_cut_off_stops() -> None:
