@@ -31,6 +31,7 @@ from btard.audit.report import (
     within,
 )
 from btard.audit.states import read_state
+from btard.audit.strangers import keeps_gradients
 from btard.protocol.claims import KINDS
 from btard.protocol.effects import Losses
 from btard.protocol.heal import HEALED, batch_seed, candidates, choose, measured
@@ -65,11 +66,13 @@ class Replay:
             self.agreed.certify(proof.before, step - 1, file)
         elif step > 0:
             raise AuditError(f"{file}: nothing about step {step - 1}")
-        recompute = (
-            None if self.task is None else Recomputation(self.task, self.config, proof.params, self.agreed.removed)
-        )
-        here, there = numeric_platform(), proof.platform
-        elsewhere = "" if here == there else ELSEWHERE.format(here=here, there=there)
+        recompute = None
+        entries = (line.entry for line in self.agreed.lines)
+        kept = proof.params is not None or keeps_gradients(self.config, entries, step, proof.now.standings)
+        if self.task is not None and kept:
+            recompute = Recomputation(self.task, self.config, proof.params, self.agreed.removed)
+        here = numeric_platform()
+        elsewhere = "" if here == proof.platform else ELSEWHERE.format(here=here, there=proof.platform)
         try:
             try:
                 observer = self._replayed(proof, recompute)
