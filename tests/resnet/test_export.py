@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from btard.export.__main__ import main as export
-from btard.harness.run_folder import Checkpoints
+from btard.harness.checkpoints import Checkpoints
 from resnet.data import load_dataset
 from resnet.model import evaluate, resnet18
 from resnet.train import train
