@@ -27,6 +27,8 @@ from btard.protocol.wire import Malformed
 from btard.swarm.checkpoint import read_start
 from btard.training.layout import FINAL, PARAMETERS
 
+WHOLE = "copy the run folder again as a whole"
+"""What to do about a folder whose files do not belong together."""
 TRAINING = "training/"
 """What the names of a trainer's own tensors begin with in its checkpoints."""
 
@@ -82,15 +84,17 @@ def read_final(folder: Path) -> Final:
     not belong together.
     """
     folder = Path(folder)
+    summary = read_summary(folder)
+    if summary is not None:
+        check_finished(folder, summary, None, WHOLE)
+    elif (folder / FINAL).is_file():
+        raise ExportError(f"{folder}/summary.json: is missing, and {FINAL} is not; {WHOLE}")
     config = _config(folder)
     step, tensors, peer, vouched_by = _newest(folder)
     tensors |= {name.removeprefix(TRAINING): x for name, x in tensors.items() if name.startswith(TRAINING)}
     if PARAMETERS not in tensors:
         raise ExportError(f"{folder}: its newest checkpoint has no tensor {PARAMETERS}; this release did not write it")
     digest = tensor_digest(tensors[PARAMETERS], "parameters")
-    summary = read_summary(folder)
-    if summary is not None:
-        check_finished(folder, summary, None, "copy the run folder again as a whole")
     finished = summary is not None
     if summary is not None and isinstance(summary.get("steps"), int):
         step = summary["steps"]

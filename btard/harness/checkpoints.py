@@ -92,6 +92,8 @@ def _read_checkpoint(file: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]
     if header["version"] != PROTOCOL_VERSION:
         raise ValueError(f"protocol version {header['version']!r:.40}, this is version {PROTOCOL_VERSION}")
     step, text = header["step"], header["state"]
+    if step != _step_of(file):
+        raise ValueError(f"it is that of step {step}")
     if header["digest"] != content_digest(step, text, tensors):
         raise ValueError("its content does not match its digest")
     return step, tensors, json.loads(text)

@@ -90,7 +90,7 @@ class Coordinator:
         finished = self.folder.summary()
         if finished is not None:
             return finished
-        self._put_back()
+        self.put_back()
         if self.keeper.complete and (self.out / ATTESTATION).is_file():
             return self._summary_again()
         if self.config.wandb is not None:
@@ -145,7 +145,7 @@ class Coordinator:
         self.view.go_on(metrics, self.folder.ledger())
         self.trackers.append(TensorBoard(self.out / "tb", begin))
 
-    def _put_back(self) -> None:
+    def put_back(self) -> None:
         """Put back the lines that the folder has lost and the newest checkpoint holds.
 
         Errors: RunFolderError for pieces of several runs.

@@ -232,7 +232,7 @@ def main(config: SwarmConfig, out: Path, source: TaskSource) -> int:
 def report(config: SwarmConfig, out: Path) -> int:
     """The table at the end; 0 if the coordinator saw the run's end."""
     try:
-        seen, *ends = (_summary(folder) for folder in (out / COORDINATOR, *sorted(out.glob("peer-*"))))
+        seen, *ends = (_summary(folder) for folder in (out / COORDINATOR, *sorted(out.glob("peer-*/"))))
     except RunFolderError as error:
         exit_with(error)
     if seen is None:

@@ -113,13 +113,13 @@ class Member:
             collusion=collusion,
             watch=self._watch,
         )
-        self._find_stored()
+        self.find_stored()
         if not peer.behaviour.byzantine:
             made_by = self.task.made_by if isinstance(self.task, Auditable) else ""
             self.recorder = Recorder(self.out, self.protocol, made_by)
         return known
 
-    def _find_stored(self) -> None:
+    def find_stored(self) -> None:
         """Find the checkpoints to go on from, and put back the lines that the folder has lost.
 
         One whose proofs are gone is passed over: the peer makes them again, or goes on with the state of the others.

@@ -80,5 +80,9 @@ def test_a_broken_model_file_is_one_line(
     (run / "model.json").write_text(json.dumps(content))
     with pytest.raises(SystemExit, match="2"):
         export([str(run), "--out", str(tmp_path / "model")])
+    assert "model.json: is not the one that summary.json was made of" in capsys.readouterr().err
+    (run / "summary.json").unlink()
+    with pytest.raises(SystemExit, match="2"):
+        export([str(run), "--out", str(tmp_path / "model")])
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
