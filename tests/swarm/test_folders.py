@@ -8,6 +8,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -56,16 +57,27 @@ class Recorded(Watched):
                 shutil.copytree(self.coordinator.out, self.copies / str(step) / self.coordinator.out.name)
 
     def watch(self, trainer: Trainer) -> None:
-        """Copy the trainer's folder, too, a step later."""
-        before = trainer._watch
+        """Copy the trainer's folder, too, a step later. The coordinator gets the time to hear all and to ask."""
+        before, honest = trainer._watch, trainer.config.peer not in CONFIG.attackers()
 
         def watched(phase: str) -> None:
+            if phase == "compute" and trainer.peer.t == 0:
+                until(lambda: len(self.coordinator.view.attacks) == CONFIG.peers)
+            if phase == "compute" and honest and trainer.peer.t + 1 in (OLDER, MIDDLE):
+                until(lambda: trainer.peer.t + 1 in trainer.service._wanted)
             if phase == "compute" and trainer.peer.t - 1 in (OLDER, MIDDLE):
                 trainer.folder.flush()
                 shutil.copytree(trainer.out, self.copies / str(trainer.peer.t - 1) / trainer.out.name)
             before(phase)
 
         trainer._watch = watched  # type: ignore[method-assign]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for it, but not longer than the others wait for a peer."""
+    deadline = time.monotonic() + 15
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
