@@ -25,7 +25,7 @@ from btard.protocol.effects import Effect
 from btard.protocol.hashing import digest
 from btard.protocol.ledger import Entry
 from btard.protocol.messages import EXCLUSION_KINDS, EXCUSED, FALSE_CLAIM, GUILTY, MISSING_KINDS, NOBODY, Claim, Claims
-from btard.protocol.packets import bodies
+from btard.protocol.packets import rows
 from btard.protocol.record import StepRecord
 from btard.protocol.report import gradient_report, part_scalars
 from btard.protocol.seat import Seat
@@ -40,7 +40,7 @@ def verify(seat: Seat, record: StepRecord) -> list[Claim]:
         if not packets or part not in record.announced or part not in record.aggregates or not record.held(part):
             continue
         # All of them, my own too: whoever holds them side by side in memory then reads them where they lie.
-        truth = part_scalars(seat, record, record.aggregates[part], bodies(packets), part)
+        truth = part_scalars(seat, record, record.aggregates[part], rows(packets), part)
         tol = ACCUSE * seat.config.scalar_tol
         senders = set(record.announced[part].senders) - {seat.id}
         for sender, true in zip(sorted(packets), truth, strict=True):

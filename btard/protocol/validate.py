@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from btard.protocol.half import values_of
 from btard.protocol.messages import Claim, is_finite
 from btard.protocol.record import Settled
 from btard.protocol.report import Truth, gradient_report
@@ -25,8 +26,11 @@ class Work(NamedTuple):
 
 
 def work_shown(about: Settled, shown: Mapping[int, torch.Tensor], own: torch.Tensor) -> Work:
-    """What somebody committed to: the parts that were `shown`, and what I have of the others in my `own` gradient."""
-    parts = [shown[j].to(own.device) if j in shown else about.cut.view(own, j) for j in range(about.cut.k)]
+    """What somebody committed to: the parts that were `shown`, and what I have of the others in my `own` gradient.
+
+    `shown`: part -> its body, in the form in which it travels.
+    """
+    parts = [values_of(shown[j]).to(own.device) if j in shown else about.cut.view(own, j) for j in range(about.cut.k)]
     return Work(torch.cat(parts), frozenset(range(about.cut.k)) - shown.keys())
 
 
@@ -68,6 +72,7 @@ def validate(seat: Seat, gradient: torch.Tensor | None) -> list[Claim]:
     about, record, target = seat.last, seat.current, seat.current.assignments.get(seat.id)
     if about is None or target is None or gradient is None or target in about.expelled or target in record.expelled:
         return []
+    gradient = about.cut.committed(gradient)
     if not is_finite(gradient) or target not in about.commits:
         return []
     truth = Truth(gradient, about.aggregates)
