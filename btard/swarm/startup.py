@@ -14,7 +14,7 @@ from btard.swarm.config import SwarmConfig
 from btard.swarm.identity import load_identity
 from btard.swarm.node import Node
 from btard.swarm.notes import Notes
-from btard.swarm.task import Named, Optimizer, TaskSource, Training, ready
+from btard.swarm.task import Keeps, Named, Optimizer, TaskSource, Training, ready
 from btard.training.layout import write_layout
 from btard.training.optimizer import VectorOptimizer
 
@@ -49,7 +49,7 @@ def begin(config: SwarmConfig, source: TaskSource) -> Start:
 def write_model(task: Training, out: Path) -> None:
     """Write into the run folder `out` what the task's parameters are called, if it says so."""
     if isinstance(task, Named):
-        write_layout(out, task.layout(), task.agreed())
+        write_layout(out, task.layout(), task.agreed(), task.kept() if isinstance(task, Keeps) else None)
 
 
 def make_node(config: SwarmConfig, identity: Identity, notes: Notes) -> Node:

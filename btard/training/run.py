@@ -238,7 +238,7 @@ class Training:
             self._show(step, steps, result)
         task.write_buffers(me())
         if self.out is not None and run.leads:
-            write_final(self.out, optimizer.params, task.layout(), task.agreed())
+            write_final(self.out, optimizer.params, task.layout(), task.agreed(), task.kept(me()))
             (self.out / SUMMARY).write_text(json.dumps(run.summary(), indent=1) + "\n", encoding="utf-8")
         return run
 

@@ -16,7 +16,7 @@ from btard.protocol.hashing import digest, stream, tensor_digest
 from btard.task import TooLate, never
 from btard.training.checking import check_data, check_model, check_task
 from btard.training.contents import content_digest
-from btard.training.layout import Slot, layout_of
+from btard.training.layout import LOCAL, Slot, kept, state_layout
 from btard.training.randomness import seeded
 from btard.training.vector import bind, flatten, parameter_count, trained, views
 
@@ -24,7 +24,6 @@ GROUPS, GROUP = 16, 32
 """States are compared by the losses of so many small batches, of at most so many examples each."""
 LOOKED_AT = 32
 """Samples by which peers compare their data sets."""
-LOCAL = "buffers"
 
 Loss = Callable[[nn.Module, Any], Tensor]
 
@@ -172,8 +171,15 @@ class TorchTask:
         }
 
     def layout(self) -> list[Slot]:
-        """Where the trained parameters lie in the vector, for `python -m btard.export`."""
-        return layout_of(self._copy)
+        """Where each tensor of the model's state lies in the vector or beside it, for `python -m btard.export`."""
+        return state_layout(self._copy)
+
+    def kept(self, peer: int | None = None) -> dict[str, Tensor]:
+        """What lies beside it: frozen parameters, and buffers as they were at the start, or those of `peer`."""
+        self.put({**self.initial, **self._buffers.get(-1 if peer is None else peer, {})})
+        found = kept(self._copy)
+        self.put(self.initial)
+        return found
 
     def _data_digest(self) -> bytes:
         size = len(self.data)
