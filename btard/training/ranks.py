@@ -141,7 +141,7 @@ def _distributed(
             behaviours=behaviours,
             collusion=collusion,
             history_folder=Path(past),
-            recorder=Recorder(folder, config) if folder is not None and honest else None,
+            recorder=Recorder(folder, config, task.made_by) if folder is not None and honest else None,
             note=lambda: struct.pack("<d", task.losses.get(rank, float("nan"))),
         )
 

@@ -96,7 +96,7 @@ def simulate(
         driver: LocalDriver | ServerDriver
         try:
             if rule is None:
-                recorder = None if folder is None else Recorder(folder, config)
+                recorder = None if folder is None else Recorder(folder, config, task.made_by)
                 driver = LocalDriver(config, task, recorder=recorder, **shared)
             else:
                 _check_rule(behaviours, rule)

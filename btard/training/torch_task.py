@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,6 +52,9 @@ class TorchTask:
     `poison(batch)` returns the batch as an attacker sees it that flips labels; needed for the attack `label_flip`
     alone.
 
+    `made_by`: the function that makes this task, or its name module:function. Run folders name it, and `python -m
+    btard.audit` calls it without arguments to compute gradients again. A swarm names the function of its `--task`.
+
     Buffers that training moves, such as BatchNorm's running statistics, are each peer's own and no part of what peers
     agree on.
 
@@ -65,6 +70,9 @@ class TorchTask:
     11
     """
 
+    made_by = ""
+    """module:function that makes the task again, for an audit."""
+
     def __init__(
         self,
         model: nn.Module,
@@ -76,6 +84,7 @@ class TorchTask:
         poison: Callable[[Any], Any] | None = None,
         micro_batch: int | None = None,
         seed: int = 0,
+        made_by: str | Callable[[], Any] = "",
     ) -> None:
         check_model(model)
         if type(self).batch is TorchTask.batch:
@@ -86,6 +95,7 @@ class TorchTask:
             if not callable(function) and (name == "loss" or function is not None):
                 raise TypeError(f"{name} must be a function, got {type(function).__name__}")
         self.model, self.data, self.batch_size, self.seed = model, data, batch_size, seed
+        self.made_by = function_name(made_by) or type(self).made_by
         self.poison, self.micro_batch = poison, micro_batch
         self.d: int = parameter_count(model)
         """Number of trained parameters."""
@@ -303,6 +313,23 @@ class TorchTask:
         with torch.no_grad():
             for name in self.moving:
                 into[name].copy_(buffers[name])
+
+
+def function_name(function: str | Callable[..., Any]) -> str:
+    """Return module:function, as others can import it; of the program that was started by its file's name.
+
+    Raises ValueError for a function that has no such name.
+    """
+    if isinstance(function, str):
+        return function
+    module, name = function.__module__, function.__qualname__
+    if module == "__main__":
+        program = sys.modules[module]
+        spec, file = getattr(program, "__spec__", None), getattr(program, "__file__", "")
+        module = spec.name if spec is not None else Path(file or "").stem
+    if not module or not name.isidentifier():
+        raise ValueError(f"made_by must be a function of a module, got {module or 'none'}:{name}: put it into a file")
+    return f"{module}:{name}"
 
 
 def moved_to(device: torch.device, batch: Any) -> Any:
