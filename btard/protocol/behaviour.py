@@ -159,6 +159,11 @@ class Behaviour:
         """What is passed on of the others' broadcasts in this round, by recipient."""
         return outgoing
 
+    @property
+    def relays_news(self) -> bool:
+        """Whether it passes on what an honest peer passes on: something new, in the round after it has come."""
+        return getattr(self.relay, "__func__", None) is Behaviour.relay
+
     def dispatch(
         self, ctx: Context, phase: str, packets: Mapping[int, Sequence[Packet]]
     ) -> Mapping[int, Sequence[Packet]]:

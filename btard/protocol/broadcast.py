@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 from btard.protocol import loads
-from btard.protocol.effects import Broadcast, Compare, Effect, Exchange
+from btard.protocol.effects import QUIET, Broadcast, Compare, Effect, Exchange
 from btard.protocol.hearing import Hearing, first_heard
 from btard.protocol.limits import FACES, relay_limit, told_limit
 from btard.protocol.messages import Relayed, Signed, relay_digest
@@ -85,11 +85,14 @@ def _agree(
     bound, load = relay_limit(len(senders), limit), loads.of_relays(record, limit)
     all_said: dict[int, dict[bytes, Signed]] | None = None  # a copy, once anything comes
     known: set[tuple[int, bytes]] = set()
+    predictable = seat.memory.remembers and behaviour.relays_news
     for round in range(1, rounds + 1):
         passed_on = tuple(_countersign(seat, item, hashed) for hashed, item in fresh.items()) if recipients else ()
         outgoing: Mapping[int, Sequence[Relayed]] = dict.fromkeys(recipients, passed_on) if passed_on else {}
         outgoing = behaviour.relay(ctx, phase, round, outgoing)
-        arrived = yield Exchange(f"{phase}/relay/{round}", outgoing, bound, load)
+        arrived = yield Exchange(f"{phase}/relay/{round}", outgoing, bound, load, predictable and not outgoing)
+        if arrived is QUIET:
+            break
         fresh = {}
         if arrived and all_said is None:
             all_said = {sender: dict(said) for sender, said in heard.said.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -112,13 +113,19 @@ class Exchange(Struct, frozen=True):
     """Send each recipient its items; answered by {sender: items}. What did not arrive in time is absent.
 
     From one sender at most `limit` bytes are read; one that sends more counts as having sent nothing. `load` as that of
-    a broadcast.
+    a broadcast. `quiet`: the peer says nothing in the rounds that follow either, unless it hears something; who knows
+    that so it is with everybody may answer `QUIET`, and is not asked for these rounds.
     """
 
     phase: str
     packets: Mapping[int, Sequence[Packet | Relayed]]
     limit: int
     load: int
+    quiet: bool = False
+
+
+QUIET: Mapping[int, Sequence[Packet | Relayed]] = MappingProxyType({})
+"""Nobody says anything in this round or in those that follow it."""
 
 
 Effect = Compute | Measure | Idle | Broadcast | Compare | Exchange

@@ -52,11 +52,11 @@ class Memory:
     """
 
     def __init__(self, *, remembers: bool = True) -> None:
-        self._remembers = remembers
+        self.remembers = remembers
         self._kept: dict[Remembered[Any, Any], Callable[..., Any]] = {}
 
     def __call__(self, function: Remembered[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        if not self._remembers:
+        if not self.remembers:
             return function.function(*args, **kwargs)
         kept = self._kept.get(function)
         if kept is None:
@@ -65,7 +65,7 @@ class Memory:
 
     def later(self, compute: Callable[[], R]) -> R | Later[R]:
         """What `compute` returns, once somebody looks at it: for what hardly anybody does in one process."""
-        return Later(compute) if self._remembers else compute()
+        return Later(compute) if self.remembers else compute()
 
 
 NOTHING = Memory(remembers=False)

@@ -12,7 +12,7 @@ from scripts.hunt import corpus, coverage
 from scripts.hunt.cases import Finding, line_of, read
 from scripts.hunt.corpus import Population, Totals
 from scripts.hunt.play import play
-from scripts.hunt.search import Hunt, prepare, replay, rounds, run_batch
+from scripts.hunt.search import Hunt, clock, prepare, replay, rounds, run_batch
 from scripts.hunt.shrink import shrink
 
 SHRINKING = 60.0
@@ -64,11 +64,11 @@ def distil(out: Path, file: Path, most: int = 24) -> int:
     return 0
 
 
-def search(args: argparse.Namespace, began: float) -> int:
+def search(args: argparse.Namespace) -> int:
     """Search as the command's `args` say; 1 if an invariant broke."""
     commit = corpus.commit_of_tree()
     hunt = Hunt(Totals(commit, jobs=args.jobs), Population(), mode=args.mode)
-    seconds, before = 60 * args.minutes, 0.0
+    seconds, before, began = 60 * args.minutes, 0.0, clock(args.jobs)
     if args.go_on:
         hunt.totals, cases = corpus.load(args.out, commit)
         kept = hunt.totals
@@ -78,11 +78,11 @@ def search(args: argparse.Namespace, began: float) -> int:
         with Bar("known cases", len(cases), unit="cases") as bar:
             replay(hunt, cases, lambda count: bar.move(count))
         kept.runs, kept.steps, kept.stopped, kept.crashes = numbers
-        began = time.monotonic()
+        began = clock(args.jobs)
     new: list[Finding] = []
     with Bar("hunt", seconds, unit="") as bar:
         for found in rounds(hunt, args.seed, seconds, args.jobs):
-            spent = time.monotonic() - began
+            spent = clock(args.jobs) - began
             text = f"{hunt.totals.runs:,} runs, {len(hunt.population.features)} features, {len(hunt.findings)} findings"
             bar.move(min(spent, seconds), f"{text}, {duration(max(0.0, seconds - spent))} left")
             for finding in found:
@@ -94,7 +94,7 @@ def search(args: argparse.Namespace, began: float) -> int:
             if args.switch and found:
                 break
     if args.switch and new:
-        spent = time.monotonic() - began
+        spent = clock(args.jobs) - began
         print(f"{args.switch}: found by {new[0].invariant!r} after {hunt.totals.runs} runs, {spent:.0f} s")
     small: dict[int, Finding] = {}
     for finding in new if not args.switch else ():
@@ -111,9 +111,10 @@ def show(hunt: Hunt, out: Path) -> None:
     """The table at the end."""
     totals, population = hunt.totals, hunt.population
     branches = len([name for name in population.features if name.isdigit()])
+    machines = f"on {totals.jobs} processes" if totals.jobs > 1 else "of one CPU core"
     rows = [
         ("commit", totals.commit),
-        ("wall time", f"{duration(totals.seconds)} on {totals.jobs} processes"),
+        ("time", f"{duration(totals.seconds)} {machines}"),
         ("runs", f"{totals.runs:,} ({totals.runs / max(1e-9, totals.seconds):.1f} per second), {totals.steps:,} steps"),
         ("branches reached", f"{branches} of {len(coverage.NAMES)}"),
         ("pairs of ledger entries", f"{len(population.features) - branches}"),

@@ -9,15 +9,18 @@ import pytest
 import torch
 
 from btard.attacks.registry import make_attack
+from btard.drivers.letters import Letters
 from btard.drivers.links import Links
 from btard.drivers.local import LocalDriver
-from btard.protocol.behaviour import Behaviour, Context
+from btard.drivers.loop import Heard
+from btard.protocol.behaviour import HONEST, Behaviour, Context
 from btard.protocol.broadcast import hear
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Broadcast, Compare, Exchange
 from btard.protocol.hearing import Hearing
 from btard.protocol.identity import Identity, Roster
+from btard.protocol.memory import NOTHING, Memory
 from btard.protocol.messages import CoinReveal, Relayed, Signed, relay_digest
 from btard.protocol.peer import Peer
 from btard.protocol.record import StepRecord
@@ -237,3 +240,41 @@ def test_bytes_are_counted() -> None:
     small, large = (run_cohort(peers=n, steps=1, d=size, validators=0).results[0].sent for size in (d, 2 * d))
     grown = {i: large[i] - small[i] for i in small}
     assert set(grown.values()) == {2 * 4 * d * (n - 1) // n}
+
+
+class Listener(LocalDriver):
+    """Notes the phases in which it is asked to deliver something."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.phases: list[str] = []
+
+    def talk(self, step: int, letters: Mapping[int, Letters]) -> Heard:
+        self.phases.append(next(iter(letters.values())).phase)
+        return super().talk(step, letters)
+
+
+class Relayer(Behaviour):
+    """What it passes on is its own business, so all rounds are kept for it."""
+
+    byzantine = True
+
+    def active(self, step: int) -> bool:
+        return True
+
+    def relay(self, ctx: Context, phase: str, round: int, outgoing: Any) -> Any:
+        return outgoing
+
+
+def test_rounds_in_which_nobody_can_have_news_are_skipped_in_one_process() -> None:
+    found = []
+    for behaviour, memory in ((HONEST, Memory()), (HONEST, NOTHING), (Relayer(), Memory())):
+        config = ProtocolConfig(peers=7, byzantine=3, run_id="quiet rounds")
+        driver = Listener(config, QuadraticTask(20), behaviours={3: behaviour}, memory=memory)
+        results = [driver.step(torch.ones(20)) for _ in range(2)]
+        rounds = [phase for phase in driver.phases if phase.startswith("commit/relay/")]
+        found.append((rounds, [(r.gradient.tolist(), r.coin) for r in results], driver.peers[0].ledger.head))
+    (skipped, *same), (alone, *too), (watched, *also) = found
+    assert skipped == ["commit/relay/1"] * 2
+    assert alone == watched == ["commit/relay/1", "commit/relay/2", "commit/relay/3"] * 2
+    assert same == too == also

@@ -24,7 +24,7 @@ from resnet.data import load_dataset
 from resnet.experiments.grid import Grid, parse_grid, read_grid
 from resnet.experiments.outcomes import noted_digest, read_results
 from resnet.experiments.plan import Branch, Segment, make_plan, shard
-from resnet.experiments.warmup import branch, extend, fork_step, warm_up_of
+from resnet.experiments.warmup import branch, extend, fork_step, warm_up_name, warm_up_of
 from resnet.sweep import main, sweep
 from resnet.train import knowing, train
 from tests import warm
@@ -64,16 +64,24 @@ def files(folder: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.fixture(scope="module")
+def warm_ups(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the attacks of the next test find the warm-ups that they share, as those of a sweep do."""
+    return tmp_path_factory.mktemp("warm-ups")
+
+
 @pytest.mark.parametrize("name", ATTACKS)
-def test_a_run_that_leaves_a_warm_up_is_the_run_that_was_trained_alone(name: str, tmp_path: Path) -> None:
+def test_a_run_that_leaves_a_warm_up_is_the_run_that_was_trained_alone(
+    name: str, tmp_path: Path, warm_ups: Path
+) -> None:
     attack = {"attack.name": name} | ({"attack.delay": 3} if name == "delayed_gradient" else {})
     defences = DEFENCES if ATTACKS[name].level == "gradient" else {"BTARD": DEFENCES["BTARD"]}
     for cell in grid_of({name: attack}, defences).cells:
         step = fork_step(cell.config)
         assert step == (2 if name == "delayed_gradient" else 5 - (ATTACKS[name].level == "protocol"))
-        warm_up = tmp_path / cell.defence / "warm-up"
-        extend(warm_up_of(cell.config), warm_up, step)
-        extend(warm_up_of(cell.config), warm_up, step + 4)  # has gone on before it is left
+        warm_up = warm_ups / warm_up_name(warm_up_of(cell.config))
+        for left in (2, 4, 5, 9):  # it has gone on before it is left
+            extend(warm_up_of(cell.config), warm_up, left)
         branch(cell.config, tmp_path / cell.defence / "branch", warm_up, step)
         train(cell.config, tmp_path / cell.defence / "branch", progress=False, events=False)
         train(cell.config, tmp_path / cell.defence / "alone", progress=False, events=False)
