@@ -17,7 +17,8 @@ from btard.drivers.rules import Rule, RuleView, applied, make_rule
 from btard.drivers.server import ServerDriver
 from btard.protocol.behaviour import Behaviour
 from btard.training.optimizer import MakeOptimizer, MakeScheduler
-from btard.training.run import MakeAttack, Run, Training, behaviours_of, new_folder, protocol_of
+from btard.training.resume import claim
+from btard.training.run import MakeAttack, Run, Training, behaviours_of, named, protocol_of
 from btard.training.torch_task import TorchTask
 
 RowsRule = Callable[[torch.Tensor], torch.Tensor]
@@ -40,6 +41,7 @@ def simulate(
     rule: str | Rule | RowsRule | None = None,
     mode: Mode = "batched",
     out: Path | str | None = None,
+    checkpoint_every: int = 100,
     progress: bool = False,
     on_step: Callable[[Run], None] | None = None,
     **protocol: Any,
@@ -62,8 +64,9 @@ def simulate(
     module:Class, a `btard.Rule`, or a function [n, d] -> [d].
 
     `mode`: "batched" remembers what validators would compute again, "per_peer" computes it. `out` gets metrics, the
-    ledger and what `python -m btard.audit` needs. `progress` prints lines to stderr. `on_step(run)` is called after
-    each step; the model has the parameters of then.
+    ledger, what `python -m btard.audit` needs, and a checkpoint after each `checkpoint_every` steps. After a kill the
+    same call goes on from there, to the same bits, and so does one with more `steps`; other arguments are refused.
+    `progress` prints lines to stderr. `on_step(run)` is called after each step; the model has the parameters of then.
 
     Errors: ValueError or TypeError, in one line, for what cannot work. A training that diverges ends early with a
     warning.
@@ -82,10 +85,10 @@ def simulate(
     name = run_id or f"btard/{seed}"
     behaviours, collusion = behaviours_of(attack, attack_options or {}, task, peers, byzantine, seed)
     config = protocol_of(peers, byzantine, name, {"tau": tau, "heal": heal, **protocol})
-    folder = new_folder(out)
-    training = Training(
-        task, optimizer, scheduler, peers, collusion.members, out=folder, progress=progress, on_step=on_step
-    )
+    training = Training(task, optimizer, scheduler, peers, collusion.members, progress=progress, on_step=on_step)
+    made = {**training.made(config, seed, attack, attack_options or {}), "rule": named(rule), "processes": "one"}
+    folder = claim(out, made)
+    training.keep(folder, checkpoint_every)
     with tempfile.TemporaryDirectory() as past:
         shared: dict[str, Any] = {
             "behaviours": behaviours,
@@ -102,6 +105,9 @@ def simulate(
                 _check_rule(behaviours, rule)
                 served = _rule(rule, byzantine, tau, peers)
                 driver = ServerDriver(name, peers, served, task, clip_lambda=config.clip_lambda, **shared)
+            saved = training.newest()
+            if saved is not None:
+                training.restore(driver, saved)
             run = training.train(driver, steps, losses=lambda: task.losses, me=lambda: 0)
             if isinstance(driver, LocalDriver) and run.diverged_at is None:
                 driver.attest(training.optimizer.params)
