@@ -99,6 +99,7 @@ def page(found: list[dict[str, Any]], steps: int) -> str:
         f"seeds 0 to {seeds - 1}:\nmean over the seeds, and the least and the largest. Bans are those of all seeds. "
         "Bytes are what a peer sends, before the attack\nbegins; with so small a model some 30 kB of them are no "
         "tensors. With millions of parameters the ratio is 1 to 0.75 to 0.5.\n"
+        "Differences between the rows of one attack are no larger than those between seeds.\n"
     )
 
 
