@@ -41,9 +41,6 @@ from btard.protocol.record import StepRecord
 from btard.protocol.wire import Malformed
 from btard.task import Measurable, Task
 
-NOBODY_PAYS = frozenset({"wrong_aggregate", "undisclosed"})
-"""Kinds of claims for which the accuser is not removed if they are false."""
-
 
 class Replay:
     """Replays recorded steps of the run whose proofs are in `evidence`; with `task` also the gradients on trial."""
@@ -180,7 +177,7 @@ class Replay:
         for claim, verdict in observer.verdicts.items():
             accusers = claims.get(claim, ())
             spared = claim.accused not in expelled if verdict == GUILTY else not set(accusers) <= set(expelled)
-            costs_nobody = verdict == FALSE_CLAIM and claim.kind in NOBODY_PAYS
+            costs_nobody = verdict == FALSE_CLAIM and not KINDS[claim.kind].false_costs
             reliable = self._reliable(observer, claim, verdict, recomputed)
             if verdict != EXCUSED and spared and not costs_nobody and reliable:
                 found = f"by the evidence the claim {_words(claim)} is {verdict}; the majority voted otherwise"
@@ -217,7 +214,7 @@ class Replay:
         """Whether the replay's own verdict on `claim` counts: not where it would have needed a gradient."""
         if recomputed:
             return True
-        uncovered = claim.kind == "wrong_aggregate" and claim.step != observer.transcript.step and verdict != GUILTY
+        uncovered = KINDS[claim.kind].second_round and claim.step != observer.transcript.step and verdict != GUILTY
         return not KINDS[claim.kind].recomputes and not uncovered
 
 

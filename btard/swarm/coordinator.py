@@ -13,18 +13,23 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from btard.audit.attestation import Attestation
+from btard.audit.files import ATTESTATION, LEDGER, METRICS, TIMINGS
+from btard.audit.ledger import read_ledger
+from btard.audit.report import AuditError
+from btard.audit.vouching import FILES, digests
 from btard.harness import tables
 from btard.harness.run_folder import RunFolder, RunFolderError
 from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.heal import HEALED, described
 from btard.protocol.identity import Identity
-from btard.protocol.wire import shown
+from btard.protocol.wire import Malformed, shown
 from btard.swarm.config import SwarmConfig
 from btard.swarm.doors import Doors
 from btard.swarm.founding import (
@@ -48,6 +53,8 @@ from btard.swarm.view import PATIENCE, News, View, bans_of, healings_of
 POLL = 0.5
 """Seconds between two rounds of questions."""
 STATUS = "status.json"
+AGAIN = "copy the folder again as a whole; the folders of the peers have the same ledger and parameters"
+"""What to do about a piece of a finished run that cannot be put back."""
 
 Say = Callable[[str], None]
 
@@ -57,29 +64,35 @@ class Coordinator:
 
     def __init__(self, config: SwarmConfig, out: Path, source: TaskSource, *, say: Say = print) -> None:
         self.config, self.out, self.source, self.say = config, Path(out), source, say
-        self.folder = RunFolder(self.out, config, events=False)
+        self.folder = RunFolder(self.out, config, events=False, again=AGAIN)
         if config.network.identity is None and config.peer is not None:
             self.identity = Identity.from_seed(config.run_id, "coordinator")
         else:
-            self.identity = own_identity(config, self.out)
+            self.identity = own_identity(config, self.folder)
         start = begin(replace(config, device="cpu"), source)
         self.first, self.agreed = start.first, start.agreed
+        self.folder.first = self.first
         write_model(start.task, self.out)
         self.notes = Notes(self.out)
         self.node = make_node(config, self.identity, self.notes)
         self.view = View(config, self.first)
-        before = {peer["peer"]: peer.get("attacks") for peer in read(self.out / STATUS).get("peers", ())}
-        # From before it was interrupted: those who have been removed since say it no more.
-        self.view.attacks = {peer: attacks for peer, attacks in before.items() if attacks is not None}
         self.trackers: list[Tracker] = []
         self._started = 0.0
-        self.keeper = Keeper(config, self.out, start, self.view, self.identity.public_key, self.say)
+        self.keeper = Keeper(config, self.folder, start, self.view, self.identity.public_key, self.say)
+        self.kept = self.keeper.kept()
+        before = {peer["peer"]: peer.get("attacks") for peer in read(self.out / STATUS).get("peers", ())}
+        # From before it was interrupted: those who have been removed since say it no more.
+        told = {peer: attacks for peer, attacks in before.items() if attacks is not None}
+        self.view.attacks = self.kept.attacks | told
 
     def run(self) -> dict[str, Any]:
         """Watch to the end; returns the summary."""
         finished = self.folder.summary()
         if finished is not None:
             return finished
+        self.put_back()
+        if self.keeper.complete and (self.out / ATTESTATION).is_file():
+            return self._summary_again()
         if self.config.wandb is not None:
             self.trackers.append(WeightsAndBiases(self.config, self.out, self.say))
         summary = None
@@ -111,7 +124,7 @@ class Coordinator:
         if founders is None:
             lobby = Lobby(self.node, self.config, self.agreed, self.say)
             await lobby.open()
-            founders = await lobby.list_founders(self.notes.founders)
+            founders = await lobby.list_founders(self.notes.founders or self.kept.founders)
             self.node.spawn(publish_founders(self.node, self.config.run_id, founders))
         else:
             await give_founders(self.node, self.config, self.agreed, founders)
@@ -132,6 +145,42 @@ class Coordinator:
         self.view.go_on(metrics, self.folder.ledger())
         self.trackers.append(TensorBoard(self.out / "tb", begin))
 
+    def put_back(self) -> None:
+        """Put back the lines that the folder has lost and the newest checkpoint holds.
+
+        Errors: RunFolderError for pieces of several runs.
+        """
+        held = dict(self.kept.pieces)
+        known = held.get(LEDGER, b"").splitlines()
+        try:
+            lines = read_ledger(self.out / LEDGER) if (self.out / LEDGER).exists() else []
+        except AuditError as error:
+            self.say(f"{self.out}: {error}: the ledger is that of the checkpoint of step {self.kept.step} again")
+            (self.out / LEDGER).unlink()
+            lines = []
+        if lines and lines[-1].head.hex().encode() not in b"".join(known):
+            held.pop(LEDGER, None)  # it goes on after the checkpoint, or all peers have gone back and another one began
+        for line in self.folder.put_back(self.kept.step, held, grows=True):
+            self.say(line)
+
+    def _summary_again(self) -> dict[str, Any]:
+        """The summary of a run that has come to its end, made again of the other files.
+
+        Errors: RunFolderError if they are not whole.
+        """
+        metrics, lines = self.folder.metrics(), self.folder.ledger()
+        self.view.go_on(metrics, lines)
+        try:
+            head = Attestation.read(self.out).head
+        except Malformed as error:
+            raise RunFolderError(f"{self.out}: {error}; {AGAIN}") from None
+        if head != self.view.ledger.head:
+            raise RunFolderError(f"{self.out}/{LEDGER}: is not what the peers have signed; {AGAIN}")
+        if not self.view.over:
+            raise RunFolderError(f"{self.out}/{METRICS}: ends before step {self.config.steps}; {AGAIN}")
+        self.say(f"{self.out}/summary.json: made again of the other files")
+        return self._end([head.hex()])
+
     def _watch(self) -> dict[str, Any]:
         quiet, ending = time.monotonic(), math.inf
         while True:
@@ -148,7 +197,7 @@ class Coordinator:
             told = ending < math.inf and (states["done"] == len(present) or time.monotonic() - ending > PATIENCE)
             if self.view.over or told:
                 self._keep_final()
-                return self._end()
+                return self._end({shown(status.get("head"), 64) for status in self.view.present(time.time()).values()})
             if time.monotonic() - quiet > self.config.deadlines.gather:
                 raise NoFounders(
                     f"no peer has answered for deadlines.gather = {self.config.deadlines.gather:g} s; start the "
@@ -240,10 +289,10 @@ class Coordinator:
         }
         write(self.out / STATUS, content)
 
-    def _end(self) -> dict[str, Any]:
+    def _end(self, heads: Iterable[str]) -> dict[str, Any]:
+        """Write the summary. `heads`: of the peers' ledgers."""
         self._log_rows(last=True)
         metrics, bans, attackers = self.folder.metrics(), self.view.bans(), sorted(self.view.attackers())
-        heads = {shown(status.get("head"), 64) for status in self.view.present(time.time()).values()}
         summary = {
             "steps": self.config.steps,
             "loss": metrics[-1]["loss"] if metrics else None,
@@ -255,8 +304,11 @@ class Coordinator:
             "went_back": healings_of(self.view.ledger.entries, self.first),
             "heads": sorted(heads),
         }
+        if self.view.present(time.time()):
+            self._write_status()
+        self.folder.flush()
+        summary[FILES] = digests(self.out, (TIMINGS, STATUS))
         self.folder.write_summary(summary)
-        self._write_status()
         return summary
 
 

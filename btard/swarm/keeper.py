@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ import torch
 
 from btard.audit.attestation import Attestation
 from btard.audit.settings import write_settings
+from btard.harness.pieces import Pieces, separate
+from btard.harness.run_folder import RunFolder
 from btard.protocol.download import Download, WrongState
 from btard.protocol.hashing import tensor_digest
 from btard.protocol.identity import Roster
 from btard.protocol.join import GRADUATED
 from btard.protocol.ledger import Entry, Ledger
-from btard.swarm.checkpoint import load_start, save_start
+from btard.swarm.checkpoint import load_start, read_start, save_start
 from btard.swarm.config import SwarmConfig
 from btard.swarm.doors import Doors
 from btard.swarm.founding import Say
@@ -37,14 +40,28 @@ POLL = 0.5
 """Seconds between two rounds of questions for signatures."""
 
 
+FOUNDERS, ATTACKS = "founders", "attacks"
+"""What a checkpoint notes beside the state: the first peers' keys, and which of them say that they attack."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What the checkpoint of `step` holds of the coordinator's folder."""
+
+    step: int
+    pieces: Pieces
+    founders: tuple[bytes, ...]
+    attacks: dict[int, bool]
+
+
 class Keeper:
-    """The checkpoints in `out`/checkpoints. `start`: the training at its first step; `view`: what peers say.
+    """The checkpoints in `folder`. `start`: the training at its first step; `view`: what peers say.
 
     `open` gives it its way to the peers; `me`: the asker's public key.
     """
 
-    def __init__(self, config: SwarmConfig, out: Path, start: Start, view: View, me: bytes, say: Say) -> None:
-        self.config, self.out, self.view, self.me, self.say = config, out, view, me, say
+    def __init__(self, config: SwarmConfig, folder: RunFolder, start: Start, view: View, me: bytes, say: Say) -> None:
+        self.config, self.folder, self.view, self.me, self.say = config, folder, view, me, say
         self.optimizer, self.first = start.optimizer, start.first
         self.evaluate = start.task.evaluation() if isinstance(start.task, Evaluated) else None
         self.made_by = start.task.made_by if isinstance(start.task, Auditable) else ""
@@ -61,6 +78,21 @@ class Keeper:
     def open(self, doors: Doors, founders: tuple[bytes, ...]) -> None:
         """From now on peers can be asked."""
         self._doors, self._founders = doors, founders
+
+    def kept(self) -> Kept:
+        """What the newest checkpoint that is intact holds of the folder; damaged ones get another name."""
+        for file in reversed(self._files()):
+            try:
+                header, tensors = read_start(file)
+            except ValueError as error:
+                file.rename(file.with_suffix(".damaged"))
+                self.say(f"{file}: damaged, and set aside ({error})")
+                continue
+            notes = header["notes"]
+            attacks = {int(peer): attacks for peer, attacks in notes[ATTACKS].items()}
+            founders = tuple(bytes.fromhex(key) for key in notes[FOUNDERS])
+            return Kept(header["step"], separate(tensors)[1], founders, attacks)
+        return Kept(self.first, {}, (), {})
 
     @property
     def newest(self) -> int:
@@ -96,7 +128,13 @@ class Keeper:
         step = self.first + found.step
         tensors = {name: x for name, x in found.download.tensors.items() if name != PREVIOUS}
         hashed = found.download.digest(self.config.run_id).hex()
-        save_start(self.out / "checkpoints" / f"step-{step:08d}.safetensors", step, tensors, found.vouched_by, hashed)
+        tensors |= self.folder.vouch(step, timings=True)
+        notes = {
+            FOUNDERS: [key.hex() for key in self._founders],
+            ATTACKS: {str(peer): attacks for peer, attacks in self.view.attacks.items()},
+        }
+        file = self.folder.checkpoints.path / f"step-{step:08d}.safetensors"
+        save_start(file, step, tensors, found.vouched_by, hashed, notes)
         self.say(f"checkpoint of step {step}, vouched for by most")
         if step >= self.config.steps:
             self.final = found
@@ -123,7 +161,7 @@ class Keeper:
         return max(1, steps) * self.config.deadlines.patience(self.optimizer.params.numel())
 
     def _files(self) -> list[Path]:
-        return sorted((self.out / "checkpoints").glob("step-*.safetensors"))
+        return self.folder.checkpoints.files()
 
     def _enough(self) -> bool:
         """Whether those who are there are enough to vouch for a state."""

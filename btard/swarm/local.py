@@ -22,7 +22,9 @@ from typing import Any
 
 import yaml
 
+from btard.harness.pieces import RunFolderError, check_finished
 from btard.harness.progress import Bar
+from btard.harness.run_folder import read_summary
 from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import ConfigError
 from btard.swarm.commands import begin_forking
@@ -229,8 +231,11 @@ def main(config: SwarmConfig, out: Path, source: TaskSource) -> int:
 
 def report(config: SwarmConfig, out: Path) -> int:
     """The table at the end; 0 if the coordinator saw the run's end."""
-    file = out / COORDINATOR / "summary.json"
-    if not file.exists():
+    try:
+        seen, *ends = (_summary(folder) for folder in (out / COORDINATOR, *sorted(out.glob("peer-*/"))))
+    except RunFolderError as error:
+        exit_with(error)
+    if seen is None:
         tails = {log.stem: log.read_text(errors="replace").strip()[-300:] for log in sorted(out.glob("logs/*.txt"))}
         for name, tail in tails.items():
             print(f"{name}: {tail or 'printed nothing'}")
@@ -238,8 +243,16 @@ def report(config: SwarmConfig, out: Path) -> int:
         return 1
     from btard.swarm.coordinator import print_summary
 
-    print_summary(json.loads(file.read_text(encoding="utf-8")), out / COORDINATOR)
-    ends = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("peer-*/summary.json"))]
-    equal = len({(end["digest"], end["ledger"]) for end in ends}) == 1
-    print(f"{len(ends)} peers came to the end, {'with equal' if equal else 'with DIFFERENT'} parameters and ledgers")
+    print_summary(seen, out / COORDINATOR)
+    came = [end for end in ends if end is not None]
+    equal = len({(end["digest"], end["ledger"]) for end in came}) == 1
+    print(f"{len(came)} peers came to the end, {'with equal' if equal else 'with DIFFERENT'} parameters and ledgers")
     return 0
+
+
+def _summary(folder: Path) -> dict[str, Any] | None:
+    """The summary in a run folder, None if it has none. Errors: RunFolderError if it is not that of the other files."""
+    summary = read_summary(folder)
+    if summary is not None:
+        check_finished(folder, summary, None)
+    return summary

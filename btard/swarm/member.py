@@ -15,7 +15,8 @@ import torch
 from btard.audit.recorder import Recorder
 from btard.drivers.history import ParameterHistory, steps_kept
 from btard.drivers.trail import Trail
-from btard.harness.run_folder import RunFolder
+from btard.harness import pieces
+from btard.harness.run_folder import RunFolder, RunFolderError
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.behaviour import HONEST, Behaviour
 from btard.protocol.collusion import Collusion
@@ -58,9 +59,10 @@ class Member:
         if config.peer is not None:
             self.identity = Identity.from_seed(config.run_id, config.peer)
         else:
-            self.identity = own_identity(config, self.out)
+            self.identity = own_identity(config, self.folder)
         start = begin(config, source)
         self.optimizer, self.task, self.first, self.agreed = start.optimizer, start.task, start.first, start.agreed
+        self.folder.first = self.first
         write_model(self.task, self.out)
         self.device = self.optimizer.params.device
         try:
@@ -111,11 +113,33 @@ class Member:
             collusion=collusion,
             watch=self._watch,
         )
-        self.stored = {step: (tensors, state) for step, tensors, state in self.folder.checkpoints.intact()}
+        self.find_stored()
         if not peer.behaviour.byzantine:
             made_by = self.task.made_by if isinstance(self.task, Auditable) else ""
             self.recorder = Recorder(self.out, self.protocol, made_by)
         return known
+
+    def find_stored(self) -> None:
+        """Find the checkpoints to go on from, and put back the lines that the folder has lost.
+
+        One whose proofs are gone is passed over: the peer makes them again, or goes on with the state of the others.
+        Errors: RunFolderError for pieces of another peer's run, or of another run.
+        """
+        self.stored = {}
+        for step, tensors, state, held in self.folder.checkpoints.vouching():
+            if state.get("key") != self.identity.public_key.hex():
+                raise RunFolderError(
+                    f"{self.out}: its checkpoints are those of another key than this peer's; {pieces.WHOLE}"
+                )
+            if (problem := pieces.missing_proof(self.out, held)) is not None:
+                self.say(f"{problem}: its checkpoint of step {self.first + step} is not used")
+                continue
+            if not self.stored:
+                for line in self.folder.put_back(self.first + step, held, grows=True):
+                    self.say(line)
+            self.stored[step] = tensors, state
+        if not self.stored and self.folder.metrics():
+            self.say(f"{self.out} has no checkpoint to go on from: with the state of the others, or from the start")
 
     @property
     def patience(self) -> float:
@@ -156,18 +180,23 @@ class Member:
         """What of the training is this peer's own."""
         return self.task.local_state() if isinstance(self.task, HasLocalState) else {}
 
-    def save(self) -> None:
-        """Write a checkpoint."""
+    def save(self, summary: Mapping[str, Any] | None = None) -> None:
+        """Write a checkpoint; the one after the last step with the `summary`, to be put back if that is lost."""
         values, own = save_peer(self.peer)
         tensors = {f"training/{name}": tensor for name, tensor in self.optimizer.state().items()}
         tensors |= self.driver.history.state() | self.trail.state()
         tensors |= {f"local/{name}": tensor for name, tensor in self.local_state().items()}
         tensors |= {f"peer/{name}": tensor for name, tensor in own.items()}
-        recorded = None if self.recorder is None else self.recorder.state()
-        workers = {str(step): count for step, count in self.driver.history.workers.items()}
-        self.folder.save_checkpoint(
-            self.peer.t, tensors, {"peer": values, "workers": workers, "recorder": recorded, "sent": self.sent}
-        )
+        tensors |= self.folder.vouch(self.first + self.peer.t, timings=True)
+        state = {
+            "peer": values,
+            "key": self.identity.public_key.hex(),
+            "workers": {str(step): count for step, count in self.driver.history.workers.items()},
+            "recorder": None if self.recorder is None else self.recorder.state(),
+            "sent": self.sent,
+            "summary": summary,
+        }
+        self.folder.save_checkpoint(self.peer.t, tensors, state)
         self.stored = {0: ({}, {}), self.peer.t: ({}, {})}
 
     def load(self, step: int) -> None:

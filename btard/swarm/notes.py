@@ -41,7 +41,11 @@ class Notes:
     @property
     def founders(self) -> tuple[bytes, ...]:
         """The first peers' keys, if they were known."""
-        return tuple(bytes.fromhex(key) for key in self._strings("founders"))
+        try:
+            keys = [bytes.fromhex(key) for key in self._strings("founders")]
+        except ValueError:  # damaged
+            return ()
+        return tuple(keys)
 
     def write_address(self, address: str) -> None:
         """Note where this process is: what others give as network.initial_peers."""
@@ -58,7 +62,8 @@ class Notes:
             await asyncio.sleep(EVERY)
 
     def _strings(self, name: str) -> list[str]:
-        return [str(entry) for entry in read(self.out / SWARM).get(name, ())]
+        found = read(self.out / SWARM).get(name)
+        return [str(entry) for entry in found] if isinstance(found, list) else []
 
 
 def write(file: Path, content: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from btard.harness.run_folder import RunFolder
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.hashing import tensor_digest
 from btard.protocol.identity import Identity
@@ -67,9 +68,18 @@ def make_node(config: SwarmConfig, identity: Identity, notes: Notes) -> Node:
     )
 
 
-def own_identity(config: SwarmConfig, out: Path) -> Identity:
-    """The key in the file that the settings name, or in the run folder; made if it is missing. Errors: ConfigError."""
+def own_identity(config: SwarmConfig, folder: RunFolder) -> Identity:
+    """The key in the file that the settings name, or in the run folder; made if it is missing and no step was done.
+
+    Errors: ConfigError.
+    """
+    file = Path(config.network.identity or folder.path / "identity.key")
+    if folder.begun() and not file.exists():
+        raise ConfigError(
+            f"{file}: is missing, and {folder.path} holds a run that was begun with that key; copy the key back, or "
+            "choose another --out for a new one"
+        )
     try:
-        return load_identity(Path(config.network.identity or out / "identity.key"))
+        return load_identity(file)
     except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from None
