@@ -19,6 +19,7 @@ from btard.protocol.messages import (
     GUILTY,
     MISSING_KINDS,
     NOBODY,
+    PROBATION_KINDS,
     Claim,
     Packet,
     Report,
@@ -143,7 +144,7 @@ class FalseAccusation(Attack):
 class NeverAccuse(Attack):
     """A validator that finds every gradient right.
 
-    Formula: no ACCUSE of a wrong gradient
+    Formula: no ACCUSE of a wrong gradient; a newcomer that it did not check is right, too
 
     Source: Gorbunov et al., ICML 2022: a Byzantine validator costs one missed check and nothing else.
     """
@@ -152,7 +153,7 @@ class NeverAccuse(Attack):
     level = "protocol"
 
     def accuse(self, ctx: Context, claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
-        return tuple(claim for claim in claims if claim.kind != "wrong_gradient")
+        return tuple(claim for claim in claims if claim.kind not in ("wrong_gradient", *PROBATION_KINDS))
 
 
 @dataclass(kw_only=True, eq=False)

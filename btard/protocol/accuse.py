@@ -83,7 +83,10 @@ def _accuse(seat: Seat, record: StepRecord, claims: Iterable[Claim], attempt: in
             seat.expel(record, accuser, "malformed_claims")
             continue
         for claim in claims:
-            raised[claim] = (*raised.get(claim, ()), accuser)
+            if KINDS[claim.kind].last_step:
+                record.uncleared.add(claim.accused)
+            if KINDS[claim.kind].accuses:
+                raised[claim] = (*raised.get(claim, ()), accuser)
     return raised
 
 

@@ -77,7 +77,9 @@ class Kind(ABC):
     recomputes: ClassVar[bool] = False
     """Whether judges compute the accused's gradient."""
     trial: ClassVar[bool] = True
-    """Whether it is tried; else it is a dispute that evidence cannot settle (ELIMINATE)."""
+    """Whether it is tried; else it is a dispute that evidence cannot settle (ELIMINATE), or accuses nobody."""
+    accuses: ClassVar[bool] = True
+    """Whether it says that somebody did something wrong."""
     numeric: ClassVar[bool] = True
     """Whether the verdict follows from computed floats, whose last bits can depend on the machine."""
     accuser_shows: ClassVar[bool] = True
@@ -166,6 +168,24 @@ class Undisclosed(WrongGradient):
 
     def shown(self, seat: Seat, about: StepRecord, claim: Claim, accusers: Sequence[int]) -> list[Packet]:
         return parts_of(about, seat.id, about.own) if claim.accused == seat.id and about.own is not None else []
+
+
+class Unchecked(Kind):
+    """A validator could not check its target, which is on probation: its own gradient was late, or is not finite.
+
+    Nobody goes for it, and nobody can tell whether it is true. Without it such a validator would have found nothing,
+    and so have cleared a newcomer that may have computed nothing (`count_probation` in `join.py`).
+    """
+
+    name = "unchecked"
+    last_step = True
+    needs_answer = False
+    trial = False
+    accuses = False
+
+    def has_cause(self, seat: Seat, record: StepRecord, about: StepRecord, accuser: int, claim: Claim) -> bool:
+        on_probation = claim.accused in record.standings and claim.part == NOBODY
+        return on_probation and record.assignments.get(accuser) == claim.accused
 
 
 class Misreport(Kind):
@@ -331,6 +351,7 @@ KINDS: dict[str, Kind] = {
     for kind in (
         WrongGradient(),
         Undisclosed(),
+        Unchecked(),
         Misreport(),
         WrongAggregate(),
         BadPart(),

@@ -129,11 +129,13 @@ def count_probation(seat: Seat, record: StepRecord) -> tuple[int, ...]:
     """Bring the newcomers' standing up to the end of the step; returns those that are members from now on, ascending.
 
     It takes `probation` steps of commitments in a row and clean checks by more than `byzantine` different members, so
-    by an honest one: else colluding validators could let their Sybils through who never computed anything.
+    by an honest one: else colluding validators could let their Sybils through who never computed anything. A validator
+    that claims something about its target, or says that it could not check it, has not cleared it.
     """
     for validator, target in record.assignments.items():
         standing = seat.probation.get(target)
-        if standing is not None and validator in record.members and target not in record.expelled:
+        spoke = validator in record.members and target not in record.uncleared
+        if standing is not None and spoke and target not in record.expelled:
             cleared = standing.cleared | {validator}
             seat.probation[target] = Probation(standing.served, standing.missed, cleared)
     for newcomer in record.newcomers:

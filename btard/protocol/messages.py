@@ -34,6 +34,8 @@ CLAIM_KINDS = frozenset(
 )
 TOLERANT_KINDS = frozenset({"undisclosed"})
 """A validator's claim, in tolerant validation alone, that it was not shown what its target committed to."""
+PROBATION_KINDS = frozenset({"unchecked"})
+"""Where peers can join: a validator could not check a newcomer's work. It accuses nobody, and clears nobody."""
 EXCLUSION_KINDS = ("bad_part", "withheld_part")
 """An owner that leaves a worker out of its list owes one of these."""
 MISSING_KINDS = ("bad_aggregate", "withheld_aggregate")
@@ -44,7 +46,7 @@ GUILTY, FALSE_CLAIM, EXCUSED = "guilty", "false", "excused"
 VERDICTS = frozenset({GUILTY, FALSE_CLAIM, EXCUSED})
 
 
-ClaimKind = Annotated[str, wire.one_of(CLAIM_KINDS | TOLERANT_KINDS)]
+ClaimKind = Annotated[str, wire.one_of(CLAIM_KINDS | TOLERANT_KINDS | PROBATION_KINDS)]
 Verdict = Annotated[str, wire.one_of(VERDICTS)]
 SignatureBytes = Annotated[bytes, Meta(min_length=SIGNATURE_SIZE, max_length=SIGNATURE_SIZE)]
 
@@ -129,7 +131,7 @@ class Claim(Message, frozen=True, order=True):
 
 
 class Claims(Message, frozen=True):
-    """Phase accuse: the sender's accusations of this round, usually none."""
+    """Phase accuse: the sender's accusations of this round, and whom it could not check; usually none."""
 
     claims: tuple[Claim, ...]
 

@@ -75,7 +75,7 @@ class Probation(Struct, frozen=True, forbid_unknown_fields=True):
     missed: Number
     """Commit phases in a row that it missed; one of them starts its probation again."""
     cleared: frozenset[Number]
-    """Members that recomputed one of its gradients and had nothing to say against it."""
+    """Members that checked one of its gradients and had nothing to say about it."""
 
 
 class Start(Struct, forbid_unknown_fields=True):
@@ -185,7 +185,7 @@ class StepRecord(Settled):
         coin.py: unheld, missing, coin
         report.py: reports
         disclose.py: disclosed
-        accuse.py: trials, shown, skipped
+        accuse.py: trials, shown, skipped, uncleared
         trial.py: shown
         join.py: aggregates
         audit/recorder.py: heard
@@ -203,6 +203,9 @@ class StepRecord(Settled):
     heard: dict[str, dict[int, tuple[Signed, ...]]] = {}
     """The transcript: phase -> sender -> its message, or both of them. Honest peers hear the same, up to the bytes of
     the signatures."""
+
+    uncleared: set[int] = set()
+    """Targets that their validator says something about: that their work is wrong, or that it could not check it."""
 
     # What this peer alone holds.
     received: dict[int, dict[int, Packet]] = {}

@@ -60,16 +60,21 @@ def work_is_wrong(seat: Court, about: Settled, target: int, work: Work, truth: T
 
 
 def validate(seat: Seat, gradient: torch.Tensor | None) -> list[Claim]:
-    """A validator's accusations: its target of the step before, if the recomputed `gradient` [d] shows it wrong.
+    """What a validator has to say: against its target of the step before, if the `gradient` [d] shows its work wrong.
+
+    Without a gradient of its own, or with one that is not finite, it has not checked it. It says so of a newcomer,
+    which it would else have cleared. Of a worker nobody keeps whether it was found right.
 
     Mode `tolerant`: or if I was not shown all that there was to show. Of a target that is away that is what it had sent
     to others; of a newcomer that is away, who sends nothing to anybody, there is nothing.
     """
     about, record, target = seat.last, seat.current, seat.current.assignments.get(seat.id)
-    if about is None or target is None or gradient is None or target in about.expelled or target in record.expelled:
+    if about is None or target is None or target in about.expelled or target in record.expelled:
         return []
-    if not is_finite(gradient) or target not in about.commits:
+    if target not in about.commits:
         return []
+    if gradient is None or not is_finite(gradient):
+        return [Claim(about.step, target, "unchecked")] if target in record.standings else []
     truth = Truth(gradient, about.aggregates)
     accusation = [Claim(about.step, target, "wrong_gradient")]
     if seat.config.validation == "exact":

@@ -23,6 +23,7 @@ from btard.protocol.messages import (
     FALSE_CLAIM,
     GUILTY,
     NOBODY,
+    PROBATION_KINDS,
     TOLERANT_KINDS,
     VERDICTS,
     Claim,
@@ -36,7 +37,7 @@ from scripts.hunt.room import Room
 
 Path = tuple[str | int, ...]
 TOLERANCES = tuple(field.name for field in dataclasses.fields(ProtocolSettings) if field.name.endswith("tol"))
-WORDS = tuple(sorted(CLAIM_KINDS | TOLERANT_KINDS | VERDICTS))
+WORDS = tuple(sorted(CLAIM_KINDS | TOLERANT_KINDS | PROBATION_KINDS | VERDICTS))
 
 
 @dataclass
@@ -354,7 +355,7 @@ def claims(at: Moment) -> list[Claim]:
     """Accusations: `claim` is one that honesty might have, `claims` are all of a kind; `wild` is any."""
     record, last = at.ctx.record, at.ctx.last
     seat = at.room.peers.get(at.me)
-    kinds = sorted(CLAIM_KINDS | TOLERANT_KINDS)
+    kinds = sorted(CLAIM_KINDS | TOLERANT_KINDS | PROBATION_KINDS)
     steps = [record.step] + ([last.step] if last is not None else [])
     if at.gene.how == "wild":
         part = int(at.rng.integers(-1, len(at.room.owners(at.ctx))))
@@ -365,7 +366,7 @@ def claims(at: Moment) -> list[Claim]:
         claim
         for step in steps
         for kind in kinds
-        for accused in at.ctx.active
+        for accused in (*at.ctx.active, *record.newcomers)
         if accused not in at.room.members
         for part in (NOBODY, *range(len(at.room.owners(at.ctx))))
         for claim in (Claim(step, accused, kind, part),)

@@ -15,6 +15,7 @@ from btard.drivers.trail import PARAMETERS, State
 from btard.protocol.commit import NoGradient, NoQuorum
 from btard.protocol.effects import Losses
 from btard.protocol.heal import HEALED, batch_seed, candidates, choose, measured, window
+from btard.protocol.join import GRADUATED
 from btard.protocol.ledger import Entry
 from btard.protocol.record import StepRecord
 from scripts.hunt.cases import Environment
@@ -48,6 +49,7 @@ def check_step(
         check_removal(environment, entry, room)
     check_agreement(honest, result)
     check_members(environment, record, room)
+    check_probation(environment, record, result, room)
     check_bound(witness, room)
     check_cost(environment, driver, watch, record, result.sent)
     check_parts(environment, driver, record, result, room)
@@ -100,6 +102,22 @@ def check_members(environment: Environment, record: StepRecord, room: Room) -> N
     lost = there - set(record.here or ())
     if lost:
         raise Broken("membership", f"honest peers {sorted(lost)} are not among the members")
+
+
+def check_probation(environment: Environment, record: StepRecord, result: StepResult, room: Room) -> None:
+    """Nobody becomes a member that no honest one has checked since its probation last began."""
+    hindered = {peer for peer, step in (*environment.away, *environment.late) if step == record.step}
+    idle = room.members | hindered | set(record.expelled)
+    room.checked[record.step] = {
+        target
+        for validator, target in record.assignments.items()
+        if target in record.standings and validator not in idle
+    }
+    for entry in result.removed:
+        if entry.kind == GRADUATED:
+            began = record.step - record.standings[entry.accused].served
+            if not any(entry.accused in room.checked.get(step, ()) for step in range(began, record.step + 1)):
+                raise Broken("probation", f"peer {entry.accused} is a member, and no honest one has checked its work")
 
 
 def check_bound(witness: Any, room: Room) -> None:

@@ -40,6 +40,8 @@ class Room:
         """(life, step, phase) -> colluder -> a message that honest peers have not seen."""
         self.spent: set[int] = set()
         """Colluders that took an honest peer with them in this life: each may do so once."""
+        self.checked: dict[int, set[int]] = {}
+        """Step -> newcomers whose work an honest member checked in it."""
         self.crashes: list[str] = []
         """Errors in the colluders' own code: they are out from there on."""
 

@@ -167,6 +167,14 @@ KNOWN = {
             "if claim.accused not in record.expelled:\n                pair",
         ),
     ),
+    "late_checks": _switch(
+        "a validator that is late with its gradient clears a newcomer that it has not checked",
+        (
+            "validate",
+            'return [Claim(about.step, target, "unchecked")] if target in record.standings else []',
+            "return []",
+        ),
+    ),
     "healing_by_one": _switch(
         "one liar has the others go back to an earlier state, whatever they found",
         (

@@ -152,6 +152,25 @@ def test_newcomers_are_audited(behaviour: Behaviour, kinds: list[str], tmp_path:
     refused(tmp_path, "ledger")
 
 
+def test_checks_that_were_late_are_audited(tmp_path: Path) -> None:
+    """Somebody joins in every step, so that there is a proof of each: in none did a late validator clear anybody."""
+    late: set[tuple[int, int]] = set()
+
+    class LateChecks(Links):
+        def late(self, step: int, peer: int) -> bool:
+            return (step, peer) in late
+
+    def between(driver: LocalDriver, step: int) -> None:
+        driver.join(Identity.from_seed("newcomer", step))
+        if step < 5:
+            late.update((step, i) for i, target in driver.peers[0].assignments.items() if target >= 5)
+
+    driver = record(tmp_path, {}, peers=5, steps=8, probation=1, between=between, links=LateChecks())
+    members = [entry.step for entry in driver.peers[0].ledger.entries if entry.kind == "member"]
+    assert len(late) > 2 and members and min(members) >= 5
+    assert {"join", "member"} == {finding.entry.kind for finding in audit(tmp_path, QuadraticTask(D)).findings}
+
+
 @pytest.mark.parametrize("attack", ["sign_flip", "noise", "misreport"])
 def test_tolerant_validation_is_audited(attack: str, tmp_path: Path) -> None:
     record(tmp_path, **attackers(attack), steps=16, validation="tolerant")

@@ -7,7 +7,17 @@ import pytest
 from btard.protocol.claims import KINDS, admissible
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.identity import Identity, Roster
-from btard.protocol.messages import CLAIM_KINDS, NOBODY, TOLERANT_KINDS, AnnouncedPart, Claim, Commit, Report
+from btard.protocol.messages import (
+    CLAIM_KINDS,
+    ELIMINATE_KINDS,
+    NOBODY,
+    PROBATION_KINDS,
+    TOLERANT_KINDS,
+    AnnouncedPart,
+    Claim,
+    Commit,
+    Report,
+)
 from btard.protocol.peer import Peer
 from btard.protocol.record import Probation, Split, StepRecord
 
@@ -56,6 +66,7 @@ POSSIBLE = {
     # kind: about the step at hand, about the one before
     "wrong_gradient": (NEVER, {(0, 2, NOBODY)}),
     "undisclosed": (NEVER, NEVER),
+    "unchecked": (NEVER, NEVER),
     "misreport": (REPORTED, NEVER),
     "wrong_aggregate": (NEVER, NEVER),
     "bad_part": (KNOWN_TO_OWNER, NEVER),
@@ -66,8 +77,9 @@ POSSIBLE = {
 
 
 def test_each_word_on_the_wire_has_a_class() -> None:
-    assert set(KINDS) == CLAIM_KINDS | TOLERANT_KINDS == set(POSSIBLE)
-    assert {name for name, kind in KINDS.items() if not kind.trial} == {"withheld_part", "withheld_aggregate"}
+    assert set(KINDS) == CLAIM_KINDS | TOLERANT_KINDS | PROBATION_KINDS == set(POSSIBLE)
+    assert {name for name, kind in KINDS.items() if not kind.trial and kind.accuses} == ELIMINATE_KINDS
+    assert {name for name, kind in KINDS.items() if not kind.accuses} == PROBATION_KINDS
     assert {name for name, kind in KINDS.items() if kind.recomputes} == {"wrong_gradient", "undisclosed"}
 
 
@@ -156,5 +168,6 @@ def test_a_newcomer_that_is_away_is_tried_for_nothing_that_it_would_have_to_show
     peer.last.commits[5] = Commit((bytes(32),) * 4)
     if not away:
         peer.current.commits[5] = Commit((bytes(32),) * 4)
+    assert possible(peer, "unchecked", BEFORE, 0) == {(0, 5, NOBODY)}, "it costs nobody anything"
     expected = NEVER if away else {(0, 5, NOBODY)}
     assert possible(peer, "wrong_gradient", BEFORE, 0) == possible(peer, "undisclosed", BEFORE, 0) == expected

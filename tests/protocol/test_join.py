@@ -27,8 +27,8 @@ from btard.protocol.effects import Purpose
 from btard.protocol.hashing import digest, stream
 from btard.protocol.identity import Identity
 from btard.protocol.limits import Limits
-from btard.protocol.messages import CoinCommit, Commit, Join, JoinRequest, Relayed, Signed, Votes, relay_digest
-from btard.protocol.peer import Outcome
+from btard.protocol.messages import Claim, CoinCommit, Commit, Join, JoinRequest, Relayed, Signed, Votes, relay_digest
+from btard.protocol.peer import Outcome, Peer
 from btard.task import QuadraticTask
 from scripts.sybil_price import sybil_price
 
@@ -647,6 +647,105 @@ def test_colluding_validators_cannot_let_a_free_rider_through() -> None:
         assert all(PEERS not in result.active for result in driver.results)
         banned += driver.removed == {PEERS: "wrong_gradient"}
     assert banned == 10
+
+
+class LateChecks(Links):
+    """Whoever is to check a newcomer is late with its gradient, for as long as `lasts`."""
+
+    peers: Mapping[int, Peer]
+
+    def __init__(self, lasts: int) -> None:
+        super().__init__()
+        self.lasts = lasts
+
+    def late(self, step: int, peer: int) -> bool:
+        return step < self.lasts and peer in self.peers and self.peers[peer].assignments.get(peer, 0) >= PEERS
+
+
+def late_checks(lasts: int, **settings: Any) -> Cohort:
+    links = LateChecks(lasts)
+    driver = cohort(links=links, probation=1, **settings)
+    links.peers = driver.peers
+    return driver
+
+
+class ComputesNothing(Behaviour):
+    """A newcomer that commits to zeros."""
+
+    byzantine = True
+
+    def active(self, step: int) -> bool:
+        return True
+
+    def gradient(self, ctx: Context, gradient: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(gradient)
+
+
+@pytest.mark.parametrize("validation", ["exact", "tolerant"])
+def test_a_validator_that_is_late_clears_nobody(validation: str) -> None:
+    """It finds nothing, as one that finds the gradient right does: so it says that it has not checked it."""
+    driver = late_checks(8, byzantine=1, validation=validation)
+    driver.enter(key("free rider"), ComputesNothing())
+    driver.advance(8)
+    standing = driver.peers[0].probation[PEERS]
+    assert standing.served >= 6 and not standing.cleared and not driver.removed
+    driver.advance(2)
+    assert driver.removed == {PEERS: "wrong_gradient"}, "the first that is in time finds it"
+
+
+def test_a_late_check_costs_a_newcomer_its_time_alone() -> None:
+    driver = late_checks(6, byzantine=1)
+    driver.enter(key("honest"))
+    driver.advance(6)
+    assert driver.peers[0].probation[PEERS].served == 5
+    driver.advance(5)
+    assert not driver.removed and PEERS in driver.results[-1].active
+
+
+class Denies(Behaviour):
+    """A member that says of every newcomer that it could not check it, or was not shown its gradient."""
+
+    byzantine = True
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def active(self, step: int) -> bool:
+        return True
+
+    def accuse(self, ctx: Context, claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
+        target = ctx.assignments.get(ctx.peer, 0)
+        first = "accuse/0" not in ctx.record.heard
+        return (Claim(ctx.step - 1, target, self.kind),) if target >= PEERS and first else claims
+
+
+@pytest.mark.parametrize(("kind", "validation"), [("unchecked", "exact"), ("undisclosed", "tolerant")])
+def test_members_that_never_clear_anybody_keep_nobody_out(kind: str, validation: str) -> None:
+    """More than b honest members are there, each clears it when it is drawn, and who has not yet is drawn first."""
+    for seed in range(4):
+        liars: dict[int, Behaviour] = {i: Denies(kind) for i in (1, 3)}
+        driver = cohort(liars, probation=1, validation=validation, run_id=f"denied {seed}")
+        driver.enter(key("honest", seed))
+        cleared: set[int] = set()
+        while PEERS not in driver.peers[0].active and driver.peers[0].t < 60:
+            driver.advance()
+            cleared |= driver.peers[0].probation[PEERS].cleared if PEERS in driver.peers[0].probation else set()
+        assert PEERS in driver.peers[0].active and not driver.removed
+        assert cleared <= {0, 2, 4}, "what denies it clears nobody, whatever became of it"
+
+
+class DeniesWorkers(Denies):
+    """The same of a worker."""
+
+    def accuse(self, ctx: Context, claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
+        target = ctx.assignments.get(ctx.peer)
+        return claims if target is None else (Claim(ctx.step - 1, target, self.kind),)
+
+
+def test_who_says_of_a_worker_that_it_did_not_check_it_is_out() -> None:
+    driver = cohort({1: DeniesWorkers("unchecked")})
+    driver.advance(12)
+    assert driver.removed == {1: "malformed_claims"}
 
 
 def test_a_newcomer_has_no_vote_and_no_accusation() -> None:
