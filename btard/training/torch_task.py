@@ -16,6 +16,7 @@ from btard.protocol.hashing import digest, stream, tensor_digest
 from btard.task import TooLate, never
 from btard.training.checking import check_data, check_model, check_task
 from btard.training.contents import content_digest
+from btard.training.kernels import choose_exact_kernels
 from btard.training.layout import Slot, layout_of
 from btard.training.randomness import seeded
 from btard.training.vector import bind, flatten, parameter_count, trained, views
@@ -208,11 +209,14 @@ class TorchTask:
     def check(self, *, exact: bool = True) -> None:
         """Compute one gradient twice, and look at everything that may be wrong with it; once.
 
-        `exact`: both have to be equal to the bit, as peers demand of each other with `validation="exact"`.
+        `exact`: both have to be equal to the bit, as peers demand of each other with `validation="exact"`. On a GPU
+        this process then uses deterministic kernels and no TF32.
         Errors: ValueError, in one line that names the cause.
         """
         if not self._checked & {exact, True}:
             self._checked.add(exact)
+            if exact:
+                choose_exact_kernels(self.device)
             self.moving = check_task(self, exact=exact)
             self._buffers, self.losses, self.loss = {}, {}, math.nan
             self.put(self.initial)
