@@ -24,9 +24,10 @@ import torch
 from btard.audit.recorder import Recorder
 from btard.drivers.collective import CollectiveDriver, Fallen
 from btard.drivers.mesh import Mesh, RankLost, torchrun_mesh
+from btard.harness.checkpoints import rank_checkpoints
 from btard.harness.pieces import Pieces
 from btard.harness.progress import Bar
-from btard.harness.run_folder import RunFolder, RunFolderError, rank_checkpoints
+from btard.harness.run_folder import RunFolder, RunFolderError
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.behaviour import HookError
 from btard.protocol.ledger import Ledger

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from btard.audit.vouching import FILES, digests
 from btard.boundary import program
 from btard.drivers.collective import CollectiveDriver
 from btard.drivers.local import LocalDriver
@@ -26,9 +27,9 @@ from btard.drivers.loop import StepResult
 from btard.drivers.rules import RuleError
 from btard.drivers.server import ServerDriver
 from btard.harness import tables
-from btard.harness.pieces import FILES, digests
+from btard.harness.checkpoints import Checkpoints
 from btard.harness.progress import Bar
-from btard.harness.run_folder import Checkpoints, RunFolder, read_timings, steps_per_second
+from btard.harness.run_folder import RunFolder, read_timings, steps_per_second
 from btard.harness.settings import config_text, exit_with
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.behaviour import HookError

@@ -21,10 +21,20 @@ ALLOWED = {
     "protocol": {"aggregation", "checks", "protocol"},
     "attacks": {"aggregation", "attacks", "boundary", "checks", "named", "protocol"},
     "audit": {"aggregation", "audit", "boundary", "protocol", "task"},
-    "drivers": {"aggregation", "audit", "drivers", "named", "protocol", "task"},
+    "drivers": {"aggregation", "audit", "boundary", "drivers", "named", "protocol", "task"},
     "export": {"audit", "boundary", "export", "extras", "harness", "protocol", "swarm.checkpoint", "training"},
     # The three beside it import it, no other.
-    "harness": {"attacks", "boundary", "checks", "extras", "harness", "named", "protocol"},
+    "harness": {
+        "attacks",
+        "audit.files",
+        "audit.vouching",
+        "boundary",
+        "checks",
+        "extras",
+        "harness",
+        "named",
+        "protocol",
+    },
     "watch": {"audit", "boundary", "drivers", "extras", "harness", "protocol", "watch"},
     "swarm": {
         *("attacks", "audit", "boundary", "checks", "drivers", "extras", "harness", "protocol", "swarm", "task"),

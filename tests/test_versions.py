@@ -15,7 +15,8 @@ from albert.config import Config as SwarmConfig
 from btard.audit import AuditError, audit
 from btard.audit.attestation import Attestation
 from btard.audit.proof import content_digest
-from btard.harness.run_folder import HEADER, Checkpoints, RunFolder, RunFolderError
+from btard.harness.checkpoints import HEADER, Checkpoints
+from btard.harness.run_folder import RunFolder, RunFolderError
 from btard.harness.settings import Settings
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol import hashing

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from btard.harness.packed import open_packed, pack
+from btard.harness.pieces import check_finished
 from btard.harness.run_folder import RunFolderError, read_metrics, read_summary, read_timings
 from btard.harness.typed_yaml import AnyPath
 from btard.swarm.local import COORDINATOR
@@ -109,6 +110,7 @@ def read_swarms(folder: Path) -> list[Swarm]:
         summary = read_summary(run) if (run / "config.yaml").exists() else None
         if summary is None:
             continue
+        check_finished(run, summary, ("metrics.jsonl", "ledger.jsonl"), "copy the folder again as a whole")
         config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
         ledger = run / "ledger.jsonl"
         lines = ledger.read_text(encoding="utf-8").splitlines() if ledger.exists() else []

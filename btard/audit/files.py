@@ -17,7 +17,7 @@ from btard.protocol.wire import Malformed
 
 EVIDENCE = "evidence"
 PROTOCOL, ROSTER, ATTESTATION = "protocol.json", "roster.json", "attestation.json"
-LEDGER = "ledger.jsonl"
+METRICS, LEDGER, TIMINGS = "metrics.jsonl", "ledger.jsonl", "timings.jsonl"
 SUMMARY = "summary.json"
 """Marks a run as finished."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -19,13 +18,17 @@ from btard.audit.files import ATTESTATION, LEDGER, PROTOCOL
 from btard.audit.ledger import AgreedState, Line, read_ledger
 from btard.audit.report import AuditError
 from btard.audit.settings import read_settings
-from btard.harness.run_folder import Checkpoints, rank_checkpoints, read_summary
+from btard.harness.checkpoints import Checkpoints, rank_checkpoints
+from btard.harness.pieces import check_finished
+from btard.harness.run_folder import read_summary
 from btard.protocol.hashing import tensor_digest
 from btard.protocol.identity import Roster
 from btard.protocol.wire import Malformed
-from btard.swarm.checkpoint import HEADER as COORDINATORS
+from btard.swarm.checkpoint import read_start
 from btard.training.layout import FINAL, PARAMETERS
 
+WHOLE = "copy the run folder again as a whole"
+"""What to do about a folder whose files do not belong together."""
 TRAINING = "training/"
 """What the names of a trainer's own tensors begin with in its checkpoints."""
 
@@ -77,16 +80,21 @@ def read_final(folder: Path) -> Final:
     """The newest intact checkpoint of a run folder, and what its other files say of it.
 
     The folder may be a simulated run's, one of torchrun, a trainer's or a coordinator's. Errors: ExportError if it has
-    no checkpoint, or if its parameters or ledger are not those that the peers signed.
+    no checkpoint, or if its parameters or ledger are not those that the peers signed. RunFolderError if its files do
+    not belong together.
     """
     folder = Path(folder)
+    summary = read_summary(folder)
+    if summary is not None:
+        check_finished(folder, summary, None, WHOLE)
+    elif (folder / FINAL).is_file():
+        raise ExportError(f"{folder}/summary.json: is missing, and {FINAL} is not; {WHOLE}")
     config = _config(folder)
     step, tensors, peer, vouched_by = _newest(folder)
     tensors |= {name.removeprefix(TRAINING): x for name, x in tensors.items() if name.startswith(TRAINING)}
     if PARAMETERS not in tensors:
         raise ExportError(f"{folder}: its newest checkpoint has no tensor {PARAMETERS}; this release did not write it")
     digest = tensor_digest(tensors[PARAMETERS], "parameters")
-    summary = read_summary(folder)
     finished = summary is not None
     if summary is not None and isinstance(summary.get("steps"), int):
         step = summary["steps"]
@@ -191,11 +199,7 @@ def _newest(folder: Path) -> tuple[int, dict[str, Tensor], int, tuple[int, ...]]
 def _of_coordinator(file: Path) -> tuple[int, dict[str, Tensor], tuple[int, ...]] | None:
     """Step, tensors and who vouched for them in a coordinator's checkpoint; None if it is none, or damaged."""
     try:
-        with safe_open(file, framework="pt") as content:
-            header = json.loads((content.metadata() or {}).get(COORDINATORS, "null"))
-            if header is None:
-                return None
-            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  (no dict)
+        header, tensors = read_start(file)
         return int(header["step"]), tensors, tuple(int(peer) for peer in header["confirmed_by"])
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError):
         return None

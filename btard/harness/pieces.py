@@ -1,32 +1,36 @@
 """The pieces of a run folder vouch for each other, so that one that was lost, cut or mixed up is noticed.
 
-A checkpoint holds the lines of metrics.jsonl and ledger.jsonl up to its step, and the digests of the proofs; the
-summary has the digests of both files. Lines that are missing are put back from the checkpoint; anything else that does
-not fit is refused.
+A checkpoint holds the lines of metrics.jsonl and ledger.jsonl up to its step, and the digests of the proofs and of the
+states that proofs refer to; the summary has the digests of all files that stay (`btard.audit.vouching`). Lines that are
+missing are put back from the checkpoint; anything else that does not fit is refused.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from blake3 import blake3
 from torch import Tensor
 
+from btard.audit.files import EVIDENCE, LEDGER, METRICS, TIMINGS
+from btard.audit.vouching import digest_of, unfit
 from btard.boundary import Mistake
 from btard.harness.typed_yaml import AnyPath
 
-METRICS, LEDGER = "metrics.jsonl", "ledger.jsonl"
-EVIDENCE = "evidence"
 PREFIX = "folder/"
 """What the names of these tensors begin with in a checkpoint."""
-FILES = "files"
-"""Where a summary holds the digests."""
+TIMED = "timed"
+"""The piece that says how many lines of timings a checkpoint was written after, where it does not hold them."""
+STATE = "state"
+"""What the names of states in the evidence begin with, to which the proof of a choice among them refers."""
+WHOLE = "copy the folder again as a whole, or delete it to begin anew"
+"""What to do about a piece that cannot be put back."""
+AGAIN = "copy the folder again as a whole, or delete summary.json and run the command of the run again"
+"""What to do about a file that is not the one that the summary was made of."""
 
 Pieces = Mapping[str, bytes]
 """Name -> what a checkpoint holds of it: lines, or the digests of proofs as JSON."""
@@ -36,10 +40,17 @@ class RunFolderError(Mistake, ValueError):
     """The folder cannot be used for this run; one line that says why and what to do."""
 
 
-def collect(folder: Path, step: int) -> dict[str, Tensor]:
-    """Return what the checkpoint of `step` is to hold of the folder: [bytes] uint8 tensors, by name."""
-    pieces = {name: _joined(lines_before(folder / name, step)) for name in (METRICS, LEDGER)}
-    pieces[EVIDENCE] = json.dumps(_proofs(folder, step), sort_keys=True).encode()
+def collect(folder: Path, step: int, *, first: int = 0, timings: bool = False) -> dict[str, Tensor]:
+    """Return what the checkpoint of `step` is to hold of the folder: [bytes] uint8 tensors, by name.
+
+    `first`: the step of the run that is step 0 of ledger and proofs. `timings`: hold these, too, which makes
+    checkpoints of equal runs differ; otherwise their number.
+    """
+    pieces = {METRICS: _joined(lines_before(folder / METRICS, step))}
+    pieces[LEDGER] = _joined(lines_before(folder / LEDGER, step - first))
+    measured = lines_before(folder / TIMINGS, step)
+    pieces |= {TIMINGS: _joined(measured)} if timings else {TIMED: str(len(measured)).encode()}
+    pieces[EVIDENCE] = json.dumps(_proofs(folder, step - first), sort_keys=True).encode()
     return {
         PREFIX + name: torch.frombuffer(bytearray(text + b"\n"), dtype=torch.uint8) for name, text in pieces.items()
     }
@@ -67,57 +78,47 @@ def missing_proof(folder: Path, pieces: Pieces) -> str | None:
     return None
 
 
-def mend(folder: Path, step: int, pieces: Pieces) -> dict[str, bytes]:
-    """Return the content that files have to get so that they hold all lines that a checkpoint vouches for.
+def mend(
+    folder: Path, step: int, pieces: Pieces, *, first: int = 0, grows: bool = False
+) -> tuple[dict[str, bytes], list[str]]:
+    """Return the content that files have to get so that they hold all lines that a checkpoint vouches for, and a line
+    for people about each.
 
-    Empty where nothing is missing. Raises RunFolderError if a file has other lines than those.
+    Empty where nothing is missing. `grows`: files may have more lines of before `step`, which came later. Raises
+    RunFolderError if a file has other lines than those.
     """
     wrong: dict[str, bytes] = {}
-    for name in (METRICS, LEDGER):
+    said = []
+    for name in (METRICS, LEDGER, TIMINGS):
         if name not in pieces:
             continue
-        wanted, found = pieces[name].splitlines(), lines_before(folder / name, step)
-        if found == wanted:
+        wanted, everything = pieces[name].splitlines(), [line for _, line in lines_of(folder / name)]
+        found = lines_before(folder / name, step - first if name == LEDGER else step)
+        if found == wanted or (grows and found[: len(wanted)] == wanted):
             continue
         if found != wanted[: len(found)]:
             raise RunFolderError(
                 f"{folder}/{name}: does not fit the checkpoint of step {step}: they are of different runs, or the file "
-                "was changed; copy the folder again as a whole, or delete it to train from step 0"
+                f"was changed; {WHOLE}"
             )
-        warnings.warn(
-            f"{folder}/{name} had {len(found)} of {len(wanted)} lines: put back from the checkpoint of step {step}",
-            stacklevel=2,
+        said.append(
+            f"{folder}/{name} had {len(found)} of {len(wanted)} lines: put back from the checkpoint of step {step}"
         )
-        wrong[name] = _joined(wanted)
-    return wrong
+        wrong[name] = _joined([*wanted, *everything[len(found) :]])
+    if (number := int(pieces.get(TIMED, b"0"))) > (left := len(lines_before(folder / TIMINGS, step))):
+        said.append(f"{folder}/{TIMINGS} has {left} of {number} lines: how long the other steps took is lost")
+    return wrong, said
 
 
-def digests(folder: AnyPath) -> dict[str, str]:
-    """Return name -> digest of the files that a summary vouches for."""
-    return {name: digest_of(folder / name) for name in (METRICS, LEDGER)}
+def check_finished(
+    folder: AnyPath, summary: Mapping[str, Any], names: Iterable[str] | None = (METRICS, LEDGER), again: str = AGAIN
+) -> None:
+    """Raise RunFolderError if one of the files `names` (None: any) is not the one that the run's summary vouches for.
 
-
-def check_finished(folder: AnyPath, summary: Mapping[str, Any], names: Iterable[str] = (METRICS, LEDGER)) -> None:
-    """Raise RunFolderError if one of the files `names` is not the one that the run's summary vouches for."""
-    vouched = summary.get(FILES)
-    for name in names:
-        if not isinstance(vouched, Mapping) or name not in vouched:
-            continue
-        try:
-            fits = digest_of(folder / name) == vouched[name]
-        except OSError:
-            fits = False
-        if not fits:
-            how = "is not the one" if (folder / name).exists() else "is missing: expected the one"
-            raise RunFolderError(
-                f"{folder}/{name}: {how} that summary.json was made of; copy the folder again as a whole, or delete "
-                "summary.json and run the command of the run again"
-            )
-
-
-def digest_of(file: AnyPath) -> str:
-    """Return BLAKE3 of the file's content, 32 hexadecimal digits. Errors: OSError."""
-    return blake3(file.read_bytes()).hexdigest(16)
+    `again` says what to do then.
+    """
+    if (problem := unfit(folder, summary, names)) is not None:
+        raise RunFolderError(f"{problem}; {again}")
 
 
 def lines_of(file: AnyPath) -> list[tuple[dict[str, Any], bytes]]:
@@ -146,13 +147,23 @@ def _joined(lines: Iterable[bytes]) -> bytes:
 
 
 def _proofs(folder: Path, step: int) -> dict[str, str]:
-    """Name -> digest of each proof of a step before `step`."""
+    """Name -> digest of each proof of a step before `step`, and of all states."""
     found = {}
-    for file in sorted((folder / EVIDENCE).glob("step-*.*")):
-        number = file.name[len("step-") :].partition(".")[0]
-        if file.suffix != ".tmp" and number.isdigit() and int(number) < step:
+    for file in sorted((folder / EVIDENCE).glob("*-*.*")):
+        kind, _, rest = file.name.partition("-")
+        number = rest.partition(".")[0]
+        of_before = kind == "step" and number.isdigit() and int(number) < step
+        if file.suffix != ".tmp" and (of_before or kind == STATE):
             found[file.name] = _digest_of_proof(file)
     return found
+
+
+def forget_states(folder: Path, pieces: Pieces) -> None:
+    """Delete the states of the evidence that a checkpoint does not vouch for: of steps that are done again."""
+    vouched = json.loads(pieces.get(EVIDENCE, b"{}"))
+    for file in (folder / EVIDENCE).glob(f"{STATE}-*"):
+        if file.name not in vouched:
+            file.unlink()
 
 
 def _digest_of_proof(file: Path) -> str:

@@ -16,20 +16,18 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from blake3 import blake3
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from btard.audit.files import LEDGER, METRICS, TIMINGS
 from btard.extras import need
 from btard.harness import pieces
-from btard.harness.pieces import LEDGER, METRICS, Pieces, RunFolderError, lines_before, lines_of
+from btard.harness.checkpoints import Checkpoints, commit, write_atomically
+from btard.harness.pieces import AGAIN, WHOLE, Pieces, RunFolderError, lines_before, lines_of
 from btard.harness.settings import Settings, config_text, differing_keys, found_by, read_config
 from btard.harness.typed_yaml import AnyPath, ConfigError
 from btard.protocol.hashing import PROTOCOL_VERSION
@@ -37,18 +35,10 @@ from btard.protocol.hashing import PROTOCOL_VERSION
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-KEPT_CHECKPOINTS = 2
-"""The newest, and one to fall back on if it turns out damaged."""
-
-
 HANDOVER = 10.0
 """Seconds that a process waits for the one before it to leave the folder."""
 
-TIMINGS = "timings.jsonl"
 BYTES = "bytes"
-
-WHOLE = "copy the folder again as a whole, or delete it to train from step 0"
-"""What to do about a piece that cannot be put back."""
 
 TAGS = {
     "test_accuracy": "accuracy/test",
@@ -66,63 +56,6 @@ SECONDS_TAG = "time/seconds per step"
 VERSION = "protocol_version"
 """The file that holds the version of the protocol under which a run was begun."""
 
-HEADER = "btard"
-"""Where a checkpoint's step, state and digest stand in the metadata of its safetensors file."""
-
-
-class Checkpoints:
-    """The newest checkpoints of a run, or of one rank of it, as files in folder `path`."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
-
-    def files(self) -> list[Path]:
-        return sorted(self.path.glob("step-*.safetensors"), key=_step_of)
-
-    def save_checkpoint(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Write what a run that has done `step` steps needs to go on; `state` is JSON. Keeps this one and the last.
-
-        The file appears complete or not at all.
-        """
-        self.path.mkdir(parents=True, exist_ok=True)
-        # Copies, because safetensors refuses tensors that share memory.
-        copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-        text = json.dumps(state)
-        target = self.path / f"step-{step:08d}.safetensors"
-        temporary = target.with_suffix(".tmp")
-        # One entry, because safetensors writes several in random order, and equal runs shall have equal files.
-        header = json.dumps(
-            {"version": PROTOCOL_VERSION, "step": step, "state": text, "digest": _digest(step, text, copies)}
-        )
-        save_file(copies, temporary, metadata={HEADER: header})
-        _commit(temporary, target)
-        for file_path in self.files()[:-KEPT_CHECKPOINTS]:
-            file_path.unlink()
-
-    def intact(self) -> Iterator[tuple[int, dict[str, Tensor], dict[str, Any]]]:
-        """(steps done, tensors, state) of each checkpoint, newest first; one that is damaged costs a warning."""
-        for step, tensors, state in self._read():
-            yield step, pieces.separate(tensors)[0], state
-
-    def vouching(self) -> Iterator[tuple[int, dict[str, Tensor], dict[str, Any], Pieces]]:
-        """As `intact`, with what each checkpoint holds of the run folder."""
-        for step, tensors, state in self._read():
-            own, held = pieces.separate(tensors)
-            yield step, own, state, held
-
-    def _read(self) -> Iterator[tuple[int, dict[str, Tensor], dict[str, Any]]]:
-        for file in reversed(self.files()):
-            try:
-                yield _read_checkpoint(file)
-            except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-                warnings.warn(f"{file}: damaged, trying the checkpoint before it ({error})", stacklevel=2)
-
-    def forget_after(self, step: int) -> None:
-        """Delete the checkpoints of later steps."""
-        for file in self.files():
-            if _step_of(file) > step:
-                file.unlink()
-
 
 class RunFolder:
     """The folder of one run, made if it does not exist.
@@ -132,12 +65,17 @@ class RunFolder:
 
     With `processes` the run has a process for each peer: each keeps its own `rank_checkpoints`, and one of them has the
     folder, which another takes over where that one leaves the run. Without `events` nothing goes to TensorBoard.
+    `again`: what to do if a file of the finished run is not the one that its summary was made of.
 
     Raises RunFolderError if `path` holds something else, or a run with other settings.
     """
 
-    def __init__(self, path: Path, config: Settings, *, processes: bool = False, events: bool = True) -> None:
-        self.path = Path(path)
+    def __init__(
+        self, path: Path, config: Settings, *, processes: bool = False, events: bool = True, again: str = AGAIN
+    ) -> None:
+        self.path, self._again = Path(path), again
+        self.first = 0
+        """The step of the run that is step 0 of ledger, proofs and checkpoints: where a swarm began."""
         self._wants_events = events
         self.checkpoints = Checkpoints(self.path / "checkpoints")
         self._processes = processes
@@ -165,13 +103,13 @@ class RunFolder:
                 )
             if set(others) - {"checkpoints"}:
                 raise RunFolderError(f"{self.path}: holds other files ({min(others)}) and no run; choose another --out")
-        elif self._begun():
+        elif self.begun():
             self._refuse_other(config, file)
             return
         # Also where an earlier attempt failed before its first step: its settings bind nobody.
         self.checkpoints.path.mkdir(exist_ok=True)
-        _write_atomically(file, config_text(config).encode())
-        _write_atomically(self.path / VERSION, f"{PROTOCOL_VERSION}\n".encode())
+        write_atomically(file, config_text(config).encode())
+        write_atomically(self.path / VERSION, f"{PROTOCOL_VERSION}\n".encode())
 
     def settle(self, config: Settings) -> None:
         """Note what the run has found out about its settings since it was made: `found` keys that were null.
@@ -180,7 +118,8 @@ class RunFolder:
         """
         self._claim(config)
 
-    def _begun(self) -> bool:
+    def begun(self) -> bool:
+        """Whether the folder has anything of a step."""
         metrics = self.path / METRICS
         return self.has_checkpoints() or (metrics.exists() and metrics.stat().st_size > 0)
 
@@ -225,7 +164,7 @@ class RunFolder:
         """
         summary = read_summary(self.path)
         if summary is not None:
-            pieces.check_finished(self.path, summary)
+            pieces.check_finished(self.path, summary, None, self._again)
         return summary
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -246,14 +185,17 @@ class RunFolder:
         self.close()
         self._lock()
         if self._vouched is not None and self._vouched[0] == step:
-            for name, content in pieces.mend(self.path, *self._vouched).items():
-                _write_atomically(self.path / name, content)
+            for line in self.put_back(*self._vouched):
+                warnings.warn(line, stacklevel=2)
+            pieces.forget_states(self.path, self._vouched[1])
+        elif step == self.first:
+            pieces.forget_states(self.path, {})
         kept = _cut(self.path / METRICS, step)
-        _cut(self.path / LEDGER, step)
+        _cut(self.path / LEDGER, step - self.first)
         _cut(self.path / TIMINGS, step)
         if kept != step:
             warnings.warn(f"{self.path}/metrics.jsonl has {kept} of the {step} steps before this one", stacklevel=2)
-        self.checkpoints.forget_after(step)
+        self.checkpoints.forget_after(step - self.first)
         self._metrics = (self.path / METRICS).open("a", encoding="utf-8", buffering=1)
         self._ledger = (self.path / LEDGER).open("a", encoding="utf-8", buffering=1)
         self._timings = (self.path / TIMINGS).open("a", encoding="utf-8", buffering=1)
@@ -269,11 +211,11 @@ class RunFolder:
         The checkpoint comes last: whatever interrupts this leaves a run that has not begun, and can be done again.
         """
         for name in (METRICS, LEDGER, TIMINGS):
-            _write_atomically(self.path / name, b"".join(line + b"\n" for line in lines_before(other / name, step)))
+            write_atomically(self.path / name, b"".join(line + b"\n" for line in lines_before(other / name, step)))
         target = self.checkpoints.path / checkpoint.name
         temporary = target.with_suffix(".tmp")
         shutil.copyfile(checkpoint, temporary)
-        _commit(temporary, target)
+        commit(temporary, target)
 
     def log(self, step: int, metrics: Mapping[str, Any], seconds: Mapping[str, float] | None = None) -> None:
         """Append the metrics of `step` to metrics.jsonl (NaN and infinity as null), and its numbers to TensorBoard.
@@ -313,7 +255,7 @@ class RunFolder:
         if self._ledger is None:
             raise RuntimeError("call start() before replace_ledger()")
         self._ledger.close()
-        _write_atomically(self.path / LEDGER, "".join(entry + "\n" for entry in entries).encode())
+        write_atomically(self.path / LEDGER, "".join(entry + "\n" for entry in entries).encode())
         self._ledger = (self.path / LEDGER).open("a", encoding="utf-8", buffering=1)
 
     def save_checkpoint(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -333,10 +275,23 @@ class RunFolder:
         if self._events is not None:
             self._events.flush()
 
-    def vouch(self, step: int) -> dict[str, Tensor]:
-        """Return what a checkpoint of `step` is to hold of this folder, to be put back if it is lost, by name."""
+    def vouch(self, step: int, *, timings: bool = False) -> dict[str, Tensor]:
+        """Return what a checkpoint of `step` is to hold of this folder, to be put back if it is lost, by name.
+
+        `timings`: of these, too. Checkpoints of equal runs then differ.
+        """
         self.flush()
-        return pieces.collect(self.path, step)
+        return pieces.collect(self.path, step, first=self.first, timings=timings)
+
+    def put_back(self, step: int, held: Pieces, *, grows: bool = False) -> list[str]:
+        """Put back lines that the folder lacks and the checkpoint of `step` holds; returns a line about each file.
+
+        `grows`: as in `pieces.mend`. Raises RunFolderError if the folder has other lines than those.
+        """
+        wrong, said = pieces.mend(self.path, step, held, first=self.first, grows=grows)
+        for name, content in wrong.items():
+            write_atomically(self.path / name, content)
+        return said
 
     def rely_on(self, step: int, held: Pieces) -> None:
         """Have `start(step)` put back what is missing of the `held` pieces of a checkpoint.
@@ -374,7 +329,7 @@ class RunFolder:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json, which marks the run as finished, and close the files."""
         self.close()
-        _write_atomically(self.path / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+        write_atomically(self.path / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
 
     def close(self) -> None:
         """Close the files, and leave the folder to others. `start` opens them again."""
@@ -395,11 +350,6 @@ class RunFolder:
                     message = f"{self.path}: another process is training in this folder; wait for it"
                     raise RunFolderError(message) from None
                 time.sleep(0.05)
-
-
-def rank_checkpoints(path: Path, rank: int) -> Checkpoints:
-    """Where in the run folder `path` this rank of a run with a process for each peer keeps its checkpoints."""
-    return Checkpoints(Path(path) / "checkpoints" / f"rank-{rank:03d}")
 
 
 def read_metrics(path: AnyPath) -> list[dict[str, Any]]:
@@ -441,49 +391,5 @@ def read_summary(path: AnyPath) -> dict[str, Any] | None:
 def _cut(file: Path, step: int) -> int:
     """Leave only the lines of steps before `step` in the file, and return how many they are."""
     kept = lines_before(file, step)
-    _write_atomically(file, b"".join(line + b"\n" for line in kept))
+    write_atomically(file, b"".join(line + b"\n" for line in kept))
     return len(kept)
-
-
-def _read_checkpoint(file: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
-    with safe_open(file, framework="pt") as content:
-        header = json.loads(content.metadata()[HEADER])
-        tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  (no dict)
-    if header["version"] != PROTOCOL_VERSION:
-        raise ValueError(f"protocol version {header['version']!r:.40}, this is version {PROTOCOL_VERSION}")
-    step, text = header["step"], header["state"]
-    if header["digest"] != _digest(step, text, tensors):
-        raise ValueError("its content does not match its digest")
-    return step, tensors, json.loads(text)
-
-
-def _digest(step: int, state: str, tensors: Mapping[str, Tensor]) -> str:
-    """BLAKE3 over everything in a checkpoint: its format itself would not notice a flipped bit."""
-    hasher = blake3(json.dumps([step, state]).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        hasher.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        hasher.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return hasher.hexdigest()
-
-
-def _step_of(file: Path) -> int:
-    return int(file.stem.removeprefix("step-"))
-
-
-def _write_atomically(file: Path, content: bytes) -> None:
-    temporary = file.with_name(file.name + ".tmp")
-    temporary.write_bytes(content)
-    _commit(temporary, file)
-
-
-def _commit(temporary: Path, file: Path) -> None:
-    """Give a complete file its name, after its bytes are on the disk, so that no crash leaves half of it there."""
-    with temporary.open("rb+") as stream:
-        os.fsync(stream.fileno())
-    temporary.replace(file)
-    folder = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -19,9 +19,11 @@ import torch
 from btard.aggregation import centered_clip, residual_and_floor
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.memory import NOTHING, Memory, remembered
-from btard.protocol.messages import AnnouncedPart, Report
+from btard.protocol.messages import AnnouncedPart, Claim, Report
+from btard.protocol.packets import bodies
 from btard.protocol.record import StepRecord
-from btard.protocol.report import SMALL, Scalars
+from btard.protocol.report import SMALL, Scalars, part_scalars
+from btard.protocol.seat import Seat
 
 ACCUSE, CONVICT = 2.0, 1.0
 """Multiples of a tolerance: an accuser wants to be sure that the judges agree."""
@@ -36,6 +38,25 @@ ROUNDING = 2.0**-22
 """How much rounding an aggregate's entries to float32 can change the sum of V2, relative to the aggregate."""
 QUANTUM = 2.0**-149
 """The smallest float32: how much rounding changes an entry, however small the entry is."""
+
+
+def verify(seat: Seat, record: StepRecord) -> list[Claim]:
+    """The claims that follow from what I received, and from V1 on the parts I own."""
+    claims = [Claim(record.step, accused, kind, part) for kind, accused, part in record.suspects]
+    for part, packets in record.received.items():
+        if not packets or part not in record.announced or part not in record.aggregates or not record.held(part):
+            continue
+        # All of them, my own too: whoever holds them side by side in memory then reads them where they lie.
+        truth = part_scalars(seat, record, record.aggregates[part], bodies(packets), part)
+        tol = ACCUSE * seat.config.scalar_tol
+        senders = set(record.announced[part].senders) - {seat.id}
+        for sender, true in zip(sorted(packets), truth, strict=True):
+            said = record.reports.get(sender)
+            if said is None or sender not in senders or part in said.missing:
+                continue
+            if scalars_differ(reported(said, part), true, record.tau, tol):
+                claims.append(Claim(record.step, sender, "misreport", part))
+    return claims
 
 
 def scalars_differ(said: Scalars, true: Scalars, tau: float, tol: float, apart: float = 0.0) -> bool:

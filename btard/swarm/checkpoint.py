@@ -1,36 +1,57 @@
-"""The checkpoints that a coordinator keeps, and that a run can start from: parameters and moments, nobody's secrets."""
+"""The checkpoints that a coordinator keeps, and that a run can start from: parameters and moments, no secrets."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from btard.harness.checkpoints import commit, content_digest
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.hashing import PROTOCOL_VERSION
 
 HEADER, OLD_HEADER = "btard.swarm", "btard.albert"
-"""Where the metadata of a checkpoint stand in its file, and where they stood before there were versions."""
+"""The place of a checkpoint's metadata in its file, and its place before there were versions."""
 
 
 def save_start(
-    file: Path, step: int, tensors: Mapping[str, torch.Tensor], confirmed_by: tuple[int, ...], digest: str
+    file: Path,
+    step: int,
+    tensors: Mapping[str, torch.Tensor],
+    confirmed_by: tuple[int, ...],
+    digest: str,
+    notes: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the state at the beginning of `step`; the file appears complete or not at all.
 
-    `confirmed_by` are the members that vouched for `digest`.
+    `confirmed_by` are the members that vouched for `digest`, which is that of their whole state. `notes`: what else of
+    its folder the coordinator keeps there, JSON values.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(".tmp")
-    header = json.dumps(
-        {"version": PROTOCOL_VERSION, "step": step, "digest": digest, "confirmed_by": list(confirmed_by)}
-    )
-    save_file({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, temporary, {HEADER: header})
-    temporary.replace(file)
+    copies = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
+    said = {"step": step, "digest": digest, "confirmed_by": list(confirmed_by), "notes": dict(notes or {})}
+    header = {"version": PROTOCOL_VERSION, **said, "content": content_digest(step, "", copies)}
+    save_file(copies, temporary, {HEADER: json.dumps(header)})
+    commit(temporary, file)
+
+
+def read_start(file: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The header and all tensors of a coordinator's checkpoint. Errors: ValueError for anything else, OSError."""
+    try:
+        with safe_open(file, framework="pt") as content:
+            header = json.loads((content.metadata() or {}).get(HEADER, "null"))
+            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  (no dict)
+        if header["content"] != content_digest(header["step"], "", tensors):
+            raise ValueError("its content does not match its digest")
+    except (SafetensorError, TypeError, KeyError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+    return header, tensors
 
 
 def checkpoint_before(folder: Path, step: int) -> Path:
@@ -47,20 +68,20 @@ def checkpoint_before(folder: Path, step: int) -> Path:
 
 
 def load_start(file: Path, like: Mapping[str, torch.Tensor]) -> tuple[int, dict[str, torch.Tensor]]:
-    """The step and the tensors in a checkpoint, which have to be of the shapes and dtypes of `like`.
+    """The step and the tensors in a checkpoint, which must have the shapes and dtypes of `like`.
 
     Errors: ConfigError, in one line.
     """
     try:
         with safe_open(file, framework="pt") as content:
             metadata = content.metadata() or {}
-            header = json.loads(metadata.get(HEADER) or metadata.get(OLD_HEADER, "null"))
-            if header.get("version") != PROTOCOL_VERSION:
-                raise ConfigError(
-                    f"start_from {file}: is of protocol version {header.get('version', 'none')}, this is version "
-                    f"{PROTOCOL_VERSION}; run the baseline again"
-                )
-            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  (no dict)
+        header = json.loads(metadata.get(HEADER) or metadata.get(OLD_HEADER, "null"))
+        if header.get("version") != PROTOCOL_VERSION:
+            raise ConfigError(
+                f"start_from {file}: is of protocol version {header.get('version', 'none')}, this is version "
+                f"{PROTOCOL_VERSION}; run the baseline again"
+            )
+        header, tensors = read_start(file)
         step = int(header["step"])
     except ConfigError:
         raise

@@ -12,7 +12,7 @@ from btard.protocol.config import ProtocolConfig
 from btard.swarm.deadlines import Deadlines
 
 AWAY = 60.0
-"""protocol.max_away of a swarm: to start again takes a peer some 10 seconds, however fast the others' steps are."""
+"""protocol.max_away of a swarm: a restart takes a peer some 10 seconds, however fast the others' steps are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class AttackConfig(AttackSection):
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """Where this process listens, and whom it knows."""
+    """Where this process listens, and which peers it knows."""
 
     initial_peers: str | None = None
     """Addresses of anybody in the swarm, with commas between them: /ip4/10.0.0.1/tcp/31337/p2p/12D3KooW... The
@@ -80,7 +80,7 @@ class NetworkConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SwarmConfig:
-    """One swarm, and one process of it, whatever it trains: a task extends this class by its own settings."""
+    """One swarm, and one process of it, whatever it trains: a task extends this class with its own settings."""
 
     free_to_change: ClassVar[frozenset[str]] = frozenset(
         {"checkpoint_every", "wandb"}
@@ -171,7 +171,7 @@ class SwarmConfig:
         return draw_attackers(self.peers, self.byzantine, self.seed) if listed is None else listed
 
     def agreed(self) -> dict[str, Any]:
-        """The settings that all peers have to have alike, by dotted key: JSON values.
+        """The settings that all peers must share, by dotted key: JSON values.
 
         A task that has more of them extends it.
         """

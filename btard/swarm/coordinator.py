@@ -1,4 +1,4 @@
-"""Where a swarm meets, and who watches it.
+"""The coordinator of a swarm: its meeting place and its observer.
 
 It is the first address in the DHT and an observer. It has no vote, and what it shows is what most peers say of
 themselves. RUN_DIR gets metrics, ledger, TensorBoard events, and checkpoints, each of which more than half of the peers
@@ -13,18 +13,23 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from btard.audit.attestation import Attestation
+from btard.audit.files import ATTESTATION, LEDGER, METRICS, TIMINGS
+from btard.audit.ledger import read_ledger
+from btard.audit.report import AuditError
+from btard.audit.vouching import FILES, digests
 from btard.harness import tables
 from btard.harness.run_folder import RunFolder, RunFolderError
 from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.heal import HEALED, described
 from btard.protocol.identity import Identity
-from btard.protocol.wire import shown
+from btard.protocol.wire import Malformed, shown
 from btard.swarm.config import SwarmConfig
 from btard.swarm.doors import Doors
 from btard.swarm.founding import (
@@ -48,6 +53,8 @@ from btard.swarm.view import PATIENCE, News, View, bans_of, healings_of
 POLL = 0.5
 """Seconds between two rounds of questions."""
 STATUS = "status.json"
+AGAIN = "copy the folder again as a whole; the folders of the peers have the same ledger and parameters"
+"""What to do about a piece of a finished run that cannot be put back."""
 
 Say = Callable[[str], None]
 
@@ -57,29 +64,35 @@ class Coordinator:
 
     def __init__(self, config: SwarmConfig, out: Path, source: TaskSource, *, say: Say = print) -> None:
         self.config, self.out, self.source, self.say = config, Path(out), source, say
-        self.folder = RunFolder(self.out, config, events=False)
+        self.folder = RunFolder(self.out, config, events=False, again=AGAIN)
         if config.network.identity is None and config.peer is not None:
             self.identity = Identity.from_seed(config.run_id, "coordinator")
         else:
-            self.identity = own_identity(config, self.out)
+            self.identity = own_identity(config, self.folder)
         start = begin(replace(config, device="cpu"), source)
         self.first, self.agreed = start.first, start.agreed
+        self.folder.first = self.first
         write_model(start.task, self.out)
         self.notes = Notes(self.out)
         self.node = make_node(config, self.identity, self.notes)
         self.view = View(config, self.first)
-        before = {peer["peer"]: peer.get("attacks") for peer in read(self.out / STATUS).get("peers", ())}
-        # From before it was interrupted: those who have been removed since say it no more.
-        self.view.attacks = {peer: attacks for peer, attacks in before.items() if attacks is not None}
         self.trackers: list[Tracker] = []
         self._started = 0.0
-        self.keeper = Keeper(config, self.out, start, self.view, self.identity.public_key, self.say)
+        self.keeper = Keeper(config, self.folder, start, self.view, self.identity.public_key, self.say)
+        self.kept = self.keeper.kept()
+        before = {peer["peer"]: peer.get("attacks") for peer in read(self.out / STATUS).get("peers", ())}
+        # From before it was interrupted: those who have been removed since say it no more.
+        told = {peer: attacks for peer, attacks in before.items() if attacks is not None}
+        self.view.attacks = self.kept.attacks | told
 
     def run(self) -> dict[str, Any]:
         """Watch to the end; returns the summary."""
         finished = self.folder.summary()
         if finished is not None:
             return finished
+        self.put_back()
+        if self.keeper.complete and (self.out / ATTESTATION).is_file():
+            return self._summary_again()
         if self.config.wandb is not None:
             self.trackers.append(WeightsAndBiases(self.config, self.out, self.say))
         summary = None
@@ -111,7 +124,7 @@ class Coordinator:
         if founders is None:
             lobby = Lobby(self.node, self.config, self.agreed, self.say)
             await lobby.open()
-            founders = await lobby.list_founders(self.notes.founders)
+            founders = await lobby.list_founders(self.notes.founders or self.kept.founders)
             self.node.spawn(publish_founders(self.node, self.config.run_id, founders))
         else:
             await give_founders(self.node, self.config, self.agreed, founders)
@@ -123,7 +136,7 @@ class Coordinator:
         self.node.spawn(self.notes.keep(self.node, self.config.run_id, founders))
 
     def _go_on(self) -> None:
-        """Keep what the folder holds, and begin where it ends."""
+        """Keep what the folder holds, and continue where it ends."""
         metrics = self.folder.metrics()
         begin = metrics[-1]["step"] + 1 if metrics else self.first
         with warnings.catch_warnings():
@@ -131,6 +144,42 @@ class Coordinator:
             self.folder.start(max(begin, self.keeper.newest))
         self.view.go_on(metrics, self.folder.ledger())
         self.trackers.append(TensorBoard(self.out / "tb", begin))
+
+    def put_back(self) -> None:
+        """Put back the lines that the folder has lost and the newest checkpoint holds.
+
+        Errors: RunFolderError for pieces of several runs.
+        """
+        held = dict(self.kept.pieces)
+        known = held.get(LEDGER, b"").splitlines()
+        try:
+            lines = read_ledger(self.out / LEDGER) if (self.out / LEDGER).exists() else []
+        except AuditError as error:
+            self.say(f"{self.out}: {error}: the ledger is that of the checkpoint of step {self.kept.step} again")
+            (self.out / LEDGER).unlink()
+            lines = []
+        if lines and lines[-1].head.hex().encode() not in b"".join(known):
+            held.pop(LEDGER, None)  # it goes on after the checkpoint, or all peers have gone back and another one began
+        for line in self.folder.put_back(self.kept.step, held, grows=True):
+            self.say(line)
+
+    def _summary_again(self) -> dict[str, Any]:
+        """The summary of a run that has come to its end, made again of the other files.
+
+        Errors: RunFolderError if they are not whole.
+        """
+        metrics, lines = self.folder.metrics(), self.folder.ledger()
+        self.view.go_on(metrics, lines)
+        try:
+            head = Attestation.read(self.out).head
+        except Malformed as error:
+            raise RunFolderError(f"{self.out}: {error}; {AGAIN}") from None
+        if head != self.view.ledger.head:
+            raise RunFolderError(f"{self.out}/{LEDGER}: is not what the peers have signed; {AGAIN}")
+        if not self.view.over:
+            raise RunFolderError(f"{self.out}/{METRICS}: ends before step {self.config.steps}; {AGAIN}")
+        self.say(f"{self.out}/summary.json: made again of the other files")
+        return self._end([head.hex()])
 
     def _watch(self) -> dict[str, Any]:
         quiet, ending = time.monotonic(), math.inf
@@ -148,7 +197,7 @@ class Coordinator:
             told = ending < math.inf and (states["done"] == len(present) or time.monotonic() - ending > PATIENCE)
             if self.view.over or told:
                 self._keep_final()
-                return self._end()
+                return self._end({shown(status.get("head"), 64) for status in self.view.present(time.time()).values()})
             if time.monotonic() - quiet > self.config.deadlines.gather:
                 raise NoFounders(
                     f"no peer has answered for deadlines.gather = {self.config.deadlines.gather:g} s; start the "
@@ -168,7 +217,7 @@ class Coordinator:
         await asyncio.gather(*(ask(number) for number in range(len(self.founders))))
 
     def _note_ledger(self) -> None:
-        """Write down and show what the ledger has gained."""
+        """Write and show the ledger's new entries."""
         news = self.view.learn(time.time())
         if news is not None:
             self._show(news)
@@ -198,7 +247,7 @@ class Coordinator:
             show(self.trackers, row, seconds)
 
     def _keep_final(self) -> None:
-        """Keep the state after the last step, with the signatures of those who are left.
+        """Keep the state after the last step, with the signatures of the remaining peers.
 
         They stay until they have been asked for the last time, or until nobody asks.
         """
@@ -215,7 +264,7 @@ class Coordinator:
         self.node.run(self._ask_all(last=True))
 
     def _sign(self) -> None:
-        """Take over the ledger of the final state, and write who signs both."""
+        """Take over the ledger of the final state, and write which peers sign both."""
         assert self.keeper.final is not None
         ending = Ending(self.config, self.founders, self.keeper.final.step, self.keeper.final.download)
         known, entries = self.view.ledger.entries, ending.ledger.entries
@@ -227,7 +276,7 @@ class Coordinator:
         ending.write(self.out, self.keeper.made_by)
 
     def _write_status(self) -> None:
-        """Write what a table of the swarm needs, for whoever looks into the folder."""
+        """Write what a table of the swarm needs, for readers of the folder."""
         elapsed = time.time() - self._started if self._started else 0.0
         content = {
             "run_id": self.config.run_id,
@@ -240,10 +289,10 @@ class Coordinator:
         }
         write(self.out / STATUS, content)
 
-    def _end(self) -> dict[str, Any]:
+    def _end(self, heads: Iterable[str]) -> dict[str, Any]:
+        """Write the summary. `heads`: of the peers' ledgers."""
         self._log_rows(last=True)
         metrics, bans, attackers = self.folder.metrics(), self.view.bans(), sorted(self.view.attackers())
-        heads = {shown(status.get("head"), 64) for status in self.view.present(time.time()).values()}
         summary = {
             "steps": self.config.steps,
             "loss": metrics[-1]["loss"] if metrics else None,
@@ -255,8 +304,11 @@ class Coordinator:
             "went_back": healings_of(self.view.ledger.entries, self.first),
             "heads": sorted(heads),
         }
+        if self.view.present(time.time()):
+            self._write_status()
+        self.folder.flush()
+        summary[FILES] = digests(self.out, (TIMINGS, STATUS))
         self.folder.write_summary(summary)
-        self._write_status()
         return summary
 
 

@@ -1,4 +1,4 @@
-"""How long a peer waits for the others before it goes on without them: slow is not malicious."""
+"""How long a peer waits for the others before it continues without them: slow is not malicious."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Deadlines:
             )
 
     def seconds(self, load: int) -> float:
-        """What so many bytes take on the slowest line provided for."""
+        """Seconds that this many bytes take on the slowest line allowed for."""
         return 8e-6 * load / self.uplink
 
     def patience(self, d: int) -> float:
@@ -49,7 +49,7 @@ class Deadlines:
         return self.compute + 4 * self.phase + self.seconds(4 * 4 * d)
 
     def allowance(self, phase: str, load: int, gradients: int = 0) -> float:
-        """By how much the wait of `phase` is longer than that of the phase before it (`btard.swarm.rounds`: why).
+        """How much longer the wait of `phase` is than that of the phase before (`btard.swarm.rounds` says why).
 
         From settings and agreed state alone: `load` is the phase's (`btard.protocol.loads`), `gradients` are how many a
         judge may have computed before it, or how many states were measured. With the former the verdicts take less than

@@ -1,4 +1,4 @@
-"""Bytes on a stream: a header of a few fields, then perhaps a body whose length the header says.
+"""Bytes on a stream: a header of a few fields, then perhaps a body, whose length is in the header.
 
 Whoever reads says first how much it will take. What is longer is not read.
 """
@@ -14,23 +14,44 @@ from btard.protocol import wire
 from btard.protocol.wire import Malformed
 
 CHUNK = 2**18
-"""Bytes that are handed to the stream at once."""
+"""Number of bytes that are handed to the stream at once."""
 
 _LENGTH = struct.Struct("<I")
 
 
 class Source(Protocol):
-    """Where bytes are read from: an `asyncio.StreamReader`, or what looks like one."""
+    """The source of bytes: an `asyncio.StreamReader`, or anything like one."""
 
     async def read(self, n: int) -> bytes: ...
     async def readexactly(self, n: int) -> bytes: ...
+
+
+class Sink(Protocol):
+    """Where bytes are written to: an `asyncio.StreamWriter`, or what looks like one."""
+
+    def write(self, data: bytes | memoryview) -> None: ...
+    async def drain(self) -> None: ...
+
+
+class Counted:
+    """A sink that counts the `bytes` that have been handed to it: no more than it takes reaches the other side."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink, self.bytes = sink, 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._sink.write(data)
+        self.bytes += len(data)
+
+    async def drain(self) -> None:
+        await self._sink.drain()
 
 
 def size_of(pieces: Pieces) -> int:
     return sum(len(piece) for piece in pieces)
 
 
-async def send(writer: asyncio.StreamWriter, header: Any, body: Pieces = ()) -> None:
+async def send(writer: Sink, header: Any, body: Pieces = ()) -> None:
     """Write `header` (what `wire.pack` takes) and the pieces of `body`. Errors: OSError if the stream has ended."""
     packed = wire.pack(header)
     writer.write(_LENGTH.pack(len(packed)) + packed)
@@ -54,7 +75,7 @@ async def receive(reader: Source, limit: int, what: str) -> list[Any]:
 
 
 async def receive_body(reader: Source, size: int) -> bytearray:
-    """`size` bytes, which the caller has found to be few enough; memory that is the caller's alone.
+    """`size` bytes, which the caller has found to be few enough; the memory belongs to the caller alone.
 
     It grows with what arrives: a header that announces much and brings nothing costs nothing. Errors:
     IncompleteReadError if the stream ends before.

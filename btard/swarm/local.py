@@ -22,7 +22,9 @@ from typing import Any
 
 import yaml
 
+from btard.harness.pieces import RunFolderError, check_finished
 from btard.harness.progress import Bar
+from btard.harness.run_folder import read_summary
 from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import ConfigError
 from btard.swarm.commands import begin_forking
@@ -41,7 +43,7 @@ def peer_folder(number: int) -> str:
 
 
 def log_file(out: Path, name: str) -> Path:
-    """What the process of this name prints."""
+    """The file with the output of the process of this name."""
     return out / "logs" / f"{name}.txt"
 
 
@@ -88,7 +90,7 @@ class Swarm:
         return int(self.processes[peer_folder(number)].pid)
 
     def alive(self) -> list[str]:
-        """The processes that run, by folder."""
+        """The running processes, by folder."""
         return [name for name, process in self.processes.items() if process.is_alive()]
 
     def log(self, name: str) -> str:
@@ -112,7 +114,7 @@ class Swarm:
         return not self.alive()
 
     def close(self) -> None:
-        """End whatever still runs."""
+        """End all processes that still run."""
         for process in self.processes.values():
             if process.is_alive():
                 process.terminate()
@@ -144,7 +146,7 @@ class Swarm:
 
 
 def _child(module: str, words: list[str], log: str) -> None:
-    """The life of one process: its output in a file, and no longer than that of who started it."""
+    """The life of one process: its output goes to a file, and it ends when its starter does."""
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), name="parent", daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(EXIT_TERMINATED))
@@ -164,13 +166,13 @@ def _child(module: str, words: list[str], log: str) -> None:
 
 
 def _end_with(parent: Any) -> None:
-    """End this process when its parent does, however that ends: the server that it was forked by stays for it."""
+    """End this process when its parent ends, in whatever way: the server that forked it stays alive otherwise."""
     parent.join()
     os._exit(EXIT_TERMINATED)
 
 
 def state_of(status: dict[str, Any], alive: Sequence[str]) -> str:
-    """What is said of a swarm beside its step: who runs, who is in the run, the loss, and who was removed for what."""
+    """What is shown of a swarm next to its step: who runs, who is in the run, the loss, and who was removed and why."""
     peers = status.get("peers", ())
     if not peers:
         return "the peers begin"
@@ -182,11 +184,11 @@ def state_of(status: dict[str, Any], alive: Sequence[str]) -> str:
 
 
 LINES = 20
-"""Lines about the progress of a whole run, where there is no terminal to draw a bar in."""
+"""Lines about the progress of a whole run, for output that is no terminal with a bar."""
 
 
 class Told:
-    """Which steps there has been a line about: the first, and then one in every `LINES`-th part of the run."""
+    """The parts of the run that have had a line: the first step, then one step in every `LINES`-th part."""
 
     def __init__(self, steps: int) -> None:
         self.steps, self.every, self.next = steps, max(1, steps // LINES), 0
@@ -229,8 +231,11 @@ def main(config: SwarmConfig, out: Path, source: TaskSource) -> int:
 
 def report(config: SwarmConfig, out: Path) -> int:
     """The table at the end; 0 if the coordinator saw the run's end."""
-    file = out / COORDINATOR / "summary.json"
-    if not file.exists():
+    try:
+        seen, *ends = (_summary(folder) for folder in (out / COORDINATOR, *sorted(out.glob("peer-*/"))))
+    except RunFolderError as error:
+        exit_with(error)
+    if seen is None:
         tails = {log.stem: log.read_text(errors="replace").strip()[-300:] for log in sorted(out.glob("logs/*.txt"))}
         for name, tail in tails.items():
             print(f"{name}: {tail or 'printed nothing'}")
@@ -238,8 +243,16 @@ def report(config: SwarmConfig, out: Path) -> int:
         return 1
     from btard.swarm.coordinator import print_summary
 
-    print_summary(json.loads(file.read_text(encoding="utf-8")), out / COORDINATOR)
-    ends = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("peer-*/summary.json"))]
-    equal = len({(end["digest"], end["ledger"]) for end in ends}) == 1
-    print(f"{len(ends)} peers came to the end, {'with equal' if equal else 'with DIFFERENT'} parameters and ledgers")
+    print_summary(seen, out / COORDINATOR)
+    came = [end for end in ends if end is not None]
+    equal = len({(end["digest"], end["ledger"]) for end in came}) == 1
+    print(f"{len(came)} peers came to the end, {'with equal' if equal else 'with DIFFERENT'} parameters and ledgers")
     return 0
+
+
+def _summary(folder: Path) -> dict[str, Any] | None:
+    """The summary in a run folder, None if it has none. Errors: RunFolderError if it is not that of the other files."""
+    summary = read_summary(folder)
+    if summary is not None:
+        check_finished(folder, summary, None)
+    return summary

@@ -1,4 +1,4 @@
-"""One peer of a swarm with all that belongs to it, what it keeps on its disk, and what it says of itself."""
+"""One peer of a swarm with all that belongs to it, what it keeps on disk, and what it says about itself."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import torch
 from btard.audit.recorder import Recorder
 from btard.drivers.history import ParameterHistory, steps_kept
 from btard.drivers.trail import Trail
-from btard.harness.run_folder import RunFolder
+from btard.harness import pieces
+from btard.harness.run_folder import RunFolder, RunFolderError
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.behaviour import HONEST, Behaviour
 from btard.protocol.collusion import Collusion
@@ -36,12 +37,12 @@ from btard.swarm.task import Auditable, HasLocalState, TaskSource
 PREVIOUS = "previous"
 """In a state: the parameters of the step before, which validators and judges need."""
 RECENT = 24
-"""Steps whose metrics a status has."""
+"""Number of steps whose metrics a status has."""
 STATUS_LEDGER = 40_000
-"""Bytes of the ledger's newest entries that a status has at most: the votes on one can be many."""
+"""Largest size of the ledger's newest entries in a status, in bytes: one entry can have many votes."""
 
 SAID = 100
-"""Lines that are said once."""
+"""Number of lines that are printed only once."""
 
 Say = Callable[[str], None]
 """Shows a line to people."""
@@ -58,9 +59,10 @@ class Member:
         if config.peer is not None:
             self.identity = Identity.from_seed(config.run_id, config.peer)
         else:
-            self.identity = own_identity(config, self.out)
+            self.identity = own_identity(config, self.folder)
         start = begin(config, source)
         self.optimizer, self.task, self.first, self.agreed = start.optimizer, start.task, start.first, start.agreed
+        self.folder.first = self.first
         write_model(self.task, self.out)
         self.device = self.optimizer.params.device
         try:
@@ -78,9 +80,9 @@ class Member:
         self.recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
         self.sent = 0
         self.signed: dict[str, Any] | None = None
-        """What this peer has signed at the end of the run: JSON values, told to whoever asks."""
+        """What this peer has signed at the end of the run: JSON values, sent to anybody that asks."""
         self.chain = Ledger()
-        """What the folder has of the peer's ledger."""
+        """The part of the peer's ledger that is in the folder."""
         self._said: set[str] = set()
 
     @property
@@ -88,7 +90,7 @@ class Member:
         return self.driver.peer
 
     def take_seat(self, founders: tuple[bytes, ...], doors: Doors) -> bool:
-        """Be the peer that the list of the first ones says, or a newcomer after them; returns whether it is listed."""
+        """Become the peer that the list of first peers says, or a newcomer after them; returns whether it is listed."""
         me = self.identity.public_key
         self.service = StateService(self.node, doors, self.patience, self.status, trusted_keys(self.config))
         known = me in founders
@@ -111,15 +113,37 @@ class Member:
             collusion=collusion,
             watch=self._watch,
         )
-        self.stored = {step: (tensors, state) for step, tensors, state in self.folder.checkpoints.intact()}
+        self.find_stored()
         if not peer.behaviour.byzantine:
             made_by = self.task.made_by if isinstance(self.task, Auditable) else ""
             self.recorder = Recorder(self.out, self.protocol, made_by)
         return known
 
+    def find_stored(self) -> None:
+        """Find the checkpoints to go on from, and put back the lines that the folder has lost.
+
+        One whose proofs are gone is passed over: the peer makes them again, or goes on with the state of the others.
+        Errors: RunFolderError for pieces of another peer's run, or of another run.
+        """
+        self.stored = {}
+        for step, tensors, state, held in self.folder.checkpoints.vouching():
+            if state.get("key") != self.identity.public_key.hex():
+                raise RunFolderError(
+                    f"{self.out}: its checkpoints are those of another key than this peer's; {pieces.WHOLE}"
+                )
+            if (problem := pieces.missing_proof(self.out, held)) is not None:
+                self.say(f"{problem}: its checkpoint of step {self.first + step} is not used")
+                continue
+            if not self.stored:
+                for line in self.folder.put_back(self.first + step, held, grows=True):
+                    self.say(line)
+            self.stored[step] = tensors, state
+        if not self.stored and self.folder.metrics():
+            self.say(f"{self.out} has no checkpoint to go on from: with the state of the others, or from the start")
+
     @property
     def patience(self) -> float:
-        """Seconds that somebody who asks for a state waits for the next step to begin, and for the state."""
+        """Seconds that a peer that asks for a state waits for the next step to begin, and for the state."""
         return self.config.deadlines.patience(self.task.d)
 
     def make_peer(self, number: int, roster: Roster) -> tuple[Peer, Collusion | None]:
@@ -139,7 +163,7 @@ class Member:
             return Peer(number, self.identity, roster, self.protocol, self.task.d, behaviour), collusion
 
     def say_once(self, line: str) -> None:
-        """Say what would otherwise be said again and again. Not without end, for others can find ever new words."""
+        """Print a line only once. The number of such lines is limited, because others can invent ever new words."""
         if line not in self._said and len(self._said) < SAID:
             self._said.add(line)
             self.say(line)
@@ -147,27 +171,32 @@ class Member:
     # What is kept on the disk, and told to others.
 
     def rewrite_ledger(self) -> None:
-        """Have in the folder what the peer's ledger holds, also of steps in which it was away."""
+        """Write to the folder what the peer's ledger holds, also of steps in which it was away."""
         chain = Ledger()
         self.folder.replace_ledger([chain.append(entry) for entry in self.peer.ledger.entries])
         self.chain = chain
 
     def local_state(self) -> Mapping[str, torch.Tensor]:
-        """What of the training is this peer's own."""
+        """The part of the training that belongs to this peer alone."""
         return self.task.local_state() if isinstance(self.task, HasLocalState) else {}
 
-    def save(self) -> None:
-        """Write a checkpoint."""
+    def save(self, summary: Mapping[str, Any] | None = None) -> None:
+        """Write a checkpoint; the one after the last step with the `summary`, to be put back if that is lost."""
         values, own = save_peer(self.peer)
         tensors = {f"training/{name}": tensor for name, tensor in self.optimizer.state().items()}
         tensors |= self.driver.history.state() | self.trail.state()
         tensors |= {f"local/{name}": tensor for name, tensor in self.local_state().items()}
         tensors |= {f"peer/{name}": tensor for name, tensor in own.items()}
-        recorded = None if self.recorder is None else self.recorder.state()
-        workers = {str(step): count for step, count in self.driver.history.workers.items()}
-        self.folder.save_checkpoint(
-            self.peer.t, tensors, {"peer": values, "workers": workers, "recorder": recorded, "sent": self.sent}
-        )
+        tensors |= self.folder.vouch(self.first + self.peer.t, timings=True)
+        state = {
+            "peer": values,
+            "key": self.identity.public_key.hex(),
+            "workers": {str(step): count for step, count in self.driver.history.workers.items()},
+            "recorder": None if self.recorder is None else self.recorder.state(),
+            "sent": self.sent,
+            "summary": summary,
+        }
+        self.folder.save_checkpoint(self.peer.t, tensors, state)
         self.stored = {0: ({}, {}), self.peer.t: ({}, {})}
 
     def load(self, step: int) -> None:
@@ -199,7 +228,7 @@ class Member:
         self.peer.begin_life(self.life.epoch(self.config.run_id, checkpoint_digest(values, self.optimizer.params)))
 
     def status(self) -> dict[str, Any]:
-        """What this peer says of itself to whoever asks: JSON values, at most some 80 kB."""
+        """What this peer tells anybody about itself: JSON values, at most some 80 kB."""
         if not hasattr(self, "driver"):
             return {"state": self.state}
         peer = self.peer

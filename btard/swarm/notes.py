@@ -1,4 +1,4 @@
-"""What a process of a swarm notes for the time when it is started again: its address, and where the others are."""
+"""What a process of a swarm notes for its next start: its address, and where the others are."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Notes:
 
     @property
     def port(self) -> int:
-        """The port of last time, 0 if there was none: whoever has the address from then still comes to it."""
+        """The port of last time, 0 if there was none: addresses handed out then stay valid."""
         try:
             found = re.search(r"/tcp/(\d{1,5})/", (self.out / ADDRESS).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -41,14 +41,18 @@ class Notes:
     @property
     def founders(self) -> tuple[bytes, ...]:
         """The first peers' keys, if they were known."""
-        return tuple(bytes.fromhex(key) for key in self._strings("founders"))
+        try:
+            keys = [bytes.fromhex(key) for key in self._strings("founders")]
+        except ValueError:  # damaged
+            return ()
+        return tuple(keys)
 
     def write_address(self, address: str) -> None:
         """Note where this process is: what others give as network.initial_peers."""
         (self.out / ADDRESS).write_text(address + "\n", encoding="utf-8")
 
     async def keep(self, node: Node, run_id: str, founders: tuple[bytes, ...]) -> None:
-        """Write down again and again who the first peers are, and where anybody is."""
+        """Write repeatedly who the first peers are, and where peers can be found."""
         me = node.identity.public_key
         while True:
             met = await meet(node, run_id)
@@ -58,11 +62,12 @@ class Notes:
             await asyncio.sleep(EVERY)
 
     def _strings(self, name: str) -> list[str]:
-        return [str(entry) for entry in read(self.out / SWARM).get(name, ())]
+        found = read(self.out / SWARM).get(name)
+        return [str(entry) for entry in found] if isinstance(found, list) else []
 
 
 def write(file: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON that appears complete or not at all."""
+    """Write JSON to a file that appears complete or not at all."""
     temporary = file.with_name(f".{file.name}")
     temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
     temporary.replace(file)

@@ -1,4 +1,4 @@
-"""What every process of a swarm begins with: a key, the task, a model in its first state, a place in the network."""
+"""What every process of a swarm begins with: a key, the task, a model in its initial state, a place in the network."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from btard.harness.run_folder import RunFolder
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.hashing import tensor_digest
 from btard.protocol.identity import Identity
@@ -29,11 +30,11 @@ class Start:
     first: int
     """The step of `start_from`: what the protocol calls step 0 is this one."""
     agreed: dict[str, Any]
-    """What all peers have to have alike before they talk, by name: settings, the task's own, initial parameters."""
+    """What all peers must share before they talk, by name: settings, the task's own, initial parameters."""
 
 
 def begin(config: SwarmConfig, source: TaskSource) -> Start:
-    """Make task and optimizer. Errors: ConfigError for what the task refuses, or a `start_from` that does not fit."""
+    """Create task and optimizer. Errors: ConfigError for what the task refuses, or a `start_from` that does not fit."""
     task, optimizer = ready(source, config)
     first = 0
     if config.start_from is not None:
@@ -47,13 +48,13 @@ def begin(config: SwarmConfig, source: TaskSource) -> Start:
 
 
 def write_model(task: Training, out: Path) -> None:
-    """Write into the run folder `out` what the task's parameters are called, if it says so."""
+    """Write the names of the task's parameters into the run folder `out`, if the task has names."""
     if isinstance(task, Named):
         write_layout(out, task.layout(), task.agreed())
 
 
 def make_node(config: SwarmConfig, identity: Identity, notes: Notes) -> Node:
-    """This process in the network, not yet started; where it was before, if the settings let it."""
+    """This process in the network, not yet started; at its former port, if the settings allow that."""
     network = config.network
     return Node(
         identity,
@@ -67,9 +68,18 @@ def make_node(config: SwarmConfig, identity: Identity, notes: Notes) -> Node:
     )
 
 
-def own_identity(config: SwarmConfig, out: Path) -> Identity:
-    """The key in the file that the settings name, or in the run folder; made if it is missing. Errors: ConfigError."""
+def own_identity(config: SwarmConfig, folder: RunFolder) -> Identity:
+    """The key in the file that the settings name, or in the run folder; made if it is missing and no step was done.
+
+    Errors: ConfigError.
+    """
+    file = Path(config.network.identity or folder.path / "identity.key")
+    if folder.begun() and not file.exists():
+        raise ConfigError(
+            f"{file}: is missing, and {folder.path} holds a run that was begun with that key; copy the key back, or "
+            "choose another --out for a new one"
+        )
     try:
-        return load_identity(Path(config.network.identity or out / "identity.key"))
+        return load_identity(file)
     except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from None

@@ -16,8 +16,10 @@ from typing import Any
 import torch
 
 from btard.audit.attestation import Attestation
+from btard.audit.files import ATTESTATION, TIMINGS
 from btard.audit.numerics import numeric_platform
-from btard.harness import tables
+from btard.audit.vouching import FILES, digests
+from btard.harness import pieces, tables
 from btard.harness.progress import Bar
 from btard.harness.run_folder import RunFolderError
 from btard.harness.settings import exit_with
@@ -38,7 +40,7 @@ from btard.swarm.task import HasLocalState, TaskSource
 from btard.swarm.view import bans_of, healings_of
 
 FAREWELL = 5.0
-"""Seconds for which a peer that is done waits for somebody to ask how it ended, or for the final state."""
+"""Seconds that a finished peer waits for somebody to ask how it ended, or for the final state."""
 
 
 class Trainer(Member):
@@ -63,7 +65,7 @@ class Trainer(Member):
 
     def run(self) -> dict[str, Any]:
         """Train to the end; returns the summary. Errors: Fallen if the others have removed this peer."""
-        finished = self.folder.summary()
+        finished = self.folder.summary() or self._ended()
         if finished is not None:
             return finished
         try:
@@ -165,7 +167,6 @@ class Trainer(Member):
         if self.recorder is not None:
             self.recorder.begin(peer.roster, self.task.d, numeric_platform(str(self.optimizer.params.device)))
             Attestation(statement.step, statement.head, statement.params, signatures).write(self.out)
-        self.save()
         summary = {
             "peer": peer.id,
             "steps": self.config.steps,
@@ -183,11 +184,37 @@ class Trainer(Member):
             "threads": torch.get_num_threads(),
             "versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
         }
-        self.folder.write_summary(summary)
+        self.save(summary)
+        summary = self._write_summary(summary)
         self.state = "done"
         self.driver.linger(2 * self.config.deadlines.phase)
         self.service.wait_until_told(FAREWELL, self.patience)
         return summary
+
+    def _write_summary(self, summary: dict[str, Any]) -> dict[str, Any]:
+        """Write the summary, which vouches for what else is in the folder; returns it."""
+        whole = {**summary, FILES: digests(self.out, (TIMINGS,))}
+        self.folder.write_summary(whole)
+        return whole
+
+    def _ended(self) -> dict[str, Any] | None:
+        """The summary of a run that has come to its end, put back from the last checkpoint; None if it has not.
+
+        Errors: RunFolderError if something else is gone, too.
+        """
+        for step, _, state, held in self.folder.checkpoints.vouching():
+            if self.first + step < self.config.steps or state.get("summary") is None:
+                break
+            problem = pieces.missing_proof(self.out, held)
+            if problem is None and state["summary"]["evidence"] and not (self.out / ATTESTATION).is_file():
+                problem = f"{self.out}/{ATTESTATION}: is missing"
+            if problem is not None:
+                raise RunFolderError(f"{problem}; {pieces.WHOLE}")
+            for line in self.folder.put_back(self.first + step, held):
+                self.say(line)
+            self.say(f"{self.out}/summary.json: put back from the checkpoint of step {self.first + step}")
+            return self._write_summary(state["summary"])
+        return None
 
 
 def _describe(entry: Entry, first: int) -> str:
@@ -199,7 +226,7 @@ def _describe(entry: Entry, first: int) -> str:
 
 
 def _way_back(config: SwarmConfig) -> str:
-    """How whoever is out for good can come again."""
+    """How a peer that is out for good can join again."""
     if config.protocol.probation is None:
         return "this key cannot come back, and protocol.probation is null: nobody can join this run"
     return (

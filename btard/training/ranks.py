@@ -153,6 +153,7 @@ def _distributed(
             run = training.train(driver, steps, losses=losses, me=lambda: rank, leads=lambda: driver.leads)
             if run.diverged_at is None:
                 driver.attest(training.optimizer.params)
+            training.write_summary()
         except Fallen as fallen:
             run = training.run
             run.fallen, run.leads = str(fallen), False

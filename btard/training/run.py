@@ -13,7 +13,8 @@ from typing import Any, NamedTuple, cast
 
 from btard.attacks import Attack, make_attack
 from btard.attacks.own import LabelFlip
-from btard.audit.files import LEDGER, SUMMARY
+from btard.audit.files import LEDGER, METRICS, PROTOCOL, SUMMARY
+from btard.audit.vouching import FILES, digests
 from btard.checks import FieldError
 from btard.drivers.collective import CollectiveDriver
 from btard.drivers.local import LocalDriver
@@ -27,11 +28,10 @@ from btard.protocol.config import ProtocolConfig
 from btard.protocol.heal import described
 from btard.protocol.ledger import Entry, Ledger
 from btard.training.checking import check_peers
-from btard.training.layout import write_final
+from btard.training.layout import FINAL, write_final
 from btard.training.optimizer import MakeOptimizer, MakeScheduler, VectorOptimizer
 from btard.training.torch_task import TorchTask
 
-METRICS = "metrics.jsonl"
 SHOWN = 20
 """A training that shows its progress says so many times how far it is."""
 
@@ -237,10 +237,16 @@ class Training:
                 self.on_step(run)
             self._show(step, steps, result)
         task.write_buffers(me())
-        if self.out is not None and run.leads:
-            write_final(self.out, optimizer.params, task.layout(), task.agreed())
-            (self.out / SUMMARY).write_text(json.dumps(run.summary(), indent=1) + "\n", encoding="utf-8")
         return run
+
+    def write_summary(self) -> None:
+        """Write what the run came to, at the very end: the summary vouches for the other files of the folder."""
+        if self.out is not None and self.run.leads:
+            write_final(self.out, self.optimizer.params, self.task.layout(), self.task.agreed())
+            summary = {**self.run.summary(), FILES: digests(self.out)}
+            temporary = self.out / f".{SUMMARY}"
+            temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+            temporary.replace(self.out / SUMMARY)
 
     def _note(self, result: StepResult, losses: Mapping[int, float]) -> None:
         """Take down a step."""
@@ -293,7 +299,7 @@ def new_folder(out: Path | str | None) -> Path | None:
     if out is None:
         return None
     folder = Path(out)
-    if (folder / LEDGER).exists():
+    if any((folder / name).exists() for name in (METRICS, LEDGER, PROTOCOL, FINAL, SUMMARY)):
         raise ValueError(f"{folder} holds a run already: give another folder, or remove it")
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -105,6 +105,7 @@ def simulate(
             run = training.train(driver, steps, losses=lambda: task.losses, me=lambda: 0)
             if isinstance(driver, LocalDriver) and run.diverged_at is None:
                 driver.attest(training.optimizer.params)
+            training.write_summary()
         finally:
             training.optimizer.release()
     return run

@@ -11,9 +11,10 @@ from typing import Any
 
 import yaml
 
-from btard.audit.files import EVIDENCE, LEDGER, PROTOCOL, proof_file, read_bounded, read_json
+from btard.audit.files import EVIDENCE, LEDGER, METRICS, PROTOCOL, TIMINGS, proof_file, read_bounded, read_json
 from btard.audit.settings import read_settings
-from btard.harness.run_folder import TIMINGS, VERSION, RunFolderError, read_costs, read_metrics, read_summary
+from btard.audit.vouching import unfit
+from btard.harness.run_folder import VERSION, RunFolderError, read_costs, read_metrics, read_summary
 from btard.protocol import wire
 from btard.protocol.hashing import PROTOCOL_VERSION
 from btard.protocol.ledger import Entry, Ledger
@@ -26,7 +27,7 @@ MAX_LINES, MAX_SMALL = 2**28, 2**22
 MAX_PEERS = 4096
 MAX_PROOFS = 400
 """Steps whose recorded messages are shown; a page has to stay readable."""
-CONFIG, METRICS, STATUS, COORDINATOR = "config.yaml", "metrics.jsonl", "status.json", "coordinator"
+CONFIG, STATUS, COORDINATOR = "config.yaml", "status.json", "coordinator"
 SWARM, TRAINER = "a swarm, as its coordinator sees it", "a swarm, as one of its peers sees it"
 
 
@@ -92,6 +93,8 @@ def read_run(folder: Path) -> Run:
     run.kind, run.first = _kind(run), _first(run)
     _read_ledger(run)
     _read_proofs(run)
+    if run.summary is not None and (problem := unfit(folder, run.summary, (METRICS, LEDGER, TIMINGS, STATUS))):
+        run.notes.append(f"{problem}: the folder is not whole, copy it again")
     return run
 
 

@@ -16,8 +16,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from btard.audit.files import LEDGER, METRICS
 from btard.harness.packed import open_packed
-from btard.harness.pieces import LEDGER, METRICS, check_finished
+from btard.harness.pieces import check_finished
 from btard.harness.run_folder import RunFolderError, read_metrics, read_summary, steps_per_second
 from btard.harness.sections import ProtocolSection
 from btard.harness.settings import config_text, differing_keys

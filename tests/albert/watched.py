@@ -8,18 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from albert.config import Config
+from btard.swarm.config import SwarmConfig
 from btard.swarm.coordinator import Coordinator
+from btard.swarm.task import TaskSource
 from tests.albert.trainers import SOURCE, Trainers
 
 
 class Watched:
     """`coordinator` and `trainers`. Peers have keys of their own, as strangers do, unless the settings number them."""
 
-    def __init__(self, config: Config, out: Path) -> None:
+    def __init__(self, config: SwarmConfig, out: Path, source: TaskSource = SOURCE) -> None:
         self.config, self.out, self.lines = config, out, list[str]()
-        self.trainers = Trainers(config, out)
-        self.coordinator = Coordinator(config, out / "coordinator", SOURCE, say=self.lines.append)
+        self.trainers = Trainers(config, out, source=source)
+        self.coordinator = Coordinator(config, out / "coordinator", source, say=self.lines.append)
         self.end: Any = None
 
     def run(self, **of_peers: dict[str, Any]) -> dict[str, Any]:

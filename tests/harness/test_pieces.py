@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from btard.harness.pieces import FILES, digests
+from btard.audit.vouching import FILES, digests
 from btard.harness.run_folder import RunFolder, RunFolderError
 from resnet.config import Config
 from resnet.table import read_run

@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from btard.export.__main__ import main as export
-from btard.harness.run_folder import Checkpoints
+from btard.harness.checkpoints import Checkpoints
 from resnet.data import load_dataset
 from resnet.model import evaluate, resnet18
 from resnet.train import train
@@ -78,6 +78,10 @@ def test_a_broken_model_file_is_one_line(
     content = json.loads((run / "model.json").read_text())
     change(content)  # type: ignore[operator]
     (run / "model.json").write_text(json.dumps(content))
+    with pytest.raises(SystemExit, match="2"):
+        export([str(run), "--out", str(tmp_path / "model")])
+    assert "model.json: is not the one that summary.json was made of" in capsys.readouterr().err
+    (run / "summary.json").unlink()
     with pytest.raises(SystemExit, match="2"):
         export([str(run), "--out", str(tmp_path / "model")])
     said = capsys.readouterr().err

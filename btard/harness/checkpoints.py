@@ -1,0 +1,131 @@
+"""The checkpoints of a run: files that appear complete or not at all, each with the digest of its content."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from blake3 import blake3
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from btard.harness import pieces
+from btard.harness.pieces import Pieces
+from btard.protocol.hashing import PROTOCOL_VERSION
+
+KEPT_CHECKPOINTS = 2
+"""The newest, and one to fall back on if it turns out damaged."""
+
+HEADER = "btard"
+"""Where a checkpoint's step, state and digest stand in the metadata of its safetensors file."""
+
+
+class Checkpoints:
+    """The newest checkpoints of a run, or of one rank of it, as files in folder `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+
+    def files(self) -> list[Path]:
+        return sorted(self.path.glob("step-*.safetensors"), key=_step_of)
+
+    def save_checkpoint(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Write what a run that has done `step` steps needs to go on; `state` is JSON. Keeps this one and the last.
+
+        The file appears complete or not at all.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        # Copies, because safetensors refuses tensors that share memory.
+        copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+        text = json.dumps(state)
+        target = self.path / f"step-{step:08d}.safetensors"
+        temporary = target.with_suffix(".tmp")
+        # One entry, because safetensors writes several in random order, and equal runs shall have equal files.
+        header = json.dumps(
+            {"version": PROTOCOL_VERSION, "step": step, "state": text, "digest": content_digest(step, text, copies)}
+        )
+        save_file(copies, temporary, metadata={HEADER: header})
+        commit(temporary, target)
+        for file_path in self.files()[:-KEPT_CHECKPOINTS]:
+            file_path.unlink()
+
+    def intact(self) -> Iterator[tuple[int, dict[str, Tensor], dict[str, Any]]]:
+        """(steps done, tensors, state) of each checkpoint, newest first; one that is damaged costs a warning."""
+        for step, tensors, state in self._read():
+            yield step, pieces.separate(tensors)[0], state
+
+    def vouching(self) -> Iterator[tuple[int, dict[str, Tensor], dict[str, Any], Pieces]]:
+        """As `intact`, with what each checkpoint holds of the run folder."""
+        for step, tensors, state in self._read():
+            own, held = pieces.separate(tensors)
+            yield step, own, state, held
+
+    def _read(self) -> Iterator[tuple[int, dict[str, Tensor], dict[str, Any]]]:
+        for file in reversed(self.files()):
+            try:
+                yield _read_checkpoint(file)
+            except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+                warnings.warn(f"{file}: damaged, trying the checkpoint before it ({error})", stacklevel=2)
+
+    def forget_after(self, step: int) -> None:
+        """Delete the checkpoints of later steps."""
+        for file in self.files():
+            if _step_of(file) > step:
+                file.unlink()
+
+
+def rank_checkpoints(path: Path, rank: int) -> Checkpoints:
+    """Where in the run folder `path` this rank of a run with a process for each peer keeps its checkpoints."""
+    return Checkpoints(Path(path) / "checkpoints" / f"rank-{rank:03d}")
+
+
+def _read_checkpoint(file: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
+    with safe_open(file, framework="pt") as content:
+        header = json.loads(content.metadata()[HEADER])
+        tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  (no dict)
+    if header["version"] != PROTOCOL_VERSION:
+        raise ValueError(f"protocol version {header['version']!r:.40}, this is version {PROTOCOL_VERSION}")
+    step, text = header["step"], header["state"]
+    if step != _step_of(file):
+        raise ValueError(f"it is that of step {step}")
+    if header["digest"] != content_digest(step, text, tensors):
+        raise ValueError("its content does not match its digest")
+    return step, tensors, json.loads(text)
+
+
+def content_digest(step: int, state: str, tensors: Mapping[str, Tensor]) -> str:
+    """BLAKE3 over everything in a checkpoint: its format itself would not notice a flipped bit."""
+    hasher = blake3(json.dumps([step, state]).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        hasher.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        hasher.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
+
+
+def _step_of(file: Path) -> int:
+    return int(file.stem.removeprefix("step-"))
+
+
+def write_atomically(file: Path, content: bytes) -> None:
+    temporary = file.with_name(file.name + ".tmp")
+    temporary.write_bytes(content)
+    commit(temporary, file)
+
+
+def commit(temporary: Path, file: Path) -> None:
+    """Give a complete file its name, after its bytes are on the disk, so that no crash leaves half of it there."""
+    with temporary.open("rb+") as stream:
+        os.fsync(stream.fileno())
+    temporary.replace(file)
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

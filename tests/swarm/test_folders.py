@@ -1,0 +1,371 @@
+"""The folders of a swarm and of btard.simulate: each file that is lost, cut or older is restored, or refused in a line.
+
+The folders are those of one real swarm: finished, as they were in the middle of the run, and as they were before that.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import btard
+from btard.audit.__main__ import main as audit
+from btard.export.final import ExportError, read_final
+from btard.harness.pieces import LEDGER, METRICS, RunFolderError
+from btard.harness.settings import config_text
+from btard.harness.typed_yaml import ConfigError
+from btard.protocol.identity import Identity
+from btard.swarm.coordinator import Coordinator
+from btard.swarm.identity import write_identity
+from btard.swarm.local import report
+from btard.swarm.trainer import Trainer
+from btard.training.run import new_folder
+from btard.watch.folder import read_run
+from tests.albert.watched import Watched
+from tests.swarm.test_heal import SOURCE, settings
+
+STEPS = 6
+CONFIG = settings(run_id="folders", steps=STEPS, checkpoint_every=2)
+OLDER, MIDDLE = 2, 4
+"""Steps of the newest checkpoint, in the folders of before and of the middle."""
+LINES = (METRICS, LEDGER, "timings.jsonl")
+HONEST = "peer-0"
+
+
+class Recorded(Watched):
+    """Copies the folders as they are in the middle of the run, right after a checkpoint."""
+
+    def __init__(self, out: Path, copies: Path) -> None:
+        super().__init__(CONFIG, out / "whole", SOURCE)
+        self.copies = copies
+        self.coordinator.say = self.coordinator.keeper.say = self._heard
+
+    def _heard(self, line: str) -> None:
+        self.lines.append(line)
+        for step in (OLDER, MIDDLE):
+            if line.startswith(f"checkpoint of step {step},"):
+                self.coordinator.folder.flush()
+                shutil.copytree(self.coordinator.out, self.copies / str(step) / self.coordinator.out.name)
+
+    def watch(self, trainer: Trainer) -> None:
+        """Copy the trainer's folder, too, a step later. The coordinator gets the time to hear all and to ask."""
+        before, honest = trainer._watch, trainer.config.peer not in CONFIG.attackers()
+
+        def watched(phase: str) -> None:
+            if phase == "compute" and trainer.peer.t == 0:
+                until(lambda: len(self.coordinator.view.attacks) == CONFIG.peers)
+            if phase == "compute" and honest and trainer.peer.t + 1 in (OLDER, MIDDLE):
+                until(lambda: trainer.peer.t + 1 in trainer.service._wanted)
+            if phase == "compute" and trainer.peer.t - 1 in (OLDER, MIDDLE):
+                trainer.folder.flush()
+                shutil.copytree(trainer.out, self.copies / str(trainer.peer.t - 1) / trainer.out.name)
+            before(phase)
+
+        trainer._watch = watched  # type: ignore[method-assign]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for it, but not longer than the others wait for a peer."""
+    deadline = time.monotonic() + 15
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("folders")
+    swarm = Recorded(out, out)
+    make = swarm.trainers.make
+
+    def made(number: int, **changes: Any) -> Trainer:
+        trainer = make(number, **changes)
+        swarm.watch(trainer)
+        return trainer
+
+    swarm.trainers.make = made  # type: ignore[method-assign]
+    try:
+        summary = swarm.run()
+    finally:
+        swarm.trainers.close()
+    assert summary["byzantine_banned"] == 1 and summary["went_back"]
+    return out
+
+
+def cut(file: Path, _: Path) -> bool:
+    """Leave the first third."""
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 3])
+    return bool(content)
+
+
+def gone(file: Path, _: Path) -> bool:
+    file.unlink()
+    return True
+
+
+def older(file: Path, before: Path) -> bool:
+    """Put what the file was before, or the checkpoint of before, in its place; False if it was the same."""
+    of_before = before / file.parent.name / f"step-{OLDER:08d}.safetensors" if "checkpoints" in file.parts else None
+    if of_before is None:
+        of_before = before / file.name
+    if not of_before.exists() or of_before.read_bytes() == file.read_bytes():
+        return False
+    shutil.copyfile(of_before, file)
+    return True
+
+
+DAMAGES: dict[str, Callable[[Path, Path], bool]] = {"gone": gone, "cut": cut, "older": older}
+
+REFUSED, RESTORED, UNUSED = "refused", "restored", "nothing is lost"
+FINISHED = {
+    "*.jsonl": REFUSED,
+    "config.yaml": REFUSED,
+    "protocol_version": REFUSED,
+    "protocol.json": REFUSED,
+    "roster.json": REFUSED,
+    "attestation.json": REFUSED,
+    "evidence/*": REFUSED,
+    "checkpoints/*": REFUSED,
+    "status.json": REFUSED,
+    "summary.json": RESTORED,
+    "model.json": RESTORED,
+    "address.txt": UNUSED,
+    "swarm.json": UNUSED,
+    ".lock": UNUSED,
+    "tb/*": UNUSED,
+}
+"""What becomes of a damaged file of a finished run; but for a summary that is there and no JSON."""
+INTERRUPTED = {
+    "*.jsonl": RESTORED,
+    "config.yaml": REFUSED,
+    "protocol_version": REFUSED,
+    f"checkpoints/step-{MIDDLE:08d}*": RESTORED,
+    f"checkpoints/step-{OLDER:08d}*": UNUSED,
+    "evidence/*": RESTORED,
+    "status.json": RESTORED,
+    "swarm.json": RESTORED,
+    "model.json": RESTORED,
+    "protocol.json": UNUSED,
+    "roster.json": UNUSED,
+    "address.txt": UNUSED,
+    ".lock": UNUSED,
+    "tb/*": UNUSED,
+}
+"""The same in the middle of a run. Protocol.json and roster.json are written again with the next step."""
+ROLES = ("coordinator", HONEST)
+BY_PEERS = ("steps", "byzantine", "byzantine_banned", "honest_banned", "bans", "went_back", "heads")
+"""What of a coordinator's summary follows from what the peers did."""
+CASES = [(role, pattern) for role in ROLES for pattern in FINISHED]
+
+
+def files(folder: Path, pattern: str = "*") -> list[Path]:
+    return [
+        file
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and fnmatch.fnmatch(str(file.relative_to(folder)), pattern)
+    ]
+
+
+def program(folder: Path, said: list[str]) -> Coordinator | Trainer:
+    kind = Coordinator if folder.name == "coordinator" else Trainer
+    return kind(CONFIG, folder, SOURCE, say=said.append)
+
+
+def damaged(recorded: Path, state: str, role: str, tmp_path: Path, pattern: str) -> Iterator[tuple[Path, Path, str]]:
+    """Copies of a folder, each with one damage to one file: the folder, the file, the damage."""
+    source = recorded / state / role
+    for file in files(source, pattern):
+        for name, damage in DAMAGES.items():
+            folder = tmp_path / name / file.name / role
+            shutil.copytree(source, folder)
+            place = folder / file.relative_to(source)
+            if damage(place, recorded / str(OLDER) / role):
+                yield folder, place, name
+
+
+@pytest.mark.parametrize("table", ["finished", "interrupted"])
+def test_the_tables_have_every_file_of_the_folders(table: str, recorded: Path) -> None:
+    known = FINISHED if table == "finished" else INTERRUPTED
+    for role in ROLES:
+        folder = recorded / ("whole" if table == "finished" else str(MIDDLE)) / role
+        for file in files(folder):
+            name = str(file.relative_to(folder))
+            assert any(fnmatch.fnmatch(name, pattern) for pattern in known), f"{role}: {name}"
+    folders = [recorded / ("whole" if table == "finished" else str(MIDDLE)) / role for role in ROLES]
+    for pattern in known.keys() - {"swarm.json", "model.json"}:  # after some seconds; of tasks that say names
+        assert any(files(folder, pattern) for folder in folders), pattern
+    assert files(folders[1], "evidence/state-*"), "a run that went back keeps the states that it chose from"
+
+
+@pytest.mark.parametrize(("role", "pattern"), CASES)
+def test_a_file_of_a_finished_run(role: str, pattern: str, recorded: Path, tmp_path: Path) -> None:
+    whole = recorded / "whole" / role
+    summary = json.loads((whole / "summary.json").read_text())
+    for folder, file, how in damaged(recorded, "whole", role, tmp_path, pattern):
+        said: list[str] = []
+        if FINISHED[pattern] == REFUSED or (file.name == "summary.json" and how == "cut"):
+            with pytest.raises((RunFolderError, ConfigError)) as refused:
+                program(folder, said).run()
+            line = str(refused.value)
+            assert "\n" not in line and any(word in line for word in ("copy", "delete", "choose")), line
+            assert str(folder) in line or file.name in line
+        else:
+            assert program(folder, said).run() == summary, f"{file}: {how}"
+            again = ("summary.json", "model.json")
+            assert file.name not in again or file.read_bytes() == (whole / file.name).read_bytes()
+
+
+@pytest.mark.parametrize(("role", "pattern"), [(role, pattern) for role in ROLES for pattern in INTERRUPTED])
+def test_a_file_of_a_run_that_goes_on(role: str, pattern: str, recorded: Path, tmp_path: Path) -> None:
+    source = recorded / str(MIDDLE) / role
+    for folder, file, how in damaged(recorded, str(MIDDLE), role, tmp_path, pattern):
+        said: list[str] = []
+        if INTERRUPTED[pattern] == REFUSED:
+            with pytest.raises((RunFolderError, ConfigError), match=r"copy|delete|choose"):
+                program(folder, said)
+            continue
+        going = program(folder, said)
+        newest = going.kept.step if isinstance(going, Coordinator) else max(stored(going))
+        if isinstance(going, Coordinator):
+            going.put_back()
+            assert going.view.attacks == {0: False, 1: False, 2: True, 3: False}
+            assert len(going.notes.founders or going.kept.founders) == (4 if newest else 0)
+        passed_over = INTERRUPTED[pattern] == RESTORED and file.parent.name in ("evidence", "checkpoints")
+        later = file.parent.name == "evidence" and file.name.startswith("step-") and int(file.name[5:13]) >= MIDDLE
+        assert newest == (OLDER if passed_over and not later else MIDDLE), f"{file}: {how}, {said}"
+        if file.name in LINES:
+            wanted, found = (lines(place / file.name) for place in (source, folder))
+            assert found == wanted[: len(found)] and len(found) >= sum(step_of(line) < MIDDLE for line in wanted)
+            assert said, f"{file}: {how}"
+        elif file.name == "model.json":
+            assert file.read_bytes() == (source / file.name).read_bytes()
+
+
+def test_a_trainer_puts_back_what_it_says_after_summary_is_deleted(recorded: Path, tmp_path: Path) -> None:
+    """As the line about a finished run says."""
+    for name in LINES:
+        folder = tmp_path / name / HONEST
+        shutil.copytree(recorded / "whole" / HONEST, folder)
+        (folder / name).write_text("")
+        with pytest.raises(RunFolderError, match=r"delete summary\.json and run the command of the run again"):
+            program(folder, []).run()
+        (folder / "summary.json").unlink()
+        summary = program(folder, []).run()
+        assert (folder / name).read_bytes() == (recorded / "whole" / HONEST / name).read_bytes()
+        assert summary == json.loads((recorded / "whole" / HONEST / "summary.json").read_text())
+
+
+def test_a_key_that_was_lost_or_changed_is_no_other_peer(recorded: Path, tmp_path: Path) -> None:
+    own = replace(CONFIG, peer=None)
+    for key in (None, "another"):
+        folder = tmp_path / str(key) / HONEST
+        shutil.copytree(recorded / str(MIDDLE) / HONEST, folder)
+        (folder / "config.yaml").write_text(config_text(own))
+        if key is None:
+            with pytest.raises(ConfigError, match=r"identity\.key: is missing, and .* begun with that key; copy"):
+                Trainer(own, folder, SOURCE)
+            continue
+        write_identity(Identity.generate(), folder / "identity.key")
+        with pytest.raises(RunFolderError, match=r"its checkpoints are those of another key"):
+            stored(Trainer(own, folder, SOURCE))
+
+
+def test_a_swarm_goes_on_from_folders_that_lack_pieces(recorded: Path, tmp_path: Path) -> None:
+    """It ends as the one did that was never interrupted."""
+    out = tmp_path / "again"
+    shutil.copytree(recorded / str(MIDDLE), out)
+    (out / "peer-0" / METRICS).unlink()
+    (out / "peer-0" / "protocol.json").unlink()
+    cut(out / "peer-1" / LEDGER, out)
+    for name in (METRICS, LEDGER, "status.json", "swarm.json"):
+        (out / "coordinator" / name).unlink(missing_ok=True)
+    swarm = Watched(CONFIG, out, SOURCE)
+    try:
+        summary = swarm.run()
+    finally:
+        swarm.trainers.close()
+    before = json.loads((recorded / "whole/coordinator/summary.json").read_text())
+    assert {key: summary[key] for key in BY_PEERS} == {key: before[key] for key in BY_PEERS}
+    for name in ("peer-0", "peer-1"):
+        end = json.loads((out / name / "summary.json").read_text())
+        assert end["digest"] == json.loads((recorded / "whole" / name / "summary.json").read_text())["digest"]
+        assert (out / name / LEDGER).read_bytes() == (recorded / "whole" / name / LEDGER).read_bytes()
+        assert [json.loads(line)["step"] for line in lines(out / name / METRICS)] == list(range(STEPS))
+        assert audit([str(out / name), "--task", "tests.swarm.test_heal:auditors_task"]) == 0
+    assert (out / "coordinator" / LEDGER).read_bytes() == (recorded / "whole/coordinator" / LEDGER).read_bytes()
+
+
+def test_the_table_of_a_swarm_is_not_shown_of_folders_that_do_not_fit(
+    recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "swarm"
+    shutil.copytree(recorded / "whole", out)
+    assert report(CONFIG, out) == 0
+    assert "3 peers came to the end, with equal parameters and ledgers" in capsys.readouterr().out
+    (out / "coordinator" / LEDGER).unlink()
+    with pytest.raises(SystemExit, match="2"):
+        report(CONFIG, out)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "coordinator/ledger.jsonl: is missing: expected the one that summary.json was made of" in line
+    assert any("ledger.jsonl: is missing" in note for note in read_run(out).notes)
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs of btard.simulate, the shorter one in `before`."""
+    out = tmp_path_factory.mktemp("simulated")
+    x = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
+    data = torch.utils.data.TensorDataset(x, x.sum(1, keepdim=True))
+    for name, steps in (("run", 6), ("before", 3)):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(4, 1)
+        task = btard.TorchTask(model, lambda model, batch: (model(batch[0]) - batch[1]).square().mean(), data, 4)
+        run = btard.simulate(
+            task, peers=5, byzantine=1, attack="sign_flip", steps=steps, optimizer=torch.optim.Adam, out=out / name
+        )
+    assert run.steps == 3
+    return out
+
+
+def test_a_file_of_a_simulated_run(simulated: Path, tmp_path: Path) -> None:
+    """Whoever makes a model of it, goes on with it or looks at it is told."""
+    whole = read_final(simulated / "run")
+    assert whole.finished and whole.signed is not None
+    for file in files(simulated / "run"):
+        for how, damage in DAMAGES.items():
+            folder = tmp_path / how / file.name / "run"
+            shutil.copytree(simulated / "run", folder)
+            if not damage(folder / file.relative_to(simulated / "run"), simulated / "before"):
+                continue
+            with pytest.raises((RunFolderError, ExportError), match=r"copy|delete") as refused:
+                read_final(folder)
+            assert str(folder) in str(refused.value)
+            with pytest.raises(ValueError, match="holds a run already"):
+                new_folder(folder)
+            if file.name in (METRICS, LEDGER):
+                assert any(f"{file.name}: is " in note for note in read_run(folder).notes)
+
+
+def stored(trainer: Trainer) -> dict[int, Any]:
+    """The checkpoints that it can go on from."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("warnings.warn", lambda *_, **__: None)
+        trainer.find_stored()
+    return trainer.stored or {0: None}
+
+
+def lines(file: Path) -> list[bytes]:
+    return file.read_bytes().splitlines() if file.exists() else []
+
+
+def step_of(line: bytes) -> int:
+    return int(json.loads(line)["step"])
