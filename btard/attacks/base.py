@@ -48,7 +48,7 @@ def option(
 
 
 def without_fellows(claims: tuple[Claim, ...], fellows: frozenset[int]) -> tuple[Claim, ...]:
-    """Whatever the attack, nobody turns in a fellow attacker, least of all as its validator.
+    """Whatever the attack, no attacker reports a fellow, least of all as its validator.
 
     But for a part or an aggregate that it rejected: keeping that quiet would give itself away.
     """
@@ -56,7 +56,7 @@ def without_fellows(claims: tuple[Claim, ...], fellows: frozenset[int]) -> tuple
 
 
 class Loyal(Behaviour):
-    """An attacker in the steps in which it does not attack: honest, but it turns in nobody of its `fellows`."""
+    """An attacker in the steps in which it does not attack: honest, but it reports none of its `fellows`."""
 
     byzantine = True
 
@@ -90,7 +90,7 @@ class Attack(Behaviour):
     name: ClassVar[str] = ""
     level: ClassVar[Level] = "gradient"
     requires_cohort: ClassVar[bool] = False
-    """Whether it needs the honest gradients of the step. In a swarm these are those that the colluders see."""
+    """Whether it needs the honest gradients of the step. In a swarm it gets those that the colluders see."""
 
     collusion: Collusion
     start: int = option(0, "first step of the attack", low=0)
@@ -116,7 +116,7 @@ class Attack(Behaviour):
 
     @cached_property
     def resting(self) -> Behaviour:
-        """Honest, but loyal."""
+        """Honest, but loyal to its fellows."""
         return Loyal(self.collusion.members)
 
     def check_validators(self, validators: int) -> None:

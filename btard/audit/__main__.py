@@ -1,4 +1,4 @@
-"""`python -m btard.audit RUN_DIR [--task module:function]`: whether the ledger of a run says what really happened.
+"""`python -m btard.audit RUN_DIR [--task module:function]`: checks whether the ledger of a run says what happened.
 
 The auditor took no part in the run. It checks every signature, replays the steps that removed somebody with the peers'
 own code, and compares the outcome with the ledger. Everything in the folder is hostile until checked.
@@ -19,14 +19,14 @@ from btard.protocol.wire import Malformed, shown
 from btard.task import Task
 
 LINE = 1000
-"""Characters of a line that is printed: the folder may be a stranger's."""
+"""Maximum length of a printed line: the folder may be a stranger's."""
 
 KNOWN = frozenset({"resnet.audit:task_of", "albert.audit:task_of"})
-"""What is called because a run folder says so."""
+"""The functions that may be called because a run folder names them."""
 
 
 def load_task(name: str, folder: Path) -> Task:
-    """The task that the function `name` ("module:function") makes of the run in `folder`; else ValueError."""
+    """The task that the function `name` ("module:function") creates from the run in `folder`; else ValueError."""
     module, _, function = name.partition(":")
     try:
         make = getattr(importlib.import_module(module), function)
@@ -37,7 +37,7 @@ def load_task(name: str, folder: Path) -> Task:
 
 
 def own_task(folder: Path) -> Task | None:
-    """The task that the run says makes its own, if it is one of ours and can be made here; a line says why it cannot.
+    """The task that the run names, if it is one of ours and can be created here; otherwise a line says why not.
 
     The folder is hostile: nothing else that it names is called.
     """

@@ -39,7 +39,7 @@ class ProtocolSection(ProtocolSettings):
             raise FieldError(self._key(error.field), error.message, beside=self._key(error.beside)) from None
 
     def check(self, *, peers: int, byzantine: int, run_id: str) -> None:
-        """Raise FieldError as `config`, and do not warn: that is for those who run the protocol."""
+        """Raise FieldError as `config` does, and do not warn: warnings are for callers that run the protocol."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.config(peers=peers, byzantine=byzantine, run_id=run_id)
@@ -92,7 +92,7 @@ class AttackSection:
                 raise FieldError(self._place(option), f"is no option of {self.name}, which has {', '.join(known)}")
 
     def chosen(self) -> dict[str, AttackOption]:
-        """Return the options of the attack, beside start, every and stop."""
+        """Return the options of the attack, without start, every and stop."""
         named = {name: getattr(self, name) for name in self.shorthands}
         return {name: value for name, value in named.items() if value is not None} | dict(self.options)
 
@@ -109,7 +109,7 @@ class AttackSection:
         return make_attack(str(self.name), collusion, **options)
 
     def check(self, *, peers: int, byzantine: int, validators: int, steps: int) -> None:
-        """Raise FieldError with the program's key if `byzantine` of `peers` cannot attack so within `steps`."""
+        """Raise FieldError with the program's key if `byzantine` of `peers` cannot attack like this within `steps`."""
         if self.name is None:
             return
         rule = f"> 0 with the attack {self.name}"

@@ -1,4 +1,4 @@
-"""Where a model's named tensors lie in the vectors of a run, as `model.json` in the run folder says it.
+"""Where a model's named tensors lie in the vectors of a run, as recorded in `model.json` in the run folder.
 
 Peers train one vector [d]. After the run somebody wants `conv1.weight` and its shape, without the program that made
 the model: each named tensor is a strided view of a tensor in a checkpoint.
@@ -27,7 +27,7 @@ PARAMETERS = "parameters"
 
 
 class LayoutError(ValueError):
-    """A run folder does not say how to name its parameters, or says it wrongly; one line."""
+    """A run folder does not say how to name its parameters, or says so wrongly; one line."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Slot:
     stride: tuple[int, ...]
     offset: int
     dtype: str = "float32"
-    """What it is in the model, whatever the vector is."""
+    """Its dtype in the model, whatever that of the vector."""
     source: str = PARAMETERS
     per_peer: bool = False
-    """`source` has a row for each peer, and the view is of one row: a peer's own statistics."""
+    """`source` has a row for each peer, and the view is one row of it: a peer's own statistics."""
 
     def of(self, tensors: Mapping[str, Tensor], peer: int = 0) -> Tensor:
         """A contiguous copy of the named tensor, on the CPU. Errors: LayoutError if `tensors` has no such place."""
@@ -77,7 +77,7 @@ def layout_of(model: nn.Module, names: Iterable[str] | None = None) -> list[Slot
 
 
 def write_layout(folder: Path, slots: Iterable[Slot], agreed: Mapping[str, Any]) -> None:
-    """Write `model.json`. `agreed`: what peers had alike beside their settings, such as the digest of the data."""
+    """Write `model.json`. `agreed`: what peers shared in addition to their settings, such as the digest of the data."""
     lines = ",\n  ".join(json.dumps(asdict(slot)) for slot in slots)
     facts = json.dumps(dict(agreed), sort_keys=True)
     temporary = folder / f".{MODEL}"
