@@ -21,7 +21,7 @@ def markdown() -> str:
     lines = [
         "# Attacks",
         "",
-        "Written by `python -m btard.attacks > docs/attacks.md`. Choose one with `--attack.name`; every attack also has",
+        "Made by `python -m btard.attacks > docs/attacks.md`. Choose one with `--attack.name`; every attack also has",
         "`attack.start`, `attack.every` and `attack.stop`. Set options that have no key of their own with",
         "`--attack.options.NAME`.",
         "",

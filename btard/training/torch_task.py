@@ -244,7 +244,7 @@ class TorchTask:
         poisoned: bool = False,
         too_late: Callable[[], bool] = never,
     ) -> tuple[float, dict[str, Tensor]]:
-        """Write the gradient of `size` samples at the current parameters into `row` [d]; returns loss and changed `buffers`.
+        """Write the gradient of `size` samples at the current parameters into `row` [d]; loss, changed `buffers`.
 
         `too_late` is asked before each micro-batch. Errors: TooLate.
         """
