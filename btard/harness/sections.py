@@ -26,8 +26,8 @@ class ProtocolSection(ProtocolSettings):
     """Fields of ProtocolConfig that are no keys of this section -> the program's key that they follow from."""
 
     byzantine: int | None = None
-    """b: how many Byzantine peers the protocol is made for: less than half. null: as many as `byzantine`, outside of
-    this section, says. Set it to see what a defence costs when nobody attacks."""
+    """b: how many Byzantine peers the protocol is made for: less than half. null: the number in `byzantine`, outside
+    of this section. Set it to see what a defence costs when nobody attacks."""
 
     def config(self, *, peers: int, byzantine: int, run_id: str) -> ProtocolConfig:
         """Return what the peers agree on. Raises FieldError with the program's key for what cannot work."""
@@ -58,13 +58,13 @@ class AttackSection:
     """An attack of btard.attacks, such as sign_flip or alie, or your own by module:Class (docs/your-own-attack.md).
     null: nobody attacks."""
     start: int = 1000
-    """First step of the attack: late enough for a model that has learned something to lose."""
+    """First step of the attack: late enough that the model has learned something that it can lose."""
     every: int = 1
-    """Attack every N-th step from the start. More than 1: caught later, for less harm."""
+    """Attack every N-th step from the start. More than 1: attackers are caught later, and do less harm."""
     stop: int | None = None
-    """First step without the attack. null: it goes on to the end."""
+    """First step without the attack. null: it continues to the end."""
     options: dict[str, AttackOption] = field(default_factory=dict)
-    """Options of the attack by name: --attack.options.NAME VALUE. docs/attacks.md has them all."""
+    """Options of the attack by name: --attack.options.NAME VALUE. docs/attacks.md lists them all."""
 
     shorthands: ClassVar[tuple[str, ...]] = ()
     """Fields that are options of some attacks."""
