@@ -14,6 +14,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 
+from btard.protocol.half import values_of
 from btard.protocol.messages import EXCUSED, FALSE_CLAIM, GUILTY, NOBODY, Claim, Packet, is_finite
 from btard.protocol.packets import packet_fault
 from btard.protocol.record import Settled, StepRecord
@@ -50,7 +51,7 @@ def fits(seat: Seat, about: StepRecord, piece: Piece, packet: Packet) -> bool:
         return False
     owner = piece.kind == "aggregate"
     committed = about.announced[piece.part].digest if owner else about.commits[piece.author].digests[piece.part]
-    fault = packet_fault(seat, about, packet, committed, about.cut.size(piece.part), piece.kind)
+    fault = packet_fault(seat, about, packet, committed, piece.part, piece.kind)
     return fault is None if piece.by == NOBODY else fault == f"bad_{piece.kind}"
 
 
@@ -59,10 +60,10 @@ def _aggregate(about: Settled, part: int) -> Piece:
     return Piece("aggregate", about.owner(part), about.step, part)
 
 
-def _bodies(pieces: Sequence[Piece], table: Table) -> list[torch.Tensor] | None:
-    """The tensors of `pieces`; None unless the judge has all."""
+def _values(pieces: Sequence[Piece], table: Table) -> list[torch.Tensor] | None:
+    """The values of `pieces`; None unless the judge has all."""
     found = [table[piece].body for piece in pieces if piece in table]
-    tensors = [body for body in found if isinstance(body, torch.Tensor)]
+    tensors = [values_of(body) for body in found if isinstance(body, torch.Tensor)]
     return tensors if len(tensors) == len(pieces) else None
 
 
@@ -175,7 +176,7 @@ class WrongGradient(Kind):
     def shown(self, seat: Seat, about: StepRecord, claim: Claim, accusers: Sequence[int]) -> list[Packet]:
         """Mode `tolerant`: the accuser has been shown the gradient, and shows it."""
         disclosed = seat.current.disclosed if seat.id in accusers else {}
-        return [Packet("part", claim.accused, about.step, j, part, b"") for j, part in sorted(disclosed.items())]
+        return [Packet("part", claim.accused, about.step, j, body, b"") for j, body in sorted(disclosed.items())]
 
     def verdict(
         self, seat: Court, about: Settled, claim: Claim, pieces: Sequence[Piece], table: Table, truths: Truths
@@ -288,7 +289,7 @@ class Misreport(Kind):
     def verdict(
         self, seat: Court, about: Settled, claim: Claim, pieces: Sequence[Piece], table: Table, truths: Truths
     ) -> str:
-        found = _bodies(pieces, table)
+        found = _values(pieces, table)
         if found is None:
             return EXCUSED
         row, value = found
@@ -340,7 +341,7 @@ class WrongAggregate(Kind):
     def verdict(
         self, seat: Court, about: Settled, claim: Claim, pieces: Sequence[Piece], table: Table, truths: Truths
     ) -> str:
-        found = _bodies(pieces, table)
+        found = _values(pieces, table)
         if found is not None:
             *rows, value = found
             return FALSE_CLAIM if aggregate_is_right(seat.config, value, torch.stack(rows), about.tau) else GUILTY
@@ -371,14 +372,14 @@ def _overlooked(seat: Court, about: Settled, part: int, reporter: int, table: Ta
 
     Only if the true gradient is what the reporter committed to: so this is what the owner had of it.
     """
-    said, aggregate = about.reports.get(reporter), table.get(_aggregate(about, part))
-    if said is None or aggregate is None or not isinstance(aggregate.body, torch.Tensor):
+    said, found = about.reports.get(reporter), _values([_aggregate(about, part)], table)
+    if said is None or found is None:
         return False
     if reporter not in about.announced[part].senders or part in said.missing or not is_finite(truth.gradient):
         return False
     if seat.commitments.parts(reporter, about.step, truth.gradient, about.cut) != about.commits[reporter].digests:
         return False
-    [true] = part_scalars(seat, about, aggregate.body, [about.cut.view(truth.gradient, part)], part)
+    [true] = part_scalars(seat, about, found[0], [about.cut.view(truth.gradient, part)], part)
     return scalars_differ(reported(said, part), true, about.tau, OVERLOOKED * seat.config.scalar_tol)
 
 
@@ -471,9 +472,8 @@ def admissible(seat: Seat, record: StepRecord, accuser: int, claim: Claim, attem
 
 def parts_of(about: StepRecord, author: int, gradient: torch.Tensor) -> list[Packet]:
     """All parts of the committed `gradient` [d]. Unsigned: the committed hashes prove them."""
-    return [
-        Packet("part", author, about.step, part, about.cut.view(gradient, part), b"") for part in range(about.cut.k)
-    ]
+    bodies = (about.cut.body("part", about.cut.view(gradient, part)) for part in range(about.cut.k))
+    return [Packet("part", author, about.step, part, body, b"") for part, body in enumerate(bodies)]
 
 
 def own_pieces(seat: Seat, about: StepRecord, author: int, gradient: torch.Tensor) -> dict[Piece, Packet]:

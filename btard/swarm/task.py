@@ -58,6 +58,15 @@ class Named(Protocol):
 
 
 @runtime_checkable
+class Keeps(Named, Protocol):
+    """One that names tensors beside the vector, too, as `btard.training.layout.state_layout` does."""
+
+    def kept(self) -> Mapping[str, torch.Tensor]:
+        """What is beside the vector, as it is before the first step: `btard.training.layout.kept`."""
+        ...
+
+
+@runtime_checkable
 class Auditable(Protocol):
     """A task that an auditor can create from a peer's run folder."""
 

@@ -25,6 +25,7 @@ from btard.audit.numerics import numeric_platform
 from btard.audit.proof import Proof
 from btard.audit.recorder import Recorder
 from btard.audit.report import RECOMPUTED, REPLAYED, UNCONFIRMED, VOTES
+from btard.audit.settings import read_settings, write_settings
 from btard.drivers.links import Links
 from btard.drivers.local import LocalDriver
 from btard.protocol import verify, wire
@@ -804,3 +805,30 @@ def test_no_other_module_is_imported_because_a_run_folder_says_so(
     write_json(run / "protocol.json", {**content, "task": 3})
     assert main([str(run)]) == 1
     assert "task" in capsys.readouterr().err
+
+
+NAMES = {
+    "no_such_module:make": "no module no_such_module is found; go to the folder that has it",
+    "no_such.module:make": "no module no_such.module is found",
+    "shutil:rmtree": "does not import btard",
+    "hostile_task:make": "which is no module of yours",
+    "os; import this:make": "expected module:function",
+    "tests.training.model:nothing": "has no attribute",
+    "btard.watch.__main__:main": "makes no task of a run",
+}
+
+
+def test_a_name_in_a_folder_is_no_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    record(folder, **attackers("sign_flip"), steps=12)
+    (folder / "hostile_task.py").write_text("import btard\nraise SystemExit('it was imported')\n")
+    monkeypatch.syspath_prepend(str(folder))
+    config, d, roster = read_settings(folder)
+    for name, said in NAMES.items():
+        write_settings(folder, config, d, roster, name, numeric_platform())
+        assert main([str(folder)]) == 0
+        printed = capsys.readouterr()
+        assert printed.err.startswith("gradients are not recomputed: the run's task cannot be made here: "), name
+        assert said in printed.err and printed.err.count("\n") == 1 and "votes only" in printed.out, name
