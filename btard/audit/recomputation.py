@@ -1,4 +1,4 @@
-"""Gradients that verdicts are about, computed again at recorded parameters."""
+"""Gradients that verdicts are about, recomputed at recorded parameters."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Recomputation:
         self.task, self.config, self.params, self.removed = task, config, params, frozenset(removed)
         self._compute: Callable[[int], torch.Tensor] | None = None
         self.confirmed = True
-        """Whether the parameters have reproduced a commitment; without that only tolerant validation goes on."""
+        """Whether the parameters have reproduced a commitment; without that only tolerant validation continues."""
 
     def __call__(self, request: Compute, record: StepRecord) -> torch.Tensor:
         if self._compute is None:
