@@ -88,7 +88,10 @@ def test_a_server_rule_goes_on_too(tmp_path: Path) -> None:
         ({"seed": 2}, "holds a run with seed '1', this one has '2': give another folder"),
         ({"tau": 5.0}, "holds a run with tau '100.0', this one has '5.0'"),
         ({"attack_options": {"start": 3, "scale": 2.0}}, "holds a run with attack_options.scale '100.0'"),
-        ({"attack": None, "attack_options": None}, "holds a run with attack 'sign_flip', this one has 'None'"),
+        (
+            {"attack": None, "attack_options": None},
+            "holds a run with attack 'tests.training.model:Backwards', this one has 'None'",
+        ),
         ({"peers": 5}, "holds a run with peers '4'"),
         ({"optimizer": lambda p: torch.optim.SGD(p, lr=0.1)}, "holds a run with optimizer 'AdamW"),
         ({"rule": "mean"}, "holds a run with rule 'None', this one has 'mean'"),
