@@ -9,7 +9,7 @@ them nothing else.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -85,6 +85,12 @@ class Kind(ABC):
     """Whether the verdict follows from computed floats, whose last bits can depend on the machine."""
     accuser_shows: ClassVar[bool] = True
     """Whether it is for the accusers to show the pieces; else for the accused."""
+    second_round: ClassVar[bool] = False
+    """Whether peers raise it in the second round, after a conviction, and not in the first."""
+    false_costs: ClassVar[bool] = True
+    """Whether the accusers go if it is false."""
+    about_part: ClassVar[bool] = False
+    """Whether it is the part that is on trial: in the step at hand it counts only if the claim is false."""
 
     @abstractmethod
     def has_cause(self, seat: Seat, record: StepRecord, about: StepRecord, accuser: int, claim: Claim) -> bool:
@@ -105,6 +111,44 @@ class Kind(ABC):
     ) -> str:
         """GUILTY, FALSE_CLAIM, or EXCUSED from a judge that has not seen enough of the `pieces`."""
         raise NotImplementedError(self.name)
+
+    def undecided(
+        self,
+        seat: Court,
+        record: StepRecord,
+        about: StepRecord,
+        claim: Claim,
+        accusers: tuple[int, ...],
+        unseen: Collection[Piece],
+    ) -> Consequence:
+        """Who goes if no more than half of the voters say the same of it: the accusers, as if it were false.
+
+        `unseen`: the pieces that more than half of the voters have not seen.
+        """
+        return false_accusation(accusers)
+
+
+class Consequence(NamedTuple):
+    """Who goes after a trial, and what the ledger says of it."""
+
+    kind: str
+    verdict: str
+    peers: tuple[int, ...]
+
+
+NOTHING = Consequence("", "", ())
+
+
+def false_accusation(accusers: tuple[int, ...]) -> Consequence:
+    return Consequence("false_accusation", FALSE_CLAIM, accusers)
+
+
+def undelivered(
+    record: StepRecord, about: StepRecord, accused: Collection[int], others: Collection[int]
+) -> Consequence:
+    """Undelivered is not wrong: the `accused` go as silent peers do, and of the `others` those that are answerable."""
+    answerable = set(record.members) & set(about.here or ())
+    return Consequence("undelivered", "undelivered", tuple(sorted({*accused, *answerable.intersection(others)})))
 
 
 class WrongGradient(Kind):
@@ -154,6 +198,18 @@ class WrongGradient(Kind):
             return GUILTY
         return EXCUSED if hidden else FALSE_CLAIM
 
+    def undecided(
+        self,
+        seat: Court,
+        record: StepRecord,
+        about: StepRecord,
+        claim: Claim,
+        accusers: tuple[int, ...],
+        unseen: Collection[Piece],
+    ) -> Consequence:
+        """Mode `exact`: nobody, for more of the voters are missing than the bound on absences allows."""
+        return NOTHING if seat.config.validation == "exact" else false_accusation(accusers)
+
 
 class Undisclosed(WrongGradient):
     """Mode `tolerant`: the accused did not show its validator what it committed to. Then it shows it to everybody.
@@ -161,7 +217,7 @@ class Undisclosed(WrongGradient):
     It never costs the validator its place, since nobody can prove what it was not sent.
     """
 
-    name, accuser_shows = "undisclosed", False
+    name, accuser_shows, false_costs = "undisclosed", False, False
 
     def has_cause(self, seat: Seat, record: StepRecord, about: StepRecord, accuser: int, claim: Claim) -> bool:
         tolerant = seat.config.validation == "tolerant"
@@ -169,6 +225,21 @@ class Undisclosed(WrongGradient):
 
     def shown(self, seat: Seat, about: StepRecord, claim: Claim, accusers: Sequence[int]) -> list[Packet]:
         return parts_of(about, seat.id, about.own) if claim.accused == seat.id and about.own is not None else []
+
+    def undecided(
+        self,
+        seat: Court,
+        record: StepRecord,
+        about: StepRecord,
+        claim: Claim,
+        accusers: tuple[int, ...],
+        unseen: Collection[Piece],
+    ) -> Consequence:
+        """The accused; of one that is away the owners that are here, for what it had sent them was theirs to show."""
+        shows = record.attends(claim.accused)
+        if shows:
+            return undelivered(record, about, {claim.accused}, {piece.author for piece in unseen})
+        return undelivered(record, about, (), {about.owner(piece.part) for piece in unseen})
 
 
 class Unchecked(Kind):
@@ -243,6 +314,9 @@ class WrongAggregate(Kind):
     last_step = True
     needs_answer = False
     accuser_shows = False
+    second_round = True
+    false_costs = False
+    about_part = True
 
     def has_cause(self, seat: Seat, record: StepRecord, about: StepRecord, accuser: int, claim: Claim) -> bool:
         announced = about.announced.get(claim.part)
@@ -273,6 +347,20 @@ class WrongAggregate(Kind):
             return FALSE_CLAIM if aggregate_is_right(seat.config, value, torch.stack(rows), about.tau) else GUILTY
         overlooked = any(_overlooked(seat, about, claim.part, i, table, truth) for i, truth in truths.items())
         return GUILTY if overlooked else EXCUSED
+
+    def undecided(
+        self,
+        seat: Court,
+        record: StepRecord,
+        about: StepRecord,
+        claim: Claim,
+        accusers: tuple[int, ...],
+        unseen: Collection[Piece],
+    ) -> Consequence:
+        """The owner, and the senders that did not show their rows either. An owner that is away owes no evidence."""
+        if not record.attends(claim.accused):
+            return NOTHING
+        return undelivered(record, about, {claim.accused}, {piece.author for piece in unseen})
 
 
 OVERLOOKED = 2 * ACCUSE
@@ -375,7 +463,7 @@ def admissible(seat: Seat, record: StepRecord, accuser: int, claim: Claim, attem
     about = seat.last if kind.last_step else record
     if about is None or claim.step != about.step or claim.accused in (accuser, NOBODY):
         return False
-    if (attempt > 0) != (claim.kind == WrongAggregate.name):
+    if (attempt > 0) != kind.second_round:
         return False
     if kind.needs_answer and not record.attends(claim.accused):
         return False

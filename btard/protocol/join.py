@@ -93,7 +93,7 @@ def bring_up(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
     helping = seat.config.byzantine + 1
     limit = question_limit(len(usable))
     load = loads.of_questions(record, helping, limit)
-    questions = yield from seat.send(record, "lacking", asked, limit=limit, load=load)
+    questions = yield from seat.send(record, "ask", asked, limit=limit, load=load)
     answers: dict[int, list[Packet]] = {}
     for listener in listeners if seat.id in record.members else ():
         for part in {packet.part for packet in questions.get(listener, ()) if packet.kind == "lacking"} & set(usable):

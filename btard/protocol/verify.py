@@ -20,9 +20,11 @@ from btard.aggregation import centered_clip, residual_and_floor
 from btard.protocol import half
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.memory import NOTHING, Memory, remembered
-from btard.protocol.messages import AnnouncedPart, Report
+from btard.protocol.messages import AnnouncedPart, Claim, Report
+from btard.protocol.packets import rows
 from btard.protocol.record import StepRecord
-from btard.protocol.report import SMALL, Scalars
+from btard.protocol.report import SMALL, Scalars, part_scalars
+from btard.protocol.seat import Seat
 
 ACCUSE, CONVICT = 2.0, 1.0
 """Multiples of a tolerance: who accuses wants to be sure that the judges agree."""
@@ -37,6 +39,25 @@ ROUNDING = 2.0**-22
 """Relative to an aggregate, what rounding its entries to float32 can change in the sum of V2."""
 QUANTUM = 2.0**-149
 """The least float32: what rounding changes in an entry, however small."""
+
+
+def verify(seat: Seat, record: StepRecord) -> list[Claim]:
+    """The claims that follow from what I received, and from V1 on the parts I own."""
+    claims = [Claim(record.step, accused, kind, part) for kind, accused, part in record.suspects]
+    for part, packets in record.received.items():
+        if not packets or part not in record.announced or part not in record.aggregates or not record.held(part):
+            continue
+        # All of them, my own too: whoever holds them side by side in memory then reads them where they lie.
+        truth = part_scalars(seat, record, record.aggregates[part], rows(packets), part)
+        tol = ACCUSE * seat.config.scalar_tol
+        senders = set(record.announced[part].senders) - {seat.id}
+        for sender, true in zip(sorted(packets), truth, strict=True):
+            said = record.reports.get(sender)
+            if said is None or sender not in senders or part in said.missing:
+                continue
+            if scalars_differ(reported(said, part), true, record.tau, tol):
+                claims.append(Claim(record.step, sender, "misreport", part))
+    return claims
 
 
 def scalars_differ(said: Scalars, true: Scalars, tau: float, tol: float, apart: float = 0.0) -> bool:

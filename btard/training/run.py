@@ -151,6 +151,8 @@ class Training:
         """The run folder, if there is one."""
         self.checkpoints: Checkpoints | None = None
         """This process's own in it."""
+        self.metrics = ""
+        """The lines of the steps that were done before this process began."""
 
     def keep(self, folder: Path | None, rank: int | None = None) -> None:
         """Have the run folder, and in it this rank's checkpoints."""
@@ -170,6 +172,7 @@ class Training:
         task.load_local_state(under("local/", tensors))
         driver.restore(saved.state["driver"], under("driver/", tensors), life=None)
         self.run.restore(saved.state["run"])
+        self.metrics = saved.state["metrics"]
 
     def _save(self, driver: LocalDriver | ServerDriver | CollectiveDriver, step: int) -> None:
         if self.checkpoints is None:
@@ -177,17 +180,16 @@ class Training:
         values, own = driver.state()
         groups = {"training": self.optimizer.state(), "local": self.task.local_state(), "driver": own}
         tensors = {f"{group}/{name}": x for group, found in groups.items() for name, x in found.items()}
-        self.checkpoints.save(step, tensors, {"driver": values, "run": self.run.state()})
+        lines = (self.out / METRICS).read_text(encoding="utf-8") if self.out is not None and self.run.leads else ""
+        self.checkpoints.save(step, tensors, {"driver": values, "run": self.run.state(), "metrics": lines})
 
     def _forget_later(self) -> None:
-        """Have in the run folder what belongs to the steps that are done."""
+        """Have in the run folder what belongs to the steps that are done, also what it had lost of it."""
         if self.out is None or not self.run.leads:
             return
         (self.out / SUMMARY).unlink(missing_ok=True)
         (self.out / FINAL).unlink(missing_ok=True)
-        file = self.out / METRICS
-        lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
-        file.write_text("".join(lines[: self.run.steps]), encoding="utf-8")
+        (self.out / METRICS).write_text(self.metrics, encoding="utf-8")
         self._write_ledger(self.out)
 
     def train(

@@ -153,6 +153,34 @@ def test_newcomers_are_audited(behaviour: Behaviour, kinds: list[str], tmp_path:
     refused(tmp_path, "ledger")
 
 
+@pytest.mark.parametrize("validation", ["exact", "tolerant"])
+def test_strangers_fill_no_disk(validation: str, tmp_path: Path) -> None:
+    """Proofs have tensors for as many convicted newcomers as there were peers at the start; of later ones the votes."""
+    peers, junk = 4, make_attack("sign_flip", Collusion(frozenset(range(32)), 32))
+
+    def between(driver: LocalDriver, step: int) -> None:
+        driver.join(Identity.from_seed("stranger", step), junk)
+        if step == 7:
+            driver.peers[2].behaviour = make_attack("sign_flip", Collusion(frozenset({2}), peers), scale=1.0)
+
+    driver = record(
+        tmp_path, {}, peers=peers, steps=14, byzantine=1, probation=3, between=between, validation=validation
+    )
+    convicted = [entry for entry in driver.peers[0].ledger.entries if entry.kind == "wrong_gradient"]
+    [member] = [entry.step for entry in convicted if entry.accused == 2]
+    strangers = [entry.step for entry in convicted if entry.accused != 2]
+    kept = {*strangers[:peers], member}
+    assert len(strangers) > peers + 2
+    for entry in convicted:
+        proof = Proof.read(tmp_path / "evidence", entry.step, D)
+        assert (proof.params is not None) == (entry.step in kept)
+        assert bool(proof.shown) == (entry.step in kept and validation == "tolerant")
+        assert bool(proof.aggregates) == (entry.step == member), "newcomers have reported on no aggregate"
+    found = {f.entry.step: f.checked for f in audit(tmp_path, QuadraticTask(D)).findings if f.entry in convicted}
+    assert found == {step: RECOMPUTED if step in kept else VOTES for step in found}
+    assert found.keys() == {entry.step for entry in convicted}
+
+
 def test_checks_that_were_late_are_audited(tmp_path: Path) -> None:
     """Somebody joins in every step, so that there is a proof of each: in none did a late validator clear anybody."""
     late: set[tuple[int, int]] = set()

