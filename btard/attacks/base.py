@@ -58,8 +58,6 @@ class Attack(Behaviour):
     byzantine = True
     name: ClassVar[str] = ""
     level: ClassVar[Level] = "gradient"
-    requires_cohort: ClassVar[bool] = False
-    """Whether it needs the honest gradients of the step. In a swarm these are those that the colluders see."""
 
     collusion: Collusion
     start: int = option(0, "first step of the attack", low=0)

@@ -311,7 +311,7 @@ class SwarmDriver:
         assert self.collusion is not None
         self._own[now] = gradient
         rows = {self.peer.id: gradient}
-        if getattr(self.peer.behaviour, "requires_cohort", False):
+        if self.peer.behaviour.requires_cohort:
             fellows = sorted(self.collusion.members & set(self.peer.active) - {self.peer.id})
             working = [fellow for fellow in fellows if fellow not in self.peer.assignments]
             rows |= self.node.run(self._ask_fellows(now, working))

@@ -1,7 +1,7 @@
 """The fixed breaks of the protocol, each as an edit of its source that takes the fix out: what the hunt is measured by.
 
-Those in `BLIND` were made from the protocol and its documentation alone, by somebody who did not know what the hunt can
-try: that it finds the others may be because it was built along with them.
+Those in `BLIND` are a hold-out, made from the protocol and its documentation without a look at the hunt's grammar: that
+it finds the others may be because it was built along with them.
 
 An edit is made while the module is imported (`coverage.install`); no file is changed. Each names the promise that it
 breaks. A text that is not in the module exactly once is an error: then the fix has moved, and its switch has to.
