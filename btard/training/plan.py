@@ -71,7 +71,7 @@ class Begun(NamedTuple):
 
 
 def protocol_of(peers: int, byzantine: int, run_id: str, settings: Mapping[str, Any]) -> ProtocolConfig:
-    """What the peers agree on; one validator, or none where nobody could be a target. Errors: ValueError."""
+    """What the peers agree on; one validator, or none if nobody could be a target. Errors: ValueError."""
     known = set(ProtocolConfig.__dataclass_fields__) - {"peers", "byzantine", "run_id"}
     unknown = sorted(set(settings) - known)
     if unknown:
@@ -94,7 +94,7 @@ def behaviours_of(
     byzantine: int,
     seed: int,
 ) -> tuple[dict[int, Behaviour], Collusion]:
-    """Peer -> what it does, of those that attack, and what these share. Errors: ValueError or TypeError."""
+    """Attacker -> what it does, and what the attackers share. Errors: ValueError or TypeError."""
     if not isinstance(task, TorchTask):
         raise TypeError(f"task must be a btard.TorchTask, got {type(task).__name__}; LocalDriver runs other tasks")
     if attack is None:

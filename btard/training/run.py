@@ -1,4 +1,4 @@
-"""What came of a training, and the loop that all programs of this package share."""
+"""The result of a training, and the loop that all programs of this package share."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from btard.training.plan import Plan
 
 SHOWN = 20
-"""A training that shows its progress says so many times how far it is."""
+"""How many times a training that shows its progress prints a line."""
 
 
 class Ban(NamedTuple):
@@ -58,7 +58,7 @@ class Return(NamedTuple):
 
 @dataclass
 class Run:
-    """What came of a training. It grows with each step, and the model holds the parameters that it has come to.
+    """The result of a training. It grows with each step, and the model holds the present parameters.
 
     >>> import btard
     >>> btard.Run(attackers=frozenset({2}), bans=[btard.Ban(3, 2, "wrong_gradient", True)], losses=[1.0, 0.5])
@@ -80,13 +80,13 @@ class Run:
     radii: list[float | None] = field(default_factory=list)
     """Step -> the clipping radius tau; None with a rule at a server."""
     active: tuple[int, ...] = ()
-    """The peers that are left."""
+    """The remaining peers."""
     diverged_at: int | None = None
     """The step at which no honest gradient was finite, which ended the run; None if all went well."""
     leads: bool = True
     """Whether this process speaks for the run: the lowest honest rank under torchrun, always in one process."""
     fallen: str | None = None
-    """Why the peer of this rank is out of the run, under torchrun; None if it came to the end."""
+    """Why the peer of this rank is out of the run, under torchrun; None if it reached the end."""
 
     @property
     def steps(self) -> int:
@@ -95,7 +95,7 @@ class Run:
 
     @property
     def honest_banned(self) -> list[Ban]:
-        """Bans of honest peers: none, unless the protocol is used beyond what it promises."""
+        """Bans of honest peers: none, unless the protocol is used beyond its promises."""
         return [ban for ban in self.bans if not ban.attacker]
 
     def summary(self) -> dict[str, Any]:
@@ -134,7 +134,7 @@ class Run:
 
 
 class Training:
-    """A task, its optimizer and a driver between two steps; `run` is what has come of it so far.
+    """A task, its optimizer and a driver between two steps; `run` is the result so far.
 
     Errors: those of `TorchTask.check` and `VectorOptimizer`, and ValueError for more peers than parameters.
     """
@@ -231,7 +231,7 @@ class Training:
         return run
 
     def write_summary(self, peer: int) -> None:
-        """Write what the run came to, at the very end: the summary vouches for the other files of the folder.
+        """Write the run's result, at the very end: the summary vouches for the other files of the folder.
 
         `peer`: whose buffers are kept.
         """
@@ -243,7 +243,7 @@ class Training:
             temporary.replace(self.out / SUMMARY)
 
     def _note(self, result: StepResult, losses: Mapping[int, float]) -> None:
-        """Take down a step."""
+        """Record a step."""
         run = self.run
         honest = [losses[i] for i in result.workers if i not in run.attackers and i in losses]
         run.losses.append(sum(honest) / len(honest) if honest else float("nan"))
