@@ -15,8 +15,9 @@ import yaml
 
 import albert.config
 import resnet.config
-from btard.boundary import Parser, output_file, program
+from btard.boundary import program
 from btard.harness.typed_yaml import keys
+from scripts.page import write_page
 
 INTRODUCTION = """\
 # Settings
@@ -113,9 +114,7 @@ def text() -> str:
 
 @program("the same command begins again")
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=output_file, required=True)
-    parser.parse_args(argv).out.write_text(text(), encoding="utf-8")
+    write_page(__doc__, text, argv)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import torch
 
 import btard
 from btard.audit.__main__ import main as audit
+from btard.audit.files import SUMMARY
 from btard.export.final import ExportError, read_final
 from btard.harness.pieces import LEDGER, METRICS, RunFolderError
 from btard.harness.settings import config_text
@@ -28,7 +29,7 @@ from btard.swarm.coordinator import Coordinator
 from btard.swarm.identity import write_identity
 from btard.swarm.local import report
 from btard.swarm.trainer import Trainer
-from btard.training.run import new_folder
+from btard.training.resume import claim
 from btard.watch.folder import read_run
 from tests.albert.watched import Watched
 from tests.swarm.test_heal import SOURCE, settings
@@ -340,6 +341,8 @@ def test_a_file_of_a_simulated_run(simulated: Path, tmp_path: Path) -> None:
     """Whoever makes a model of it, goes on with it or looks at it is told."""
     whole = read_final(simulated / "run")
     assert whole.finished and whole.signed is not None
+    made = json.loads((simulated / "run/run.json").read_text())
+    claim(simulated / "run", made)
     for file in files(simulated / "run"):
         for how, damage in DAMAGES.items():
             folder = tmp_path / how / file.name / "run"
@@ -349,8 +352,9 @@ def test_a_file_of_a_simulated_run(simulated: Path, tmp_path: Path) -> None:
             with pytest.raises((RunFolderError, ExportError), match=r"copy|delete") as refused:
                 read_final(folder)
             assert str(folder) in str(refused.value)
-            with pytest.raises(ValueError, match="holds a run already"):
-                new_folder(folder)
+            if file.name != SUMMARY:  # without it the run goes on from its last checkpoint
+                with pytest.raises(ValueError, match=r"copy the folder again|give another folder|damaged"):
+                    claim(folder, made)
             if file.name in (METRICS, LEDGER):
                 assert any(f"{file.name}: is " in note for note in read_run(folder).notes)
 
