@@ -1,8 +1,8 @@
 """`python -m resnet.sweep GRID.yaml --out DIR [--dotted.key value ...]`: train all runs of a grid, or continue it.
 
-A grid is a file as `resnet.experiments.grid` describes it, such as configs/resnet/small.yaml. DIR gets runs/ (a folder
-per run), warmups/ (what runs have in common before their attacks start), and sweep.yaml (the grid, with everything from
-the command line in it). `python -m resnet.report DIR` makes figures and tables of whatever is finished.
+A grid is a file as described in `resnet.experiments.grid`, such as configs/resnet/small.yaml. DIR gets runs/ (a folder
+per run), warmups/ (steps that runs share before their attacks start), and sweep.yaml (the grid, including the changes
+from the command line). `python -m resnet.report DIR` makes figures and tables of all finished runs.
 """
 
 from __future__ import annotations
