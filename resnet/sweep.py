@@ -208,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         epilog="Any key of resnet.train can be changed for all runs: --data.path FOLDER, --device cuda, ...",
     )
-    parser.add_argument("grid", type=Path, metavar="GRID.yaml", help="or the DIR of a sweep, to go on with it")
+    parser.add_argument("grid", type=Path, metavar="GRID.yaml", help="or the DIR of a sweep, to continue it")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where everything goes; by default DIR itself")
     parser.add_argument("--jobs", type=_positive, default=1, metavar="N", help="runs at a time on this machine (1)")
     parser.add_argument("--shard", type=_share, default=(1, 1), metavar="I/K", help="train the I-th of K shares only")

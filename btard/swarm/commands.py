@@ -22,7 +22,7 @@ from btard.boundary import program
 from btard.extras import need
 
 COMMANDS = {
-    "coordinator": "where a swarm meets, and who watches it",
+    "coordinator": "the meeting place and observer of a swarm",
     "trainer": "one peer of a swarm",
     "local": "a whole swarm on this machine: a coordinator and `peers` trainers",
 }
