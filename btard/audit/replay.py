@@ -28,6 +28,7 @@ from btard.audit.report import (
     AuditError,
     Finding,
     NotReproduced,
+    Unwitnessed,
     within,
 )
 from btard.audit.states import read_state
@@ -76,8 +77,10 @@ class Replay:
         try:
             try:
                 observer = self._replayed(proof, recompute)
-            except NotReproduced:
-                if not elsewhere:
+            except NotReproduced as error:
+                if isinstance(error, Unwitnessed):
+                    self.notes.append(str(error))
+                elif not elsewhere:
                     raise
                 recompute = None
                 observer = self._replayed(proof, None)

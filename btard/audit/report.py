@@ -28,6 +28,10 @@ class NotReproduced(AuditError):
     """The stored parameters give no committed gradient: they were altered, or this machine computes other bits."""
 
 
+class Unwitnessed(NotReproduced):
+    """That proves nothing: whoever worked in the step and was never convicted may be a liar that was not found."""
+
+
 class TooFew(AuditError):
     """The only problem is that too few peers have signed it."""
 
