@@ -70,7 +70,7 @@ class NetworkConfig:
         if self.relay == "use":
             known, alone = self.initial_peers is not None, self.announce is None
             require(known, "relay", "none or serve without network.initial_peers", "use", "name the relays there")
-            require(alone, "announce", "null with network.relay use", self.announce, "such a peer needs no relay")
+            require(alone, "announce", "null with network.relay use", self.announce, "a reachable peer needs no relay")
 
     @property
     def addresses(self) -> tuple[str, ...]:
