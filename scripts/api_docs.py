@@ -68,7 +68,7 @@ def documented(module: str) -> dict[str, str]:
 
 
 def signature(value: Any) -> str:
-    """How it is called: names, types and defaults, an argument a line where there are many."""
+    """Its call: names, types and defaults, one argument per line if there are many."""
     found = inspect.signature(value)
     words, starred = [], False
     for argument in found.parameters.values():

@@ -56,7 +56,7 @@ Of `python -m resnet.train`, and of every run of a sweep.
 
 
 def values_of(hint: Any) -> str:
-    """What a key may be, for people."""
+    """The possible values of a key, for people."""
     if get_origin(hint) in (Union, types.UnionType):
         return ", ".join(values_of(option) for option in get_args(hint))
     if get_origin(hint) is Literal:
@@ -67,7 +67,7 @@ def values_of(hint: Any) -> str:
 
 
 def sections(cls: type) -> Iterator[tuple[str, str, list[str]]]:
-    """(name, what it is, its dotted keys) of the class itself, whose name is empty, and of each class in it."""
+    """(name, description, dotted keys) of the class itself, whose name is empty, and of each class in it."""
     hints = get_type_hints(cls)
     yield "", "", [item.name for item in fields(cls) if not is_dataclass(hints[item.name])]
     for item in fields(cls):
@@ -77,7 +77,7 @@ def sections(cls: type) -> Iterator[tuple[str, str, list[str]]]:
 
 
 def alike() -> dict[str, str]:
-    """What is said of the swarm's keys that peers compare."""
+    """The note on the swarm's keys that peers compare."""
     exact = albert.config.Config(precision="float16")
     tolerant = replace(exact, protocol=replace(exact.protocol, validation="tolerant"))
     named = {key: "*alike*" if key in tolerant.agreed() else "*alike if exact*" for key in exact.agreed()}

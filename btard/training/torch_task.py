@@ -300,7 +300,7 @@ class TorchTask:
         try:
             return copy.deepcopy(model)
         except Exception as error:
-            raise ValueError(f"the model cannot be copied, as each peer has one of its own: {error}") from None
+            raise ValueError(f"the model cannot be copied, and each peer needs its own copy: {error}") from None
 
     @property
     def module(self) -> nn.Module:
