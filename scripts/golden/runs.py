@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from blake3 import blake3
 from safetensors.torch import load_file
@@ -209,6 +210,8 @@ def effects_named() -> Iterator[Said]:
             except StopIteration as end:
                 return end.value
             names.append(f"{type(effect).__name__} {effect.phase}")
+            if getattr(effect, "quiet", False):  # all rounds, also those that one process skips
+                effect = msgspec.structs.replace(effect, quiet=False)  # type: ignore[type-var]
             answer = yield effect
 
     Peer.step = step  # type: ignore[method-assign]
