@@ -8,7 +8,9 @@ from __future__ import annotations
 import fnmatch
 import json
 import shutil
+import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +32,7 @@ from btard.swarm.local import report
 from btard.swarm.trainer import Trainer
 from btard.training.run import new_folder
 from btard.watch.folder import read_run
+from btard.watch.serve import Server, Watcher
 from tests.albert.watched import Watched
 from tests.swarm.test_heal import SOURCE, settings
 
@@ -47,6 +50,8 @@ class Recorded(Watched):
     def __init__(self, out: Path, copies: Path) -> None:
         super().__init__(CONFIG, out / "whole", SOURCE)
         self.copies = copies
+        self.server: Server | None = None
+        self.shown: list[dict[str, Any]] = []
         self.coordinator.say = self.coordinator.keeper.say = self._heard
 
     def _heard(self, line: str) -> None:
@@ -55,6 +60,24 @@ class Recorded(Watched):
             if line.startswith(f"checkpoint of step {step},"):
                 self.coordinator.folder.flush()
                 shutil.copytree(self.coordinator.out, self.copies / str(step) / self.coordinator.out.name)
+                self.look()
+
+    def look(self) -> None:
+        """Keep what a served page has just now: it was begun when it was first asked."""
+        if self.server is None:
+            self.server = Server(Watcher(self.coordinator.out), 0)
+            self._serving = threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True)
+            self._serving.start()
+        with urllib.request.urlopen(f"{self.server.address}data.json", timeout=30) as answer:
+            self.shown.append(json.load(answer))
+
+    def stop(self) -> None:
+        """End the server, and write down what its page had."""
+        if self.server is not None:
+            self.server.shutdown()
+            self._serving.join()
+            self.server.server_close()
+        (self.copies / "shown.json").write_text(json.dumps(self.shown))
 
     def watch(self, trainer: Trainer) -> None:
         """Copy the trainer's folder, too, a step later. The coordinator gets the time to hear all and to ask."""
@@ -94,8 +117,10 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     swarm.trainers.make = made  # type: ignore[method-assign]
     try:
         summary = swarm.run()
+        swarm.look()
     finally:
         swarm.trainers.close()
+        swarm.stop()
     assert summary["byzantine_banned"] == 1 and summary["went_back"]
     return out
 
@@ -262,6 +287,20 @@ def test_a_trainer_puts_back_what_it_says_after_summary_is_deleted(recorded: Pat
         summary = program(folder, []).run()
         assert (folder / name).read_bytes() == (recorded / "whole" / HONEST / name).read_bytes()
         assert summary == json.loads((recorded / "whole" / HONEST / "summary.json").read_text())
+
+
+def test_a_served_page_follows_the_swarm(recorded: Path) -> None:
+    """It has what the coordinator's folder had when it was asked: two times in the middle, and after the end."""
+    shown = json.loads((recorded / "shown.json").read_text())
+    folders = [recorded / str(OLDER) / "coordinator", recorded / str(MIDDLE) / "coordinator", recorded / "whole"]
+    assert [page["finished"] for page in shown] == [False, False, True]
+    for page, folder in zip(shown, folders, strict=True):
+        run = read_run(folder)
+        assert [row["step"] for row in page["steps"]] == [line["step"] for line in run.metrics]
+        assert [entry["step"] for entry in page["entries"]] == [entry.step for entry in run.entries]
+    steps = [page["steps_done"] for page in shown]
+    assert steps[0] <= steps[1] <= steps[2] == STEPS and len(shown[2]["entries"]) > len(shown[0]["entries"])
+    assert all(row["phase"] for row in shown[1]["now"]), "live: the state of each peer"
 
 
 def test_a_key_that_was_lost_or_changed_is_no_other_peer(recorded: Path, tmp_path: Path) -> None:
