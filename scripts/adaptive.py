@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 
-from btard.boundary import Parser, output_folder, program
+from btard.boundary import Mistake, Parser, output_folder, program
 from btard.drivers.local import LocalDriver
 from btard.harness.figures import COLOURS, bare, new_figure, save
 from btard.harness.progress import track
@@ -157,6 +157,10 @@ def summary(strategy: str, outcomes: Sequence[Outcome], limit: int) -> dict[str,
     fates = [fate for outcome in outcomes for fate in outcome.fates.values()]
     attacks, caught = sum(fate.attacks for fate in fates), sum(fate.caught for fate in fates)
     expected = sum(outcome.expected for outcome in outcomes)
+    if not expected:
+        raise Mistake(
+            f"strategy {strategy}: nobody could be caught in {limit} steps: give a larger --limit or more --runs"
+        )
     return {
         "strategy": strategy,
         "runs": len(outcomes),

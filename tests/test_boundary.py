@@ -40,6 +40,7 @@ KNOWN: dict[str, tuple[BaseException, int, str]] = {
     "two places": (OSError(errno.EXDEV, "Invalid cross-device link", "a", None, "b"), FAILED, "a to b: Invalid"),
     "too many files": (OSError(errno.EMFILE, "Too many open files"), FAILED, "ulimit -n"),
     "a disk full of tensors": (SafetensorError(FULL), FAILED, "No space left on device; make room there"),
+    "a disk full of tokens": (Exception("File too large (os error 27)"), FAILED, "File too large; the file may not"),
     "memory": (MemoryError("Unable to allocate 9 GiB"), FAILED, "Unable to allocate 9 GiB: make memory available"),
     "memory of torch": (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), FAILED, "memory"),
     "no home": (RuntimeError("Could not determine home directory."), FAILED, "has no home and no name here; set HOME"),
@@ -85,6 +86,68 @@ def test_a_fault_of_ours_keeps_its_traceback_and_asks_for_a_report(
     assert main() == FAULT
     said = capsys.readouterr().err
     assert said.startswith("Traceback") and "please report it" in said.splitlines()[-1]
+
+
+OUTPUTS = """
+import os, sys
+from btard.boundary import program
+from rich.console import Console
+
+def fill(kind):
+    if kind == "pipe":
+        reader, writer = os.pipe()
+        os.close(reader)
+        os.dup2(writer, 1)
+    elif kind == "full":
+        os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+
+@program("again")
+def main(argv):
+    kind, how = argv
+    fill(kind)
+    Console().print("a table") if how == "rich" else print("words")
+    if how == "help":
+        raise SystemExit(0)
+    if how == "refused":
+        raise SystemExit(2)
+    if how == "interrupted":
+        raise KeyboardInterrupt
+    file = open(os.devnull)
+    assert file.fileno() > 2 and sys.stdout is not None
+    return 0
+
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "how", "code", "line"),
+    [
+        ("full", "words", 1, "error: No space left on device; make room there"),
+        ("full", "help", 1, "error: No space left on device; make room there"),
+        ("full", "refused", 2, ""),
+        ("full", "interrupted", 130, "interrupted: again"),
+        ("pipe", "words", 1, "error: nobody reads the output any more"),
+        ("pipe", "rich", 1, "error: nobody reads the output any more"),
+        ("closed", "words", 0, ""),
+    ],
+)
+def test_output_that_cannot_be_written_is_one_line_whatever_the_end(
+    kind: str, how: str, code: int, line: str, tmp_path: Path
+) -> None:
+    """Also after the interpreter has ended, which would complain and end with 120."""
+    (tmp_path / "own.py").write_text(OUTPUTS)
+    closed = " >&-" if kind == "closed" else ""
+    ended = subprocess.run(
+        ["sh", "-c", f'exec "$0" "$@"{closed}', sys.executable, str(tmp_path / "own.py"), kind, how],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert ended.returncode == code and ended.stderr.startswith(line), ended
+    assert len(ended.stderr.splitlines()) == bool(line)
 
 
 def test_a_mistake_and_an_interruption_end_the_program(capsys: pytest.CaptureFixture[str]) -> None:
