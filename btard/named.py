@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import Field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,6 +47,10 @@ def load_class(name: str, base: type[T]) -> type[T]:
         raise ValueError(f"must be a subclass of btard.{base.__name__}, got {_kind(found)}")
     if found is base:
         raise ValueError(f"must be a subclass of btard.{base.__name__}, got that class itself")
+    for above in found.__mro__[: found.__mro__.index(base)]:
+        for key, value in vars(above).items():
+            if isinstance(value, Field):
+                raise ValueError(f"has the option {key}: write @dataclass(kw_only=True, eq=False) above the class")
     return found
 
 

@@ -87,7 +87,12 @@ def rule_of(config: Config) -> Rule:
     """The rule of the server. Errors: ValueError in one line."""
     chosen = config.aggregator
     return make_rule(
-        chosen.name, byzantine=config.tolerated, tau=chosen.radius, mixing=chosen.mixing, bucket=chosen.bucket
+        chosen.name,
+        byzantine=config.tolerated,
+        tau=chosen.radius,
+        mixing=chosen.mixing,
+        bucket=chosen.bucket,
+        options=chosen.options,
     )
 
 

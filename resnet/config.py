@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from btard.checks import FieldError, require
 from btard.harness import settings
-from btard.harness.sections import AttackSection, ProtocolSection
+from btard.harness.sections import AttackOption, AttackSection, ProtocolSection
 from btard.harness.typed_yaml import AnyPath, nearest
 from btard.protocol.attackers import draw_attackers
 from btard.protocol.config import ProtocolConfig, ProtocolSettings
@@ -94,6 +94,8 @@ class AggregatorConfig:
     byzantine: int | None = None
     """trimmed_mean, krum, multi_krum, bulyan and mixing nnm: how many Byzantine peers the rule is made for. null: as
     many as there are. Set it to see what a defence costs when nobody attacks."""
+    options: dict[str, AttackOption] = field(default_factory=dict)
+    """Options that your own rule declares, by name: --aggregator.options.NAME VALUE (docs/your-own-rule.md)."""
     mixing: Literal["nnm", "bucketing"] | None = None
     """What a server does before its rule. nnm: each gradient becomes the mean of the peers - byzantine nearest ones.
     bucketing: random buckets of gradients become their means. Try nnm where honest peers differ much."""
@@ -114,17 +116,26 @@ class AggregatorConfig:
         require(self.bucket >= 1, "bucket", ">= 1", self.bucket, "2 is what its authors recommend")
         require(0 <= self.momentum < 1, "momentum", ">= 0 and < 1", self.momentum, "its authors use 0.9")
         if self.own:
-            from btard.drivers.rules import rule_class  # imports torch, and somebody's module
+            from btard.drivers.rules import rule_class, rule_of  # imports torch, and somebody's module
 
             try:
-                rule_class(self.name)
+                kind = rule_class(self.name)
             except ValueError as error:
                 raise FieldError("name", f"{self.name} {error}") from None
+            try:
+                rule_of(kind, tau=self.radius, options=self.options)
+            except FieldError as error:
+                raise FieldError(f"options.{error.field}", error.message) from None
+            except ValueError as error:
+                raise FieldError("name", str(error)) from None
         elif self.name not in ("btard", "emulated", *RULES):
             fix = nearest(self.name, ("btard", "emulated", *RULES))
             raise FieldError(
                 "name", f"must be btard, emulated, one of {', '.join(RULES)}, or module:Class, got {self.name!r}; {fix}"
             )
+        if self.options and not self.own:
+            first = f"options.{next(iter(self.options))}"
+            raise FieldError(first, f"is for a rule of your own, module:Class; {self.name} has no options")
         if self.name == "btard" and self.byzantine is not None:
             raise FieldError("byzantine", "is protocol.byzantine where aggregator.name is btard")
         if self.name in ("btard", "emulated"):

@@ -37,6 +37,7 @@ from btard.protocol.commit import NoGradient
 from btard.protocol.heal import HEALED, described
 from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.tolerance import tolerated_deviation
+from btard.training.kernels import check_bits, choose_exact_kernels
 from btard.training.layout import layout_of, write_layout
 from btard.training.vector import bind, flatten
 from resnet.batchnorm import statistics_slots
@@ -58,6 +59,9 @@ class Training:
         self.config, self.data = config, data
         check_batch(config, data)
         self.device = self._device()
+        exact = config.btard and config.protocol.validation == "exact"
+        if exact:
+            choose_exact_kernels(self.device)
         self.model = make_model(config, data).to(self.device)
         self.params = torch.nn.Parameter(flatten(self.model))
         bind(self.model, self.params.detach())
@@ -76,6 +80,8 @@ class Training:
             batch_size=config.batch_size,
             mode=config.mode,
         )
+        if exact and self.device.type != "cpu":
+            self._check_bits()
         self.byzantine = config.attackers()
         self.driver = self._driver(folder)
         self.test = data.test_tensors(self.device, config.test_samples)
@@ -129,6 +135,18 @@ class Training:
         """Accuracy in [0, 1] and loss on a test set, with the evaluating peer's own BatchNorm statistics."""
         self.task.statistics.load_into(self.model, EVALUATOR if self.evaluator is None else self.evaluator)
         return evaluate(self.model, images, labels)
+
+    def _check_bits(self) -> None:
+        """Raise ConfigError if peers on this device could not compare bits."""
+        advice = (
+            "set protocol.validation to tolerant (python -m resnet.calibrate finds its tolerances), or device to cpu"
+        )
+        try:
+            check_bits(self.task, self.params.detach(), together=self.config.mode == "per_peer", advice=advice)
+        except torch.OutOfMemoryError:
+            raise
+        except (ValueError, RuntimeError) as error:  # torch's own names an operation without a deterministic kernel
+            raise ConfigError(f"protocol.validation exact: {error}") from None
 
     # What differs where each peer is a process.
 

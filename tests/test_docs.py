@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,10 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 SECTION = re.compile(r"(?i)(?:\bsections?|§)\s*\d")
 PAPER = re.compile(r"(?:19|20)\d\d\)?[^.]{0,60}$")
 """What stands before a section of somebody else's paper: a year, and nothing that ends a sentence."""
+
+
+LIBP2P_KEY = b"\x08\x01\x12\x40"
+"""What the file of an Ed25519 private key begins with."""
 
 
 def headings(page: Path) -> set[str]:
@@ -81,3 +86,16 @@ def test_the_files_that_the_pages_name_exist() -> None:
 
 def test_the_citation_has_the_version_of_the_package() -> None:
     assert f"\nversion: {btard.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_nothing_is_in_the_repository_by_mistake() -> None:
+    """A command that is typed as a page has it may leave a file, such as a private key, at the root."""
+    listed = subprocess.run(("git", "ls-files"), cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("this is no clone")
+    files = listed.stdout.splitlines()
+    known = {"LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "pyproject.toml"}
+    for name in files:
+        if "/" not in name and not name.startswith("."):
+            assert name in known or re.fullmatch(r"requirements(-\w+)?\.txt", name), f"{name} does not belong here"
+    assert not [name for name in files if (ROOT / name).is_file() and (ROOT / name).read_bytes()[:4] == LIBP2P_KEY]

@@ -19,9 +19,9 @@ ROOT = Path(__file__).parents[1]
 ALLOWED = {
     "aggregation": {"aggregation"},
     "protocol": {"aggregation", "checks", "protocol"},
-    "attacks": {"aggregation", "attacks", "boundary", "checks", "named", "protocol"},
+    "attacks": {"aggregation", "attacks", "boundary", "checks", "named", "options", "protocol"},
     "audit": {"aggregation", "audit", "boundary", "protocol", "task"},
-    "drivers": {"aggregation", "audit", "boundary", "drivers", "named", "protocol", "task"},
+    "drivers": {"aggregation", "audit", "boundary", "drivers", "named", "options", "protocol", "task"},
     "export": {"audit", "boundary", "export", "extras", "harness", "protocol", "swarm.checkpoint", "training"},
     # The three beside it import it, no other.
     "harness": {
@@ -48,6 +48,7 @@ ALONE = {
     "checks": set(),
     "extras": set(),
     "named": set(),
+    "options": {"checks"},
     "task": {"protocol"},
 }
 """The modules beside the packages, and what of btard they may import."""

@@ -6,15 +6,20 @@ import importlib
 import re
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
+import btard
 from btard.attacks import Collusion, make_attack
+from btard.drivers.rules import RuleView, make_rule, rule_of
 from btard.named import load_class
 from btard.protocol.behaviour import Behaviour
 from resnet.config import load_config
 from resnet.train import main
+from tests.training import model
 
 ROOT = Path(__file__).parents[1]
 DIGITS = str(ROOT / "configs/resnet/digits.yaml")
@@ -93,6 +98,17 @@ class Scalar(Rule):
     def aggregate(self, x, ctx):
         return x.mean()
 
+class Naked(Rule):
+    scale: float = option(1.0, "help")
+    def aggregate(self, x, ctx):
+        return x[0]
+
+class Needy(Rule):
+    def __init__(self, more, **options):
+        super().__init__(**options)
+    def aggregate(self, x, ctx):
+        return x[0]
+
 class Late(Rule):
     def aggregate(self, x, ctx):
         return x[0] * (float("nan") if ctx.step == 1 else 1)
@@ -125,6 +141,8 @@ WRONG = [
     ("aggregator", "mine:Lazy", "must define aggregate(self, x, ctx), which returns the aggregate [d]"),
     ("aggregator", "mine:Scalar", "aggregate returned shape (), expected (6,)"),
     ("aggregator", "mine:Late", "aggregation rule mine:Late, step 1: aggregate returned"),
+    ("aggregator", "mine:Naked", "has the option scale: write @dataclass(kw_only=True, eq=False) above the class"),
+    ("aggregator", "mine:Needy", "cannot be made: "),
     ("aggregator", "medain", "must be btard, emulated, one of mean, coordinate_median"),
 ]
 
@@ -174,6 +192,43 @@ def test_an_own_attack_has_options_and_a_name_in_messages(folder: Path) -> None:
     ]:
         with pytest.raises(ValueError, match=re.escape(message)):
             make_attack("my_attacks:Echo", collusion, **options)
+
+
+def test_an_own_rule_has_options_by_name_as_a_class_and_in_settings(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "my_rules.py").write_text(blocks("your-own-rule.md")[0])
+    name = "my_rules:NearestHalf"
+    x = torch.ones(4, 5)
+    assert torch.equal(make_rule(name, options={"share": 0.5}).aggregate(x, RuleView()), x[0] / 2)
+    task = lambda: model.task()  # noqa: E731
+    few = {"optimizer": model.adam, "steps": 2, "peers": 4}
+    kind = importlib.import_module("my_rules").NearestHalf
+    runs = [
+        btard.simulate(task(), rule=rule, rule_options=options, **few).losses
+        for rule, options in ((name, {"share": 0.0}), (kind, {"share": 0.0}), (kind(share=0.0), None), (name, None))
+    ]
+    assert runs[0] == runs[1] == runs[2] != runs[3], "a share of 0 trains nothing"
+    with pytest.raises(TypeError, match="rule_options are for a rule by its name or class"):
+        btard.simulate(task(), rule=kind(), rule_options={"share": 0.5}, **few)
+    for options, message in (
+        ({"share": 2.0}, "share must be >= 0 and <= 1, got 2.0"),
+        ({"share": "half"}, "share must be float, got 'half'"),
+        ({"shear": 0.1}, "shear is no option, did you mean 'share'?; it has share"),
+    ):
+        for make in (partial(make_rule, name, options=options), partial(rule_of, kind, options=options)):
+            with pytest.raises(ValueError, match=re.escape(message)):
+                make()
+        [(option, value)] = options.items()
+        words = [f"--aggregator.name={name}", f"--aggregator.options.{option}={value}"]
+        with pytest.raises(SystemExit):
+            load_config([DIGITS, "--out", "x", "--protocol.heal=off", *words])
+        assert f"--aggregator.options.{message}" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="aggregation rule krum: f is no option; it has none"):
+        make_rule("krum", options={"f": 1})
+    with pytest.raises(SystemExit):
+        load_config([DIGITS, "--out", "x", "--aggregator.name=krum", "--aggregator.options.f=1"])
+    assert "--aggregator.options.f is for a rule of your own" in capsys.readouterr().err
 
 
 def test_a_module_that_fails_is_tried_again(folder: Path) -> None:

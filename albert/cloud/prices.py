@@ -54,10 +54,6 @@ class SpotPrices:
         prices = [price for _, price in self.between(pool, begin, end)]
         return min(prices), max(prices)
 
-    def dearest(self, types: Sequence[str]) -> float | None:
-        """Return the highest last price of some types, None if there is no price of them."""
-        return max((self.now(pool) for pool in self.changes if pool[0] in types), default=None)
-
 
 def read_spot_prices(account: Account, types: Sequence[str], zones: Sequence[str], since: datetime) -> SpotPrices:
     """Return all spot prices of some types in some zones since a time, with the one that held then."""

@@ -211,19 +211,20 @@ def clip_residual(
 
 
 def residual_and_floor(
-    x: Tensor, value: Tensor, tau: float, *, weights: Tensor | np.ndarray | list[float] | None = None
+    x: Tensor, value: Tensor, tau: float, *, weights: Tensor | np.ndarray | list[float] | None = None, eps: float = 0.0
 ) -> tuple[float, float]:
     """The residual of `clip_residual`, and the floor that rounding sets to it at `value`, see `centered_clip`.
 
     A residual below the floor means that another step of reweighting would move `value` by less than one epsilon of
-    its norm and of the distances: the floor of a far-off value is small, so it cannot be used to hide one.
+    its norm and of the distances: the floor of a far-off value is small, so it cannot be used to hide one. `eps`: that
+    of the numbers that `value` was rounded to, if it is more than its dtype's.
     """
     x, tau = check_matrix(x), check_tau(tau)
     n, d = x.shape
     w = check_weights(weights, n)
     if not isinstance(value, Tensor) or value.shape != (d,) or not value.is_floating_point():
         raise ValueError(f"expected a claimed value of shape {(d,)}, got {getattr(value, 'shape', type(value))}")
-    eps = max(torch.finfo(x.dtype).eps, torch.finfo(value.dtype).eps)
+    eps = max(eps, torch.finfo(x.dtype).eps, torch.finfo(value.dtype).eps)
     value = value.detach().to(x.device, torch.float64)
     squares = row_squares(x, value)
     if not np.isfinite(squares).all():

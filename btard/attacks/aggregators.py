@@ -124,7 +124,7 @@ class ColludingAggregate(Attack):
         """What the honest peers committed to in this step, [d] each."""
         clip = ctx.config.clip_lambda if ctx.config is not None else None
         pairs = zip(self.collusion.honest_peers, self.collusion.rows, strict=True)
-        return {peer: clip_gradient(gradient, clip) for peer, gradient in pairs}
+        return {peer: ctx.record.cut.committed(clip_gradient(gradient, clip)) for peer, gradient in pairs}
 
     def _tau(self, ctx: Context) -> float:
         return ctx.record.tau if self.tau is None else float(self.tau)
@@ -148,4 +148,5 @@ class UnprovenAggregate(WrongAggregate):
             return ()
         if self.show == "incomplete":
             return packets[:-1]
-        return [replace(packet, body=ctx.record.aggregates[claim.part]) for packet in packets]
+        copy = ctx.record.cut.body("part", ctx.record.aggregates[claim.part])
+        return [replace(packet, body=copy) for packet in packets]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, Field, dataclass, fields
-from difflib import get_close_matches
+from dataclasses import MISSING, dataclass, fields
 from inspect import cleandoc, isfunction
 from typing import Any
 
@@ -38,6 +37,7 @@ from btard.attacks.senders import (
     WrongReveal,
 )
 from btard.named import load_class, own
+from btard.options import nearest
 from btard.protocol.behaviour import Behaviour
 from btard.protocol.collusion import Collusion
 
@@ -161,11 +161,8 @@ def attack_class(name: str) -> type[Attack]:
         return ATTACKS[name]
     found = load_class(name, Attack)
     lineage = found.__mro__[: found.__mro__.index(Attack)]
-    declared = {key: value for above in reversed(lineage) for key, value in vars(above).items()}
-    for key, value in declared.items():
-        if isinstance(value, Field):
-            raise ValueError(f"has the option {key}: write @dataclass(kw_only=True, eq=False) above the class")
-    hooks = HOOKS & declared.keys()
+    declared = {key for above in lineage for key in vars(above)}
+    hooks = HOOKS & declared
     if not hooks:
         raise ValueError("overrides no hook of btard.Behaviour, such as gradient(self, ctx, gradient)")
     beyond = sorted(hooks - {"gradient", "request"})
@@ -205,7 +202,7 @@ def make_attack(
     known = [info.name for info in options_of(attack)]
     for key in options:
         if key not in known:
-            raise ValueError(f"attack {name} has no option {key!r}{_nearest(key, known)}; it has {', '.join(known)}")
+            raise ValueError(f"attack {name} has no option {key!r}{nearest(key, known)}; it has {', '.join(known)}")
     try:
         return attack(collusion=collusion, start=start, every=every, stop=stop, when=when, **options)
     except TypeError as error:
@@ -215,12 +212,7 @@ def make_attack(
 
 
 def _unknown(name: str) -> str:
-    return f"{_nearest(name, ATTACKS)}; there are {', '.join(ATTACKS)}, and module:Class"
-
-
-def _nearest(word: str, words: Any) -> str:
-    close = get_close_matches(str(word), list(words), n=1)
-    return f", did you mean {close[0]!r}?" if close else ""
+    return f"{nearest(name, ATTACKS)}; there are {', '.join(ATTACKS)}, and module:Class"
 
 
 def _info(attack: type[Attack]) -> AttackInfo:

@@ -39,7 +39,7 @@ def commitment(ctx: Context, kind: str, part: int, body: torch.Tensor | bytes) -
     """What the peer announces if it wants to send `body` of `kind` for `part`."""
     if ctx.commitments is None:
         raise RuntimeError("this attack commits by itself: it needs a driver that runs the protocol")
-    return ctx.commitments.digest(kind, ctx.peer, ctx.step, part, body)
+    return ctx.commitments.digest(kind, ctx.peer, ctx.step, part, ctx.record.cut.body(kind, body))
 
 
 def is_victim(attack: Attack, ctx: Context, recipients: str, peer: int, among: tuple[int, ...]) -> bool:

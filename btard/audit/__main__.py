@@ -7,9 +7,14 @@ own code, and compares the outcome with the ledger. Everything in the folder is 
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import inspect
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
+from typing import Any, get_type_hints
 
 from btard.audit.auditor import audit
 from btard.audit.report import AuditError, NotReproduced
@@ -22,39 +27,91 @@ LINE = 1000
 """Characters of a line that is printed: the folder may be a stranger's."""
 
 KNOWN = frozenset({"resnet.audit:task_of", "albert.audit:task_of"})
-"""What is called because a run folder says so."""
+"""What is called because a run folder says so, without a look at it."""
+OURS = frozenset({"albert", "btard", "resnet"})
+"""Of their functions, only those make the task of a run folder."""
+SWARM = "config.yaml"
+"""A peer's folder has it, of which a swarm's task is made."""
+POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+"""module:function"""
 
 
 def load_task(name: str, folder: Path) -> Task:
-    """The task that the function `name` ("module:function") makes of the run in `folder`; else ValueError."""
+    """The task that the function `name` ("module:function") makes of the run in `folder`; else ValueError.
+
+    The function takes nothing, the folder, or, if it is that of a swarm's `--task`, the swarm's settings.
+    """
     module, _, function = name.partition(":")
     try:
         make = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+        parameters = list(inspect.signature(make).parameters.values())
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ValueError(f"--task {name}: {error}; expected module:function") from None
-    task: Task = make(folder)
+    task: Task
+    if not any(parameter.default is parameter.empty for parameter in parameters if parameter.kind in POSITIONAL):
+        task = make()
+    elif (folder / SWARM).is_file() and (name == read_task(folder) or _takes_settings(make, parameters[0].name)):
+        task = importlib.import_module("btard.swarm.audit").task_of(name, folder)
+    else:
+        task = make(folder)
     return task
 
 
-def own_task(folder: Path) -> Task | None:
-    """The task that the run says makes its own, if it is one of ours and can be made here; a line says why it cannot.
+def _takes_settings(make: Callable[..., Any], parameter: str) -> bool:
+    try:
+        return is_dataclass(get_type_hints(make).get(parameter))
+    except (NameError, TypeError):
+        return False
 
-    The folder is hostile: nothing else that it names is called.
-    """
+
+def own_task(folder: Path) -> Task | None:
+    """The task that the run says makes its own, if it can be made here; a line says why it cannot."""
     try:
         name = read_task(folder)
-        if name not in KNOWN:
+        if not name:
             return None
+        if name not in KNOWN:
+            check_named(name, folder)
         task = load_task(name, folder)
         _, d, _ = read_settings(folder)
         if task.d != d:
             raise ValueError(f"it has {task.d} parameters, the run {d}")
     except Malformed:
         return None  # the audit says it
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
+    except (Exception, SystemExit) as error:  # of somebody's own module, which may raise anything
         _not_recomputed(f"the run's task cannot be made here: {error}")
         return None
     return task
+
+
+def check_named(name: str, folder: Path) -> None:
+    """ValueError unless `name` is a function of a module on this machine that has to do with btard.
+
+    The folder is hostile, and importing a module runs it: so it may name none of its own files, and none that was not
+    written to train something here.
+    """
+    if not NAME.fullmatch(name):
+        raise ValueError(f"expected module:function, got {name!r:.60}")
+    module = name.partition(":")[0]
+    if module.partition(".")[0] in OURS:
+        raise ValueError(f"{name} makes no task of a run")
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        found = None
+    if found is None or found.origin is None:
+        raise ValueError(
+            f"{name} made it, and no module {module} is found; go to the folder that has it, or add that to "
+            "PYTHONPATH, and audit again"
+        )
+    file = Path(found.origin)
+    if file.suffix != ".py" or file.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{name} is in {file}, which is no module of yours; name it with --task if it is")
+    if not re.search(r"^\s*(?:import|from)\s+btard\b", file.read_text(encoding="utf-8"), re.MULTILINE):
+        raise ValueError(f"{name} is in {file}, which does not import btard; name it with --task if it is the run's")
 
 
 def _not_recomputed(reason: str) -> None:
@@ -69,8 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--task",
         metavar="MODULE:FUNCTION",
-        help="makes the run's task, to compute gradients again; by default what the run names, if it is one of "
-        f"{', '.join(sorted(KNOWN))}; '' for none",
+        help="makes the run's task, to compute gradients again; by default what the run names; '' for none",
     )
     options = parser.parse_args(argv)
     try:

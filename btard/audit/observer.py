@@ -137,6 +137,6 @@ class Observer(Peer):
         arrived: dict[int, list[Packet]] = {}
         for (step, part), value in proof.aggregates.items():
             if step == self.transcript.step:
-                owner = self.current.owner(part)
-                arrived.setdefault(owner, []).append(Packet("aggregate", owner, step, part, value, b""))
+                owner, body = self.current.owner(part), self.current.cut.body("aggregate", value)
+                arrived.setdefault(owner, []).append(Packet("aggregate", owner, step, part, body, b""))
         return arrived

@@ -16,6 +16,7 @@ from btard.audit.numerics import numeric_platform
 from btard.audit.proof import Proof
 from btard.audit.settings import write_settings
 from btard.audit.states import write_state
+from btard.audit.strangers import keeps_gradients
 from btard.protocol import wire
 from btard.protocol.claims import KINDS
 from btard.protocol.config import ProtocolConfig
@@ -117,15 +118,18 @@ class Recorder:
         held = {
             (about.step, part): a for about in (self._before, record) if about for part, a in about.aggregates.items()
         }
-        concerned = {(claim.step, claim.part) for claim in claims}
+        reports = {} if self._before is None else self._before.reports
+        # Who has reported nothing, as a newcomer, is judged by its gradient alone.
+        concerned = {(c.step, c.part) for c in claims if c.part != NOBODY or c.accused in reports}
         wanted = [key for key in held if key in concerned or (key[0], NOBODY) in concerned]
         recomputed = any(KINDS[claim.kind].recomputes for claim in claims)
+        kept = keeps_gradients(self.config, witness.ledger.entries, record.step, record.standings)
         return Proof(
             Transcript.of(record),
             None if self._before is None else Transcript.of(self._before),
-            record.shown,
+            record.shown if kept else {},
             {key: held[key] for key in sorted(wanted)},
-            parameters(record.step - 1) if recomputed else None,
+            parameters(record.step - 1) if recomputed and kept else None,
             _platform(record),
         )
 

@@ -31,6 +31,7 @@ from btard.audit.report import (
     within,
 )
 from btard.audit.states import read_state
+from btard.audit.strangers import keeps_gradients
 from btard.protocol.claims import KINDS
 from btard.protocol.effects import Losses
 from btard.protocol.heal import HEALED, batch_seed, candidates, choose, measured
@@ -39,9 +40,6 @@ from btard.protocol.messages import EXCUSED, FALSE_CLAIM, GUILTY, Claim, Measure
 from btard.protocol.record import StepRecord
 from btard.protocol.wire import Malformed
 from btard.task import Measurable, Task
-
-NOBODY_PAYS = frozenset({"wrong_aggregate", "undisclosed"})
-"""Kinds of claims for which the accuser is not removed if they are false."""
 
 
 class Replay:
@@ -68,11 +66,13 @@ class Replay:
             self.agreed.certify(proof.before, step - 1, file)
         elif step > 0:
             raise AuditError(f"{file}: nothing about step {step - 1}")
-        recompute = (
-            None if self.task is None else Recomputation(self.task, self.config, proof.params, self.agreed.removed)
-        )
-        here, there = numeric_platform(), proof.platform
-        elsewhere = "" if here == there else ELSEWHERE.format(here=here, there=there)
+        recompute = None
+        entries = (line.entry for line in self.agreed.lines)
+        kept = proof.params is not None or keeps_gradients(self.config, entries, step, proof.now.standings)
+        if self.task is not None and kept:
+            recompute = Recomputation(self.task, self.config, proof.params, self.agreed.removed)
+        here = numeric_platform()
+        elsewhere = "" if here == proof.platform else ELSEWHERE.format(here=here, there=proof.platform)
         try:
             try:
                 observer = self._replayed(proof, recompute)
@@ -177,7 +177,7 @@ class Replay:
         for claim, verdict in observer.verdicts.items():
             accusers = claims.get(claim, ())
             spared = claim.accused not in expelled if verdict == GUILTY else not set(accusers) <= set(expelled)
-            costs_nobody = verdict == FALSE_CLAIM and claim.kind in NOBODY_PAYS
+            costs_nobody = verdict == FALSE_CLAIM and not KINDS[claim.kind].false_costs
             reliable = self._reliable(observer, claim, verdict, recomputed)
             if verdict != EXCUSED and spared and not costs_nobody and reliable:
                 found = f"by the evidence the claim {_words(claim)} is {verdict}; the majority voted otherwise"
@@ -214,7 +214,7 @@ class Replay:
         """Whether the replay's own verdict on `claim` counts: not where it would have needed a gradient."""
         if recomputed:
             return True
-        uncovered = claim.kind == "wrong_aggregate" and claim.step != observer.transcript.step and verdict != GUILTY
+        uncovered = KINDS[claim.kind].second_round and claim.step != observer.transcript.step and verdict != GUILTY
         return not KINDS[claim.kind].recomputes and not uncovered
 
 

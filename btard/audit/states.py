@@ -30,7 +30,11 @@ def write_state(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
         others = {name: hashed.hex() for name, hashed in digests.items() if name != PARAMETERS}
-        save_file({PARAMETERS: to_host(tensors[PARAMETERS])}, file.with_suffix(".tmp"), {"others": json.dumps(others)})
+        save_file(
+            {PARAMETERS: to_host(tensors[PARAMETERS])},
+            file.with_suffix(".tmp"),
+            {"others": json.dumps(others, sort_keys=True)},
+        )
         put_in_place(file.with_suffix(".tmp"), file)
 
 

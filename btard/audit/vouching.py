@@ -18,7 +18,7 @@ FILES = "files"
 CHECKPOINTS = "checkpoints"
 FIXED = (
     *("config.yaml", "protocol_version", "model.json", METRICS, LEDGER),
-    *(PROTOCOL, ROSTER, ATTESTATION, "final.safetensors"),
+    *(PROTOCOL, ROSTER, ATTESTATION, "final.safetensors", "kept.safetensors"),
 )
 """Files of a run folder that do not change any more. What a clock measured is not there: equal runs differ in it."""
 

@@ -209,7 +209,7 @@ class CollectiveDriver:
         """Omniscience, simulated: honest ranks send their gradients to those of the attackers, if these need them."""
         attackers = [rank for rank in self.mesh.ranks if rank in self.byzantine]
         rows: dict[int, torch.Tensor] = {}
-        if any(getattr(self.behaviours[rank], "requires_cohort", False) for rank in attackers):
+        if any(self.behaviours[rank].requires_cohort for rank in attackers):
             letters: dict[int, Pieces] = {}
             if gradient is not None and self.mesh.rank not in self.byzantine:
                 letters = dict.fromkeys(attackers, (gradient.to("cpu").contiguous().view(torch.uint8).numpy().data,))

@@ -3,8 +3,9 @@ what comes out of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from btard.aggregation import AGGREGATORS, MIXINGS
 from btard.named import load_class, own
+from btard.options import check_known, check_options, option_names
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class RuleError(ValueError):
 class Rule:
     """How a trusted server makes one vector of those of all peers. A subclass overrides `aggregate`.
 
+    Options of its own are dataclass fields with `btard.option`, as those of an attack.
+
     It keeps nothing from step to step, so that an interrupted run can go on: what it needs of the step before is in
     `ctx.last`.
 
@@ -51,7 +55,8 @@ class Rule:
     """The clipping radius, for rules that clip."""
 
     def __post_init__(self) -> None:
-        """For subclasses: called once, when the rule is made."""
+        """Called once, when the rule is made. Errors: FieldError for an option that is not as it was declared."""
+        check_options(self, f"aggregation rule {type(self).__name__}")
 
     def aggregate(self, x: Tensor, ctx: RuleView) -> Tensor:
         """The aggregate [d] of the rows `x` [n, d], peer i's is row i; in the dtype and on the device of `x`.
@@ -102,12 +107,19 @@ def rule_class(name: str) -> type[Rule]:
 
 
 def make_rule(
-    name: str, *, byzantine: int = 0, tau: float | None = None, mixing: str | None = None, bucket: int = 2
+    name: str,
+    *,
+    byzantine: int = 0,
+    tau: float | None = None,
+    mixing: str | None = None,
+    bucket: int = 2,
+    options: Mapping[str, Any] | None = None,
 ) -> Rule:
     """The rule `name`, of `AGGREGATORS` or module:Class, behind the mixing of that name: "nnm" or "bucketing".
 
-    `byzantine` and `tau` are the rule's; `bucket` is how many rows bucketing puts together.
-    Errors: ValueError in one line for a name that there is not, and for a class that is no rule.
+    `byzantine` and `tau` are the rule's; `bucket` is how many rows bucketing puts together. `options`: those that
+    somebody's own class declares, by name.
+    Errors: ValueError in one line for a name that there is not, a class that is no rule, and options that it refuses.
 
     >>> import btard, torch
     >>> rule = btard.make_rule("trimmed_mean", byzantine=2, mixing="nnm")
@@ -117,12 +129,15 @@ def make_rule(
     Traceback (most recent call last):
     ValueError: unknown rule 'medain'; there are mean, ...
     """
+    made: Rule
     if own(name):
         try:
-            made = rule_class(name)(byzantine=byzantine, tau=tau)
-        except (ValueError, TypeError) as error:
+            kind = rule_class(name)
+        except ValueError as error:
             raise ValueError(f"aggregation rule {name} {error}") from None
+        made = rule_of(kind, byzantine=byzantine, tau=tau, options=options)
     elif name in AGGREGATORS:
+        check_known(options or (), [], f"aggregation rule {name}")
         made = Named(name=name, byzantine=byzantine, tau=tau)
     else:
         raise ValueError(f"unknown rule {name!r}; there are {', '.join(AGGREGATORS)}, and module:Class")
@@ -131,6 +146,18 @@ def make_rule(
     if mixing not in MIXINGS:
         raise ValueError(f"unknown mixing {mixing!r}; there are {', '.join(MIXINGS)}")
     return Mixed(rule=made, mixing=mixing, bucket=bucket, byzantine=byzantine, tau=tau)
+
+
+def rule_of(
+    kind: type[Rule], *, byzantine: int = 0, tau: float | None = None, options: Mapping[str, Any] | None = None
+) -> Rule:
+    """The rule of somebody's own class. Errors: FieldError for options that it does not take; ValueError."""
+    name = f"{kind.__module__}:{kind.__qualname__}"
+    check_known(options or (), option_names(kind), f"aggregation rule {name}")
+    try:
+        return kind(byzantine=byzantine, tau=tau, **(options or {}))
+    except TypeError as error:
+        raise ValueError(f"aggregation rule {name} cannot be made: {error}; options are dataclass fields") from None
 
 
 def name_of(rule: Rule) -> str:

@@ -43,7 +43,7 @@ def export(folder: Path, out: Path) -> int:
     from btard.export.card import card, signers
     from btard.export.final import read_final
     from btard.export.folder import WEIGHTS, copy_proof, new_folder
-    from btard.training.layout import read_layout
+    from btard.training.layout import KEPT, read_layout
 
     final = read_final(folder)
     slots, agreed = read_layout(folder)
@@ -51,11 +51,19 @@ def export(folder: Path, out: Path) -> int:
     new_folder(out)
     save_file(tensors, out / WEIGHTS, {"format": "pt"})
     copy_proof(final, out)
-    load = f'model.load_state_dict(load_file("{WEIGHTS}"), strict=False)  # what peers did not train stays as it is'
+    load = f'model.load_state_dict(load_file("{WEIGHTS}"))'
     use = f"from safetensors.torch import load_file\n\n{load}"
     title = str(final.config.get("run_id") or folder.resolve().name)
-    own = [f"The running statistics are those of peer {final.peer}, and nobody else vouches for them."]
-    notes = own if any(slot.per_peer for slot in slots) else []
+    notes = []
+    if any(slot.per_peer for slot in slots):
+        notes.append(f"The running statistics are those of peer {final.peer}, and nobody else vouches for them.")
+    beside = [slot.name for slot in slots if slot.source.startswith(f"{KEPT}/")]
+    if beside:
+        named = ", ".join(f"`{name}`" for name in beside[:4]) + (" and others" if len(beside) > 4 else "")
+        notes.append(
+            f"The signatures are about the trained parameters. {len(beside)} tensors are none ({named}): frozen "
+            f"parameters, and buffers, which are as this peer had them."
+        )
     text = card(final, agreed, title=title, use=use, front={"library_name": "pytorch"}, notes=notes)
     (out / "README.md").write_text(text, encoding="utf-8")
     print(f"{out}: {len(tensors)} tensors of step {final.step}; signed by {signers(final.signed)}")

@@ -25,12 +25,14 @@ from btard.protocol.hashing import tensor_digest
 from btard.protocol.identity import Roster
 from btard.protocol.wire import Malformed
 from btard.swarm.checkpoint import read_start
-from btard.training.layout import FINAL, PARAMETERS
+from btard.training.layout import FINAL, KEPT, KEPT_FILE, LOCAL, PARAMETERS
 
 WHOLE = "copy the run folder again as a whole"
 """What to do about a folder whose files do not belong together."""
 TRAINING = "training/"
 """What the names of a trainer's own tensors begin with in its checkpoints."""
+OWN = f"local/{LOCAL}/"
+"""And those of its own buffers; its number follows."""
 
 
 class ExportError(ValueError):
@@ -92,6 +94,10 @@ def read_final(folder: Path) -> Final:
     config = _config(folder)
     step, tensors, peer, vouched_by = _newest(folder)
     tensors |= {name.removeprefix(TRAINING): x for name, x in tensors.items() if name.startswith(TRAINING)}
+    own = {name.removeprefix(OWN): x for name, x in tensors.items() if name.startswith(OWN)}
+    peer = min((int(name.partition("/")[0]) for name in own), default=peer)
+    moved = {name.partition("/")[2]: x for name, x in own.items() if name.startswith(f"{peer}/")}
+    tensors = {**_kept(folder), **tensors, **{f"{KEPT}/{name}": x for name, x in moved.items()}}
     if PARAMETERS not in tensors:
         raise ExportError(f"{folder}: its newest checkpoint has no tensor {PARAMETERS}; this release did not write it")
     digest = tensor_digest(tensors[PARAMETERS], "parameters")
@@ -164,6 +170,15 @@ def _ledger(folder: Path) -> list[Line]:
         return read_ledger(folder / LEDGER)
     except AuditError as error:
         raise ExportError(f"{folder}: {error}") from None
+
+
+def _kept(folder: Path) -> dict[str, Tensor]:
+    """What peers did not train, as it was before the first step. Errors: ExportError."""
+    file = folder / KEPT_FILE
+    try:
+        return load_file(file) if file.is_file() else {}
+    except (SafetensorError, OSError) as error:
+        raise ExportError(f"{file}: damaged ({error}); copy the run folder again") from None
 
 
 def _newest(folder: Path) -> tuple[int, dict[str, Tensor], int, tuple[int, ...]]:

@@ -62,8 +62,12 @@ def check(out: Path) -> tuple[bytes, Signed]:
 
 
 def vector_of(file: Path, slots: list[Slot]) -> Tensor:
-    """The vector [d] of a run, float32, put together from the named tensors in a safetensors file."""
-    flat = torch.zeros(sum(torch.Size(slot.shape).numel() for slot in slots))
+    """The vector [d] of a run, float32, put together from the named tensors in a safetensors file.
+
+    Of several names of one place the first counts.
+    """
+    slots = list({slot.offset: slot for slot in reversed(slots) if 0 not in slot.shape}.values())
+    flat = torch.zeros(max((slot.end for slot in slots), default=0))
     try:
         with safe_open(file, framework="pt") as content:
             found: Mapping[str, Tensor] = {slot.name: content.get_tensor(slot.name) for slot in slots}

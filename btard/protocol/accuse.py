@@ -13,43 +13,25 @@ from typing import Any
 
 from btard.protocol.claims import (
     KINDS,
+    NOTHING,
     WORK_KINDS,
+    Consequence,
     Piece,
     WrongAggregate,
-    WrongGradient,
     admissible,
     committed_work,
+    false_accusation,
     own_pieces,
 )
 from btard.protocol.effects import Effect
 from btard.protocol.hashing import digest
 from btard.protocol.ledger import Entry
 from btard.protocol.messages import EXCLUSION_KINDS, EXCUSED, FALSE_CLAIM, GUILTY, MISSING_KINDS, NOBODY, Claim, Claims
-from btard.protocol.packets import bodies
 from btard.protocol.record import StepRecord
-from btard.protocol.report import gradient_report, part_scalars
+from btard.protocol.report import gradient_report
 from btard.protocol.seat import Seat
 from btard.protocol.trial import Evidence, Raised, Trial
-from btard.protocol.verify import ACCUSE, Tally, alarms, reported, scalars_differ, v2_violation, v3_violation
-
-
-def verify(seat: Seat, record: StepRecord) -> list[Claim]:
-    """The claims that follow from what I received, and from V1 on the parts I own."""
-    claims = [Claim(record.step, accused, kind, part) for kind, accused, part in record.suspects]
-    for part, packets in record.received.items():
-        if not packets or part not in record.announced or part not in record.aggregates or not record.held(part):
-            continue
-        # All of them, my own too: whoever holds them side by side in memory then reads them where they lie.
-        truth = part_scalars(seat, record, record.aggregates[part], bodies(packets), part)
-        tol = ACCUSE * seat.config.scalar_tol
-        senders = set(record.announced[part].senders) - {seat.id}
-        for sender, true in zip(sorted(packets), truth, strict=True):
-            said = record.reports.get(sender)
-            if said is None or sender not in senders or part in said.missing:
-                continue
-            if scalars_differ(reported(said, part), true, record.tau, tol):
-                claims.append(Claim(record.step, sender, "misreport", part))
-    return claims
+from btard.protocol.verify import ACCUSE, Tally, alarms, v2_violation, v3_violation
 
 
 def judge(seat: Seat, record: StepRecord, claims: Sequence[Claim]) -> Generator[Effect, Any, None]:
@@ -175,38 +157,24 @@ def _carry_out(
     """What more than half of the `voters` say is so. `unseen`: the pieces that more than half have not seen."""
     cast = list(votes.values())
     decided = next((v for v in (GUILTY, FALSE_CLAIM) if 2 * cast.count(v) > voters), EXCUSED)
-    aggregate = claim.kind == WrongAggregate.name
-    if aggregate and about is record and decided != FALSE_CLAIM:
+    kind = KINDS[claim.kind]
+    if kind.about_part and about is record and decided != FALSE_CLAIM:
         record.skipped.add(claim.part)
-    kind = claim.kind
     if decided == GUILTY:
-        out: tuple[int, ...] = (claim.accused,)
-    elif aggregate or claim.kind == "undisclosed":
-        if decided == FALSE_CLAIM:
-            return
-        if aggregate and not record.attends(claim.accused):
-            return  # an owner that is not here owes no evidence
-        # Undelivered is not wrong: its owner, and the senders that did not show it either, go as silent ones do.
-        kind = decided = "undelivered"
-        answerable = set(record.members) & set(about.here or ())
-        if aggregate or record.attends(claim.accused):
-            blamed = {claim.accused, *({piece.author for piece in unseen} & answerable)}
-        else:  # what it had sent to owners who are here was theirs to show
-            blamed = {about.owner(piece.part) for piece in unseen} & answerable
-        out = tuple(sorted(blamed))
-    elif decided == EXCUSED and kind == WrongGradient.name and seat.config.validation == "exact":
-        return  # more of the voters are missing than the bound on absences allows
+        follows = Consequence(kind.name, GUILTY, (claim.accused,))
+    elif decided == FALSE_CLAIM:
+        follows = false_accusation(accusers) if kind.false_costs else NOTHING
     else:
-        kind, decided, out = "false_accusation", FALSE_CLAIM, accusers
-    out = tuple(peer for peer in out if peer not in record.expelled)
+        follows = kind.undecided(seat, record, about, claim, accusers, unseen)
+    out = tuple(peer for peer in follows.peers if peer not in record.expelled)
     if not out:
         return
     seat.enter(
         record,
         Entry(
             step=record.step,
-            kind=kind,
-            verdict=decided,
+            kind=follows.kind,
+            verdict=follows.verdict,
             accused=claim.accused,
             accusers=accusers,
             peers=out,

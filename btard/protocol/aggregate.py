@@ -10,9 +10,10 @@ import torch
 from btard.aggregation import centered_clip, stack_rows
 from btard.protocol import loads
 from btard.protocol.effects import Effect
+from btard.protocol.half import values_of
 from btard.protocol.limits import packet_limit
 from btard.protocol.messages import ELIMINATE_KINDS, Announce, AnnouncedPart, Packet
-from btard.protocol.packets import bodies, find_packet, packet_fault
+from btard.protocol.packets import find_packet, packet_fault, rows
 from btard.protocol.record import Split, StepRecord
 from btard.protocol.seat import Seat
 
@@ -36,10 +37,12 @@ def aggregate(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
     for part, packets in record.received.items():
         if not packets:
             continue
-        x = stack_rows(bodies(packets))
+        x = stack_rows(rows(packets))
         value = centered_clip(x, record.tau, tol=seat.config.tol).value
-        values[part] = behaviour.aggregate(ctx, part, value, x)
-        hashed = seat.commitments.digest("aggregate", seat.id, record.step, part, values[part])
+        chosen = behaviour.aggregate(ctx, part, value, x)
+        body = record.cut.body("aggregate", chosen)
+        values[part] = chosen if body is chosen else values_of(body)
+        hashed = seat.commitments.digest("aggregate", seat.id, record.step, part, body)
         announced.append(AnnouncedPart(part, hashed, tuple(sorted(packets))))
     payload = Announce(tuple(announced)) if seat.id in record.workers else None
     announces = yield from seat.broadcast(record, "announce", Announce, payload, expected=record.workers)
@@ -61,7 +64,7 @@ def aggregate(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
             elif body is not None:
                 packets_out.append(seat.packet(record, "aggregate", part, body, hashed=None))
     sent = {recipient: packets for recipient, packets in outgoing.items() if packets}
-    limit = packet_limit(record, [0])  # an owner has one part, and no part is larger than the first
+    limit = packet_limit(record, [0], "aggregate")  # an owner has one part, and no part is larger than the first
     load = loads.of_aggregates(record, limit)
     arrived = yield from seat.send(record, "aggregate", sent, limit=limit, load=load)
     for part in range(record.cut.k):
@@ -92,11 +95,11 @@ def _accept_announcement(
 def accept_aggregate(seat: Seat, record: StepRecord, packet: Packet | None, part: int) -> None:
     """Take a[j] if it is what its owner announced; else remember the suspect."""
     owner = record.owner(part)
-    fault = packet_fault(seat, record, packet, record.announced[part].digest, record.cut.size(part), "aggregate")
+    fault = packet_fault(seat, record, packet, record.announced[part].digest, part, "aggregate")
     if fault is not None:
         record.suspects[fault, owner, part] = packet
     elif packet is not None and isinstance(packet.body, torch.Tensor):
-        record.aggregates[part] = packet.body
+        record.aggregates[part] = values_of(packet.body)
 
 
 def recover(seat: Seat, record: StepRecord, attempt: int) -> Generator[Effect, Any, None]:
@@ -112,19 +115,19 @@ def recover(seat: Seat, record: StepRecord, attempt: int) -> Generator[Effect, A
             body = seat.behaviour_at(record).forward(seat.context(record), recipient, part, record.aggregates[part])
             if body is not None:
                 # The digest names the owner, so this is the owner's packet; its signature is not needed.
+                body = record.cut.body("aggregate", body)
                 packet = Packet("aggregate", record.owner(part), record.step, part, body, b"")
                 outgoing.setdefault(recipient, []).append(packet)
-    limit = packet_limit(record, set(record.missing.get(seat.id, ())) & set(record.announced))
+    limit = packet_limit(record, set(record.missing.get(seat.id, ())) & set(record.announced), "aggregate")
     arrived = yield from seat.send(record, f"recover/{attempt}", outgoing, limit=limit, load=loads.of_recovery(record))
     for packets in arrived.values():
         for packet in packets:
             part = packet.part
             if part in record.aggregates or part not in record.announced or packet.kind != "aggregate":
                 continue
-            hashed, size = record.announced[part].digest, record.cut.size(part)
-            fault = packet_fault(seat, record, packet, hashed, size, "aggregate")
+            fault = packet_fault(seat, record, packet, record.announced[part].digest, part, "aggregate")
             if fault is None and isinstance(packet.body, torch.Tensor):
-                record.aggregates[part] = packet.body
+                record.aggregates[part] = values_of(packet.body)
 
 
 def settle_missing(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:

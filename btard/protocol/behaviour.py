@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from msgspec import Struct
@@ -73,6 +73,8 @@ class Behaviour:
     byzantine = False
     lookback = 1
     """How many steps before the present one this behaviour may ask gradients of (validators need 1)."""
+    requires_cohort: ClassVar[bool] = False
+    """Whether it needs the honest gradients of the step. In a swarm these are those that the colluders see."""
 
     def active(self, step: int) -> bool:
         """Whether the overridden hooks may apply at `step`: the plan, made before the run."""

@@ -9,11 +9,12 @@ them nothing else.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
 
+from btard.protocol.half import values_of
 from btard.protocol.messages import EXCUSED, FALSE_CLAIM, GUILTY, NOBODY, Claim, Packet, is_finite
 from btard.protocol.packets import packet_fault
 from btard.protocol.record import Settled, StepRecord
@@ -50,7 +51,7 @@ def fits(seat: Seat, about: StepRecord, piece: Piece, packet: Packet) -> bool:
         return False
     owner = piece.kind == "aggregate"
     committed = about.announced[piece.part].digest if owner else about.commits[piece.author].digests[piece.part]
-    fault = packet_fault(seat, about, packet, committed, about.cut.size(piece.part), piece.kind)
+    fault = packet_fault(seat, about, packet, committed, piece.part, piece.kind)
     return fault is None if piece.by == NOBODY else fault == f"bad_{piece.kind}"
 
 
@@ -59,10 +60,10 @@ def _aggregate(about: Settled, part: int) -> Piece:
     return Piece("aggregate", about.owner(part), about.step, part)
 
 
-def _bodies(pieces: Sequence[Piece], table: Table) -> list[torch.Tensor] | None:
-    """The tensors of `pieces`; None unless all lie on the table."""
+def _values(pieces: Sequence[Piece], table: Table) -> list[torch.Tensor] | None:
+    """The values of `pieces`; None unless all lie on the table."""
     found = [table[piece].body for piece in pieces if piece in table]
-    tensors = [body for body in found if isinstance(body, torch.Tensor)]
+    tensors = [values_of(body) for body in found if isinstance(body, torch.Tensor)]
     return tensors if len(tensors) == len(pieces) else None
 
 
@@ -84,6 +85,12 @@ class Kind(ABC):
     """Whether the verdict follows from computed floats, whose last bits can depend on the machine."""
     accuser_shows: ClassVar[bool] = True
     """Whether it is for the accusers to show the pieces; else for the accused."""
+    second_round: ClassVar[bool] = False
+    """Whether peers raise it in the second round, after a conviction, and not in the first."""
+    false_costs: ClassVar[bool] = True
+    """Whether the accusers go if it is false."""
+    about_part: ClassVar[bool] = False
+    """Whether it is the part that is on trial: in the step at hand it counts only if the claim is false."""
 
     @abstractmethod
     def has_cause(self, seat: Seat, record: StepRecord, about: StepRecord, accuser: int, claim: Claim) -> bool:
@@ -104,6 +111,44 @@ class Kind(ABC):
     ) -> str:
         """GUILTY, FALSE_CLAIM, or EXCUSED from a judge that has not seen enough of the `pieces`."""
         raise NotImplementedError(self.name)
+
+    def undecided(
+        self,
+        seat: Court,
+        record: StepRecord,
+        about: StepRecord,
+        claim: Claim,
+        accusers: tuple[int, ...],
+        unseen: Collection[Piece],
+    ) -> Consequence:
+        """Who goes if no more than half of the voters say the same of it: the accusers, as if it were false.
+
+        `unseen`: the pieces that more than half of the voters have not seen.
+        """
+        return false_accusation(accusers)
+
+
+class Consequence(NamedTuple):
+    """Who goes after a trial, and what the ledger says of it."""
+
+    kind: str
+    verdict: str
+    peers: tuple[int, ...]
+
+
+NOTHING = Consequence("", "", ())
+
+
+def false_accusation(accusers: tuple[int, ...]) -> Consequence:
+    return Consequence("false_accusation", FALSE_CLAIM, accusers)
+
+
+def undelivered(
+    record: StepRecord, about: StepRecord, accused: Collection[int], others: Collection[int]
+) -> Consequence:
+    """Undelivered is not wrong: the `accused` go as silent peers do, and of the `others` those that are answerable."""
+    answerable = set(record.members) & set(about.here or ())
+    return Consequence("undelivered", "undelivered", tuple(sorted({*accused, *answerable.intersection(others)})))
 
 
 class WrongGradient(Kind):
@@ -131,7 +176,7 @@ class WrongGradient(Kind):
     def shown(self, seat: Seat, about: StepRecord, claim: Claim, accusers: Sequence[int]) -> list[Packet]:
         """Mode `tolerant`: who accuses has been shown the gradient, and shows it."""
         disclosed = seat.current.disclosed if seat.id in accusers else {}
-        return [Packet("part", claim.accused, about.step, j, part, b"") for j, part in sorted(disclosed.items())]
+        return [Packet("part", claim.accused, about.step, j, body, b"") for j, body in sorted(disclosed.items())]
 
     def verdict(
         self, seat: Court, about: Settled, claim: Claim, pieces: Sequence[Piece], table: Table, truths: Truths
@@ -153,6 +198,18 @@ class WrongGradient(Kind):
             return GUILTY
         return EXCUSED if hidden else FALSE_CLAIM
 
+    def undecided(
+        self,
+        seat: Court,
+        record: StepRecord,
+        about: StepRecord,
+        claim: Claim,
+        accusers: tuple[int, ...],
+        unseen: Collection[Piece],
+    ) -> Consequence:
+        """Mode `exact`: nobody, for more of the voters are missing than the bound on absences allows."""
+        return NOTHING if seat.config.validation == "exact" else false_accusation(accusers)
+
 
 class Undisclosed(WrongGradient):
     """Mode `tolerant`: the accused did not show its validator what it committed to. Then it shows it to everybody.
@@ -160,7 +217,7 @@ class Undisclosed(WrongGradient):
     It never costs the validator its place, since nobody can prove what it was not sent.
     """
 
-    name, accuser_shows = "undisclosed", False
+    name, accuser_shows, false_costs = "undisclosed", False, False
 
     def has_cause(self, seat: Seat, record: StepRecord, about: StepRecord, accuser: int, claim: Claim) -> bool:
         tolerant = seat.config.validation == "tolerant"
@@ -168,6 +225,21 @@ class Undisclosed(WrongGradient):
 
     def shown(self, seat: Seat, about: StepRecord, claim: Claim, accusers: Sequence[int]) -> list[Packet]:
         return parts_of(about, seat.id, about.own) if claim.accused == seat.id and about.own is not None else []
+
+    def undecided(
+        self,
+        seat: Court,
+        record: StepRecord,
+        about: StepRecord,
+        claim: Claim,
+        accusers: tuple[int, ...],
+        unseen: Collection[Piece],
+    ) -> Consequence:
+        """The accused; of one that is away the owners that are here, for what it had sent them was theirs to show."""
+        shows = record.attends(claim.accused)
+        if shows:
+            return undelivered(record, about, {claim.accused}, {piece.author for piece in unseen})
+        return undelivered(record, about, (), {about.owner(piece.part) for piece in unseen})
 
 
 class Unchecked(Kind):
@@ -217,7 +289,7 @@ class Misreport(Kind):
     def verdict(
         self, seat: Court, about: Settled, claim: Claim, pieces: Sequence[Piece], table: Table, truths: Truths
     ) -> str:
-        found = _bodies(pieces, table)
+        found = _values(pieces, table)
         if found is None:
             return EXCUSED
         row, value = found
@@ -242,6 +314,9 @@ class WrongAggregate(Kind):
     last_step = True
     needs_answer = False
     accuser_shows = False
+    second_round = True
+    false_costs = False
+    about_part = True
 
     def has_cause(self, seat: Seat, record: StepRecord, about: StepRecord, accuser: int, claim: Claim) -> bool:
         announced = about.announced.get(claim.part)
@@ -266,12 +341,26 @@ class WrongAggregate(Kind):
     def verdict(
         self, seat: Court, about: Settled, claim: Claim, pieces: Sequence[Piece], table: Table, truths: Truths
     ) -> str:
-        found = _bodies(pieces, table)
+        found = _values(pieces, table)
         if found is not None:
             *rows, value = found
             return FALSE_CLAIM if aggregate_is_right(seat.config, value, torch.stack(rows), about.tau) else GUILTY
         overlooked = any(_overlooked(seat, about, claim.part, i, table, truth) for i, truth in truths.items())
         return GUILTY if overlooked else EXCUSED
+
+    def undecided(
+        self,
+        seat: Court,
+        record: StepRecord,
+        about: StepRecord,
+        claim: Claim,
+        accusers: tuple[int, ...],
+        unseen: Collection[Piece],
+    ) -> Consequence:
+        """The owner, and the senders that did not show their rows either. An owner that is away owes no evidence."""
+        if not record.attends(claim.accused):
+            return NOTHING
+        return undelivered(record, about, {claim.accused}, {piece.author for piece in unseen})
 
 
 OVERLOOKED = 2 * ACCUSE
@@ -283,14 +372,14 @@ def _overlooked(seat: Court, about: Settled, part: int, reporter: int, table: Ta
 
     Only if the true gradient is what the reporter committed to: so this is what the owner had of it.
     """
-    said, aggregate = about.reports.get(reporter), table.get(_aggregate(about, part))
-    if said is None or aggregate is None or not isinstance(aggregate.body, torch.Tensor):
+    said, found = about.reports.get(reporter), _values([_aggregate(about, part)], table)
+    if said is None or found is None:
         return False
     if reporter not in about.announced[part].senders or part in said.missing or not is_finite(truth.gradient):
         return False
     if seat.commitments.parts(reporter, about.step, truth.gradient, about.cut) != about.commits[reporter].digests:
         return False
-    [true] = part_scalars(seat, about, aggregate.body, [about.cut.view(truth.gradient, part)], part)
+    [true] = part_scalars(seat, about, found[0], [about.cut.view(truth.gradient, part)], part)
     return scalars_differ(reported(said, part), true, about.tau, OVERLOOKED * seat.config.scalar_tol)
 
 
@@ -374,7 +463,7 @@ def admissible(seat: Seat, record: StepRecord, accuser: int, claim: Claim, attem
     about = seat.last if kind.last_step else record
     if about is None or claim.step != about.step or claim.accused in (accuser, NOBODY):
         return False
-    if (attempt > 0) != (claim.kind == WrongAggregate.name):
+    if (attempt > 0) != kind.second_round:
         return False
     if kind.needs_answer and not record.attends(claim.accused):
         return False
@@ -383,9 +472,8 @@ def admissible(seat: Seat, record: StepRecord, accuser: int, claim: Claim, attem
 
 def parts_of(about: StepRecord, author: int, gradient: torch.Tensor) -> list[Packet]:
     """All parts of the committed `gradient` [d]. Unsigned: what proves them is that they have the committed hashes."""
-    return [
-        Packet("part", author, about.step, part, about.cut.view(gradient, part), b"") for part in range(about.cut.k)
-    ]
+    bodies = (about.cut.body("part", about.cut.view(gradient, part)) for part in range(about.cut.k))
+    return [Packet("part", author, about.step, part, body, b"") for part, body in enumerate(bodies)]
 
 
 def own_pieces(seat: Seat, about: StepRecord, author: int, gradient: torch.Tensor) -> dict[Piece, Packet]:

@@ -76,13 +76,15 @@ def commit(
     Errors: NoQuorum if no more than half of A_t are here, NoGradient if nobody of them works.
     """
     planned = tuple(p for p in record.active if p not in record.assignments)
-    record.split = Split(seat.d, len(planned))
+    record.split = Split(seat.d, len(planned), seat.config.halved)
     payload = _said(seat, ()) if seat.id in record.active else None
     digests: tuple[bytes, ...] = ()
-    if gradient is not None and not is_finite(gradient):
+    rounded = None if gradient is None else record.split.committed(gradient)
+    if rounded is None or not is_finite(rounded):
         gradient = None
     if gradient is not None and seat.id in (*planned, *record.newcomers):
-        gradient = sent_by(seat.behaviour_at(record), seat.context(record), gradient)
+        sent = sent_by(seat.behaviour_at(record), seat.context(record), gradient)
+        gradient = rounded if sent is gradient and rounded is not None else record.split.committed(sent)
         digests = seat.commitments.parts(seat.id, record.step, gradient, record.split)
         chosen = seat.behaviour_at(record).commit(seat.context(record), digests)
         payload = _said(seat, chosen) if chosen is not None else None

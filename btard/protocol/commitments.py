@@ -16,7 +16,7 @@ import torch
 
 from btard.protocol.hashing import Field, content_digest, digest, tensor_digest
 from btard.protocol.memory import NOTHING, Memory, remembered
-from btard.protocol.messages import Packet, is_finite
+from btard.protocol.messages import Packet, is_sound
 from btard.protocol.record import Split
 
 Slot = tuple[str, int, int, int]
@@ -43,13 +43,14 @@ class Commitments(ABC):
         """What the sender of `packet` commits to if it commits to what is in it."""
         return self.digest(packet.kind, packet.sender, packet.step, packet.part, packet.body)
 
-    def finite(self, hashed: bytes, tensor: torch.Tensor) -> bool:
-        """Whether all entries of `tensor`, to which `hashed` is the commitment, are finite."""
-        return is_finite(tensor)
+    def sound(self, hashed: bytes, tensor: torch.Tensor) -> bool:
+        """Whether `tensor`, to which `hashed` is the commitment, holds finite numbers in their one form."""
+        return is_sound(tensor)
 
     def parts(self, peer: int, step: int, gradient: torch.Tensor, split: Split) -> tuple[bytes, ...]:
         """h_i[j] of all parts j of `gradient` [d]."""
-        return tuple(self.digest("part", peer, step, j, split.view(gradient, j)) for j in range(split.k))
+        bodies = (split.body("part", split.view(gradient, j)) for j in range(split.k))
+        return tuple(self.digest("part", peer, step, j, body) for j, body in enumerate(bodies))
 
     @abstractmethod
     def learn(self, step: int, committed: Iterable[tuple[Slot, torch.Tensor, bytes]]) -> None:
@@ -68,7 +69,7 @@ SMALL = 2**11
 class _Looked:
     """What came of looking at the entries of a tensor. None: nobody has."""
 
-    finite: bool | None = None
+    sound: bool | None = None
 
 
 @remembered(4096)
@@ -93,17 +94,17 @@ class Hashed(Commitments):
     def of_tensor(self, slot: Slot, tensor: torch.Tensor) -> bytes:
         kind, sender, step, part = slot
         fields = (kind, self.run_id, sender, step, part)
-        if tensor.dtype is torch.float32 and tensor.nbytes <= SMALL and not tensor.is_cuda:
+        if tensor.dtype in (torch.float32, torch.float16) and tensor.nbytes <= SMALL and not tensor.is_cuda:
             content = tensor.detach().numpy().tobytes()
             return self.memory(_known_digest, content, tensor.dtype, tensor.shape, fields)
         return tensor_digest(tensor, *fields, threads=self.threads)
 
-    def finite(self, hashed: bytes, tensor: torch.Tensor) -> bool:
+    def sound(self, hashed: bytes, tensor: torch.Tensor) -> bool:
         """Equal hashes are those of equal bytes, which were looked at once."""
         looked = self.memory(_looked, hashed)
-        if looked.finite is None:
-            looked.finite = is_finite(tensor)
-        return looked.finite
+        if looked.sound is None:
+            looked.sound = is_sound(tensor)
+        return looked.sound
 
     def parts(self, peer: int, step: int, gradient: torch.Tensor, split: Split) -> tuple[bytes, ...]:
         """One read of the gradient."""

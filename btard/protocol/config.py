@@ -5,9 +5,15 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from btard.checks import require
+
+Tensorial = Literal["part", "aggregate"]
+"""The kinds of packets that carry a tensor."""
+TENSORIAL: tuple[Tensorial, ...] = get_args(Tensorial)
+HALVED: dict[str, tuple[Tensorial, ...]] = {"float32": (), "float16-parts": ("part",), "float16": TENSORIAL}
+"""`wire` -> the kinds of tensors that travel as float16."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +55,11 @@ class ProtocolSettings:
     clip_lambda: float | None = None
     """BTARD-Clipped-SGD: peers scale their gradients to at most this norm. Lower it if the loss jumps. null: no
     clipping."""
+    wire: Literal["float32", "float16-parts", "float16"] = "float32"
+    """What is sent, committed to and computed with: float16 for gradients' parts and aggregates, float16-parts for the
+    parts alone (`btard.protocol.half`). Take float16 for home uplinks: half the bytes, and every number rounded to 11
+    bits, so that a hostile owner can move its part by about a hundredth of a gradient unseen. float16-parts: three
+    quarters of the bytes, and such an owner moves as little as with float32."""
     relays: int | None = None
     """Rounds in which differing broadcasts are passed on. As many as there are colluding Byzantine peers keep the
     honest ones in agreement whatever these do; null: as many. Each costs a round trip in each of some six phases. 0
@@ -87,6 +98,8 @@ class ProtocolSettings:
         require(fits, "residual_tol", rule, self.residual_tol, "honest aggregates would fail", beside="tol")
         known = self.validation in ("exact", "tolerant")
         require(known, "validation", "exact or tolerant", repr(self.validation), "choose one")
+        words = "float32, float16-parts or float16"
+        require(self.wire in HALVED, "wire", words, repr(self.wire), "float32 is the paper's")
         tol, cosine = self.gradient_tol, self.cosine_tol
         require(0 < tol < 0.5, "gradient_tol", "> 0 and < 0.5", tol, "at 0.5 a gradient of zero would pass")
         fits = cosine is None or 0 < cosine < 0.25
@@ -109,6 +122,11 @@ class ProtocolSettings:
         require(fits, "max_absences", "<= 1000 with max_away", self.max_absences, "raise max_away", beside="max_away")
         steps = self.probation
         require(steps is None or steps >= 1, "probation", ">= 1 steps or null", steps, "with null nobody can join")
+
+    @property
+    def halved(self) -> tuple[Tensorial, ...]:
+        """The kinds of tensors that travel as float16."""
+        return HALVED[self.wire]
 
     @property
     def whole_step(self) -> int:

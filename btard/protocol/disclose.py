@@ -34,7 +34,7 @@ def disclose(seat: Seat, record: StepRecord, recomputed: torch.Tensor | None) ->
         for validator, target in record.assignments.items()
         if validator in record.members and (packets := _held(seat, last, record, target))
     }
-    limit = loads.packets(last, range(last.cut.k))
+    limit = loads.packets(last, range(last.cut.k), "part")
     arrived = yield from seat.send(
         record, "disclose", outgoing, limit=limit, load=loads.of_disclosure(record, last, limit)
     )

@@ -35,8 +35,8 @@ def exchange(seat: Seat, record: StepRecord, gradient: torch.Tensor | None) -> G
             outgoing.setdefault(owner, []).append(seat.packet(record, "part", part, sent, hashed=known))
     mine = outgoing.pop(seat.id, [])
     own = [part for part, owner in enumerate(record.owners) if owner == seat.id]
-    load = loads.of_parts(record, packet_limit(record, [0]))
-    arrived = yield from seat.send(record, "part", outgoing, limit=packet_limit(record, own), load=load)
+    load = loads.of_parts(record, packet_limit(record, [0], "part"))
+    arrived = yield from seat.send(record, "part", outgoing, limit=packet_limit(record, own, "part"), load=load)
     arrived = {**arrived, seat.id: mine}
     for part in own:
         record.received[part] = {}
@@ -51,4 +51,4 @@ def exchange(seat: Seat, record: StepRecord, gradient: torch.Tensor | None) -> G
 
 def check_part(seat: Seat, record: StepRecord, packet: Packet | None, sender: int, part: int) -> str | None:
     """The kind of claim that `packet` gives cause for, None if it is the part that `sender` committed to."""
-    return packet_fault(seat, record, packet, record.commits[sender].digests[part], record.cut.size(part), "part")
+    return packet_fault(seat, record, packet, record.commits[sender].digests[part], part, "part")

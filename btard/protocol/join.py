@@ -14,6 +14,7 @@ import torch
 
 from btard.protocol import loads
 from btard.protocol.effects import Effect
+from btard.protocol.half import values_of
 from btard.protocol.hashing import digest
 from btard.protocol.ledger import Entry
 from btard.protocol.limits import answer_limit, packet_limit, question_limit
@@ -75,9 +76,10 @@ def bring_up(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
             for recipient, sent in outgoing.items():
                 body = behaviour.aggregate_for(ctx, recipient, part, record.aggregates[part])
                 if body is not None:
+                    body = record.cut.body("aggregate", body)
                     sent.append(Packet("aggregate", seat.id, record.step, part, body, b""))
     outgoing = {newcomer: sent for newcomer, sent in outgoing.items() if sent}
-    limit = packet_limit(record, [0])
+    limit = packet_limit(record, [0], "aggregate")
     load = loads.of_bringing_up(record, usable, limit)
     arrived = yield from seat.send(record, "bring_up", outgoing, limit=limit, load=load)
     for part in usable:
@@ -91,13 +93,14 @@ def bring_up(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
     helping = seat.config.byzantine + 1
     limit = question_limit(len(usable))
     load = loads.of_questions(record, helping, limit)
-    questions = yield from seat.send(record, "lacking", asked, limit=limit, load=load)
+    questions = yield from seat.send(record, "ask", asked, limit=limit, load=load)
     answers: dict[int, list[Packet]] = {}
     for listener in listeners if seat.id in record.members else ():
         for part in {packet.part for packet in questions.get(listener, ()) if packet.kind == "lacking"} & set(usable):
             if part in record.aggregates and seat.id in _helpers(seat, record, part):
                 body = behaviour.forward(ctx, listener, part, record.aggregates[part])
                 if body is not None:
+                    body = record.cut.body("aggregate", body)
                     packet = Packet("aggregate", record.owner(part), record.step, part, body, b"")
                     answers.setdefault(listener, []).append(packet)
     limit = answer_limit(record, usable)
@@ -113,9 +116,9 @@ def _take(seat: Seat, record: StepRecord, packet: Packet | None, part: int) -> N
     """Keep an aggregate that is the announced one, whoever brought it."""
     if part in record.aggregates or packet is None or packet.kind != "aggregate":
         return
-    fault = packet_fault(seat, record, packet, record.announced[part].digest, record.cut.size(part), "aggregate")
+    fault = packet_fault(seat, record, packet, record.announced[part].digest, part, "aggregate")
     if fault is None and isinstance(packet.body, torch.Tensor):
-        record.aggregates[part] = packet.body
+        record.aggregates[part] = values_of(packet.body)
 
 
 def _helpers(seat: Seat, record: StepRecord, part: int) -> list[int]:

@@ -106,12 +106,12 @@ def relay_limit(senders: int, message: int) -> int:
     return told_limit(senders, message + senders * (SIGNATURE_SIZE + 16))
 
 
-def packet_limit(record: StepRecord, parts: Iterable[int]) -> int:
-    """Bytes that somebody may send who has a packet for each of `parts` to send; twice what is honest.
+def packet_limit(record: StepRecord, parts: Iterable[int], kind: str = "") -> int:
+    """Bytes that somebody may send who has a packet of `kind` for each of `parts` to send; twice what is honest.
 
     So a wrong size is still read and becomes evidence, and ten times the size is not read at all.
     """
-    return sum(2 * (4 * record.cut.size(part) + SIGNATURE_SIZE + PACKET_OVERHEAD) for part in parts)
+    return sum(2 * (record.cut.nbytes(part, kind) + SIGNATURE_SIZE + PACKET_OVERHEAD) for part in parts)
 
 
 def evidence_limit(parts: Iterable[tuple[StepRecord, int]]) -> int:
@@ -129,4 +129,4 @@ def question_limit(parts: int) -> int:
 
 def answer_limit(record: StepRecord, parts: Iterable[int]) -> int:
     """Bytes in which one member gives a newcomer the aggregates of `parts`."""
-    return sum(8 * record.cut.size(part) + 256 for part in parts)
+    return sum(2 * record.cut.nbytes(part, "aggregate") + 256 for part in parts)

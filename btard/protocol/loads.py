@@ -17,9 +17,9 @@ from btard.protocol.messages import PACKET_OVERHEAD
 from btard.protocol.record import StepRecord
 
 
-def packets(record: StepRecord, parts: Iterable[int]) -> int:
-    """Bytes of a packet for each of `parts`."""
-    return sum(4 * record.cut.size(part) + SIGNATURE_SIZE + PACKET_OVERHEAD for part in parts)
+def packets(record: StepRecord, parts: Iterable[int], kind: str = "") -> int:
+    """Bytes of a packet of `kind` for each of `parts`; without it, of the larger kind."""
+    return sum(record.cut.nbytes(part, kind) + SIGNATURE_SIZE + PACKET_OVERHEAD for part in parts)
 
 
 def of_broadcast(record: StepRecord, message: int) -> int:
@@ -39,20 +39,22 @@ def of_telling(record: StepRecord, message: int) -> int:
 
 def of_parts(record: StepRecord, limit: int) -> int:
     """Each worker sends every other one the part that this one owns; as many come in, of nearly the same size."""
-    gradient = packets(record, [part for part in range(record.cut.k) if record.owner(part) in record.workers])
+    owned = [part for part in range(record.cut.k) if record.owner(part) in record.workers]
+    gradient = packets(record, owned, "part")
     return _load(record, gradient, gradient, limit)
 
 
 def of_aggregates(record: StepRecord, limit: int) -> int:
     """Each owner sends its aggregate to everybody else, and gets everybody else's."""
-    return _load(record, _others(record) * largest(record), packets(record, record.announced), limit)
+    incoming = packets(record, record.announced, "aggregate")
+    return _load(record, _others(record) * largest(record, "aggregate"), incoming, limit)
 
 
 def of_recovery(record: StepRecord) -> int:
     """Each member gives each other one the aggregates that this one said it lacks."""
     lacked = [set(parts) & set(record.announced) for parts in record.missing.values()]
-    sizes = [packets(record, parts) for parts in lacked]
-    limit = max((packet_limit(record, parts) for parts in lacked), default=0)
+    sizes = [packets(record, parts, "aggregate") for parts in lacked]
+    limit = max((packet_limit(record, parts, "aggregate") for parts in lacked), default=0)
     return _load(record, sum(sizes), _others(record) * max(sizes, default=0), limit)
 
 
@@ -61,9 +63,9 @@ def of_disclosure(record: StepRecord, last: StepRecord, limit: int) -> int:
 
     An owner can be a target itself.
     """
-    gradient = packets(last, range(last.cut.k))
+    gradient = packets(last, range(last.cut.k), "part")
     away = sum(not record.attends(target) for target in record.assignments.values())
-    return _load(record, gradient + away * largest(last), gradient, limit)
+    return _load(record, gradient + away * largest(last, "part"), gradient, limit)
 
 
 Owed = Mapping[int, Sequence[tuple[StepRecord, int]]]
@@ -98,7 +100,8 @@ def of_passing(record: StepRecord, asked: Iterable[Asked], limit: int) -> int:
 
 def of_bringing_up(record: StepRecord, usable: Sequence[int], limit: int) -> int:
     """Each owner sends its aggregate to all newcomers, each of which gets all of them."""
-    return _load(record, len(record.newcomers) * largest(record), packets(record, usable), limit)
+    sent = len(record.newcomers) * largest(record, "aggregate")
+    return _load(record, sent, packets(record, usable, "aggregate"), limit)
 
 
 def of_questions(record: StepRecord, helpers: int, limit: int) -> int:
@@ -108,13 +111,13 @@ def of_questions(record: StepRecord, helpers: int, limit: int) -> int:
 
 def of_answers(record: StepRecord, usable: Sequence[int], helpers: int, limit: int) -> int:
     """Each of the `helpers` of a part gives it to all listeners."""
-    size = packets(record, usable)
+    size = packets(record, usable, "aggregate")
     return _load(record, len(record.listeners) * size, helpers * size, limit)
 
 
-def largest(record: StepRecord) -> int:
-    """Bytes of the largest packet about a part of the step."""
-    return max((packets(record, [part]) for part in record.announced), default=0)
+def largest(record: StepRecord, kind: str) -> int:
+    """Bytes of the largest packet of `kind` about a part of the step."""
+    return max((packets(record, [part], kind) for part in record.announced), default=0)
 
 
 def _load(record: StepRecord, sent: int, received: int, limit: int) -> int:

@@ -13,7 +13,8 @@ import torch
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
-from btard.protocol import wire
+from btard.protocol import half, wire
+from btard.protocol.half import values_of
 from btard.protocol.hashing import digest, signed_digest
 from btard.protocol.identity import SIGNATURE_SIZE, Identity, Roster, verify_key
 from btard.protocol.memory import NOTHING, Later, Memory, remembered
@@ -326,19 +327,28 @@ class Packet(Struct, frozen=True):
         return roster.verify(self.sender, signed_digest("packet", context, hashed), self.signature, memory)
 
 
-def tensor_of(packet: Packet, size: int, finite: Callable[[torch.Tensor], bool] | None = None) -> torch.Tensor:
-    """The packet's body [size], float32 and finite; Malformed says what is wrong. Costs one read of the body.
+def tensor_of(
+    packet: Packet, size: int, sound: Callable[[torch.Tensor], bool] | None = None, *, halved: bool = False
+) -> torch.Tensor:
+    """The packet's values [size], float32 and finite; Malformed says what is wrong. Costs one read of the body.
 
-    `finite` says whether all entries of a tensor are finite, by default `is_finite`.
+    `sound` says whether a body holds numbers that mean something, by default `is_sound`. `halved`: it has to have come
+    as float16 (`half.py`).
     """
     body = packet.body
+    dtype, shape = (torch.float16, (size + 1,)) if halved else (torch.float32, (size,))
     if not isinstance(body, torch.Tensor):
-        raise Malformed(f"expected a torch.float32 tensor of {size} entries, got {len(body)} raw bytes")
-    if body.dtype != torch.float32 or tuple(body.shape) != (size,):
-        raise Malformed(f"expected torch.float32 of shape ({size},), got {body.dtype} of shape {tuple(body.shape)}")
-    if not (finite or is_finite)(body):
-        raise Malformed("holds NaN or Inf")
-    return body
+        raise Malformed(f"expected a {dtype} tensor of {shape[0]} entries, got {len(body)} raw bytes")
+    if body.dtype != dtype or tuple(body.shape) != shape:
+        raise Malformed(f"expected {dtype} of shape {shape}, got {body.dtype} of shape {tuple(body.shape)}")
+    if not (sound or is_sound)(body):
+        raise Malformed("holds NaN or Inf, or float16 of another scale than theirs")
+    return values_of(body)
+
+
+def is_sound(body: torch.Tensor) -> bool:
+    """Whether `body`, float32 or what stands for it as float16, holds finite numbers in their one form."""
+    return half.is_sound(body) if body.dtype is torch.float16 else is_finite(body)
 
 
 def is_finite(tensor: torch.Tensor) -> bool:

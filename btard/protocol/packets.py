@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from btard.protocol.half import values_of
 from btard.protocol.messages import Packet, tensor_of
 from btard.protocol.record import StepRecord
 from btard.protocol.seat import Seat
@@ -24,7 +25,7 @@ def find_packet(
 
 
 def packet_fault(
-    seat: Seat, about: StepRecord, packet: Packet | None, committed: bytes, size: int, kind: str
+    seat: Seat, about: StepRecord, packet: Packet | None, committed: bytes, part: int, kind: str
 ) -> str | None:
     """None, "bad_<kind>" if a packet of step `about` itself proves its sender wrong, or "withheld_<kind>".
 
@@ -34,7 +35,8 @@ def packet_fault(
         return f"withheld_{kind}"
     hashed = seat.commitments.of_packet(packet)
     try:
-        tensor_of(packet, size, lambda body: seat.commitments.finite(hashed, body))
+        sound_body = lambda body: seat.commitments.sound(hashed, body)  # noqa: E731
+        tensor_of(packet, about.cut.size(part), sound_body, halved=kind in about.cut.halved)
     except Malformed:
         sound = False
     else:
@@ -44,6 +46,6 @@ def packet_fault(
     return f"bad_{kind}" if packet.authentic(hashed, about.context, seat.roster, seat.memory) else f"withheld_{kind}"
 
 
-def bodies(packets: Mapping[int, Packet]) -> list[torch.Tensor]:
-    """The parts of `packets` (sender -> packet, checked before), each [p], in the senders' order."""
-    return [packets[sender].body for sender in sorted(packets)]  # type: ignore[misc]
+def rows(packets: Mapping[int, Packet]) -> list[torch.Tensor]:
+    """The values in `packets` (sender -> packet, checked before), each [p], in the senders' order."""
+    return [values_of(packets[sender].body) for sender in sorted(packets)]  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from btard.protocol import broadcast
-from btard.protocol.accuse import judge, verify
+from btard.protocol.accuse import judge
 from btard.protocol.aggregate import aggregate, settle_exclusions, settle_missing
 from btard.protocol.behaviour import HONEST, Behaviour
 from btard.protocol.choose import draw_check, draw_validators
@@ -34,6 +34,7 @@ from btard.protocol.record import Start, StepRecord
 from btard.protocol.report import report
 from btard.protocol.seat import Expelled, Seat
 from btard.protocol.validate import validate
+from btard.protocol.verify import verify
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ class Peer(Seat):
         self.epoch = digest("life", self.config.run_id, self.epoch, name)
 
     def _finish(self, record: StepRecord, already: int) -> Outcome | None:
-        """A_{t+1}, V_{t+1} and the coin of the next step (phases 7 and 8)."""
+        """A_{t+1}, V_{t+1} and the coin of the next step."""
         settle_exclusions(record)
         counting = [j for j in range(record.cut.k) if j in record.announced and j not in record.skipped]
         lacking = [j for j in counting if j not in record.aggregates]

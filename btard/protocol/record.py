@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import lru_cache
 from typing import Annotated, Any
 
@@ -17,9 +17,19 @@ import msgspec
 import torch
 from msgspec import Meta, Struct
 
-from btard.protocol.config import ProtocolConfig
+from btard.protocol.config import TENSORIAL, ProtocolConfig, Tensorial
+from btard.protocol.half import to_half, values_of
 from btard.protocol.hashing import digest, signed_digest
-from btard.protocol.messages import NOBODY, AnnouncedPart, Claim, Commit, Packet, Report, Signed
+from btard.protocol.messages import (
+    NOBODY,
+    AnnouncedPart,
+    Claim,
+    Commit,
+    Packet,
+    Report,
+    Signed,
+    is_finite,
+)
 from btard.protocol.wire import Number
 
 Radius = Annotated[float, Meta(gt=0)]
@@ -30,32 +40,39 @@ Phase = Annotated[str, Meta(max_length=64, pattern=r"^[ -~]*\Z")]
 def settings_digest(config: ProtocolConfig) -> bytes:
     """Of all settings, 32 bytes: what signatures are bound to. Equal numbers count as equal, 10 and 10.0 too.
 
-    `max_away` only where it is set: a run without it is what it was before there was such a setting, also to an audit.
+    Later settings only where they are set: a run without one is what it was before there was such a setting, also to
+    an audit.
     """
     plain = {name: float(value) if type(value) is int else value for name, value in asdict(config).items()}
-    if config.max_away is None:
-        del plain["max_away"]
+    for name, unset in (("max_away", None), ("wire", "float32")):
+        if plain[name] == unset:
+            del plain[name]
     return digest("settings", json.dumps(plain, sort_keys=True))
 
 
-@dataclass
-class Split:
-    """How d parameters are cut into k parts: sizes differ by at most one, so nothing is padded or copied."""
+class Split(Struct, frozen=True, omit_defaults=True):
+    """How d parameters are cut into k parts: sizes differ by at most one, so nothing is padded or copied.
+
+    And in what form they travel: what is hashed, sent and shown of a part or an aggregate is its `body`.
+    """
 
     d: int
     k: int
+    halved: tuple[Tensorial, ...] = ()
+    """What goes as float16 (`half.py`); all else goes as the float32 that it is."""
 
     def __post_init__(self) -> None:
         if self.d < self.k:
             raise ValueError(f"a model of {self.d} parameters cannot be cut into {self.k} parts, one per worker")
-        size, longer = divmod(self.d, self.k)
-        self._starts = [part * size + min(part, longer) for part in range(self.k + 1)]
 
     def bounds(self, part: int) -> tuple[int, int]:
-        return self._starts[part], self._starts[part + 1]
+        size, longer = divmod(self.d, self.k)
+        start = part * size + min(part, longer)
+        return start, start + size + (part < longer)
 
     def size(self, part: int) -> int:
-        return self._starts[part + 1] - self._starts[part]
+        size, longer = divmod(self.d, self.k)
+        return size + (part < longer)
 
     def runs(self) -> list[tuple[int, int]]:
         """Ranges of neighbouring parts of equal size, at most two: what can be handled as the rows of a matrix."""
@@ -64,7 +81,31 @@ class Split:
 
     def view(self, vector: torch.Tensor, part: int) -> torch.Tensor:
         """Part `part` of `vector` [d], without a copy."""
-        return vector[self._starts[part] : self._starts[part + 1]]
+        first, last = self.bounds(part)
+        return vector[first:last]
+
+    def nbytes(self, part: int, kind: str = "") -> int:
+        """Bytes of a body of this kind; without it, of the larger kind."""
+        halved = kind in self.halved if kind else len(self.halved) == len(TENSORIAL)
+        return 2 * (self.size(part) + 1) if halved else 4 * self.size(part)
+
+    def body(self, kind: str, values: Any) -> Any:
+        """What travels for `values` [p], a part or an aggregate; for what is no such tensor, itself."""
+        plain = isinstance(values, torch.Tensor) and values.dtype is torch.float32 and values.dim() == 1
+        return to_half(values) if plain and len(values) and kind in self.halved else values
+
+    def travelled(self, kind: str, values: torch.Tensor) -> torch.Tensor:
+        """`values` [p] as they arrive."""
+        return values_of(self.body(kind, values))
+
+    def committed(self, gradient: torch.Tensor) -> torch.Tensor:
+        """What becomes of `gradient` [d] when its parts are committed to: everybody computes with that.
+
+        Itself if it is not finite, which has no form to travel in.
+        """
+        if "part" not in self.halved or not is_finite(gradient):
+            return gradient
+        return torch.cat([self.travelled("part", self.view(gradient, part)) for part in range(self.k)])
 
 
 class Probation(Struct, frozen=True, forbid_unknown_fields=True):
@@ -269,13 +310,14 @@ class StepRecord(Settled):
         """
         if self.own is not None:
             for part, hashed in enumerate(self.commits[me].digests):
-                yield ("part", me, self.step, part), self.cut.view(self.own, part), hashed
+                yield ("part", me, self.step, part), self.cut.body("part", self.cut.view(self.own, part)), hashed
         for part, packets in self.received.items():
             for sender, packet in packets.items():
                 if isinstance(packet.body, torch.Tensor):
                     yield ("part", sender, self.step, part), packet.body, self.commits[sender].digests[part]
         for part, value in self.aggregates.items():
-            yield ("aggregate", self.owner(part), self.step, part), value, self.announced[part].digest
+            body = self.cut.body("aggregate", value)
+            yield ("aggregate", self.owner(part), self.step, part), body, self.announced[part].digest
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What the next step still needs of what this peer alone holds, by name; not copied."""

@@ -140,7 +140,11 @@ class Seat(ABC):
     def packet(
         self, record: StepRecord, kind: str, part: int, body: torch.Tensor | bytes, *, hashed: bytes | None
     ) -> Packet:
-        """My signed packet of `kind` about `part`; `hashed`: the commitment to `body` if it is known already."""
+        """My signed packet of `kind` about `part`; `hashed`: the commitment to `body` if it is known already.
+
+        `body`: values [p], which travel in the form that was agreed on, or whatever else a hostile peer sends.
+        """
+        body = record.cut.body(kind, body)
         hashed = hashed or self.commitments.digest(kind, self.id, record.step, part, body)
         return Packet.create(
             self.identity,

@@ -121,7 +121,8 @@ class Trial:
             if piece.kind == "aggregate":
                 value = about.aggregates.get(piece.part)
                 if value is not None:
-                    found.append(Packet("aggregate", piece.author, about.step, piece.part, value, b""))
+                    body = about.cut.body("aggregate", value)
+                    found.append(Packet("aggregate", piece.author, about.step, piece.part, body, b""))
                 continue
             received = about.received.get(piece.part, {}).get(piece.author)
             if received is not None:
@@ -148,7 +149,8 @@ class Trial:
             gradient = yield Compute(claim.step, claim.accused, seed, Purpose.JUDGE)
             if gradient is None:
                 continue
-            truth[claim.accused] = clip_gradient(gradient, seat.config.clip_lambda)
+            clipped = clip_gradient(gradient, seat.config.clip_lambda)
+            truth[claim.accused] = self.about[claim].cut.committed(clipped)
         for peer, gradient in truth.items():
             wanted = any(piece.author == peer and made is seat.last for piece, made in self.pieces.items())
             if wanted and seat.last is not None:

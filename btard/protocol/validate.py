@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from btard.protocol.half import values_of
 from btard.protocol.messages import Claim, is_finite
 from btard.protocol.record import Settled
 from btard.protocol.report import Truth, gradient_report
@@ -25,8 +26,11 @@ class Work(NamedTuple):
 
 
 def work_shown(about: Settled, shown: Mapping[int, torch.Tensor], own: torch.Tensor) -> Work:
-    """What somebody committed to: the parts that were `shown`, and what I have of the others in my `own` gradient."""
-    parts = [shown[j].to(own.device) if j in shown else about.cut.view(own, j) for j in range(about.cut.k)]
+    """What somebody committed to: the parts that were `shown`, and what I have of the others in my `own` gradient.
+
+    `shown`: part -> its body, in the form in which it travels.
+    """
+    parts = [values_of(shown[j]).to(own.device) if j in shown else about.cut.view(own, j) for j in range(about.cut.k)]
     return Work(torch.cat(parts), frozenset(range(about.cut.k)) - shown.keys())
 
 
@@ -73,6 +77,7 @@ def validate(seat: Seat, gradient: torch.Tensor | None) -> list[Claim]:
         return []
     if target not in about.commits:
         return []
+    gradient = None if gradient is None else about.cut.committed(gradient)
     if gradient is None or not is_finite(gradient):
         return [Claim(about.step, target, "unchecked")] if target in record.standings else []
     truth = Truth(gradient, about.aggregates)

@@ -17,11 +17,14 @@ import numpy as np
 import torch
 
 from btard.aggregation import centered_clip, residual_and_floor
+from btard.protocol import half
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.memory import NOTHING, Memory, remembered
-from btard.protocol.messages import AnnouncedPart, Report
+from btard.protocol.messages import AnnouncedPart, Claim, Report
+from btard.protocol.packets import rows
 from btard.protocol.record import StepRecord
-from btard.protocol.report import SMALL, Scalars
+from btard.protocol.report import SMALL, Scalars, part_scalars
+from btard.protocol.seat import Seat
 
 ACCUSE, CONVICT = 2.0, 1.0
 """Multiples of a tolerance: who accuses wants to be sure that the judges agree."""
@@ -36,6 +39,25 @@ ROUNDING = 2.0**-22
 """Relative to an aggregate, what rounding its entries to float32 can change in the sum of V2."""
 QUANTUM = 2.0**-149
 """The least float32: what rounding changes in an entry, however small."""
+
+
+def verify(seat: Seat, record: StepRecord) -> list[Claim]:
+    """The claims that follow from what I received, and from V1 on the parts I own."""
+    claims = [Claim(record.step, accused, kind, part) for kind, accused, part in record.suspects]
+    for part, packets in record.received.items():
+        if not packets or part not in record.announced or part not in record.aggregates or not record.held(part):
+            continue
+        # All of them, my own too: whoever holds them side by side in memory then reads them where they lie.
+        truth = part_scalars(seat, record, record.aggregates[part], rows(packets), part)
+        tol = ACCUSE * seat.config.scalar_tol
+        senders = set(record.announced[part].senders) - {seat.id}
+        for sender, true in zip(sorted(packets), truth, strict=True):
+            said = record.reports.get(sender)
+            if said is None or sender not in senders or part in said.missing:
+                continue
+            if scalars_differ(reported(said, part), true, record.tau, tol):
+                claims.append(Claim(record.step, sender, "misreport", part))
+    return claims
 
 
 def scalars_differ(said: Scalars, true: Scalars, tau: float, tol: float, apart: float = 0.0) -> bool:
@@ -116,8 +138,9 @@ class Tally:
 def v2_violation(config: ProtocolConfig, record: StepRecord, tally: Tally, part: int, *, margin: float) -> bool:
     """V2: whether sum_i s_i[part] is farther from 0 than an honest aggregate allows, times `margin`.
 
-    The owner may miss (CC) by `residual_tol` of a clipped difference per sender, and rounds a[j] to float32, by which
-    a sender's clipped difference changes as much as a[j] where it is not clipped, and by less where it is.
+    The owner may miss (CC) by `residual_tol` of a clipped difference per sender, and rounds a[j] to float32 or as it
+    travels, by which a sender's clipped difference changes as much as a[j] where it is not clipped, and by less where
+    it is.
     """
     senders = tally.senders(part)
     if not senders or not record.held(part):
@@ -128,7 +151,8 @@ def v2_violation(config: ProtocolConfig, record: StepRecord, tally: Tally, part:
         return True
     unit, norm = margin * SIGMAS * len(senders), tally.norm(part)
     clipped = min(record.tau, norm)
-    moved = ROUNDING * tally.reach(part) + QUANTUM * math.sqrt(record.cut.size(part))
+    rounding = ROUNDING + (half.ROUNDING if "aggregate" in config.halved else 0.0)
+    moved = rounding * tally.reach(part) + QUANTUM * math.sqrt(record.cut.size(part))
     return largest > unit * (config.residual_tol * clipped + moved * (clipped / norm if norm > 0 else 1.0))
 
 
@@ -194,10 +218,12 @@ def aggregate_is_right(config: ProtocolConfig, value: torch.Tensor, x: torch.Ten
     Equal bits acquit in both modes. Mode `exact`: and nothing else does. Mode `tolerant`: so does a value that solves
     (CC) up to the tolerance, or to what rounding leaves. `tau`: the clipping radius of the step that the parts are of.
     """
+    halved = "aggregate" in config.halved
     right = centered_clip(x, tau, tol=config.tol).value
+    right = half.from_half(half.to_half(right)) if halved else right
     if right.dtype == value.dtype and torch.equal(right.view(torch.int32), value.view(torch.int32)):
         return True
     if config.validation == "exact":
         return False
-    residual, floor = residual_and_floor(x, value, tau)
+    residual, floor = residual_and_floor(x, value, tau, eps=2 * half.ROUNDING if halved else 0.0)
     return residual <= max(CONVICT * config.residual_tol, floor)

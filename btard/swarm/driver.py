@@ -30,9 +30,9 @@ from btard.swarm import frames
 from btard.swarm.deadlines import Deadlines
 from btard.swarm.doors import Doors
 from btard.swarm.ends import Ends
-from btard.swarm.links import Dial, Refused
+from btard.swarm.links import HEADER, Dial, Refused
 from btard.swarm.node import Node
-from btard.swarm.outbox import Gone, Position, Said
+from btard.swarm.outbox import Gone, Position, Said, Served
 from btard.swarm.rounds import Rounds
 from btard.task import Task, sharing
 
@@ -99,8 +99,9 @@ class SwarmDriver:
         """A_t of the latest step, whatever has become of it in this peer's view."""
         self.rounds = Rounds(node, deadlines.give_up, Ends(peer))
         self._members: dict[bytes, int] = {}
-        self._followed_by: dict[bytes, set[asyncio.Task[Any]]] = {}
-        """Public key -> the streams that its holder follows this peer with."""
+        self._followed_by: dict[bytes, asyncio.Task[Any]] = {}
+        """Public key -> the stream that its holder follows this peer with."""
+        self._served = Served()
         self._own: dict[int, torch.Tensor] = {}
         self._clock = StepClock(deadlines, self._others_have_gone_on)
         self._behind: int | None = None
@@ -131,14 +132,15 @@ class SwarmDriver:
         self.node.run(self._link())
 
     async def _link(self) -> None:
+        self.rounds.newcomers = frozenset(self.peer.probation)
         for other in self.others:
             if other not in self.rounds.links:
                 self.rounds.follow(other, self._dial(self.peer.roster.keys[other]))
         for gone in self.rounds.links.keys() - set(self.others):
             await self.rounds.unfollow(gone)
         for key in self._followed_by.keys() - self._members.keys():
-            for task in self._followed_by.pop(key):
-                task.cancel()  # whoever takes nothing would keep what it was being sent for ever
+            self._followed_by.pop(key).cancel()  # whoever takes nothing would keep what it was being sent for ever
+        self._served.forget(self._members, self.rounds.outbox.step)
 
     def _dial(self, key: bytes) -> Dial:
         return lambda at: self.doors.knock(key, "follow", *at)
@@ -203,6 +205,7 @@ class SwarmDriver:
         self._began = None
         self._behind = peer.t if behind else None
         self._hold = self.deadlines.patience(self.task.d) if behind else 0.0
+        self._served = Served()
         self.node.run(self.rounds.restart(peer.t, Ends(peer)))
         self.refresh()
 
@@ -308,7 +311,7 @@ class SwarmDriver:
         assert self.collusion is not None
         self._own[now] = gradient
         rows = {self.peer.id: gradient}
-        if getattr(self.peer.behaviour, "requires_cohort", False):
+        if self.peer.behaviour.requires_cohort:
             fellows = sorted(self.collusion.members & set(self.peer.active) - {self.peer.id})
             working = [fellow for fellow in fellows if fellow not in self.peer.assignments]
             rows |= self.node.run(self._ask_fellows(now, working))
@@ -347,15 +350,17 @@ class SwarmDriver:
         at: Position = (wire.check_int(arguments[0], "step"), wire.check_int(arguments[1], "phase"))
         task = asyncio.current_task()
         assert task is not None
-        streams = self._followed_by.setdefault(key, set())
-        streams.add(task)
+        if (before := self._followed_by.get(key)) is not None:
+            before.cancel()  # its holder has lost it, or wants to be sent everything twice
+        self._followed_by[key] = task
         try:
             await self._send_from(at, key, recipient, writer)
         except asyncio.CancelledError:
             writer.transport.abort()  # what is left in it, too
             raise
         finally:
-            streams.discard(task)
+            if self._followed_by.get(key) is task:
+                del self._followed_by[key]
 
     async def _send_from(self, at: Position, key: bytes, recipient: int, writer: asyncio.StreamWriter) -> None:
         while key in self._members:
@@ -372,6 +377,13 @@ class SwarmDriver:
             (step, number), said = found
             body = said.to(recipient)
             size = -1 if body is None else frames.size_of(body)
-            await frames.send(writer, (step, number, said.phase, size), body or ())
+            whole = max(0, size) + HEADER
+            pause = self._served.pause(key, (step, number), whole, self.deadlines.seconds(whole), len(self._members))
+            await asyncio.sleep(pause)
+            counted = frames.Counted(writer)
+            try:
+                await frames.send(counted, (step, number, said.phase, size), body or ())
+            finally:
+                self._served.note(key, (step, number), counted.bytes)
             at = (step, number + 1)
         await frames.send(writer, ("refused", "banned"))

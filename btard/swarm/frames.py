@@ -26,11 +26,32 @@ class Source(Protocol):
     async def readexactly(self, n: int) -> bytes: ...
 
 
+class Sink(Protocol):
+    """Where bytes are written to: an `asyncio.StreamWriter`, or what looks like one."""
+
+    def write(self, data: bytes | memoryview) -> None: ...
+    async def drain(self) -> None: ...
+
+
+class Counted:
+    """A sink that counts the `bytes` that have been handed to it: no more than it takes reaches the other side."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink, self.bytes = sink, 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._sink.write(data)
+        self.bytes += len(data)
+
+    async def drain(self) -> None:
+        await self._sink.drain()
+
+
 def size_of(pieces: Pieces) -> int:
     return sum(len(piece) for piece in pieces)
 
 
-async def send(writer: asyncio.StreamWriter, header: Any, body: Pieces = ()) -> None:
+async def send(writer: Sink, header: Any, body: Pieces = ()) -> None:
     """Write `header` (what `wire.pack` takes) and the pieces of `body`. Errors: OSError if the stream has ended."""
     packed = wire.pack(header)
     writer.write(_LENGTH.pack(len(packed)) + packed)

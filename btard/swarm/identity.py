@@ -1,6 +1,6 @@
 """One key per peer: the Ed25519 key that signs its messages is also its libp2p identity, so a peer id names its key.
 
-`python -m btard.swarm.identity FILE` makes the key if it is missing, and prints the peer id and the public key.
+`python -m btard.swarm.identity KEY_FILE` makes the key if it is missing, and prints the peer id and the public key.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ except ImportError:
     need("swarm", "hivemind")  # for the program; elsewhere nobody comes here without it
     raise
 
-USAGE = "usage: python -m btard.swarm.identity FILE"
+USAGE = "usage: python -m btard.swarm.identity KEY_FILE"
 _IDENTITY_MULTIHASH = 0
 """libp2p's short keys are not hashed: the peer id holds the key itself."""
 

@@ -29,7 +29,7 @@ from btard.swarm.founding import Say
 from btard.swarm.member import PREVIOUS
 from btard.swarm.startup import Start
 from btard.swarm.state import Fetched, ask_status, fetch_state
-from btard.swarm.task import Auditable, Evaluated
+from btard.swarm.task import Evaluated
 from btard.swarm.view import View
 
 VALIDATION = "validation_loss"
@@ -64,7 +64,7 @@ class Keeper:
         self.config, self.folder, self.view, self.me, self.say = config, folder, view, me, say
         self.optimizer, self.first = start.optimizer, start.first
         self.evaluate = start.task.evaluation() if isinstance(start.task, Evaluated) else None
-        self.made_by = start.task.made_by if isinstance(start.task, Auditable) else ""
+        self.made_by = start.made_by
         self.final: Fetched | None = None
         """The state after the last step."""
         self._doors: Doors

@@ -32,7 +32,7 @@ from btard.swarm.life import Life, checkpoint_digest
 from btard.swarm.notes import Notes
 from btard.swarm.startup import begin, make_node, own_identity, write_model
 from btard.swarm.state import StateService
-from btard.swarm.task import Auditable, HasLocalState, TaskSource
+from btard.swarm.task import HasLocalState, TaskSource
 
 PREVIOUS = "previous"
 """In a state: the parameters of the step before, which validators and judges need."""
@@ -62,6 +62,7 @@ class Member:
             self.identity = own_identity(config, self.folder)
         start = begin(config, source)
         self.optimizer, self.task, self.first, self.agreed = start.optimizer, start.task, start.first, start.agreed
+        self.made_by = start.made_by
         self.folder.first = self.first
         write_model(self.task, self.out)
         self.device = self.optimizer.params.device
@@ -115,8 +116,7 @@ class Member:
         )
         self.find_stored()
         if not peer.behaviour.byzantine:
-            made_by = self.task.made_by if isinstance(self.task, Auditable) else ""
-            self.recorder = Recorder(self.out, self.protocol, made_by)
+            self.recorder = Recorder(self.out, self.protocol, self.made_by)
         return known
 
     def find_stored(self) -> None:

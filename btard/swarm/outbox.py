@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 
 from btard.drivers.letters import Pieces
@@ -12,6 +13,10 @@ Position = tuple[int, int]
 """(step, number of the phase within it): every peer that is in a step counts its phases alike."""
 
 STEPS_KEPT = 2
+AGAIN = 3
+"""So many times its bytes a follower may be sent of a frame again at once: its stream may have broken off within it."""
+SHARE = 4
+"""All that is sent again after that takes at most this part of the line."""
 
 
 @dataclass(frozen=True)
@@ -89,3 +94,31 @@ class Outbox:
                     await asyncio.wait_for(self._changed.wait(), left)
                 except asyncio.TimeoutError:
                     continue
+
+
+class Served:
+    """How much each follower was sent of each frame that is still kept, so that nobody takes the line for itself."""
+
+    def __init__(self) -> None:
+        self._sent: dict[bytes, Counter[Position]] = {}
+
+    def note(self, key: bytes, position: Position, sent: int) -> None:
+        """The holder of `key` was sent so many bytes of the frame at `position`: all of it, or until it broke off."""
+        self._sent.setdefault(key, Counter())[position] += sent
+
+    def pause(self, key: bytes, position: Position, size: int, seconds: float, followers: int) -> float:
+        """Seconds to wait before the holder of `key` is sent the frame at `position`, of `size` bytes.
+
+        `seconds`: what these take of the line. Of all `followers` together, what they are sent beyond 1 + AGAIN times
+        takes 1 / SHARE of it.
+        """
+        sent = self._sent.get(key, Counter())[position]
+        return SHARE * followers * seconds if sent > AGAIN * size else 0.0
+
+    def forget(self, followers: Container[bytes], step: int) -> None:
+        """All but what `followers` were sent of the frames that are kept in `step`."""
+        self._sent = {
+            key: Counter({at: count for at, count in sent.items() if at[0] > step - STEPS_KEPT})
+            for key, sent in self._sent.items()
+            if key in followers
+        }

@@ -11,6 +11,10 @@ A peer that has kept me waiting is not waited for any more until it has caught u
 for any more in this step: what it says counts if it is there by the time that the others have been heard. So a liar can
 waste two waits in a step, and an honest peer that has once been unreachable for a moment still has its say. (An honest
 peer that a liar has kept waiting comes in time, as above: it has no strike at all.)
+
+Keys cost nothing, so any number of newcomers can lie. In the phases in which one of them may owe something (`OWED`)
+each is waited for as a member is. In all others newcomers say no more than whether they have heard the same, and who is
+silent there is told it. So there all newcomers together can waste one wait in a step.
 """
 
 from __future__ import annotations
@@ -34,6 +38,8 @@ STALL = 1.0
 """Seconds by which a look comes late before this process counts as having been stopped itself."""
 STRIKES = 2
 """So often a peer may keep me waiting in a step."""
+OWED = frozenset({"commit", "disclose", "evidence/0"})
+"""Phases in which a newcomer on probation can be held to what it says."""
 
 
 class Rounds:
@@ -47,6 +53,10 @@ class Rounds:
         self.outbox = Outbox()
         self.links: dict[int, Link] = {}
         self.position: Position = (0, 0)
+        self.newcomers: frozenset[int] = frozenset()
+        """Those of the others that are on probation."""
+        self._newcomers_struck = False
+        """Whether one of them has kept me waiting in this step where it owed nothing."""
         self._before: Position = (-1, 0)
         self._passed_on = False
         self._struck: set[int] = set()
@@ -107,7 +117,7 @@ class Rounds:
         latest, deadline, hurried = last + hold, math.inf, False
         while True:
             self._changed.clear()
-            waiting = [peer for peer in peers if not self._settled(peer)]
+            waiting = [peer for peer in peers if not self._settled(peer, phase)]
             now = time.monotonic()
             if deadline == math.inf and (number > 0 or now >= latest or self.ends.over(step - 1)):
                 deadline = now + wait
@@ -123,7 +133,9 @@ class Rounds:
                 await asyncio.wait_for(self._changed.wait(), min(SLICE, deadline - now))
         await self._pass_on()
         out_of_reach = {peer for peer in peers if self._given_up(peer)}
-        self._strikes.update({*waiting, *(out_of_reach - self._struck)})
+        missed = {*waiting, *(out_of_reach - self._struck)}
+        self._strikes.update(missed)
+        self._newcomers_struck |= phase not in OWED and not self.newcomers.isdisjoint(missed)
         self._struck.update(waiting, out_of_reach)
         bodies: dict[int, bytearray] = {}
         for peer in peers:
@@ -145,16 +157,20 @@ class Rounds:
         await self.outbox.finish(step, self.position[1] + 1)
         self.ends.forget(step)
         self.position, self._passed_on = (step + 1, 0), False
-        self._strikes.clear()
+        self._forgive()
 
     async def restart(self, step: int, ends: Ends) -> None:
         """I go on at the beginning of `step`, wherever I was."""
         await self.outbox.restart(step)
         self.ends, self._passed_on = ends, False
         self.position, self._before, self._struck = (step, 0), (step - 1, 0), set()
-        self._strikes.clear()
+        self._forgive()
         for link in self.links.values():
             link.restart(self.position)
+
+    def _forgive(self) -> None:
+        self._strikes.clear()
+        self._newcomers_struck = False
 
     async def _pass_on(self) -> None:
         """In the first phase of a step, once: say what shows that the last one is over."""
@@ -170,7 +186,7 @@ class Rounds:
         """Whether it cannot be reached; once it can be, it is still to catch up."""
         return self.links[peer].down_for() > self.give_up
 
-    def _settled(self, peer: int) -> bool:
+    def _settled(self, peer: int, phase: str) -> bool:
         """Whether there is nothing to wait for: it has spoken, it cannot, or it was waited for and is still late."""
         link = self.links[peer]
         if link.frame() is not None or link.refusal is not None:
@@ -182,6 +198,8 @@ class Rounds:
         if self._given_up(peer):
             return True
         if self._strikes[peer] >= STRIKES:
+            return True
+        if self._newcomers_struck and peer in self.newcomers and phase not in OWED:
             return True
         behind = link.position is None or link.position < self._before
         return peer in self._struck and behind

@@ -15,7 +15,7 @@ from btard.swarm.config import SwarmConfig
 from btard.swarm.identity import load_identity
 from btard.swarm.node import Node
 from btard.swarm.notes import Notes
-from btard.swarm.task import Named, Optimizer, TaskSource, Training, ready
+from btard.swarm.task import Auditable, Keeps, Named, Optimizer, TaskSource, Training, ready
 from btard.training.layout import write_layout
 from btard.training.optimizer import VectorOptimizer
 
@@ -31,6 +31,8 @@ class Start:
     """The step of `start_from`: what the protocol calls step 0 is this one."""
     agreed: dict[str, Any]
     """What all peers have to have alike before they talk, by name: settings, the task's own, initial parameters."""
+    made_by: str
+    """module:function by which an audit makes the task again: the task's own, or the swarm's."""
 
 
 def begin(config: SwarmConfig, source: TaskSource) -> Start:
@@ -44,13 +46,14 @@ def begin(config: SwarmConfig, source: TaskSource) -> Start:
     agreed = config.agreed() | dict(task.agreed()) | {"first step": first, "initial parameters": initial}
     if isinstance(optimizer, VectorOptimizer):
         agreed |= optimizer.agreed()
-    return Start(task, optimizer, first, agreed)
+    made_by = (task.made_by if isinstance(task, Auditable) else "") or source.name
+    return Start(task, optimizer, first, agreed, made_by)
 
 
 def write_model(task: Training, out: Path) -> None:
     """Write into the run folder `out` what the task's parameters are called, if it says so."""
     if isinstance(task, Named):
-        write_layout(out, task.layout(), task.agreed())
+        write_layout(out, task.layout(), task.agreed(), task.kept() if isinstance(task, Keeps) else None)
 
 
 def make_node(config: SwarmConfig, identity: Identity, notes: Notes) -> Node:

@@ -15,6 +15,7 @@ from btard.harness.typed_yaml import ConfigError
 from btard.swarm.config import SwarmConfig
 from btard.task import Task
 from btard.training.checking import check_peers
+from btard.training.kernels import check_bits, choose_exact_kernels
 from btard.training.layout import Slot
 from btard.training.optimizer import VectorOptimizer
 from btard.training.torch_task import TorchTask
@@ -53,6 +54,15 @@ class Named(Protocol):
 
     def layout(self) -> Sequence[Slot]:
         """Where the named tensors lie in the vector [d]: of a module `btard.training.layout.layout_of` says it."""
+        ...
+
+
+@runtime_checkable
+class Keeps(Named, Protocol):
+    """One that names tensors beside the vector, too, as `btard.training.layout.state_layout` does."""
+
+    def kept(self) -> Mapping[str, torch.Tensor]:
+        """What is beside the vector, as it is before the first step: `btard.training.layout.kept`."""
         ...
 
 
@@ -139,6 +149,9 @@ def ready(source: TaskSource, config: SwarmConfig) -> tuple[Training, Optimizer]
 
     Errors: ConfigError for what cannot be trained by so many peers, and those of `source.make`.
     """
+    exact = config.protocol.validation == "exact"
+    if exact:
+        choose_exact_kernels(pick_device(config.device))
     made = source.make(config)
     try:
         task, optimizer, *rest = made
@@ -151,11 +164,14 @@ def ready(source: TaskSource, config: SwarmConfig) -> tuple[Training, Optimizer]
     try:
         check_peers(task.d, config.peers)
         if isinstance(task, TorchTask):
-            task.check(exact=config.protocol.validation == "exact")
+            task.check(exact=exact)
         if isinstance(task, TorchTask) and not hasattr(optimizer, "apply"):
             optimizer = VectorOptimizer(task.model, optimizer, scheduler)
         elif scheduler is not None:
             raise ValueError("a scheduler is for a torch optimizer of a btard.TorchTask; others have their own `lr`")
+        if exact and optimizer.params.device.type != "cpu" and not isinstance(task, TorchTask):
+            advice = "set protocol.validation to tolerant (docs/aws.md says what it needs), or device to cpu"
+            check_bits(task, optimizer.params, together=False, advice=advice)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"--task {source.name}: {error}") from None
     return task, optimizer

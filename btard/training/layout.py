@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,12 @@ MODEL = "model.json"
 """The file in a run folder."""
 FINAL = "final.safetensors"
 """The parameters after the last step, in the folder of a run that keeps no checkpoints."""
+KEPT = "kept"
+"""Begins the names of what peers do not train: `kept/NAME` for each tensor of the model's state."""
+KEPT_FILE = "kept.safetensors"
+"""These, as they were before the first step, in the folder of a run that keeps checkpoints."""
+LOCAL = "buffers"
+"""Begins the names of a peer's own buffers: `buffers/PEER/NAME`."""
 PARAMETERS = "parameters"
 """The vector that peers train, in every checkpoint."""
 
@@ -44,15 +50,21 @@ class Slot:
     per_peer: bool = False
     """`source` has a row for each peer, and the view is of one row: a peer's own statistics."""
 
+    @property
+    def end(self) -> int:
+        """The first entry of `source` behind it."""
+        return self.offset + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True)) + 1
+
     def of(self, tensors: Mapping[str, Tensor], peer: int = 0) -> Tensor:
         """A contiguous copy of the named tensor, on the CPU. Errors: LayoutError if `tensors` has no such place."""
         whole = tensors.get(self.source)
         if whole is None:
             raise LayoutError(f"{MODEL}: {self.name} lies in {self.source}, which the checkpoint does not have")
         flat = (whole[peer] if self.per_peer else whole).detach().cpu().contiguous().view(-1)
-        last = self.offset + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
-        if last >= flat.numel():
-            raise LayoutError(f"{MODEL}: {self.name} ends at entry {last} of {self.source}, which has {flat.numel()}")
+        if self.end > flat.numel() and 0 not in self.shape:
+            raise LayoutError(
+                f"{MODEL}: {self.name} ends at entry {self.end - 1} of {self.source}, which has {flat.numel()}"
+            )
         return (
             flat.as_strided(self.shape, self.stride, self.offset)
             .to(getattr(torch, self.dtype))
@@ -76,8 +88,46 @@ def layout_of(model: nn.Module, names: Iterable[str] | None = None) -> list[Slot
     ]
 
 
-def write_layout(folder: Path, slots: Iterable[Slot], agreed: Mapping[str, Any]) -> None:
-    """Write `model.json`. `agreed`: what peers had alike beside their settings, such as the digest of the data."""
+def state_layout(model: nn.Module) -> list[Slot]:
+    """The slots of the whole state of `model`, under the names that `load_state_dict` knows.
+
+    First its trained parameters, as `layout_of` has them; then other names of these, where layers share a parameter;
+    then frozen parameters and persistent buffers, which are `kept` beside the vector.
+    """
+    slots = layout_of(model)
+    of = {id(x): slot for x, slot in zip(trained(model), slots, strict=True)}
+    known = {slot.name for slot in slots}
+    for name, tensor in _state(model).items():
+        if name in known:
+            continue
+        if (slot := of.get(id(tensor))) is not None:
+            slots.append(replace(slot, name=name))
+        else:
+            stride = torch.empty(tensor.shape, device="meta").stride()
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            slots.append(Slot(name, tuple(tensor.shape), stride, 0, dtype, f"{KEPT}/{name}"))
+    return slots
+
+
+def kept(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of what the slots of `state_layout` need beside the vector, by source: frozen parameters and buffers."""
+    own = {id(parameter) for parameter in trained(model)}
+    return {f"{KEPT}/{name}": x.detach().clone() for name, x in _state(model).items() if id(x) not in own}
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: x for name, x in model.state_dict(keep_vars=True).items() if isinstance(x, Tensor)}
+
+
+def write_layout(
+    folder: Path, slots: Iterable[Slot], agreed: Mapping[str, Any], kept: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write `model.json`. `agreed`: what peers had alike beside their settings, such as the digest of the data.
+
+    `kept`: what no checkpoint has, as `kept` returned it; it gets a file of its own.
+    """
+    if kept:
+        _write_tensors(folder / KEPT_FILE, kept)
     lines = ",\n  ".join(json.dumps(asdict(slot)) for slot in slots)
     facts = json.dumps(dict(agreed), sort_keys=True)
     temporary = folder / f".{MODEL}"
@@ -85,12 +135,18 @@ def write_layout(folder: Path, slots: Iterable[Slot], agreed: Mapping[str, Any])
     temporary.replace(folder / MODEL)
 
 
-def write_final(folder: Path, params: Tensor, slots: Iterable[Slot], agreed: Mapping[str, Any]) -> None:
-    """Write the parameters [d] after the last step, and `model.json`: for runs that keep no checkpoints."""
+def write_final(
+    folder: Path, params: Tensor, slots: Iterable[Slot], agreed: Mapping[str, Any], kept: Mapping[str, Tensor]
+) -> None:
+    """Write the parameters [d] after the last step, what was `kept` beside them, and `model.json`."""
     write_layout(folder, slots, agreed)
-    temporary = folder / f".{FINAL}"
-    save_file({PARAMETERS: params.detach().to("cpu", copy=True).contiguous()}, temporary)
-    temporary.replace(folder / FINAL)
+    _write_tensors(folder / FINAL, {PARAMETERS: params, **kept})
+
+
+def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    temporary = file.with_name(f".{file.name}")
+    save_file({name: x.detach().to("cpu", copy=True).contiguous() for name, x in tensors.items()}, temporary)
+    temporary.replace(file)
 
 
 def read_layout(folder: Path) -> tuple[list[Slot], dict[str, Any]]:

@@ -14,9 +14,9 @@ from typing import Any, Literal
 from btard.audit.recorder import Recorder
 from btard.drivers.collective import CollectiveDriver, Fallen
 from btard.drivers.mesh import Mesh, RankLost, torchrun_mesh
-from btard.protocol.hashing import tensor_digest
 from btard.training.optimizer import MakeOptimizer, MakeScheduler
-from btard.training.run import MakeAttack, Run, Training, behaviours_of, new_folder, protocol_of
+from btard.training.resume import claim
+from btard.training.run import MakeAttack, Run, Training, behaviours_of, protocol_of
 from btard.training.torch_task import TorchTask
 
 FIRST = 0
@@ -37,6 +37,7 @@ def distributed(
     tau: float | Literal["auto"] = "auto",
     heal: int | Literal["auto", "off"] = "auto",
     out: Path | str | None = None,
+    checkpoint_every: int = 100,
     progress: bool = False,
     on_step: Callable[[Run], None] | None = None,
     timeout: float = 120.0,
@@ -82,6 +83,7 @@ def distributed(
             run_id=run_id or f"btard/{seed}",
             settings={"tau": tau, "heal": heal, **protocol},
             out=out,
+            checkpoint_every=checkpoint_every,
             progress=progress,
             on_step=on_step,
         )
@@ -115,6 +117,7 @@ def _distributed(
     run_id: str,
     settings: Mapping[str, Any],
     out: Path | str | None,
+    checkpoint_every: int,
     progress: bool,
     on_step: Callable[[Run], None] | None,
 ) -> Run:
@@ -123,12 +126,11 @@ def _distributed(
     try:
         behaviours, collusion = behaviours_of(attack, attack_options, task, peers, byzantine, seed)
         config = protocol_of(peers, byzantine, run_id, settings)
-        folder = new_folder(out) if rank == FIRST or out is None else Path(out)
-        training = Training(
-            task, optimizer, scheduler, peers, collusion.members, out=folder, progress=progress, on_step=on_step
-        )
-        made = {**task.agreed(), **training.optimizer.agreed(), "steps": steps, "settings": repr(config)}
-        made["first parameters"] = tensor_digest(training.optimizer.params).hex()
+        training = Training(task, optimizer, scheduler, peers, collusion.members, progress=progress, on_step=on_step)
+        made = {**training.made(config, seed, attack, attack_options), "processes": "one for each peer"}
+        folder = claim(out, made) if rank == FIRST or out is None else Path(out)
+        training.keep(folder, checkpoint_every, rank)
+        made |= {"steps": str(steps), "checkpoint_every": str(checkpoint_every)}
     except (ValueError, TypeError) as error:
         problem, made = error, {}
     _compare(mesh, problem, made)
@@ -141,27 +143,49 @@ def _distributed(
             behaviours=behaviours,
             collusion=collusion,
             history_folder=Path(past),
-            recorder=Recorder(folder, config) if folder is not None and honest else None,
+            recorder=Recorder(folder, config, task.made_by) if folder is not None and honest else None,
             note=lambda: struct.pack("<d", task.losses.get(rank, float("nan"))),
         )
 
         def losses() -> dict[int, float]:
             return {i: struct.unpack("<d", note)[0] for i, note in driver.notes.items()}
 
-        training.run.leads = driver.leads
         try:
+            _go_on(training, driver)
+            training.run.leads = driver.leads
             run = training.train(driver, steps, losses=losses, me=lambda: rank, leads=lambda: driver.leads)
             if run.diverged_at is None:
                 driver.attest(training.optimizer.params)
-            training.write_summary()
+            training.write_summary(rank)
         except Fallen as fallen:
             run = training.run
             run.fallen, run.leads = str(fallen), False
-            run.lrs.pop()
+            run.lrs = run.lrs[: run.steps]
             task.write_buffers(rank)
         finally:
             training.optimizer.release()
     return run
+
+
+def _go_on(training: Training, driver: CollectiveDriver) -> None:
+    """Have all ranks at the newest checkpoint that each one has that was in the run then; at the start without one.
+
+    Errors: Fallen at a rank that was not; RuntimeError if ranks have lost theirs.
+    """
+    mesh = driver.mesh
+    saved = {} if training.checkpoints is None else training.checkpoints.intact()
+    mine = {step: found.state["driver"]["ranks"] for step, found in saved.items()}
+    gathered = mesh.gather("resume", json.dumps(mine).encode())
+    said = {rank: {int(step): there for step, there in json.loads(text).items()} for rank, text in gathered.items()}
+    steps = {step: there for has in said.values() for step, there in has.items()}
+    common = [step for step, there in steps.items() if all(step in said[rank] for rank in there)]
+    if not common:
+        if steps:
+            raise ValueError("the ranks have no checkpoint in common: remove the run folder, or give another one")
+        return
+    if mesh.rank not in steps[max(common)]:
+        raise Fallen(f"step {max(common)}: peer {mesh.rank} was out of the run before it was stopped")
+    training.restore(driver, saved[max(common)])
 
 
 def _compare(mesh: Mesh, problem: Exception | None, made: Mapping[str, Any]) -> None:

@@ -7,13 +7,13 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from btard.attacks import Attack, make_attack
 from btard.attacks.own import LabelFlip
-from btard.audit.files import LEDGER, METRICS, PROTOCOL, SUMMARY
+from btard.audit.files import LEDGER, METRICS, SUMMARY
 from btard.audit.vouching import FILES, digests
 from btard.checks import FieldError
 from btard.drivers.collective import CollectiveDriver
@@ -25,11 +25,13 @@ from btard.protocol.behaviour import Behaviour
 from btard.protocol.collusion import Collusion
 from btard.protocol.commit import NoGradient
 from btard.protocol.config import ProtocolConfig
+from btard.protocol.hashing import tensor_digest
 from btard.protocol.heal import described
 from btard.protocol.ledger import Entry, Ledger
 from btard.training.checking import check_peers
 from btard.training.layout import FINAL, write_final
 from btard.training.optimizer import MakeOptimizer, MakeScheduler, VectorOptimizer
+from btard.training.resume import Checkpoints, Saved, under
 from btard.training.torch_task import TorchTask
 
 SHOWN = 20
@@ -115,6 +117,18 @@ class Run:
             "diverged_at": self.diverged_at,
         }
 
+    def state(self) -> dict[str, Any]:
+        """All that a checkpoint has to hold of it, as JSON values."""
+        listed = {name: list(getattr(self, name)) for name in ("losses", "lrs", "radii", "active", "returns", "bans")}
+        return {**listed, "ledger": [entry.to_json() for entry in self.ledger]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` returned."""
+        self.losses, self.lrs, self.radii = state["losses"], state["lrs"], state["radii"]
+        self.active = tuple(state["active"])
+        self.bans, self.returns = [Ban(*x) for x in state["bans"]], [Return(*x) for x in state["returns"]]
+        self.ledger = [Entry.from_json(line) for line in state["ledger"]]
+
     def __repr__(self) -> str:
         attackers = len({ban.peer for ban in self.bans if ban.attacker})
         loss = f"loss {self.losses[0]:.4g} to {self.losses[-1]:.4g}, " if self.losses else ""
@@ -195,7 +209,6 @@ class Training:
         peers: int,
         attackers: frozenset[int],
         *,
-        out: Path | None,
         progress: bool,
         on_step: Callable[[Run], None] | None,
     ) -> None:
@@ -203,7 +216,61 @@ class Training:
         task.check()
         self.task, self.optimizer = task, VectorOptimizer(task.model, optimizer, scheduler)
         self.run = Run(attackers, active=tuple(range(peers)))
-        self.out, self.progress, self.on_step = out, progress, on_step
+        self.progress, self.on_step = progress, on_step
+        self.out: Path | None = None
+        """The run folder, if there is one."""
+        self.checkpoints: Checkpoints | None = None
+        """This process's own in it."""
+        self.every = 0
+        """Steps between two of them."""
+
+    def made(self, config: ProtocolConfig, seed: int, attack: Any, options: Mapping[str, Any]) -> dict[str, str]:
+        """What ranks must have alike, and a run that goes on what it was begun with, by name."""
+        settings = {name: repr(value) for name, value in asdict(config).items()}
+        chosen = {f"attack_options.{name}": repr(value) for name, value in options.items()}
+        own = {"seed": repr(seed), "attack": named(attack)}
+        first = {"first parameters": tensor_digest(self.optimizer.params).hex()}
+        return {**self.task.agreed(), **self.optimizer.agreed(), **settings, **own, **chosen, **first}
+
+    def keep(self, folder: Path | None, every: int, rank: int | None = None) -> None:
+        """Have the run folder, with a checkpoint after each `every` steps. Errors: ValueError for less than 1."""
+        if every < 1:
+            raise ValueError(f"checkpoint_every must be a number of steps >= 1, got {every!r}")
+        self.out, self.every = folder, every
+        self.checkpoints = None if folder is None else Checkpoints(folder, rank)
+
+    def newest(self) -> Saved | None:
+        """The newest checkpoint of this process; None if there is none."""
+        saved = {} if self.checkpoints is None else self.checkpoints.intact()
+        return saved[max(saved)] if saved else None
+
+    def restore(self, driver: LocalDriver | ServerDriver | CollectiveDriver, saved: Saved) -> None:
+        """Go on where the checkpoint was made; what the folder has of later steps is forgotten."""
+        task, optimizer = self.task, self.optimizer
+        tensors = {name: x.to(optimizer.params.device) for name, x in saved.tensors.items()}
+        optimizer.load(under("training/", tensors))
+        task.load_local_state(under("local/", tensors))
+        driver.restore(saved.state["driver"], under("driver/", tensors), life=None)
+        self.run.restore(saved.state["run"])
+
+    def _save(self, driver: LocalDriver | ServerDriver | CollectiveDriver, step: int) -> None:
+        if self.checkpoints is None:
+            return
+        values, own = driver.state()
+        groups = {"training": self.optimizer.state(), "local": self.task.local_state(), "driver": own}
+        tensors = {f"{group}/{name}": x for group, found in groups.items() for name, x in found.items()}
+        self.checkpoints.save(step, tensors, {"driver": values, "run": self.run.state()})
+
+    def _forget_later(self) -> None:
+        """Have in the run folder what belongs to the steps that are done."""
+        if self.out is None or not self.run.leads:
+            return
+        (self.out / SUMMARY).unlink(missing_ok=True)
+        (self.out / FINAL).unlink(missing_ok=True)
+        file = self.out / METRICS
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
+        file.write_text("".join(lines[: self.run.steps]), encoding="utf-8")
+        self._write_ledger(self.out)
 
     def train(
         self,
@@ -216,7 +283,10 @@ class Training:
     ) -> Run:
         """Do `steps` steps. `losses`: peer -> its loss in the latest step; `me`: whose buffers the model gets."""
         run, optimizer, task = self.run, self.optimizer, self.task
-        for step in range(steps):
+        first = run.steps
+        if first < steps:
+            self._forget_later()
+        for step in range(first, steps):
             run.lrs.append(optimizer.lr(step))
             try:
                 result = driver.step(optimizer.params, optimizer.state(), task.local_state())
@@ -236,13 +306,18 @@ class Training:
                 task.write_buffers(me())
                 self.on_step(run)
             self._show(step, steps, result)
+            if (step + 1) % max(1, self.every) == 0 or step + 1 == steps:
+                self._save(driver, step + 1)
         task.write_buffers(me())
         return run
 
-    def write_summary(self) -> None:
-        """Write what the run came to, at the very end: the summary vouches for the other files of the folder."""
+    def write_summary(self, peer: int) -> None:
+        """Write what the run came to, at the very end: the summary vouches for the other files of the folder.
+
+        `peer`: whose buffers are kept.
+        """
         if self.out is not None and self.run.leads:
-            write_final(self.out, self.optimizer.params, self.task.layout(), self.task.agreed())
+            write_final(self.out, self.optimizer.params, self.task.layout(), self.task.agreed(), self.task.kept(peer))
             summary = {**self.run.summary(), FILES: digests(self.out)}
             temporary = self.out / f".{SUMMARY}"
             temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
@@ -267,9 +342,7 @@ class Training:
     def _write(self, out: Path, result: StepResult) -> None:
         """Add a step to the run folder. The ledger is written whole, as another rank may have written it so far."""
         if result.removed or len(self.run.losses) == 1:
-            chain = Ledger()
-            lines = [chain.append(entry) + "\n" for entry in self.run.ledger]
-            (out / LEDGER).write_text("".join(lines), encoding="utf-8")
+            self._write_ledger(out)
         run = self.run
         said = {"step": result.step, "loss": run.losses[-1], "lr": run.lrs[-1], "tau": result.tau}
         line: dict[str, Any] = {k: x if x is None or math.isfinite(x) else None for k, x in said.items()}
@@ -281,6 +354,11 @@ class Training:
             line["back_to"] = result.back_to
         with (out / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+    def _write_ledger(self, out: Path) -> None:
+        chain = Ledger()
+        lines = [chain.append(entry) + "\n" for entry in self.run.ledger]
+        (out / LEDGER).write_text("".join(lines), encoding="utf-8")
 
     def _show(self, step: int, steps: int, result: StepResult) -> None:
         if not self.progress or not self.run.leads:
@@ -294,12 +372,9 @@ class Training:
             print(f"step {step + 1} of {steps}: loss {self.run.losses[-1]:.4g}, {left}", file=sys.stderr)
 
 
-def new_folder(out: Path | str | None) -> Path | None:
-    """The run folder, made; None if there is to be none. Errors: ValueError if it holds a run."""
-    if out is None:
-        return None
-    folder = Path(out)
-    if any((folder / name).exists() for name in (METRICS, LEDGER, PROTOCOL, FINAL, SUMMARY)):
-        raise ValueError(f"{folder} holds a run already: give another folder, or remove it")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def named(choice: Any) -> str:
+    """A name for what was given by name, as a class or function, or as an object of one."""
+    if choice is None or isinstance(choice, str):
+        return str(choice)
+    kind = choice if hasattr(choice, "__qualname__") else type(choice)
+    return f"{kind.__module__}:{kind.__qualname__}"

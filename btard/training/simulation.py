@@ -13,11 +13,12 @@ from btard.attacks import Attack
 from btard.audit.recorder import Recorder
 from btard.drivers.compute import Mode
 from btard.drivers.local import LocalDriver
-from btard.drivers.rules import Rule, RuleView, applied, make_rule
+from btard.drivers.rules import Rule, RuleView, applied, make_rule, rule_of
 from btard.drivers.server import ServerDriver
 from btard.protocol.behaviour import Behaviour
 from btard.training.optimizer import MakeOptimizer, MakeScheduler
-from btard.training.run import MakeAttack, Run, Training, behaviours_of, new_folder, protocol_of
+from btard.training.resume import claim
+from btard.training.run import MakeAttack, Run, Training, behaviours_of, named, protocol_of
 from btard.training.torch_task import TorchTask
 
 RowsRule = Callable[[torch.Tensor], torch.Tensor]
@@ -37,9 +38,11 @@ def simulate(
     run_id: str | None = None,
     tau: float | Literal["auto"] = "auto",
     heal: int | Literal["auto", "off"] = "auto",
-    rule: str | Rule | RowsRule | None = None,
+    rule: str | type[Rule] | Rule | RowsRule | None = None,
+    rule_options: Mapping[str, Any] | None = None,
     mode: Mode = "batched",
     out: Path | str | None = None,
+    checkpoint_every: int = 100,
     progress: bool = False,
     on_step: Callable[[Run], None] | None = None,
     **protocol: Any,
@@ -59,11 +62,12 @@ def simulate(
     on. The defaults need no tuning: a clipping radius that follows the gradients, and a return to an earlier state
     where an attack did harm before its ban. One peer per step validates, none of fewer than three. `run_id` names the
     run; by default it follows from `seed`. `rule` trains at a trusted server instead, by a name of `btard.AGGREGATORS`,
-    module:Class, a `btard.Rule`, or a function [n, d] -> [d].
+    module:Class, a `btard.Rule`, its class, or a function [n, d] -> [d]; `rule_options` are what an own class declares.
 
     `mode`: "batched" remembers what validators would compute again, "per_peer" computes it. `out` gets metrics, the
-    ledger and what `python -m btard.audit` needs. `progress` prints lines to stderr. `on_step(run)` is called after
-    each step; the model has the parameters of then.
+    ledger, what `python -m btard.audit` needs, and a checkpoint after each `checkpoint_every` steps. After a kill the
+    same call goes on from there, to the same bits, and so does one with more `steps`; other arguments are refused.
+    `progress` prints lines to stderr. `on_step(run)` is called after each step; the model has the parameters of then.
 
     Errors: ValueError or TypeError, in one line, for what cannot work. A training that diverges ends early with a
     warning.
@@ -82,10 +86,11 @@ def simulate(
     name = run_id or f"btard/{seed}"
     behaviours, collusion = behaviours_of(attack, attack_options or {}, task, peers, byzantine, seed)
     config = protocol_of(peers, byzantine, name, {"tau": tau, "heal": heal, **protocol})
-    folder = new_folder(out)
-    training = Training(
-        task, optimizer, scheduler, peers, collusion.members, out=folder, progress=progress, on_step=on_step
-    )
+    training = Training(task, optimizer, scheduler, peers, collusion.members, progress=progress, on_step=on_step)
+    made = {**training.made(config, seed, attack, attack_options or {}), "rule": named(rule), "processes": "one"}
+    made |= {f"rule_options.{name}": repr(value) for name, value in (rule_options or {}).items()}
+    folder = claim(out, made)
+    training.keep(folder, checkpoint_every)
     with tempfile.TemporaryDirectory() as past:
         shared: dict[str, Any] = {
             "behaviours": behaviours,
@@ -96,31 +101,42 @@ def simulate(
         driver: LocalDriver | ServerDriver
         try:
             if rule is None:
-                recorder = None if folder is None else Recorder(folder, config)
+                recorder = None if folder is None else Recorder(folder, config, task.made_by)
                 driver = LocalDriver(config, task, recorder=recorder, **shared)
             else:
                 _check_rule(behaviours, rule)
-                served = _rule(rule, byzantine, tau, peers)
+                served = _rule(rule, rule_options or {}, byzantine, tau, peers)
                 driver = ServerDriver(name, peers, served, task, clip_lambda=config.clip_lambda, **shared)
+            saved = training.newest()
+            if saved is not None:
+                training.restore(driver, saved)
             run = training.train(driver, steps, losses=lambda: task.losses, me=lambda: 0)
             if isinstance(driver, LocalDriver) and run.diverged_at is None:
                 driver.attest(training.optimizer.params)
-            training.write_summary()
+            training.write_summary(0)
         finally:
             training.optimizer.release()
     return run
 
 
-def _rule(rule: str | Rule | RowsRule, byzantine: int, tau: float | str, peers: int) -> Rule | RowsRule:
-    """The server's rule. Errors: ValueError for a name or numbers that it does not take."""
-    if not isinstance(rule, str):
+def _rule(
+    rule: str | type[Rule] | Rule | RowsRule, options: Mapping[str, Any], byzantine: int, tau: float | str, peers: int
+) -> Rule | RowsRule:
+    """The server's rule. Errors: ValueError or TypeError for a name, options or numbers that it does not take."""
+    radius = None if isinstance(tau, str) else tau
+    if isinstance(rule, str):
+        made = make_rule(rule, byzantine=byzantine, tau=radius, options=options)
+    elif isinstance(rule, type):
+        made = rule_of(rule, byzantine=byzantine, tau=radius, options=options)
+    elif options:
+        raise TypeError("rule_options are for a rule by its name or class; give an object its own when you make it")
+    else:
         return rule
-    made = make_rule(rule, byzantine=byzantine, tau=None if isinstance(tau, str) else tau)
     applied(made, torch.zeros(peers, peers + 1), RuleView())
     return made
 
 
-def _check_rule(behaviours: Mapping[int, Behaviour], rule: str | Rule | RowsRule) -> None:
+def _check_rule(behaviours: Mapping[int, Behaviour], rule: str | type[Rule] | Rule | RowsRule) -> None:
     """Raise ValueError for attackers that have nothing to attack at a server."""
     for behaviour in behaviours.values():
         if isinstance(behaviour, Attack) and behaviour.level == "protocol":

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +18,8 @@ from btard.protocol.hashing import digest, stream, tensor_digest
 from btard.task import TooLate, never
 from btard.training.checking import check_data, check_model, check_task
 from btard.training.contents import content_digest
-from btard.training.layout import Slot, layout_of
+from btard.training.kernels import choose_exact_kernels
+from btard.training.layout import LOCAL, Slot, kept, state_layout
 from btard.training.randomness import seeded
 from btard.training.vector import bind, flatten, parameter_count, trained, views
 
@@ -24,7 +27,6 @@ GROUPS, GROUP = 16, 32
 """States are compared by the losses of so many small batches, of at most so many examples each."""
 LOOKED_AT = 32
 """Samples by which peers compare their data sets."""
-LOCAL = "buffers"
 
 Loss = Callable[[nn.Module, Any], Tensor]
 
@@ -51,6 +53,9 @@ class TorchTask:
     `poison(batch)` returns the batch as an attacker sees it that flips labels; needed for the attack `label_flip`
     alone.
 
+    `made_by`: the function that makes this task, or its name module:function. Run folders name it, and `python -m
+    btard.audit` calls it without arguments to compute gradients again. A swarm names the function of its `--task`.
+
     Buffers that training moves, such as BatchNorm's running statistics, are each peer's own and no part of what peers
     agree on.
 
@@ -66,6 +71,9 @@ class TorchTask:
     11
     """
 
+    made_by = ""
+    """module:function that makes the task again, for an audit."""
+
     def __init__(
         self,
         model: nn.Module,
@@ -77,6 +85,7 @@ class TorchTask:
         poison: Callable[[Any], Any] | None = None,
         micro_batch: int | None = None,
         seed: int = 0,
+        made_by: str | Callable[[], Any] = "",
     ) -> None:
         check_model(model)
         if type(self).batch is TorchTask.batch:
@@ -87,6 +96,7 @@ class TorchTask:
             if not callable(function) and (name == "loss" or function is not None):
                 raise TypeError(f"{name} must be a function, got {type(function).__name__}")
         self.model, self.data, self.batch_size, self.seed = model, data, batch_size, seed
+        self.made_by = function_name(made_by) or type(self).made_by
         self.poison, self.micro_batch = poison, micro_batch
         self.d: int = parameter_count(model)
         """Number of trained parameters."""
@@ -172,8 +182,15 @@ class TorchTask:
         }
 
     def layout(self) -> list[Slot]:
-        """Where the trained parameters lie in the vector, for `python -m btard.export`."""
-        return layout_of(self._copy)
+        """Where each tensor of the model's state lies in the vector or beside it, for `python -m btard.export`."""
+        return state_layout(self._copy)
+
+    def kept(self, peer: int | None = None) -> dict[str, Tensor]:
+        """What lies beside it: frozen parameters, and buffers as they were at the start, or those of `peer`."""
+        self.put({**self.initial, **self._buffers.get(-1 if peer is None else peer, {})})
+        found = kept(self._copy)
+        self.put(self.initial)
+        return found
 
     def _data_digest(self) -> bytes:
         size = len(self.data)
@@ -208,11 +225,14 @@ class TorchTask:
     def check(self, *, exact: bool = True) -> None:
         """Compute one gradient twice, and look at everything that may be wrong with it; once.
 
-        `exact`: both have to be equal to the bit, as peers demand of each other with `validation="exact"`.
+        `exact`: both have to be equal to the bit, as peers demand of each other with `validation="exact"`. On a GPU
+        this process then uses deterministic kernels and no TF32.
         Errors: ValueError, in one line that names the cause.
         """
         if not self._checked & {exact, True}:
             self._checked.add(exact)
+            if exact:
+                choose_exact_kernels(self.device)
             self.moving = check_task(self, exact=exact)
             self._buffers, self.losses, self.loss = {}, {}, math.nan
             self.put(self.initial)
@@ -297,6 +317,23 @@ class TorchTask:
         with torch.no_grad():
             for name in self.moving:
                 into[name].copy_(buffers[name])
+
+
+def function_name(function: str | Callable[..., Any]) -> str:
+    """Return module:function, as others can import it; of the program that was started by its file's name.
+
+    Raises ValueError for a function that has no such name.
+    """
+    if isinstance(function, str):
+        return function
+    module, name = function.__module__, function.__qualname__
+    if module == "__main__":
+        program = sys.modules[module]
+        spec, file = getattr(program, "__spec__", None), getattr(program, "__file__", "")
+        module = spec.name if spec is not None else Path(file or "").stem
+    if not module or not name.isidentifier():
+        raise ValueError(f"made_by must be a function of a module, got {module or 'none'}:{name}: put it into a file")
+    return f"{module}:{name}"
 
 
 def moved_to(device: torch.device, batch: Any) -> Any:

@@ -86,7 +86,7 @@ PHASES = (
     ),
     Phase(
         "join",
-        ("join", "bring_up", "forward"),
+        ("join", "bring_up", "ask", "forward"),
         "wvi",
         "Members give aggregates to those that were away. Where peers may join, they name the requests that they hold.",
         "",

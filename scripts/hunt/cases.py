@@ -98,6 +98,7 @@ class Environment(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
     clip_lambda: float | None = None
     relays: int | None = None
     """Rounds of relays, if the settings name them: b or more."""
+    wire: Literal["float32", "float16-parts", "float16"] = "float32"
     commitments: Literal["hashed", "ideal"] = "hashed"
     gradients: str = "normal"
     """The kind of gradients, see `environments.SHAPES`."""

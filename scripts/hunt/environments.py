@@ -23,6 +23,8 @@ from scripts.hunt.cases import Environment, Life, Newcomer
 PHASES = ("announce", "coin_commit/0", "coin_reveal/0", "report", "accuse/0", "vote/0")
 """Broadcasts from which on an honest peer may be gone; it owes them."""
 MAX_ABSENCES = 3
+HALVED = 0.08
+"""Chance that gradients travel as float16."""
 CALM = 0.15
 """The share of environments in which mishaps end, so that progress is promised."""
 
@@ -111,6 +113,7 @@ def config_of(environment: Environment, seed: int) -> ProtocolConfig:
             directions=env.directions,
             delta_max=env.delta_max,
             clip_lambda=env.clip_lambda,
+            wire=env.wire,
             probation=env.probation,
             heal=env.heal,
             relays=env.relays,
@@ -273,6 +276,8 @@ def _draw(rng: np.random.Generator, steps: int) -> Environment:
     if m and rng.random() < HEALED:
         window = int(rng.choice([1, 2, 3, 5, 0]))
         environment = replace(environment, heal=window or "auto")
+    if rng.random() < HALVED:
+        environment = replace(environment, wire=str(rng.choice(["float16-parts", "float16"])))
     if rng.random() < CALM:
         environment = calmed(environment, int(rng.integers(0, steps)))
     return environment

@@ -12,12 +12,13 @@ import torch
 from btard.aggregation import centered_clip, residual_and_floor
 from btard.drivers.loop import StepResult
 from btard.drivers.trail import PARAMETERS, State
+from btard.protocol import half
 from btard.protocol.commit import NoGradient, NoQuorum
 from btard.protocol.effects import Losses
 from btard.protocol.heal import HEALED, batch_seed, candidates, choose, measured, window
 from btard.protocol.join import GRADUATED
 from btard.protocol.ledger import Entry
-from btard.protocol.record import StepRecord
+from btard.protocol.record import Split, StepRecord
 from scripts.hunt.cases import Environment
 from scripts.hunt.environments import is_calm, missing_at
 from scripts.hunt.room import Room
@@ -172,9 +173,13 @@ def check_parts(environment: Environment, driver: Any, record: StepRecord, resul
             raise Broken("liars' part", f"part {part} of {owner} has the rows of Byzantine peers {entry.senders} alone")
         known = len(rows) == len(entry.senders)
         x = torch.stack([rows[i] for i in sorted(rows)])
-        if owner not in room.members and known and not _is_solution(config, value, x, record.tau, exactly=True):
+        if (
+            owner not in room.members
+            and known
+            and not _is_solution(config, record.cut, value, x, record.tau, exactly=True)
+        ):
             raise Broken("wrong part", f"honest owner {owner} has part {part} wrong")
-        right = known and _is_solution(config, value, x, record.tau, exactly=False)
+        right = known and _is_solution(config, record.cut, value, x, record.tau, exactly=False)
         if right and len(entry.senders) > 2 * record.byzantine:
             continue
         sizes = [float(row.double().norm()) for row in honest.values()]
@@ -188,11 +193,12 @@ def check_parts(environment: Environment, driver: Any, record: StepRecord, resul
             )
 
 
-def _is_solution(config: Any, value: torch.Tensor, x: torch.Tensor, tau: float, *, exactly: bool) -> bool:
+def _is_solution(config: Any, cut: Split, value: torch.Tensor, x: torch.Tensor, tau: float, *, exactly: bool) -> bool:
     """Whether `value` [p] is CenteredClip of x [k, p], to the documented accuracy."""
-    if torch.equal(centered_clip(x, tau, tol=config.tol).value, value):
+    if torch.equal(cut.travelled("aggregate", centered_clip(x, tau, tol=config.tol).value), value):
         return True
-    residual, floor = residual_and_floor(x, value, tau)
+    eps = 2 * half.ROUNDING if "aggregate" in cut.halved else 0.0
+    residual, floor = residual_and_floor(x, value, tau, eps=eps)
     return not (exactly and config.validation == "exact") and residual <= max(config.residual_tol, floor)
 
 
@@ -201,14 +207,13 @@ def _row(driver: Any, record: StepRecord, part: int, sender: int, room: Room) ->
     gradient = room.noted(record.step, ("gradient",)).get(sender)
     committed = record.commits.get(sender)
     if gradient is not None and committed is not None and gradient.shape == (record.cut.d,):
-        row = record.cut.view(gradient, part)
-        hashed = driver.commitments.digest("part", sender, record.step, part, row)
-        if hashed == committed.digests[part]:
-            return row
+        body = record.cut.body("part", record.cut.view(gradient, part))
+        if driver.commitments.digest("part", sender, record.step, part, body) == committed.digests[part]:
+            return half.values_of(body)
     owner = driver.peers.get(record.owner(part))
     last = owner.last if owner is not None else None
     packet = last.received.get(part, {}).get(sender) if last is not None else None
-    return packet.body if packet is not None and isinstance(packet.body, torch.Tensor) else None
+    return half.values_of(packet.body) if packet is not None and isinstance(packet.body, torch.Tensor) else None
 
 
 def _check_skipped(environment: Environment, record: StepRecord, part: int, room: Room) -> None:

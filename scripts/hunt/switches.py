@@ -1,7 +1,7 @@
 """The fixed breaks of the protocol, each as an edit of its source that takes the fix out: what the hunt is measured by.
 
-Those in `BLIND` were made from the protocol and its documentation alone, by somebody who did not know what the hunt can
-try: that it finds the others may be because it was built along with them.
+Those in `BLIND` are a hold-out, made from the protocol and its documentation without a look at the hunt's grammar: that
+it finds the others may be because it was built along with them.
 
 An edit is made while the module is imported (`coverage.install`); no file is changed. Each names the promise that it
 breaks. A text that is not in the module exactly once is an error: then the fix has moved, and its switch has to.
@@ -51,7 +51,12 @@ KNOWN = {
     ),
     "evidence_of_some": _switch(
         "mode tolerant: what an accused shows to some judges alone costs its honest accuser the place",
-        ("accuse", 'elif aggregate or claim.kind == "undisclosed":', "elif aggregate:"),
+        ("claims", '"undisclosed", False, False', '"undisclosed", False, True'),
+        (
+            "claims",
+            "        shows = record.attends(claim.accused)\n",
+            "        return false_accusation(accusers)\n",
+        ),
     ),
     "evidence_not_passed_on": _switch(
         "an owner that hides honest peers' pieces has them removed as undelivered",
@@ -70,13 +75,13 @@ KNOWN = {
         ),
         (
             "accuse",
-            "if aggregate and about is record and decided != FALSE_CLAIM:",
-            "if aggregate and about is record and decided == GUILTY:",
+            "if kind.about_part and about is record and decided != FALSE_CLAIM:",
+            "if kind.about_part and about is record and decided == GUILTY:",
         ),
         (
-            "accuse",
-            "        if decided == FALSE_CLAIM:\n            return\n",
-            "        if aggregate:\n            return\n",
+            "claims",
+            "            return NOTHING\n        return undelivered(",
+            "            return NOTHING\n        return NOTHING or undelivered(",
         ),
     ),
     "voters_of_this_step": _switch(
@@ -104,13 +109,17 @@ KNOWN = {
     ),
     "absent_tried": _switch(
         "an owner that is away is tried for its aggregate of the step before, and cannot show its evidence",
-        ("accuse", "if aggregate and not record.attends(claim.accused):", "if False:"),
+        (
+            "claims",
+            "        if not record.attends(claim.accused):\n            return NOTHING",
+            "        if False:\n            return NOTHING",
+        ),
     ),
     "absent_target": _switch(
         "mode tolerant: a target that is away in the step in which it has to show its work is removed",
         ("record", "        if now.attends(peer):\n", "        if True:\n"),
         ("validate", "if hidden and record.attends(target):", "if hidden:"),
-        ("accuse", "        if aggregate or record.attends(claim.accused):\n", "        if True:\n"),
+        ("claims", "        shows = record.attends(claim.accused)\n", "        shows = True\n"),
     ),
     "v3_by_majority": _switch(
         "V3 waits for more than half of the senders: where half of the rows are liars', any vector is applied",
@@ -196,7 +205,7 @@ BLIND = {
     ),
     "absent_answer": _switch(
         "an honest sender that is away, and cannot show its part of the step before, goes with the owner that hid it",
-        ("accuse", "answerable = set(record.members) & set(about.here or ())", "answerable = set(about.here or ())"),
+        ("claims", "answerable = set(record.members) & set(about.here or ())", "answerable = set(about.here or ())"),
     ),
     "unlisted_misreport": _switch(
         "an owner has all those that it left out convicted of having reported nothing",

@@ -25,6 +25,7 @@ from btard.audit.numerics import numeric_platform
 from btard.audit.proof import Proof
 from btard.audit.recorder import Recorder
 from btard.audit.report import RECOMPUTED, REPLAYED, UNCONFIRMED, VOTES
+from btard.audit.settings import read_settings, write_settings
 from btard.drivers.links import Links
 from btard.drivers.local import LocalDriver
 from btard.protocol import verify, wire
@@ -150,6 +151,34 @@ def test_newcomers_are_audited(behaviour: Behaviour, kinds: list[str], tmp_path:
     key = Entry.from_json(line).evidence
     write_lines(tmp_path, [line.replace(key, Identity.from_seed("another").public_key.hex()), *lines[1:]], chained=True)
     refused(tmp_path, "ledger")
+
+
+@pytest.mark.parametrize("validation", ["exact", "tolerant"])
+def test_strangers_fill_no_disk(validation: str, tmp_path: Path) -> None:
+    """Proofs have tensors for as many convicted newcomers as there were peers at the start; of later ones the votes."""
+    peers, junk = 4, make_attack("sign_flip", Collusion(frozenset(range(32)), 32))
+
+    def between(driver: LocalDriver, step: int) -> None:
+        driver.join(Identity.from_seed("stranger", step), junk)
+        if step == 7:
+            driver.peers[2].behaviour = make_attack("sign_flip", Collusion(frozenset({2}), peers), scale=1.0)
+
+    driver = record(
+        tmp_path, {}, peers=peers, steps=14, byzantine=1, probation=3, between=between, validation=validation
+    )
+    convicted = [entry for entry in driver.peers[0].ledger.entries if entry.kind == "wrong_gradient"]
+    [member] = [entry.step for entry in convicted if entry.accused == 2]
+    strangers = [entry.step for entry in convicted if entry.accused != 2]
+    kept = {*strangers[:peers], member}
+    assert len(strangers) > peers + 2
+    for entry in convicted:
+        proof = Proof.read(tmp_path / "evidence", entry.step, D)
+        assert (proof.params is not None) == (entry.step in kept)
+        assert bool(proof.shown) == (entry.step in kept and validation == "tolerant")
+        assert bool(proof.aggregates) == (entry.step == member), "newcomers have reported on no aggregate"
+    found = {f.entry.step: f.checked for f in audit(tmp_path, QuadraticTask(D)).findings if f.entry in convicted}
+    assert found == {step: RECOMPUTED if step in kept else VOTES for step in found}
+    assert found.keys() == {entry.step for entry in convicted}
 
 
 def test_checks_that_were_late_are_audited(tmp_path: Path) -> None:
@@ -776,3 +805,30 @@ def test_no_other_module_is_imported_because_a_run_folder_says_so(
     write_json(run / "protocol.json", {**content, "task": 3})
     assert main([str(run)]) == 1
     assert "task" in capsys.readouterr().err
+
+
+NAMES = {
+    "no_such_module:make": "no module no_such_module is found; go to the folder that has it",
+    "no_such.module:make": "no module no_such.module is found",
+    "shutil:rmtree": "does not import btard",
+    "hostile_task:make": "which is no module of yours",
+    "os; import this:make": "expected module:function",
+    "tests.training.model:nothing": "has no attribute",
+    "btard.watch.__main__:main": "makes no task of a run",
+}
+
+
+def test_a_name_in_a_folder_is_no_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    record(folder, **attackers("sign_flip"), steps=12)
+    (folder / "hostile_task.py").write_text("import btard\nraise SystemExit('it was imported')\n")
+    monkeypatch.syspath_prepend(str(folder))
+    config, d, roster = read_settings(folder)
+    for name, said in NAMES.items():
+        write_settings(folder, config, d, roster, name, numeric_platform())
+        assert main([str(folder)]) == 0
+        printed = capsys.readouterr()
+        assert printed.err.startswith("gradients are not recomputed: the run's task cannot be made here: "), name
+        assert said in printed.err and printed.err.count("\n") == 1 and "votes only" in printed.out, name

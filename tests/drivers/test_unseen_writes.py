@@ -75,4 +75,4 @@ def test_a_hash_is_known_by_the_bytes_alone(write: Any) -> None:
     assert tensor._version == version
     assert hashed.of_tensor(slot, tensor) == Hashed("run").of_tensor(slot, tensor) != before
     tensor.numpy()[0] = float("nan")
-    assert hashed.finite(before, torch.ones(5)) and not hashed.finite(hashed.of_tensor(slot, tensor), tensor)
+    assert hashed.sound(before, torch.ones(5)) and not hashed.sound(hashed.of_tensor(slot, tensor), tensor)

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from btard.harness.run_folder import RunFolderError, steps_per_second
+from btard.harness.typed_yaml import ConfigError
 from resnet import train as train_module
 from resnet.audit import task_of
 from resnet.config import Config, parse_command_line, read_config
@@ -262,3 +263,17 @@ def test_a_lost_ledger_is_put_back_before_the_run_goes_on(tmp_path: Path) -> Non
     with pytest.warns(UserWarning, match=r"ledger\.jsonl had 0 of .* lines: put back"):
         assert train(config, tmp_path / "part", progress=False) == summary
     assert files_of(tmp_path / "part") == files_of(tmp_path / "whole")
+
+
+def test_bits_that_a_gpu_does_not_repeat_end_the_run_before_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = Training(config_of("--mode", "per_peer"), load_dataset("digits"), tmp_path)
+    training._check_bits()  # those of a CPU repeat, also of requests that are answered together
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("adaptive_avg_pool2d_backward_cuda does not have a deterministic implementation")
+
+    monkeypatch.setattr(training.task, "gradients", fails)
+    with pytest.raises(ConfigError, match=r"protocol.validation exact: adaptive_avg.* implementation"):
+        training._check_bits()

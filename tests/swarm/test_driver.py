@@ -18,7 +18,8 @@ from btard.swarm import frames
 from btard.swarm.deadlines import Deadlines
 from btard.swarm.doors import Doors
 from btard.swarm.driver import Fallen, SwarmDriver
-from btard.swarm.outbox import Outbox, Said
+from btard.swarm.links import HEADER
+from btard.swarm.outbox import AGAIN, SHARE, Outbox, Said, Served
 from btard.swarm.tasks import cancel
 from tests.swarm.cohort import QUICK, Cohort, Fault, Member
 from tests.swarm.daemons import Lodger
@@ -198,15 +199,22 @@ class TakesNothing:
         self.aborted = True
 
 
+def serves(*keys: bytes) -> tuple[SwarmDriver, Outbox]:
+    """A driver of which nothing works but that the holders of `keys` can follow it, and what it has said."""
+    driver, outbox = SwarmDriver.__new__(SwarmDriver), Outbox()
+    driver._members, driver._followed_by, driver._served = {key: i for i, key in enumerate(keys, 1)}, {}, Served()
+    driver.rounds = SimpleNamespace(outbox=outbox, links={})  # type: ignore[assignment]
+    driver.peer = SimpleNamespace(id=0, active=(0,), probation={})  # type: ignore[assignment]
+    driver.deadlines = QUICK
+    return driver, outbox
+
+
 def test_who_is_out_keeps_nothing_of_what_it_was_being_sent() -> None:
     """Else strangers that come one after the other, and read nothing, would fill the others' memory."""
 
     async def test() -> None:
-        outbox, key, writer = Outbox(), b"key", TakesNothing()
-        driver = SwarmDriver.__new__(SwarmDriver)
-        driver._members, driver._followed_by = {key: 1}, {}
-        driver.rounds = SimpleNamespace(outbox=outbox, links={})  # type: ignore[assignment]
-        driver.peer = SimpleNamespace(id=0, active=(0,), probation={})  # type: ignore[assignment]
+        key, writer = b"key", TakesNothing()
+        driver, outbox = serves(key)
         await outbox.say((3, 0), Said("phase", [bytes(2**20)]))
         serving = asyncio.ensure_future(driver._follow(key, [3, 0], None, writer))
         await writer.begun.wait()
@@ -217,6 +225,68 @@ def test_who_is_out_keeps_nothing_of_what_it_was_being_sent() -> None:
         await driver._link()
         await asyncio.wait({serving}, timeout=5)
         assert serving.cancelled() and writer.aborted and not driver._followed_by
+
+    asyncio.run(test())
+
+
+def test_a_peer_follows_with_one_stream() -> None:
+    """Each stream that takes nothing keeps a frame in memory, and what is sent on several of them is sent twice."""
+
+    async def test() -> None:
+        key = b"key"
+        driver, outbox = serves(key, b"another")
+        await outbox.say((3, 0), Said("phase", [bytes(2**20)]))
+        writers = [TakesNothing() for _ in range(4)]
+        other = TakesNothing()
+        serving = [asyncio.ensure_future(driver._follow(b"another", [3, 0], None, other))]
+        for writer in writers:
+            serving.append(asyncio.ensure_future(driver._follow(key, [3, 0], None, writer)))
+            await writer.begun.wait()
+        await asyncio.wait(serving[1:-1], timeout=5)
+        assert [writer.aborted for writer in (other, *writers)] == [False, True, True, True, False]
+        assert len(driver._followed_by) == 2
+        for task in serving:
+            task.cancel()
+        await asyncio.wait(serving, timeout=5)
+        assert not driver._followed_by
+
+    asyncio.run(test())
+
+
+def test_who_reads_a_frame_again_and_again_takes_little_of_the_line() -> None:
+    served, size, seconds, followers = Served(), 1000, 2.0, 10
+
+    def pause(key: bytes, number: int) -> float:
+        return served.pause(key, (3, number), size, seconds, followers)
+
+    pauses = []
+    for _ in range(AGAIN + 3):
+        pauses.append(pause(b"greedy", 1))
+        served.note(b"greedy", (3, 1), size)
+    assert pauses == [0.0] * (1 + AGAIN) + [SHARE * followers * seconds] * 2
+    assert pause(b"greedy", 2) == pause(b"another", 1) == 0
+    for _ in range(100):
+        served.note(b"honest", (3, 1), size // 50)
+    assert pause(b"honest", 1) == 0, "a stream that breaks off at once has cost nothing"
+    served.forget({b"greedy"}, 4)
+    assert pause(b"greedy", 1) > 0
+    served.forget({b"greedy"}, 5)
+    assert pause(b"greedy", 1) == 0, "no frame of step 3 is kept in step 5"
+
+
+def test_what_is_sent_of_a_frame_counts_until_it_breaks_off() -> None:
+    async def test() -> None:
+        key, at = b"key", (3, 0)
+        driver, outbox = serves(key)
+        await outbox.say(at, Said("phase", [bytes(2**20)]))
+        for _ in range(2):  # each takes one chunk, and no more
+            writer = TakesNothing()
+            serving = asyncio.ensure_future(driver._follow(key, list(at), None, writer))
+            await writer.begun.wait()
+            serving.cancel()
+            await asyncio.wait({serving}, timeout=5)
+        sent = driver._served._sent[key][at]
+        assert 2 * frames.CHUNK <= sent <= 2 * (frames.CHUNK + HEADER)
 
     asyncio.run(test())
 

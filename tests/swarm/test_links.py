@@ -134,7 +134,7 @@ def test_a_peer_that_was_ahead_once_is_waited_for_again() -> None:
         link.ahead_of_me = 9
         for step, settled in ((8, True), (9, False), (10, False)):
             rounds.position = (step, 0)
-            assert rounds._settled(1) is settled
+            assert rounds._settled(1, "phase") is settled
 
     run(test())
 
@@ -176,6 +176,50 @@ def test_who_is_late_again_and_again_costs_two_waits_in_a_step(late_in: str) -> 
                 await rounds.finish(step, sign=False)
         finally:
             task.cancel()
+
+    run(test())
+
+
+def test_newcomers_together_cost_one_wait_in_a_step_where_they_owe_nothing() -> None:
+    """Their keys cost nothing: each would be silent in another phase. With one more wait the test would take too long.
+
+    What one of them owes is waited for, whatever others have done: in the roll call, and where it shows its gradient.
+    """
+
+    async def test() -> None:
+        rounds, wires = Rounds(None, 60.0, nothing_said()), {peer: Wire() for peer in (1, 2, 3)}  # type: ignore[arg-type]
+        for peer, line in wires.items():
+            rounds.links[peer] = Link(line.dial, (0, 0), rounds._changed.set)
+        tasks = [asyncio.ensure_future(link.follow()) for link in rounds.links.values()]
+        rounds.newcomers = frozenset({1, 2})
+
+        async def say(peer: int, at: Position, phase: str) -> None:
+            (await wires[peer].redialled(1)).feed_data(await frame(*at, b"said", phase))
+            while at not in rounds.links[peer]._frames:
+                await asyncio.sleep(0)
+
+        async def without(late: int, phase: str, wait: float) -> None:
+            at = rounds.position
+            for peer in wires.keys() - {late}:
+                await say(peer, at, phase)
+            assert (await rounds.hear(phase, wires, 2**10, wait)).keys() == wires.keys() - {late}
+            rounds.advance()
+            await say(late, at, phase)
+
+        try:
+            for step in range(2):
+                await without(1, "join", 0.01)
+                await without(2, "join/compare", 60.0)
+                await without(2, "commit", 0.01)
+                await without(1, "commit/compare", 60.0)
+                await without(3, "report", 0.01)
+                await rounds.finish(step, sign=False)
+            rounds.newcomers = frozenset()
+            await without(1, "join", 0.01)
+            await without(2, "join/compare", 0.01)
+        finally:
+            for task in tasks:
+                task.cancel()
 
     run(test())
 

@@ -53,7 +53,7 @@ def flipped(batch: Any) -> Any:
 
 def task(**changes: Any) -> TorchTask:
     """The loss of `network` on `dataset`."""
-    return TorchTask(network(), loss, dataset(), batch_size=8, **{"poison": flipped, **changes})
+    return TorchTask(network(), loss, dataset(), batch_size=8, made_by=task, **{"poison": flipped, **changes})
 
 
 def adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

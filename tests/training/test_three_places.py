@@ -16,6 +16,7 @@ import torch
 
 import btard
 from btard.audit import audit
+from btard.audit.__main__ import main as audited
 from btard.drivers.mesh import Mesh
 from btard.protocol.hashing import tensor_digest
 from btard.swarm.config import AttackConfig, SwarmConfig
@@ -47,20 +48,32 @@ def simulated(mode: str = "per_peer", **changes: Any) -> tuple[btard.Run, str, s
     return run, tensor_digest(flatten(task.model), "parameters").hex(), head(run)
 
 
-def test_in_one_process_all_attackers_are_banned_and_a_repetition_is_the_same() -> None:
-    run, digest, chain = simulated()
+def recomputed(folder: Path, capsys: pytest.CaptureFixture[str]) -> bool:
+    """Whether an audit that knows nothing but the folder computes every convicted gradient again."""
+    capsys.readouterr()
+    assert audited([str(folder)]) == 0
+    said = capsys.readouterr()
+    about = [line for line in said.out.splitlines() if "wrong_gradient" in line]
+    return bool(about) and all("gradient recomputed" in line for line in about) and not said.err
+
+
+def test_in_one_process_all_attackers_are_banned_and_a_repetition_is_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, digest, chain = simulated(out=tmp_path / "run")
+    assert recomputed(tmp_path / "run", capsys)
     assert {ban.peer for ban in run.bans} == run.attackers and not run.honest_banned
     assert run.returns, "choose a run in which the peers go back to an earlier state"
     again, *rest = simulated(mode="batched")
     assert rest == [digest, chain] and again.losses == run.losses and again.lrs == run.lrs
 
 
-def test_ranks_come_to_what_one_process_comes_to() -> None:
+def test_ranks_come_to_what_one_process_comes_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, digest, chain = simulated()
 
     def work(mesh: Mesh) -> tuple[btard.Run, str]:
         task = model.task()
-        found = btard.distributed(task, mesh=mesh, **WITH, **EQUAL)
+        found = btard.distributed(task, mesh=mesh, out=tmp_path / "run", **WITH, **EQUAL)
         return found, tensor_digest(flatten(task.model), "parameters").hex()
 
     for rank, result in enumerate(in_ranks(work, model.PEERS, timeout=60)):
@@ -73,10 +86,11 @@ def test_ranks_come_to_what_one_process_comes_to() -> None:
             assert found.fallen is None and found.leads == (rank == 0)
         else:
             assert rank in run.attackers and "out of the run" in str(found.fallen) and not found.leads
+    assert recomputed(tmp_path / "run", capsys)
 
 
 @pytest.mark.timeout(240)
-def test_a_swarm_comes_to_what_one_process_comes_to(tmp_path: Path) -> None:
+def test_a_swarm_comes_to_what_one_process_comes_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its trainers are threads of this process, their keys follow from `run_id`."""
     run, digest, chain = simulated()
     config = SwarmConfig(
@@ -103,6 +117,7 @@ def test_a_swarm_comes_to_what_one_process_comes_to(tmp_path: Path) -> None:
             assert [(ban["step"], ban["peer"], ban["kind"]) for ban in end["bans"]] == [ban[:3] for ban in run.bans]
         else:
             assert isinstance(end, Fallen)
+    assert recomputed(tmp_path / f"peer-{min(run.active)}", capsys)
 
 
 @pytest.mark.slow

@@ -1,0 +1,121 @@
+"""What the run folder of `btard.simulate` and `btard.distributed` holds to go on after a kill, to the same bits."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from btard.audit.files import LEDGER, METRICS, PROTOCOL, SUMMARY, put_in_place
+from btard.protocol.hashing import PROTOCOL_VERSION, digest, tensor_digest
+from btard.training.layout import FINAL
+
+RUN = "run.json"
+"""What a run was begun with, by name."""
+HEADER = "btard.training"
+KEPT = 2
+"""Checkpoints: the newest, and one that every rank has, whenever they were killed."""
+
+
+class Saved(NamedTuple):
+    """A checkpoint."""
+
+    step: int
+    """Steps that were done."""
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+    """JSON values."""
+
+
+def claim(out: Path | str | None, settings: Mapping[str, Any]) -> Path | None:
+    """The run folder, made or found to be of the same `settings`; None if there is to be none.
+
+    Errors: ValueError for a folder that holds another run, or one that cannot go on.
+    """
+    if out is None:
+        return None
+    folder, mine = Path(out), {"protocol version": PROTOCOL_VERSION, **settings}
+    file = folder / RUN
+    if not file.exists():
+        if any((folder / name).exists() for name in (METRICS, LEDGER, PROTOCOL, FINAL, SUMMARY)):
+            raise ValueError(f"{folder} holds another run already: give another folder, or remove it")
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".{RUN}"
+        temporary.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
+        put_in_place(temporary, file)
+        return folder
+    try:
+        theirs = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{file}: damaged ({error}): give another folder, or remove it") from None
+    for name, value in json.loads(json.dumps(mine)).items():
+        if theirs.get(name) != value:
+            seeded = ", with torch.manual_seed before the model is made" if name in SEEDED else ""
+            raise ValueError(
+                f"{folder} holds a run with {name} {theirs.get(name)!r:.60}, this one has {value!r:.60}: give another "
+                f"folder, or what that run was begun with{seeded}"
+            )
+    return folder
+
+
+SEEDED = frozenset({"model", "first parameters"})
+
+
+class Checkpoints:
+    """The newest checkpoints of the run in `folder`, or of one `rank` of it."""
+
+    def __init__(self, folder: Path, rank: int | None = None) -> None:
+        place = Path(folder) / "checkpoints"
+        self.path = place if rank is None else place / f"rank-{rank:03d}"
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Write what goes on after `step` steps; the file appears complete or not at all."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        copies = {name: x.detach().to("cpu", copy=True).contiguous() for name, x in tensors.items()}
+        text = json.dumps(state)
+        header = {"step": step, "state": text, "digest": _digest(step, text, copies)}
+        target = self.path / f"step-{step:08d}.safetensors"
+        save_file(copies, target.with_suffix(".tmp"), {HEADER: json.dumps(header)})
+        put_in_place(target.with_suffix(".tmp"), target)
+        for file in self._files()[:-KEPT]:
+            file.unlink()
+
+    def intact(self) -> dict[int, Saved]:
+        """Step -> checkpoint; one that is damaged costs a warning."""
+        found = {}
+        for file in self._files():
+            try:
+                saved = _read(file)
+            except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+                warnings.warn(f"{file}: damaged, it is not used ({error})", stacklevel=2)
+            else:
+                found[saved.step] = saved
+        return found
+
+    def _files(self) -> list[Path]:
+        return sorted(self.path.glob("step-*.safetensors"))
+
+
+def _read(file: Path) -> Saved:
+    with safe_open(file, framework="pt") as content:
+        header = json.loads(content.metadata()[HEADER])
+        tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  (no dict)
+    step, text = header["step"], header["state"]
+    if header["digest"] != _digest(step, text, tensors):
+        raise ValueError("its content does not match its digest")
+    return Saved(step, tensors, json.loads(text))
+
+
+def _digest(step: int, text: str, tensors: Mapping[str, Tensor]) -> str:
+    return digest("checkpoint", step, text, *(tensor_digest(tensors[name], name) for name in sorted(tensors))).hex()
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
