@@ -293,6 +293,13 @@ def output_file(text: str) -> Path:
     return _writable(path, path.parent)
 
 
+def positive(text: str) -> int:
+    """Return an integer of at least 1, for `add_argument(type=...)`: how many, or how large."""
+    if not re.fullmatch(r"\+?\d{1,18}", text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text}")
+    return int(text)
+
+
 def _writable(path: Path, folder: Path) -> Path:
     existing = folder
     while not os.path.lexists(existing) and existing != existing.parent:

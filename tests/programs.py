@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 from collections.abc import Callable
@@ -16,9 +15,8 @@ import yaml
 
 from resnet.sweep import main as sweep
 from resnet.train import main as train
-from tests.source import parsed
+from tests.source import ROOT, programs
 
-ROOT = Path(__file__).parents[1]
 DIGITS = str(ROOT / "configs/resnet/digits.yaml")
 SMALL = ["--peers=4", "--test_samples=20", "--model.width=1", "--batch_size=2", "--threads=1"]
 RUN = [
@@ -129,19 +127,15 @@ PROGRAMS = {
     "scripts.swarm_rounds": Program("scripts.swarm_rounds", "--out {out}.json --cases 0x0", code=2),
     "scripts.sybil_price": Program("scripts.sybil_price", "--out {out} --lives 1 --seeds 1", slow=True),
     "scripts.threat_model": Program("scripts.threat_model", "--out {base}/none.md --seeds 1", code=1),
+    "scripts.wire": Program("scripts.wire", "--out {out} --seeds 0", code=2),
     "scripts.traffic": Program("scripts.traffic", "--out {out} --d 1000 --peers 4", code=1, slow=True),
 }
 
 
 def modules() -> set[str]:
     """The modules of the repository that `python -m` can run, by the name that is given there."""
-    found = set()
-    for folder in ("albert", "btard", "resnet", "scripts"):
-        for file in sorted((ROOT / folder).rglob("*.py")):
-            constants = {node.value for node in ast.walk(parsed(file)) if isinstance(node, ast.Constant)}
-            if "__main__" in constants:
-                found.add(".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__"))
-    return found
+    names = (".".join(file.relative_to(ROOT).with_suffix("").parts) for file in programs())
+    return {name.removesuffix(".__main__") for name in names}
 
 
 def make_inputs(base: Path) -> None:

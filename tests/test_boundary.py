@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import errno
+import importlib
 import os
 import re
 import resource
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +23,7 @@ from torch.distributed import DistNetworkError
 
 from btard.boundary import FAILED, FAULT, INTERRUPTED, MISTAKE, Mistake, Parser, line_of, output_file, program
 from btard.extras import MissingPackages
-from tests.source import parsed
+from tests.source import parsed, programs
 
 ROOT = Path(__file__).parents[1]
 
@@ -184,6 +186,30 @@ def test_a_parser_takes_either_spelling_and_says_one_line(capsys: pytest.Capture
     assert line == "error: command line: unrecognized arguments: --kep; python -m x --help says more"
 
 
+COUNTED = [
+    ("scripts.soak", "--runs"),
+    ("scripts.ban_times", "--runs"),
+    ("scripts.adaptive", "--limit"),
+    ("scripts.sybil_price", "--lives"),
+    ("scripts.traffic", "--d"),
+    ("scripts.benchmarks.profile_step", "--steps"),
+    ("scripts.threat_model", "--seeds"),
+    ("scripts.wire", "--seeds"),
+]
+
+
+@pytest.mark.parametrize(("module", "option"), COUNTED)
+@pytest.mark.parametrize("value", ["0", "-1", "1.5"])
+def test_numbers_of_nothing_are_refused(
+    module: str, option: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr("sys.argv", [module, "--out", str(tmp_path / "out"), f"{option}={value}"])
+    with pytest.raises(SystemExit, match="2"):
+        importlib.import_module(module).main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"argument {option}: must be an integer of at least 1, got {value}" in line
+
+
 def test_places_to_write_are_looked_at_before_the_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parser = Parser(prog="x")
     parser.add_argument("--out", type=output_file)
@@ -297,14 +323,10 @@ NOT_WRAPPED = {"btard/swarm/__main__.py", "scripts/benchmarks/one_case.py"}
 
 def test_every_program_ends_at_the_boundary() -> None:
     found = 0
-    for folder in ("albert", "btard", "resnet", "scripts"):
-        for file in sorted((ROOT / folder).rglob("*.py")):
-            tree = parsed(file)
-            if "__main__" not in {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}:
-                continue
-            found += 1
-            mains = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main"]
-            wrapped = any("program(" in ast.unparse(mark) for node in mains for mark in node.decorator_list)
-            name = str(file.relative_to(ROOT))
-            assert wrapped != (name in NOT_WRAPPED), f"{name}: its main is not wrapped by btard.boundary.program"
+    for file in programs():
+        found += 1
+        mains = [node for node in parsed(file).body if isinstance(node, ast.FunctionDef) and node.name == "main"]
+        wrapped = any("program(" in ast.unparse(mark) for node in mains for mark in node.decorator_list)
+        name = str(file.relative_to(ROOT))
+        assert wrapped != (name in NOT_WRAPPED), f"{name}: its main is not wrapped by btard.boundary.program"
     assert found > 25
