@@ -83,7 +83,7 @@ def check_agreement(honest: list[Any], result: StepResult) -> None:
             peer.tau,
             peer.byzantine,
             str(sorted(peer.absences.items())),
-            str(sorted(peer.probation.items())),
+            tuple(sorted(peer.probation.items())),
             str(sorted(peer.taus.items())) if peer.config.heal != "off" else "",
         )
         for peer in honest
