@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 from btard.attacks import Attack, make_attack
 from btard.attacks.own import LabelFlip
 from btard.audit.files import LEDGER, METRICS, SUMMARY
-from btard.audit.vouching import FILES, digests
+from btard.audit.vouching import FILES, digests, lost_proof, proofs
 from btard.checks import FieldError
 from btard.drivers.collective import CollectiveDriver
 from btard.drivers.local import LocalDriver
@@ -252,6 +252,16 @@ class Training:
         task.load_local_state(under("local/", tensors))
         driver.restore(saved.state["driver"], under("driver/", tensors), life=None)
         self.run.restore(saved.state["run"])
+        self._put_back(saved)
+
+    def _put_back(self, saved: Saved) -> None:
+        """Have in the run folder what the checkpoint vouches for. Errors: ValueError for a proof that is lost."""
+        if self.out is None or not self.run.leads or saved.state["metrics"] is None:
+            return
+        if (problem := lost_proof(self.out, saved.state["proofs"])) is not None:
+            raise ValueError(f"{problem}: copy the folder again as a whole, or remove it")
+        (self.out / METRICS).write_text(saved.state["metrics"], encoding="utf-8")
+        self._write_ledger(self.out)
 
     def _save(self, driver: LocalDriver | ServerDriver | CollectiveDriver, step: int) -> None:
         if self.checkpoints is None:
@@ -259,7 +269,10 @@ class Training:
         values, own = driver.state()
         groups = {"training": self.optimizer.state(), "local": self.task.local_state(), "driver": own}
         tensors = {f"{group}/{name}": x for group, found in groups.items() for name, x in found.items()}
-        self.checkpoints.save(step, tensors, {"driver": values, "run": self.run.state()})
+        state: dict[str, Any] = {"driver": values, "run": self.run.state(), "metrics": None, "proofs": {}}
+        if self.out is not None and self.run.leads:
+            state |= {"metrics": (self.out / METRICS).read_text(encoding="utf-8"), "proofs": proofs(self.out, step)}
+        self.checkpoints.save(step, tensors, state)
 
     def _forget_later(self) -> None:
         """Have in the run folder what belongs to the steps that are done."""

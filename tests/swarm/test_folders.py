@@ -30,7 +30,6 @@ from btard.swarm.coordinator import Coordinator
 from btard.swarm.identity import write_identity
 from btard.swarm.local import report
 from btard.swarm.trainer import Trainer
-from btard.training.run import new_folder
 from btard.watch.folder import read_run
 from btard.watch.serve import Server, Watcher
 from tests.albert.watched import Watched
@@ -358,20 +357,24 @@ def test_the_table_of_a_swarm_is_not_shown_of_folders_that_do_not_fit(
     assert any("ledger.jsonl: is missing" in note for note in read_run(out).notes)
 
 
+def simulate(out: Path, steps: int) -> btard.Run:
+    """The same run, however often."""
+    x = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
+    data = torch.utils.data.TensorDataset(x, x.sum(1, keepdim=True))
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 1)
+    task = btard.TorchTask(model, lambda model, batch: (model(batch[0]) - batch[1]).square().mean(), data, 4)
+    return btard.simulate(
+        task, peers=5, byzantine=1, attack="sign_flip", steps=steps, optimizer=torch.optim.Adam, out=out
+    )
+
+
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs of btard.simulate, the shorter one in `before`."""
     out = tmp_path_factory.mktemp("simulated")
-    x = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
-    data = torch.utils.data.TensorDataset(x, x.sum(1, keepdim=True))
     for name, steps in (("run", 6), ("before", 3)):
-        torch.manual_seed(0)
-        model = torch.nn.Linear(4, 1)
-        task = btard.TorchTask(model, lambda model, batch: (model(batch[0]) - batch[1]).square().mean(), data, 4)
-        run = btard.simulate(
-            task, peers=5, byzantine=1, attack="sign_flip", steps=steps, optimizer=torch.optim.Adam, out=out / name
-        )
-    assert run.steps == 3
+        assert simulate(out / name, steps).steps == steps
     return out
 
 
@@ -385,13 +388,33 @@ def test_a_file_of_a_simulated_run(simulated: Path, tmp_path: Path) -> None:
             shutil.copytree(simulated / "run", folder)
             if not damage(folder / file.relative_to(simulated / "run"), simulated / "before"):
                 continue
+            if file.name in (METRICS, LEDGER):
+                assert any(f"{file.name}: is " in note for note in read_run(folder).notes)
             with pytest.raises((RunFolderError, ExportError), match=r"copy|delete") as refused:
                 read_final(folder)
             assert str(folder) in str(refused.value)
-            with pytest.raises(ValueError, match="holds a run already"):
-                new_folder(folder)
-            if file.name in (METRICS, LEDGER):
-                assert any(f"{file.name}: is " in note for note in read_run(folder).notes)
+            if file.name == "summary.json" and how == "gone":
+                assert simulate(folder, 6).steps == 6
+                assert (folder / file.name).read_bytes() == file.read_bytes()
+                continue
+            with pytest.raises(ValueError, match=r"copy the folder again|give another folder"):
+                simulate(folder, 6)
+
+
+@pytest.mark.parametrize("name", [METRICS, LEDGER, "evidence"])
+def test_the_same_call_puts_back_what_its_checkpoint_has(name: str, simulated: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(simulated / "run", folder)
+    (folder / "summary.json").unlink()
+    if name == "evidence":
+        gone(files(folder, "evidence/*")[0], folder)
+        with pytest.raises(ValueError, match=r"evidence/.*: cannot be read .*: copy the folder again"):
+            simulate(folder, 6)
+        return
+    cut(folder / name, folder)
+    assert simulate(folder, 6).steps == 6
+    for file in (name, "summary.json"):
+        assert (folder / file).read_bytes() == (simulated / "run" / file).read_bytes()
 
 
 def stored(trainer: Trainer) -> dict[int, Any]:
