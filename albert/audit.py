@@ -14,7 +14,7 @@ from btard.swarm.task import pick_device
 
 
 def task_of(folder: Path) -> AlbertTask:
-    """Return the task as the peer in `folder` had it; its data are found where the run found them.
+    """Return the task as the peer in `folder` had it; its data are read from where the run read them.
 
     Sets the run's number of threads: bits depend on it. Errors: ConfigError or DataError, both in one line.
     """

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "python -m albert.calibrate"
 AS_SET = "as configured"
-"""The way that all others are compared with."""
+"""The way with which all others are compared."""
 ALIKE = ("again", "other threads")
 """Ways in which peers with one kind of machine, one precision and one configuration may still differ."""
 
@@ -46,7 +46,7 @@ class Measured:
 
 
 def ways(config: Config, device: torch.device) -> dict[str, Config]:
-    """What this machine can compute with besides `config`: name -> configuration. The first one repeats it."""
+    """The ways in which this machine can compute besides `config`: name -> configuration. The first one repeats it."""
     found = {"again": config}
     if device.type == "cpu":
         found[ALIKE[1]] = replace(config, threads=2 if config.threads == 1 else 1)
@@ -108,7 +108,7 @@ def _gradient(task: AlbertTask, config: Config, params: torch.Tensor, name: tupl
 
 
 def proposals(found: Sequence[Measured], validations: int) -> dict[str, Proposal]:
-    """Tolerances by who trains together: machines that compute alike, and all that were measured."""
+    """Tolerances by who trains together: machines that compute the same, and all that were measured."""
     from btard.calibration import propose
 
     mixes = {"one kind of machine, one precision": [m for m in found if m.way in ALIKE], "all of these ways": [*found]}
@@ -117,7 +117,7 @@ def proposals(found: Sequence[Measured], validations: int) -> dict[str, Proposal
 
 
 def lines(found: Sequence[Measured], proposed: Mapping[str, Proposal]) -> Iterator[str]:
-    """What follows, in words."""
+    """The conclusions, in words."""
     again = found[0]
     if again.equal == len(again.relative):
         yield f"exact: yes, {again.equal} of {again.equal} gradients had the same bits when they were computed again;"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from btard.extras import need
 
 TASK = "albert.task:make"
-"""What `python -m btard.swarm --task` makes a swarm train ALBERT with."""
+"""The task for `python -m btard.swarm --task` that trains ALBERT."""
 
 
 def run(command: str, words: Sequence[str] | None, program: str) -> int:

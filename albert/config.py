@@ -16,7 +16,7 @@ class ModelConfig:
     """ALBERT with a head for masked words and one for the order of sentences."""
 
     layers: int = 24
-    """Times that the one shared layer is applied. The time of a step follows it, the number of parameters does not."""
+    """How often the one shared layer is applied. It determines the time of a step, but not the number of parameters."""
     hidden: int = 1024
     """Width of the layer; a multiple of the heads. Lower it for a smaller model."""
     heads: int = 16
@@ -41,7 +41,7 @@ class DataConfig:
     """What is learned."""
 
     path: str = "data/wikitext-103"
-    """The folder that python -m albert.prepare has written. Peers compare the digest of what is in it; where it is may
+    """The folder that python -m albert.prepare has written. Peers compare the digest of its contents; its place may
     differ."""
 
 
@@ -54,7 +54,7 @@ class BatchConfig:
     take too long, and optimizer.lr with it."""
     per_device: int = 4
     """Sequences that a peer computes at once. Lower it if the memory does not suffice, raise it if a GPU is not busy.
-    All peers need equal numbers: the loss is a mean over the masked words of so many sequences."""
+    All peers need the same number: the loss is a mean over the masked words of this many sequences."""
 
     def __post_init__(self) -> None:
         for name in ("total", "per_device"):
@@ -70,7 +70,7 @@ class OptimizerConfig:
     warmup_steps: int = 5000
     """Steps of the warm-up. More if the loss rises towards its end."""
     schedule_steps: int = 125_000
-    """The learning rate is 0 after so many steps: `steps`, or more where a run is the beginning of a longer one."""
+    """The learning rate is 0 after this many steps: `steps`, or more if a run is the beginning of a longer one."""
     weight_decay: float = 0.01
     """Not applied to biases and layer norms. 0: none."""
     beta1: float = 0.9
@@ -80,10 +80,10 @@ class OptimizerConfig:
     eps: float = 1e-6
     """Added to the root of the squares. Hardly ever changed."""
     clamp: float = 10_000.0
-    """How large a tensor's norm may count in LAMB's trust ratio. 10 is usual elsewhere, and shortens the steps of large
+    """How large a tensor's norm may be in LAMB's trust ratio. 10 is usual elsewhere, and shortens the steps of large
     embeddings."""
     bias_correction: bool = True
-    """Multiply the rate of step t by sqrt(1 - beta2^t) / (1 - beta1^t), as the authors' code does. false for runs of
+    """Multiply the rate of step t by sqrt(1 - beta2^t) / (1 - beta1^t), like the authors' code. false for runs of
     some hundred steps, which it would slow down."""
 
     def __post_init__(self) -> None:
@@ -127,7 +127,7 @@ class Config(SwarmConfig):
         require(self.loss_scale >= 1, "loss_scale", ">= 1", self.loss_scale, "1 is none")
 
     def agreed(self) -> dict[str, Any]:
-        """The settings that all peers have to have alike, by dotted key: JSON values."""
+        """The settings that all peers must share, by dotted key: JSON values."""
         shared: dict[str, Any] = {"precision": self.precision}
         # Of the batch both: a micro-batch's loss is a mean over its own masked words, so its size counts.
         shared |= section_of(self, "batch") | section_of(self, "model") | section_of(self, "optimizer")

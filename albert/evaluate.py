@@ -1,4 +1,4 @@
-"""`python -m albert.evaluate FOLDER --data DATA`: how good an exported ALBERT is on validation data.
+"""`python -m albert.evaluate FOLDER --data DATA`: measures an exported ALBERT on validation data.
 
 The numbers are those that a coordinator shows at its checkpoints, on the same examples: losses and accuracies of masked
 words and of the order of sentences. FOLDER is what `python -m albert.export` has written, or any other ALBERT with the

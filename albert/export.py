@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def export(folder: Path, out: Path, data: str | None = None) -> int:
-    """Write the model's folder; 0. `data`: where the prepared data are, by default where the run had them.
+    """Write the model's folder; 0. `data`: the place of the prepared data, by default where the run had them.
 
     Errors: ConfigError, DataError, ExportError, LayoutError, RunFolderError.
     """

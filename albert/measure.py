@@ -1,4 +1,4 @@
-"""How good an ALBERT is on validation data: the same numbers for a coordinator and an exported model."""
+"""Measures an ALBERT on validation data: the same numbers for a coordinator and an exported model."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from albert.data.corpus import Corpus
 from albert.data.evaluation import evaluation_batches
 
 EXAMPLES, TOGETHER = 256, 16
-"""Validation examples that a model is measured on, and how many of them are one batch."""
+"""Number of validation examples for measuring a model, and how many of them are one batch."""
 
 
 def validation_batches(folder: str | Path, examples: int | None = EXAMPLES) -> list[Batch]:
-    """The first batches of the validation split of a prepared folder; all of it where `examples` is None.
+    """The first batches of the validation split of a prepared folder; all of it if `examples` is None.
 
     Errors: DataError.
     """

@@ -29,5 +29,5 @@ def make_model(config: ModelConfig, vocab_size: int, sequence_length: int, seed:
 
 
 def decays(name: str) -> bool:
-    """Whether weight decay applies to the parameter of this name: not to biases and layer norms."""
+    """Whether weight decay applies to the parameter of this name: not for biases and layer norms."""
     return not (name.endswith("bias") or "LayerNorm" in name or "layer_norm" in name)

@@ -78,6 +78,6 @@ class Optimizer:
         return {"parameters": self.params, **self.moments}
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Take over what `state` returned."""
+        """Restore what `state` returned."""
         for name, vector in self.state().items():
             vector.copy_(tensors[name])

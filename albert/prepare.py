@@ -1,4 +1,4 @@
-"""`python -m albert.prepare --source SOURCE --out DATA`: text made into the segment pairs that a swarm trains on.
+"""`python -m albert.prepare --source SOURCE --out DATA`: turns text into the segment pairs on which a swarm trains.
 
     python -m albert.prepare --source wikitext-103 --out data/wikitext-103
     python -m albert.prepare --source wikitext-2 --out data/wikitext-2 --train-tokenizer --vocab-size 8000
@@ -31,7 +31,7 @@ PROGRAM = "python -m albert.prepare"
 
 
 def print_summary(record: dict[str, Any], out: Path, remark: str) -> None:
-    """Print what a prepared folder holds; `remark` says how it came to be."""
+    """Print what a prepared folder holds; `remark` says how it was created."""
     rows = []
     for split, counts in record["splits"].items():
         mean = counts["tokens"] / counts["examples"]
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _options(arguments: argparse.Namespace) -> Options:
-    """Return the options on the command line, where the defaults depend on the source."""
+    """Return the options on the command line, whose defaults depend on the source."""
     if arguments.source is None or arguments.out is None:
         raise DataError(f"expected --source and --out, or --check; see {PROGRAM} --help")
     if arguments.workers is not None and arguments.workers < 1:

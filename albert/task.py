@@ -20,11 +20,11 @@ from btard.swarm.task import pick_device
 from btard.training.torch_task import TorchTask
 
 MEASURED = 64
-"""Sequences by which two states are compared: each has dozens of masked words, and both states see the same ones."""
+"""Number of sequences by which two states are compared: each has dozens of masked words, the same for both states."""
 
 
 def share(total: int, workers: int) -> int:
-    """Sequences that each of `workers` peers computes of a step's `total`: as many for all, so at least one."""
+    """Sequences that each of `workers` peers computes of a step's `total`: the same number for all, at least one."""
     return max(1, math.ceil(total / workers))
 
 
@@ -58,11 +58,11 @@ class AlbertTask(TorchTask):
             return model(**inputs).loss
 
     def own(self, model: torch.nn.Module) -> torch.nn.Module:
-        """The given model: `make` makes one for the task and one for the optimizer."""
+        """The given model: `make` creates one for the task and one for the optimizer."""
         return model
 
     def check(self, *, exact: bool = True) -> None:
-        """Nothing: a gradient takes minutes, and the tests know this task."""
+        """Checks nothing: a gradient takes minutes, and the tests know this task."""
 
     def batch(
         self, seed: bytes, size: int, *, poisoned: bool = False, start: int = 0, stop: int | None = None
@@ -72,7 +72,7 @@ class AlbertTask(TorchTask):
         return {name: tensor.to(self.device) for name, tensor in inputs.items()}
 
     def compute(self, seed: bytes, row: torch.Tensor, *args: Any, **more: Any) -> Any:
-        """As of `TorchTask`, without the scale of half precision."""
+        """As in `TorchTask`, without the scale of half precision."""
         result = super().compute(seed, row, *args, **more)
         if self.loss_scale != 1:
             row.div_(self.loss_scale)
@@ -112,7 +112,7 @@ class AlbertTask(TorchTask):
         return (of_words.double().sum(1) / (words != NOT_MASKED).sum(1) + of_order.double()).cpu()
 
     def agreed(self) -> dict[str, str]:
-        """What all peers must have alike beside the settings."""
+        """What all peers must share in addition to the settings."""
         return {"data": self.corpus.digest}
 
     def evaluation(self) -> Callable[[torch.Tensor], dict[str, float]]:
@@ -144,7 +144,7 @@ def make_task(config: Config, corpus: Corpus, device: torch.device) -> AlbertTas
 
 
 def make(config: Config) -> tuple[AlbertTask, Optimizer]:
-    """Task and optimizer for `python -m btard.swarm --task albert.task:make`, each with a model of its own.
+    """Task and optimizer for `python -m btard.swarm --task albert.task:make`, each with its own model.
 
     Errors: DataError; ConfigError for a GPU that is not there.
     """

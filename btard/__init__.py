@@ -117,7 +117,7 @@ __all__ = [  # noqa: RUF022  (as in `_PLACES`; a test compares)
 
 
 def _begin() -> None:
-    """Where `python -m` runs a program of ours: let it end with one line also where its imports fail."""
+    """If `python -m` runs one of our programs: let it end with one line even if its imports fail."""
     if any(word.startswith("-m") for word in sys.orig_argv[1:]):
         from btard.boundary import begin
 

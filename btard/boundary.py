@@ -1,4 +1,4 @@
-"""Where every program ends: whatever goes wrong becomes one line on stderr and the exit code that says whose it is.
+"""The boundary of every program: each error becomes one line on stderr and an exit code that says whose it is.
 
 A program's `main` is wrapped in `program`. Until it is called, `begin` does the same for what happens while packages
 are imported. It stands beside the library because an audit runs without any extra.
@@ -31,11 +31,11 @@ Words = ParamSpec("Words")
 
 
 class Mistake(Exception):
-    """What the user asked for cannot be; the message is one line: what was expected, what came, what to do."""
+    """What the user asked for is impossible; the message is one line: what was expected, what came, what to do."""
 
 
 class MachineError(Exception):
-    """The machine does not let the program go on; the message is one line with what to do."""
+    """The machine does not let the program continue; the message is one line that says what to do."""
 
 
 ADVICE = {
@@ -91,7 +91,7 @@ _NO_MEMORY = ("out of memory", "can't allocate memory", "unable to allocate", "c
 
 
 def _by_its_words(error: BaseException) -> tuple[int, str] | None:
-    """As `line_of`, for what libraries raise without a class of its own."""
+    """As `line_of`, for errors that libraries raise without a specific class."""
     said = str(error)
     lower = said.lower()
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in lower for w in _NO_MEMORY)):
@@ -204,7 +204,7 @@ def _leave_output() -> Exception | None:
 
 
 def _check_words(words: Any) -> None:
-    """Raise Mistake for bytes on the command line that are no UTF-8: neither files nor messages could hold them."""
+    """Raise Mistake for bytes on the command line that are not UTF-8: neither files nor messages could hold them."""
     for word in sys.argv[1:] if words is None else words:
         if isinstance(word, str) and any("\udc80" <= letter <= "\udcff" for letter in word):
             shown = word.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
@@ -226,7 +226,7 @@ def _program_named() -> str | None:
 
 
 def begin() -> None:
-    """In a process that runs one of our programs: end with one line also while packages are imported."""
+    """In a process that runs one of our programs: end with one line even while packages are imported."""
     if _program_named() is None or threading.current_thread() is not threading.main_thread():
         return
     sys.excepthook = _end_import
@@ -268,7 +268,7 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(_say(MISTAKE, f"command line: {message}; {self.prog} --help says more"))
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        """As argparse's, with either spelling of an option."""
+        """As argparse's method, but accepts either spelling of an option."""
         words = sys.argv[1:] if args is None else list(args)
         return super().parse_known_args([self._spelled(word) for word in words], namespace)
 
@@ -281,12 +281,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def output_folder(text: str) -> Path:
-    """Return the path of a folder that can be made or written to, for `add_argument(type=...)`: before long work."""
+    """Return the path of a folder that can be created or written to, for `add_argument(type=...)`: before long work."""
     return _writable(Path(text), Path(text))
 
 
 def output_file(text: str) -> Path:
-    """Return the path of a file that can be made or replaced, for `add_argument(type=...)`."""
+    """Return the path of a file that can be created or replaced, for `add_argument(type=...)`."""
     path = Path(text)
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"expected a file to write, got the folder {path}")

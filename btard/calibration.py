@@ -1,4 +1,4 @@
-"""Tolerances from measured differences between honest gradients: rates of false alarms, and what to expect of a run.
+"""Tolerances from measured differences between honest gradients: rates of false alarms, and what to expect in a run.
 
 Pure statistics of lists of numbers. What is measured, and how, is the business of an experiment (`resnet.calibrate`).
 """
@@ -14,7 +14,7 @@ NORMAL = NormalDist()
 UPPER_SHARE = 0.1
 """The tail is fitted to this share of the errors, the largest: most of a network's errors say nothing about them."""
 FEWEST = 10
-"""So many errors of the larger kind at least make a tail."""
+"""Minimum number of errors of the larger kind for a tail."""
 JUMP = math.log(10)
 """Neighbouring errors farther apart than this, a factor, are of two kinds."""
 BARE_MARGIN = 2.0
@@ -57,7 +57,7 @@ class Tail:
     mu: float
     sigma: float
     share: float = 1.0
-    """Of the errors that are of this kind; the others are far smaller."""
+    """Share of the errors that are of this kind; the others are far smaller."""
 
     def exceeding(self, error: float) -> float:
         """P(an error exceeds `error`)."""
@@ -96,10 +96,10 @@ def fit_tail(errors: Sequence[float]) -> Tail | None:
 
 @dataclass(frozen=True)
 class Proposal:
-    """A tolerance for one mix of machines, and what it costs the honest."""
+    """A tolerance for one mix of machines, and what it costs honest peers."""
 
     tolerance: float
-    """0: all gradients were equal to the bit, and exact validation will do."""
+    """0: all gradients were equal to the bit, and exact validation is enough."""
     samples: int
     largest: float
     exceeding: int
@@ -111,18 +111,18 @@ class Proposal:
     open_rate_estimate: float | None
     """Rate of errors above once the tolerance: a Byzantine accuser may wait for them, and some judges would convict."""
     validations: int
-    """Per run, by the configuration."""
+    """Number per run, by the configuration."""
     capped: bool
     """Whether the tail asked for more than was proposed: take more samples before trusting the estimate."""
 
     @property
     def false_accusations_bound(self) -> float:
-        """Expected per run, at the 95 % bound of the rate."""
+        """Expected number per run, at the 95 % bound of the rate."""
         return self.validations * self.rate_bound
 
     @property
     def false_accusations_estimate(self) -> float | None:
-        """Expected per run, by the fitted tail."""
+        """Expected number per run, by the fitted tail."""
         return None if self.rate_estimate is None else self.validations * self.rate_estimate
 
 
@@ -157,7 +157,7 @@ def propose(errors: Sequence[float], validations: int, *, risk: float = 0.01) ->
 
 
 def round_up(value: float, digits: int = 2) -> float:
-    """`value` >= 0 rounded up to so many significant digits."""
+    """`value` >= 0 rounded up to this many significant digits."""
     if value == 0:
         return 0.0
     unit = 10.0 ** (math.floor(math.log10(value)) - digits + 1)

@@ -1,4 +1,4 @@
-"""How a class of settings says that a value does not work: in one line, with the field that is to blame."""
+"""How a class of settings rejects a value: in one line, with the field that is to blame."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ field_types: Callable[[type], dict[str, Any]] = functools.cache(get_type_hints)
 
 
 class FieldError(ValueError):
-    """A check of a dataclass failed for `field`; whoever builds the dataclass knows where its value came from.
+    """A check of a dataclass failed for `field`; the code that builds the dataclass knows where its value came from.
 
     `message` goes on after the field's name: "must be > 0, got -1; ...". `beside` names another field that the rule
     depends on: it is to blame where `field` has its default. `owner` stands before the field's name in the text.

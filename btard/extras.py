@@ -1,4 +1,4 @@
-"""What to install where a program misses a package: the library alone needs few, the extras bring the rest."""
+"""What to install if a program lacks a package: the library alone needs few, the extras install the rest."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import TracebackType
 
 
 class MissingPackages(ModuleNotFoundError):
-    """Packages are not installed; one line that says which, and which extra brings them."""
+    """Packages are not installed; one line says which, and which extra installs them."""
 
 
 def need(extra: str, *packages: str) -> None:

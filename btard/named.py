@@ -1,4 +1,4 @@
-"""Classes of other people, by the name `module:Class`: loaded, or one line that says why not."""
+"""Users' own classes, by the name `module:Class`: loaded, or one line that says why not."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ T = TypeVar("T")
 
 
 def own(name: str) -> bool:
-    """Whether `name` is a module:Class, and none of a registry."""
+    """Whether `name` is a module:Class, and not from a registry."""
     return ":" in name
 
 
 def load_class(name: str, base: type[T]) -> type[T]:
-    """The class `name`, module:Class, which has to be a subclass of `base`.
+    """The class `name`, module:Class, which must be a subclass of `base`.
 
     Errors: ValueError, in one line that goes on after `name`, if there is no such module or class, or the module fails.
     """

@@ -1,4 +1,4 @@
-"""What a model is to the protocol: a size, and gradients of public batches, which anybody can compute again."""
+"""What the protocol needs of a model: a size, and gradients of public batches, which anybody can recompute."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class TooLate(Exception):
 
 
 def never() -> bool:
-    """It is never too late."""
+    """A clock by which it is never too late."""
     return False
 
 
@@ -69,7 +69,7 @@ class Measurable(Protocol):
 
 
 class QuadraticTask:
-    """Noisy gradients of ||x||^2 / 2, for tests and demonstrations: as cheap as a task can be.
+    """Noisy gradients of ||x||^2 / 2, for tests and demonstrations: the cheapest possible task.
 
     A row is a function of the parameters and the request's seed alone, to the bit. `requests` keeps what was asked.
 

@@ -15,7 +15,7 @@ from resnet.train import knowing
 
 
 def task_of(folder: Path) -> ClassificationTask:
-    """Return the task as the run in `folder` had it, on the CPU; its data are found where the run found them.
+    """Return the task as the run in `folder` had it, on the CPU; its data are read from where the run read them.
 
     Sets the run's number of threads: bits depend on it. Raises ConfigError or DataError, both in one line.
     """

@@ -90,7 +90,7 @@ class RunningStatistics:
             running[index] = running[index].lerp_(new, MOMENTUM)
 
     def load_into(self, model: nn.Module, peer: int) -> None:
-        """Copy a peer's running statistics into the batch normalisations of `model`, for evaluating it as this peer."""
+        """Copy a peer's running statistics into the batch normalisations of `model`, to evaluate it as this peer."""
         start = 0
         for layer in norm_layers(model):
             stop = start + layer.num_features
@@ -104,7 +104,7 @@ class RunningStatistics:
         return {"means": self.means, "variances": self.variances}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over a state as `state_dict` gives it. Raises ValueError if a tensor is missing or of another shape."""
+        """Restore a state that `state_dict` returned. Raises ValueError if a tensor is missing or of another shape."""
         for name, own in self.state_dict().items():
             given = state.get(name)
             if given is None or given.shape != own.shape:

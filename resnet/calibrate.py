@@ -40,13 +40,13 @@ if TYPE_CHECKING:
 
 PROGRAM = "python -m resnet.calibrate"
 MEMORY = 2**30
-"""Bytes that the gradients compared at a time may take."""
+"""Number of bytes that the gradients compared at a time may take."""
 PATIENCE = 2.0
 """Seconds after which a progress bar appears."""
 WEAK = 0.25
-"""At this tolerance the deviation that stays unseen is as large as the gradient."""
+"""At this tolerance the unnoticed deviation is as large as the gradient."""
 FLOOR = 1e-9
-"""Where errors of 0 stand in the figure's logarithms; rounding of float32 is far above."""
+"""The place of errors of 0 on the figure's logarithmic axis; rounding of float32 is far above."""
 
 
 @dataclass

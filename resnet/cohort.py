@@ -23,11 +23,11 @@ from resnet.model import resnet18
 from resnet.task import ClassificationTask
 
 HISTORY = "history"
-"""Where in the run folder past parameters are kept while an attack needs them: 4 d bytes for each step of its delay."""
+"""The place in the run folder for past parameters while an attack needs them: 4 d bytes for each step of its delay."""
 
 
 def make_model(config: Config, data: Dataset) -> ResNet:
-    """Return the network that a run with these settings begins with, on the CPU."""
+    """Return the initial network of a run with these settings, on the CPU."""
     model = config.model
     return resnet18(model.width, data.classes, data.channels, init=model.init, seed=config.seed)
 
@@ -50,7 +50,7 @@ def cohort_settings(
 def make_driver(
     config: Config, task: ClassificationTask, byzantine: frozenset[int], folder: Path
 ) -> LocalDriver | ServerDriver:
-    """The protocol among peers for the aggregator "btard", else the authors' simulation of it, or a server's rule.
+    """The protocol among peers for the aggregator "btard", otherwise the authors' simulation of it, or a server's rule.
 
     Errors: ConfigError if the rule guarantees nothing for these numbers of peers, or the attack needs the protocol.
     """
@@ -97,7 +97,7 @@ def rule_of(config: Config) -> Rule:
 
 
 def check_rule(config: Config) -> None:
-    """Raise ConfigError if a server's rule guarantees nothing for these numbers of peers, or cannot be attacked so."""
+    """Raise ConfigError if a server's rule guarantees nothing for these numbers of peers, or cannot be so attacked."""
     attack, name = config.attack, config.aggregator.name
     if config.btard:
         return

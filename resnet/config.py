@@ -25,7 +25,7 @@ RULES = (
     "centered_clip",
     "clip_around_last",
 )
-"""Those of `btard.aggregation`, which imports torch: only a run that trains pays for that."""
+"""The rules of `btard.aggregation`, which imports torch: only a run that trains pays for that."""
 CLIPPING = ("centered_clip", "clip_around_last")
 FOR_A_NUMBER = ("trimmed_mean", "krum", "multi_krum", "bulyan")
 """Rules whose result depends on how many Byzantine peers they are made for."""
@@ -38,7 +38,7 @@ class ModelConfig:
     width: int = 64
     """Channels of the first stage. 64 is the standard ResNet-18 (11.2 M parameters), 16 has 0.7 M. Lower it on CPUs."""
     init: Literal["torch", "he"] = "torch"
-    """How convolutions begin: as PyTorch's layers do, as in the authors' code, or he, He's normal initialisation."""
+    """Initial convolutions: torch, PyTorch's own, as in the authors' code; or he, He's normal initialisation."""
 
     def __post_init__(self) -> None:
         require(self.width >= 1, "width", ">= 1", self.width, "64 is the standard network")
@@ -51,12 +51,12 @@ class DataConfig:
     name: Literal["cifar10", "folder", "digits"] = "cifar10"
     """cifar10 is downloaded if needed, folder is an image-folder tree or a tar archive of one, digits is embedded."""
     path: str | None = None
-    """cifar10: the folder that has it or that it is downloaded into, null is a cache. folder: the tree or archive."""
+    """cifar10: the folder that has it or into which it is downloaded, null is a cache. folder: the tree or archive."""
     label: str | None = None
-    """What figures and tables call the data. null: its name. Set it for a folder of your own."""
+    """The name of the data in figures and tables. null: its name. Set it for a folder of your own."""
     digest: str | None = None
-    """Of the images and labels, 64 hexadecimal digits. null: whatever is there; a run notes it in its config.yaml and
-    goes on with the same data alone. Set it to be sure of what is trained on."""
+    """Digest of the images and labels, 64 hexadecimal digits. null: whatever is there; a run records it in its
+    config.yaml and continues only with the same data. Set it to be sure of the training data."""
 
     def __post_init__(self) -> None:
         if self.name == "folder":
@@ -73,18 +73,18 @@ class AttackConfig(AttackSection):
     """Magnitude, for attacks that have one. null: the attack's own default. Lower it for attackers that are
     harder to tell from honest peers."""
     epsilon: float | None = None
-    """Of ipm: the share of the honest mean that is pushed backwards; the paper uses 0.1 and 0.6. null: its default."""
+    """For ipm: the share of the honest mean that is pushed backwards; the paper uses 0.1 and 0.6. null: its default."""
     delay: int | None = None
-    """Of delayed_gradient: the age of the gradients in steps. null: its default."""
+    """For delayed_gradient: the age of the gradients in steps. null: its default."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AggregatorConfig:
-    """How gradients become one."""
+    """How gradients are aggregated."""
 
     name: str = "btard"
-    """btard: the protocol, without a server, with the settings of the section protocol. emulated: as the authors' code
-    has it, parts clipped at protocol.tau and bans by chance. Any other: that rule at a trusted server, where nobody is
+    """btard: the protocol, without a server, with the settings of the section protocol. emulated: as in the authors'
+    code, parts clipped at protocol.tau and bans by chance. Any other: that rule at a trusted server, where nobody is
     ever banned; of the section protocol only clip_lambda counts then. Rules are mean, coordinate_median, trimmed_mean,
     geometric_median, rfa, krum, multi_krum, bulyan, centered_clip, clip_around_last, and your own by module:Class
     (docs/your-own-rule.md)."""
@@ -92,23 +92,23 @@ class AggregatorConfig:
     """centered_clip and clip_around_last: the clipping radius of whole gradients, so compare with about sqrt(peers)
     times protocol.tau. inf is the mean."""
     byzantine: int | None = None
-    """trimmed_mean, krum, multi_krum, bulyan and mixing nnm: how many Byzantine peers the rule is made for. null: as
-    many as there are. Set it to see what a defence costs when nobody attacks."""
+    """trimmed_mean, krum, multi_krum, bulyan and mixing nnm: how many Byzantine peers the rule is made for. null: the
+    real number. Set it to see what a defence costs when nobody attacks."""
     options: dict[str, AttackOption] = field(default_factory=dict)
     """Options that your own rule declares, by name: --aggregator.options.NAME VALUE (docs/your-own-rule.md)."""
     mixing: Literal["nnm", "bucketing"] | None = None
     """What a server does before its rule. nnm: each gradient becomes the mean of the peers - byzantine nearest ones.
-    bucketing: random buckets of gradients become their means. Try nnm where honest peers differ much."""
+    bucketing: random buckets of gradients become their means. Try nnm if honest peers differ a lot."""
     bucket: int = 2
-    """bucketing: gradients in a bucket. More of them even out more and tolerate fewer Byzantine peers."""
+    """bucketing: gradients per bucket. Larger buckets smooth out more and tolerate fewer Byzantine peers."""
     momentum: float = 0.0
-    """Of the workers, in front of a server's rule: peers send beta * momentum + (1 - beta) * gradient. 0: gradients.
+    """Workers' momentum before a server's rule: peers send beta * momentum + (1 - beta) * gradient. 0: gradients.
     0.9 with clip_around_last is the defence of Karimireddy et al. (2021); then set optimizer.momentum to 0."""
     bans: Literal["independent", "pairs"] = "independent"
     """emulated: who is banned. independent, the authors' law: each attacker with a chance of (n - b)/n^2 per attack.
-    pairs: protocol.validators honest peers each check another peer, as the protocol draws them."""
+    pairs: protocol.validators honest peers each check another peer, drawn as in the protocol."""
     replace_banned: bool = True
-    """emulated: an honest peer takes the place of a banned one, as in the authors' code. false: the cohort shrinks, as
+    """emulated: an honest peer replaces a banned one, as in the authors' code. false: the cohort shrinks, as
     under the protocol, and with it the batch."""
 
     def __post_init__(self) -> None:
@@ -148,7 +148,7 @@ class AggregatorConfig:
 
     @property
     def own(self) -> bool:
-        """Whether the rule is somebody's own class."""
+        """Whether the rule is a user's own class."""
         return ":" in self.name
 
     @property
@@ -164,12 +164,12 @@ class OptimizerConfig:
     lr: float = 0.01
     """Learning rate at the start. Lower it if the loss jumps."""
     momentum: float = 0.9
-    """Nesterov momentum. 0: none. With more of it an attack is felt for longer after its end."""
+    """Nesterov momentum. 0: none. The larger, the longer an attack has effect after its end."""
     weight_decay: float = 5e-4
     """L2 penalty. Raise it if the test accuracy falls behind that of the training."""
     schedule_steps: int | None = None
-    """The learning rate falls to 0 along a cosine over so many steps. null: over all steps of the run.
-    Set it where a run is only the beginning of a longer one."""
+    """The learning rate falls to 0 along a cosine over this many steps. null: over all steps of the run.
+    Set it if a run is only the beginning of a longer one."""
 
     def __post_init__(self) -> None:
         require(0 < self.lr < math.inf, "lr", "> 0 and finite", self.lr, "the paper uses 0.01")
@@ -207,34 +207,34 @@ class Config:
     }
 
     peers: int = 16
-    """Simulated peers (n). The time of a step follows it."""
+    """Simulated peers (n). The time of a step is proportional to it."""
     byzantine: int = 0
-    """How many of them are Byzantine (b): less than half. The seed draws who; peer 0 never is, it evaluates."""
+    """How many of them are Byzantine (b): less than half. The seed draws which; never peer 0, which evaluates."""
     steps: int = 25_000
     """Training steps. The learning rate's cosine is as long, if optimizer.schedule_steps does not say otherwise."""
     seed: int = 0
-    """Seeds the initial model, who is Byzantine, every batch and every coin. Another one repeats an experiment
-    independently."""
+    """Seeds the initial model, the choice of Byzantine peers, every batch and every coin. Another seed repeats an
+    experiment independently."""
     batch_size: int = 8
     """Samples per peer and step. Lower it if the memory does not suffice."""
     eval_every: int = 50
     """Steps between two measurements of the test accuracy. The last step always has one. Raise it if they take a large
     share of the time."""
     test_samples: int | None = None
-    """How many test images accuracy is measured on. null: all. Set it for measurements that are quicker and noisier."""
+    """Number of test images for measuring accuracy. null: all. Set it for quicker and noisier measurements."""
     checkpoint_every: int = 500
     """Steps between two checkpoints: what an interruption can cost. A checkpoint has the last step's gradients."""
     mode: Literal["batched", "per_peer"] = "batched"
-    """batched: all peers' gradients at once. per_peer: one by one, bit-equal to what a lone peer computes; slower."""
+    """batched: all peers' gradients at once. per_peer: one by one, with the same bits as a lone peer; slower."""
     commitments: Literal["hashed", "ideal"] = "hashed"
     """ideal: tensors stand for themselves and are not read for it. The same bans and parameters, sooner, and nothing to
     audit; for simulations in one process."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU if there is one. cpu if its memory does not suffice."""
     timeout: float = 120.0
-    """Seconds that the processes of a run under torchrun wait for one that does not answer. Slow steps want more."""
+    """Seconds that the processes of a run under torchrun wait for one that does not answer. Slow steps need more."""
     threads: int | None = None
-    """CPU threads. null: what torch chooses. Results are bit-equal for equal numbers only."""
+    """CPU threads. null: what torch chooses. Results have the same bits only for the same number."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     attack: AttackConfig = field(default_factory=AttackConfig)
@@ -269,7 +269,7 @@ class Config:
 
     @property
     def radius(self) -> float | str | None:
-        """What the aggregator clips at; None if it does not clip."""
+        """The aggregator's clipping radius; None if it does not clip."""
         clips = self.aggregator.own or self.aggregator.name in CLIPPING
         server = self.aggregator.radius if clips else None
         return self.protocol.tau if self.can_ban else server

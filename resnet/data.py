@@ -39,10 +39,10 @@ class Dataset:
     """Per channel, of pixel values scaled to 0 .. 1; subtracted before training."""
     std: tuple[float, ...]
     label: str
-    """What to call the data in results."""
+    """The name of the data in results."""
     class_names: tuple[str, ...]
     mirror: bool
-    """Whether a mirrored image is as good an example: true of photographs, not of digits."""
+    """Whether a mirrored image is as good an example: true for photographs, not for digits."""
 
     @property
     def classes(self) -> int:

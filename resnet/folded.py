@@ -61,7 +61,7 @@ class _PeerLayer(nn.Module):
         self.bias_sink: Tensor | None
 
     def prepare(self, peers: int, sinks: dict[int, Tensor]) -> None:
-        """Set the number of peers and where the gradients [P, *shape] of this layer's parameters have to go."""
+        """Set the number of peers and the place for the gradients [P, *shape] of this layer's parameters."""
         self.peers = peers
         self.weight_sink = sinks[id(self.weight)]
         self.bias_sink = None if self.bias is None else sinks[id(self.bias)]
@@ -104,7 +104,7 @@ class _Convolution(torch.autograd.Function):
 def _convolution_backward(
     grad: Tensor, inputs: Tensor, weight: Tensor, layer: _PeerConv2d, groups: int, wanted: tuple[bool, bool, bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Torch's gradients of (input, weight, bias), those that are wanted."""
+    """Torch's gradients of (input, weight, bias), as far as requested."""
     backward = torch.ops.aten.convolution_backward
     return backward(grad, inputs, weight, None, layer.stride, layer.padding, (1, 1), False, (0, 0), groups, wanted)
 
@@ -175,7 +175,7 @@ class _PeerBatchNorm(_PeerLayer):
         return normal.view_as(inputs)
 
     def collect(self, statistics: Statistics, start: int) -> int:
-        """Move gradients and statistics to where they belong; return the next layer's first feature."""
+        """Move gradients and statistics to their places; return the next layer's first feature."""
         assert self.weights.grad is not None and self.biases.grad is not None and self.bias_sink is not None
         stop = start + self.weight.numel()
         self.weight_sink.copy_(self.weights.grad.view(self.peers, -1))

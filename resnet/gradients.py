@@ -32,7 +32,7 @@ FOLDED_BELOW = 2**15
 
 @dataclass(frozen=True)
 class CohortResult:
-    """What the P peers of one call have computed."""
+    """The results of the P peers of one call."""
 
     gradients: Tensor
     """[P, d]: row p is the gradient of peer p's mean cross-entropy; the caller's `out` if one was given."""

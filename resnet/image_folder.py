@@ -37,7 +37,7 @@ MAX_IMAGE_BYTES = 64 * 2**20
 
 
 class DataError(Mistake, ValueError):
-    """The data is missing, damaged, or of another form than expected. The message is one line for the user."""
+    """The data is missing, damaged, or not in the expected form. The message is one line for the user."""
 
 
 class ImageFolder(NamedTuple):
@@ -97,7 +97,7 @@ def cache_folder() -> Path | None:
 
 
 def _position(name: str, where: str) -> tuple[str, str, str] | None:
-    """Return (split, class, file) of a path inside the tree, or None if it is outside of the layout or hidden."""
+    """Return (split, class, file) of a path inside the tree, or None if it is outside the layout or hidden."""
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts:
         raise DataError(f"{where}: expected relative paths inside the archive, got {name!r}; do not trust this archive")
@@ -208,7 +208,7 @@ def _assemble(path: Path, samples: list[_Sample]) -> ImageFolder:
 
 
 def _check_brightness(path: Path, samples: list[_Sample]) -> None:
-    """Raise DataError for 16-bit images of which 8 bits would leave next to nothing, such as 10-bit ones in 16 bits."""
+    """Raise DataError for 16-bit images of which 8 bits would keep next to nothing, such as 10-bit ones in 16 bits."""
     brightest = max((sample.brightest for sample in samples if sample.brightest is not None), default=WHITE_16)
     if brightest < LEAST_WHITE_16:
         raise DataError(

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 Init = Literal["torch", "he"]
-"""How convolutions begin: as PyTorch's layers do, or by He's normal initialisation."""
+"""Initial values of convolutions: PyTorch's own, or He's normal initialisation."""
 
 STAGE_STRIDES = (1, 2, 2, 2)
 BLOCKS_PER_STAGE = 2

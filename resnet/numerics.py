@@ -1,4 +1,4 @@
-"""The same gradients computed as on different machines: threads, memory layout, precision, device, batching.
+"""The same gradients, computed as on different machines: threads, memory layout, precision, device, batching.
 
 For measuring how far honest peers can be apart (`resnet.calibrate`), and as a `Task` for a peer of a mixed cohort.
 """
@@ -43,7 +43,7 @@ class Numerics:
 
 
 def numerics_here() -> tuple[list[Numerics], dict[str, str]]:
-    """Return what this machine can compute with, and what it cannot: name -> reason. The first one is per_peer."""
+    """Return the ways in which this machine can compute, and the others: name -> reason. The first one is per_peer."""
     cores = os.cpu_count() or 1
     found = [
         Numerics("CPU, one peer at a time", way="per_peer"),

@@ -1,4 +1,4 @@
-"""The pixels of one decoded image as 8-bit RGB. A kind of image whose values this would change is refused."""
+"""The pixels of one decoded image as 8-bit RGB. Images whose values this would change are refused."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image
 
 WHITE_16 = 65535
-"""The brightest value of 16 bits; 257 times that of 8 bits."""
+"""The largest value of 16 bits; 257 times that of 8 bits."""
 LEAST_WHITE_16 = 4096
-"""A data set of 16-bit images has to have a pixel as bright as this: 8 bits would leave it fewer than 16 levels."""
+"""A data set of 16-bit images must have a pixel as bright as this: 8 bits would leave it fewer than 16 levels."""
 DIRECT = frozenset({"RGB", "YCbCr", "CMYK", "HSV"})
 """Modes of colour images that Pillow converts by their definition. Embedded colour profiles are not applied."""
 

@@ -1,4 +1,4 @@
-"""`torchrun --nproc-per-node PEERS -m resnet.train ...`: the same training run with a process for each peer.
+"""`torchrun --nproc-per-node PEERS -m resnet.train ...`: the same training run with one process per peer.
 
 Each rank keeps its own checkpoints, and a step counts once all have it. The lowest honest rank that is still in the run
 writes metrics and ledger and measures accuracy.
@@ -39,7 +39,7 @@ from resnet.train import Training, describe, knowing, print_summary, summarise, 
 Checkpoint = tuple[int, dict[str, torch.Tensor], dict[str, Any], Pieces]
 
 FIRST = 0
-"""The rank that looks after the folder and the data at the start, and speaks for all about mistakes."""
+"""The rank that handles the folder and the data at the start, and reports mistakes for all."""
 
 
 class RankTraining(Training):
@@ -80,7 +80,7 @@ class RankTraining(Training):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """This rank's exit code; a run that is done, and a peer that fell out of it, are 0."""
+    """This rank's exit code; 0 for a finished run, and for a peer that fell out of it."""
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     shown = contextlib.nullcontext() if rank == FIRST else contextlib.redirect_stderr(io.StringIO())
     with shown:  # one line about a mistake, not one from each rank
@@ -110,14 +110,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 class _Progress:
-    """What a rank knows when the run breaks off: the step to go on from, and who had left before."""
+    """What a rank knows when the run breaks off: the step to continue from, and which ranks had left before."""
 
     def __init__(self) -> None:
         self.safe = self.saved = 0
         self.fallen: set[int] = set()
 
     def advanced(self, ranks: tuple[int, ...], size: int) -> None:
-        """Everybody has done another step, so everybody had written its last checkpoint."""
+        """All ranks have done another step, so all have written their last checkpoints."""
         self.safe = self.saved
         self.fallen = set(range(size)) - set(ranks)
 
@@ -177,7 +177,7 @@ def _steps(
     bar: Bar,
     held: Pieces,
 ) -> int:
-    """Train from step `first` to the end; 0. `folder` is that of the first rank, others open it when it is theirs.
+    """Train from step `first` to the end; 0. `folder` is that of the first rank, others open it when they take it over.
 
     `held`: what this rank's checkpoint of step `first` has of the folder; nothing if it was not its own then.
     """
@@ -244,7 +244,7 @@ def _mistake(line: str) -> int:
 
 
 def _leave(code: int) -> int:
-    """End at once: what waits for a lost rank in the background would keep the process."""
+    """End at once: background work that waits for a lost rank would keep the process alive."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

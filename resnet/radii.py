@@ -83,7 +83,7 @@ def _of_seed(config: Config, data: Dataset) -> torch.Tensor:
 
 
 def counterpart(tau: float, here: PartNorms, standard: PartNorms) -> float:
-    """Return the radius that is to the parts of `here` what `tau` is to those of `standard`."""
+    """Return the radius that has the same ratio to the parts of `here` as `tau` to those of `standard`."""
     return tau * here.median / standard.median
 
 

@@ -1,4 +1,4 @@
-"""`python -m resnet.report DIR`: figures and tables of a sweep, as far as it has come.
+"""`python -m resnet.report DIR`: figures and tables of a sweep, finished or not.
 
 DIR is what `python -m resnet.sweep` wrote, or an export of it. Result files are all that is read: neither the data set
 nor checkpoints have to be there. Equal files give equal figures and tables, to the byte.
@@ -42,7 +42,7 @@ OVERVIEW = "overview"
 
 
 def write_report(results: Results, experiments: Sequence[Experiment], out: Path) -> list[str]:
-    """Write the figures and tables of `experiments` and a report.md that ties them together to the folder `out`.
+    """Write the figures and tables of `experiments` and a report.md that combines them, to the folder `out`.
 
     Returns what somebody should look at: one line each. Raises RunFolderError if none of their runs is finished.
     """
@@ -160,7 +160,7 @@ def _made(outcomes: Sequence[Outcome], csv_files: Sequence[str]) -> list[str]:
 
 
 def _bar(total: int, what: str) -> Bar:
-    """A progress bar that only appears if it takes long."""
+    """A progress bar that appears only if the work takes long."""
     return Bar(what, total, unit="done", patience=PATIENCE)
 
 
@@ -169,7 +169,7 @@ def _write(file: Path, text: str) -> None:
 
 
 def print_results(results: Results, experiments: Sequence[Experiment]) -> None:
-    """Print a table of what came of each experiment, without columns that say the same everywhere."""
+    """Print a table of each experiment's outcome, without columns that are the same everywhere."""
     quiet = QuietRuns(results)
     for experiment in experiments:
         series = results.series(experiment)

@@ -1,4 +1,4 @@
-"""Batches from public seeds: who knows a seed knows the samples, crops and flips, and can recompute a gradient."""
+"""Batches from public seeds: a seed determines the samples, crops and flips, so anybody can recompute a gradient."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""`python -m resnet.sweep GRID.yaml --out DIR [--dotted.key value ...]`: train all runs of a grid, or go on with it.
+"""`python -m resnet.sweep GRID.yaml --out DIR [--dotted.key value ...]`: train all runs of a grid, or continue it.
 
 A grid is a file as `resnet.experiments.grid` describes it, such as configs/resnet/small.yaml. DIR gets runs/ (a folder
 per run), warmups/ (what runs have in common before their attacks start), and sweep.yaml (the grid, with everything from
@@ -36,7 +36,7 @@ from resnet.experiments.workers import Progress, run_tasks
 from resnet.train import Training
 
 PROBE_STEPS = 4
-"""Steps that are timed where nothing has been trained yet; the first one of them does not count."""
+"""Number of steps that are timed if nothing has been trained yet; the first one does not count."""
 
 
 def sweep(
@@ -48,7 +48,7 @@ def sweep(
     keep_checkpoints: bool = False,
     show: bool = True,
 ) -> Progress:
-    """Train what is not finished of `grid` into `out`, `jobs` runs at a time; returns what failed.
+    """Train the unfinished runs of `grid` into `out`, `jobs` runs at a time; returns what failed.
 
     `part` = (i, k): only the i-th of k shares. The same grid, seed and machine give the same files, however often this
     was interrupted, but for timings.jsonl. Errors: ConfigError for settings that cannot work, RunFolderError if `out`
@@ -73,7 +73,7 @@ def sweep(
 
 
 def _claim(out: Path, grid: Grid) -> None:
-    """Write the grid into `out`. Another one may replace it as long as runs of the same name stay the same."""
+    """Write the grid into `out`. Another grid may replace it as long as runs of the same name stay the same."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -140,7 +140,7 @@ def _seconds_per_step(config: Config, out: Path) -> float:
 
 
 def print_plan(grid: Grid, cells: Sequence[Cell], plan: Plan, jobs: int, seconds: float) -> None:
-    """Say what there is to do, and how long it should take."""
+    """Print what there is to do, and how long it should take."""
     mine = {cell.name for cell in cells}
     finished = {str(task) for task in plan.tasks if isinstance(task, Branch) and task.done}
     rows = []
@@ -159,7 +159,7 @@ def print_plan(grid: Grid, cells: Sequence[Cell], plan: Plan, jobs: int, seconds
 
 
 class _Display:
-    """One bar over all steps, what runs at the moment, and a line for each run that ends."""
+    """One bar over all steps, the runs in progress, and a line for each run that ends."""
 
     def __init__(self, bar: Bar) -> None:
         self._bar, self._done = bar, 0

@@ -26,7 +26,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder holds, as far as figures and tables need it."""
+    """The contents of a run folder, as far as figures and tables need them."""
 
     path: AnyPath
     label: str
@@ -48,7 +48,7 @@ class Run:
 
     @property
     def returns(self) -> list[tuple[int, int]]:
-        """(step, earlier step with whose beginning it ended), of every time that the run went back."""
+        """(step, earlier step to whose beginning it led), for every time that the run went back."""
         return [(line["step"], line["back_to"]) for line in self.metrics if line.get("back_to") is not None]
 
 
@@ -79,7 +79,7 @@ def describe(config: Config) -> str:
 
 
 def row(run: Run) -> tuple[str, ...]:
-    """Return the cells of a run in the order of `COLUMNS`. Steps are counted from 0; "-" is what there is not."""
+    """Return the cells of a run in the order of `COLUMNS`. Steps are counted from 0; "-" stands for a missing value."""
     summary = run.summary
     if summary is None:
         _, accuracies = run.accuracy

@@ -15,7 +15,7 @@ from resnet.gradients import CohortGradients, Mode
 from resnet.sampling import TrainingData, draw_batches
 
 MEASURED = 512
-"""Samples by which two states are compared."""
+"""Number of samples by which two states are compared."""
 
 
 class ClassificationTask:

@@ -152,7 +152,7 @@ class Training:
 
     @property
     def evaluator(self) -> int | None:
-        """The peer with whose BatchNorm statistics this process measures accuracy; None where it does not."""
+        """The peer with whose BatchNorm statistics this process measures accuracy; None if it does not."""
         return EVALUATOR
 
     def _device(self) -> torch.device:
@@ -177,7 +177,7 @@ class Training:
         return lr
 
     def save(self, place: RunFolder | Checkpoints, step: int, folder: RunFolder | None) -> None:
-        """Write a checkpoint from which `load` goes on to the same bits with step `step`, with pieces of `folder`."""
+        """Write a checkpoint from which `load` continues to the same bits with step `step`, with pieces of `folder`."""
         state, tensors = self.driver.state()
         tensors = {f"driver/{name}": tensor for name, tensor in tensors.items()}
         tensors |= {"parameters": self.params.detach(), **self._momentum(), **self.task.statistics.state_dict()}
@@ -191,7 +191,7 @@ class Training:
         return {} if buffer is None else {"momentum": buffer}
 
     def _take(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take over parameters, optimizer and running statistics as they were, from copies of them."""
+        """Restore parameters, optimizer and running statistics from copies of them."""
         with torch.no_grad():
             self.params.copy_(tensors["parameters"])
         self.optimizer.state.clear()
@@ -213,7 +213,7 @@ class Training:
 
 
 def _state(metrics: dict[str, Any]) -> str | None:
-    """What a progress bar says after a step; None for what it said before."""
+    """The text of a progress bar after a step; None to keep the text."""
     if "test_accuracy" not in metrics:
         return None
     now = f"{metrics['active']} peers" if "active" in metrics else "diverged"
@@ -221,7 +221,7 @@ def _state(metrics: dict[str, Any]) -> str | None:
 
 
 def _finite(value: float) -> float | None:
-    """JSON has no NaN: what is no longer a number is null."""
+    """JSON has no NaN: a value that is no longer a number becomes null."""
     return value if math.isfinite(value) else None
 
 
@@ -291,7 +291,7 @@ def train(
 
 
 def check_batch(config: Config, data: Dataset) -> None:
-    """Raise ConfigError where a peer's batch has one value per channel left at the end: BatchNorm needs two."""
+    """Raise ConfigError if a peer's batch has one value per channel left at the end: BatchNorm needs two."""
     height, width = data.train_images.shape[2:]
     if config.batch_size * values_left(height, width) < 2:
         raise ConfigError(
@@ -311,7 +311,7 @@ def knowing(config: Config, data: Dataset) -> Config:
 
 
 def write_model(training: Training, out: Path) -> None:
-    """Write what the network's tensors are called, and on which data it trains: for `python -m btard.export`."""
+    """Write the names of the network's tensors, and on which data it trains: for `python -m btard.export`."""
     slots = [*layout_of(training.model), *statistics_slots(training.model)]
     write_layout(out, slots, {"data": training.data.label, "data digest": training.data.digest})
 
@@ -326,7 +326,7 @@ def describe(entry: Entry, byzantine: frozenset[int]) -> str:
 
 
 def summarise(config: Config, training: Training, folder: RunFolder) -> dict[str, Any]:
-    """What a finished run came to, from its own files."""
+    """The outcome of a finished run, from its own files."""
     folder.flush()
     metrics = folder.metrics()
     entries = [Entry.from_json(line) for line in folder.ledger()]
@@ -363,7 +363,7 @@ def summarise(config: Config, training: Training, folder: RunFolder) -> dict[str
 
 
 def validation_of(config: Config) -> dict[str, Any] | None:
-    """How validators compare, and how far off a peer can stay unseen, relative to its gradient; None without them."""
+    """How validators compare, and how far off a peer can be unnoticed, relative to its gradient; None without them."""
     protocol = config.protocol
     if not config.validators:
         return None

@@ -1,4 +1,4 @@
-"""The swarm on AWS: what it would cost, starting it, looking at it, and removing all of it again.
+"""The swarm on AWS: what it would cost, starting it, watching it, and removing all of it again.
 
 Runs on the caller's machine, which needs boto3 but neither torch nor hivemind: nothing here may import them, nor
 `resnet`. What runs on the started machines is in `machine/`.

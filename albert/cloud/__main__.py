@@ -76,7 +76,7 @@ def _act(command: str, run: Run, extra: list[str], out: Console) -> bool:
 
 
 def _parse(words: list[str]) -> tuple[str, Path, list[str], list[str]]:
-    """The command, the settings' file, whose logs or where to, and the words that change settings."""
+    """The command, the settings file, the machine or the folder, and the words that change settings."""
     command, *rest = words
     if command not in COMMANDS:
         raise ConfigError(f"command line: expected one of {', '.join(COMMANDS)}, got {command}; {USAGE}")
@@ -93,7 +93,7 @@ def _parse(words: list[str]) -> tuple[str, Path, list[str], list[str]]:
 
 
 def _target(words: list[str]) -> tuple[list[str], list[str]]:
-    """The folder after --to and whether without checkpoints, and the words without these."""
+    """The folder after --to, whether to leave out checkpoints, and the other words."""
     rest = [word for word in words if word != WITHOUT]
     without = [WITHOUT] if len(rest) < len(words) else []
     for i, word in enumerate(rest):
@@ -105,7 +105,7 @@ def _target(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _ask(question: str, default: bool) -> bool:
-    """The answer at the terminal; `default` if nobody is there, no at a second Ctrl-C."""
+    """The answer at the terminal; `default` if nobody is there, no after a second Ctrl-C."""
     if not sys.stdin.isatty():
         return default
     try:

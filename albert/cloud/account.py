@@ -12,7 +12,7 @@ from botocore.exceptions import ClientError
 from albert.cloud.errors import explained
 
 POLL_SECONDS = 5.0
-"""Between two looks at something that AWS is still busy with."""
+"""Seconds between two checks of something that AWS is still busy with."""
 PROFILE_SECONDS = 60.0
 """How long EC2 may take to hear of a new instance profile."""
 
@@ -53,7 +53,7 @@ class Account:
         return self.caller[1].split(":")[1]
 
     def pages(self, service: str, operation: str, key: str, **arguments: Any) -> list[Any]:
-        """Return everything under `key` that an operation lists, over all its pages; one without any may lack it."""
+        """Return everything under `key` that an operation lists, over all its pages; a page without any may lack it."""
         found: list[Any] = []
         for page in self.client(service).get_paginator(operation).paginate(**arguments):
             found += page.get(key, [])
@@ -61,7 +61,7 @@ class Account:
 
 
 def wait_for(probe: Callable[[], T | None], seconds: float) -> T | None:
-    """Return what `probe` returns as soon as that is not None; None after so many seconds."""
+    """Return what `probe` returns as soon as that is not None; None after this many seconds."""
     end = time.monotonic() + seconds
     while True:
         result = probe()

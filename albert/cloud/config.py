@@ -18,7 +18,7 @@ OPTIONS = "swarm.options"
 
 
 def words(text: str) -> tuple[str, ...]:
-    """Return the words of a setting that holds several, apart by spaces or commas."""
+    """Return the words of a setting that holds several, separated by spaces or commas."""
     return tuple(text.replace(",", " ").split())
 
 
@@ -37,9 +37,9 @@ class CodeConfig:
     requirements: str | None = "requirements.txt"
     """With the repository: the file in it that pip installs. null: none."""
     packages: str = ""
-    """What else pip installs, apart by spaces, such as "hivemind==1.1.12"."""
+    """What else pip installs, separated by spaces, such as "hivemind==1.1.12"."""
     python: str = "python3"
-    """The interpreter of the image that the virtual environment is made with."""
+    """The interpreter of the image that creates the virtual environment."""
 
     def __post_init__(self) -> None:
         both = self.repository is not None and self.wheel is not None
@@ -63,7 +63,7 @@ class DataConfig:
     """s3://BUCKET/FOLDER, or an archive (.tar, .tar.gz, .tgz, .tar.zst) at s3:// or https://. null: nothing is fetched,
     and the swarm's own settings say where its data come from."""
     sha256: str | None = None
-    """Of an archive: a machine that fetches anything else does not start. Set it with https://. null: not checked."""
+    """For an archive: a machine that fetches anything else does not start. Set it with https://. null: not checked."""
 
     def __post_init__(self) -> None:
         if self.source is None:
@@ -88,7 +88,7 @@ class AttackConfig:
     name: str | None = "sign_flip"
     """An attack of btard.attacks. null: what the swarm's own settings say."""
     start: int | None = 1000
-    """Its first step. null: what the swarm's own settings say. Other options of it are swarm.options."""
+    """First step of the attack. null: what the swarm's own settings say. Its other options are swarm.options."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,18 +96,18 @@ class SwarmConfig:
     """What the machines run."""
 
     config: str = "configs/albert/paper.yaml"
-    """The swarm's own settings: a file here, which goes along to every machine as it is at the first launch."""
+    """The swarm's own settings: a local file, which is sent to every machine in its state at the first launch."""
     port: int = 31337
     """TCP port on which peers talk to each other."""
     start_from: str | None = None
     """s3://BUCKET/PATH.safetensors: a checkpoint that a coordinator has kept. Every machine fetches it, and the run
-    begins from it. null: from new parameters."""
+    starts from it. null: new parameters."""
     public: bool = False
     """true: peers announce public addresses, and the port is open to everybody, so that peers outside AWS can join;
     traffic over public addresses is charged. false: private addresses, and the port is open inside the swarm only."""
     options: dict[str, Option] = field(default_factory=dict)
-    """Any key of the swarm's own settings, to change it on all machines: --swarm.options.optimizer.lr 0.001. How many
-    peers there are, the attack, addresses and the like are passed on without that."""
+    """Any key of the swarm's own settings, to change it on all machines: --swarm.options.optimizer.lr 0.001. The number
+    of peers, the attack, addresses and the like are passed on without this."""
 
     def __post_init__(self) -> None:
         require(1024 <= self.port <= 65535, "port", "from 1024 to 65535", self.port, "31337 is the default")
@@ -126,7 +126,7 @@ class WandbConfig:
 
     parameter: str | None = None
     """Name of the SecureString in SSM Parameter Store that holds the key, such as /btard/wandb. Only the coordinator
-    may read it, and does so when it starts; the key itself never stands in a setting. null: no reporting."""
+    may read it, when it starts; the key itself is never in a setting. null: no reporting."""
     project: str = "btard-albert"
     """The project there."""
 
@@ -139,7 +139,7 @@ class WandbConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CoordinatorConfig:
-    """The one machine that peers join through. It monitors and checkpoints, needs no GPU, and is not spot."""
+    """The one machine through which peers join. It monitors and checkpoints, needs no GPU, and is not spot."""
 
     type: str = "m6i.large"
     """Instance type, of x86-64. Take one with more memory if its process is killed at checkpoints."""
@@ -153,22 +153,22 @@ class CoordinatorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainersConfig:
-    """The machines with a GPU each, one peer on each."""
+    """The machines with one GPU and one peer each."""
 
     count: int = 16
-    """How many there are, the Byzantine ones included."""
+    """Number of trainers, including the Byzantine ones."""
     byzantine: int = 7
-    """How many of them are Byzantine. They form an Auto Scaling group of their own, so that a replaced one is, too."""
+    """Number of Byzantine trainers. They form a separate Auto Scaling group, so that a replacement is one, too."""
     types: str = "g4dn.xlarge g4dn.2xlarge"
-    """Instance types that will do, of x86-64. More types are interrupted less often and found more easily; the dearest
-    one bounds the costs."""
+    """Acceptable instance types, x86-64. More types are interrupted less often and found more easily; the most
+    expensive one bounds the costs."""
     spot: bool = True
     """true: spot instances, which AWS interrupts and replaces. false: on-demand at about three times the price. Turn it
     off if peers are interrupted more often than they train."""
     max_price: float | None = None
     """Dollars per hour above which no spot instance is taken. null: the on-demand price."""
     rebalance: bool = False
-    """true: AWS starts the replacement already when an interruption becomes likely. The swarm then has a peer more for
+    """true: AWS starts the replacement as soon as an interruption becomes likely. The swarm then has one more peer for
     some minutes."""
     image: str = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-24.04/latest/ami-id"
     """Public SSM parameter that names the newest image (with NVIDIA's driver, Ubuntu or Debian), or an image id."""
@@ -189,12 +189,12 @@ class TrainersConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """Where the machines stand, and who may log in."""
+    """Where the machines run, and who may log in."""
 
     vpc: str | None = None
     """The network (vpc-...). null: the default one."""
     subnets: str | None = None
-    """Its subnets to use (subnet-... subnet-...), apart by spaces. null: all of them in zones with the wanted types."""
+    """Its subnets to use (subnet-... subnet-...), separated by spaces. null: all in zones with the wanted types."""
     zones: str | None = None
     """Availability zones to stay within. null: all. Traffic between zones costs 0.01 dollars per GB and direction; with
     fewer zones, peers are interrupted more often."""
@@ -204,7 +204,7 @@ class NetworkConfig:
     """Who may use SSH, such as 203.0.113.7/32. null: only the address that you launch from. Launch again when it has
     changed."""
     address_service: str = "https://checkip.amazonaws.com"
-    """Who is asked what that address is."""
+    """The service that tells your address."""
 
     def __post_init__(self) -> None:
         try:
@@ -242,7 +242,7 @@ class Config:
     }
 
     run_id: str = "albert"
-    """Names and tags everything of this run. Another one for another swarm beside it."""
+    """Names and tags everything of this run. Choose another one for another swarm at the same time."""
     region: str | None = None
     """AWS region, such as us-east-1. null: the one of the AWS profile."""
     profile: str | None = None
@@ -250,17 +250,17 @@ class Config:
     hours: float = 25.0
     """How long the run is expected to take; `plan` says what that costs. Changes nothing else."""
     max_hours: float = 36.0
-    """Everything ends by itself so long after the first launch, finished or not."""
+    """Hours after the first launch at which everything ends by itself, finished or not."""
     bucket: str | None = None
-    """S3 bucket, in the same region, that the coordinator's run folder is copied to every minute. null: it is lost when
-    the machine ends. A coordinator that takes the place of a lost one goes on from there."""
+    """S3 bucket, in the same region, to which the coordinator's run folder is copied every minute. null: it is lost
+    when the machine ends. A coordinator that replaces a lost one continues from there."""
     prefix: str = "btard"
     """Folder in the bucket: runs go to s3://BUCKET/PREFIX/RUN_ID/."""
     keep_finished: bool = False
-    """true: machines whose process has finished stay until max_hours, to look at. false: a finished trainer leaves, and
-    a finished coordinator ends the run."""
+    """true: machines whose process has finished stay until max_hours for inspection. false: a finished trainer leaves,
+    and a finished coordinator ends the run."""
     ignore_quota: bool = False
-    """true: launch although the quota does not suffice, and make do with fewer peers."""
+    """true: launch although the quota is too small, and accept fewer peers."""
     ignore_rights: bool = False
     """true: launch although AWS's simulation says that you lack rights. It does not know all conditions of policies."""
     wait_minutes: float = 10.0

@@ -15,12 +15,12 @@ from albert.cloud.run import Charter, Run
 from albert.cloud.survey import survey_prices
 
 PARTS = 4
-"""Of what `hourly_costs` returns if all prices are known."""
+"""Names of the parts that `hourly_costs` returns if all prices are known."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Dollars per hour of one part of a run: in the cheapest case, and in the dearest."""
+    """Dollars per hour of one part of a run: in the cheapest case, and in the most expensive."""
 
     name: str
     low: float
@@ -51,7 +51,7 @@ def hourly_costs(run: Run, spot: SpotPrices | None, on_demand: dict[str, float])
 
 
 def dollars_per_hour(run: Run) -> tuple[float, float]:
-    """Return what the run would cost per hour at the present prices: in the cheapest case, and in the dearest.
+    """Return what the run would cost per hour at the present prices: in the cheapest case, and in the most expensive.
 
     It is what `plan` says, without traffic between zones. Launches nothing. Raises CloudError if a price is not known,
     as a sum without it would be no answer.
@@ -68,7 +68,7 @@ def dollars_per_hour(run: Run) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Life:
-    """From when to when a machine was paid for. `type` is None for one that AWS does not list any more."""
+    """The time for which a machine was paid for. `type` is None for one that AWS does not list any more."""
 
     id: str
     type: str | None
@@ -111,13 +111,13 @@ def lives(machines: list[Machine], history: list[dict[str, Any]], spot: bool, no
 
 @dataclass(frozen=True)
 class Bill:
-    """What a run has cost so far. It is our reckoning from prices, not AWS's bill, which comes a day later."""
+    """What a run has cost so far. It is our estimate from prices, not AWS's bill, which comes a day later."""
 
     machines: float
     extras: float
     """Disks and public addresses."""
     unpriced: tuple[str, ...]
-    """Machines whose price is not known; they are not in it."""
+    """Machines whose price is not known; they are not included."""
 
     @property
     def total(self) -> float:
@@ -126,7 +126,7 @@ class Bill:
 
 
 def bill(run: Run, found: list[Life], spot: SpotPrices, on_demand: dict[str, float]) -> Bill:
-    """Return what the lives of a run's machines cost. One of unknown type counts as the dearest of the run's types."""
+    """Return what the lives of a run's machines cost. An unknown type counts as the most expensive one."""
     total, extras, unpriced = 0.0, 0.0, []
     trainers, coordinator = run.config.trainers, run.config.coordinator
     for life in found:

@@ -1,4 +1,4 @@
-"""One line for the user out of what AWS or boto3 says: what was expected, what came, what to do."""
+"""One line for the user from what AWS or boto3 says: what was expected, what came, what to do."""
 
 import re
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ class CloudError(RuntimeError):
 
 
 KNOWN = (CloudError, boto.ClientError, boto.BotoCoreError, ResponseParserError)
-"""Errors that are not our own bugs, but have to do with AWS and the way there."""
+"""Errors that are not our own bugs, but come from AWS or the network."""
 
 
 def code_of(error: BaseException) -> str:

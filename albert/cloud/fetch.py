@@ -23,14 +23,14 @@ from btard.harness.progress import Bar
 from btard.harness.typed_yaml import ConfigError
 
 NOTES = ".fetched"
-"""A file in the folder: where its files come from, and a line for each that is here."""
+"""A file in the folder that records where its files come from, with a line for each file."""
 PART = ".fetching-"
-"""What the name of a file begins with that is on its way."""
+"""Prefix of the name of a file that is being copied."""
 CHUNK = 1 << 20
 TRIES = 8
-"""So often in a row a copy may break off without a byte more."""
+"""How often in a row a copy may break off without progress."""
 PAUSE_SECONDS = 2.0
-"""After the first such break; it grows."""
+"""Seconds to wait after the first such break; it grows."""
 
 _WORD = re.compile(r"[\w,+=@-][\w.,+=@ -]{0,199}", re.ASCII)
 
@@ -46,7 +46,7 @@ class Remote:
 
 
 def fetch(run: Run, folder: Path, out: Console, *, checkpoints: bool = True) -> int:
-    """Copy the run folder from the bucket into `folder`; return how many of the files are there then.
+    """Copy the run folder from the bucket into `folder`; return how many of the files are there afterwards.
 
     Without `checkpoints` these are left where they are: they are nearly all of its bytes.
 
@@ -82,7 +82,7 @@ def fetch(run: Run, folder: Path, out: Console, *, checkpoints: bool = True) -> 
 
 
 class _Folder:
-    """The folder that files are copied into, and what it has. Only one `fetch` at a time writes there.
+    """The folder into which files are copied, and its contents. Only one `fetch` at a time writes there.
 
     Raises CloudError, when it is entered, if it has files of another run.
     """
@@ -118,11 +118,11 @@ class _Folder:
         return wanted
 
     def part(self, name: str, etag: str) -> Path:
-        """Return where one state of a file is on its way."""
+        """Return the temporary path of one state of a file."""
         return self.path / f"{PART}{hashlib.sha256(f'{etag}/{name}'.encode()).hexdigest()[:32]}"
 
     def keep(self, name: str, etag: str) -> None:
-        """Put a file that has come whole in its place."""
+        """Put a completely copied file in its place."""
         part, target = self.part(name, etag), self.path / name
         for parent in _parents(name):
             if (self.path / parent).is_symlink():
@@ -168,7 +168,7 @@ class _Folder:
 
 
 def _listed(run: Run) -> tuple[list[Remote], list[str]]:
-    """The files of the run folder, and the names of objects that can be none."""
+    """The files of the run folder, and the names of objects that cannot be files of a run."""
     place = urlparse(run.folder or "")
     prefix = f"{place.path.lstrip('/')}/"
     entries = run.account.pages("s3", "list_objects_v2", "Contents", Bucket=place.netloc, Prefix=prefix)

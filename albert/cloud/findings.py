@@ -1,4 +1,4 @@
-"""What was looked at before a launch, what came out, and what to do about it."""
+"""What was checked before a launch, the result, and what to do about it."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -11,7 +11,7 @@ from albert.cloud.places import Places
 from albert.cloud.run import Charter, Run, shown
 
 EARLIER = timedelta(minutes=2)
-"""Groups are emptied so long before machines end themselves, or some of these would still be replaced."""
+"""How long before machines end themselves the groups are emptied; otherwise some would still be replaced."""
 REMOVAL_SECONDS = 300.0
 
 
@@ -23,7 +23,7 @@ def find_groups(run: Run) -> list[dict[str, Any]]:
 
 
 def group_arguments(run: Run, role: Role, places: Places) -> dict[str, Any]:
-    """Return how a role's group is made: for its final size, and without machines."""
+    """Return the arguments that create a role's group: for its final size, and without machines."""
     trainers = run.config.trainers
     distribution: dict[str, Any] = {
         "OnDemandBaseCapacity": 0,
@@ -54,7 +54,7 @@ def group_arguments(run: Run, role: Role, places: Places) -> dict[str, Any]:
 
 
 def ensure_group(run: Run, role: Role, places: Places, charter: Charter, *, make: bool) -> None:
-    """Make a role's group, still without machines, if it is not there yet (`make`), and its end in any case.
+    """Create a role's group, still without machines, if it is not there yet (`make`), and its end in any case.
 
     The end comes before the first machine, so that no group is ever without.
     """

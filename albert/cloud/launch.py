@@ -1,4 +1,4 @@
-"""`launch`: makes what is missing of a run. A second launch completes a half-made one; a failed one undoes itself."""
+"""`launch`: creates what is missing of a run. A second launch completes a half-made one; a failed one undoes itself."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -29,7 +29,7 @@ from albert.cloud.user_data import user_data
 STOP = "run `stop` until it says that nothing is left"
 
 Ask = Callable[[str, bool], bool]
-"""Puts a question to the user; True is yes. The second argument is the answer of somebody who is not there."""
+"""Puts a question to the user; True is yes. The second argument is the answer if nobody is there."""
 
 
 def launch(run: Run, out: Console, ask: Ask) -> bool:
@@ -138,7 +138,7 @@ def _say(out: Console, what: str, made: bool) -> None:
 
 
 def _undone(run: Run, out: Console, problem: CloudError) -> CloudError:
-    """Remove what was made of a run that was never complete; return the error to tell of."""
+    """Remove what was created of a run that was never complete; return the error to report."""
     try:
         charter = read_charter(run)
         if charter is None:
@@ -168,7 +168,7 @@ def _offer_removal(run: Run, out: Console, ask: Ask) -> None:
 
 
 def _watch(run: Run, out: Console, since: datetime) -> None:
-    """Tell how many machines run, until all do or wait_minutes are over, and why AWS does not start the others."""
+    """Print how many machines run, until all do or wait_minutes are over, and why AWS does not start the others."""
     told: set[str] = set()
     last = ""
 

@@ -1,4 +1,4 @@
-"""What the instance types are: processors, memory, GPU, and whether the images run on them."""
+"""Properties of the instance types: processors, memory, GPU, and whether the images run on them."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ class MachineType:
 
     @property
     def family(self) -> str:
-        """The letters that AWS counts quotas by, such as g, vt, m."""
+        """The letters by which AWS counts quotas, such as g, vt, m."""
         return family(self.name)
 
 

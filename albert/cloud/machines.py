@@ -1,4 +1,4 @@
-"""The machines themselves: which there are, starting the coordinator, and ending all."""
+"""The machines themselves: listing them, starting the coordinator, and ending all."""
 
 import hashlib
 import re
@@ -30,7 +30,7 @@ class Machine:
     launched: datetime
     ended: datetime | None
     addresses: frozenset[str]
-    """Its addresses and host names, by which the swarm may know it."""
+    """The addresses and host names by which the swarm may know it."""
 
     @property
     def alive(self) -> bool:
@@ -88,7 +88,7 @@ def find_volumes(run: Run) -> list[str]:
 
 
 def remove_volumes(run: Run) -> list[str]:
-    """Remove such disks; machines take theirs along, so there are none as a rule."""
+    """Remove such disks; machines remove their own disks, so usually there are none."""
     volumes = find_volumes(run)
     for volume in volumes:
         run.account.client("ec2").delete_volume(VolumeId=volume)

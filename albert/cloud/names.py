@@ -1,4 +1,4 @@
-"""What everything of a run is called, and how it is tagged: the same for every launch, so that it is found again."""
+"""The names and tags of everything of a run: the same for every launch, so that it is found again."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -27,20 +27,20 @@ class Names:
 
     @property
     def base(self) -> str:
-        """Of the security group, and what other names begin with."""
+        """Name of the security group, and prefix of other names."""
         return f"btard-{self.run_id}"
 
     def of(self, role: Role) -> str:
-        """Of a role's launch template, Auto Scaling group and machines."""
+        """Name of a role's launch template, Auto Scaling group and machines."""
         return f"{self.base}-{role}"
 
     def iam(self, kind: Kind) -> str:
-        """Of a kind's IAM role and instance profile. IAM knows no regions, so the region stands in it."""
+        """Name of a kind's IAM role and instance profile. IAM knows no regions, so the name contains the region."""
         return f"{self.base}-{self.region}-{kind}"
 
     @property
     def iam_path(self) -> str:
-        """The path that IAM keeps them under, by which they are found."""
+        """The path under which IAM keeps them, and by which they are found."""
         return f"/btard/{self.run_id}/{self.region}/"
 
     @property
@@ -54,7 +54,7 @@ class Names:
         return f"{self.parameters}/coordinator"
 
     def end_action(self, role: Role) -> str:
-        """Of the scheduled action that empties a role's Auto Scaling group."""
+        """Name of the scheduled action that empties a role's Auto Scaling group."""
         return f"{self.of(role)}-end"
 
     def tags(self, role: Role | None = None) -> list[dict[str, str]]:
@@ -66,7 +66,7 @@ class Names:
 
     @property
     def filters(self) -> list[dict[str, object]]:
-        """What EC2 finds everything of the run by."""
+        """The filter by which EC2 finds everything of the run."""
         return [{"Name": f"tag:{RUN_TAG}", "Values": [self.run_id]}]
 
 

@@ -1,4 +1,4 @@
-"""Where the machines can stand: the network, its subnets, and the zones that have the wanted types."""
+"""Where the machines can run: the network, its subnets, and the zones that have the wanted types."""
 
 from dataclasses import dataclass
 
@@ -32,7 +32,7 @@ class Places:
 
 
 def find_places(run: Run) -> Places:
-    """Return where the run's machines can stand. Raises CloudError if nowhere."""
+    """Return where the run's machines can run. Raises CloudError if nowhere."""
     wanted, trainers = run.config.network, run.config.trainers
     vpc = wanted.vpc or _default_vpc(run)
     subnets = _subnets(run, vpc)

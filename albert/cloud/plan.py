@@ -1,4 +1,4 @@
-"""`plan`: prints what a launch would start, what that costs, and what stands in its way. Touches nothing."""
+"""`plan`: prints what a launch would start, what that costs, and what prevents it. Changes nothing."""
 
 from datetime import timedelta
 

@@ -25,7 +25,7 @@ QUOTAS: dict[tuple[frozenset[str], bool], tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class Need:
-    """What one quota has to allow: `least` if AWS gives the smallest type everywhere, `most` if the largest."""
+    """What one quota must allow: `least` if AWS gives the smallest type everywhere, `most` if the largest."""
 
     families: frozenset[str]
     spot: bool
@@ -82,7 +82,7 @@ def _check(run: Run, need: Need) -> Finding:
 
 
 def _used(run: Run, need: Need) -> int:
-    """How many vCPUs of the quota are taken, by anything but this run."""
+    """How many vCPUs of the quota are used by anything except this run."""
     filters = [{"Name": "instance-state-name", "Values": ["pending", "running"]}]
     types: Counter[str] = Counter()
     for reservation in run.account.pages("ec2", "describe_instances", "Reservations", Filters=filters):

@@ -13,9 +13,9 @@ from albert.cloud.run import Run
 
 FILE = "status.json"
 SUMMARY = "summary.json"
-"""What the coordinator writes last, and copies to the bucket last: the run has finished, and all of it is there."""
+"""The file that the coordinator writes and copies last: then the run has finished, and all of it is there."""
 FOUNDERS = "swarm.json"
-"""Who the first peers are. A coordinator that finds it goes on with them, and with nobody else."""
+"""The file with the first peers. A coordinator that finds it continues with them, and with nobody else."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Record:
 
     step: int
     steps: int | None
-    """How many there are to be; None in records that do not say."""
+    """The planned number of peers; None in records that do not say."""
     time: float
     steps_per_hour: float | None
     peers: tuple[Peer, ...]
@@ -87,7 +87,7 @@ def newest_checkpoint(run: Run, by: int | None = None) -> str | None:
 
 
 def parse_record(text: str, where: str) -> Record:
-    """Return what stands in the text of a status.json. Raises CloudError if that is not what it should be."""
+    """Return the contents of the text of a status.json. Raises CloudError if the text is malformed."""
     try:
         content = json.loads(text)
         rate, steps = content["steps_per_hour"], content.get("steps")

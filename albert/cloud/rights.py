@@ -203,7 +203,7 @@ def _simulated(run: Run) -> Finding:
 
 
 def _by_condition(run: Run) -> list[tuple[list[dict[str, Any]], list[Grant]]]:
-    """The grants that are to be checked, those with the same condition together, and what fulfils it."""
+    """The grants to be checked, grouped by condition, and what fulfils the condition."""
     together: list[tuple[list[dict[str, Any]], list[Grant]]] = []
     for grant in _grants(buckets_of(run)):
         context = _context(run, grant)
@@ -216,7 +216,7 @@ def _by_condition(run: Run) -> list[tuple[list[dict[str, Any]], list[Grant]]]:
 
 
 def _refused(answers: list[dict[str, Any]]) -> set[str]:
-    """Actions that no resource of theirs allows: of several patterns, an action concerns one."""
+    """Actions that none of their resources allows: of several patterns, an action concerns one."""
     allowed = {
         answer["EvalActionName"]
         for answer in answers
@@ -227,7 +227,7 @@ def _refused(answers: list[dict[str, Any]]) -> set[str]:
 
 
 def _principal(run: Run, arn: str) -> str:
-    """The ARN of a user, or of the role behind a session; a role's path stands only in the role itself."""
+    """The ARN of a user, or of the role behind a session; a role's path is only in the role itself."""
     match = re.match(r"arn:[^:]+:sts::\d+:assumed-role/([^/]+)/", arn)
     return str(run.account.client("iam").get_role(RoleName=match[1])["Role"]["Arn"]) if match else arn
 

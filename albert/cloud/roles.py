@@ -61,7 +61,7 @@ def policy_of(run: Run, kind: Kind) -> dict[str, Any]:
 
 
 def ensure_roles(run: Run) -> list[str]:
-    """Make what is missing of roles, policies and profiles; return what was made."""
+    """Create what is missing of roles, policies and profiles; return what was created."""
     return [made for kind in KINDS for made in _ensure(run, kind)]
 
 
@@ -129,7 +129,7 @@ def _check_owner(run: Run, what: str, described: dict[str, Any]) -> None:
 
 
 def _made(make: Callable[..., Any], **arguments: Any) -> bool:
-    """Whether `make` made something; False if it was there."""
+    """Whether `make` created something; False if it existed already."""
     try:
         make(**arguments)
     except ClientError as error:

@@ -1,4 +1,4 @@
-"""One run: its account, its settings, its names, and what its first launch decided for good."""
+"""One run: its account, its settings, its names, and what its first launch fixed for good."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ from albert.cloud.errors import CloudError
 from albert.cloud.names import KINDS, Kind, Names, Role
 
 LAST_CALL = timedelta(minutes=5)
-"""So long before its end a run is not worth mending any more."""
+"""How long before its end a run is no longer worth repairing."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Run:
 
     @property
     def names(self) -> Names:
-        """What everything of the run is called."""
+        """The names of everything of the run."""
         return Names(self.config.run_id, self.account.region)
 
     @property
@@ -46,17 +46,17 @@ class Run:
 
 @dataclass(frozen=True)
 class Charter:
-    """What the first launch of a run decides, and every later one keeps. It stands in tags of the security group."""
+    """What the first launch of a run decides, and every later one keeps. It is stored in tags of the security group."""
 
     started: datetime
     ends: datetime
     settings: str
     """A digest of the settings that may not change."""
     commit: str
-    """Of the code; "wheel" and S3's tag of its content if a wheel is installed."""
+    """Commit of the code; "wheel" and S3's tag of its content if a wheel is installed."""
     images: dict[Kind, str]
     complete: bool = False
-    """Whether a launch got to its end."""
+    """Whether a launch reached its end."""
 
     def tags(self) -> dict[str, str]:
         """The charter as tags."""
@@ -71,7 +71,7 @@ class Charter:
 
     @staticmethod
     def of_tags(tags: dict[str, str]) -> "Charter":
-        """The charter that stands in tags. Raises CloudError if they are not all there."""
+        """The charter stored in tags. Raises CloudError if tags are missing."""
         try:
             return Charter(
                 started=_time(tags["btard:started"]),
@@ -85,11 +85,11 @@ class Charter:
             raise CloudError(f"the security group of this run lacks the tag {error}; `stop` the run") from None
 
     def completed(self) -> "Charter":
-        """The same charter of a run that is there entirely."""
+        """The same charter for a run that is complete."""
         return replace(self, complete=True)
 
     def check(self, run: Run, swarm_settings: str, commit: str, now: datetime) -> None:
-        """Raise CloudError unless a launch with these settings may go on with this run.
+        """Raise CloudError unless a launch with these settings may continue this run.
 
         `commit` is what would be installed now: machines to come fetch the same wheel as those that are there.
         """

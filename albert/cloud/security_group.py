@@ -1,4 +1,4 @@
-"""The security group: who may talk to the machines. Made first and removed last, it also keeps the run's charter."""
+"""The security group: who may talk to the machines. Created first and removed last, it also keeps the run's charter."""
 
 import urllib.request
 from ipaddress import ip_address
@@ -51,7 +51,7 @@ def mark_complete(run: Run, group_id: str, charter: Charter) -> None:
 
 
 def wanted_rules(run: Run) -> set[Rule]:
-    """Return which ports are to be open for whom. Raises CloudError if the caller's address cannot be found out."""
+    """Return which ports must be open for whom. Raises CloudError if the caller's address cannot be found out."""
     config = run.config
     rules: set[Rule] = {(config.swarm.port, WITHIN)}
     if config.swarm.public:
@@ -62,7 +62,7 @@ def wanted_rules(run: Run) -> set[Rule]:
 
 
 def set_rules(run: Run, group_id: str, wanted: set[Rule]) -> bool:
-    """Open what is wanted, close all else; return whether that changed anything."""
+    """Open what is wanted, close everything else; return whether that changed anything."""
     ec2 = run.account.client("ec2")
     group = ec2.describe_security_groups(GroupIds=[group_id])["SecurityGroups"][0]
     present = _rules(group)

@@ -1,4 +1,4 @@
-"""What the machines fetch: the code at one commit, the data, the key of Weights & Biases. Looked at before a launch."""
+"""What the machines fetch: the code at one commit, the data, the key of Weights & Biases. Checked before a launch."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from albert.cloud.run import Run
 from albert.cloud.security_group import read_charter
 
 WHEEL = "wheel"
-"""What a charter has instead of a commit if a wheel is installed, and then which one: S3's tag of its content."""
+"""What a charter has instead of a commit if a wheel is installed, followed by its identity: S3's tag of its content."""
 
 _MISSING = frozenset({"404", "NoSuchKey", "NoSuchBucket", "NotFound"})
 _FORBIDDEN = frozenset({"403", "Forbidden", "AccessDenied"})

@@ -9,9 +9,9 @@ from albert.cloud.run import Run
 from albert.cloud.sources import unreadable
 
 HEADER = "btard.swarm"
-"""Where a checkpoint's metadata say which step it is of: HEADER of btard/swarm/checkpoint.py, which imports torch."""
+"""The key of a checkpoint's step in its metadata: HEADER of btard/swarm/checkpoint.py, which imports torch."""
 HEADER_LIMIT = 256 * 1024
-"""Bytes that are looked at; the list of ALBERT-large's tensors has some 10 KB."""
+"""Number of bytes that are read; the list of ALBERT-large's tensors has some 10 KB."""
 
 
 def check_start(run: Run, steps: object) -> list[Finding]:

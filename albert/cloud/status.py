@@ -1,4 +1,4 @@
-"""`status`: every peer and every machine, how fast the run goes, and what it has cost so far."""
+"""`status`: every peer and every machine, the speed of the run, and what it has cost so far."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,7 +17,7 @@ from albert.cloud.tables import ago, dollars
 from btard.harness.tables import table
 
 LATE_SECONDS = 300.0
-"""A coordinator that has written nothing for so long deserves a look."""
+"""A coordinator that has written nothing for this long deserves a check."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ F = TypeVar("F")
 
 @dataclass
 class Survey:
-    """What was found; a part that could not be found out is None or empty, and has a finding that says why."""
+    """What was found; an unknown part is None or empty, and has a finding that says why."""
 
     run: Run
     time: datetime
@@ -43,7 +43,7 @@ class Survey:
 
     @property
     def obstacles(self) -> list[Finding]:
-        """What a launch has to be refused for."""
+        """The reasons to refuse a launch."""
         return [finding for finding in self.findings if finding.level == "stop"]
 
     def charter(self) -> Charter:
@@ -68,7 +68,7 @@ class Survey:
 
 
 def survey(run: Run) -> Survey:
-    """Return everything that is to be known before a launch. Raises CloudError without credentials that AWS accepts."""
+    """Return everything that must be known before a launch. Raises CloudError without credentials that AWS accepts."""
     number, arn = run.account.caller
     config, found = run.config, Survey(run, now())
     found.findings.append(Finding("ok", "caller", f"{arn}, account {number}, region {run.account.region}"))
@@ -90,7 +90,7 @@ def survey(run: Run) -> Survey:
 
 
 def survey_prices(run: Run) -> Survey:
-    """Return the present prices alone, with findings about those that are not known. Errors as above."""
+    """Return only the present prices, with findings about unknown ones. Errors as above."""
     found = Survey(run, now())
     found.places = found.attempt("subnets", lambda: find_places(run), None)
     _look_at_prices(found)

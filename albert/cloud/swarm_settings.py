@@ -1,4 +1,4 @@
-"""The swarm's own settings: read here, so that 17 machines do not find the same mistake, and sent along to them."""
+"""The swarm's own settings: read locally, so that 17 machines do not find the same mistake, and sent to them."""
 
 import re
 from pathlib import Path
@@ -30,7 +30,7 @@ def swarm_settings(config: Config) -> str:
 
 
 def effective_settings(run: Run) -> dict[str, Any]:
-    """Return what a trainer will have of them, by dotted key, but for defaults. Raises ConfigError as above."""
+    """Return what a trainer will have of them, by dotted key, without defaults. Raises ConfigError as above."""
     file = read_settings(Path(run.config.swarm.config), SwarmConfig)
     changes = settings_of(dict(options(run, "honest")), SwarmConfig, OPTIONS)
     return converted(file | changes, SwarmConfig)

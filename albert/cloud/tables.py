@@ -18,7 +18,7 @@ def finding_line(finding: Finding) -> str:
 
 
 def findings_table(findings: Iterable[Finding]) -> Table:
-    """Return findings as a table: what was looked at, what came out, what to do."""
+    """Return findings as a table: what was checked, the result, what to do."""
     rows = ([MARKS[f.level], escape(f.topic), escape(f.found), escape(f.advice)] for f in findings)
     return table("Before a launch", ("", "what", "found", "what to do"), rows, markup=True)
 

@@ -30,7 +30,7 @@ def template_data(run: Run, role: Role, image: Image, group_id: str, script: str
 
 
 def make_template(run: Run, role: Role, data: dict[str, Any]) -> None:
-    """Make a role's template, which must not be there yet."""
+    """Create a role's template, which must not exist yet."""
     run.account.client("ec2").create_launch_template(
         LaunchTemplateName=run.names.of(role),
         LaunchTemplateData=data,

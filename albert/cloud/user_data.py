@@ -15,11 +15,11 @@ SCRIPTS = ("end.sh", "finished.sh", "lib.sh", "run.sh", "setup.sh", "upload.sh")
 UNITS = ("btard.service", "btard-end.service", "btard-end.timer", "btard-upload.service", "btard-upload.timer")
 
 START = "/var/lib/btard/start.safetensors"
-"""Where machines have the checkpoint that they start from."""
+"""The path on machines of the checkpoint that they start from."""
 IDENTITY = "identity.key"
 """The coordinator's private key in its run folder."""
 LIMIT = 16 * 1024
-"""Bytes of user data that EC2 takes."""
+"""Number of bytes of user data that EC2 accepts."""
 
 _END = "BTARD_END_OF_FILE"
 _SECRETS = (

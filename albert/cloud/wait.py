@@ -1,4 +1,4 @@
-"""`wait`: shows how a run goes until it has finished, or has ended without."""
+"""`wait`: shows the progress of a run until it has finished, or has ended without finishing."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,25 +22,25 @@ from btard.harness.progress import Bar, duration
 from btard.harness.typed_yaml import ConfigError
 
 POLL_SECONDS = 30.0
-"""Between two looks; the bucket has news every minute."""
+"""Seconds between two checks; the bucket has news every minute."""
 DOLLARS_EVERY = timedelta(minutes=10)
 GONE_FOR = timedelta(minutes=5)
-"""So long something has to be missing, as AWS lists new things late, and somebody may be launching it again."""
+"""How long something must be missing: AWS lists new things late, and somebody may be launching it again."""
 LAST_COPY = timedelta(minutes=10)
-"""What machines may need for it after the run's end."""
+"""How long machines may take for it after the run's end."""
 LATE_SECONDS = 900.0
-"""The coordinator is then said to be silent. It also needs so long to be prepared."""
+"""After this time the coordinator is said to be silent. Its preparation also takes this long."""
 LATELY_SECONDS = 60.0
 """A peer that the coordinator has heard of within them is alive."""
 
 LOG_SECONDS = 600.0
-"""Between two lines about the run in a log."""
+"""Seconds between two lines about the run in a log."""
 
 Listen = Callable[[int], None]
 
 
 def wait(run: Run, out: Console, listen: Listen | None = None) -> bool:
-    """Show how the run goes until it ends, and return whether it has finished: then all of its folder is in the bucket.
+    """Show the run's progress until it ends; return whether it has finished: then all of its folder is in the bucket.
 
     False after a line that says what to do: it was stopped, has come to max_hours, or has lost its coordinator.
     `listen` is told the step that the run has come to at every look. Requests that fail are made again, until max_hours
@@ -82,7 +82,7 @@ class _Watch:
     reckoned: datetime | None = None
 
     def look(self) -> bool | None:
-        """Look once; return whether the run has finished, None if it goes on."""
+        """Check once; return whether the run has finished, None if it is still running."""
         try:
             finished = self._look()
         except KNOWN as error:
@@ -150,7 +150,7 @@ class _Watch:
         )
 
     def _further(self) -> str:
-        """How to go on without the peers, who are gone."""
+        """How to continue without the peers, which are gone."""
         start = newest_checkpoint(self.run)
         if start is None:
             return "it has kept no checkpoint to go on from"

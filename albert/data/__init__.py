@@ -1,4 +1,4 @@
-"""Text made into segment pairs on disk, and the public batches drawn from them.
+"""Segment pairs on disk, prepared from text, and the public batches drawn from them.
 
 Making a folder needs `datasets`, `tokenizers` and `transformers`; using one needs only pyarrow and torch.
 """

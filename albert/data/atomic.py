@@ -42,7 +42,7 @@ def complete_folder(folder: Path) -> Iterator[Path]:
 
 
 def replaceable(folder: Path) -> Path:
-    """Return where `folder` really is, without links. Raises DataError if no other folder can be given its name."""
+    """Return the real path of `folder`, without links. Raises DataError if no other folder can be given its name."""
     try:
         real = folder.resolve()
     except (OSError, RuntimeError) as error:
@@ -58,7 +58,7 @@ def replaceable(folder: Path) -> Path:
 
 
 def _locked(partial: Path) -> int:
-    """Make the folder and lock it, until the returned descriptor is closed or the process ends."""
+    """Create the folder and lock it, until the returned descriptor is closed or the process ends."""
     while True:
         partial.mkdir(exist_ok=True)
         lock = os.open(partial, os.O_RDONLY)

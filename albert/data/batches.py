@@ -11,9 +11,9 @@ from btard.protocol.hashing import stream
 
 MASKED_PERCENT = 15
 REPLACED = round(0.8 * 2**32)
-"""Of masked tokens, those whose 32 random bits are below this become [MASK] ..."""
+"""Masked tokens whose 32 random bits are below this become [MASK] ..."""
 RANDOM = round(0.9 * 2**32)
-"""... and from there to this a random token. The others stay as they are."""
+"""... and those from there to this become a random token. The others stay unchanged."""
 
 NOT_MASKED = -100
 """The label at positions without a prediction: what cross-entropy ignores."""

@@ -36,7 +36,7 @@ class Corpus:
         self.special_tokens: dict[str, int] = record["special_tokens"]
         """The ids of pad, unk, cls, sep and mask"""
         self.is_special = np.zeros(self.vocab_size, bool)
-        """[vocab_size]: whether a token is special, and so neither masked nor put in the place of one that is"""
+        """[vocab_size]: whether a token is special, so that it is neither masked nor used to replace a masked one"""
         self.is_special[record["special_ids"]] = True
         self.ordinary = np.flatnonzero(~self.is_special)
         """int64: the ids that are not special"""
@@ -68,5 +68,5 @@ class Corpus:
 
     @property
     def tokenizer_folder(self) -> Path:
-        """Where `transformers.AutoTokenizer.from_pretrained` finds the tokenizer."""
+        """The folder in which `transformers.AutoTokenizer.from_pretrained` finds the tokenizer."""
         return self.folder / TOKENIZER

@@ -1,4 +1,4 @@
-"""The one error of the data: missing, damaged, or of another form than expected."""
+"""The one error of the data: missing, damaged, or not in the expected form."""
 
 from btard.harness.typed_yaml import ConfigError
 

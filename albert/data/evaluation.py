@@ -1,4 +1,4 @@
-"""Batches for evaluation: the same ones whoever evaluates, and whatever the seed of a run."""
+"""Batches for evaluation: the same for everybody, whatever the seed of a run."""
 
 from collections.abc import Iterator
 

@@ -34,7 +34,7 @@ SCHEMA = pa.schema(
     ]
 )
 ROWS = 4096
-"""Examples written at a time."""
+"""Number of examples written at a time."""
 
 AGAIN = "delete the folder and prepare it again"
 
@@ -157,7 +157,7 @@ def vocabulary(folder: Path, size: int) -> list[str]:
 
 
 class _Columns:
-    """The digest of examples, whatever blocks they come in."""
+    """The digest of examples, independent of the blocks in which they come."""
 
     def __init__(self) -> None:
         self._hashes = [blake3() for _ in range(3)]

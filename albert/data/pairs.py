@@ -9,7 +9,7 @@ SPECIAL_TOKENS = 3
 """[CLS] A [SEP] B [SEP]"""
 
 SHORT_SHARE = 0.1
-"""The share of pairs that are made shorter than they could be, so that the model sees all lengths (as BERT's are)."""
+"""The share of pairs that are shorter than they could be, so that the model sees all lengths (as in BERT)."""
 
 
 class Pair(NamedTuple):

@@ -46,19 +46,19 @@ VERSIONS = ("numpy", "pyarrow", "tokenizers", "transformers", "datasets")
 
 @dataclass(frozen=True)
 class Options:
-    """What to prepare, from what."""
+    """What to prepare, and from which source."""
 
     source: str
     """`wikitext-103`, `wikitext-2`, `synthetic`, or a folder of text files"""
     tokenizer: str | None = DEFAULT
     """`albert-large-v2` or a folder; None: one is trained on the text"""
     vocab_size: int = 30_000
-    """Of a tokenizer that is trained, special tokens included"""
+    """Size of a trained tokenizer, special tokens included"""
     sequence_length: int = 512
     seed: int = 0
-    """Of where segments end, and of invented text"""
+    """Seed of where segments end, and of generated text"""
     documents: Layout | None = None
-    """What separates documents in a folder of text files; None: what the train files look like"""
+    """What separates documents in a folder of text files; None: detected from the train files"""
 
     def __post_init__(self) -> None:
         if self.sequence_length < LEAST_LENGTH:
@@ -66,7 +66,7 @@ class Options:
 
 
 def prepare(options: Options, out: Path, *, progress: bool = True) -> tuple[dict[str, Any], bool]:
-    """Make the folder `out`; return what its `data.json` says, and whether it was made now.
+    """Create the folder `out`; return what its `data.json` says, and whether it was created now.
 
     A complete folder that the same options made stays as it is. Raises DataError, and leaves nothing behind, if
     something else is there, or if the text or the tokenizer cannot be used.

@@ -1,4 +1,4 @@
-"""Where the text comes from: WikiText from the hub, a folder of text files, or invented text."""
+"""Where the text comes from: WikiText from the hub, a folder of text files, or generated text."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ HUB_CONFIGS = {"wikitext-103": "wikitext-103-raw-v1", "wikitext-2": "wikitext-2-
 SYNTHETIC = "synthetic"
 SUFFIXES = (".txt", ".tokens", ".raw")
 WORDS = {"train": "train", "valid": "validation", "test": "test"}
-"""What in a file's name says which split it holds; test text is not used."""
+"""The words in a file's name that say which split it holds; test text is not used."""
 
 LOOKED_AT = 200_000
-"""Lines of each train file that are looked at to find out what separates documents."""
+"""Number of lines of each train file that are read to detect what separates documents."""
 
 HELD_OUT = 20
-"""Without a validation file, one of so many articles of the train text is for validation, beginning with the first."""
+"""Without a validation file, one in this many articles of the train text is for validation, from the first on."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Source:
     """Text in two splits, not read yet."""
 
     description: dict[str, Any]
-    """What tells it from any other text, for `data.json`."""
+    """What distinguishes it from any other text, for `data.json`."""
     texts: Callable[[str], Iterable[Iterable[str]]]
     """The texts of a split, each as its lines in the layout of WikiText; an article ends with its text"""
     has_validation: bool = True

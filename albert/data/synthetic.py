@@ -1,4 +1,4 @@
-"""Invented text with the layout of WikiText, for a try without any download: days in the lives of invented people.
+"""Generated text with the layout of WikiText, for a trial without a download: days in the lives of fictional people.
 
 What a model can learn from it: who works where, with what and on what; which name belongs to an article; how words are
 inflected; and that a day begins in the morning, which is what sentence order is about.

@@ -21,7 +21,7 @@ SHOWN = {
 }
 """What a document is under each layout, for people."""
 LEAST_SENTENCES = 2.0
-"""Lines of so many sentences, on average, are taken for documents where nothing else separates any."""
+"""Lines with this many sentences, on average, count as documents if nothing else separates any."""
 
 _HEADING = re.compile(r"((?:= )+)\S.*?((?: =)+)")
 # Abbreviations and initials end "sentences", too. What follows only needs units of text in their order.

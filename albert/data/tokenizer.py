@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 DEFAULT = "albert-large-v2"
 HUB = {DEFAULT: "albert/albert-large-v2"}
-"""Where the hub has a tokenizer of this name."""
+"""The place of this tokenizer on the hub."""
 
 SPECIAL = {"pad": "<pad>", "unk": "<unk>", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 """The special tokens of ALBERT, in the order of their ids from 0 on."""
@@ -118,7 +118,7 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def count_words(articles: Iterable[Article]) -> Counter[str]:
-    """Return how often each word occurs, as the tokenizer sees it; special tokens in the text are no words."""
+    """Return how often each word occurs, as the tokenizer sees it; special tokens in the text do not count as words."""
     raw: Counter[str] = Counter()
     for article in articles:
         for paragraph in article:

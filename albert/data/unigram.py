@@ -16,16 +16,16 @@ from tokenizers.models import Unigram
 from btard.harness.progress import Bar
 
 MARK = "▁"
-"""What stands for the space before a word."""
+"""The mark for the space before a word."""
 
 COVERAGE = 0.9995
 """The share of all characters that are pieces, besides those of ASCII; the rarest are unknown to the tokenizer."""
 
 MAX_WORDS = 200_000
-"""Of a larger text, pieces are trained on its most frequent words."""
+"""In a larger text, pieces are trained on the most frequent words."""
 
 BLOCK = 50_000
-"""Words that are cut at a time."""
+"""Number of words that are cut at a time."""
 
 MAX_PIECE = 16
 SEEDS_PER_PIECE = 5
@@ -36,7 +36,7 @@ Pieces = list[tuple[str, float]]
 
 
 def train_pieces(word_counts: Mapping[str, int], size: int, *, progress: bool = True) -> Pieces:
-    """Return at most `size` pieces for words that occur so often; fewer if the text has no more.
+    """Return at most `size` pieces for words with these frequencies; fewer if the text has no more.
 
     Begins with the substrings that cover most characters, then in turns cuts all words by the pieces there are, counts
     these and drops the quarter whose loss costs least. Single characters stay, but for the rarest (see

@@ -1,4 +1,4 @@
-"""`python -m albert.experiments GRID.yaml --out DIR [--dotted.key value ...]`: a series of swarms, or go on with it.
+"""`python -m albert.experiments GRID.yaml --out DIR [--dotted.key value ...]`: run a series of swarms, or continue it.
 
 GRID.yaml says which, such as configs/albert/experiments/tiny.yaml: a baseline from scratch, and attacks that begin from
 its checkpoints, with several starts, defences and seeds. DIR gets a folder for each swarm; those that are finished are

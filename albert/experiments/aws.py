@@ -37,23 +37,23 @@ from btard.harness.typed_yaml import ConfigError
 from btard.swarm.local import COORDINATOR
 
 STEPS_PER_HOUR = 50.0
-"""Of the paper's swarm, which took 4 to 5 hours for 250 steps."""
+"""Steps per hour of the paper's swarm, which took 4 to 5 hours for 250 steps."""
 SETUP_HOURS = 0.5
-"""Until machines are there, and have installed and fetched everything."""
+"""Hours until machines are there, and have installed and fetched everything."""
 RESERVE = 1.5
-"""A run may take so many times the hours that are expected before it ends by itself."""
+"""A run may take this many times the expected hours before it ends by itself."""
 LONGEST = 168.0
-"""Hours that a run may last at most."""
+"""The largest number of hours that a run may last."""
 LAUNCHES = 3
-"""So often a swarm may lose its coordinator."""
+"""How often a swarm may lose its coordinator."""
 STOP_PAUSES = (60.0, 120.0)
 """Seconds after which to try again to remove what is left."""
 SHORT = 17
-"""Characters that a series' run_id may have; that of each swarm is longer by a digest."""
+"""Maximum length of a series' run_id; that of each swarm is longer by a digest."""
 
 
 class AwsSwarms:
-    """Runs swarms on AWS as `config` says, which has the machines; what they train is the cell's.
+    """Runs swarms on AWS; `config` has the machines, the cell what they train.
 
     Errors of all methods: CloudError, ConfigError.
     """
@@ -82,7 +82,7 @@ class AwsSwarms:
         return cls(load_cloud_config(path, changes), steps_per_hour=steps_per_hour)
 
     def put_data(self, folder: Path) -> None:
-        """Copy the prepared data to data.source, if that is a folder in S3; what is there alike is not copied again."""
+        """Copy the prepared data to data.source, if that is a folder in S3; identical files are not copied again."""
         source = self.config.data.source
         if source is None:
             raise ConfigError(
@@ -105,7 +105,7 @@ class AwsSwarms:
         self.out.print(f"{source}: {len(new)} files copied, {len(files) - len(new)} were there")
 
     def describe(self, grid: Grid, out: Path) -> None:
-        """Print what the series will take in hours and dollars, and what stands in the way of its first swarm."""
+        """Print what the series will take in hours and dollars, and what prevents its first swarm."""
         todo = [cell for cell in grid.cells if not is_finished(cell, out)]
         if not todo:
             return
@@ -125,10 +125,10 @@ class AwsSwarms:
         self.out.print(f"at {self.steps_per_hour:g} steps an hour; traffic between zones is not in it")
 
     def check(self, cells: Sequence[Cell]) -> None:
-        """Each launch looks at everything by itself, before it makes anything."""
+        """Each launch checks everything by itself, before it creates anything."""
 
     def train(self, cell: Cell, out: Path, listen: Callable[[int], None]) -> str | None:
-        """Launch `cell`, or go on with it, wait for its end, copy what its coordinator leaves into `out`, remove it.
+        """Launch `cell`, or continue it, wait for its end, copy what its coordinator leaves into `out`, remove it.
 
         Returns what went wrong, in one line, or None. An interruption leaves the swarm alone: the same call goes on.
         """
@@ -156,12 +156,12 @@ class AwsSwarms:
         return f"ended before its time, and its trainers' disks are gone; to begin again, empty {run.folder}"
 
     def clean_up(self, grid: Grid, out: Path) -> None:
-        """Remove whatever of the series is on AWS. What is in the bucket stays."""
+        """Remove everything of the series that is on AWS. What is in the bucket stays."""
         for cell in grid.cells:
             self._removed(self.run_of(cell, out, start_from=None))
 
     def _removed(self, run: Run) -> bool:
-        """Whether the run could be removed; what hangs on a machine that is still ending goes at a later try."""
+        """Whether the run could be removed; what depends on a machine that is still ending goes later."""
         for pause in STOP_PAUSES:
             if stop(run, self.out):
                 return True
@@ -169,7 +169,7 @@ class AwsSwarms:
         return stop(run, self.out)
 
     def run_id(self, cell: Cell) -> str:
-        """What AWS calls the swarm: names there are short."""
+        """The name of the swarm on AWS, where names are short."""
         return self._named(cell.config.run_id)
 
     def hours(self, cell: Cell) -> float:
@@ -177,7 +177,7 @@ class AwsSwarms:
         return SETUP_HOURS + cell.steps / self.steps_per_hour
 
     def run_of(self, cell: Cell, out: Path, start_from: str | None) -> Run:
-        """The run on AWS that a cell is; its settings are written to a file of `out`."""
+        """The run on AWS of a cell; its settings are written to a file of `out`."""
         config = replace(cell.config, start_from=None, peer=None, wandb=None)
         file = out / f"{cell.name}.yaml"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -215,7 +215,7 @@ class AwsSwarms:
 
 
 def _series(cell: Cell) -> str:
-    """What the run_ids of all swarms of a series begin with."""
+    """Prefix of the run_ids of all swarms of a series."""
     return cell.config.run_id.removesuffix(f"/{cell.name}")
 
 

@@ -44,11 +44,11 @@ class Cell:
     defence: str
     config: Config
     start_by: int | None = None
-    """It begins from the baseline's newest checkpoint that is no later than this step. None: from scratch."""
+    """It starts from the baseline's newest checkpoint that is no later than this step. None: from scratch."""
 
     @property
     def steps(self) -> int:
-        """How many steps it takes, or a few more: checkpoints come when they come."""
+        """How many steps it takes, or a few more: the steps of checkpoints vary."""
         every = self.config.checkpoint_every
         return self.config.steps - (0 if self.start_by is None else self.start_by // every * every)
 
@@ -67,7 +67,7 @@ class Grid:
         return (*((self.baseline,) if self.baseline is not None else ()), *self.attacks)
 
     def only(self, names: Sequence[str], origin: str) -> Grid:
-        """Return the grid with these attacks alone. Raises ConfigError for one that it does not have."""
+        """Return the grid with only these attacks. Raises ConfigError for one that it does not have."""
         known = dict.fromkeys(cell.attack for cell in self.attacks if cell.attack is not None)
         for name in names:
             if name not in known:

@@ -23,10 +23,10 @@ class LocalSwarms:
     own_display = False
 
     def put_data(self, folder: Path) -> None:
-        """The data are where they are needed."""
+        """Nothing to do: the data are where they are needed."""
 
     def describe(self, grid: Grid, out: Path) -> None:
-        """There is nothing to pay, and no more to say than `print_plan` does."""
+        """Nothing to do: there is nothing to pay, and `print_plan` says everything else."""
 
     def check(self, cells: Sequence[Cell]) -> None:
         """Errors: DataError if the data of one of them are missing or broken."""
@@ -34,10 +34,10 @@ class LocalSwarms:
             Corpus(path)
 
     def clean_up(self, grid: Grid, out: Path) -> None:
-        """Nothing is left running."""
+        """Nothing to do: nothing is left running."""
 
     def train(self, cell: Cell, out: Path, listen: Callable[[int], None]) -> str | None:
-        """Run `cell` into its folder of `out`, or go on with it; calls `listen` with the step that it has come to.
+        """Run `cell` into its folder of `out`, or continue it; calls `listen` with the step that it has reached.
 
         Returns what went wrong, in one line, or None. Errors: ConfigError if the baseline has no checkpoint for it.
         """

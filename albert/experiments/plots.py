@@ -22,14 +22,14 @@ PHASES = (BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, BROWN, "0.35", "0.6")
 IN_A_STEP = ("gradients", *STEP)
 """The phases of a step in their order."""
 CALM = {"color": "0.6", "linestyle": (0, (4, 2)), "linewidth": 1.4}
-"""How swarms that nobody attacks are drawn."""
+"""How swarms without attack are drawn."""
 COLUMNS = 3
 TOP = 1.3
-"""Losses of more than so many times the first one are not drawn: the training has diverged."""
+"""Losses above this many times the first one are not drawn: the training has diverged."""
 APART = 0.8
 """How far below the others the bars of the mean begin, in bars."""
 SMOOTH = 7
-"""Steps whose median a curve of speeds shows."""
+"""Number of steps whose median a curve of speeds shows."""
 
 Curve = Callable[[Swarm], tuple[list[int], list[float]]]
 
@@ -156,7 +156,7 @@ def _colours(swarms: Sequence[Swarm]) -> dict[str, str]:
 
 
 def _by_defence(swarms: Sequence[Swarm]) -> dict[str, list[Swarm]]:
-    """The swarms of a panel that differ in their seed alone together, the mean last."""
+    """The swarms of a panel, grouped with those that differ only in their seed, the mean last."""
     names = sorted(dict.fromkeys(swarm.defence for swarm in swarms), key=lambda name: name == MEAN)
     return {name: [swarm for swarm in swarms if swarm.defence == name] for name in names}
 

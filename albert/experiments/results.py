@@ -17,10 +17,10 @@ from btard.harness.typed_yaml import AnyPath
 from btard.swarm.local import COORDINATOR
 
 PACKED = "swarms.zip"
-"""What an export holds: of each swarm its settings and the files in `KEPT`, by its name."""
+"""The contents of an export: for each swarm its settings and the files in `KEPT`, by its name."""
 KEPT = ("metrics.jsonl", "timings.jsonl", "ledger.jsonl", "summary.json")
 PRIVATE = ("network", "data", "start_from", "wandb")
-"""Settings that say where something lay on one machine, or whose it was."""
+"""Settings with paths on one machine, or with names of its owner."""
 NO_ATTACK = "no attack"
 NAMES = {"random_direction": "constant direction", "ipm": "IPM", "alie": "ALIE"}
 MEAN, BTARD = "mean", "BTARD"
@@ -41,7 +41,7 @@ class Swarm:
 
     @property
     def defence(self) -> str:
-        """The mean, or BTARD with the tau that is not the usual one."""
+        """The mean, or BTARD, with its tau if that is not the usual one."""
         tau = self.config["protocol"]["tau"]
         if tau == float("inf"):
             return MEAN
@@ -49,7 +49,7 @@ class Swarm:
 
     @property
     def attack(self) -> str:
-        """The attack, as the paper calls it."""
+        """The attack, by the paper's name."""
         attack = self.config["attack"]
         if attack["name"] is None:
             return NO_ATTACK
@@ -84,7 +84,7 @@ class Swarm:
         return self.series("back_to")[0]
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
-        """Steps and values of a metric, where it is known."""
+        """Steps and values of a metric, as far as known."""
         pairs = [(line["step"], line[key]) for line in self.metrics if line.get(key) is not None]
         return [step for step, _ in pairs], [value for _, value in pairs]
 
@@ -122,7 +122,7 @@ def read_swarms(folder: Path) -> list[Swarm]:
 
 
 def export(swarms: Sequence[Swarm], target: Path) -> None:
-    """Pack what a report is made of into an archive in `target`, without where things lay on this machine."""
+    """Pack the data of a report into an archive in `target`, without paths on this machine."""
     contents: dict[str, bytes] = {}
     for swarm in swarms:
         public = {key: value for key, value in swarm.config.items() if key not in PRIVATE}

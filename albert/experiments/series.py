@@ -1,4 +1,4 @@
-"""Runs the swarms of a grid one after another, and goes on where it was interrupted."""
+"""Runs the swarms of a grid one after another, and continues where it was interrupted."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ class Place(Protocol):
     """
 
     own_display: bool
-    """Whether it shows itself how a swarm goes."""
+    """Whether it shows the progress of a swarm itself."""
 
     def put_data(self, folder: Path) -> None:
-        """Bring the prepared data where the swarms run."""
+        """Bring the prepared data to the place where the swarms run."""
 
     def describe(self, grid: Grid, out: Path) -> None:
-        """Print what it costs to run what is not finished of `grid`, and what stands in the way."""
+        """Print the cost of the unfinished swarms of `grid`, and what prevents them."""
 
     def check(self, cells: Sequence[Cell]) -> None:
         """Find mistakes that would make these swarms fail one after another."""
 
     def train(self, cell: Cell, out: Path, listen: Callable[[int], None]) -> str | None:
-        """Run a swarm into its folder of `out`, telling its steps; returns what went wrong, in one line, or None."""
+        """Run a swarm into its folder of `out`, and report its steps; returns what went wrong, in one line, or None."""
 
     def clean_up(self, grid: Grid, out: Path) -> None:
-        """End and remove whatever of the series still runs; what the swarms have written stays."""
+        """End and remove everything of the series that still runs; what the swarms have written stays."""
 
 
 def place_of(mode: str, cloud: str | Path | None = None, changes: Sequence[str] = ()) -> Place:
@@ -57,12 +57,12 @@ def place_of(mode: str, cloud: str | Path | None = None, changes: Sequence[str] 
 
 
 def is_finished(cell: Cell, out: Path) -> bool:
-    """Whether the swarm came to its end. Errors: RunFolderError if its summary is damaged."""
+    """Whether the swarm reached its end. Errors: RunFolderError if its summary is damaged."""
     return read_summary(out / cell.name / COORDINATOR) is not None
 
 
 def run_series(grid: Grid, out: Path, place: Place, *, show: bool = True) -> dict[str, str]:
-    """Run what is not finished of `grid` into `out`, a folder for each swarm; returns name -> what went wrong.
+    """Run the unfinished swarms of `grid` into `out`, one folder for each; returns name -> what went wrong.
 
     An interruption loses nothing: the same call goes on. Errors: ConfigError, RunFolderError.
     """
@@ -109,7 +109,7 @@ def print_plan(grid: Grid, out: Path) -> None:
 
 
 def _steps_per_second(cells: Sequence[Cell], out: Path) -> float | None:
-    """How fast the swarms that are finished were, by the times that their steps took."""
+    """The speed of the finished swarms, from the times of their steps."""
     known = [rate for cell in cells if (rate := steps_per_second(out / cell.name / COORDINATOR))]
     return len(known) / sum(1 / rate for rate in known) if known else None
 
@@ -126,7 +126,7 @@ class _Display:
         self._bar.move(self._ended, cell.name)
 
     def at(self, step: int) -> None:
-        """The swarm has come to this step of its own count, which may begin at a checkpoint."""
+        """Show that the swarm has reached this step of its own count, which may begin at a checkpoint."""
         done = step - (self._cell.config.steps - self._cell.steps)
         self._bar.move(self._ended + max(0, min(done, self._cell.steps)))
 

@@ -12,7 +12,7 @@ from btard.protocol.messages import NOBODY
 
 
 def bans_table(swarms: Sequence[Swarm]) -> str:
-    """A line for each swarm: who was banned when, and where the loss ended."""
+    """A line for each swarm: who was banned when, and the last loss."""
     columns = ("attack", "defence", "seed", "attack from", "attackers banned at step", "honest peers removed")
     rows = []
     for swarm in sorted(swarms, key=lambda s: (s.attack, s.start or 0, s.defence, s.seed)):

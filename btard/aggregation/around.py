@@ -1,4 +1,4 @@
-"""CenteredClip as it was first published: few steps of clipping around the aggregate of the step before."""
+"""CenteredClip as first published: a few steps of clipping around the aggregate of the step before."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def _influence(distances: np.ndarray, w: np.ndarray, tau: float) -> np.ndarray:
 
 
 def _unit(distances: np.ndarray, w: np.ndarray, tau: float) -> float:
-    """`sum_i w_i min(tau, median distance)`, what a residual is relative to.
+    """`sum_i w_i min(tau, median distance)`, the unit of a residual.
 
     The median is over rows of positive weight. Where it vanishes, as most rows coincide with the value, the largest
     distance takes its place.
@@ -63,7 +63,7 @@ def _relative(size: float, unit: float) -> float:
 def _floor(
     size: float, influence: np.ndarray, distances: np.ndarray, w: np.ndarray, tau: float, eps: float, unit: float
 ) -> float:
-    """Residual that rounding may leave at a value of norm `size`: half an epsilon from that, as much from arithmetic.
+    """Residual that rounding may leave at a value of norm `size`: half an epsilon from it, as much from arithmetic.
 
     If even tau is within rounding, a row that the value was meant to coincide with pulls at it with any force up to
     tau.

@@ -35,7 +35,7 @@ def check_matrix(x: Tensor) -> Tensor:
 
 
 def require_finite(x: Tensor) -> None:
-    """Search `x` for the first row that is not finite. Two passes; called only when a cheaper sign went off.
+    """Search `x` for the first row that is not finite. Two passes; called only when a cheaper check has failed.
 
     Raises:
         ValueError: names the first bad row, its first bad column and what stands there; also for float64

@@ -45,7 +45,7 @@ def _blocks(y: Tensor, count: int) -> Tensor:
 
 
 def _block_gram(y: Tensor) -> Tensor:
-    """Gram matrix [n, n] in float64 of the rows of `y`, multiplied blockwise where it lies, without a copy."""
+    """Gram matrix [n, n] in float64 of the rows of `y`, multiplied blockwise in place, without a copy."""
     count, rest = divmod(y.shape[1], BLOCK)
     tail = y[:, count * BLOCK :]
     if not count:
@@ -94,7 +94,7 @@ def _kernel_rows(x: Tensor) -> int:
 
 
 def _in_place(x: Tensor) -> bool:
-    """Whether to multiply the rows of `x` where they lie.
+    """Whether to multiply the rows of `x` in place.
 
     Matrix kernels sum in another order where rows do not start with a cache line. The same rows have to give the same
     bits wherever they lie, so such ones are copied first, unless they are so many that the copy would cost two reads.

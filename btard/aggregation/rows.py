@@ -1,4 +1,4 @@
-"""Rows that lie apart in memory as one matrix, without a copy where that can be."""
+"""Rows that are separate in memory as one matrix, without a copy if possible."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def stack_rows(rows: Sequence[Tensor]) -> Tensor:
-    """The vectors `rows`, each [d], as a matrix [n, d] that is only to be read.
+    """The vectors `rows`, each [d], as a matrix [n, d] that must not be written to.
 
     Equally spaced pieces of one storage, such as the same columns of a matrix's rows, are seen where they lie; anything
     else is copied. Errors: as `torch.stack`.

@@ -1,4 +1,4 @@
-"""Memory that is used again and again: the first touch of a page costs more than all that is done with it here."""
+"""Memory that is used again and again: the first touch of a page costs more than all later work with it."""
 
 from __future__ import annotations
 

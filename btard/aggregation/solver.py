@@ -21,7 +21,7 @@ _REACH = 1e6
 
 
 class _Point:
-    """Coefficients p of a point v, and what the loss is made of there."""
+    """Coefficients p of a point v, and the terms of the loss there."""
 
     __slots__ = ("distances", "gradient", "moments", "p", "pull", "size", "total", "unit")
 
@@ -46,7 +46,7 @@ class _Point:
 
 
 class _Problem:
-    """The rows' Gram matrix, weights and tau, and what every point needs of them."""
+    """The rows' Gram matrix, weights and tau, and what every point needs from them."""
 
     def __init__(self, g: np.ndarray, w: np.ndarray, tau: float) -> None:
         self.g, self.w, self.tau = g, w, tau

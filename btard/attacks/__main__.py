@@ -1,4 +1,4 @@
-"""`python -m btard.attacks`: the table of attacks, as Markdown, made from the registry."""
+"""`python -m btard.attacks`: the table of attacks, as Markdown, generated from the registry."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ COMMON = frozenset(item.name for item in fields(Attack))
 
 
 def markdown() -> str:
-    """What `docs/attacks.md` holds: every attack with its formula, source and options."""
+    """The contents of `docs/attacks.md`: every attack with its formula, source and options."""
     lines = [
         "# Attacks",
         "",
         "Made by `python -m btard.attacks > docs/attacks.md`. Choose one with `--attack.name`; every attack also has",
-        "`attack.start`, `attack.every` and `attack.stop`. Options without a key of their own are set with",
+        "`attack.start`, `attack.every` and `attack.stop`. Set options that have no key of their own with",
         "`--attack.options.NAME`.",
         "",
-        "Every attack also has the option `when`: which of these steps it picks, by what it knows when it has to",
-        "commit. In the other steps it is honest, but turns in no fellow. Where there are no validators, as under the",
-        "rule of a server, there is only `always`. None of them pays:",
+        "Every attack also has the option `when`: which of these steps it picks, by what it knows when it must",
+        "commit. In the other steps it is honest, but does not report a fellow. Without validators, as under the",
+        "rule of a server, only `always` exists. None of these choices pays:",
         "[Why an attacker cannot pick its moment](protocol.md#why-an-attacker-cannot-pick-its-moment).",
         "",
     ]
@@ -52,7 +52,7 @@ def markdown() -> str:
 
 @program("the same command begins again")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print it."""
+    """Print the page."""
     Parser(prog="python -m btard.attacks", description=__doc__).parse_args(argv)
     print(markdown(), end="")
     return 0

@@ -1,4 +1,4 @@
-"""Aggregators that announce something else than CenteredClip of the parts they were sent."""
+"""Aggregators that announce anything but CenteredClip of the parts that they received."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def shifted(
 
 @dataclass(kw_only=True, eq=False)
 class WrongAggregate(Attack):
-    """Announces something else than CenteredClip for every part that it owns, alone: nobody covers for it.
+    """Announces a value other than CenteredClip for every part that it owns, alone: nobody covers for it.
 
     Formula: shift: a[j] + scale * median_i ||g_i[j] - a[j]|| * u, with u a random unit vector; factor: scale * a[j];
     part: g_i[j] of one of the workers, drawn for step and part; edge: a shift, found by bisection, after which the
@@ -107,7 +107,7 @@ class ColludingAggregate(Attack):
         return replace(report, norms=tuple(norms), products=tuple(products))
 
     def _share(self, ctx: Context, part: int, senders: tuple[int, ...]) -> tuple[float, ...]:
-        """What each colluder has to say, per direction z, so that everybody's s sum up to zero."""
+        """What each colluder must say, per direction z, so that everybody's s sum up to zero."""
         count = ctx.config.directions if ctx.config is not None else 1
         value = ctx.record.aggregates[part]
         z = directions(ctx.record.coin, part, value.numel(), count, str(value.device), ctx.memory)
@@ -132,7 +132,7 @@ class ColludingAggregate(Attack):
 
 @dataclass(kw_only=True, eq=False)
 class UnprovenAggregate(WrongAggregate):
-    """Like wrong_aggregate, and lies about the parts that it has to show when it is accused.
+    """Like wrong_aggregate, and lies about the parts that it must show when it is accused.
 
     Formula: nothing; copies of the announced aggregate in the senders' names, of which it would be the solution; all
     parts but one

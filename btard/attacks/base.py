@@ -17,7 +17,7 @@ Level = Literal["gradient", "protocol"]
 
 
 def without_fellows(claims: tuple[Claim, ...], fellows: frozenset[int]) -> tuple[Claim, ...]:
-    """Whatever the attack, nobody turns in a fellow attacker, least of all as its validator.
+    """Whatever the attack, no attacker reports a fellow, least of all as its validator.
 
     But for a part or an aggregate that it rejected: keeping that quiet would give itself away.
     """
@@ -25,7 +25,7 @@ def without_fellows(claims: tuple[Claim, ...], fellows: frozenset[int]) -> tuple
 
 
 class Loyal(Behaviour):
-    """An attacker in the steps in which it does not attack: honest, but it turns in nobody of its `fellows`."""
+    """An attacker in the steps in which it does not attack: honest, but it reports none of its `fellows`."""
 
     byzantine = True
 
@@ -80,7 +80,7 @@ class Attack(Behaviour):
 
     @cached_property
     def resting(self) -> Behaviour:
-        """Honest, but loyal."""
+        """Honest, but loyal to its fellows."""
         return Loyal(self.collusion.members)
 
     def check_validators(self, validators: int) -> None:

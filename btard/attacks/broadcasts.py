@@ -41,7 +41,7 @@ from btard.protocol.wire import Malformed
 
 Sign = Callable[[Any], Signed]
 Said = tuple[Signed | None, Mapping[int, Signed | None]]
-"""What everybody is sent, and what single recipients get instead."""
+"""What everybody receives, and what single recipients receive instead."""
 Relays = Mapping[int, Sequence[Relayed]]
 
 
@@ -68,7 +68,7 @@ def identities(attack: Attack) -> dict[int, Identity]:
 
 
 def signed_bytes(ctx: Context, phase: str, payload: bytes, *, sender: int | None = None) -> Signed:
-    """A message of any bytes with my signature, by default in my own name."""
+    """A message of any bytes with this peer's signature, by default in its own name."""
     unsigned = Signed(ctx.peer if sender is None else sender, ctx.step, phase, payload, b"")
     if ctx.identity is None:
         raise RuntimeError("this attack signs by itself: it needs a driver that runs the protocol")
@@ -76,13 +76,13 @@ def signed_bytes(ctx: Context, phase: str, payload: bytes, *, sender: int | None
 
 
 def passed_through(attack: Attack, ctx: Context, message: Signed, relayers: Sequence[int]) -> Relayed:
-    """`message` with the signatures of fellows, as if it had gone through their hands."""
+    """`message` with the signatures of fellows, as if they had passed it on."""
     keys, signed = identities(attack), relay_digest(message.digest(ctx.record.context))
     return Relayed(message, tuple((peer, keys[peer].sign(signed)) for peer in relayers))
 
 
 def added(outgoing: Relays, recipients: Sequence[int], *items: Relayed) -> Relays:
-    """`outgoing` with `items` for `recipients` on top."""
+    """`outgoing` with additional `items` for `recipients`."""
     return {**outgoing, **{peer: (*outgoing.get(peer, ()), *items) for peer in recipients}}
 
 
@@ -110,7 +110,7 @@ def another(payload: Any, ctx: Context) -> Any:
 
 @dataclass(kw_only=True, eq=False)
 class Equivocate(Attack):
-    """Says two different things in one broadcast, both well signed.
+    """Says two different things in one broadcast, both validly signed.
 
     Formula: another plausible message for every second honest peer, or for one; last_round: for one, through fellows
     who have all signed it and hand it over in the last round in which that is accepted; too_late: one round later
@@ -227,7 +227,7 @@ class LateReveal(Attack):
 
 @dataclass(kw_only=True, eq=False)
 class Replay(Attack):
-    """Sends what was said before, in place of what is due.
+    """Sends an earlier message instead of the one that is due.
 
     Formula: step: its own message of the same phase of the step before; phase: its own commitment of this step; others:
     besides its own, relays what honest peers said in the step before; packets: its parts and aggregates of the step
@@ -344,7 +344,7 @@ class Garbage(Attack):
 
 
 def _twisted(payload: Any, how: str, ctx: Context) -> Any:
-    """`payload` changed in the way `how`, if it is of the phase that this concerns; else itself."""
+    """`payload` changed in the way `how`, if it belongs to the phase that this concerns; else unchanged."""
     record, k = ctx.record, ctx.record.cut.k if ctx.record.split is not None else 0
     peers = len(record.active)
     if isinstance(payload, Commit) and how == "commit_short":
@@ -431,7 +431,7 @@ TWISTS = (
 
 @dataclass(kw_only=True, eq=False)
 class MalformedMessage(Attack):
-    """Well signed and well packed, with values that cannot be.
+    """Sends validly signed and encoded messages with impossible values.
 
     Formula: one value of the phase's message changed, as its name says; votes need somebody's accusation
 

@@ -140,7 +140,7 @@ def min_sum_gamma(spread: Spread) -> float:
 
 @dataclass(kw_only=True, eq=False)
 class MinMax(Attack):
-    """Goes as far from the honest mean as still leaves it no farther from anybody than two honest peers can be.
+    """Goes as far from the honest mean as possible, but no farther from any peer than two honest peers can be apart.
 
     Formula: mu + gamma * p; p = -sigma, -mu/||mu|| or -sign(mu); gamma is the largest with
     max_i ||mu + gamma p - g_i|| <= max_ij ||g_i - g_j||

@@ -1,4 +1,4 @@
-"""Attacks on healing: liars about the states, attackers that go by themselves, and harm that a loss does not show."""
+"""Attacks on healing: liars about the states, attackers that leave by themselves, and harm that no loss shows."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ LIES: Mapping[str, Callable[[Measured], Measured | None]] = {
     "nan": lambda said: replace(said, losses=(math.nan,) * len(said.losses)),
     "infinite": lambda said: replace(said, bounds=(-math.inf,) * len(said.bounds)),
 }
-"""What a liar makes of what it has measured; None says nothing."""
+"""What a liar reports instead of what it has measured; None says nothing."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -84,7 +84,7 @@ class HealingLies(Attack):
 
 @dataclass(kw_only=True, eq=False)
 class HitAndRun(Attack):
-    """Hits for some steps and then goes by itself, before anybody has caught it.
+    """Attacks for some steps and then leaves by itself, before anybody has caught it.
 
     Formula: -scale * g_i in `hits` steps, in each `every`-th. Then silent: no accusations; absent: not in the roll
     call any more; eliminate: it lacks the
@@ -128,7 +128,7 @@ class HitAndRun(Attack):
         return ctx.step >= self.start + self.hits * self.every
 
     def _victims(self, ctx: Context) -> list[tuple[int, int]]:
-        """(owner, part) of the honest peer that it takes with it, another one than its fellows do: at most one."""
+        """(owner, part) of the honest peer that it takes with it, a different one for each fellow: at most one."""
         record, members = ctx.record, self.collusion.members
         honest = [(record.owner(part), part) for part in sorted(record.announced)]
         honest = [(owner, part) for owner, part in honest if owner not in members]

@@ -1,4 +1,4 @@
-"""When attackers strike: what they can know before they have to commit, and what they may make of it.
+"""When attackers strike: what they can know before they must commit, and how they may use it.
 
 Functions of the step's public state alone, without a memory, so that a resumed run goes on to the same bits. Why none
 of them helps: docs/protocol.md, "Why an attacker cannot pick its moment".
@@ -16,27 +16,27 @@ SELDOM = 0.1
 
 
 def always(collusion: Collusion, ctx: View) -> bool:
-    """All of them."""
+    """All steps."""
     return True
 
 
 def checked(collusion: Collusion, ctx: View) -> bool:
-    """Those in which its own work of the step before is being checked: it hopes that nobody is drawn twice in a row."""
+    """Steps in which its own work of the step before is being checked: it hopes that nobody is drawn twice in a row."""
     return ctx.peer in ctx.assignments.values()
 
 
 def covered(collusion: Collusion, ctx: View) -> bool:
-    """Those in which a fellow is among the present validators, who turns in nobody."""
+    """Steps in which a fellow, which reports nobody, is among the present validators."""
     return any(validator in collusion.members and validator != ctx.peer for validator in ctx.assignments)
 
 
 def seldom(collusion: Collusion, ctx: View) -> bool:
-    """One in ten, drawn from a random stream of its own."""
+    """One step in ten, drawn from its own random stream."""
     return bool(collusion.stream("seldom", ctx.step, ctx.peer).random() < SELDOM)
 
 
 def in_turn(collusion: Collusion, ctx: View) -> bool:
-    """One attacker after the other: the next begins when those with lower numbers are gone."""
+    """One attacker after the other: the next begins when the attackers with lower numbers are gone."""
     return ctx.peer == min((peer for peer in ctx.active if peer in collusion.members), default=ctx.peer)
 
 

@@ -1,4 +1,4 @@
-"""Attacks on the peer's own gradient, or on the batch it is computed of. None of them looks at anybody else's."""
+"""Attacks on the peer's own gradient, or on the batch it is computed from. None of them uses other peers' gradients."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class RandomDirection(Attack):
         return torch.cat([unit * (self.scale * torch.linalg.vector_norm(own)) for unit, own in pairs])
 
     def _sizes(self, size: int) -> list[int]:
-        """Into how many numbers each the gradient is cut."""
+        """The number of entries in each piece into which the gradient is cut."""
         if self.per == "vector":
             return [size]
         if sum(self.collusion.tensors) != size:
@@ -88,7 +88,7 @@ class LabelFlip(Attack):
 
 @dataclass(kw_only=True, eq=False)
 class DelayedGradient(Attack):
-    """Sends the gradient that it owed long ago.
+    """Sends the gradient of an earlier step.
 
     Formula: g_i^(t - delay), recomputed from the parameters and the public seed of that step; g_i^0 before step delay
 

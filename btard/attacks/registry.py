@@ -147,11 +147,11 @@ HOOKS = frozenset(
     for name, hook in vars(Behaviour).items()
     if isfunction(hook) and name not in ("active", "acts", "check_validators")
 )
-"""What an attack may override, at least one of them."""
+"""Hooks that an attack may override; it must override at least one."""
 
 
 def attack_class(name: str) -> type[Attack]:
-    """The attack `name`, of the registry or somebody's own, module:Class.
+    """The attack `name`, from the registry or a user's own, module:Class.
 
     Errors: ValueError, in a line that goes on after `name`.
     """
@@ -181,7 +181,7 @@ def make_attack(
     when: str = "always",
     **options: Any,
 ) -> Attack:
-    """The attack `name`, of the registry or module:Class, for one peer; its class checks the values.
+    """The attack `name`, from the registry or module:Class, for one peer; its class checks the values.
 
     Errors: ValueError, in one line, for an unknown name or option and for a value that it does not allow.
 

@@ -1,4 +1,4 @@
-"""ROP, the attack that was made against CenteredClip."""
+"""ROP, the attack that was designed against CenteredClip."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def rotated_perturbation(reference: torch.Tensor, angle: float) -> torch.Tensor:
 
 
 def previous_aggregate(last: StepRecord | None, fallback: torch.Tensor) -> torch.Tensor:
-    """concat_j a[j] of the step before [d]; `fallback` where a part, or the whole step, is not known."""
+    """concat_j a[j] of the step before [d]; `fallback` if a part, or the whole step, is not known."""
     if last is None or last.split is None:
         return fallback
     known = {part: value for part, value in last.aggregates.items() if part not in last.skipped}

@@ -22,13 +22,13 @@ def own_parts(ctx: Context) -> list[int]:
 
 
 def chief(attack: Attack, ctx: Context) -> int:
-    """The attacker for whom the others work: the first of those that are workers in this step, or nobody."""
+    """The attacker that the others help: the first attacker that is a worker in this step, or nobody."""
     return next((peer for peer in ctx.record.workers if peer in attack.collusion.members), NOBODY)
 
 
 @dataclass(kw_only=True, eq=False)
 class LateAggregate(Attack):
-    """Keeps its aggregate back until the others have reported without it, and holds their reports against them.
+    """Keeps its aggregate back until the others have reported without it, then accuses them for their reports.
 
     Formula: nobody honest gets a[j] before the reports. accuse: then all do, and all are accused of a misreport;
     favour: then only the validator that the coin has drawn for a fellow does, and the fellow has reported 2 norm_i[j]
@@ -65,7 +65,7 @@ class LateAggregate(Attack):
         return tuple(sorted({*claims, *(claim for claim in framed if claim.accused not in self.collusion.members)}))
 
     def _validator(self, ctx: Context) -> int | None:
-        """The honest peer that is going to validate a fellow, as far as it can be told before the verdicts."""
+        """The honest peer that will validate a fellow, as far as that can be known before the verdicts."""
         record = ctx.record
         staying = tuple(peer for peer in record.members if peer != chief(self, ctx))
         drawn = draw_validators(record.coin, record.workers, staying, ctx.config.validators if ctx.config else 1)
@@ -75,7 +75,7 @@ class LateAggregate(Attack):
 
 @dataclass(kw_only=True, eq=False)
 class CancellingLies(Attack):
-    """Two reporters lie by opposite amounts about a right aggregate; when one falls, the honest alarm is false.
+    """Two reporters lie by opposite amounts about a right aggregate; when one is convicted, the honest alarm is false.
 
     Formula: s + x and s - x on the chief's parts, x = 5; once one of the liars is convicted, its corrected report lets
     the honest peers accuse the chief, and the others accuse every honest aggregator of the step before
@@ -113,7 +113,7 @@ class CancellingLies(Attack):
 
 @dataclass(kw_only=True, eq=False)
 class SoleSender(Attack):
-    """Leaves everybody but itself, or but its fellows, out of its list, and announces what it likes.
+    """Leaves all peers except itself, or except its fellows, out of its list, and announces what it likes.
 
     Formula: a[j] = scale * (1, ..., 1), with a claim against every worker that is left out
 

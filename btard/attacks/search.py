@@ -1,4 +1,4 @@
-"""Attackers that know the rule: they try factors of ALIE and IPM on it and send what does most harm."""
+"""Attackers that know the rule: they try factors of ALIE and IPM on it and send the most harmful result."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Rehearsal:
 
 @dataclass(kw_only=True, eq=False)
 class SearchedLittleIsEnough(Attack):
-    """ALIE with the z that does most harm to the rule at hand, searched anew in every step.
+    """ALIE with the z that does most harm under the rule in use, searched again in every step.
 
     Formula: mu - z * sigma; of `trials` values in (0, limit] z is that with the largest ||F(g, mu - z * sigma) - mu||,
     F the server's rule, or CenteredClip of each part under btard
@@ -99,7 +99,7 @@ class SearchedLittleIsEnough(Attack):
 
 @dataclass(kw_only=True, eq=False)
 class SearchedInnerProduct(SearchedLittleIsEnough):
-    """IPM with the epsilon that does most harm to the rule at hand, searched anew in every step.
+    """IPM with the epsilon that does most harm under the rule in use, searched again in every step.
 
     Formula: -epsilon * mu; of `trials` values in (0, limit] epsilon is that with the largest
     ||F(g, -epsilon * mu) - mu||, F the server's rule, or CenteredClip of each part under btard

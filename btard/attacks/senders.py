@@ -32,7 +32,7 @@ PHASES = (
 """In their order; evidence and votes come only in steps with accusations."""
 
 RECIPIENTS = ("one", "several", "most", "all")
-"""Which honest peers are wronged in a step: one, two, over half of all active peers, every one."""
+"""Which honest peers are the victims in a step: one, two, over half of all active peers, every one."""
 
 
 def commitment(ctx: Context, kind: str, part: int, body: torch.Tensor | bytes) -> bytes:
@@ -43,7 +43,7 @@ def commitment(ctx: Context, kind: str, part: int, body: torch.Tensor | bytes) -
 
 
 def is_victim(attack: Attack, ctx: Context, recipients: str, peer: int, among: tuple[int, ...]) -> bool:
-    """Whether `peer` is to be wronged: one of the honest peers of `among`, from the one on that the step draws."""
+    """Whether `peer` is a victim: one of the honest peers of `among`, starting from the one that the step draws."""
     members = attack.collusion.members
     honest = sorted(set(among) - members - {ctx.peer})
     if recipients == "all" or not honest:
@@ -71,7 +71,7 @@ SPOILED = (
 
 
 def spoiled(body: torch.Tensor, send: str) -> torch.Tensor | bytes:
-    """Something else than `body` [p], by its name in SPOILED: other numbers, another form, or no tensor at all."""
+    """A replacement of `body` [p], by its name in SPOILED: other numbers, another form, or no tensor at all."""
     others: dict[str, Callable[[], torch.Tensor | bytes]] = {
         "other": lambda: body * 2 + 1,
         "short": lambda: body[:-1].clone(),
@@ -92,7 +92,7 @@ def spoiled(body: torch.Tensor, send: str) -> torch.Tensor | bytes:
 
 @dataclass(kw_only=True, eq=False)
 class NonFinite(Attack):
-    """Commits to a gradient that holds NaN or infinity, as a diverged peer would, or numbers at the ends of the range.
+    """Commits to a gradient with NaN or infinity, like a diverged peer, or with numbers at the ends of the range.
 
     Formula: g_i with one entry, or all of them, replaced by NaN, +inf, the largest finite number or a denormal one
 
@@ -115,7 +115,7 @@ class NonFinite(Attack):
 
 @dataclass(kw_only=True, eq=False)
 class BadPart(Attack):
-    """Sends other bytes than it committed to, or commits to bytes that are no part.
+    """Sends bytes that it did not commit to, or commits to bytes that are no part.
 
     Formula: 2 g_i[j] + 1; a part of another length, rank or type; NaN, infinity, denormals; ten times what is read; no
     tensor at all; `unsigned`: with a signature that is none. With `committed` the hash is that of what is sent
@@ -159,7 +159,7 @@ class BadPart(Attack):
 
 
 def _unsigned(packet: Packet) -> Packet:
-    """Other numbers, and a signature that nobody made."""
+    """A packet with other numbers, and a signature that nobody made."""
     body = packet.body * 2 + 1 if isinstance(packet.body, torch.Tensor) else packet.body
     return replace(packet, body=body, signed=bytes(64))
 
@@ -184,7 +184,7 @@ class WithheldPart(Attack):
 
 @dataclass(kw_only=True, eq=False)
 class BadAggregate(Attack):
-    """Sends some peers another aggregate than the one it announced, or announces bytes that are no aggregate.
+    """Sends some peers an aggregate that it did not announce, or announces bytes that are no aggregate.
 
     Formula: the same instead of a[j] as bad_part sends instead of g_i[j]. With `announced` the hash is that of it
 
@@ -278,7 +278,7 @@ class Silent(Attack):
 
 @dataclass(kw_only=True, eq=False)
 class Crash(Attack):
-    """Dies in a phase, as after kill -9: nothing is heard of it again.
+    """Dies in a phase, as after kill -9: nobody hears from it again.
 
     Formula: the end
 
@@ -295,7 +295,7 @@ class Crash(Attack):
 
 @dataclass(kw_only=True, eq=False)
 class WrongReveal(Attack):
-    """Reveals another coin value than it committed to, to steer the coin after having seen the others.
+    """Reveals a coin value that it did not commit to, to steer the coin after seeing the others.
 
     Formula: (u_i with all bits flipped, salt_i) instead of (u_i, salt_i)
 

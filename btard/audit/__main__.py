@@ -1,4 +1,4 @@
-"""`python -m btard.audit RUN_DIR [--task module:function]`: whether the ledger of a run says what really happened.
+"""`python -m btard.audit RUN_DIR [--task module:function]`: checks whether the ledger of a run says what happened.
 
 The auditor took no part in the run. It checks every signature, replays the steps that removed somebody with the peers'
 own code, and compares the outcome with the ledger. Everything in the folder is hostile until checked.
@@ -24,10 +24,10 @@ from btard.protocol.wire import Malformed, shown
 from btard.task import Task
 
 LINE = 1000
-"""Characters of a line that is printed: the folder may be a stranger's."""
+"""Maximum length of a printed line: the folder may be a stranger's."""
 
 KNOWN = frozenset({"resnet.audit:task_of", "albert.audit:task_of"})
-"""What is called because a run folder says so, without a look at it."""
+"""The functions that may be called unchecked because a run folder names them."""
 OURS = frozenset({"albert", "btard", "resnet"})
 """Of their functions, only those make the task of a run folder."""
 SWARM = "config.yaml"
@@ -40,7 +40,7 @@ NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 
 
 def load_task(name: str, folder: Path) -> Task:
-    """The task that the function `name` ("module:function") makes of the run in `folder`; else ValueError.
+    """The task that the function `name` ("module:function") creates from the run in `folder`; else ValueError.
 
     The function takes nothing, the folder, or, if it is that of a swarm's `--task`, the swarm's settings.
     """

@@ -36,7 +36,7 @@ class Attestation:
     signatures: dict[int, bytes] = field(default_factory=dict)
 
     def digest(self, config: ProtocolConfig, roster: Roster, d: int) -> bytes:
-        """What is signed: also the settings and the keys."""
+        """What is signed, including the settings and the keys."""
         return signed_digest("attestation", settings_digest(config), d, *roster.keys, self.step, self.head, self.params)
 
     def write(self, folder: Path) -> None:

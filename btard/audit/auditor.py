@@ -73,7 +73,7 @@ class _Auditor:
         return Report(tuple(findings), end, tuple(self.replay.notes))
 
     def _healings(self, steps: Mapping[int, list[Line]], over: int) -> None:
-        """Errors: AuditError where a state should have been chosen, and the ledger says nothing of it.
+        """Errors: AuditError if a state should have been chosen, and the ledger does not mention it.
 
         `over`: a step that the run has come through.
         """

@@ -1,4 +1,4 @@
-"""What a step's votes say: whose were those of the majority."""
+"""What a step's votes say: which peers voted with the majority."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def votes_with_majority(peer: Peer) -> int:
-    """How many of the votes of `peer` were those of the majority: whoever got other evidence than most has fewer."""
+    """How many votes of `peer` were with the majority: a peer that got other evidence than most has fewer."""
     record, owner = peer.current, peer.id
     agreeing = 0
     for attempt in record.trials:

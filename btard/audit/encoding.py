@@ -1,4 +1,4 @@
-"""How values stand in the files of a recorded run, and their strict decoding: what does not fit is Malformed."""
+"""How values are encoded in the files of a recorded run, and their strict decoding: anything else is Malformed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TENSOR_DTYPES = {
         *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
     )
 }
-"""What a packet's body may be; what else a hostile peer sends is kept as the bytes that it is."""
+"""What a packet's body may be; anything else that a hostile peer sends is kept as bytes."""
 
 
 def check_hex(value: Any, what: str) -> bytes:
@@ -45,7 +45,7 @@ def to_host(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def flattened(body: torch.Tensor | bytes) -> tuple[str, tuple[int, ...], torch.Tensor]:
-    """(dtype, shape, bytes [n]) of a packet's body, whatever its sender made it of."""
+    """(dtype, shape, bytes [n]) of a packet's body, whatever its sender put into it."""
     if isinstance(body, bytes):
         return "bytes", (len(body),), torch.frombuffer(bytearray(body), dtype=torch.uint8) if body else torch.empty(0)
     host = to_host(body)
@@ -53,7 +53,7 @@ def flattened(body: torch.Tensor | bytes) -> tuple[str, tuple[int, ...], torch.T
 
 
 def unflattened(raw: torch.Tensor, dtype: str, shape: tuple[int, ...]) -> torch.Tensor | bytes:
-    """The body of which `flattened` made `dtype`, `shape` and `raw`; Malformed if it made them of none."""
+    """The body of which `flattened` made `dtype`, `shape` and `raw`; Malformed if there is no such body."""
     raw = raw.reshape(-1) if raw.numel() else torch.empty(0, dtype=torch.uint8)
     if raw.dtype == torch.uint8 and dtype == "bytes":
         return raw.numpy().tobytes()

@@ -1,4 +1,4 @@
-"""The ledger of a run: its chain line by line, and the state that it gives everybody at the start of each step."""
+"""The ledger of a run: its chain line by line, and the state at the start of each step that follows from it."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Line:
     """A line of ledger.jsonl."""
 
     number: int
-    """From 1."""
+    """The line's number, from 1."""
     entry: Entry
     head: bytes
     """The chain's head after it."""
 
 
 def read_ledger(file: Path) -> list[Line]:
-    """The lines of a ledger; AuditError where one does not follow from the line before."""
+    """The lines of a ledger; AuditError if one does not follow from the line before."""
     try:
         raw = read_bounded(file, MAX_LEDGER)
     except Malformed as error:
@@ -56,24 +56,24 @@ def read_ledger(file: Path) -> list[Line]:
 
 
 class AgreedState:
-    """The state that everybody agreed on, from the `lines` of the ledger and the `keys` of those there at the start."""
+    """The state that everybody agreed on, from the `lines` of the ledger and the `keys` of the peers at the start."""
 
     def __init__(self, config: ProtocolConfig, keys: Roster, lines: list[Line]) -> None:
         self.config, self.keys, self.lines = config, keys, lines
         self.memory = Memory()
-        """Of signatures: a step is certified, and then replayed."""
+        """Memory of signatures: a step is certified, and then replayed."""
         self.admitted = [_admitted(line) for line in lines if line.entry.kind == ADMITTED]
         self.removed = {peer for line in lines for peer in line.entry.peers}
 
     def active(self, step: int) -> tuple[int, ...]:
-        """A_t: the peers of the start and those that served their probation, without whoever was removed."""
+        """A_t: the peers of the start and those that completed their probation, without the removed ones."""
         before = [line.entry for line in self.lines if line.entry.step < step]
         out = {peer for entry in before for peer in entry.peers}
         members = {*range(self.config.peers), *(entry.accused for entry in before if entry.kind == GRADUATED)}
         return tuple(sorted(members - out))
 
     def newcomers(self, step: int) -> set[int]:
-        """Those on probation at the start of `step`."""
+        """The newcomers on probation at the start of `step`."""
         before = [line.entry for line in self.lines if line.entry.step < step]
         gone = {peer for entry in before for peer in (*entry.peers, *([entry.accused] * (entry.kind == GRADUATED)))}
         return {entry.accused for entry in before if entry.kind == ADMITTED} - gone
@@ -83,7 +83,7 @@ class AgreedState:
         return Roster((*self.keys.keys, *(key for admitted, key in self.admitted if admitted < step)))
 
     def byzantine(self, step: int) -> int:
-        """b_t: how many of A_t may be Byzantine. What more of them have signed, an honest one has."""
+        """b_t: how many of A_t may be Byzantine. If more of them have signed something, an honest one has."""
         return still_byzantine(self.config, [line.entry for line in self.lines if line.entry.step < step])
 
     def head(self, step: int) -> bytes:
@@ -121,7 +121,7 @@ class AgreedState:
             raise AuditError(f"{file}: the signature of {bad[0]} does not hold")
 
     def enough(self, signers: Collection[int], step: int) -> bool:
-        """Whether so many of A_t are among `signers` that one of them is honest, and the ledger before `step` is true.
+        """Whether enough of A_t are among `signers` that one of them is honest, and the ledger before `step` is true.
 
         More than half of A_t; and more than could be Byzantine before the last step that put something into the ledger,
         of those that were members then. Who forges that step can make its own victims look silent, slow or guilty, and

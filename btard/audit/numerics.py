@@ -1,4 +1,4 @@
-"""What the bits of a computation depend on beside its inputs: the numeric platform, in one short line."""
+"""What the bits of a computation depend on besides its inputs: the numeric platform, in one short line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 
 MAX_PLATFORM = 200
-"""Characters of a platform's name."""
+"""Maximum length of a platform's name."""
 
 
 @lru_cache

@@ -1,4 +1,4 @@
-"""An observer replays a recorded step with the peers' own code and comes to its own verdicts; it is no member.
+"""An observer replays a recorded step with the peers' own code and reaches its own verdicts; it is no member.
 
 What a member would hear comes from the record, what it would say is dropped.
 """
@@ -26,11 +26,11 @@ from btard.protocol.peer import Peer
 from btard.protocol.record import StepRecord, Transcript
 
 JUDGEMENT = "accuse/0"
-"""The first phase in which a step is judged: what verdicts about it are based on lies before."""
+"""The first phase in which a step is judged: everything that verdicts are based on happens before."""
 
 
 class Witness(Behaviour):
-    """Notes the verdict on every claim; changes nothing."""
+    """Records the verdict on every claim; changes nothing."""
 
     def __init__(self) -> None:
         self.verdicts: dict[Claim, str] = {}
@@ -44,7 +44,7 @@ class Witness(Behaviour):
 
 
 class Observer(Peer):
-    """Stands where the peers stood at the start of `transcript`; `last` is the step before, as it was replayed."""
+    """Takes the state of the peers at the start of `transcript`; `last` is the step before, as it was replayed."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Observer(Peer):
 
     @property
     def verdicts(self) -> Mapping[Claim, str]:
-        """My own verdict on every claim that was tried."""
+        """This observer's verdict on every claim that was tried."""
         return self.behaviour.verdicts if isinstance(self.behaviour, Witness) else {}
 
     def seed_of(self, step: int, peer: int) -> bytes:
@@ -133,7 +133,7 @@ class Observer(Peer):
         return proof.shown.get(int(attempt), {}) if phase == "evidence" else {}
 
     def _aggregates(self, proof: Proof) -> dict[int, list[Packet]]:
-        """The recorded aggregates of this step, as from their owners: their digest is all that counts."""
+        """The recorded aggregates of this step, as from their owners: only their digest counts."""
         arrived: dict[int, list[Packet]] = {}
         for (step, part), value in proof.aggregates.items():
             if step == self.transcript.step:

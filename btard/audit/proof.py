@@ -1,4 +1,4 @@
-"""What a step leaves behind as proof: the signed messages and the disclosed evidence from which anybody can replay it.
+"""What a step leaves behind as proof: the signed messages and disclosed evidence, from which anybody can replay it.
 
 A proof is two files, JSON for what was said and safetensors for the tensors, written only for steps that put something
 into the ledger. The step after such a step leaves a seal: its signatures are bound to the ledger's new head.
@@ -53,14 +53,14 @@ class Proof:
     shown: dict[int, dict[int, tuple[Packet, ...]]] = field(default_factory=dict)
     """Round of accusations -> discloser -> packets."""
     aggregates: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
-    """(step, part) -> a[j], of the parts that a verdict is about."""
+    """(step, part) -> a[j], for the parts that a verdict is about."""
     params: torch.Tensor | None = None
-    """x [d] of the step before, where a verdict needs a gradient computed again."""
+    """x [d] of the step before, if a verdict needs a recomputed gradient."""
     platform: str = ""
     """The numeric platform of the peer that recorded it (`numerics.py`)."""
 
     by: int = NOBODY
-    """Who recorded all this, and signed it."""
+    """The peer that recorded all this, and signed it."""
     signature: bytes = b""
     signed: bytes = b""
     """What the signature is on: the digest of everything else."""

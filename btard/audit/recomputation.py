@@ -1,4 +1,4 @@
-"""Gradients that verdicts are about, computed again at recorded parameters."""
+"""Gradients that verdicts are about, recomputed at recorded parameters."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-from btard.audit.report import AuditError, NotReproduced
+from btard.audit.report import AuditError, NotReproduced, Unwitnessed
 from btard.protocol.commit import clip_gradient
 from btard.protocol.commitments import Hashed
 from btard.protocol.config import ProtocolConfig
@@ -27,7 +27,7 @@ class Recomputation:
         self.task, self.config, self.params, self.removed = task, config, params, frozenset(removed)
         self._compute: Callable[[int], torch.Tensor] | None = None
         self.confirmed = True
-        """Whether the parameters have reproduced a commitment; without that only tolerant validation goes on."""
+        """Whether the parameters have reproduced a commitment; without that only tolerant validation continues."""
 
     def __call__(self, request: Compute, record: StepRecord) -> torch.Tensor:
         if self._compute is None:
@@ -56,6 +56,11 @@ class Recomputation:
         if self.config.validation == "tolerant":
             self.confirmed = False
             return lambda peer: together(peer, [])
+        if len(trusted) <= record.byzantine:
+            raise Unwitnessed(
+                f"step {record.step}: its parameters confirm nothing, for of the peers that worked in it only "
+                f"{len(trusted)} were never convicted, and {record.byzantine} may be liars"
+            )
         raise NotReproduced(
             f"the parameters of step {record.step} give nobody's committed gradient: they were altered, or this "
             "machine does not compute to the bit as the run's did"

@@ -1,4 +1,4 @@
-"""Writes the proofs of a run while it goes on; the peers know nothing of it."""
+"""Writes the proofs of a run while it is running; the peers do not know about it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from btard.protocol.peer import Peer
 
 SEALING = ("coin_commit/0",)
-"""Of a step after one with entries: signatures of all who went on, bound to the ledger's new head."""
+"""For the step after one with entries: signatures of all peers that continued, bound to the ledger's new head."""
 
 
 class Recorder:
@@ -57,7 +57,7 @@ class Recorder:
         self._begun = False
 
     def begin(self, roster: Roster, d: int, platform: str) -> None:
-        """Once: write settings, keys and numeric platform; forget what the folder has of the next step and later ones.
+        """Once: write settings, keys and numeric platform; delete what the folder has of the next step and later ones.
 
         `finished` does it before the first step that it takes in, for by then a resumed run has restored the recorder.
         """
@@ -80,7 +80,7 @@ class Recorder:
         *,
         writes: bool = True,
     ) -> None:
-        """Take in the step that the honest `peers` have just finished; `parameters`: step -> x [d] of it.
+        """Record the step that the honest `peers` have just finished; `parameters`: step -> x [d] of it.
 
         `states`: step -> the agreed tensors at its beginning, the "parameters" among them, of steps that were measured.
 
@@ -134,7 +134,7 @@ class Recorder:
         )
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint has to hold, as JSON values."""
+        """What a checkpoint must hold, as JSON values."""
         return {
             "next": self.next,
             "head": self.head.hex(),
@@ -143,7 +143,7 @@ class Recorder:
         }
 
     def restore(self, state: Mapping[str, Any], last: StepRecord | None) -> None:
-        """Take over what `state` returned; `last` is the step before as a peer remembers it."""
+        """Restore what `state` returned; `last` is the step before as a peer remembers it."""
         self.next, self.head = state["next"], bytes.fromhex(state["head"])
         self._to_seal = None if state["to_seal"] is None else (tuple(state["to_seal"][0]), state["to_seal"][1])
         if state["before"] is not None and last is not None:
@@ -152,6 +152,6 @@ class Recorder:
 
 
 def _platform(record: StepRecord) -> str:
-    """That on which the step's aggregates were computed."""
+    """The numeric platform on which the step's aggregates were computed."""
     devices = {str(value.device) for value in record.aggregates.values()}
     return numeric_platform(min(devices, default="cpu"))

@@ -28,6 +28,7 @@ from btard.audit.report import (
     AuditError,
     Finding,
     NotReproduced,
+    Unwitnessed,
     within,
 )
 from btard.audit.states import read_state
@@ -52,7 +53,7 @@ class Replay:
         """Acquittals that this machine cannot confirm to the bit."""
 
     def step(self, step: int, lines: Sequence[Line]) -> list[Finding]:
-        """What was checked of each of the ledger's `lines` about `step`. Errors: AuditError if one does not hold."""
+        """What was checked in each of the ledger's `lines` about `step`. Errors: AuditError if one does not hold."""
         file = proof_file(self.evidence, step).name
         try:
             proof = Proof.read(self.evidence, step, self.d)
@@ -76,8 +77,10 @@ class Replay:
         try:
             try:
                 observer = self._replayed(proof, recompute)
-            except NotReproduced:
-                if not elsewhere:
+            except NotReproduced as error:
+                if isinstance(error, Unwitnessed):
+                    self.notes.append(str(error))
+                elif not elsewhere:
                     raise
                 recompute = None
                 observer = self._replayed(proof, None)
@@ -113,7 +116,7 @@ class Replay:
         return observer
 
     def _healing(self, observer: Observer, elsewhere: str, file: str) -> str:
-        """What was checked of the choice of a state, which has been replayed. Errors: AuditError if it was another."""
+        """What was checked in the replayed choice of a state. Errors: AuditError if the choice was another."""
         record = observer.current
         entry = next(entry for entry in reversed(observer.ledger.entries) if entry.kind == HEALED)
         steps = (*candidates(self.config, observer.ledger.entries, record.step), record.step)
@@ -144,7 +147,7 @@ class Replay:
         return elsewhere or MESSAGES
 
     def _compare(self, entries: Sequence[Entry], lines: Sequence[Line], file: str) -> None:
-        """Errors: AuditError unless the replay came to the ledger's entries."""
+        """Errors: AuditError unless the replay gave the ledger's entries."""
         for line, entry in zip(lines, entries, strict=False):
             if line.entry != entry:
                 said, found = (f"{e.kind} of {list(e.peers)}, {e.verdict}" for e in (line.entry, entry))
@@ -168,7 +171,7 @@ class Replay:
         recomputed: str,
         elsewhere: str,
     ) -> list[Finding]:
-        """What was checked of every line. Errors: AuditError where the evidence says otherwise than the majority.
+        """What was checked in every line. Errors: AuditError if the evidence contradicts the majority.
 
         `recomputed`: how gradients were, or nothing; `elsewhere`: that this is another numeric platform, or nothing.
         There a verdict that follows from floats contradicts nobody's.
@@ -211,7 +214,7 @@ class Replay:
         return findings
 
     def _reliable(self, observer: Observer, claim: Claim, verdict: str, recomputed: str) -> bool:
-        """Whether the replay's own verdict on `claim` counts: not where it would have needed a gradient."""
+        """Whether the replay's own verdict on `claim` counts: not if it would have needed a gradient."""
         if recomputed:
             return True
         uncovered = KINDS[claim.kind].second_round and claim.step != observer.transcript.step and verdict != GUILTY

@@ -1,4 +1,4 @@
-"""What an audit says: a line for each ledger entry that stood it and a summary, or the first thing out of order."""
+"""What an audit says: a line for each ledger entry that passed and a summary, or the first problem."""
 
 from __future__ import annotations
 
@@ -28,13 +28,17 @@ class NotReproduced(AuditError):
     """The stored parameters give no committed gradient: they were altered, or this machine computes other bits."""
 
 
+class Unwitnessed(NotReproduced):
+    """That proves nothing: whoever worked in the step and was never convicted may be a liar that was not found."""
+
+
 class TooFew(AuditError):
-    """All that is wrong is that too few have signed it."""
+    """The only problem is that too few peers have signed it."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One ledger entry that stood the audit."""
+    """One ledger entry that passed the audit."""
 
     entry: Entry
     checked: str
@@ -58,7 +62,7 @@ class Report:
     findings: tuple[Finding, ...]
     summary: str
     notes: tuple[str, ...] = ()
-    """What could not be compared and is about no entry, a line each."""
+    """What could not be compared and concerns no entry, one line each."""
 
 
 def within(file: str, error: Malformed) -> str:

@@ -1,4 +1,4 @@
-"""What each peer did in a step, in a few bytes per peer: for run folders, and for whoever watches them."""
+"""What each peer did in a step, in a few bytes per peer: for run folders, and for pages that show them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROLES = {
 
 @dataclass(frozen=True)
 class Account:
-    """A step as all honest peers have it. Its size is bounded by the number of peers, whatever these do."""
+    """A step as all honest peers have it. Its size is bounded by the number of peers, whatever they do."""
 
     roles: str
     """A letter of `ROLES` for each peer, by number."""
@@ -36,7 +36,7 @@ class Account:
 
     @classmethod
     def of(cls, record: StepRecord, sent: Mapping[int, Mapping[str, int]]) -> Account:
-        """What `record`, of a step that is over, says."""
+        """The account of the finished step in `record`."""
         active, here = set(record.active), set(record.active if record.here is None else record.here)
         checks = tuple(sorted((peer, target) for peer, target in record.assignments.items() if peer in here))
         validators, workers = {peer for peer, _ in checks}, set(record.workers)
@@ -57,7 +57,7 @@ class Account:
         )
 
     def fields(self, peer: int | None = None) -> dict[str, Any]:
-        """JSON values for a line of metrics; of `peer`, also the bytes that it sent. What is empty is left out."""
+        """JSON values for a line of metrics; for `peer`, also the bytes that it sent. Empty fields are left out."""
         sent = self.sent.get(-1 if peer is None else peer, {})
         found = {
             "roles": self.roles,

@@ -36,7 +36,7 @@ OUT, STUCK, DONE = 0, 1, 2
 
 
 class Fallen(Exception):
-    """This process's peer is out of the run: banned, gone or crashed. The others go on without it."""
+    """This process's peer is out of the run: banned, gone or crashed. The others continue without it."""
 
 
 class CollectiveDriver:
@@ -149,7 +149,7 @@ class CollectiveDriver:
         return {"peer": values, "ranks": self.mesh.ranks, "recorder": recorded}, tensors
 
     def restore(self, state: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], *, life: bytes | None) -> None:
-        """Take over what `state` returned, on a driver made with the same arguments, at all ranks that were in the run.
+        """Restore what `state` returned, on a driver created in the same way, at all ranks that were in the run.
 
         The others had fallen out and do not call this. `life`: as of `LocalDriver`, the same at all ranks.
         """
@@ -166,7 +166,7 @@ class CollectiveDriver:
             self.recorder.restore(state["recorder"], self.peer.last)
 
     def attest(self, params: torch.Tensor) -> None:
-        """The end of the run, signed by all peers that are left, where the recorder is; all of them call this.
+        """The end of the run, signed by all remaining peers, at the rank with the recorder; all ranks call this.
 
         `params` [d] are final. Errors: RankLost.
         """
@@ -206,7 +206,7 @@ class CollectiveDriver:
         return Heard({me: said.answer({r: came.letters[r] for r in came.letters.keys() & present}, me, device)}, sent)
 
     def _observe(self, step: int, gradient: torch.Tensor | None) -> None:
-        """Omniscience, simulated: honest ranks send their gradients to those of the attackers, if these need them."""
+        """Simulated omniscience: honest ranks send their gradients to the attackers' ranks, if these need them."""
         attackers = [rank for rank in self.mesh.ranks if rank in self.byzantine]
         rows: dict[int, torch.Tensor] = {}
         if any(self.behaviours[rank].requires_cohort for rank in attackers):
@@ -220,7 +220,7 @@ class CollectiveDriver:
             self.collusion.observe(step, rows)
 
     def _finish(self, outcome: Outcome | None, end: int) -> tuple[int, ...]:
-        """Wait until nobody is in the step any more; the ranks of A_{t+1} that stay, as the honest ones have it.
+        """Wait until nobody is in the step any more; the ranks of A_{t+1} that stay, according to the honest ones.
 
         A peer may fall out in the middle of a step. Its rank goes on with empty hands, for the others need it.
         """

@@ -1,4 +1,4 @@
-"""Answers the gradient requests of a cohort in one process, all of a phase together."""
+"""Answers the gradient requests of a cohort in one process, all requests of a phase together."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Key = tuple[int, int, bytes, bool]
 
 
 def key_of(request: Compute) -> Key:
-    """A gradient is a function of these alone."""
+    """A gradient is a function only of these."""
     return request.step, request.peer, request.seed, request.flip_labels
 
 
@@ -46,7 +46,7 @@ class CohortCompute:
         self.memory: dict[Key, torch.Tensor] = {}
         self._buffers: list[torch.Tensor] = []
         self.others: dict[int, CohortCompute] = {}
-        """Peer -> what answers it instead of this object; the same for peers with the same task."""
+        """Peer -> the object that answers it instead of this one; the same for peers with the same task."""
         made: dict[int, CohortCompute] = {id(task): self}
         for peer, own in (tasks or {}).items():
             if own.d != task.d:
@@ -99,7 +99,7 @@ class CohortCompute:
         return keys, rows
 
     def restore(self, keys: Sequence[Sequence[Any]], tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take over what `state` returned."""
+        """Restore what `state` returned."""
         computes = self._all()
         for compute in computes:
             compute.memory = {}
@@ -111,7 +111,7 @@ class CohortCompute:
         return list(dict.fromkeys([self, *self.others.values()]))
 
     def _compute(self, now: int, requests: list[Compute], out: torch.Tensor) -> None:
-        """Fill `out` [r, d], one call of the task per step that is asked for; rows that lie apart cost a copy."""
+        """Fill `out` [r, d], one call of the task per requested step; rows that are not adjacent cost a copy."""
         for step in sorted({request.step for request in requests}):
             index = [i for i, request in enumerate(requests) if request.step == step]
             params, workers = self.history.at(step, now), self.history.sharing(step, now)

@@ -1,4 +1,4 @@
-"""BTARD as the authors' published code has it: its aggregation for real, its bans drawn at random.
+"""BTARD as in the authors' published code: real aggregation, bans drawn at random.
 
 That code runs no validator, accusation or vote. Each attacker draws a number in every step in which it attacks, and is
 "banned" by chance. This driver does the same, so that runs compare with the authors': the protocol itself is
@@ -80,14 +80,14 @@ class EmulatedDriver(ServerDriver):
             self.active = tuple(other for other in self.active if other != peer)
 
     def state(self) -> tuple[dict[str, object], dict[str, torch.Tensor]]:
-        """What a checkpoint needs to go on to the same bits: JSON values, and tensors."""
+        """What a checkpoint needs to resume to the same bits: JSON values, and tensors."""
         values, tensors = super().state()
         return {**values, "active": list(self.active), "replaced": list(self.replaced)}, tensors
 
     def restore(
         self, state: Mapping[str, object], tensors: Mapping[str, torch.Tensor], *, life: bytes | None = None
     ) -> None:
-        """Take over what `state` returned, of this run or of one that began like it without attackers."""
+        """Restore what `state` returned, from this run or from one that began like it without attackers."""
         super().restore(state, tensors, life=life)
         active, replaced = state["active"], state["replaced"]
         assert isinstance(active, list) and isinstance(replaced, list)

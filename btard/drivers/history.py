@@ -15,7 +15,7 @@ from btard.task import sharing
 
 
 def steps_kept(behaviours: Mapping[int, Behaviour], repeatable: int) -> int:
-    """How many steps of parameters a cohort needs: two for validators, more where an attack looks farther back.
+    """How many steps of parameters a cohort needs: two for validators, more if an attack looks farther back.
 
     `repeatable`: steps that a resumed run may repeat; their overwriting must not reach what the repetition needs.
     """
@@ -43,7 +43,7 @@ class ParameterHistory:
             raise ValueError(f"a history of {keep} steps is kept in a file: give the folder")
         self.keep = keep
         self.workers: dict[int, int] = {}
-        """Step -> how many peers were to work in it."""
+        """Step -> how many peers were supposed to work in it."""
         self._recent: dict[int, torch.Tensor] = {}
         self._ring: np.memmap | None = None
         if keep > self.IN_MEMORY and folder is not None:
@@ -86,15 +86,15 @@ class ParameterHistory:
         return torch.from_numpy(np.array(self._ring[step % self.keep, :-1])).to(like.device)
 
     def sharing(self, step: int, now: int) -> int:
-        """How many peers shared `step`; as many as now where that is no longer known."""
+        """How many peers shared `step`; as many as now if that is no longer known."""
         return self.workers.get(step, self.workers[now])
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint has to hold; the file keeps the rest."""
+        """What a checkpoint must hold; the file keeps the rest."""
         return {f"history/{step}": params for step, params in self._recent.items()}
 
     def restore(self, state: Mapping[str, torch.Tensor], workers: Mapping[int, int]) -> None:
-        """Take over what `state` returned, among other tensors, and the `workers` of past steps that are known."""
+        """Restore what `state` returned, from among other tensors, and the known `workers` of past steps."""
         self.workers = dict(workers)
         recent = {int(name.split("/")[1]): params for name, params in state.items() if name.startswith("history/")}
         for step in sorted(recent):
@@ -107,5 +107,5 @@ def _tag(step: int) -> float:
 
 
 def workers_of(last: StepRecord | None) -> dict[int, int]:
-    """Step -> how many peers were to work in it, of the step before."""
+    """Step -> how many peers were supposed to work in it, for the step before."""
     return {} if last is None else {last.step: sharing(last.active, last.assignments)}

@@ -1,4 +1,4 @@
-"""What a peer says in one phase, to whom, and how large it is; for drivers with a wire also as bytes and back."""
+"""What a peer says in one phase, to whom, and how large it is; for drivers with a wire, also as bytes and back."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Letters(Struct, frozen=True, eq=False):
     common: Letter | None
     special: Mapping[int, Letter | None]
     limit: int
-    """Bytes that the peer reads from one sender; a longer letter counts as none."""
+    """Number of bytes that the peer reads from one sender; a longer letter counts as none."""
     _sizes: dict[int, int] = {}
 
     @staticmethod
@@ -56,11 +56,11 @@ class Letters(Struct, frozen=True, eq=False):
 
     @property
     def own(self) -> Letter | None:
-        """What the peer hears from itself: what it says to everybody, within the limit that holds for all."""
+        """What the peer hears from itself: what it says to everybody, within the limit that applies to all."""
         return self.common if self.size(self.common) <= self.limit else None
 
     def size(self, letter: Letter | None) -> int:
-        """Bytes of one of these letters; what goes to many is looked at once."""
+        """Bytes of one of these letters; a letter to many is measured once."""
         if letter is None:
             return 0
         if isinstance(letter, Signed):
@@ -78,7 +78,7 @@ class Letters(Struct, frozen=True, eq=False):
         return usual + sum(self.size(letter) for letter in special.values())
 
     def encoded(self) -> tuple[Pieces | None, dict[int, Pieces | None]]:
-        """The common letter and the special ones as bytes; what goes to many is encoded once."""
+        """The common letter and the special ones as bytes; a letter to many is encoded once."""
         made: dict[int, Pieces | None] = {}
         for letter in (self.common, *self.special.values()):
             if id(letter) not in made:

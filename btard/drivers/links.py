@@ -1,4 +1,4 @@
-"""Bad links and slow peers for simulations. What is lost or late comes from named streams: runs can be repeated."""
+"""Bad links and slow peers for simulations. Named streams decide what is lost or late, so runs can be repeated."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from btard.protocol.hashing import stream
 
 @dataclass(frozen=True)
 class Links(Clock):
-    """How reliable the simulated network is, between honest peers and all others alike.
+    """How reliable the simulated network is, equally between all peers, honest or not.
 
     What goes from one peer to another is acknowledged and sent again, up to `attempts` times before the phase ends. A
     broadcast is sent `repeats` times without waiting for an answer: the relays of the protocol make up for what is lost
@@ -26,9 +26,9 @@ class Links(Clock):
     loss: float = 0.0
     """Chance that one sending of a message gets lost on the way."""
     repeats: int = 3
-    """Sendings of a broadcast; a peer misses it with chance loss ** repeats."""
+    """How often a broadcast is sent; a peer misses it with chance loss ** repeats."""
     attempts: int = 12
-    """Tries of an acknowledged transfer; all of them are lost with chance loss ** attempts."""
+    """How often an acknowledged transfer is tried; all of them are lost with chance loss ** attempts."""
     slow: float = 0.0
     """Chance that a peer is not ready with its gradient in a step: it misses the commit phase."""
     seed: int = 0

@@ -31,7 +31,7 @@ from btard.protocol.snapshot import load_peer, save_peer
 from btard.task import Task, sharing
 
 THREADED_FROM = 2**17
-"""Parameters from which on the peers of a cohort work in threads."""
+"""Number of parameters from which the peers of a cohort work in threads."""
 
 
 class LocalDriver:
@@ -101,7 +101,7 @@ class LocalDriver:
         self.compute = CohortCompute(task, self.history, mode, tasks)
         self.trail = Trail(config, task)
         self.joining: dict[bytes, Newcomer] = {}
-        """Public key -> everybody who has asked to join."""
+        """Public key -> the newcomer that has asked to join."""
         self._repeatable = repeatable
         self._threads = torch.get_num_threads()
         self._team: Team | None = None
@@ -140,7 +140,7 @@ class LocalDriver:
         shared: Mapping[str, torch.Tensor] | None = None,
         local: Mapping[str, torch.Tensor] | None = None,
     ) -> StepResult:
-        """One step of all peers at `params` [d]; whoever falls out is gone from `peers` afterwards.
+        """One step of all peers at `params` [d]; a peer that falls out is gone from `peers` afterwards.
 
         `shared`: the state of the training beside the parameters, such as the optimizer's. Newcomers download it, and
         whoever goes back to an earlier state needs that of then. `local`: what also goes back and is nobody else's
@@ -179,7 +179,7 @@ class LocalDriver:
         return self._team
 
     def attest(self, params: torch.Tensor) -> None:
-        """The end of the run, signed by all peers that are left, into the recorder's folder; `params` [d] are final."""
+        """Write the end of the run, signed by all remaining peers, to the recorder's folder; `params` [d] are final."""
         if self.recorder is not None:
             attest(self.recorder, self.peers.values(), params).write(self.recorder.folder)
 
@@ -206,7 +206,7 @@ class LocalDriver:
         return {"shared": shared, "peers": refs, "memory": keys, "recorder": recorded}, tensors | rows
 
     def restore(self, state: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], *, life: bytes | None) -> None:
-        """Take over what `state` returned, on a driver made with the same arguments.
+        """Restore what `state` returned, on a driver created with the same arguments.
 
         `life`: a name that no other resume from this state has had. What was said before in the steps that are repeated
         counts no more then. None: the run goes on to the bytes of one that was never interrupted; that is for attackers
@@ -235,7 +235,7 @@ class LocalDriver:
             self.recorder.restore(state["recorder"], self.honest[0].last)
 
     def _bring_in(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Those who were admitted in the step before become peers."""
+        """Turn the newcomers that were admitted in the step before into peers."""
         witness = next(peer for peer in self.honest if peer.id in peer.active)
         members = {i: self.peers[i] for i in witness.active if i in self.peers}
         admitted = admitted_last(witness)
@@ -263,7 +263,7 @@ class LocalDriver:
         return staying[first]
 
     def _refuse_losses(self, outcomes: Mapping[int, Outcome | None], staying: Collection[int]) -> None:
-        """RuntimeError if an honest peer has struck itself off that all others keep. One that has crashed has not."""
+        """RuntimeError if an honest peer has removed itself that all others keep. One that has crashed has not."""
         for i, outcome in outcomes.items():
             peer = self.peers[i]
             why = peer.current.expelled.get(i)

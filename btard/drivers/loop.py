@@ -1,4 +1,4 @@
-"""The one interpreter of effects: runs a step of the peers that a process holds, as far as all drivers do it alike.
+"""The one interpreter of effects: runs a step of a process's peers, as far as it is the same for all drivers.
 
 A driver says how messages move and where gradients come from (`World`), and when it is too late for a gradient
 (`Clock`). Peers in threads are the driver's choice too. The rest is here: phases, time, bytes, and how a step ends.
@@ -25,24 +25,24 @@ from btard.task import TooLate
 
 
 class Clock:
-    """When it is too late for a gradient. By this one it never is."""
+    """When it is too late for a gradient. By this clock it never is."""
 
     def start(self, phase: str, work: int = 1) -> None:
-        """`phase` begins, in which something is computed that takes no longer than `work` gradients.
+        """Note that `phase` begins, in which peers compute something that takes no longer than `work` gradients.
 
         That is "compute", "judge" once for each gradient that judges compute, or "heal/measure".
         """
 
     def late(self, step: int, peer: int) -> bool:
-        """Whether it is too late for a gradient of `peer` for training or validation; a judge is given all the time."""
+        """Whether it is too late for a gradient of `peer` for training or validation; a judge has unlimited time."""
         return False
 
 
 class Heard(NamedTuple):
-    """What came of the letters of a phase."""
+    """The result of the letters of a phase."""
 
     answers: Mapping[int, Mapping[int, Any]]
-    """Peer -> sender -> letter. A peer that is missing here has no part in the step any more."""
+    """Peer -> sender -> letter. A peer that is missing here no longer takes part in the step."""
     sent: Mapping[int, int]
     """Peer -> bytes that it put on the wire."""
 
@@ -70,7 +70,7 @@ class World(Protocol):
 
 @dataclass(frozen=True)
 class StepResult:
-    """One step of the cohort. `gradient` [d] is what the optimizer is to apply.
+    """One step of the cohort. `gradient` [d] is what the optimizer should apply.
 
     >>> import btard, torch
     >>> result = btard.LocalDriver(btard.ProtocolConfig(peers=5), btard.QuadraticTask(8)).step(torch.ones(8))
@@ -106,15 +106,15 @@ class Course:
     step: int
     sent: dict[int, int]
     outcomes: dict[int, Outcome | None] = field(default_factory=dict)
-    """None for a peer that is out of the run."""
+    """The result; The result; None for a peer that is out of the run."""
     failures: dict[int, CutOff | NoGradient] = field(default_factory=dict)
-    """Of peers for which the step could not end. That of an honest one ends the step for all."""
+    """Errors of peers that could not finish the step. An honest peer's error ends the step for all."""
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     by_phase: dict[int, dict[str, int]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(int)))
     """Peer -> phase -> bytes sent."""
 
     def result(self, witness: Peer, params: torch.Tensor) -> StepResult:
-        """The step as `witness` has it, one that came to the end; `params` [d]: of the gradient's dtype and device."""
+        """The step as `witness` has it, which reached the end; `params` [d]: of the gradient's dtype and device."""
         outcome, record = self.outcomes[witness.id], witness.last
         assert outcome is not None and record is not None
         return StepResult(
@@ -140,7 +140,7 @@ def run_step(
     each: Callable[[Callable[[int], _Reached], Sequence[int]], Iterable[_Reached]] = map,
     watch: Callable[[str], None] = lambda phase: None,
 ) -> Course:
-    """One step of `peers`, which are all at the same one, in lockstep.
+    """One step of `peers`, which are all at the same step, in lockstep.
 
     `each` lets the peers go on, from one effect to the next, perhaps several at a time. `watch` is told each phase as
     it begins. Errors: RuntimeError if honest peers are in two phases at once, which would be a bug of the protocol.
@@ -242,7 +242,7 @@ def _compute(
 
 @dataclass(frozen=True)
 class _Ended:
-    """The step of a peer is over."""
+    """End the step of a peer."""
 
     outcome: Outcome | None
     failure: CutOff | NoGradient | None = None

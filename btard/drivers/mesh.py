@@ -1,4 +1,4 @@
-"""Ranks that talk to each other in rounds over `torch.distributed`: everybody to everybody, and nobody waits for ever.
+"""Ranks that talk to each other in rounds over `torch.distributed`: everybody to everybody, and nobody waits forever.
 
 A round is an all-to-all of small headers, which carry the lengths and whatever is short, and a second one of the long
 letters if there are any. It knows nothing of the protocol.
@@ -23,19 +23,19 @@ import torch.distributed as dist
 from btard.drivers.letters import Pieces
 
 INLINE = 640
-"""Letters of up to so many bytes travel in the header: broadcasts among 16 peers fit, and take one message each."""
+"""Letters of up to this many bytes travel in the header: broadcasts among 16 peers fit, and take one message each."""
 
 _HEADER = struct.Struct("<BBqq32s")  # running, long letters, limit, length, phase
 SIZE = _HEADER.size + INLINE
 
 SLICE = 0.5
-"""Seconds between two looks at whether somebody else is in trouble, while waiting."""
+"""Seconds between two checks, while waiting, whether another rank is in trouble."""
 GRACE = 2.0
-"""Seconds given to the others to say that they are still there."""
+"""Seconds that the others have to say that they are still there."""
 
 
 class RankLost(RuntimeError):
-    """A rank ended or hangs: which one, at which step, in which phase. `missing` are those ranks.
+    """A rank ended or hangs: which one, at which step, in which phase. `missing`: those ranks.
 
     What was under way stays pending in the background, so a process that catches this should end by `os._exit`.
     """
@@ -47,7 +47,7 @@ class RankLost(RuntimeError):
 
 @dataclass(frozen=True)
 class Round:
-    """What came in a round. Of those that are `running`, `phases` names where they are."""
+    """What came in a round. `phases` says where the ranks are that are `running`."""
 
     letters: dict[int, bytearray | memoryview]
     running: frozenset[int]
@@ -93,7 +93,7 @@ class Mesh:
         signal.signal(signal.SIGTERM, terminated)
 
     def regroup(self, ranks: Sequence[int]) -> None:
-        """Go on among `ranks`, ascending, fewer than before; all of them call this. Errors: RankLost."""
+        """Continue among `ranks`, ascending, fewer than before; all of them call this. Errors: RankLost."""
         if tuple(ranks) != self.ranks:
             self.ranks = tuple(ranks)
             self._connect()
@@ -119,7 +119,7 @@ class Mesh:
         return {rank: bytes(came[rank]) if rank != self.rank else value for rank in self.ranks}
 
     def round(self, phase: str, letters: Mapping[int, Pieces], limit: int, *, running: bool = True) -> Round:
-        """Send each recipient its letter and get mine, by sender; from nobody more than `limit` bytes.
+        """Send each recipient its letter; returns this rank's letters, by sender, each of at most `limit` bytes.
 
         An empty letter is none, and one that is longer than its recipient's limit is not sent.
         Errors: RankLost if a rank does not answer in time.
@@ -191,7 +191,7 @@ class Mesh:
                 self._name_the_missing(deadline)
 
     def _name_the_missing(self, deadline: float) -> NoReturn:
-        """Raise RankLost with the ranks that do not come here too before `deadline`; the first finding is everybody's.
+        """Raise RankLost with the ranks that do not come here before `deadline`; all use the first finding.
 
         gloo says only that a connection broke. So whoever notices says so in the store, where all others look.
         """
@@ -226,7 +226,7 @@ class Mesh:
 
 
 def torchrun_mesh(timeout: float) -> Mesh:
-    """All processes that torchrun has started, as ranks that heed its SIGTERM.
+    """All processes that torchrun has started, as ranks that handle its SIGTERM.
 
     Errors: RuntimeError in a process that it has not started; RankLost if some do not come in time.
     """

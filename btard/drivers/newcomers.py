@@ -1,4 +1,4 @@
-"""Those who want to join a cohort in one process: they ask, and after their admission download and check the state."""
+"""Newcomers to a cohort in one process: they ask, and once admitted they download and check the state."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from btard.protocol.snapshot import load_public, serve, vouch
 
 @dataclass
 class Newcomer:
-    """Somebody who has asked to join, and what came of it."""
+    """A peer that has asked to join, and the outcome."""
 
     identity: Identity
     behaviour: Behaviour = HONEST
@@ -29,7 +29,7 @@ class Newcomer:
     peer: int | None = None
     """Its number, as soon as it is admitted and has the state."""
     refused: list[str] = field(default_factory=list)
-    """What was wrong with the states that it did not take."""
+    """What was wrong with the states that it refused."""
 
     def make_peer(self, number: int, like: Peer) -> Peer:
         """Peer `number` without any state yet, in the run of `like`."""
@@ -39,14 +39,14 @@ class Newcomer:
 
 
 def admitted_last(member: Peer) -> list[int]:
-    """The numbers of those who were admitted in the step before, ascending."""
+    """The numbers of the newcomers that were admitted in the step before, ascending."""
     return sorted(e.accused for e in member.ledger.entries if e.kind == ADMITTED and e.step == member.t - 1)
 
 
 def bring_in(
     newcomer: Newcomer, number: int, members: Mapping[int, Peer], witness: Peer, tensors: Mapping[str, torch.Tensor]
 ) -> Peer:
-    """The peer that the admitted `newcomer` becomes with a state that most of the members vouch for.
+    """The peer that the admitted `newcomer` becomes, with a state that most of the members vouch for.
 
     `members`: those that answer; `witness`: whose list of members the newcomer goes by.
     Errors: WrongState if no state has a majority, or nobody serves the one that has.

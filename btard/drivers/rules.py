@@ -18,22 +18,22 @@ from btard.options import check_known, check_options, option_names
 
 @dataclass(frozen=True)
 class RuleView:
-    """What a rule may look at beside the rows."""
+    """What a rule may use in addition to the rows."""
 
     step: int = 0
     last: Tensor | None = None
     """The aggregate [d] of the step before; None in the first step."""
     stream: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
-    """Random numbers of this step: the same again if the step is repeated."""
+    """Random numbers of this step: the same if the step is repeated."""
 
 
 class RuleError(ValueError):
-    """A rule returned what is no aggregate; one line."""
+    """A rule returned something that is no aggregate; one line."""
 
 
 @dataclass(kw_only=True, eq=False)
 class Rule:
-    """How a trusted server makes one vector of those of all peers. A subclass overrides `aggregate`.
+    """How a trusted server combines the vectors of all peers into one. A subclass overrides `aggregate`.
 
     Options of its own are dataclass fields with `btard.option`, as those of an attack.
 
@@ -50,7 +50,7 @@ class Rule:
     """
 
     byzantine: int = 0
-    """How many of the rows are Byzantine at most."""
+    """The largest number of Byzantine rows."""
     tau: float | None = None
     """The clipping radius, for rules that clip."""
 
@@ -78,7 +78,7 @@ class Named(Rule):
 
 @dataclass(kw_only=True, eq=False)
 class Mixed(Rule):
-    """`rule` after the mixing of this name; `bucket` is how many rows go into one of bucketing."""
+    """`rule` after the mixing of this name; `bucket` is the number of rows in a bucket."""
 
     rule: Rule
     mixing: str
@@ -90,7 +90,7 @@ class Mixed(Rule):
 
 @dataclass(kw_only=True, eq=False)
 class Plain(Rule):
-    """A function of the rows alone."""
+    """A rule that is a function of the rows alone."""
 
     function: Callable[[Tensor], Tensor]
 
@@ -99,7 +99,7 @@ class Plain(Rule):
 
 
 def rule_class(name: str) -> type[Rule]:
-    """The class of somebody's own rule, module:Class. Errors: ValueError, in a line that goes on after `name`."""
+    """The class of a user's own rule, module:Class. Errors: ValueError, in a line that continues after `name`."""
     found = load_class(name, Rule)
     if found.aggregate is Rule.aggregate:
         raise ValueError("must define aggregate(self, x, ctx), which returns the aggregate [d] of the rows x [n, d]")
@@ -161,7 +161,7 @@ def rule_of(
 
 
 def name_of(rule: Rule) -> str:
-    """What people call it: its name in the registry, or that of its class or function."""
+    """The name to show: its name in the registry, or that of its class or function."""
     if isinstance(rule, Mixed):
         return name_of(rule.rule)
     if isinstance(rule, Named):

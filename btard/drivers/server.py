@@ -23,11 +23,11 @@ from btard.protocol.messages import is_finite
 from btard.task import Task
 
 MOMENTUM, LAST = "server/momentum/", "server/last"
-"""Names of a checkpoint's tensors [d]: of a peer's momentum, before its number, and of the last aggregate."""
+"""Names of a checkpoint's tensors [d]: prefix of a peer's momentum, and the last aggregate."""
 
 
 class ServerDriver:
-    """Applies `rule` to the gradients of `peers` peers; attackers act through their gradients alone.
+    """Applies `rule` to the gradients of `peers` peers; attackers act only through their gradients.
 
     `rule` is a `Rule`, such as `make_rule` makes of a name, or a function [n, d] -> [d]. With `momentum` beta > 0 the
     peers send m_i <- beta m_i + (1 - beta) g_i instead of g_i (m_i = g_i in the first step), as in Karimireddy, He and
@@ -106,11 +106,11 @@ class ServerDriver:
         return StepResult(now, gradient, self.coins[-1], removed, self.active, peers, seconds=seconds)
 
     def _ban(self, step: int, attacking: Sequence[int]) -> tuple[Entry, ...]:
-        """Whom a step costs its place; nobody here."""
+        """The peers that a step removes; nobody here."""
         return ()
 
     def _rule_of(self, step: int) -> Callable[[torch.Tensor], torch.Tensor]:
-        """What the rule makes of rows [n, d] at `step`, with the same random numbers at every call."""
+        """The rule's result for rows [n, d] at `step`, with the same random numbers at every call."""
         last = self._last
 
         def rule(x: torch.Tensor) -> torch.Tensor:
@@ -129,7 +129,7 @@ class ServerDriver:
         return self._momenta
 
     def state(self) -> tuple[dict[str, object], dict[str, torch.Tensor]]:
-        """What a checkpoint needs to go on to the same bits: JSON values, and tensors."""
+        """What a checkpoint needs to resume to the same bits: JSON values, and tensors."""
         tensors = self.history.state() | {f"{MOMENTUM}{i}": x for i, x in self._momenta.items()}
         if self._last is not None:
             tensors[LAST] = self._last
@@ -140,7 +140,7 @@ class ServerDriver:
     def restore(
         self, state: Mapping[str, object], tensors: Mapping[str, torch.Tensor], *, life: bytes | None = None
     ) -> None:
-        """Take over what `state` returned. A server's peers say nothing that could be repeated in another `life`."""
+        """Restore what `state` returned. A server's peers say nothing that could be repeated in another `life`."""
         coins = state["coins"]
         assert isinstance(coins, list)
         self.coins = [bytes.fromhex(coin) for coin in coins]

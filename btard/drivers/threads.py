@@ -1,4 +1,4 @@
-"""Peers of one process in threads, with one kernel thread each: no kernel of one waits for a thread of another's."""
+"""Peers of one process in threads, with one kernel thread each: no peer's kernel waits for another peer's thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The states that a run may go back to, and what they are worth on a public batch."""
+"""The states that a run may go back to, and their losses on a public batch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class State:
     agreed: Tensors
     """The "parameters" [d], the optimizer's vectors: the same at all honest peers."""
     local: Tensors
-    """What is this process's own, such as running statistics: nobody compares it."""
+    """What belongs to this process alone, such as running statistics: nobody compares it."""
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -38,12 +38,12 @@ class State:
         return State(*({name: x.detach().clone() for name, x in part.items()} for part in (self.agreed, self.local)))
 
     def digest(self) -> bytes:
-        """Of what is agreed; reads it once."""
+        """The digest of what is agreed; reads it once."""
         return state_digest({name: tensor_digest(x, name) for name, x in self.agreed.items()})
 
 
 class Trail:
-    """The states at the beginnings of some steps, the oldest first: at most some ten. `now`: that of the step at hand.
+    """The states at the beginnings of some steps, the oldest first: at most about ten. `now`: that of the current step.
 
     Errors: ValueError if the settings say that states are to be compared, and `task` cannot do it.
     """
@@ -59,7 +59,7 @@ class Trail:
         self.step, self.now = -1, State({}, {})
 
     def record(self, step: int, entries: Sequence[Entry], state: State) -> None:
-        """`step` begins with `state`, which is copied if the run may go back to it; `entries`: the ledger up to there.
+        """Record that `step` begins with `state`, copied if it may be needed; `entries`: the ledger up to there.
 
         Its tensors must not change before the step is over.
         """
@@ -70,7 +70,7 @@ class Trail:
             self.states = {s: self.states[s] for s in needed} | {step: state.copy()}
 
     def measure(self, request: Measure, too_late: Callable[[], bool] = never) -> Losses | None:
-        """The losses that are asked for; None if one of the earlier states is lost, or if they would come too late."""
+        """The losses that are asked for; None if one of the earlier states is lost, or if they would be too late."""
         if any(step not in self.states for step in request.steps[:-1]):
             return None
         states = [*(self.states[step] for step in request.steps[:-1]), self.now]
@@ -97,12 +97,12 @@ class Trail:
         return replace(result, state=state.tensors)
 
     def agreed(self, step: int) -> Tensors | None:
-        """What was agreed on at the beginning of `step`: of the one at hand, or one that is kept; else None."""
+        """What was agreed on at the beginning of `step`, for the current step or a kept one; else None."""
         state = self.now if step == self.step else self.states.get(step)
         return None if state is None else state.agreed
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint has to hold."""
+        """What a checkpoint must hold."""
         return {
             f"trail/{step}/{kind}/{name}": x
             for step, state in self.states.items()
@@ -111,7 +111,7 @@ class Trail:
         }
 
     def restore(self, tensors: Tensors) -> None:
-        """Take over what `state` returned, among other tensors."""
+        """Restore what `state` returned, from among other tensors."""
         found: dict[int, dict[str, dict[str, torch.Tensor]]] = {}
         for key, tensor in tensors.items():
             if key.startswith("trail/"):

@@ -8,7 +8,7 @@ from typing import Any
 from btard.export.final import Final, Signed
 
 PROOF = "proof"
-"""The folder beside the model with the files that prove what the card says."""
+"""The folder next to the model with the files that prove what the card says."""
 
 
 def card(

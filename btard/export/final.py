@@ -30,7 +30,7 @@ from btard.training.layout import FINAL, KEPT, KEPT_FILE, LOCAL, PARAMETERS
 WHOLE = "copy the run folder again as a whole"
 """What to do about a folder whose files do not belong together."""
 TRAINING = "training/"
-"""What the names of a trainer's own tensors begin with in its checkpoints."""
+"""Prefix of the names of a trainer's own tensors in its checkpoints."""
 OWN = f"local/{LOCAL}/"
 """And those of its own buffers; its number follows."""
 
@@ -41,7 +41,7 @@ class ExportError(ValueError):
 
 @dataclass(frozen=True)
 class Signed:
-    """What the peers that were left at the end have signed, checked against their keys."""
+    """What the remaining peers have signed at the end, checked against their keys."""
 
     step: int
     """Steps since the beginning of the run, which may have begun from another one's checkpoint."""
@@ -65,21 +65,21 @@ class Final:
     tensors: Mapping[str, Tensor]
     """By the names that `model.json` uses: `parameters` [d], and what else the checkpoint holds."""
     digest: bytes
-    """Of the parameters, as peers sign it."""
+    """Digest of the parameters, as peers sign it."""
     config: Mapping[str, Any]
     """config.yaml of the run."""
     removed: tuple[str, ...]
     """A few words for each peer that the ledger removed."""
     signed: Signed | None
-    """None where nobody signs: under a trusted server, or before the end."""
+    """None if nobody signs: under a trusted server, or before the end."""
     peer: int = 0
-    """Whose statistics these are, where each peer has its own."""
+    """The peer to which these statistics belong, if each peer has its own."""
     vouched_by: tuple[int, ...] = field(default=())
     """In a coordinator's folder: the members that vouched for the whole state."""
 
 
 def read_final(folder: Path) -> Final:
-    """The newest intact checkpoint of a run folder, and what its other files say of it.
+    """The newest intact checkpoint of a run folder, and what its other files say about it.
 
     The folder may be a simulated run's, one of torchrun, a trainer's or a coordinator's. Errors: ExportError if it has
     no checkpoint, or if its parameters or ledger are not those that the peers signed. RunFolderError if its files do
@@ -148,7 +148,7 @@ def signed_by(folder: Path, lines: list[Line], digest: bytes, d: int) -> Signed 
 
 
 def _config(folder: Path) -> Mapping[str, Any]:
-    """The run's settings; where it has no file of them, what its peers agreed on, or nothing. Errors: ExportError."""
+    """The run's settings; without a file of them, what its peers agreed on, or nothing. Errors: ExportError."""
     file = folder / "config.yaml"
     if file.is_file():
         found: Mapping[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8")) or {}

@@ -22,7 +22,7 @@ WEIGHTS = "model.safetensors"
 
 
 def new_folder(out: Path) -> Path:
-    """The empty folder `out`, made if need be. Errors: ExportError if it holds anything."""
+    """The empty folder `out`, created if necessary. Errors: ExportError if it holds anything."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ExportError(
             f"{out}: expected a folder that is new or empty, and it holds something; choose another --out"
@@ -32,7 +32,7 @@ def new_folder(out: Path) -> Path:
 
 
 def copy_proof(final: Final, out: Path) -> None:
-    """Copy into `out` what is needed to check the signatures there; nothing where nobody has signed."""
+    """Copy into `out` what is needed to check the signatures there; nothing if nobody has signed."""
     if final.signed is None:
         return
     (out / PROOF).mkdir()
@@ -62,7 +62,7 @@ def check(out: Path) -> tuple[bytes, Signed]:
 
 
 def vector_of(file: Path, slots: list[Slot]) -> Tensor:
-    """The vector [d] of a run, float32, put together from the named tensors in a safetensors file.
+    """The vector [d] of a run, float32, assembled from the named tensors in a safetensors file.
 
     Of several names of one place the first counts.
     """

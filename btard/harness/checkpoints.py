@@ -23,7 +23,7 @@ KEPT_CHECKPOINTS = 2
 """The newest, and one to fall back on if it turns out damaged."""
 
 HEADER = "btard"
-"""Where a checkpoint's step, state and digest stand in the metadata of its safetensors file."""
+"""The keys of a checkpoint's step, state and digest in the metadata of its safetensors file."""
 
 
 class Checkpoints:
@@ -36,7 +36,7 @@ class Checkpoints:
         return sorted(self.path.glob("step-*.safetensors"), key=_step_of)
 
     def save_checkpoint(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Write what a run that has done `step` steps needs to go on; `state` is JSON. Keeps this one and the last.
+        """Write what a run that has done `step` steps needs to continue; `state` is JSON. Keeps this one and the last.
 
         The file appears complete or not at all.
         """
@@ -81,7 +81,7 @@ class Checkpoints:
 
 
 def rank_checkpoints(path: Path, rank: int) -> Checkpoints:
-    """Where in the run folder `path` this rank of a run with a process for each peer keeps its checkpoints."""
+    """Where in the run folder `path` this rank of a run with one process per peer keeps its checkpoints."""
     return Checkpoints(Path(path) / "checkpoints" / f"rank-{rank:03d}")
 
 
@@ -125,7 +125,7 @@ def write_atomically(file: Path, content: bytes) -> None:
 
 
 def commit(temporary: Path, file: Path) -> None:
-    """Give a complete file its name, after its bytes are on the disk, so that no crash leaves half of it there."""
+    """Give a complete file its name, after its bytes are on the disk, so that no crash leaves half a file there."""
     with temporary.open("rb+") as stream:
         os.fsync(stream.fileno())
     temporary.replace(file)

@@ -22,14 +22,14 @@ DASHES = ("-", (0, (6, 2)), "-", (0, (1, 1.2)), (0, (6, 2, 1, 2)), "-", (0, (3, 
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure of so many inches: no pyplot, so nothing is global and no window system is needed."""
+    """Return an empty figure of this size in inches: no pyplot, so nothing is global and needs a window system."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def bare(axes: Axes, *, grid: str | None = "y") -> None:
-    """Leave the left and the lower line of the axes alone; `grid`: light lines across "x", "y" or "both"."""
+    """Keep only the left and the lower line of the axes; `grid`: light lines across "x", "y" or "both"."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
     if grid is not None:

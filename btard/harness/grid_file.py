@@ -1,4 +1,4 @@
-"""What the files that describe many runs have in common: sections, settings by name, and names of folders."""
+"""What files that describe many runs have in common: sections, settings by name, and names of folders."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Settings = tuple[type, str]
 
 
 def check_keys(content: Mapping[str, Any], known: Sequence[str], where: str, *, one: Settings | None = None) -> None:
-    """Raise ConfigError for a key that is not among `known`; `where` stands in error messages here and below.
+    """Raise ConfigError for a key that is not among `known`; `where` appears in error messages here and below.
 
     `one`: the settings of a single run, whose file may have been given instead, and the program that takes it.
     """
@@ -39,7 +39,7 @@ def section(content: Mapping[str, Any], key: str, where: str) -> Mapping[Any, An
 
 
 def named_settings(content: Mapping[str, Any], key: str, cls: type, where: str) -> dict[str, dict[str, Setting]]:
-    """Return the settings of class `cls` that stand under each name in section `key`. Raises ConfigError."""
+    """Return the settings of class `cls` under each name in section `key`. Raises ConfigError."""
     found = {
         str(name): settings_of(mapping(entry, f"{where}: {key}.{name}"), cls, f"{where}: {key}.{name}")
         for name, entry in section(content, key, where).items()

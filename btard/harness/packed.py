@@ -1,4 +1,4 @@
-"""The small files of finished runs in one zip archive, which is read like the folder it stands for."""
+"""The small files of finished runs in one zip archive, which is read like the folder that it replaces."""
 
 from __future__ import annotations
 

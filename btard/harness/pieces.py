@@ -21,11 +21,11 @@ from btard.boundary import Mistake
 from btard.harness.typed_yaml import AnyPath
 
 PREFIX = "folder/"
-"""What the names of these tensors begin with in a checkpoint."""
+"""Prefix of the names of these tensors in a checkpoint."""
 TIMED = "timed"
-"""The piece that says how many lines of timings a checkpoint was written after, where it does not hold them."""
+"""The piece that says how many lines of timings a checkpoint was written after, if it does not hold them."""
 WHOLE = "copy the folder again as a whole, or delete it to begin anew"
-"""What to do about a piece that cannot be put back."""
+"""What to do about a piece that cannot be restored."""
 AGAIN = "copy the folder again as a whole, or delete summary.json and run the command of the run again"
 """What to do about a file that is not the one that the summary was made of."""
 
@@ -38,7 +38,7 @@ class RunFolderError(Mistake, ValueError):
 
 
 def collect(folder: Path, step: int, *, first: int = 0, timings: bool = False) -> dict[str, Tensor]:
-    """Return what the checkpoint of `step` is to hold of the folder: [bytes] uint8 tensors, by name.
+    """Return what the checkpoint of `step` should hold of the folder: [bytes] uint8 tensors, by name.
 
     `first`: the step of the run that is step 0 of ledger and proofs. `timings`: hold these, too, which makes
     checkpoints of equal runs differ; otherwise their number.
@@ -54,7 +54,7 @@ def collect(folder: Path, step: int, *, first: int = 0, timings: bool = False) -
 
 
 def separate(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], Pieces]:
-    """Return a checkpoint's tensors without those that `collect` made, and these as bytes."""
+    """Return a checkpoint's tensors without those that `collect` made, and those tensors as bytes."""
     pieces = {
         name.removeprefix(PREFIX): tensor.numpy().tobytes()[:-1]
         for name, tensor in tensors.items()
@@ -137,7 +137,7 @@ def _joined(lines: Iterable[bytes]) -> bytes:
 
 
 def forget_states(folder: Path, pieces: Pieces) -> None:
-    """Delete the states of the evidence that a checkpoint does not vouch for: of steps that are done again."""
+    """Delete the states of the evidence that a checkpoint does not vouch for: of steps that will be repeated."""
     vouched = json.loads(pieces.get(EVIDENCE, b"{}"))
     for file in (folder / EVIDENCE).glob(f"{STATE}-*"):
         if file.name not in vouched:

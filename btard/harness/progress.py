@@ -23,9 +23,9 @@ from rich.progress import (
 
 T = TypeVar("T")
 LOG_SECONDS = 30.0
-"""Between two lines in a log."""
+"""Seconds between two lines in a log."""
 DRAW_SECONDS = 0.2
-"""Between two drawings where somebody looks."""
+"""Seconds between two drawings if somebody is looking."""
 
 
 def duration(seconds: float) -> str:
@@ -37,7 +37,7 @@ def duration(seconds: float) -> str:
 
 
 class Bar:
-    """How far something is that takes long; a context manager.
+    """The progress of something that takes long; a context manager.
 
     `name` says what it is, `unit` what is counted: "B" are bytes, "" only draws the share that is done. `done` of
     `total` are done already; a total of None is not known. Without `show` nothing is drawn, and with `patience` only
@@ -84,7 +84,7 @@ class Bar:
         self.move(self.done + count, text)
 
     def move(self, done: float, text: str | None = None, *, total: float | None = None) -> None:
-        """So many are `done` now, of `total` if it has changed; `text` says more about the state."""
+        """Set how many are `done` now, and `total` if it has changed; `text` says more about the state."""
         self.done = done
         self.total = self.total if total is None else total
         self.text = self.text if text is None else text
@@ -92,7 +92,7 @@ class Bar:
             self._draw()
 
     def say(self, line: str) -> None:
-        """Print a line for people above the bar, also where the bar is not shown."""
+        """Print a line for people above the bar, even if the bar is not shown."""
         if self._progress is not None and self._drawn is not None and not self.out.is_jupyter:
             self.out.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
@@ -147,7 +147,7 @@ class Bar:
 def track(
     items: Iterable[T], name: str, *, total: float | None = None, unit: str, show: bool = True, patience: float = 0.0
 ) -> Iterator[T]:
-    """Yield `items`, and show how many of `total` have been gone through; by default as many as there are."""
+    """Yield `items`, and show how many of `total` have been passed; by default `total` is their number."""
     if total is None and isinstance(items, Sized):
         total = len(items)
     with Bar(name, total, unit=unit, show=show, patience=patience) as bar:

@@ -49,7 +49,7 @@ TAGS = {
     "back_to": "protocol/went back to step",
     "lr": "optimizer/learning rate",
 }
-"""What TensorBoard calls the metrics of a step."""
+"""The names of a step's metrics in TensorBoard."""
 
 SECONDS_TAG = "time/seconds per step"
 
@@ -58,7 +58,7 @@ VERSION = "protocol_version"
 
 
 class RunFolder:
-    """The folder of one run, made if it does not exist.
+    """The folder of one run, created if it does not exist.
 
     Order of calls: `summary` (is it finished?), `load_checkpoint`, `start`, then `log`, `log_ledger` and
     `save_checkpoint` as training goes on, and `write_summary` at the end.
@@ -85,7 +85,7 @@ class RunFolder:
         self._timings: TextIOWrapper | None = None
         self._events: SummaryWriter | None = None
         self._vouched: tuple[int, Pieces] | None = None
-        """The step of the checkpoint that the run goes on from, and what that holds of the folder."""
+        """The step of the checkpoint from which the run continues, and what that checkpoint holds of the folder."""
         self._claim(config)
 
     def _claim(self, config: Settings) -> None:
@@ -114,19 +114,19 @@ class RunFolder:
         write_atomically(self.path / VERSION, f"{PROTOCOL_VERSION}\n".encode())
 
     def settle(self, config: Settings) -> None:
-        """Note what the run has found out about its settings since it was made: `found` keys that were null.
+        """Record what the run has found out about its settings: values `found` for keys that were null.
 
         Raises RunFolderError if the run was begun with something else.
         """
         self._claim(config)
 
     def begun(self) -> bool:
-        """Whether the folder has anything of a step."""
+        """Whether the folder has anything from a step."""
         metrics = self.path / METRICS
         return self.has_checkpoints() or (metrics.exists() and metrics.stat().st_size > 0)
 
     def has_checkpoints(self) -> bool:
-        """Whether the run has come to a first checkpoint."""
+        """Whether the run has reached a first checkpoint."""
         return bool(self.checkpoints.files()) or any(self.checkpoints.path.glob("rank-*/step-*.safetensors"))
 
     def _refuse_other(self, config: Settings, file: Path) -> None:
@@ -178,7 +178,7 @@ class RunFolder:
         return [line.decode() for _, line in lines_of(self.path / LEDGER)]
 
     def start(self, step: int) -> None:
-        """Open the files for writing from step `step` on, and forget whatever they hold of it and of later steps.
+        """Open the files for writing from step `step` on, and remove what they hold of it and of later steps.
 
         Lines of before that are missing are put back, if the run goes on from a checkpoint that holds them. Raises
         RunFolderError if the folder has other lines than that, or if another process writes to this folder; one that
@@ -208,7 +208,7 @@ class RunFolder:
             self._events = SummaryWriter(str(self.path / "tb"), purge_step=step or None)
 
     def adopt(self, other: Path, checkpoint: Path, step: int) -> None:
-        """Begin as the run in folder `other` had come to at step `step`: its lines until then, and its `checkpoint`.
+        """Begin in the state of the run in folder `other` at `step`: its lines until then, and its `checkpoint`.
 
         The checkpoint comes last: whatever interrupts this leaves a run that has not begun, and can be done again.
         """
@@ -253,7 +253,7 @@ class RunFolder:
         self._ledger.writelines(entry + "\n" for entry in entries)
 
     def replace_ledger(self, entries: Sequence[str]) -> None:
-        """Have these entries in the ledger instead of what it holds: whoever was away learns what it missed."""
+        """Replace the entries of the ledger by these: a peer that was away learns what it missed."""
         if self._ledger is None:
             raise RuntimeError("call start() before replace_ledger()")
         self._ledger.close()
@@ -261,7 +261,7 @@ class RunFolder:
         self._ledger = (self.path / LEDGER).open("a", encoding="utf-8", buffering=1)
 
     def save_checkpoint(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Write what a run that has done `step` steps needs to go on; `state` is JSON. Keeps this one and the last.
+        """Write what a run that has done `step` steps needs to continue; `state` is JSON. Keeps this one and the last.
 
         The file appears complete or not at all, and only after the lines logged so far are on the disk.
         """
@@ -269,7 +269,7 @@ class RunFolder:
         self.checkpoints.save_checkpoint(step, tensors, state)
 
     def flush(self) -> None:
-        """Have the lines logged so far on the disk."""
+        """Force the lines logged so far onto the disk."""
         for file in (self._metrics, self._ledger, self._timings):
             if file is not None:
                 file.flush()
@@ -278,7 +278,7 @@ class RunFolder:
             self._events.flush()
 
     def vouch(self, step: int, *, timings: bool = False) -> dict[str, Tensor]:
-        """Return what a checkpoint of `step` is to hold of this folder, to be put back if it is lost, by name.
+        """Return what a checkpoint of `step` should hold of this folder, by name, to be restored if it is lost.
 
         `timings`: of these, too. Checkpoints of equal runs then differ.
         """
@@ -286,7 +286,7 @@ class RunFolder:
         return pieces.collect(self.path, step, first=self.first, timings=timings)
 
     def put_back(self, step: int, held: Pieces, *, grows: bool = False) -> list[str]:
-        """Put back lines that the folder lacks and the checkpoint of `step` holds; returns a line about each file.
+        """Restore lines that the folder lacks and the checkpoint of `step` holds; returns a line about each file.
 
         `grows`: as in `pieces.mend`. Raises RunFolderError if the folder has other lines than those.
         """
@@ -296,7 +296,7 @@ class RunFolder:
         return said
 
     def rely_on(self, step: int, held: Pieces) -> None:
-        """Have `start(step)` put back what is missing of the `held` pieces of a checkpoint.
+        """Let `start(step)` restore what is missing of the `held` pieces of a checkpoint.
 
         Raises RunFolderError if proofs are missing, which cannot be put back.
         """
@@ -360,7 +360,7 @@ def read_metrics(path: AnyPath) -> list[dict[str, Any]]:
 
 
 def read_timings(path: AnyPath) -> list[dict[str, Any]]:
-    """Return the lines of a run folder's timings.jsonl: `step`, and phase -> seconds. Empty where nobody kept them."""
+    """Return the lines of a run folder's timings.jsonl: `step`, and phase -> seconds. Empty if nobody kept them."""
     return [{name: x for name, x in line.items() if name != BYTES} for line in read_costs(path)]
 
 

@@ -26,8 +26,8 @@ class ProtocolSection(ProtocolSettings):
     """Fields of ProtocolConfig that are no keys of this section -> the program's key that they follow from."""
 
     byzantine: int | None = None
-    """b: how many Byzantine peers the protocol is made for: less than half. null: as many as `byzantine`, outside of
-    this section, says. Set it to see what a defence costs when nobody attacks."""
+    """b: how many Byzantine peers the protocol is made for: less than half. null: the number in `byzantine`, outside
+    of this section. Set it to see what a defence costs when nobody attacks."""
 
     def config(self, *, peers: int, byzantine: int, run_id: str) -> ProtocolConfig:
         """Return what the peers agree on. Raises FieldError with the program's key for what cannot work."""
@@ -39,7 +39,7 @@ class ProtocolSection(ProtocolSettings):
             raise FieldError(self._key(error.field), error.message, beside=self._key(error.beside)) from None
 
     def check(self, *, peers: int, byzantine: int, run_id: str) -> None:
-        """Raise FieldError as `config`, and do not warn: that is for those who run the protocol."""
+        """Raise FieldError as `config` does, and do not warn: warnings are for callers that run the protocol."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.config(peers=peers, byzantine=byzantine, run_id=run_id)
@@ -58,13 +58,13 @@ class AttackSection:
     """An attack of btard.attacks, such as sign_flip or alie, or your own by module:Class (docs/your-own-attack.md).
     null: nobody attacks."""
     start: int = 1000
-    """First step of the attack: late enough for a model that has learned something to lose."""
+    """First step of the attack: late enough that the model has learned something that it can lose."""
     every: int = 1
-    """Attack every N-th step from the start. More than 1: caught later, for less harm."""
+    """Attack every N-th step from the start. More than 1: attackers are caught later, and do less harm."""
     stop: int | None = None
-    """First step without the attack. null: it goes on to the end."""
+    """First step without the attack. null: it continues to the end."""
     options: dict[str, AttackOption] = field(default_factory=dict)
-    """Options of the attack by name: --attack.options.NAME VALUE. docs/attacks.md has them all."""
+    """Options of the attack by name: --attack.options.NAME VALUE. docs/attacks.md lists them all."""
 
     shorthands: ClassVar[tuple[str, ...]] = ()
     """Fields that are options of some attacks."""
@@ -92,7 +92,7 @@ class AttackSection:
                 raise FieldError(self._place(option), f"is no option of {self.name}, which has {', '.join(known)}")
 
     def chosen(self) -> dict[str, AttackOption]:
-        """Return the options of the attack, beside start, every and stop."""
+        """Return the options of the attack, without start, every and stop."""
         named = {name: getattr(self, name) for name in self.shorthands}
         return {name: value for name, value in named.items() if value is not None} | dict(self.options)
 
@@ -109,7 +109,7 @@ class AttackSection:
         return make_attack(str(self.name), collusion, **options)
 
     def check(self, *, peers: int, byzantine: int, validators: int, steps: int) -> None:
-        """Raise FieldError with the program's key if `byzantine` of `peers` cannot attack so within `steps`."""
+        """Raise FieldError with the program's key if `byzantine` of `peers` cannot attack like this within `steps`."""
         if self.name is None:
             return
         rule = f"> 0 with the attack {self.name}"

@@ -79,14 +79,14 @@ def config_text(config: Settings) -> str:
 
 
 def differing_keys(one: S, other: S) -> list[tuple[str, Any, Any]]:
-    """Return (dotted key, value in one, value in the other) where they differ in what a run computes."""
+    """Return (dotted key, value in one, value in the other) for keys that change what a run computes and differ."""
     compared = [key for key in keys(type(one)) if key not in one.free_to_change]
     differing = [(key, a, b) for key in compared if (a := value_of(one, key)) != (b := value_of(other, key))]
     return [(key, a, b) for key, a, b in differing if key not in found_by(one) or None not in (a, b)]
 
 
 def found_by(config: Settings) -> frozenset[str]:
-    """Return the keys that are null until a run has found out their value; only two known values can differ."""
+    """Return the keys that are null until a run has found their values; only two known values can differ."""
     return getattr(config, "found", frozenset())
 
 

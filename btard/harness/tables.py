@@ -1,4 +1,4 @@
-"""Tables of words: at a terminal, in a log, as Markdown and as CSV. Equal rows give equal text.
+"""Text tables: at a terminal, in a log, as Markdown and as CSV. Equal rows give equal text.
 
 A column whose name begins with > holds numbers, which stand to the right; the > is not shown.
 """
@@ -16,11 +16,11 @@ from rich.markup import escape
 from rich.table import Table
 
 LOG_WIDTH = 160
-"""Columns of a table where no terminal sets its width."""
+"""Width of a table, in characters, if no terminal sets it."""
 
 
 def console() -> Console:
-    """Return where programs print: tables as wide as the terminal, or `LOG_WIDTH` in a file; lines never break."""
+    """Return the console of programs: tables as wide as the terminal, or `LOG_WIDTH` in a file; lines never break."""
     narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
     return Console(highlight=False, soft_wrap=True, width=None if narrow else LOG_WIDTH)
 
@@ -28,7 +28,7 @@ def console() -> Console:
 def table(
     title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], *, note: str = "", markup: bool = False
 ) -> Table:
-    """Return a table for `console`; with `markup`, cells are rich's markup, else they are shown as they are."""
+    """Return a table for `console`; with `markup`, cells are rich's markup, otherwise they are shown unchanged."""
     made = Table(
         title=escape(title), title_justify="left", title_style="bold", caption=escape(note) or None,
         caption_justify="left", pad_edge=False,

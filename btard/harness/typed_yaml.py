@@ -25,9 +25,9 @@ from btard.checks import FieldError, field_types
 
 COMMAND_LINE = "command line"
 RENAMED_IN = "0.2"
-"""The version whose settings classes say in `renamed` what their keys were called before."""
+"""The version whose settings classes list the earlier names of their keys in `renamed`."""
 BASE = "base"
-"""The key that names the file whose settings a file begins with."""
+"""The key that names the file on whose settings a file is based."""
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ class ConfigError(Mistake, ValueError):
 
 @dataclass(frozen=True)
 class Setting:
-    """A value and the file it stands in, or `COMMAND_LINE`, where it is still text."""
+    """A value and the file that it is from, or `COMMAND_LINE`; from there it is still text."""
 
     value: Any
     origin: str
@@ -99,7 +99,7 @@ def _read(path: AnyPath, cls: type, above: tuple[AnyPath, ...]) -> dict[str, Set
 
 
 def settings_of(content: Mapping[Any, Any], cls: type, origin: str) -> dict[str, Setting]:
-    """Return the settings in a mapping, nested or by dotted key, that stands in `origin`; errors as `read_settings`."""
+    """Return the settings in a mapping, nested or by dotted key, from `origin`; errors as `read_settings`."""
     found: dict[str, Setting] = {}
     for key, setting in _flatten(content, "", keys(cls), _renamed(cls), origin):
         if key in found:
@@ -109,12 +109,12 @@ def settings_of(content: Mapping[Any, Any], cls: type, origin: str) -> dict[str,
 
 
 def _renamed(cls: type) -> Mapping[str, str]:
-    """What keys of `cls` were called once -> what they are called."""
+    """Former names of the keys of `cls` -> their names."""
     return getattr(cls, "renamed", {})
 
 
 def read_mapping(path: AnyPath) -> Mapping[Any, Any]:
-    """Return the content of a YAML file that is a mapping, empty for an empty file; ConfigError for any other."""
+    """Return the content of a YAML file that is a mapping, empty for an empty file; ConfigError for any other file."""
     try:
         content = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -136,12 +136,12 @@ def read_mapping(path: AnyPath) -> Mapping[Any, Any]:
 
 
 def read_yaml(text: str) -> Any:
-    """Return the value that YAML text stands for, by a loader that makes plain values alone. Errors: YAMLError."""
+    """Return the value of YAML text, by a loader that creates only plain values. Errors: YAMLError."""
     return yaml.load(text, Loader=_Loader)
 
 
 def parse_word(text: str) -> Any:
-    """Return the value that a word of the command line would have in a YAML file; what is no YAML is text."""
+    """Return the value that a word of the command line would have in a YAML file; anything that is not YAML is text."""
     try:
         return read_yaml(text)
     except (yaml.YAMLError, RecursionError):
@@ -230,7 +230,7 @@ def _build(cls: type[T], settings: Mapping[str, Setting], prefix: str, origin: s
 
 
 def _blamed(error: FieldError, settings: Mapping[str, Setting], prefix: str, origin: str) -> ConfigError:
-    """The error with the place that the value comes from; `origin` if neither it nor what it depends on was set."""
+    """The error with the place of the value; `origin` if neither it nor what it depends on was set."""
     key = prefix + error.field
     setting = settings.get(key) or settings.get(key.rpartition(".")[0])  # an entry of a mapping stands with the others
     if setting is not None:
@@ -240,7 +240,7 @@ def _blamed(error: FieldError, settings: Mapping[str, Setting], prefix: str, ori
 
 
 def _place(origin: str, key: str) -> str:
-    """Where a value stands, for people: "a.yaml: optimizer.lr" or "command line: --optimizer.lr"."""
+    """The place of a value, for people: "a.yaml: optimizer.lr" or "command line: --optimizer.lr"."""
     return f"{origin}: {'--' if origin == COMMAND_LINE else ''}{key}"
 
 
@@ -269,7 +269,7 @@ def _parse_word(text: str, options: Sequence[Any]) -> Any:
 
 
 def _accept(value: Any, option: Any) -> tuple[bool, Any]:
-    """Whether `value` is of type `option`, and what it is then."""
+    """Whether `value` is of type `option`, and its value as that type."""
     if get_origin(option) is Literal:
         if value is False:  # that is how YAML reads the bare word
             value = "off"
@@ -327,7 +327,7 @@ def _named(value: Any) -> str:
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """Return "did you mean ...?" for a misspelt word, advice to choose one of them if none is similar."""
+    """Return "did you mean ...?" for a misspelt word, or advice to choose one of them if none is similar."""
     near = difflib.get_close_matches(word, list(words), n=1)
     return f"did you mean {near[0]}?" if near else "choose one of them"
 
@@ -341,7 +341,7 @@ def _suggestion(key: str, known: Mapping[str, Any], dashes: str = "") -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads YAML as people mean it: refuses what YAML's readers silently take for something else.
+    """Reads YAML as people mean it: refuses what YAML readers silently take for something else.
 
     A key that stands twice, of which the last would count; 016 for 14 and 1:30 for 90, as in YAML 1.1; numbers that
     overflow. A date is text.
@@ -403,4 +403,4 @@ _AMBIGUOUS = re.compile(r"[-+]?0_*[0-9][0-9_]*|[-+]?[0-9][0-9_]*(:[0-9]+)+")
 SHOWN = 200
 """Characters of a wrong value that a line about it shows."""
 LONGEST = 40
-"""Characters of an integer: no setting needs more."""
+"""Maximum number of characters of an integer: no setting needs more."""

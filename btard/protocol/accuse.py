@@ -35,7 +35,7 @@ from btard.protocol.verify import ACCUSE, Tally, alarms, v2_violation, v3_violat
 
 
 def judge(seat: Seat, record: StepRecord, claims: Sequence[Claim]) -> Generator[Effect, Any, None]:
-    """Raise my `claims`, hear everybody's, look at the evidence, vote, and carry out the verdicts."""
+    """Raise this peer's `claims`, hear everybody's, show and judge the evidence, vote, and carry out the verdicts."""
     evidence = Evidence()
     raised = yield from _accuse(seat, record, claims, 0)
     _expel_unexplained(seat, record, raised)
@@ -52,7 +52,7 @@ def judge(seat: Seat, record: StepRecord, claims: Sequence[Claim]) -> Generator[
 
 
 def _accuse(seat: Seat, record: StepRecord, claims: Iterable[Claim], attempt: int) -> Generator[Effect, Any, Raised]:
-    """What everybody claims in this round. Who claims what honesty cannot is out."""
+    """What everybody claims in this round. A peer is out if it claims what no honest peer could."""
     chosen = seat.behaviour_at(record).accuse(seat.context(record), tuple(sorted(set(claims))))
     messages = yield from seat.broadcast(record, f"accuse/{attempt}", Claims, Claims(chosen), expected=record.members)
     raised: Raised = {}
@@ -73,7 +73,7 @@ def _accuse(seat: Seat, record: StepRecord, claims: Iterable[Claim], attempt: in
 
 
 def _triable(record: StepRecord, raised: Raised) -> Raised:
-    """The claims to try, in order: not against or by nobody but peers that are out already."""
+    """The claims to try, in order, without those whose accused, or all of whose accusers, are out already."""
     return {
         claim: raised[claim]
         for claim in sorted(raised)
@@ -107,7 +107,7 @@ def _expel_unexplained(seat: Seat, record: StepRecord, raised: Mapping[Claim, tu
 
 
 def _skip_far_off(seat: Seat, record: StepRecord, suspicious: Iterable[int]) -> None:
-    """Skip the parts that are far from most rows where half of the rows or more may be liars'.
+    """Skip the parts that are far from most rows if half of the rows or more may be liars'.
 
     There CenteredClip itself promises nothing, so that its solution is not good for being right.
     """
@@ -121,7 +121,7 @@ def _skip_far_off(seat: Seat, record: StepRecord, suspicious: Iterable[int]) -> 
 def _try(
     seat: Seat, record: StepRecord, raised: Raised, evidence: Evidence, attempt: int
 ) -> Generator[Effect, Any, None]:
-    """Evidence, votes and verdicts on the claims `raised`, all in one go."""
+    """Evidence, votes and verdicts on the claims `raised`, all at once."""
     if not raised:
         return
     record.trials[attempt], record.shown[attempt] = raised, {}
@@ -154,7 +154,7 @@ def _carry_out(
     voters: int,
     unseen: set[Piece],
 ) -> None:
-    """What more than half of the `voters` say is so. `unseen`: the pieces that more than half have not seen."""
+    """The verdict that more than half of the `voters` give. `unseen`: the pieces that more than half have not seen."""
     cast = list(votes.values())
     decided = next((v for v in (GUILTY, FALSE_CLAIM) if 2 * cast.count(v) > voters), EXCUSED)
     kind = KINDS[claim.kind]
@@ -187,7 +187,7 @@ def _carry_out(
 
 
 def _evidence_digest(about: StepRecord, claim: Claim) -> bytes:
-    """H of the claim and of the commitments it is judged by; from broadcasts alone, so equal at every judge."""
+    """H of the claim and of the commitments that decide it; from broadcasts alone, so equal at every judge."""
     hashes: list[bytes] = []
     if claim.accused in about.commits:
         hashes += about.commits[claim.accused].digests
@@ -197,7 +197,7 @@ def _evidence_digest(about: StepRecord, claim: Claim) -> bytes:
 
 
 def _eliminate(seat: Seat, record: StepRecord, disputes: Mapping[Claim, tuple[int, ...]]) -> None:
-    """ELIMINATE(i, j): a dispute without evidence removes both; a peer that over half of the others miss goes alone.
+    """ELIMINATE(i, j): a dispute without evidence removes both; a peer missed by over half of the others goes alone.
 
     One elimination uses up both of its peers, so no Byzantine peer takes more than one honest peer with it.
     """
@@ -221,7 +221,7 @@ def _eliminate(seat: Seat, record: StepRecord, disputes: Mapping[Claim, tuple[in
 
 
 def _uncovered(seat: Seat, record: StepRecord, about: StepRecord, evidence: Evidence) -> list[Claim]:
-    """Aggregators of the step before whose wrong aggregate a convicted peer's cooked report had hidden from V2."""
+    """Aggregators of the step before whose wrong aggregate was hidden from V2 by a convicted peer's false report."""
     if seat.id not in record.members:
         return []
     corrected = dict(about.reports)

@@ -19,14 +19,14 @@ from btard.protocol.seat import Seat
 
 
 def clip_parts(x: torch.Tensor, tau: float) -> torch.Tensor:
-    """What the owners make of the workers' gradients `x` [k, d] together: CenteredClip of each of k parts, as [d]."""
+    """What all owners compute from the workers' gradients `x` [k, d]: CenteredClip of each of k parts, as [d]."""
     split = Split(x.shape[1], min(x.shape))
     bounds = [split.bounds(part) for part in range(split.k)]
     return torch.cat([centered_clip(x[:, first:last].contiguous(), tau).value for first, last in bounds])
 
 
 def aggregate(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
-    """Announce H(a[j]) and its senders for the parts I own, then send a[j] to everybody and check what I get.
+    """Announce H(a[j]) and its senders for the parts this peer owns, send a[j] to everybody, check what comes.
 
     The announcement comes first, so that nobody can fit an aggregate to what the others received.
     Communication: d/k floats to every active peer.
@@ -93,7 +93,7 @@ def _accept_announcement(
 
 
 def accept_aggregate(seat: Seat, record: StepRecord, packet: Packet | None, part: int) -> None:
-    """Take a[j] if it is what its owner announced; else remember the suspect."""
+    """Accept a[j] if it is what its owner announced; else remember the suspect."""
     owner = record.owner(part)
     fault = packet_fault(seat, record, packet, record.announced[part].digest, part, "aggregate")
     if fault is not None:
@@ -103,7 +103,7 @@ def accept_aggregate(seat: Seat, record: StepRecord, packet: Packet | None, part
 
 
 def recover(seat: Seat, record: StepRecord, attempt: int) -> Generator[Effect, Any, None]:
-    """Whoever holds a[j] forwards it to those in `record.missing`, who said that they lack it. Rarely needed.
+    """A peer that holds a[j] forwards it to those in `record.missing`, which said that they lack it. Rarely needed.
 
     The hash makes the helper's honesty irrelevant: it can only help or not.
     """
@@ -145,7 +145,7 @@ def settle_missing(seat: Seat, record: StepRecord) -> Generator[Effect, Any, Non
 
 
 def settle_exclusions(record: StepRecord) -> None:
-    """After the verdicts: skip the parts of so few workers that all may be liars, and those that leave one out.
+    """After the verdicts: skip parts of so few workers that all may be liars, and parts that leave a worker out.
 
     V2 and V3 have nothing to say on parts of which only liars report: where the honest workers are all away, or where
     an owner leaves out all but its fellows and pays with a single elimination. A worker that fell out on its own may

@@ -1,4 +1,4 @@
-"""What a Byzantine peer may do differently. Every hook's default is honesty; an attack overrides one.
+"""What a Byzantine peer may do differently. Every hook behaves honestly by default; an attack overrides one.
 
 The protocol calls the hooks of its own peer only, and never trusts what comes out of them: to everybody else it is
 just a message.
@@ -24,7 +24,7 @@ from btard.protocol.record import StepRecord
 
 
 class View(Struct, frozen=True):
-    """What is public before anybody commits to a gradient: all that an attack on gradients may look at.
+    """What is public before anybody commits to a gradient: all that an attack on gradients may use.
 
     Peers of a trusted server have nothing else: no validators, no radius, and no word of each other.
     """
@@ -47,7 +47,7 @@ class View(Struct, frozen=True):
 
 
 class Context(View, frozen=True, kw_only=True):
-    """What a hook of the protocol may look at besides: the peer's own view of the step, and what it brings along."""
+    """What a hook of the protocol may also use: the peer's own view of the step, and what the peer holds."""
 
     record: StepRecord
     config: ProtocolConfig | None = None
@@ -57,11 +57,11 @@ class Context(View, frozen=True, kw_only=True):
     commitments: Commitments | None = None
     """How the peers of the run commit to tensors."""
     memory: Memory = NOTHING
-    """What the peers of this process have worked out."""
+    """Results that the peers of this process have computed already."""
 
 
 class Behaviour:
-    """Honesty. Subclasses in `btard.attacks` override single hooks; `acts` says in which steps they apply.
+    """An honest peer. Subclasses in `btard.attacks` override single hooks; `acts` says in which steps they apply.
 
     Hooks of different peers may run at the same time: what attackers share goes through `Collusion`.
 
@@ -72,7 +72,7 @@ class Behaviour:
 
     byzantine = False
     lookback = 1
-    """How many steps before the present one this behaviour may ask gradients of (validators need 1)."""
+    """How many steps back this behaviour may ask for gradients (validators need 1)."""
     requires_cohort: ClassVar[bool] = False
     """Whether it needs the honest gradients of the step. In a swarm these are those that the colluders see."""
 
@@ -81,7 +81,7 @@ class Behaviour:
         return False
 
     def acts(self, ctx: View) -> bool:
-        """Whether they do apply in the step at hand: a function of its public state at the start."""
+        """Whether they really apply in the current step: a function of its public state at the start."""
         return self.active(ctx.step)
 
     @property
@@ -90,7 +90,7 @@ class Behaviour:
         return HONEST
 
     def check_validators(self, validators: int) -> None:
-        """ValueError if `acts` goes by validators and a step has none."""
+        """ValueError if `acts` depends on validators and a step has none."""
 
     def request(self, ctx: View, request: Compute) -> Compute:
         """Which gradient the peer computes as its own."""
@@ -105,21 +105,21 @@ class Behaviour:
         return digests
 
     def part(self, ctx: Context, part: int, body: torch.Tensor) -> torch.Tensor | bytes | None:
-        """What the owner of `part` is sent; None sends nothing."""
+        """What the peer sends to the owner of `part`; None sends nothing."""
         return body
 
     def aggregate(self, ctx: Context, part: int, value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """The aggregate that is announced for `part`; `x` [k, p] are the parts it was made of."""
+        """The aggregate that the peer announces for `part`; `x` [k, p] are the parts it was made of."""
         return value
 
     def aggregate_for(
         self, ctx: Context, recipient: int, part: int, value: torch.Tensor
     ) -> torch.Tensor | bytes | None:
-        """What `recipient` is sent as the announced aggregate; None sends nothing."""
+        """What the peer sends to `recipient` as the announced aggregate; None sends nothing."""
         return value
 
     def forward(self, ctx: Context, recipient: int, part: int, value: torch.Tensor) -> torch.Tensor | bytes | None:
-        """What `recipient`, who lacks the aggregate of `part`, is given by me, who have it; None gives nothing."""
+        """What the peer gives to `recipient`, which lacks the aggregate of `part`; None gives nothing."""
         return value
 
     def reveal(self, ctx: Context, reveal: CoinReveal) -> CoinReveal | None:
@@ -152,18 +152,18 @@ class Behaviour:
         return message, {}
 
     def compare(self, ctx: Context, phase: str, view: bytes) -> bytes:
-        """The digest of what I say I heard in `phase`; `ctx.record.heard[phase]` is what came directly."""
+        """The digest of what the peer says it heard in `phase`; `ctx.record.heard[phase]` is what came directly."""
         return view
 
     def relay(
         self, ctx: Context, phase: str, round: int, outgoing: Mapping[int, Sequence[Relayed]]
     ) -> Mapping[int, Sequence[Relayed]]:
-        """What is passed on of the others' broadcasts in this round, by recipient."""
+        """What the peer passes on of the others' broadcasts in this round, by recipient."""
         return outgoing
 
     @property
     def relays_news(self) -> bool:
-        """Whether it passes on what an honest peer passes on: something new, in the round after it has come."""
+        """Whether it relays like an honest peer: anything new, in the round after it came."""
         return getattr(self.relay, "__func__", None) is Behaviour.relay
 
     def dispatch(
@@ -173,11 +173,11 @@ class Behaviour:
         return packets
 
     def serve(self, ctx: Context, download: Download) -> Download | None:
-        """The state that a newcomer is given; None gives nothing."""
+        """The state that the peer gives to a newcomer; None gives nothing."""
         return download
 
     def vouch(self, ctx: Context, hashed: bytes) -> bytes | None:
-        """The digest of the state that a newcomer is told; None says nothing."""
+        """The digest of the state that the peer tells a newcomer; None says nothing."""
         return hashed
 
     def crashed(self, ctx: Context, phase: str) -> bool:
@@ -189,7 +189,7 @@ HONEST = Behaviour()
 
 
 class HookError(ValueError):
-    """A hook of somebody's own attack returned what cannot be sent; one line."""
+    """A hook of a user's own attack returned something that cannot be sent; one line."""
 
 
 def sent_by(behaviour: Behaviour, ctx: View, gradient: torch.Tensor) -> torch.Tensor:

@@ -39,7 +39,7 @@ def hear(
 
 
 def _directly(seat: Seat, record: StepRecord, phase: str, arrived: Mapping[int, Any], limit: int) -> Hearing:
-    """What came from the senders themselves. Peers of one process to whom the same came work it out once."""
+    """What came from the senders themselves. Peers of one process that received the same evaluate it once."""
     senders = record.speakers
     came = tuple(signed if isinstance(signed := arrived.get(sender), Signed) else None for sender in senders)
     first = seat.memory(first_heard, record.context, phase, limit, senders, seat.roster, came)
@@ -54,7 +54,7 @@ def _directly(seat: Seat, record: StepRecord, phase: str, arrived: Mapping[int, 
 
 
 def _rounds(seat: Seat, record: StepRecord, phase: str) -> int:
-    """One round per Byzantine member; one more where newcomers speak, who are none of these members."""
+    """One round per Byzantine member; one more if newcomers speak, which are not among these members."""
     rounds = seat.config.rounds
     return rounds + 1 if record.newcomers and phase == "commit" and seat.config.relays != 0 else rounds
 
@@ -73,7 +73,7 @@ def genuine(
 def _agree(
     seat: Seat, record: StepRecord, phase: str, heard: Hearing, limit: int, rounds: int
 ) -> Generator[Effect, Any, Hearing]:
-    """`heard` and whatever another honest member has heard. Members relay; newcomers cannot vouch for a message."""
+    """`heard`, and all that another honest member has heard. Members relay; newcomers cannot vouch for a message."""
     behaviour, ctx = seat.behaviour_at(record), seat.context(record)
     senders, members = record.speakers, record.members
     others = [p for p in members if p != seat.id] if seat.id in members else []

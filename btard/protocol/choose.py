@@ -41,7 +41,7 @@ def draw_check(
     assignments: Mapping[int, int],
     byzantine: int,
 ) -> dict[int, int]:
-    """The `assignments` and, while anybody is on probation, the check of a newcomer, {validator: target}.
+    """The `assignments` and, while a newcomer is on probation, the check of a newcomer, {validator: target}.
 
     `newcomers`: those with work of step t, and who has cleared them; each is as likely as the other, whatever is known
     of it, so that nobody can tell when it will be checked. A validator that has not checked it yet goes first.

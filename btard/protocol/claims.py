@@ -1,4 +1,4 @@
-"""The kinds of claims: who may raise one, what has to be shown for it, and the verdict. A class each.
+"""The kinds of claims, one class each: who may raise it, what must be shown for it, and the verdict.
 
 A verdict is a function of the settings, the agreed record of the step in question, the claim, and the pieces of
 evidence, each of which is what somebody committed to or signed: whoever holds them all comes to the same. For gradients
@@ -39,10 +39,10 @@ class Piece(NamedTuple):
 
 
 Table = Mapping[Piece, Packet]
-"""The pieces that lie before a judge, each checked by `fits`."""
+"""The pieces that a judge has, each checked by `fits`."""
 
 Truths = Mapping[int, Truth]
-"""Peer whose work in the step in question is on trial -> what it is measured by, where the judge has computed it."""
+"""Peer whose work in that step is on trial -> the true result to compare with, if the judge has computed it."""
 
 
 def fits(seat: Seat, about: StepRecord, piece: Piece, packet: Packet) -> bool:
@@ -56,25 +56,25 @@ def fits(seat: Seat, about: StepRecord, piece: Piece, packet: Packet) -> bool:
 
 
 def _aggregate(about: Settled, part: int) -> Piece:
-    """a[j], as its owner announced it: its hash was agreed on, so it is evidence like what others committed to."""
+    """a[j], as its owner announced it: its hash was agreed on, so it is evidence like any commitment."""
     return Piece("aggregate", about.owner(part), about.step, part)
 
 
 def _values(pieces: Sequence[Piece], table: Table) -> list[torch.Tensor] | None:
-    """The values of `pieces`; None unless all lie on the table."""
+    """The values of `pieces`; None unless the judge has all."""
     found = [table[piece].body for piece in pieces if piece in table]
     tensors = [values_of(body) for body in found if isinstance(body, torch.Tensor)]
     return tensors if len(tensors) == len(pieces) else None
 
 
 class Kind(ABC):
-    """One kind of claim. `about`: the record of the step that it is about; `record`: that of the step at hand."""
+    """One kind of claim. `about`: the record of the step that it is about; `record`: that of the current step."""
 
     name: ClassVar[str]
     last_step: ClassVar[bool] = False
-    """Whether it is about the step before, and not about the step at hand."""
+    """Whether it is about the step before, and not about the current step."""
     needs_answer: ClassVar[bool] = True
-    """Whether the accused has to be here to answer it."""
+    """Whether the accused must be present to answer it."""
     recomputes: ClassVar[bool] = False
     """Whether judges compute the accused's gradient."""
     trial: ClassVar[bool] = True
@@ -84,17 +84,17 @@ class Kind(ABC):
     numeric: ClassVar[bool] = True
     """Whether the verdict follows from computed floats, whose last bits can depend on the machine."""
     accuser_shows: ClassVar[bool] = True
-    """Whether it is for the accusers to show the pieces; else for the accused."""
+    """Whether the accusers must show the pieces; otherwise the accused must."""
     second_round: ClassVar[bool] = False
     """Whether peers raise it in the second round, after a conviction, and not in the first."""
     false_costs: ClassVar[bool] = True
-    """Whether the accusers go if it is false."""
+    """Whether the accusers are removed if it is false."""
     about_part: ClassVar[bool] = False
-    """Whether it is the part that is on trial: in the step at hand it counts only if the claim is false."""
+    """Whether the part is on trial: in the current step it counts only if the claim is false."""
 
     @abstractmethod
     def has_cause(self, seat: Seat, record: StepRecord, about: StepRecord, accuser: int, claim: Claim) -> bool:
-        """Whether `accuser` can be one whom honesty lets raise the claim, by the broadcasts."""
+        """Whether, by the broadcasts, an honest peer in the place of `accuser` could raise the claim."""
 
     def pieces(
         self, seat: Court, about: Settled, now: Settled, claim: Claim, accusers: Sequence[int]
@@ -103,7 +103,7 @@ class Kind(ABC):
         return ()
 
     def shown(self, seat: Seat, about: StepRecord, claim: Claim, accusers: Sequence[int]) -> list[Packet]:
-        """What of it I have to show, as accuser or accused."""
+        """The pieces that this peer must show, as accuser or accused."""
         return []
 
     def verdict(
@@ -169,12 +169,12 @@ class WrongGradient(Kind):
     def pieces(
         self, seat: Court, about: Settled, now: Settled, claim: Claim, accusers: Sequence[int]
     ) -> tuple[Piece, ...]:
-        """Mode `exact`: none, since hashes decide. Mode `tolerant`: of an accused that is away what others hold."""
+        """Mode `exact`: none, since hashes decide. Mode `tolerant`: if the accused is away, what others hold."""
         parts = about.parts_to_show(claim.accused, now) if seat.config.validation == "tolerant" else ()
         return tuple(Piece("part", claim.accused, about.step, part) for part in parts)
 
     def shown(self, seat: Seat, about: StepRecord, claim: Claim, accusers: Sequence[int]) -> list[Packet]:
-        """Mode `tolerant`: who accuses has been shown the gradient, and shows it."""
+        """Mode `tolerant`: the accuser has been shown the gradient, and shows it."""
         disclosed = seat.current.disclosed if seat.id in accusers else {}
         return [Packet("part", claim.accused, about.step, j, body, b"") for j, body in sorted(disclosed.items())]
 
@@ -364,7 +364,7 @@ class WrongAggregate(Kind):
 
 
 OVERLOOKED = 2 * ACCUSE
-"""V1: multiple of the tolerance above which an honest owner has accused for certain, whatever rounding did."""
+"""V1: multiple of the tolerance above which an honest owner has certainly accused, whatever rounding did."""
 
 
 def _overlooked(seat: Court, about: Settled, part: int, reporter: int, table: Table, truth: Truth) -> bool:
@@ -384,7 +384,7 @@ def _overlooked(seat: Court, about: Settled, part: int, reporter: int, table: Ta
 
 
 class Bad(Kind):
-    """A packet that its sender signed is not what it committed to. Raised by who received it, and shows it."""
+    """A packet that its sender signed is not what it committed to. Raised by the recipient, which shows the packet."""
 
     what: ClassVar[str]
     numeric = False
@@ -405,14 +405,14 @@ class Bad(Kind):
 
 
 class _AboutPart(Kind):
-    """What the owner of a part alone can know of a sender's part."""
+    """What only the owner of a part can know about a sender's part."""
 
     def has_cause(self, seat: Seat, record: StepRecord, about: StepRecord, accuser: int, claim: Claim) -> bool:
         return about.owner(claim.part) == accuser and claim.accused in about.workers
 
 
 class _AboutAggregate(Kind):
-    """What somebody knows who said before the coin that it lacks the aggregate."""
+    """What a peer knows that said before the coin that it lacks the aggregate."""
 
     def has_cause(self, seat: Seat, record: StepRecord, about: StepRecord, accuser: int, claim: Claim) -> bool:
         lacked = claim.part in about.missing.get(accuser, ())
@@ -450,7 +450,7 @@ KINDS: dict[str, Kind] = {
     )
 }
 WORK_KINDS = frozenset({"wrong_gradient", "undisclosed", "undelivered"})
-"""Convictions after which the reports of the convicted, in the step before, may have been cooked.
+"""Convictions after which the reports of the convicted, in the step before, may be false.
 
 Not `misreport`: it is about the step at hand, and says nothing of the step before. What is shown for it corrects the
 report on the accuser's own part alone, so that the only aggregate in doubt is that of the owner who has denounced it.
@@ -458,7 +458,7 @@ report on the accuser's own part alone, so that the only aggregate in doubt is t
 
 
 def admissible(seat: Seat, record: StepRecord, accuser: int, claim: Claim, attempt: int) -> bool:
-    """Whether honesty may let `accuser` raise `claim` in this round of accusations, by the broadcasts alone."""
+    """Whether, by the broadcasts alone, an honest peer in the place of `accuser` could raise `claim` in this round."""
     kind = KINDS[claim.kind]
     about = seat.last if kind.last_step else record
     if about is None or claim.step != about.step or claim.accused in (accuser, NOBODY):
@@ -471,13 +471,13 @@ def admissible(seat: Seat, record: StepRecord, accuser: int, claim: Claim, attem
 
 
 def parts_of(about: StepRecord, author: int, gradient: torch.Tensor) -> list[Packet]:
-    """All parts of the committed `gradient` [d]. Unsigned: what proves them is that they have the committed hashes."""
+    """All parts of the committed `gradient` [d]. Unsigned: the committed hashes prove them."""
     bodies = (about.cut.body("part", about.cut.view(gradient, part)) for part in range(about.cut.k))
     return [Packet("part", author, about.step, part, body, b"") for part, body in enumerate(bodies)]
 
 
 def own_pieces(seat: Seat, about: StepRecord, author: int, gradient: torch.Tensor) -> dict[Piece, Packet]:
-    """The pieces of `author`'s work that I hold because my own `gradient` [d] of its batch has their hashes."""
+    """The pieces of `author`'s work that this peer has, because its own `gradient` [d] has their hashes."""
     committed = about.commits[author].digests
     mine = seat.commitments.parts(author, about.step, gradient, about.cut)
     return {
@@ -488,7 +488,7 @@ def own_pieces(seat: Seat, about: StepRecord, author: int, gradient: torch.Tenso
 
 
 def committed_work(about: Settled, author: int, table: Table, own: torch.Tensor) -> Work:
-    """What `author` committed to, as far as it lies on the table; `own` [d]: my gradient of its batch."""
+    """What `author` committed to, as far as the pieces show it; `own` [d]: this peer's gradient of its batch."""
     pieces = {part: Piece("part", author, about.step, part) for part in range(about.cut.k)}
     bodies = {part: table[piece].body for part, piece in pieces.items() if piece in table}
     return work_shown(about, {part: body for part, body in bodies.items() if isinstance(body, torch.Tensor)}, own)

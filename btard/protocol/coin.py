@@ -1,4 +1,4 @@
-"""Phase coin, the paper's MPRNG. Commit, then reveal; who does not reveal is out, and it is redrawn."""
+"""Phase coin, the paper's MPRNG. Commit, then reveal; a peer that does not reveal is out, and the coin is redrawn."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def toss(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
 def _hand_out_missing(
     seat: Seat, record: StepRecord, commits: Mapping[int, CoinCommit]
 ) -> Generator[Effect, Any, None]:
-    """Note who lacks which aggregate, and pass these on."""
+    """Record which peers lack which aggregate, and pass these aggregates on."""
     here = record.here or ()
     record.missing = {sender: said.missing for sender, said in commits.items() if said.missing}
     silent = sum(peer not in commits for peer in here)

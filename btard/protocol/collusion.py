@@ -35,17 +35,17 @@ class Collusion:
         self._constants: dict[Hashable, object] = {}
         self._watchers: dict[str, Callable[[], None]] = {}
         self.memory: dict[str, torch.Tensor] = {}
-        """What the members remember from step to step, by name. Checkpoints hold it, so that a run can go on."""
+        """What the members remember from step to step, by name. Checkpoints hold it, so that a run can resume."""
         self._once = RLock()  # members may work in threads; what one makes can need what another name stands for
 
     def observe(self, step: int, honest: Mapping[int, torch.Tensor]) -> None:
-        """Take note of the honest gradients [d] of `step`, by peer; what was shared about earlier steps is dropped."""
+        """Record the honest gradients [d] of `step`, by peer; what was shared about earlier steps is dropped."""
         self.step, self._rows, self._shared = step, dict(honest), {}
         for look in self._watchers.values():
             look()
 
     def watch(self, name: str, look: Callable[[], None]) -> None:
-        """Call `look()` after each `observe`, in place of what had this name: for what has to see every step.
+        """Call `look()` after each `observe`, replacing one of this name: for code that must see every step.
 
         A member that validates in a step does not send a gradient, and so computes none of what is `shared`.
         """
@@ -81,11 +81,11 @@ class Collusion:
             return self._constants[name]  # type: ignore[return-value]
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint has to hold: `memory`, under names that nothing else has."""
+        """What a checkpoint must hold: `memory`, under names that nothing else uses."""
         return {f"collusion/{name}": x for name, x in self.memory.items()}
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take over what `state` returned, among other tensors."""
+        """Restore what `state` returned, from a dictionary that may hold other tensors, too."""
         mine = {name: x for name, x in tensors.items() if name.startswith("collusion/")}
         self.memory = {name.removeprefix("collusion/"): x for name, x in mine.items()}
 

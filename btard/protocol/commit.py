@@ -17,15 +17,15 @@ from btard.protocol.seat import Seat
 
 
 class CutOff(RuntimeError):
-    """This peer cannot know how the step ended for the others: it has to take their state to go on."""
+    """This peer cannot know how the step ended for the others: it must take over their state to continue."""
 
 
 class NoQuorum(CutOff):
-    """Half of the peers or more were not heard in a step: who goes on now may be cut off from those who really do."""
+    """Half of the peers or more were not heard in a step: a peer that goes on may be cut off from the majority."""
 
 
 class Incomplete(CutOff):
-    """An aggregate that counts did not reach this peer. Only who was not in the step cannot ask for it."""
+    """An aggregate that counts did not reach this peer. Only a peer outside the step cannot ask for it."""
 
 
 class NoGradient(RuntimeError):
@@ -36,7 +36,7 @@ G = TypeVar("G", torch.Tensor, torch.Tensor | None)
 
 
 def clip_gradient(gradient: G, clip_lambda: float | None) -> G:
-    """BTARD-Clipped-SGD: `gradient` [d] scaled to norm at most `clip_lambda`; itself where that is None.
+    """BTARD-Clipped-SGD: `gradient` [d] scaled to norm at most `clip_lambda`; unchanged if that is None.
 
     None, for a peer that was not ready in time, stays None.
     """
@@ -67,7 +67,7 @@ def compute(seat: Seat, record: StepRecord) -> Generator[Effect, Any, torch.Tens
 def commit(
     seat: Seat, record: StepRecord, gradient: torch.Tensor | None
 ) -> Generator[Effect, Any, torch.Tensor | None]:
-    """Broadcast the hashes of my parts; hear who is here (M_t) and who works (W_t). Returns my (perhaps bad) gradient.
+    """Broadcast the hashes of the parts; hear who is here (M_t) and works (W_t). Returns the (perhaps bad) gradient.
 
     This is the roll call. Everybody says something: a worker the hashes of its parts; a validator, and a worker without
     a gradient, that it is here. A worker has none if it was too slow, or if its own is not finite: to send NaN would be
@@ -114,16 +114,16 @@ def commit(
 
 
 def _said(seat: Seat, digests: tuple[bytes, ...]) -> Commit:
-    """What I say at the roll call."""
+    """What this peer says at the roll call."""
     return Commit(digests) if seat.config.max_away is None else TimedCommit(digests, seat.elapsed)
 
 
 MISSED, PRESENT = 2, 1
-"""What a step adds to a peer's count of absences, and what a step in which it did its part takes off, by its weight."""
+"""What a missed step adds to a peer's count of absences, and what a step in which it did its part subtracts."""
 
 
 def _weight(config: ProtocolConfig, record: StepRecord, commits: Mapping[int, Commit]) -> int:
-    """How much this step counts for those that miss it: no more than a step, and no more than its time.
+    """How much this step counts for peers that miss it: no more than one step, and no more than its time.
 
     So who is away in a row is gone after both `max_absences` steps and `max_away` seconds. The time of the step before
     is the (b_t+1)-th shortest of those that members tell: liars alone can put it neither below nor above what honest
@@ -144,7 +144,7 @@ def _weight(config: ProtocolConfig, record: StepRecord, commits: Mapping[int, Co
 
 
 def _count_absences(seat: Seat, record: StepRecord, planned: tuple[int, ...]) -> None:
-    """To be away, or here without a gradient, costs the step; a peer of which that is too often true is gone.
+    """A peer that is away, or here without a gradient, loses the step; a peer that is so too often is gone.
 
     It is after `max_absences` steps in a row, and in the long run if it misses more than every third step: an empty
     place costs the others a part of the gradient.

@@ -1,4 +1,4 @@
-"""What a peer commits to: 32 bytes that stand for a part or an aggregate. Hashes, or in simulations the tensor itself.
+"""What a peer commits to: 32 bytes that represent a part or an aggregate. Hashes, or in simulations the tensor itself.
 
 Within one process a commitment can be a number that is given to a tensor when it is first seen, and again to any tensor
 of the same bytes. That is what a hash without collisions does, at no cost as long as everybody holds the same memory.
@@ -20,11 +20,11 @@ from btard.protocol.messages import Packet, is_sound
 from btard.protocol.record import Split
 
 Slot = tuple[str, int, int, int]
-"""What a commitment is to: kind, sender, step, part."""
+"""What a commitment refers to: kind, sender, step, part."""
 
 
 class Commitments(ABC):
-    """The commitments of run `run_id`. A driver makes them and hands them to its peers, which may work in threads."""
+    """The commitments of run `run_id`. A driver creates them and hands them to its peers, which may run in threads."""
 
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
@@ -40,11 +40,11 @@ class Commitments(ABC):
         return digest(kind, self.run_id, sender, step, part, "bytes", body)
 
     def of_packet(self, packet: Packet) -> bytes:
-        """What the sender of `packet` commits to if it commits to what is in it."""
+        """The commitment of the sender of `packet` to its contents."""
         return self.digest(packet.kind, packet.sender, packet.step, packet.part, packet.body)
 
     def sound(self, hashed: bytes, tensor: torch.Tensor) -> bool:
-        """Whether `tensor`, to which `hashed` is the commitment, holds finite numbers in their one form."""
+        """Whether `tensor` holds finite numbers in their only valid form; `hashed` is its commitment."""
         return is_sound(tensor)
 
     def parts(self, peer: int, step: int, gradient: torch.Tensor, split: Split) -> tuple[bytes, ...]:
@@ -54,20 +54,20 @@ class Commitments(ABC):
 
     @abstractmethod
     def learn(self, step: int, committed: Iterable[tuple[Slot, torch.Tensor, bytes]]) -> None:
-        """That tensors were committed to at `step` as these bytes, as a checkpoint says. It need not hold all."""
+        """Restore the commitments of `step` to these tensors from a checkpoint, which need not hold all."""
 
     @abstractmethod
     def forget(self, step: int) -> None:
-        """Nobody asks any more for what was committed to before `step`."""
+        """Forget what was committed to before `step`: nobody asks for it any more."""
 
 
 SMALL = 2**11
-"""Bytes up to which it is faster to find a hash that is known by them than to hash them again."""
+"""Size in bytes up to which looking up a hash by the bytes is faster than hashing them again."""
 
 
 @dataclass
 class _Looked:
-    """What came of looking at the entries of a tensor. None: nobody has."""
+    """Whether all entries of a tensor are finite. None: nobody has checked."""
 
     sound: bool | None = None
 
@@ -81,7 +81,7 @@ _known_digest = remembered(4096)(content_digest)
 
 
 class Hashed(Commitments):
-    """BLAKE3. A large tensor is hashed on `threads` threads: a process that is one peer alone has more than one.
+    """BLAKE3. A large tensor is hashed on `threads` threads: a process with a single peer has more than one.
 
     What peers of one process ask repeatedly `memory` knows by the bytes in question, and by nothing less: whatever
     changes them, a write through numpy too, is seen. So large tensors are read and hashed each time.
@@ -100,7 +100,7 @@ class Hashed(Commitments):
         return tensor_digest(tensor, *fields, threads=self.threads)
 
     def sound(self, hashed: bytes, tensor: torch.Tensor) -> bool:
-        """Equal hashes are those of equal bytes, which were looked at once."""
+        """Equal hashes mean equal bytes, which were checked once."""
         looked = self.memory(_looked, hashed)
         if looked.sound is None:
             looked.sound = is_sound(tensor)
@@ -118,7 +118,7 @@ class Hashed(Commitments):
 
 
 class Ideal(Commitments):
-    """The tensors that were committed to in the last two steps. They are kept, and must not be changed meanwhile."""
+    """The tensors committed to in the last two steps. They are kept, and must not be changed in the meantime."""
 
     def __init__(self, run_id: str) -> None:
         super().__init__(run_id)
@@ -141,7 +141,7 @@ class Ideal(Commitments):
             return seen[-1][2]
 
     def learn(self, step: int, committed: Iterable[tuple[Slot, torch.Tensor, bytes]]) -> None:
-        """Whatever else is seen of `step` from now on equals nothing that anybody committed to."""
+        """From now on, any other tensor of `step` equals nothing that anybody committed to."""
         with self._lock:
             self._learned = max(self._learned, step)
             for slot, tensor, hashed in committed:
@@ -152,7 +152,7 @@ class Ideal(Commitments):
 
 
 def _same(known: torch.Tensor, version: int, tensor: torch.Tensor) -> bool:
-    """Whether both have the same bytes: seen at once where it is the same memory, unchanged."""
+    """Whether both have the same bytes: immediate if it is the same memory, unchanged."""
     if known.dtype != tensor.dtype or known.shape != tensor.shape or known.device != tensor.device:
         return False
     if known.data_ptr() == tensor.data_ptr() and known.stride() == tensor.stride():

@@ -21,16 +21,16 @@ class ProtocolSettings:
     """What peers do to keep each other honest."""
 
     validators: int = 1
-    """m: peers per step that check another one's work of the step before instead of computing. More catch attackers
-    sooner, for as many gradients less per step."""
+    """m: peers per step that check another peer's work of the step before instead of computing. More of them catch
+    attackers sooner, and leave that many gradients fewer per step."""
     tau: float | Literal["auto"] = 1.0
-    """Clipping radius of CenteredClip on each part; inf is the mean. Lower it if accuracy dips under attack, raise it
-    if without one training is slower than with the mean. auto: follows the distances that the workers reported in the
-    step before (`btard.protocol.radius`)."""
+    """Clipping radius of CenteredClip on each part; inf is the mean. Lower it if accuracy dips under attack; raise it
+    if training without an attack is slower than with the mean. auto: follows the distances that the workers reported
+    in the step before (`btard.protocol.radius`)."""
     tau_quantile: float = 0.5
-    """auto: which quantile of a part's distances. Below 0.5 it clips more, and stands fewer liars."""
+    """auto: which quantile of a part's distances. Below 0.5 it clips more, and withstands fewer liars."""
     tau_start: float = 1.0
-    """auto: the radius of the first step, and of the next ones until there is a distance to go by."""
+    """auto: the radius of the first step, and of the next steps until there is a distance to follow."""
     tol: float = 1e-6
     """Relative residual to which aggregators solve (CC)."""
     residual_tol: float = 1e-5
@@ -38,20 +38,20 @@ class ProtocolSettings:
     scalar_tol: float = 1e-5
     """A judge convicts a reporter whose norm or s is off by more than this, relative to the clipped difference."""
     validation: Literal["exact", "tolerant"] = "exact"
-    """exact: a validator compares hashes, so all peers have to compute alike to the bit. tolerant: the target shows
+    """exact: a validator compares hashes, so all peers must compute the same bits. tolerant: the target shows
     what it committed to, and distances decide; for peers on different hardware."""
     gradient_tol: float = 0.1
     """tolerant: how far apart, relative to the larger norm, honest peers' gradients of one batch may be; a judge
     convicts above it, a validator accuses above twice. Take it from a calibration on the hardware in use. Raise it if
-    honest peers are banned for wrong_gradient; whatever is within it passes for honest."""
+    honest peers are banned for wrong_gradient; any gradient within it passes for honest."""
     cosine_tol: float | None = None
-    """tolerant: the same for 1 - cosine; accused above four times, for it is a distance squared. null: no check."""
+    """tolerant: the same for 1 - cosine; accused above four times, as it is a squared distance. null: no check."""
     directions: int = 1
-    """How many random directions z V2 projects on. More make a narrow miss by chance rarer, and the reports longer."""
+    """Number of random directions z that V2 projects on. More make a miss by chance rarer, and reports longer."""
     delta_max: float | None = None
-    """V3: a part is checked when all honest workers may be farther than this from its aggregate. null: 10 times the
-    size of an honest gradient's part in the same step, and tau. Set it if you know how far honest gradients are apart,
-    to leave colluders less."""
+    """V3: a part is checked if all honest workers may be farther than this from its aggregate. null: 10 times the
+    size of an honest gradient's part in the same step, plus tau. Set it if you know how far apart honest gradients
+    are, to leave colluders less room."""
     clip_lambda: float | None = None
     """BTARD-Clipped-SGD: peers scale their gradients to at most this norm. Lower it if the loss jumps. null: no
     clipping."""
@@ -61,27 +61,27 @@ class ProtocolSettings:
     bits, so that a hostile owner can move its part by about a hundredth of a gradient unseen. float16-parts: three
     quarters of the bytes, and such an owner moves as little as with float32."""
     relays: int | None = None
-    """Rounds in which differing broadcasts are passed on. As many as there are colluding Byzantine peers keep the
-    honest ones in agreement whatever these do; null: as many. Each costs a round trip in each of some six phases. 0
-    trusts the network to show everybody the same."""
+    """Rounds in which differing broadcasts are passed on. With as many rounds as colluding Byzantine peers the honest
+    peers stay in agreement, whatever the colluders do; null: that many. Each costs a round trip in each of some six
+    phases. 0 trusts the network to show everybody the same."""
     max_absences: int = 3
     """Steps in a row that a peer may miss the commit phase before it counts as gone. Raise it if peers need longer to
-    restart, and steps are long; where they are short, raise `max_away`."""
+    restart and steps are long; if steps are short, raise `max_away`."""
     max_away: float | None = None
     """Seconds that a peer may be away before it counts as gone, however many steps that are. Raise it if a peer takes
-    longer to start again; lower it if those that are lost for good leave places empty for too long. By the clocks of
-    the peers, of which no minority can hurry or stop the time. null: steps alone count, as in a simulation."""
+    longer to restart; lower it if peers that are lost for good leave places empty for too long. Measured by the clocks
+    of the peers, whose time no minority can speed up or stop. null: only steps count, as in a simulation."""
     probation: int | None = None
     """T_join: steps in which a newcomer computes gradients that are checked and not used. Raise it if new identities
-    are too cheap for what they can do until they are banned. null: nobody can join. Where peers join, `byzantine` is
-    how many of the members of any step may be Byzantine."""
+    are too cheap for the harm that they can do before they are banned. null: nobody can join. If peers can join,
+    `byzantine` is the number of members of any step that may be Byzantine."""
     heal: int | Literal["auto", "off"] = "off"
-    """After a member was removed, everybody goes back to a state of so many steps before, at most, if that is clearly
-    better on a public batch (`btard.protocol.heal`). auto: as many as nine in ten attackers need to be caught. off:
-    what an attack did stays, as in the paper."""
+    """After a member was removed, all peers go back by at most this many steps, to an earlier state that was clearly
+    better on a public batch (`btard.protocol.heal`). auto: as many steps as nine in ten attackers need to be caught.
+    off: the harm of an attack stays, as in the paper."""
     max_newcomers: int = 1
-    """Newcomers admitted per step, at most. Each costs the members d floats per step while it is on probation. No more
-    are on probation at once than `peers`."""
+    """Newcomers admitted per step, at most. Each costs the members d floats per step while it is on probation. At most
+    `peers` newcomers are on probation at once."""
 
     def __post_init__(self) -> None:
         require(self.validators >= 0, "validators", ">= 0", self.validators, "1 is the paper's protocol")
@@ -130,12 +130,12 @@ class ProtocolSettings:
 
     @property
     def whole_step(self) -> int:
-        """The weight of a step that a peer misses: where time counts too, a short step counts for millionths of it."""
+        """The weight of a step that a peer misses: if time counts too, a short step counts for millionths of it."""
         return 1 if self.max_away is None else 10**6
 
     @property
     def longest_absence(self) -> int:
-        """The weight of the steps in a row after which a peer is gone."""
+        """The weight of the consecutive missed steps after which a peer is gone."""
         return self.max_absences * self.whole_step
 
     @property
@@ -146,9 +146,9 @@ class ProtocolSettings:
 
 @dataclass(frozen=True)
 class ProtocolConfig(ProtocolSettings):
-    """The settings and what they are about; `n`, `b`, `m`, `tau` as in the paper. Every field is equal at every peer.
+    """The settings of one run; `n`, `b`, `m`, `tau` as in the paper. Every field is equal at every peer.
 
-    Raises FieldError for settings that cannot work; warns where the workers of a step may have no honest majority.
+    Raises FieldError for settings that cannot work; warns if the workers of a step may have no honest majority.
 
     >>> import btard
     >>> config = btard.ProtocolConfig(peers=16, byzantine=7, validators=1, tau="auto", run_id="docs")
@@ -162,7 +162,7 @@ class ProtocolConfig(ProtocolSettings):
     peers: int
     """n: peers at the start of the run."""
     byzantine: int = 0
-    """b: how many of them may be Byzantine. Only checked against n and m; nobody knows who they are."""
+    """b: how many of the peers may be Byzantine. Only checked against n and m; nobody knows which peers they are."""
     run_id: str = "btard"
     """Names the run in every hash and signature, so that no message can be replayed in another run."""
 

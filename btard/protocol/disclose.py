@@ -21,7 +21,7 @@ from btard.protocol.seat import Seat
 
 
 def disclose(seat: Seat, record: StepRecord, recomputed: torch.Tensor | None) -> Generator[Effect, Any, None]:
-    """Send what validators have to see of the step before; as one of them keep in `record.disclosed` what I am shown.
+    """Send what validators must see of the step before; a validator keeps in `record.disclosed` what it is shown.
 
     `recomputed` [d]: the validator's own gradient of its target's batch. Whatever of it has the committed hash needs
     not be shown. Communication: d floats about every target.
@@ -54,7 +54,7 @@ def disclose(seat: Seat, record: StepRecord, recomputed: torch.Tensor | None) ->
 
 
 def _held(seat: Seat, last: StepRecord, record: StepRecord, target: int) -> Sequence[Packet]:
-    """What I have to show of `target`'s parts: mine if I am the target, or those that it sent me, if it is away."""
+    """Which of `target`'s parts this peer must show: its own, or if the target is away, those it was sent."""
     if record.attends(target):
         return parts_of(last, target, last.own) if target == seat.id and last.own is not None else ()
     shown = last.parts_to_show(target, record)

@@ -13,12 +13,12 @@ from btard.protocol.identity import Identity, verify_key
 
 
 class WrongState(ValueError):
-    """A state that is not the one most members vouch for, or that too few vouch for at all."""
+    """A state that is not the one that most members vouch for, or that too few vouch for at all."""
 
 
 @dataclass(frozen=True)
 class Download:
-    """What a newcomer gets from one member: the agreed state as JSON, and the tensors of the training, by name.
+    """What a newcomer downloads from one member: the agreed state as JSON, and the tensors of the training, by name.
 
     Nothing of it is looked into before its digest is the one that the majority signed.
     """
@@ -38,7 +38,7 @@ def state_digest(run_id: str, state: bytes, tensors: Mapping[str, bytes]) -> byt
 
 @dataclass(frozen=True)
 class Vouch:
-    """A member's signed word on the digest of the state, given to the newcomer with this key alone."""
+    """A member's signed statement of the state's digest, valid only for the newcomer with this key."""
 
     member: int
     digest: bytes

@@ -1,4 +1,4 @@
-"""What a peer asks of the world. A driver answers; how (one process, a cluster, a swarm) is its own business."""
+"""What a peer asks of the outside world. A driver answers, in its own way (one process, a cluster, a swarm)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Compute:
 
 @dataclass(frozen=True)
 class Measure:
-    """The losses of the states at the beginning of `steps`, ascending, the last of which is the step at hand.
+    """The losses of the states at the beginning of `steps`, ascending, the last of which is the current step.
 
     They are of one public batch drawn with `seed`. Answered by `Losses`, or None by whom some of the states are lost.
     """
@@ -58,16 +58,16 @@ class Measure:
 
     @property
     def work(self) -> int:
-        """As that of `Idle`: the losses of a state take no longer than a gradient."""
+        """As in `Idle`: the losses of a state take no longer than a gradient."""
         return len(self.steps)
 
 
 @dataclass(frozen=True)
 class Losses:
-    """What came of a `Measure`, in the order of its steps."""
+    """The result of a `Measure`, in the order of its steps."""
 
     digests: tuple[bytes, ...]
-    """Of the states, 32 bytes each."""
+    """Digests of the states, 32 bytes each."""
     values: torch.Tensor
     """[states, examples] float64: the loss of every example of the batch."""
 
@@ -78,7 +78,7 @@ class Idle:
 
     phase: str = "compute"
     work: int = 1
-    """What the others compute meanwhile takes no longer than so many gradients."""
+    """What the others compute in the meantime takes no longer than this many gradients."""
 
 
 class Broadcast(Struct, frozen=True):
@@ -103,7 +103,7 @@ class Compare(Struct, frozen=True):
     """
 
     load: ClassVar[int] = 0
-    """As good as nothing."""
+    """Nearly nothing."""
 
     phase: str
     digest: bytes

@@ -29,7 +29,7 @@ DTYPES: tuple[torch.dtype, ...] = (
     torch.int32,
     torch.uint8,
 )
-"""The tensors there are; a dtype's place in this table is its number on the wire. -1 stands for plain bytes."""
+"""The supported dtypes; a dtype's place in this table is its number on the wire. -1 stands for plain bytes."""
 
 RAW = -1
 KINDS = frozenset({"part", "aggregate", "lacking"})
@@ -85,7 +85,7 @@ def encode_signed(message: Signed) -> bytes:
 
 
 def decode_signed(data: bytes | memoryview, max_bytes: int) -> Signed:
-    """The broadcast in `data`, unverified. Malformed if it is longer than `max_bytes` (checked first) or not one."""
+    """The broadcast in `data`, unverified. Malformed if longer than `max_bytes` (checked first) or not one."""
     if len(data) > max_bytes:
         raise Malformed(f"broadcast: {len(data)} bytes, at most {max_bytes} are allowed")
     said = wire.decode(bytes(data), _Broadcast, max_bytes=max_bytes, what="broadcast")

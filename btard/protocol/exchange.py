@@ -1,4 +1,4 @@
-"""Phase exchange, of ButterflyClip: every worker sends part j to its owner, who checks it against the commitment."""
+"""Phase exchange, of ButterflyClip: every worker sends part j to its owner, which checks it against the commitment."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from btard.protocol.seat import Seat
 
 
 def exchange(seat: Seat, record: StepRecord, gradient: torch.Tensor | None) -> Generator[Effect, Any, None]:
-    """Send my parts, keep the good ones among those that come for the parts I own, remember the suspects.
+    """Send this peer's parts, keep the good ones that come for the parts it owns, remember the suspects.
 
     Communication: d (k-1)/k floats out of every worker.
     """
@@ -50,5 +50,5 @@ def exchange(seat: Seat, record: StepRecord, gradient: torch.Tensor | None) -> G
 
 
 def check_part(seat: Seat, record: StepRecord, packet: Packet | None, sender: int, part: int) -> str | None:
-    """The kind of claim that `packet` gives cause for, None if it is the part that `sender` committed to."""
+    """The kind of claim that `packet` justifies, None if it is the part that `sender` committed to."""
     return packet_fault(seat, record, packet, record.commits[sender].digests[part], part, "part")

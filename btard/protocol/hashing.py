@@ -43,7 +43,7 @@ def digest(*fields: Field) -> bytes:
 
 
 def signed_digest(domain: str, *fields: Field) -> bytes:
-    """What somebody signs who says `fields`: no signature holds under another version of the protocol."""
+    """The bytes to sign for `fields`: no signature is valid under another version of the protocol."""
     return digest(domain, PROTOCOL_VERSION, *fields)
 
 
@@ -72,11 +72,11 @@ def content_digest(content: bytes, dtype: torch.dtype, shape: torch.Size, fields
 
 
 _WORTH_THREADS = 2**20
-"""Bytes from which on several threads hash faster than one."""
+"""Size in bytes from which several threads hash faster than one."""
 
 
 def stream(*fields: Field) -> np.random.Generator:
-    """The random stream of this name: the only way in which the protocol and the attacks draw numbers.
+    """The random stream of this name: the only source of random numbers in the protocol and the attacks.
 
     >>> import btard
     >>> btard.stream("docs", 1).random() == btard.stream("docs", 1).random() != btard.stream("docs", 2).random()
@@ -91,7 +91,7 @@ def batch_seed(run_id: str, step: int, peer: int, previous_coin: bytes) -> bytes
 
 
 UNIFORM_SCALE = (3 / (4.0**15 - 1)) ** 0.5
-"""Times this, the numbers of `uniform` have variance 1."""
+"""Multiplied by this, the numbers of `uniform` have variance 1."""
 
 
 def uniform(size: int, *fields: Field) -> np.ndarray:

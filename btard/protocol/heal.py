@@ -1,4 +1,4 @@
-"""Healing: after a removal everybody looks whether an earlier state was clearly better, and goes back to it if so.
+"""Healing: after a removal all peers check whether an earlier state was clearly better, and if so go back to it.
 
 Clipping bounds what a step of an attack does, bans bound the number of its steps, and this undoes them. What is decided
 follows from broadcasts. The batch is drawn with the coin of the step after the removal, which nobody knew when claims
@@ -25,20 +25,20 @@ from btard.protocol.record import StepRecord
 from btard.protocol.seat import Seat
 
 HEALED = "heal"
-"""Kind of the ledger's entries that say which state a step ended with; they remove nobody."""
+"""The kind of ledger entries that say which state a step ended with; they remove nobody."""
 STATES = 8
-"""Earlier states that a window is covered with."""
+"""Number of earlier states in a window."""
 CERTAIN = 3.0
-"""Standard errors of the paired difference by which an earlier state has to be better."""
+"""Standard errors of the paired difference by which an earlier state must be better."""
 QUANTILE = 0.9
 """auto: the share of attackers that are caught within the window."""
 CEILING = 1e6
-"""A loss above it, or one that is not a number, counts as this."""
+"""A loss above this value, or one that is not a number, counts as this value."""
 
 
 @lru_cache
 def window(config: ProtocolConfig) -> int:
-    """W: how many steps back a state may lie; 0 where nothing is healed, or nobody is ever caught."""
+    """W: how many steps back a state may lie; 0 if nothing is healed, or nobody is ever caught."""
     if config.heal == "off" or not config.validators:
         return 0
     if config.heal != "auto":
@@ -52,12 +52,12 @@ def window(config: ProtocolConfig) -> int:
 
 
 def spacing(config: ProtocolConfig) -> int:
-    """Steps between two states that are kept."""
+    """Steps between two kept states."""
     return max(1, math.ceil(window(config) / STATES))
 
 
 def is_kept(config: ProtocolConfig, entries: Iterable[Entry], step: int) -> bool:
-    """Whether the state at the beginning of `step` is one to go back to. `entries`: the ledger, up to there."""
+    """Whether the run could go back to the state at the beginning of `step`. `entries`: the ledger, up to there."""
     if not window(config):
         return False
     return step % spacing(config) == 0 or step in [entry.step + 1 for entry in _returns(entries)[-1:]]
@@ -93,7 +93,7 @@ def candidates(config: ProtocolConfig, entries: Sequence[Entry], step: int) -> t
 
 
 def _membership(config: ProtocolConfig, entries: Iterable[Entry], step: int) -> int | None:
-    """The step since which one of those for whose removal `step` chooses was a member; None if none of them was."""
+    """The earliest step since which a peer whose removal led to the choice in `step` was a member; None if none was."""
     before = [entry for entry in entries if entry.step < step]
     open_at = {entry.step for entry in before if entry.kind == HEALED and not entry.losses}
     first = step - 1
@@ -121,7 +121,7 @@ def state_digest(tensors: Mapping[str, bytes]) -> bytes:
 
 
 def measured(losses: Losses) -> Measured:
-    """What an honest peer says of the states whose losses these are."""
+    """What an honest peer says about the states with these losses."""
     values = np.nan_to_num(losses.values.cpu().numpy(), nan=CEILING, posinf=CEILING, neginf=-CEILING)
     values = values.clip(-CEILING, CEILING)
     gaps = values[:-1] - values[-1]
@@ -133,18 +133,18 @@ def measured(losses: Losses) -> Measured:
 
 
 class Choice(NamedTuple):
-    """What came of what was said about some states."""
+    """The outcome of what was said about some states."""
 
     step: int
-    """The step to whose beginning to go."""
+    """The step to whose beginning the run goes."""
     losses: dict[int, float]
-    """Step -> loss; of all states."""
+    """Step -> loss, for all states."""
     digests: tuple[bytes, ...]
-    """Of all states, as most peers have them; none if not even most have the same."""
+    """Digests of all states, as most peers have them; none if there is no such majority."""
 
 
 def choose(members: Sequence[int], steps: Sequence[int], said: Mapping[int, Measured]) -> Choice:
-    """The state to go on from, by what `members` have said: those that are in the step to its end.
+    """The state to continue from, by what `members` have said: the peers that are in the step to its end.
 
     `steps`: the candidates and, last, the step at hand, which is chosen unless more than half of `members` find an
     earlier state clearly better. Among several the one with the lowest loss is chosen, and the later one of equals.
@@ -168,7 +168,7 @@ def choose(members: Sequence[int], steps: Sequence[int], said: Mapping[int, Meas
 
 
 def heal(seat: Seat, record: StepRecord) -> Generator[Effect, Losses | None, None]:
-    """After a step in which a member was removed: decide which state the next step begins with, for all to see."""
+    """After a step that removed a member: decide, in public, which state the next step begins with."""
     earlier = candidates(seat.config, seat.ledger.entries, record.step)
     if not earlier:
         return

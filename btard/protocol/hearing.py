@@ -29,7 +29,7 @@ class Hearing:
 
     @cached_property
     def view(self) -> bytes:
-        """All of it in one digest: everybody's message or, of who said two things, who that is.
+        """All of it in one digest: each sender's message or, for a sender that said two things, only its number.
 
         Not which two: honest peers may have kept different ones of its many faces, and come to the same step.
         """
@@ -58,7 +58,7 @@ def _open(said: tuple[Signed, ...], kind: type[Any], limit: int, memory: Memory)
 
 @dataclass
 class FirstHeard:
-    """Where peers to whom the same messages came find what these amount to. None: nobody has looked at them yet."""
+    """The result, shared by peers that received the same messages. None: nobody has evaluated them yet."""
 
     hearing: Hearing | None = None
 

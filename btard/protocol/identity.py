@@ -40,7 +40,7 @@ class Identity:
 
     @property
     def seed(self) -> bytes:
-        """The 32 secret bytes that the key is made of, for whoever stores it."""
+        """The 32 secret bytes of the key, for storing it."""
         return bytes(self._private_key)
 
     def sign(self, message: bytes, memory: Memory = NOTHING) -> bytes:
@@ -86,13 +86,13 @@ def _made(key: bytes, message: bytes) -> _Made:
 
 
 def genuine(key: bytes, message: bytes, signature: bytes, memory: Memory) -> bool:
-    """`verify_key`; where `memory` was there when the signature was made, the answer is known without computing it."""
+    """`verify_key`; if `memory` has seen the signature being made, the answer is known without computing it."""
     return signature in memory(_made, key, message).signatures or memory(verify_key, key, message, signature)
 
 
 @remembered(8192)
 def verify_key(key: bytes, message: bytes, signature: bytes) -> bool:
-    """Whether `signature` on `message` is that of the holder of the public key `key`; False for malformed bytes.
+    """Whether `signature` on `message` was made by the holder of the public key `key`; False for malformed bytes.
 
     False, too, for keys and points R of small order, for which there are signatures that nobody made, for keys that are
     encoded in another way than they must be, and for a number S that is not reduced: libsodium refuses these.

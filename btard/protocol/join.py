@@ -24,11 +24,11 @@ from btard.protocol.record import Probation, StepRecord
 from btard.protocol.seat import Seat
 
 ADMITTED, GRADUATED = "join", "member"
-"""Kinds of the ledger's entries that add a peer; they remove nobody."""
+"""The kinds of ledger entries that add a peer; they remove nobody."""
 
 
 def admit(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
-    """Members name the requests they hold; the roster grows by those of the agreed view that there is room for.
+    """Members name the requests they hold; the roster grows by those of the agreed view for which there is room.
 
     Who is named by most members comes first, and members name the oldest requests they hold: so an honest newcomer that
     has asked everybody is not crowded out by keys made to order. Among equals the hash with the last coin decides.
@@ -61,7 +61,7 @@ def admit(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
 
 
 def bring_up(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
-    """Give the step's aggregates to the listeners, who take no part in making them but have to apply them.
+    """Give the step's aggregates to the listeners, which take no part in computing them but must apply them.
 
     Owners send theirs to newcomers, as they have sent them to all others. What does not arrive intact a listener gets
     from the next `byzantine` + 1 members after the owner, one of whom is honest. More do not answer, so that asking
@@ -113,7 +113,7 @@ def bring_up(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
 
 
 def _take(seat: Seat, record: StepRecord, packet: Packet | None, part: int) -> None:
-    """Keep an aggregate that is the announced one, whoever brought it."""
+    """Keep an aggregate if it is the announced one, whoever sent it."""
     if part in record.aggregates or packet is None or packet.kind != "aggregate":
         return
     fault = packet_fault(seat, record, packet, record.announced[part].digest, part, "aggregate")

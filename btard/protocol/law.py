@@ -17,7 +17,7 @@ import numpy as np
 
 
 def _hypergeometric(population: int, marked: int, drawn: int) -> dict[int, float]:
-    """P(c marked ones in a draw of `drawn` without replacement)."""
+    """P(c marked items in a draw of `drawn` without replacement)."""
     low, high = max(0, drawn - (population - marked)), min(drawn, marked)
     total = comb(population, drawn)
     return {c: comb(marked, c) * comb(population - marked, drawn - c) / total for c in range(low, high + 1)}
@@ -58,7 +58,7 @@ def chances_to_be_caught(
 
 
 State = tuple[int, int, int]
-"""Byzantine peers left, validators of the present step, Byzantine ones among them."""
+"""Byzantine peers left, validators of the current step, Byzantine validators among them."""
 
 
 def _draw(honest: int, state: State, m: int, attacking: bool) -> dict[State, float]:

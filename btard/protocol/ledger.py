@@ -19,11 +19,11 @@ UNPROVEN = frozenset({"silent", "gone", "undelivered"})
 """Kinds for which honest peers on bad links can be removed too."""
 
 HEAD = "head"
-"""Where a line of ledger.jsonl holds the head of the chain up to and including itself."""
+"""The key in a line of ledger.jsonl for the head of the chain up to and including that line."""
 
 
 class Entry(Struct, frozen=True, forbid_unknown_fields=True):
-    """One verdict. `peers` are those it removed: the accused, or accusers that lied, or both (ELIMINATE).
+    """One verdict. `peers` are the peers that it removed: the accused, or accusers that lied, or both (ELIMINATE).
 
     >>> import btard
     >>> btard.Entry(4, "wrong_gradient", "guilty", accused=2, accusers=(0,), peers=(2,), about_step=3).to_json()[:16]
@@ -33,7 +33,7 @@ class Entry(Struct, frozen=True, forbid_unknown_fields=True):
     step: Number
     """The step in which the verdict fell."""
     kind: str
-    """What was claimed: a claim kind of `messages`, or what everybody saw in the broadcasts."""
+    """What was claimed: a claim kind of `messages`, or what the broadcasts showed to everybody."""
     verdict: str
     """guilty, false (the accusers lied, or showed nothing), undelivered (the accused showed too little), eliminated,
     public (seen by everybody, no vote)."""
@@ -42,17 +42,17 @@ class Entry(Struct, frozen=True, forbid_unknown_fields=True):
     """Ascending; empty where the broadcasts themselves showed it."""
     peers: tuple[Number, ...]
     about_step: Number
-    """The step in which it was done."""
+    """The step in which the accused did it."""
     part: Number = -1
     evidence: str = ""
     """Hex digest of what the judges were shown."""
     votes: dict[str, str] = {}
     """Judge -> verdict."""
     losses: dict[str, float] = {}
-    """Of a healing: step -> the loss of the state at its beginning."""
+    """For a healing: step -> the loss of the state at its beginning."""
 
     def fields(self) -> dict[str, Any]:
-        """All of it as JSON values; without losses where there are none."""
+        """The entry as JSON values; without losses if there are none."""
         return {name: value for name, value in asdict(self).items() if name != "losses" or value}
 
     def to_json(self) -> str:
@@ -60,7 +60,7 @@ class Entry(Struct, frozen=True, forbid_unknown_fields=True):
 
     @classmethod
     def from_json(cls, line: str) -> Entry:
-        """The entry in a line of ledger.jsonl or in what `to_json` returned; Malformed says what else it is."""
+        """The entry in a line of ledger.jsonl or in what `to_json` returned; Malformed says what it is instead."""
         value = read_object(line, "ledger entry")
         value.pop(HEAD, None)
         value.setdefault("losses", {})
@@ -68,7 +68,7 @@ class Entry(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def still_byzantine(config: ProtocolConfig, entries: Iterable[Entry]) -> int:
-    """b_t: how many of the active peers may still be Byzantine, by what the ledger proves of those that are gone.
+    """b_t: how many of the active peers may still be Byzantine, by what the ledger proves about the removed peers.
 
     An elimination proves it of one of its two peers. Who was silent or slow may have been honest. Where peers can join,
     `byzantine` bounds the members of any step.
@@ -85,7 +85,7 @@ def still_byzantine(config: ProtocolConfig, entries: Iterable[Entry]) -> int:
 
 
 def read_object(text: str | bytes, what: str) -> dict[str, Any]:
-    """The JSON object in `text`, however hostile; Malformed if it is none."""
+    """The JSON object in `text`, however hostile; Malformed if there is none."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -30,13 +30,13 @@ from btard.protocol.messages import (
 from btard.protocol.record import StepRecord
 
 FACES = 2
-"""So many messages of one sender for one phase are kept: two prove as much as ten."""
+"""How many messages of one sender are kept for one phase: two prove as much as ten."""
 
 MAX_STATES = 16
-"""Earlier states that are looked at after a removal, at most."""
+"""The largest number of earlier states that are compared after a removal."""
 
 WAITING = 1024
-"""Requests to join that a member keeps; more than that are refused until some are admitted."""
+"""The number of requests to join that a member keeps; more are refused until some are admitted."""
 
 # The form of messages on a wire, whoever sends them.
 
@@ -50,9 +50,9 @@ MAX_ITEMS = 2**16
 # The files of a recorded run. How many peers have joined is only known once they are read.
 
 MAX_JSON = 2**28
-"""Bytes of a JSON file that are read; the messages of a step of 1,000 peers stay below."""
+"""The largest number of bytes that are read of a JSON file; the messages of a step of 1,000 peers stay below."""
 MAX_LEDGER = 2**26
-"""Bytes of a ledger that are read."""
+"""The largest number of bytes that are read of a ledger."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,13 @@ class Limits:
     """The limits of broadcasts in a step."""
 
     peers: int
-    """Members and newcomers of the step, or the peers of the start if these are more."""
+    """Number of members and newcomers of the step, or of the peers at the start if these are more."""
     directions: int
     """`ProtocolConfig.directions`."""
 
     @property
     def claims(self) -> int:
-        """Accusations an honest peer can have in a round: of its target, every sender of its part, and every owner."""
+        """Accusations an honest peer can raise in a round: of its target, each sender of its part, each owner."""
         return 1 + 2 * self.peers
 
     def payload(self, kind: type[Any]) -> int:
@@ -97,17 +97,17 @@ class Limits:
 
 
 def told_limit(senders: int, message: int) -> int:
-    """Bytes in which somebody passes on what all `senders` said in a phase whose messages have `message` bytes."""
+    """Bytes that a peer needs to pass on what all `senders` said in a phase whose messages have `message` bytes."""
     return FACES * senders * message
 
 
 def relay_limit(senders: int, message: int) -> int:
-    """The same in a round of relays: each message with the signatures of those through whose hands it went."""
+    """The same in a round of relays: each message with the signatures of the peers that passed it on."""
     return told_limit(senders, message + senders * (SIGNATURE_SIZE + 16))
 
 
 def packet_limit(record: StepRecord, parts: Iterable[int], kind: str = "") -> int:
-    """Bytes that somebody may send who has a packet of `kind` for each of `parts` to send; twice what is honest.
+    """Bytes that a peer may send if it has a packet of `kind` for each of `parts` to send; twice what is honest.
 
     So a wrong size is still read and becomes evidence, and ten times the size is not read at all.
     """
@@ -123,10 +123,10 @@ def evidence_limit(parts: Iterable[tuple[StepRecord, int]]) -> int:
 
 
 def question_limit(parts: int) -> int:
-    """Bytes in which a newcomer says which of so many parts it lacks."""
+    """Bytes that a newcomer needs to say which of so many parts it lacks."""
     return parts * PACKET_OVERHEAD
 
 
 def answer_limit(record: StepRecord, parts: Iterable[int]) -> int:
-    """Bytes in which one member gives a newcomer the aggregates of `parts`."""
+    """Bytes that a member needs to give a newcomer the aggregates of `parts`."""
     return sum(2 * record.cut.nbytes(part, "aggregate") + 256 for part in parts)

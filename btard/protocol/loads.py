@@ -1,4 +1,4 @@
-"""How many bytes an honest peer may have to move in a phase: what the deadlines of peers with clocks are made of.
+"""How many bytes an honest peer may have to move in a phase: the basis of the deadlines of peers with clocks.
 
 A load is the larger one of what a peer sends and what it may be sent: all that is due to it, and what liars can fill
 its line with, up to the limit of the phase. It follows from what all honest peers agree on when the phase begins, so
@@ -23,7 +23,7 @@ def packets(record: StepRecord, parts: Iterable[int], kind: str = "") -> int:
 
 
 def of_broadcast(record: StepRecord, message: int) -> int:
-    """Everybody says up to `message` bytes to everybody."""
+    """Every peer sends up to `message` bytes to every other."""
     return _others(record) * message
 
 
@@ -33,12 +33,12 @@ def of_relays(record: StepRecord, message: int) -> int:
 
 
 def of_telling(record: StepRecord, message: int) -> int:
-    """Each member passes that on to each listener."""
+    """Each member passes this on to each listener."""
     return max(len(record.members), len(record.listeners)) * told_limit(len(record.speakers), message)
 
 
 def of_parts(record: StepRecord, limit: int) -> int:
-    """Each worker sends every other one the part that this one owns; as many come in, of nearly the same size."""
+    """Each worker sends every other worker the part that the other owns; as many come in, of nearly the same size."""
     owned = [part for part in range(record.cut.k) if record.owner(part) in record.workers]
     gradient = packets(record, owned, "part")
     return _load(record, gradient, gradient, limit)
@@ -51,7 +51,7 @@ def of_aggregates(record: StepRecord, limit: int) -> int:
 
 
 def of_recovery(record: StepRecord) -> int:
-    """Each member gives each other one the aggregates that this one said it lacks."""
+    """Each member gives each other member the aggregates that the other said it lacks."""
     lacked = [set(parts) & set(record.announced) for parts in record.missing.values()]
     sizes = [packets(record, parts, "aggregate") for parts in lacked]
     limit = max((packet_limit(record, parts, "aggregate") for parts in lacked), default=0)
@@ -73,13 +73,13 @@ Owed = Mapping[int, Sequence[tuple[StepRecord, int]]]
 
 
 def of_evidence(record: StepRecord, owed: Owed, limit: int) -> int:
-    """Everybody shows what it owes to all members: the evidence on one aggregate alone is as large as a gradient."""
+    """Every peer shows what it owes to all members: the evidence on one aggregate alone is as large as a gradient."""
     shown = [sum(packets(about, [part]) for about, part in pieces) for pieces in owed.values()]
     return _load(record, _others(record) * max(shown, default=0), sum(shown), limit)
 
 
 class Asked(NamedTuple):
-    """A packet about a part that `recipient` has asked for; each of the `holders` is to send it."""
+    """A packet about a part that `recipient` has asked for; each of the `holders` must send it."""
 
     recipient: int
     record: StepRecord
@@ -121,10 +121,10 @@ def largest(record: StepRecord, kind: str) -> int:
 
 
 def _load(record: StepRecord, sent: int, received: int, limit: int) -> int:
-    """The larger one; as many peers as can be hostile may send up to `limit` bytes besides."""
+    """The larger one; as many peers as can be hostile may send up to `limit` bytes in addition."""
     return max(sent, received + (record.byzantine + len(record.newcomers)) * limit)
 
 
 def _others(record: StepRecord) -> int:
-    """Everybody that a peer says something to."""
+    """All peers to which a peer says something."""
     return len(record.remaining) + len(record.newcomers) - 1

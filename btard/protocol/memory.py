@@ -14,7 +14,7 @@ R = TypeVar("R")
 
 
 class Remembered(Generic[P, R]):
-    """A pure function of hashable arguments. A `Memory` keeps its last `results`; called directly it computes anew."""
+    """A pure function of hashable arguments. A `Memory` keeps its last `results`; called directly it computes again."""
 
     def __init__(self, function: Callable[P, R], results: int) -> None:
         self.function, self.results = function, results
@@ -45,7 +45,7 @@ class Later(Generic[R]):
 
 
 class Memory:
-    """What the peers of one cohort have worked out: `memory(function, *args)` is `function(*args)`.
+    """What the peers of one cohort have computed already: `memory(function, *args)` is `function(*args)`.
 
     A driver makes one and hands it to its peers, which may call it in threads. With `remembers=False` every call
     computes anew, so that each peer does all of its own work.
@@ -64,9 +64,9 @@ class Memory:
         return kept(*args, **kwargs)
 
     def later(self, compute: Callable[[], R]) -> R | Later[R]:
-        """What `compute` returns, once somebody looks at it: for what hardly anybody does in one process."""
+        """What `compute` returns, computed when somebody looks at it: for values that are hardly ever needed."""
         return Later(compute) if self.remembers else compute()
 
 
 NOTHING = Memory(remembers=False)
-"""For callers that ask once."""
+"""A memory that keeps nothing, for callers that ask once."""

@@ -34,13 +34,13 @@ CLAIM_KINDS = frozenset(
     }
 )
 TOLERANT_KINDS = frozenset({"undisclosed"})
-"""A validator's claim, in tolerant validation alone, that it was not shown what its target committed to."""
+"""A validator's claim, only in tolerant validation, that it was not shown what its target committed to."""
 PROBATION_KINDS = frozenset({"unchecked"})
-"""Where peers can join: a validator could not check a newcomer's work. It accuses nobody, and clears nobody."""
+"""If peers can join: a validator could not check a newcomer's work. It accuses nobody, and clears nobody."""
 EXCLUSION_KINDS = ("bad_part", "withheld_part")
-"""An owner that leaves a worker out of its list owes one of these."""
+"""An owner that leaves a worker out of its list must raise one of these claims."""
 MISSING_KINDS = ("bad_aggregate", "withheld_aggregate")
-"""Who lacks an aggregate owes one of these."""
+"""A peer that lacks an aggregate must raise one of these claims."""
 ELIMINATE_KINDS = frozenset({"withheld_part", "withheld_aggregate"})
 
 GUILTY, FALSE_CLAIM, EXCUSED = "guilty", "false", "excused"
@@ -59,11 +59,11 @@ class Commit(Message, frozen=True):
 
 
 UNKNOWN = -1
-"""No time: the sender was not in the step before, or it has no clock."""
+"""Stands for no time: the sender was not in the step before, or it has no clock."""
 
 
 class TimedCommit(Commit, frozen=True):
-    """The same in a run with `max_away`."""
+    """The same commitment in a run with `max_away`."""
 
     elapsed: Number
     """Milliseconds since the sender began the step before, by its own clock; or UNKNOWN."""
@@ -112,7 +112,7 @@ class Report(Message, frozen=True):
         return all(all(map(math.isfinite, row)) for row in (self.norms, self.sizes, *self.products))
 
     def corrected(self, true: Report, kept: Collection[int]) -> Report:
-        """What `true` says, but for the parts in `kept`, about which nobody knows better."""
+        """The values of `true`, except for the parts in `kept`, about which nobody knows better."""
 
         def mixed(said: Sequence[Any], right: Sequence[Any]) -> tuple[Any, ...]:
             return tuple(a if part in kept else b for part, (a, b) in enumerate(zip(said, right, strict=True)))
@@ -132,7 +132,7 @@ class Claim(Message, frozen=True, order=True):
 
 
 class Claims(Message, frozen=True):
-    """Phase accuse: the sender's accusations of this round, and whom it could not check; usually none."""
+    """Phase accuse: the sender's accusations of this round, and the peers it could not check; usually none."""
 
     claims: tuple[Claim, ...]
 
@@ -151,14 +151,14 @@ class Lacking(Message, frozen=True):
 
 
 class Measured(Message, frozen=True):
-    """Phase heal: what the sender finds of some earlier states, ascending, and of the present one, which comes last."""
+    """Phase heal: what the sender found about some earlier states, ascending, and the present one, which comes last."""
 
     digests: tuple[Digest, ...]
-    """Of each state."""
+    """The digest of each state."""
     losses: tuple[float, ...]
-    """Of each state, the mean over the public batch."""
+    """The mean loss of each state over the public batch."""
     bounds: tuple[float, ...]
-    """Of each earlier state, how much worse than the present one it may be: below 0 it is clearly better."""
+    """For each earlier state, how much worse than the present one it may be: below 0 it is clearly better."""
 
     def fits(self, states: int) -> bool:
         """Whether it is about so many states, and all its numbers are finite."""
@@ -167,7 +167,7 @@ class Measured(Message, frozen=True):
 
 
 class JoinRequest(Message, frozen=True):
-    """Somebody with this public key wants to join this run. It can be passed on, and is used up once."""
+    """The holder of this public key wants to join this run. The request can be passed on, and is used only once."""
 
     key: Digest
     signature: SignatureBytes
@@ -201,7 +201,7 @@ def _signed_digest(context: bytes, sender: int, step: int, phase: str, payload: 
 
 
 SIGNED_OVERHEAD = 32
-"""Bytes of a `Signed` beside payload, signature and phase: sender, step, and the lengths of the fields."""
+"""Bytes of a `Signed` in addition to payload, signature and phase: sender, step, and the lengths of the fields."""
 
 
 class Signed(Struct, frozen=True):
@@ -224,7 +224,7 @@ class Signed(Struct, frozen=True):
         payload: Message,
         memory: Memory = NOTHING,
     ) -> Signed:
-        """`context` is `StepRecord.context`: a signature holds for one run, step and state of the ledger alone."""
+        """`context` is `StepRecord.context`: a signature is valid only for one run, step and state of the ledger."""
         unsigned = cls(sender, step, phase, wire.encode(payload), b"")
         return replace(unsigned, signature=identity.sign(unsigned.digest(context, memory), memory))
 
@@ -249,7 +249,7 @@ class Signed(Struct, frozen=True):
 
 
 class Relayed(Struct, frozen=True):
-    """A broadcast passed on, with the signatures of those through whose hands it went: (relayer, signature).
+    """A broadcast passed on, with the signatures of the peers that passed it on: (relayer, signature).
 
     Each signature is on `relay_digest` of the broadcast's digest.
     """
@@ -269,7 +269,7 @@ def relay_digest(message_digest: bytes) -> bytes:
 
 
 PACKET_OVERHEAD = 64
-"""Bytes of a `Packet` beside body and signature: kind, sender, step, part, dtype, shape."""
+"""Bytes of a `Packet` in addition to body and signature: kind, sender, step, part, dtype, shape."""
 
 
 class Packet(Struct, frozen=True):
@@ -352,7 +352,7 @@ def is_sound(body: torch.Tensor) -> bool:
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether all entries are finite: one fast read, for the sum of an infinite or NaN entry is never finite.
+    """Whether all entries are finite: one fast read, because a sum with an infinite or NaN entry is never finite.
 
     That of finite ones can overflow: then each entry is looked at.
     """

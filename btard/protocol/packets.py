@@ -1,4 +1,4 @@
-"""What comes in packets: which one it is, and whether it is what was committed to."""
+"""What to do with packets that arrive: which one is meant, and whether it is what was committed to."""
 
 from __future__ import annotations
 

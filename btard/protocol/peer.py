@@ -39,19 +39,19 @@ from btard.protocol.verify import verify
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step came to for one peer. All honest peers have the same."""
+    """The result of a step for one peer. All honest peers have the same."""
 
     step: int
     parts: tuple[torch.Tensor | None, ...]
     """a[j] of every part; None where the parameters get a zero gradient in this step."""
     hashes: tuple[bytes, ...]
-    """H(a[j]), b"" where there is none: what honest peers compare."""
+    """H(a[j]), b"" if there is none: what honest peers compare."""
     sizes: tuple[int, ...]
     coin: bytes
     removed: tuple[Entry, ...]
     """The ledger's new entries."""
     back_to: int | None = None
-    """The step to whose beginning everybody goes back; then the gradient goes into nothing."""
+    """The step to whose beginning all peers go back; the gradient is then not used."""
 
     def gradient(self, out: torch.Tensor) -> torch.Tensor:
         """concat_j a[j], written to and returned as `out` [d]."""
@@ -139,7 +139,7 @@ class Peer(Seat):
         return self._finish(record, already)
 
     def begin(self) -> StepRecord:
-        """The record of the next step, of which all that is known is the agreed state at its start."""
+        """The record of the next step, which holds only the agreed state at its start."""
         start = (self.t, self.active, self.assignments, self.coins[-1], self.tau, self.ledger.head)
         record = StepRecord(*start, dict(self.absences), dict(self.probation), self.epoch)
         record.byzantine = self.byzantine
@@ -147,13 +147,13 @@ class Peer(Seat):
         return record
 
     def resume(self, start: Start) -> None:
-        """Stand where the peers stand at the start of a step. Coins and ledger, which end there, are set apart."""
+        """Take the state of the peers at the start of a step. Coins and ledger, which end there, are set separately."""
         self.active, self.assignments, self.tau = start.active, dict(start.assignments), start.tau
         self.absences, self.probation = dict(start.absences), dict(start.standings)
         self.epoch = start.epoch
 
     def begin_life(self, name: bytes) -> None:
-        """Go on after a common restart, in which steps may be repeated: no message of the life before counts any more.
+        """Continue after a common restart, which may repeat steps: no message of the life before counts any more.
 
         `name`: the same at all peers, and one that no restart from the same checkpoint had. Simulated peers repeat
         their secrets, so that a resumed run is the same run; others have new ones in each life.
@@ -207,5 +207,5 @@ class Peer(Seat):
     def hear(
         self, record: StepRecord, phase: str, message: Signed | None, faces: Mapping[int, Signed | None], limit: int
     ) -> Generator[Effect, Any, Hearing]:
-        """Broadcast `message`; what everybody said, in agreement with all honest peers."""
+        """Broadcast `message`; returns what everybody said, in agreement with all honest peers."""
         return broadcast.hear(self, record, phase, message, faces, limit)

@@ -16,7 +16,7 @@ from btard.protocol.verify import Tally
 
 
 def next_radius(config: ProtocolConfig, record: StepRecord) -> float:
-    """The clipping radius of the step after the finished `record`: the same bits at everybody, `record.tau` if fixed.
+    """The clipping radius of the step after the finished `record`: the same bits at every peer, `record.tau` if fixed.
 
     Of each part, the `tau_quantile` of the reported distances ||g_i[j] - a[j]||; of these values, the lower median over
     the parts. Both are entries of a report as they stand there: nothing is interpolated. Two stages, because a hostile
@@ -49,7 +49,7 @@ def next_radius(config: ProtocolConfig, record: StepRecord) -> float:
 
 
 def drawn_near(tau: float, values: np.ndarray, liars: int) -> float:
-    """`tau`, no farther from the honest ones of `values` [n] than they show, n > `liars`.
+    """`tau`, moved to the range of the honest `values` [n] as far as these can prove it, n > `liars`.
 
     The (liars + 1)-th smallest is no less than some honest value, so the radius can come down to it; the (liars + 1)-th
     largest is no more than some honest one, so the radius can go up to it. Where more than `liars` of the values are

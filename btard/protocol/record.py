@@ -75,7 +75,7 @@ class Split(Struct, frozen=True, omit_defaults=True):
         return size + (part < longer)
 
     def runs(self) -> list[tuple[int, int]]:
-        """Ranges of neighbouring parts of equal size, at most two: what can be handled as the rows of a matrix."""
+        """Ranges of neighbouring parts of equal size, at most two: they can be handled as the rows of a matrix."""
         longer = self.d % self.k
         return [(first, last) for first, last in ((0, longer), (longer, self.k)) if first < last]
 
@@ -109,12 +109,12 @@ class Split(Struct, frozen=True, omit_defaults=True):
 
 
 class Probation(Struct, frozen=True, forbid_unknown_fields=True):
-    """How far a newcomer is. Everybody counts the same, for all of it follows from broadcasts."""
+    """How far a newcomer is. All peers count the same, because all of it follows from broadcasts."""
 
     served: Number
-    """Steps in a row whose gradient it committed to."""
+    """Consecutive steps whose gradient it committed to."""
     missed: Number
-    """Commit phases in a row that it missed; one of them starts its probation again."""
+    """Consecutive commit phases that it missed; one of them starts its probation again."""
     cleared: frozenset[Number]
     """Members that checked one of its gradients and had nothing to say about it."""
 
@@ -130,7 +130,7 @@ class Start(Struct, forbid_unknown_fields=True):
     previous_coin: bytes
     """r^{t-1}, the seed of this step's batches."""
     tau: Radius = math.inf
-    """The clipping radius of this step, whenever it is judged; inf clips nothing."""
+    """The clipping radius of this step, whenever the step is judged; inf clips nothing."""
     head: bytes = b""
     """The ledger's head."""
     absences: dict[Number, Number] = {}
@@ -150,11 +150,11 @@ class Start(Struct, forbid_unknown_fields=True):
 
 
 class Settled(Start):
-    """A step when it is over, as far as it is the same at all honest peers: what members vouch for to a newcomer."""
+    """A finished step, as far as it is the same at all honest peers: what members vouch for to a newcomer."""
 
     # Opened broadcasts.
     commits: dict[Number, Commit] = {}
-    """Of the workers, and of the newcomers."""
+    """The commitments of the workers, and of the newcomers."""
     announced: dict[Number, AnnouncedPart] = {}
     """Part -> H(a[j]) and the workers that went in."""
     missing: dict[Number, tuple[Number, ...]] = {}
@@ -165,7 +165,7 @@ class Settled(Start):
 
     # What follows from them.
     workers: tuple[Number, ...] = ()
-    """W_t, ascending: those who committed and are not on probation."""
+    """W_t, ascending: the peers that committed and are not on probation."""
     split: Split | None = None
     owners: tuple[Number, ...] = ()
     """owners[j] aggregates part j; NOBODY where the worker that would have owned it is not at work. Nobody inherits a
@@ -173,7 +173,7 @@ class Settled(Start):
     expelled: dict[Number, str] = {}
     """Peers that fell out during this step -> why."""
     here: tuple[Number, ...] | None = None
-    """M_t, ascending: those of A_t that were heard in the commit phase. Anybody else is out of the step: it says
+    """M_t, ascending: the peers of A_t that were heard in the commit phase. Anybody else is out of the step: it says
     nothing that counts, owes nothing, and is tried for nothing that it would have to answer. None: not known yet."""
     unheld: frozenset[Number] = frozenset()
     """Announced parts whose aggregate half of M_t or more lacked before the coin."""
@@ -197,11 +197,11 @@ class Settled(Start):
         return self.owners[part] if 0 <= part < len(self.owners) else NOBODY
 
     def attends(self, peer: int) -> bool:
-        """Whether `peer`, a newcomer or not, was heard in the roll call: who was not need not answer for anything."""
+        """Whether `peer`, a newcomer or not, was heard in the roll call: otherwise it need not answer for anything."""
         return peer in (self.commits if peer in self.standings else self.here or ())
 
     def parts_to_show(self, peer: int, now: Settled) -> tuple[int, ...]:
-        """The parts of `peer`'s gradient in this step that have to be shown in the step of `now`, ascending.
+        """The parts of `peer`'s gradient in this step that must be shown in the step of `now`, ascending.
 
         All of them. If it is away then, those that it had sent to owners who are here.
         """
@@ -212,7 +212,7 @@ class Settled(Start):
 
 
 class StepRecord(Settled):
-    """One step as one peer sees it: what all agree on (`Start`, `Settled`), the transcript, and what it alone holds.
+    """One step as one peer sees it: what all agree on (`Start`, `Settled`), the transcript, and what only it holds.
 
     These files write to it, each to these fields:
 
@@ -237,46 +237,46 @@ class StepRecord(Settled):
     byzantine: int = 0
     """b_t: how many of A_t may still be Byzantine, by the settings and the ledger (`ledger.still_byzantine`)."""
     phase: str = ""
-    """The broadcast phase at hand."""
+    """The current broadcast phase."""
     weight: int = 1
-    """How much of an absence it is to miss this step, in the units of `commit.py`."""
+    """How much missing this step counts as an absence, in the units of `commit.py`."""
 
     heard: dict[str, dict[int, tuple[Signed, ...]]] = {}
     """The transcript: phase -> sender -> its message, or both of them. Honest peers hear the same, up to the bytes of
     the signatures."""
 
     uncleared: set[int] = set()
-    """Targets that their validator says something about: that their work is wrong, or that it could not check it."""
+    """Targets about which their validator says something: that their work is wrong, or that it could not check it."""
 
     # What this peer alone holds.
     received: dict[int, dict[int, Packet]] = {}
-    """Part that I own -> sender -> its packet, as it came (my own part included)."""
+    """Part that this peer owns -> sender -> its packet, as it came (its own part included)."""
     aggregates: dict[int, torch.Tensor] = {}
     """Part -> a[j] that matches its announced hash."""
     own: torch.Tensor | None = None
-    """What I committed to, [d]: others may want to see it, in the next step too."""
+    """What this peer committed to, [d]: others may ask for it, in the next step too."""
     disclosed: dict[int, torch.Tensor] = {}
-    """Part -> what my target committed to in the step before, as it was shown to me (tolerant validation)."""
+    """Part -> what this peer's target committed to in the step before, as it was shown (tolerant validation)."""
     suspects: dict[tuple[str, int, int], Packet | None] = {}
     """(claim kind, accused, part) -> the packet that proves it, None if it never came."""
     trials: dict[int, dict[Claim, tuple[int, ...]]] = {}
     """Round of accusations -> claim that was tried -> its accusers."""
     shown: dict[int, dict[int, tuple[Packet, ...]]] = {}
-    """Round of accusations -> peer -> the evidence that I have from it."""
+    """Round of accusations -> peer -> the evidence that this peer has from it."""
 
     @property
     def probation(self) -> tuple[int, ...]:
-        """Newcomers on probation, ascending: they commit, and hear everything, and that is all (`join.py`)."""
+        """Newcomers on probation, ascending: they commit and hear everything, and do nothing else (`join.py`)."""
         return tuple(sorted(self.standings)) if self.standings else ()
 
     @property
     def remaining(self) -> tuple[int, ...]:
-        """A_t without those that already fell out."""
+        """A_t without the peers that already fell out."""
         return tuple(peer for peer in self.active if peer not in self.expelled) if self.expelled else self.active
 
     @property
     def members(self) -> tuple[int, ...]:
-        """M_t without those that already fell out: who may speak, and who owes every further broadcast of the step.
+        """M_t without the peers that already fell out: they may speak, and owe every further broadcast of the step.
 
         Until the commit phase has shown who is here, all of A_t.
         """
@@ -286,12 +286,12 @@ class StepRecord(Settled):
 
     @property
     def newcomers(self) -> tuple[int, ...]:
-        """Those on probation without the ones that already fell out."""
+        """The newcomers on probation without those that already fell out."""
         return tuple(peer for peer in self.probation if peer not in self.expelled)
 
     @property
     def listeners(self) -> tuple[int, ...]:
-        """Peers that apply the step but have no say in it: newcomers, and those that were not heard in the roll call.
+        """Peers that apply the step but have no say in it: newcomers, and peers that were not heard in the roll call.
 
         The members tell them what they agreed on, and give them the aggregates that they lack.
         """
@@ -304,7 +304,7 @@ class StepRecord(Settled):
         return (*self.members, *self.newcomers) if self.phase == "commit" else self.members
 
     def committed(self, me: int) -> Iterator[tuple[tuple[str, int, int, int], torch.Tensor, bytes]]:
-        """What peers committed to and is still here: (kind, sender, step, part), the tensor and its digest.
+        """Tensors that peers committed to, as far as still here: (kind, sender, step, part), the tensor and its digest.
 
         `me`: whose record this is.
         """
@@ -320,7 +320,7 @@ class StepRecord(Settled):
             yield ("aggregate", self.owner(part), self.step, part), body, self.announced[part].digest
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """What the next step still needs of what this peer alone holds, by name; not copied."""
+        """What the next step still needs of what only this peer holds, by name; not copied."""
         found = {f"aggregate/{part}": value for part, value in self.aggregates.items()}
         for part, packets in self.received.items():
             for sender, packet in packets.items():
@@ -332,7 +332,7 @@ class StepRecord(Settled):
 
     @classmethod
     def restored(cls, settled: Settled, tensors: Mapping[str, torch.Tensor]) -> StepRecord:
-        """The record of which `settled` was kept, and what `tensors` returned; these are used as they are."""
+        """The record from the kept `settled` and from what `tensors` returned, which is used without a copy."""
         record = cls(**_fields(settled, Settled))
         for name, tensor in tensors.items():
             what, *numbers = name.split("/")
@@ -356,7 +356,7 @@ class Transcript(Start):
 
     @classmethod
     def of(cls, record: StepRecord, phases: Iterable[str] | None = None) -> Transcript:
-        """Of all `phases` that the step has gone through, or of those alone."""
+        """The messages of all phases that the step has gone through, or only of `phases`."""
         said = record.heard if phases is None else {p: record.heard[p] for p in phases if p in record.heard}
         messages = {
             phase: {sender: tuple((m.payload, m.signature) for m in said[phase][sender]) for sender in said[phase]}

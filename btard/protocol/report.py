@@ -1,4 +1,4 @@
-"""Phase report of Algorithm 1: from the coin follow the directions z[j]; every worker reports norm_i[j] and s_i[j]."""
+"""Phase report of Algorithm 1: the coin gives the directions z[j]; every worker reports norm_i[j] and s_i[j]."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from btard.protocol.seat import Court, Seat
 
 @dataclass
 class _Drawn:
-    """What was drawn from a coin so far, by parts and their size; peers in threads wait for each other's drawing."""
+    """The directions drawn from a coin so far, by parts and their size; peers in threads wait for each other."""
 
     z: dict[tuple[int, int, int], torch.Tensor] = field(default_factory=dict)
     lock: Lock = field(default_factory=Lock)
@@ -38,7 +38,7 @@ def _drawn(coin: bytes, count: int, device: str) -> _Drawn:
 def directions(
     coin: bytes, part: int, size: int, count: int, device: str = "cpu", memory: Memory = NOTHING
 ) -> torch.Tensor:
-    """z[j] [count, size] int16, up to `UNIFORM_SCALE`: the same for everybody who knows the coin.
+    """z[j] [count, size] int16, up to `UNIFORM_SCALE`: the same for everybody that knows the coin.
 
     Independent uniform entries do what Gaussian ones do. For no unit vector v has <z, v> a density above sqrt(2/12)
     = 0.41 (a section of the unit cube has at most sqrt(2) times the volume of its face: K. Ball, Proc. Amer. Math. Soc.
@@ -111,7 +111,7 @@ def row_scalars(x: torch.Tensor, values: torch.Tensor, z: torch.Tensor, tau: flo
 
 
 SMALL = 1e-12
-"""Above it norms in float32 are exact to rounding: what underflows of the squares is below 2^-126 an entry."""
+"""Above it norms in float32 are exact to rounding: the part of the squares that underflows is below 2^-126 an entry."""
 
 
 def _measured(x: torch.Tensor, values: torch.Tensor, z: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -149,7 +149,7 @@ def part_scalars(
 
 
 class Truth(NamedTuple):
-    """What work is measured by: no evidence, but anybody who was there comes to it."""
+    """What work is compared with: it is not evidence, but every peer that was present computes the same."""
 
     gradient: torch.Tensor
     """The honest gradient [d], as the validator or judge has computed it."""
@@ -160,7 +160,7 @@ class Truth(NamedTuple):
 def gradient_report(
     seat: Court, record: Settled, aggregates: Mapping[int, torch.Tensor], sender: int, gradient: torch.Tensor
 ) -> Report:
-    """What worker `sender` has to report about `record`'s step if its gradient was `gradient` [d].
+    """What worker `sender` must report about `record`'s step if its gradient was `gradient` [d].
 
     `aggregates`: part -> a[j] as it was announced, those that are there.
     """
@@ -186,7 +186,7 @@ def gradient_report(
 
 
 def report(seat: Seat, record: StepRecord, gradient: torch.Tensor | None) -> Generator[Effect, Any, None]:
-    """Broadcast my norms and products; keep everybody's."""
+    """Broadcast this peer's norms and products; keep everybody's."""
     payload = None
     if seat.id in record.workers and gradient is not None:
         honest = gradient_report(seat, record, record.aggregates, seat.id, gradient)

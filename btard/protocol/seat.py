@@ -1,4 +1,4 @@
-"""A peer's place in the run: what the phases of a step may ask of the peer that goes through them."""
+"""A peer's place in the run: what the phases of a step may ask of their peer."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Expelled(Exception):
 
 
 class Court(Protocol):
-    """What of a seat a verdict may depend on, or use: the same at all judges."""
+    """The part of a seat that a verdict may depend on, or use: the same at all judges."""
 
     @property
     def config(self) -> ProtocolConfig: ...
@@ -91,24 +91,24 @@ class Seat(ABC):
         self.probation: dict[int, Probation] = {}
         """Newcomer -> how far it is."""
         self.requests: dict[bytes, JoinRequest] = {}
-        """Of those that want to join, by key, the oldest first."""
+        """Requests of peers that want to join, by key, the oldest first."""
         self.current: StepRecord
-        """The record of the step at hand."""
+        """The record of the current step."""
         self.last: StepRecord | None = None
-        """That of the step before."""
+        """The record of the step before."""
 
     @abstractmethod
     def hear(
         self, record: StepRecord, phase: str, message: Signed | None, faces: Mapping[int, Signed | None], limit: int
     ) -> Generator[Effect, Any, Hearing]:
-        """Say `message`; what everybody said in this phase."""
+        """Say `message`; returns what everybody said in this phase."""
 
     def behaviour_at(self, record: StepRecord) -> Behaviour:
-        """My behaviour in the step of `record`: at rest in the steps in which it does not act."""
+        """This peer's behaviour in the step of `record`: honest in the steps in which it does not act."""
         return self.behaviour if self.behaviour.acts(self.context(record)) else self.behaviour.resting
 
     def context(self, record: StepRecord) -> Context:
-        """What the hooks of my behaviour may look at in the step of `record`."""
+        """What the hooks of this peer's behaviour may use in the step of `record`."""
         start = (record.step, self.id, self.config.run_id, self.coins, record.active, record.assignments, record.tau)
         return Context(
             *start,
@@ -121,7 +121,7 @@ class Seat(ABC):
         )
 
     def limits(self, record: StepRecord) -> Limits:
-        """How much an honest peer can have to say in the step of `record`: it follows from the state at its start.
+        """How much an honest peer can have to say in the step of `record`: this follows from the state at its start.
 
         Those that are gone do not count, or keys that cost nothing could make all limits grow, and all deadlines.
         """
@@ -133,14 +133,14 @@ class Seat(ABC):
         return batch_seed(self.config.run_id, step, peer, self.coins[step])
 
     def record_of(self, step: int) -> StepRecord | None:
-        """My record of the present step or of the one before; None for any other."""
+        """This peer's record of the current step or of the one before; None for any other."""
         known = (self.current, self.last)
         return next((record for record in known if record is not None and record.step == step), None)
 
     def packet(
         self, record: StepRecord, kind: str, part: int, body: torch.Tensor | bytes, *, hashed: bytes | None
     ) -> Packet:
-        """My signed packet of `kind` about `part`; `hashed`: the commitment to `body` if it is known already.
+        """This peer's signed packet of `kind` about `part`; `hashed`: the commitment to `body`, if already known.
 
         `body`: values [p], which travel in the form that was agreed on, or whatever else a hostile peer sends.
         """
@@ -201,7 +201,7 @@ class Seat(ABC):
     def send(
         self, record: StepRecord, phase: str, packets: Mapping[int, Sequence[Packet]], *, limit: int, load: int
     ) -> Generator[Effect, Any, Mapping[int, Sequence[Packet]]]:
-        """Send each recipient its packets and get mine, by sender.
+        """Send each recipient its packets; returns the packets for this peer, by sender.
 
         `limit`: bytes that anybody may send me; `load`: of the phase, see `loads.py`.
         """
@@ -212,7 +212,7 @@ class Seat(ABC):
         return {who: [item for item in items if isinstance(item, Packet)] for who, items in arrived.items()}
 
     def _crash(self, record: StepRecord, phase: str) -> None:
-        """The end of a peer whose behaviour is to die here."""
+        """End the peer if its behaviour is to die here."""
         if self.behaviour_at(record).crashed(self.context(record), phase):
             raise Expelled
 

@@ -1,4 +1,4 @@
-"""A peer between two steps as JSON values and tensors, and back: what a checkpoint needs to go on to the same bits.
+"""A peer between two steps as JSON values and tensors, and back: what a checkpoint needs to resume to the same bits.
 
 The values are public but for the requests to join that the peer holds: a newcomer downloads them.
 """
@@ -41,7 +41,7 @@ def save_peer(peer: Peer) -> tuple[dict[str, Any], Tensors]:
 
 
 def load_peer(peer: Peer, state: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
-    """Give a fresh `peer` the state that `save_peer` returned. The tensors are used as they are, not copied."""
+    """Give a fresh `peer` the state that `save_peer` returned. The tensors are used without a copy."""
     peer.coins = [bytes.fromhex(coin) for coin in state["coins"]]
     if "roster" in state:
         peer.roster = Roster(tuple(bytes.fromhex(key) for key in state["roster"]))
@@ -59,7 +59,7 @@ def load_peer(peer: Peer, state: Mapping[str, Any], tensors: Mapping[str, torch.
 
 
 def public_state(peer: Peer) -> bytes:
-    """What all honest members hold alike, as JSON: equal bytes at each of them. No tensors; see `Download`."""
+    """What all honest members hold in common, as JSON: equal bytes at each of them. No tensors; see `Download`."""
     state, _ = save_peer(peer)
     return json.dumps({name: value for name, value in state.items() if name != "requests"}, sort_keys=True).encode()
 
@@ -77,7 +77,7 @@ def vouch(member: Peer, newcomer: bytes, tensors: Mapping[str, bytes]) -> Vouch 
 
 
 def vouched(member: Peer, tensors: Mapping[str, bytes]) -> bytes | None:
-    """The digest of its state that `member` tells whoever asks after this step; None if it says nothing."""
+    """The digest of its state that `member` tells anybody that asks after this step; None if it says nothing."""
     hashed = state_digest(member.config.run_id, public_state(member), tensors)
     return member.behaviour_at(member.begin()).vouch(_context(member), hashed)
 

@@ -1,4 +1,4 @@
-"""How far apart two gradients are, in distances for which the triangle inequality holds: mode `tolerant`.
+"""How far apart two gradients are, in distances that obey the triangle inequality: mode `tolerant`.
 
     d(a, b) = ||a - b|| / max(||a||, ||b||)         relative error, between 0 and 2
     c(a, b) = || a / ||a|| - b / ||b|| ||           chord between the directions; 1 - cos = c^2 / 2
@@ -23,7 +23,7 @@ from btard.protocol.config import ProtocolConfig
 
 @dataclass(frozen=True)
 class Difference:
-    """Two gradients compared."""
+    """The distances between two gradients."""
 
     relative: float
     """d: 0 for equal ones (two zeros too), 1 if only one of them is zero, at most 2."""
@@ -32,7 +32,7 @@ class Difference:
 
 
 CHUNK = 2**20
-"""Entries that are widened to float64 at once."""
+"""Number of entries that are widened to float64 at once."""
 
 
 def difference(a: torch.Tensor, b: torch.Tensor) -> Difference:

@@ -27,24 +27,24 @@ from btard.protocol.report import Truth
 from btard.protocol.seat import Seat
 
 Raised = dict[Claim, tuple[int, ...]]
-"""Claim -> accusers, ascending; nobody for a part that V2 or V3 puts on trial."""
+"""Claim -> accusers, ascending; none for a part that V2 or V3 puts on trial."""
 
 Owed = dict[int, list[tuple[StepRecord, int]]]
-"""Peer -> parts that it has to show, each with its step."""
+"""Peer -> parts that it must show, each with its step."""
 
 
 @dataclass
 class Evidence:
-    """What I know in the trials of a step."""
+    """What this peer knows in the trials of a step."""
 
     table: dict[Piece, Packet] = field(default_factory=dict)
-    """The pieces that lie before me."""
+    """The pieces that this peer has."""
     truth: dict[int, torch.Tensor] = field(default_factory=dict)
-    """Accused of its work in the step before -> its gradient [d], as I computed it."""
+    """Peer accused of its work in the step before -> its gradient [d], as this peer computed it."""
 
 
 class Trial:
-    """The trial of the claims `raised` in round `attempt`, as `seat` takes part in it, who then has their `evidence`.
+    """The trial of the claims `raised` in round `attempt`, in which `seat` takes part; it then has their `evidence`.
 
     All follows from what is agreed: `present` are the members when it begins, `about` has each claim's step, `listed`
     the pieces of evidence that it takes, and `public` those that everybody must have.
@@ -70,12 +70,12 @@ class Trial:
         return (yield from self._vote())
 
     def _judges(self, about: StepRecord) -> bool:
-        """Whether I come to verdicts about the step of `about`: as a voter, or as an auditor, who is nobody."""
+        """Whether this peer reaches verdicts about the step of `about`: as a voter or an auditor (no peer)."""
         me = self.seat.id
         return me == NOBODY or (me in self.record.members and me in (about.here or ()))
 
     def _take(self, came: Mapping[int, Iterable[Packet]]) -> None:
-        """Put on the table what came of the pieces, from whoever it came."""
+        """Keep the pieces that came, whoever sent them."""
         record, pieces, table = self.record, self.pieces, self.evidence.table
         for discloser, packets in came.items():
             taken = []
@@ -90,7 +90,7 @@ class Trial:
                 shown[discloser] = (*shown.get(discloser, ()), *taken)
 
     def _show(self) -> Generator[Effect, Any, None]:
-        """Accusers and accused show what they have to."""
+        """Accusers and accused show what they must."""
         seat, record, attempt = self.seat, self.record, self.attempt
         behaviour, ctx = seat.behaviour_at(record), seat.context(record)
         shown: list[Packet] = []
@@ -113,7 +113,7 @@ class Trial:
         self._take({seat.id: self._mine()})
 
     def _mine(self) -> list[Packet]:
-        """What I hold of the pieces: as their author, as the owner of a part, and of aggregates those I was sent."""
+        """The pieces that this peer holds: as author, as owner of a part, and the aggregates it was sent."""
         me = self.seat.id
         found: list[Packet] = []
         for piece in self.public:
@@ -132,7 +132,7 @@ class Trial:
         return found
 
     def _recompute(self) -> Generator[Effect, Any, None]:
-        """Compute the gradients on trial, each once, as far as I was there when they were made.
+        """Compute the gradients on trial, each once, if this peer was present when they were computed.
 
         Where one comes out as it was committed to, I hold its parts as well as its author does.
         """
@@ -160,7 +160,7 @@ class Trial:
         return tuple(index for index, piece in enumerate(self.public) if piece not in self.evidence.table)
 
     def _pass_on(self) -> Generator[Effect, Any, None]:
-        """Everybody says which of the public pieces it lacks; their authors and the parts' owners give it to them."""
+        """Every peer says which of the public pieces it lacks; the authors and the parts' owners send these pieces."""
         seat, record, attempt, public, pieces = self.seat, self.record, self.attempt, self.public, self.pieces
         said = Lacking(self._lacking())
         messages = yield from seat.broadcast(record, f"lacking/{attempt}", Lacking, said, expected=record.members)

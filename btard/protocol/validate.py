@@ -1,4 +1,4 @@
-"""What a validator checks of its target's work in the step before, and how judges check it again."""
+"""How a validator checks its target's work in the step before, and how judges check it again."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Work(NamedTuple):
     """What a peer committed to, as far as it was shown."""
 
     gradient: torch.Tensor
-    """[d]. The judge's own in the parts that were not shown."""
+    """[d]. In the parts that were not shown, the judge's own gradient."""
     unseen: frozenset[int] = frozenset()
-    """These parts."""
+    """The parts that were shown."""
 
 
 def work_shown(about: Settled, shown: Mapping[int, torch.Tensor], own: torch.Tensor) -> Work:
-    """What somebody committed to: the parts that were `shown`, and what I have of the others in my `own` gradient.
+    """What somebody committed to: the parts that were `shown`, and the other parts from this peer's `own` gradient.
 
     `shown`: part -> its body, in the form in which it travels.
     """
@@ -64,7 +64,7 @@ def work_is_wrong(seat: Court, about: Settled, target: int, work: Work, truth: T
 
 
 def validate(seat: Seat, gradient: torch.Tensor | None) -> list[Claim]:
-    """What a validator has to say: against its target of the step before, if the `gradient` [d] shows its work wrong.
+    """What a validator claims: against its target of the step before, if the `gradient` [d] shows its work wrong.
 
     Without a gradient of its own, or with one that is not finite, it has not checked it. It says so of a newcomer,
     which it would else have cleared. Of a worker nobody keeps whether it was found right.

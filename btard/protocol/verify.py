@@ -1,4 +1,4 @@
-"""V1 (by owners), V2 and V3 (by everybody): what reports say about aggregates, and the judges' look at an aggregate.
+"""V1 (by owners), V2 and V3 (by everybody): what reports say about aggregates, and how judges check an aggregate.
 
 Accusers act above twice a tolerance and judges convict above once, so rounding never costs an honest accuser. An alarm
 of V2 or V3 follows from broadcasts alone: it accuses nobody, it puts the part on trial.
@@ -27,18 +27,18 @@ from btard.protocol.report import SMALL, Scalars, part_scalars
 from btard.protocol.seat import Seat
 
 ACCUSE, CONVICT = 2.0, 1.0
-"""Multiples of a tolerance: who accuses wants to be sure that the judges agree."""
+"""Multiples of a tolerance: an accuser wants to be sure that the judges agree."""
 
 SIGMAS = 6.0
-"""V2 projects on random numbers with the tails of a Gaussian: six standard deviations off, nobody is honest."""
+"""V2 projects on random numbers with the tails of a Gaussian: no honest peer is six standard deviations off."""
 
 AUTO_DELTA = 10.0
-"""V3, delta_max = None: an aggregate is far off if it is farther away than so many sizes of a gradient's part."""
+"""V3, delta_max = None: an aggregate is far off if it is farther away than this many sizes of a gradient's part."""
 
 ROUNDING = 2.0**-22
-"""Relative to an aggregate, what rounding its entries to float32 can change in the sum of V2."""
+"""How much rounding an aggregate's entries to float32 can change the sum of V2, relative to the aggregate."""
 QUANTUM = 2.0**-149
-"""The least float32: what rounding changes in an entry, however small."""
+"""The smallest float32: how much rounding changes an entry, however small the entry is."""
 
 
 def verify(seat: Seat, record: StepRecord) -> list[Claim]:
@@ -83,7 +83,7 @@ def reported(report: Report, part: int) -> Scalars:
 
 
 class Tally:
-    """What counts of `reports` on the parts of `record`'s step: those of the announced senders that cover the part."""
+    """The `reports` that count on the parts of `record`'s step: those of the announced senders that cover the part."""
 
     def __init__(self, record: StepRecord, reports: Mapping[int, Report]) -> None:
         self.byzantine = record.byzantine
@@ -116,11 +116,11 @@ class Tally:
         return self._honest(self._column("norms", part) + self._column("sizes", part))
 
     def total(self, part: int, direction: int) -> float:
-        """sum_i s_i[part], correctly rounded; OverflowError for numbers that nobody honest reports."""
+        """sum_i s_i[part], correctly rounded; OverflowError for numbers that no honest peer reports."""
         return math.fsum(self._column("products", part)[:, direction])
 
     def _honest(self, values: np.ndarray) -> float:
-        """The (b + 1)-th largest of `values`, the least of them if there are fewer; 0 if there is none."""
+        """The (b + 1)-th largest of `values`, the smallest if there are fewer; 0 if there is none."""
         if not len(values):
             return 0.0
         rank = min(self.byzantine, len(values) - 1)
@@ -157,7 +157,7 @@ def v2_violation(config: ProtocolConfig, record: StepRecord, tally: Tally, part:
 
 
 def far_off(config: ProtocolConfig, tau: float, tally: Tally, part: int) -> float:
-    """delta_max of `part`: the setting; or what no right aggregate exceeds where most of its rows are honest.
+    """delta_max of `part`: the setting; or a bound that no right aggregate exceeds if most of its rows are honest.
 
     It lies among them but for what liars can pull, which is less than `tau`.
     """
@@ -177,7 +177,7 @@ def v3_violation(config: ProtocolConfig, record: StepRecord, tally: Tally, part:
 
 @dataclass
 class _Alarms:
-    """The parts that are put on trial. None: nobody has looked yet."""
+    """The parts that are put on trial. None: nobody has checked yet."""
 
     parts: frozenset[int] | None = None
 

@@ -16,7 +16,7 @@ Number = Annotated[int, Meta(ge=-1, lt=2**31)]
 Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
 
 MAX_DEPTH = 4
-"""Lists within lists: no value without a declared type has more."""
+"""Depth of nested lists: no value without a declared type has more."""
 
 
 def one_of(words: Collection[str]) -> Meta:
@@ -28,15 +28,15 @@ class Malformed(ValueError):
 
 
 class Message(Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
-    """On a wire the list of its fields; if it has one alone, this field."""
+    """On a wire this is the list of its fields; if there is only one, that field."""
 
     def finite(self) -> bool:
-        """Whether all its floats are: no other number stands for anything."""
+        """Whether all its floats are finite: no other number has a meaning."""
         return True
 
 
 def shown(text: object, limit: int = 200) -> str:
-    """What somebody else has said, fit to be printed: one line of at most `limit` characters that a terminal shows.
+    """Another peer's words, made fit to be printed: one line of at most `limit` characters that a terminal shows.
 
     All but printable ASCII is escaped, for other characters can move the cursor, hide text or not be printed at all.
     """
@@ -56,7 +56,7 @@ def encode(message: Message) -> bytes:
 
 @lru_cache
 def _decoder(form: Any) -> tuple[msgspec.msgpack.Decoder[Any], Callable[[Any], Any]]:
-    """What decodes a `form`, and makes one of what comes out."""
+    """The decoder of a `form`, and what constructs one from its output."""
     if isinstance(form, type) and issubclass(form, Message) and len(form.__struct_fields__) == 1:
         return msgspec.msgpack.Decoder(msgspec.structs.fields(form)[0].type), form
     return msgspec.msgpack.Decoder(form), lambda content: content

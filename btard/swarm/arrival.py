@@ -1,4 +1,4 @@
-"""How a peer gets in: it gathers with the other first ones, asks to join, or comes back after it was away."""
+"""How a peer gets in: it gathers with the other first peers, asks to join, or comes back after an absence."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from btard.swarm.member import PREVIOUS, Member
 from btard.swarm.state import ask_status, ask_to_join, fetch_state
 
 GRACE = 60.0
-"""Seconds after deadlines.gather in which those who are there have to agree on who that is."""
+"""Seconds after deadlines.gather in which the peers that are there must agree on who is there."""
 POLL = 0.3
 """Seconds between two looks at the others while waiting for them."""
 
 
 def arrive(member: Member) -> None:
-    """Take the seat that the first peers' list gives, and be where the others are. The node has been started.
+    """Take the seat that the first peers' list gives, and catch up with the others. The node has been started.
 
     Errors: NoFounders, ConfigError; Fallen if the others have removed this peer.
     """
@@ -47,14 +47,14 @@ def arrive(member: Member) -> None:
 
 
 async def _tell_others(member: Member, founders: tuple[bytes, ...]) -> None:
-    """Let newcomers find the run through this peer, too, and find the others again after a new start."""
+    """Let newcomers find the run through this peer, too, and note where the others are for a later restart."""
     node, config = member.node, member.config
     await give_founders(node, config, member.agreed, founders)
     node.spawn(member.notes.keep(node, config.run_id, founders))
 
 
 def _gather(member: Member) -> None:
-    """Wait for the others, then begin where most of them can: at the newest step that they have on their disks.
+    """Wait for the others, then begin where most of them can: at the newest step that they have on disk.
 
     If most are in the middle of the run, go on with their state.
     """
@@ -102,7 +102,7 @@ def _gather(member: Member) -> None:
 
 
 def ask_all(member: Member) -> dict[int, dict[str, Any]]:
-    """What the other members say of themselves. Errors: Fallen if more of them than can lie have banned this peer."""
+    """The other members' statuses. Errors: Fallen if more of them than can lie have banned this peer."""
     doors, keys = member.driver.doors, member.peer.roster.keys
     others = [number for number in member.driver.members if number != member.peer.id]
     banned: list[str] = []
@@ -139,7 +139,7 @@ def _join(member: Member) -> None:
 
 
 def _ask_to_join(member: Member) -> None:
-    """Ask all members. Those that know of it already keep the first request."""
+    """Ask all members. Those that know of the request already keep the first one."""
     request = JoinRequest.create(member.identity, member.config.run_id)
 
     async def ask_everybody() -> None:
@@ -150,7 +150,7 @@ def _ask_to_join(member: Member) -> None:
 
 
 def come_back(member: Member, why: str) -> None:
-    """Go on with the state that most members vouch for, at the beginning of their next step.
+    """Continue with the state that most members vouch for, at the beginning of their next step.
 
     Errors: Fallen if it says that this peer is out, or if there is none in time.
     """
@@ -203,7 +203,7 @@ def come_back(member: Member, why: str) -> None:
 
 
 def _is_status(said: dict[str, Any]) -> bool:
-    """Whether it can be compared with those of others: whoever tells it may lie, but not break anything."""
+    """Whether the status can be compared with others: its sender may lie, but must not break anything."""
     stored = said.get("stored", [])
     return type(said.get("step", 0)) is int and isinstance(stored, list) and isinstance(said.get("state", ""), str)
 

@@ -1,4 +1,4 @@
-"""The checkpoints that a coordinator keeps, and that a run can start from: parameters and moments, nobody's secrets."""
+"""The checkpoints that a coordinator keeps, and that a run can start from: parameters and moments, no secrets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from btard.harness.typed_yaml import ConfigError
 from btard.protocol.hashing import PROTOCOL_VERSION
 
 HEADER, OLD_HEADER = "btard.swarm", "btard.albert"
-"""Where the metadata of a checkpoint stand in its file, and where they stood before there were versions."""
+"""The place of a checkpoint's metadata in its file, and its place before there were versions."""
 
 
 def save_start(
@@ -68,7 +68,7 @@ def checkpoint_before(folder: Path, step: int) -> Path:
 
 
 def load_start(file: Path, like: Mapping[str, torch.Tensor]) -> tuple[int, dict[str, torch.Tensor]]:
-    """The step and the tensors in a checkpoint, which have to be of the shapes and dtypes of `like`.
+    """The step and the tensors in a checkpoint, which must have the shapes and dtypes of `like`.
 
     Errors: ConfigError, in one line.
     """

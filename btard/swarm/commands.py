@@ -45,7 +45,7 @@ OWN_FILE = "swarm.yaml"
 
 
 def about(command: str, program: str, file: str) -> str:
-    """Return what --help says of a command, with an example."""
+    """Return the --help text of a command, with an example."""
     return f"{ABOUT[command]}\n\nExample:\n  {EXAMPLES[command].format(program=program, file=file)}"
 
 
@@ -73,7 +73,7 @@ def run(command: str, words: Sequence[str] | None, task: str, program: str, file
 
 
 def begin_forking(task: str) -> Context:
-    """Have a server that forks the processes of a swarm import what they need, while this process goes on.
+    """Have a server that forks the processes of a swarm import what they need, while this process continues.
 
     Importing torch, hivemind and the task's own takes longer than all else at the start: once is enough.
     """

@@ -12,7 +12,7 @@ from btard.protocol.config import ProtocolConfig
 from btard.swarm.deadlines import Deadlines
 
 AWAY = 60.0
-"""protocol.max_away of a swarm: to start again takes a peer some 10 seconds, however fast the others' steps are."""
+"""protocol.max_away of a swarm: a restart takes a peer some 10 seconds, however fast the others' steps are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +20,10 @@ class AttackConfig(AttackSection):
     """What the Byzantine peers do, and when."""
 
     peers: str | None = None
-    """Numbers of the peers that attack, with commas between them. null: drawn from the seed, never peer 0."""
+    """Numbers of the peers that attack, separated by commas. null: drawn from the seed, never peer 0."""
     join: bool | None = None
-    """Of one trainer: whether it attacks, whatever its number. null: attack.peers says. It knows its fellows from
-    attack.peers alone."""
+    """For one trainer: whether it attacks, whatever its number. null: attack.peers decides. It knows its fellows only
+    from attack.peers."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -40,28 +40,28 @@ class AttackConfig(AttackSection):
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """Where this process listens, and whom it knows."""
+    """Where this process listens, and which peers it knows."""
 
     initial_peers: str | None = None
-    """Addresses of anybody in the swarm, with commas between them: /ip4/10.0.0.1/tcp/31337/p2p/12D3KooW... The
+    """Addresses of any peers in the swarm, separated by commas: /ip4/10.0.0.1/tcp/31337/p2p/12D3KooW... The
     coordinator prints its own. null: for the coordinator, which is the first."""
     host: str = "127.0.0.1"
     """IP to listen on. 0.0.0.0 for peers on other machines."""
     port: int = 0
-    """Port to listen on. 0: any that is free. Set it where a firewall or router has to let others in."""
+    """Port to listen on. 0: any free port. Set it if a firewall or router must let others in."""
     announce: str | None = None
-    """IP at which others reach this machine, if it is another one than it listens on: a cloud's public IP, or that of a
-    router that forwards network.port to the same port here."""
+    """IP at which others reach this machine, if it differs from the one it listens on: a cloud's public IP, or that
+    of a router that forwards network.port to the same port here."""
     relay: Literal["none", "use", "serve"] = "none"
-    """use: for a peer behind a NAT or firewall that lets nobody in: others reach it through those of
-    network.initial_peers that serve. serve: for machines that everybody reaches, the coordinator first of all: pass on
-    what such peers and others say to each other. none: where every peer can reach every other."""
+    """use: for a peer behind a NAT or firewall that admits nobody: others reach it through those of
+    network.initial_peers that serve. serve: for machines that everybody can reach, above all the coordinator: forward
+    what such peers and others say to each other. none: if every peer can reach every other."""
     identity: str | None = None
-    """File with this peer's key, made if it is missing. null: identity.key in the run folder. Set it to be the same
-    peer in another folder."""
+    """File with this peer's key, created if it is missing. null: identity.key in the run folder. Set it to be the
+    same peer in another folder."""
     founders: str | None = None
     """File with the public keys of the first peers, a line of 64 hexadecimal digits each, in the order of their
-    numbers. Set it if the coordinator is not to choose who they are. null: it lists those who come first."""
+    numbers. Set it if the coordinator should not choose them. null: the coordinator lists the first that come."""
 
     def __post_init__(self) -> None:
         require(0 <= self.port < 2**16, "port", ">= 0 and < 65536", self.port, "0 is any that is free")
@@ -80,7 +80,7 @@ class NetworkConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SwarmConfig:
-    """One swarm, and one process of it, whatever it trains: a task extends this class by its own settings."""
+    """One swarm, and one process of it, whatever it trains: a task extends this class with its own settings."""
 
     free_to_change: ClassVar[frozenset[str]] = frozenset(
         {"checkpoint_every", "wandb"}
@@ -103,30 +103,30 @@ class SwarmConfig:
     run_id: str = "swarm"
     """Names the run in every hash and signature. Another run needs another name, or its messages could be replayed."""
     peers: int = 16
-    """Peers at the start (n): so many have to come before the run begins."""
+    """Peers at the start (n): this many must come before the run begins."""
     byzantine: int = 0
-    """How many of them may be Byzantine (b), and how many are, where attack.name is set. More cost message delays
-    (protocol.relays)."""
+    """How many of them may be Byzantine (b), and how many are if attack.name is set. A larger number costs more message
+    delays (protocol.relays)."""
     steps: int = 1250
     """Steps after which the run ends."""
     seed: int = 0
-    """Seeds the initial model and who is Byzantine. Another one repeats an experiment independently."""
+    """Seeds the initial model and the choice of Byzantine peers. Another seed repeats an experiment independently."""
     peer: int | None = None
-    """Of one trainer: its number, in a simulation in which every key follows from run_id and number. null: it has a
-    key of its own, as in every real swarm."""
+    """For one trainer: its number, in a simulation in which every key follows from run_id and number. null: it has
+    its own key, as in every real swarm."""
     code: str | None = None
-    """The commit that is installed, where peers are to compare it before they talk. null: they do not. Machines on AWS
+    """The installed commit, if peers should compare it before they talk. null: they do not. Machines on AWS
     set it."""
     start_from: str | None = None
-    """A checkpoint to begin from instead of new parameters, equal at all peers: an attack run goes on from it."""
+    """A checkpoint to begin from instead of new parameters, equal at all peers: an attack run continues from it."""
     checkpoint_every: int = 50
     """Steps between two checkpoints: what is lost if all peers stop. The coordinator measures the validation loss of
-    its own."""
+    its checkpoints."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: a GPU if there is one. cpu if its memory does not suffice; then other peers need protocol.validation
+    """auto: a GPU if there is one. cpu if the GPU has too little memory; then the other peers need protocol.validation
     tolerant, or cpu, too."""
     threads: int | None = None
-    """CPU threads. null: what torch chooses. Exact validation needs equal numbers at all peers."""
+    """CPU threads. null: what torch chooses. Exact validation needs the same number at all peers."""
     wandb: str | None = None
     """The coordinator's project at Weights & Biases. null: none. WANDB_MODE=offline works."""
     protocol: ProtocolSection = field(default_factory=lambda: ProtocolSection(max_away=AWAY))
@@ -171,7 +171,7 @@ class SwarmConfig:
         return draw_attackers(self.peers, self.byzantine, self.seed) if listed is None else listed
 
     def agreed(self) -> dict[str, Any]:
-        """The settings that all peers have to have alike, by dotted key: JSON values.
+        """The settings that all peers must share, by dotted key: JSON values.
 
         A task that has more of them extends it.
         """

@@ -1,4 +1,4 @@
-"""Where a swarm meets, and who watches it.
+"""The coordinator of a swarm: its meeting place and its observer.
 
 It is the first address in the DHT and an observer. It has no vote, and what it shows is what most peers say of
 themselves. RUN_DIR gets metrics, ledger, TensorBoard events, and checkpoints, each of which more than half of the peers
@@ -136,7 +136,7 @@ class Coordinator:
         self.node.spawn(self.notes.keep(self.node, self.config.run_id, founders))
 
     def _go_on(self) -> None:
-        """Keep what the folder holds, and begin where it ends."""
+        """Keep what the folder holds, and continue where it ends."""
         metrics = self.folder.metrics()
         begin = metrics[-1]["step"] + 1 if metrics else self.first
         with warnings.catch_warnings():
@@ -217,7 +217,7 @@ class Coordinator:
         await asyncio.gather(*(ask(number) for number in range(len(self.founders))))
 
     def _note_ledger(self) -> None:
-        """Write down and show what the ledger has gained."""
+        """Write and show the ledger's new entries."""
         news = self.view.learn(time.time())
         if news is not None:
             self._show(news)
@@ -247,7 +247,7 @@ class Coordinator:
             show(self.trackers, row, seconds)
 
     def _keep_final(self) -> None:
-        """Keep the state after the last step, with the signatures of those who are left.
+        """Keep the state after the last step, with the signatures of the remaining peers.
 
         They stay until they have been asked for the last time, or until nobody asks.
         """
@@ -264,7 +264,7 @@ class Coordinator:
         self.node.run(self._ask_all(last=True))
 
     def _sign(self) -> None:
-        """Take over the ledger of the final state, and write who signs both."""
+        """Take over the ledger of the final state, and write which peers sign both."""
         assert self.keeper.final is not None
         ending = Ending(self.config, self.founders, self.keeper.final.step, self.keeper.final.download)
         known, entries = self.view.ledger.entries, ending.ledger.entries
@@ -276,7 +276,7 @@ class Coordinator:
         ending.write(self.out, self.keeper.made_by)
 
     def _write_status(self) -> None:
-        """Write what a table of the swarm needs, for whoever looks into the folder."""
+        """Write what a table of the swarm needs, for readers of the folder."""
         elapsed = time.time() - self._started if self._started else 0.0
         content = {
             "run_id": self.config.run_id,

@@ -1,4 +1,4 @@
-"""How long a peer waits for the others before it goes on without them: slow is not malicious."""
+"""How long a peer waits for the others before it continues without them: slow is not malicious."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ class Deadlines:
     """How long a gradient, or the losses of one earlier state, may take. Raise it if honest peers are often absent from
     a step."""
     phase: float = 30.0
-    """How long those who have their gradient wait for the slower ones. Raise it if the peers' speeds differ a lot."""
+    """How long peers that have their gradient wait for slower ones. Raise it if the peers' speeds differ a lot."""
     message: float = 1.0
-    """What the way of a message may take, beside its bytes. Raise it if peers are silent to each other over links with
-    long delays."""
+    """How long a message may travel, in addition to the time that its bytes take. Raise it if peers are silent to each
+    other over links with long delays."""
     uplink: float = 8.0
     """What the line of every peer carries each way, in Mbit/s, after what networks and other programs take of it. Lower
-    it if a peer's line is slower or shared, as one behind a relay is: else it is silent in phases that carry tensors,
-    or its evidence comes too late. A wait is as long as this rate needs for what the phase may have to move."""
+    it if a peer's line is slower or shared, such as one behind a relay: otherwise the peer is silent in phases that
+    carry tensors, or its evidence comes too late. A wait is as long as this rate needs for the bytes of the phase."""
     give_up: float = 10.0
-    """How long a peer may be unreachable before a phase goes on without it. Raise it if links break for moments."""
+    """How long a peer may be unreachable before a phase continues without it. Raise it if links break for moments."""
     gather: float = 600.0
-    """How long the first peers wait for all to come, and those who come back for the others' state. Raise it if
+    """How long the first peers wait for all to come, and returning peers for the others' state. Raise it if
     machines are started by hand, or if a step with the state after it takes longer."""
 
     def __post_init__(self) -> None:
@@ -38,7 +38,7 @@ class Deadlines:
             )
 
     def seconds(self, load: int) -> float:
-        """What so many bytes take on the slowest line provided for."""
+        """Seconds that this many bytes take on the slowest line allowed for."""
         return 8e-6 * load / self.uplink
 
     def patience(self, d: int) -> float:
@@ -49,7 +49,7 @@ class Deadlines:
         return self.compute + 4 * self.phase + self.seconds(4 * 4 * d)
 
     def allowance(self, phase: str, load: int, gradients: int = 0) -> float:
-        """By how much the wait of `phase` is longer than that of the phase before it (`btard.swarm.rounds`: why).
+        """How much longer the wait of `phase` is than that of the phase before (`btard.swarm.rounds` says why).
 
         From settings and agreed state alone: `load` is the phase's (`btard.protocol.loads`), `gradients` are how many a
         judge may have computed before it, or how many states were measured. With the former the verdicts take less than

@@ -1,4 +1,4 @@
-"""Who is let in, and to what: every stream begins with a hello, and a banned peer is refused at every door.
+"""Who is admitted, and to what: every stream begins with a hello, and a banned peer is refused everywhere.
 
 A hello names the protocol's version, the run and the settings that all peers have to agree on; whoever differs is told
 in which of them.
@@ -28,22 +28,22 @@ from btard.swarm.node import Node
 PROTOCOL = "/btard/swarm"
 """The name of our streams among libp2p's. It never changes, so that versions can tell each other that they differ."""
 LOBBY = "/btard/lobby"
-"""And of those to who lists the first peers, before anybody knows the list."""
+"""The name of streams to the peer that lists the first peers, before anybody knows the list."""
 HELLO = 2**16
-"""Bytes of a hello: the settings are the most of it."""
+"""Largest size of a hello in bytes: most of it are the settings."""
 PATIENCE = 10.0
-"""Seconds in which a hello has to be said, and answered."""
+"""Seconds in which a hello must be sent and answered."""
 STREAMS = 8
-"""Streams that one peer may have open at once: one to follow, and some for what else it asks."""
+"""Streams that one peer may have open at once: one to follow, and some for its other requests."""
 
 log = logging.getLogger(__name__)
 
 Door = Callable[[bytes, list[Any], asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-"""Serves one stream: public key of who asks, its arguments, the stream. Raises Refused for what it does not give."""
+"""Serves one stream: the asking peer's public key, its arguments, the stream. Raises Refused for what it denies."""
 
 
 class Doors:
-    """The doors of this peer, by name. `settings`: what all peers have to agree on, JSON values by dotted key.
+    """The doors of this peer, by name. `settings`: what all peers must agree on, JSON values by dotted key.
 
     `banned`: public key -> why; `members`: the keys that may enter the doors that are for members alone.
     `on_refused` is called with the key of whoever is refused at its hello, and why.
@@ -63,7 +63,7 @@ class Doors:
         self.banned: dict[bytes, str] = {}
         self.members: frozenset[bytes] = frozenset()
         self.refused: Counter[str] = Counter()
-        """Why streams were refused -> how often: what a monitor shows."""
+        """Reason why streams were refused -> how often: for a monitor."""
         self._doors: dict[str, tuple[Door, bool]] = {}
         self._open: Counter[bytes] = Counter()
         self._hello = json.dumps(self.settings, sort_keys=True)
@@ -72,7 +72,7 @@ class Doors:
         self._doors[name] = door, members_only
 
     async def open(self) -> None:
-        """Let the others in from now on."""
+        """Admit the others from now on."""
         await self.node.listen(self.protocol, self._serve)
 
     async def knock(self, key: bytes, door: str, *arguments: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -37,26 +37,26 @@ from btard.swarm.rounds import Rounds
 from btard.task import Task, sharing
 
 FOLLOW = 30.0
-"""Seconds after which a follower's stream is looked at, if there was nothing to send."""
+"""Seconds after which a follower's stream is checked, if there was nothing to send."""
 ATTEST, FAREWELL = "attest", "farewell"
 
 
 class OutOfStep(Exception):
-    """The others have gone on without this peer: it needs their state to go on."""
+    """The others have continued without this peer: it needs their state to continue."""
 
 
 class Fallen(Exception):
-    """This peer is out of the run: banned or gone, by the word of more members than can lie."""
+    """This peer is out of the run: banned or gone, according to more members than can lie."""
 
 
 class StepClock(Clock):
-    """The deadlines of one step. A peer is late too if the others have gone on without it."""
+    """The deadlines of one step. A peer is also late if the others have continued without it."""
 
     def __init__(self, deadlines: Deadlines, gone_on: Callable[[], bool]) -> None:
         self.deadlines, self.gone_on = deadlines, gone_on
         self.ready_by = math.inf
         self.longest = deadlines.phase
-        """Seconds that the wait of the latest phase may take, the longest of the step until now."""
+        """Seconds that the wait of the latest phase may take, the longest of the step so far."""
         self._work = 0
 
     def start(self, phase: str, work: int = 1) -> None:
@@ -96,7 +96,7 @@ class SwarmDriver:
         self.peer, self.task, self.node, self.doors, self.deadlines = peer, task, node, doors, deadlines
         self.history, self.trail, self.collusion, self.watch = history, trail, collusion, watch
         self.members = peer.active
-        """A_t of the latest step, whatever has become of it in this peer's view."""
+        """A_t of the latest step, whatever this peer thinks of it."""
         self.rounds = Rounds(node, deadlines.give_up, Ends(peer))
         self._members: dict[bytes, int] = {}
         self._followed_by: dict[bytes, asyncio.Task[Any]] = {}
@@ -106,21 +106,21 @@ class SwarmDriver:
         self._clock = StepClock(deadlines, self._others_have_gone_on)
         self._behind: int | None = None
         self._began: tuple[int, float] | None = None
-        """The step that this peer has begun last, and when."""
+        """The step that this peer began last, and when."""
         self._hold = 0.0
-        """Seconds for which others may still be in the last step."""
+        """Seconds during which others may still be in the last step."""
         doors.add("follow", self._follow, members_only=True)
         doors.add("fellow", self._show_fellow, members_only=True)
         self.refresh()
 
     @property
     def others(self) -> tuple[int, ...]:
-        """Everybody in the run but this peer: members, and newcomers on probation."""
+        """All peers in the run except this one: members, and newcomers on probation."""
         known = {*self.peer.active, *self.peer.probation}
         return tuple(sorted(known - {self.peer.id}))
 
     def refresh(self) -> None:
-        """Bring doors and links in line with the peer's roster and ledger."""
+        """Make doors and links match the peer's roster and ledger."""
         peer = self.peer
         keys = peer.roster.keys
         inside = {*peer.active, *peer.probation}
@@ -188,14 +188,14 @@ class SwarmDriver:
             raise OutOfStep(str(error)) from None
 
     def _elapsed(self, step: int) -> int:
-        """Milliseconds since I began the step before this one; UNKNOWN if I did not."""
+        """Milliseconds since this peer began the step before this one; UNKNOWN if it did not."""
         before, self._began = self._began, (step, time.monotonic())
         if before is None or before[0] != step - 1:
             return UNKNOWN
         return min(int(1000 * (self._began[1] - before[1])), 2**31 - 1)
 
     def restart(self, peer: Peer, *, behind: bool = False) -> None:
-        """Go on as `peer`, which has the state at the beginning of its next step.
+        """Continue as `peer`, which has the state at the beginning of its next step.
 
         `behind`: the others are in that step already, and do not wait for this peer. So it says nothing in the commit
         phase, which is the roll call, and is out for the step: else it could be in it, and owe what it cannot say in
@@ -210,14 +210,14 @@ class SwarmDriver:
         self.refresh()
 
     def attest(self, said: bytes, limit: int) -> dict[int, bytes]:
-        """A last round after the last step: what I say, and what the others say, by peer."""
+        """A last round after the last step: sends this peer's message, and returns the others' messages, by peer."""
         self.node.run(self.rounds.say(Said(ATTEST, [said])))
         heard = self.node.run(self.rounds.hear(ATTEST, self.others, limit, 2 * self.deadlines.phase, hold=self._hold))
         self.rounds.advance()
         return {peer: bytes(body) for peer, body in heard.items()} | {self.peer.id: said}
 
     def linger(self, timeout: float) -> None:
-        """Wait until everybody has what I said in the last round, at most so long.
+        """Wait until everybody has what this peer said in the last round, at most this long.
 
         What is written into a stream has not been received yet, and is lost if this process ends too early. So
         everybody says farewell once it has heard the others.
@@ -244,11 +244,11 @@ class SwarmDriver:
         return Heard({me: answer}, {me: sent})
 
     def _others_have_gone_on(self) -> bool:
-        """Whether more members are past the phase at hand than can lie about it."""
+        """Whether more members are past the current phase than can lie about it."""
         return self.rounds.outrun_by(self.peer.active) > self.peer.config.byzantine
 
     def _owes(self) -> bool:
-        """Whether this peer is in the step: then the others remove it if they do not hear it, and late is better.
+        """Whether this peer is in the step: then the others remove it if they do not hear it, and being late is better.
 
         Before the roll call, which is the commit phase, nobody owes anything; who was not heard in it is out.
         """
@@ -265,7 +265,7 @@ class SwarmDriver:
         return heard
 
     def _stay(self, phase: str) -> None:
-        """Errors: Fallen or OutOfStep, if that is what more members say than can lie."""
+        """Errors: Fallen or OutOfStep, if more members than can lie say so."""
         enough = self.peer.config.byzantine
         banned = [why for why in self.rounds.refusals(self.peer.active) if why.startswith("banned")]
         if len(banned) > enough:
@@ -275,7 +275,7 @@ class SwarmDriver:
         self._trust_majority(phase)
 
     def _trust_majority(self, phase: str) -> None:
-        """Errors: OutOfStep if half of the members are silent to me: then it is me who is out of step, not they."""
+        """Errors: OutOfStep if half of the members are silent to this peer: then it is out of step, and not they."""
         record = self.peer.current
         silent = [peer for peer, kind in record.expelled.items() if kind == "silent" and peer != self.peer.id]
         if 2 * len(silent) >= len(record.active) > 1:
@@ -284,7 +284,7 @@ class SwarmDriver:
     def gradients(
         self, step: int, phase: str, asked: Mapping[int, Compute], too_late: Callable[[], bool]
     ) -> dict[int, torch.Tensor]:
-        """My gradient [d], if it is ready in time; colluders show each other theirs."""
+        """This peer's gradient [d], if it is ready in time; colluders show each other theirs."""
         request = asked.get(self.peer.id)
         if request is None:
             return {}
@@ -301,7 +301,7 @@ class SwarmDriver:
         return {self.peer.id: gradient}
 
     def measure(self, step: int, asked: Mapping[int, Measure]) -> dict[int, Losses]:
-        """My losses of the states, if I have all of these and the others have not gone on meanwhile."""
+        """This peer's losses of the states, if it has all states and the others have not continued in the meantime."""
         found = {i: self.trail.measure(request, self._others_have_gone_on) for i, request in asked.items()}
         return {i: losses for i, losses in found.items() if losses is not None}
 

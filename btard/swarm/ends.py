@@ -1,4 +1,4 @@
-"""The word that a step is over, signed by members that have come to its end.
+"""Statements that a step is over, signed by members that have reached its end.
 
 Among b_t + 1 of them one is honest. Waits grow from phase to phase, and begin anew at each step. So at its beginning
 the peers' clocks have to be close again, although liars that are silent to some in the last phase keep these waiting
@@ -24,13 +24,13 @@ from btard.protocol.peer import Peer
 from btard.protocol.wire import Malformed
 
 OVER = "over"
-"""The phase of the frames that hold such words: one after a step's last, one after the first of the next."""
+"""The phase of the frames with such statements: one after a step's last, one after the first of the next."""
 FRAMES = 4
-"""So many of them are looked at from one peer about one step: both, and once more where its stream broke off."""
+"""How many of them are read from one peer about one step: both, and once more if its stream broke off."""
 
 
 class Ends:
-    """Which steps are over, by the words that have come, as `peer` sees its members."""
+    """Which steps are over, by the statements that came, as `peer` sees its members."""
 
     def __init__(self, peer: Peer) -> None:
         self.peer = peer
@@ -39,7 +39,7 @@ class Ends:
         self._looked_at: Counter[tuple[int, int]] = Counter()
 
     def sign(self, step: int) -> bytes:
-        """My own word that `step` is over, as a frame's body."""
+        """This peer's own statement that `step` is over, as a frame's body."""
         self._signed.setdefault(step, {})[self.peer.id] = self.peer.identity.sign(self._digest(step))
         return self._packed(step, {self.peer.id: self._signed[step][self.peer.id]})
 
@@ -48,11 +48,11 @@ class Ends:
         return len(self._of_members(step)) > self._deciding(step)[1]
 
     def proof(self, step: int) -> bytes:
-        """What shows to others that `step` is over; all that I have, if that is not enough."""
+        """What proves to others that `step` is over; all statements that this peer has, if they are not enough."""
         return self._packed(step, dict(list(self._of_members(step).items())[: self._deciding(step)[1] + 1]))
 
     def hear(self, sender: int, body: bytes | bytearray) -> None:
-        """Take what `sender` passes on. What is malformed, or of no interest, is nothing."""
+        """Accept what `sender` passes on. Anything malformed, or of no interest, is ignored."""
         try:
             said = wire.unpack(bytes(body), max_bytes=self.limit, what=OVER)
             step, *signatures = wire.check_list(said, OVER, lambda value, what: value, max_len=1 + len(self._signers()))
@@ -67,13 +67,13 @@ class Ends:
             pass
 
     def forget(self, before: int) -> None:
-        """Of steps before `before` nothing is asked any more."""
+        """Forget steps before `before`: nobody asks about them any more."""
         self._signed = {step: signed for step, signed in self._signed.items() if step >= before}
         self._looked_at = Counter({key: count for key, count in self._looked_at.items() if key[1] >= before})
 
     @property
     def limit(self) -> int:
-        """Bytes of a frame at most."""
+        """Largest size of a frame in bytes."""
         return 16 + (SIGNATURE_SIZE + 16) * len(self.peer.roster.keys)
 
     def _take(self, step: int, member: int, signature: object) -> None:
@@ -84,14 +84,14 @@ class Ends:
             known[member] = signature
 
     def _deciding(self, step: int) -> tuple[tuple[int, ...], int]:
-        """A_t and b_t of `step`, as those had them who were in it."""
+        """A_t and b_t of `step`, as the peers that were in it had them."""
         last = self.peer.last
         if last is not None and last.step == step:
             return last.active, last.byzantine
         return self.peer.active, self.peer.byzantine
 
     def _signers(self) -> frozenset[int]:
-        """Whose words about the steps at hand may count."""
+        """The peers whose statements about the current steps may count."""
         last = self.peer.last
         return frozenset(self.peer.active if last is None else (*self.peer.active, *last.active))
 

@@ -1,4 +1,4 @@
-"""Who the first peers are: a list of keys that all of them have alike; a peer's number is its place in it.
+"""Who the first peers are: a list of keys that all of them share; a peer's number is its place in it.
 
 A simulation derives the keys from the run's name. A swarm of strangers is given them in a file, or takes them from the
 coordinator, which lists the first that have come with its own settings: that much the peers trust it with, and they see
@@ -31,15 +31,15 @@ REPEAT = 30.0
 COME, LIST = "come", "founders"
 """The lobby's doors: to compare settings, and to get the list."""
 WELCOME = 2**12
-"""Keys that the lobby remembers, those who came last: strangers can make any number of them."""
+"""Number of keys that the lobby remembers, the latest ones: strangers can make any number of keys."""
 ADDRESSES, ADDRESS = 8, 200
-"""Addresses that a peer may say it has, and characters of one."""
+"""Number of addresses that a peer may claim, and characters of one."""
 KNOCK = 5.0
-"""Seconds after which whoever waits for the list comes again."""
+"""Seconds after which a peer that waits for the list asks again."""
 ANSWER = 10.0
-"""Seconds in which a list has to come that was asked for."""
+"""Seconds in which a requested list must come."""
 SAID = 100
-"""Refusals that the lobby tells of: strangers can make any number of keys."""
+"""Number of refusals that the lobby reports: strangers can make any number of keys."""
 
 Say = Callable[[str], None]
 
@@ -54,17 +54,17 @@ def founders_digest(founders: tuple[bytes, ...]) -> str:
 
 
 def come_key(run_id: str) -> str:
-    """Where in the DHT peers say that they are there, by public key."""
+    """The DHT key under which peers announce themselves, by public key."""
     return f"btard/{run_id}/come"
 
 
 def founders_key(run_id: str) -> str:
-    """Where in the DHT the coordinator lists the first peers."""
+    """The DHT key under which the coordinator lists the first peers."""
     return f"btard/{run_id}/founders"
 
 
 def known_founders(config: SwarmConfig) -> tuple[bytes, ...] | None:
-    """The keys that follow from the settings; None where the coordinator has to list them. Errors: ConfigError."""
+    """The keys that follow from the settings; None if the coordinator must list them. Errors: ConfigError."""
     if config.peer is not None:
         return tuple(Identity.from_seed(config.run_id, peer).public_key for peer in range(config.peers))
     if config.network.founders is None:
@@ -84,7 +84,7 @@ def known_founders(config: SwarmConfig) -> tuple[bytes, ...] | None:
 
 
 def trusted_keys(config: SwarmConfig) -> frozenset[bytes]:
-    """The keys that the addresses in the settings name, the coordinator's among them. Errors: ConfigError."""
+    """The keys that the addresses in the settings name, including the coordinator's. Errors: ConfigError."""
     try:
         named = {public_key_of(node_of(address)) for address in config.network.addresses}
     except ValueError as error:
@@ -93,7 +93,7 @@ def trusted_keys(config: SwarmConfig) -> frozenset[bytes]:
 
 
 async def announce(node: Node, run_id: str) -> None:
-    """Say again and again that this peer is there, and where."""
+    """Announce repeatedly that this peer is there, and where."""
     while True:
         addresses = [str(address) for address in await node.p2p.get_visible_maddrs()]
         await node.publish(
@@ -103,7 +103,7 @@ async def announce(node: Node, run_id: str) -> None:
 
 
 async def meet(node: Node, run_id: str) -> dict[bytes, list[str]]:
-    """Public key -> addresses of everybody that says that it is there."""
+    """Public key -> addresses, for all peers that have announced themselves."""
     found: dict[bytes, list[str]] = {}
     for subkey, (author, value) in (await node.records(come_key(run_id))).items():
         if subkey == author.hex() and isinstance(value, list) and all(_is_address(entry) for entry in value):
@@ -112,17 +112,17 @@ async def meet(node: Node, run_id: str) -> dict[bytes, list[str]]:
 
 
 def _is_address(entry: Any) -> bool:
-    """Whether it can be one, and be written and printed."""
+    """Whether it can be an address, and can be written and printed."""
     return isinstance(entry, str) and len(entry) <= ADDRESS and entry.isascii() and entry.isprintable()
 
 
 class Lobby:
-    """Where the coordinator compares settings with those who come, so that whoever has others gets no seat."""
+    """Where the coordinator compares settings with arriving peers, so that a peer with others gets no seat."""
 
     def __init__(self, node: Node, config: SwarmConfig, agreed: Mapping[str, Any], say: Say) -> None:
         self.node, self.config, self.say = node, config, say
         self.welcome: dict[bytes, None] = {}
-        """Public keys of those who have the same settings, who came last last: those who wait come again and again."""
+        """Public keys of peers with the same settings, the latest last: waiting peers come again and again."""
         self._refused: set[tuple[bytes, str]] = set()
         self._doors = Doors(node, config.run_id, agreed, protocol=LOBBY, on_refused=self._on_refused)
         self._doors.add(COME, self._come)
@@ -131,7 +131,7 @@ class Lobby:
         """The first peers, once they are known."""
 
     async def open(self) -> None:
-        """Let in those who come, also after the list is made: newcomers compare their settings here, too."""
+        """Admit arriving peers, also after the list is made: newcomers compare their settings here, too."""
         await self._doors.open()
 
     async def list_founders(self, before: tuple[bytes, ...] = ()) -> tuple[bytes, ...]:
@@ -191,7 +191,7 @@ async def give_founders(
 
 
 async def publish_founders(node: Node, run_id: str, founders: tuple[bytes, ...]) -> None:
-    """For the coordinator: say again and again who the first peers are."""
+    """For the coordinator: announce repeatedly who the first peers are."""
     while True:
         await node.publish(founders_key(run_id), node.identity.public_key.hex(), list(founders))
         await asyncio.sleep(REPEAT)

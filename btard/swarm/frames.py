@@ -1,4 +1,4 @@
-"""Bytes on a stream: a header of a few fields, then perhaps a body whose length the header says.
+"""Bytes on a stream: a header of a few fields, then perhaps a body, whose length is in the header.
 
 Whoever reads says first how much it will take. What is longer is not read.
 """
@@ -14,13 +14,13 @@ from btard.protocol import wire
 from btard.protocol.wire import Malformed
 
 CHUNK = 2**18
-"""Bytes that are handed to the stream at once."""
+"""Number of bytes that are handed to the stream at once."""
 
 _LENGTH = struct.Struct("<I")
 
 
 class Source(Protocol):
-    """Where bytes are read from: an `asyncio.StreamReader`, or what looks like one."""
+    """The source of bytes: an `asyncio.StreamReader`, or anything like one."""
 
     async def read(self, n: int) -> bytes: ...
     async def readexactly(self, n: int) -> bytes: ...
@@ -75,7 +75,7 @@ async def receive(reader: Source, limit: int, what: str) -> list[Any]:
 
 
 async def receive_body(reader: Source, size: int) -> bytearray:
-    """`size` bytes, which the caller has found to be few enough; memory that is the caller's alone.
+    """`size` bytes, which the caller has found to be few enough; the memory belongs to the caller alone.
 
     It grows with what arrives: a header that announces much and brings nothing costs nothing. Errors:
     IncompleteReadError if the stream ends before.

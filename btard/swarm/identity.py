@@ -34,7 +34,7 @@ def peer_id_of(public_key: bytes) -> PeerID:
 
 
 def public_key_of(peer_id: PeerID) -> bytes | None:
-    """The Ed25519 key (32 bytes) in a peer id; None if it is of another kind, which no peer of ours has."""
+    """The Ed25519 key (32 bytes) in a peer id; None for another kind of key, which none of our peers has."""
     raw = peer_id.to_bytes()
     if len(raw) < 2 or raw[0] != _IDENTITY_MULTIHASH or raw[1] != len(raw) - 2:
         return None
@@ -43,7 +43,7 @@ def public_key_of(peer_id: PeerID) -> bytes | None:
 
 
 def write_identity(identity: Identity, file: Path) -> None:
-    """Write the key of `identity` as libp2p's daemon reads it, for its owner's eyes alone."""
+    """Write the key of `identity` in the format of libp2p's daemon, readable only by its owner."""
     data = identity.seed + identity.public_key
     content = crypto_pb2.PrivateKey(key_type=crypto_pb2.KeyType.Ed25519, data=data).SerializeToString()
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
@@ -54,7 +54,7 @@ def write_identity(identity: Identity, file: Path) -> None:
 
 
 def load_identity(file: Path) -> Identity:
-    """The identity in `file`, which is made with a new key if it does not exist.
+    """The identity in `file`, which is created with a new key if it does not exist.
 
     Errors: ValueError, in one line, if the file holds anything else.
     """

@@ -1,4 +1,4 @@
-"""What a coordinator keeps: checkpoints of the states that most peers vouch for, and at the end who signs it."""
+"""What a coordinator keeps: checkpoints of states that most peers vouch for, and who signs the last one."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from btard.swarm.task import Evaluated
 from btard.swarm.view import View
 
 VALIDATION = "validation_loss"
-"""What a task that is measured gives at least."""
+"""The name that every task that is measured must give."""
 SIGNING = 10.0
-"""Seconds that those who are left have to sign the final state, after the first of them have it."""
+"""Seconds that the remaining peers have to sign the final state, after the first of them have it."""
 POLL = 0.5
 """Seconds between two rounds of questions for signatures."""
 
@@ -71,9 +71,9 @@ class Keeper:
         self._founders: tuple[bytes, ...]
         self._measured: dict[str, float] = {}
         self._evaluated: tuple[int, dict[str, float]] | None = None
-        """Step of the checkpoint that was measured last, and what came of it."""
+        """Step of the checkpoint that was measured last, and the result."""
         self._fetching: Future[Fetched] | None = None
-        """The state that is on its way."""
+        """The state that is being downloaded."""
 
     def open(self, doors: Doors, founders: tuple[bytes, ...]) -> None:
         """From now on peers can be asked."""
@@ -107,7 +107,7 @@ class Keeper:
 
     @property
     def hopeless(self) -> bool:
-        """Whether nothing is on its way, and too few are there to vouch for anything."""
+        """Whether nothing is being downloaded, and too few peers are there to vouch for anything."""
         return self._fetching is None and not self._enough()
 
     def keep(self) -> bool:
@@ -149,7 +149,7 @@ class Keeper:
         return measured
 
     def evaluation(self) -> dict[str, float | None]:
-        """What is measured at the newest checkpoint, the validation loss at least: None where there is nothing."""
+        """What is measured at the newest checkpoint, at least the validation loss: None if there is nothing."""
         files = self._files()
         if not files or self.evaluate is None:
             return {VALIDATION: None}
@@ -157,18 +157,18 @@ class Keeper:
         return {**self._evaluate(step, tensors["parameters"])}
 
     def patience(self, steps: int) -> float:
-        """Seconds in which a state comes that is so many steps away."""
+        """Seconds until a state comes that is this many steps away."""
         return max(1, steps) * self.config.deadlines.patience(self.optimizer.params.numel())
 
     def _files(self) -> list[Path]:
         return self.folder.checkpoints.files()
 
     def _enough(self) -> bool:
-        """Whether those who are there are enough to vouch for a state."""
+        """Whether enough peers are there to vouch for a state."""
         return 2 * len(self.view.present(time.time())) > len(self.view.active())
 
     def _evaluate(self, step: int, params: torch.Tensor) -> dict[str, float]:
-        """What the task measures at `params` [d], those of `step`, by name; nothing if it cannot be measured."""
+        """What the task measures at `params` [d] of `step`, by name; nothing if it cannot be measured."""
         if self.evaluate is None:
             return {}
         if self._evaluated is None or self._evaluated[0] != step:
@@ -180,7 +180,7 @@ class Keeper:
         return self._evaluated[1]
 
     def _ask_for_state(self, newest: int) -> None:
-        """Ask for the state of the step whose checkpoint is due after that of step `newest`: at last for the final one.
+        """Ask for the state of the checkpoint that is due after that of step `newest`; in the end, for the final one.
 
         As early as can be, so that it is of exactly that step, whenever peers are looked at: what begins from it is
         then the same again and again. Peers that are banned meanwhile do not matter, as they are never the majority.
@@ -198,13 +198,13 @@ class Keeper:
 
 
 class Ending:
-    """Who signs that a run ends with the state `step`, `download`, which most of its peers have vouched for."""
+    """The peers that sign that a run ends with the state `step`, `download`, which most of its peers vouch for."""
 
     def __init__(self, config: SwarmConfig, founders: tuple[bytes, ...], step: int, download: Download) -> None:
         state = json.loads(download.state)
         self.ledger = Ledger()
         self.lines = tuple(self.ledger.append(Entry.from_json(line)) for line in state["ledger"])
-        """The ledger's, as ledger.jsonl has them."""
+        """The ledger's lines, as in ledger.jsonl."""
         params = download.tensors["parameters"]
         self.config, self.d = config.protocol_config(), params.numel()
         self.roster = Roster(tuple(bytes.fromhex(key) for key in state.get("roster", ())) or founders)
@@ -215,7 +215,7 @@ class Ending:
         self.signatures: dict[int, bytes] = {}
 
     async def collect(self, doors: Doors) -> None:
-        """Ask those who are left for their signatures until all have given one, or `SIGNING` seconds are over."""
+        """Ask the remaining peers for their signatures until all have given one, or `SIGNING` seconds are over."""
         message, deadline = self.statement.digest(self.config, self.roster, self.d), time.monotonic() + SIGNING
 
         async def ask(peer: int) -> None:
@@ -233,14 +233,14 @@ class Ending:
             await asyncio.sleep(POLL)
 
     def write(self, out: Path, made_by: str) -> None:
-        """Write attestation.json, and the keys and settings to check it with."""
+        """Write attestation.json, and the keys and settings needed to check it."""
         write_settings(out, self.config, self.d, self.roster, made_by)
         said = self.statement
         Attestation(said.step, said.head, said.params, self.signatures).write(out)
 
 
 def _signature(status: Mapping[str, Any]) -> bytes:
-    """What a peer says that it has signed the end with, unchecked; nothing if it says none."""
+    """The signature of the end that a peer claims to have given, unchecked; nothing if it claims none."""
     said = status.get("signed")
     try:
         return bytes.fromhex(said["signature"]) if isinstance(said, dict) else b""

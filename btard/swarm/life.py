@@ -1,4 +1,4 @@
-"""Which life of the run begins when its peers gather: a name that none of them picked and none has used before.
+"""Which life of the run begins when its peers gather: a name that no peer picked and that was never used.
 
 Peers that all stop and go on from a checkpoint repeat steps. What they sign is bound to the life they are in, so that
 what they said before is nothing that anybody can hold against them. Each of them brings a nonce of its own, made when
@@ -29,18 +29,18 @@ Nonces = Mapping[int, bytes]
 
 
 class Life:
-    """What peer `me` of `peers` knows of the life that is to begin. `tolerated`: how many of them may lie."""
+    """What peer `me` of `peers` knows of the life that is about to begin. `tolerated`: how many of them may lie."""
 
     def __init__(self, me: int, peers: int, tolerated: int) -> None:
         self.me, self.peers, self.tolerated = me, peers, tolerated
         self.nonce = secrets.token_bytes(NONCE)
         self.heard: Nonces = {me: self.nonce}
-        """What each peer that is there has told me, and mine."""
+        """What each present peer has told this one, and its own nonce."""
         self.gathered: Nonces = {}
-        """The nonces of which most say that they have heard them: those of the life, as I see it."""
+        """The nonces that most peers say they have heard: those of the life, as this peer sees it."""
 
     def hear(self, statuses: Mapping[int, Mapping[str, Any]]) -> None:
-        """Take in what the others say of themselves, by number, all of it at once."""
+        """Record what the others say about themselves, by number, all of it at once."""
         direct = {peer: _nonce(said.get("nonce")) for peer, said in statuses.items()}
         self.heard = {peer: nonce for peer, nonce in direct.items() if nonce is not None} | {self.me: self.nonce}
         views = [self.heard, *(self._nonces(said.get("heard")) for said in statuses.values())]
@@ -56,13 +56,13 @@ class Life:
                 self.gathered = dict(nonces)
 
     def agreeing(self, statuses: Mapping[int, Mapping[str, Any]]) -> int:
-        """How many are in the life that I see, and see it too, this peer included; 0 if it is not in it itself."""
+        """How many peers, including this one, are in the life that it sees, and see it too; 0 if it is not in it."""
         if self.gathered.get(self.me) != self.nonce:
             return 0
         return 1 + sum(self._nonces(said.get("gathered")) == self.gathered for said in statuses.values())
 
     def told(self) -> dict[str, Any]:
-        """What a status says of it: JSON values."""
+        """What a status says about it: JSON values."""
         return {
             "nonce": self.nonce.hex(),
             "heard": {str(peer): nonce.hex() for peer, nonce in self.heard.items()},
@@ -75,14 +75,14 @@ class Life:
         return digest("life", run_id, checkpoint, *fields)
 
     def _nonces(self, value: Any) -> dict[int, bytes]:
-        """The nonces in what a status has, ascending by peer; what is none is left out."""
+        """The nonces in a status, ascending by peer; anything that is no nonce is left out."""
         given = value if isinstance(value, dict) else {}
         known = {peer: _nonce(given.get(str(peer))) for peer in range(self.peers)}
         return {peer: nonce for peer, nonce in known.items() if nonce is not None}
 
 
 def checkpoint_digest(peer: Mapping[str, Any], params: torch.Tensor) -> bytes:
-    """The digest of a peer's values in a checkpoint, without what it alone holds, and of the parameters [d]."""
+    """The digest of a peer's values in a checkpoint, without what only it holds, and of the parameters [d]."""
     common = json.dumps({name: value for name, value in peer.items() if name != "requests"}, sort_keys=True)
     return digest("checkpoint", common, tensor_digest(params, "parameters"))
 

@@ -1,4 +1,4 @@
-"""What one peer says to me: a stream of frames that I opened, read in order, and opened again where it broke off."""
+"""What another peer says to this one: a stream of frames, read in order, and reopened where it broke off."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ from btard.swarm.ends import OVER
 from btard.swarm.outbox import Position
 
 HEADER = 512
-"""Bytes of a frame's header."""
+"""Largest size of a frame's header in bytes."""
 AHEAD, AHEAD_TOTAL = 2**16, 2**20
-"""Bytes of a frame, and of all frames of a peer, that are read before anybody asks for them."""
+"""Bytes of one frame, and of all frames of a peer, that are read before anybody asks for them."""
 FRAMES_AHEAD = 256
-"""Frames of a peer that are read before anybody asks for them; a step among many colluders has some hundred."""
+"""Number of frames that are read before anybody asks for them; a step among many colluders has some hundred."""
 BESIDE = 64
-"""Frames of a peer that belong to no phase, and are read between two calls of `want`; a step has two of them."""
+"""Frames that belong to no phase and are read between two calls of `want`; a step has two of them."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
-"""Seconds between two attempts to reach a peer; they double."""
+"""Seconds between two attempts to reach a peer; they double each time."""
 
 Dial = Callable[[Position], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 
 
 class Refused(Exception):
-    """The other side does not let me in: why, in its own words."""
+    """The other side does not admit this peer: why, in its own words."""
 
     @classmethod
     def by(cls, answer: Sequence[object]) -> Refused:
-        """The refusal that is in `answer`, fit to be printed."""
+        """The refusal in `answer`, made fit to be printed."""
         return cls(wire.shown(answer[1], 2000) if len(answer) > 1 else "refused without a reason")
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What a peer said in a phase; `body` is None if it had nothing to say to me, or said more than anybody may."""
+    """What a peer said in a phase; `body` is None if it had nothing to say to this one, or said more than allowed."""
 
     phase: str
     body: bytearray | None
 
 
 class Link:
-    """Follows one peer from position `at` on. `changed` is called whenever there is something new to look at.
+    """Follows one peer from position `at` on. `changed` is called whenever there is something new.
 
     `over` is given each word that a step is over, as soon as it is there, wherever I am.
 
@@ -64,12 +64,12 @@ class Link:
     ) -> None:
         self._dial, self._changed, self._over = dial, changed, over
         self.at = at
-        """What I want next: frames before it are passed over."""
+        """The position wanted next: frames before it are skipped."""
         self.position: Position | None = None
         """How far the other side is known to be: the last frame that it began to send."""
         self.refusal: str | None = None
         self.ahead_of_me: int | None = None
-        """The oldest step that the other side still has, if that is past what I want."""
+        """The oldest step that the other side still has, if that is past the wanted position."""
         self.down_since: float | None = time.monotonic()
         self._frames: dict[Position, Frame] = {}
         self._limit: int | None = None
@@ -81,7 +81,7 @@ class Link:
         self._reading: asyncio.Task[None] | None = None
 
     def want(self, at: Position, limit: int) -> None:
-        """Forget what came before `at`, and read what comes there if it has at most `limit` bytes."""
+        """Forget what came before `at`, and read the frame at `at` if it has at most `limit` bytes."""
         self.at, self._limit = at, limit
         self._frames = {p: frame for p, frame in self._frames.items() if p >= at}
         self._beside = 0
@@ -95,7 +95,7 @@ class Link:
         return self._frames.get(self.at)
 
     def restart(self, at: Position) -> None:
-        """Follow from `at` on, whatever came until now."""
+        """Follow from `at` on, whatever came before."""
         self.at, self._frames, self.position, self.ahead_of_me = at, {}, None, None
         if self._reading is not None:
             self._reading.cancel()  # at once: a frame that it still kept would be taken for the one before the next
@@ -103,13 +103,13 @@ class Link:
         self._hurry.set()
 
     def down_for(self) -> float:
-        """Seconds for which the peer could not be reached, also when it was last tried, after `want`; else 0."""
+        """Seconds since the peer became unreachable, if the last try, after `want`, failed too; else 0."""
         if self.down_since is None or self._failures == self._failures_then:
             return 0.0
         return time.monotonic() - self.down_since
 
     async def follow(self) -> None:
-        """Read for ever."""
+        """Read forever."""
         pause = FIRST_PAUSE
         while True:
             writer = None
@@ -148,7 +148,7 @@ class Link:
         return (max(known)[0], max(known)[1] + 1) if known else self.at
 
     async def _read(self, reader: asyncio.StreamReader, first: Position) -> None:
-        """Read frames from `first` on until the stream ends; returns where it has to be opened anew, at the next frame.
+        """Read frames from `first` on until the stream ends; returns where it must be reopened, at the next frame.
 
         Errors: Malformed for frames that are not in order. Else there would be no end of those that I am past.
         """

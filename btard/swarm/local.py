@@ -43,7 +43,7 @@ def peer_folder(number: int) -> str:
 
 
 def log_file(out: Path, name: str) -> Path:
-    """What the process of this name prints."""
+    """The file with the output of the process of this name."""
     return out / "logs" / f"{name}.txt"
 
 
@@ -90,7 +90,7 @@ class Swarm:
         return int(self.processes[peer_folder(number)].pid)
 
     def alive(self) -> list[str]:
-        """The processes that run, by folder."""
+        """The running processes, by folder."""
         return [name for name, process in self.processes.items() if process.is_alive()]
 
     def log(self, name: str) -> str:
@@ -114,7 +114,7 @@ class Swarm:
         return not self.alive()
 
     def close(self) -> None:
-        """End whatever still runs."""
+        """End all processes that still run."""
         for process in self.processes.values():
             if process.is_alive():
                 process.terminate()
@@ -146,7 +146,7 @@ class Swarm:
 
 
 def _child(module: str, words: list[str], log: str) -> None:
-    """The life of one process: its output in a file, and no longer than that of who started it."""
+    """The life of one process: its output goes to a file, and it ends when its starter does."""
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), name="parent", daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(EXIT_TERMINATED))
@@ -166,13 +166,13 @@ def _child(module: str, words: list[str], log: str) -> None:
 
 
 def _end_with(parent: Any) -> None:
-    """End this process when its parent does, however that ends: the server that it was forked by stays for it."""
+    """End this process when its parent ends, in whatever way: the server that forked it stays alive otherwise."""
     parent.join()
     os._exit(EXIT_TERMINATED)
 
 
 def state_of(status: dict[str, Any], alive: Sequence[str]) -> str:
-    """What is said of a swarm beside its step: who runs, who is in the run, the loss, and who was removed for what."""
+    """What is shown of a swarm next to its step: who runs, who is in the run, the loss, and who was removed and why."""
     peers = status.get("peers", ())
     if not peers:
         return "the peers begin"
@@ -184,11 +184,11 @@ def state_of(status: dict[str, Any], alive: Sequence[str]) -> str:
 
 
 LINES = 20
-"""Lines about the progress of a whole run, where there is no terminal to draw a bar in."""
+"""Lines about the progress of a whole run, for output that is no terminal with a bar."""
 
 
 class Told:
-    """Which steps there has been a line about: the first, and then one in every `LINES`-th part of the run."""
+    """The parts of the run that have had a line: the first step, then one step in every `LINES`-th part."""
 
     def __init__(self, steps: int) -> None:
         self.steps, self.every, self.next = steps, max(1, steps // LINES), 0

@@ -1,4 +1,4 @@
-"""One peer of a swarm with all that belongs to it, what it keeps on its disk, and what it says of itself."""
+"""One peer of a swarm with all that belongs to it, what it keeps on disk, and what it says about itself."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ from btard.swarm.task import HasLocalState, TaskSource
 PREVIOUS = "previous"
 """In a state: the parameters of the step before, which validators and judges need."""
 RECENT = 24
-"""Steps whose metrics a status has."""
+"""Number of steps whose metrics a status has."""
 STATUS_LEDGER = 40_000
-"""Bytes of the ledger's newest entries that a status has at most: the votes on one can be many."""
+"""Largest size of the ledger's newest entries in a status, in bytes: one entry can have many votes."""
 
 SAID = 100
-"""Lines that are said once."""
+"""Number of lines that are printed only once."""
 
 Say = Callable[[str], None]
 """Shows a line to people."""
@@ -81,9 +81,9 @@ class Member:
         self.recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
         self.sent = 0
         self.signed: dict[str, Any] | None = None
-        """What this peer has signed at the end of the run: JSON values, told to whoever asks."""
+        """What this peer has signed at the end of the run: JSON values, sent to anybody that asks."""
         self.chain = Ledger()
-        """What the folder has of the peer's ledger."""
+        """The part of the peer's ledger that is in the folder."""
         self._said: set[str] = set()
 
     @property
@@ -91,7 +91,7 @@ class Member:
         return self.driver.peer
 
     def take_seat(self, founders: tuple[bytes, ...], doors: Doors) -> bool:
-        """Be the peer that the list of the first ones says, or a newcomer after them; returns whether it is listed."""
+        """Become the peer that the list of first peers says, or a newcomer after them; returns whether it is listed."""
         me = self.identity.public_key
         self.service = StateService(self.node, doors, self.patience, self.status, trusted_keys(self.config))
         known = me in founders
@@ -143,7 +143,7 @@ class Member:
 
     @property
     def patience(self) -> float:
-        """Seconds that somebody who asks for a state waits for the next step to begin, and for the state."""
+        """Seconds that a peer that asks for a state waits for the next step to begin, and for the state."""
         return self.config.deadlines.patience(self.task.d)
 
     def make_peer(self, number: int, roster: Roster) -> tuple[Peer, Collusion | None]:
@@ -163,7 +163,7 @@ class Member:
             return Peer(number, self.identity, roster, self.protocol, self.task.d, behaviour), collusion
 
     def say_once(self, line: str) -> None:
-        """Say what would otherwise be said again and again. Not without end, for others can find ever new words."""
+        """Print a line only once. The number of such lines is limited, because others can invent ever new words."""
         if line not in self._said and len(self._said) < SAID:
             self._said.add(line)
             self.say(line)
@@ -171,13 +171,13 @@ class Member:
     # What is kept on the disk, and told to others.
 
     def rewrite_ledger(self) -> None:
-        """Have in the folder what the peer's ledger holds, also of steps in which it was away."""
+        """Write to the folder what the peer's ledger holds, also of steps in which it was away."""
         chain = Ledger()
         self.folder.replace_ledger([chain.append(entry) for entry in self.peer.ledger.entries])
         self.chain = chain
 
     def local_state(self) -> Mapping[str, torch.Tensor]:
-        """What of the training is this peer's own."""
+        """The part of the training that belongs to this peer alone."""
         return self.task.local_state() if isinstance(self.task, HasLocalState) else {}
 
     def save(self, summary: Mapping[str, Any] | None = None) -> None:
@@ -228,7 +228,7 @@ class Member:
         self.peer.begin_life(self.life.epoch(self.config.run_id, checkpoint_digest(values, self.optimizer.params)))
 
     def status(self) -> dict[str, Any]:
-        """What this peer says of itself to whoever asks: JSON values, at most some 80 kB."""
+        """What this peer tells anybody about itself: JSON values, at most some 80 kB."""
         if not hasattr(self, "driver"):
             return {"state": self.state}
         peer = self.peer

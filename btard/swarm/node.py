@@ -36,15 +36,15 @@ Relaying = Literal["none", "use", "serve"]
 Handler = Callable[[StreamInfo, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 MAX_RECORD = 3500
-"""Bytes of a record in the DHT: more does not fit the messages of every node."""
+"""Largest size of a record in the DHT in bytes: more does not fit the messages of every node."""
 PATIENCE = 3.0
-"""Seconds that each part is given to end."""
+"""Seconds that each part has to end."""
 KNOWN = 32
-"""Addresses of others that are tried at the start, beside those in the settings."""
+"""Number of others' addresses that are tried at the start, in addition to those in the settings."""
 KEEP = 5.0
-"""Seconds after which a peer that is reached through relays looks whether they are there."""
+"""Seconds after which a peer that is reached through relays checks whether they are there."""
 RECORD_LIFE = 120.0
-"""Seconds that a record is kept; whoever stored it says it again before."""
+"""Seconds that a record is kept; its author stores it again before that."""
 
 
 class Unreachable(RuntimeError):
@@ -146,7 +146,7 @@ class Node:
             self._thread.join(timeout=15)
 
     async def meet_again(self, addresses: Sequence[str]) -> None:
-        """Be in the swarm again through whoever is still at one of `addresses`; the others cost nothing."""
+        """Rejoin the swarm through any peer that is still at one of `addresses`; the others cost nothing."""
 
         async def ask(address: str) -> None:
             peer = node_of(address)
@@ -157,7 +157,7 @@ class Node:
         await asyncio.gather(*asked, return_exceptions=True)
 
     async def listen(self, protocol: str, handler: Handler) -> None:
-        """Have `handler` called for every stream that somebody opens to `protocol`; it may not raise."""
+        """Call `handler` for every stream that is opened to `protocol`; it must not raise."""
         await self.p2p.add_binary_stream_handler(protocol, handler)
 
     async def dial(self, key: bytes, protocol: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -178,7 +178,7 @@ class Node:
         return bool(await self.dht.store(key, record, now + RECORD_LIFE, subkey=subkey))
 
     async def records(self, key: str) -> dict[str, tuple[bytes, Any]]:
-        """subkey -> (public key of whoever signed it, value), of the records under `key` that are intact."""
+        """subkey -> (public key of its signer, value), of the records under `key` that are intact."""
         found = await self.dht.get(key, latest=True)
         if found is None or not isinstance(found.value, dict):
             return {}
@@ -242,7 +242,7 @@ class Node:
             self.spawn(self._keep_relays())
 
     async def _keep_relays(self) -> None:
-        """Be connected to the relays, also after they were gone: they pass on nothing to others."""
+        """Stay connected to the relays, also after they were gone: others cannot be reached through them otherwise."""
         while True:
             await asyncio.sleep(KEEP)
             await self.meet_again(self.initial_peers)
@@ -274,7 +274,7 @@ def _is_of_peer(address: str) -> bool:
 
 
 def _is_free(host: str, port: int) -> bool:
-    """Whether nobody listens at this port: the daemon would share it with another one of ours without a word."""
+    """Whether the port is free: the daemon would share it silently with another daemon of ours."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of before that fade out do not matter
         try:

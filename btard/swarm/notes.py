@@ -1,4 +1,4 @@
-"""What a process of a swarm notes for the time when it is started again: its address, and where the others are."""
+"""What a process of a swarm notes for its next start: its address, and where the others are."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Notes:
 
     @property
     def port(self) -> int:
-        """The port of last time, 0 if there was none: whoever has the address from then still comes to it."""
+        """The port of last time, 0 if there was none: addresses handed out then stay valid."""
         try:
             found = re.search(r"/tcp/(\d{1,5})/", (self.out / ADDRESS).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -52,7 +52,7 @@ class Notes:
         (self.out / ADDRESS).write_text(address + "\n", encoding="utf-8")
 
     async def keep(self, node: Node, run_id: str, founders: tuple[bytes, ...]) -> None:
-        """Write down again and again who the first peers are, and where anybody is."""
+        """Write repeatedly who the first peers are, and where peers can be found."""
         me = node.identity.public_key
         while True:
             met = await meet(node, run_id)
@@ -67,7 +67,7 @@ class Notes:
 
 
 def write(file: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON that appears complete or not at all."""
+    """Write JSON to a file that appears complete or not at all."""
     temporary = file.with_name(f".{file.name}")
     temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
     temporary.replace(file)

@@ -1,4 +1,4 @@
-"""What this peer has said in the present step and the one before, in order, for whoever follows it."""
+"""What this peer has said in the current step and the one before, in order, for its followers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from btard.drivers.letters import Pieces
 
 Position = tuple[int, int]
-"""(step, number of the phase within it): every peer that is in a step counts its phases alike."""
+"""(step, number of the phase within it): every peer in a step counts its phases in the same way."""
 
 STEPS_KEPT = 2
 AGAIN = 3
@@ -21,7 +21,7 @@ SHARE = 4
 
 @dataclass(frozen=True)
 class Said:
-    """The frame of one phase: `body` for everybody, but for those in `special`; None is nothing."""
+    """The frame of one phase: `body` for everybody except those in `special`; None is nothing."""
 
     phase: str
     body: Pieces | None
@@ -32,7 +32,7 @@ class Said:
 
 
 class Gone(Exception):
-    """What was asked for is no longer kept; `step` is the oldest that is."""
+    """The requested frame is no longer kept; `step` is the oldest that is."""
 
     def __init__(self, step: int) -> None:
         super().__init__(f"frames before step {step} are no longer kept")
@@ -50,7 +50,7 @@ class Outbox:
         self.step = 0
 
     async def say(self, position: Position, said: Said) -> None:
-        """Add the frame of my next phase."""
+        """Add the frame of this peer's next phase."""
         async with self._changed:
             self.step = position[0]
             self._said[position] = said
@@ -59,19 +59,19 @@ class Outbox:
             self._changed.notify_all()
 
     async def finish(self, step: int, phases: int) -> None:
-        """`step` is over after so many phases: what follows is the next one's first."""
+        """`step` is over after this many phases: the next frame is the next step's first."""
         async with self._changed:
             self._ended = {s: n for s, n in self._ended.items() if s > step - STEPS_KEPT} | {step: phases}
             self._changed.notify_all()
 
     async def restart(self, step: int) -> None:
-        """Forget everything: I go on at `step`, with a state that I was given."""
+        """Forget everything: this peer continues at `step`, with a state that it was given."""
         async with self._changed:
             self._said, self._ended, self.step = {}, {step - 1: 0}, step
             self._changed.notify_all()
 
     async def after(self, position: Position, timeout: float) -> tuple[Position, Said] | None:
-        """The frame at `position` or, where its step had fewer phases, the next step's first; None after `timeout`.
+        """The frame at `position` or, if its step had fewer phases, the next step's first; None after `timeout`.
 
         Errors: Gone if it is no longer kept.
         """

@@ -1,4 +1,4 @@
-"""Places of those who wait for something: each has an owner, and nobody can take those of others."""
+"""Places for peers that wait for something: each has an owner, and nobody can take another's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Places:
 
     @contextmanager
     def of(self, key: bytes) -> Iterator[None]:
-        """A place of the holder of `key` until the block ends. Errors: Refused if there is none."""
+        """A place for the holder of `key` until the block ends. Errors: Refused if there is none."""
         if self._taken[key] >= self.each:
             raise Refused(f"{self.what}: {self.each} of your requests are under way; wait for them")
         if not self.known(key):

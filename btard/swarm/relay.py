@@ -1,4 +1,4 @@
-"""A relay of libp2p's circuits (version 2): carries what two peers say to each other who cannot connect.
+"""A relay of libp2p's circuits (version 2): forwards what two peers that cannot connect say to each other.
 
 The daemon brings a relay along which cuts a connection after 128 KiB, whatever limits it is started with: too little
 for a gradient. This one takes its place under the same protocol, and cuts nothing. What passes is encrypted between the
@@ -20,18 +20,18 @@ from btard.protocol.wire import Malformed
 from btard.swarm.tasks import cancel
 
 HOP, STOP = "/libp2p/circuit/relay/0.2.0/hop", "/libp2p/circuit/relay/0.2.0/stop"
-"""What peers ask a relay for, and what it asks the other one for."""
+"""What peers ask a relay for, and what the relay asks the other peer for."""
 RESERVE, CONNECT, STATUS = 0, 1, 2
 STOP_CONNECT, STOP_STATUS = 0, 1
 OK, TOO_MANY, FAILED, NO_RESERVATION, MALFORMED = 100, 201, 203, 204, 400
 TYPE, PEER, RESERVATION, HOP_STATUS, STOP_STATUS_FIELD = 1, 2, 3, 5, 4
 """Fields of the two messages."""
 LIFE = 3600
-"""Seconds for which a peer is told to be reachable here; it asks again before."""
+"""Seconds for which a peer is told that it is reachable here; it asks again before that."""
 PATIENCE = 10.0
-"""Seconds in which a peer has to say what it wants, and the other one to accept it."""
+"""Seconds in which a peer must say what it wants, and the other one must accept."""
 MESSAGE = 4096
-"""Bytes of a message: a peer id and its addresses."""
+"""Largest size of a message in bytes: a peer id and its addresses."""
 CHUNK = 2**16
 CIRCUITS = 256
 """Connections that one peer may have opened at once."""
@@ -47,7 +47,7 @@ class Relay:
         self.circuits: Counter[PeerID] = Counter()
 
     async def open(self) -> None:
-        """Take the place of the daemon's relay."""
+        """Replace the daemon's relay."""
         await self.p2p.add_binary_stream_handler(HOP, self._serve)
 
     async def _serve(self, info: StreamInfo, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -102,7 +102,7 @@ class Relay:
             other.close()
 
     async def _reach(self, asks: PeerID, to: PeerID) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A stream to `to` on which it takes what `asks` says."""
+        """A stream to `to`, which has accepted what `asks` says."""
         _, reader, writer = await self.p2p.call_binary_stream_handler(to, STOP)
         try:
             await _send(writer, [(TYPE, STOP_CONNECT), (PEER, _encode([(1, asks.to_bytes())]))])

@@ -1,4 +1,4 @@
-"""Phases among peers with clocks of their own: everybody says something to everybody, and nobody waits for ever.
+"""Phases among peers with clocks of their own: every peer says something to every other, and no peer waits forever.
 
 Whoever has heard all others goes on at once. How long a peer waits for one that is silent grows from phase to phase by
 what a message may take: then an honest peer that was kept waiting by a liar in one phase still comes in time for all
@@ -35,9 +35,9 @@ from btard.swarm.tasks import cancel
 SLICE = 0.5
 """Seconds between two looks at the clock while waiting."""
 STALL = 1.0
-"""Seconds by which a look comes late before this process counts as having been stopped itself."""
+"""If a look comes later than this many seconds, this process counts as having been stopped itself."""
 STRIKES = 2
-"""So often a peer may keep me waiting in a step."""
+"""How often a peer may keep this one waiting in a step."""
 OWED = frozenset({"commit", "disclose", "evidence/0"})
 """Phases in which a newcomer on probation can be held to what it says."""
 
@@ -60,9 +60,9 @@ class Rounds:
         self._before: Position = (-1, 0)
         self._passed_on = False
         self._struck: set[int] = set()
-        """Peers that have kept me waiting and have not been heard since."""
+        """Peers that have kept this one waiting and have not been heard since."""
         self._strikes: Counter[int] = Counter()
-        """Peer -> how often it has kept me waiting in this step."""
+        """Peer -> how often it has kept this one waiting in this step."""
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
 
@@ -73,14 +73,14 @@ class Rounds:
         self._tasks[peer] = self.node.spawn(link.follow())
 
     async def unfollow(self, peer: int) -> None:
-        """Whatever `peer` says from now on is of no interest."""
+        """Stop following `peer`."""
         self.links.pop(peer)
         self._struck.discard(peer)
         del self._strikes[peer]
         await cancel(self._tasks.pop(peer))
 
     def outrun_by(self, members: Iterable[int]) -> int:
-        """How many of `members` are known to be past the phase at hand.
+        """How many of `members` are known to be past the current phase.
 
         Of members alone: of newcomers, whose keys cost nothing, any number can lie.
         """
@@ -89,22 +89,22 @@ class Rounds:
         return sum(link.position is not None and link.position > here for link in self._links_of(members))
 
     def left_behind_by(self, members: Iterable[int]) -> int:
-        """How many of `members` no longer keep what I would need to catch up with them."""
+        """How many of `members` no longer keep what this peer would need to catch up with them."""
         ahead = (link.ahead_of_me for link in self._links_of(members))
         return sum(step is not None and step > self.position[0] for step in ahead)
 
     def refusals(self, members: Iterable[int]) -> list[str]:
-        """Why those of `members` that do not let me in do not."""
+        """Why some of `members` do not admit this peer."""
         return [link.refusal for link in self._links_of(members) if link.refusal is not None]
 
     async def say(self, said: Said) -> None:
-        """Put what I say in the phase at hand where the others get it."""
+        """Offer to the others what this peer says in the current phase."""
         await self.outbox.say(self.position, said)
 
     async def hear(
         self, phase: str, peers: Iterable[int], limit: int, wait: float, *, hurry: float = math.inf, hold: float = 0.0
     ) -> dict[int, bytearray]:
-        """Sender -> what it says in the phase at hand, up to `limit` bytes; waits `wait` seconds at most.
+        """Sender -> what it says in the current phase, up to `limit` bytes; waits `wait` seconds at most.
 
         Once the step at hand is known to be over, it waits for `hurry` seconds more at most. In a step's first phase
         the wait begins when the last step is known to be over, and at the latest after `hold` seconds.
@@ -148,11 +148,11 @@ class Rounds:
         return bodies
 
     def advance(self) -> None:
-        """The phase at hand is over."""
+        """End the current phase."""
         self._before, self.position = self.position, (self.position[0], (self.position[1] or 1) + 1)
 
     async def finish(self, step: int, *, sign: bool) -> None:
-        """The step is over, which I `sign`; the next one begins."""
+        """End the step, which this peer signs by `sign`; the next one begins."""
         await self.outbox.say(self.position, Said(OVER, [self.ends.sign(step)] if sign else None))
         await self.outbox.finish(step, self.position[1] + 1)
         self.ends.forget(step)

@@ -1,4 +1,4 @@
-"""What every process of a swarm begins with: a key, the task, a model in its first state, a place in the network."""
+"""What every process of a swarm begins with: a key, the task, a model in its initial state, a place in the network."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Start:
     first: int
     """The step of `start_from`: what the protocol calls step 0 is this one."""
     agreed: dict[str, Any]
-    """What all peers have to have alike before they talk, by name: settings, the task's own, initial parameters."""
+    """What all peers must share before they talk, by name: settings, the task's own, initial parameters."""
     made_by: str
     """module:function by which an audit makes the task again: the task's own, or the swarm's."""
 
 
 def begin(config: SwarmConfig, source: TaskSource) -> Start:
-    """Make task and optimizer. Errors: ConfigError for what the task refuses, or a `start_from` that does not fit."""
+    """Create task and optimizer. Errors: ConfigError for what the task refuses, or a `start_from` that does not fit."""
     task, optimizer = ready(source, config)
     first = 0
     if config.start_from is not None:
@@ -51,13 +51,13 @@ def begin(config: SwarmConfig, source: TaskSource) -> Start:
 
 
 def write_model(task: Training, out: Path) -> None:
-    """Write into the run folder `out` what the task's parameters are called, if it says so."""
+    """Write the names of the task's parameters into the run folder `out`, if the task has names."""
     if isinstance(task, Named):
         write_layout(out, task.layout(), task.agreed(), task.kept() if isinstance(task, Keeps) else None)
 
 
 def make_node(config: SwarmConfig, identity: Identity, notes: Notes) -> Node:
-    """This process in the network, not yet started; where it was before, if the settings let it."""
+    """This process in the network, not yet started; at its former port, if the settings allow that."""
     network = config.network
     return Node(
         identity,

@@ -1,4 +1,4 @@
-"""The swarm's state for those who were away, who join, or who keep checkpoints: given by anybody, vouched for by most.
+"""The swarm's state for peers that were away or join, and for checkpoints: from any member, vouched for by most.
 
 Members take a snapshot at the beginning of a step if somebody has asked for one: of the next step, or of a certain one.
 Who asks takes nothing of it before its digest is the one that more than half of the members have signed.
@@ -33,33 +33,33 @@ from btard.swarm.places import Places
 from btard.swarm.tasks import cancel
 
 MAX_STATE = 2**26
-"""Bytes of the state as JSON: 32 for each step, and some hundred for each entry of the ledger."""
+"""Largest size of the state as JSON in bytes: 32 for each step, and some hundred for each ledger entry."""
 MAX_STATUS = 2**17
 KEPT = 2
-"""Snapshots that are kept: who begins to load one has a step's time for it."""
+"""Number of snapshots that are kept: a peer that begins to load one has a step's time for it."""
 AHEAD = 256
-"""Steps for whose time somebody may wait for a snapshot; then it has to ask again."""
+"""Number of steps that a peer may wait for a snapshot; then it must ask again."""
 WAIT, LOAD, JOIN = 64, 8, 2**10
-"""Strangers that may at once wait for a snapshot, load one, or have asked to join; members have places of their own."""
+"""Strangers that may at once wait for a snapshot, load one, or have asked to join; members have their own places."""
 EACH = 4
-"""Requests that each of them may have under way: one, and those of before that are still being closed."""
+"""Requests that each may have open: one, and earlier ones that are still being closed."""
 MAX_NAMES = 2**12
 OVER = "over"
-"""What the last question of who watches a run says."""
+"""The last question of an observer of a run."""
 MORE = 1.0
-"""Seconds in which more members may vouch for a state that has enough of them: the first ones could all be hostile."""
+"""Seconds that more members have to vouch for a state that has enough already: the first could all be hostile."""
 GRACE = 10.0
-"""Seconds that a donor has besides what its bytes take."""
+"""Seconds that a donor has in addition to the time that its bytes take."""
 NEXT_DONOR = 10.0
 """Seconds after which another donor is asked too; from one to the next they double."""
 
 Template = Mapping[str, torch.Tensor]
-"""Tensors of the names, shapes and dtypes that a download has to have."""
+"""Tensors with the names, shapes and dtypes that a download must have."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state at the beginning of `step` as this member gives and vouches for it; None where it gives nothing."""
+    """The state at the beginning of `step` as this member gives and vouches for it; None if it gives nothing."""
 
     step: int
     download: Download | None
@@ -99,7 +99,7 @@ class StateService:
         self._loading = Places("state", LOAD, EACH, has_place)
         self._next_wanted = self._over = False
         self._wanted: list[int] = []
-        """The steps at whose beginnings somebody waits for a snapshot."""
+        """The steps whose beginnings somebody waits for, to get a snapshot."""
         self._begun = -1
         self._requests: dict[bytes, tuple[float, JoinRequest]] = {}
         """Key -> when its holder asked to join, and the request, the oldest first."""
@@ -115,7 +115,7 @@ class StateService:
         doors.add("join", self._join)
 
     def begins(self, step: int) -> bool:
-        """Note that this step begins, and return whether somebody waits for its snapshot; for the trainer's thread."""
+        """Record that this step begins; return whether somebody waits for its snapshot. For the trainer's thread."""
         self._begun = step
         if any(wish < step for wish in self._wanted):
             self.node.submit(self._wake())
@@ -134,7 +134,7 @@ class StateService:
         self.node.run(self._announce(snapshot, peer))
 
     def wait_until_told(self, quiet: float, longest: float) -> None:
-        """Wait until who watches needs nothing more, or nobody has asked for `quiet` seconds; for the trainer's thread.
+        """Wait until observers need nothing more, or nobody has asked for `quiet` seconds; for the trainer's thread.
 
         It waits at most `longest` seconds, however often somebody asks.
         """
@@ -146,7 +146,7 @@ class StateService:
                 return
 
     def take_requests(self) -> list[JoinRequest]:
-        """Those who have asked to join since the last call; for the trainer's thread."""
+        """The requests to join since the last call; for the trainer's thread."""
         return [self._requests.pop(key)[1] for key in list(self._requests)]
 
     async def _announce(self, snapshot: Snapshot, peer: Peer) -> None:
@@ -188,7 +188,7 @@ class StateService:
             return self._snapshots[max(self._snapshots)]
 
     async def _at(self, step: int) -> Snapshot:
-        """The snapshot of the beginning of `step`, however far that is."""
+        """The snapshot of the beginning of `step`, however far away that is."""
         self._wanted.append(step)
         try:
             async with self._published:
@@ -249,7 +249,7 @@ class StateService:
 
 
 async def _unless_gone(reader: asyncio.StreamReader, work: Coroutine[Any, Any, Snapshot]) -> Snapshot:
-    """What `work` returns; it ends with the stream of whoever asked, who has nothing more to say.
+    """What `work` returns; it ends with the stream of the asking peer, which has nothing more to say.
 
     Errors: ConnectionError if the stream ends first; those of `work`.
     """
@@ -275,7 +275,7 @@ async def _answer(reader: frames.Source, limit: int, kind: str, count: int) -> l
 
 
 async def ask_status(doors: Doors, key: bytes, timeout: float = 10.0, *, last: bool = False) -> dict[str, Any]:
-    """What a peer says of itself, unverified. Errors: those of `Doors.knock`; Malformed.
+    """What a peer says about itself, unverified. Errors: those of `Doors.knock`; Malformed.
 
     `last`: the asker needs nothing more of it, so it may end.
     """
@@ -297,7 +297,7 @@ async def ask_status(doors: Doors, key: bytes, timeout: float = 10.0, *, last: b
 
 
 async def ask_to_join(doors: Doors, key: bytes, request: JoinRequest) -> None:
-    """Ask one member to name me to the others."""
+    """Ask one member to name this peer to the others."""
     async with doors.visit(key, "join", request.signature) as (reader, _):
         await asyncio.wait_for(_answer(reader, 2**12, "noted", 1), 10.0)
 
@@ -384,7 +384,7 @@ async def fetch_state(
 
 
 class _InTime:
-    """A stream whose bytes have to come as fast as `deadlines.uplink`, but for `GRACE` seconds in all."""
+    """A stream whose bytes must come as fast as `deadlines.uplink`, with `GRACE` seconds extra in total."""
 
     def __init__(self, reader: asyncio.StreamReader, deadlines: Deadlines) -> None:
         self._reader, self._deadlines, self._bytes = reader, deadlines, 0
@@ -409,7 +409,7 @@ class _InTime:
 
 
 async def _load(doors: Doors, key: bytes, step: int, template: Template, deadlines: Deadlines) -> Download:
-    """One donor's state, unchecked but for sizes. Errors: WrongState, Malformed, Refused, and those of the stream."""
+    """One donor's state, unchecked except for sizes. Errors: WrongState, Malformed, Refused, those of the stream."""
     async with doors.visit(key, "state", step) as (stream, _):
         reader = _InTime(stream, deadlines)
         _, said, size, shapes = await _answer(reader, 2**18, "state", 4)

@@ -1,4 +1,4 @@
-"""What a coordinator's metrics are called in TensorBoard and in Weights & Biases, and which charts show them."""
+"""The names of a coordinator's metrics in TensorBoard and in Weights & Biases, and the charts that show them."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ TAGS = {
 }
 """Name in metrics.jsonl -> tag."""
 BANS, TIME = "bans/", "time/"
-"""How the tags begin that there is one of for each kind of ban, and for each phase of a step."""
+"""Prefixes of the tags for each kind of ban, and for each phase of a step."""
 SECONDS = "speed/seconds per step"
 
 
 def scalars(row: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, float]:
-    """Tag -> value of a step: those of its metrics that have a tag and a value, and the seconds of its phases."""
+    """Tag -> value of a step: its metrics that have a tag and a value, and the seconds of its phases."""
     named = {TAGS.get(name, name if name.startswith(BANS) else None): value for name, value in row.items()}
     found = {tag: float(value) for tag, value in named.items() if tag is not None and isinstance(value, int | float)}
     found |= {TIME + phase: spent for phase, spent in seconds.items()}
@@ -48,7 +48,7 @@ class Chart:
 
     @property
     def patterns(self) -> list[str]:
-        """Regular expressions, to be matched from the beginning of a tag on."""
+        """Regular expressions, matched from the beginning of a tag."""
         return [f"{self.prefix}.*"] if self.prefix else [f"{re.escape(tag)}$" for tag in self.tags]
 
 

@@ -1,4 +1,4 @@
-"""What a swarm trains: a task and its optimizer, which a function `module:function` makes of the settings."""
+"""What a swarm trains: a task and its optimizer, which a function `module:function` creates from the settings."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class Training(Task, Protocol):
     """A task as a trainer and a coordinator need it."""
 
     loss: float
-    """Loss of the latest gradient that was computed for training; NaN before."""
+    """Loss of the latest gradient that was computed for training; NaN before the first one."""
 
     def samples(self, workers: int) -> int:
         """Examples that each of `workers` peers computes in a step: a number to show, nothing depends on it."""
         ...
 
     def agreed(self) -> Mapping[str, Any]:
-        """What all peers must have alike beside the settings, by name: JSON values, such as a digest of the data."""
+        """What all peers must share in addition to the settings, by name: JSON values, such as a digest of the data."""
         ...
 
 
@@ -53,7 +53,7 @@ class Named(Protocol):
     """A task whose parameters have names: then its runs can be exported (`python -m btard.export`)."""
 
     def layout(self) -> Sequence[Slot]:
-        """Where the named tensors lie in the vector [d]: of a module `btard.training.layout.layout_of` says it."""
+        """Where the named tensors lie in the vector [d]; for a module, `btard.training.layout.layout_of` returns it."""
         ...
 
 
@@ -68,10 +68,10 @@ class Keeps(Named, Protocol):
 
 @runtime_checkable
 class Auditable(Protocol):
-    """A task that an auditor can make of a peer's run folder."""
+    """A task that an auditor can create from a peer's run folder."""
 
     made_by: str
-    """module:function that does it."""
+    """The module:function that creates it."""
 
 
 class Optimizer(Protocol):
@@ -93,31 +93,31 @@ class Optimizer(Protocol):
         ...
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take over what `state` returned."""
+        """Restore what `state` returned."""
         ...
 
 
 @runtime_checkable
 class HasLocalState(Protocol):
-    """A task with a state that is each peer's own, such as running statistics: it goes back with the parameters."""
+    """A task with a state that belongs to each peer, such as running statistics: it goes back with the parameters."""
 
     def local_state(self) -> Mapping[str, torch.Tensor]:
         """The state by name; later gradients do not change these tensors."""
         ...
 
     def load_local_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take over what `local_state` returned, among other tensors."""
+        """Restore what `local_state` returned, from a dictionary that may hold other tensors."""
         ...
 
 
 @dataclass(frozen=True)
 class TaskSource:
-    """Where task and optimizer come from. `make` may raise ConfigError, in one line, for what the user has to mend."""
+    """Where task and optimizer come from. `make` may raise ConfigError, in one line, for what the user must correct."""
 
     name: str
     """module:function"""
     make: Callable[[Any], Any]
-    """Returns (task, optimizer), or (btard.TorchTask, torch optimizer) and perhaps a scheduler: see `ready`."""
+    """Returns (task, optimizer), or (btard.TorchTask, torch optimizer) with an optional scheduler: see `ready`."""
     config: type[SwarmConfig]
     """The class of the settings that `make` takes."""
 
@@ -145,7 +145,7 @@ def load_task(name: str) -> TaskSource:
 
 
 def ready(source: TaskSource, config: SwarmConfig) -> tuple[Training, Optimizer]:
-    """Task and optimizer of these settings, checked; a torch optimizer as one that moves vectors.
+    """Task and optimizer for these settings, checked; a torch optimizer is wrapped into one that moves vectors.
 
     Errors: ConfigError for what cannot be trained by so many peers, and those of `source.make`.
     """

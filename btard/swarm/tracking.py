@@ -1,4 +1,4 @@
-"""Where a coordinator's metrics go beside its folder's files: TensorBoard, and Weights & Biases."""
+"""Where a coordinator's metrics go in addition to its folder's files: TensorBoard, and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from btard.swarm import tags
 from btard.swarm.config import SwarmConfig
 
 FLUSH = 10
-"""Seconds after which TensorBoard's file has what was logged."""
+"""Seconds after which TensorBoard's file contains what was logged."""
 PATIENCE, FINISH = 60.0, 45.0
-"""Seconds that Weights & Biases may take to begin a run, and to take what is left at its end."""
+"""Seconds that Weights & Biases may take to begin a run, and to accept what is left at its end."""
 WANDB_ID = "wandb_id.txt"
 """In the run folder: the run's id at Weights & Biases, so that it is one run however often it is interrupted."""
 WANDB_VERSION = "wandb>=0.30,<1"
 BANS_TABLE = "removed peers"
 BANS, HEALINGS = "bans", "healings"
-"""What is noted in words."""
+"""What is recorded in words."""
 
 Say = Callable[[str], None]
 
 
 class Tracker(Protocol):
-    """Shows a run while it goes on."""
+    """Shows a run while it is running."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Show the scalars of a step, by tag; steps ascend."""
@@ -39,11 +39,11 @@ class Tracker(Protocol):
         """Show what happened in this step: `what` is `BANS` or `HEALINGS`."""
 
     def finish(self, summary: Mapping[str, Any] | None) -> None:
-        """Show the end, None if the run has not come to it, and close."""
+        """Show the end, None if the run has not reached it, and close."""
 
 
 class TensorBoard:
-    """Event files in `folder`, whatever they have of steps from `step` on forgotten; charts under Custom Scalars."""
+    """Event files in `folder`, without what they have of steps from `step` on; charts under Custom Scalars."""
 
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # seconds to import, so only who writes pays for it
@@ -67,7 +67,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run in the project `config.wandb`; the one of the same folder goes on. Its own files are in `out`/wandb.
+    """A run in the project `config.wandb`; a run from the same folder is continued. Its own files are in `out`/wandb.
 
     What does not work at the start is a ConfigError of one line. Later nothing is: the first failure is said, and the
     run goes on without what was lost.
@@ -143,7 +143,7 @@ class WeightsAndBiases:
 
 
 def log_in(what: str, advice: str = "") -> Any:
-    """The package wandb, with a key if it is to send anything. `what` and `advice`: for the message.
+    """The package wandb, with a key if it will send anything. `what` and `advice`: for the message.
 
     Errors: ConfigError, in one line.
     """
@@ -162,7 +162,7 @@ def log_in(what: str, advice: str = "") -> Any:
 
 
 def defence(config: SwarmConfig) -> str:
-    """The aggregation by name: what runs under the same attack differ in."""
+    """The name of the aggregation: the difference between runs under the same attack."""
     tau = config.protocol.tau
     return "mean" if tau == float("inf") else f"BTARD, tau {tau}"
 
@@ -188,7 +188,7 @@ def _run_id(out: Path) -> str:
 
 
 def explain(error: Exception) -> str:
-    """What an error says, in one line, and never the key."""
+    """The text of an error, in one line, and never the key."""
     text = " ".join(str(error).split()) or type(error).__name__
     key = os.environ.get("WANDB_API_KEY")
     return text.replace(key, "***") if key else text

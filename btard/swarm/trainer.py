@@ -40,7 +40,7 @@ from btard.swarm.task import HasLocalState, TaskSource
 from btard.swarm.view import bans_of, healings_of
 
 FAREWELL = 5.0
-"""Seconds for which a peer that is done waits for somebody to ask how it ended, or for the final state."""
+"""Seconds that a finished peer waits for somebody to ask how it ended, or for the final state."""
 
 
 class Trainer(Member):
@@ -226,7 +226,7 @@ def _describe(entry: Entry, first: int) -> str:
 
 
 def _way_back(config: SwarmConfig) -> str:
-    """How whoever is out for good can come again."""
+    """How a peer that is out for good can join again."""
     if config.protocol.probation is None:
         return "this key cannot come back, and protocol.probation is null: nobody can join this run"
     return (

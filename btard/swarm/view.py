@@ -1,4 +1,4 @@
-"""What most peers of a swarm say of themselves, put together from their statuses. Nothing of it is proven."""
+"""What most peers of a swarm say about themselves, combined from their statuses. None of it is proven."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from btard.protocol.wire import Malformed, Number, shown
 from btard.swarm.config import SwarmConfig
 
 FRESH = 15.0
-"""Seconds for which an answer counts as being there."""
+"""Seconds for which a peer that has answered counts as present."""
 PATIENCE = 10.0
 """Seconds that a step waits for peers that are slower to tell of it, and for the verdicts that fell in it: peers that
 are asked between two steps tell different ledgers."""
@@ -26,7 +26,7 @@ are asked between two steps tell different ledgers."""
 
 @dataclass(frozen=True)
 class News:
-    """What the ledger has gained. `anew`: it takes the place of the one before."""
+    """What the ledger has gained. `anew`: it replaces the one before."""
 
     anew: bool
     entries: tuple[Entry, ...]
@@ -35,7 +35,7 @@ class News:
 
 
 class View:
-    """The swarm as it shows itself to one who asks all its first peers again and again.
+    """The swarm as seen by an observer that asks all its first peers repeatedly.
 
     `first` is the step at which the protocol began. Times are `time.time()`.
     """
@@ -48,17 +48,17 @@ class View:
         self._statuses: dict[int, dict[str, Any]] = {}
         self._seen: dict[int, float] = {}
         self._rows: dict[int, dict[int, dict[str, Any]]] = {}
-        """Step -> peer -> what it said of that step."""
+        """Step -> peer -> what it said about that step."""
         self._shown = 0
-        """Peers that were removed by the last step whose loss has been told."""
+        """Peers that had been removed by the last step whose loss is known."""
         self._slow: tuple[int, float] | None = None
         """The step that waits for slower peers, and since when."""
         self._too_slow: set[int] = set()
-        """Peers that are not waited for until they tell of a step in time."""
+        """Peers that nobody waits for until they report a step in time."""
         self._waits: tuple[int, float] | None = None
         """The step that waits for the ledger, and since when."""
         self._missing: int | None = None
-        """The length at which the ledger stays behind what is told of it, though it was waited for."""
+        """The length at which the ledger stays behind what peers report of it, in spite of waiting."""
 
     def go_on(self, metrics: list[dict[str, Any]], ledger: Iterable[str]) -> None:
         """Begin after the steps in `metrics`, with the lines of a ledger.jsonl."""
@@ -71,7 +71,7 @@ class View:
         return self.next >= self.config.steps
 
     def hear(self, number: int, status: dict[str, Any], now: float) -> None:
-        """Take in what peer `number` has answered."""
+        """Record the answer of peer `number`."""
         self._statuses[number], self._seen[number] = status, now
         if isinstance(status.get("attacks"), bool):
             self.attacks[number] = status["attacks"]
@@ -87,11 +87,11 @@ class View:
         return [peer for peer in range(self.config.peers) if peer not in out]
 
     def present(self, now: float) -> dict[int, dict[str, Any]]:
-        """What those say who have answered lately and are, by what most say, in the run."""
+        """The statuses of peers that have answered recently and that, according to most, are in the run."""
         return {i: self._statuses[i] for i in self.active() if i in self._seen and now - self._seen[i] < FRESH}
 
     def attacks_of(self, peer: int) -> bool | None:
-        """Whether a peer attacks, as far as anybody says so: for labels alone, nobody's trust rests on it.
+        """Whether a peer attacks, as far as anybody says so: only for labels, no trust depends on it.
 
         What it says of how it was started goes before what the settings say of its number, and only where numbers are
         given do they say anything: elsewhere a number is no more than a place in the list of those who came.
@@ -100,17 +100,17 @@ class View:
         return self.attacks.get(peer, peer in self.config.attackers() if numbered else None)
 
     def attackers(self) -> frozenset[int]:
-        """The peers of which `attacks_of` says so."""
+        """The peers that attack according to `attacks_of`."""
         return frozenset(peer for peer in range(self.config.peers) if self.attacks_of(peer))
 
     def bans(self) -> list[dict[str, Any]]:
-        """Everybody that was removed, with step, kind and accusers, in the order of the ledger."""
+        """All removed peers, with step, kind and accusers, in the order of the ledger."""
         return bans_of(self.ledger.entries, self.first)
 
     # What happened.
 
     def learn(self, now: float) -> News | None:
-        """Take over the ledger that most of those who answered tell alike, where it goes on from mine.
+        """Take over the ledger on which most answers agree, if it continues this one.
 
         It does not if all peers have gone back to a checkpoint and were luckier then: it takes the place of mine.
         """
@@ -146,7 +146,7 @@ class View:
         return None
 
     def complete_rows(self, now: float, last: bool = False) -> list[dict[str, Any]]:
-        """Metrics of the steps that are over for most of the peers, in order: medians of what they say.
+        """Metrics of the steps that are over for most of the peers, in order: medians of what they report.
 
         Each has its phases' `seconds`. The `last` time nothing is waited for.
         """
@@ -166,14 +166,14 @@ class View:
         return found
 
     def _told(self, step: int, last: bool) -> bool:
-        """Whether all have told of the step, or most have, and somebody is past it."""
+        """Whether all have reported the step, or most have and somebody is past it."""
         said, active = self._rows.get(step, {}), set(self.active())
         if not said or active <= said.keys():
             return bool(said)
         return 2 * len(said) > len(active) and (last or max(self._rows) > step)
 
     def _awaits_slower(self, said: Mapping[int, dict[str, Any]], now: float) -> bool:
-        """Whether somebody who is there has not come to the end of this step, and may soon tell of it."""
+        """Whether a present peer has not reached the end of this step, and may soon report it."""
         step = self.next - self.first
         slower = {
             peer
@@ -191,7 +191,7 @@ class View:
         return False
 
     def _awaits_ledger(self, said: Mapping[int, dict[str, Any]], now: float) -> bool:
-        """Whether most peers know of verdicts in this step or before that are not in my ledger yet."""
+        """Whether most peers know of verdicts in this step or before that are not in this ledger yet."""
         lengths = [row["entries"] for row in said.values() if type(row.get("entries")) is int]
         known = len(self.ledger.entries)
         if not lengths or known >= statistics.median_low(lengths) or known == self._missing:
@@ -273,7 +273,7 @@ def bans_of(entries: Iterable[Entry], first: int) -> list[dict[str, Any]]:
 
 
 def healings_of(entries: Iterable[Entry], first: int) -> list[dict[str, int]]:
-    """Step, and the one to whose beginning everybody went back, of all steps in which they did."""
+    """Step, and the step to whose beginning all peers went back, for all steps in which they did."""
     return [
         {"step": first + entry.step, "back_to": first + entry.about_step}
         for entry in entries
@@ -282,7 +282,7 @@ def healings_of(entries: Iterable[Entry], first: int) -> list[dict[str, int]]:
 
 
 class _Account(Struct, frozen=True):
-    """What `Account.fields` says of who did what, as a peer tells it."""
+    """What each peer did, as in `Account.fields`, according to one peer."""
 
     roles: Annotated[str, Meta(max_length=4096)]
     checks: tuple[tuple[Number, Number], ...]
@@ -291,7 +291,7 @@ class _Account(Struct, frozen=True):
 
 
 def _account(row: Mapping[str, Any]) -> _Account | None:
-    """Who did what in a step by one peer's word; None where that makes no sense."""
+    """What each peer did in a step according to one peer; None if that makes no sense."""
     try:
         return wire.convert({name: row.get(name, []) for name in _Account.__struct_fields__}, _Account, "row")
     except Malformed:
@@ -299,7 +299,7 @@ def _account(row: Mapping[str, Any]) -> _Account | None:
 
 
 def _agreed(accounts: Sequence[_Account | None]) -> dict[str, Any]:
-    """What more than half of the peers say alike, as JSON values; nothing if there is no such word."""
+    """What more than half of the peers say in agreement, as JSON values; nothing if they do not agree."""
     told, votes = Counter(accounts).most_common(1)[0]
     if told is None or 2 * votes <= len(accounts):
         return {}
@@ -307,7 +307,7 @@ def _agreed(accounts: Sequence[_Account | None]) -> dict[str, Any]:
 
 
 def _by_phase(said: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The median of what peers say of each phase.
+    """The median of what peers say about each phase.
 
     What only a minority tells has no name here, or a liar could invent any number of phases.
     """
@@ -317,7 +317,7 @@ def _by_phase(said: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _rows(status: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a status that are what they should be; whoever tells them may lie, but not break anything."""
+    """The well-formed rows of a status; its sender may lie, but must not break anything."""
     rows = status.get("recent")
     found = []
     for row in rows if isinstance(rows, list) else ():
@@ -336,7 +336,7 @@ def _rows(status: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _word(value: Any) -> str | None:
-    """A peer's own word for something, fit for a table; None if it has none."""
+    """A peer's own word for something, made fit for a table; None if it has none."""
     return shown(value, 64) if isinstance(value, str) else None
 
 

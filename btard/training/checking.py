@@ -1,4 +1,4 @@
-"""What cannot be trained by peers, said at once and in one line."""
+"""Checks, at the start and in one line each, of what peers cannot train."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def check_model(model: Any) -> None:
-    """Raise TypeError or ValueError unless `model` is a module whose trained parameters can lie in one vector."""
+    """Raise TypeError or ValueError unless `model` is a module whose trained parameters fit into one vector."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     named = [(name, x) for name, x in model.named_parameters() if x.requires_grad]
@@ -59,7 +59,7 @@ def check_peers(d: int, peers: int) -> None:
 
 
 def check_task(task: TorchTask, *, exact: bool) -> tuple[str, ...]:
-    """Compute a gradient of the task, with `exact` twice; the names of the buffers that this moves.
+    """Compute a gradient of the task, with `exact` twice; returns the names of the buffers that this changes.
 
     Errors: ValueError for what `TorchTask.check` promises to find.
     """
@@ -79,7 +79,7 @@ def check_task(task: TorchTask, *, exact: bool) -> tuple[str, ...]:
 
 
 def _check_loss(task: TorchTask, seed: bytes) -> None:
-    """Look at what the loss returns, and at the gradients as torch makes them."""
+    """Check what the loss returns, and the gradients as torch computes them."""
     task.put(task.initial)
     with torch.enable_grad(), seeded(task.device, "gradient", task.seed, seed, 0):
         loss: Any = task.loss_function(task.module, task.batch(seed, task.batch_size, stop=task.micro_batch))
@@ -107,7 +107,7 @@ def _check_loss(task: TorchTask, seed: bytes) -> None:
 
 
 def _why_different(task: TorchTask, seed: bytes, row: Tensor, moving: tuple[str, ...]) -> str:
-    """What a gradient depends on beside its request, as far as can be found out."""
+    """What a gradient depends on besides its request, as far as this can be found out."""
     again = torch.empty_like(row)
     task.compute(seed, again, task.initial)
     if _equal(row, again):

@@ -1,4 +1,4 @@
-"""Digests of what people put into a data set or a model, so that peers can compare what they have."""
+"""Digests of the contents of data sets and models, so that peers can compare what they have."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `validation="exact"` asks of a device: kernels that give the same bits again, and a look whether they do."""
+"""What `validation="exact"` asks of a device: kernels that repeat their bits, and a check whether they do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a model's named tensors lie in the vectors of a run, as `model.json` in the run folder says it.
+"""Where a model's named tensors lie in the vectors of a run, as recorded in `model.json` in the run folder.
 
 Peers train one vector [d]. After the run somebody wants `conv1.weight` and its shape, without the program that made
 the model: each named tensor is a strided view of a tensor in a checkpoint.
@@ -33,7 +33,7 @@ PARAMETERS = "parameters"
 
 
 class LayoutError(ValueError):
-    """A run folder does not say how to name its parameters, or says it wrongly; one line."""
+    """A run folder does not say how to name its parameters, or says so wrongly; one line."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class Slot:
     stride: tuple[int, ...]
     offset: int
     dtype: str = "float32"
-    """What it is in the model, whatever the vector is."""
+    """Its dtype in the model, whatever that of the vector."""
     source: str = PARAMETERS
     per_peer: bool = False
-    """`source` has a row for each peer, and the view is of one row: a peer's own statistics."""
+    """`source` has a row for each peer, and the view is one row of it: a peer's own statistics."""
 
     @property
     def end(self) -> int:
@@ -122,7 +122,7 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 def write_layout(
     folder: Path, slots: Iterable[Slot], agreed: Mapping[str, Any], kept: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Write `model.json`. `agreed`: what peers had alike beside their settings, such as the digest of the data.
+    """Write `model.json`. `agreed`: what peers shared in addition to their settings, such as the digest of the data.
 
     `kept`: what no checkpoint has, as `kept` returned it; it gets a file of its own.
     """

@@ -22,7 +22,7 @@ from btard.training.vector import bind, flatten, shaped, trained, unbind, views
 
 PARAMETERS, BEGUN, GROUPS = "parameters", "optimizer begun", "optimizer groups"
 TRIAL = 1e-3
-"""The gradient of the step that shows what an optimizer keeps; it is undone."""
+"""The gradient of a trial step that shows what an optimizer keeps; the step is undone."""
 
 MakeOptimizer = Optimizer | Callable[[list[nn.Parameter]], Optimizer]
 MakeScheduler = LRScheduler | Callable[[Optimizer], LRScheduler]
@@ -35,7 +35,7 @@ class Slot(NamedTuple):
     key: str
     view: Tensor
     kind: type
-    """Tensor, or what else the optimizer keeps there: int, float or bool."""
+    """Tensor, or another value that the optimizer keeps there: int, float or bool."""
 
 
 class VectorOptimizer:
@@ -55,11 +55,11 @@ class VectorOptimizer:
         self._options = [_options(group) for group in self.optimizer.param_groups]
         self._schedule: dict[str, Any] = {} if self.scheduler is None else copy.deepcopy(self.scheduler.state_dict())
         self._position = 0
-        """The step that the groups have the learning rates of."""
+        """The step whose learning rates the groups have."""
         self._vectors: dict[str, Tensor] = {}
         self._slots: list[Slot] = []
         self._counters: list[tuple[int, str, type]] = []
-        """Numbers in the groups that steps change: group, key, and what they are."""
+        """Numbers in the groups that steps change: group, key, and type."""
         self._begun = torch.zeros(1)
         if self.optimizer.state:
             self._lay_out()
@@ -85,7 +85,7 @@ class VectorOptimizer:
         return {PARAMETERS: self.params, **({BEGUN: self._begun} if self._vectors else {}), **self._vectors}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what `state` returned, among other tensors."""
+        """Restore what `state` returned, from among other tensors."""
         with torch.no_grad():
             for name, vector in self.state().items():
                 vector.copy_(tensors[name])
@@ -99,14 +99,14 @@ class VectorOptimizer:
             self.optimizer.param_groups[group][key] = kind(value.item())
 
     def agreed(self) -> dict[str, str]:
-        """What all peers must have alike of it."""
+        """What all peers must share of it."""
         said = json.dumps(
             [self._options, type(self.scheduler).__name__, self._schedule], default=_named, sort_keys=True
         )
         return {"optimizer": f"{type(self.optimizer).__name__} {digest('optimizer', said).hex()[:16]}"}
 
     def release(self) -> None:
-        """Leave the model with parameters in memory of their own."""
+        """Give the model's parameters their own memory again."""
         unbind(self.model)
 
     def _step(self) -> None:
@@ -118,7 +118,7 @@ class VectorOptimizer:
             parameter.grad = None
 
     def _move_to(self, step: int) -> None:
-        """Have the learning rates of `step`, by as many steps of the scheduler."""
+        """Set the learning rates of `step`, by as many steps of the scheduler."""
         if self.scheduler is None or step == self._position:
             return
         if step < self._position:  # a peer that was started again repeats steps
@@ -130,7 +130,7 @@ class VectorOptimizer:
         self._position = step
 
     def _forget(self) -> None:
-        """Have the optimizer as it was before its first step."""
+        """Reset the optimizer to its state before its first step."""
         self.optimizer.state.clear()
         for index, key, _ in self._counters:
             group, options = self.optimizer.param_groups[index], self._options[index]
@@ -169,7 +169,7 @@ class VectorOptimizer:
             vector.zero_()
 
     def _lay_out(self) -> None:
-        """Make a vector of every kind of value in the optimizer's state, and have the state lie in it."""
+        """Create a vector for every kind of value in the optimizer's state, and place the state in it."""
         found: dict[str, list[tuple[nn.Parameter, str, Any]]] = {}
         for parameter in trained(self.model):
             for key, value in self.optimizer.state.get(parameter, {}).items():
@@ -196,7 +196,7 @@ class VectorOptimizer:
 
     @torch.no_grad()
     def _take_in(self) -> None:
-        """Have the vectors hold what the optimizer keeps, also where it has made new tensors."""
+        """Make the vectors hold what the optimizer keeps, even if it has created new tensors."""
         for slot in self._slots:
             value = self.optimizer.state[slot.parameter][slot.key]
             if slot.kind is not Tensor:
@@ -250,5 +250,5 @@ def _number(value: Any) -> bool:
 
 
 def _named(value: Any) -> str:
-    """What is said of an option that is no JSON value."""
+    """The description of an option that is no JSON value."""
     return str(value.item() if isinstance(value, Tensor) and value.numel() == 1 else type(value).__name__)

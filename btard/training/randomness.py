@@ -13,7 +13,7 @@ import torch
 from btard.protocol.hashing import Field, digest
 
 _ONE = threading.RLock()
-"""The generators below are the whole process's: peers in threads take turns."""
+"""The generators below belong to the whole process: peers in threads take turns."""
 
 
 @contextmanager

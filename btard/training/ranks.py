@@ -1,4 +1,4 @@
-"""`btard.distributed`: a process for each peer, as torchrun starts them."""
+"""`btard.distributed`: one process per peer, started by torchrun."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from btard.training.run import MakeAttack, Run, Training, behaviours_of, protoco
 from btard.training.torch_task import TorchTask
 
 FIRST = 0
-"""The rank that looks after the run folder at the start."""
+"""The rank that handles the run folder at the start."""
 
 
 def distributed(
@@ -189,7 +189,7 @@ def _go_on(training: Training, driver: CollectiveDriver) -> None:
 
 
 def _compare(mesh: Mesh, problem: Exception | None, made: Mapping[str, Any]) -> None:
-    """Return at all ranks if they have made the same; else raise a ValueError at all, or the `problem` where it is."""
+    """Return at all ranks if they have created the same; else raise ValueError at all, or the `problem` at its rank."""
     mine = json.dumps([str(problem) if problem else "", made]).encode()
     said = {rank: json.loads(text) for rank, text in mesh.gather("compare", mine).items()}
     if problem is not None:

@@ -1,4 +1,4 @@
-"""What came of a training, and the loop that all programs of this package share."""
+"""The result of a training, and the loop that all programs of this package share."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from btard.training.resume import Checkpoints, Saved, under
 from btard.training.torch_task import TorchTask
 
 SHOWN = 20
-"""A training that shows its progress says so many times how far it is."""
+"""How many times a training that shows its progress prints a line."""
 
 MakeAttack = str | type[Attack] | Callable[[Collusion], Behaviour]
 
@@ -65,7 +65,7 @@ class Return(NamedTuple):
 
 @dataclass
 class Run:
-    """What came of a training. It grows with each step, and the model holds the parameters that it has come to.
+    """The result of a training. It grows with each step, and the model holds the present parameters.
 
     >>> import btard
     >>> btard.Run(attackers=frozenset({2}), bans=[btard.Ban(3, 2, "wrong_gradient", True)], losses=[1.0, 0.5])
@@ -87,13 +87,13 @@ class Run:
     radii: list[float | None] = field(default_factory=list)
     """Step -> the clipping radius tau; None with a rule at a server."""
     active: tuple[int, ...] = ()
-    """The peers that are left."""
+    """The remaining peers."""
     diverged_at: int | None = None
     """The step at which no honest gradient was finite, which ended the run; None if all went well."""
     leads: bool = True
     """Whether this process speaks for the run: the lowest honest rank under torchrun, always in one process."""
     fallen: str | None = None
-    """Why the peer of this rank is out of the run, under torchrun; None if it came to the end."""
+    """Why the peer of this rank is out of the run, under torchrun; None if it reached the end."""
 
     @property
     def steps(self) -> int:
@@ -102,7 +102,7 @@ class Run:
 
     @property
     def honest_banned(self) -> list[Ban]:
-        """Bans of honest peers: none, unless the protocol is used beyond what it promises."""
+        """Bans of honest peers: none, unless the protocol is used beyond its promises."""
         return [ban for ban in self.bans if not ban.attacker]
 
     def summary(self) -> dict[str, Any]:
@@ -141,7 +141,7 @@ class Run:
 
 
 def protocol_of(peers: int, byzantine: int, run_id: str, settings: Mapping[str, Any]) -> ProtocolConfig:
-    """What the peers agree on; one validator, or none where nobody could be a target. Errors: ValueError."""
+    """What the peers agree on; one validator, or none if nobody could be a target. Errors: ValueError."""
     known = set(ProtocolConfig.__dataclass_fields__) - {"peers", "byzantine", "run_id"}
     unknown = sorted(set(settings) - known)
     if unknown:
@@ -164,7 +164,7 @@ def behaviours_of(
     byzantine: int,
     seed: int,
 ) -> tuple[dict[int, Behaviour], Collusion]:
-    """Peer -> what it does, of those that attack, and what these share. Errors: ValueError or TypeError."""
+    """Attacker -> what it does, and what the attackers share. Errors: ValueError or TypeError."""
     if not isinstance(task, TorchTask):
         raise TypeError(f"task must be a btard.TorchTask, got {type(task).__name__}; LocalDriver runs other tasks")
     if attack is None:
@@ -196,7 +196,7 @@ def behaviours_of(
 
 
 class Training:
-    """A task, its optimizer and a driver between two steps; `run` is what has come of it so far.
+    """A task, its optimizer and a driver between two steps; `run` is the result so far.
 
     Errors: those of `TorchTask.check` and `VectorOptimizer`, and ValueError for more peers than parameters.
     """
@@ -325,7 +325,7 @@ class Training:
         return run
 
     def write_summary(self, peer: int) -> None:
-        """Write what the run came to, at the very end: the summary vouches for the other files of the folder.
+        """Write the run's result, at the very end: the summary vouches for the other files of the folder.
 
         `peer`: whose buffers are kept.
         """
@@ -337,7 +337,7 @@ class Training:
             temporary.replace(self.out / SUMMARY)
 
     def _note(self, result: StepResult, losses: Mapping[int, float]) -> None:
-        """Take down a step."""
+        """Record a step."""
         run = self.run
         honest = [losses[i] for i in result.workers if i not in run.attackers and i in losses]
         run.losses.append(sum(honest) / len(honest) if honest else float("nan"))
@@ -386,7 +386,7 @@ class Training:
 
 
 def named(choice: Any) -> str:
-    """A name for what was given by name, as a class or function, or as an object of one."""
+    """A name for something given by name, as a class or function, or as an object of one."""
     if choice is None or isinstance(choice, str):
         return str(choice)
     kind = choice if hasattr(choice, "__qualname__") else type(choice)

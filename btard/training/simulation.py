@@ -47,7 +47,7 @@ def simulate(
     on_step: Callable[[Run], None] | None = None,
     **protocol: Any,
 ) -> Run:
-    """Train the task's model for `steps` steps among `peers` peers in this process, and return what came of it.
+    """Train the task's model for `steps` steps among `peers` peers in this process, and return the result.
 
     The model holds the trained parameters afterwards, and peer 0's buffers. All peers run the whole protocol.
 

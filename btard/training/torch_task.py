@@ -1,4 +1,4 @@
-"""A PyTorch module as a task: gradients of public batches, which anybody can compute again to the bit."""
+"""A PyTorch module as a task: gradients of public batches, which anybody can recompute to the bit."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from btard.training.randomness import seeded
 from btard.training.vector import bind, flatten, parameter_count, trained, views
 
 GROUPS, GROUP = 16, 32
-"""States are compared by the losses of so many small batches, of at most so many examples each."""
+"""States are compared by the losses of this many small batches, of at most this many examples each."""
 LOOKED_AT = 32
-"""Samples by which peers compare their data sets."""
+"""Number of samples by which peers compare their data sets."""
 
 Loss = Callable[[nn.Module, Any], Tensor]
 
@@ -101,7 +101,7 @@ class TorchTask:
         self.d: int = parameter_count(model)
         """Number of trained parameters."""
         self.tensors = tuple(parameter.numel() for parameter in trained(model))
-        """Their numbers in each tensor, in order: an attack may treat tensors by themselves."""
+        """The number of them in each tensor, in order: an attack may treat tensors separately."""
         self.device: torch.device = trained(model)[0].device
         self.loss: float = math.nan
         """Loss of the latest gradient that was computed for training; NaN before."""
@@ -113,9 +113,9 @@ class TorchTask:
         bind(self._copy, self._flat)
         self.initial = {name: buffer.clone() for name, buffer in self._copy.named_buffers()}
         self.moving: tuple[str, ...] = tuple(self.initial)
-        """The buffers that a gradient moves, once `check` has found out."""
+        """The buffers that a gradient changes, once `check` has found out."""
         self._buffers: dict[int, dict[str, Tensor]] = {}
-        """Peer -> its own."""
+        """Peer -> its own buffers."""
         self._checked: set[bool] = set()
 
     # What the protocol asks for (`btard.task`).
@@ -167,7 +167,7 @@ class TorchTask:
         return self.batch_size
 
     def agreed(self) -> dict[str, str]:
-        """Digests of what all peers must have alike beside the trained parameters: model, frozen parameters, data.
+        """Digests of what all peers must share in addition to the trained parameters: model, frozen parameters, data.
 
         The model is looked at by the names and shapes of its parameters; the data by their number and some samples.
         """
@@ -206,7 +206,7 @@ class TorchTask:
         return {f"{LOCAL}/{i}/{name}": x for i, own in self._buffers.items() for name, x in own.items()}
 
     def load_local_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what `local_state` returned, among other tensors."""
+        """Restore what `local_state` returned, from among other tensors."""
         self._buffers = {}
         for key, tensor in tensors.items():
             kind, _, rest = key.partition("/")
@@ -215,7 +215,7 @@ class TorchTask:
                 self._buffers.setdefault(int(peer), {})[name] = tensor.clone()
 
     def write_buffers(self, peer: int) -> None:
-        """Copy the buffers of `peer` into the model that the task was made of, for evaluating it as this peer."""
+        """Copy the buffers of `peer` into the original model, to evaluate it as this peer."""
         into = dict(self.model.named_buffers())
         for name, buffer in self._buffers.get(peer, {}).items():
             into[name].copy_(buffer)
@@ -223,7 +223,7 @@ class TorchTask:
     # How a gradient comes about.
 
     def check(self, *, exact: bool = True) -> None:
-        """Compute one gradient twice, and look at everything that may be wrong with it; once.
+        """Compute one gradient twice, and check everything that may be wrong with it; only once.
 
         `exact`: both have to be equal to the bit, as peers demand of each other with `validation="exact"`. On a GPU
         this process then uses deterministic kernels and no TF32.
@@ -260,7 +260,7 @@ class TorchTask:
         poisoned: bool = False,
         too_late: Callable[[], bool] = never,
     ) -> tuple[float, dict[str, Tensor]]:
-        """Write the gradient of `size` samples at the parameters at hand into `row` [d]; loss, and the moved `buffers`.
+        """Write the gradient of `size` samples at the current parameters into `row` [d]; loss, changed `buffers`.
 
         `too_late` is asked before each micro-batch. Errors: TooLate.
         """
@@ -308,11 +308,11 @@ class TorchTask:
         return self._copy
 
     def load(self, params: Tensor) -> None:
-        """Have `params` [d] in `module`."""
+        """Put `params` [d] into `module`."""
         self._flat.copy_(params)
 
     def put(self, buffers: Mapping[str, Tensor]) -> None:
-        """Have these buffers in `module`."""
+        """Put these buffers into `module`."""
         into = dict(self._copy.named_buffers())
         with torch.no_grad():
             for name in self.moving:

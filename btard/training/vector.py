@@ -29,7 +29,7 @@ def flatten(model: nn.Module) -> Tensor:
 
 
 def bind(model: nn.Module, flat: Tensor) -> None:
-    """Make every trained parameter of `model` a view into `flat` [d]: whoever writes to `flat` moves the model.
+    """Make every trained parameter of `model` a view into `flat` [d]: writing to `flat` changes the model.
 
     Nothing is copied. Raises ValueError unless `flat` is contiguous and of the model's size, device and dtype.
     """
@@ -45,7 +45,7 @@ def bind(model: nn.Module, flat: Tensor) -> None:
 
 
 def unbind(model: nn.Module) -> None:
-    """Give every trained parameter of `model` memory of its own again, contiguous, with the values it has."""
+    """Give every trained parameter of `model` its own memory again, contiguous, with its present values."""
     for parameter in trained(model):
         parameter.data = parameter.detach().clone(memory_format=torch.contiguous_format)
 

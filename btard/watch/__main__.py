@@ -1,4 +1,4 @@
-"""`python -m btard.watch RUN_DIR [--serve | --out page.html]`: a run as a page, to look at in any browser."""
+"""`python -m btard.watch RUN_DIR [--serve | --out page.html]`: a run as a page for any browser."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PORT = 8642
 
 
 def audited(run: Run) -> Mapping[int, str] | str:
-    """Place in the ledger -> what an audit checked of the entry; or a sentence about why there is nothing to tell."""
+    """Place in the ledger -> what an audit checked in the entry; or a sentence that says why there is nothing."""
     if run.evidence is None:
         return "No audit: this folder has no evidence."
     try:
@@ -37,7 +37,7 @@ def audited(run: Run) -> Mapping[int, str] | str:
 
 
 def write(folder: Path, out: Path | None, *, audits: bool = False) -> Path:
-    """Write the page of the run in `folder`, by default to page.html beside its files; returns where.
+    """Write the page of the run in `folder`, by default to page.html next to its files; returns the path.
 
     Errors: RunFolderError if there is no run, or the file cannot be written.
     """

@@ -14,13 +14,13 @@ from btard.watch.folder import Run, number
 from btard.watch.story import numbers, roles_of, spans
 
 COLUMNS = 600
-"""Columns of a chart over steps: more steps than that share them."""
+"""Maximum number of columns of a chart over steps: in longer runs steps share columns."""
 CROSS = "M-1,-1L1,1M-1,1L1,-1"
 Spec = dict[str, Any]
 
 
 def charts_of(run: Run, story: Mapping[str, Any]) -> dict[str, Spec]:
-    """Name -> chart, of those for which the run has data."""
+    """Name -> chart, for those for which the run has data."""
     if not run.metrics:
         return {}
     over = _Steps(run)
@@ -224,7 +224,7 @@ def _bars(over: _Steps, run: Run, peers: Sequence[Mapping[str, Any]]) -> list[Sp
         peer = row["peer"]
 
         def seen(column: int, peer: int = peer) -> str:
-            """The rarest of what it did in the steps of a column."""
+            """The rarest of the things that it did in the steps of a column."""
             states = {what[roles[peer]] if peer < len(roles) else "" for roles in columns[column]}
             return next(state for state in ("away", "probation", "here", "") if state in states)
 
@@ -236,7 +236,7 @@ def _bars(over: _Steps, run: Run, peers: Sequence[Mapping[str, Any]]) -> list[Sp
 
 
 def _marks(over: _Steps, run: Run) -> list[Spec]:
-    """What happened to a peer in one step; where several steps share a column, once in it."""
+    """What happened to a peer in one step; if several steps share a column, once in it."""
     found = {
         (over.column(line["step"]) if over.every > 1 else line["step"], peer, what)
         for line in run.metrics

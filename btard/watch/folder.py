@@ -23,10 +23,10 @@ from btard.protocol.record import Transcript
 from btard.protocol.wire import Malformed, shown
 
 MAX_LINES, MAX_SMALL = 2**28, 2**22
-"""Bytes of a file of lines, and of a small file, that are read at most."""
+"""The largest number of bytes that are read of a file of lines, and of a small file."""
 MAX_PEERS = 4096
 MAX_PROOFS = 400
-"""Steps whose recorded messages are shown; a page has to stay readable."""
+"""Number of steps whose recorded messages are shown; a page must stay readable."""
 CONFIG, STATUS, COORDINATOR = "config.yaml", "status.json", "coordinator"
 SWARM, TRAINER = "a swarm, as its coordinator sees it", "a swarm, as one of its peers sees it"
 
@@ -59,9 +59,9 @@ class Run:
     summary: Mapping[str, Any] | None = None
     status: Mapping[str, Any] = field(default_factory=dict)
     evidence: Path | None = None
-    """The folder, perhaps a peer's, that an audit can be made of."""
+    """The folder, perhaps a peer's, that can be audited."""
     notes: list[str] = field(default_factory=list)
-    """What is missing or damaged, a line each."""
+    """What is missing or damaged, one line each."""
 
     def setting(self, *names: str) -> Any:
         """The value of a dotted key; None if there is none."""
@@ -106,7 +106,7 @@ def number(value: Any) -> float | None:
 
 
 def _run_in(folder: Path) -> Path:
-    """Where the run is: in `folder`, or for a whole swarm at its coordinator's."""
+    """The folder of the run: `folder`, or for a whole swarm its coordinator's."""
     try:
         if not folder.exists():
             raise RunFolderError(f"{folder}: no such folder")
@@ -132,7 +132,7 @@ def _text(file: Path, limit: int) -> str:
 
 
 def _version(folder: Path) -> str:
-    """The version of the protocol under which the run was begun, as its folder notes it."""
+    """The version of the protocol under which the run was begun, as recorded in its folder."""
     if (folder / VERSION).is_file():
         return _text(folder / VERSION, MAX_SMALL).strip()
     try:
@@ -142,7 +142,7 @@ def _version(folder: Path) -> str:
 
 
 def _agreed(folder: Path) -> Mapping[str, Any]:
-    """What the peers agreed on, of a run that has no other settings: one of `btard.simulate` or `btard.distributed`."""
+    """What the peers agreed on, for a run without other settings: one of `btard.simulate` or `btard.distributed`."""
     try:
         config, _, _ = read_settings(folder)
     except Malformed as error:

@@ -25,19 +25,19 @@ BUNDLE = "window.vegaEmbed = vegaEmbed;"
 
 
 def content_of(run: Run, audited: Mapping[int, str] | str | None = None) -> dict[str, Any]:
-    """What the page is about: the story and its charts, as JSON values."""
+    """The contents of the page: the story and its charts, as JSON values."""
     story = story_of(run, audited)
     return {**story, "charts": charts_of(run, story)}
 
 
 def json_of(content: Mapping[str, Any]) -> str:
-    """JSON that may stand inside of a script element, whatever is in it."""
+    """JSON that is safe inside a script element, whatever it contains."""
     text = json.dumps(content, allow_nan=False, separators=(",", ":"))  # ASCII
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def page_of(content: Mapping[str, Any], *, live: bool = False) -> str:
-    """The HTML of a page. A `live` one asks the server that it came from for news."""
+    """The HTML of a page. A `live` page asks its server for news."""
     data, program, library = json_of(content), _asset("page.js"), library_code()
     scripts = " ".join(_digest(code) for code in (library, program))
     policy = (
@@ -75,5 +75,5 @@ def _asset(name: str) -> str:
 
 @cache
 def _digest(code: str) -> str:
-    """How a policy names a script."""
+    """The name of a script in a policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()}'"

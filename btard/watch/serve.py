@@ -1,4 +1,4 @@
-"""A page that follows a run, for browsers on this machine alone: nobody else can ask, and nothing can be changed."""
+"""A page that follows a run, only for browsers on this machine: nobody else can ask, and nothing can be changed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Watcher:
         self.look()
 
     def look(self) -> None:
-        """Bring `page`, `data` and its `tag` up to date. What cannot be read just now stays as it was."""
+        """Bring `page`, `data` and its `tag` up to date. What cannot be read at the moment stays as it was."""
         with self._lock:
             state = self._files()
             if state == self._state:
@@ -45,7 +45,7 @@ class Watcher:
             self.tag = f'"{hashlib.sha256(self.data.encode()).hexdigest()[:32]}"'
 
     def _files(self) -> tuple[tuple[str, int, int], ...]:
-        """Name, size and time of what the page is made of."""
+        """Name, size and time of the files behind the page."""
         found = []
         for name in WATCHED:
             try:
@@ -57,7 +57,7 @@ class Watcher:
 
 
 class Server(ThreadingHTTPServer):
-    """Serves one page on loopback; `port` 0 is any that is free."""
+    """Serves one page on loopback; `port` 0 is any free port."""
 
     daemon_threads = True
 
@@ -108,4 +108,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nobody wants a line every two seconds."""
+        """Print nothing: nobody wants a line every two seconds."""

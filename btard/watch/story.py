@@ -1,4 +1,4 @@
-"""What a page shows of a run: numbers and short texts alone, as JSON values, each of bounded size."""
+"""What a page shows of a run: only numbers and short texts, as JSON values of bounded size."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from btard.watch.folder import MAX_PEERS, SWARM, TRAINER, Proof, Run, number
 from btard.watch.words import how_decided, meaning, phase_of, phases
 
 MAX_STEPS = 4000
-"""Steps that can be looked at one by one."""
+"""Number of steps that can be viewed one by one."""
 WORD = 120
-"""Characters of a text that others chose."""
+"""Maximum length of a text that others chose."""
 
 
 def story_of(run: Run, audited: Mapping[int, str] | str | None = None) -> dict[str, Any]:
-    """All that a page shows but its charts.
+    """Everything that a page shows, except its charts.
 
     `audited`: place in the ledger -> what an audit checked of this entry, or in a word why it refused; None: no audit.
     """
@@ -61,7 +61,7 @@ def story_of(run: Run, audited: Mapping[int, str] | str | None = None) -> dict[s
 
 
 def attackers_of(run: Run) -> tuple[frozenset[int] | None, str]:
-    """The peers that attack, and by whose word; None if nobody says."""
+    """The peers that attack, and who says so; None if nobody does."""
     told = (run.summary or {}).get("byzantine")
     if isinstance(told, list):
         return frozenset(peer for peer in told if type(peer) is int), "the run's summary"
@@ -79,7 +79,7 @@ def attackers_of(run: Run) -> tuple[frozenset[int] | None, str]:
 
 
 def peers_of(run: Run, attackers: frozenset[int] | None) -> list[dict[str, Any]]:
-    """A row for each peer that was ever there: number, name, since when it is gone."""
+    """A row for each peer that was ever there: number, name, the step since which it is gone."""
     joined = {entry.accused for entry in run.entries if entry.kind == "join"}
     gone = {peer: run.first + entry.step for entry in reversed(run.entries) for peer in entry.peers}
     rows = run.status.get("peers")
@@ -101,13 +101,13 @@ def peers_of(run: Run, attackers: frozenset[int] | None) -> list[dict[str, Any]]
 
 
 def roles_of(line: Mapping[str, Any]) -> str:
-    """The letters of a line of metrics; empty where it has none that make sense."""
+    """The letters of a line of metrics; empty if it has none that make sense."""
     roles = line.get("roles")
     return roles if isinstance(roles, str) and len(roles) <= MAX_PEERS and set(roles) <= set(ROLES) else ""
 
 
 def totals_of(run: Run) -> list[dict[str, Any]]:
-    """Seconds and bytes of all steps together, by phase in the order of a step; None where nothing was kept."""
+    """Seconds and bytes of all steps together, by phase in the order of a step; None if nothing was kept."""
     seconds: Counter[Any] = Counter()
     sent: Counter[Any] = Counter()
     for line in run.timings:
@@ -134,7 +134,7 @@ def by_phase(line: Any, but: str = "") -> dict[str, float]:
 
 
 def _chosen(run: Run) -> list[dict[str, Any]]:
-    """The lines of metrics that can be looked at: all, or evenly spaced ones and those around entries."""
+    """The lines of metrics that can be viewed: all, or evenly spaced ones and those around entries."""
     every = max(1, -(-len(run.metrics) // MAX_STEPS))
     near = {run.first + entry.step + off for entry in run.entries[:MAX_STEPS] for off in (-1, 0, 1)}
     return [line for place, line in enumerate(run.metrics) if place % every == 0 or line["step"] in near]
@@ -180,7 +180,7 @@ def _timing(run: Run, step: int) -> Mapping[str, Any]:
 
 
 def _messages(run: Run, step: int) -> dict[str, Any]:
-    """Phase -> who has signed what is on record of this step; empty where the folder has none."""
+    """Phase -> who has signed what is on record of this step; empty if the folder has none."""
     at = step - run.first
     transcript = run.proofs[at].now if at in run.proofs else None
     if transcript is None and at + 1 in run.proofs:
@@ -272,7 +272,7 @@ def _evidence(proof: Proof) -> dict[str, Any]:
 
 
 def _facts(run: Run, attackers: frozenset[int] | None) -> list[list[str]]:
-    """What stands at the head of the page: label and value."""
+    """The head of the page: label and value."""
     summary, last = run.summary or {}, run.metrics[-1] if run.metrics else {}
     gone = {peer for entry in run.entries for peer in entry.peers}
     facts = [["kind", run.kind], ["peers at the start", str(run.peers)]]
@@ -301,7 +301,7 @@ def _facts(run: Run, attackers: frozenset[int] | None) -> list[list[str]]:
 
 
 def _missing(run: Run) -> list[str]:
-    """What the folder does not record, said instead of invented."""
+    """A statement of what the folder does not record, instead of an invention."""
     said = []
     if run.metrics and not any(roles_of(line) for line in run.metrics):
         ours = run.setting("aggregator", "name") in (None, "btard")
@@ -320,7 +320,7 @@ def _missing(run: Run) -> list[str]:
 
 
 def _now(run: Run) -> list[dict[str, Any]]:
-    """What a coordinator last heard of each peer, by its own word."""
+    """What each peer last told a coordinator about itself."""
     rows = run.status.get("peers")
     found = []
     for row in rows[:MAX_PEERS] if isinstance(rows, list) else ():

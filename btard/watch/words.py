@@ -14,7 +14,7 @@ class Phase:
     title: str
     names: tuple[str, ...]
     owed_by: str
-    """Letters of roles whose peers owe what is said in it; the rest are not asked."""
+    """Letters of the roles whose peers owe a message in it; the others are not asked."""
     happens: str
     fixed: str
     """What nobody can change any more once it is over."""
@@ -120,14 +120,14 @@ MEANINGS = {
 
 
 def meaning(kind: str) -> str:
-    """What an entry of this kind says, in a sentence; empty for one that is not known here."""
+    """What an entry of this kind says, in a sentence; empty for an unknown kind."""
     if kind.startswith("malformed_"):
         return "Its message in this phase cannot be what an honest peer says."
     return MEANINGS.get(kind, "")
 
 
 def how_decided(kind: str, verdict: str, recomputed: bool) -> str:
-    """By what a removal was decided. `recomputed`: whether the claim that was tried is one that judges recompute."""
+    """What decided a removal. `recomputed`: whether the claim that was tried is one that judges recompute."""
     if verdict == "public":
         return "No vote: all peers saw it in the broadcasts."
     if verdict == "eliminated":

@@ -1,4 +1,4 @@
-"""The paper's claims beside what the runs of a sweep say: our number, whether it agrees, and why.
+"""The paper's claims compared with the runs of a sweep: our number, whether it agrees, and why.
 
 Only the paper's own attacks count, in every step, without healing. What counts as collapsed and as recovered, and what
 chance alone can do, is defined here and in `outcomes` and `noise`, before any run is looked at.
@@ -21,7 +21,7 @@ CHANCE = 10.0
 """Percent of the test images that a guess gets right: CIFAR-10 and the digits have ten classes."""
 
 COLLAPSED = 5.0
-"""A run has collapsed if it ends within so many points of `CHANCE`."""
+"""A run has collapsed if it ends within this many points of `CHANCE`."""
 
 PAPERS_ATTACKS = frozenset({"sign_flip", "random_direction", "label_flip", "delayed_gradient", "ipm", "alie"})
 STANDARD_WIDTH, STANDARD_STEPS, PAPERS_ACCURACY = 64, 25_000, 93.5
@@ -36,7 +36,7 @@ seed and start share the coin, whatever the attack and the radius: they are one 
 
 @dataclass(frozen=True)
 class Setting:
-    """What the runs of one row have in common, but for attack, defence and seed."""
+    """What the runs of one row have in common, except attack, defence and seed."""
 
     start: int
     byzantine: int
@@ -47,7 +47,7 @@ class Setting:
     schedule: int
 
     def label(self, others: Iterable[Setting]) -> str:
-        """What tells it from `others`, always with who attacks from when on."""
+        """What distinguishes it from `others`, always with the attackers and their first step."""
         text = f"{self.byzantine} of {self.peers} from step {self.start:,}"
         count = f"{self.validators} validator" + ("" if self.validators == 1 else "s")
         words = {"validators": count, "width": f"width {self.width}"}
@@ -57,7 +57,7 @@ class Setting:
 
 
 def claims_table(results: Results, experiments: Sequence[Experiment]) -> Table:
-    """Return a row per claim and setting in which runs that bear on it are finished; the heading alone if none are."""
+    """Return a row per claim and setting in which runs that bear on it are finished; only the heading if none are."""
     series = _papers(results, experiments)
     settings: dict[Setting, list[Series]] = defaultdict(list)
     for entry in series:
@@ -217,7 +217,7 @@ def _recovered(entries: Sequence[Series], quiet: QuietRuns) -> _Verdict | None:
 
 
 def _without_attack(results: Results, experiments: Sequence[Experiment]) -> Table:
-    """The best setting without attack: its mean over the seeds. Of CIFAR-10 alone."""
+    """The best setting without attack: its mean over the seeds. Only for CIFAR-10."""
     of_cifar = [outcome for outcome in results.of(experiments) if outcome.summary["data"].startswith("CIFAR-10")]
     quiet = [outcome for outcome in of_cifar if not outcome.attacked]
     groups = _grouped(quiet, lambda o: repr(replace(o.cell.config, seed=0)))

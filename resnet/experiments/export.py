@@ -62,7 +62,7 @@ def _files_of(outcome: Outcome) -> dict[str, bytes]:
 
 
 def _public(grid: str) -> str:
-    """The grid's YAML with every data.path cut down to its last part."""
+    """The grid's YAML with every data.path reduced to its last part."""
 
     def cleaned(value: Any, key: str) -> Any:
         if isinstance(value, Mapping):
@@ -75,5 +75,5 @@ def _public(grid: str) -> str:
 
 
 def _bare(path: str) -> str:
-    """What the file or folder is called, without where it lies."""
+    """The name of the file or folder, without its place."""
     return Path(path).name or path

@@ -63,7 +63,7 @@ class Cell:
     attack: str
     defence: str
     varied: tuple[tuple[str, Any], ...]
-    """What the experiment varies beside attack, defence and seed: (dotted key, value)."""
+    """What the experiment varies besides attack, defence and seed: (dotted key, value)."""
     config: Config
 
     @property
@@ -100,7 +100,7 @@ class Grid:
         return tuple({cell.name: cell for experiment in self.experiments for cell in experiment.cells}.values())
 
     def only(self, names: Sequence[str], origin: str) -> Grid:
-        """Return the grid with the experiments `names` alone. Raises ConfigError for a name that it does not have."""
+        """Return the grid with only the experiments `names`. Raises ConfigError for a name that it does not have."""
         known = [experiment.name for experiment in self.experiments]
         for name in names:
             if name not in known:
@@ -125,7 +125,7 @@ def read_grid(path: Path, changes: Mapping[str, Setting] | None = None) -> Grid:
 
 
 def parse_grid(content: Mapping[str, Any], origin: str, settings: Mapping[str, Setting] | None = None) -> Grid:
-    """Return the grid in `content`; `settings` instead of its own, if given. `origin` stands in error messages."""
+    """Return the grid in `content`; `settings` instead of its own, if given. `origin` appears in error messages."""
     check_keys(content, GRID_KEYS, origin, one=(Config, "python -m resnet.train"))
     if settings is None:
         settings = settings_of(section(content, "settings", origin), Config, origin)
@@ -145,7 +145,7 @@ def parse_grid(content: Mapping[str, Any], origin: str, settings: Mapping[str, S
 
 @dataclass(frozen=True)
 class _Draft:
-    """An experiment as it stands in the file."""
+    """An experiment as it is written in the file."""
 
     name: str
     title: str
@@ -248,7 +248,7 @@ def _folder(config: Config, attack: str, defence: str, unusual: Sequence[str]) -
 
 
 def short(key: str) -> str:
-    """Return what a dotted key is called where space is short: its last word."""
+    """Return the short name of a dotted key: its last word."""
     return key.rpartition(".")[2]
 
 
@@ -272,7 +272,7 @@ def _choice(entry: Mapping[str, Any], key: str, known: Mapping[str, Any], where:
 
 
 def _resolved(content: Mapping[str, Any], settings: Mapping[str, Setting]) -> str:
-    """The grid on its own: what its base and the command line say stands in its settings."""
+    """The grid on its own: its settings include what its base and the command line say."""
     plain = {key: value for key, value in content.items() if key != "settings"}
     values = dict(sorted(converted(settings, Config).items()))
     return yaml.safe_dump({"settings": values, **plain}, sort_keys=False, allow_unicode=True, width=120)

@@ -1,4 +1,4 @@
-"""The figure that says it all: training collapses without a defence, and recovers under BTARD after the bans."""
+"""The main figure: training collapses without a defence, and recovers under BTARD after the bans."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAME = "headline"
-"""The experiment that the figure is of, and the figure's file."""
+"""The experiment that the figure shows, and the figure's file."""
 
 SIZE = (8.4, 3.5)
 """Inches. With letters of 11 points it can be read at half the width of a page."""
@@ -121,7 +121,7 @@ def _seeds(runs: Sequence[object]) -> str:
 def _merged(
     curves: Sequence[tuple[str, list[dict[int, float]], str, object]],
 ) -> list[tuple[str, list[dict[int, float]], str, object]]:
-    """Equal curves are one line with both names: one under the other would look as if it were missing."""
+    """Equal curves are one line with both names: otherwise the lower one would seem to be missing."""
     merged: list[tuple[str, list[dict[int, float]], str, object]] = []
     for label, lines, colour, dashes in curves:
         twin = next((i for i, other in enumerate(merged) if other[1] == lines), None)

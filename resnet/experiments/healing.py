@@ -1,4 +1,4 @@
-"""What healing makes good: final accuracies with and without it, over the clipping radius."""
+"""What healing repairs: final accuracies with and without it, over the clipping radius."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 OFF = "off"
 COLUMNS = ("attack", "tau", "seeds", "not healed", "healed", "without attack", "points below", "returns", "steps lost")
 CLOSE = 1.0
-"""Percentage points below the run without attack within which an attack counts as made good."""
+"""Percentage points below the run without attack within which the harm of an attack counts as repaired."""
 
 Pairs = dict[tuple[str, float], tuple[Series, Series]]
 """(attack, tau) -> the runs without and with healing."""
 
 
 def pairs(series: Sequence[Series]) -> Pairs:
-    """The attacks and radii of which runs of both kinds are finished, in the order of `series`."""
+    """The attacks and radii for which runs of both kinds are finished, in the order of `series`."""
     found: dict[tuple[str, float], dict[bool, Series]] = {}
     for entry in series:
         tau = entry.config.protocol.tau
@@ -32,12 +32,12 @@ def pairs(series: Sequence[Series]) -> Pairs:
 
 
 def steps_lost(outcome: Outcome) -> int:
-    """How many steps a run did for nothing: those that it went back, and those that ended with it."""
+    """How many steps of a run were wasted: those that it went back, and those that ended with going back."""
     return sum(step + 1 - to for step, to in outcome.run.returns)
 
 
 def healing_table(series: Sequence[Series]) -> Table:
-    """A row per attack and radius of which runs of both kinds are finished."""
+    """A row per attack and radius for which runs of both kinds are finished."""
     rows = [list(COLUMNS)]
     for (attack, tau), (plain, healed) in pairs(series).items():
         below = [100 * (o.reference_accuracy - o.accuracy) for o in healed.outcomes if o.reference_accuracy is not None]

@@ -1,4 +1,4 @@
-"""How far runs without attack lie apart by chance: the measure of every dip.
+"""How far runs without attack differ by chance: the measure of every dip.
 
 A dip is the largest of many differences between two runs, so chance alone makes one: of two runs without attack, too,
 one is below the other somewhere. That is measured here, over the same steps and as the same largest difference.
@@ -29,12 +29,12 @@ class Noise:
 
 
 def chance_dip(below: Curve, above: Curve, start: int, last: int) -> float | None:
-    """The largest lead of `above` over `below` in points, where both were measured after `start` and up to `last`."""
+    """The largest lead of `above` over `below` in points, at steps after `start` and up to `last`."""
     return max((100 * (above[s] - below[s]) for s in above if start < s <= last and s in below), default=None)
 
 
 class QuietRuns:
-    """The finished runs without attack of a sweep, those that differ in their seed alone together."""
+    """The finished runs without attack of a sweep, grouped with those that differ only in their seed."""
 
     def __init__(self, results: Results) -> None:
         self._groups: dict[str, dict[int, Curve]] = defaultdict(dict)
@@ -44,7 +44,7 @@ class QuietRuns:
             self._groups[_key(outcome.cell.config)][outcome.cell.seed] = outcome.curve
 
     def noise(self, entry: Series) -> Noise | None:
-        """What the dips of `entry` compare with: its defence's runs without attack, else those of the mean.
+        """What the dips of `entry` are compared with: its defence's runs without attack, else those of the mean.
 
         None if neither has two seeds.
         """
@@ -59,5 +59,5 @@ class QuietRuns:
 
 
 def _key(config: Config) -> str:
-    """What runs have in common that are noise to each other if nobody attacks: all but the seed."""
+    """What runs have in common whose differences without attack are noise: everything except the seed."""
     return config_text(replace(warm_up_of(config), seed=0))

@@ -1,4 +1,4 @@
-"""What came of the runs of a sweep: how far accuracy fell under an attack, when it was back, who was banned when.
+"""The outcomes of the runs of a sweep: how far accuracy fell under an attack, when it recovered, who was banned when.
 
 Everything is read from the files that finished runs leave behind. Accuracy is measured on `test_samples` images, at the
 last step on all, and scatters accordingly; only what counts as recovered is judged by means of several measurements.
@@ -41,7 +41,7 @@ RECOVERY_WINDOW = 5
 always lie 3 points off by chance, but hardly ever five in a row on average."""
 
 PLACE = "data.path"
-"""The setting that says where the data lies on one machine, and nothing about the run."""
+"""The setting that gives the place of the data on one machine, and says nothing about the run."""
 
 ATTACK = "attack."
 
@@ -84,12 +84,12 @@ class Outcome:
 
     @property
     def reference_accuracy(self) -> float | None:
-        """The same without attack; None for a run that is itself without, or has nothing to compare with."""
+        """The same without attack; None for a run without an attack, or without anything to compare with."""
         return self.reference.get(self.cell.config.steps) if self.reference is not None and self.attacked else None
 
     @cached_property
     def gaps(self) -> dict[int, float]:
-        """Steps done -> percentage points below the run without attack, where both were measured after the start."""
+        """Steps done -> percentage points below the run without attack, if both were measured after the start."""
         if self.reference is None or not self.attacked:
             return {}
         reference = self.reference
@@ -134,7 +134,7 @@ class Outcome:
 
     @property
     def last_ban(self) -> int | None:
-        """The last ban of an attacker that there was, whether or not others are left; None if there was none."""
+        """The last ban of an attacker, whether or not others are left; None if there was none."""
         return max(self.attacker_bans, default=None)
 
     @cached_property
@@ -149,7 +149,7 @@ class Outcome:
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """Finished runs of an experiment that differ in their seed alone."""
+    """Finished runs of an experiment that differ only in their seed."""
 
     attack: str
     defence: str
@@ -166,21 +166,21 @@ class Series:
         return self.config.can_ban
 
     def values(self, measure: Callable[[Outcome], Any]) -> list[Any]:
-        """`measure` of every run where there is one."""
+        """`measure` of every run that has one."""
         return [value for value in map(measure, self.outcomes) if value is not None]
 
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """A sweep as far as it has come. `outcomes`: name of the run -> what came of it, in the grid's order."""
+    """A sweep in its present state. `outcomes`: name of the run -> its outcome, in the grid's order."""
 
     grid: Grid
     outcomes: Mapping[str, Outcome]
     speeds: Mapping[str, float]
-    """Name of the run -> steps per second, where that is known."""
+    """Name of the run -> steps per second, if known."""
 
     def series(self, experiment: Experiment) -> tuple[Series, ...]:
-        """The experiment's finished runs, those that differ in the seed alone together, in the order of its cells."""
+        """The experiment's finished runs, grouped with those that differ only in the seed, in its cells' order."""
         groups: dict[tuple[str, str, str], list[Outcome]] = defaultdict(list)
         for cell in experiment.cells:
             if cell.name in self.outcomes:
@@ -205,7 +205,7 @@ def read_sweep(folder: Path) -> Grid:
 
 
 def read_results(folder: Path, grid: Grid, listen: Callable[[], object] = lambda: None) -> Results:
-    """Return what came of the finished runs of `grid` in `folder`; `listen` is called after each run, finished or not.
+    """Return the outcomes of the finished runs of `grid` in `folder`; `listen` is called after each run of it.
 
     Raises RunFolderError, one line, for a run with damaged files or with settings that are not the grid's.
     """
@@ -254,7 +254,7 @@ def settings_by_key(config: Config) -> dict[str, Any]:
 
 
 def varied_keys(cells: Sequence[Cell]) -> list[str]:
-    """Return the settings in which some of `cells` differ, but for where the data lies."""
+    """Return the settings in which some of `cells` differ, except for the place of the data."""
     flat = [settings_by_key(cell.config) for cell in cells]
     attacked = [settings for settings in flat if settings[f"{ATTACK}name"] is not None]
     varied = []
@@ -266,7 +266,7 @@ def varied_keys(cells: Sequence[Cell]) -> list[str]:
 
 
 def undefended(config: Config) -> Config:
-    """Return the settings of the same run with plain averaging, where BTARD clips next to nothing of honest peers."""
+    """Return the settings of the same run with plain averaging, which is like BTARD if that clips next to nothing."""
     rule = AggregatorConfig(name="mean")
     return replace(config, aggregator=rule, protocol=ProtocolSection(), byzantine=0, attack=AttackConfig())
 
@@ -306,7 +306,7 @@ NEEDED = {
     "device": str,
     "versions": dict,
 }
-"""Entries of a summary that figures and tables cannot do without, and their types."""
+"""Entries of a summary that figures and tables need, and their types."""
 
 
 def _read_run(path: AnyPath, cell: Cell) -> Run | None:
@@ -344,7 +344,7 @@ _DIGEST = re.compile(r"^  digest: (.*)\n", re.MULTILINE)
 
 
 def noted_digest(folder: AnyPath) -> str | None:
-    """Return the digest of the data that the run in `folder` was trained on; None for a run that noted none."""
+    """Return the digest of the data that the run in `folder` was trained on; None for a run that recorded none."""
     try:
         found = _DIGEST.search((folder / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError):

@@ -1,4 +1,4 @@
-"""What a sweep has to do: warm-ups up to where runs leave them, and the runs, in an order that can be split."""
+"""What a sweep must do: warm-ups up to the steps where runs leave them, and the runs, in an order that can be split."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from resnet.experiments.grid import Cell
 from resnet.experiments.warmup import fork_point, fork_step, warm_up_name, warm_up_of
 
 GRID_FILE, RUNS, WARM_UPS = "sweep.yaml", "runs", "warmups"
-"""What the folder of a sweep holds."""
+"""The contents of the folder of a sweep."""
 
 PACKED = "runs.zip"
 """What an export holds instead of the folder of runs: the files of all of them, by the name of the run."""
@@ -43,7 +43,7 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class Branch:
-    """A run of the grid, from where it leaves its warm-up on; `warm_up` is None if it starts at step 0.
+    """A run of the grid, from the step where it leaves its warm-up; `warm_up` is None if it starts at step 0.
 
     A run that is `packed` is finished, and lies in the archive of an export instead of its folder.
     """
@@ -76,13 +76,13 @@ Task = Segment | Branch
 
 @dataclass(frozen=True)
 class Plan:
-    """Tasks in the order in which to begin them; a task may begin when those that it `needs` are done."""
+    """Tasks in the order in which they begin; a task may begin when the tasks that it `needs` are done."""
 
     tasks: tuple[Task, ...]
     needs: dict[Task, Task]
 
     def todo(self) -> list[Task]:
-        """What is not done, in order; no warm-up whose runs are all finished."""
+        """The unfinished tasks, in order; without warm-ups whose runs are all finished."""
         wanted: set[Task] = set()
         for task in self.tasks:
             needed: Task | None = task if isinstance(task, Branch) else None

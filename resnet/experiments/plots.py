@@ -25,7 +25,7 @@ SERVER_DASHES = ((0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)), (0, (2
 REFERENCE_COLOUR = "0.62"
 
 WIDTH = 10.0
-"""Inches: what a README shows without shrinking the letters."""
+"""Width in inches that a README shows without shrinking the letters."""
 PANEL_HEIGHT = 1.95
 PANELS_PER_ROW = 3
 SURVIVAL_PANELS_PER_ROW = 4
@@ -33,12 +33,12 @@ RUG_ROW = 0.035
 """Height of a defence's row of ban marks, as a share of the panel's."""
 
 BAN_MARKS = {True: "an attacker is banned", False: "an honest peer is banned"}
-"""Whether the banned peer is Byzantine -> what the legend says."""
+"""Whether the banned peer is Byzantine -> the text in the legend."""
 
 RETURN_MARK = "back to an earlier state"
 
 OVERVIEW, BASELINES = "early", "baselines"
-"""Experiments whose figures are laid over each other as the overview, if a grid has them."""
+"""Experiments whose figures are combined into the overview, if a grid has them."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def survival_figure(groups: Sequence[Group]) -> Figure:
 
 
 def _name(entry: Series) -> str:
-    """What a curve is called in the legend; the same in all panels."""
+    """The name of a curve in the legend; the same in all panels."""
     return ", ".join(filter(None, (entry.defence, entry.variant)))
 
 
@@ -176,7 +176,7 @@ def _styles(results: Results, drawn: Sequence[Series], *, thin: bool) -> dict[st
 
 
 def _twins(drawn: Sequence[Series]) -> dict[str, str]:
-    """A server's rule -> an earlier one that is the same in every panel, and under which it would look missing.
+    """A server's rule -> an earlier one that is the same in every panel, and which would hide it.
 
     Runs of the protocol are told apart by their rows of bans.
     """
@@ -286,7 +286,7 @@ def _accuracy_label(drawn: Sequence[Series]) -> str:
 
 
 def _legend(figure: Figure, panels: Sequence[Axes], columns: int, curves: Sequence[str]) -> None:
-    """One for all panels, outside of them: `curves` in this order first, then what else there is."""
+    """One for all panels, outside of them: first `curves` in this order, then the rest."""
     from matplotlib.lines import Line2D
 
     entries: dict[str, Any] = {}

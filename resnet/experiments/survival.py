@@ -23,7 +23,7 @@ from resnet.config import Config
 from resnet.experiments.outcomes import Outcome
 
 PROTOCOL, AUTHORS = "protocol", "authors"
-"""Laws: that of the protocol's draw, and that of the random number that stands for it in the authors' code."""
+"""Laws: that of the protocol's draw, and that of the random number that replaces it in the authors' code."""
 
 LEVEL = 0.01
 """Chance of a false alarm of all tests of a report together, if the law holds."""
@@ -32,12 +32,12 @@ BAND = 0.9
 """Share of sweeps in which the mean lies within the band at a given step, if the law holds."""
 
 FORGOTTEN = 10
-"""Steps after which the validators' draw has forgotten that the run began without any."""
+"""Steps after which the validators' draw no longer depends on the run having begun without validators."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The bans of one draw of the coins. `runs` are the names of all runs that had it."""
+    """The bans of one draw of the coins. `runs` are the names of all runs with this draw."""
 
     start: int
     horizon: int
@@ -71,7 +71,7 @@ class Group:
 
     @property
     def last_bans(self) -> list[int]:
-        """Per sample the step of the last attacker's ban; where some were left at the end, the steps observed."""
+        """Per sample the step of the last attacker's ban; if some were left at the end, the steps observed."""
         return [
             max(step for step, _ in sample.bans) if len(sample.bans) == self.byzantine else sample.horizon
             for sample in self.samples
@@ -88,7 +88,7 @@ class Group:
         return np.mean(np.array(alive, dtype=np.float64), axis=0)
 
     def law(self) -> np.ndarray:
-        """What `left` is by the law: [steps] float64."""
+        """The expectation of `left` by the law: [steps] float64."""
         each = [self._law(sample)[: self.steps] @ np.arange(self.byzantine + 1) for sample in self.samples]
         return np.mean(each, axis=0)
 
@@ -103,7 +103,7 @@ class Group:
         return low / len(laws), high / len(laws)
 
     def _last_ban_laws(self, law: str) -> list[np.ndarray]:
-        """Per sample the law of what `last_bans` says: [horizon + 1] chances, the last one that some are left."""
+        """Per sample the distribution of `last_bans` by the law: [horizon + 1] chances, the last: some are left."""
         gone = [self._law(sample, law)[: sample.horizon, 0] for sample in self.samples]
         return [np.diff(np.append(chances, 1.0), prepend=0.0) for chances in gone]
 
@@ -132,7 +132,7 @@ def always_on(config: Config) -> bool:
 
 
 def collapse(outcomes: Iterable[Outcome]) -> tuple[list[Group], list[str]]:
-    """Return the samples that always-on runs are, and one line for every run whose bans are not those of its sample.
+    """Return the samples that always-on runs are, and one line for every run whose bans differ from its sample.
 
     Of runs that differ the first one counts. A run that has diverged was observed until then.
     """
@@ -170,7 +170,7 @@ def _horizon(outcome: Outcome) -> int:
 
 
 def _bans(outcome: Outcome, before: int) -> list[tuple[int, int]]:
-    """(step after the start, peer) of all bans, of honest peers too, ahead of step `before` after the start."""
+    """(step after the start, peer) of all bans, including honest peers', before step `before` after the start."""
     bans = [(ban["step"] - outcome.start, ban["peer"]) for ban in outcome.run.bans]
     return [(step, peer) for step, peer in bans if step < before]
 

@@ -58,7 +58,7 @@ MAY_BE_EMPTY = ("variant", "dip by chance")
 
 
 def results_table(series: Sequence[Series], quiet: QuietRuns) -> Table:
-    """Return a row per series, for people; without a column that may be, and is, empty in all of them."""
+    """Return a row per series, for people; without optional columns that are empty in all of them."""
     rows = [list(RESULT_COLUMNS), *(_result(entry, quiet) for entry in series)]
     used = [i for i, name in enumerate(RESULT_COLUMNS) if name not in MAY_BE_EMPTY or any(row[i] for row in rows[1:])]
     return [[row[i] for i in used] for row in rows]
@@ -88,7 +88,7 @@ def _result(entry: Series, quiet: QuietRuns) -> list[str]:
 
 
 def spread(values: Sequence[float], digits: int) -> str:
-    """Return "46.9 (45.1 to 47.8)", the mean and the range; of equal values these; of none nothing."""
+    """Return "46.9 (45.1 to 47.8)", the mean and the range; or the value if all are equal; "" for none."""
     if not values:
         return ""
     mean, low, high = (f"{value:.{digits}f}" for value in (sum(values) / len(values), min(values), max(values)))
@@ -96,7 +96,7 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 
 def span(values: Sequence[float]) -> str:
-    """Return "3.9 to 9.7", the range; of equal values these."""
+    """Return "3.9 to 9.7", the range; only the value if all are equal."""
     low, high = f"{min(values):.1f}", f"{max(values):.1f}"
     return low if low == high else f"{low} to {high}"
 
@@ -130,7 +130,7 @@ def _total(entry: Series, count: Any) -> int:
 
 
 def results_csv(results: Results, experiments: Sequence[Experiment]) -> Table:
-    """Return a row per experiment and series, for programs: accuracies in [0, 1], nothing for what there is not."""
+    """Return a row per experiment and series, for programs: accuracies in [0, 1], nothing for a missing value."""
     columns = ["experiment", "attack", "defence", "variant", "seeds"]
     columns += [f"accuracy_{part}" for part in ("mean", "min", "max")] + ["accuracy_without_attack_mean"]
     columns += [f"dip_points_{part}" for part in ("mean", "min", "max")]
@@ -152,7 +152,7 @@ def results_csv(results: Results, experiments: Sequence[Experiment]) -> Table:
 
 
 def runs_csv(results: Results, experiments: Sequence[Experiment]) -> Table:
-    """Return a row per finished run: where it belongs, every setting in which runs of the sweep differ, what came."""
+    """Return a row per finished run: its place, every setting in which runs of the sweep differ, its outcome."""
     keys = list(dict.fromkeys(["seed", *varied_keys(results.grid.cells)]))
     columns = ["run", "experiments", "attack", "defence", *keys, "accuracy", "accuracy_without_attack", "dip_points"]
     columns += ["recovery_steps", "attackers", "attackers_banned", "first_ban_steps", "last_ban_steps"]
@@ -226,7 +226,7 @@ beside."""
 
 
 def validators_table(results: Results, experiment: Experiment) -> Table:
-    """Return what more validators cost and give, for an experiment that varies their number; else no rows.
+    """Return the cost and benefit of more validators, for an experiment that varies their number; else no rows.
 
     Gradients used: the share (n - m)/n of all peers' gradients that goes into a step, as long as nobody is banned.
     """
@@ -260,7 +260,7 @@ def speed_table(results: Results, experiments: Sequence[Experiment]) -> Table:
 
 
 def plain(value: Any) -> str:
-    """Return a value as it stands in a CSV file: numbers to nine digits, nothing for None."""
+    """Return a value as written in a CSV file: numbers to nine digits, nothing for None."""
     if value is None:
         return ""
     return format(value, ".9g") if isinstance(value, float) else str(value)
@@ -275,7 +275,7 @@ def _mean_min_max(values: Sequence[float]) -> list[float | None]:
 
 
 def columns(table: Table) -> list[str]:
-    """Return the heading of a table as `btard.harness.tables` wants it."""
+    """Return the heading of a table in the form that `btard.harness.tables` expects."""
     return [name if name in WORDS else f">{name}" for name in table[0]]
 
 

@@ -20,7 +20,7 @@ MEASURES: dict[str, Callable[[Outcome], float | None]] = {
     "steps until last ban": lambda outcome: outcome.last_ban,
     "honest peers banned": lambda outcome: sum(outcome.honest_bans.values()),
 }
-"""What a run came to, by the name that is shown."""
+"""A run's results, by the name that is shown."""
 
 
 class TrackingError(RuntimeError):

@@ -1,4 +1,4 @@
-"""What runs have in common before their attacks start is trained once, and each goes on from a copy of it.
+"""The steps that runs have in common before their attacks start are trained once; each run continues from a copy.
 
 Until its attack starts, a run depends on its model, data, seed and defence alone. A warm-up is a run of those without
 an attack and without an end; it leaves a checkpoint at each step where a run of the grid goes on by itself. Such a run
@@ -24,7 +24,7 @@ from resnet.data import Dataset
 from resnet.train import train
 
 ENDLESS = 2**31
-"""Steps of a warm-up: it never comes to its last one, which would be measured differently."""
+"""Number of steps of a warm-up: it never reaches its last one, which would be measured differently."""
 
 
 def warm_up_of(config: Config) -> Config:
@@ -43,7 +43,7 @@ def warm_up_of(config: Config) -> Config:
 
 
 def fork_step(config: Config) -> int:
-    """Return the step from which on a run needs to be trained by itself.
+    """Return the step from which a run must be trained separately.
 
     An attack that sends gradients of the past has to see the parameters of the steps that it looks back to, and one on
     the protocol what was said in the step before: checkpoints hold neither. A run without attack differs from its
@@ -59,7 +59,7 @@ def fork_step(config: Config) -> int:
 
 
 def warm_up_name(config: Config) -> str:
-    """Return the folder of a warm-up below warmups/: what people look for in it, and a digest of its settings.
+    """Return the folder of a warm-up below warmups/: words that people look for, and a digest of its settings.
 
     Of those that are not the defaults, so that a setting that is new to the program changes no name.
     """
@@ -81,7 +81,7 @@ def extend(
     on_step: Callable[[int], None] | None = None,
     data: Dataset | None = None,
 ) -> None:
-    """Train the warm-up in `folder` up to its fork point at `step`, or go on with it; no more if it is there."""
+    """Train the warm-up in `folder` up to its fork point at `step`, or continue it; nothing if it is there already."""
     target = fork_point(folder, step)
     if target.exists():
         return
@@ -95,7 +95,7 @@ def extend(
 
 
 def branch(config: Config, folder: Path, warm_up: Path, step: int) -> None:
-    """Make the run folder `folder` what it would be after `step` steps; nothing if the run has begun by itself.
+    """Put the run folder `folder` into its state after `step` steps; nothing if the run has begun by itself.
 
     Raises RunFolderError if the warm-up was trained on other data.
     """

@@ -22,7 +22,7 @@ from typing import Any
 from resnet.experiments.plan import Branch, Plan, Segment, Task
 
 POLL = 0.5
-"""Seconds between two looks at how far the workers are."""
+"""Seconds between two checks of the workers' progress."""
 
 PATIENCE = 10
 """Seconds that a worker without a task has to end by itself."""
@@ -38,7 +38,7 @@ class Progress:
     """(task, seconds), in the order of their ends, since the last call."""
     failed: dict[Task, str] = field(default_factory=dict)
     skipped: list[Task] = field(default_factory=list)
-    """What needs a task that failed."""
+    """The tasks that need a failed task."""
 
 
 def run_tasks(
@@ -94,7 +94,7 @@ def _dependent(waiting: Sequence[Task], plan: Plan, failed: set[Task]) -> list[T
 
 
 PRELOADED = ["resnet.train", "resnet.experiments.warmup", "torch._dynamo", "sklearn.model_selection"]
-"""What workers find imported. The last two take seconds each: optimizers need the one, digits the other."""
+"""Modules that workers find imported. The last two take seconds each: optimizers need one, digits the other."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def _work(pipe: connection.Connection, steps: Any, number: int, keep_checkpoints
 
 
 def _choose_gpu(number: int) -> None:
-    """Workers take turns with the GPUs that this machine shows."""
+    """Distribute the workers over the machine's visible GPUs."""
     import torch
 
     if torch.cuda.is_available():

@@ -1,7 +1,7 @@
-"""`python -m scripts.conformance`: our rules and attacks beside those of other packages, into results/conformance.
+"""`python -m scripts.conformance`: compares our rules and attacks with those of other packages: results/conformance.
 
-They want other versions of torch than we use, and packages that nothing here needs. So they go into a folder of
-their own; this is all that has to be installed:
+The packages need other versions of torch than we use, and packages that nothing else here needs. So they go into a
+separate folder; this is all that must be installed:
 
     pip install --target DIR --no-deps byzfl byzpy torchjd flwr qora-fl seaborn cloudpickle pycryptodome iterators
     PYTHONPATH=DIR python -m scripts.conformance
@@ -35,30 +35,30 @@ SAME = 1e-6
 """Relative difference up to which two results are the same: they round differently, and some iterate to a tolerance."""
 OUT = Path("results/conformance")
 PAGE = """\
-# Our rules and attacks beside those of other packages
+# Our rules and attacks compared with those of other packages
 
 Made by `python -m scripts.conformance`, which says what to install. The difference is the largest
 ||a - b|| / max(||a||, ||b||) over {inputs} random inputs in float64; "same" is {same} or less. Where two differ, the
-reason is in the table, and was tried: the last column is what is left of the difference when ours is computed in their
-way.
+table names the reason. The reason was tested: the last column is the difference that remains when ours is computed in
+their way.
 
 {pairs}
 
 ## Attackers that search their factor
 
 Harm is the distance of the aggregate from the honest mean. The table has our harm divided by theirs: `alie_search` and
-`ipm_search` beside byzfl's `Optimal_ALittleIsEnough` and `Optimal_InnerProductManipulation`, 20 trials each, against
-the same rule of ours. Theirs goes up from 0 in steps of 10 and more until harm falls, and then shortens its steps; ours
-halves a limit of 16 first, and closes in on the best factor. Of ALIE, theirs adds standard deviations to the mean and
-ours subtracts them, so which one the honest rows let do more harm is chance. The mean is not in the table: theirs has
-no limit, and goes as far as its trials let it.
+`ipm_search` against byzfl's `Optimal_ALittleIsEnough` and `Optimal_InnerProductManipulation`, with 20 trials each,
+under the same rule of ours. Theirs goes up from 0 in steps of 10 and more until harm falls, and then shortens its
+steps; ours halves a limit of 16 first, and closes in on the best factor. In ALIE, theirs adds standard deviations to
+the mean and ours subtracts them; which of the two does more harm to given honest rows is chance. The mean is not in the
+table: theirs has no limit, and goes as far as its trials allow.
 
 {harm}
 
 ## Not compared
 
-acfa-flower needs a compiled program beside it. blades needs fllib, which its own installation does not bring. `mimic`,
-which chooses its victim, is in none of these packages; theirs of that name are `copy`.
+acfa-flower needs a compiled program in addition. blades needs fllib, which its own installation does not install.
+`mimic`, which chooses its victim, is in none of these packages; theirs of that name are `copy`.
 
 Versions: {versions}.
 """
