@@ -1,8 +1,8 @@
 """`python -m albert.calibrate CONFIG.yaml --out DIR [--steps N] [--samples N] [--dotted.key value ...]`.
 
-Whether this machine computes a gradient twice to the same bits, as `protocol.validation exact` demands, and how far
-apart the gradients of honest peers are that compute differently, as `tolerant` has to know. Run it once on each kind of
-machine that is to train.
+Checks whether this machine computes the same bits of a gradient twice, as `protocol.validation exact` demands, and
+measures how far apart honest peers' gradients are if they compute differently, which `tolerant` must know. Run it once
+on each kind of machine that will train.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python -m albert.prepare --source wikitext-103 --out data/wikitext-103
     python -m albert.prepare --source wikitext-2 --out data/wikitext-2 --train-tokenizer --vocab-size 8000
-    python -m albert.prepare --source synthetic --out data/synthetic      # invented text: downloads nothing
+    python -m albert.prepare --source synthetic --out data/synthetic      # generated text: downloads nothing
     python -m albert.prepare --check data/wikitext-103
 
 DATA appears complete or not at all: after an interruption, repeat the command.

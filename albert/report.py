@@ -1,8 +1,8 @@
 """`python -m albert.report DIR [--out FOLDER]`: figures and tables of the finished swarms in DIR.
 
-DIR holds a folder for each swarm, as `albert.experiments` leaves them; FOLDER is DIR/report. It gets, as PNG and SVG,
-loss (over steps, with the attacks and the bans), peers (that are in the run), speed and phases; results.md, a line for
-each attack; bans.md, a line for each swarm. With --export it also gets swarms.zip, with what all of this is made of:
+DIR holds a folder for each swarm, as written by `albert.experiments`; FOLDER is DIR/report. It gets, as PNG and SVG,
+loss (over steps, with the attacks and the bans), peers (in the run), speed and phases; results.md, a line for each
+attack; bans.md, a line for each swarm. With --export it also gets swarms.zip with the data behind all this:
 `python -m albert.report FOLDER --out FOLDER` then makes the same again.
 """
 

@@ -1,7 +1,7 @@
 """`python -m resnet.calibrate CONFIG.yaml --out DIR [--steps N] [--samples N] [--dotted.key value ...]`.
 
-How far apart the gradients of honest peers are that compute differently, while CONFIG's network trains a little; the
-tolerances that follow for mixed hardware, and how often they would make an honest peer accuse another one.
+Measures how far apart honest peers' gradients are if they compute differently, while CONFIG's network trains a little;
+derives tolerances for mixed hardware, and how often they would make an honest peer accuse another one.
 """
 
 from __future__ import annotations

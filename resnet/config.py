@@ -294,7 +294,7 @@ class Config:
         require(samples is None or samples >= 1, "test_samples", ">= 1 or null", samples, "null: all test images")
         require(self.threads is None or self.threads >= 1, "threads", ">= 1 or null", self.threads, "null: automatic")
         require(0 < self.timeout < math.inf, "timeout", "> 0 and finite", self.timeout, "120 is two minutes")
-        require(0 <= self.seed < 2**63, "seed", ">= 0 and < 2**63", self.seed, "any such number will do")
+        require(0 <= self.seed < 2**63, "seed", ">= 0 and < 2**63", self.seed, "any such number works")
         n, b, rule = self.peers, self.byzantine, f">= 0 and < peers / 2 = {self.peers / 2:g}"
         require(0 <= 2 * b < n, "byzantine", rule, b, "the honest must be the majority", beside="peers")
         fix = "null: as many as there are"

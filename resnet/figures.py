@@ -1,6 +1,6 @@
 """`python -m resnet.figures RUN_DIR [RUN_DIR ...] --out FILE.png`: test accuracy over steps, and bans, of several runs.
 
-Writes a PNG and an SVG side by side, and with --table prints the runs as a table.
+Writes a PNG and an SVG, and with --table prints the runs as a table.
 """
 
 from __future__ import annotations

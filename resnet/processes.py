@@ -152,7 +152,7 @@ def _run(config: Config, out: Path, mesh: Mesh, progress: _Progress) -> int:
     first, ranks = _common(mesh, found)
     progress.safe = progress.saved = first
     if mesh.rank not in ranks:
-        _say(f"rank {mesh.rank}: peer {mesh.rank} had left the run before step {first}; the others go on")
+        _say(f"rank {mesh.rank}: peer {mesh.rank} had left the run before step {first}; the others continue")
         return 0
     if first:
         training.load(*found[first][1:3])
@@ -162,7 +162,7 @@ def _run(config: Config, out: Path, mesh: Mesh, progress: _Progress) -> int:
         with Bar(out.name, config.steps, done=first, show=mesh.rank == FIRST) as bar:
             return _steps(training, out, first, progress, folder, bar, found[first][3] if first else {})
     except Fallen as fallen:
-        _say(f"{fallen}; rank {mesh.rank} ends, the others go on")
+        _say(f"{fallen}; rank {mesh.rank} ends; the others continue")
         return 0
     except (RunFolderError, HookError) as error:
         return _mistake(str(error))

@@ -1,7 +1,7 @@
 """`python -m resnet.radii CONFIG.yaml --out FILE.json [--dotted.key value ...]`: clipping radii for narrower networks.
 
-A radius tau means something beside the norm of an honest part only, and a narrow network has smaller gradients than the
-standard one. So a radius of the paper, given for width 64, is carried over in units of that norm:
+A radius tau has a meaning only relative to the norm of an honest part, and a narrow network has smaller gradients than
+the standard one. So a radius of the paper, given for width 64, is converted in units of that norm:
 
     tau(width) = tau(64) * median norm of an honest part(width) / median norm of an honest part(64)
 

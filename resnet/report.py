@@ -1,7 +1,7 @@
 """`python -m resnet.report DIR`: figures and tables of a sweep, finished or not.
 
-DIR is what `python -m resnet.sweep` wrote, or an export of it. Result files are all that is read: neither the data set
-nor checkpoints have to be there. Equal files give equal figures and tables, to the byte.
+DIR was written by `python -m resnet.sweep`, or is an export of it. Only result files are read: the data set and
+checkpoints need not be there. Equal files give equal figures and tables, to the byte.
 """
 
 from __future__ import annotations

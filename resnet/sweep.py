@@ -1,8 +1,8 @@
 """`python -m resnet.sweep GRID.yaml --out DIR [--dotted.key value ...]`: train all runs of a grid, or continue it.
 
-A grid is a file as `resnet.experiments.grid` describes it, such as configs/resnet/small.yaml. DIR gets runs/ (a folder
-per run), warmups/ (what runs have in common before their attacks start), and sweep.yaml (the grid, with everything from
-the command line in it). `python -m resnet.report DIR` makes figures and tables of whatever is finished.
+A grid is a file as described in `resnet.experiments.grid`, such as configs/resnet/small.yaml. DIR gets runs/ (a folder
+per run), warmups/ (steps that runs share before their attacks start), and sweep.yaml (the grid, including the changes
+from the command line). `python -m resnet.report DIR` makes figures and tables of all finished runs.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         epilog="Any key of resnet.train can be changed for all runs: --data.path FOLDER, --device cuda, ...",
     )
-    parser.add_argument("grid", type=Path, metavar="GRID.yaml", help="or the DIR of a sweep, to go on with it")
+    parser.add_argument("grid", type=Path, metavar="GRID.yaml", help="or the DIR of a sweep, to continue it")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where everything goes; by default DIR itself")
     parser.add_argument("--jobs", type=_positive, default=1, metavar="N", help="runs at a time on this machine (1)")
     parser.add_argument("--shard", type=_share, default=(1, 1), metavar="I/K", help="train the I-th of K shares only")

@@ -53,7 +53,7 @@ class Fate:
     """One attacker."""
 
     attacks: int = 0
-    """Steps in which it attacked, up to and including the one that it was caught for."""
+    """Steps in which it attacked, up to and including the one for which it was caught."""
     steps: int = 0
     """From the attack's start until it was banned; the run's limit if it was not."""
     caught: bool = False
@@ -65,14 +65,14 @@ class Outcome:
 
     fates: dict[int, Fate]
     expected: float = 0.0
-    """Sum of the chances of all attacks to be caught for them."""
+    """Sum of the chances of being caught over all attacks."""
     variance: float = 0.0
-    """Of the number of those caught, summed up over the steps, each given all that was before its coin."""
+    """Variance of the number of caught attackers, summed over the steps, each given everything before its coin."""
     honest_banned: int = 0
 
 
 def attackers_of(driver: LocalDriver, record: StepRecord, members: frozenset[int]) -> list[int]:
-    """Who of those that are still there attacked in the step of `record`, ascending."""
+    """The remaining peers that attacked in the step of `record`, ascending."""
     there = [driver.peers[i] for i in sorted(members & set(record.workers) & set(driver.peers))]
     return [peer.id for peer in there if peer.behaviour.acts(peer.context(record))]
 
@@ -131,12 +131,12 @@ def z_score(outcomes: Sequence[Outcome]) -> float:
 
 
 def critical_z(tests: int) -> float:
-    """The absolute value that z exceeds by chance in any of so many tests with probability LEVEL."""
+    """The absolute value that z exceeds by chance in any of this many tests with probability LEVEL."""
     return NormalDist().inv_cdf(1 - LEVEL / (2 * tests))
 
 
 def survival(times: Sequence[int], caught: Sequence[bool], length: int) -> np.ndarray:
-    """Kaplan and Meier's estimate [length] of the share that outlives 0, 1, ... units; who was not caught is censored.
+    """Kaplan and Meier's estimate [length] of the share that outlives 0, 1, ... units; uncaught attackers are censored.
 
     NaN from where nobody is observed any more.
     """
@@ -153,7 +153,7 @@ def survival(times: Sequence[int], caught: Sequence[bool], length: int) -> np.nd
 
 
 def summary(strategy: str, outcomes: Sequence[Outcome], limit: int) -> dict[str, Any]:
-    """What `outcomes` came to, as JSON values."""
+    """The results in `outcomes`, as JSON values."""
     fates = [fate for outcome in outcomes for fate in outcome.fates.values()]
     attacks, caught = sum(fate.attacks for fate in fates), sum(fate.caught for fate in fates)
     expected = sum(outcome.expected for outcome in outcomes)

@@ -12,7 +12,8 @@ from types import FunctionType
 from typing import Any
 
 import btard
-from btard.boundary import Parser, output_file, program
+from btard.boundary import program
+from scripts.page import write_page
 
 INTRODUCTION = """\
 # Public names
@@ -67,7 +68,7 @@ def documented(module: str) -> dict[str, str]:
 
 
 def signature(value: Any) -> str:
-    """How it is called: names, types and defaults, an argument a line where there are many."""
+    """Its call: names, types and defaults, one argument per line if there are many."""
     found = inspect.signature(value)
     words, starred = [], False
     for argument in found.parameters.values():
@@ -127,9 +128,7 @@ def text() -> str:
 
 @program("the same command begins again")
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=output_file, required=True)
-    parser.parse_args(argv).out.write_text(text(), encoding="utf-8")
+    write_page(__doc__, text, argv)
 
 
 if __name__ == "__main__":

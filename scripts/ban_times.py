@@ -39,7 +39,7 @@ from btard.task import QuadraticTask
 START = 2
 LEVEL = 0.01
 OPTIONS: dict[str, dict[str, Any]] = {"delayed_gradient": {"delay": 1}}
-"""Of attacks whose defaults are for long runs."""
+"""Options of attacks whose defaults are for long runs."""
 
 
 def critical_value(rows: int) -> float:
@@ -50,7 +50,7 @@ def critical_value(rows: int) -> float:
 def toy_cohort(
     name: str, peers: int, byzantine: int, validators: int, attack: str, seed: int, **options: Any
 ) -> tuple[LocalDriver, frozenset[int]]:
-    """A cohort on a task of 4 parameters per peer, attacked from step START on; and who attacks. `name`: of the run."""
+    """A cohort on a task of 4 parameters per peer, attacked from step START on; and the attackers. `name`: its name."""
     members = frozenset(range(1, 1 + byzantine))
     collusion = Collusion(members, peers, seed)
     options = {**OPTIONS.get(attack, {}), **options}

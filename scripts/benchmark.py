@@ -4,7 +4,7 @@
     python -m scripts.benchmark --only step scale                  # these again; the others stay on the page
     python -m scripts.benchmark --report                           # the page again from the JSON files
 
-Each section leaves `<section>.json` with all single times, and `README.md` is drawn from the files that are there.
+Each section writes `<section>.json` with all single times, and `README.md` is made from the existing files.
 Run it on a quiet machine: the load average is on the page.
 """
 

@@ -42,7 +42,7 @@ def reason_not_to() -> str | None:
 
 
 def enter(namespace: str) -> None:
-    """Have this thread, and whatever it starts from now on, in the namespace that the path leads to."""
+    """Move this thread, and everything it starts from now on, to the namespace at this path."""
     descriptor = os.open(namespace, os.O_RDONLY)
     try:
         _check(ctypes.CDLL(None, use_errno=True).setns(descriptor, CLONE_NEWNET))
@@ -75,16 +75,16 @@ class Wire:
     ) -> None:
         self.delay, self.loss, self.rate, self.natted = delay, loss, rate, frozenset(natted)
         self.outside = [f"145.77.0.{number + 1}" for number in range(count)]
-        """Not one of the reserved networks: libp2p would take all peers for neighbours in one house."""
+        """Not one of the reserved networks: libp2p would treat all peers as neighbours in one house."""
         self.hosts = [f"192.168.{n + 1}.2" if n in natted else self.outside[n] for n in range(count)]
         self._routers = {number: Router(self.hosts[number], self.outside[number], symmetric) for number in natted}
         self.parted: frozenset[int] = frozenset()
-        """These reach each other, and the others each other, and nothing passes between the two."""
+        """These reach each other, the others reach each other, and nothing passes between the two groups."""
         self.carried = self.lost = self.stopped = self.refused = 0
-        """Packets; `refused` are those that a router did not let in."""
+        """Packets; `refused` are those that a router did not admit."""
         self._random = random.Random(seed)
         self._out, self._in = [0.0] * count, [0.0] * count
-        """When each one's line is free again."""
+        """The times at which each line is free again."""
         self._namespaces: list[int] = []
         self._devices: list[int] = []
         self._stop, self._stopping = os.pipe()
@@ -179,7 +179,7 @@ class Wire:
                     self.lost += 1
 
     def _through(self, sender: int, to: int, size: int) -> float:
-        """When a packet of so many bytes that leaves now is there."""
+        """When a packet of this many bytes arrives if it leaves now."""
         self._out[sender] = max(time.monotonic(), self._out[sender]) + size / self.rate
         self._in[to] = max(self._out[sender] + self.delay, self._in[to] + size / self.rate)
         return self._in[to]
@@ -196,9 +196,9 @@ class Router:
         self.inside, self.outside, self.symmetric = socket.inet_aton(inside), socket.inet_aton(outside), symmetric
         self._next = 20_000
         self._ports: dict[tuple[bytes, ...], bytes] = {}
-        """Protocol, port of the host and, if symmetric, whom it talks to -> port outside."""
+        """Protocol, port of the host and, if symmetric, its remote -> port outside."""
         self._talks: dict[tuple[bytes, ...], bytes] = {}
-        """Protocol, port outside, IP and port of whom the host talks to -> port of the host."""
+        """Protocol, port outside, IP and port of the remote -> port of the host."""
 
     def out(self, packet: bytes) -> bytes:
         protocol, port, other = packet[9:10], packet[20:22], (packet[16:20], packet[22:24])
@@ -211,7 +211,7 @@ class Router:
         return _readdressed(packet, 12, self.outside, 20, self._ports[key])
 
     def inwards(self, packet: bytes) -> bytes | None:
-        """The packet as the host gets it; None if it gets it not."""
+        """The packet as the host receives it; None if it does not."""
         port = self._talks.get((packet[9:10], packet[22:24], packet[12:16], packet[20:22]))
         return None if port is None else _readdressed(packet, 16, self.inside, 22, port)
 

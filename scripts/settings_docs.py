@@ -15,8 +15,9 @@ import yaml
 
 import albert.config
 import resnet.config
-from btard.boundary import Parser, output_file, program
+from btard.boundary import program
 from btard.harness.typed_yaml import keys
+from scripts.page import write_page
 
 INTRODUCTION = """\
 # Settings
@@ -55,7 +56,7 @@ Of `python -m resnet.train`, and of every run of a sweep.
 
 
 def values_of(hint: Any) -> str:
-    """What a key may be, for people."""
+    """The possible values of a key, for people."""
     if get_origin(hint) in (Union, types.UnionType):
         return ", ".join(values_of(option) for option in get_args(hint))
     if get_origin(hint) is Literal:
@@ -66,7 +67,7 @@ def values_of(hint: Any) -> str:
 
 
 def sections(cls: type) -> Iterator[tuple[str, str, list[str]]]:
-    """(name, what it is, its dotted keys) of the class itself, whose name is empty, and of each class in it."""
+    """(name, description, dotted keys) of the class itself, whose name is empty, and of each class in it."""
     hints = get_type_hints(cls)
     yield "", "", [item.name for item in fields(cls) if not is_dataclass(hints[item.name])]
     for item in fields(cls):
@@ -76,7 +77,7 @@ def sections(cls: type) -> Iterator[tuple[str, str, list[str]]]:
 
 
 def alike() -> dict[str, str]:
-    """What is said of the swarm's keys that peers compare."""
+    """The note on the swarm's keys that peers compare."""
     exact = albert.config.Config(precision="float16")
     tolerant = replace(exact, protocol=replace(exact.protocol, validation="tolerant"))
     named = {key: "*alike*" if key in tolerant.agreed() else "*alike if exact*" for key in exact.agreed()}
@@ -113,9 +114,7 @@ def text() -> str:
 
 @program("the same command begins again")
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=output_file, required=True)
-    parser.parse_args(argv).out.write_text(text(), encoding="utf-8")
+    write_page(__doc__, text, argv)
 
 
 if __name__ == "__main__":

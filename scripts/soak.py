@@ -45,7 +45,7 @@ STEPS, D = 14, 97
 
 @dataclass(frozen=True)
 class Mixture:
-    """A random cohort and what its Byzantine peers do."""
+    """A random cohort and the behaviour of its Byzantine peers."""
 
     seed: int
     config: ProtocolConfig
@@ -165,7 +165,7 @@ def outcome(seed: int, largest: int) -> dict[str, Any]:
 
 
 def finished(file: Path) -> dict[int, dict[str, Any]]:
-    """Seed -> its line, of a soak that was interrupted."""
+    """Seed -> its line, from an interrupted soak."""
     lines = file.read_text().split("\n")[:-1] if file.exists() else []
     return {line["seed"]: line for line in map(json.loads, lines)}
 

@@ -49,13 +49,13 @@ from scripts import netns
 CASES = tuple((peers, d) for peers in (4, 8, 16) for d in (1_000_000, 10_000_000, 18_000_000))
 RUN = "rounds"
 ROUNDS = 5
-"""Timed, after one that is not."""
+"""Number of timed rounds, after one that is not timed."""
 PATIENCE = 300.0
 """Seconds that a round of hivemind's may take."""
 
 
 class Ready:
-    """A task whose gradient is there already."""
+    """A task whose gradient exists already."""
 
     def __init__(self, d: int, peer: int) -> None:
         self.d = d
@@ -67,7 +67,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a peer is: the network namespace that the path leads to, and its address in it."""
+    """The place of a peer: the network namespace at this path, and its address in it."""
 
     host: str = "127.0.0.1"
     namespace: str | None = None
@@ -124,7 +124,7 @@ def btard_peer(number: int, peers: int, d: int, relays: int, place: Place, pipe:
 
 
 def most(peers: int) -> int:
-    """How many of so many may be Byzantine, at most."""
+    """The largest number of Byzantine peers among this many."""
     return (peers - 1) // 2
 
 

@@ -26,7 +26,7 @@ SETTINGS = ((5, 3), (8, 5), (8, 10))
 
 
 class WaitAndAttack(Behaviour):
-    """Honest on probation; as a member it flips signs whenever it works."""
+    """Is honest on probation; as a member it flips signs whenever it works."""
 
     byzantine = True
 
@@ -45,7 +45,7 @@ class WaitAndAttack(Behaviour):
 
 
 def sybil_price(members: int, probation: int, lives: int, seed: int) -> tuple[int, int]:
-    """(honest gradients, attacking steps) of one Sybil among `members` honest peers over so many lives."""
+    """(honest gradients, attacking steps) of one Sybil among `members` honest peers over this many lives."""
     config = ProtocolConfig(peers=members, byzantine=1, probation=probation, run_id=f"sybil {seed}")
     driver = LocalDriver(config, QuadraticTask(D))
     params = torch.ones(D)

@@ -1,4 +1,4 @@
-"""`python -m scripts.threat_model --out docs/threat-model.md`: what each behaviour came to, into the threat model.
+"""`python -m scripts.threat_model --out docs/threat-model.md`: writes what each behaviour led to into the threat model.
 
 Runs every row of the acceptance matrix (`tests/protocol/matrix.py`) over its seeds and stops at the first one that does
 not come out as promised. Takes some minutes on 2 CPU cores; the same seeds give the same text.
@@ -21,7 +21,7 @@ from btard.harness.progress import track
 from tests.protocol.matrix import ROWS, SEEDS, Row, observe, summary
 
 OPENS, CLOSES = "<!-- what was observed, by this command -->", "<!-- end of what was observed -->"
-"""Between these lines of the page stands what this command writes. All the rest of it is kept by hand, there alone."""
+"""This command writes the lines between these two. The rest of the page is written by hand."""
 
 
 def promised(row: Row) -> str:
@@ -30,7 +30,7 @@ def promised(row: Row) -> str:
 
 
 def observed(row: Row, seeds: int) -> str:
-    """What came of it over all seeds. Errors: AssertionError where it is not what was promised."""
+    """The outcome over all seeds. Errors: AssertionError if it is not what was promised."""
     torch.set_num_threads(1)
     return summary(row, [observe(row, seed) for seed in range(seeds)])
 
@@ -48,7 +48,7 @@ def table(rows: Sequence[Row], results: Sequence[str]) -> Iterator[str]:
 
 
 def renewed(page: str, rows: Sequence[Row], results: Sequence[str], seeds: int) -> str:
-    """`page` with tables of these results in place of those that it has. Errors: ValueError where it has no place."""
+    """`page` with its tables replaced by these results. Errors: ValueError if it has no place for them."""
     before, opens, rest = page.partition(OPENS)
     _, closes, after = rest.partition(CLOSES)
     if not (opens and closes):

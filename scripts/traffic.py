@@ -41,7 +41,7 @@ def tensors(peers: int, workers: int, d: int) -> float:
 
 
 def remainders(sizes: list[int], validators: int) -> list[dict[str, Any]]:
-    """What is left per peer and step beside the tensors, without Byzantine peers and with as many as there can be."""
+    """The bytes per peer and step in addition to the tensors, without Byzantine peers and with the most possible."""
     rows = []
     for n in sizes:
         row: dict[str, Any] = {"peers": n}

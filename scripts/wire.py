@@ -1,4 +1,4 @@
-"""`python -m scripts.wire --out results/wire`: what float16 on the wire saves, and what it does to a training.
+"""`python -m scripts.wire --out results/wire`: what float16 on the wire saves, and how it affects training.
 
 Runs of `resnet.train` on handwritten digits with each `protocol.wire`, without and with attackers, over some seeds.
 """
@@ -23,7 +23,7 @@ ATTACKS: dict[str, list[str]] = {
 
 
 def trained(folder: Path, words: list[str]) -> dict[str, Any]:
-    """What came of the run in `folder`, which begins or goes on."""
+    """The outcome of the run in `folder`, which begins or continues."""
     from resnet.config import load_config
     from resnet.train import train
 
@@ -100,7 +100,7 @@ def spread(found: list[dict[str, Any]], fixed: str) -> float:
 
 
 def page(found: list[dict[str, Any]], steps: int) -> str:
-    """What the table shows."""
+    """The results that the table shows."""
     seeds = len({row["seed"] for row in found})
     return (
         f"ResNet-18 of width 4 ({found[0]['parameters']:,} parameters) on handwritten digits, 16 peers, {steps} steps, "

@@ -1,10 +1,10 @@
 """`python -m albert.cloud plan|launch|status|logs|wait|fetch|stop CONFIG.yaml [--dotted.key value ...]`: on AWS.
 
-    plan    what would be started, what it costs, and what stands in the way; touches nothing
+    plan    what would be started, what it costs, and what prevents it; changes nothing
     launch  starts the run; a second time, completes a half-made one
     status  peers, machines, speed, dollars so far
     logs    what one of them printed: logs CONFIG.yaml coordinator, a peer's number, or an instance id
-    wait    shows how the run goes until it has finished (exit code 0) or has ended without (1)
+    wait    shows the progress until the run has finished (exit code 0) or has ended unfinished (1)
     fetch   copies the run folder from the bucket: fetch CONFIG.yaml --to DIR [--without-checkpoints]
     stop    removes everything, and lists what is left
 

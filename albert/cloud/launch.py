@@ -66,7 +66,7 @@ def launch(run: Run, out: Console, ask: Ask) -> bool:
     try:
         _watch(run, out, begun)
     except KeyboardInterrupt:
-        out.print("no longer watching; the machines go on starting")
+        out.print("no longer watching; the machines keep starting")
     out.print("look at it with `status`, remove it with `stop`")
     return True
 
@@ -144,7 +144,7 @@ def _undone(run: Run, out: Console, problem: CloudError) -> CloudError:
         if charter is None:
             return problem
         if charter.complete:
-            return CloudError(f"{problem}; the run goes on as it was, launch again to mend it, or `stop` it")
+            return CloudError(f"{problem}; the run continues as it was; launch again to repair it, or `stop` it")
         out.print(f"[red]failed[/]: {escape(str(problem))}")
         out.print("removing what was made")
         _, left = remove_run(run, out)

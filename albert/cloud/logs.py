@@ -46,7 +46,7 @@ def _machine(run: Run, who: str, machines: list[Machine]) -> Machine:
         raise CloudError(f"expected coordinator, a peer's number or an instance id, got {who}; `status` lists them")
     record = read_record(run, coordinator)
     if record is None:
-        raise CloudError("the coordinator has not said yet who the peers are; give an instance id from `status`")
+        raise CloudError("the coordinator has not yet said who the peers are; give an instance id from `status`")
     peer = next((peer for peer in record.peers if peer.number == int(who)), None)
     if peer is None:
         numbers = ", ".join(str(peer.number) for peer in record.peers)

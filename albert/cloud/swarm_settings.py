@@ -66,7 +66,7 @@ def check_validation(run: Run, settings: dict[str, Any], trainers: list[MachineT
             found = "PyTorch's version is not pinned: machines that replace others later may install another one"
             advice = "set code.requirements requirements-tested.txt, or code.packages torch==VERSION"
             findings.append(Finding("note", "validation", found, advice))
-        exact = "with protocol.validation exact, peers have to compute alike to the bit"
+        exact = "with protocol.validation exact, peers must compute the same bits"
         if len({machine.gpu for machine in trainers}) > 1:
             advice = "take types with one kind of GPU, or swarm.options.protocol.validation tolerant"
             findings.append(Finding("stop", "settings", f"{exact}, and trainers.types have different GPUs", advice))

@@ -153,8 +153,8 @@ class _Watch:
         """How to continue without the peers, which are gone."""
         start = newest_checkpoint(self.run)
         if start is None:
-            return "it has kept no checkpoint to go on from"
-        return f"to go on, launch another run_id with swarm.start_from {start}"
+            return "it has kept no checkpoint from which to continue"
+        return f"to continue, launch another run_id with swarm.start_from {start}"
 
     def _end(self, finished: bool, verdict: str) -> bool:
         self.verdict = escape(f"run {self.run.config.run_id} {verdict}")

@@ -1,10 +1,10 @@
 """`python -m albert.experiments GRID.yaml --out DIR [--dotted.key value ...]`: run a series of swarms, or continue it.
 
-GRID.yaml says which, such as configs/albert/experiments/tiny.yaml: a baseline from scratch, and attacks that begin from
-its checkpoints, with several starts, defences and seeds. DIR gets a folder for each swarm; those that are finished are
-skipped. With --aws CLOUD.yaml (as for `python -m albert.cloud`) they run on AWS, one after another: each is launched,
-waited for, fetched into DIR, and removed; --aws.KEY VALUE changes what stands in CLOUD.yaml.
-`python -m albert.report DIR` makes figures and tables of whatever is finished.
+GRID.yaml lists them, such as configs/albert/experiments/tiny.yaml: a baseline from scratch, and attacks that start from
+its checkpoints, with several starts, defences and seeds. DIR gets a folder for each swarm; finished swarms are skipped.
+With --aws CLOUD.yaml (as for `python -m albert.cloud`) they run on AWS, one by one: each is launched, waited for,
+fetched into DIR, and removed; --aws.KEY VALUE changes a key of CLOUD.yaml.
+`python -m albert.report DIR` makes figures and tables of all finished swarms.
 """
 
 from __future__ import annotations

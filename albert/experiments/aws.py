@@ -145,7 +145,7 @@ class AwsSwarms:
                     break
                 raise
             if not launched:
-                return "was not launched; what stands in its way is said above"
+                return "was not launched; the reasons are printed above"
             finished = wait(run, self.out, listen)
         if finished:
             fetch(run, out / cell.name / COORDINATOR, self.out, checkpoints=False)

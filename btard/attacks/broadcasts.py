@@ -123,7 +123,7 @@ class Equivocate(Attack):
     name = "equivocate"
     level = "protocol"
     phase: str = option("report", "the broadcast", choices=BROADCASTS)
-    shown: str = option("half", "who sees the other face", choices=("half", "one", "last_round", "too_late"))
+    shown: str = option("half", "which peers see the other message", choices=("half", "one", "last_round", "too_late"))
 
     def say(self, ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Sign) -> Said:
         if ctx.identity is not None:

@@ -122,7 +122,7 @@ class SoleSender(Attack):
 
     name = "sole_sender"
     level = "protocol"
-    listed: str = option("self", "who stays in the list", choices=("self", "fellows"))
+    listed: str = option("self", "which senders stay in the list", choices=("self", "fellows"))
     claim: str = option("withheld_part", "what the others are accused of", choices=("withheld_part", "bad_part"))
     scale: float = option(1e6, "entries of the announced aggregate")
 

@@ -103,7 +103,7 @@ class NonFinite(Attack):
     name = "non_finite"
     level = "protocol"
     value: str = option("nan", "what is sent", choices=("nan", "inf", "max", "denormal"))
-    entries: str = option("one", "one entry, drawn anew for each step, or all", choices=("one", "all"))
+    entries: str = option("one", "one entry, drawn again for each step, or all", choices=("one", "all"))
 
     def gradient(self, ctx: View, gradient: torch.Tensor) -> torch.Tensor:
         bad = gradient.clone()

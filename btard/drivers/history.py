@@ -80,7 +80,7 @@ class ParameterHistory:
         if self._ring[step % self.keep, -1] != _tag(step):
             raise Lost(
                 f"{self._path}: lacks the parameters of step {step}, which attackers send again; copy the run folder "
-                "again as a whole, or delete it to begin anew"
+                "again as a whole, or delete it to start again"
             )
         like = self._recent[now]
         return torch.from_numpy(np.array(self._ring[step % self.keep, :-1])).to(like.device)

@@ -1,8 +1,8 @@
 """`python -m btard.export RUN_DIR --out FOLDER`: the named parameters of a run as safetensors, and a card.
 
-RUN_DIR is the folder of any run that says how its parameters are called (`model.json`): a simulated one, one of
-torchrun, a peer's or the coordinator's of a swarm. A run that has not finished gives its newest checkpoint.
-`python -m btard.export --check FOLDER` checks an exported model against the signatures beside it.
+RUN_DIR is the folder of any run that has the names of its parameters (`model.json`): a simulated run, a run under
+torchrun, a peer's or the coordinator's of a swarm. If a run has not finished, its newest checkpoint is exported.
+`python -m btard.export --check FOLDER` checks an exported model against the signatures stored with it.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 
@@ -18,25 +18,8 @@ from btard.protocol.identity import Identity, Roster
 from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.limits import Limits
 from btard.protocol.memory import Memory
-from btard.protocol.messages import (
-    UNKNOWN,
-    Announce,
-    Claims,
-    CoinCommit,
-    CoinReveal,
-    Commit,
-    Join,
-    JoinRequest,
-    Lacking,
-    Measured,
-    Packet,
-    Report,
-    Signed,
-    Votes,
-)
+from btard.protocol.messages import UNKNOWN, JoinRequest, P, Packet, Signed
 from btard.protocol.record import Probation, StepRecord
-
-M = TypeVar("M", Commit, Announce, CoinCommit, CoinReveal, Report, Claims, Votes, Join, Lacking, Measured)
 
 
 class Expelled(Exception):
@@ -159,8 +142,8 @@ class Seat(ABC):
         )
 
     def broadcast(
-        self, record: StepRecord, phase: str, kind: type[M], payload: M | None, *, expected: Iterable[int]
-    ) -> Generator[Effect, Any, dict[int, M]]:
+        self, record: StepRecord, phase: str, kind: type[P], payload: P | None, *, expected: Iterable[int]
+    ) -> Generator[Effect, Any, dict[int, P]]:
         """Say `payload` (None: nothing) and hear everybody: {sender: message}, ascending.
 
         Who sent two different messages or something malformed under its signature, or is in `expected` and said
@@ -184,7 +167,7 @@ class Seat(ABC):
         heard = yield from self.hear(record, phase, message, faces, limit)
         record.heard[phase] = heard.messages
         read = heard.opened(kind, limit, self.memory)
-        opened: dict[int, M] = {}
+        opened: dict[int, P] = {}
         for sender in speakers:
             said = read.get(sender)
             if said is None:

@@ -1,7 +1,7 @@
 """`python -m btard.swarm coordinator|trainer|local CONFIG.yaml --task MODULE:FUNCTION --out RUN_DIR [--key value ...]`.
 
-A swarm of one coordinator and `peers` trainers trains what the function makes of the settings: a task and its
-optimizer (btard/swarm/task.py says what they are). `local` runs them all on this machine.
+A swarm of one coordinator and `peers` trainers trains what the function creates from the settings: a task and its
+optimizer (see btard/swarm/task.py). `local` runs all of them on this machine.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from btard.boundary import program
 from btard.extras import need
 
 COMMANDS = {
-    "coordinator": "where a swarm meets, and who watches it",
+    "coordinator": "the meeting place and observer of a swarm",
     "trainer": "one peer of a swarm",
     "local": "a whole swarm on this machine: a coordinator and `peers` trainers",
 }
 PROGRAM = "python -m btard.swarm"
 USAGE = f"usage: {PROGRAM} {'|'.join(COMMANDS)} CONFIG.yaml --task MODULE:FUNCTION --out RUN_DIR [--key value ...]"
 ABOUT = {
-    "coordinator": """Begins the swarm of CONFIG.yaml, with these keys changed: prints the address that trainers need,
+    "coordinator": """Starts the swarm of CONFIG.yaml, with these keys changed: prints the address that trainers need,
 and watches them until they are done. RUN_DIR gets metrics, ledger and checkpoints. The same command watches again.""",
-    "trainer": """Is one peer of the swarm of CONFIG.yaml, with these keys changed, all alike at all peers where
+    "trainer": """Runs one peer of the swarm of CONFIG.yaml, with these keys changed, all alike at all peers where
 docs/settings.md says so. RUN_DIR gets its key, metrics, ledger and checkpoints. The same command comes back.""",
     "local": """Runs the coordinator and all trainers of CONFIG.yaml on this machine, with these keys changed. RUN_DIR
 gets a folder for each of them. The same command goes on after an interruption.""",

@@ -70,7 +70,7 @@ class NetworkConfig:
         if self.relay == "use":
             known, alone = self.initial_peers is not None, self.announce is None
             require(known, "relay", "none or serve without network.initial_peers", "use", "name the relays there")
-            require(alone, "announce", "null with network.relay use", self.announce, "who is reached needs no relay")
+            require(alone, "announce", "null with network.relay use", self.announce, "a reachable peer needs no relay")
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -140,7 +140,7 @@ class SwarmConfig:
         require(
             bool(self.run_id) and len(self.run_id) <= 80, "run_id", "1 to 80 characters", self.run_id, "choose a name"
         )
-        require(0 <= self.seed < 2**63, "seed", ">= 0 and < 2**63", self.seed, "any such number will do")
+        require(0 <= self.seed < 2**63, "seed", ">= 0 and < 2**63", self.seed, "any such number works")
         require(self.threads is None or self.threads >= 1, "threads", ">= 1 or null", self.threads, "null: automatic")
         n, b, number, rule = self.peers, self.byzantine, self.peer, f">= 0 and < peers / 2 = {self.peers / 2:g}"
         require(0 <= 2 * b < n, "byzantine", rule, b, "the honest must be the majority", beside="peers")

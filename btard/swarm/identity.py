@@ -1,6 +1,6 @@
 """One key per peer: the Ed25519 key that signs its messages is also its libp2p identity, so a peer id names its key.
 
-`python -m btard.swarm.identity KEY_FILE` makes the key if it is missing, and prints the peer id and the public key.
+`python -m btard.swarm.identity KEY_FILE` creates the key if it is missing, and prints the peer id and the public key.
 """
 
 from __future__ import annotations

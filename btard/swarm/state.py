@@ -257,7 +257,7 @@ async def _unless_gone(reader: asyncio.StreamReader, work: Coroutine[Any, Any, S
     try:
         await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise ConnectionError("whoever asked for a state is gone")
+            raise ConnectionError("the peer that asked for a state is gone")
         return await working
     finally:
         await cancel(working, gone)

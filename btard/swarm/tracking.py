@@ -137,7 +137,7 @@ class WeightsAndBiases:
             if not self._failed:
                 self._failed = True
                 self._say(
-                    f"Weights & Biases: {explain(error)}; the run goes on, what is missing there is in "
+                    f"Weights & Biases: {explain(error)}; the run continues, and what is missing there is in "
                     f"{self.out}/metrics.jsonl"
                 )
 

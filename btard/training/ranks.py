@@ -15,8 +15,9 @@ from btard.audit.recorder import Recorder
 from btard.drivers.collective import CollectiveDriver, Fallen
 from btard.drivers.mesh import Mesh, RankLost, torchrun_mesh
 from btard.training.optimizer import MakeOptimizer, MakeScheduler
+from btard.training.plan import MakeAttack, Plan
 from btard.training.resume import claim
-from btard.training.run import MakeAttack, Run, Training, behaviours_of, protocol_of
+from btard.training.run import Run, Training
 from btard.training.torch_task import TorchTask
 
 FIRST = 0
@@ -70,23 +71,22 @@ def distributed(
     if mesh is None:
         mesh = torchrun_mesh(timeout)
     try:
-        return _distributed(
-            task,
-            mesh,
+        plan = Plan(
             optimizer=optimizer,
             steps=steps,
             scheduler=scheduler,
             byzantine=byzantine,
             attack=attack,
-            attack_options=attack_options or {},
+            attack_options=attack_options,
             seed=seed,
-            run_id=run_id or f"btard/{seed}",
-            settings={"tau": tau, "heal": heal, **protocol},
+            run_id=run_id,
+            protocol={"tau": tau, "heal": heal, **protocol},
             out=out,
             checkpoint_every=checkpoint_every,
             progress=progress,
             on_step=on_step,
         )
+        return _distributed(task, mesh, plan)
     except (ValueError, TypeError) as error:
         if not ours or mesh.rank == FIRST:
             raise
@@ -103,34 +103,15 @@ def distributed(
         os._exit(1)
 
 
-def _distributed(
-    task: TorchTask,
-    mesh: Mesh,
-    *,
-    optimizer: MakeOptimizer,
-    steps: int,
-    scheduler: MakeScheduler | None,
-    byzantine: int,
-    attack: MakeAttack | None,
-    attack_options: Mapping[str, Any],
-    seed: int,
-    run_id: str,
-    settings: Mapping[str, Any],
-    out: Path | str | None,
-    checkpoint_every: int,
-    progress: bool,
-    on_step: Callable[[Run], None] | None,
-) -> Run:
-    rank, peers = mesh.rank, len(mesh.ranks)
+def _distributed(task: TorchTask, mesh: Mesh, plan: Plan) -> Run:
+    rank, out = mesh.rank, plan.out
     problem: Exception | None = None
     try:
-        behaviours, collusion = behaviours_of(attack, attack_options, task, peers, byzantine, seed)
-        config = protocol_of(peers, byzantine, run_id, settings)
-        training = Training(task, optimizer, scheduler, peers, collusion.members, progress=progress, on_step=on_step)
-        made = {**training.made(config, seed, attack, attack_options), "processes": "one for each peer"}
+        behaviours, collusion, config, training, made = plan.begin(task, len(mesh.ranks))
+        made |= {"processes": "one for each peer"}
         folder = claim(out, made) if rank == FIRST or out is None else Path(out)
-        training.keep(folder, checkpoint_every, rank)
-        made |= {"steps": str(steps), "checkpoint_every": str(checkpoint_every)}
+        training.keep(folder, rank)
+        made |= {"steps": str(plan.steps), "checkpoint_every": str(plan.checkpoint_every)}
     except (ValueError, TypeError) as error:
         problem, made = error, {}
     _compare(mesh, problem, made)
@@ -153,7 +134,7 @@ def _distributed(
         try:
             _go_on(training, driver)
             training.run.leads = driver.leads
-            run = training.train(driver, steps, losses=losses, me=lambda: rank, leads=lambda: driver.leads)
+            run = training.train(driver, losses=losses, me=lambda: rank, leads=lambda: driver.leads)
             if run.diverged_at is None:
                 driver.attest(training.optimizer.params)
             training.write_summary(rank)
@@ -170,7 +151,8 @@ def _distributed(
 def _go_on(training: Training, driver: CollectiveDriver) -> None:
     """Have all ranks at the newest checkpoint that each one has that was in the run then; at the start without one.
 
-    Errors: Fallen at a rank that was not; RuntimeError if ranks have lost theirs.
+    A rank that was killed before it had written its first one brings all back to the start.
+    Errors: Fallen at a rank that was out of the run by then.
     """
     mesh = driver.mesh
     saved = {} if training.checkpoints is None else training.checkpoints.intact()
@@ -180,8 +162,6 @@ def _go_on(training: Training, driver: CollectiveDriver) -> None:
     steps = {step: there for has in said.values() for step, there in has.items()}
     common = [step for step, there in steps.items() if all(step in said[rank] for rank in there)]
     if not common:
-        if steps:
-            raise ValueError("the ranks have no checkpoint in common: remove the run folder, or give another one")
         return
     if mesh.rank not in steps[max(common)]:
         raise Fallen(f"step {max(common)}: peer {mesh.rank} was out of the run before it was stopped")

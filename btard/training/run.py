@@ -7,37 +7,30 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from btard.attacks import Attack, make_attack
-from btard.attacks.own import LabelFlip
 from btard.audit.files import LEDGER, METRICS, SUMMARY
 from btard.audit.vouching import FILES, digests, lost_proof, proofs
-from btard.checks import FieldError
 from btard.drivers.collective import CollectiveDriver
 from btard.drivers.local import LocalDriver
 from btard.drivers.loop import StepResult
 from btard.drivers.server import ServerDriver
-from btard.protocol.attackers import draw_attackers
-from btard.protocol.behaviour import Behaviour
-from btard.protocol.collusion import Collusion
 from btard.protocol.commit import NoGradient
-from btard.protocol.config import ProtocolConfig
-from btard.protocol.hashing import tensor_digest
 from btard.protocol.heal import described
 from btard.protocol.ledger import Entry, Ledger
 from btard.training.checking import check_peers
 from btard.training.layout import FINAL, write_final
-from btard.training.optimizer import MakeOptimizer, MakeScheduler, VectorOptimizer
+from btard.training.optimizer import VectorOptimizer
 from btard.training.resume import Checkpoints, Saved, under
 from btard.training.torch_task import TorchTask
 
+if TYPE_CHECKING:
+    from btard.training.plan import Plan
+
 SHOWN = 20
 """How many times a training that shows its progress prints a line."""
-
-MakeAttack = str | type[Attack] | Callable[[Collusion], Behaviour]
 
 
 class Ban(NamedTuple):
@@ -140,103 +133,30 @@ class Run:
         )
 
 
-def protocol_of(peers: int, byzantine: int, run_id: str, settings: Mapping[str, Any]) -> ProtocolConfig:
-    """What the peers agree on; one validator, or none if nobody could be a target. Errors: ValueError."""
-    known = set(ProtocolConfig.__dataclass_fields__) - {"peers", "byzantine", "run_id"}
-    unknown = sorted(set(settings) - known)
-    if unknown:
-        raise TypeError(f"unknown argument {unknown[0]!r}; settings of the protocol are {', '.join(sorted(known))}")
-    chosen = {"validators": int(peers > 2), **settings}
-    working = peers - chosen["validators"]
-    if chosen.get("tau") == "auto" and "tau_quantile" not in settings and 0 < working <= 2 * byzantine:
-        raise ValueError(
-            f"byzantine must be < (peers - validators) / 2 = {working / 2:g} with tau auto, got {byzantine}, or liars "
-            "choose the radius; use more peers, fewer validators, or a number as tau"
-        )
-    return ProtocolConfig(peers, byzantine, run_id, **chosen)
-
-
-def behaviours_of(
-    attack: MakeAttack | None,
-    options: Mapping[str, Any],
-    task: TorchTask,
-    peers: int,
-    byzantine: int,
-    seed: int,
-) -> tuple[dict[int, Behaviour], Collusion]:
-    """Attacker -> what it does, and what the attackers share. Errors: ValueError or TypeError."""
-    if not isinstance(task, TorchTask):
-        raise TypeError(f"task must be a btard.TorchTask, got {type(task).__name__}; LocalDriver runs other tasks")
-    if attack is None:
-        if options:
-            raise TypeError(f"unknown argument {next(iter(options))!r} without an attack")
-        return {}, Collusion(frozenset(), peers, seed)
-    if byzantine < 1:
-        raise ValueError(f"the attack needs attackers: byzantine must be > 0, got {byzantine}")
-    if 2 * byzantine >= peers:
-        raise FieldError("byzantine", f"must be < peers / 2 = {peers / 2:g}, got {byzantine}")
-    collusion = Collusion(draw_attackers(peers, byzantine, seed), peers, seed, tensors=task.tensors)
-
-    def make() -> Behaviour:
-        if isinstance(attack, str):
-            return make_attack(attack, collusion, **options)
-        if isinstance(attack, type) and issubclass(attack, Attack):
-            return attack(collusion=collusion, **options)
-        if not callable(attack) or options:
-            raise TypeError(
-                "attack must be a name, a class that extends btard.Attack, or a function that makes the behaviour of "
-                "one peer of what the attackers share; only the first two take options"
-            )
-        return cast(Callable[[Collusion], Behaviour], attack)(collusion)
-
-    behaviours = {peer: make() for peer in sorted(collusion.members)}
-    if task.poison is None and any(isinstance(behaviour, LabelFlip) for behaviour in behaviours.values()):
-        raise ValueError("the attack flips labels: give TorchTask poison=, which returns a batch as it sees it")
-    return behaviours, collusion
-
-
 class Training:
     """A task, its optimizer and a driver between two steps; `run` is the result so far.
 
     Errors: those of `TorchTask.check` and `VectorOptimizer`, and ValueError for more peers than parameters.
     """
 
-    def __init__(
-        self,
-        task: TorchTask,
-        optimizer: MakeOptimizer,
-        scheduler: MakeScheduler | None,
-        peers: int,
-        attackers: frozenset[int],
-        *,
-        progress: bool,
-        on_step: Callable[[Run], None] | None,
-    ) -> None:
+    def __init__(self, task: TorchTask, peers: int, attackers: frozenset[int], plan: Plan) -> None:
         check_peers(task.d, peers)
+        if plan.checkpoint_every < 1:
+            raise ValueError(f"checkpoint_every must be a number of steps >= 1, got {plan.checkpoint_every!r}")
         task.check()
-        self.task, self.optimizer = task, VectorOptimizer(task.model, optimizer, scheduler)
+        self.task, self.optimizer = task, VectorOptimizer(task.model, plan.optimizer, plan.scheduler)
         self.run = Run(attackers, active=tuple(range(peers)))
-        self.progress, self.on_step = progress, on_step
+        self.plan = plan
         self.out: Path | None = None
         """The run folder, if there is one."""
         self.checkpoints: Checkpoints | None = None
         """This process's own in it."""
-        self.every = 0
-        """Steps between two of them."""
+        self.metrics = ""
+        """The lines of the steps that were done before this process began."""
 
-    def made(self, config: ProtocolConfig, seed: int, attack: Any, options: Mapping[str, Any]) -> dict[str, str]:
-        """What ranks must have alike, and a run that goes on what it was begun with, by name."""
-        settings = {name: repr(value) for name, value in asdict(config).items()}
-        chosen = {f"attack_options.{name}": repr(value) for name, value in options.items()}
-        own = {"seed": repr(seed), "attack": named(attack)}
-        first = {"first parameters": tensor_digest(self.optimizer.params).hex()}
-        return {**self.task.agreed(), **self.optimizer.agreed(), **settings, **own, **chosen, **first}
-
-    def keep(self, folder: Path | None, every: int, rank: int | None = None) -> None:
-        """Have the run folder, with a checkpoint after each `every` steps. Errors: ValueError for less than 1."""
-        if every < 1:
-            raise ValueError(f"checkpoint_every must be a number of steps >= 1, got {every!r}")
-        self.out, self.every = folder, every
+    def keep(self, folder: Path | None, rank: int | None = None) -> None:
+        """Have the run folder, and in it this rank's checkpoints."""
+        self.out = folder
         self.checkpoints = None if folder is None else Checkpoints(folder, rank)
 
     def newest(self) -> Saved | None:
@@ -252,16 +172,11 @@ class Training:
         task.load_local_state(under("local/", tensors))
         driver.restore(saved.state["driver"], under("driver/", tensors), life=None)
         self.run.restore(saved.state["run"])
-        self._put_back(saved)
-
-    def _put_back(self, saved: Saved) -> None:
-        """Have in the run folder what the checkpoint vouches for. Errors: ValueError for a proof that is lost."""
-        if self.out is None or not self.run.leads or saved.state["metrics"] is None:
+        self.metrics = saved.state["metrics"]
+        if self.out is None or not self.run.leads or not self.metrics:
             return
         if (problem := lost_proof(self.out, saved.state["proofs"])) is not None:
             raise ValueError(f"{problem}: copy the folder again as a whole, or remove it")
-        (self.out / METRICS).write_text(saved.state["metrics"], encoding="utf-8")
-        self._write_ledger(self.out)
 
     def _save(self, driver: LocalDriver | ServerDriver | CollectiveDriver, step: int) -> None:
         if self.checkpoints is None:
@@ -269,35 +184,32 @@ class Training:
         values, own = driver.state()
         groups = {"training": self.optimizer.state(), "local": self.task.local_state(), "driver": own}
         tensors = {f"{group}/{name}": x for group, found in groups.items() for name, x in found.items()}
-        state: dict[str, Any] = {"driver": values, "run": self.run.state(), "metrics": None, "proofs": {}}
+        state: dict[str, Any] = {"driver": values, "run": self.run.state(), "metrics": "", "proofs": {}}
         if self.out is not None and self.run.leads:
             state |= {"metrics": (self.out / METRICS).read_text(encoding="utf-8"), "proofs": proofs(self.out, step)}
         self.checkpoints.save(step, tensors, state)
 
     def _forget_later(self) -> None:
-        """Have in the run folder what belongs to the steps that are done."""
+        """Have in the run folder what belongs to the steps that are done, also what it had lost of it."""
         if self.out is None or not self.run.leads:
             return
         (self.out / SUMMARY).unlink(missing_ok=True)
         (self.out / FINAL).unlink(missing_ok=True)
-        file = self.out / METRICS
-        lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
-        file.write_text("".join(lines[: self.run.steps]), encoding="utf-8")
+        (self.out / METRICS).write_text(self.metrics, encoding="utf-8")
         self._write_ledger(self.out)
 
     def train(
         self,
         driver: LocalDriver | ServerDriver | CollectiveDriver,
-        steps: int,
         *,
         losses: Callable[[], Mapping[int, float]],
         me: Callable[[], int],
         leads: Callable[[], bool] = lambda: True,
     ) -> Run:
-        """Do `steps` steps. `losses`: peer -> its loss in the latest step; `me`: whose buffers the model gets."""
-        run, optimizer, task = self.run, self.optimizer, self.task
+        """Do the steps left. `losses`: peer -> its loss in the latest step; `me`: whose buffers the model gets."""
+        run, optimizer, task, steps = self.run, self.optimizer, self.task, self.plan.steps
         first = run.steps
-        if first < steps:
+        if first < steps or (self.out is not None and not (self.out / SUMMARY).exists()):
             self._forget_later()
         for step in range(first, steps):
             run.lrs.append(optimizer.lr(step))
@@ -315,11 +227,11 @@ class Training:
                 task.load_local_state(result.state)
             run.leads = leads()
             self._note(result, losses())
-            if self.on_step is not None:
+            if self.plan.on_step is not None:
                 task.write_buffers(me())
-                self.on_step(run)
+                self.plan.on_step(run)
             self._show(step, steps, result)
-            if (step + 1) % max(1, self.every) == 0 or step + 1 == steps:
+            if (step + 1) % self.plan.checkpoint_every == 0 or step + 1 == steps:
                 self._save(driver, step + 1)
         task.write_buffers(me())
         return run
@@ -374,7 +286,7 @@ class Training:
         (out / LEDGER).write_text("".join(lines), encoding="utf-8")
 
     def _show(self, step: int, steps: int, result: StepResult) -> None:
-        if not self.progress or not self.run.leads:
+        if not self.plan.progress or not self.run.leads:
             return
         for entry in result.removed:
             who = ", ".join(map(str, entry.peers))
@@ -383,11 +295,3 @@ class Training:
         if (step + 1) % max(1, steps // SHOWN) == 0 or step + 1 == steps:
             left = f"{len(result.active)} peers"
             print(f"step {step + 1} of {steps}: loss {self.run.losses[-1]:.4g}, {left}", file=sys.stderr)
-
-
-def named(choice: Any) -> str:
-    """A name for something given by name, as a class or function, or as an object of one."""
-    if choice is None or isinstance(choice, str):
-        return str(choice)
-    kind = choice if hasattr(choice, "__qualname__") else type(choice)
-    return f"{kind.__module__}:{kind.__qualname__}"

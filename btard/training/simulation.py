@@ -17,8 +17,9 @@ from btard.drivers.rules import Rule, RuleView, applied, make_rule, rule_of
 from btard.drivers.server import ServerDriver
 from btard.protocol.behaviour import Behaviour
 from btard.training.optimizer import MakeOptimizer, MakeScheduler
+from btard.training.plan import MakeAttack, Plan, named
 from btard.training.resume import claim
-from btard.training.run import MakeAttack, Run, Training, behaviours_of, named, protocol_of
+from btard.training.run import Run
 from btard.training.torch_task import TorchTask
 
 RowsRule = Callable[[torch.Tensor], torch.Tensor]
@@ -83,14 +84,26 @@ def simulate(
     >>> [ban.peer for ban in run.bans] == list(run.attackers), run.losses[-1] < 0.1
     (True, True)
     """
-    name = run_id or f"btard/{seed}"
-    behaviours, collusion = behaviours_of(attack, attack_options or {}, task, peers, byzantine, seed)
-    config = protocol_of(peers, byzantine, name, {"tau": tau, "heal": heal, **protocol})
-    training = Training(task, optimizer, scheduler, peers, collusion.members, progress=progress, on_step=on_step)
-    made = {**training.made(config, seed, attack, attack_options or {}), "rule": named(rule), "processes": "one"}
+    plan = Plan(
+        optimizer=optimizer,
+        steps=steps,
+        scheduler=scheduler,
+        byzantine=byzantine,
+        attack=attack,
+        attack_options=attack_options,
+        seed=seed,
+        run_id=run_id,
+        protocol={"tau": tau, "heal": heal, **protocol},
+        out=out,
+        checkpoint_every=checkpoint_every,
+        progress=progress,
+        on_step=on_step,
+    )
+    behaviours, collusion, config, training, made = plan.begin(task, peers)
+    made |= {"rule": named(rule), "processes": "one"}
     made |= {f"rule_options.{name}": repr(value) for name, value in (rule_options or {}).items()}
     folder = claim(out, made)
-    training.keep(folder, checkpoint_every)
+    training.keep(folder)
     with tempfile.TemporaryDirectory() as past:
         shared: dict[str, Any] = {
             "behaviours": behaviours,
@@ -106,11 +119,11 @@ def simulate(
             else:
                 _check_rule(behaviours, rule)
                 served = _rule(rule, rule_options or {}, byzantine, tau, peers)
-                driver = ServerDriver(name, peers, served, task, clip_lambda=config.clip_lambda, **shared)
+                driver = ServerDriver(plan.name, peers, served, task, clip_lambda=config.clip_lambda, **shared)
             saved = training.newest()
             if saved is not None:
                 training.restore(driver, saved)
-            run = training.train(driver, steps, losses=lambda: task.losses, me=lambda: 0)
+            run = training.train(driver, losses=lambda: task.losses, me=lambda: 0)
             if isinstance(driver, LocalDriver) and run.diverged_at is None:
                 driver.attest(training.optimizer.params)
             training.write_summary(0)

@@ -300,7 +300,7 @@ class TorchTask:
         try:
             return copy.deepcopy(model)
         except Exception as error:
-            raise ValueError(f"the model cannot be copied, as each peer has one of its own: {error}") from None
+            raise ValueError(f"the model cannot be copied, and each peer needs its own copy: {error}") from None
 
     @property
     def module(self) -> nn.Module:
@@ -326,11 +326,9 @@ def function_name(function: str | Callable[..., Any]) -> str:
     """
     if isinstance(function, str):
         return function
-    module, name = function.__module__, function.__qualname__
-    if module == "__main__":
-        program = sys.modules[module]
-        spec, file = getattr(program, "__spec__", None), getattr(program, "__file__", "")
-        module = spec.name if spec is not None else Path(file or "").stem
+    name, place = function.__qualname__, sys.modules.get(function.__module__)
+    spec, file = getattr(place, "__spec__", None), getattr(place, "__file__", None)
+    module = spec.name if spec is not None else Path(file or "").stem
     if not module or not name.isidentifier():
         raise ValueError(f"made_by must be a function of a module, got {module or 'none'}:{name}: put it into a file")
     return f"{module}:{name}"

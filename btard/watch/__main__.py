@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "run_dir", type=Path, metavar="RUN_DIR", help="what was given as --out: a simulation, torchrun, or a swarm"
     )
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--serve", action="store_true", help="follow a run that goes on, in a browser on this machine")
+    how.add_argument("--serve", action="store_true", help="follow a running run, in a browser on this machine")
     how.add_argument("--out", type=Path, metavar="PAGE.html", help="the file to write; by default RUN_DIR/page.html")
     parser.add_argument("--port", type=int, default=PORT, help=f"of --serve; 0: any that is free (default {PORT})")
     parser.add_argument(

@@ -74,7 +74,7 @@ PHASES = (
         "accuse",
         ("accuse", "evidence", "lacking", "pass", "judge", "vote"),
         "wvi",
-        "Claims are broadcast, evidence is shown and passed on, and all who were there vote.",
+        "Claims are broadcast, evidence is shown and passed on, and all that were there vote.",
         "Who is removed: an entry of the ledger, the same at all honest peers.",
     ),
     Phase(
@@ -82,7 +82,7 @@ PHASES = (
         ("heal",),
         "wvi",
         "Only after a removal: everybody measures earlier states on a public batch drawn by the coin.",
-        "The state with which the run goes on.",
+        "The state from which the run continues.",
     ),
     Phase(
         "join",

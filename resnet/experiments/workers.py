@@ -139,7 +139,7 @@ class _Worker:
         except (EOFError, OSError):
             self._process.join()
             death = _death(self._process.exitcode)
-            ended = _Ended(0, f"its process died ({death}); run the sweep again to go on with it")
+            ended = _Ended(0, f"its process died ({death}); run the sweep again to continue it")
             self._start()
         self.task = None
         return ended

@@ -23,9 +23,9 @@ SHAPES: tuple[tuple[int, int], ...] = ((16, 1_000_000), (16, RESNET18), (64, 1_0
 SMALL: tuple[tuple[int, int], ...] = ((15, 46_764), (15, 67))
 TAU = 10.0
 LONGEST = 2.0
-"""Seconds: a call of somebody else's rule that would take longer is not made, as a sixteenth of the columns tells."""
+"""Seconds: a call of another library's rule that would take longer, by a sixteenth of the columns, is not made."""
 PATIENCE = 1.0
-"""Seconds after which somebody else's rule is not repeated any more."""
+"""Seconds after which another library's rule is not repeated any more."""
 LIMIT = 50_000
 """Textbook iterations to follow in Gram space."""
 
@@ -62,7 +62,7 @@ def cases(settings: Settings) -> dict[str, Callable[[], Any]]:
 
 
 def clip_case(n: int, d: int, kind: str, repeats: int, settings: Settings) -> dict[str, Any]:
-    """CenteredClip for radii far below, at and about the distances, beside the textbook iteration."""
+    """CenteredClip for radii far below, at and about the distances, compared with the textbook iteration."""
     release(settings.device)
     x = make_input(n, d, kind, settings.device)
     center = centered_clip(x, 1.0)
@@ -90,7 +90,7 @@ def clip_case(n: int, d: int, kind: str, repeats: int, settings: Settings) -> di
 
 
 def rules_case(n: int, d: int, kind: str, repeats: int, settings: Settings) -> dict[str, Any]:
-    """Every rule of ours, and of other libraries as far as they can be waited for, on one input."""
+    """Every rule of ours, and those of other libraries that are fast enough, on one input."""
     release(settings.device)
     x, b = make_input(n, d, kind, settings.device), withstood(n)
     variants: dict[str, Callable[[], object]] = {"x.sum()": x.sum}
@@ -134,7 +134,7 @@ def _call(rule: Rule, x: Tensor, results: dict[str, Tensor], name: str) -> None:
 
 
 def _seconds_to_expect(rule: Rule, x: Tensor) -> float | str:
-    """How long `rule` takes on all of `x`, as a sixteenth of the columns tells; or why it refuses."""
+    """How long `rule` takes on all of `x`, judged by a sixteenth of the columns; or why it refuses."""
     part = x[:, : max(1, x.shape[1] // 16)].contiguous()
     try:
         rule(part[:, :64])
@@ -146,7 +146,7 @@ def _seconds_to_expect(rule: Rule, x: Tensor) -> float | str:
 
 
 def small_case(n: int, d: int, repeats: int, settings: Settings) -> dict[str, Any]:
-    """Calls so small that what counts is launching them."""
+    """Calls so small that launching them dominates."""
     x, b = make_input(n, d, "attack", settings.device), withstood(n)
     variants: dict[str, Callable[[], object]] = {"x.sum()": x.sum}
     variants |= {name: partial(rule, x, byzantine=b, tau=TAU) for name, rule in AGGREGATORS.items()}

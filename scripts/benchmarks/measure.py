@@ -25,7 +25,7 @@ PACKAGES = ("torch", "numpy", "cryptography", "blake3", "torchvision", "transfor
 
 @dataclass(frozen=True)
 class Settings:
-    """What the sections are told: where to compute, and whether sizes are tiny because only the code is tried."""
+    """The sections' arguments: where to compute, and whether sizes are tiny because only the code is tested."""
 
     device: str = "cpu"
     quick: bool = False
@@ -119,7 +119,7 @@ def memory(field: str) -> int:
 
 
 def release(device: str) -> None:
-    """Give memory of the case before back, so that the next one is not measured on a full machine."""
+    """Free the memory of the case before, so that the next one is not measured on a full machine."""
     gc.collect()
     if device != "cpu":
         torch.cuda.empty_cache()
@@ -127,7 +127,7 @@ def release(device: str) -> None:
 
 
 def load() -> float:
-    """Load average of the last minute: above the number of busy cores, somebody else was computing too."""
+    """Load average of the last minute: if it is above the number of busy cores, other programs were computing, too."""
     return round(os.getloadavg()[0], 2)
 
 

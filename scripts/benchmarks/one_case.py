@@ -21,7 +21,7 @@ from scripts.benchmarks.workloads import BATCH, PEERS, PreparedTask, resnet_task
 from scripts.traffic import tensors
 
 STEPS = 3
-"""Of the cases that measure memory alone: by then all buffers are there."""
+"""Number of steps of the cases that measure only memory: by then all buffers exist."""
 
 
 def step_case(case: dict[str, Any]) -> dict[str, Any]:

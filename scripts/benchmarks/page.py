@@ -33,7 +33,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Aim:
-    """A bound that `measured` is to keep: `at most` it or, for speeds, `at least` it."""
+    """A bound for `measured`: `at most` or, for speeds, `at least` this value."""
 
     what: str
     bound: float

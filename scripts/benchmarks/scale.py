@@ -19,13 +19,13 @@ from scripts.benchmarks.workloads import PEERS
 ROOT = Path(__file__).resolve().parents[2]
 PEER_COUNTS: tuple[int, ...] = (4, 8, 16, 32, 64, 128, 256)
 ON_ITS_OWN = 64
-"""Peers up to which steps without remembering and steps with relays are measured: they take long in one process."""
+"""Number of peers up to which steps without remembering and steps with relays are measured, as these are slow."""
 SIZES: tuple[int, ...] = (10_000, 31_600, 100_000, 316_000, 1_000_000, 3_160_000, 10_000_000)
 PER_PEER = 64
-"""Parameters per peer where the number of peers grows: so few that what is not O(d) rules."""
+"""Parameters per peer if the number of peers grows: so few that terms other than O(d) dominate."""
 WIDTHS: tuple[int, ...] = (16, 64)
 SLACK = 1.2
-"""The driver's memory is to be at most the gradients [n, d] plus one model's training memory, times this."""
+"""The target for the driver's memory: at most the gradients [n, d] plus one model's training memory, times this."""
 
 
 def cases(settings: Settings) -> dict[str, Callable[[], Any]]:

@@ -28,7 +28,7 @@ from scripts.benchmarks.workloads import (
 
 BYZANTINE = 7
 WAYS = {"in one process": True, "each peer on its own": False}
-"""Whether what several peers compute alike is remembered."""
+"""Whether results that several peers share are remembered."""
 GRADIENT_CASES = ((16, 32), (64, 32), (8, 32), (16, 16), (8, 16), (8, 8))
 """Width of the network and side of the images."""
 

@@ -34,12 +34,12 @@ def textbook_clip(x: Tensor, tau: float, steps: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Count:
-    """How the textbook iteration converges: `residuals[k]` is what is left after k iterations."""
+    """How the textbook iteration converges: `residuals[k]` is the residual after k iterations."""
 
     iterations: float
     """Until the residual asked for; inf if it does not get closer."""
     extrapolated: bool
-    """Whether `iterations` follows from the rate of convergence at the limit, as the limit came first."""
+    """Whether `iterations` follows from the rate of convergence at the limit, because the limit came first."""
     residuals: tuple[float, ...]
     """After 0, 1, ... iterations, of the first 21."""
 

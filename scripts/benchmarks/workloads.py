@@ -35,7 +35,7 @@ class PreparedTask:
 
 
 def random_images(size: int, count: int = 512) -> Dataset:
-    """Images [count, 3, size, size] of ten classes; what is on them does not matter here."""
+    """Images [count, 3, size, size] of ten classes; their contents do not matter here."""
     images = torch.randint(
         0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )

@@ -91,13 +91,13 @@ def compared(package: str, pair: Pair, given: Sequence[Input]) -> dict[str, Any]
 
 
 def explained(line: dict[str, Any]) -> bool:
-    """Whether the two are the same, or are once ours is changed as the reason says."""
+    """Whether the two are the same, or become the same when ours is changed as the reason says."""
     left = line["difference_in_their_way"]
     return bool((line["difference"] if left is None else left) <= SAME)
 
 
 def table(results: dict[str, Any]) -> str:
-    """The results for people."""
+    """The results as a page for people."""
 
     def shown(value: float | None) -> str:
         return "" if value is None else "same" if value <= SAME else f"{value:.2g}"

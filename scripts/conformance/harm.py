@@ -1,4 +1,4 @@
-"""How much harm the attackers do that search their factor, ours and byzfl's, against the same rules."""
+"""The harm of attackers that search their factor, ours and byzfl's, against the same rules."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def harm(x: Tensor, vector: Tensor, f: int, call: Call) -> float:
 
 
 def ours(name: str, x: Tensor, f: int, call: Call) -> Tensor:
-    """What our attackers send where `call` is the server's rule."""
+    """What our attackers send if `call` is the server's rule."""
     h = len(x)
     collusion = Collusion(frozenset(range(h, h + f)), h + f)
     collusion.observe(0, dict(enumerate(x)))
@@ -35,7 +35,7 @@ def ours(name: str, x: Tensor, f: int, call: Call) -> Tensor:
 
 
 def harms(given: Sequence[Input]) -> list[dict[str, Any]]:
-    """For each attack and rule: the least, median and largest ratio of our harm to theirs, of honest rows alone."""
+    """For each attack and rule: the least, median and largest ratio of our harm to theirs, on honest rows."""
     byzfl, lines = import_module("byzfl"), []
     for name, theirs in SEARCHES:
         for chosen in RULES:

@@ -18,7 +18,7 @@ SEEDS = 4
 
 @dataclass(frozen=True)
 class Input:
-    """Rows `x` [n, d] in float64; the first `f` of them are Byzantine where the kind is hostile."""
+    """Rows `x` [n, d] in float64; the first `f` of them are Byzantine if the kind is hostile."""
 
     name: str
     x: torch.Tensor

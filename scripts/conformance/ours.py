@@ -1,4 +1,4 @@
-"""Our side of the comparison, and ours in other people's way: one change each, in plain numpy."""
+"""Our side of the comparison, and ours changed to the others' way: one change each, in plain numpy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from btard.attacks import Collusion, make_attack
 from btard.protocol.behaviour import View
 
 Call = Callable[[Tensor, int], Tensor]
-"""(rows [n, d], Byzantine rows) -> [d]; of attacks the rows are the honest ones."""
+"""(rows [n, d], Byzantine rows) -> [d]; for attacks the rows are the honest ones."""
 
 TAU = 2.0
 """Clipping radius of all comparisons."""
@@ -26,7 +26,7 @@ def rule(name: str) -> Call:
 
 
 def attack(name: str, **options: Any) -> Call:
-    """What our attackers send, `f` of them beside the honest rows."""
+    """What our attackers send, with `f` of them among the honest rows."""
 
     def send(x: Tensor, f: int) -> Tensor:
         h = len(x)
@@ -51,10 +51,10 @@ def krum_with(*, fewer: int, power: int, many: bool) -> Call:
 
 
 def lower_median(x: Tensor, f: int) -> Tensor:
-    """Of an even number of rows the lower of the two middle values, not their mean."""
+    """For an even number of rows, the lower of the two middle values, not their mean."""
     return x.sort(dim=0).values[(len(x) - 1) // 2]
 
 
 def spread(x: Tensor, *, factor: float, sample: bool) -> Tensor:
-    """The mean plus `factor` standard deviations; of a sample, these are divided by h - 1 and not by h."""
+    """The mean plus `factor` standard deviations; for a sample, these are divided by h - 1 and not by h."""
     return x.mean(dim=0) + factor * x.std(dim=0, correction=1 if sample else 0)

@@ -1,4 +1,4 @@
-"""What is compared: a rule or an attack of ours with one of another package, and the reason where they differ."""
+"""What is compared: a rule or an attack of ours with one of another package, and the reason if they differ."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from btard.aggregation import bucketing, clip_around, nearest_neighbour_mixing, 
 from scripts.conformance.ours import TAU, Call, attack, krum_with, lower_median, rule, spread
 
 STEPS = 3
-"""Iterations where their clipping has to be told some."""
+"""Number of iterations for those of their clippings that need one."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """`alike` is ours, changed as `why` says; where there is no reason, ours and theirs have to agree as they are."""
+    """`alike` is ours, changed as `why` says; without a reason, ours and theirs must agree unchanged."""
 
     ours: str
     theirs: str
@@ -45,7 +45,7 @@ def zero(x: Tensor) -> Tensor:
 
 
 def on_matrix(make: Callable[[int], Any]) -> Call:
-    """A rule of theirs that is made for `f` Byzantine rows and takes a matrix."""
+    """One of their rules, created for `f` Byzantine rows, which takes a matrix."""
     return lambda x, f: make(f)(x)
 
 
@@ -277,4 +277,4 @@ PACKAGES: dict[str, Callable[[], Iterator[Pair]]] = {
     "flwr": of_flower,
     "qora-fl": of_qora,
 }
-"""Name on PyPI -> its pairs; importing it fails where it is not installed."""
+"""Name on PyPI -> its pairs; importing it fails if it is not installed."""

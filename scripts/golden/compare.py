@@ -1,4 +1,4 @@
-"""Runs the recorder of a commit's tree and that of this one on the same machine, and says what differs."""
+"""Runs the recorders of a commit's tree and of this tree on the same machine, and prints what differs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from scripts.golden.differences import INSIDE, Difference, Key, Record, differen
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOWN = 50
-"""Differences that are printed."""
+"""Number of differences that are printed."""
 
 
 class GoldenError(Exception):
@@ -48,7 +48,7 @@ def compare(commit: str, chosen: Sequence[str], jobs: int, keep: Path | None) ->
 
 
 def columns() -> tuple[ProgressColumn, ...]:
-    """What a bar of progress shows: whose, how many runs of how many, and for how long already."""
+    """The text of a progress bar: whose runs, how many of how many, and for how long."""
     return TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
 
 
@@ -114,7 +114,7 @@ def checked_out(commit: str) -> Iterator[Path]:
 def record_of(
     tree: Path, words: Sequence[str], progress: Callable[..., None], running: list[subprocess.Popen[str]]
 ) -> Record:
-    """The record that the recorder of `tree` makes, a process that is added to `running`.
+    """The record made by the recorder of `tree`, a process that is added to `running`.
 
     Errors: GoldenError with the end of what it said.
     """
@@ -167,5 +167,5 @@ def report(old: Record, new: Record, found: Sequence[Difference]) -> None:
 
 
 def _kind(field: str) -> str:
-    """The field's name without its place inside, and alike for all peers, ranks and steps."""
+    """The field's name without its place inside, the same for all peers, ranks and steps."""
     return re.sub(r"\d+", "N", field.partition(INSIDE)[0])

@@ -14,7 +14,7 @@ Record = Mapping[Key, Mapping[str, Any]]
 """Run -> its fields."""
 ABSENT = "(absent)"
 INSIDE = " at "
-"""Stands between the name of a field and the place in it."""
+"""Separates the name of a field from the place in it."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Difference:
 
     key: Key
     field: str
-    """The field's name, and where in it: `effects at [3]["0 1 4"][7]`."""
+    """The field's name, and the place in it: `effects at [3]["0 1 4"][7]`."""
     old: str
     new: str
 
@@ -50,7 +50,7 @@ def differences(old: Record, new: Record) -> Iterator[Difference]:
 
 
 def _first(old: Any, new: Any, where: str) -> tuple[str, str, str] | None:
-    """Where the JSON values `old` and `new` differ first, and what stands there; None if they are equal."""
+    """Where the JSON values `old` and `new` differ first, and the values there; None if they are equal."""
     if old == new and type(old) is type(new):
         return None
     if isinstance(old, dict) and isinstance(new, dict):

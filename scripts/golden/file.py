@@ -1,4 +1,4 @@
-"""The golden file in the repository: of each run what no CPU and no version of torch changes.
+"""The golden file in the repository: for each run, what no CPU and no version of torch changes.
 
 Coins, effects and bytes, as digests and sums; entries of the ledger as kinds and peers. `tests/golden/record.json` has
 a line for each run, so that a change of it can be read.
@@ -17,7 +17,7 @@ from scripts.golden.differences import Key, Record
 
 FILE = ROOT / "tests/golden/record.json"
 SECTIONS = ("matrix", "soak", "variants")
-"""Of small cohorts on a quadratic. What is left out trains networks, whose sums round differently from CPU to CPU."""
+"""Runs of small cohorts on a quadratic. The others train networks, whose sums round differently on different CPUs."""
 SEEDS = 3
 
 
@@ -46,7 +46,7 @@ def read(sections: Iterable[str], seeds: int, match: str) -> Record:
 
 
 def write(record: Record) -> None:
-    """Write the file anew."""
+    """Write the file again."""
     lines = [json.dumps([*key, fields], separators=(",", ":")) for key, fields in record.items()]
     FILE.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
 

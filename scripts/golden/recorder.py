@@ -12,7 +12,7 @@ from typing import Any
 from scripts.golden.runs import Case, cases, record
 
 Line = dict[str, Any]
-"""section, name, seed, and fields: what the run came to. Its format has to stay: trees of different ages write it."""
+"""section, name, seed, and fields: the run's results. Its format must stay: trees of different ages write it."""
 
 _work: list[Case] = []
 
@@ -38,7 +38,7 @@ def work_of(sections: Sequence[str], seeds: int, match: str) -> list[Case]:
 
 
 def write_lines(sections: Sequence[str], seeds: int, match: str, jobs: int) -> None:
-    """First the number of runs, then a line for each. Whatever else is printed meanwhile goes to standard error."""
+    """First the number of runs, then a line for each. All other output goes to standard error."""
     with os.fdopen(os.dup(1), "w") as out:
         os.dup2(2, 1)
         sys.stdout = sys.stderr

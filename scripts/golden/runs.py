@@ -1,4 +1,4 @@
-"""The runs of the golden record, and how each is put into JSON values. Only this file here knows the project's code."""
+"""The runs of the golden record, and how each is put into JSON values. Only this file knows the project's code."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Case:
     name: str
     seed: int
     play: Callable[[Path], Fields]
-    """Given an empty folder that is removed afterwards."""
+    """Called with an empty folder that is removed afterwards."""
 
 
 def cases(sections: Sequence[str], seeds: int) -> Iterator[Case]:
@@ -91,7 +91,7 @@ def cases(sections: Sequence[str], seeds: int) -> Iterator[Case]:
 
 
 def record(case: Case) -> Fields:
-    """What the run came to; where it failed, the error and the effects up to it."""
+    """The run's results; if it failed, the error and the effects up to it."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -113,7 +113,7 @@ def _soak(seed: int) -> Callable[[Path], Fields]:
 
 
 def _newcomers(folder: Path) -> Fields:
-    """Two ask to join a cohort of five, one of them an attacker, while a first peer attacks as well."""
+    """Two peers, one of them an attacker, ask to join a cohort of five, while a first peer attacks as well."""
 
     def play() -> Run:
         config = ProtocolConfig(peers=5, byzantine=1, probation=3, run_id="newcomers")
@@ -158,7 +158,7 @@ def _torchrun(folder: Path) -> Fields:
 
 
 def _swarm(folder: Path) -> Fields:
-    """Deadlines are so long that a slow machine misses none."""
+    """Deadlines so long that a slow machine misses none."""
     from albert.data.preparation import Options, prepare
     from btard.swarm.config import AttackConfig
     from btard.swarm.deadlines import Deadlines
@@ -196,7 +196,7 @@ def _cohort(play: Callable[[], Run], proofs: Path) -> Fields:
 
 @contextmanager
 def effects_named() -> Iterator[Said]:
-    """Every peer's effects of all steps that are made inside, seen from outside of the peer."""
+    """Every peer's effects in all steps inside the block, seen from outside the peer."""
     said: Said = {}
     original = Peer.step
 

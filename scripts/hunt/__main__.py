@@ -1,8 +1,8 @@
 """`python -m scripts.hunt --minutes 30 --jobs 2`: search for a case in which an invariant of the protocol breaks.
 
-Findings are shrunk and written to OUT/findings.jsonl, a line each; `--replay FILE` runs such lines again, and ends with
-1 if one of them still breaks something. `--continue` goes on where the last run on this commit ended. `--switch NAME`
-takes a fix out and stops at the first finding, `--all-switches` does so for each and writes a table. See docs/hunt.md.
+Findings are reduced and written to OUT/findings.jsonl, one per line; `--replay FILE` runs such lines again, and exits
+with 1 if one of them still breaks something. `--continue` continues the last search on this commit. `--switch NAME`
+removes a fix and stops at the first finding; `--all-switches` does so for each and writes a table. See docs/hunt.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the operations of a gene make of a value, by its type. What does not fit a value leaves it as it is."""
+"""What the operations of a gene turn a value into, by its type. An operation that does not fit leaves it unchanged."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ class Moment:
     what: Any
     """The place in the room's notes."""
     args: Mapping[str, Any]
-    """The hook's arguments beside the value."""
+    """The hook's arguments except the value."""
     rng: np.random.Generator
     chosen: frozenset[int] = frozenset()
-    """The recipients that the gene is for."""
+    """The recipients at which the gene aims."""
 
     @property
     def me(self) -> int:
@@ -70,7 +70,7 @@ class Moment:
         return [x for i in others if (x := follow(noted[i], path)) is not None]
 
     def earlier(self, path: Path = (), *, life: bool) -> list[Any]:
-        """What anybody, I first, put here in the step before, or in this step in a former life."""
+        """What any peer, this one first, put here in the step before, or in this step in a former life."""
         if life:
             found = [self.room.noted(self.ctx.step, self.what, life=old) for old in range(self.room.life)]
         else:
@@ -91,7 +91,7 @@ class Moment:
 
 
 def follow(value: Any, path: Path) -> Any:
-    """What lies in `value` at `path`; None if there is nothing."""
+    """The item of `value` at `path`; None if there is nothing."""
     for name in path:
         if isinstance(name, int):
             if not isinstance(value, Sequence) or not 0 <= name < len(value):
@@ -103,7 +103,7 @@ def follow(value: Any, path: Path) -> Any:
 
 
 def altered(value: Any, at: Moment, path: Path = (), places: Any = None) -> Any:
-    """`value`, which stands at `path` of what passes here, as the gene has it.
+    """`value`, the item at `path` of what passes here, as the gene changes it.
 
     `places`: (part, number of parts) -> whether the gene is for it.
     """
@@ -143,7 +143,7 @@ def altered(value: Any, at: Moment, path: Path = (), places: Any = None) -> Any:
 
 
 def alike(one: Any, other: Any) -> bool:
-    """Whether one may stand where the other does."""
+    """Whether one may replace the other."""
     if isinstance(one, torch.Tensor):
         return isinstance(other, torch.Tensor) and one.shape == other.shape
     return other is None or type(one) is type(other)
@@ -297,7 +297,7 @@ ANY = {
     str: ("word",),
     tuple: ("drop", "repeat", "empty", "reverse"),
 }
-"""Operations that are tried where a gene leaves it open."""
+"""Operations that are tried if a gene leaves it open."""
 
 
 def any_change(value: Any, at: Moment, path: Path) -> Any:
@@ -352,7 +352,7 @@ def _tuple(value: tuple[Any, ...], at: Moment, path: Path, places: Any) -> tuple
 
 
 def claims(at: Moment) -> list[Claim]:
-    """Accusations: `claim` is one that honesty might have, `claims` are all of a kind; `wild` is any."""
+    """Accusations: `claim` is one that an honest peer might have, `claims` are all of a kind; `wild` is any."""
     record, last = at.ctx.record, at.ctx.last
     seat = at.room.peers.get(at.me)
     kinds = sorted(CLAIM_KINDS | TOLERANT_KINDS | PROBATION_KINDS)
@@ -381,7 +381,7 @@ def claims(at: Moment) -> list[Claim]:
 
 
 def _mapping(value: Mapping[int, Sequence[Any]], at: Moment) -> Mapping[int, Sequence[Any]]:
-    """What goes to each recipient; the gene's recipients are concerned."""
+    """What goes to each recipient; only the gene's recipients are affected."""
     how, chosen = at.gene.how, at.chosen
     if how == "nothing":
         return {to: items for to, items in value.items() if to not in chosen}

@@ -12,7 +12,7 @@ FOREVER = 10**6
 
 
 class Gene(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One thing that Byzantine peers do otherwise than honest ones."""
+    """One thing that Byzantine peers do differently from honest ones."""
 
     site: str
     """Where: a broadcast ("Report"), a field of one ("Report.norms"), or a hook of `Behaviour` ("hook gradient")."""
@@ -27,12 +27,12 @@ class Gene(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     when: str = "always"
     """A condition on the public state of the step (`programs.MOMENTS`)."""
     to: str = "all"
-    """Which recipients see it, where a hook or a broadcast knows recipients (`programs.RECIPIENTS`)."""
+    """Which recipients see it, if a hook or a broadcast knows recipients (`programs.RECIPIENTS`)."""
     phase: str = ""
     """The one phase in which it acts: by name, with its attempt or without ("coin_reveal/1"), or any of that attempt
     ("/1"); "": in each."""
     where: str = "all"
-    """Which parts or entries, where there are several (`programs.PLACES`)."""
+    """Which parts or entries, if there are several (`programs.PLACES`)."""
     size: float = 1.0
     """How large, for operations with a size."""
     pick: int = 0
@@ -49,9 +49,9 @@ class Twin(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     to: str = "half"
     """The honest peers that hear the second copy (`programs.RECIPIENTS`); all others hear the first one."""
     sees: str = "own"
-    """Whom a copy hears directly (`twins.SIGHTS`)."""
+    """Which peers a copy hears directly (`twins.SIGHTS`)."""
     differ: str = "nothing"
-    """What the second copy has otherwise than the first (`twins.DIFFERENCES`)."""
+    """How the second copy differs from the first (`twins.DIFFERENCES`)."""
     pick: int = 0
     """The seed of what is left open."""
 
@@ -61,12 +61,12 @@ class Program(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
 
     genes: tuple[Gene, ...] = ()
     loyal: bool = True
-    """Whether they turn in no fellow."""
+    """Whether they report no fellow."""
     twins: tuple[Twin, ...] = ()
 
 
 class Newcomer(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Somebody who asks to join before `step`."""
+    """A peer that asks to join before `step`."""
 
     step: int
     hostile: bool = False
@@ -80,7 +80,7 @@ class Life(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
 
 
 class Environment(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A cohort, its settings and its mishaps, within what the protocol's documentation promises for."""
+    """A cohort, its settings and its mishaps, within the bounds of the documentation's promises."""
 
     peers: int
     members: tuple[int, ...] = ()
@@ -148,7 +148,7 @@ def line_of(value: Case | Finding) -> str:
 
 
 def read(line: str) -> Finding:
-    """The finding in a line; a mere case is one that nothing was found in yet. ValueError for anything else."""
+    """The finding in a line; a case alone is one in which nothing has been found yet. ValueError for anything else."""
     try:
         content: Any = msgspec.json.decode(line)
         if isinstance(content, dict) and "case" in content:

@@ -1,4 +1,4 @@
-"""The cases that reached something new, and the time that went into them: kept over several runs on one commit."""
+"""The cases that reached something new, and the time spent on them: kept over several runs on one commit."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Totals:
     next: int = 0
     """The number of the next case: it names its random stream."""
     stopped: int = 0
-    """Runs that ended early since too few peers were there, as documented."""
+    """Runs that ended early because too few peers were there, as documented."""
     crashes: int = 0
     """Runs in which a Byzantine peer's own code failed."""
 
@@ -82,7 +82,7 @@ def load(folder: Path, commit: str) -> tuple[Totals, list[Case]]:
 
 
 def _write(file: Path, lines: Iterable[str]) -> None:
-    """All of it or nothing: an interrupted run leaves the file as it was."""
+    """All of it or nothing: an interrupted run leaves the file unchanged."""
     new = file.with_suffix(".tmp")
     new.write_text("".join(f"{line}\n" for line in lines))
     new.replace(file)

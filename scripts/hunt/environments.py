@@ -1,4 +1,4 @@
-"""Cohorts and their mishaps, drawn within what docs/protocol.md promises for ("Sets that decide")."""
+"""Cohorts and their mishaps, drawn within the bounds of docs/protocol.md ("Sets that decide")."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Gradients(QuadraticTask):
             out.mul_(1 + 1e-6 * (self.machine + 1))
 
     def public_losses(self, params: torch.Tensor, seed: bytes) -> torch.Tensor:
-        """Least where the gradients pull the parameters to; of about the same size for every `scale`."""
+        """Smallest at the point to which the gradients pull; of about the same size for every `scale`."""
         return super().public_losses(params.double() / self.scale, seed)
 
 
@@ -131,7 +131,7 @@ def tasks_of(environment: Environment) -> tuple[Task, Mapping[int, Task] | None]
 
 
 def missing_at(environment: Environment, step: int) -> set[int]:
-    """Honest peers that no voter of a trial in `step` can count on: away in it or the step before, or dropped."""
+    """Honest peers on which no voter of a trial in `step` can count: away in it or the step before, or dropped."""
     away = {peer for peer, when in environment.away if when in (step, step - 1)}
     return away | {peer for peer, when, _ in environment.drops if when <= step}
 
@@ -203,7 +203,7 @@ def draw_steps(rng: np.random.Generator) -> int:
 
 
 def draw(rng: np.random.Generator, steps: int) -> Environment:
-    """An environment that the documentation promises for."""
+    """An environment within the documentation's promises."""
     while True:
         found = _draw(rng, steps)
         if problem(found, steps) is None:

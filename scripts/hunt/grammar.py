@@ -1,4 +1,4 @@
-"""What a Byzantine peer can do: derived from the broadcasts and the hooks, so that a new one enters by itself.
+"""What a Byzantine peer can do: derived from the broadcasts and the hooks, so that a new one is included by itself.
 
 A site is a broadcast, a field of one, or a hook. What can stand there follows from its type.
 """
@@ -49,7 +49,7 @@ class Site:
 
     name: str
     ways: tuple[str, ...]
-    """The operations that fit what stands there."""
+    """The operations that fit the value there."""
 
 
 def kinds() -> tuple[type[Struct], ...]:
@@ -180,7 +180,7 @@ def _site(rng: np.random.Generator) -> Site:
 
 
 def _way(rng: np.random.Generator, site: Site) -> str:
-    """Silence and accusations are what most else depends on."""
+    """Most other things depend on silence and accusations."""
     favoured = [way for way in site.ways if way in ("omit", "nothing", "empty", *CLAIMS)]
     return str(rng.choice(favoured if favoured and rng.random() < 0.3 else site.ways))
 
@@ -203,7 +203,7 @@ def program(rng: np.random.Generator, steps: int) -> Program:
 
 
 def for_lives(old: Program, rng: np.random.Generator) -> Program:
-    """Where a run has two lives, part of a program is often for one of them."""
+    """If a run has two lives, part of a program is often for one of them."""
     lives = ("first_life", "second_life")
     return replace(
         old, genes=tuple(replace(g, when=str(rng.choice(lives))) if rng.random() < 0.4 else g for g in old.genes)

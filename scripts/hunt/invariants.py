@@ -1,4 +1,4 @@
-"""What has to hold after every step, whatever Byzantine peers do. See docs/protocol.md for each sentence."""
+"""What must hold after every step, whatever Byzantine peers do. See docs/protocol.md for each sentence."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def check_step(
     watch: Watch,
     past: Mapping[int, torch.Tensor],
 ) -> None:
-    """`past`: step -> the parameters at its beginning, up to the step at hand. Errors: Broken."""
+    """`past`: step -> the parameters at its beginning, up to the current step. Errors: Broken."""
     honest = [peer for peer in driver.peers.values() if not peer.behaviour.byzantine]
     away = {peer for peer, step in environment.away if step == result.step}
     witness = next(peer for peer in honest if peer.id in peer.active and peer.id not in away)
@@ -59,7 +59,7 @@ def check_step(
 
 
 def check_removal(environment: Environment, entry: Entry, room: Room) -> None:
-    """No honest peer is removed but with a Byzantine one, or for its own documented absence."""
+    """No honest peer is removed except with a Byzantine one, or for its own documented absence."""
     wronged = set(entry.peers) - room.members
     if not wronged:
         return
@@ -106,7 +106,7 @@ def check_members(environment: Environment, record: StepRecord, room: Room) -> N
 
 
 def check_probation(environment: Environment, record: StepRecord, result: StepResult, room: Room) -> None:
-    """Nobody becomes a member that no honest one has checked since its probation last began."""
+    """No newcomer becomes a member unless an honest one has checked it since its probation last began."""
     hindered = {peer for peer, step in (*environment.away, *environment.late) if step == record.step}
     idle = room.members | hindered | set(record.expelled)
     room.checked[record.step] = {
@@ -122,7 +122,7 @@ def check_probation(environment: Environment, record: StepRecord, result: StepRe
 
 
 def check_bound(witness: Any, room: Room) -> None:
-    """b_t is at least the number of Byzantine peers that are left."""
+    """b_t is at least the number of remaining Byzantine peers."""
     left = room.members & set(witness.active)
     if witness.byzantine < len(left):
         raise Broken("bound", f"b_t is {witness.byzantine}, and {len(left)} Byzantine peers are left")
@@ -217,7 +217,7 @@ def _row(driver: Any, record: StepRecord, part: int, sender: int, room: Room) ->
 
 
 def _check_skipped(environment: Environment, record: StepRecord, part: int, room: Room) -> None:
-    """A part of an honest owner that is there is skipped for a documented reason alone."""
+    """A part of an honest owner that is there is skipped only for a documented reason."""
     owner, entry = record.owner(part), record.announced.get(part)
     strict = 2 * environment.byzantine < environment.peers - environment.validators - bool(record.standings) - len(
         missing_at(environment, record.step)
@@ -293,7 +293,7 @@ def check_healing(
 
 
 def allowed_end(environment: Environment, error: Exception, peers: Mapping[int, Any], room: Room) -> bool:
-    """Whether the run may stop like that: so many honest peers are away that half of all could be silent.
+    """Whether the run may stop in this way: so many honest peers are away that half of all could be silent.
 
     Never where the honest peers and their links are well, and stay so.
     """
@@ -314,7 +314,7 @@ def allowed_end(environment: Environment, error: Exception, peers: Mapping[int, 
 
 
 def check_audit(ledger: Sequence[Entry], found: Sequence[Entry]) -> None:
-    """An auditor comes to the ledger's entries, one by one."""
+    """An auditor arrives at the ledger's entries, one by one."""
     for number, (entry, other) in enumerate(zip_longest(ledger, found), start=1):
         if entry != other:
             said, true = (None if one is None else one.to_json() for one in (other, entry))

@@ -52,7 +52,7 @@ def all_switches(minutes: float, jobs: int, seed: int, out: Path) -> int:
 
 
 def _measured(name: str, minutes: float, seed: int, out: Path) -> dict[str, Any]:
-    """One hunt in a process of its own, since a switch acts on what is imported."""
+    """One hunt in its own process, because a switch acts on what is imported."""
     folder = out / "switches" / name
     words = ["--switch", name, "--minutes", str(minutes), "--jobs", "1", "--seed", str(seed), "--out", str(folder)]
     done = subprocess.run(

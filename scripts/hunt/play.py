@@ -1,4 +1,4 @@
-"""Runs a case and says which invariant breaks first, if any does."""
+"""Runs a case and says which invariant breaks first, if any."""
 
 from __future__ import annotations
 
@@ -39,27 +39,27 @@ from tests.audit.forgery import keys
 from tests.audit.mutants import Run, judged
 
 MUTANTS = 3
-"""Forged copies of a recorded run."""
+"""Number of forged copies of a recorded run."""
 RATE = 0.1
-"""Of the plain gradient descent that applies the agreed gradients."""
+"""Learning rate of the plain gradient descent that applies the agreed gradients."""
 
 
 @dataclass
 class Played:
-    """What came of a case."""
+    """The outcome of a case."""
 
     finding: Finding | None = None
     steps: int = 0
     branches: frozenset[int] = frozenset()
     kinds: tuple[str, ...] = ()
-    """Of the ledger's entries, in order."""
+    """Kinds of the ledger's entries, in order."""
     crashes: list[str] = field(default_factory=list)
     stopped: bool = False
-    """Whether too few were there to go on."""
+    """Whether too few peers were there to continue."""
 
 
 class _Cohort(LocalDriver):
-    """Colluders go last in every phase, and everybody is watched.
+    """Colluders act last in every phase, and all peers are watched.
 
     An honest peer that is away in a step can end it with another view, for nobody relays to it. As in a swarm, it takes
     the state of the members afterwards.
@@ -99,7 +99,7 @@ class _Cohort(LocalDriver):
         return result
 
     def talk(self, step: int, letters: Mapping[int, Letters]) -> Heard:
-        """Besides, look how much honest peers that are there say and read."""
+        """In addition, check how much the present honest peers say and read."""
         views = {i: said.effect.faces for i, said in letters.items() if isinstance(said.effect, Views)}
         letters = {**letters, **{i: replace(letters[i], special=faces) for i, faces in views.items()}}
         there = [i for i in letters if i not in self.room.members and not self.peers[i].behaviour.byzantine]
@@ -279,7 +279,7 @@ def _beside(seed: int) -> LocalDriver:
 
 
 def _audit(case: Case, driver: _Cohort, params: torch.Tensor, folder: Path) -> None:
-    """Errors: AuditError or Broken if an auditor comes to another ledger, or believes what colluders make of it."""
+    """Errors: AuditError or Broken if an auditor arrives at another ledger, or believes what colluders turn it into."""
     ledger = Ledger()
     lines = [ledger.append(entry) + "\n" for entry in driver.honest[0].ledger.entries]
     (folder / "ledger.jsonl").write_text("".join(lines))

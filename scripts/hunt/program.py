@@ -1,4 +1,4 @@
-"""What the command does: a search with a bar and a table at its end, or the replay of a file."""
+"""The actions of the command: a search with a bar and a table at its end, or the replay of a file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scripts.hunt.search import Hunt, clock, prepare, replay, rounds, run_batch
 from scripts.hunt.shrink import shrink
 
 SHRINKING = 60.0
-"""Seconds for each finding."""
+"""Seconds for reducing each finding."""
 
 
 def replay_file(file: Path) -> int:
@@ -39,7 +39,7 @@ def replay_file(file: Path) -> int:
 
 
 def distil(out: Path, file: Path, most: int = 24) -> int:
-    """Write to `file` up to `most` cases of the population in `out`: each adds most features for its time."""
+    """Write to `file` up to `most` cases of the population in `out`: each adds the most features for its time."""
     prepare()
     lines = (out / corpus.POPULATION).read_text().splitlines()
     reached: dict[str, tuple[set[str], float]] = {}

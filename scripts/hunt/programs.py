@@ -36,7 +36,7 @@ MOMENTS: dict[str, Callable[[Room, Context], bool]] = {
     "second_life": lambda room, ctx: room.life > 0,
     "worker": lambda room, ctx: ctx.peer not in ctx.assignments,
 }
-"""Conditions on the step at hand, each by what is public in it."""
+"""Conditions on the current step, each by what is public in it."""
 
 RECIPIENTS: dict[str, Callable[[Sequence[int], int], Sequence[int]]] = {
     "all": lambda peers, pick: peers,
@@ -55,12 +55,12 @@ PLACES: dict[str, Callable[[Room, Context, int, int], bool]] = {
     "honest": lambda room, ctx, part, pick: room.owners(ctx)[part] not in room.members,
     "half": lambda room, ctx, part, pick: part % 2 == pick % 2,
 }
-"""Which parts the gene is for."""
+"""Which parts the gene concerns."""
 
 
 @cache
 def hooks() -> Mapping[str, tuple[str, ...]]:
-    """The hooks of `Behaviour` that get a peer's context, `say` apart, and their other arguments."""
+    """The hooks of `Behaviour` that get a peer's context, except `say`, and their other arguments."""
     found = {}
     for name, hook in inspect.getmembers(Behaviour, inspect.isfunction):
         names = tuple(inspect.signature(hook).parameters)
@@ -70,13 +70,13 @@ def hooks() -> Mapping[str, tuple[str, ...]]:
 
 
 def place_of(name: str, args: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What names a call of a hook in the room's notes, whoever makes it and for whomever it is."""
+    """The name of a hook's call in the room's notes, independent of caller and recipient."""
     small = [value for key, value in args.items() if key != "recipient" and isinstance(value, int | str | Claim)]
     return (name, *small)
 
 
 def in_phase(gene: Gene, phase: str) -> bool:
-    """Whether the gene is for this phase; "" is one that nobody knows."""
+    """Whether the gene is for this phase; "" is an unknown one."""
     if not gene.phase or not phase:
         return True
     if gene.phase.startswith("/"):
@@ -85,7 +85,7 @@ def in_phase(gene: Gene, phase: str) -> bool:
 
 
 def round_of(name: str, ctx: Any) -> str:
-    """The phase of a hook that is not told it: accusations have two rounds."""
+    """The phase of a hook that does not know it: accusations have two rounds."""
     if name != "accuse":
         return ""
     return "accuse/1" if "accuse/0" in ctx.record.heard else "accuse/0"
@@ -120,7 +120,7 @@ for _name, _names in hooks().items():
 
 
 class Honest(Noted):
-    """An honest peer: what it does is noted before colluders act.
+    """An honest peer: its actions are recorded before colluders act.
 
     `away`: steps in which nobody hears it; `drops`: step -> the broadcast from which on nobody hears it.
     """
@@ -149,7 +149,7 @@ class Honest(Noted):
 
 
 class Programmed(Noted):
-    """A Byzantine peer that does as the genes of a program say: colluder `index` of `count`."""
+    """A Byzantine peer that follows the genes of a program: colluder `index` of `count`."""
 
     byzantine = True
 

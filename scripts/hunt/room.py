@@ -16,10 +16,10 @@ from btard.protocol.identity import Identity
 from btard.protocol.messages import Signed
 
 FAILURES = (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError)
-"""What a colluder's code may run into: it is out from there on. CutOff too: it has left the run of the others."""
+"""Errors that a colluder's code may meet: it is then out. CutOff, too: it has left the run of the others."""
 
 Place = tuple[int, int, Hashable]
-"""A life, a step, and what passes there: the name of a hook, with its phase, part or claim."""
+"""A life, a step, and what happens there: the name of a hook, with its phase, part or claim."""
 
 
 class Room:
@@ -32,7 +32,7 @@ class Room:
         self.peers: dict[int, Any] = {}
         """Peer -> `Peer`, honest ones too."""
         self.members: set[int] = set()
-        """The Byzantine peers that there are or were."""
+        """The present and former Byzantine peers."""
         self.notes: dict[Place, dict[int, Any]] = {}
         """Place -> peer -> what honest code put there; a colluder's is replaced by what it sends."""
         self.keys: dict[int, Identity] = {}

@@ -24,16 +24,16 @@ from scripts.hunt.corpus import Population, Totals
 from scripts.hunt.play import Played, play
 
 MODES = ("safety", "liveness")
-"""What is asked of the environments: nothing, so that some are calm in the end, or that all are."""
+"""What the environments must satisfy: nothing, so that some are calm in the end, or that all are calm."""
 BATCH = 12
-"""Cases that are handed to a process at once."""
+"""Number of cases that are handed to a process at once."""
 FRESH = 0.35
-"""The share of cases that are drawn anew once there is a population."""
+"""The share of new random cases once there is a population."""
 
 
 @dataclass
 class Result:
-    """What came of one case, as it goes from process to process."""
+    """The outcome of one case, as passed between processes."""
 
     line: str
     steps: int
@@ -89,7 +89,7 @@ class Hunt:
 
 
 def cost(case: Case) -> int:
-    """About how long a run takes, in no unit."""
+    """A relative estimate of how long a run takes."""
     return case.steps * (case.environment.peers + 3) ** 2
 
 
@@ -126,7 +126,7 @@ def features_of(played: Played) -> list[str]:
 
 
 def prepare() -> None:
-    """What a process needs before its first case."""
+    """Set up a process before its first case."""
     torch.set_num_threads(1)
     np.seterr(all="ignore")
     warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""The fixed breaks of the protocol, each as an edit of its source that takes the fix out: what the hunt is measured by.
+"""The fixed breaks of the protocol, each as an edit of its source that removes the fix: the measure of the hunt.
 
 Those in `BLIND` are a hold-out, made from the protocol and its documentation without a look at the hunt's grammar: that
 it finds the others may be because it was built along with them.
@@ -23,7 +23,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Switch:
-    """What comes back without the fix, and the edits that take it out."""
+    """What breaks again without the fix, and the edits that remove the fix."""
 
     breaks: str
     edits: tuple[Edit, ...]

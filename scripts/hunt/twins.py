@@ -22,7 +22,7 @@ from scripts.hunt.programs import RECIPIENTS, Honest
 from scripts.hunt.room import FAILURES, Room
 
 SIGHTS = ("own", "all")
-"""Whom a twin hears directly: the honest peers that hear it, or all of them. Colluders it always hears."""
+"""Which peers a twin hears directly: the honest peers that hear it, or all. It always hears colluders."""
 DIFFERENCES = ("nothing", "secrets", "gradient", "late", "requests")
 """What the second twin has otherwise than the first: nothing but its part of the network; other secrets for the coin;
 a gradient that is one unit in the last place off; none in time; no newcomers' requests."""
@@ -35,7 +35,7 @@ class Views(Compare, frozen=True):
 
 
 class Twinned(Honest):
-    """What a twin does: what an honest peer does, but that it turns in no fellow if its cohort is `loyal`."""
+    """The behaviour of a twin: that of an honest peer, except that it reports no fellow if its cohort is `loyal`."""
 
     byzantine = True
 
@@ -44,7 +44,7 @@ class Twinned(Honest):
         self.plan, self.loyal, self.second = plan, loyal, second
 
     def differs(self, step: int, what: str) -> bool:
-        """Whether this is the second twin, and has `what` otherwise."""
+        """Whether this is the second twin, and differs in `what`."""
         return self.second and step >= self.plan.start and self.plan.differ == what
 
     def _passed(self, name: str, ctx: Any, args: Mapping[str, Any], value: Any) -> Any:
@@ -102,17 +102,17 @@ class Twins(Peer):
 
     @property
     def survivor(self) -> Peer:
-        """Who goes on after a step: both, or the one that is not dead."""
+        """The twins that continue after a step: both, or the one that is not dead."""
         return self if self.lives != {1} else self.other
 
     def receive(self, request: JoinRequest) -> bool:
-        """Both hear of it, unless that is what they differ in."""
+        """Both hear of it, unless they differ in exactly that."""
         if not (self.plan.differ == "requests" and self.t >= self.plan.start):
             self.other.receive(request)
         return super().receive(request)
 
     def step(self) -> Generator[Effect, Any, Outcome | None]:
-        """One step of both in lockstep. None if neither comes to its end."""
+        """One step of both in lockstep. None if neither reaches its end."""
         running = {0: super().step(), 1: self.other.step()}
         running = {which: running[which] for which in sorted(self.lives)}
         answers: dict[int, Any] = dict.fromkeys(running)
@@ -150,7 +150,7 @@ class Twins(Peer):
         return next((outcomes[which] for which in sorted(self.lives)), None)
 
     def _halves(self) -> tuple[frozenset[int], dict[int, frozenset[int] | None]]:
-        """Whom the second twin serves, and whom each of them hears directly; None: everybody."""
+        """The peers that the second twin serves, and those that each of them hears directly; None: all."""
         honest = [p for p in self.active if p not in self.room.members]
         served = frozenset(RECIPIENTS[self.plan.to](honest, self.plan.pick))
         if self.plan.sees == "all":
@@ -158,7 +158,7 @@ class Twins(Peer):
         return served, {0: frozenset(honest) - served, 1: served}
 
     def _merged(self, effects: Mapping[int, Effect], served: frozenset[int]) -> Effect:
-        """What the peer that both are says: each twin to its part, the first to all others too."""
+        """What the peer says that both twins are: each twin speaks to its part, the first also to all others."""
         first, second = effects.get(0), effects.get(1)
         if first is None or second is None:
             [only] = effects.values()
@@ -176,7 +176,7 @@ class Twins(Peer):
         return Views(first.phase, first.digest, dict.fromkeys(served, second.digest))
 
     def _computed(self, which: int, effect: Compute | Idle | Measure, said: Effect, answer: Any) -> Any:
-        """The gradient that was asked for, if it is what this twin wants and is to have."""
+        """The requested gradient, if this twin wants it and should have it."""
         trains = isinstance(effect, Compute) and effect.purpose is Purpose.TRAIN
         slow = which == 1 and trains and self.t >= self.plan.start and self.plan.differ == "late"
         return answer if effect == said and not slow else None

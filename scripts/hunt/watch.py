@@ -1,4 +1,4 @@
-"""What honest peers ask of the world, effect by effect: how much they would read, how often they toss and recompute."""
+"""The requests of honest peers, effect by effect: how much they would read, how often they toss and recompute."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EFFECTS = (Broadcast, Compare, Compute, Exchange, Idle, Measure)
 
 
 class Endless(Exception):
-    """A step goes on for longer than the protocol allows."""
+    """A step takes longer than the protocol allows."""
 
 
 class Watch:
@@ -25,14 +25,14 @@ class Watch:
         self.begin()
 
     def begin(self) -> None:
-        """A new step."""
+        """Begin a new step."""
         self.tosses = self.judged = self.evidence = self.effects = 0
         self.unread = self.burden = ""
         self.due: dict[int, int] = {}
         """Honest peer -> the most that it may have to send in the step so far, by `btard.protocol.loads`."""
 
     def over(self, peer: Any) -> None:
-        """Watch `peer`; again and again does no harm."""
+        """Watch `peer`; repeated calls do no harm."""
         if "step" in vars(peer):
             return
         plain = peer.step

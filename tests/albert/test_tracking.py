@@ -317,7 +317,7 @@ def test_a_hiccup_later_is_said_once_and_ends_nothing(
     tracker.log(3, {"loss/validation": 4.0})
     tracker.finish(seen.summary)
     assert said[1:] == [
-        "Weights & Biases: the service is gone, key ***; the run goes on, what is missing there is in "
+        "Weights & Biases: the service is gone, key ***; the run continues, and what is missing there is in "
         f"{tmp_path}/metrics.jsonl"
     ]
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")

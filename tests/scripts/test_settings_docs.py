@@ -41,7 +41,7 @@ def test_marks() -> None:
         (
             "--network.relay use --network.initial_peers /ip4/1.2.3.4/tcp/1/p2p/1 --network.announce 1.2.3.4 "
             "--network.port 1",
-            "network.announce must be null with network.relay use, got 1.2.3.4; who is reached needs no relay",
+            "network.announce must be null with network.relay use, got 1.2.3.4; a reachable peer needs no relay",
         ),
         ("--network.relay true", "network.relay must be one of none, use, serve, got true"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,19 +10,32 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from btard import Run, TorchTask
+from btard import Attack, Run, TorchTask, option
+from btard.protocol.behaviour import View
 from btard.protocol.ledger import Ledger
 from btard.swarm.config import SwarmConfig
 from btard.training.randomness import seeded
 
 PEERS, BYZANTINE, STEPS, SEED, RUN_ID = 4, 1, 12, 1, "three places"
-ATTACK = {"attack": "sign_flip", "attack_options": {"start": 3, "scale": 100.0}}
+OWN = "tests.training.model:Backwards"
+ATTACK = {"attack": OWN, "attack_options": {"start": 3, "scale": 100.0}}
 TAU = 100.0
 
 
 EQUAL = {"seed": SEED, "run_id": RUN_ID, "byzantine": BYZANTINE, "tau": TAU, **ATTACK}
 TWO = {"byzantine": 0, "attack": None, "attack_options": None, "steps": 3}
 """What is different among two peers."""
+
+
+@dataclass(kw_only=True, eq=False)
+class Backwards(Attack):
+    """An attack of one's own, by module:Class and with an option, wherever peers train."""
+
+    name = "backwards"
+    scale: float = option(1.0, "amplification", low=0)
+
+    def gradient(self, ctx: View, gradient: Tensor) -> Tensor:
+        return -self.scale * gradient
 
 
 def dataset(samples: int = 96) -> TensorDataset:

@@ -55,6 +55,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     for step in (2, 5, 10):  # before the first checkpoint, between two, and right after a ban
         with pytest.raises(Killed):
             simulated(tmp_path / "killed", on_step=killer(step))
+    for name in ("metrics.jsonl", "ledger.jsonl"):
+        (tmp_path / "killed" / name).unlink()  # put back from the checkpoint
     assert simulated(tmp_path / "killed") == whole
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
     audit(tmp_path / "killed")
@@ -88,7 +90,10 @@ def test_a_server_rule_goes_on_too(tmp_path: Path) -> None:
         ({"seed": 2}, "holds a run with seed '1', this one has '2': give another folder"),
         ({"tau": 5.0}, "holds a run with tau '100.0', this one has '5.0'"),
         ({"attack_options": {"start": 3, "scale": 2.0}}, "holds a run with attack_options.scale '100.0'"),
-        ({"attack": None, "attack_options": None}, "holds a run with attack 'sign_flip', this one has 'None'"),
+        (
+            {"attack": None, "attack_options": None},
+            "holds a run with attack 'tests.training.model:Backwards', this one has 'None'",
+        ),
         ({"peers": 5}, "holds a run with peers '4'"),
         ({"optimizer": lambda p: torch.optim.SGD(p, lr=0.1)}, "holds a run with optimizer 'AdamW"),
         ({"rule": "mean"}, "holds a run with rule 'None', this one has 'mean'"),

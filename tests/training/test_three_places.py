@@ -1,4 +1,4 @@
-"""One task in one process, in ranks and in a swarm: the same bans and parameters, to the bit."""
+"""One task, and an attack of one's own, in one process, in ranks and in a swarm: the same bans and bits."""
 
 from __future__ import annotations
 
@@ -68,12 +68,13 @@ def test_in_one_process_all_attackers_are_banned_and_a_repetition_is_the_same(
     assert rest == [digest, chain] and again.losses == run.losses and again.lrs == run.lrs
 
 
-def test_ranks_come_to_what_one_process_comes_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run, digest, chain = simulated()
+@pytest.mark.parametrize("wire", ["float32", "float16"])
+def test_ranks_come_to_what_one_process_comes_to(wire: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, digest, chain = simulated(wire=wire)
 
     def work(mesh: Mesh) -> tuple[btard.Run, str]:
         task = model.task()
-        found = btard.distributed(task, mesh=mesh, out=tmp_path / "run", **WITH, **EQUAL)
+        found = btard.distributed(task, mesh=mesh, out=tmp_path / "run", wire=wire, **WITH, **EQUAL)
         return found, tensor_digest(flatten(task.model), "parameters").hex()
 
     for rank, result in enumerate(in_ranks(work, model.PEERS, timeout=60)):
@@ -102,7 +103,7 @@ def test_a_swarm_comes_to_what_one_process_comes_to(tmp_path: Path, capsys: pyte
         threads=1,
         checkpoint_every=5,
         protocol=replace(SwarmConfig().protocol, tau=model.TAU, heal="auto"),
-        attack=AttackConfig(name="sign_flip", start=3, options={"scale": 100.0}),
+        attack=AttackConfig(name=model.OWN, start=3, options={"scale": 100.0}),
         deadlines=Deadlines(compute=20, phase=4, message=0.2, uplink=1, give_up=0.5, gather=60),
     )
     assert config.attackers() == run.attackers

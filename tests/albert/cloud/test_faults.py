@@ -86,7 +86,7 @@ def test_a_second_launch_that_fails_leaves_a_complete_run_alone(cloud):
     assert cloud("launch") == 0
     cloud.endpoint.refuse("PutRolePolicy", "AccessDenied", "")
     assert cloud("launch") == 1
-    assert "the run goes on as it was, launch again to mend it, or `stop` it" in cloud.output
+    assert "the run continues as it was; launch again to repair it, or `stop` it" in cloud.output
     assert len(cloud.machines()) == 4
     assert cloud("stop") == 0
 

@@ -221,7 +221,7 @@ def test_what_stands_in_the_way_is_told_before_anything_is_launched(
 ) -> None:
     cloud.client("ec2").delete_key_pair(KeyName="laptop")
     failed = run_series(grid, tmp_path / "out", place, show=False)
-    assert failed[BASELINE] == "was not launched; what stands in its way is said above"
+    assert failed[BASELINE] == "was not launched; the reasons are printed above"
     assert "laptop" in cloud.capture.readouterr().out
     assert cloud.machines() == []
 

@@ -133,8 +133,8 @@ def test_a_coordinator_that_leaves_without_a_summary_is_an_end_too(launched, pau
     pauses.acts = [lambda: empty_groups(launched), lambda: None, lambda: end_coordinator(launched)]
     assert launched("wait") == 1
     assert launched.output.splitlines()[-1] == (
-        "run small ended without a summary in s3://results/btard/small; `stop` removes what is left of it; to go on, "
-        "launch another run_id with swarm.start_from s3://results/btard/small/checkpoints/step-00001000.safetensors"
+        "run small ended without a summary in s3://results/btard/small; `stop` removes what is left of it; "
+        "to continue, launch another run_id with swarm.start_from s3://results/btard/small/checkpoints/step-00001000.safetensors"
     )
 
 
@@ -148,7 +148,7 @@ def test_a_run_that_is_stopped_meanwhile_has_not_finished(launched, pauses):
     pauses.acts = [lambda: launched("stop")]
     assert launched("wait") == 1
     assert launched.output.splitlines()[-1] == (
-        "run small was stopped before it had finished; it has kept no checkpoint to go on from"
+        "run small was stopped before it had finished; it has kept no checkpoint from which to continue"
     )
 
 
