@@ -97,7 +97,7 @@ def _by_its_words(error: BaseException) -> tuple[int, str] | None:
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in lower for w in _NO_MEMORY)):
         what = said.partition(". ")[0].partition("\n")[0] or "out of memory"
         return FAILED, f"{what}: make memory available, or make the run smaller"
-    if type(error).__module__.partition(".")[0] == "safetensors" or "safetensors" in type(error).__module__:
+    if type(error) is Exception or "safetensors" in type(error).__module__:  # what is written in Rust
         number = _OS_ERROR.search(said)
         return (FAILED, _of_system(OSError(int(number[1]), os.strerror(int(number[1]))))) if number else None
     homeless = isinstance(error, KeyError) and "getpwuid" in said
@@ -142,17 +142,25 @@ def program(again: str) -> Callable[[Callable[Words, int | None]], Callable[Word
         @functools.wraps(main)
         def guarded(*args: Words.args, **kwargs: Words.kwargs) -> int:
             _imported()
+            _hold_streams()
             try:
                 _check_words(args[0] if args else kwargs.get("argv"))
                 code = main(*args, **kwargs) or DONE
                 sys.stdout.flush()  # a full disk or a closed pipe shows here
                 return code
             except KeyboardInterrupt:
+                _leave_output()
                 return _interrupted(again)
+            except SystemExit as stop:
+                lost = _leave_output()
+                if isinstance(stop.__context__, BrokenPipeError):  # rich ends a program then, without a word
+                    return end(stop.__context__)
+                if lost is not None and not stop.code:
+                    return end(lost)
+                raise
             except Exception as error:
                 code = end(error)
-                if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
-                    _forget_output()
+                _leave_output()
                 if code == MISTAKE:
                     raise SystemExit(MISTAKE) from None
                 return code
@@ -168,10 +176,31 @@ def _interrupted(again: str) -> int:
     return INTERRUPTED
 
 
-def _forget_output() -> None:
-    """Discard what is still buffered, or the interpreter complains about it when it ends."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _hold_streams() -> None:
+    """Open what a shell has closed of the first three descriptors, or files that a program opens get their numbers."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.open(os.devnull, os.O_RDWR)  # takes the lowest number
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # as Python has it then
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  (for as long as the program runs)
+
+
+def _leave_output() -> Exception | None:
+    """Let what cannot be written go nowhere, or the interpreter complains when it ends, with a code of its own.
+
+    Returns why it cannot be written, if it cannot.
+    """
+    try:
+        sys.stdout.flush()
+        return None
+    except (OSError, ValueError) as error:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return error
 
 
 def _check_words(words: Any) -> None:
@@ -262,6 +291,13 @@ def output_file(text: str) -> Path:
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"expected a file to write, got the folder {path}")
     return _writable(path, path.parent)
+
+
+def positive(text: str) -> int:
+    """Return an integer of at least 1, for `add_argument(type=...)`: how many, or how large."""
+    if not re.fullmatch(r"\+?\d{1,18}", text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text}")
+    return int(text)
 
 
 def _writable(path: Path, folder: Path) -> Path:

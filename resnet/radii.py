@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from btard.boundary import Parser, program
+from btard.boundary import Parser, positive, program
 from btard.harness import tables
 from btard.harness.progress import track
 from btard.harness.settings import exit_with
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog=PROGRAM, description=__doc__)
     parser.add_argument("config", metavar="CONFIG.yaml", help="data, peers and batch size; any key can be changed")
     parser.add_argument("--out", required=True, metavar="FILE.json")
-    parser.add_argument("--widths", type=int, nargs="+", default=[4, 8, 16, 32], metavar="W", help="beside 64")
+    parser.add_argument("--widths", type=positive, nargs="+", default=[4, 8, 16, 32], metavar="W", help="beside 64")
     chosen, words = parser.parse_known_args(argv)
     try:
         config, out = parse_command_line([chosen.config, "--out", chosen.out, *words], PROGRAM)

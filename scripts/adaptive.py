@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 
-from btard.boundary import Parser, output_folder, program
+from btard.boundary import Mistake, Parser, output_folder, positive, program
 from btard.drivers.local import LocalDriver
 from btard.harness.figures import COLOURS, bare, new_figure, save
 from btard.harness.progress import track
@@ -157,6 +157,10 @@ def summary(strategy: str, outcomes: Sequence[Outcome], limit: int) -> dict[str,
     fates = [fate for outcome in outcomes for fate in outcome.fates.values()]
     attacks, caught = sum(fate.attacks for fate in fates), sum(fate.caught for fate in fates)
     expected = sum(outcome.expected for outcome in outcomes)
+    if not expected:
+        raise Mistake(
+            f"strategy {strategy}: nobody could be caught in {limit} steps: give a larger --limit or more --runs"
+        )
     return {
         "strategy": strategy,
         "runs": len(outcomes),
@@ -213,11 +217,11 @@ def _number(value: float | None) -> str:
 def main() -> None:
     parser = Parser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=output_folder, required=True)
-    parser.add_argument("--runs", type=int, default=60)
-    parser.add_argument("--peers", type=int, default=6)
+    parser.add_argument("--runs", type=positive, default=60)
+    parser.add_argument("--peers", type=positive, default=6)
     parser.add_argument("--byzantine", type=int, default=2)
-    parser.add_argument("--validators", type=int, default=1)
-    parser.add_argument("--limit", type=int, default=120, help="steps from the attack's start on")
+    parser.add_argument("--validators", type=positive, default=1)
+    parser.add_argument("--limit", type=positive, default=120, help="steps from the attack's start on")
     options = parser.parse_args()
     torch.set_num_threads(1)
     n, b, m, limit = options.peers, options.byzantine, options.validators, options.limit

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from btard.attacks import ATTACKS, make_attack
-from btard.boundary import Parser, output_folder, program
+from btard.boundary import Parser, output_folder, positive, program
 from btard.drivers.local import LocalDriver
 from btard.harness.figures import BLACK, BLUE, GREEN, VERMILION, bare, new_figure, save
 from btard.harness.progress import track
@@ -77,8 +77,8 @@ def bans_of_run(peers: int, byzantine: int, validators: int, attack: str, seed: 
 def main() -> None:
     parser = Parser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=output_folder, required=True)
-    parser.add_argument("--runs", type=int, default=200)
-    parser.add_argument("--peers", type=int, default=16)
+    parser.add_argument("--runs", type=positive, default=200)
+    parser.add_argument("--peers", type=positive, default=16)
     parser.add_argument("--byzantine", type=int, default=7)
     parser.add_argument("--validators", type=int, nargs="+", default=[1, 2])
     gradient = [name for name, attack in ATTACKS.items() if attack.level == "gradient"]

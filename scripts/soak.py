@@ -27,7 +27,7 @@ import torch
 from btard.attacks import ATTACKS, make_attack
 from btard.attacks.registry import options_of
 from btard.audit.recorder import Recorder
-from btard.boundary import Parser, output_folder, program
+from btard.boundary import Parser, output_folder, positive, program
 from btard.drivers.links import Links
 from btard.drivers.local import LocalDriver
 from btard.harness import tables
@@ -212,10 +212,10 @@ def markdown(summary: dict[str, Any]) -> str:
 @program("the same command begins again")
 def main() -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=500)
+    parser.add_argument("--runs", type=positive, default=500)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
-    parser.add_argument("--largest", type=int, default=32, help="peers at most")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--largest", type=positive, default=32, help="peers at most")
+    parser.add_argument("--jobs", type=positive, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=output_folder, default=Path("runs/soak"))
     parser.add_argument("--seed", type=int, help="run this mixture alone and show what happens")
     args = parser.parse_args()

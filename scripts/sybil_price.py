@@ -11,7 +11,7 @@ import sys
 
 import torch
 
-from btard.boundary import Parser, output_folder, program
+from btard.boundary import Parser, output_folder, positive, program
 from btard.drivers.local import LocalDriver
 from btard.harness.progress import track
 from btard.harness.tables import markdown, show
@@ -67,8 +67,8 @@ def sybil_price(members: int, probation: int, lives: int, seed: int) -> tuple[in
 def main() -> None:
     parser = Parser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=output_folder, required=True)
-    parser.add_argument("--lives", type=int, default=10, help="of each Sybil")
-    parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--lives", type=positive, default=10, help="of each Sybil")
+    parser.add_argument("--seeds", type=positive, default=6)
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows, lines = [], []

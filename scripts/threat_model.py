@@ -16,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import torch
 
-from btard.boundary import Parser, output_file, program
+from btard.boundary import Parser, output_file, positive, program
 from btard.harness.progress import track
 from tests.protocol.matrix import ROWS, SEEDS, Row, observe, summary
 
@@ -61,8 +61,8 @@ def renewed(page: str, rows: Sequence[Row], results: Sequence[str], seeds: int) 
 def main() -> None:
     parser = Parser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=output_file, required=True, help="the page whose tables are renewed")
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="runs per row")
-    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--seeds", type=positive, default=SEEDS, help="runs per row")
+    parser.add_argument("--processes", type=positive, default=2)
     options = parser.parse_args()
     page = options.out.read_text()
     renewed(page, (), (), 0)  # before some minutes of work

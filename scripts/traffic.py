@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from btard.boundary import Parser, output_folder, program
+from btard.boundary import Parser, output_folder, positive, program
 from btard.drivers.local import LocalDriver
 from btard.harness.tables import show
 from btard.protocol.config import ProtocolConfig
@@ -67,8 +67,8 @@ def fit(rows: list[dict[str, Any]], name: str) -> dict[str, Any]:
 def main() -> None:
     parser = Parser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=output_folder, required=True)
-    parser.add_argument("--d", type=int, default=RESNET18, help="parameters; by default those of ResNet-18")
-    parser.add_argument("--peers", type=int, default=16)
+    parser.add_argument("--d", type=positive, default=RESNET18, help="parameters; by default those of ResNet-18")
+    parser.add_argument("--peers", type=positive, default=16)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(2)
@@ -121,7 +121,7 @@ def main() -> None:
     row = str(args.peers), f"{mean / 1e6:.2f} MB", f"{mean / plain:.4f}"
     show(str(args.out), ("peers", "sent per peer", "against plain"), [row])
     if mean > LIMIT * plain:
-        raise SystemExit(f"more than {LIMIT} times plain all-reduce")
+        raise SystemExit(f"error: more than {LIMIT} times plain all-reduce: {mean / plain:.4f}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from btard.boundary import Parser, output_folder, program
+from btard.boundary import Parser, output_folder, positive, program
 from btard.harness.tables import markdown, show
 from btard.protocol.config import HALVED
 
@@ -46,8 +46,8 @@ def main() -> None:
     parser = Parser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=output_folder, required=True)
     parser.add_argument("--runs", type=Path, default=Path("runs/wire"), help="folder of the runs; those there go on")
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--seeds", type=positive, default=2)
+    parser.add_argument("--steps", type=positive, default=120)
     args = parser.parse_args()
     found: list[dict[str, Any]] = []
     for attack, more in ATTACKS.items():

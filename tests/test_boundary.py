@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import errno
+import importlib
 import os
 import re
 import resource
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +23,7 @@ from torch.distributed import DistNetworkError
 
 from btard.boundary import FAILED, FAULT, INTERRUPTED, MISTAKE, Mistake, Parser, line_of, output_file, program
 from btard.extras import MissingPackages
-from tests.source import parsed
+from tests.source import parsed, programs
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,6 +42,7 @@ KNOWN: dict[str, tuple[BaseException, int, str]] = {
     "two places": (OSError(errno.EXDEV, "Invalid cross-device link", "a", None, "b"), FAILED, "a to b: Invalid"),
     "too many files": (OSError(errno.EMFILE, "Too many open files"), FAILED, "ulimit -n"),
     "a disk full of tensors": (SafetensorError(FULL), FAILED, "No space left on device; make room there"),
+    "a disk full of tokens": (Exception("File too large (os error 27)"), FAILED, "File too large; the file may not"),
     "memory": (MemoryError("Unable to allocate 9 GiB"), FAILED, "Unable to allocate 9 GiB: make memory available"),
     "memory of torch": (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), FAILED, "memory"),
     "no home": (RuntimeError("Could not determine home directory."), FAILED, "has no home and no name here; set HOME"),
@@ -87,6 +90,68 @@ def test_a_fault_of_ours_keeps_its_traceback_and_asks_for_a_report(
     assert said.startswith("Traceback") and "please report it" in said.splitlines()[-1]
 
 
+OUTPUTS = """
+import os, sys
+from btard.boundary import program
+from rich.console import Console
+
+def fill(kind):
+    if kind == "pipe":
+        reader, writer = os.pipe()
+        os.close(reader)
+        os.dup2(writer, 1)
+    elif kind == "full":
+        os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+
+@program("again")
+def main(argv):
+    kind, how = argv
+    fill(kind)
+    Console().print("a table") if how == "rich" else print("words")
+    if how == "help":
+        raise SystemExit(0)
+    if how == "refused":
+        raise SystemExit(2)
+    if how == "interrupted":
+        raise KeyboardInterrupt
+    file = open(os.devnull)
+    assert file.fileno() > 2 and sys.stdout is not None
+    return 0
+
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "how", "code", "line"),
+    [
+        ("full", "words", 1, "error: No space left on device; make room there"),
+        ("full", "help", 1, "error: No space left on device; make room there"),
+        ("full", "refused", 2, ""),
+        ("full", "interrupted", 130, "interrupted: again"),
+        ("pipe", "words", 1, "error: nobody reads the output any more"),
+        ("pipe", "rich", 1, "error: nobody reads the output any more"),
+        ("closed", "words", 0, ""),
+    ],
+)
+def test_output_that_cannot_be_written_is_one_line_whatever_the_end(
+    kind: str, how: str, code: int, line: str, tmp_path: Path
+) -> None:
+    """Also after the interpreter has ended, which would complain and end with 120."""
+    (tmp_path / "own.py").write_text(OUTPUTS)
+    closed = " >&-" if kind == "closed" else ""
+    ended = subprocess.run(
+        ["sh", "-c", f'exec "$0" "$@"{closed}', sys.executable, str(tmp_path / "own.py"), kind, how],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert ended.returncode == code and ended.stderr.startswith(line), ended
+    assert len(ended.stderr.splitlines()) == bool(line)
+
+
 def test_a_mistake_and_an_interruption_end_the_program(capsys: pytest.CaptureFixture[str]) -> None:
     @program("give it again")
     def main(argv: list[str]) -> int:
@@ -119,6 +184,30 @@ def test_a_parser_takes_either_spelling_and_says_one_line(capsys: pytest.Capture
         parser.parse_args(["--kep"])
     (line,) = capsys.readouterr().err.splitlines()
     assert line == "error: command line: unrecognized arguments: --kep; python -m x --help says more"
+
+
+COUNTED = [
+    ("scripts.soak", "--runs"),
+    ("scripts.ban_times", "--runs"),
+    ("scripts.adaptive", "--limit"),
+    ("scripts.sybil_price", "--lives"),
+    ("scripts.traffic", "--d"),
+    ("scripts.benchmarks.profile_step", "--steps"),
+    ("scripts.threat_model", "--seeds"),
+    ("scripts.wire", "--seeds"),
+]
+
+
+@pytest.mark.parametrize(("module", "option"), COUNTED)
+@pytest.mark.parametrize("value", ["0", "-1", "1.5"])
+def test_numbers_of_nothing_are_refused(
+    module: str, option: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr("sys.argv", [module, "--out", str(tmp_path / "out"), f"{option}={value}"])
+    with pytest.raises(SystemExit, match="2"):
+        importlib.import_module(module).main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"argument {option}: must be an integer of at least 1, got {value}" in line
 
 
 def test_places_to_write_are_looked_at_before_the_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -234,14 +323,10 @@ NOT_WRAPPED = {"btard/swarm/__main__.py", "scripts/benchmarks/one_case.py"}
 
 def test_every_program_ends_at_the_boundary() -> None:
     found = 0
-    for folder in ("albert", "btard", "resnet", "scripts"):
-        for file in sorted((ROOT / folder).rglob("*.py")):
-            tree = parsed(file)
-            if "__main__" not in {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}:
-                continue
-            found += 1
-            mains = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main"]
-            wrapped = any("program(" in ast.unparse(mark) for node in mains for mark in node.decorator_list)
-            name = str(file.relative_to(ROOT))
-            assert wrapped != (name in NOT_WRAPPED), f"{name}: its main is not wrapped by btard.boundary.program"
+    for file in programs():
+        found += 1
+        mains = [node for node in parsed(file).body if isinstance(node, ast.FunctionDef) and node.name == "main"]
+        wrapped = any("program(" in ast.unparse(mark) for node in mains for mark in node.decorator_list)
+        name = str(file.relative_to(ROOT))
+        assert wrapped != (name in NOT_WRAPPED), f"{name}: its main is not wrapped by btard.boundary.program"
     assert found > 25

@@ -1,4 +1,4 @@
-"""Programs in random surroundings: no home, a disk that fills, odd places, signals.
+"""Every program in random surroundings: no home, a disk that fills, odd places, signals.
 
 A program ends with code 0 and the right result, or with one line and a documented code; the same command in quiet
 surroundings then gives the right result, too, or says in one line what is in its way. `--surroundings 500` is for an
@@ -7,7 +7,7 @@ hour.
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 import os
 import pwd
@@ -15,56 +15,24 @@ import random
 import resource
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from resnet.train import main as train
 from tests import warm
+from tests.programs import NOT_WRAPPED, PROGRAMS, ROOT, make_inputs, make_sweep, modules, nothing, of_run
 
-ROOT = Path(__file__).parents[1]
-DIGITS = str(ROOT / "configs/resnet/digits.yaml")
-RUN = ["--peers=4", "--steps=4", "--eval_every=2", "--checkpoint_every=2", "--test_samples=20", "--model.width=1"]
-RUN += ["--batch_size=2", "--threads=1", "--byzantine=1", "--attack.name=sign_flip", "--attack.start=1"]
-TEXT = "".join(
-    f" = Town {i} = \n\n Town {i} lies on a river . It has {i} bridges . Boats pass .\n\n" for i in range(30)
-)
+QUICK = 50
+"""The first cases are of programs that take no more than a second or two."""
 STRANGER = 54321
 """A user that nobody knows."""
 PATIENCE = 100.0
 CODES = {0, 1, 2, 130}
-
-
-def digest(*files: Path) -> str:
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-
-
-def of_run(out: Path) -> str:
-    return digest(*(out / name for name in ("metrics.jsonl", "ledger.jsonl")))
-
-
-PROGRAMS: dict[str, tuple[str, list[str], Callable[[Path], str]]] = {
-    "train": ("resnet.train", [DIGITS, "--out", "{out}", *RUN], of_run),
-    "figures": (
-        "resnet.figures",
-        ["{base}/run", "--out", "{out}.png", "--table"],
-        lambda out: digest(Path(f"{out}.png")),
-    ),
-    "sweep": ("resnet.sweep", ["{base}/grid.yaml", "--out", "{out}", "--plan"], lambda out: ""),
-    "prepare": (
-        "albert.prepare",
-        ["--source={base}/text", "--out={out}", "--train-tokenizer", "--vocab-size=90", "--sequence-length=24"],
-        lambda out: json.loads((out / "data.json").read_text())["digest"],
-    ),
-    "check": ("albert.prepare", ["--check", "{base}/data"], lambda out: ""),
-    "audit": ("btard.audit.__main__", ["{base}/run"], lambda out: ""),
-    "attacks": ("btard.attacks.__main__", [], lambda out: ""),
-    "settings": ("scripts.settings_docs", ["--out", "{out}"], lambda out: digest(out)),
-    "swarm": ("btard.swarm.commands", ["trainer", "{base}/none.yaml", "--task=a:b", "--out={out}"], lambda out: ""),
-}
-"""Name -> (module, words, what the result is known by)."""
+TERMINATED = -signal.SIGTERM
+SIGNALS = {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM}
 
 PLACES: dict[str, Callable[[Path], str]] = {
     "a plain name": lambda base: str(base / "out"),
@@ -91,6 +59,9 @@ ENVIRONMENTS: tuple[dict[str, str], ...] = (
     {"XDG_CACHE_HOME": "/dev/null", "MPLCONFIGDIR": "/dev/null"},
     {"MPLBACKEND": "nothing"},
     {"TZ": "No/Where", "LANG": "C", "LC_ALL": "xx"},
+    {"HOME": "/dev/null"},
+    {"NO_COLOR": "1", "FORCE_COLOR": "1", "PYTHONUTF8": "0"},
+    {"OMP_NUM_THREADS": "many", "CUDA_VISIBLE_DEVICES": "x"},
 )
 
 
@@ -104,7 +75,7 @@ def strange(case: dict[str, Any]) -> None:
         if name == "no home":
             for variable in ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME", "XDG_CACHE_HOME"):
                 os.environ.pop(variable, None)
-            if os.getuid() == 0:
+            if os.getuid() == 0 and all(map(readable_by_all, (ROOT, Path(pytest.__file__)))):
                 os.setgid(STRANGER)
                 os.setuid(STRANGER)
             else:
@@ -114,14 +85,22 @@ def strange(case: dict[str, Any]) -> None:
         elif name == "open files":
             limited(resource.RLIMIT_NOFILE, value)
         elif name == "output":
-            target = os.open("/dev/full", os.O_WRONLY) if value == "full" else pipe_without_reader()
-            os.dup2(target, 1)
+            if value == "closed":
+                os.close(1)
+                sys.stdout = None  # type: ignore[assignment]  (as Python has it then)
+            else:
+                os.dup2(os.open("/dev/full", os.O_WRONLY) if value == "full" else pipe_without_reader(), 1)
         elif name == "environment":
             os.environ.update(value)
-        elif name == "interrupt":
+        elif name in ("interrupt", "terminate"):
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+            signal.signal(signal.SIGALRM, lambda *_, number=SIGNALS[name]: os.kill(os.getpid(), number))
             signal.setitimer(signal.ITIMER_REAL, value)
+
+
+def readable_by_all(place: Path) -> bool:
+    """Whether somebody else can read what is there."""
+    return all(above.stat().st_mode & 0o005 == 0o005 for above in place.parents)
 
 
 def pipe_without_reader() -> int:
@@ -131,27 +110,30 @@ def pipe_without_reader() -> int:
 
 
 def surrounded(words: list[str]) -> int:
-    """What a child runs: the case, the folder to be in, the module and its words."""
-    case, folder, module, *rest = words
+    """What a child runs: the case, the folder to be in, where it says errors, the module and its words."""
+    case, folder, errors, module, *rest = words
     os.chdir(folder)
+    os.dup2(os.open(errors, os.O_WRONLY), 2)  # a pipe, which no limit on files keeps from working
     main = __import__(module, fromlist=["main"]).main
+    sys.argv = [module, *(os.fsdecode(word.encode("latin-1")) for word in rest)]  # the bytes that they are
     strange(json.loads(case))
-    code: int = main([os.fsdecode(word.encode("latin-1")) for word in rest])  # the bytes that they are
-    return code
+    code: int | None = main()
+    return code or 0
 
 
 def draw(number: int) -> tuple[str, str, dict[str, Any]]:
     """The program, the place and the surroundings of a case."""
     drawn = random.Random(f"surroundings/{number}")
-    names = list(PROGRAMS)
-    program = names[number % len(names)] if number < len(names) else drawn.choice(names)
+    quick = [name for name, of in PROGRAMS.items() if not of.slow]
+    program = drawn.choice(quick if number < QUICK or drawn.random() < 0.8 else list(PROGRAMS))
     options: dict[str, Callable[[], Any]] = {
         "no home": lambda: True,
-        "file size": lambda: int(10 ** drawn.uniform(3.3, 5.5)),  # what is said goes to a file, too
+        "file size": lambda: int(10 ** drawn.uniform(0, 5.5)),
         "open files": lambda: drawn.randint(6, 60),
-        "output": lambda: drawn.choice(["full", "pipe"]),
+        "output": lambda: drawn.choice(["full", "pipe", "closed"]),
         "environment": lambda: drawn.choice(ENVIRONMENTS),
         "interrupt": lambda: drawn.uniform(0.001, 1.0),
+        "terminate": lambda: drawn.uniform(0.001, 1.0),
     }
     chosen = drawn.sample(list(options), drawn.choice([0, 1, 1, 1, 2]))
     place = "a plain name" if chosen and drawn.random() < 0.7 else drawn.choice(list(PLACES))
@@ -159,16 +141,13 @@ def draw(number: int) -> tuple[str, str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What programs read: a finished run, a text and its data, a grid."""
+def base(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """What programs read."""
     folder = tmp_path_factory.mktemp("surroundings")
-    assert train([DIGITS, "--out", str(folder / "run"), *RUN]) == 0
-    (folder / "text").mkdir()
-    (folder / "text/train.txt").write_text(TEXT)
-    grid = {"settings": {"peers": 4, "steps": 4, "data.name": "digits", "model.width": 1}, "attacks": {"no attack": {}}}
-    grid |= {"defences": {"BTARD": {"aggregator.name": "btard"}}, "experiments": {"all": {}}}
-    (folder / "grid.yaml").write_text(json.dumps(grid))
-    code, said = started(folder, "prepare", str(folder / "data"), {}, folder)
+    make_inputs(folder)
+    if request.config.getoption("--surroundings") > QUICK:
+        make_sweep(folder)
+    code, said = started(folder, "albert.prepare", str(folder / "data"), {}, folder)
     assert code == 0, said
     for above in [folder, *folder.parents]:  # for somebody who is not the one who runs the tests
         if above.stat().st_uid == os.getuid() and above.is_relative_to("/tmp"):
@@ -177,15 +156,20 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def right(base: Path) -> dict[str, str]:
-    """What each program's result is known by."""
-    found = {"train": of_run(base / "run")}
-    for name in ("figures", "settings"):
-        place = base / f"right-{name}"
-        code, said = started(base, name, str(place), {}, base)
-        assert code == 0, said
-        found[name] = PROGRAMS[name][2](place)
-    return found | {"prepare": PROGRAMS["prepare"][2](base / "data")}
+def right(base: Path) -> Callable[[str], str]:
+    """What each program's result is known by: the same in quiet surroundings."""
+    found = {"resnet.train": of_run(base / "run"), "albert.prepare": PROGRAMS["albert.prepare"].result(base / "data")}
+
+    def result(name: str) -> str:
+        if name not in found:
+            place = base / f"right-{name.replace(' ', '-')}"
+            code, said = started(base, name, str(place), {}, base)
+            assert code == PROGRAMS[name].code, f"{name}: code {code}: {said}"
+            assert_one_line(code, said, name)
+            found[name] = PROGRAMS[name].result(place) if code == 0 else ""
+        return found[name]
+
+    return result
 
 
 _runs = iter(range(10**9))
@@ -193,26 +177,40 @@ _runs = iter(range(10**9))
 
 def started(base: Path, program: str, place: str, case: dict[str, Any], folder: Path) -> tuple[int | None, str]:
     """The exit code of a program, and what it said on standard error."""
-    module, words, _ = PROGRAMS[program]
-    filled = [word.replace("{base}", str(base)).replace("{out}", place) for word in words]
+    module, words, *_ = PROGRAMS[program]
+    filled = [word.replace("{base}", str(base)).replace("{out}", place) for word in words.split()]
     sendable = [word.encode("utf-8", "surrogateescape").decode("latin-1") for word in filled]
-    process = warm.Program(surrounded, [json.dumps(case), str(folder), module, *sendable], base, f"case-{next(_runs)}")
+    name = f"case-{next(_runs)}"
+    errors = base / f"{name}.errors"
+    os.mkfifo(errors)
+    errors.chmod(0o666)
+    reader = os.open(errors, os.O_RDONLY | os.O_NONBLOCK)
+    process = warm.Program(surrounded, [json.dumps(case), str(folder), str(errors), module, *sendable], base, name)
     try:
-        return process.code(PATIENCE), process.errors
+        code = process.code(PATIENCE)
+        with contextlib.suppress(BlockingIOError):
+            return code, process.errors + os.read(reader, 2**16).decode(errors="replace")
+        return code, process.errors
     finally:
         process.process.kill()
+        os.close(reader)
 
 
 def assert_one_line(code: int | None, said: str, what: str) -> None:
     told = [line for line in said.splitlines() if line.startswith(("error:", "interrupted:", "refused:"))]
-    assert code in CODES, f"{what}: code {code}: {said}"
+    assert code in CODES or (code == TERMINATED and "terminate" in what), f"{what}: code {code}: {said}"
     assert "Traceback" not in said, f"{what}: {said}"
-    silent = "pipe" in what and code == 1  # as usual where nobody reads on, as in `| head`
-    assert len(told) == (code != 0) or (silent and not told), f"{what}: code {code}: {said}"
+    assert len(told) == (code not in (0, TERMINATED)), f"{what}: code {code}: {said}"
+
+
+def test_every_program_is_in_the_table() -> None:
+    """By the name of its module, and with the command where a module has several."""
+    known = {name.partition(" ")[0] for name in PROGRAMS} | NOT_WRAPPED
+    assert modules() == known
 
 
 def test_a_program_ends_with_its_result_or_one_line_whatever_surrounds_it(
-    surrounding: int, base: Path, right: dict[str, str], tmp_path: Path
+    surrounding: int, base: Path, right: Callable[[str], str], tmp_path: Path
 ) -> None:
     program, where, case = draw(surrounding)
     for name in ("folder", "work"):
@@ -228,14 +226,15 @@ def test_a_program_ends_with_its_result_or_one_line_whatever_surrounds_it(
             if above.is_relative_to("/tmp") and above != Path("/tmp"):
                 above.chmod(above.stat().st_mode | 0o055)
     place = PLACES[where](tmp_path)
+    expected = right(program) if PROGRAMS[program].result is not nothing else ""
     what = f"case {surrounding}: {program} to {where} with {case}"
     code, said = started(base, program, place, case, tmp_path / "work")
     assert_one_line(code, said, what)
-    if code != 0:
+    if code != PROGRAMS[program].code:
         code, said = started(base, program, place, {}, tmp_path / "work")
         assert_one_line(code, said, f"{what}, and again")
-        assert code == 0 or where != "a plain name" or program == "swarm", f"{what}, and again: {said}"
-    if code == 0 and program in right and place not in (".", "/dev/null"):
-        assert PROGRAMS[program][2](tmp_path / "work" / place) == right[program], what
-    assert (tmp_path / "file").read_text() == "a file of somebody" or program == "settings"
+        assert code == PROGRAMS[program].code or where != "a plain name", f"{what}, and again: {said}"
+    if code == 0 and expected and place not in (".", "/dev/null"):
+        assert PROGRAMS[program].result(tmp_path / "work" / place) == expected, what
+    assert (tmp_path / "file").read_text() == "a file of somebody" or where == "a file"
     shutil.rmtree(tmp_path, ignore_errors=True)

@@ -106,10 +106,13 @@ def _live(main: Main, words: list[str], files: tuple[str, str], environment: Map
         code = main(words) or 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        if isinstance(stop.code, str):
+            print(stop.code, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
         code = 1
-    sys.stdout.flush()
+    if sys.stdout is not None:  # as where a shell has closed it
+        sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 

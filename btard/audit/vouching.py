@@ -5,6 +5,7 @@ Whatever copies folders (rsync that was stopped, a bucket with versions) may lea
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -16,9 +17,11 @@ from btard.audit.files import ATTESTATION, EVIDENCE, LEDGER, METRICS, PROTOCOL, 
 FILES = "files"
 """Where a summary holds the digests: name -> 32 hexadecimal digits."""
 CHECKPOINTS = "checkpoints"
+STATE = "state"
+"""What the names of states in the evidence begin with, to which the proof of a choice among them refers."""
 FIXED = (
-    *("config.yaml", "protocol_version", "model.json", METRICS, LEDGER),
-    *(PROTOCOL, ROSTER, ATTESTATION, "final.safetensors", "kept.safetensors", "run.json"),
+    *("config.yaml", "run.json", "protocol_version", "model.json", METRICS, LEDGER),
+    *(PROTOCOL, ROSTER, ATTESTATION, "final.safetensors", "kept.safetensors"),
 )
 """Files of a run folder that do not change any more. What a clock measured is not there: equal runs differ in it."""
 
@@ -65,6 +68,30 @@ def unfit(folder: Place, summary: Mapping[str, Any], names: Iterable[str] | None
     return None
 
 
+def proofs(folder: Path, step: int) -> dict[str, str]:
+    """Return name -> digest of each proof of a step before `step`, and of all states."""
+    found = {}
+    for file in sorted((folder / EVIDENCE).glob("*-*.*")):
+        kind, _, rest = file.name.partition("-")
+        number = rest.partition(".")[0]
+        of_before = kind == "step" and number.isdigit() and int(number) < step
+        if file.suffix != ".tmp" and (of_before or kind == STATE):
+            found[file.name] = _digest_of_proof(file)
+    return found
+
+
+def lost_proof(folder: Path, vouched: Mapping[str, str]) -> str | None:
+    """Return what is wrong with the first proof that is not as `proofs` found it; None if all are."""
+    for name, digest in vouched.items():
+        try:
+            found = _digest_of_proof(folder / EVIDENCE / name)
+        except OSError as error:
+            return f"{folder}/{EVIDENCE}/{name}: cannot be read ({error.strerror})"
+        if found != digest:
+            return f"{folder}/{EVIDENCE}/{name}: is not what it was when the checkpoint was written"
+    return None
+
+
 def digest_of(file: Place) -> str:
     """Return BLAKE3 of the file's content, 32 hexadecimal digits. Errors: OSError."""
     return blake3(file.read_bytes()).hexdigest(16)
@@ -79,3 +106,14 @@ def _digest(folder: Place, name: str) -> str:
         start = stream.read(8)
         header = stream.read(min(int.from_bytes(start, "little"), 2**24))
     return blake3(start + header + file.stat().st_size.to_bytes(8, "little")).hexdigest(16)
+
+
+def _digest_of_proof(file: Path) -> str:
+    stat = file.stat()
+    return _cached_digest(file, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+@functools.lru_cache(maxsize=4096)
+def _cached_digest(file: Path, *_: int) -> str:
+    """A proof may be as long as the parameters, and every checkpoint vouches for all of them."""
+    return digest_of(file)

@@ -114,9 +114,14 @@ def _step_of(file: Path) -> int:
 
 
 def write_atomically(file: Path, content: bytes) -> None:
+    """Have this content in the file; nothing is left of an attempt that fails."""
     temporary = file.with_name(file.name + ".tmp")
-    temporary.write_bytes(content)
-    commit(temporary, file)
+    try:
+        temporary.write_bytes(content)
+        commit(temporary, file)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def commit(temporary: Path, file: Path) -> None:

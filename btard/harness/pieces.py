@@ -7,7 +7,6 @@ missing are put back from the checkpoint; anything else that does not fit is ref
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from btard.audit.files import EVIDENCE, LEDGER, METRICS, TIMINGS
-from btard.audit.vouching import digest_of, unfit
+from btard.audit.vouching import STATE, lost_proof, proofs, unfit
 from btard.boundary import Mistake
 from btard.harness.typed_yaml import AnyPath
 
@@ -25,8 +24,6 @@ PREFIX = "folder/"
 """Prefix of the names of these tensors in a checkpoint."""
 TIMED = "timed"
 """The piece that says how many lines of timings a checkpoint was written after, if it does not hold them."""
-STATE = "state"
-"""Prefix of the names of states in the evidence; the proof of a choice among them refers to them."""
 WHOLE = "copy the folder again as a whole, or delete it to start again"
 """What to do about a piece that cannot be restored."""
 AGAIN = "copy the folder again as a whole, or delete summary.json and run the command of the run again"
@@ -50,7 +47,7 @@ def collect(folder: Path, step: int, *, first: int = 0, timings: bool = False) -
     pieces[LEDGER] = _joined(lines_before(folder / LEDGER, step - first))
     measured = lines_before(folder / TIMINGS, step)
     pieces |= {TIMINGS: _joined(measured)} if timings else {TIMED: str(len(measured)).encode()}
-    pieces[EVIDENCE] = json.dumps(_proofs(folder, step - first), sort_keys=True).encode()
+    pieces[EVIDENCE] = json.dumps(proofs(folder, step - first), sort_keys=True).encode()
     return {
         PREFIX + name: torch.frombuffer(bytearray(text + b"\n"), dtype=torch.uint8) for name, text in pieces.items()
     }
@@ -68,14 +65,7 @@ def separate(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], Pieces]:
 
 def missing_proof(folder: Path, pieces: Pieces) -> str | None:
     """Return what is wrong with the proofs that a checkpoint vouches for; None if all are as they were."""
-    for name, digest in json.loads(pieces.get(EVIDENCE, b"{}")).items():
-        try:
-            found = _digest_of_proof(folder / EVIDENCE / name)
-        except OSError as error:
-            return f"{folder}/{EVIDENCE}/{name}: cannot be read ({error.strerror})"
-        if found != digest:
-            return f"{folder}/{EVIDENCE}/{name}: is not what it was when the checkpoint was written"
-    return None
+    return lost_proof(folder, json.loads(pieces.get(EVIDENCE, b"{}")))
 
 
 def mend(
@@ -146,32 +136,9 @@ def _joined(lines: Iterable[bytes]) -> bytes:
     return b"".join(line + b"\n" for line in lines)
 
 
-def _proofs(folder: Path, step: int) -> dict[str, str]:
-    """Name -> digest of each proof of a step before `step`, and of all states."""
-    found = {}
-    for file in sorted((folder / EVIDENCE).glob("*-*.*")):
-        kind, _, rest = file.name.partition("-")
-        number = rest.partition(".")[0]
-        of_before = kind == "step" and number.isdigit() and int(number) < step
-        if file.suffix != ".tmp" and (of_before or kind == STATE):
-            found[file.name] = _digest_of_proof(file)
-    return found
-
-
 def forget_states(folder: Path, pieces: Pieces) -> None:
     """Delete the states of the evidence that a checkpoint does not vouch for: of steps that will be repeated."""
     vouched = json.loads(pieces.get(EVIDENCE, b"{}"))
     for file in (folder / EVIDENCE).glob(f"{STATE}-*"):
         if file.name not in vouched:
             file.unlink()
-
-
-def _digest_of_proof(file: Path) -> str:
-    stat = file.stat()
-    return _cached_digest(file, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-
-
-@functools.lru_cache(maxsize=4096)
-def _cached_digest(file: Path, *_: int) -> str:
-    """A proof may be as long as the parameters, and every checkpoint vouches for all of them."""
-    return digest_of(file)

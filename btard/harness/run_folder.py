@@ -101,8 +101,10 @@ class RunFolder:
                     f"{self.path}: holds checkpoints, but no config.yaml that says of which run; copy it again as a "
                     "whole, or delete it"
                 )
-            if set(others) - {"checkpoints"}:
-                raise RunFolderError(f"{self.path}: holds other files ({min(others)}) and no run; choose another --out")
+            if strange := set(others) - {"checkpoints", "config.yaml.tmp"}:  # these a full disk may leave
+                raise RunFolderError(
+                    f"{self.path}: holds other files ({min(strange)}) and no run; choose another --out"
+                )
         elif self.begun():
             self._refuse_other(config, file)
             return

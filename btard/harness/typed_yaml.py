@@ -100,7 +100,12 @@ def _read(path: AnyPath, cls: type, above: tuple[AnyPath, ...]) -> dict[str, Set
 
 def settings_of(content: Mapping[Any, Any], cls: type, origin: str) -> dict[str, Setting]:
     """Return the settings in a mapping, nested or by dotted key, from `origin`; errors as `read_settings`."""
-    return dict(_flatten(content, "", keys(cls), _renamed(cls), origin))
+    found: dict[str, Setting] = {}
+    for key, setting in _flatten(content, "", keys(cls), _renamed(cls), origin):
+        if key in found:
+            raise ConfigError(f"{origin}: {key} stands there twice, once in its section and once by its whole name")
+        found[key] = setting
+    return found
 
 
 def _renamed(cls: type) -> Mapping[str, str]:
@@ -147,7 +152,7 @@ def _flatten(
     content: Mapping[Any, Any], prefix: str, known: Mapping[str, Any], renamed: Mapping[str, str], origin: str
 ) -> Iterator[tuple[str, Setting]]:
     for name, value in content.items():
-        key = f"{prefix}{name}"
+        key = f"{prefix}{name if isinstance(name, str) else _named(name)}"
         if key in known:
             yield key, Setting(value, origin)
         elif key in renamed:
@@ -251,6 +256,8 @@ def _convert(key: str, setting: Setting, hint: Any) -> Any:
     expected = " or ".join(_expected(option) for option in options)
     choices = [choice for option in options if get_origin(option) is Literal for choice in get_args(option)]
     hint_text = f"; {nearest(value, choices)}" if choices and isinstance(value, str) else ""
+    if isinstance(value, bool) and setting.origin != COMMAND_LINE and (choices or str in options):
+        hint_text = "; YAML reads a bare yes, no, on or off as true or false: quote it"
     raise ConfigError(f"{_place(setting.origin, key)} must be {expected}, got {_named(value)}{hint_text}")
 
 
@@ -311,11 +318,12 @@ def _expected(option: Any) -> str:
 
 
 def _named(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, list | Mapping):
-        return "a list" if isinstance(value, list) else "a mapping"
-    return repr(value)
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list | set | Mapping):
+        return "a list" if isinstance(value, list) else "a mapping" if isinstance(value, Mapping) else "a set"
+    said = repr(value)
+    return said if len(said) <= SHOWN else f"{said[:SHOWN]}... ({len(said)} characters)"
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
@@ -347,6 +355,8 @@ class _Loader(yaml.SafeLoader):
                 raise ValueError(f"; write {plain}" if plain.isdigit() else "; write it in decimal digits")
             if kind == "int" and len(node.value) > LONGEST:
                 raise ValueError(f": it has {len(node.value)} characters")
+            if kind == "float" and ":" in node.value:
+                raise ValueError("; write it in decimal digits")
             value = super().construct_object(node, deep)
             if isinstance(value, float) and math.isinf(value) and "inf" not in node.value.lower():
                 raise ValueError(": it is too large")
@@ -360,7 +370,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
-        for key_node, _ in node.value:
+        for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
                 problem = "a key must be a word, got a list or a mapping; is this a template that was not filled in?"
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
@@ -369,7 +379,19 @@ class _Loader(yaml.SafeLoader):
                     None, None, f"the key {key_node.value} stands there twice", key_node.start_mark
                 )
             seen.add(key_node.value)
+            if key_node.value == "<<" and isinstance(value_node, yaml.SequenceNode):
+                self._refuse_overlap(value_node)
         return super().construct_mapping(node, deep)
+
+    def _refuse_overlap(self, merged: yaml.SequenceNode) -> None:
+        """Raise ConstructorError if two merged mappings have the same key: readers differ in which of them counts."""
+        seen: set[str] = set()
+        for mapping in merged.value:
+            names = {str(key.value) for key, _ in mapping.value} if isinstance(mapping, yaml.MappingNode) else set()
+            if twice := sorted(seen & names):
+                problem = f"the key {twice[0]} stands in two of the mappings that are merged"
+                raise yaml.constructor.ConstructorError(None, None, problem, merged.start_mark)
+            seen |= names
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -378,5 +400,7 @@ _Loader.yaml_implicit_resolvers = {
 }
 _AMBIGUOUS = re.compile(r"[-+]?0_*[0-9][0-9_]*|[-+]?[0-9][0-9_]*(:[0-9]+)+")
 """Octal and sexagesimal integers of YAML 1.1."""
+SHOWN = 200
+"""Characters of a wrong value that a line about it shows."""
 LONGEST = 40
 """Maximum number of characters of an integer: no setting needs more."""

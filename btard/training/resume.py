@@ -62,14 +62,24 @@ def claim(out: Path | str | None, settings: Mapping[str, Any]) -> Path | None:
                 f"{folder} holds a run with {name} {theirs.get(name)!r:.60}, this one has {value!r:.60}: give another "
                 f"folder, or what that run was begun with{seeded}"
             )
-    if (folder / SUMMARY).exists():
-        try:
-            problem = unfit(folder, json.loads((folder / SUMMARY).read_text(encoding="utf-8")))
-        except (OSError, ValueError, AttributeError) as error:
-            problem = f"{folder / SUMMARY}: damaged ({error})"
-        if problem:
-            raise ValueError(f"{problem}: copy the folder again as a whole, or give another one")
+    _check_finished(folder)
     return folder
+
+
+def _check_finished(folder: Path) -> None:
+    """Raise ValueError if the folder holds a finished run of which a file is gone or another one."""
+    try:
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        problem = unfit(folder, summary)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, AttributeError) as error:
+        problem = f"{folder / SUMMARY}: damaged ({error})"
+    if problem is not None:
+        raise ValueError(
+            f"{problem}: copy the folder again as a whole, or delete {SUMMARY}, and the same call puts back what the "
+            "checkpoint has"
+        )
 
 
 SEEDED = frozenset({"model", "first parameters"})

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from btard.audit.files import LEDGER, METRICS, SUMMARY
-from btard.audit.vouching import FILES, digests
+from btard.audit.vouching import FILES, digests, lost_proof, proofs
 from btard.drivers.collective import CollectiveDriver
 from btard.drivers.local import LocalDriver
 from btard.drivers.loop import StepResult
@@ -173,6 +173,10 @@ class Training:
         driver.restore(saved.state["driver"], under("driver/", tensors), life=None)
         self.run.restore(saved.state["run"])
         self.metrics = saved.state["metrics"]
+        if self.out is None or not self.run.leads or not self.metrics:
+            return
+        if (problem := lost_proof(self.out, saved.state["proofs"])) is not None:
+            raise ValueError(f"{problem}: copy the folder again as a whole, or remove it")
 
     def _save(self, driver: LocalDriver | ServerDriver | CollectiveDriver, step: int) -> None:
         if self.checkpoints is None:
@@ -180,8 +184,10 @@ class Training:
         values, own = driver.state()
         groups = {"training": self.optimizer.state(), "local": self.task.local_state(), "driver": own}
         tensors = {f"{group}/{name}": x for group, found in groups.items() for name, x in found.items()}
-        lines = (self.out / METRICS).read_text(encoding="utf-8") if self.out is not None and self.run.leads else ""
-        self.checkpoints.save(step, tensors, {"driver": values, "run": self.run.state(), "metrics": lines})
+        state: dict[str, Any] = {"driver": values, "run": self.run.state(), "metrics": "", "proofs": {}}
+        if self.out is not None and self.run.leads:
+            state |= {"metrics": (self.out / METRICS).read_text(encoding="utf-8"), "proofs": proofs(self.out, step)}
+        self.checkpoints.save(step, tensors, state)
 
     def _forget_later(self) -> None:
         """Have in the run folder what belongs to the steps that are done, also what it had lost of it."""
@@ -203,7 +209,7 @@ class Training:
         """Do the steps left. `losses`: peer -> its loss in the latest step; `me`: whose buffers the model gets."""
         run, optimizer, task, steps = self.run, self.optimizer, self.task, self.plan.steps
         first = run.steps
-        if first < steps:
+        if first < steps or (self.out is not None and not (self.out / SUMMARY).exists()):
             self._forget_later()
         for step in range(first, steps):
             run.lrs.append(optimizer.lr(step))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from btard.boundary import Parser, program
+from btard.boundary import Parser, positive, program
 from btard.drivers.local import LocalDriver
 from btard.protocol.config import ProtocolConfig
 from scripts.benchmarks.page import Table
@@ -35,8 +35,8 @@ FUNCTIONS = {
 @program("the same command begins again")
 def main() -> None:
     parser = Parser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--d", type=int, default=RESNET18, help="parameters; by default those of ResNet-18")
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--d", type=positive, default=RESNET18, help="parameters; by default those of ResNet-18")
+    parser.add_argument("--steps", type=positive, default=3)
     parser.add_argument("--commitments", choices=("hashed", "ideal"), default="hashed")
     options = parser.parse_args()
     torch.set_num_threads(1)

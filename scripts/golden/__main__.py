@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from btard.boundary import Parser, program
+from btard.boundary import Parser, positive, program
 from scripts.golden import file
 from scripts.golden.compare import ROOT, GoldenError, columns, compare, failed, report
 from scripts.golden.differences import Record, differences, key_of
@@ -26,9 +26,11 @@ from scripts.golden.runs import SECTIONS
 def parser() -> argparse.ArgumentParser:
     runs = Parser(add_help=False)
     runs.add_argument("--only", action="append", choices=SECTIONS, help="these runs alone (may be given again)")
-    runs.add_argument("--seeds", type=int, default=file.SEEDS, help="seeds for each row of the matrix (default: 3)")
+    runs.add_argument(
+        "--seeds", type=positive, default=file.SEEDS, help="seeds for each row of the matrix (default: 3)"
+    )
     runs.add_argument("--match", default="", metavar="TEXT", help="the runs alone whose name holds this text")
-    runs.add_argument("--jobs", type=int, default=2, help="processes in all (default: 2)")
+    runs.add_argument("--jobs", type=positive, default=2, help="processes in all (default: 2)")
     top = Parser(prog="python -m scripts.golden", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
     compared = commands.add_parser("compare", parents=[runs], help="run a commit's tree and this one, and compare")
@@ -37,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("record", parents=[runs], help="write the record of this tree to standard output")
     commands.add_parser("check", parents=[runs], help=f"compare this tree with {file.FILE.relative_to(ROOT)}")
     written = commands.add_parser("write", help="write that file anew")
-    written.add_argument("--jobs", type=int, default=2, help="processes (default: 2)")
+    written.add_argument("--jobs", type=positive, default=2, help="processes (default: 2)")
     return top
 
 

@@ -93,7 +93,7 @@ WRONG_FILES = [
     ("qqqqq: 3", "unknown key qqqqq; --help lists all keys"),
     ("peers: many", "peers must be an integer, got 'many'"),
     ("peers: 16.5", "peers must be an integer, got 16.5"),
-    ("peers: true", "peers must be an integer, got True"),
+    ("peers: true", "peers must be an integer, got true"),
     ("peers: null", "peers must be an integer, got null"),
     ("peers: [1]", "peers must be an integer, got a list"),
     ("threads: x", "threads must be an integer or null, got 'x'"),

@@ -43,7 +43,7 @@ def test_marks() -> None:
             "--network.port 1",
             "network.announce must be null with network.relay use, got 1.2.3.4; a reachable peer needs no relay",
         ),
-        ("--network.relay true", "network.relay must be one of none, use, serve, got True"),
+        ("--network.relay true", "network.relay must be one of none, use, serve, got true"),
     ],
 )
 def test_relays_that_cannot_be(words: str, message: str) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import fnmatch
 import json
 import shutil
+import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +21,6 @@ import torch
 
 import btard
 from btard.audit.__main__ import main as audit
-from btard.audit.files import SUMMARY
 from btard.export.final import ExportError, read_final
 from btard.harness.pieces import LEDGER, METRICS, RunFolderError
 from btard.harness.settings import config_text
@@ -29,8 +30,8 @@ from btard.swarm.coordinator import Coordinator
 from btard.swarm.identity import write_identity
 from btard.swarm.local import report
 from btard.swarm.trainer import Trainer
-from btard.training.resume import claim
 from btard.watch.folder import read_run
+from btard.watch.serve import Server, Watcher
 from tests.albert.watched import Watched
 from tests.swarm.test_heal import SOURCE, settings
 
@@ -48,6 +49,8 @@ class Recorded(Watched):
     def __init__(self, out: Path, copies: Path) -> None:
         super().__init__(CONFIG, out / "whole", SOURCE)
         self.copies = copies
+        self.server: Server | None = None
+        self.shown: list[dict[str, Any]] = []
         self.coordinator.say = self.coordinator.keeper.say = self._heard
 
     def _heard(self, line: str) -> None:
@@ -56,6 +59,24 @@ class Recorded(Watched):
             if line.startswith(f"checkpoint of step {step},"):
                 self.coordinator.folder.flush()
                 shutil.copytree(self.coordinator.out, self.copies / str(step) / self.coordinator.out.name)
+                self.look()
+
+    def look(self) -> None:
+        """Keep what a served page has just now: it was begun when it was first asked."""
+        if self.server is None:
+            self.server = Server(Watcher(self.coordinator.out), 0)
+            self._serving = threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True)
+            self._serving.start()
+        with urllib.request.urlopen(f"{self.server.address}data.json", timeout=30) as answer:
+            self.shown.append(json.load(answer))
+
+    def stop(self) -> None:
+        """End the server, and write down what its page had."""
+        if self.server is not None:
+            self.server.shutdown()
+            self._serving.join()
+            self.server.server_close()
+        (self.copies / "shown.json").write_text(json.dumps(self.shown))
 
     def watch(self, trainer: Trainer) -> None:
         """Copy the trainer's folder, too, a step later. The coordinator gets the time to hear all and to ask."""
@@ -95,8 +116,10 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     swarm.trainers.make = made  # type: ignore[method-assign]
     try:
         summary = swarm.run()
+        swarm.look()
     finally:
         swarm.trainers.close()
+        swarm.stop()
     assert summary["byzantine_banned"] == 1 and summary["went_back"]
     return out
 
@@ -265,6 +288,20 @@ def test_a_trainer_puts_back_what_it_says_after_summary_is_deleted(recorded: Pat
         assert summary == json.loads((recorded / "whole" / HONEST / "summary.json").read_text())
 
 
+def test_a_served_page_follows_the_swarm(recorded: Path) -> None:
+    """It has what the coordinator's folder had when it was asked: two times in the middle, and after the end."""
+    shown = json.loads((recorded / "shown.json").read_text())
+    folders = [recorded / str(OLDER) / "coordinator", recorded / str(MIDDLE) / "coordinator", recorded / "whole"]
+    assert [page["finished"] for page in shown] == [False, False, True]
+    for page, folder in zip(shown, folders, strict=True):
+        run = read_run(folder)
+        assert [row["step"] for row in page["steps"]] == [line["step"] for line in run.metrics]
+        assert [entry["step"] for entry in page["entries"]] == [entry.step for entry in run.entries]
+    steps = [page["steps_done"] for page in shown]
+    assert steps[0] <= steps[1] <= steps[2] == STEPS and len(shown[2]["entries"]) > len(shown[0]["entries"])
+    assert all(row["phase"] for row in shown[1]["now"]), "live: the state of each peer"
+
+
 def test_a_key_that_was_lost_or_changed_is_no_other_peer(recorded: Path, tmp_path: Path) -> None:
     own = replace(CONFIG, peer=None)
     for key in (None, "another"):
@@ -320,20 +357,24 @@ def test_the_table_of_a_swarm_is_not_shown_of_folders_that_do_not_fit(
     assert any("ledger.jsonl: is missing" in note for note in read_run(out).notes)
 
 
+def simulate(out: Path, steps: int) -> btard.Run:
+    """The same run, however often."""
+    x = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
+    data = torch.utils.data.TensorDataset(x, x.sum(1, keepdim=True))
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 1)
+    task = btard.TorchTask(model, lambda model, batch: (model(batch[0]) - batch[1]).square().mean(), data, 4)
+    return btard.simulate(
+        task, peers=5, byzantine=1, attack="sign_flip", steps=steps, optimizer=torch.optim.Adam, out=out
+    )
+
+
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs of btard.simulate, the shorter one in `before`."""
     out = tmp_path_factory.mktemp("simulated")
-    x = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
-    data = torch.utils.data.TensorDataset(x, x.sum(1, keepdim=True))
     for name, steps in (("run", 6), ("before", 3)):
-        torch.manual_seed(0)
-        model = torch.nn.Linear(4, 1)
-        task = btard.TorchTask(model, lambda model, batch: (model(batch[0]) - batch[1]).square().mean(), data, 4)
-        run = btard.simulate(
-            task, peers=5, byzantine=1, attack="sign_flip", steps=steps, optimizer=torch.optim.Adam, out=out / name
-        )
-    assert run.steps == 3
+        assert simulate(out / name, steps).steps == steps
     return out
 
 
@@ -341,22 +382,39 @@ def test_a_file_of_a_simulated_run(simulated: Path, tmp_path: Path) -> None:
     """Whoever makes a model of it, goes on with it or looks at it is told."""
     whole = read_final(simulated / "run")
     assert whole.finished and whole.signed is not None
-    made = json.loads((simulated / "run/run.json").read_text())
-    claim(simulated / "run", made)
     for file in files(simulated / "run"):
         for how, damage in DAMAGES.items():
             folder = tmp_path / how / file.name / "run"
             shutil.copytree(simulated / "run", folder)
             if not damage(folder / file.relative_to(simulated / "run"), simulated / "before"):
                 continue
+            if file.name in (METRICS, LEDGER):
+                assert any(f"{file.name}: is " in note for note in read_run(folder).notes)
             with pytest.raises((RunFolderError, ExportError), match=r"copy|delete") as refused:
                 read_final(folder)
             assert str(folder) in str(refused.value)
-            if file.name != SUMMARY:  # without it the run goes on from its last checkpoint
-                with pytest.raises(ValueError, match=r"copy the folder again|give another folder|damaged"):
-                    claim(folder, made)
-            if file.name in (METRICS, LEDGER):
-                assert any(f"{file.name}: is " in note for note in read_run(folder).notes)
+            if file.name == "summary.json" and how == "gone":
+                assert simulate(folder, 6).steps == 6
+                assert (folder / file.name).read_bytes() == file.read_bytes()
+                continue
+            with pytest.raises(ValueError, match=r"copy the folder again|give another folder"):
+                simulate(folder, 6)
+
+
+@pytest.mark.parametrize("name", [METRICS, LEDGER, "evidence"])
+def test_the_same_call_puts_back_what_its_checkpoint_has(name: str, simulated: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(simulated / "run", folder)
+    (folder / "summary.json").unlink()
+    if name == "evidence":
+        gone(files(folder, "evidence/*")[0], folder)
+        with pytest.raises(ValueError, match=r"evidence/.*: cannot be read .*: copy the folder again"):
+            simulate(folder, 6)
+        return
+    cut(folder / name, folder)
+    assert simulate(folder, 6).steps == 6
+    for file in (name, "summary.json"):
+        assert (folder / file).read_bytes() == (simulated / "run" / file).read_bytes()
 
 
 def stored(trainer: Trainer) -> dict[int, Any]:

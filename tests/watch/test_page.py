@@ -21,6 +21,7 @@ from btard.watch.__main__ import main
 from btard.watch.folder import read_run
 from btard.watch.page import content_of, json_of, page_of
 from btard.watch.serve import Server, Watcher
+from tests.watch.browser import Page, browser
 from tests.watch.runs import EVIL, swarm
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -195,6 +196,54 @@ def test_a_browser_runs_the_page_under_its_own_policy(real_run: Path, tmp_path: 
     file.write_text(page(real_run))
     document = browse(file.as_uri(), tmp_path / "profile")
     assert 'data-drawn="1"' in document and document.partition("<script")[0].count("<svg") == 5
+
+
+def walk_to(tab: Page, wanted: str) -> None:
+    """Press Tab until the focus is on what this selector finds."""
+    for _ in range(60):
+        if tab.run(f"document.activeElement.matches({wanted!r})"):
+            return
+        tab.press("Tab")
+    raise AssertionError(f"Tab does not lead to {wanted}")
+
+
+@needs_browser
+def test_keys_alone_move_through_steps_and_open_what_is_closed(real_run: Path, tmp_path: Path) -> None:
+    assert CHROMIUM is not None
+    file = tmp_path / "page.html"
+    file.write_text(page(real_run))
+    entries = [entry["step"] for entry in content_of(read_run(real_run))["entries"]]
+    with browser(CHROMIUM, tmp_path / "profile") as tab:
+        tab.open(file.as_uri())
+
+        def step() -> int:
+            return int(tab.run("document.getElementById('step-title').textContent").removeprefix("Step "))
+
+        walk_to(tab, "#before-entry")
+        walk_to(tab, "#slider")
+        for key, wanted in (("Home", 0), ("ArrowRight", 1), ("ArrowRight", 2), ("ArrowLeft", 1), ("End", 23)):
+            tab.press(key)
+            assert step() == wanted, key
+        tab.press("Home")
+        walk_to(tab, "#after")
+        tab.press("Space")
+        assert step() == 1
+        walk_to(tab, "#after-entry")
+        tab.press("Enter")
+        assert step() == entries[0]
+        walk_to(tab, "#entries details:nth-child(2) summary")
+        opened = "document.querySelector('#entries details:nth-child(2)').open"
+        before = tab.run(opened)
+        tab.press("Enter")
+        assert tab.run(opened) is not before
+        if before:
+            tab.press("Enter")
+        walk_to(tab, "#entries details:nth-child(2) button")
+        tab.press("Enter")
+        assert step() == entries[1] and tab.run("document.activeElement.id") == "step-title"
+        walk_to(tab, "#entries details:nth-child(2) summary")
+        tab.press("Space")
+        assert tab.run(opened) is False
 
 
 @needs_browser
