@@ -99,7 +99,7 @@ def test_a_server_rule_goes_on_too(tmp_path: Path) -> None:
         ({"rule": "mean"}, "holds a run with rule 'None', this one has 'mean'"),
         ({"checkpoint_every": 0}, "checkpoint_every must be a number of steps >= 1, got 0"),
     ],
-    ids=str,
+    ids=lambda value: "" if isinstance(value, str) else " ".join(value),
 )
 def test_a_folder_of_another_run_is_refused(changes: dict[str, Any], said: str, begun: Path) -> None:
     with pytest.raises(ValueError, match=re.escape(said)) as caught:
