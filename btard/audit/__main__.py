@@ -42,7 +42,8 @@ NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 def load_task(name: str, folder: Path) -> Task:
     """The task that the function `name` ("module:function") creates from the run in `folder`; else ValueError.
 
-    The function takes nothing, the folder, or, if it is that of a swarm's `--task`, the swarm's settings.
+    The function takes nothing, the folder, or, if it is that of a swarm's `--task`, the swarm's settings. It returns
+    the task, or a tuple or list that begins with it, such as (task, optimizer).
     """
     module, _, function = name.partition(":")
     try:
@@ -50,13 +51,20 @@ def load_task(name: str, folder: Path) -> Task:
         parameters = list(inspect.signature(make).parameters.values())
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ValueError(f"--task {name}: {error}; expected module:function") from None
-    task: Task
-    if not any(parameter.default is parameter.empty for parameter in parameters if parameter.kind in POSITIONAL):
-        task = make()
-    elif (folder / SWARM).is_file() and (name == read_task(folder) or _takes_settings(make, parameters[0].name)):
-        task = importlib.import_module("btard.swarm.audit").task_of(name, folder)
-    else:
-        task = make(folder)
+    try:
+        if not any(parameter.default is parameter.empty for parameter in parameters if parameter.kind in POSITIONAL):
+            made = make()
+        elif (folder / SWARM).is_file() and (name == read_task(folder) or _takes_settings(make, parameters[0].name)):
+            made = importlib.import_module("btard.swarm.audit").task_of(name, folder)
+        else:
+            made = make(folder)
+    except (ValueError, Malformed):
+        raise
+    except Exception as error:  # somebody's own function may raise anything
+        raise ValueError(f"{name}: {type(error).__name__}: {error}") from error
+    task: Task = made[0] if isinstance(made, tuple | list) and made else made
+    if not (hasattr(task, "gradients") and hasattr(task, "d")):
+        raise ValueError(f"{name} returned {type(task).__name__}; expected a task, or (task, optimizer)")
     return task
 
 

@@ -31,7 +31,9 @@ def audit(folder: Path, task: Task | None = None) -> Report:
     """
     folder = Path(folder)
     if not (folder / PROTOCOL).exists():
-        raise AuditError(f"{PROTOCOL}: missing; a run folder of the protocol (aggregator btard) is expected")
+        peers = sorted(folder.glob(f"peer-*/{PROTOCOL}"))
+        wanted = f"name a peer's, such as {peers[0].parent}" if peers else "that of a run of the protocol is expected"
+        raise AuditError(f"{PROTOCOL}: missing; {wanted}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a config that was good enough for the run
@@ -41,7 +43,12 @@ def audit(folder: Path, task: Task | None = None) -> Report:
         raise AuditError(str(error)) from None
     if task is not None and task.d != d:
         raise AuditError(f"protocol.json: the run has {d} parameters, the task {task.d}")
-    return _Auditor(folder, config, d, roster, read_ledger(folder / LEDGER), task).run()
+    lines = read_ledger(folder / LEDGER)
+    if lines and not (folder / EVIDENCE).exists():
+        raise AuditError(
+            f"{EVIDENCE}/: missing; a coordinator keeps none, so name a peer's folder, or copy this one again"
+        )
+    return _Auditor(folder, config, d, roster, lines, task).run()
 
 
 class _Auditor:

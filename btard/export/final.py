@@ -154,7 +154,8 @@ def _config(folder: Path) -> Mapping[str, Any]:
         found: Mapping[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
         return found
     if not (folder / FINAL).is_file():
-        raise ExportError(f"{folder}: expected a run folder, found no config.yaml in it; name the folder after --out")
+        whole = f"{folder}/coordinator" if (folder / "coordinator").is_dir() else "the folder after --out"
+        raise ExportError(f"{folder}: expected a run folder, found no config.yaml in it; name {whole}")
     if not (folder / PROTOCOL).is_file():
         return {}  # under a trusted server nobody agrees on anything
     try:

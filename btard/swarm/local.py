@@ -75,7 +75,9 @@ class Swarm:
         deadline = time.monotonic() + timeout
         while not (file.exists() and file.read_text(encoding="utf-8").endswith("\n")):
             if not self.processes[COORDINATOR].is_alive() or time.monotonic() > deadline:
-                raise RuntimeError(f"the coordinator did not come up: {self.log(COORDINATOR)[-2000:]}")
+                said = [line for line in self.log(COORDINATOR).splitlines() if line.strip()] or ["nothing was printed"]
+                last = next((line for line in reversed(said) if line.startswith("error: ")), said[-1])
+                raise RuntimeError(f"the coordinator did not come up: {last} ({log_file(self.out, COORDINATOR)})")
             time.sleep(0.05)
         self.address = file.read_text(encoding="utf-8").strip()
 

@@ -18,6 +18,7 @@ from btard.swarm.notes import Notes
 from btard.swarm.task import Auditable, Keeps, Named, Optimizer, TaskSource, Training, ready
 from btard.training.layout import write_layout
 from btard.training.optimizer import VectorOptimizer
+from btard.training.torch_task import TorchTask
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ def begin(config: SwarmConfig, source: TaskSource) -> Start:
     agreed = config.agreed() | dict(task.agreed()) | {"first step": first, "initial parameters": initial}
     if isinstance(optimizer, VectorOptimizer):
         agreed |= optimizer.agreed()
-    made_by = (task.made_by if isinstance(task, Auditable) else "") or source.name
+    # What a TorchTask was told by its maker is for `simulate`: here the function of --task makes it.
+    inner = type(task).made_by if isinstance(task, TorchTask) else task.made_by if isinstance(task, Auditable) else ""
+    made_by = inner or source.name
     return Start(task, optimizer, first, agreed, made_by)
 
 
