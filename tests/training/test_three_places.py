@@ -91,9 +91,12 @@ def test_ranks_come_to_what_one_process_comes_to(wire: str, tmp_path: Path, caps
 
 
 @pytest.mark.timeout(240)
-def test_a_swarm_comes_to_what_one_process_comes_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("wire", ["float32", "float16"])
+def test_a_swarm_comes_to_what_one_process_comes_to(
+    wire: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Its trainers are threads of this process, their keys follow from `run_id`."""
-    run, digest, chain = simulated()
+    run, digest, chain = simulated(wire=wire)
     config = SwarmConfig(
         run_id=model.RUN_ID,
         peers=model.PEERS,
@@ -102,7 +105,7 @@ def test_a_swarm_comes_to_what_one_process_comes_to(tmp_path: Path, capsys: pyte
         seed=model.SEED,
         threads=1,
         checkpoint_every=5,
-        protocol=replace(SwarmConfig().protocol, tau=model.TAU, heal="auto"),
+        protocol=replace(SwarmConfig().protocol, tau=model.TAU, heal="auto", wire=wire),
         attack=AttackConfig(name=model.OWN, start=3, options={"scale": 100.0}),
         deadlines=Deadlines(compute=20, phase=4, message=0.2, uplink=1, give_up=0.5, gather=60),
     )
