@@ -32,6 +32,7 @@ from btard.protocol.identity import Identity
 from btard.protocol.wire import Malformed, shown
 from btard.swarm.config import SwarmConfig
 from btard.swarm.doors import Doors
+from btard.swarm.fetch import ask_status
 from btard.swarm.founding import (
     Lobby,
     NoFounders,
@@ -45,7 +46,6 @@ from btard.swarm.keeper import Ending, Keeper
 from btard.swarm.node import Unreachable
 from btard.swarm.notes import Notes, read, write
 from btard.swarm.startup import begin, make_node, own_identity, write_model
-from btard.swarm.state import ask_status
 from btard.swarm.task import TaskSource
 from btard.swarm.tracking import BANS, HEALINGS, TensorBoard, Tracker, WeightsAndBiases, describe, show
 from btard.swarm.view import PATIENCE, News, View, bans_of, healings_of

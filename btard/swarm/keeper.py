@@ -25,10 +25,10 @@ from btard.protocol.ledger import Entry, Ledger
 from btard.swarm.checkpoint import load_start, read_start, save_start
 from btard.swarm.config import SwarmConfig
 from btard.swarm.doors import Doors
+from btard.swarm.fetch import Fetched, ask_status, fetch_state
 from btard.swarm.founding import Say
 from btard.swarm.member import PREVIOUS
 from btard.swarm.startup import Start
-from btard.swarm.state import Fetched, ask_status, fetch_state
 from btard.swarm.task import Evaluated
 from btard.swarm.view import View
 

@@ -18,8 +18,8 @@ from btard.protocol.peer import Peer
 from btard.protocol.snapshot import public_state
 from btard.swarm import arrival
 from btard.swarm.deadlines import Deadlines
+from btard.swarm.fetch import Fetched
 from btard.swarm.member import PREVIOUS
-from btard.swarm.state import Fetched
 from btard.task import QuadraticTask
 
 D = 20

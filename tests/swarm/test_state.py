@@ -18,10 +18,11 @@ from btard.protocol.download import Download, Vouch, WrongState
 from btard.protocol.envelope import DTYPES
 from btard.protocol.identity import Identity
 from btard.protocol.peer import Peer
-from btard.swarm import frames, state
+from btard.swarm import fetch, frames
 from btard.swarm.deadlines import Deadlines
 from btard.swarm.doors import Doors
-from btard.swarm.state import Fetched, Snapshot, StateService, ask_status, fetch_state
+from btard.swarm.fetch import Fetched, ask_status, fetch_state
+from btard.swarm.state import Snapshot, StateService
 from tests.swarm.cohort import Cohort
 from tests.swarm.daemons import Lodger
 
@@ -204,14 +205,14 @@ class FakeDoors:
 
 @pytest.mark.parametrize("stalling", [{0, 1}, {1, 2}, {2, 3}, {3, 4}, {4, 0}])
 def test_donors_that_stall_keep_nobody_waiting(stalling: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state, "NEXT_DONOR", 0.01)
+    monkeypatch.setattr(fetch, "NEXT_DONOR", 0.01)
     doors = FakeDoors(0, dict.fromkeys(stalling, "stalls"))
     found = asyncio.run(doors.fetch())
     assert found.step == 2 and not set(doors.asked) <= stalling
 
 
 def test_a_donor_is_given_up_that_is_slower_than_the_slowest_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state, "GRACE", 0.1)
+    monkeypatch.setattr(fetch, "GRACE", 0.1)
     doors = FakeDoors(0, {0: "stalls", **dict.fromkeys(range(1, 5), "refuses")})
     with pytest.raises(WrongState, match=r"peer 0: only .* bytes in .* s, more slowly than deadlines.uplink"):
         asyncio.run(doors.fetch())
