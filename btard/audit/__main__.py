@@ -51,10 +51,12 @@ def load_task(name: str, folder: Path) -> Task:
         parameters = list(inspect.signature(make).parameters.values())
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ValueError(f"--task {name}: {error}; expected module:function") from None
+    asks = any(parameter.default is parameter.empty for parameter in parameters if parameter.kind in POSITIONAL)
+    swarms = asks and name not in KNOWN and (folder / SWARM).is_file()
     try:
-        if not any(parameter.default is parameter.empty for parameter in parameters if parameter.kind in POSITIONAL):
+        if not asks:
             made = make()
-        elif (folder / SWARM).is_file() and (name == read_task(folder) or _takes_settings(make, parameters[0].name)):
+        elif swarms and (name == read_task(folder) or _takes_settings(make, parameters[0].name)):
             made = importlib.import_module("btard.swarm.audit").task_of(name, folder)
         else:
             made = make(folder)

@@ -37,7 +37,7 @@ def unlimited(*args: Any, **kwargs: Any) -> int:
 
 
 CHECKS: dict[str, tuple[Any, str, Any, str]] = {
-    "V1": (accuse, "scalars_differ", never, "misreport(what=norm) 1 of 5"),
+    "V1": (verify, "scalars_differ", never, "misreport(what=norm) 1 of 5"),
     "V2": (verify, "v2_violation", never, "wrong_aggregate(scale=0.1) 1 of 5"),
     "V3": (verify, "v3_violation", never, "colluding_aggregate(scale=100.0, cook=s/both) 2 of 6"),
     "CheckAveraging": (claims, "aggregate_is_right", always, "wrong_aggregate(scale=0.1) 1 of 5"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from btard.attacks import make_attack
-from btard.protocol import accuse, claims
+from btard.protocol import claims, verify
 from btard.protocol.behaviour import Behaviour, Context
 from btard.protocol.collusion import Collusion
 from btard.protocol.messages import FALSE_CLAIM, GUILTY, Claim
@@ -37,7 +37,7 @@ def different_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
             for norm, products, size in part_scalars(peer, record, value, bodies, part)
         ]
 
-    monkeypatch.setattr(accuse, "part_scalars", scalars)
+    monkeypatch.setattr(verify, "part_scalars", scalars)
     monkeypatch.setattr(claims, "part_scalars", scalars)
 
 

@@ -123,7 +123,9 @@ def fork_sweep(grid: Path, out: Path) -> warm.Program:
 
 def steps_done(out: Path) -> int:
     """Lines in all metrics of the sweep so far, those of warm-ups included."""
-    return sum(file.read_bytes().count(b"\n") for file in out.rglob("metrics.jsonl"))
+    with contextlib.suppress(FileNotFoundError):  # a folder of a run is replaced while it is looked through
+        return sum(file.read_bytes().count(b"\n") for file in out.rglob("metrics.jsonl"))
+    return 0
 
 
 def started_by(pid: int) -> list[psutil.Process]:

@@ -299,7 +299,8 @@ def test_a_served_page_follows_the_swarm(recorded: Path) -> None:
         assert [entry["step"] for entry in page["entries"]] == [entry.step for entry in run.entries]
     steps = [page["steps_done"] for page in shown]
     assert steps[0] <= steps[1] <= steps[2] == STEPS and len(shown[2]["entries"]) > len(shown[0]["entries"])
-    assert all(row["phase"] for row in shown[1]["now"]), "live: the state of each peer"
+    # Live, the state of each peer as it last told it. Between two steps it is in no phase.
+    assert any(row.get("state") == "running" for row in shown[1]["now"]), shown[1]["now"]
 
 
 def test_a_key_that_was_lost_or_changed_is_no_other_peer(recorded: Path, tmp_path: Path) -> None:

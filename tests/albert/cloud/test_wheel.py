@@ -55,7 +55,7 @@ def test_it_has_every_file_of_the_packages_and_nothing_else(wheel):
         str(path.relative_to(source))
         for name in PACKAGES
         for path in (source / name).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        if path.is_file() and "__pycache__" not in path.parts and path.name != "README.md"
     }
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert names == expected
