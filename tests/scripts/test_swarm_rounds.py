@@ -20,9 +20,7 @@ def test_delays_of_a_step_without_faults(relays: int, monkeypatch: pytest.Monkey
 
     phases: list[str] = []
     config = ProtocolConfig(peers=8, byzantine=3, relays=relays, validators=0)
-    driver = LocalDriver(
-        config, QuadraticTask(20), memory=NOTHING
-    )  # no rounds are skipped, as on machines of their own
+    driver = LocalDriver(config, QuadraticTask(20), memory=NOTHING)  # as on machines of their own
     talk = driver.talk
     monkeypatch.setattr(driver, "talk", lambda step, letters: (phases.append(letters[0].phase), talk(step, letters))[1])
     driver.step(torch.ones(20))
