@@ -32,8 +32,9 @@ def audit(folder: Path, task: Task | None = None) -> Report:
     folder = Path(folder)
     if not (folder / PROTOCOL).exists():
         peers = sorted(folder.glob(f"peer-*/{PROTOCOL}"))
-        wanted = f"name a peer's, such as {peers[0].parent}" if peers else "that of a run of the protocol is expected"
-        raise AuditError(f"{PROTOCOL}: missing; {wanted}")
+        if peers:
+            raise AuditError(f"{PROTOCOL}: missing; name a peer's, such as {peers[0].parent}")
+        raise AuditError(f"{PROTOCOL}: missing; that of a run of the protocol is expected")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a config that was good enough for the run
