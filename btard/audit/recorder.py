@@ -119,7 +119,7 @@ class Recorder:
             (about.step, part): a for about in (self._before, record) if about for part, a in about.aggregates.items()
         }
         reports = {} if self._before is None else self._before.reports
-        # Who has reported nothing, as a newcomer, is judged by its gradient alone.
+        # A peer that has reported nothing, such as a newcomer, is judged by its gradient alone.
         concerned = {(c.step, c.part) for c in claims if c.part != NOBODY or c.accused in reports}
         wanted = [key for key in held if key in concerned or (key[0], NOBODY) in concerned]
         recomputed = any(KINDS[claim.kind].recomputes for claim in claims)

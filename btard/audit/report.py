@@ -29,7 +29,7 @@ class NotReproduced(AuditError):
 
 
 class Unwitnessed(NotReproduced):
-    """That proves nothing: whoever worked in the step and was never convicted may be a liar that was not found."""
+    """No proof of an alteration: all peers that worked in the step may be liars that were never convicted."""
 
 
 class TooFew(AuditError):

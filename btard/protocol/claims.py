@@ -121,7 +121,7 @@ class Kind(ABC):
         accusers: tuple[int, ...],
         unseen: Collection[Piece],
     ) -> Consequence:
-        """Who goes if no more than half of the voters say the same of it: the accusers, as if it were false.
+        """The removal that follows if no more than half of the voters agree: that of the accusers, as if it were false.
 
         `unseen`: the pieces that more than half of the voters have not seen.
         """
@@ -129,7 +129,7 @@ class Kind(ABC):
 
 
 class Consequence(NamedTuple):
-    """Who goes after a trial, and what the ledger says of it."""
+    """The removal after a trial: the ledger's words for it, and the peers."""
 
     kind: str
     verdict: str

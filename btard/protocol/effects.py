@@ -113,8 +113,8 @@ class Exchange(Struct, frozen=True):
     """Send each recipient its items; answered by {sender: items}. What did not arrive in time is absent.
 
     From one sender at most `limit` bytes are read; one that sends more counts as having sent nothing. `load` as that of
-    a broadcast. `quiet`: the peer says nothing in the rounds that follow either, unless it hears something; who knows
-    that so it is with everybody may answer `QUIET`, and is not asked for these rounds.
+    a broadcast. `quiet`: the peer says nothing in the rounds that follow either, unless it hears something. A driver
+    that runs all peers may answer `QUIET` if all of them are quiet, and the peers then skip these rounds.
     """
 
     phase: str

@@ -1,7 +1,7 @@
 """The swarm's state for peers that were away or join, and for checkpoints: from any member, vouched for by most.
 
 Members take a snapshot at the beginning of a step if somebody has asked for one: of the next step, or of a certain one.
-Who asks takes nothing of it before its digest is the one that more than half of the members have signed.
+`fetch.py` has what the asking peer does.
 """
 
 from __future__ import annotations
