@@ -58,8 +58,8 @@ class Recomputation:
             return lambda peer: together(peer, [])
         if len(trusted) <= record.byzantine:
             raise Unwitnessed(
-                f"step {record.step}: nobody's work confirms its parameters: {len(trusted)} of the peers that worked in "
-                f"it were never convicted, and up to {record.byzantine} may be liars"
+                f"step {record.step}: nobody's work confirms its parameters: {len(trusted)} of the peers that worked "
+                f"in it were never convicted, and up to {record.byzantine} may be liars"
             )
         raise NotReproduced(
             f"the parameters of step {record.step} give nobody's committed gradient: they were altered, or this "
