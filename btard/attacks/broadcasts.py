@@ -43,6 +43,8 @@ Sign = Callable[[Any], Signed]
 Said = tuple[Signed | None, Mapping[int, Signed | None]]
 """What everybody receives, and what single recipients receive instead."""
 Relays = Mapping[int, Sequence[Relayed]]
+Compared = tuple[bytes | None, Mapping[int, bytes | None]]
+"""What everybody is told that the peer heard, and what single recipients are told instead."""
 
 
 def named(phase: str) -> str:
@@ -463,8 +465,8 @@ class JunkRelays(Attack):
     level = "protocol"
     items: int = option(20, "relays per recipient and round", low=1)
 
-    def compare(self, ctx: Context, phase: str, view: bytes) -> bytes:
-        return digest("not what I heard", view)
+    def compare(self, ctx: Context, phase: str, view: bytes) -> Compared:
+        return digest("not what I heard", view), {}
 
     def relay(self, ctx: Context, phase: str, round: int, outgoing: Relays) -> Relays:
         genuine = [messages[0] for messages in ctx.record.heard[phase].values() if messages]

@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 from msgspec import Struct
+from msgspec.structs import replace
 
-from btard.protocol.effects import Broadcast, Compare, Effect, Exchange
-from btard.protocol.envelope import decode_digest, decode_items, decode_signed, encode_items, encode_signed
-from btard.protocol.messages import Packet, Relayed, Signed
+from btard.protocol.effects import Broadcast, Compare, Effect, Exchange, Relay
+from btard.protocol.envelope import decode_items, decode_signed, decode_vouch, encode_items, encode_signed
+from btard.protocol.messages import Packet, Relayed, Signed, Vouch
 from btard.protocol.wire import Malformed
 
-Letter = Signed | bytes | Sequence[Packet | Relayed]
-"""A broadcast, a digest, or the items of an exchange."""
+Letter = Signed | Vouch | Sequence[Packet | Relayed]
+"""A broadcast, a word on what was heard, or the items of an exchange."""
 Pieces = Sequence[bytes | memoryview]
 """A letter as bytes, in pieces that are joined on the way."""
 
@@ -35,7 +36,7 @@ class Letters(Struct, frozen=True, eq=False):
         if isinstance(effect, Broadcast):
             return Letters(effect, effect.message, effect.faces, effect.limit)
         if isinstance(effect, Compare):
-            return Letters(effect, effect.digest, {}, len(effect.digest))
+            return Letters(effect, effect.vouch, effect.faces, Vouch.nbytes)
         if isinstance(effect, Exchange):
             return Letters(effect, None, effect.packets, effect.limit)
         raise TypeError(f"no driver answers {type(effect).__name__}")
@@ -44,6 +45,25 @@ class Letters(Struct, frozen=True, eq=False):
     def silent(self) -> bool:
         """Whether the peer says nothing to anybody."""
         return self.common is None and not self.special
+
+    @property
+    def settled(self) -> bool:
+        """Whether the peer needs nothing from this round of relays or those that follow."""
+        return isinstance(self.effect, Relay) and self.effect.settled
+
+    @property
+    def done(self) -> bool:
+        """Whether the peer says nothing more in this phase's rounds of relays, unless it needs and hears something."""
+        return isinstance(self.effect, Relay) and self.effect.quiet
+
+    def shown_to(self, others: Mapping[int, Letters]) -> Letters:
+        """These letters with the certificate, if it has one, for each of `others` that is not settled."""
+        proof = self.effect.proof if isinstance(self.effect, Relay) and self.settled else None
+        recipients = () if proof is None else [i for i, said in others.items() if not said.settled]
+        if not recipients:
+            return self
+        special = {to: (*self.special.get(to, ()), proof.look()) for to in recipients}
+        return replace(self, special={**self.special, **special}, _sizes={})
 
     @property
     def phase(self) -> str:
@@ -63,10 +83,8 @@ class Letters(Struct, frozen=True, eq=False):
         """Bytes of one of these letters; a letter to many is measured once."""
         if letter is None:
             return 0
-        if isinstance(letter, Signed):
+        if isinstance(letter, Signed | Vouch):
             return letter.nbytes
-        if isinstance(letter, bytes):
-            return len(letter)
         if id(letter) not in self._sizes:
             self._sizes[id(letter)] = sum(item.nbytes for item in letter)
         return self._sizes[id(letter)]
@@ -106,7 +124,7 @@ class Letters(Struct, frozen=True, eq=False):
                 raise Malformed(f"broadcast: at most {self.limit} bytes are allowed")
             return message
         if isinstance(self.effect, Compare):
-            return decode_digest(memoryview(body))
+            return decode_vouch(memoryview(body))
         items = decode_items(body, self.limit)
         return items if device.type == "cpu" else tuple(_on(device, item) for item in items)
 
@@ -114,7 +132,7 @@ class Letters(Struct, frozen=True, eq=False):
 def _encode(letter: Letter) -> Pieces:
     if isinstance(letter, Signed):
         return [encode_signed(letter)]
-    return [letter] if isinstance(letter, bytes) else encode_items(letter)
+    return [letter.signature] if isinstance(letter, Vouch) else encode_items(letter)
 
 
 def _on(device: torch.device, item: Packet | Relayed) -> Packet | Relayed:

@@ -22,7 +22,7 @@ from btard.protocol.behaviour import HONEST, Behaviour
 from btard.protocol.collusion import Collusion
 from btard.protocol.commitments import Commitments, Hashed, Ideal
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.effects import QUIET, Compute, Exchange, Losses, Measure, Purpose
+from btard.protocol.effects import QUIET, Compute, Losses, Measure, Purpose
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.memory import Memory
 from btard.protocol.messages import JoinRequest
@@ -296,9 +296,11 @@ class LocalDriver:
         return {i: losses for i, request in asked.items() if (losses := found[request]) is not None}
 
     def talk(self, step: int, letters: Mapping[int, Letters]) -> Heard:
-        if all(said.silent for said in letters.values()):  # as in nearly every round of relays
-            quiet = all(isinstance(said.effect, Exchange) and said.effect.quiet for said in letters.values())
-            return Heard(dict.fromkeys(letters, QUIET) if quiet else {i: {} for i in letters}, {})
+        if all(said.done for said in letters.values()):  # as in nearly every round of relays
+            return Heard(dict.fromkeys(letters, QUIET), {})
+        letters = {i: said.shown_to(letters) for i, said in letters.items()}
+        if all(said.silent for said in letters.values()):
+            return Heard({i: {} for i in letters}, {})
         usual = {i: said.own for i, said in letters.items() if said.own is not None}
         answers = dict.fromkeys(letters, usual)
         for sender, said in letters.items():

@@ -151,9 +151,12 @@ class Behaviour:
         """
         return message, {}
 
-    def compare(self, ctx: Context, phase: str, view: bytes) -> bytes:
-        """The digest of what the peer says it heard in `phase`; `ctx.record.heard[phase]` is what came directly."""
-        return view
+    def compare(self, ctx: Context, phase: str, view: bytes) -> tuple[bytes | None, Mapping[int, bytes | None]]:
+        """The digest of what the peer says it heard in `phase`, and what it tells single recipients instead.
+
+        `ctx.record.heard[phase]` is what came directly; None says nothing.
+        """
+        return view, {}
 
     def relay(
         self, ctx: Context, phase: str, round: int, outgoing: Mapping[int, Sequence[Relayed]]

@@ -1,21 +1,24 @@
 """Broadcasts that nobody can split: after every phase all honest peers hold the same messages, or know who lied.
 
-Peers compare digests of what they heard. Where they differ, everything that was heard is passed on, and whatever is
-new goes around with the signatures of all through whose hands it went, in the rounds of Dolev and Strong
-(Authenticated algorithms for Byzantine agreement, SIAM J. Comput. 1983): a message that turns up in round r needs r
-relayers, so that with as many rounds as there are Byzantine peers one of them is honest and has told everybody. Two
-messages of one sender for one phase are proof against it. Without liars the cost is one comparison of 32 bytes.
+Peers sign what they heard (`certificate.py`). Whoever has the signatures of all goes on. Where one is missing,
+everything that was heard is passed on, and whatever is new goes around with the signatures of all through whose hands
+it went, in the rounds of Dolev and Strong (Authenticated algorithms for Byzantine agreement, SIAM J. Comput. 1983): a
+message that turns up in round r needs r relayers, so that with as many rounds as there are Byzantine peers one of them
+is honest and has told everybody. Two messages of one sender for one phase are proof against it. Without liars the cost
+is one comparison of 64 bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 from btard.protocol import loads
-from btard.protocol.effects import QUIET, Broadcast, Compare, Effect, Exchange
+from btard.protocol.certificate import accepted, agreeing, certify, signers, vouch
+from btard.protocol.effects import QUIET, Broadcast, Compare, Effect, Exchange, Relay
 from btard.protocol.hearing import Hearing, first_heard
 from btard.protocol.limits import FACES, relay_limit, told_limit
+from btard.protocol.memory import Later
 from btard.protocol.messages import Relayed, Signed, relay_digest
 from btard.protocol.record import StepRecord
 from btard.protocol.seat import Seat
@@ -73,52 +76,88 @@ def genuine(
 def _agree(
     seat: Seat, record: StepRecord, phase: str, heard: Hearing, limit: int, rounds: int
 ) -> Generator[Effect, Any, Hearing]:
-    """`heard`, and all that another honest member has heard. Members relay; newcomers cannot vouch for a message."""
-    behaviour, ctx = seat.behaviour_at(record), seat.context(record)
-    senders, members = record.speakers, record.members
-    others = [p for p in members if p != seat.id] if seat.id in members else []
-    views = yield Compare(f"{phase}/compare", behaviour.compare(ctx, phase, heard.view))
-    recipients = [p for p in others if views.get(p) != heard.view]
+    """`heard` if there is a certificate of it, else all that any honest member has heard."""
+    behaviour, ctx, listeners = seat.behaviour_at(record), seat.context(record), record.listeners
+    view, faces = behaviour.compare(ctx, phase, heard.view)
+    special = {to: vouch(seat, record, phase, other) for to, other in faces.items()}
+    vouches = yield Compare(f"{phase}/compare", vouch(seat, record, phase, view), special)
+    agreed = agreeing(seat, record, phase, heard, vouches)
+    relayed = yield from _relay(seat, record, phase, heard, limit, rounds, vouches, agreed)
+    if listeners:
+        if relayed is not heard:
+            agreed = agreeing(seat, record, phase, relayed, vouches)
+        behind = [p for p in listeners if p not in agreed]
+        relayed = yield from _tell(seat, record, phase, relayed, behind, limit)
+    return relayed
+
+
+def _relay(
+    seat: Seat,
+    record: StepRecord,
+    phase: str,
+    heard: Hearing,
+    limit: int,
+    rounds: int,
+    vouches: Mapping[int, Any],
+    agreed: Collection[int],
+) -> Generator[Effect, Any, Hearing]:
+    """`heard` and all that other honest members have heard; `heard` itself if there is a certificate of it.
+
+    Members relay; newcomers cannot vouch for a message, and all listeners are told in the end.
+    """
+    behaviour, ctx, members, senders = seat.behaviour_at(record), seat.context(record), record.members, record.speakers
+    member, needed = seat.id in members, signers(record, heard)
+    proven = bool(needed) and all(peer in agreed for peer in needed)
+    proof = Later(lambda: certify(seat, record, phase, needed, vouches)) if proven and member else None
+    others = [p for p in members if p != seat.id] if member else []
+    recipients = [] if proven else [p for p in others if p not in agreed]
     fresh: dict[bytes, Relayed] = {}
     if recipients:
         fresh = {hashed: Relayed(signed, ()) for said in heard.said.values() for hashed, signed in said.items()}
     bound, load = relay_limit(len(senders), limit), loads.of_relays(record, limit)
     all_said: dict[int, dict[bytes, Signed]] | None = None  # a copy, once anything comes
     known: set[tuple[int, bytes]] = set()
-    predictable = seat.memory.remembers and behaviour.relays_news
-    for round in range(1, rounds + 1):
+    for round in range(1, rounds + 2):
         passed_on = tuple(_countersign(seat, item, hashed) for hashed, item in fresh.items()) if recipients else ()
         outgoing: Mapping[int, Sequence[Relayed]] = dict.fromkeys(recipients, passed_on) if passed_on else {}
         outgoing = behaviour.relay(ctx, phase, round, outgoing)
-        arrived = yield Exchange(f"{phase}/relay/{round}", outgoing, bound, load, predictable and not outgoing)
+        arrived = yield Relay(
+            f"{phase}/relay/{round}",
+            outgoing,
+            bound,
+            load,
+            left=rounds + 1 - round,
+            first=round == 1,
+            quiet=behaviour.relays_news and not outgoing,
+            settled=behaviour.relays_news and (proven or not member),
+            proof=proof if round == 1 else None,
+        )
         if arrived is QUIET:
             break
-        fresh = {}
-        if arrived and all_said is None:
+        fresh, recipients = {}, others
+        if proven or not member:
+            continue
+        items = [item for deliverer in sorted(arrived) for item in arrived[deliverer] if isinstance(item, Relayed) and isinstance(item.message, Signed)]
+        shown = next((item for item in items if accepted(seat, record, phase, heard, item, needed, round)), None)
+        if shown is not None:
+            proven, fresh = True, {shown.message.digest(record.context): shown}
+            continue
+        if items and all_said is None:
             all_said = {sender: dict(said) for sender, said in heard.said.items()}
             known = {(sender, signed.payload) for sender, said in all_said.items() for signed in said.values()}
-        for deliverer in sorted(arrived):
-            for item in arrived[deliverer] if seat.id in members else ():
-                # Most of it is not new: that is seen before any signature is looked at.
-                if not isinstance(item, Relayed) or not isinstance(item.message, Signed):
-                    continue
-                what = (item.message.sender, item.message.payload)
-                hashed = None if what in known else _accepted(seat, record, phase, item, senders, limit, round)
-                if hashed is None or all_said is None:
-                    continue
-                known.add(what)
-                said = all_said.setdefault(item.message.sender, {})
-                if hashed not in said and len(said) < FACES:
-                    said[hashed] = item.message
-                    fresh[hashed] = item
-        recipients = others
-    if all_said is not None:
-        heard = Hearing(all_said)
-    listeners = record.listeners
-    if listeners:
-        behind = [p for p in listeners if views.get(p) != heard.view]
-        heard = yield from _tell(seat, record, phase, heard, behind, limit)
-    return heard
+        for item in items:
+            # Most of it is not new: that is seen before any signature is looked at.
+            what = (item.message.sender, item.message.payload)
+            late = what in known or round > rounds  # messages have one round fewer than certificates
+            hashed = None if late else _accepted(seat, record, phase, item, senders, limit, round)
+            if hashed is None or all_said is None:
+                continue
+            known.add(what)
+            said = all_said.setdefault(item.message.sender, {})
+            if hashed not in said and len(said) < FACES:
+                said[hashed] = item.message
+                fresh[hashed] = item
+    return heard if proven or all_said is None else Hearing(all_said)
 
 
 def _tell(

@@ -11,7 +11,8 @@ from typing import ClassVar
 import torch
 from msgspec import Struct
 
-from btard.protocol.messages import Packet, Relayed, Signed
+from btard.protocol.memory import Later
+from btard.protocol.messages import Packet, Relayed, Signed, Vouch
 
 
 class Purpose(str, Enum):
@@ -97,31 +98,48 @@ class Broadcast(Struct, frozen=True):
 
 
 class Compare(Struct, frozen=True):
-    """Send everybody a 32-byte digest of what I hold; answered by {sender: digest}.
+    """Send everybody my signature on what I heard in the phase before; answered by {sender: Vouch}.
 
-    A hint that needs no signature: who lies about it is sent what it has already, and nothing else happens.
+    `faces`: as of a broadcast.
     """
 
     load: ClassVar[int] = 0
     """Nearly nothing."""
 
     phase: str
-    digest: bytes
+    vouch: Vouch | None
+    faces: Mapping[int, Vouch | None]
 
 
 class Exchange(Struct, frozen=True):
     """Send each recipient its items; answered by {sender: items}. What did not arrive in time is absent.
 
     From one sender at most `limit` bytes are read; one that sends more counts as having sent nothing. `load` as that of
-    a broadcast. `quiet`: the peer says nothing in the rounds that follow either, unless it hears something. A driver
-    that runs all peers may answer `QUIET` if all of them are quiet, and the peers then skip these rounds.
+    a broadcast.
     """
 
     phase: str
     packets: Mapping[int, Sequence[Packet | Relayed]]
     limit: int
     load: int
+
+
+class Relay(Exchange, frozen=True):
+    """An exchange that is one of the rounds in which differing broadcasts are passed on (`broadcast.py`).
+
+    A driver that knows all peers may answer `QUIET` where no honest one needs this round, and they skip the rest.
+    """
+
+    left: int = 0
+    """How many rounds of the phase follow."""
+    first: bool = False
+    """Whether it is the first round of a phase: what is said in it may be answered in it."""
     quiet: bool = False
+    """Whether the peer says nothing in the rounds that follow either, unless it hears something."""
+    settled: bool = False
+    """Whether the peer needs nothing from this round or those that follow: no answer has to be waited for."""
+    proof: Later[Relayed] | None = None
+    """First round: what a settled peer shows to each peer that is not."""
 
 
 QUIET: Mapping[int, Sequence[Packet | Relayed]] = MappingProxyType({})

@@ -15,9 +15,9 @@ import torch
 from msgspec import Meta
 
 from btard.protocol import wire
-from btard.protocol.hashing import DIGEST_SIZE
+from btard.protocol.identity import SIGNATURE_SIZE
 from btard.protocol.limits import MAX_CHAIN, MAX_DIMS, MAX_HEADER, MAX_ITEMS, MAX_SIGNATURE
-from btard.protocol.messages import Packet, Relayed, Signed
+from btard.protocol.messages import Packet, Relayed, Signed, Vouch
 from btard.protocol.wire import Malformed, Message, Number, one_of
 
 DTYPES: tuple[torch.dtype, ...] = (
@@ -92,9 +92,11 @@ def decode_signed(data: bytes | memoryview, max_bytes: int) -> Signed:
     return Signed(said.sender, said.step, said.phase, said.payload, said.signature)
 
 
-def decode_digest(data: bytes | memoryview) -> bytes:
-    """The 32 bytes of a digest; Malformed for any other length."""
-    return wire.check_digest(bytes(data[: DIGEST_SIZE + 1]), "digest")
+def decode_vouch(data: bytes | memoryview) -> Vouch:
+    """The signature of a `Vouch`, unverified; Malformed for any other length."""
+    if len(data) != SIGNATURE_SIZE:
+        raise Malformed(f"vouch: {len(data)} bytes, a signature has {SIGNATURE_SIZE}")
+    return Vouch(b"", bytes(data))
 
 
 def encode_items(items: Sequence[Packet | Relayed]) -> list[bytes | memoryview]:

@@ -16,6 +16,7 @@ from btard.protocol.messages import (
     PACKET_OVERHEAD,
     SIGNED_OVERHEAD,
     Announce,
+    Certificate,
     Claims,
     CoinCommit,
     CoinReveal,
@@ -88,6 +89,7 @@ class Limits:
             Report: 9 * (self.directions + 2) + 16,
             Announce: 5,  # senders; an owner announces one part
             Join: DIGEST_SIZE + SIGNATURE_SIZE + 8,  # for each newcomer of a step: not more than peers
+            Certificate: SIGNATURE_SIZE + 8,
         }
         return 512 + self.peers * per_part[kind]
 
@@ -102,7 +104,10 @@ def told_limit(senders: int, message: int) -> int:
 
 
 def relay_limit(senders: int, message: int) -> int:
-    """The same in a round of relays: each message with the signatures of the peers that passed it on."""
+    """The same in a round of relays: each message with the signatures of the peers that passed it on.
+
+    That is more than a certificate has.
+    """
     return told_limit(senders, message + senders * (SIGNATURE_SIZE + 16))
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import torch
 from msgspec import Meta, Struct
@@ -166,6 +166,13 @@ class Measured(Message, frozen=True):
         return set(sizes) == {states} and all(map(math.isfinite, (*self.losses, *self.bounds)))
 
 
+class Certificate(Message, frozen=True):
+    """Signatures of members on what the sender heard in a phase, by member: see `certificate.py`."""
+
+    signers: tuple[Number, ...]
+    signatures: tuple[SignatureBytes, ...]
+
+
 class JoinRequest(Message, frozen=True):
     """The holder of this public key wants to join this run. The request can be passed on, and is used only once."""
 
@@ -187,7 +194,7 @@ class Join(Message, frozen=True):
     requests: tuple[JoinRequest, ...]
 
 
-P = TypeVar("P", Commit, TimedCommit, Announce, CoinCommit, CoinReveal, Report, Claims, Votes, Join, Lacking, Measured)
+P = TypeVar("P", Commit, TimedCommit, Announce, CoinCommit, CoinReveal, Report, Claims, Votes, Join, Lacking, Measured, Certificate)
 
 
 @remembered(4096)
@@ -266,6 +273,28 @@ class Relayed(Struct, frozen=True):
 def relay_digest(message_digest: bytes) -> bytes:
     """What a relayer signs."""
     return digest("relay", message_digest)
+
+
+class Vouch(Struct, frozen=True):
+    """A peer's signature on `statement`, what it says it heard in a phase. On a wire it is the signature alone.
+
+    `statement` is b"" for one that came from elsewhere: then the signature shows what it is on. `signed` is made only
+    when somebody looks at it.
+    """
+
+    statement: bytes
+    signed: bytes | Later[bytes]
+    nbytes: ClassVar[int] = SIGNATURE_SIZE
+
+    @property
+    def signature(self) -> bytes:
+        return self.signed.look() if isinstance(self.signed, Later) else self.signed
+
+    def on(self, statement: bytes, sender: int, roster: Roster) -> bool:
+        """Whether `sender` vouches for `statement`."""
+        if self.statement:
+            return self.statement == statement
+        return roster.verify(sender, statement, self.signature)
 
 
 PACKET_OVERHEAD = 64

@@ -48,12 +48,12 @@ class Deadlines:
         """
         return self.compute + 4 * self.phase + self.seconds(4 * 4 * d)
 
-    def allowance(self, phase: str, load: int, gradients: int = 0) -> float:
+    def allowance(self, phase: str, load: int, gradients: int = 0, *, answered: bool = False) -> float:
         """How much longer the wait of `phase` is than that of the phase before (`btard.swarm.rounds` says why).
 
         From settings and agreed state alone: `load` is the phase's (`btard.protocol.loads`), `gradients` are how many a
         judge may have computed before it, or how many states were measured. With the former the verdicts take less than
-        one more.
+        one more. `answered`: what is said in the phase may be answered in it.
         """
         work = gradients + (phase.partition("/")[0] == "vote")
-        return self.message + work * self.compute + self.seconds(load)
+        return (2 if answered else 1) * self.message + work * self.compute + self.seconds(load)

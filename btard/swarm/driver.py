@@ -23,7 +23,8 @@ from btard.drivers.trail import PARAMETERS, State, Trail
 from btard.protocol import wire
 from btard.protocol.collusion import Collusion
 from btard.protocol.commit import CutOff
-from btard.protocol.effects import Broadcast, Compare, Compute, Exchange, Losses, Measure, Purpose
+from btard.protocol.envelope import encode_items
+from btard.protocol.effects import Broadcast, Compare, Compute, Exchange, Losses, Measure, Purpose, Relay
 from btard.protocol.messages import UNKNOWN
 from btard.protocol.peer import Peer
 from btard.swarm import frames
@@ -32,7 +33,7 @@ from btard.swarm.doors import Doors
 from btard.swarm.ends import Ends
 from btard.swarm.links import HEADER, Dial, Refused
 from btard.swarm.node import Node
-from btard.swarm.outbox import Gone, Position, Said, Served
+from btard.swarm.outbox import SHOWN, Gone, Position, Said, Served
 from btard.swarm.rounds import Rounds
 from btard.task import Task, sharing
 
@@ -68,7 +69,8 @@ class StepClock(Clock):
 
     def wait(self, effect: Broadcast | Compare | Exchange) -> float:
         """Seconds to wait for what the others say in the phase of `effect`, which is the next one."""
-        self.longest += self.deadlines.allowance(effect.phase, effect.load, self._work)
+        answered = isinstance(effect, Relay) and effect.first
+        self.longest += self.deadlines.allowance(effect.phase, effect.load, self._work, answered=answered)
         self._work = 0
         return self.longest
 
@@ -235,6 +237,8 @@ class SwarmDriver:
             late = self._others_have_gone_on() or (said.phase == "commit" and self._behind == step)
             if late and not self._owes():
                 said = replace(said, common=None, special={})
+        if isinstance(said.effect, Relay) and said.effect.settled:
+            return Heard({me: {}}, {me: self._pass_by(said, said.effect)})
         common, special = said.encoded()
         mail = Said(said.phase, common, special)
         sent = sum(frames.size_of(mail.to(to) or ()) for to in (special if said.exchanged else others))
@@ -242,6 +246,23 @@ class SwarmDriver:
         answer = said.answer(heard, me, self.history.at(step, step).device)
         self._stay(said.phase)
         return Heard({me: answer}, {me: sent})
+
+    def _pass_by(self, said: Letters, effect: Relay) -> int:
+        """A round of relays that this peer needs nothing from: it goes on at once. Returns the bytes that it sends.
+
+        Others may need all rounds. So whatever follows is waited for as if this peer had been in them.
+        """
+        self._clock.wait(effect)
+        _, special = said.encoded()
+        if special:
+            self.node.run(self.rounds.say(Said(said.phase, None, special)))
+        if effect.proof is not None:
+            self.node.run(self.rounds.show(1 + effect.left, encode_items([effect.proof.look()])))
+        self.node.run(self._skip())
+        return sum(frames.size_of(body or ()) for body in special.values())
+
+    async def _skip(self) -> None:
+        self.rounds.pass_by()
 
     def _others_have_gone_on(self) -> bool:
         """Whether more members are past the current phase than can lie about it."""
@@ -260,7 +281,9 @@ class SwarmDriver:
     ) -> dict[int, bytearray]:
         await self.rounds.say(said)
         wait, hurry = self._clock.wait(effect), self.deadlines.allowance(effect.phase, effect.load)
-        heard = await self.rounds.hear(said.phase, others, limit, wait, hurry=hurry, hold=self._hold)
+        answered = isinstance(effect, Relay) and effect.first
+        asked = self.peer.current.members if answered else ()
+        heard = await self.rounds.hear(said.phase, others, limit, wait, hurry=hurry, hold=self._hold, asked=asked)
         self.rounds.advance()
         return heard
 
@@ -365,7 +388,7 @@ class SwarmDriver:
     async def _send_from(self, at: Position, key: bytes, recipient: int, writer: asyncio.StreamWriter) -> None:
         while key in self._members:
             try:
-                found = await self.rounds.outbox.after(at, FOLLOW)
+                found = await self.rounds.outbox.after(at, FOLLOW, recipient)
             except Gone as gone:
                 await frames.send(writer, ("gone", gone.step))
                 at = (gone.step, 0)
@@ -375,6 +398,9 @@ class SwarmDriver:
             if found is None:
                 continue
             (step, number), said = found
+            if said.phase == SHOWN:
+                await frames.send(writer, (step, number, SHOWN, frames.size_of(said.body or ())), said.body or ())
+                continue
             body = said.to(recipient)
             size = -1 if body is None else frames.size_of(body)
             whole = max(0, size) + HEADER

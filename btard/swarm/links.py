@@ -14,7 +14,7 @@ from btard.protocol import wire
 from btard.protocol.wire import Malformed
 from btard.swarm import frames
 from btard.swarm.ends import OVER
-from btard.swarm.outbox import Position
+from btard.swarm.outbox import SHOWN, Position
 
 HEADER = 512
 """Largest size of a frame's header in bytes."""
@@ -72,6 +72,7 @@ class Link:
         """The oldest step that the other side still has, if that is past the wanted position."""
         self.down_since: float | None = time.monotonic()
         self._frames: dict[Position, Frame] = {}
+        self._shown: dict[Position, bytearray] = {}
         self._limit: int | None = None
         self._beside = 0
         self._failures = self._failures_then = 0
@@ -84,6 +85,7 @@ class Link:
         """Forget what came before `at`, and read the frame at `at` if it has at most `limit` bytes."""
         self.at, self._limit = at, limit
         self._frames = {p: frame for p, frame in self._frames.items() if p >= at}
+        self._shown = {p: body for p, body in self._shown.items() if p >= at}
         self._beside = 0
         self._wanted.set()
         self._failures_then = self._failures
@@ -94,9 +96,13 @@ class Link:
         """The frame at `at`, once it is there."""
         return self._frames.get(self.at)
 
+    def shown(self) -> bytearray | None:
+        """What the other side, which is past `at`, shows this peer of it, once it is there."""
+        return self._shown.get(self.at)
+
     def restart(self, at: Position) -> None:
         """Follow from `at` on, whatever came before."""
-        self.at, self._frames, self.position, self.ahead_of_me = at, {}, None, None
+        self.at, self._frames, self._shown, self.position, self.ahead_of_me = at, {}, {}, None, None
         if self._reading is not None:
             self._reading.cancel()  # at once: a frame that it still kept would be taken for the one before the next
         self._wake.set()
@@ -160,6 +166,15 @@ class Link:
                 await self._count_beside()
                 continue
             position, phase, size = _header(fields)
+            if phase == SHOWN:
+                if not 0 <= size <= AHEAD:
+                    raise Malformed(f"frame: {size} bytes beside the others")
+                body = await frames.receive_body(reader, size)
+                if position >= self.at:
+                    self._shown.setdefault(position, body)
+                self._changed()
+                await self._count_beside()
+                continue
             if position < first:
                 raise Malformed(f"frame: {position} where {first} is next")
             first = position[0], position[1] + 1
@@ -182,8 +197,8 @@ class Link:
                 if size > limit:
                     self._keep(position, Frame(phase, None))
                     return
-            body = await frames.receive_body(reader, size) if size >= 0 else None
-            self._keep(position, Frame(phase, body))
+            said = await frames.receive_body(reader, size) if size >= 0 else None
+            self._keep(position, Frame(phase, said))
 
     async def _until_wanted(self, position: Position) -> int | None:
         while True:

@@ -24,12 +24,13 @@ import contextlib
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
+from btard.drivers.letters import Pieces
 from btard.swarm.ends import OVER, Ends
 from btard.swarm.links import Dial, Link
 from btard.swarm.node import Node
-from btard.swarm.outbox import Outbox, Position, Said
+from btard.swarm.outbox import SHOWN, Outbox, Position, Said
 from btard.swarm.tasks import cancel
 
 SLICE = 0.5
@@ -58,6 +59,10 @@ class Rounds:
         self._newcomers_struck = False
         """Whether one of them has kept me waiting in this step where it owed nothing."""
         self._before: Position = (-1, 0)
+        self._proofs: dict[Position, tuple[Position, Pieces]] = {}
+        """First round of relays -> the round after the last one, and what this peer shows to those that are in them."""
+        self._shown: set[tuple[int, Position]] = set()
+        """(peer, first round): it has been shown to it."""
         self._passed_on = False
         self._struck: set[int] = set()
         """Peers that have kept this one waiting and have not been heard since."""
@@ -68,7 +73,7 @@ class Rounds:
 
     def follow(self, peer: int, dial: Dial) -> None:
         """Begin to follow `peer`. For the network's thread."""
-        link = Link(dial, self.position, self._changed.set, lambda body: self.ends.hear(peer, body))
+        link = Link(dial, self.position, lambda: self._heard_of(peer), lambda body: self.ends.hear(peer, body))
         self.links[peer] = link
         self._tasks[peer] = self.node.spawn(link.follow())
 
@@ -101,10 +106,43 @@ class Rounds:
         """Offer to the others what this peer says in the current phase."""
         await self.outbox.say(self.position, said)
 
+    async def show(self, rounds: int, proof: Pieces) -> None:
+        """Show `proof` to each peer that says something in the current phase or in one of the next, `rounds` in all.
+
+        This peer itself goes on, and hears none of them.
+        """
+        step, number = self.position
+        self._proofs = {at: kept for at, kept in self._proofs.items() if at[0] >= step - 1}
+        self._shown = {(peer, at) for peer, at in self._shown if at in self._proofs}
+        self._proofs[self.position] = ((step, number + rounds), proof)
+        for peer in self.links:
+            self._heard_of(peer)
+
+    def _heard_of(self, peer: int) -> None:
+        """Something is new about `peer`."""
+        self._changed.set()
+        link = self.links.get(peer)
+        if link is None or link.position is None:
+            return
+        for at, (end, proof) in self._proofs.items():
+            if at <= link.position < end and (peer, at) not in self._shown:
+                self._shown.add((peer, at))
+                self.node.spawn(self.outbox.show(peer, at, Said(SHOWN, proof)))
+
     async def hear(
-        self, phase: str, peers: Iterable[int], limit: int, wait: float, *, hurry: float = math.inf, hold: float = 0.0
+        self,
+        phase: str,
+        peers: Iterable[int],
+        limit: int,
+        wait: float,
+        *,
+        hurry: float = math.inf,
+        hold: float = 0.0,
+        asked: Container[int] = (),
     ) -> dict[int, bytearray]:
         """Sender -> what it says in the current phase, up to `limit` bytes; waits `wait` seconds at most.
+
+        `asked`: peers that may be past this phase, and show then what they have.
 
         Once the step at hand is known to be over, it waits for `hurry` seconds more at most. In a step's first phase
         the wait begins when the last step is known to be over, and at the latest after `hold` seconds.
@@ -117,7 +155,7 @@ class Rounds:
         latest, deadline, hurried = last + hold, math.inf, False
         while True:
             self._changed.clear()
-            waiting = [peer for peer in peers if not self._settled(peer, phase)]
+            waiting = [peer for peer in peers if not self._settled(peer, phase, asked)]
             now = time.monotonic()
             if deadline == math.inf and (number > 0 or now >= latest or self.ends.over(step - 1)):
                 deadline = now + wait
@@ -139,17 +177,26 @@ class Rounds:
         self._struck.update(waiting, out_of_reach)
         bodies: dict[int, bytearray] = {}
         for peer in peers:
-            frame = self.links[peer].frame()
-            if frame is None:
+            frame, shown = self.links[peer].frame(), self.links[peer].shown()
+            if frame is None and shown is None:
                 continue
             self._struck.discard(peer)
+            if frame is None:
+                if peer in asked and len(shown) <= limit:
+                    bodies[peer] = shown
+                continue
             if frame.phase == phase and frame.body is not None and len(frame.body) <= limit:
                 bodies[peer] = frame.body
         return bodies
 
     def advance(self) -> None:
         """End the current phase."""
-        self._before, self.position = self.position, (self.position[0], (self.position[1] or 1) + 1)
+        self._before = self.position
+        self.pass_by()
+
+    def pass_by(self) -> None:
+        """End the current phase, in which others may be for some time yet."""
+        self.position = (self.position[0], (self.position[1] or 1) + 1)
 
     async def finish(self, step: int, *, sign: bool) -> None:
         """End the step, which this peer signs by `sign`; the next one begins."""
@@ -186,15 +233,15 @@ class Rounds:
         """Whether it cannot be reached; once it can be, it is still to catch up."""
         return self.links[peer].down_for() > self.give_up
 
-    def _settled(self, peer: int, phase: str) -> bool:
+    def _settled(self, peer: int, phase: str, asked: Container[int]) -> bool:
         """Whether there is nothing to wait for: it has spoken, it cannot, or it was waited for and is still late."""
         link = self.links[peer]
-        if link.frame() is not None or link.refusal is not None:
+        if link.frame() is not None or link.shown() is not None or link.refusal is not None:
             return True
         if link.ahead_of_me is not None and link.ahead_of_me > self.position[0]:
             return True
-        if link.position is not None and link.position > self.position:
-            return True  # it has passed by without saying it: it lives in another history
+        if link.position is not None and link.position > self.position and peer not in asked:
+            return True  # it has passed by without saying it: it needed nothing, or lives in another history
         if self._given_up(peer):
             return True
         if self._strikes[peer] >= STRIKES:

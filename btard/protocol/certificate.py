@@ -1,0 +1,90 @@
+"""Certificates: that all honest members have heard the same in a phase of broadcasts, so that nothing has to be relayed.
+
+After a phase every peer signs what it heard, its view. A certificate of a view is a signature on it by each member that
+the view lists, if these are more than half of the members. Every honest peer hears every honest one, so each honest
+member is listed in the view of every other: if there is a certificate of a view, it is the view of them all. Whoever
+has one keeps what it has heard and goes on. It shows its certificate to those that have none.
+
+A liar can keep its signature from some peers or from all. So a certificate is passed on like a message: first shown in
+round r, it must come with the signatures of r members, the one that made it among them. That takes one round more than
+there are Byzantine members: what an honest peer accepts in round r reaches everybody in round r + 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from btard.protocol.hashing import digest
+from btard.protocol.hearing import Hearing
+from btard.protocol.memory import Later, remembered
+from btard.protocol.messages import Certificate, Relayed, Signed, Vouch, relay_digest
+from btard.protocol.record import StepRecord
+from btard.protocol.seat import Seat
+from btard.protocol.wire import Malformed
+
+
+@remembered(64)
+def _statement(context: bytes, phase: str, view: bytes) -> bytes:
+    """What a peer signs that heard `view` in `phase`."""
+    return digest("view", context, phase, view)
+
+
+def vouch(seat: Seat, record: StepRecord, phase: str, view: bytes | None) -> Vouch | None:
+    """This peer's signature on `view`, made when somebody looks at it; None for None."""
+    if view is None:
+        return None
+    statement = seat.memory(_statement, record.context, phase, view)
+    return Vouch(statement, Later(lambda: seat.identity.sign(statement, seat.memory)))
+
+
+def agreeing(
+    seat: Seat, record: StepRecord, phase: str, heard: Hearing, vouches: Mapping[int, object]
+) -> frozenset[int]:
+    """The peers that have signed the view of `heard`."""
+    statement = seat.memory(_statement, record.context, phase, heard.view)
+    return frozenset(
+        peer for peer, said in vouches.items() if isinstance(said, Vouch) and said.on(statement, peer, seat.roster)
+    )
+
+
+def signers(record: StepRecord, heard: Hearing) -> tuple[int, ...]:
+    """The members that have to sign the view of `heard`, ascending: all that said one thing. () if they are too few."""
+    needed = tuple(peer for peer in record.members if len(heard.said.get(peer, ())) == 1)
+    return needed if 2 * len(needed) > len(record.members) else ()
+
+
+def certify(seat: Seat, record: StepRecord, phase: str, needed: Sequence[int], vouches: Mapping[int, Vouch]) -> Relayed:
+    """The certificate made of the `vouches` of all that are `needed`, as this peer shows it in the first round."""
+    payload = Certificate(tuple(needed), tuple(vouches[peer].signature for peer in needed))
+    return Relayed(Signed.create(seat.identity, record.context, seat.id, record.step, _named(phase), payload), ())
+
+
+def accepted(
+    seat: Seat, record: StepRecord, phase: str, heard: Hearing, item: Relayed, needed: Sequence[int], round: int
+) -> bool:
+    """Whether `item`, which came in `round`, is a certificate of the view of `heard`, with enough signatures on it.
+
+    `needed`: the members that have to have signed the view; () if there can be no certificate of it.
+    """
+    said, limit = item.message, seat.limits(record).message(Certificate)
+    if not needed or (said.step, said.phase) != (record.step, _named(phase)) or said.nbytes > limit:
+        return False
+    hands = [said.sender, *(relayer for relayer, _ in item.chain)]
+    if not round <= len(hands) == len(set(hands)) or not set(hands) <= set(record.members):
+        return False
+    try:
+        shown = said.open(Certificate, limit, seat.memory)
+    except Malformed:
+        return False
+    hashed = said.proven(record.context, seat.roster, seat.memory)
+    if hashed is None or shown.signers != tuple(needed) or len(shown.signatures) != len(needed):
+        return False
+    statement, passed = seat.memory(_statement, record.context, phase, heard.view), relay_digest(hashed)
+    signed = [(peer, passed, signature) for peer, signature in item.chain]
+    signed += [(peer, statement, signature) for peer, signature in zip(needed, shown.signatures, strict=True)]
+    return all(seat.roster.verify(*one, seat.memory) for one in signed)
+
+
+def _named(phase: str) -> str:
+    """The phase of the certificates of `phase`."""
+    return f"{phase}/certificate"
