@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from btard.attacks.base import Attack, option
 from btard.attacks.senders import BROADCASTS
 from btard.protocol.behaviour import Context
+from btard.protocol.certificate import certify
 from btard.protocol.coin import combine
 from btard.protocol.hashing import digest
 from btard.protocol.identity import Identity
@@ -115,7 +116,8 @@ class Equivocate(Attack):
     """Says two different things in one broadcast, both validly signed.
 
     Formula: another plausible message for every second honest peer, or for one; last_round: for one, through fellows
-    who have all signed it and hand it over in the last round in which that is accepted; too_late: one round later
+    who have all signed it and hand it over in the last round in which that is accepted; too_late: one round later. In
+    both they do not sign what they heard, for with a certificate nobody would listen
 
     Source: Dolev and Strong, SIAM J. Comput. 1983: why there are as many rounds of relays as Byzantine peers.
 
@@ -140,6 +142,9 @@ class Equivocate(Attack):
             self._hidden(ctx, phase)[ctx.peer] = second
             return message, {}
         return message, dict.fromkeys(honest[::2] if self.shown == "half" else honest[:1], second)
+
+    def compare(self, ctx: Context, phase: str, view: bytes) -> Compared:
+        return (None if self._hidden(ctx, phase) else view), {}
 
     def relay(self, ctx: Context, phase: str, round: int, outgoing: Relays) -> Relays:
         for sender, second in self._hidden(ctx, phase).items():
@@ -179,6 +184,41 @@ class SelectiveSilence(Attack):
 
 
 @dataclass(kw_only=True, eq=False)
+class NoCertificate(Attack):
+    """Keeps its signature on what it heard from some peers, so that these have to listen to relays.
+
+    Formula: no signature for all honest peers, for every second one, or for one; in the last round a fellow hands that
+    one the certificate that it lacks, with the signatures of all fellows
+
+    Source: ours: what a peer that lies costs the others that cannot be held against it.
+    """
+
+    name = "no_certificate"
+    level = "protocol"
+    denied: str = option("all", "who does not get it", choices=("all", "half", "one"))
+
+    def say(self, ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Sign) -> Said:
+        if ctx.identity is not None:
+            identities(self)[ctx.peer] = ctx.identity
+        return message, {}
+
+    def compare(self, ctx: Context, phase: str, view: bytes) -> Compared:
+        honest = honest_others(self, ctx)
+        denied = {"all": honest, "half": honest[::2], "one": honest[:1]}[self.denied]
+        return view, dict.fromkeys(denied)
+
+    def relay(self, ctx: Context, phase: str, round: int, outgoing: Relays) -> Relays:
+        last = 1 + (ctx.config.rounds if ctx.config is not None else 0)
+        hands = [ctx.peer, *fellows_of(self, ctx)]
+        needed = sorted(ctx.record.vouches)
+        # One of them hands it over for all.
+        if self.denied != "one" or round != last or ctx.identity is None or ctx.peer != min(hands):
+            return outgoing
+        shown = certify(ctx.record, phase, ctx.peer, ctx.identity, needed)
+        return added(outgoing, honest_others(self, ctx)[:1], passed_through(self, ctx, shown, sorted(hands[1:])))
+
+
+@dataclass(kw_only=True, eq=False)
 class LateReveal(Attack):
     """Reveals its coin value after all others have, through a fellow's relay, and only if it likes the coin.
 
@@ -186,8 +226,9 @@ class LateReveal(Attack):
 
     Source: Cleve, "Limits on the security of coin flips when half the processors are faulty", STOC 1986.
 
-    One attacker so chooses between two coins, one of which it does not know yet, and pays with its place. That bias
-    is in every coin of this kind. Needs a fellow and the memory that they share; without one it only stays silent.
+    The fellow does not sign what it heard, so that the peers listen to relays. One attacker so chooses between two
+    coins, one of which it does not know yet, and pays with its place. That bias is in every coin of this kind. Needs a
+    fellow and the memory that they share; without one it only stays silent.
     """
 
     name = "late_reveal"
@@ -200,6 +241,10 @@ class LateReveal(Attack):
             return message, {}
         self._kept(ctx, phase)[ctx.peer] = message
         return None, {}
+
+    def compare(self, ctx: Context, phase: str, view: bytes) -> Compared:
+        keeps = named(phase) == "coin_reveal" and self._first(ctx) not in ctx.record.heard[phase]
+        return (None if keeps else view), {}
 
     def relay(self, ctx: Context, phase: str, round: int, outgoing: Relays) -> Relays:
         sender, fellows = self._first(ctx), [peer for peer in self._present(ctx) if peer != self._first(ctx)]

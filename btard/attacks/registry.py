@@ -16,6 +16,7 @@ from btard.attacks.broadcasts import (
     JunkRelays,
     LateReveal,
     MalformedMessage,
+    NoCertificate,
     Replay,
     SelectiveSilence,
 )
@@ -81,6 +82,7 @@ _PROTOCOL: tuple[type[Attack], ...] = (
     Silent,
     Crash,
     SelectiveSilence,
+    NoCertificate,
     Equivocate,
     LateReveal,
     WrongReveal,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 
 from btard.audit.attestation import Attestation
 from btard.audit.recorder import Recorder
@@ -14,7 +15,7 @@ from btard.drivers.compute import CohortCompute
 from btard.drivers.history import ParameterHistory, steps_kept, workers_of
 from btard.drivers.letters import Letters, Pieces
 from btard.drivers.loop import Heard, StepResult, in_phase, run_step
-from btard.drivers.mesh import Mesh
+from btard.drivers.mesh import Mesh, Round
 from btard.drivers.trail import PARAMETERS, State, Trail
 from btard.protocol import wire
 from btard.protocol.behaviour import HONEST, Behaviour
@@ -22,7 +23,7 @@ from btard.protocol.collusion import Collusion
 from btard.protocol.commit import CutOff, NoGradient
 from btard.protocol.commitments import Hashed
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.effects import Compute, Losses, Measure, Purpose
+from btard.protocol.effects import QUIET, Compute, Losses, Measure, Purpose, Relay
 from btard.protocol.hashing import digest, tensor_digest
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.peer import Outcome, Peer
@@ -31,6 +32,8 @@ from btard.task import Task, sharing
 
 END = "end of step"
 MAX_NOTE = 2**16
+DONE_RELAYING, SETTLED = 1, 2
+"""Flags of a rank in a round of relays, see `Letters.done` and `Letters.settled`."""
 OUT, STUCK, DONE = 0, 1, 2
 """How a step ended for a peer: it fell out, nobody had a gradient, or all is well."""
 
@@ -195,15 +198,26 @@ class CollectiveDriver:
     def talk(self, step: int, letters: Mapping[int, Letters]) -> Heard:
         me = self.mesh.rank
         said = letters[me]
+        came = self._round(said, note=DONE_RELAYING * said.done + SETTLED * said.settled)
+        present = in_phase({rank: came.phases[rank] for rank in came.running}, self.byzantine)
+        if me not in present:
+            return Heard({}, {me: said.nbytes(present - {me})})
+        if all(came.notes[rank] & DONE_RELAYING for rank in present):
+            return Heard({me: QUIET}, {})
+        bodies = {rank: came.letters[rank] for rank in came.letters.keys() & present}
+        unsettled = [rank for rank in sorted(present) if not came.notes[rank] & SETTLED]
+        if isinstance(said.effect, Relay) and said.effect.first and 0 < len(unsettled) < len(present):
+            said = said.shown_to(unsettled)
+            proofs = self._round(said if said.settled else replace(said, special={}), note=0).letters
+            bodies |= {rank: proofs[rank] for rank in proofs.keys() & present}
+        device = self.history.at(step, step).device
+        return Heard({me: said.answer(bodies, me, device)}, {me: said.nbytes(present - {me})})
+
+    def _round(self, said: Letters, note: int) -> Round:
         common, special = said.encoded()
         bodies = {to: special.get(to, common) for to in self.mesh.others}
-        came = self.mesh.round(said.phase, {to: body for to, body in bodies.items() if body is not None}, said.limit)
-        present = in_phase({rank: came.phases[rank] for rank in came.running}, self.byzantine)
-        sent = {me: said.nbytes(present - {me})}
-        if me not in present:
-            return Heard({}, sent)
-        device = self.history.at(step, step).device
-        return Heard({me: said.answer({r: came.letters[r] for r in came.letters.keys() & present}, me, device)}, sent)
+        letters = {to: body for to, body in bodies.items() if body is not None}
+        return self.mesh.round(said.phase, letters, said.limit, note=note)
 
     def _observe(self, step: int, gradient: torch.Tensor | None) -> None:
         """Simulated omniscience: honest ranks send their gradients to the attackers' ranks, if these need them."""

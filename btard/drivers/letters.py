@@ -56,14 +56,12 @@ class Letters(Struct, frozen=True, eq=False):
         """Whether the peer says nothing more in this phase's rounds of relays, unless it needs and hears something."""
         return isinstance(self.effect, Relay) and self.effect.quiet
 
-    def shown_to(self, others: Mapping[int, Letters]) -> Letters:
-        """These letters with the certificate, if it has one, for each of `others` that is not settled."""
+    def shown_to(self, unsettled: Collection[int]) -> Letters:
+        """These letters and, if the peer is settled, its certificate for each of the others that are not."""
         proof = self.effect.proof if isinstance(self.effect, Relay) and self.settled else None
-        recipients = () if proof is None else [i for i, said in others.items() if not said.settled]
-        if not recipients:
+        if proof is None or not unsettled:
             return self
-        special = {to: (*self.special.get(to, ()), proof.look()) for to in recipients}
-        return replace(self, special={**self.special, **special}, _sizes={})
+        return replace(self, special=dict.fromkeys(unsettled, (proof.look(),)), _sizes={})
 
     @property
     def phase(self) -> str:

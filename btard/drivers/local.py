@@ -298,7 +298,8 @@ class LocalDriver:
     def talk(self, step: int, letters: Mapping[int, Letters]) -> Heard:
         if all(said.done for said in letters.values()):  # as in nearly every round of relays
             return Heard(dict.fromkeys(letters, QUIET), {})
-        letters = {i: said.shown_to(letters) for i, said in letters.items()}
+        unsettled = [i for i, said in letters.items() if not said.settled]
+        letters = {i: said.shown_to(unsettled) for i, said in letters.items()}
         if all(said.silent for said in letters.values()):
             return Heard({i: {} for i in letters}, {})
         usual = {i: said.own for i, said in letters.items() if said.own is not None}

@@ -25,7 +25,7 @@ from btard.drivers.letters import Pieces
 INLINE = 640
 """Letters of up to this many bytes travel in the header: broadcasts among 16 peers fit, and take one message each."""
 
-_HEADER = struct.Struct("<BBqq32s")  # running, long letters, limit, length, phase
+_HEADER = struct.Struct("<BBBqq32s")  # running, long letters, note, limit, length, phase
 SIZE = _HEADER.size + INLINE
 
 SLICE = 0.5
@@ -47,11 +47,12 @@ class RankLost(RuntimeError):
 
 @dataclass(frozen=True)
 class Round:
-    """What came in a round. `phases` says where the ranks are that are `running`."""
+    """What came in a round. `phases` says where the ranks are that are `running`; `notes` are of all ranks."""
 
     letters: dict[int, bytearray | memoryview]
     running: frozenset[int]
     phases: dict[int, str]
+    notes: dict[int, int]
 
 
 class Mesh:
@@ -118,10 +119,13 @@ class Mesh:
         came = self.round(phase, dict.fromkeys(self.others, (value,)), limit).letters
         return {rank: bytes(came[rank]) if rank != self.rank else value for rank in self.ranks}
 
-    def round(self, phase: str, letters: Mapping[int, Pieces], limit: int, *, running: bool = True) -> Round:
+    def round(
+        self, phase: str, letters: Mapping[int, Pieces], limit: int, *, running: bool = True, note: int = 0
+    ) -> Round:
         """Send each recipient its letter; returns this rank's letters, by sender, each of at most `limit` bytes.
 
-        An empty letter is none, and one that is longer than its recipient's limit is not sent.
+        `note`: a number below 256 that all ranks learn beside the letters. An empty letter is none, and one that is
+        longer than its recipient's limit is not sent.
         Errors: RankLost if a rank does not answer in time.
         """
         self._phase = phase
@@ -130,21 +134,21 @@ class Mesh:
         headers = bytearray()
         for to in self.ranks:
             length = lengths.get(to, 0)
-            headers += _HEADER.pack(running, bool(long), limit, length, phase.encode()[:32])
+            headers += _HEADER.pack(running, bool(long), note, limit, length, phase.encode()[:32])
             headers += b"".join(letters[to]).ljust(INLINE, b"\0") if 0 < length <= INLINE else bytes(INLINE)
         came = bytearray(len(headers))
         self._all_to_all(came, headers)
         said = {rank: _HEADER.unpack_from(came, i * SIZE) for i, rank in enumerate(self.ranks)}
         result: dict[int, bytearray | memoryview] = {}
         for i, rank in enumerate(self.ranks):
-            length = said[rank][3]
+            length = said[rank][4]
             if rank != self.rank and 0 < length <= min(INLINE, limit):
                 start = i * SIZE + _HEADER.size
                 result[rank] = came[start : start + length]
         if any(header[1] for header in said.values()):
-            out = [lengths[to] if to in long and lengths[to] <= said[to][2] else 0 for to in self.ranks]
+            out = [lengths[to] if to in long and lengths[to] <= said[to][3] else 0 for to in self.ranks]
             into = [
-                said[rank][3] if rank != self.rank and INLINE < said[rank][3] <= limit else 0 for rank in self.ranks
+                said[rank][4] if rank != self.rank and INLINE < said[rank][4] <= limit else 0 for rank in self.ranks
             ]
             outgoing = bytearray().join(
                 piece for to, size in zip(self.ranks, out, strict=True) if size for piece in letters[to]
@@ -158,7 +162,8 @@ class Mesh:
         return Round(
             result,
             frozenset(rank for rank in self.ranks if said[rank][0]),
-            {rank: said[rank][4].rstrip(b"\0").decode(errors="replace") for rank in self.ranks},
+            {rank: said[rank][5].rstrip(b"\0").decode(errors="replace") for rank in self.ranks},
+            {rank: said[rank][2] for rank in self.ranks},
         )
 
     def _all_to_all(

@@ -19,7 +19,7 @@ from btard.protocol.effects import QUIET, Broadcast, Compare, Effect, Exchange, 
 from btard.protocol.hearing import Hearing, first_heard
 from btard.protocol.limits import FACES, relay_limit, told_limit
 from btard.protocol.memory import Later
-from btard.protocol.messages import Relayed, Signed, relay_digest
+from btard.protocol.messages import Relayed, Signed, Vouch, relay_digest
 from btard.protocol.record import StepRecord
 from btard.protocol.seat import Seat
 
@@ -80,12 +80,13 @@ def _agree(
     behaviour, ctx, listeners = seat.behaviour_at(record), seat.context(record), record.listeners
     view, faces = behaviour.compare(ctx, phase, heard.view)
     special = {to: vouch(seat, record, phase, other) for to, other in faces.items()}
-    vouches = yield Compare(f"{phase}/compare", vouch(seat, record, phase, view), special)
-    agreed = agreeing(seat, record, phase, heard, vouches)
-    relayed = yield from _relay(seat, record, phase, heard, limit, rounds, vouches, agreed)
+    came = yield Compare(f"{phase}/compare", vouch(seat, record, phase, view), special)
+    record.vouches = {peer: said for peer, said in came.items() if isinstance(said, Vouch)}
+    agreed = agreeing(seat, record, phase, heard)
+    relayed = yield from _relay(seat, record, phase, heard, limit, rounds, agreed)
     if listeners:
         if relayed is not heard:
-            agreed = agreeing(seat, record, phase, relayed, vouches)
+            agreed = agreeing(seat, record, phase, relayed)
         behind = [p for p in listeners if p not in agreed]
         relayed = yield from _tell(seat, record, phase, relayed, behind, limit)
     return relayed
@@ -98,7 +99,6 @@ def _relay(
     heard: Hearing,
     limit: int,
     rounds: int,
-    vouches: Mapping[int, Any],
     agreed: Collection[int],
 ) -> Generator[Effect, Any, Hearing]:
     """`heard` and all that other honest members have heard; `heard` itself if there is a certificate of it.
@@ -108,7 +108,7 @@ def _relay(
     behaviour, ctx, members, senders = seat.behaviour_at(record), seat.context(record), record.members, record.speakers
     member, needed = seat.id in members, signers(record, heard)
     proven = bool(needed) and all(peer in agreed for peer in needed)
-    proof = Later(lambda: certify(seat, record, phase, needed, vouches)) if proven and member else None
+    proof = Later(lambda: Relayed(certify(record, phase, seat.id, seat.identity, needed), ())) if proven else None
     others = [p for p in members if p != seat.id] if member else []
     recipients = [] if proven else [p for p in others if p not in agreed]
     fresh: dict[bytes, Relayed] = {}
@@ -130,14 +130,15 @@ def _relay(
             first=round == 1,
             quiet=behaviour.relays_news and not outgoing,
             settled=behaviour.relays_news and (proven or not member),
-            proof=proof if round == 1 else None,
+            proof=proof if round == 1 and member else None,
         )
         if arrived is QUIET:
             break
         fresh, recipients = {}, others
         if proven or not member:
             continue
-        items = [item for deliverer in sorted(arrived) for item in arrived[deliverer] if isinstance(item, Relayed) and isinstance(item.message, Signed)]
+        came = (item for deliverer in sorted(arrived) for item in arrived[deliverer])
+        items = [item for item in came if isinstance(item, Relayed) and isinstance(item.message, Signed)]
         shown = next((item for item in items if accepted(seat, record, phase, heard, item, needed, round)), None)
         if shown is not None:
             proven, fresh = True, {shown.message.digest(record.context): shown}

@@ -1,9 +1,10 @@
-"""Certificates: that all honest members have heard the same in a phase of broadcasts, so that nothing has to be relayed.
+"""Certificates that all honest members have heard the same in a phase of broadcasts: nothing has to be relayed then.
 
-After a phase every peer signs what it heard, its view. A certificate of a view is a signature on it by each member that
-the view lists, if these are more than half of the members. Every honest peer hears every honest one, so each honest
-member is listed in the view of every other: if there is a certificate of a view, it is the view of them all. Whoever
-has one keeps what it has heard and goes on. It shows its certificate to those that have none.
+After a phase every peer signs what it heard, its view. A certificate of a view is a signature on it by each member. If
+there is one, it is the view of all honest members. Whoever has it keeps what it has heard and goes on. It shows its
+certificate to those that have none. Up to the roll call nobody knows who is there: there it takes the signatures of all
+that the view lists, which must be more than half. Every honest peer hears every honest one that says something there,
+and one that says nothing is out of the step.
 
 A liar can keep its signature from some peers or from all. So a certificate is passed on like a message: first shown in
 round r, it must come with the signatures of r members, the one that made it among them. That takes one round more than
@@ -12,10 +13,11 @@ there are Byzantine members: what an honest peer accepts in round r reaches ever
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from btard.protocol.hashing import digest
 from btard.protocol.hearing import Hearing
+from btard.protocol.identity import Identity
 from btard.protocol.memory import Later, remembered
 from btard.protocol.messages import Certificate, Relayed, Signed, Vouch, relay_digest
 from btard.protocol.record import StepRecord
@@ -37,26 +39,24 @@ def vouch(seat: Seat, record: StepRecord, phase: str, view: bytes | None) -> Vou
     return Vouch(statement, Later(lambda: seat.identity.sign(statement, seat.memory)))
 
 
-def agreeing(
-    seat: Seat, record: StepRecord, phase: str, heard: Hearing, vouches: Mapping[int, object]
-) -> frozenset[int]:
+def agreeing(seat: Seat, record: StepRecord, phase: str, heard: Hearing) -> frozenset[int]:
     """The peers that have signed the view of `heard`."""
     statement = seat.memory(_statement, record.context, phase, heard.view)
-    return frozenset(
-        peer for peer, said in vouches.items() if isinstance(said, Vouch) and said.on(statement, peer, seat.roster)
-    )
+    return frozenset(peer for peer, said in record.vouches.items() if said.on(statement, peer, seat.roster))
 
 
 def signers(record: StepRecord, heard: Hearing) -> tuple[int, ...]:
-    """The members that have to sign the view of `heard`, ascending: all that said one thing. () if they are too few."""
-    needed = tuple(peer for peer in record.members if len(heard.said.get(peer, ())) == 1)
+    """The members that have to sign the view of `heard`, ascending; () if they are too few. Not who said two things."""
+    faces = {peer: len(said) for peer, said in heard.said.items()}
+    count = (1,) if record.here is None else (0, 1)
+    needed = tuple(peer for peer in record.members if faces.get(peer, 0) in count)
     return needed if 2 * len(needed) > len(record.members) else ()
 
 
-def certify(seat: Seat, record: StepRecord, phase: str, needed: Sequence[int], vouches: Mapping[int, Vouch]) -> Relayed:
-    """The certificate made of the `vouches` of all that are `needed`, as this peer shows it in the first round."""
-    payload = Certificate(tuple(needed), tuple(vouches[peer].signature for peer in needed))
-    return Relayed(Signed.create(seat.identity, record.context, seat.id, record.step, _named(phase), payload), ())
+def certify(record: StepRecord, phase: str, me: int, identity: Identity, needed: Sequence[int]) -> Signed:
+    """The certificate of `phase` that peer `me` has: the signatures of all that are `needed`, and its own on them."""
+    payload = Certificate(tuple(needed), tuple(record.vouches[peer].signature for peer in needed))
+    return Signed.create(identity, record.context, me, record.step, _named(phase), payload)
 
 
 def accepted(

@@ -194,7 +194,21 @@ class Join(Message, frozen=True):
     requests: tuple[JoinRequest, ...]
 
 
-P = TypeVar("P", Commit, TimedCommit, Announce, CoinCommit, CoinReveal, Report, Claims, Votes, Join, Lacking, Measured, Certificate)
+P = TypeVar(
+    "P",
+    Commit,
+    TimedCommit,
+    Announce,
+    CoinCommit,
+    CoinReveal,
+    Report,
+    Claims,
+    Votes,
+    Join,
+    Lacking,
+    Measured,
+    Certificate,
+)
 
 
 @remembered(4096)

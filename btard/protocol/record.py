@@ -28,6 +28,7 @@ from btard.protocol.messages import (
     Packet,
     Report,
     Signed,
+    Vouch,
     is_finite,
 )
 from btard.protocol.wire import Number
@@ -219,7 +220,7 @@ class StepRecord(Settled):
         record.py: aggregates, received, own
         peer.py: context, byzantine
         seat.py: phase, heard, expelled
-        broadcast.py: heard
+        broadcast.py: heard, vouches
         commit.py: split, commits, here, workers, owners, own, weight
         exchange.py: received, suspects
         aggregate.py: announced, aggregates, suspects, skipped
@@ -244,6 +245,9 @@ class StepRecord(Settled):
     heard: dict[str, dict[int, tuple[Signed, ...]]] = {}
     """The transcript: phase -> sender -> its message, or both of them. Honest peers hear the same, up to the bytes of
     the signatures."""
+
+    vouches: dict[int, Vouch] = {}
+    """Peer -> its signature on what it heard, of the latest comparison."""
 
     uncleared: set[int] = set()
     """Targets about which their validator says something: that their work is wrong, or that it could not check it."""

@@ -23,8 +23,8 @@ from btard.drivers.trail import PARAMETERS, State, Trail
 from btard.protocol import wire
 from btard.protocol.collusion import Collusion
 from btard.protocol.commit import CutOff
+from btard.protocol.effects import QUIET, Broadcast, Compare, Compute, Exchange, Losses, Measure, Purpose, Relay
 from btard.protocol.envelope import encode_items
-from btard.protocol.effects import Broadcast, Compare, Compute, Exchange, Losses, Measure, Purpose, Relay
 from btard.protocol.messages import UNKNOWN
 from btard.protocol.peer import Peer
 from btard.swarm import frames
@@ -40,6 +40,7 @@ from btard.task import Task, sharing
 FOLLOW = 30.0
 """Seconds after which a follower's stream is checked, if there was nothing to send."""
 ATTEST, FAREWELL = "attest", "farewell"
+ROLL_CALL = ("join", "commit")
 
 
 class OutOfStep(Exception):
@@ -234,11 +235,13 @@ class SwarmDriver:
         others = tuple(p for p in (*record.remaining, *record.newcomers) if p != me)
         said = letters[me]
         if isinstance(said.effect, Broadcast):
-            late = self._others_have_gone_on() or (said.phase == "commit" and self._behind == step)
+            late = self._others_have_gone_on() or (said.phase in ROLL_CALL and self._behind == step)
             if late and not self._owes():
+                # Who is silent in one of these phases has to be in the other, for others go on without its signature.
+                self._behind = step
                 said = replace(said, common=None, special={})
         if isinstance(said.effect, Relay) and said.effect.settled:
-            return Heard({me: {}}, {me: self._pass_by(said, said.effect)})
+            return Heard({me: QUIET}, {me: self.node.run(self._pass_by(said, said.effect))})
         common, special = said.encoded()
         mail = Said(said.phase, common, special)
         sent = sum(frames.size_of(mail.to(to) or ()) for to in (special if said.exchanged else others))
@@ -247,22 +250,20 @@ class SwarmDriver:
         self._stay(said.phase)
         return Heard({me: answer}, {me: sent})
 
-    def _pass_by(self, said: Letters, effect: Relay) -> int:
-        """A round of relays that this peer needs nothing from: it goes on at once. Returns the bytes that it sends.
+    async def _pass_by(self, said: Letters, effect: Relay) -> int:
+        """Leave out this round of relays and those that follow, of which this peer needs none; returns the bytes sent.
 
-        Others may need all rounds. So whatever follows is waited for as if this peer had been in them.
+        Others may need all of them. So whatever comes next is waited for as if this peer had been in them.
         """
-        self._clock.wait(effect)
+        for left in range(effect.left, -1, -1):
+            self._clock.wait(replace(effect, first=effect.first and left == effect.left))
         _, special = said.encoded()
         if special:
-            self.node.run(self.rounds.say(Said(said.phase, None, special)))
+            await self.rounds.say(Said(said.phase, None, special))
         if effect.proof is not None:
-            self.node.run(self.rounds.show(1 + effect.left, encode_items([effect.proof.look()])))
-        self.node.run(self._skip())
+            self.rounds.show(1 + effect.left, encode_items([effect.proof.look()]))
+        self.rounds.pass_by(1 + effect.left)
         return sum(frames.size_of(body or ()) for body in special.values())
-
-    async def _skip(self) -> None:
-        self.rounds.pass_by()
 
     def _others_have_gone_on(self) -> bool:
         """Whether more members are past the current phase than can lie about it."""

@@ -106,10 +106,10 @@ class Rounds:
         """Offer to the others what this peer says in the current phase."""
         await self.outbox.say(self.position, said)
 
-    async def show(self, rounds: int, proof: Pieces) -> None:
-        """Show `proof` to each peer that says something in the current phase or in one of the next, `rounds` in all.
+    def show(self, rounds: int, proof: Pieces) -> None:
+        """Show `proof` to each peer that says something in the current phase or the next ones, `rounds` phases in all.
 
-        This peer itself goes on, and hears none of them.
+        This peer itself passes them by. For the network's thread.
         """
         step, number = self.position
         self._proofs = {at: kept for at, kept in self._proofs.items() if at[0] >= step - 1}
@@ -194,9 +194,9 @@ class Rounds:
         self._before = self.position
         self.pass_by()
 
-    def pass_by(self) -> None:
-        """End the current phase, in which others may be for some time yet."""
-        self.position = (self.position[0], (self.position[1] or 1) + 1)
+    def pass_by(self, phases: int = 1) -> None:
+        """Leave out the current phase and those after it, `phases` in all. Others may be in them for some time yet."""
+        self.position = (self.position[0], (self.position[1] or 1) + phases)
 
     async def finish(self, step: int, *, sign: bool) -> None:
         """End the step, which this peer signs by `sign`; the next one begins."""
@@ -233,7 +233,7 @@ class Rounds:
         """Whether it cannot be reached; once it can be, it is still to catch up."""
         return self.links[peer].down_for() > self.give_up
 
-    def _settled(self, peer: int, phase: str, asked: Container[int]) -> bool:
+    def _settled(self, peer: int, phase: str, asked: Container[int] = ()) -> bool:
         """Whether there is nothing to wait for: it has spoken, it cannot, or it was waited for and is still late."""
         link = self.links[peer]
         if link.frame() is not None or link.shown() is not None or link.refusal is not None:

@@ -13,7 +13,7 @@ from btard.protocol.messages import CLAIM_KINDS, Claim
 
 LOSES_HONEST_PEERS = ("withheld_part", "withheld_aggregate", "sole_sender")
 """ELIMINATE takes one honest peer with each attacker."""
-HARMLESS = ("never_accuse", "lying_votes", "selective_silence", "junk_relays", "healing_lies")
+HARMLESS = ("never_accuse", "lying_votes", "selective_silence", "no_certificate", "junk_relays", "healing_lies")
 """On their own they break no rule that anybody could hold against them."""
 
 

@@ -78,7 +78,7 @@ def one_thread():
 
 def test_the_attacks_of_this_file_do_something(results: Path) -> None:
     ledgers = {attack: json.loads((results / f"{attack}.0.json").read_text())["ledger"] for attack in ATTACKS}
-    assert sum(bool(lines) for lines in ledgers.values()) > len(ATTACKS) / 2
+    assert sum(bool(lines) for lines in ledgers.values()) >= len(ATTACKS) / 2
 
 
 def test_the_peers_of_this_file_go_back(results: Path) -> None:

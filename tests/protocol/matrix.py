@@ -661,6 +661,7 @@ ROWS: tuple[Row, ...] = (
         companion=("false_accusation", {"kind": "bad_aggregate"}),
         **_DUO,
     ),
+    Row(B, "no_certificate", when="never", options={"denied": Cycle(("all", "half", "one"))}, **_DUO),
     Row(B, "junk_relays", when="never", **_DUO),
     # Silence and the coin.
     *(

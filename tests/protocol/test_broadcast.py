@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 from btard.attacks.registry import make_attack
 from btard.drivers.letters import Letters
@@ -15,13 +16,14 @@ from btard.drivers.local import LocalDriver
 from btard.drivers.loop import Heard
 from btard.protocol.behaviour import HONEST, Behaviour, Context
 from btard.protocol.broadcast import hear
+from btard.protocol.certificate import certify
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.effects import Broadcast, Compare, Exchange
+from btard.protocol.effects import Broadcast, Compare, Relay
 from btard.protocol.hearing import Hearing
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.memory import NOTHING, Memory
-from btard.protocol.messages import CoinReveal, Relayed, Signed, relay_digest
+from btard.protocol.messages import CoinReveal, Relayed, Signed, Vouch, relay_digest
 from btard.protocol.peer import Peer
 from btard.protocol.record import StepRecord
 from btard.task import QuadraticTask
@@ -39,8 +41,10 @@ class Net:
         roster = Roster(tuple(identity.public_key for identity in self.identities))
         config = ProtocolConfig(peers=peers, byzantine=len(byzantine), validators=0, relays=rounds)
         self.rounds = config.rounds
-        self.record = StepRecord(3, tuple(range(peers)), {}, b"coin", context=b"context")
         self.peers = {i: Peer(i, self.identities[i], roster, config, 100) for i in range(peers) if i not in byzantine}
+        self.records = {i: StepRecord(3, tuple(range(peers)), {}, b"coin", context=b"context") for i in self.peers}
+        self.settled: dict[int, int] = {}
+        """Honest peer -> the first round from which it needed nothing."""
 
     def sign(self, sender: int, value: int, phase: str = "phase", context: bytes = b"context") -> Signed:
         payload = CoinReveal(bytes([value]) * 32, bytes(32))
@@ -50,14 +54,28 @@ class Net:
         signed = relay_digest(message.digest(b"context"))
         return Relayed(message, tuple((r, self.identities[r].sign(signed)) for r in relayers))
 
+    def certificate(self, of: int, *hands: int) -> Relayed:
+        """The certificate of what honest peer `of` heard, with the signatures of all, passed on by these `hands`."""
+        record = self.records[of]
+        on = record.vouches[of].statement
+        record = replace(record, vouches={i: Vouch(on, self.identities[i].sign(on)) for i in range(self.n)})
+        return self.relayed(certify(record, "phase", hands[0], self.identities[hands[0]], range(self.n)), *hands[1:])
+
     def run(
         self,
         direct: Mapping[int, Mapping[int, Signed]],
         relays: Mapping[int, Mapping[int, Sequence[Any]]] | None = None,
+        signed: Mapping[int, Collection[int]] | None = None,
     ) -> dict[int, Hearing]:
-        """`direct`: recipient -> Byzantine sender -> message; `relays`: round -> recipient -> items of peer b."""
+        """`direct`: recipient -> Byzantine sender -> message; `relays`: round -> recipient -> items of peer b.
+
+        `signed`: recipient -> Byzantine peers that sign what it heard. An item may be a function that makes it, from
+        what is known after the comparison.
+        """
         deliverer = min(self.byzantine, default=-1)
-        running = {i: hear(peer, self.record, "phase", self.sign(i, i), {}, LIMIT) for i, peer in self.peers.items()}
+        running = {
+            i: hear(peer, self.records[i], "phase", self.sign(i, i), {}, LIMIT) for i, peer in self.peers.items()
+        }
         answers: dict[int, Any] = dict.fromkeys(running)
         heard: dict[int, Hearing] = {}
         while running:
@@ -70,19 +88,30 @@ class Net:
                     del running[i]
             if not effects:
                 break
+            assert len({effect.phase for effect in effects.values()}) == 1 and len(effects) == len(self.peers)
             some = next(iter(effects.values()))
             if isinstance(some, Broadcast):
                 said = {i: effect.message for i, effect in effects.items()}
                 answers = {i: {**said, **direct.get(i, {})} for i in effects}
             elif isinstance(some, Compare):
-                views = {i: effect.digest for i, effect in effects.items()}
-                answers = {i: dict(views) for i in effects}
+                vouches = {i: effect.vouch for i, effect in effects.items()}
+                for i in effects:
+                    on = vouches[i].statement
+                    answers[i] = {
+                        **vouches,
+                        **{b: Vouch(b"", self.identities[b].sign(on)) for b in (signed or {}).get(i, ())},
+                    }
             else:
-                assert isinstance(some, Exchange)
+                assert isinstance(some, Relay)
                 round = int(some.phase.rpartition("/")[2])
                 answers = {i: {s: e.packets[i] for s, e in effects.items() if i in e.packets} for i in effects}
+                for i, effect in effects.items():
+                    if effect.settled:
+                        self.settled.setdefault(i, round)
+                    else:
+                        answers[i] |= {s: (e.proof.look(),) for s, e in effects.items() if e.proof is not None}
                 for i, items in (relays or {}).get(round, {}).items():
-                    answers[i][deliverer] = items
+                    answers[i][deliverer] = [item() if callable(item) else item for item in items]
         return heard
 
 
@@ -92,8 +121,60 @@ def views(heard: dict[int, Hearing]) -> set[tuple[tuple[int, int], ...]]:
 
 
 def test_honest_peers_hear_everybody_and_relay_nothing() -> None:
-    net = Net(5, frozenset())
+    net = Net(5, frozenset(), rounds=2)
     assert views(net.run({})) == {tuple((i, 1) for i in range(5))}
+    assert net.settled == dict.fromkeys(range(5), 1), "all have a certificate"
+
+
+@pytest.mark.parametrize("without", [(), (0,), (0, 1), (0, 1, 2)])
+def test_whoever_lacks_a_signature_is_shown_the_certificate(without: tuple[int, ...]) -> None:
+    net = Net(5, frozenset({3, 4}))
+    said = {i: {3: net.sign(3, 7), 4: net.sign(4, 7)} for i in range(3)}
+    heard = net.run(said, signed={i: (3,) if i in without else (3, 4) for i in range(3)})
+    assert views(heard) == {tuple((i, 1) for i in range(5))}
+    if len(without) < 3:
+        assert net.settled == {i: 2 if i in without else 1 for i in range(3)}
+    else:
+        assert not net.settled, "nobody has one"
+
+
+@pytest.mark.parametrize("round", [1, 2, 3])
+@pytest.mark.parametrize("hands", [1, 2, 3])
+def test_a_certificate_that_fellows_show_to_one_peer_in_any_round_splits_nobody(round: int, hands: int) -> None:
+    """The last round in which it counts takes one hand more than there are liars."""
+    net = Net(5, frozenset({3, 4}))
+    both = {i: {3: net.sign(3, 7), 4: net.sign(4, 7)} for i in range(3)}
+
+    def shown() -> Relayed:
+        if hands < 3:
+            return net.certificate(0, *(3, 4)[:hands])
+        return net.relayed(net.certificate(0, 3, 4).message, 4, 3)  # one of them twice
+
+    face = net.relayed(net.sign(3, 8), 4)
+    heard = net.run(both, {1: {1: [face]}, round: {0: [shown], **({1: [face]} if round == 1 else {})}})
+    assert len(views(heard)) == 1
+    counts = hands >= round and hands < 3
+    assert len(heard[0].said[3]) == (1 if counts else 2), "with a certificate nobody listens to a second face"
+
+
+@pytest.mark.parametrize("what", ["one signature too few", "another view", "forged", "of a stranger", "other phase"])
+def test_no_other_certificate_counts(what: str) -> None:
+    net = Net(5, frozenset({3, 4}))
+    both = {i: {3: net.sign(3, 7), 4: net.sign(4, 7)} for i in range(3)}
+
+    def shown() -> Relayed:
+        record, on = net.records[0], net.records[0].vouches[0].statement
+        vouches = {i: Vouch(on, net.identities[i].sign(b"another" if what == "another view" else on)) for i in range(5)}
+        if what == "forged":
+            vouches[1] = Vouch(on, bytes(64))
+        record = replace(record, vouches=vouches)
+        needed = range(4) if what == "one signature too few" else range(5)
+        hand = Identity.from_seed("stranger") if what == "of a stranger" else net.identities[3]
+        return Relayed(certify(record, "else" if what == "other phase" else "phase", 3, hand, needed), ())
+
+    heard = net.run(both, {1: {0: [shown], 1: [net.relayed(net.sign(3, 8), 4)]}})
+    assert len(views(heard)) == 1 and not net.settled
+    assert len(heard[0].said[3]) == 2
 
 
 @pytest.mark.parametrize("reached", [(0,), (0, 2), (0, 1, 2)])
@@ -124,7 +205,8 @@ def test_a_face_that_fellows_show_to_one_peer_in_any_round_reaches_all_or_none(r
     for relayers in range(4):
         net = Net(7, byzantine)
         assert net.rounds == 3
-        first = {i: {4: net.sign(4, 1)} for i in range(4)} if direct == "all" else {}
+        # One of them speaks and does not sign what it heard, or nobody would listen.
+        first = {i: {5: net.sign(5, 1), **({4: net.sign(4, 1)} if direct == "all" else {})} for i in range(4)}
         hidden = net.relayed(net.sign(4, 2), *((5, 6)[:relayers] if relayers < 3 else (5, 6, 0)))
         if relayers == 3:  # no honest peer signs what it has not heard: they would have to forge it
             forged = tuple((r, s if r != 0 else bytes(64)) for r, s in hidden.chain)
@@ -275,6 +357,6 @@ def test_rounds_in_which_nobody_can_have_news_are_skipped_in_one_process() -> No
         rounds = [phase for phase in driver.phases if phase.startswith("commit/relay/")]
         found.append((rounds, [(r.gradient.tolist(), r.coin) for r in results], driver.peers[0].ledger.head))
     (skipped, *same), (alone, *too), (watched, *also) = found
-    assert skipped == ["commit/relay/1"] * 2
-    assert alone == watched == ["commit/relay/1", "commit/relay/2", "commit/relay/3"] * 2
+    assert skipped == alone == ["commit/relay/1"] * 2
+    assert watched == [f"commit/relay/{round}" for round in (1, 2, 3, 4)] * 2
     assert same == too == also
