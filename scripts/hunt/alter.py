@@ -14,6 +14,7 @@ import torch
 from msgspec import Struct
 
 from btard.protocol.behaviour import Context
+from btard.protocol.certificate import certify
 from btard.protocol.claims import admissible
 from btard.protocol.config import ProtocolSettings
 from btard.protocol.hashing import signed_digest
@@ -407,7 +408,10 @@ def _mapping(value: Mapping[int, Sequence[Any]], at: Moment) -> Mapping[int, Seq
 
 
 def _reveal(value: Mapping[int, Sequence[Any]], at: Moment) -> Mapping[int, Sequence[Any]]:
-    """Hand out what fellows have kept back, or what they said in a former life, with all the signatures we have."""
+    """Hand out what fellows have kept back, or what they said in a former life, with all the signatures we have.
+
+    Or a certificate of what this peer heard, if it has one.
+    """
     ctx, phase, round = at.ctx, at.args.get("phase"), at.args.get("round")
     if not isinstance(phase, str) or not isinstance(round, int) or ctx.config is None:
         return value
@@ -415,11 +419,16 @@ def _reveal(value: Mapping[int, Sequence[Any]], at: Moment) -> Mapping[int, Sequ
     for old in range(at.room.life):
         hidden += [m for m in at.room.noted(ctx.step, ("signed", phase), life=old).values() if isinstance(m, Signed)]
     keys = {i: at.room.keys[i] for i in sorted(at.room.keys) if i in ctx.record.remaining}
+    if at.gene.pick % 4 >= 2 and ctx.identity is not None and ctx.record.vouches:
+        signed_by = [i for i in sorted(ctx.record.vouches) if i in ctx.record.members]
+        hidden.append(certify(ctx.record, phase, ctx.peer, ctx.identity, signed_by))
     items = []
     for message in hidden:
         signers = [i for i in keys if i != message.sender]
-        when = (ctx.config.rounds, 1, len(signers))[at.gene.pick % 3]
-        if round != max(1, min(when, ctx.config.rounds)) or not signers:
+        when, last = (ctx.config.rounds, 1, len(signers))[at.gene.pick % 3], ctx.config.rounds
+        if message.phase.endswith("/certificate"):
+            when, last = when + 1, last + 1
+        if round != max(1, min(when, last)) or not signers:
             continue
         signed = relay_digest(message.digest(ctx.record.context))
         items.append(Relayed(message, tuple((i, keys[i].sign(signed)) for i in signers)))

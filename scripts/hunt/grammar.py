@@ -25,7 +25,7 @@ from btard.protocol import messages
 from btard.protocol.behaviour import Behaviour
 from btard.protocol.messages import Claim
 from scripts.hunt.cases import FOREVER, Gene, Program, Twin
-from scripts.hunt.programs import MOMENTS, PLACES, RECIPIENTS, hooks
+from scripts.hunt.programs import COMPARE, MOMENTS, PLACES, RECIPIENTS, hooks
 from scripts.hunt.twins import DIFFERENCES, SIGHTS
 
 COMMON = ("other", "fellow", "last", "life")
@@ -53,8 +53,8 @@ class Site:
 
 
 def kinds() -> tuple[type[Struct], ...]:
-    """The payloads of broadcasts: what `Signed.open` can return."""
-    return messages.P.__constraints__
+    """The payloads of broadcasts: what `Signed.open` can return, except certificates, which are relayed."""
+    return tuple(kind for kind in messages.P.__constraints__ if kind is not messages.Certificate)
 
 
 def ways(form: Any) -> tuple[str, ...]:
@@ -101,6 +101,7 @@ def sites() -> tuple[Site, ...]:
         form = get_type_hints(getattr(Behaviour, name), include_extras=True)["return"]
         extra = VOTES if name == "vote" else ()
         found.append(Site(f"hook {name}", tuple(dict.fromkeys((*extra, *ways(form), *COMMON)))))
+    found.append(Site(COMPARE, ("omit", "flip")))
     return tuple(found)
 
 
@@ -164,7 +165,7 @@ def twin(rng: np.random.Generator, steps: int) -> Twin:
 
 
 def _arguments(site: Site) -> tuple[str, ...]:
-    return hooks().get(site.name.removeprefix("hook "), ())
+    return ("phase",) if site.name == COMPARE else hooks().get(site.name.removeprefix("hook "), ())
 
 
 def _site(rng: np.random.Generator) -> Site:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from msgspec.structs import replace
 
 from btard.audit import audit
 from btard.audit.ledger import AgreedState, read_ledger
@@ -33,7 +32,7 @@ from scripts.hunt.environments import config_of, tasks_of, weather_of
 from scripts.hunt.invariants import Broken, allowed_end, check_audit, check_finite, check_step
 from scripts.hunt.programs import Honest, Programmed
 from scripts.hunt.room import Room
-from scripts.hunt.twins import Twinned, Twins, Views
+from scripts.hunt.twins import Twinned, Twins
 from scripts.hunt.watch import Endless, Watch, most_effects
 from tests.audit.forgery import keys
 from tests.audit.mutants import Run, judged
@@ -100,8 +99,6 @@ class _Cohort(LocalDriver):
 
     def talk(self, step: int, letters: Mapping[int, Letters]) -> Heard:
         """In addition, check how much the present honest peers say and read."""
-        views = {i: said.effect.faces for i, said in letters.items() if isinstance(said.effect, Views)}
-        letters = {**letters, **{i: replace(letters[i], special=faces) for i, faces in views.items()}}
         there = [i for i in letters if i not in self.room.members and not self.peers[i].behaviour.byzantine]
         for sender in there:
             said = letters[sender]

@@ -20,6 +20,9 @@ from scripts.hunt.alter import Moment, altered, any_change
 from scripts.hunt.cases import Gene, Program
 from scripts.hunt.room import Room
 
+COMPARE = "hook compare"
+"""The site of what a peer says that it heard."""
+
 MOMENTS: dict[str, Callable[[Room, Context], bool]] = {
     "always": lambda room, ctx: True,
     "checked": lambda room, ctx: ctx.peer in ctx.assignments.values(),
@@ -64,7 +67,7 @@ def hooks() -> Mapping[str, tuple[str, ...]]:
     found = {}
     for name, hook in inspect.getmembers(Behaviour, inspect.isfunction):
         names = tuple(inspect.signature(hook).parameters)
-        if not name.startswith("_") and names[1:2] == ("ctx",) and name not in ("acts", "say"):
+        if not name.startswith("_") and names[1:2] == ("ctx",) and name not in ("acts", "say", "compare"):
             found[name] = names[2:]
     return found
 
@@ -129,6 +132,11 @@ class Honest(Noted):
         super().__init__(room)
         self.away, self.drops = away, drops or {}
         self._gone: tuple[int, int] | None = None
+        self._mute = False
+
+    @property
+    def relays_news(self) -> bool:
+        return not self._mute  # its hook says nothing else than an honest peer's
 
     def _silent(self, ctx: Any, phase: str) -> bool:
         if self.drops.get(ctx.step) == phase:
@@ -145,7 +153,11 @@ class Honest(Noted):
         if payload is not None:
             self.room.note(ctx, ("say", phase), payload)
             self.room.note(ctx, ("signed", phase), message)
-        return (None if self._silent(ctx, phase) else message), {}
+        self._mute = self._silent(ctx, phase)
+        return (None if self._mute else message), {}
+
+    def compare(self, ctx: Context, phase: str, view: bytes) -> Any:
+        return (None if self._mute else view), {}
 
 
 class Programmed(Noted):
@@ -226,6 +238,20 @@ class Programmed(Noted):
             self.room.note(ctx, ("say", phase), payload)
             self.room.note(ctx, ("signed", phase), message)
         return message, faces
+
+    def compare(self, ctx: Context, phase: str, view: bytes) -> Any:
+        said: bytes | None = view
+        faces: dict[int, bytes | None] = {}
+        for gene in self.genes.get(COMPARE, ()):
+            if not self._fits(gene, ctx) or not in_phase(gene, phase):
+                continue
+            at = self._moment(gene, ctx, ("compare", phase), {"phase": phase})
+            changed = altered(view, at)
+            if gene.to == "all":
+                said = changed
+            else:
+                faces |= dict.fromkeys(at.chosen, changed)
+        return said, faces
 
     def _about(self, kind: str) -> list[Gene]:
         """The genes for broadcasts of this kind, and for its fields, in the program's order."""

@@ -10,9 +10,10 @@ from collections.abc import Generator, Mapping
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 
 from btard.attacks.base import without_fellows
-from btard.protocol.effects import Broadcast, Compare, Compute, Effect, Exchange, Idle, Measure, Purpose
+from btard.protocol.effects import QUIET, Broadcast, Compare, Compute, Effect, Exchange, Idle, Measure, Purpose, Relay
 from btard.protocol.hashing import digest
 from btard.protocol.identity import Identity
 from btard.protocol.messages import JoinRequest
@@ -26,12 +27,6 @@ SIGHTS = ("own", "all")
 DIFFERENCES = ("nothing", "secrets", "gradient", "late", "requests")
 """What the second twin has otherwise than the first: nothing but its part of the network; other secrets for the coin;
 a gradient that is one unit in the last place off; none in time; no newcomers' requests."""
-
-
-class Views(Compare, frozen=True):
-    """A comparison in which single recipients are told another digest."""
-
-    faces: Mapping[int, bytes] = {}
 
 
 class Twinned(Honest):
@@ -171,9 +166,12 @@ class Twins(Peer):
         if isinstance(first, Exchange) and isinstance(second, Exchange):
             packets = {to: items for to, items in first.packets.items() if to not in served}
             packets |= {to: items for to, items in second.packets.items() if to in served}
+            if isinstance(first, Relay) and isinstance(second, Relay):
+                both = {"quiet": first.quiet and second.quiet, "settled": first.settled and second.settled}
+                return replace(first, packets=packets, proof=first.proof or second.proof, **both)
             return Exchange(first.phase, packets, first.limit, first.load)
         assert isinstance(first, Compare) and isinstance(second, Compare)
-        return Views(first.phase, first.digest, dict.fromkeys(served, second.digest))
+        return Compare(first.phase, first.vouch, dict.fromkeys(served, second.vouch))
 
     def _computed(self, which: int, effect: Compute | Idle | Measure, said: Effect, answer: Any) -> Any:
         """The requested gradient, if this twin wants it and should have it."""
@@ -181,12 +179,14 @@ class Twins(Peer):
         slow = which == 1 and trains and self.t >= self.plan.start and self.plan.differ == "late"
         return answer if effect == said and not slow else None
 
-    def _heard(self, effect: Effect, answer: Mapping[int, Any], sees: frozenset[int] | None) -> dict[int, Any]:
+    def _heard(self, effect: Effect, answer: Mapping[int, Any], sees: frozenset[int] | None) -> Mapping[int, Any]:
         """What a twin hears of the `answer` to both, and itself."""
+        if answer is QUIET:
+            return QUIET
         heard = {
             sender: letter
             for sender, letter in answer.items()
             if sender != self.id and (sees is None or sender in sees or sender in self.room.members)
         }
-        own = getattr(effect, "message", None) or getattr(effect, "digest", None)
+        own = getattr(effect, "message", None) or getattr(effect, "vouch", None)
         return heard if own is None else {**heard, self.id: own}

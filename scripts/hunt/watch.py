@@ -48,7 +48,7 @@ class Watch:
         for me in there:
             said, out = letters[me], {me, *self.room.peers[me].current.expelled}
             if isinstance(said.effect, Compare):
-                self.due[me] = self.due.get(me, 0) + said.size(said.common) * (len(letters) - 1)
+                self.due[me] = self.due.get(me, 0) + said.nbytes(letters.keys() - {me})
                 continue
             self.due[me] = self.due.get(me, 0) + said.effect.load
             sent = sum(said.size(said.special.get(to, said.common)) for to in letters if to not in out)
@@ -94,6 +94,7 @@ class Watch:
 
 def most_effects(peers: int, tosses: int, rounds: int) -> int:
     """How many effects an honest peer has in a step at most: see `_agree`, `toss`, `judge` and `heal`."""
+    rounds += 1  # of certificates
     broadcasts = 1 + 1 + 1 + 2 * tosses + 1 + 2 * 3 + 1
     exchanges = 1 + 1 + 2 + 1 + 2 * 2 + 3
     return broadcasts * (1 + 1 + rounds + 1 + 1) + exchanges + 1 + 2 * peers + 1

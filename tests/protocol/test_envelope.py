@@ -15,9 +15,9 @@ from msgspec.structs import replace
 from btard.protocol.envelope import (
     DTYPES,
     KINDS,
-    decode_digest,
     decode_items,
     decode_signed,
+    decode_vouch,
     encode_items,
     encode_signed,
 )
@@ -194,11 +194,11 @@ def test_nested_lists_cannot_blow_up() -> None:
     assert peak < 2**24
 
 
-def test_digests_have_32_bytes() -> None:
-    assert decode_digest(bytes(range(32))) == bytes(range(32))
-    for wrong in (b"", bytes(31), bytes(33), bytes(10_000)):
+def test_a_vouch_is_a_signature() -> None:
+    assert decode_vouch(bytes(range(64))).signature == bytes(range(64))
+    for wrong in (b"", bytes(63), bytes(65), bytes(10_000)):
         with pytest.raises(Malformed):
-            decode_digest(wrong)
+            decode_vouch(wrong)
 
 
 @pytest.mark.parametrize("body", [torch.zeros(1, dtype=torch.complex64), torch.zeros(1, 1, 1, 1)])

@@ -19,7 +19,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from btard.protocol import wire
-from btard.protocol.envelope import decode_digest, decode_items, decode_signed, encode_items, encode_signed
+from btard.protocol.envelope import decode_items, decode_signed, decode_vouch, encode_items, encode_signed
 from btard.protocol.identity import Identity
 from btard.protocol.messages import Packet, Relayed, Report, Signed, relay_digest
 from btard.protocol.wire import Malformed
@@ -56,7 +56,7 @@ DECODERS: dict[str, tuple[Callable[[bytes], Any], bytes]] = {
     "broadcast": (lambda data: decode_signed(data, LIMIT), encode_signed(signed(REPORT))),
     "items": (lambda data: decode_items(bytearray(data), LIMIT), b"".join(bytes(p) for p in encode_items(items()))),
     "lists": (lambda data: wire.unpack(data, max_bytes=LIMIT, what="lists"), wire.pack([1, [HASH, "x", [0.5]]])),
-    "digest": (decode_digest, HASH),
+    "vouch": (decode_vouch, 2 * HASH),
 }
 
 NUMBERS = st.one_of(
