@@ -17,6 +17,7 @@ from btard.audit.proof import Proof
 from btard.audit.settings import write_settings
 from btard.audit.states import write_state
 from btard.audit.strangers import keeps_gradients
+from btard.files import UNFINISHED
 from btard.protocol import wire
 from btard.protocol.claims import KINDS
 from btard.protocol.config import ProtocolConfig
@@ -67,9 +68,9 @@ class Recorder:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_settings(self.folder, self.config, d, roster, self.task, platform)
         (self.folder / ATTESTATION).unlink(missing_ok=True)
-        for file in (self.folder / EVIDENCE).glob("step-*"):
+        for file in (self.folder / EVIDENCE).glob("*step-*"):
             step = file.name[len("step-") :].partition(".")[0]
-            if file.suffix == ".tmp" or (step.isdigit() and int(step) >= self.next):
+            if file.suffix == UNFINISHED or (step.isdigit() and int(step) >= self.next):
                 file.unlink()
 
     def finished(

@@ -15,7 +15,7 @@ from btard.drivers.history import ParameterHistory, steps_kept, workers_of
 from btard.drivers.letters import Letters, Pieces
 from btard.drivers.loop import Heard, StepResult, in_phase, run_step
 from btard.drivers.mesh import Mesh
-from btard.drivers.trail import PARAMETERS, State, Trail
+from btard.drivers.trail import State, Trail
 from btard.protocol import wire
 from btard.protocol.behaviour import HONEST, Behaviour
 from btard.protocol.collusion import Collusion
@@ -27,7 +27,7 @@ from btard.protocol.hashing import digest, tensor_digest
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.peer import Outcome, Peer
 from btard.protocol.snapshot import load_peer, save_peer
-from btard.task import Task, sharing
+from btard.task import PARAMETERS, Task, sharing
 
 END = "end of step"
 MAX_NOTE = 2**16
@@ -170,7 +170,7 @@ class CollectiveDriver:
 
         `params` [d] are final. Errors: RankLost.
         """
-        peer, hashed = self.peer, tensor_digest(params, "parameters", threads=torch.get_num_threads())
+        peer, hashed = self.peer, tensor_digest(params, PARAMETERS, threads=torch.get_num_threads())
         statement = Attestation(peer.t, peer.ledger.head, hashed)
         signature = peer.identity.sign(statement.digest(peer.config, peer.roster, params.numel()))
         signatures = self.mesh.gather("attest", signature)

@@ -17,7 +17,7 @@ from btard.drivers.links import Links
 from btard.drivers.loop import Heard, StepResult, run_step
 from btard.drivers.newcomers import Newcomer, admitted_last, bring_in
 from btard.drivers.threads import Team
-from btard.drivers.trail import PARAMETERS, State, Trail
+from btard.drivers.trail import State, Trail
 from btard.protocol.behaviour import HONEST, Behaviour
 from btard.protocol.collusion import Collusion
 from btard.protocol.commitments import Commitments, Hashed, Ideal
@@ -28,7 +28,7 @@ from btard.protocol.memory import Memory
 from btard.protocol.messages import JoinRequest
 from btard.protocol.peer import Outcome, Peer
 from btard.protocol.snapshot import load_peer, save_peer
-from btard.task import Task, sharing
+from btard.task import PARAMETERS, Task, sharing
 
 THREADED_FROM = 2**17
 """Number of parameters from which the peers of a cohort work in threads."""

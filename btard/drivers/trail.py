@@ -14,9 +14,7 @@ from btard.protocol.effects import Losses, Measure
 from btard.protocol.hashing import tensor_digest
 from btard.protocol.heal import HEALED, is_kept, oldest, state_digest, window
 from btard.protocol.ledger import Entry
-from btard.task import Measurable, Task, never
-
-PARAMETERS = "parameters"
+from btard.task import PARAMETERS, Measurable, Task, never
 
 Tensors = Mapping[str, torch.Tensor]
 

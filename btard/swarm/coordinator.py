@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from btard.audit.attestation import Attestation
-from btard.audit.files import ATTESTATION, LEDGER, METRICS, TIMINGS
+from btard.audit.files import ATTESTATION, LEDGER, METRICS, STATUS, TIMINGS
 from btard.audit.ledger import read_ledger
 from btard.audit.report import AuditError
 from btard.audit.vouching import FILES, digests
@@ -52,7 +52,6 @@ from btard.swarm.view import PATIENCE, News, View, bans_of, healings_of
 
 POLL = 0.5
 """Seconds between two rounds of questions."""
-STATUS = "status.json"
 AGAIN = "copy the folder again as a whole; the folders of the peers have the same ledger and parameters"
 """What to do about a piece of a finished run that cannot be put back."""
 

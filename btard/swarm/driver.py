@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from btard.drivers.history import ParameterHistory
 from btard.drivers.letters import Letters
 from btard.drivers.loop import Clock, Heard, StepResult, run_step
-from btard.drivers.trail import PARAMETERS, State, Trail
+from btard.drivers.trail import State, Trail
 from btard.protocol import wire
 from btard.protocol.collusion import Collusion
 from btard.protocol.commit import CutOff
@@ -34,7 +34,7 @@ from btard.swarm.links import HEADER, Dial, Refused
 from btard.swarm.node import Node
 from btard.swarm.outbox import Gone, Position, Said, Served
 from btard.swarm.rounds import Rounds
-from btard.task import Task, sharing
+from btard.task import PARAMETERS, Task, sharing
 
 FOLLOW = 30.0
 """Seconds after which a follower's stream is checked, if there was nothing to send."""

@@ -16,6 +16,7 @@ from btard.swarm.identity import load_identity
 from btard.swarm.node import Node
 from btard.swarm.notes import Notes
 from btard.swarm.task import Auditable, Keeps, Named, Optimizer, TaskSource, Training, ready
+from btard.task import PARAMETERS
 from btard.training.layout import write_layout
 from btard.training.optimizer import VectorOptimizer
 from btard.training.torch_task import TorchTask
@@ -43,7 +44,7 @@ def begin(config: SwarmConfig, source: TaskSource) -> Start:
     if config.start_from is not None:
         first, tensors = load_start(Path(config.start_from), optimizer.state())
         optimizer.load(tensors)
-    initial = tensor_digest(optimizer.params, "parameters").hex()
+    initial = tensor_digest(optimizer.params, PARAMETERS).hex()
     agreed = config.agreed() | dict(task.agreed()) | {"first step": first, "initial parameters": initial}
     if isinstance(optimizer, VectorOptimizer):
         agreed |= optimizer.agreed()

@@ -183,7 +183,7 @@ def show(trackers: Sequence[Tracker], row: Mapping[str, Any], seconds: Mapping[s
 def _run_id(out: Path) -> str:
     file = out / WANDB_ID
     if not file.exists():
-        file.write_text(secrets.token_hex(8) + "\n", encoding="utf-8")
+        write_file(file, secrets.token_hex(8) + "\n")
     return file.read_text(encoding="utf-8").strip()
 
 

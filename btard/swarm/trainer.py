@@ -38,6 +38,7 @@ from btard.swarm.member import PREVIOUS, Member, Say
 from btard.swarm.node import Unreachable
 from btard.swarm.task import HasLocalState, TaskSource
 from btard.swarm.view import bans_of, healings_of
+from btard.task import PARAMETERS
 
 FAREWELL = 5.0
 """Seconds that a finished peer waits for somebody to ask how it ended, or for the final state."""
@@ -158,7 +159,7 @@ class Trainer(Member):
         peer = self.peer
         self.service.begins(peer.t)
         self._publish(last=True)
-        statement = Attestation(peer.t, peer.ledger.head, tensor_digest(self.optimizer.params, "parameters"))
+        statement = Attestation(peer.t, peer.ledger.head, tensor_digest(self.optimizer.params, PARAMETERS))
         signed = statement.digest(self.protocol, peer.roster, self.task.d)
         mine = peer.identity.sign(signed)
         self.signed = {"step": peer.t, "params": statement.params.hex(), "signature": mine.hex()}
