@@ -94,7 +94,7 @@ class Proof:
             "by": by,
             "platform": self.platform,
         }
-        write_json(file, {**content, "signature": identity.sign(content_digest(content)).hex()})
+        write_json(file, {**content, "signature": identity.sign(proof_digest(content)).hex()})
 
     @classmethod
     def read(cls, folder: Path, step: int, d: int) -> Proof:
@@ -106,7 +106,7 @@ class Proof:
             wire.check_int(content["by"], "by"),
             check_hex(content.pop("signature"), "signature"),
         )
-        proof.signed = content_digest(content)
+        proof.signed = proof_digest(content)
         proof.platform = check_platform(content["platform"], file.name)
         if content["before"] is not None:
             proof.before = wire.convert(content["before"], Transcript, "before")
@@ -149,6 +149,6 @@ class Proof:
             disclosed[entry.discloser] = (*disclosed.get(entry.discloser, ()), packet)
 
 
-def content_digest(content: Mapping[str, Any]) -> bytes:
+def proof_digest(content: Mapping[str, Any]) -> bytes:
     """What the recording peer signs of a proof."""
     return signed_digest("proof", json.dumps(content, sort_keys=True))

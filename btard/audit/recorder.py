@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from btard.audit.claims import votes_with_majority
 from btard.audit.files import ATTESTATION, EVIDENCE, seal_file, write_json
 from btard.audit.ledger import speak_for_all
 from btard.audit.numerics import numeric_platform
@@ -17,6 +16,7 @@ from btard.audit.proof import Proof
 from btard.audit.settings import write_settings
 from btard.audit.states import write_state
 from btard.audit.strangers import keeps_gradients
+from btard.audit.votes import votes_with_majority
 from btard.files import UNFINISHED
 from btard.protocol import wire
 from btard.protocol.claims import KINDS

@@ -28,6 +28,11 @@ class State:
     local: Tensors
     """What belongs to this process alone, such as running statistics: nobody compares it."""
 
+    @classmethod
+    def of(cls, params: torch.Tensor, shared: Tensors | None, local: Tensors | None) -> State:
+        """Of what a driver's `step` takes."""
+        return cls({PARAMETERS: params, **(shared or {})}, local or {})
+
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
         return {**self.agreed, **self.local}

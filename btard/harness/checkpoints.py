@@ -47,7 +47,7 @@ class Checkpoints:
         target = self.path / f"step-{step:08d}.safetensors"
         # One entry, because safetensors writes several in random order, and equal runs shall have equal files.
         header = json.dumps(
-            {"version": PROTOCOL_VERSION, "step": step, "state": text, "digest": content_digest(step, text, copies)}
+            {"version": PROTOCOL_VERSION, "step": step, "state": text, "digest": tensors_digest(step, text, copies)}
         )
         with complete_file(target) as temporary:
             save_file(copies, temporary, metadata={HEADER: header})
@@ -93,12 +93,12 @@ def _read_checkpoint(file: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]
     step, text = header["step"], header["state"]
     if step != _step_of(file):
         raise ValueError(f"it is that of step {step}")
-    if header["digest"] != content_digest(step, text, tensors):
+    if header["digest"] != tensors_digest(step, text, tensors):
         raise ValueError("its content does not match its digest")
     return step, tensors, json.loads(text)
 
 
-def content_digest(step: int, state: str, tensors: Mapping[str, Tensor]) -> str:
+def tensors_digest(step: int, state: str, tensors: Mapping[str, Tensor]) -> str:
     """BLAKE3 over everything in a checkpoint: its format itself would not notice a flipped bit."""
     hasher = blake3(json.dumps([step, state]).encode())
     for name in sorted(tensors):

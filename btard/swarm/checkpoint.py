@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from btard.audit.files import CHECKPOINTS
 from btard.files import complete_file
-from btard.harness.checkpoints import content_digest
+from btard.harness.checkpoints import tensors_digest
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.hashing import PROTOCOL_VERSION
 
@@ -36,7 +36,7 @@ def save_start(
     """
     copies = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
     said = {"step": step, "digest": digest, "confirmed_by": list(confirmed_by), "notes": dict(notes or {})}
-    header = {"version": PROTOCOL_VERSION, **said, "content": content_digest(step, "", copies)}
+    header = {"version": PROTOCOL_VERSION, **said, "content": tensors_digest(step, "", copies)}
     with complete_file(file) as temporary:
         save_file(copies, temporary, {HEADER: json.dumps(header)})
 
@@ -47,7 +47,7 @@ def read_start(file: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         with safe_open(file, framework="pt") as content:
             header = json.loads((content.metadata() or {}).get(HEADER, "null"))
             tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  (no dict)
-        if header["content"] != content_digest(header["step"], "", tensors):
+        if header["content"] != tensors_digest(header["step"], "", tensors):
             raise ValueError("its content does not match its digest")
     except (SafetensorError, TypeError, KeyError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from None

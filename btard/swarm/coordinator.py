@@ -48,7 +48,7 @@ from btard.swarm.notes import Notes, read, write
 from btard.swarm.startup import begin, make_node, own_identity, write_model
 from btard.swarm.task import TaskSource
 from btard.swarm.tracking import BANS, HEALINGS, TensorBoard, Tracker, WeightsAndBiases, describe, show
-from btard.swarm.view import PATIENCE, News, View, bans_of, healings_of
+from btard.swarm.view import PATIENCE, News, SwarmView, bans_of, healings_of
 
 POLL = 0.5
 """Seconds between two rounds of questions."""
@@ -74,7 +74,7 @@ class Coordinator:
         write_model(start.task, self.out)
         self.notes = Notes(self.out)
         self.node = make_node(config, self.identity, self.notes)
-        self.view = View(config, self.first)
+        self.view = SwarmView(config, self.first)
         self.trackers: list[Tracker] = []
         self._started = 0.0
         self.keeper = Keeper(config, self.folder, start, self.view, self.identity.public_key, self.say)

@@ -28,9 +28,9 @@ from btard.swarm.doors import Doors
 from btard.swarm.fetch import Fetched, ask_status, fetch_state
 from btard.swarm.founding import Say
 from btard.swarm.member import PREVIOUS
-from btard.swarm.startup import Start
+from btard.swarm.startup import Beginning
 from btard.swarm.task import Evaluated
-from btard.swarm.view import View
+from btard.swarm.view import SwarmView
 from btard.task import PARAMETERS
 
 VALIDATION = "validation_loss"
@@ -61,7 +61,9 @@ class Keeper:
     `open` gives it its way to the peers; `me`: the asker's public key.
     """
 
-    def __init__(self, config: SwarmConfig, folder: RunFolder, start: Start, view: View, me: bytes, say: Say) -> None:
+    def __init__(
+        self, config: SwarmConfig, folder: RunFolder, start: Beginning, view: SwarmView, me: bytes, say: Say
+    ) -> None:
         self.config, self.folder, self.view, self.me, self.say = config, folder, view, me, say
         self.optimizer, self.first = start.optimizer, start.first
         self.evaluate = start.task.evaluation() if isinstance(start.task, Evaluated) else None

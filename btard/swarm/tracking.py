@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import yaml
 
+from btard.files import write_file
 from btard.harness.settings import config_text
 from btard.harness.typed_yaml import ConfigError
 from btard.swarm import tags
@@ -168,7 +169,7 @@ def defence(config: SwarmConfig) -> str:
 
 
 def describe(ban: Mapping[str, Any]) -> str:
-    """One line about a removed peer, as `View.bans` has it."""
+    """One line about a removed peer, as `SwarmView.bans` has it."""
     by = f", accused by {', '.join(map(str, ban['accusers']))}" if ban["accusers"] else ""
     return f"step {ban['step']}: peer {ban['peer']}, {ban['kind']}{by}"
 
