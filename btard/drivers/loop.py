@@ -1,4 +1,4 @@
-"""The one interpreter of effects: runs a step of a process's peers, as far as it is the same for all drivers.
+"""The interpreter of effects for all drivers: runs a step of the peers of a process, as far as it is the same for all.
 
 A driver says how messages move and where gradients come from (`World`), and when it is too late for a gradient
 (`Clock`). Peers in threads are the driver's choice too. The rest is here: phases, time, bytes, and how a step ends.
