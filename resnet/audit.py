@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from resnet.cohort import make_model
+from btard.audit.files import CONFIG
+from resnet.cohort import make_model, make_task
 from resnet.config import read_config
 from resnet.data import load_dataset
-from resnet.sampling import TrainingData
 from resnet.task import ClassificationTask
 from resnet.train import knowing
 
@@ -19,15 +19,9 @@ def task_of(folder: Path) -> ClassificationTask:
 
     Sets the run's number of threads: bits depend on it. Raises ConfigError or DataError, both in one line.
     """
-    config = read_config(Path(folder) / "config.yaml")
+    config = read_config(Path(folder) / CONFIG)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     data = load_dataset(config.data.name, config.data.path, label=config.data.label)
     knowing(config, data)
-    return ClassificationTask(
-        make_model(config, data),
-        TrainingData(data, torch.device("cpu")),
-        peers=config.peers,
-        batch_size=config.batch_size,
-        mode=config.mode,
-    )
+    return make_task(config, data, make_model(config, data))

@@ -27,11 +27,11 @@ from collections import Counter
 from collections.abc import Container, Iterable
 
 from btard.drivers.letters import Pieces
+from btard.swarm.cancel import cancel
 from btard.swarm.ends import OVER, Ends
 from btard.swarm.links import Dial, Link
 from btard.swarm.node import Node
 from btard.swarm.outbox import SHOWN, Outbox, Position, Said
-from btard.swarm.tasks import cancel
 
 SLICE = 0.5
 """Seconds between two looks at the clock while waiting."""
