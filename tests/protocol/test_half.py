@@ -65,7 +65,7 @@ def test_a_body_of_hostile_bytes_is_refused_or_is_the_one_form_of_what_it_says(k
     "entries", [[0], [0x8000], [0x7400], [1], [0x83FF], [0x77FF, 1], [0xF800], [0x7C00], [0, 0x7E00]], ids=str
 )
 def test_no_exponent_makes_a_second_form(entries: list[int]) -> None:
-    """All whole numbers of 16 bits in front of these entries, and some others: integers drawn at random have no -0.0."""
+    """All whole numbers in front of these entries, and some others: integers drawn at random have no -0.0."""
     bodies = torch.from_numpy(np.array([[k, *entries] for k in range(2**16)], dtype=np.uint16).view(np.float16))
     exponents = bodies[:, 0].float()
     near = (exponents.frac() == 0) & (exponents.abs() < 2**8)
