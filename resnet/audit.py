@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from btard.harness.recorded import read_recorded, use_threads
-from resnet.cohort import make_model
+from resnet.cohort import make_model, make_task
 from resnet.config import Config
 from resnet.data import load_dataset
-from resnet.sampling import TrainingData
 from resnet.task import ClassificationTask
 from resnet.train import knowing
 
@@ -28,10 +25,4 @@ def task_of(folder: Path) -> ClassificationTask:
     use_threads(config.threads)
     data = load_dataset(config.data.name, config.data.path, label=config.data.label, download=False)
     knowing(config, data)
-    return ClassificationTask(
-        make_model(config, data),
-        TrainingData(data, torch.device("cpu")),
-        peers=config.peers,
-        batch_size=config.batch_size,
-        mode=config.mode,
-    )
+    return make_task(config, data, make_model(config, data))
