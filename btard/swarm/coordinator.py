@@ -13,7 +13,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from btard.swarm.founding import (
     publish_founders,
 )
 from btard.swarm.keeper import Ending, Keeper
+from btard.swarm.lines import Say
 from btard.swarm.node import Unreachable
 from btard.swarm.notes import Notes, read, write
 from btard.swarm.startup import begin, make_node, own_identity, write_model
@@ -54,8 +55,6 @@ POLL = 0.5
 """Seconds between two rounds of questions."""
 AGAIN = "copy the folder again as a whole; the folders of the peers have the same ledger and parameters"
 """What to do about a piece of a finished run that cannot be put back."""
-
-Say = Callable[[str], None]
 
 
 class Coordinator:
@@ -208,7 +207,7 @@ class Coordinator:
     async def _ask_all(self, *, last: bool = False) -> None:
         async def ask(number: int) -> None:
             try:
-                status = await ask_status(self.doors, self.founders[number], timeout=5.0, last=last)
+                status = await ask_status(self.doors, self.founders[number], last=last)
                 self.view.hear(number, status, time.time())
             except Exception:  # gone, refused or hostile: then there is nothing to show of it
                 return
@@ -241,9 +240,10 @@ class Coordinator:
     def _log_rows(self, last: bool = False) -> None:
         for row in self.view.complete_rows(time.time(), last):
             seconds = row.pop("seconds")
-            row |= self.keeper.take_measured()
+            measured = self.keeper.take_measured()
+            row |= measured
             self.folder.log(row["step"], row, seconds)
-            show(self.trackers, row, seconds)
+            show(self.trackers, row, seconds, measured)
 
     def _keep_final(self) -> None:
         """Keep the state after the last step, with the signatures of the remaining peers.

@@ -22,7 +22,7 @@ from btard.protocol.messages import JoinRequest
 from btard.protocol.wire import Malformed
 from btard.swarm import frames
 from btard.swarm.cancel import cancel
-from btard.swarm.deadlines import Deadlines
+from btard.swarm.deadlines import ANSWER, Deadlines
 from btard.swarm.doors import Doors
 from btard.swarm.links import Refused
 from btard.swarm.state import MAX_STATUS, OVER
@@ -36,6 +36,8 @@ MORE = 1.0
 """Seconds that more members have to vouch for a state that has enough already: the first could all be hostile."""
 GRACE = 10.0
 """Seconds that a donor has in addition to the time that its bytes take."""
+STATUS = 5.0
+"""Seconds in which a peer must say how it is: all are asked again and again, and one that is slow holds up the rest."""
 NEXT_DONOR = 10.0
 """Seconds after which another donor is asked too; from one to the next they double."""
 
@@ -63,7 +65,7 @@ async def _answer(reader: frames.Source, limit: int, kind: str, count: int) -> l
     return fields
 
 
-async def ask_status(doors: Doors, key: bytes, timeout: float = 10.0, *, last: bool = False) -> dict[str, Any]:
+async def ask_status(doors: Doors, key: bytes, *, last: bool = False) -> dict[str, Any]:
     """What a peer says about itself, unverified. Errors: those of `Doors.knock`; Malformed.
 
     `last`: the asker needs nothing more of it, so it may end.
@@ -82,13 +84,13 @@ async def ask_status(doors: Doors, key: bytes, timeout: float = 10.0, *, last: b
                 raise Malformed("status: expected an object")
             return status
 
-    return await asyncio.wait_for(ask(), timeout)
+    return await asyncio.wait_for(ask(), STATUS)
 
 
 async def ask_to_join(doors: Doors, key: bytes, request: JoinRequest) -> None:
     """Ask one member to name this peer to the others."""
     async with doors.visit(key, "join", request.signature) as (reader, _):
-        await asyncio.wait_for(_answer(reader, SHORT, "noted", 1), 10.0)
+        await asyncio.wait_for(_answer(reader, SHORT, "noted", 1), ANSWER)
 
 
 async def fetch_state(

@@ -26,7 +26,7 @@ from btard.swarm.checkpoint import load_start, read_start, save_start
 from btard.swarm.config import SwarmConfig
 from btard.swarm.doors import Doors
 from btard.swarm.fetch import Fetched, ask_status, fetch_state
-from btard.swarm.founding import Say
+from btard.swarm.lines import Say
 from btard.swarm.member import PREVIOUS
 from btard.swarm.startup import Beginning
 from btard.swarm.task import Evaluated
@@ -223,7 +223,7 @@ class Ending:
 
         async def ask(peer: int) -> None:
             try:
-                said = _signature(await ask_status(doors, self.roster.keys[peer], timeout=5.0))
+                said = _signature(await ask_status(doors, self.roster.keys[peer]))
             except Exception:  # gone, refused or hostile: then it has not signed
                 return
             if self.roster.verify(peer, message, said):

@@ -58,7 +58,7 @@ def test_who_is_not_admitted_asks_again(monkeypatch: pytest.MonkeyPatch) -> None
             others=(0, 1, 2),
             members=(0, 1, 2),
             doors=None,
-            history=SimpleNamespace(restore=lambda *_: None),
+            past=SimpleNamespace(history=SimpleNamespace(restore=lambda *_: None)),
             restart=lambda peer, behind: begun.append(peer),
         ),
         optimizer=SimpleNamespace(params=torch.ones(D), state=dict, load=lambda tensors: None),
