@@ -29,7 +29,7 @@ from collections.abc import Container, Iterable
 from btard.drivers.letters import Pieces
 from btard.swarm.cancel import cancel
 from btard.swarm.ends import OVER, Ends
-from btard.swarm.links import Dial, Link
+from btard.swarm.links import Dial, Frame, Link
 from btard.swarm.node import Node
 from btard.swarm.outbox import SHOWN, Outbox, Position, Said
 
@@ -178,13 +178,11 @@ class Rounds:
         bodies: dict[int, bytearray] = {}
         for peer in peers:
             frame, shown = self.links[peer].frame(), self.links[peer].shown()
-            if frame is None and shown is None:
+            if frame is None and shown is not None:
+                frame = Frame(phase if peer in asked else SHOWN, shown)
+            if frame is None:
                 continue
             self._struck.discard(peer)
-            if frame is None:
-                if peer in asked and len(shown) <= limit:
-                    bodies[peer] = shown
-                continue
             if frame.phase == phase and frame.body is not None and len(frame.body) <= limit:
                 bodies[peer] = frame.body
         return bodies

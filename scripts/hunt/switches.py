@@ -160,6 +160,23 @@ KNOWN = {
             "return max(0, self.byzantine - 1) if self.relays is None",
         ),
     ),
+    "certificate_of_speakers": _switch(
+        "a peer that says nothing in a phase by its role need not have heard what the others have",
+        ("certificate", "    count = (1,) if record.here is None else (0, 1)\n", "    count = (1,)\n"),
+    ),
+    "certificate_at_any_time": _switch(
+        "a certificate counts whenever it is shown: colluders keep one peer to what it heard, and no other",
+        ("certificate", "if not round <= len(hands) == len(set(hands))", "if not len(hands) == len(set(hands))"),
+    ),
+    "certificate_of_some": _switch(
+        "a certificate counts without the signatures of all members",
+        ("certificate", "shown.signers != tuple(needed) or len(shown.signatures) != len(needed)", "not shown.signers"),
+        ("certificate", "zip(needed, shown.signatures, strict=True)", "zip(shown.signers, shown.signatures)"),
+    ),
+    "certificates_without_a_round": _switch(
+        "certificates have no more rounds than messages: what one peer accepts in the last, it can tell nobody",
+        ("broadcast", "    for round in range(1, rounds + 2):\n", "    for round in range(1, rounds + 1):\n"),
+    ),
     "one_face": _switch(
         "of two messages of one sender the first alone is kept, another one at every peer",
         ("limits", "FACES = 2", "FACES = 1"),
