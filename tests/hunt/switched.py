@@ -16,9 +16,9 @@ from pathlib import Path
 import torch  # noqa: F401  # once, for all processes
 
 from scripts.hunt import coverage
-from scripts.hunt.switches import BLIND, SWITCHES
+from scripts.hunt.switches import BLIND, KNOWN, SWITCHES
 
-BY_HAND = (*BLIND, "two_bodies")
+BY_HAND = (*BLIND, "two_bodies", *(name for name in KNOWN if name.startswith("certificate")))
 """The switches with an attack in `by_hand`, which imports the protocol."""
 
 

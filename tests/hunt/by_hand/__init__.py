@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.hunt.by_hand import broadcasts, halves, newcomers, numbers, trials
+from tests.hunt.by_hand import broadcasts, certificates, halves, newcomers, numbers, trials
 
 PLAYS: dict[str, Callable[[], str]] = {
     play.__name__: play
@@ -22,6 +22,10 @@ PLAYS: dict[str, Callable[[], str]] = {
         broadcasts.own_relayer,
         broadcasts.relayed_without_limit,
         broadcasts.any_phase,
+        certificates.certificate_of_speakers,
+        certificates.certificate_at_any_time,
+        certificates.certificate_of_some,
+        certificates.certificates_without_a_round,
         trials.any_step,
         trials.unsigned_proof,
         numbers.accused_at_once,

@@ -31,24 +31,24 @@ class Relays(Attacker):
         return {to: (*outgoing.get(to, ()), *added.get(to, ())) for to in {*outgoing, *added}}
 
 
-def _identity(peer: int) -> Identity:
+def identity(peer: int) -> Identity:
     return Identity.from_seed("by hand", peer)
 
 
-def _signed(ctx: Context, sender: int, phase: str, payload: bytes) -> Signed:
+def signed(ctx: Context, sender: int, phase: str, payload: bytes) -> Signed:
     unsigned = Signed(sender, ctx.step, phase, payload, b"")
-    return replace(unsigned, signature=_identity(sender).sign(unsigned.digest(ctx.record.context)))
+    return replace(unsigned, signature=identity(sender).sign(unsigned.digest(ctx.record.context)))
 
 
-def _vouched(ctx: Context, message: Signed, relayer: int) -> Relayed:
-    return Relayed(message, ((relayer, _identity(relayer).sign(relay_digest(message.digest(ctx.record.context)))),))
+def vouched(ctx: Context, message: Signed, relayer: int) -> Relayed:
+    return Relayed(message, ((relayer, identity(relayer).sign(relay_digest(message.digest(ctx.record.context)))),))
 
 
 def own_relayer() -> str:
     def second_face(ctx: Context, phase: str, round: int) -> Mapping[int, Sequence[Relayed]]:
         if phase != "report" or round != 1:
             return {}
-        return {2: (_vouched(ctx, _signed(ctx, 1, phase, b"second face"), 1),)}
+        return {2: (vouched(ctx, signed(ctx, 1, phase, b"second face"), 1),)}
 
     return damage(cohort({1: Relays(second_face)}, validators=0), 3)
 
@@ -60,8 +60,8 @@ def relayed_without_limit() -> str:
         if phase != "report" or round != 1:
             return {}
         bound = relay_limit(6, Limits(6, 1).message(Report))
-        room = bound - _vouched(ctx, _signed(ctx, 1, phase, b""), 3).nbytes
-        return {2: (_vouched(ctx, _signed(ctx, 1, phase, bytes(room)), 3),)}
+        room = bound - vouched(ctx, signed(ctx, 1, phase, b""), 3).nbytes
+        return {2: (vouched(ctx, signed(ctx, 1, phase, bytes(room)), 3),)}
 
     quiet = Relays(lambda ctx, phase, round: {})
     return damage(cohort({1: quiet, 3: Relays(longest)}, peers=6, validators=0), 3)
@@ -73,6 +73,6 @@ def any_phase() -> str:
             return {}
         [said] = ctx.record.heard["coin_commit/0"][2]
         again = replace(said, phase=phase)
-        return dict.fromkeys((0, 2, 3, 4), (_vouched(ctx, again, 1),))
+        return dict.fromkeys((0, 2, 3, 4), (vouched(ctx, again, 1),))
 
     return damage(cohort({1: Relays(from_the_phase_before)}, validators=0), 3)
