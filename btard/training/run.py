@@ -21,7 +21,7 @@ from btard.protocol.commit import NoGradient
 from btard.protocol.heal import described
 from btard.protocol.ledger import Entry, Ledger
 from btard.training.checking import check_peers
-from btard.training.layout import FINAL, write_final
+from btard.training.layout import FINAL, KEPT_FILE, write_final, write_layout
 from btard.training.optimizer import VectorOptimizer
 from btard.training.resume import Checkpoints, Saved, under
 from btard.training.torch_task import TorchTask
@@ -190,13 +190,17 @@ class Training:
         self.checkpoints.save(step, tensors, state)
 
     def _forget_later(self) -> None:
-        """Have in the run folder what belongs to the steps that are done, also what it had lost of it."""
+        """Have in the run folder what belongs to the steps that are done, also what it had lost of it.
+
+        So a checkpoint can be exported at any time.
+        """
         if self.out is None or not self.run.leads:
             return
         (self.out / SUMMARY).unlink(missing_ok=True)
         (self.out / FINAL).unlink(missing_ok=True)
         (self.out / METRICS).write_text(self.metrics, encoding="utf-8")
         self._write_ledger(self.out)
+        write_layout(self.out, self.task.layout(), self.task.agreed(), self.task.kept())
 
     def train(
         self,
@@ -243,6 +247,7 @@ class Training:
         """
         if self.out is not None and self.run.leads:
             write_final(self.out, self.optimizer.params, self.task.layout(), self.task.agreed(), self.task.kept(peer))
+            (self.out / KEPT_FILE).unlink(missing_ok=True)  # the final state has all of it
             summary = {**self.run.summary(), FILES: digests(self.out)}
             temporary = self.out / f".{SUMMARY}"
             temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
