@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import shutil
 import sys
 import tempfile
@@ -21,7 +20,9 @@ from pathlib import Path
 # Before torch is imported, also in the workers: threads that wait by spinning steal the cores from those that work.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+from btard.audit.files import CHECKPOINTS, CONFIG
 from btard.boundary import Parser, program
+from btard.files import write_file
 from btard.harness import tables
 from btard.harness.progress import Bar, duration
 from btard.harness.run_folder import RunFolderError, read_summary, steps_per_second
@@ -61,7 +62,7 @@ def sweep(
     plan = make_plan(cells, out)
     for task in plan.tasks:  # left by an interruption between the end of a run and its tidying up
         if isinstance(task, Branch) and task.done and not keep_checkpoints:
-            shutil.rmtree(task.folder / "checkpoints", ignore_errors=True)
+            shutil.rmtree(task.folder / CHECKPOINTS, ignore_errors=True)
     todo = plan.todo()
     if show:
         print_plan(grid, cells, plan, jobs, estimate(todo, out, jobs))
@@ -80,13 +81,11 @@ def _claim(out: Path, grid: Grid) -> None:
         raise RunFolderError(f"{out}: cannot be used for a sweep: {error.strerror}") from None
     file, content = out / GRID_FILE, grid.text.encode()
     # Other machines may begin their shares of the same sweep at this moment.
-    temporary = out / f".{GRID_FILE}.{platform.node()}.{os.getpid()}"
     strangers = [entry.name for entry in out.iterdir() if not entry.name.startswith(f".{GRID_FILE}.")]
     if strangers and not file.exists():
         raise RunFolderError(f"{out}: holds other files ({min(strangers)}) and no sweep; choose another --out")
     if not file.exists() or file.read_bytes() != content:
-        temporary.write_bytes(content)
-        temporary.replace(file)
+        write_file(file, content, shared=True)
 
 
 def _check_data(plan: Plan, out: Path) -> None:
@@ -123,7 +122,7 @@ def estimate(todo: Sequence[Task], out: Path, jobs: int) -> float:
 
 def _seconds_per_step(config: Config, out: Path) -> float:
     for folder in sorted((out / RUNS).glob("**/summary.json")):
-        if f"name: {config.aggregator.name}\n" in (folder.parent / "config.yaml").read_text(encoding="utf-8"):
+        if f"name: {config.aggregator.name}\n" in (folder.parent / CONFIG).read_text(encoding="utf-8"):
             speed = steps_per_second(folder.parent)
             if speed:
                 return 1 / speed

@@ -11,17 +11,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from btard.audit.files import LEDGER, METRICS, SUMMARY
+from btard.audit.files import FINAL, KEPT_FILE, LEDGER, METRICS, SUMMARY
 from btard.audit.vouching import FILES, digests, lost_proof, proofs
 from btard.drivers.collective import CollectiveDriver
 from btard.drivers.local import LocalDriver
 from btard.drivers.loop import StepResult
 from btard.drivers.server import ServerDriver
+from btard.files import write_file
 from btard.protocol.commit import NoGradient
 from btard.protocol.heal import described
 from btard.protocol.ledger import Entry, Ledger
 from btard.training.checking import check_peers
-from btard.training.layout import FINAL, KEPT_FILE, write_final, write_layout
+from btard.training.layout import write_final, write_layout
 from btard.training.optimizer import VectorOptimizer, optimizer_for
 from btard.training.resume import Checkpoints, Saved, under
 from btard.training.torch_task import TorchTask
@@ -199,7 +200,7 @@ class Training:
             return
         (self.out / SUMMARY).unlink(missing_ok=True)
         (self.out / FINAL).unlink(missing_ok=True)
-        (self.out / METRICS).write_text(self.metrics, encoding="utf-8")
+        write_file(self.out / METRICS, self.metrics)
         self._write_ledger(self.out)
         write_layout(self.out, self.task.layout(), self.task.agreed(), self.task.kept())
 
@@ -267,9 +268,7 @@ class Training:
             write_final(self.out, self.optimizer.params, self.task.layout(), self.task.agreed(), self.task.kept(peer))
             (self.out / KEPT_FILE).unlink(missing_ok=True)  # the final state has all of it
             summary = {**self.run.summary(), FILES: digests(self.out)}
-            temporary = self.out / f".{SUMMARY}"
-            temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-            temporary.replace(self.out / SUMMARY)
+            write_file(self.out / SUMMARY, json.dumps(summary, indent=1) + "\n")
 
     def _note(self, result: StepResult, losses: Mapping[int, float]) -> None:
         """Record a step."""
@@ -306,7 +305,7 @@ class Training:
     def _write_ledger(self, out: Path) -> None:
         chain = Ledger()
         lines = [chain.append(entry) + "\n" for entry in self.run.ledger]
-        (out / LEDGER).write_text("".join(lines), encoding="utf-8")
+        write_file(out / LEDGER, "".join(lines))
 
     def _show(self, step: int, steps: int, result: StepResult) -> None:
         if not self.plan.progress or not self.run.leads:
