@@ -289,7 +289,7 @@ BLIND = {
     ),
     "absences_stay": _switch(
         "absences add up over the run: an honest peer that misses few steps is removed as gone",
-        ("commit", "if missed else max(0, count - PRESENT * record.weight)", "if missed else count"),
+        ("commit", "if missed else -PRESENT * record.weight", "if missed else 0"),
     ),
     "zero_for_lacking": _switch(
         "a peer that lacks an aggregate that counts goes on with zeros: it has other parameters than the others",
