@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import weakref
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from btard.protocol.download import Download
 from btard.protocol.identity import Identity
 from btard.protocol.messages import JoinRequest
 from btard.swarm import founding
 from btard.swarm import state as state_module
 from btard.swarm.doors import Doors
 from btard.swarm.founding import Lobby
+from btard.swarm.identity import peer_id_of
 from btard.swarm.links import Refused
 from btard.swarm.places import Places
-from btard.swarm.state import EACH, WAIT, StateService
+from btard.swarm.state import EACH, HELD, WAIT, Snapshot, StateService
 
 COORDINATOR, MEMBER = b"coordinator".ljust(32), b"member".ljust(32)
 
@@ -147,6 +152,63 @@ def test_only_a_signed_request_to_join_takes_a_place(monkeypatch: pytest.MonkeyP
     in_house(test)
 
 
+class Slow(Sink):
+    """A stream whose other end reads nothing until it is told to."""
+
+    def __init__(self) -> None:
+        self.reads = asyncio.Event()
+
+    async def drain(self) -> None:
+        await self.reads.wait()
+
+
+def test_slow_readers_hold_few_copies_of_the_state() -> None:
+    async def test(house: House) -> None:
+        copies, given = list[weakref.ref[torch.Tensor]](), list[int]()
+        honest, give = Slow(), house.doors._doors["state"][0]
+
+        async def load(key: bytes, step: int, sink: Sink) -> None:
+            with contextlib.suppress(Refused, ConnectionError):
+                await give(key, [step], asyncio.StreamReader(), sink)  # type: ignore[arg-type]
+                given.append(step)
+
+        for step in range(20):
+            state = {"parameters": torch.zeros(4)}
+            copies.append(weakref.ref(state["parameters"]))
+            snapshot = Snapshot(step, Download(b"{}", state), b"digest")
+            await house.service._announce(snapshot, SimpleNamespace())  # type: ignore[arg-type]
+            del state, snapshot
+            loads = [load(MEMBER, step, Slow()), load(stranger(step), step, Slow())]
+            if step == 10:
+                loads.append(load(stranger(100), step, honest))
+            house.tasks += [asyncio.ensure_future(coroutine) for coroutine in loads]
+            await asyncio.sleep(0)
+            while sum(copy() is not None for copy in copies) > HELD:
+                await asyncio.sleep(0)  # what has been cut ends at once
+            if step == 10 + HELD - 1:
+                honest.reads.set()  # it had the time of as many steps
+                while not given:
+                    await asyncio.sleep(0)
+        assert given == [10]
+
+    in_house(test)
+
+
+def test_what_breaks_off_is_not_kept_until_it_is_read() -> None:
+    ended = list[str]()
+    transport = SimpleNamespace(abort=lambda: ended.append("abort"))
+    writer: Any = SimpleNamespace(transport=transport, close=lambda: ended.append("close"))
+
+    async def serve() -> None:
+        reader = asyncio.StreamReader()
+        reader.feed_eof()
+        key = peer_id_of(Identity.from_seed("reads nothing").public_key)
+        await Entrance()._serve(SimpleNamespace(peer_id=key), reader, writer)  # type: ignore[arg-type]
+
+    asyncio.run(serve())
+    assert ended == ["abort", "close"]
+
+
 def test_places_come_back() -> None:
     places = Places("test", 1, 1, lambda key: False)
     for number in range(3):
@@ -175,7 +237,7 @@ def test_addresses_of_strangers_are_addresses(monkeypatch: pytest.MonkeyPatch) -
     found = {stranger(number).hex(): (stranger(number), value) for number, value in enumerate(said)}
 
     class Records:
-        async def records(self, key: str) -> dict[str, tuple[bytes, Any]]:
+        async def records(self, key: str, subkeys: None) -> dict[str, tuple[bytes, Any]]:
             return found
 
     met = asyncio.run(founding.meet(Records(), "run"))  # type: ignore[arg-type]
