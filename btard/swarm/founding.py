@@ -91,10 +91,8 @@ def trusted_keys(config: SwarmConfig) -> frozenset[bytes]:
 async def announce(node: Node, run_id: str) -> None:
     """Announce repeatedly that this peer is there, and where."""
     while True:
-        addresses = [str(address) for address in await node.p2p.get_visible_maddrs()]
-        await node.publish(
-            come_key(run_id), node.identity.public_key.hex(), [a for a in addresses if len(a) <= ADDRESS][:ADDRESSES]
-        )
+        addresses = [address for address in await node.visible() if len(address) <= ADDRESS]
+        await node.publish(come_key(run_id), node.identity.public_key.hex(), addresses[:ADDRESSES])
         await asyncio.sleep(REPEAT)
 
 

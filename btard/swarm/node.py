@@ -103,7 +103,11 @@ class Node:
     @property
     def addresses(self) -> list[str]:
         """Multiaddrs at which others reach this node; those that only lead there on this machine come last."""
-        found = [str(address) for address in self.run(self.p2p.get_visible_maddrs())]
+        return self.run(self.visible())
+
+    async def visible(self) -> list[str]:
+        """`addresses`, for the network's thread."""
+        found = [str(address) for address in await self.p2p.get_visible_maddrs()]
         return sorted(found, key=lambda address: address.startswith("/ip4/127."))
 
     def start(self, timeout: float = START) -> Node:
