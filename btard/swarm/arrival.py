@@ -50,7 +50,7 @@ async def _tell_others(member: Member, founders: tuple[bytes, ...]) -> None:
     """Let newcomers find the run through this peer, too, and note where the others are for a later restart."""
     node, config = member.node, member.config
     await give_founders(node, config, member.agreed, founders)
-    node.spawn(member.notes.keep(node, config.run_id, founders))
+    node.spawn(member.notes.keep(node, config.run_id, founders, lambda: member.keys or founders))
 
 
 def _gather(member: Member) -> None:

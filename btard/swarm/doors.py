@@ -115,6 +115,7 @@ class Doors:
             ValueError,
         ) as error:
             self.refused[type(error).__name__] += 1
+            writer.transport.abort()  # `close` waits until all is read, and holds what is being sent as long
         except asyncio.CancelledError:
             pass  # this node is closed
         except Exception:  # a bug of ours; whoever asked must not see more than a closed stream, nor end the server
