@@ -11,7 +11,7 @@ from resnet.config import read_config
 from resnet.data import load_dataset
 from resnet.sampling import TrainingData
 from resnet.task import ClassificationTask
-from resnet.train import knowing
+from resnet.training import knowing
 
 
 def task_of(folder: Path) -> ClassificationTask:

@@ -34,7 +34,7 @@ from btard.protocol.ledger import Ledger
 from resnet.cohort import HISTORY, cohort_settings
 from resnet.config import Config, load_config
 from resnet.data import DataError, Dataset, load_dataset
-from resnet.train import Training, describe, knowing, print_summary, summarise, write_model
+from resnet.training import Training, describe, knowing, print_summary, summarise, write_model
 
 Checkpoint = tuple[int, dict[str, torch.Tensor], dict[str, Any], Pieces]
 

@@ -20,7 +20,7 @@ from btard.protocol.identity import Identity
 from btard.swarm import frames
 from btard.swarm.config import SwarmConfig
 from btard.swarm.doors import HELLO, LOBBY, Doors
-from btard.swarm.identity import peer_id_of, public_key_of
+from btard.swarm.keys import peer_id_of, public_key_of
 from btard.swarm.links import Refused
 from btard.swarm.node import Node, node_of
 

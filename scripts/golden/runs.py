@@ -141,7 +141,7 @@ def _newcomers(folder: Path) -> Fields:
 def _resnet(words: Sequence[str]) -> Callable[[Path], Fields]:
     def play(folder: Path) -> Fields:
         from resnet.config import load_config  # brings packages that most runs do without
-        from resnet.train import train
+        from resnet.training import train
 
         config, out = load_config([DIGITS, "--out", str(folder), *words, *SHORT])
         with effects_named() as said:
@@ -160,7 +160,8 @@ def _torchrun(folder: Path) -> Fields:
 
 def _swarm(folder: Path) -> Fields:
     """Deadlines so long that a slow machine misses none."""
-    from albert.data.preparation import Options, prepare
+    from albert.data.options import Options
+    from albert.data.preparation import prepare
     from btard.swarm.config import AttackConfig
     from btard.swarm.deadlines import Deadlines
     from tests.albert.trainers import Trainers, tiny
