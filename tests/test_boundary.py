@@ -166,16 +166,16 @@ def test_a_mistake_and_an_interruption_end_the_program(capsys: pytest.CaptureFix
 
 def test_ctrl_c_that_a_package_makes_another_error_of_is_an_interruption(capsys: pytest.CaptureFixture[str]) -> None:
     @program("give it again")
-    def main(error: type[Exception]) -> int:
+    def main(made: list[type[Exception]]) -> int:
         try:
             raise KeyboardInterrupt
         except KeyboardInterrupt as stop:
-            raise error("initialization of _C raised unreported exception") from stop
+            raise made[0]("initialization of _C raised unreported exception") from stop
 
-    for made in (ImportError, SystemError):
-        assert main(made) == INTERRUPTED
+    for error in (ImportError, SystemError):
+        assert main([error]) == INTERRUPTED
         assert capsys.readouterr().err == "interrupted: give it again\n"
-    assert main(ZeroDivisionError) == FAULT
+    assert main([ZeroDivisionError]) == FAULT
 
 
 def test_bytes_that_are_no_utf_8_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
