@@ -9,6 +9,7 @@ import torch
 from albert.config import Config
 from albert.data.corpus import Corpus
 from albert.task import AlbertTask, make_task
+from btard.audit.files import CONFIG
 from btard.harness.settings import read_config
 from btard.swarm.task import pick_device
 
@@ -18,7 +19,7 @@ def task_of(folder: Path) -> AlbertTask:
 
     Sets the run's number of threads: bits depend on it. Errors: ConfigError or DataError, both in one line.
     """
-    config: Config = read_config(Config, Path(folder) / "config.yaml")
+    config: Config = read_config(Config, Path(folder) / CONFIG)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     return make_task(config, Corpus(config.data.path), pick_device(config.device))

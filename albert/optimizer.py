@@ -10,6 +10,7 @@ from torch import nn
 
 from albert.config import OptimizerConfig
 from albert.model import decays
+from btard.task import PARAMETERS
 from btard.training.vector import bind, flatten, views
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -75,7 +76,7 @@ class Optimizer:
 
     def state(self) -> dict[str, torch.Tensor]:
         """Parameters and moments, [d] each, not copied."""
-        return {"parameters": self.params, **self.moments}
+        return {PARAMETERS: self.params, **self.moments}
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
         """Restore what `state` returned."""

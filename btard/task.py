@@ -11,6 +11,9 @@ import torch
 from btard.protocol.effects import Compute
 from btard.protocol.hashing import stream
 
+PARAMETERS = "parameters"
+"""What the vector [d] that peers train is called in states, checkpoints and layouts."""
+
 
 class TooLate(Exception):
     """The gradient would come after its deadline."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from btard.audit.files import CONFIG
 from resnet.cohort import make_model
 from resnet.config import read_config
 from resnet.data import load_dataset
@@ -19,7 +20,7 @@ def task_of(folder: Path) -> ClassificationTask:
 
     Sets the run's number of threads: bits depend on it. Raises ConfigError or DataError, both in one line.
     """
-    config = read_config(Path(folder) / "config.yaml")
+    config = read_config(Path(folder) / CONFIG)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     data = load_dataset(config.data.name, config.data.path, label=config.data.label)

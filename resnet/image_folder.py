@@ -12,7 +12,6 @@ import lzma
 import os
 import struct
 import tarfile
-import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -25,6 +24,7 @@ from blake3 import blake3
 from PIL import Image, UnidentifiedImageError, features
 
 from btard.boundary import Mistake
+from btard.files import complete_file
 from btard.harness.progress import Bar, track
 from resnet.pixels import LEAST_WHITE_16, WHITE_16, Pixels, UnclearPixels, pixels_of
 
@@ -252,16 +252,10 @@ def _read_cache(place: Path, key: str) -> ImageFolder | None:
 
 def _write_cache(place: Path, key: str, result: ImageFolder) -> bool:
     """Write the cache so that a reader sees all of it or nothing; return whether that was possible."""
-    temporary = None
+    arrays: dict[str, Any] = {name: np.asarray(value) for name, value in result._asdict().items()}
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=place.parent, suffix=".tmp", delete=False) as file:
-            temporary = file.name
-            arrays: dict[str, Any] = {name: np.asarray(value) for name, value in result._asdict().items()}
+        with complete_file(place, shared=True) as temporary, temporary.open("wb") as file:
             np.savez(file, key=np.array(key), **arrays)
-        os.replace(temporary, place)
     except OSError:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         return False
     return True

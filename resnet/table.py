@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from btard.audit.files import CONFIG
 from btard.harness.pieces import check_finished
 from btard.harness.run_folder import RunFolderError, read_metrics, read_summary, steps_per_second
 from btard.harness.typed_yaml import AnyPath, ConfigError
@@ -57,10 +58,10 @@ def read_run(path: Path, label: str | None = None) -> Run:
 
     Raises RunFolderError if there is none, or if a file of it is damaged.
     """
-    if not (path / "config.yaml").exists():
+    if not (path / CONFIG).exists():
         raise RunFolderError(f"{path}: expected a run folder, found no config.yaml in it")
     try:
-        config = read_config(path / "config.yaml")
+        config = read_config(path / CONFIG)
     except ConfigError as error:
         raise RunFolderError(str(error)) from None
     summary = read_summary(path)

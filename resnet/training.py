@@ -29,6 +29,7 @@ from btard.protocol.commit import NoGradient
 from btard.protocol.heal import HEALED, described
 from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.tolerance import tolerated_deviation
+from btard.task import PARAMETERS
 from btard.training.kernels import check_bits, choose_exact_kernels
 from btard.training.layout import layout_of, write_layout
 from btard.training.vector import bind, flatten
@@ -172,7 +173,7 @@ class Training:
         """Write a checkpoint from which `load` continues to the same bits with step `step`, with pieces of `folder`."""
         state, tensors = self.driver.state()
         tensors = {f"driver/{name}": tensor for name, tensor in tensors.items()}
-        tensors |= {"parameters": self.params.detach(), **self._momentum(), **self.task.statistics.state_dict()}
+        tensors |= {PARAMETERS: self.params.detach(), **self._momentum(), **self.task.statistics.state_dict()}
         tensors["losses"] = self.task.losses
         tensors |= {} if folder is None else folder.vouch(step)
         place.save_checkpoint(step, tensors, {"driver": state, "diverged_at": self.diverged_at})
@@ -185,7 +186,7 @@ class Training:
     def _take(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Restore parameters, optimizer and running statistics from copies of them."""
         with torch.no_grad():
-            self.params.copy_(tensors["parameters"])
+            self.params.copy_(tensors[PARAMETERS])
         self.optimizer.state.clear()
         if "momentum" in tensors:
             self.optimizer.state[self.params]["momentum_buffer"] = tensors["momentum"].clone()

@@ -16,6 +16,7 @@ import torch
 from btard.drivers.history import ParameterHistory
 from btard.drivers.letters import Letters
 from btard.drivers.loop import Heard
+from btard.drivers.past import Past
 from btard.drivers.trail import Trail
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.hashing import stream
@@ -87,7 +88,7 @@ def btard_peer(number: int, peers: int, d: int, relays: int, place: Place, pipe:
     doors = Doors(node, RUN, {})
     limits = Deadlines(compute=600, phase=600, message=10, uplink=8, give_up=60)
     peer, task = Peer(number, identities[number], roster, config, d), Ready(d, number)
-    driver = Counting(peer, task, node, doors, limits, ParameterHistory(d, 2), Trail(config, task))
+    driver = Counting(peer, task, node, doors, limits, Past(ParameterHistory(d, 2), Trail(config, task)))
     node.run(doors.open())
     params, results = torch.zeros(d), []
     for _ in range(1 + ROUNDS):

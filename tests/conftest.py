@@ -13,6 +13,7 @@ import pytest
 from hypothesis import settings
 
 os.environ.pop("COLUMNS", None)  # set for the workers of a parallel run: tables would break what tests look for
+os.fsync = lambda _: None  # no test loses power, and waiting for the disk costs minutes; test_files.py looks at it
 
 settings.register_profile("default", deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("long", deadline=None, max_examples=20_000, print_blob=True)

@@ -20,9 +20,12 @@ ALLOWED = {
     "aggregation": {"aggregation"},
     "protocol": {"aggregation", "checks", "protocol"},
     "attacks": {"aggregation", "attacks", "boundary", "checks", "named", "options", "protocol"},
-    "audit": {"aggregation", "audit", "boundary", "protocol", "task"},
+    "audit": {"aggregation", "audit", "boundary", "files", "protocol", "task"},
     "drivers": {"aggregation", "audit", "boundary", "drivers", "named", "options", "protocol", "task"},
-    "export": {"audit", "boundary", "export", "extras", "harness", "protocol", "swarm.checkpoint", "training"},
+    "export": {
+        *("audit", "boundary", "export", "extras", "files", "harness", "protocol", "swarm.checkpoint", "task"),
+        "training",
+    },
     # The three beside it import it, no other.
     "harness": {
         "attack_names",
@@ -32,16 +35,17 @@ ALLOWED = {
         "boundary",
         "checks",
         "extras",
+        "files",
         "harness",
         "named",
         "protocol",
     },
-    "watch": {"audit", "boundary", "drivers", "extras", "harness", "protocol", "watch"},
+    "watch": {"audit", "boundary", "drivers", "extras", "files", "harness", "protocol", "watch"},
     "swarm": {
-        *("attacks", "audit", "boundary", "checks", "drivers", "extras", "harness", "protocol", "swarm", "task"),
-        "training",
+        *("attacks", "audit", "boundary", "checks", "drivers", "extras", "files", "harness", "protocol", "swarm"),
+        *("task", "training"),
     },
-    "training": {"aggregation", "attacks", "audit", "checks", "drivers", "protocol", "task", "training"},
+    "training": {"aggregation", "attacks", "audit", "checks", "drivers", "files", "protocol", "task", "training"},
 }
 ALONE = {
     "attack_names": set(),
@@ -49,6 +53,7 @@ ALONE = {
     "calibration": set(),
     "checks": set(),
     "extras": set(),
+    "files": set(),
     "named": set(),
     "options": {"checks"},
     "task": {"protocol"},

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from albert.config import Config as SwarmConfig
 from btard.audit import AuditError, audit
 from btard.audit.attestation import Attestation
-from btard.audit.proof import content_digest
+from btard.audit.proof import proof_digest
 from btard.harness.checkpoints import HEADER, Checkpoints
 from btard.harness.run_folder import RunFolder, RunFolderError
 from btard.harness.settings import Settings
@@ -41,7 +41,7 @@ def test_what_was_signed_under_another_version_is_not_signed(monkeypatch: pytest
     hashed = Hashed("run").digest("part", 0, 3, 0, torch.ones(2))
 
     def digests() -> list[bytes]:
-        return [start.binding(config), end.digest(config, ROSTER, 2), content_digest({"now": 1})]
+        return [start.binding(config), end.digest(config, ROSTER, 2), proof_digest({"now": 1})]
 
     request = JoinRequest.create(KEY, "run")
     vouch = Vouch.create(KEY, "run", 0, bytes(32), bytes(32))

@@ -19,6 +19,7 @@ from rich.markup import escape
 from albert.cloud.errors import KNOWN, CloudError, code_of, explain, explained, passes
 from albert.cloud.records import SUMMARY
 from albert.cloud.run import Run
+from btard.files import put_in_place
 from btard.harness.progress import Bar
 from btard.harness.typed_yaml import ConfigError
 
@@ -131,7 +132,7 @@ class _Folder:
                 )
         target.parent.mkdir(parents=True, exist_ok=True)
         size = part.stat().st_size
-        part.replace(target)
+        put_in_place(part, target)
         self._note({"name": name, "etag": etag, "size": size})
 
     def _has(self, remote: Remote) -> bool:

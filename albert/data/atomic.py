@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from albert.data.errors import DataError
+from btard.files import sync
 
 
 @contextmanager
@@ -28,12 +29,12 @@ def complete_folder(folder: Path) -> Iterator[Path]:
         _empty(partial)
         yield partial
         for path in [*partial.rglob("*"), partial]:
-            _sync(path)
+            sync(path)
         try:
             os.rename(partial, folder)
         except OSError as error:
             raise DataError(f"{folder}: cannot take its place ({error.strerror}); choose another --out") from None
-        _sync(folder.parent)
+        sync(folder.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -79,11 +80,3 @@ def _empty(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,6 +10,7 @@ from pathlib import Path
 from albert.commands import TASK
 from albert.data.corpus import Corpus
 from albert.experiments.grid import BASELINE, Cell, Grid
+from btard.audit.files import SUMMARY
 from btard.swarm.checkpoint import checkpoint_before
 from btard.swarm.local import COORDINATOR, LOOK, Swarm
 
@@ -54,6 +55,6 @@ class LocalSwarms:
                 listen(int(swarm.status().get("step", 0)))
                 time.sleep(LOOK)
             swarm.wait(LAST)
-        if (folder / COORDINATOR / "summary.json").exists():
+        if (folder / COORDINATOR / SUMMARY).exists():
             return None
         return f"did not come to its end; what its processes printed: {folder}/logs"

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from btard.audit.files import CONFIG, LEDGER, METRICS, SUMMARY, TIMINGS
 from btard.harness.packed import open_packed, pack
 from btard.harness.pieces import check_finished
 from btard.harness.run_folder import RunFolderError, read_metrics, read_summary, read_timings
@@ -18,7 +19,7 @@ from btard.swarm.local import COORDINATOR
 
 PACKED = "swarms.zip"
 """The contents of an export: for each swarm its settings and the files in `KEPT`, by its name."""
-KEPT = ("metrics.jsonl", "timings.jsonl", "ledger.jsonl", "summary.json")
+KEPT = (METRICS, TIMINGS, LEDGER, SUMMARY)
 PRIVATE = ("network", "data", "start_from", "wandb")
 """Settings with paths on one machine, or with names of its owner."""
 NO_ATTACK = "no attack"
@@ -107,12 +108,12 @@ def read_swarms(folder: Path) -> list[Swarm]:
     entries: list[AnyPath] = [*place.iterdir()] if place.is_dir() else []
     for entry in sorted(entries, key=lambda entry: entry.name):
         run = entry / COORDINATOR if (entry / COORDINATOR).is_dir() else entry
-        summary = read_summary(run) if (run / "config.yaml").exists() else None
+        summary = read_summary(run) if (run / CONFIG).exists() else None
         if summary is None:
             continue
-        check_finished(run, summary, ("metrics.jsonl", "ledger.jsonl"), "copy the folder again as a whole")
-        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-        ledger = run / "ledger.jsonl"
+        check_finished(run, summary, (METRICS, LEDGER), "copy the folder again as a whole")
+        config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
+        ledger = run / LEDGER
         lines = ledger.read_text(encoding="utf-8").splitlines() if ledger.exists() else []
         removals = [json.loads(line) for line in lines]
         swarms.append(Swarm(entry.name, run, config, read_metrics(run), read_timings(run), removals, summary))

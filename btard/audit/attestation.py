@@ -16,6 +16,7 @@ from btard.protocol import wire
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.hashing import signed_digest, tensor_digest
 from btard.protocol.identity import Roster
+from btard.task import PARAMETERS
 
 if TYPE_CHECKING:
     from btard.audit.recorder import Recorder
@@ -60,7 +61,7 @@ def attest(recorder: Recorder, peers: Iterable[Peer], params: torch.Tensor) -> A
     peers = tuple(peers)
     if peers:
         recorder.begin(peers[0].roster, params.numel(), numeric_platform(str(params.device)))
-    statement = Attestation(recorder.next, recorder.head, tensor_digest(params, "parameters"))
+    statement = Attestation(recorder.next, recorder.head, tensor_digest(params, PARAMETERS))
     signatures = {
         peer.id: peer.identity.sign(statement.digest(peer.config, peer.roster, params.numel())) for peer in peers
     }

@@ -1,9 +1,8 @@
-"""The files of a recorded run: their names, and how they appear complete or not at all and are read within bounds."""
+"""The files of a run: their names, and how those of the evidence are written with a digest and read within bounds."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,30 @@ from typing import Any
 from blake3 import blake3
 
 from btard.audit.encoding import check_object
+from btard.files import write_file
 from btard.protocol.ledger import read_object
 from btard.protocol.limits import MAX_JSON
 from btard.protocol.wire import Malformed
 
-EVIDENCE = "evidence"
-PROTOCOL, ROSTER, ATTESTATION = "protocol.json", "roster.json", "attestation.json"
+CONFIG, RUN = "config.yaml", "run.json"
+"""The settings of a run: of a program's, and of one that a function of the library began."""
+VERSION = "protocol_version"
+"""The version of the protocol under which a run was begun."""
 METRICS, LEDGER, TIMINGS = "metrics.jsonl", "ledger.jsonl", "timings.jsonl"
+STATUS = "status.json"
+"""What a coordinator sees at present."""
 SUMMARY = "summary.json"
 """Marks a run as finished."""
+CHECKPOINTS, EVIDENCE = "checkpoints", "evidence"
+"""Folders."""
+PROTOCOL, ROSTER, ATTESTATION = "protocol.json", "roster.json", "attestation.json"
+"""What an audit begins with, beside the proofs."""
+MODEL = "model.json"
+"""Where a model's named tensors lie in the run's vectors."""
+FINAL = "final.safetensors"
+"""The parameters after the last step, in the folder of a run that keeps no checkpoints of the whole training."""
+KEPT_FILE = "kept.safetensors"
+"""What peers do not train, as it was before the first step, in the folder of a run that keeps checkpoints."""
 
 
 def proof_file(folder: Path, step: int) -> Path:
@@ -32,11 +46,8 @@ def seal_file(folder: Path, step: int) -> Path:
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
     """`content` and, on a line before it, its digest; the file appears complete or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, sort_keys=True)
-    temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(f"{blake3(text.encode()).hexdigest()}\n{text}\n", encoding="utf-8")
-    put_in_place(temporary, file)
+    write_file(file, f"{blake3(text.encode()).hexdigest()}\n{text}\n")
 
 
 def read_json(file: Path, names: set[str] | None = None) -> dict[str, Any]:
@@ -58,13 +69,6 @@ def read_bounded(file: Path, limit: int) -> bytes:
         return file.read_bytes()
     except OSError as error:
         raise Malformed(f"{file.name}: {error.strerror}") from None
-
-
-def put_in_place(temporary: Path, file: Path) -> None:
-    """Make the written file `temporary` appear as `file`."""
-    with temporary.open("rb+") as stream:
-        os.fsync(stream.fileno())
-    temporary.replace(file)
 
 
 def file_digest(file: Path) -> str:

@@ -19,8 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from btard.audit.encoding import check_hex, flattened, to_host, unflattened
-from btard.audit.files import file_digest, proof_file, put_in_place, read_json, write_json
+from btard.audit.files import file_digest, proof_file, read_json, write_json
 from btard.audit.settings import check_platform
+from btard.files import complete_file
 from btard.protocol import wire
 from btard.protocol.hashing import signed_digest
 from btard.protocol.identity import Identity
@@ -67,7 +68,6 @@ class Proof:
 
     def write(self, folder: Path, by: int, identity: Identity) -> None:
         """The two files of this step in `folder`, signed by peer `by`; the JSON file names the digest of the other."""
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"aggregate/{step}/{part}": to_host(value) for (step, part), value in self.aggregates.items()}
         if self.params is not None:
             tensors["params"] = to_host(self.params)
@@ -83,8 +83,8 @@ class Proof:
         hashed = ""
         if tensors:
             binary = file.with_suffix(".safetensors")
-            save_file(tensors, binary.with_suffix(".tmp"))
-            put_in_place(binary.with_suffix(".tmp"), binary)
+            with complete_file(binary) as temporary:
+                save_file(tensors, temporary)
             hashed = file_digest(binary)
         content = {
             "now": to_json(self.now, Transcript),
@@ -94,7 +94,7 @@ class Proof:
             "by": by,
             "platform": self.platform,
         }
-        write_json(file, {**content, "signature": identity.sign(content_digest(content)).hex()})
+        write_json(file, {**content, "signature": identity.sign(proof_digest(content)).hex()})
 
     @classmethod
     def read(cls, folder: Path, step: int, d: int) -> Proof:
@@ -106,7 +106,7 @@ class Proof:
             wire.check_int(content["by"], "by"),
             check_hex(content.pop("signature"), "signature"),
         )
-        proof.signed = content_digest(content)
+        proof.signed = proof_digest(content)
         proof.platform = check_platform(content["platform"], file.name)
         if content["before"] is not None:
             proof.before = wire.convert(content["before"], Transcript, "before")
@@ -149,6 +149,6 @@ class Proof:
             disclosed[entry.discloser] = (*disclosed.get(entry.discloser, ()), packet)
 
 
-def content_digest(content: Mapping[str, Any]) -> bytes:
+def proof_digest(content: Mapping[str, Any]) -> bytes:
     """What the recording peer signs of a proof."""
     return signed_digest("proof", json.dumps(content, sort_keys=True))

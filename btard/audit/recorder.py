@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from btard.audit.claims import votes_with_majority
 from btard.audit.files import ATTESTATION, EVIDENCE, seal_file, write_json
 from btard.audit.ledger import speak_for_all
 from btard.audit.numerics import numeric_platform
@@ -17,6 +16,8 @@ from btard.audit.proof import Proof
 from btard.audit.settings import write_settings
 from btard.audit.states import write_state
 from btard.audit.strangers import keeps_gradients
+from btard.audit.votes import votes_with_majority
+from btard.files import UNFINISHED
 from btard.protocol import wire
 from btard.protocol.claims import KINDS
 from btard.protocol.config import ProtocolConfig
@@ -67,9 +68,9 @@ class Recorder:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_settings(self.folder, self.config, d, roster, self.task, platform)
         (self.folder / ATTESTATION).unlink(missing_ok=True)
-        for file in (self.folder / EVIDENCE).glob("step-*"):
+        for file in (self.folder / EVIDENCE).glob("*step-*"):
             step = file.name[len("step-") :].partition(".")[0]
-            if file.suffix == ".tmp" or (step.isdigit() and int(step) >= self.next):
+            if file.suffix == UNFINISHED or (step.isdigit() and int(step) >= self.next):
                 file.unlink()
 
     def finished(

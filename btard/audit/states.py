@@ -11,12 +11,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from btard.audit.encoding import check_hex, to_host
-from btard.audit.files import put_in_place
+from btard.files import complete_file
 from btard.protocol.hashing import tensor_digest
 from btard.protocol.heal import state_digest
 from btard.protocol.wire import Malformed
-
-PARAMETERS = "parameters"
+from btard.task import PARAMETERS
 
 
 def state_file(folder: Path, hashed: bytes) -> Path:
@@ -28,14 +27,11 @@ def write_state(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     digests = {name: tensor_digest(x, name) for name, x in tensors.items()}
     file = state_file(folder, state_digest(digests))
     if not file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         others = {name: hashed.hex() for name, hashed in digests.items() if name != PARAMETERS}
-        save_file(
-            {PARAMETERS: to_host(tensors[PARAMETERS])},
-            file.with_suffix(".tmp"),
-            {"others": json.dumps(others, sort_keys=True)},
-        )
-        put_in_place(file.with_suffix(".tmp"), file)
+        with complete_file(file) as temporary:
+            save_file(
+                {PARAMETERS: to_host(tensors[PARAMETERS])}, temporary, {"others": json.dumps(others, sort_keys=True)}
+            )
 
 
 def read_state(folder: Path, hashed: bytes, d: int) -> torch.Tensor | None:

@@ -12,6 +12,7 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from btard.audit.files import CONFIG
 from btard.audit.settings import read_settings, read_task
 from btard.protocol.wire import Malformed
 from btard.task import Task
@@ -20,8 +21,6 @@ KNOWN = frozenset({"resnet.audit:task_of", "albert.audit:task_of"})
 """The functions that may be called unchecked because a run folder names them."""
 OURS = frozenset({"albert", "btard", "resnet"})
 """Of their functions, only those make the task of a run folder."""
-SWARM = "config.yaml"
-"""A peer's folder has it, of which a swarm's task is made."""
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -42,7 +41,7 @@ def load_task(name: str, folder: Path) -> Task:
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ValueError(f"--task {name}: {error}; expected module:function") from None
     asks = any(parameter.default is parameter.empty for parameter in parameters if parameter.kind in POSITIONAL)
-    swarms = asks and name not in KNOWN and (folder / SWARM).is_file()
+    swarms = asks and name not in KNOWN and (folder / CONFIG).is_file()
     try:
         if not asks:
             made = make()

@@ -12,17 +12,28 @@ from typing import Any, Protocol
 
 from blake3 import blake3
 
-from btard.audit.files import ATTESTATION, EVIDENCE, LEDGER, METRICS, PROTOCOL, ROSTER
+from btard.audit.files import (
+    ATTESTATION,
+    CHECKPOINTS,
+    CONFIG,
+    EVIDENCE,
+    FINAL,
+    KEPT_FILE,
+    LEDGER,
+    METRICS,
+    MODEL,
+    PROTOCOL,
+    ROSTER,
+    RUN,
+    VERSION,
+)
+from btard.files import UNFINISHED
 
 FILES = "files"
 """Where a summary holds the digests: name -> 32 hexadecimal digits."""
-CHECKPOINTS = "checkpoints"
 STATE = "state"
 """What the names of states in the evidence begin with, to which the proof of a choice among them refers."""
-FIXED = (
-    *("config.yaml", "run.json", "protocol_version", "model.json", METRICS, LEDGER),
-    *(PROTOCOL, ROSTER, ATTESTATION, "final.safetensors", "kept.safetensors"),
-)
+FIXED = (*(CONFIG, RUN, VERSION, MODEL, METRICS, LEDGER, PROTOCOL, ROSTER, ATTESTATION, FINAL, KEPT_FILE),)
 """Files of a run folder that do not change any more. What a clock measured is not there: equal runs differ in it."""
 
 
@@ -38,7 +49,7 @@ def digests(folder: Path, more: Iterable[str] = ()) -> dict[str, str]:
     """Return name -> digest of the files that a summary vouches for: `FIXED`, `more`, evidence and checkpoints."""
     names = [name for name in (*FIXED, *more) if (folder / name).is_file()]
     for pattern in (f"{EVIDENCE}/*", f"{CHECKPOINTS}/**/step-*.safetensors"):
-        names += sorted(str(file.relative_to(folder)) for file in folder.glob(pattern) if file.suffix != ".tmp")
+        names += sorted(str(file.relative_to(folder)) for file in folder.glob(pattern) if file.suffix != UNFINISHED)
     return {name: _digest(folder, name) for name in names}
 
 
@@ -75,7 +86,7 @@ def proofs(folder: Path, step: int) -> dict[str, str]:
         kind, _, rest = file.name.partition("-")
         number = rest.partition(".")[0]
         of_before = kind == "step" and number.isdigit() and int(number) < step
-        if file.suffix != ".tmp" and (of_before or kind == STATE):
+        if of_before or kind == STATE:
             found[file.name] = _digest_of_proof(file)
     return found
 

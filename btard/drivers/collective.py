@@ -13,30 +13,27 @@ from btard.audit.recorder import Recorder
 from btard.drivers.compute import CohortCompute
 from btard.drivers.history import ParameterHistory, steps_kept, workers_of
 from btard.drivers.letters import Letters, Pieces
-from btard.drivers.loop import Heard, StepResult, in_phase, run_step
+from btard.drivers.loop import Fallen, Heard, StepResult, in_phase, run_step
 from btard.drivers.mesh import Mesh
-from btard.drivers.trail import PARAMETERS, State, Trail
+from btard.drivers.past import Past
+from btard.drivers.trail import State, Trail
 from btard.protocol import wire
 from btard.protocol.behaviour import HONEST, Behaviour
 from btard.protocol.collusion import Collusion
 from btard.protocol.commit import CutOff, NoGradient
 from btard.protocol.commitments import Hashed
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.effects import Compute, Losses, Measure, Purpose
+from btard.protocol.effects import Compute, Purpose
 from btard.protocol.hashing import digest, tensor_digest
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.peer import Outcome, Peer
 from btard.protocol.snapshot import load_peer, save_peer
-from btard.task import Task, sharing
+from btard.task import PARAMETERS, Task
 
 END = "end of step"
 MAX_NOTE = 2**16
 OUT, STUCK, DONE = 0, 1, 2
 """How a step ended for a peer: it fell out, nobody had a gradient, or all is well."""
-
-
-class Fallen(Exception):
-    """This process's peer is out of the run: banned, gone or crashed. The others continue without it."""
 
 
 class CollectiveDriver:
@@ -89,9 +86,9 @@ class CollectiveDriver:
         own = self.behaviours.get(rank, HONEST)
         commitments = Hashed(config.run_id, threads=torch.get_num_threads())  # this process is one peer alone
         self.peer = Peer(rank, identities[rank], roster, config, task.d, own, commitments)
-        self.history = ParameterHistory(task.d, steps_kept({rank: own}, repeatable), history_folder)
-        self.compute = CohortCompute(task, self.history, "per_peer")
-        self.trail = Trail(config, task)
+        history = ParameterHistory(task.d, steps_kept({rank: own}, repeatable), history_folder)
+        self.past = Past(history, Trail(config, task), collusion)
+        self.compute = CohortCompute(task, history, "per_peer")
         self.notes: dict[int, bytes] = {}
 
     @property
@@ -117,11 +114,8 @@ class CollectiveDriver:
         Errors: Fallen if the peer is out of the run after it; RankLost if a rank ended or hangs; NoGradient if nobody
         has a gradient; RuntimeError if honest ranks disagree, which would be a bug of the protocol.
         """
-        now = self.mesh.step = self.peer.t
-        workers = sharing(self.peer.active, self.peer.assignments)
-        self.history.record(now, params, workers, deep=self.peer.behaviour.lookback > 1)
-        self.trail.record(now, self.peer.ledger.entries, State({PARAMETERS: params, **(shared or {})}, local or {}))
-        course = run_step({self.peer.id: self.peer}, self)
+        now = self.mesh.step = self.past.begin([self.peer], State.of(params, shared, local))
+        course = run_step({self.peer.id: self.peer}, self, measure=self.past.measure)
         outcome, failure = course.outcomes[self.peer.id], course.failures.get(self.peer.id)
         if isinstance(failure, CutOff) and not self.peer.behaviour.byzantine:
             raise failure
@@ -134,17 +128,13 @@ class CollectiveDriver:
         if failure is not None:
             raise failure
         if self.recorder is not None:
-            parameters = lambda step: self.history.at(step, now)  # noqa: E731
-            self.recorder.finished([self.peer], parameters, self.trail.agreed, writes=self.leads)
-        return self.trail.completed(course.result(self.peer, params))
+            self.recorder.finished([self.peer], self.past.at, self.past.agreed, writes=self.leads)
+        return self.past.trail.completed(course.result(self.peer, params))
 
     def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """This rank between two steps: JSON values and tensors. Write them before the next step."""
         values, own = save_peer(self.peer)
-        tensors = self.history.state() | self.trail.state()
-        tensors |= {f"peer/{name}": x for name, x in own.items()}
-        if self.collusion is not None:
-            tensors |= self.collusion.state()
+        tensors = self.past.state() | {f"peer/{name}": x for name, x in own.items()}
         recorded = None if self.recorder is None else self.recorder.state()
         return {"peer": values, "ranks": self.mesh.ranks, "recorder": recorded}, tensors
 
@@ -158,10 +148,7 @@ class CollectiveDriver:
         load_peer(self.peer, state["peer"], own)
         if life is not None:
             self.peer.begin_life(life)
-        self.history.restore(tensors, workers_of(self.peer.last))
-        self.trail.restore(tensors)
-        if self.collusion is not None:
-            self.collusion.restore(tensors)
+        self.past.restore(tensors, workers_of(self.peer.last))
         if self.recorder is not None and state["recorder"] is not None:
             self.recorder.restore(state["recorder"], self.peer.last)
 
@@ -170,7 +157,7 @@ class CollectiveDriver:
 
         `params` [d] are final. Errors: RankLost.
         """
-        peer, hashed = self.peer, tensor_digest(params, "parameters", threads=torch.get_num_threads())
+        peer, hashed = self.peer, tensor_digest(params, PARAMETERS, threads=torch.get_num_threads())
         statement = Attestation(peer.t, peer.ledger.head, hashed)
         signature = peer.identity.sign(statement.digest(peer.config, peer.roster, params.numel()))
         signatures = self.mesh.gather("attest", signature)
@@ -188,10 +175,6 @@ class CollectiveDriver:
             self._observe(step, gradients.get(self.mesh.rank) if training else None)
         return gradients
 
-    def measure(self, step: int, asked: Mapping[int, Measure]) -> dict[int, Losses]:
-        found = {i: self.trail.measure(request) for i, request in asked.items()}
-        return {i: losses for i, losses in found.items() if losses is not None}
-
     def talk(self, step: int, letters: Mapping[int, Letters]) -> Heard:
         me = self.mesh.rank
         said = letters[me]
@@ -202,7 +185,7 @@ class CollectiveDriver:
         sent = {me: said.nbytes(present - {me})}
         if me not in present:
             return Heard({}, sent)
-        device = self.history.at(step, step).device
+        device = self.past.at(step).device
         return Heard({me: said.answer({r: came.letters[r] for r in came.letters.keys() & present}, me, device)}, sent)
 
     def _observe(self, step: int, gradient: torch.Tensor | None) -> None:
@@ -214,7 +197,7 @@ class CollectiveDriver:
             if gradient is not None and self.mesh.rank not in self.byzantine:
                 letters = dict.fromkeys(attackers, (gradient.to("cpu").contiguous().view(torch.uint8).numpy().data,))
             came = self.mesh.round("observe", letters, 4 * self.task.d)
-            device = self.history.at(step, step).device
+            device = self.past.at(step).device
             rows = {r: torch.frombuffer(body, dtype=torch.float32).to(device) for r, body in came.letters.items()}
         if self.collusion is not None and self.mesh.rank in attackers:
             self.collusion.observe(step, rows)

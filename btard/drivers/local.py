@@ -16,19 +16,20 @@ from btard.drivers.letters import Letters
 from btard.drivers.links import Links
 from btard.drivers.loop import Heard, StepResult, run_step
 from btard.drivers.newcomers import Newcomer, admitted_last, bring_in
+from btard.drivers.past import Past
 from btard.drivers.threads import Team
-from btard.drivers.trail import PARAMETERS, State, Trail
+from btard.drivers.trail import State, Trail
 from btard.protocol.behaviour import HONEST, Behaviour
 from btard.protocol.collusion import Collusion
 from btard.protocol.commitments import Commitments, Hashed, Ideal
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.effects import QUIET, Compute, Exchange, Losses, Measure, Purpose
+from btard.protocol.effects import QUIET, Compute, Exchange, Purpose
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.memory import Memory
 from btard.protocol.messages import JoinRequest
 from btard.protocol.peer import Outcome, Peer
 from btard.protocol.snapshot import load_peer, save_peer
-from btard.task import Task, sharing
+from btard.task import Task
 
 THREADED_FROM = 2**17
 """Number of parameters from which the peers of a cohort work in threads."""
@@ -97,9 +98,9 @@ class LocalDriver:
             i: Peer(i, identities[i], roster, config, task.d, behaviours.get(i, HONEST), *shared)
             for i in range(config.peers)
         }
-        self.history = ParameterHistory(task.d, steps_kept(behaviours, repeatable), history_folder)
-        self.compute = CohortCompute(task, self.history, mode, tasks)
-        self.trail = Trail(config, task)
+        history = ParameterHistory(task.d, steps_kept(behaviours, repeatable), history_folder)
+        self.past = Past(history, Trail(config, task), collusion)
+        self.compute = CohortCompute(task, history, mode, tasks)
         self.joining: dict[bytes, Newcomer] = {}
         """Public key -> the newcomer that has asked to join."""
         self._repeatable = repeatable
@@ -125,10 +126,10 @@ class LocalDriver:
         """
         if self.config.probation is None:
             raise ValueError("nobody can join this run: set `probation` to the steps that a newcomer has to serve")
-        if steps_kept({0: behaviour}, self._repeatable) > self.history.keep:
+        if steps_kept({0: behaviour}, self._repeatable) > self.past.history.keep:
             raise ValueError(
-                f"the newcomer's behaviour looks {behaviour.lookback} steps back, only {self.history.keep} steps of "
-                "parameters are kept: let a peer of the start look as far back"
+                f"the newcomer's behaviour looks {behaviour.lookback} steps back, only {self.past.history.keep} steps "
+                "of parameters are kept: let a peer of the start look as far back"
             )
         for peer in self.peers.values():
             peer.receive(JoinRequest.create(identity, self.config.run_id))
@@ -147,18 +148,13 @@ class LocalDriver:
         business, such as running statistics. Neither may change before the step is over.
         Errors: RuntimeError if honest peers come to different results, which would be a bug of the protocol.
         """
-        state = State({PARAMETERS: params, **(shared or {})}, local or {})
+        state = State.of(params, shared, local)
         if self.config.probation is not None:
             self._bring_in(state.agreed)
-        first = min(self.peers.values(), key=lambda peer: (peer.behaviour.byzantine, peer.id))
-        now, workers = first.t, sharing(first.active, first.assignments)
-        # Once the last peer that looks far back is gone, nobody needs a long history any more.
-        deep = any(peer.behaviour.lookback > 1 for peer in self.peers.values())
-        self.history.record(now, params, workers, deep=deep)
-        self.trail.record(now, first.ledger.entries, state)
+        now = self.past.begin(self.peers.values(), state)
         self.commitments.forget(now - 1)
         team = self._team_for(params)
-        course = run_step(self.peers, self, clock=self.links, each=team.map if team else map)
+        course = run_step(self.peers, self, measure=self.past.measure, clock=self.links, each=team.map if team else map)
         for i, failure in course.failures.items():
             if not self.peers[i].behaviour.byzantine:
                 raise failure
@@ -168,8 +164,8 @@ class LocalDriver:
         self._refuse_losses(course.outcomes, staying)
         self.peers = {i: p for i, p in self.peers.items() if course.outcomes[i] is not None and i in staying}
         if self.recorder is not None:
-            self.recorder.finished(self.honest, lambda step: self.history.at(step, now), self.trail.agreed)
-        return self.trail.completed(course.result(witness, params))
+            self.recorder.finished(self.honest, self.past.at, self.past.agreed)
+        return self.past.trail.completed(course.result(witness, params))
 
     def _team_for(self, params: torch.Tensor) -> Team | None:
         """Threads for the peers, unless the model is so small that handing over takes longer than the work."""
@@ -187,7 +183,7 @@ class LocalDriver:
         """The cohort between two steps: JSON values, and tensors, shared ones once. Write them before the next step."""
         shared: dict[str, Any] = {}
         refs: dict[str, dict[str, str]] = {}
-        tensors: dict[str, torch.Tensor] = self.history.state() | self.trail.state()
+        tensors: dict[str, torch.Tensor] = self.past.state()
         names: dict[tuple[int, int], str] = {}
         for i, peer in self.peers.items():
             # Broadcasts are reliable here, so the values are the same at all honest peers, and attackers resume with
@@ -199,8 +195,6 @@ class LocalDriver:
                 name: names.setdefault((x.data_ptr(), x.numel()), f"peer/{i}/{name}") for name, x in own.items()
             }
             tensors |= {ref: own[name] for name, ref in refs[str(i)].items() if ref not in tensors}
-        if self.collusion is not None:
-            tensors |= self.collusion.state()
         keys, rows = self.compute.state()
         recorded = None if self.recorder is None else self.recorder.state()
         return {"shared": shared, "peers": refs, "memory": keys, "recorder": recorded}, tensors | rows
@@ -223,11 +217,8 @@ class LocalDriver:
             load_peer(peer, state["shared"], {name: tensors[ref] for name, ref in state["peers"][str(i)].items()})
             if life is not None:
                 peer.begin_life(life)
-        self.history.restore(tensors, workers_of(self.honest[0].last))
+        self.past.restore(tensors, workers_of(self.honest[0].last))
         self.compute.restore(state["memory"], tensors)
-        self.trail.restore(tensors)
-        if self.collusion is not None:
-            self.collusion.restore(tensors)
         for peer in self.peers.values():
             if peer.last is not None:
                 self.commitments.learn(peer.last.step, peer.last.committed(peer.id))
@@ -290,10 +281,6 @@ class LocalDriver:
             if honest:
                 self.collusion.observe(step, honest)
         return gradients
-
-    def measure(self, step: int, asked: Mapping[int, Measure]) -> dict[int, Losses]:
-        found = {request: self.trail.measure(request) for request in set(asked.values())}
-        return {i: losses for i, request in asked.items() if (losses := found[request]) is not None}
 
     def talk(self, step: int, letters: Mapping[int, Letters]) -> Heard:
         if all(said.silent for said in letters.values()):  # as in nearly every round of relays

@@ -1,4 +1,4 @@
-"""The one interpreter of effects: runs a step of a process's peers, as far as it is the same for all drivers.
+"""The interpreter of effects for all drivers: runs a step of the peers of a process, as far as it is the same for all.
 
 A driver says how messages move and where gradients come from (`World`), and when it is too late for a gradient
 (`Clock`). Peers in threads are the driver's choice too. The rest is here: phases, time, bytes, and how a step ends.
@@ -22,6 +22,10 @@ from btard.protocol.effects import Compute, Effect, Idle, Losses, Measure, Purpo
 from btard.protocol.ledger import Entry
 from btard.protocol.peer import Outcome, Peer
 from btard.task import TooLate
+
+
+class Fallen(Exception):
+    """This process's peer is out of the run: banned, gone or crashed. The others continue without it."""
 
 
 class Clock:
@@ -57,10 +61,6 @@ class World(Protocol):
 
         Called in every such phase, also if nobody here has anything to compute. Errors: TooLate if nobody has one.
         """
-        ...
-
-    def measure(self, step: int, asked: Mapping[int, Measure]) -> Mapping[int, Losses]:
-        """The losses of earlier states that are asked for at the end of `step`, of the peers that have these states."""
         ...
 
     def talk(self, step: int, letters: Mapping[int, Letters]) -> Heard:
@@ -106,7 +106,7 @@ class Course:
     step: int
     sent: dict[int, int]
     outcomes: dict[int, Outcome | None] = field(default_factory=dict)
-    """The result; The result; None for a peer that is out of the run."""
+    """The result; None for a peer that is out of the run."""
     failures: dict[int, CutOff | NoGradient] = field(default_factory=dict)
     """Errors of peers that could not finish the step. An honest peer's error ends the step for all."""
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -136,14 +136,17 @@ def run_step(
     peers: Mapping[int, Peer],
     world: World,
     *,
+    measure: Callable[[Mapping[int, Measure]], Mapping[int, Losses]] = lambda asked: {},
     clock: Clock | None = None,
     each: Callable[[Callable[[int], _Reached], Sequence[int]], Iterable[_Reached]] = map,
     watch: Callable[[str], None] = lambda phase: None,
 ) -> Course:
     """One step of `peers`, which are all at the same step, in lockstep.
 
-    `each` lets the peers go on, from one effect to the next, perhaps several at a time. `watch` is told each phase as
-    it begins. Errors: RuntimeError if honest peers are in two phases at once, which would be a bug of the protocol.
+    `measure` returns the losses of earlier states, for peers that ask for them at the end and have these states:
+    `Past.measure` (`btard/drivers/past.py`); with `heal` off nobody asks. `each` lets the peers go on, from one effect
+    to the next, perhaps several at a time. `watch` is told each phase as it begins.
+    Errors: RuntimeError if honest peers are in two phases at once, which would be a bug of the protocol.
     """
     clock = clock or Clock()
     now = next(iter(peers.values())).t
@@ -194,7 +197,7 @@ def run_step(
         if phase == Measure.phase:
             clock.start(phase, max(effect.work for effect in effects.values() if isinstance(effect, Measure | Idle)))
             asked = {i: effect for i, effect in effects.items() if isinstance(effect, Measure)}
-            answers = dict.fromkeys(effects) | dict(world.measure(now, asked))
+            answers = dict.fromkeys(effects) | dict(measure(asked))
         elif any(isinstance(effect, Compute | Idle) for effect in effects.values()):
             answers = _compute(now, phase, effects, world, clock)
             short = "gradients"  # these have a line of their own; moving messages belongs to the phase that sends them

@@ -14,9 +14,7 @@ from btard.protocol.effects import Losses, Measure
 from btard.protocol.hashing import tensor_digest
 from btard.protocol.heal import HEALED, is_kept, oldest, state_digest, window
 from btard.protocol.ledger import Entry
-from btard.task import Measurable, Task, never
-
-PARAMETERS = "parameters"
+from btard.task import PARAMETERS, Measurable, Task, never
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -29,6 +27,11 @@ class State:
     """The "parameters" [d], the optimizer's vectors: the same at all honest peers."""
     local: Tensors
     """What belongs to this process alone, such as running statistics: nobody compares it."""
+
+    @classmethod
+    def of(cls, params: torch.Tensor, shared: Tensors | None, local: Tensors | None) -> State:
+        """Of what a driver's `step` takes."""
+        return cls({PARAMETERS: params, **(shared or {})}, local or {})
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:

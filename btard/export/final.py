@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from btard.audit.attestation import Attestation
-from btard.audit.files import ATTESTATION, LEDGER, PROTOCOL
+from btard.audit.files import ATTESTATION, CHECKPOINTS, CONFIG, FINAL, KEPT_FILE, LEDGER, PROTOCOL
 from btard.audit.ledger import AgreedState, Line, read_ledger
 from btard.audit.report import AuditError
 from btard.audit.settings import read_settings
@@ -25,7 +25,8 @@ from btard.protocol.hashing import tensor_digest
 from btard.protocol.identity import Roster
 from btard.protocol.wire import Malformed
 from btard.swarm.checkpoint import read_start
-from btard.training.layout import FINAL, KEPT, KEPT_FILE, LOCAL, PARAMETERS
+from btard.task import PARAMETERS
+from btard.training.layout import KEPT, LOCAL
 
 WHOLE = "copy the run folder again as a whole"
 """What to do about a folder whose files do not belong together."""
@@ -100,7 +101,7 @@ def read_final(folder: Path) -> Final:
     tensors = {**_kept(folder), **tensors, **{f"{KEPT}/{name}": x for name, x in moved.items()}}
     if PARAMETERS not in tensors:
         raise ExportError(f"{folder}: its newest checkpoint has no tensor {PARAMETERS}; this release did not write it")
-    digest = tensor_digest(tensors[PARAMETERS], "parameters")
+    digest = tensor_digest(tensors[PARAMETERS], PARAMETERS)
     finished = summary is not None
     if summary is not None and isinstance(summary.get("steps"), int):
         step = summary["steps"]
@@ -149,7 +150,7 @@ def signed_by(folder: Path, lines: list[Line], digest: bytes, d: int) -> Signed 
 
 def _config(folder: Path) -> Mapping[str, Any]:
     """The run's settings; without a file of them, what its peers agreed on, or nothing. Errors: ExportError."""
-    file = folder / "config.yaml"
+    file = folder / CONFIG
     if file.is_file():
         found: Mapping[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
         return found
@@ -189,7 +190,7 @@ def _newest(folder: Path) -> tuple[int, dict[str, Tensor], int, tuple[int, ...]]
             return 0, load_file(folder / FINAL), 0, ()
         except (SafetensorError, OSError) as error:
             raise ExportError(f"{folder / FINAL}: damaged ({error}); copy the run folder again") from None
-    place = folder / "checkpoints"
+    place = folder / CHECKPOINTS
     for file in reversed(Checkpoints(place).files()):
         found = _of_coordinator(file)
         if found is not None:

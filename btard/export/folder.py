@@ -10,13 +10,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from btard.audit.files import ATTESTATION, LEDGER, PROTOCOL, ROSTER
+from btard.audit.files import ATTESTATION, LEDGER, MODEL, PROTOCOL, ROSTER
 from btard.audit.ledger import read_ledger
 from btard.audit.report import AuditError
 from btard.export.card import PROOF
 from btard.export.final import ExportError, Final, Signed, signed_by
 from btard.protocol.hashing import tensor_digest
-from btard.training.layout import MODEL, PARAMETERS, Slot, read_layout
+from btard.task import PARAMETERS
+from btard.training.layout import Slot, read_layout
 
 WEIGHTS = "model.safetensors"
 
@@ -50,7 +51,7 @@ def check(out: Path) -> tuple[bytes, Signed]:
         raise ExportError(f"{out}: expected an exported model with its proof in {PROOF}/, found none: nobody signed it")
     slots, _ = read_layout(proof)
     params = vector_of(out / WEIGHTS, [slot for slot in slots if slot.source == PARAMETERS])
-    digest = tensor_digest(params, "parameters")
+    digest = tensor_digest(params, PARAMETERS)
     try:
         lines = read_ledger(proof / LEDGER)
     except AuditError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from btard.audit.files import CHECKPOINTS
+from btard.files import complete_file
 from btard.harness import pieces
 from btard.harness.pieces import Pieces
 from btard.protocol.hashing import PROTOCOL_VERSION
@@ -40,18 +41,16 @@ class Checkpoints:
 
         The file appears complete or not at all.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
         # Copies, because safetensors refuses tensors that share memory.
         copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
         text = json.dumps(state)
         target = self.path / f"step-{step:08d}.safetensors"
-        temporary = target.with_suffix(".tmp")
         # One entry, because safetensors writes several in random order, and equal runs shall have equal files.
         header = json.dumps(
-            {"version": PROTOCOL_VERSION, "step": step, "state": text, "digest": content_digest(step, text, copies)}
+            {"version": PROTOCOL_VERSION, "step": step, "state": text, "digest": tensors_digest(step, text, copies)}
         )
-        save_file(copies, temporary, metadata={HEADER: header})
-        commit(temporary, target)
+        with complete_file(target) as temporary:
+            save_file(copies, temporary, metadata={HEADER: header})
         for file_path in self.files()[:-KEPT_CHECKPOINTS]:
             file_path.unlink()
 
@@ -82,7 +81,7 @@ class Checkpoints:
 
 def rank_checkpoints(path: Path, rank: int) -> Checkpoints:
     """Where in the run folder `path` this rank of a run with one process per peer keeps its checkpoints."""
-    return Checkpoints(Path(path) / "checkpoints" / f"rank-{rank:03d}")
+    return Checkpoints(Path(path) / CHECKPOINTS / f"rank-{rank:03d}")
 
 
 def _read_checkpoint(file: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
@@ -94,12 +93,12 @@ def _read_checkpoint(file: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]
     step, text = header["step"], header["state"]
     if step != _step_of(file):
         raise ValueError(f"it is that of step {step}")
-    if header["digest"] != content_digest(step, text, tensors):
+    if header["digest"] != tensors_digest(step, text, tensors):
         raise ValueError("its content does not match its digest")
     return step, tensors, json.loads(text)
 
 
-def content_digest(step: int, state: str, tensors: Mapping[str, Tensor]) -> str:
+def tensors_digest(step: int, state: str, tensors: Mapping[str, Tensor]) -> str:
     """BLAKE3 over everything in a checkpoint: its format itself would not notice a flipped bit."""
     hasher = blake3(json.dumps([step, state]).encode())
     for name in sorted(tensors):
@@ -111,26 +110,3 @@ def content_digest(step: int, state: str, tensors: Mapping[str, Tensor]) -> str:
 
 def _step_of(file: Path) -> int:
     return int(file.stem.removeprefix("step-"))
-
-
-def write_atomically(file: Path, content: bytes) -> None:
-    """Have this content in the file; nothing is left of an attempt that fails."""
-    temporary = file.with_name(file.name + ".tmp")
-    try:
-        temporary.write_bytes(content)
-        commit(temporary, file)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def commit(temporary: Path, file: Path) -> None:
-    """Give a complete file its name, after its bytes are on the disk, so that no crash leaves half a file there."""
-    with temporary.open("rb+") as stream:
-        os.fsync(stream.fileno())
-    temporary.replace(file)
-    folder = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

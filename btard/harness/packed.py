@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
+from btard.files import complete_file
 from btard.harness.run_folder import RunFolderError
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -19,14 +19,15 @@ def pack(file: Path, contents: Mapping[str, bytes]) -> None:
 
     The archive appears complete or not at all.
     """
-    temporary = file.with_name(f"{file.name}.tmp")
-    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+    with (
+        complete_file(file) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive,
+    ):
         for name, content in contents.items():
             entry = zipfile.ZipInfo(name, EPOCH)
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.external_attr = 0o644 << 16  # readable for the one who unpacks it
             archive.writestr(entry, content)
-    os.replace(temporary, file)
 
 
 def open_packed(file: Path) -> zipfile.Path | None:

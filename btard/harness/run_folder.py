@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from btard.audit.files import LEDGER, METRICS, TIMINGS
+from btard.audit.files import CHECKPOINTS, CONFIG, LEDGER, METRICS, SUMMARY, TIMINGS, VERSION
 from btard.extras import need
+from btard.files import complete_file, unfinished, write_file
 from btard.harness import pieces
-from btard.harness.checkpoints import Checkpoints, commit, write_atomically
+from btard.harness.checkpoints import Checkpoints
 from btard.harness.pieces import AGAIN, WHOLE, Pieces, RunFolderError, lines_before, lines_of
 from btard.harness.settings import Settings, config_text, differing_keys, found_by, read_config
 from btard.harness.typed_yaml import AnyPath, ConfigError
@@ -53,9 +54,6 @@ TAGS = {
 
 SECONDS_TAG = "time/seconds per step"
 
-VERSION = "protocol_version"
-"""The file that holds the version of the protocol under which a run was begun."""
-
 
 class RunFolder:
     """The folder of one run, created if it does not exist.
@@ -77,7 +75,7 @@ class RunFolder:
         self.first = 0
         """The step of the run that is step 0 of ledger, proofs and checkpoints: where a swarm began."""
         self._wants_events = events
-        self.checkpoints = Checkpoints(self.path / "checkpoints")
+        self.checkpoints = Checkpoints(self.path / CHECKPOINTS)
         self._processes = processes
         self._lock_file: TextIOWrapper | None = None
         self._metrics: TextIOWrapper | None = None
@@ -89,7 +87,7 @@ class RunFolder:
         self._claim(config)
 
     def _claim(self, config: Settings) -> None:
-        file = self.path / "config.yaml"
+        file = self.path / CONFIG
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             others = [entry.name for entry in self.path.iterdir()]
@@ -101,7 +99,7 @@ class RunFolder:
                     f"{self.path}: holds checkpoints, but no config.yaml that says of which run; copy it again as a "
                     "whole, or delete it"
                 )
-            if strange := set(others) - {"checkpoints", "config.yaml.tmp"}:  # these a full disk may leave
+            if strange := set(others) - {CHECKPOINTS, unfinished(file).name}:  # these a full disk may leave
                 raise RunFolderError(
                     f"{self.path}: holds other files ({min(strange)}) and no run; choose another --out"
                 )
@@ -110,8 +108,8 @@ class RunFolder:
             return
         # Also where an earlier attempt failed before its first step: its settings bind nobody.
         self.checkpoints.path.mkdir(exist_ok=True)
-        write_atomically(file, config_text(config).encode())
-        write_atomically(self.path / VERSION, f"{PROTOCOL_VERSION}\n".encode())
+        write_file(file, config_text(config))
+        write_file(self.path / VERSION, f"{PROTOCOL_VERSION}\n")
 
     def settle(self, config: Settings) -> None:
         """Record what the run has found out about its settings: values `found` for keys that were null.
@@ -213,11 +211,10 @@ class RunFolder:
         The checkpoint comes last: whatever interrupts this leaves a run that has not begun, and can be done again.
         """
         for name in (METRICS, LEDGER, TIMINGS):
-            write_atomically(self.path / name, b"".join(line + b"\n" for line in lines_before(other / name, step)))
+            write_file(self.path / name, b"".join(line + b"\n" for line in lines_before(other / name, step)))
         target = self.checkpoints.path / checkpoint.name
-        temporary = target.with_suffix(".tmp")
-        shutil.copyfile(checkpoint, temporary)
-        commit(temporary, target)
+        with complete_file(target) as temporary:
+            shutil.copyfile(checkpoint, temporary)
 
     def log(self, step: int, metrics: Mapping[str, Any], seconds: Mapping[str, float] | None = None) -> None:
         """Append the metrics of `step` to metrics.jsonl (NaN and infinity as null), and its numbers to TensorBoard.
@@ -257,7 +254,7 @@ class RunFolder:
         if self._ledger is None:
             raise RuntimeError("call start() before replace_ledger()")
         self._ledger.close()
-        write_atomically(self.path / LEDGER, "".join(entry + "\n" for entry in entries).encode())
+        write_file(self.path / LEDGER, "".join(entry + "\n" for entry in entries))
         self._ledger = (self.path / LEDGER).open("a", encoding="utf-8", buffering=1)
 
     def save_checkpoint(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -292,7 +289,7 @@ class RunFolder:
         """
         wrong, said = pieces.mend(self.path, step, held, first=self.first, grows=grows)
         for name, content in wrong.items():
-            write_atomically(self.path / name, content)
+            write_file(self.path / name, content)
         return said
 
     def rely_on(self, step: int, held: Pieces) -> None:
@@ -331,7 +328,7 @@ class RunFolder:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json, which marks the run as finished, and close the files."""
         self.close()
-        write_atomically(self.path / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+        write_file(self.path / SUMMARY, json.dumps(summary, indent=2) + "\n")
 
     def close(self) -> None:
         """Close the files, and leave the folder to others. `start` opens them again."""
@@ -378,7 +375,7 @@ def steps_per_second(path: AnyPath) -> float | None:
 
 def read_summary(path: AnyPath) -> dict[str, Any] | None:
     """Return a run folder's summary, None if it has none. Raises RunFolderError if it is damaged."""
-    file = path / "summary.json"
+    file = path / SUMMARY
     try:
         summary = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -393,5 +390,5 @@ def read_summary(path: AnyPath) -> dict[str, Any] | None:
 def _cut(file: Path, step: int) -> int:
     """Leave only the lines of steps before `step` in the file, and return how many they are."""
     kept = lines_before(file, step)
-    write_atomically(file, b"".join(line + b"\n" for line in kept))
+    write_file(file, b"".join(line + b"\n" for line in kept))
     return len(kept)

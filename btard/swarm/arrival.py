@@ -7,13 +7,13 @@ import time
 from typing import Any
 
 from btard.drivers.history import workers_of
+from btard.drivers.loop import Fallen
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.download import WrongState
 from btard.protocol.messages import JoinRequest
 from btard.protocol.peer import Peer
 from btard.protocol.snapshot import load_public
 from btard.swarm.doors import Doors
-from btard.swarm.driver import Fallen
 from btard.swarm.fetch import ask_status, ask_to_join, fetch_state
 from btard.swarm.founding import NoFounders, founders_digest, give_founders, known_founders, learn_founders
 from btard.swarm.keys import peer_id_of
@@ -194,7 +194,7 @@ def come_back(member: Member, why: str) -> None:
             load_public(fresh, download.state)
         member.optimizer.load({name: tensor.to(member.device) for name, tensor in download.tensors.items()})
         recent = {f"history/{step - 1}": download.tensors[PREVIOUS].to(member.device)}
-        member.driver.history.restore(recent, workers_of(fresh.last))
+        member.driver.past.history.restore(recent, workers_of(fresh.last))
         member.driver.restart(fresh, behind=True)
         member.recorder = None  # it has not seen the steps between
         member.state = "running"

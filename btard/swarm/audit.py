@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from btard.audit.files import CONFIG
 from btard.harness.settings import read_config
 from btard.swarm.task import Training, load_task, ready
 
@@ -16,7 +17,7 @@ def task_of(name: str, folder: Path) -> Training:
     Sets the run's number of threads: bits depend on it. Errors: ConfigError, and those of the function.
     """
     source = load_task(name)
-    config = read_config(source.config, Path(folder) / "config.yaml")
+    config = read_config(source.config, Path(folder) / CONFIG)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     return ready(source, config)[0]

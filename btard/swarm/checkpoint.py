@@ -11,12 +11,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from btard.harness.checkpoints import commit, content_digest
+from btard.audit.files import CHECKPOINTS
+from btard.files import complete_file
+from btard.harness.checkpoints import tensors_digest
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.hashing import PROTOCOL_VERSION
 
-HEADER, OLD_HEADER = "btard.swarm", "btard.albert"
-"""The place of a checkpoint's metadata in its file, and its place before there were versions."""
+HEADER = "btard.swarm"
+"""The place of a checkpoint's metadata in its file."""
 
 
 def save_start(
@@ -32,13 +34,11 @@ def save_start(
     `confirmed_by` are the members that vouched for `digest`, which is that of their whole state. `notes`: what else of
     its folder the coordinator keeps there, JSON values.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
     copies = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
     said = {"step": step, "digest": digest, "confirmed_by": list(confirmed_by), "notes": dict(notes or {})}
-    header = {"version": PROTOCOL_VERSION, **said, "content": content_digest(step, "", copies)}
-    save_file(copies, temporary, {HEADER: json.dumps(header)})
-    commit(temporary, file)
+    header = {"version": PROTOCOL_VERSION, **said, "content": tensors_digest(step, "", copies)}
+    with complete_file(file) as temporary:
+        save_file(copies, temporary, {HEADER: json.dumps(header)})
 
 
 def read_start(file: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -47,7 +47,7 @@ def read_start(file: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         with safe_open(file, framework="pt") as content:
             header = json.loads((content.metadata() or {}).get(HEADER, "null"))
             tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  (no dict)
-        if header["content"] != content_digest(header["step"], "", tensors):
+        if header["content"] != tensors_digest(header["step"], "", tensors):
             raise ValueError("its content does not match its digest")
     except (SafetensorError, TypeError, KeyError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from None
@@ -56,12 +56,12 @@ def read_start(file: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 def checkpoint_before(folder: Path, step: int) -> Path:
     """The newest checkpoint of a coordinator's run folder that is no later than `step`. Errors: ConfigError."""
-    files = sorted((folder / "checkpoints").glob("step-*.safetensors"))
+    files = sorted((folder / CHECKPOINTS).glob("step-*.safetensors"))
     fitting = [file for file in files if int(file.stem.removeprefix("step-")) <= step]
     if not fitting:
         there = ", ".join(file.stem for file in files[:3]) or "none"
         raise ConfigError(
-            f"{folder}/checkpoints: expected a checkpoint of step {step} or before, found {there}; lower "
+            f"{folder}/{CHECKPOINTS}: expected a checkpoint of step {step} or before, found {there}; lower "
             "checkpoint_every, and run the baseline again"
         )
     return fitting[-1]
@@ -75,7 +75,7 @@ def load_start(file: Path, like: Mapping[str, torch.Tensor]) -> tuple[int, dict[
     try:
         with safe_open(file, framework="pt") as content:
             metadata = content.metadata() or {}
-        header = json.loads(metadata.get(HEADER) or metadata.get(OLD_HEADER, "null"))
+        header = json.loads(metadata.get(HEADER, "{}"))
         if header.get("version") != PROTOCOL_VERSION:
             raise ConfigError(
                 f"start_from {file}: is of protocol version {header.get('version', 'none')}, this is version "

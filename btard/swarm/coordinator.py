@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from btard.audit.attestation import Attestation
-from btard.audit.files import ATTESTATION, LEDGER, METRICS, TIMINGS
+from btard.audit.files import ATTESTATION, LEDGER, METRICS, STATUS, TIMINGS
 from btard.audit.ledger import read_ledger
 from btard.audit.report import AuditError
 from btard.audit.vouching import FILES, digests
@@ -48,11 +48,10 @@ from btard.swarm.notes import Notes, read, write
 from btard.swarm.startup import begin, make_node, own_identity, write_model
 from btard.swarm.task import TaskSource
 from btard.swarm.tracking import BANS, HEALINGS, TensorBoard, Tracker, WeightsAndBiases, describe, show
-from btard.swarm.view import PATIENCE, News, View, bans_of, healings_of
+from btard.swarm.view import PATIENCE, News, SwarmView, bans_of, healings_of
 
 POLL = 0.5
 """Seconds between two rounds of questions."""
-STATUS = "status.json"
 AGAIN = "copy the folder again as a whole; the folders of the peers have the same ledger and parameters"
 """What to do about a piece of a finished run that cannot be put back."""
 
@@ -75,7 +74,7 @@ class Coordinator:
         write_model(start.task, self.out)
         self.notes = Notes(self.out)
         self.node = make_node(config, self.identity, self.notes)
-        self.view = View(config, self.first)
+        self.view = SwarmView(config, self.first)
         self.trackers: list[Tracker] = []
         self._started = 0.0
         self.keeper = Keeper(config, self.folder, start, self.view, self.identity.public_key, self.say)

@@ -11,19 +11,20 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from msgspec.structs import replace
 
-from btard.drivers.history import ParameterHistory
 from btard.drivers.letters import Letters
-from btard.drivers.loop import Clock, Heard, StepResult, run_step
-from btard.drivers.trail import PARAMETERS, State, Trail
+from btard.drivers.loop import Clock, Fallen, Heard, StepResult, run_step
+from btard.drivers.past import Past
+from btard.drivers.trail import State
 from btard.protocol import wire
 from btard.protocol.collusion import Collusion
 from btard.protocol.commit import CutOff
-from btard.protocol.effects import Broadcast, Compare, Compute, Exchange, Losses, Measure, Purpose
+from btard.protocol.effects import Broadcast, Compare, Compute, Exchange, Purpose
 from btard.protocol.messages import UNKNOWN
 from btard.protocol.peer import Peer
 from btard.swarm import frames
@@ -34,7 +35,7 @@ from btard.swarm.links import HEADER, Dial, Refused
 from btard.swarm.node import Node
 from btard.swarm.outbox import Gone, Position, Said, Served
 from btard.swarm.rounds import Rounds
-from btard.task import Task, sharing
+from btard.task import Task
 
 FOLLOW = 30.0
 """Seconds after which a follower's stream is checked, if there was nothing to send."""
@@ -43,10 +44,6 @@ ATTEST, FAREWELL = "attest", "farewell"
 
 class OutOfStep(Exception):
     """The others have continued without this peer: it needs their state to continue."""
-
-
-class Fallen(Exception):
-    """This peer is out of the run: banned or gone, according to more members than can lie."""
 
 
 class StepClock(Clock):
@@ -87,14 +84,13 @@ class SwarmDriver:
         node: Node,
         doors: Doors,
         deadlines: Deadlines,
-        history: ParameterHistory,
-        trail: Trail,
+        past: Past,
         *,
         collusion: Collusion | None = None,
         watch: Callable[[str], None] = lambda phase: None,
     ) -> None:
         self.peer, self.task, self.node, self.doors, self.deadlines = peer, task, node, doors, deadlines
-        self.history, self.trail, self.collusion, self.watch = history, trail, collusion, watch
+        self.past, self.collusion, self.watch = past, collusion, watch
         self.members = peer.active
         """A_t of the latest step, whatever this peer thinks of it."""
         self.rounds = Rounds(node, deadlines.give_up, Ends(peer))
@@ -158,15 +154,13 @@ class SwarmDriver:
         Errors: OutOfStep if the others have gone on without this peer, or back to a state that it lacks; Fallen if they
         have removed it; NoGradient if nobody has a gradient.
         """
-        now = self.peer.t
+        now = self.past.begin([self.peer], State.of(params, shared, local))
         self.members = self.peer.active
         self.peer.elapsed = self._elapsed(now)
-        workers = sharing(self.peer.active, self.peer.assignments)
-        self.history.record(now, params, workers, deep=self.peer.behaviour.lookback > 1)
-        self.trail.record(now, self.peer.ledger.entries, State({PARAMETERS: params, **(shared or {})}, local or {}))
         self._own = {s: x for s, x in self._own.items() if s >= now - 1}
         self._clock = StepClock(self.deadlines, self._others_have_gone_on)
-        course = run_step({self.peer.id: self.peer}, self, clock=self._clock, watch=self.watch)
+        measure = partial(self.past.measure, too_late=self._others_have_gone_on)
+        course = run_step({self.peer.id: self.peer}, self, measure=measure, clock=self._clock, watch=self.watch)
         failure = course.failures.get(self.peer.id)
         if isinstance(failure, CutOff):
             raise OutOfStep(str(failure))
@@ -183,7 +177,7 @@ class SwarmDriver:
             raise OutOfStep(f"step {now}: this peer is out in its own view ({why})")
         self.refresh()
         try:
-            return self.trail.completed(course.result(self.peer, params))
+            return self.past.trail.completed(course.result(self.peer, params))
         except LookupError as error:
             raise OutOfStep(str(error)) from None
 
@@ -239,7 +233,7 @@ class SwarmDriver:
         mail = Said(said.phase, common, special)
         sent = sum(frames.size_of(mail.to(to) or ()) for to in (special if said.exchanged else others))
         heard = self.node.run(self._round(mail, others, said.limit, said.effect))
-        answer = said.answer(heard, me, self.history.at(step, step).device)
+        answer = said.answer(heard, me, self.past.at(step).device)
         self._stay(said.phase)
         return Heard({me: answer}, {me: sent})
 
@@ -289,21 +283,16 @@ class SwarmDriver:
         if request is None:
             return {}
         try:
-            at = self.history.at(request.step, step)
+            at = self.past.at(request.step)
         except LookupError:
             return {}  # a validator that has only just come back
         rows = torch.empty(1, self.task.d, device=at.device)  # fresh: frames of the last steps are views of theirs
-        workers = self.history.sharing(request.step, step)
+        workers = self.past.history.sharing(request.step, step)
         self.task.gradients(at, [request], rows, workers=workers, too_late=too_late)
         gradient = rows[0]
         if request.purpose is Purpose.TRAIN and self.collusion is not None:
             self._collude(step, gradient)
         return {self.peer.id: gradient}
-
-    def measure(self, step: int, asked: Mapping[int, Measure]) -> dict[int, Losses]:
-        """This peer's losses of the states, if it has all states and the others have not continued in the meantime."""
-        found = {i: self.trail.measure(request, self._others_have_gone_on) for i, request in asked.items()}
-        return {i: losses for i, losses in found.items() if losses is not None}
 
     # Attackers among themselves.
 

@@ -21,11 +21,11 @@ from btard.protocol.hashing import digest
 from btard.protocol.messages import JoinRequest
 from btard.protocol.wire import Malformed
 from btard.swarm import frames
+from btard.swarm.cancel import cancel
 from btard.swarm.deadlines import Deadlines
 from btard.swarm.doors import Doors
 from btard.swarm.links import Refused
 from btard.swarm.state import MAX_STATUS, OVER
-from btard.swarm.tasks import cancel
 
 MAX_STATE = 2**26
 """Largest size of the state as JSON in bytes: 32 for each step, and some hundred for each ledger entry."""

@@ -28,9 +28,10 @@ from btard.swarm.doors import Doors
 from btard.swarm.fetch import Fetched, ask_status, fetch_state
 from btard.swarm.founding import Say
 from btard.swarm.member import PREVIOUS
-from btard.swarm.startup import Start
+from btard.swarm.startup import Beginning
 from btard.swarm.task import Evaluated
-from btard.swarm.view import View
+from btard.swarm.view import SwarmView
+from btard.task import PARAMETERS
 
 VALIDATION = "validation_loss"
 """The name that every task that is measured must give."""
@@ -60,7 +61,9 @@ class Keeper:
     `open` gives it its way to the peers; `me`: the asker's public key.
     """
 
-    def __init__(self, config: SwarmConfig, folder: RunFolder, start: Start, view: View, me: bytes, say: Say) -> None:
+    def __init__(
+        self, config: SwarmConfig, folder: RunFolder, start: Beginning, view: SwarmView, me: bytes, say: Say
+    ) -> None:
         self.config, self.folder, self.view, self.me, self.say = config, folder, view, me, say
         self.optimizer, self.first = start.optimizer, start.first
         self.evaluate = start.task.evaluation() if isinstance(start.task, Evaluated) else None
@@ -140,7 +143,7 @@ class Keeper:
             self.final = found
             return True
         self._ask_for_state(step)  # before it is measured, which may take long
-        self._measured = self._evaluate(step, tensors["parameters"])
+        self._measured = self._evaluate(step, tensors[PARAMETERS])
         return False
 
     def take_measured(self) -> dict[str, float]:
@@ -154,7 +157,7 @@ class Keeper:
         if not files or self.evaluate is None:
             return {VALIDATION: None}
         step, tensors = load_start(files[-1], self.optimizer.state())
-        return {**self._evaluate(step, tensors["parameters"])}
+        return {**self._evaluate(step, tensors[PARAMETERS])}
 
     def patience(self, steps: int) -> float:
         """Seconds until a state comes that is this many steps away."""
@@ -205,13 +208,13 @@ class Ending:
         self.ledger = Ledger()
         self.lines = tuple(self.ledger.append(Entry.from_json(line)) for line in state["ledger"])
         """The ledger's lines, as in ledger.jsonl."""
-        params = download.tensors["parameters"]
+        params = download.tensors[PARAMETERS]
         self.config, self.d = config.protocol_config(), params.numel()
         self.roster = Roster(tuple(bytes.fromhex(key) for key in state.get("roster", ())) or founders)
         joined = {entry.accused for entry in self.ledger.entries if entry.kind == GRADUATED}
         removed = {peer for entry in self.ledger.entries for peer in entry.peers}
         self.members = {*range(self.config.peers), *joined} - removed
-        self.statement = Attestation(step, self.ledger.head, tensor_digest(params, "parameters"))
+        self.statement = Attestation(step, self.ledger.head, tensor_digest(params, PARAMETERS))
         self.signatures: dict[int, bytes] = {}
 
     async def collect(self, doors: Doors) -> None:

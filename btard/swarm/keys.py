@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from hivemind.p2p import PeerID
 from hivemind.proto import crypto_pb2
 from nacl.signing import SigningKey
 
+from btard.files import write_file
 from btard.protocol.identity import Identity
 
 _IDENTITY_MULTIHASH = 0
@@ -34,11 +34,7 @@ def write_identity(identity: Identity, file: Path) -> None:
     """Write the key of `identity` in the format of libp2p's daemon, readable only by its owner."""
     data = identity.seed + identity.public_key
     content = crypto_pb2.PrivateKey(key_type=crypto_pb2.KeyType.Ed25519, data=data).SerializeToString()
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(content)
-    temporary.replace(file)
+    write_file(file, content, private=True, shared=True)
 
 
 def load_identity(file: Path) -> Identity:
@@ -47,7 +43,6 @@ def load_identity(file: Path) -> Identity:
     Errors: ValueError, in one line, if the file holds anything else.
     """
     if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
         write_identity(Identity.generate(), file)
     try:
         content = crypto_pb2.PrivateKey.FromString(file.read_bytes())

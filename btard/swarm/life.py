@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from btard.protocol.hashing import digest, tensor_digest
+from btard.task import PARAMETERS
 
 NONCE = 16
 """Bytes of a nonce."""
@@ -84,7 +85,7 @@ class Life:
 def checkpoint_digest(peer: Mapping[str, Any], params: torch.Tensor) -> bytes:
     """The digest of a peer's values in a checkpoint, without what only it holds, and of the parameters [d]."""
     common = json.dumps({name: value for name, value in peer.items() if name != "requests"}, sort_keys=True)
-    return digest("checkpoint", common, tensor_digest(params, "parameters"))
+    return digest("checkpoint", common, tensor_digest(params, PARAMETERS))
 
 
 def _nonce(value: Any) -> bytes | None:

@@ -29,6 +29,7 @@ from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import ConfigError
 from btard.swarm.commands import begin_forking
 from btard.swarm.config import SwarmConfig
+from btard.swarm.notes import ADDRESS
 
 COORDINATOR = "coordinator"
 LOOK = 0.5
@@ -67,7 +68,7 @@ class Swarm:
         return self
 
     def start_coordinator(self, timeout: float = 120.0) -> None:
-        file = self.out / COORDINATOR / "address.txt"
+        file = self.out / COORDINATOR / ADDRESS
         file.unlink(missing_ok=True)
         network = replace(self.config.network, initial_peers=None)
         self._launch(COORDINATOR, replace(self.config, peer=0, network=network))

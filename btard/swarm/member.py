@@ -14,6 +14,7 @@ import torch
 
 from btard.audit.recorder import Recorder
 from btard.drivers.history import ParameterHistory, steps_kept
+from btard.drivers.past import Past
 from btard.drivers.trail import Trail
 from btard.harness import pieces
 from btard.harness.run_folder import RunFolder, RunFolderError
@@ -67,12 +68,13 @@ class Member:
         write_model(self.task, self.out)
         self.device = self.optimizer.params.device
         try:
-            self.trail = Trail(self.protocol, self.task)
+            self._trail = Trail(self.protocol, self.task)
         except ValueError as error:
             raise ConfigError(f"protocol.{error}") from None
         self.notes = Notes(self.out)
         self.node = make_node(config, self.identity, self.notes)
         self.life: Life
+        self.past: Past
         self.driver: SwarmDriver
         self.service: StateService
         self.recorder: Recorder | None = None
@@ -99,18 +101,15 @@ class Member:
         self.life = Life(number, len(founders), self.protocol.byzantine)
         roster = Roster(founders) if known else Roster(founders).grown(me)
         peer, collusion = self.make_peer(number, roster)
+        kept = steps_kept({peer.id: peer.behaviour}, 2 * self.config.checkpoint_every)
+        self.past = Past(ParameterHistory(self.task.d, kept, self.out / "history"), self._trail)
         self.driver = SwarmDriver(
             peer,
             self.task,
             self.node,
             doors,
             self.config.deadlines,
-            ParameterHistory(
-                self.task.d,
-                steps_kept({peer.id: peer.behaviour}, 2 * self.config.checkpoint_every),
-                self.out / "history",
-            ),
-            self.trail,
+            self.past,
             collusion=collusion,
             watch=self._watch,
         )
@@ -184,14 +183,14 @@ class Member:
         """Write a checkpoint; the one after the last step with the `summary`, to be put back if that is lost."""
         values, own = save_peer(self.peer)
         tensors = {f"training/{name}": tensor for name, tensor in self.optimizer.state().items()}
-        tensors |= self.driver.history.state() | self.trail.state()
+        tensors |= self.past.state()
         tensors |= {f"local/{name}": tensor for name, tensor in self.local_state().items()}
         tensors |= {f"peer/{name}": tensor for name, tensor in own.items()}
         tensors |= self.folder.vouch(self.first + self.peer.t, timings=True)
         state = {
             "peer": values,
             "key": self.identity.public_key.hex(),
-            "workers": {str(step): count for step, count in self.driver.history.workers.items()},
+            "workers": {str(step): count for step, count in self.past.history.workers.items()},
             "recorder": None if self.recorder is None else self.recorder.state(),
             "sent": self.sent,
             "summary": summary,
@@ -212,8 +211,7 @@ class Member:
         fresh, _ = self.make_peer(self.peer.id, self.peer.roster)
         load_peer(fresh, state["peer"], under("peer/"))
         past = {n: x.to(self.device) for n, x in tensors.items() if n.startswith(("history/", "trail/"))}
-        self.driver.history.restore(past, {int(s): count for s, count in state["workers"].items()})
-        self.trail.restore(past)
+        self.past.restore(past, {int(s): count for s, count in state["workers"].items()})
         self.driver.restart(fresh)
         self.sent = state["sent"]
         if self.recorder is not None and state["recorder"] is not None:

@@ -27,9 +27,9 @@ from hivemind.utils.multiaddr import Multiaddr
 from btard.protocol import wire
 from btard.protocol.hashing import digest
 from btard.protocol.identity import SIGNATURE_SIZE, Identity, verify_key
+from btard.swarm.cancel import cancel
 from btard.swarm.keys import peer_id_of, write_identity
 from btard.swarm.relay import Relay
-from btard.swarm.tasks import cancel
 
 T = TypeVar("T")
 Relaying = Literal["none", "use", "serve"]

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from btard.files import write_file
 from btard.swarm.founding import meet
 from btard.swarm.node import Node
 
@@ -49,7 +50,7 @@ class Notes:
 
     def write_address(self, address: str) -> None:
         """Note where this process is: what others give as network.initial_peers."""
-        (self.out / ADDRESS).write_text(address + "\n", encoding="utf-8")
+        write_file(self.out / ADDRESS, address + "\n")
 
     async def keep(self, node: Node, run_id: str, founders: tuple[bytes, ...]) -> None:
         """Write repeatedly who the first peers are, and where peers can be found."""
@@ -58,7 +59,8 @@ class Notes:
             met = await meet(node, run_id)
             if met.keys() - {me}:
                 addresses = sorted(address for key, where in met.items() if key != me for address in where)
-                write(self.out / SWARM, {"founders": [key.hex() for key in founders], "addresses": addresses})
+                content = {"founders": [key.hex() for key in founders], "addresses": addresses}
+                await asyncio.to_thread(write, self.out / SWARM, content)  # a disk may take its time
             await asyncio.sleep(EVERY)
 
     def _strings(self, name: str) -> list[str]:
@@ -68,9 +70,7 @@ class Notes:
 
 def write(file: Path, content: Mapping[str, Any]) -> None:
     """Write JSON to a file that appears complete or not at all."""
-    temporary = file.with_name(f".{file.name}")
-    temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    temporary.replace(file)
+    write_file(file, json.dumps(content) + "\n")
 
 
 def read(file: Path) -> dict[str, Any]:

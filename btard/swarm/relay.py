@@ -17,7 +17,7 @@ from hivemind.p2p import P2P, P2PDaemonError, PeerID
 from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 
 from btard.protocol.wire import Malformed
-from btard.swarm.tasks import cancel
+from btard.swarm.cancel import cancel
 
 HOP, STOP = "/libp2p/circuit/relay/0.2.0/hop", "/libp2p/circuit/relay/0.2.0/stop"
 """What peers ask a relay for, and what the relay asks the other peer for."""

@@ -26,11 +26,11 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 
+from btard.swarm.cancel import cancel
 from btard.swarm.ends import OVER, Ends
 from btard.swarm.links import Dial, Link
 from btard.swarm.node import Node
 from btard.swarm.outbox import Outbox, Position, Said
-from btard.swarm.tasks import cancel
 
 SLICE = 0.5
 """Seconds between two looks at the clock while waiting."""

@@ -15,14 +15,15 @@ from btard.swarm.config import SwarmConfig
 from btard.swarm.keys import load_identity
 from btard.swarm.node import Node
 from btard.swarm.notes import Notes
-from btard.swarm.task import Auditable, Keeps, Named, Optimizer, TaskSource, Training, ready
+from btard.swarm.task import Auditable, HasNames, Keeps, Optimizer, TaskSource, Training, ready
+from btard.task import PARAMETERS
 from btard.training.layout import write_layout
 from btard.training.optimizer import VectorOptimizer
 from btard.training.torch_task import TorchTask
 
 
 @dataclass(frozen=True)
-class Start:
+class Beginning:
     """The training at its first step."""
 
     task: Training
@@ -36,26 +37,26 @@ class Start:
     """module:function by which an audit makes the task again: the task's own, or the swarm's."""
 
 
-def begin(config: SwarmConfig, source: TaskSource) -> Start:
+def begin(config: SwarmConfig, source: TaskSource) -> Beginning:
     """Create task and optimizer. Errors: ConfigError for what the task refuses, or a `start_from` that does not fit."""
     task, optimizer = ready(source, config)
     first = 0
     if config.start_from is not None:
         first, tensors = load_start(Path(config.start_from), optimizer.state())
         optimizer.load(tensors)
-    initial = tensor_digest(optimizer.params, "parameters").hex()
+    initial = tensor_digest(optimizer.params, PARAMETERS).hex()
     agreed = config.agreed() | dict(task.agreed()) | {"first step": first, "initial parameters": initial}
     if isinstance(optimizer, VectorOptimizer):
         agreed |= optimizer.agreed()
     # What a TorchTask was told by its maker is for `simulate`: here the function of --task makes it.
     inner = type(task).made_by if isinstance(task, TorchTask) else task.made_by if isinstance(task, Auditable) else ""
     made_by = inner or source.name
-    return Start(task, optimizer, first, agreed, made_by)
+    return Beginning(task, optimizer, first, agreed, made_by)
 
 
 def write_model(task: Training, out: Path) -> None:
     """Write the names of the task's parameters into the run folder `out`, if the task has names."""
-    if isinstance(task, Named):
+    if isinstance(task, HasNames):
         write_layout(out, task.layout(), task.agreed(), task.kept() if isinstance(task, Keeps) else None)
 
 

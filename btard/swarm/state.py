@@ -25,11 +25,11 @@ from btard.protocol.peer import Peer
 from btard.protocol.snapshot import serve, vouched
 from btard.protocol.wire import Malformed
 from btard.swarm import frames
+from btard.swarm.cancel import cancel
 from btard.swarm.doors import Doors
 from btard.swarm.links import Refused
 from btard.swarm.node import Node
 from btard.swarm.places import Places
-from btard.swarm.tasks import cancel
 
 MAX_STATUS = 2**17
 KEPT = 2

@@ -49,7 +49,7 @@ class Evaluated(Protocol):
 
 
 @runtime_checkable
-class Named(Protocol):
+class HasNames(Protocol):
     """A task whose parameters have names: then its runs can be exported (`python -m btard.export`)."""
 
     def layout(self) -> Sequence[Slot]:
@@ -58,7 +58,7 @@ class Named(Protocol):
 
 
 @runtime_checkable
-class Keeps(Named, Protocol):
+class Keeps(HasNames, Protocol):
     """One that names tensors beside the vector, too, as `btard.training.layout.state_layout` does."""
 
     def kept(self) -> Mapping[str, torch.Tensor]:

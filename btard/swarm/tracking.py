@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import yaml
 
+from btard.files import write_file
 from btard.harness.settings import config_text
 from btard.harness.typed_yaml import ConfigError
 from btard.swarm import tags
@@ -168,7 +169,7 @@ def defence(config: SwarmConfig) -> str:
 
 
 def describe(ban: Mapping[str, Any]) -> str:
-    """One line about a removed peer, as `View.bans` has it."""
+    """One line about a removed peer, as `SwarmView.bans` has it."""
     by = f", accused by {', '.join(map(str, ban['accusers']))}" if ban["accusers"] else ""
     return f"step {ban['step']}: peer {ban['peer']}, {ban['kind']}{by}"
 
@@ -183,7 +184,7 @@ def show(trackers: Sequence[Tracker], row: Mapping[str, Any], seconds: Mapping[s
 def _run_id(out: Path) -> str:
     file = out / WANDB_ID
     if not file.exists():
-        file.write_text(secrets.token_hex(8) + "\n", encoding="utf-8")
+        write_file(file, secrets.token_hex(8) + "\n")
     return file.read_text(encoding="utf-8").strip()
 
 

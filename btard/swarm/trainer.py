@@ -19,6 +19,7 @@ from btard.audit.attestation import Attestation
 from btard.audit.files import ATTESTATION, TIMINGS
 from btard.audit.numerics import numeric_platform
 from btard.audit.vouching import FILES, digests
+from btard.drivers.loop import Fallen
 from btard.harness import pieces, tables
 from btard.harness.progress import Bar
 from btard.harness.run_folder import RunFolderError
@@ -32,12 +33,13 @@ from btard.protocol.identity import SIGNATURE_SIZE
 from btard.protocol.ledger import Entry
 from btard.swarm.arrival import arrive, come_back
 from btard.swarm.config import SwarmConfig
-from btard.swarm.driver import Fallen, OutOfStep
+from btard.swarm.driver import OutOfStep
 from btard.swarm.founding import NoFounders, announce
 from btard.swarm.member import PREVIOUS, Member, Say
 from btard.swarm.node import Unreachable
 from btard.swarm.task import HasLocalState, TaskSource
 from btard.swarm.view import bans_of, healings_of
+from btard.task import PARAMETERS
 
 FAREWELL = 5.0
 """Seconds that a finished peer waits for somebody to ask how it ended, or for the final state."""
@@ -111,7 +113,7 @@ class Trainer(Member):
         started = time.perf_counter()
         result = self.driver.step(self.optimizer.params, self.optimizer.state(), self.local_state())
         if self.recorder is not None:  # before the optimizer moves what the trail has of this step
-            self.recorder.finished([self.peer], lambda step: self.driver.history.at(step, now), self.trail.agreed)
+            self.recorder.finished([self.peer], self.past.at, self.past.agreed)
         if result.back_to is None:
             self.optimizer.apply(result.gradient, self.first + now)
         else:
@@ -125,7 +127,7 @@ class Trainer(Member):
             "loss": self.task.loss if worked else None,
             "lr": self.optimizer.lr(self.first + now),
             "active": len(result.active),
-            "samples": len(result.workers) * self.task.samples(self.driver.history.workers[now]),
+            "samples": len(result.workers) * self.task.samples(self.past.history.workers[now]),
             "sent": sum(result.sent.values()),
         }
         if result.account is not None:
@@ -149,7 +151,7 @@ class Trainer(Member):
     def _publish(self, *, last: bool = False) -> None:
         """Let others have the state at the beginning of the next step; `last`: there is none."""
         now = self.peer.t
-        previous = self.driver.history.at(now - 1, now - 1) if now else self.optimizer.params
+        previous = self.past.history.at(now - 1, now - 1) if now else self.optimizer.params
         self.service.publish(self.peer, self.optimizer.state() | {PREVIOUS: previous}, last=last)
 
     def _end(self) -> dict[str, Any]:
@@ -158,7 +160,7 @@ class Trainer(Member):
         peer = self.peer
         self.service.begins(peer.t)
         self._publish(last=True)
-        statement = Attestation(peer.t, peer.ledger.head, tensor_digest(self.optimizer.params, "parameters"))
+        statement = Attestation(peer.t, peer.ledger.head, tensor_digest(self.optimizer.params, PARAMETERS))
         signed = statement.digest(self.protocol, peer.roster, self.task.d)
         mine = peer.identity.sign(signed)
         self.signed = {"step": peer.t, "params": statement.params.hex(), "signature": mine.hex()}

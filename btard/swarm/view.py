@@ -34,7 +34,7 @@ class News:
     """The entries as lines of ledger.jsonl."""
 
 
-class View:
+class SwarmView:
     """The swarm as seen by an observer that asks all its first peers repeatedly.
 
     `first` is the step at which the protocol began. Times are `time.time()`.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from btard.protocol.hashing import digest, tensor_digest
-from btard.training.contents import content_digest
+from btard.training.contents import data_digest
 from btard.training.randomness import seeded
 from btard.training.vector import flatten, trained
 
@@ -118,7 +118,7 @@ def _why_different(task: TorchTask, seed: bytes, row: Tensor, moving: tuple[str,
     batches = []
     for _ in range(2):
         with seeded(task.device, "gradient", task.seed, seed, 0):
-            batches.append(content_digest(task.batch(seed, task.batch_size)))
+            batches.append(data_digest(task.batch(seed, task.batch_size)))
     if batches[0] != batches[1]:
         return (
             "other data come from the same request when it is computed again: draw random numbers in the dataset and "

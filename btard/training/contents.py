@@ -11,7 +11,7 @@ import torch
 from btard.protocol.hashing import digest, tensor_digest
 
 
-def content_digest(value: Any) -> bytes:
+def data_digest(value: Any) -> bytes:
     """Return the digest, 32 bytes, of tensors, arrays, numbers, texts, and of lists and mappings of such.
 
     Equal for equal content. Of an object of any other class it is the class's name alone.
@@ -25,9 +25,9 @@ def content_digest(value: Any) -> bytes:
     if value is None or isinstance(value, (bool, int, float, complex, str, np.generic)):
         return digest("value", repr(value))
     if isinstance(value, Mapping):
-        return digest("mapping", *(content_digest(part) for pair in value.items() for part in pair))
+        return digest("mapping", *(data_digest(part) for pair in value.items() for part in pair))
     if isinstance(value, (list, tuple)):
-        return digest("list", *map(content_digest, value))
+        return digest("list", *map(data_digest, value))
     if hasattr(value, "__array_interface__"):  # such as an image of Pillow
-        return content_digest(np.asarray(value))
+        return data_digest(np.asarray(value))
     return digest("object", f"{type(value).__module__}.{type(value).__qualname__}")

@@ -16,20 +16,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from btard.audit.files import FINAL, KEPT_FILE, MODEL
+from btard.files import complete_file, write_file
+from btard.task import PARAMETERS
 from btard.training.vector import parameter_count, trained, views
 
-MODEL = "model.json"
-"""The file in a run folder."""
-FINAL = "final.safetensors"
-"""The parameters after the last step, in the folder of a run that keeps no checkpoints."""
 KEPT = "kept"
 """Begins the names of what peers do not train: `kept/NAME` for each tensor of the model's state."""
-KEPT_FILE = "kept.safetensors"
-"""These, as they were before the first step, in the folder of a run that keeps checkpoints."""
 LOCAL = "buffers"
 """Begins the names of a peer's own buffers: `buffers/PEER/NAME`."""
-PARAMETERS = "parameters"
-"""The vector that peers train, in every checkpoint."""
 
 
 class LayoutError(ValueError):
@@ -72,19 +67,15 @@ class Slot:
         )
 
 
-def layout_of(model: nn.Module, names: Iterable[str] | None = None) -> list[Slot]:
-    """The slots of the trained parameters of `model` in its vector [d] (`btard.training.vector.views`), in its order.
-
-    `names`: what to call them, by default their names in the model.
-    """
+def layout_of(model: nn.Module) -> list[Slot]:
+    """Slots of the trained parameters of `model` in its vector [d], in its order (`btard.training.vector.views`)."""
     flat = torch.empty(parameter_count(model), device="meta")
     own = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    called = [name for name, _ in own] if names is None else list(names)
     return [
         Slot(
             name, tuple(view.shape), view.stride(), int(view.storage_offset()), str(given.dtype).removeprefix("torch.")
         )
-        for name, given, view in zip(called, trained(model), views(model, flat), strict=True)
+        for (name, given), view in zip(own, views(model, flat), strict=True)
     ]
 
 
@@ -130,9 +121,7 @@ def write_layout(
         _write_tensors(folder / KEPT_FILE, kept)
     lines = ",\n  ".join(json.dumps(asdict(slot)) for slot in slots)
     facts = json.dumps(dict(agreed), sort_keys=True)
-    temporary = folder / f".{MODEL}"
-    temporary.write_text(f'{{"agreed": {facts},\n "tensors": [\n  {lines}]}}\n', encoding="utf-8")
-    temporary.replace(folder / MODEL)
+    write_file(folder / MODEL, f'{{"agreed": {facts},\n "tensors": [\n  {lines}]}}\n')
 
 
 def write_final(
@@ -144,9 +133,8 @@ def write_final(
 
 
 def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    temporary = file.with_name(f".{file.name}")
-    save_file({name: x.detach().to("cpu", copy=True).contiguous() for name, x in tensors.items()}, temporary)
-    temporary.replace(file)
+    with complete_file(file) as temporary:
+        save_file({name: x.detach().to("cpu", copy=True).contiguous() for name, x in tensors.items()}, temporary)
 
 
 def read_layout(folder: Path) -> tuple[list[Slot], dict[str, Any]]:

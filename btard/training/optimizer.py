@@ -18,9 +18,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from btard.protocol.hashing import digest
+from btard.task import PARAMETERS
 from btard.training.vector import bind, flatten, shaped, trained, unbind, views
 
-PARAMETERS, BEGUN, GROUPS = "parameters", "optimizer begun", "optimizer groups"
+BEGUN, GROUPS = "optimizer begun", "optimizer groups"
 TRIAL = 1e-3
 """The gradient of a trial step that shows what an optimizer keeps; the step is undone."""
 

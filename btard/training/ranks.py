@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from btard.audit.recorder import Recorder
-from btard.drivers.collective import CollectiveDriver, Fallen
+from btard.drivers.collective import CollectiveDriver
+from btard.drivers.loop import Fallen
 from btard.drivers.mesh import Mesh, RankLost, torchrun_mesh
 from btard.training.optimizer import MakeOptimizer, MakeScheduler
 from btard.training.plan import MakeAttack, Plan

@@ -12,13 +12,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from btard.audit.files import LEDGER, METRICS, PROTOCOL, SUMMARY, put_in_place
+from btard.audit.files import CHECKPOINTS, FINAL, LEDGER, METRICS, PROTOCOL, RUN, SUMMARY
 from btard.audit.vouching import unfit
+from btard.files import complete_file, write_file
 from btard.protocol.hashing import PROTOCOL_VERSION, digest, tensor_digest
-from btard.training.layout import FINAL
 
-RUN = "run.json"
-"""What a run was begun with, by name."""
 HEADER = "btard.training"
 KEPT = 2
 """Checkpoints: the newest, and one that every rank has, whenever they were killed."""
@@ -46,10 +44,7 @@ def claim(out: Path | str | None, settings: Mapping[str, Any]) -> Path | None:
     if not file.exists():
         if any((folder / name).exists() for name in (METRICS, LEDGER, PROTOCOL, FINAL, SUMMARY)):
             raise ValueError(f"{folder} holds another run already: give another folder, or remove it")
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{RUN}"
-        temporary.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
-        put_in_place(temporary, file)
+        write_file(file, json.dumps(mine, indent=1) + "\n")
         return folder
     try:
         theirs = dict(json.loads(file.read_text(encoding="utf-8")))
@@ -89,18 +84,17 @@ class Checkpoints:
     """The newest checkpoints of the run in `folder`, or of one `rank` of it."""
 
     def __init__(self, folder: Path, rank: int | None = None) -> None:
-        place = Path(folder) / "checkpoints"
+        place = Path(folder) / CHECKPOINTS
         self.path = place if rank is None else place / f"rank-{rank:03d}"
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Write what goes on after `step` steps; the file appears complete or not at all."""
-        self.path.mkdir(parents=True, exist_ok=True)
         copies = {name: x.detach().to("cpu", copy=True).contiguous() for name, x in tensors.items()}
         text = json.dumps(state)
         header = {"step": step, "state": text, "digest": _digest(step, text, copies)}
         target = self.path / f"step-{step:08d}.safetensors"
-        save_file(copies, target.with_suffix(".tmp"), {HEADER: json.dumps(header)})
-        put_in_place(target.with_suffix(".tmp"), target)
+        with complete_file(target) as temporary:
+            save_file(copies, temporary, {HEADER: json.dumps(header)})
         for file in self._files()[:-KEPT]:
             file.unlink()
 

@@ -11,17 +11,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from btard.audit.files import LEDGER, METRICS, SUMMARY
+from btard.audit.files import FINAL, LEDGER, METRICS, SUMMARY
 from btard.audit.vouching import FILES, digests, lost_proof, proofs
 from btard.drivers.collective import CollectiveDriver
 from btard.drivers.local import LocalDriver
 from btard.drivers.loop import StepResult
 from btard.drivers.server import ServerDriver
+from btard.files import write_file
 from btard.protocol.commit import NoGradient
 from btard.protocol.heal import described
 from btard.protocol.ledger import Entry, Ledger
 from btard.training.checking import check_peers
-from btard.training.layout import FINAL, write_final
+from btard.training.layout import write_final
 from btard.training.optimizer import VectorOptimizer
 from btard.training.resume import Checkpoints, Saved, under
 from btard.training.torch_task import TorchTask
@@ -195,7 +196,7 @@ class Training:
             return
         (self.out / SUMMARY).unlink(missing_ok=True)
         (self.out / FINAL).unlink(missing_ok=True)
-        (self.out / METRICS).write_text(self.metrics, encoding="utf-8")
+        write_file(self.out / METRICS, self.metrics)
         self._write_ledger(self.out)
 
     def train(
@@ -244,9 +245,7 @@ class Training:
         if self.out is not None and self.run.leads:
             write_final(self.out, self.optimizer.params, self.task.layout(), self.task.agreed(), self.task.kept(peer))
             summary = {**self.run.summary(), FILES: digests(self.out)}
-            temporary = self.out / f".{SUMMARY}"
-            temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-            temporary.replace(self.out / SUMMARY)
+            write_file(self.out / SUMMARY, json.dumps(summary, indent=1) + "\n")
 
     def _note(self, result: StepResult, losses: Mapping[int, float]) -> None:
         """Record a step."""
@@ -283,7 +282,7 @@ class Training:
     def _write_ledger(self, out: Path) -> None:
         chain = Ledger()
         lines = [chain.append(entry) + "\n" for entry in self.run.ledger]
-        (out / LEDGER).write_text("".join(lines), encoding="utf-8")
+        write_file(out / LEDGER, "".join(lines))
 
     def _show(self, step: int, steps: int, result: StepResult) -> None:
         if not self.plan.progress or not self.run.leads:

@@ -17,7 +17,7 @@ from btard.protocol.effects import Compute, Purpose
 from btard.protocol.hashing import digest, stream, tensor_digest
 from btard.task import TooLate, never
 from btard.training.checking import check_data, check_model, check_task
-from btard.training.contents import content_digest
+from btard.training.contents import data_digest
 from btard.training.kernels import choose_exact_kernels
 from btard.training.layout import LOCAL, Slot, kept, state_layout
 from btard.training.randomness import seeded
@@ -196,7 +196,7 @@ class TorchTask:
         size = len(self.data)
         drawn = stream("data digest", self.seed).choice(size, min(size, LOOKED_AT), replace=False)
         with seeded(self.device, "data digest", self.seed):
-            found = [content_digest(self.data[int(index)]) for index in drawn]
+            found = [data_digest(self.data[int(index)]) for index in drawn]
         return digest("data", size, *found)
 
     # Each peer's own buffers.

@@ -9,6 +9,7 @@ from pathlib import Path
 from btard.audit.auditor import audit
 from btard.audit.report import AuditError, NotReproduced
 from btard.audit.tasks import own_task
+from btard.files import write_file
 from btard.harness.run_folder import RunFolderError
 from btard.protocol.wire import shown
 from btard.watch.folder import Run, read_run
@@ -41,10 +42,7 @@ def write(folder: Path, out: Path | None, *, audits: bool = False) -> Path:
     target = folder / "page.html" if out is None else out
     text = page_of(content_of(run, audited(run) if audits else None))
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.tmp")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(target)
+        write_file(target, text)
     except OSError as error:
         raise RunFolderError(f"{target}: cannot be written: {error.strerror}; choose another --out") from None
     return target

@@ -11,10 +11,23 @@ from typing import Any
 
 import yaml
 
-from btard.audit.files import EVIDENCE, LEDGER, METRICS, PROTOCOL, TIMINGS, proof_file, read_bounded, read_json
+from btard.audit.files import (
+    CHECKPOINTS,
+    CONFIG,
+    EVIDENCE,
+    LEDGER,
+    METRICS,
+    PROTOCOL,
+    STATUS,
+    TIMINGS,
+    VERSION,
+    proof_file,
+    read_bounded,
+    read_json,
+)
 from btard.audit.settings import read_settings
 from btard.audit.vouching import unfit
-from btard.harness.run_folder import VERSION, RunFolderError, read_costs, read_metrics, read_summary
+from btard.harness.run_folder import RunFolderError, read_costs, read_metrics, read_summary
 from btard.protocol import wire
 from btard.protocol.hashing import PROTOCOL_VERSION
 from btard.protocol.ledger import Entry, Ledger
@@ -27,7 +40,7 @@ MAX_LINES, MAX_SMALL = 2**28, 2**22
 MAX_PEERS = 4096
 MAX_PROOFS = 400
 """Number of steps whose recorded messages are shown; a page must stay readable."""
-CONFIG, STATUS, COORDINATOR = "config.yaml", "status.json", "coordinator"
+COORDINATOR = "coordinator"
 SWARM, TRAINER = "a swarm, as its coordinator sees it", "a swarm, as one of its peers sees it"
 
 
@@ -193,7 +206,7 @@ def _kind(run: Run) -> str:
         return SWARM
     if isinstance(run.config.get("network"), dict):
         return TRAINER
-    if any((run.folder / "checkpoints").glob("rank-*")):
+    if any((run.folder / CHECKPOINTS).glob("rank-*")):
         return "a process for each peer (torchrun)"
     return "all peers in one process" if (run.folder / CONFIG).is_file() else "a task of one's own"
 

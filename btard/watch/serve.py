@@ -9,12 +9,13 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from btard.audit.files import CONFIG, LEDGER, METRICS, STATUS, SUMMARY, TIMINGS
 from btard.harness.run_folder import RunFolderError
-from btard.watch.folder import CONFIG, METRICS, STATUS, Run, read_run
+from btard.watch.folder import Run, read_run
 from btard.watch.page import content_of, json_of, page_of
 
 LOOPBACK = "127.0.0.1"
-WATCHED = (METRICS, STATUS, CONFIG, "timings.jsonl", "ledger.jsonl", "summary.json")
+WATCHED = (METRICS, STATUS, CONFIG, TIMINGS, LEDGER, SUMMARY)
 
 
 class Watcher:

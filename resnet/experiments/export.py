@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from btard.audit.files import CONFIG, LEDGER, METRICS, SUMMARY
 from btard.harness.packed import pack
 from btard.harness.run_folder import RunFolderError
 from btard.harness.settings import config_text
@@ -54,10 +55,10 @@ def _files_of(outcome: Outcome) -> dict[str, bytes]:
     told = ("test_accuracy", "back_to")
     measured = [line for line in run.metrics if any(line.get(name) is not None for name in told)]
     files = {
-        "config.yaml": config_text(config).encode(),
-        "metrics.jsonl": "".join(json.dumps(line) + "\n" for line in measured).encode(),
+        CONFIG: config_text(config).encode(),
+        METRICS: "".join(json.dumps(line) + "\n" for line in measured).encode(),
     }
-    copied = {name: run.path / name for name in ("summary.json", "ledger.jsonl")}
+    copied = {name: run.path / name for name in (SUMMARY, LEDGER)}
     return files | {name: file.read_bytes() for name, file in copied.items() if file.exists()}
 
 

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from btard.audit.files import LEDGER, METRICS
+from btard.audit.files import CONFIG, LEDGER, METRICS
 from btard.harness.packed import open_packed
 from btard.harness.pieces import check_finished
 from btard.harness.run_folder import RunFolderError, read_metrics, read_summary, steps_per_second
@@ -314,7 +314,7 @@ def _read_run(path: AnyPath, cell: Cell) -> Run | None:
     summary = read_summary(path)
     if summary is None:
         return None
-    _check_settings(path / "config.yaml", cell)
+    _check_settings(path / CONFIG, cell)
     for key, kind in NEEDED.items():
         if not isinstance(summary.get(key), kind):  # type: ignore[arg-type]
             raise RunFolderError(f"{path}/summary.json: damaged: {key} is {summary.get(key)!r}; {AGAIN}")
@@ -346,7 +346,7 @@ _DIGEST = re.compile(r"^  digest: (.*)\n", re.MULTILINE)
 def noted_digest(folder: AnyPath) -> str | None:
     """Return the digest of the data that the run in `folder` was trained on; None for a run that recorded none."""
     try:
-        found = _DIGEST.search((folder / "config.yaml").read_text(encoding="utf-8"))
+        found = _DIGEST.search((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError):
         return None
     return None if found is None or found[1] == "null" else found[1].strip("'\"")

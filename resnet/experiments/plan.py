@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from btard.audit.files import SUMMARY
 from btard.harness.packed import open_packed
 from btard.harness.run_folder import RunFolderError, read_summary
 from resnet.config import Config
@@ -105,7 +106,7 @@ def make_plan(cells: Sequence[Cell], folder: Path) -> Plan:
             warm_ups[name] = common
             forks[name].add(step)
         place = folder / WARM_UPS / name if name else None
-        inside = packed is not None and (packed / cell.name / "summary.json").exists()
+        inside = packed is not None and (packed / cell.name / SUMMARY).exists()
         branches.append((Branch(cell, folder / RUNS / cell.name, place, step, inside), name))
     tasks: list[Task] = []
     needs: dict[Task, Task] = {}

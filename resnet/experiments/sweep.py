@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import shutil
 import tempfile
 import time
@@ -11,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from btard.audit.files import CHECKPOINTS, CONFIG
+from btard.files import write_file
 from btard.harness import tables
 from btard.harness.progress import Bar, duration
 from btard.harness.run_folder import RunFolderError, read_summary, steps_per_second
@@ -49,7 +49,7 @@ def sweep(
     plan = make_plan(cells, out)
     for task in plan.tasks:  # left by an interruption between the end of a run and its tidying up
         if isinstance(task, Branch) and task.done and not keep_checkpoints:
-            shutil.rmtree(task.folder / "checkpoints", ignore_errors=True)
+            shutil.rmtree(task.folder / CHECKPOINTS, ignore_errors=True)
     todo = plan.todo()
     if show:
         print_plan(grid, cells, plan, jobs, estimate(todo, out, jobs))
@@ -68,13 +68,11 @@ def _claim(out: Path, grid: Grid) -> None:
         raise RunFolderError(f"{out}: cannot be used for a sweep: {error.strerror}") from None
     file, content = out / GRID_FILE, grid.text.encode()
     # Other machines may begin their shares of the same sweep at this moment.
-    temporary = out / f".{GRID_FILE}.{platform.node()}.{os.getpid()}"
     strangers = [entry.name for entry in out.iterdir() if not entry.name.startswith(f".{GRID_FILE}.")]
     if strangers and not file.exists():
         raise RunFolderError(f"{out}: holds other files ({min(strangers)}) and no sweep; choose another --out")
     if not file.exists() or file.read_bytes() != content:
-        temporary.write_bytes(content)
-        temporary.replace(file)
+        write_file(file, content, shared=True)
 
 
 def _check_data(plan: Plan, out: Path) -> None:
@@ -111,7 +109,7 @@ def estimate(todo: Sequence[Task], out: Path, jobs: int) -> float:
 
 def _seconds_per_step(config: Config, out: Path) -> float:
     for folder in sorted((out / RUNS).glob("**/summary.json")):
-        if f"name: {config.aggregator.name}\n" in (folder.parent / "config.yaml").read_text(encoding="utf-8"):
+        if f"name: {config.aggregator.name}\n" in (folder.parent / CONFIG).read_text(encoding="utf-8"):
             speed = steps_per_second(folder.parent)
             if speed:
                 return 1 / speed

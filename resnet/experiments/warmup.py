@@ -16,6 +16,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from btard.attacks.registry import attack_class
+from btard.audit.files import CHECKPOINTS, CONFIG
 from btard.harness.run_folder import RunFolder
 from btard.harness.settings import differing_keys
 from btard.protocol.collusion import Collusion
@@ -87,11 +88,8 @@ def extend(
         return
     train(config, folder, progress=False, until=step, events=False, on_step=on_step, data=data)
     target.parent.mkdir(exist_ok=True)
-    temporary = target.with_suffix(".tmp")
-    temporary.unlink(missing_ok=True)
     # Another name for the same file: a checkpoint is never changed once it is there.
-    os.link(folder / "checkpoints" / target.name, temporary)
-    temporary.replace(target)
+    os.link(folder / CHECKPOINTS / target.name, target)
 
 
 def branch(config: Config, folder: Path, warm_up: Path, step: int) -> None:
@@ -99,7 +97,7 @@ def branch(config: Config, folder: Path, warm_up: Path, step: int) -> None:
 
     Raises RunFolderError if the warm-up was trained on other data.
     """
-    common = read_config(warm_up / "config.yaml")
+    common = read_config(warm_up / CONFIG)
     if config.data.digest is None:
         config = replace(config, data=replace(config.data, digest=common.data.digest))
     run = RunFolder(folder, config, events=False)

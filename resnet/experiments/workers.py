@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from multiprocessing import connection
 from typing import Any
 
+from btard.audit.files import CHECKPOINTS
 from resnet.experiments.plan import Branch, Plan, Segment, Task
 
 POLL = 0.5
@@ -219,4 +220,4 @@ def _train(task: Task, on_step: Callable[[int], None], keep_checkpoints: bool) -
         branch(config, task.folder, task.warm_up, task.fork)
     train(config, task.folder, progress=False, events=False, on_step=on_step, data=data)
     if not keep_checkpoints:
-        shutil.rmtree(task.folder / "checkpoints")
+        shutil.rmtree(task.folder / CHECKPOINTS)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from btard.files import write_file
 from scripts.hunt.cases import Case, Finding, line_of, read
 
 ROOT = Path(__file__).parents[2]
@@ -83,6 +84,4 @@ def load(folder: Path, commit: str) -> tuple[Totals, list[Case]]:
 
 def _write(file: Path, lines: Iterable[str]) -> None:
     """All of it or nothing: an interrupted run leaves the file unchanged."""
-    new = file.with_suffix(".tmp")
-    new.write_text("".join(f"{line}\n" for line in lines))
-    new.replace(file)
+    write_file(file, "".join(f"{line}\n" for line in lines))

@@ -11,7 +11,7 @@ import torch
 
 from btard.aggregation import centered_clip, residual_and_floor
 from btard.drivers.loop import StepResult
-from btard.drivers.trail import PARAMETERS, State
+from btard.drivers.trail import State
 from btard.protocol import half
 from btard.protocol.commit import NoGradient, NoQuorum
 from btard.protocol.effects import Losses
@@ -19,6 +19,7 @@ from btard.protocol.heal import HEALED, batch_seed, candidates, choose, measured
 from btard.protocol.join import GRADUATED
 from btard.protocol.ledger import Entry
 from btard.protocol.record import Split, StepRecord
+from btard.task import PARAMETERS
 from scripts.hunt.cases import Environment
 from scripts.hunt.environments import is_calm, missing_at
 from scripts.hunt.room import Room

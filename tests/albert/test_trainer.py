@@ -16,12 +16,12 @@ from albert.config import Config
 from albert.trainer import main
 from btard.audit.__main__ import main as audit
 from btard.audit.report import MEASURED
+from btard.drivers.loop import Fallen
 from btard.harness.run_folder import RunFolderError, read_metrics
 from btard.harness.settings import config_text
 from btard.harness.typed_yaml import ConfigError
 from btard.swarm.checkpoint import load_start, save_start
 from btard.swarm.config import AttackConfig
-from btard.swarm.driver import Fallen
 from btard.swarm.trainer import Trainer
 from tests.albert.trainers import SOURCE, Trainers, same, tiny
 

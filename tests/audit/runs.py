@@ -10,7 +10,7 @@ import torch
 
 from btard.attacks import make_attack
 from btard.audit.files import write_json
-from btard.audit.proof import content_digest
+from btard.audit.proof import proof_digest
 from btard.audit.recorder import Recorder
 from btard.drivers.links import Links
 from btard.drivers.local import LocalDriver
@@ -79,5 +79,5 @@ def sign(file: Path, content: dict[str, Any], run_id: str = "tampered", by: int 
     """Write a proof as a hostile member can, who has a key."""
     content = {**content, "by": by}
     content.pop("signature", None)
-    signature = Identity.from_seed(run_id, by).sign(content_digest(content))
+    signature = Identity.from_seed(run_id, by).sign(proof_digest(content))
     write_json(file, {**content, "signature": signature.hex()})

@@ -15,8 +15,9 @@ import torch.distributed as dist
 from btard.attacks import make_attack
 from btard.audit import audit
 from btard.audit.recorder import Recorder
-from btard.drivers.collective import CollectiveDriver, Fallen
+from btard.drivers.collective import CollectiveDriver
 from btard.drivers.local import LocalDriver
+from btard.drivers.loop import Fallen
 from btard.drivers.mesh import INLINE, Mesh, RankLost
 from btard.protocol.behaviour import Behaviour, Context
 from btard.protocol.collusion import Collusion

@@ -45,7 +45,7 @@ class Cohort(LocalDriver):
         self.hostile = {i for i, behaviour in (behaviours or {}).items() if behaviour.byzantine}
         self.state_now: Tensors = {"parameters": torch.full((self.task.d,), 5.0), "momentum": torch.zeros(self.task.d)}
         self.own = {i: self.state_now for i in self.peers if i not in self.hostile}
-        self.past: dict[int, Tensors] = {}
+        self.earlier: dict[int, Tensors] = {}
         self.results: list[StepResult] = []
 
     def on_plateau(self) -> Cohort:
@@ -65,7 +65,7 @@ class Cohort(LocalDriver):
 
     def advance(self, steps: int) -> Cohort:
         for _ in range(steps):
-            self.past[self.honest[0].t] = self.state_now
+            self.earlier[self.honest[0].t] = self.state_now
             shared = {name: x for name, x in self.state_now.items() if name != "parameters"}
             result = self.step(self.state_now["parameters"], shared)
             self.state_now = self.applied(self.state_now, result.gradient, result.back_to)
@@ -78,7 +78,7 @@ class Cohort(LocalDriver):
 
     def applied(self, state: Tensors, gradient: torch.Tensor, back_to: int | None) -> Tensors:
         if back_to is not None:
-            return self.past[back_to]
+            return self.earlier[back_to]
         momentum = MOMENTUM * state["momentum"] + gradient
         return {"parameters": state["parameters"] - RATE * momentum, "momentum": momentum}
 
@@ -111,7 +111,7 @@ class Cohort(LocalDriver):
         before = [entry for entry in self.entries if entry.step < step]
         steps = (*candidates(self.config, before, step), step)
         seed = batch_seed(self.config.run_id, step, self.results[step].coin)
-        values = [self.task.public_losses(self.past[s]["parameters"], seed) for s in steps]  # type: ignore[attr-defined]
+        values = [self.task.public_losses(self.earlier[s]["parameters"], seed) for s in steps]  # type: ignore[attr-defined]
         return dict(zip(steps, measured(Losses((b"",) * len(steps), torch.stack(values))).bounds, strict=False))
 
 
@@ -294,12 +294,13 @@ def test_eliminations_do_not_keep_the_others_from_healing() -> None:
 
 
 class Forgetful(Cohort):
-    """Some peers have lost the earlier states."""
+    """The peers in `forgot` have lost the earlier states."""
 
-    forgot: tuple[int, ...] = ()
-
-    def measure(self, step: int, asked: Any) -> dict[int, Losses]:
-        return {i: losses for i, losses in super().measure(step, asked).items() if i not in self.forgot}
+    def __init__(self, behaviours: Mapping[int, Behaviour], **settings: Any) -> None:
+        super().__init__(behaviours, **settings)
+        self.forgot: tuple[int, ...] = ()
+        measure = self.past.measure
+        self.past.measure = lambda asked: {i: x for i, x in measure(asked).items() if i not in self.forgot}
 
 
 @pytest.mark.parametrize("what", ["oldest", "digests", "silent", "present"])
@@ -331,7 +332,12 @@ def test_resumed_in_the_middle_of_it_the_run_ends_in_the_same_bits(stop: int) ->
     whole, first, second = cohort().advance(START + 6), cohort().advance(stop), cohort()
     state, tensors = first.state()
     second.restore(json.loads(json.dumps(state)), {name: x.clone() for name, x in tensors.items()}, life=None)
-    second.state_now, second.own, second.past, second.results = first.state_now, first.own, first.past, first.results
+    second.state_now, second.own, second.earlier, second.results = (
+        first.state_now,
+        first.own,
+        first.earlier,
+        first.results,
+    )
     second.advance(START + 6 - stop)
     assert second.entries == whole.entries and check(whole) > 0
     assert torch.equal(second.state_now["parameters"], whole.state_now["parameters"])
@@ -453,7 +459,7 @@ class WithAdam(Cohort):
 
     def applied(self, state: Tensors, gradient: torch.Tensor, back_to: int | None) -> Tensors:
         if back_to is not None:
-            return self.past[back_to]
+            return self.earlier[back_to]
         squares = state["momentum"] * 0.999 + 0.001 * gradient.square()
         return {"parameters": state["parameters"] - RATE / 10 * gradient / (squares / 0.02).sqrt(), "momentum": squares}
 
@@ -477,7 +483,7 @@ def test_harm_to_the_optimizer_alone_is_not_seen() -> None:
     attacked, clean = run(START), run(1000)
     assert attacked.healings and check(attacked) == 0
     progress = {
-        cohort: float(cohort.past[START + 1]["parameters"].norm() - cohort.state_now["parameters"].norm())
+        cohort: float(cohort.earlier[START + 1]["parameters"].norm() - cohort.state_now["parameters"].norm())
         for cohort in (attacked, clean)
     }
     assert progress[attacked] < 0.1 * progress[clean]

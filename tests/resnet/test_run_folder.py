@@ -148,7 +148,7 @@ def test_crash_while_saving_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     def crash(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("btard.harness.checkpoints.commit", crash)
+    monkeypatch.setattr("btard.files.put_in_place", crash)
     with pytest.raises(KeyboardInterrupt):
         folder.save_checkpoint(2, tensors(2), {})
     assert folder.load_checkpoint()[0] == 1

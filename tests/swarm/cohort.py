@@ -17,6 +17,7 @@ from btard.attacks.registry import make_attack
 from btard.drivers.history import ParameterHistory
 from btard.drivers.local import LocalDriver
 from btard.drivers.loop import StepResult
+from btard.drivers.past import Past
 from btard.drivers.trail import Trail
 from btard.protocol.behaviour import HONEST, Behaviour
 from btard.protocol.collusion import Collusion
@@ -137,7 +138,7 @@ class Cohort:
         task = Quadratic(self.d)
         history = ParameterHistory(self.d, 2)
         trail = Trail(self.config, task)
-        driver = SwarmDriver(peer, task, node, doors, self.deadlines, history, trail, collusion=collusion)
+        driver = SwarmDriver(peer, task, node, doors, self.deadlines, Past(history, trail), collusion=collusion)
         member = Member(driver, node, task, torch.ones(self.d))
         driver.watch = lambda phase: self._watch(member, phase)
         node.run(doors.open())

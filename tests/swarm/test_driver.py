@@ -15,12 +15,12 @@ from btard.protocol.commit import NoGradient
 from btard.protocol.identity import Identity
 from btard.protocol.messages import JoinRequest
 from btard.swarm import frames
+from btard.swarm.cancel import cancel
 from btard.swarm.deadlines import Deadlines
 from btard.swarm.doors import Doors
 from btard.swarm.driver import Fallen, SwarmDriver
 from btard.swarm.links import HEADER
 from btard.swarm.outbox import AGAIN, SHARE, Outbox, Said, Served
-from btard.swarm.tasks import cancel
 from tests.swarm.cohort import QUICK, Cohort, Fault, Member
 from tests.swarm.daemons import Lodger
 

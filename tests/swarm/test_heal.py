@@ -78,7 +78,7 @@ def test_a_swarm_goes_back_where_the_simulator_does_and_gives_time_to_measure() 
 
 def forget(member: Member) -> None:
     """As if it had been started again."""
-    member.driver.trail.states.clear()
+    member.driver.past.trail.states.clear()
 
 
 def test_who_lacks_the_state_needs_that_of_the_others() -> None:
@@ -269,7 +269,7 @@ def test_who_is_new_or_was_started_again_comes_back_with_the_state_of_the_others
 
         def forget_all(phase: str) -> None:
             if phase == "heal/measure":
-                forgetful.trail.states.clear()
+                forgetful.past.trail.states.clear()
 
         dying._watch, forgetful._watch = die, forget_all  # type: ignore[method-assign]
         founders = tmp_path / "founders.txt"

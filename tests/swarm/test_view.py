@@ -16,7 +16,7 @@ from btard.protocol.messages import NOBODY
 from btard.swarm import tags
 from btard.swarm.arrival import _is_status
 from btard.swarm.config import AttackConfig
-from btard.swarm.view import PATIENCE, View, healings_of
+from btard.swarm.view import PATIENCE, SwarmView, healings_of
 from tests.albert.trainers import tiny
 
 HUGE = 10**400
@@ -40,7 +40,7 @@ def status(*rows: dict[str, Any], ledger: tuple[str, ...] = (), **changes: Any) 
     return {**told, **changes}
 
 
-def hear(view: View, said: dict[int, dict[str, Any]], now: float = 0.0) -> list[dict[str, Any]]:
+def hear(view: SwarmView, said: dict[int, dict[str, Any]], now: float = 0.0) -> list[dict[str, Any]]:
     """One round of questions; returns the rows that are complete."""
     for peer, told in said.items():
         view.hear(peer, told, now)
@@ -49,7 +49,7 @@ def hear(view: View, said: dict[int, dict[str, Any]], now: float = 0.0) -> list[
 
 
 def test_rows_are_medians_and_bans_are_counted_by_kind() -> None:
-    view = View(config(), 0)
+    view = SwarmView(config(), 0)
     losses = [1.0, 2.0, 30.0, None]
     (first,) = hear(view, {peer: status(row(0, loss, sent=100 + peer)) for peer, loss in enumerate(losses)})
     assert (first["loss"], first["sent"], first["sent_per_peer"], first["removed"]) == (2.0, 406, 101.5, 0)
@@ -65,7 +65,7 @@ def test_rows_are_medians_and_bans_are_counted_by_kind() -> None:
 
 
 def test_going_back_is_marked_and_nobodys_ban() -> None:
-    view = View(config(steps=200), 100)
+    view = SwarmView(config(steps=200), 100)
     back = Entry(2, "heal", "public", NOBODY, (), (), 0, losses={"0": 1.0, "2": 9.0}).to_json()
     stay = Entry(4, "heal", "public", NOBODY, (), (), 4, losses={"3": 1.0, "4": 1.0}).to_json()
     ledger = (ban(1, 3), back, ban(3, 2), stay)
@@ -81,7 +81,7 @@ def test_going_back_is_marked_and_nobodys_ban() -> None:
 
 
 def test_a_step_waits_for_the_verdicts_that_fell_in_it() -> None:
-    view = View(config(), 0)
+    view = SwarmView(config(), 0)
     ledger = (ban(0, 3),)
     # Half have told a ledger from before the verdict, half from after it.
     early = {0: status(row(0, entries=1)), 1: status(row(0, entries=1)), 3: status(row(0, entries=1))}
@@ -91,7 +91,7 @@ def test_a_step_waits_for_the_verdicts_that_fell_in_it() -> None:
 
 
 def test_verdicts_that_do_not_come_hold_nobody_up_for_long() -> None:
-    view = View(config(), 0)
+    view = SwarmView(config(), 0)
     told = {peer: status(*(row(step, entries=70) for step in range(3)), ledger=(), entries=70) for peer in range(4)}
     assert hear(view, told) == []
     assert [r["step"] for r in hear(view, told, PATIENCE)] == [0, 1, 2]
@@ -101,7 +101,7 @@ def test_verdicts_that_do_not_come_hold_nobody_up_for_long() -> None:
 
 
 def test_a_step_waits_for_whoever_is_still_in_it() -> None:
-    view = View(config(), 0)
+    view = SwarmView(config(), 0)
     ahead = {peer: status(row(0, 1.0), row(1, 1.0), step=2) for peer in range(3)}
     assert hear(view, ahead | {3: status(step=0)}) == []
     rows = hear(view, {3: status(row(0, 4.0), step=1)}, 1.0)
@@ -113,7 +113,7 @@ def test_a_step_waits_for_whoever_is_still_in_it() -> None:
 
 
 def test_whoever_stays_behind_holds_the_others_up_once() -> None:
-    view = View(config(), 0)
+    view = SwarmView(config(), 0)
 
     def told(step: int, now: float) -> list[int]:
         ahead = {peer: status(row(step), row(step + 1), step=step + 2) for peer in range(3)}
@@ -129,14 +129,14 @@ def test_whoever_stays_behind_holds_the_others_up_once() -> None:
 
 
 def test_at_the_end_what_most_have_told_is_shown() -> None:
-    view = View(config(), 0)
+    view = SwarmView(config(), 0)
     hear(view, {peer: status(row(0), step=1) for peer in range(3)})
     assert view.next == 0
     assert [r["step"] for r in view.complete_rows(1.0, last=True)] == [0]
 
 
 def test_whoever_is_banned_later_counts_in_the_steps_before() -> None:
-    view = View(config(), 0)
+    view = SwarmView(config(), 0)
     ledger = (ban(1, 3),)
     said = {peer: status(row(0), row(1, entries=1), row(2, entries=1), ledger=ledger) for peer in range(3)}
     rows = hear(view, said | {3: status(row(0, sent=7))})
@@ -144,7 +144,7 @@ def test_whoever_is_banned_later_counts_in_the_steps_before() -> None:
 
 
 def test_a_ban_in_a_step_that_nobody_watched_marks_the_next_one() -> None:
-    view = View(config(), 0)
+    view = SwarmView(config(), 0)
     view.go_on([{"step": 4, "removed": 1}], [ban(2, 3)])
     ledger = (ban(2, 3), ban(6, 2))
     rows = hear(view, {peer: status(row(9, None), row(10), row(11), ledger=ledger) for peer in range(2)})
@@ -166,7 +166,7 @@ def test_a_ban_in_a_step_that_nobody_watched_marks_the_next_one() -> None:
     ],
 )
 def test_one_peers_nonsense_changes_no_row(nonsense: dict[str, Any]) -> None:
-    view = View(config(), 0)
+    view = SwarmView(config(), 0)
     said = {peer: status(row(0), row(1)) for peer in range(3)}
     rows = hear(view, said | {3: status({**row(0), **nonsense})})
     assert rows[0]["loss"] == 1.0 and rows[0]["sent"] == 300
@@ -174,7 +174,7 @@ def test_one_peers_nonsense_changes_no_row(nonsense: dict[str, Any]) -> None:
 
 
 def test_one_peer_invents_no_phases_and_no_verdicts() -> None:
-    view = View(config(), 0)
+    view = SwarmView(config(), 0)
     said = {peer: status(row(0)) for peer in range(3)}
     seconds = {f"phase {number}": 1.0 for number in range(100)}
     lie = status(row(0, seconds=seconds, entries=HUGE), ledger=(ban(0, 1), "no entry"), entries=2)
@@ -183,7 +183,7 @@ def test_one_peer_invents_no_phases_and_no_verdicts() -> None:
 
 
 def test_who_did_what_is_what_most_peers_say_alike() -> None:
-    view = View(config(), 0)
+    view = SwarmView(config(), 0)
     told = {"roles": "wvwa", "checks": [[1, 0]], "accused": [3], "bytes": {"commit": 7, "part": 100}}
     lie = {"roles": "<script>", "checks": "x", "bytes": {"commit": HUGE}}
     said = {peer: status(row(0, **told), row(1, **(told if peer < 2 else lie))) for peer in range(4)}
@@ -193,7 +193,7 @@ def test_who_did_what_is_what_most_peers_say_alike() -> None:
 
 
 def test_another_ledger_takes_the_place_of_mine_only_for_most_of_all() -> None:
-    view = View(config(peers=5), 0)
+    view = SwarmView(config(peers=5), 0)
     hear(view, {peer: status(row(0, entries=1), ledger=(ban(0, 4),)) for peer in range(4)})
     assert view.active() == [0, 1, 2, 3]
     for peer in range(3):
@@ -207,7 +207,7 @@ ATTACK = AttackConfig(name="sign_flip", start=3, stop=6)
 
 def test_known_attackers_are_counted_from_the_attacks_start_to_its_stop() -> None:
     numbered = config(peers=8, byzantine=3, peer=0, attack=replace(ATTACK, peers="2,5,6"))
-    view = View(numbered, 0)
+    view = SwarmView(numbered, 0)
     view.go_on([{"step": 1}], [])
     ledger = (ban(4, 5),)
     rows = hear(
@@ -218,9 +218,9 @@ def test_known_attackers_are_counted_from_the_attacks_start_to_its_stop() -> Non
 
 def test_who_attacks_is_what_peers_say_of_themselves_where_numbers_say_nothing() -> None:
     drawn = config(peers=8, byzantine=3, attack=ATTACK)
-    simulation = View(replace(drawn, peer=0), 0)
+    simulation = SwarmView(replace(drawn, peer=0), 0)
     assert simulation.attackers() == drawn.attackers() and len(drawn.attackers()) == 3
-    strangers = View(drawn, 0)
+    strangers = SwarmView(drawn, 0)
     assert strangers.attackers() == frozenset() and strangers.attacks_of(1) is None
     for view in (simulation, strangers):
         for peer in range(8):
@@ -229,7 +229,7 @@ def test_who_attacks_is_what_peers_say_of_themselves_where_numbers_say_nothing()
         view.hear(1, {"state": "gathering"}, 1.0)  # says nothing of it now
         assert view.attackers() == {1, 4}
     assert [p["attacks"] for p in strangers.peers()] == [peer in (1, 4) for peer in range(8)]
-    listed = View(replace(drawn, attack=replace(ATTACK, peers="0,2,3")), 0)
+    listed = SwarmView(replace(drawn, attack=replace(ATTACK, peers="0,2,3")), 0)
     assert listed.attackers() == {0, 2, 3}
 
 
@@ -240,7 +240,7 @@ def test_a_status_that_cannot_be_compared_is_no_status() -> None:
 
 
 def test_what_a_peer_says_of_itself_is_fit_for_a_table() -> None:
-    view = View(config(), 0)
+    view = SwarmView(config(), 0)
     hostile = {"state": "\x1b[2J\n", "phase": ["x"], "instance": "i" * 10**4, "step": 10**4200}
     view.hear(0, hostile | {"recent": [row(0, math.nan)]}, 0.0)
     peer = view.peers()[0]
@@ -250,5 +250,5 @@ def test_what_a_peer_says_of_itself_is_fit_for_a_table() -> None:
 
 def test_a_loss_that_is_no_number_does_not_move_the_median() -> None:
     losses = [1.0, math.nan, 3.0, math.inf]
-    (first,) = hear(View(config(), 0), {peer: status(row(0, loss)) for peer, loss in enumerate(losses)})
+    (first,) = hear(SwarmView(config(), 0), {peer: status(row(0, loss)) for peer, loss in enumerate(losses)})
     assert first["loss"] == 2.0

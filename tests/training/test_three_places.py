@@ -17,11 +17,11 @@ import torch
 import btard
 from btard.audit import audit
 from btard.audit.__main__ import main as audited
+from btard.drivers.loop import Fallen
 from btard.drivers.mesh import Mesh
 from btard.protocol.hashing import tensor_digest
 from btard.swarm.config import AttackConfig, SwarmConfig
 from btard.swarm.deadlines import Deadlines
-from btard.swarm.driver import Fallen
 from btard.swarm.task import load_task
 from btard.training.vector import flatten
 from tests.albert.trainers import Trainers

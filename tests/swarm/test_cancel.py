@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from btard.swarm.tasks import cancel
+from btard.swarm.cancel import cancel
 
 
 def test_a_cancellation_that_is_lost_is_repeated() -> None:
