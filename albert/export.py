@@ -10,10 +10,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from btard.audit.files import CONFIG
 from btard.boundary import Parser, output_folder, program
 from btard.extras import need
-from btard.task import PARAMETERS
 
 USE = """from transformers import AlbertForMaskedLM, AutoTokenizer
 
@@ -56,10 +54,12 @@ def export(folder: Path, out: Path, data: str | None = None) -> int:
     from albert.data.corpus import Corpus
     from albert.measure import measure, validation_batches
     from albert.model import make_model
+    from btard.audit.files import CONFIG
     from btard.export.card import card, signers
     from btard.export.final import ExportError, read_final
     from btard.export.folder import copy_proof, new_folder
     from btard.harness.settings import read_config
+    from btard.task import PARAMETERS
     from btard.training.layout import read_layout
     from btard.training.vector import views
 
