@@ -21,6 +21,7 @@ from btard.drivers.loop import StepResult
 from btard.drivers.server import ServerDriver
 from btard.harness import tables
 from btard.harness.checkpoints import Checkpoints
+from btard.harness.device import pick_device
 from btard.harness.progress import Bar
 from btard.harness.run_folder import RunFolder, RunFolderError, read_timings, steps_per_second
 from btard.harness.settings import config_text
@@ -132,10 +133,7 @@ class Training:
         return EVALUATOR
 
     def _device(self) -> torch.device:
-        auto = "cuda" if torch.cuda.is_available() else "cpu"
-        if self.config.device == "cuda" and auto == "cpu":
-            raise ConfigError("device cuda: torch finds no GPU; see to its driver, or set device to cpu")
-        return torch.device(auto if self.config.device == "auto" else self.config.device)
+        return pick_device(self.config.device)
 
     def _driver(self, folder: Path) -> LocalDriver | ServerDriver | CollectiveDriver:
         return make_driver(self.config, self.task, self.byzantine, folder)

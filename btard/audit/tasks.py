@@ -19,7 +19,7 @@ from btard.task import Task
 
 KNOWN = frozenset({"resnet.audit:task_of", "albert.audit:task_of"})
 """The functions that may be called unchecked because a run folder names them."""
-OURS = frozenset({"albert", "btard", "resnet"})
+OURS = frozenset({"albert", "btard", "resnet", "scripts"})
 """Of their functions, only those make the task of a run folder."""
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -28,11 +28,12 @@ NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 """module:function"""
 
 
-def load_task(name: str, folder: Path) -> Task:
+def load_task(name: str, folder: Path, *, said_by_run: bool = False) -> Task:
     """The task that the function `name` ("module:function") creates from the run in `folder`; else ValueError.
 
     The function takes nothing, the folder, or, if it is that of a swarm's `--task`, the swarm's settings. It returns
-    the task, or a tuple or list that begins with it, such as (task, optimizer).
+    the task, or a tuple or list that begins with it, such as (task, optimizer). `said_by_run`: the folder names it, so
+    it has to be the module's own, and nothing that the module has imported, such as `rmtree`.
     """
     module, _, function = name.partition(":")
     try:
@@ -40,6 +41,9 @@ def load_task(name: str, folder: Path) -> Task:
         parameters = list(inspect.signature(make).parameters.values())
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ValueError(f"--task {name}: {error}; expected module:function") from None
+    home = str(getattr(make, "__module__", ""))
+    if said_by_run and home.partition(".")[0] != module.partition(".")[0]:
+        raise ValueError(f"{name} is a function of {home}; name it with --task if it makes the run's task")
     asks = any(parameter.default is parameter.empty for parameter in parameters if parameter.kind in POSITIONAL)
     swarms = asks and name not in KNOWN and (folder / CONFIG).is_file()
     try:
@@ -67,14 +71,18 @@ def _takes_settings(make: Callable[..., Any], parameter: str) -> bool:
 
 
 def own_task(folder: Path) -> Task | None:
-    """The task that the run says makes its own, if it can be made here; a line says why it cannot."""
+    """The task that the run says makes its own, if it can be made here; a line says why it cannot.
+
+    From now on this process imports nothing from the run's folder.
+    """
     try:
         name = read_task(folder)
         if not name:
             return None
         if name not in KNOWN:
             check_named(name, folder)
-        task = load_task(name, folder)
+        sys.path[:] = [place for place in sys.path if not _within(Path(place), folder)]
+        task = load_task(name, folder, said_by_run=True)
         _, d, _ = read_settings(folder)
         if task.d != d:
             raise ValueError(f"it has {task.d} parameters, the run {d}")
@@ -89,28 +97,60 @@ def own_task(folder: Path) -> Task | None:
 def check_named(name: str, folder: Path) -> None:
     """ValueError unless `name` is a function of a module on this machine that has to do with btard.
 
-    The folder is hostile, and importing a module runs it: so it may name none of its own files, and none that was not
-    written to train something here.
+    The folder is hostile, and importing a module runs it and the packages above it: so it may name none of its own
+    files, and none that was not written to train something here. This imports nothing.
     """
     if not NAME.fullmatch(name):
         raise ValueError(f"expected module:function, got {name!r:.60}")
     module = name.partition(":")[0]
     if module.partition(".")[0] in OURS:
         raise ValueError(f"{name} makes no task of a run")
-    try:
-        found = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        found = None
-    if found is None or found.origin is None:
+    if "__main__" in module.split("."):
+        raise ValueError(f"{name} is of a program, which would start; name it with --task if it makes the run's task")
+    files, folders = _looked_up(module)
+    if not files:
         raise ValueError(
             f"{name} made it, and no module {module} is found; go to the folder that has it, or add that to "
             "PYTHONPATH, and audit again"
         )
-    file = Path(found.origin)
-    if file.suffix != ".py" or file.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"{name} is in {file}, which is no module of yours; name it with --task if it is")
-    if not re.search(r"^\s*(?:import|from)\s+btard\b", file.read_text(encoding="utf-8"), re.MULTILINE):
-        raise ValueError(f"{name} is in {file}, which does not import btard; name it with --task if it is the run's")
+    for place in (*files, *folders):
+        if (place in files and place.suffix != ".py") or _within(place, folder):
+            raise ValueError(f"{name} is in {place}, which is no module of yours; name it with --task if it is")
+    if not re.search(r"^\s*(?:import|from)\s+btard\b", files[-1].read_text(encoding="utf-8"), re.MULTILINE):
+        raise ValueError(
+            f"{name} is in {files[-1]}, which does not import btard; name it with --task if it is the run's"
+        )
+
+
+def _looked_up(module: str) -> tuple[list[Path], list[Path]]:
+    """The files that an import of `module` runs, its own last, and the packages' folders it looks into.
+
+    No file if there is no such module. `find_spec` imports what is above a module, so it is asked for the first name
+    alone.
+    """
+    first, *rest = module.split(".")
+    try:
+        found = importlib.util.find_spec(first)
+    except (ImportError, ValueError):
+        found = None
+    if found is None:
+        return [], []
+    files = [] if found.origin is None else [Path(found.origin)]
+    here = [Path(place) for place in found.submodule_search_locations or ()]
+    seen, is_file = list(here), bool(files)
+    for part in rest:
+        parts = [place / part for place in here]
+        inits = [place / "__init__.py" for place in parts if (place / "__init__.py").is_file()]
+        modules = [place.with_suffix(".py") for place in parts if place.with_suffix(".py").is_file()]
+        is_file = bool(inits or modules)
+        files += (inits or modules)[:1]
+        here = [inits[0].parent] if inits else [] if modules else [place for place in parts if place.is_dir()]
+        seen += here
+    return (files if is_file else []), seen
+
+
+def _within(place: Path, folder: Path) -> bool:
+    return place.resolve().is_relative_to(folder.resolve())
 
 
 def not_recomputed(reason: str) -> None:

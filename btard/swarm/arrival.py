@@ -109,7 +109,7 @@ def ask_all(member: Member) -> dict[int, dict[str, Any]]:
 
     async def ask(number: int) -> dict[str, Any] | None:
         try:
-            return await ask_status(doors, keys[number], timeout=5.0)
+            return await ask_status(doors, keys[number])
         except Refused as refused:
             if str(refused).startswith("banned"):
                 banned.append(str(refused))
@@ -171,6 +171,7 @@ def come_back(member: Member, why: str) -> None:
                     template,
                     member.config.deadlines,
                     member.patience,
+                    tolerated=member.peer.byzantine,
                 )
             )
         except WrongState as error:

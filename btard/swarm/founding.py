@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from btard.protocol.hashing import digest
 from btard.protocol.identity import Identity
 from btard.swarm import frames
 from btard.swarm.config import SwarmConfig
+from btard.swarm.deadlines import ANSWER
 from btard.swarm.doors import HELLO, LOBBY, Doors
 from btard.swarm.keys import peer_id_of, public_key_of
+from btard.swarm.lines import Once, Say
 from btard.swarm.links import Refused
 from btard.swarm.node import Node, node_of
 
@@ -36,12 +38,6 @@ ADDRESSES, ADDRESS = 8, 200
 """Number of addresses that a peer may claim, and characters of one."""
 KNOCK = 5.0
 """Seconds after which a peer that waits for the list asks again."""
-ANSWER = 10.0
-"""Seconds in which a requested list must come."""
-SAID = 100
-"""Number of refusals that the lobby reports: strangers can make any number of keys."""
-
-Say = Callable[[str], None]
 
 
 class NoFounders(RuntimeError):
@@ -123,7 +119,7 @@ class Lobby:
         self.node, self.config, self.say = node, config, say
         self.welcome: dict[bytes, None] = {}
         """Public keys of peers with the same settings, the latest last: waiting peers come again and again."""
-        self._refused: set[tuple[bytes, str]] = set()
+        self._refused: Once[tuple[bytes, str]] = Once()
         self._doors = Doors(node, config.run_id, agreed, protocol=LOBBY, on_refused=self._on_refused)
         self._doors.add(COME, self._come)
         self._doors.add(LIST, self._give)
@@ -153,7 +149,7 @@ class Lobby:
             if len(come) >= self.config.peers:
                 return tuple(come[: self.config.peers])
             if time.monotonic() > deadline:
-                refused = len({key for key, _ in self._refused} - self.welcome.keys())
+                refused = len({key for key, _ in self._refused.said} - self.welcome.keys())
                 raise NoFounders(
                     f"only {len(come)} of {self.config.peers} peers have come within deadlines.gather = "
                     f"{self.config.deadlines.gather:g} s{f', and {refused} with other settings' if refused else ''}; "
@@ -176,8 +172,7 @@ class Lobby:
 
     def _on_refused(self, key: bytes, why: str) -> None:
         self.welcome.pop(key, None)
-        if (key, why) not in self._refused and len(self._refused) < SAID:
-            self._refused.add((key, why))
+        if self._refused.new((key, why)):
             self.say(f"{peer_id_of(key).to_base58()} gets no seat; it is told: {why}")
 
 

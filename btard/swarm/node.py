@@ -37,8 +37,12 @@ Handler = Callable[[StreamInfo, asyncio.StreamReader, asyncio.StreamWriter], Awa
 
 MAX_RECORD = 3500
 """Largest size of a record in the DHT in bytes: more does not fit the messages of every node."""
-PATIENCE = 3.0
-"""Seconds that each part has to end."""
+START, AGAIN = 60.0, 0.5
+"""Seconds in which daemon and DHT must come up, and between two attempts: the first member may come up meanwhile."""
+PATIENCE, END = 3.0, 15.0
+"""Seconds that each part has to end, and all of them with the thread."""
+PING = 3.0
+"""Seconds in which a peer at a known address must answer."""
 KNOWN = 32
 """Number of others' addresses that are tried at the start, in addition to those in the settings."""
 KEEP = 5.0
@@ -102,7 +106,7 @@ class Node:
         found = [str(address) for address in self.run(self.p2p.get_visible_maddrs())]
         return sorted(found, key=lambda address: address.startswith("/ip4/127."))
 
-    def start(self, timeout: float = 60.0) -> Node:
+    def start(self, timeout: float = START) -> Node:
         """Start the daemon and join the DHT. Errors: Unreachable."""
         self._thread.start()
         try:
@@ -140,10 +144,10 @@ class Node:
         if not self._thread.is_alive():
             return
         try:
-            self.submit(self._stop()).result(timeout=15)
+            self.submit(self._stop()).result(timeout=END)
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(timeout=15)
+            self._thread.join(timeout=END)
 
     async def meet_again(self, addresses: Sequence[str]) -> None:
         """Rejoin the swarm through any peer that is still at one of `addresses`; the others cost nothing."""
@@ -153,7 +157,7 @@ class Node:
             await self.p2p._client.connect(peer, [Multiaddr(address).decapsulate(Multiaddr(f"/p2p/{peer}"))])
             await self.dht.protocol.call_ping(peer)
 
-        asked = [asyncio.wait_for(ask(address), PATIENCE) for address in addresses]
+        asked = [asyncio.wait_for(ask(address), PING) for address in addresses]
         await asyncio.gather(*asked, return_exceptions=True)
 
     async def listen(self, protocol: str, handler: Handler) -> None:
@@ -232,7 +236,7 @@ class Node:
                 except P2PDaemonError as error:  # the first member may come up at this moment
                     if time.monotonic() > deadline or _cannot_listen(error):
                         raise
-                    await asyncio.sleep(0.5)
+                    await asyncio.sleep(AGAIN)
         if self.relay == "serve":
             await Relay(self.p2p).open()
         self.dht = await DHTNode.create(

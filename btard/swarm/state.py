@@ -40,6 +40,8 @@ WAIT, LOAD, JOIN = 64, 8, 2**10
 """Strangers that may at once wait for a snapshot, load one, or have asked to join; members have their own places."""
 EACH = 4
 """Requests that each may have open: one, and earlier ones that are still being closed."""
+WATCH = 0.1
+"""Seconds between two looks whether anybody still loads the final state."""
 OVER = "over"
 """The last question of an observer of a run."""
 
@@ -118,7 +120,7 @@ class StateService:
         """
         self._asked = time.monotonic()
         deadline = self._asked + longest
-        while not self._released.wait(0.1):
+        while not self._released.wait(WATCH):
             now = time.monotonic()
             if now > deadline or (not len(self._loading) and now > self._asked + quiet):
                 return

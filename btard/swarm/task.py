@@ -11,6 +11,7 @@ from typing import Any, Protocol, get_type_hints, runtime_checkable
 import torch
 
 from btard.extras import MissingPackages
+from btard.harness.device import pick_device
 from btard.harness.typed_yaml import ConfigError
 from btard.swarm.config import SwarmConfig
 from btard.task import Task
@@ -175,10 +176,3 @@ def ready(source: TaskSource, config: SwarmConfig) -> tuple[Training, Optimizer]
     except (ValueError, TypeError) as error:
         raise ConfigError(f"--task {source.name}: {error}") from None
     return task, optimizer
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of this name; "auto" is a GPU if there is one. Errors: ConfigError for a GPU that is not there."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device cuda: torch finds no GPU; see to its driver, or set device to cpu")
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)

@@ -168,6 +168,5 @@ def _outcome(task: Task) -> str:
     text = f"{summary['test_accuracy']:.1%}"
     if summary["byzantine"] and summary["validation"]:
         steps = [ban["step"] for ban in summary["bans"] if ban["byzantine"]]
-        text += f", {len(steps)} of {len(summary['byzantine'])} attackers banned"
-        text += f" by step {max(steps)}" if steps else ""
+        text += f", {tables.bans_said(len(summary['byzantine']), steps)}"
     return text + (f", {summary['honest_banned']} honest peers banned" if summary["honest_banned"] else "")

@@ -15,6 +15,8 @@ Key = tuple[str, str, int]
 Record = Mapping[Key, Mapping[str, Any]]
 """Run -> its fields."""
 ABSENT = "(absent)"
+SHOWN = 80
+"""Characters of a value that are shown."""
 INSIDE = " at "
 """Separates the name of a field from the place in it."""
 
@@ -73,6 +75,6 @@ def _first(old: Any, new: Any, where: str) -> tuple[str, str, str] | None:
     return where, _short(old), _short(new)
 
 
-def _short(value: Any, most: int = 80) -> str:
+def _short(value: Any) -> str:
     text = str(value)
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
