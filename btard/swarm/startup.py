@@ -12,7 +12,7 @@ from btard.protocol.hashing import tensor_digest
 from btard.protocol.identity import Identity
 from btard.swarm.checkpoint import load_start
 from btard.swarm.config import SwarmConfig
-from btard.swarm.identity import load_identity
+from btard.swarm.keys import load_identity
 from btard.swarm.node import Node
 from btard.swarm.notes import Notes
 from btard.swarm.task import Auditable, HasNames, Keeps, TaskSource, Training, ready
