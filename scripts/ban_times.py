@@ -22,8 +22,8 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from btard.attack_names import GRADIENT
 
+from btard.attack_names import GRADIENT
 from btard.boundary import Parser, output_folder, positive, program
 from btard.harness.figures import BLACK, BLUE, GREEN, VERMILION, bare, new_figure, save
 from btard.harness.progress import track
