@@ -18,7 +18,8 @@ import torch  # noqa: F401  # once, for all processes
 from scripts.hunt import coverage
 from scripts.hunt.switches import BLIND, KNOWN, SWITCHES
 
-BY_HAND = (*BLIND, "two_bodies", *(name for name in KNOWN if name.startswith("certificate")))
+CERTIFICATES = tuple(name for name in KNOWN if name.startswith("certificate"))
+BY_HAND = (*BLIND, "two_bodies", "gone_together", "cleared_by_the_gone", *CERTIFICATES)
 """The switches with an attack in `by_hand`, which imports the protocol."""
 
 
