@@ -135,8 +135,8 @@ def _request(config: Config, run: str, step: int, index: int) -> Compute:
     return Compute(step, index, batch_seed(run, step, index, digest("calibration", config.seed)))
 
 
-def mixes(pairs: Sequence[Pair], validations: int) -> list[Mix]:
-    """The classes of machines, each with the pairs that may meet in it."""
+def mixes(pairs: Sequence[Pair], validations: int, rounding: float = 0.0) -> list[Mix]:
+    """The classes of machines, each with the pairs that may meet in it. `rounding`: as for `propose`."""
 
     def both(pair: Pair, *, devices: set[str], precisions: set[str]) -> bool:
         return {pair.one.device, pair.other.device} <= devices and {
@@ -166,8 +166,8 @@ def mixes(pairs: Sequence[Pair], validations: int) -> list[Mix]:
         relative = [max(errors) for errors in zip(*(pair.relative for pair in within), strict=True)]
         # 1 - cos is half a squared distance: its tail is fitted, and its margin taken, on the distance.
         chords = [math.sqrt(2 * max(errors)) for errors in zip(*(pair.cosine for pair in within), strict=True)]
-        chord = propose(chords, validations).tolerance
-        found.append(Mix(name, within, propose(relative, validations), chord**2 / 2))
+        chord = propose(chords, validations, rounding).tolerance
+        found.append(Mix(name, within, propose(relative, validations, rounding), chord**2 / 2))
     return found
 
 
@@ -278,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     data = load_dataset(config.data.name, config.data.path, label=config.data.label)
     numerics, missing = numerics_here()
     pairs = measure(config, data, numerics, steps=chosen.steps, samples=chosen.samples, points=chosen.points)
-    found = mixes(pairs, max(1, config.steps * config.validators))
+    found = mixes(pairs, max(1, config.steps * config.validators), config.protocol.rounding)
     out.mkdir(parents=True, exist_ok=True)
     (out / "calibration.json").write_text(json.dumps(report(config, pairs, found, missing)) + "\n")
     save(draw(pairs, found), out / "calibration.png")
