@@ -34,7 +34,7 @@ HONEST_VALIDATORS = "validators 5"
 
 
 class NotFinite(QuadraticTask):
-    """At step `STEP` (`after`: and later) peers `without` find no finite gradient: they are there, and do no work."""
+    """At step `STEP` (`after`: and later) the peers `without` find no finite gradient: they are there, and work not."""
 
     def __init__(self, without: Sequence[int] = (), *, after: bool = False) -> None:
         super().__init__(D)
