@@ -16,7 +16,7 @@ from albert.data.corpus import Corpus
 from albert.measure import measure, validation_batches
 from albert.model import make_model
 from albert.optimizer import Optimizer
-from btard.swarm.task import pick_device
+from btard.harness.device import pick_device
 from btard.training.torch_task import TorchTask
 
 MEASURED = 64

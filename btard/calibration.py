@@ -23,22 +23,28 @@ MOST_MARGIN = 4.0
 """A tolerance is at most this many times the largest observed error; a tail that asks for more needs more samples."""
 HIGHEST = 0.49
 """No tolerance is proposed above it, for it would let a gradient of zero pass."""
+CONFIDENCE = 0.95
+"""Of the bound of a rate."""
+RISK = 0.01
+"""Of a run in which a validation exceeds the tolerance."""
+DIGITS = 2
+"""Significant digits of a tolerance."""
 
 
-def upper_bound(exceedances: int, trials: int, confidence: float = 0.95) -> float:
+def upper_bound(exceedances: int, trials: int) -> float:
     """Clopper and Pearson's one-sided upper bound of a rate of which `exceedances` of `trials` were observed.
 
     About 3 / trials for none at 95 %, the "rule of three". 1 where all exceeded, or nothing was tried.
     Clopper, Pearson, The use of confidence or fiducial limits, Biometrika 26 (1934).
     """
-    if not 0 <= exceedances <= trials or not 0 < confidence < 1:
-        raise ValueError(f"expected 0 <= exceedances <= trials and a confidence in (0, 1), got {exceedances}, {trials}")
+    if not 0 <= exceedances <= trials:
+        raise ValueError(f"expected 0 <= exceedances <= trials, got {exceedances}, {trials}")
     if exceedances == trials:
         return 1.0
     low, high = exceedances / trials, 1.0
-    for _ in range(100):  # the rate at which so few are as unlikely as 1 - confidence
+    for _ in range(100):  # the rate at which so few are as unlikely as 1 - CONFIDENCE
         middle = (low + high) / 2
-        low, high = (middle, high) if _at_most(exceedances, trials, middle) > 1 - confidence else (low, middle)
+        low, high = (middle, high) if _at_most(exceedances, trials, middle) > 1 - CONFIDENCE else (low, middle)
     return high
 
 
@@ -126,11 +132,11 @@ class Proposal:
         return None if self.rate_estimate is None else self.validations * self.rate_estimate
 
 
-def propose(errors: Sequence[float], validations: int, *, risk: float = 0.01) -> Proposal:
-    """A tolerance for honest `errors` >= 0 such that in a run of `validations` none exceeds it but for `risk`.
+def propose(errors: Sequence[float], validations: int) -> Proposal:
+    """A tolerance for honest `errors` >= 0 such that in a run of `validations` none exceeds it but for RISK.
 
-    The larger of the largest error observed and of the fitted tail's quantile at risk / validations (without a tail,
-    twice the largest error), rounded up to two digits. Once the tolerance, not twice as an honest validator would need:
+    The larger of the largest error observed and of the fitted tail's quantile at RISK / validations (without a tail,
+    twice the largest error), rounded up to DIGITS. Once the tolerance, not twice as an honest validator would need:
     a Byzantine one may recompute a target with all sorts of numerics and accuse only where many judges will be off.
     Errors: ValueError without errors, for one that is negative or not finite, or for less than one validation.
     """
@@ -139,7 +145,7 @@ def propose(errors: Sequence[float], validations: int, *, risk: float = 0.01) ->
     if not all(math.isfinite(error) and error >= 0 for error in errors):
         raise ValueError("errors must be finite and >= 0: a gradient that is not finite has no distance to others")
     largest, tail = max(errors), fit_tail(errors)
-    wanted = BARE_MARGIN * largest if tail is None else max(largest, tail.quantile(min(0.5, risk / validations)))
+    wanted = BARE_MARGIN * largest if tail is None else max(largest, tail.quantile(min(0.5, RISK / validations)))
     most = min(HIGHEST, MOST_MARGIN * largest)
     tolerance = min(HIGHEST, round_up(min(wanted, most)))
     exceeding = sum(error > 2 * tolerance for error in errors)
@@ -156,9 +162,9 @@ def propose(errors: Sequence[float], validations: int, *, risk: float = 0.01) ->
     )
 
 
-def round_up(value: float, digits: int = 2) -> float:
-    """`value` >= 0 rounded up to this many significant digits."""
+def round_up(value: float) -> float:
+    """`value` >= 0 rounded up to `DIGITS` significant digits."""
     if value == 0:
         return 0.0
-    unit = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
-    return float(f"{math.ceil(value / unit - 1e-9) * unit:.{digits}g}")
+    unit = 10.0 ** (math.floor(math.log10(value)) - DIGITS + 1)
+    return float(f"{math.ceil(value / unit - 1e-9) * unit:.{DIGITS}g}")

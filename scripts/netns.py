@@ -20,6 +20,7 @@ import struct
 import threading
 import time
 from collections.abc import Collection
+from dataclasses import dataclass
 
 CLONE_NEWNET = 0x40000000
 IFF_TUN, IFF_NO_PI, IFF_UP = 0x1, 0x1000, 0x1
@@ -50,6 +51,19 @@ def enter(namespace: str) -> None:
         os.close(descriptor)
 
 
+@dataclass(frozen=True)
+class Line:
+    """What the network between the peers is like: seconds one way, Mbit/s each way, chance that a packet is lost."""
+
+    delay: float = 0.0
+    rate: float = math.inf
+    loss: float = 0.0
+
+    @property
+    def simulated(self) -> bool:
+        return self != Line()
+
+
 class Wire:
     """`count` namespaces, each of which reaches the others after `delay` seconds; a packet is lost with chance `loss`.
 
@@ -58,8 +72,8 @@ class Wire:
     `paths` leads to them, for `enter`, as long as this is open; `hosts` are their IPs.
 
     Each of `natted` is alone behind a router: its IP is a private one, the others see `outside`, and only those can
-    reach it to whom it has sent something from the same port. Where the router is `symmetric`, every one of them sees
-    another port of it, so that nobody can tell others where it is to be found.
+    reach it to whom it has sent something from the same port. The router is symmetric: every one of them sees another
+    port of it, so that nobody can tell others where it is to be found.
     """
 
     def __init__(
@@ -71,13 +85,12 @@ class Wire:
         rate: float = math.inf,
         seed: int = 0,
         natted: Collection[int] = (),
-        symmetric: bool = True,
     ) -> None:
         self.delay, self.loss, self.rate, self.natted = delay, loss, rate, frozenset(natted)
         self.outside = [f"145.77.0.{number + 1}" for number in range(count)]
         """Not one of the reserved networks: libp2p would treat all peers as neighbours in one house."""
         self.hosts = [f"192.168.{n + 1}.2" if n in natted else self.outside[n] for n in range(count)]
-        self._routers = {number: Router(self.hosts[number], self.outside[number], symmetric) for number in natted}
+        self._routers = {number: Router(self.hosts[number], self.outside[number]) for number in natted}
         self.parted: frozenset[int] = frozenset()
         """These reach each other, the others reach each other, and nothing passes between the two groups."""
         self.carried = self.lost = self.stopped = self.refused = 0
@@ -192,20 +205,20 @@ class Wire:
 class Router:
     """What a router at home does to the packets of the one host `inside` it: TCP and UDP, without options of IP."""
 
-    def __init__(self, inside: str, outside: str, symmetric: bool) -> None:
-        self.inside, self.outside, self.symmetric = socket.inet_aton(inside), socket.inet_aton(outside), symmetric
+    def __init__(self, inside: str, outside: str) -> None:
+        self.inside, self.outside = socket.inet_aton(inside), socket.inet_aton(outside)
         self._next = 20_000
         self._ports: dict[tuple[bytes, ...], bytes] = {}
-        """Protocol, port of the host and, if symmetric, its remote -> port outside."""
+        """Protocol, port of the host, and its remote -> port outside."""
         self._talks: dict[tuple[bytes, ...], bytes] = {}
         """Protocol, port outside, IP and port of the remote -> port of the host."""
 
     def out(self, packet: bytes) -> bytes:
         protocol, port, other = packet[9:10], packet[20:22], (packet[16:20], packet[22:24])
-        key = (protocol, port, *other) if self.symmetric else (protocol, port)
+        key = (protocol, port, *other)
         if key not in self._ports:
-            self._next += self.symmetric
-            self._ports[key] = struct.pack("!H", self._next) if self.symmetric else port
+            self._next += 1
+            self._ports[key] = struct.pack("!H", self._next)
         talk = (protocol, self._ports[key], *other)
         self._talks[talk] = port
         return _readdressed(packet, 12, self.outside, 20, self._ports[key])

@@ -135,7 +135,7 @@ GRANTS = (
 
 
 def policy(buckets: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return the least IAM policy for all commands, with the buckets that settings name."""
+    """Return the least IAM policy for all commands, with the buckets that settings name: that of docs/aws.md."""
     statements: list[dict[str, Any]] = []
     for grant in _grants(buckets):
         resources = list(grant.resources) if len(grant.resources) > 1 else grant.resources[0]

@@ -60,9 +60,7 @@ class AwsSwarms:
 
     own_display = True
 
-    def __init__(
-        self, config: CloudConfig, *, steps_per_hour: float = STEPS_PER_HOUR, out: Console | None = None
-    ) -> None:
+    def __init__(self, config: CloudConfig, *, out: Console | None = None) -> None:
         if config.bucket is None:
             raise ConfigError(
                 "bucket: expected a name, got null; what swarms leave comes from it: --aws.bucket NAME, or in the "
@@ -70,16 +68,14 @@ class AwsSwarms:
             )
         if len(config.run_id) > SHORT:
             raise ConfigError(f"run_id: expected at most {SHORT} characters for a series, got {config.run_id}")
-        if steps_per_hour <= 0:
-            raise ConfigError(f"steps per hour: expected > 0, got {steps_per_hour:g}")
-        self.config, self.steps_per_hour = config, steps_per_hour
+        self.config = config
         self.out = console() if out is None else out
         self.account = Account(config.region, config.profile)
 
     @classmethod
-    def of_file(cls, path: Path, changes: Sequence[str] = (), *, steps_per_hour: float = STEPS_PER_HOUR) -> AwsSwarms:
+    def of_file(cls, path: Path, changes: Sequence[str] = ()) -> AwsSwarms:
         """From a file for `python -m albert.cloud`, with `--dotted.key value` words over it."""
-        return cls(load_cloud_config(path, changes), steps_per_hour=steps_per_hour)
+        return cls(load_cloud_config(path, changes))
 
     def put_data(self, folder: Path) -> None:
         """Copy the prepared data to data.source, if that is a folder in S3; identical files are not copied again."""
@@ -122,7 +118,7 @@ class AwsSwarms:
         rows.append(["all", "", f"{steps:,}", f"{total:.0f}", span(low * total, high * total)])
         columns = ("swarm", "AWS calls it", ">steps", ">hours", ">dollars")
         self.out.print(table("On AWS, one after another", columns, rows))
-        self.out.print(f"at {self.steps_per_hour:g} steps an hour; traffic between zones is not in it")
+        self.out.print(f"at {STEPS_PER_HOUR:g} steps an hour; traffic between zones is not in it")
 
     def check(self, cells: Sequence[Cell]) -> None:
         """Each launch checks everything by itself, before it creates anything."""
@@ -174,7 +170,7 @@ class AwsSwarms:
 
     def hours(self, cell: Cell) -> float:
         """How long the swarm should take."""
-        return SETUP_HOURS + cell.steps / self.steps_per_hour
+        return SETUP_HOURS + cell.steps / STEPS_PER_HOUR
 
     def run_of(self, cell: Cell, out: Path, start_from: str | None) -> Run:
         """The run on AWS of a cell; its settings are written to a file of `out`."""

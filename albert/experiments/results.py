@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,6 @@ class Swarm:
     config: dict[str, Any]
     metrics: list[dict[str, Any]]
     timings: list[dict[str, Any]]
-    ledger: list[dict[str, Any]]
     summary: dict[str, Any]
 
     @property
@@ -89,14 +87,6 @@ class Swarm:
         pairs = [(line["step"], line[key]) for line in self.metrics if line.get(key) is not None]
         return [step for step, _ in pairs], [value for _, value in pairs]
 
-    @property
-    def removals(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """(step of the run, entry) of the ledger, whose own steps count from where the swarm began."""
-        known = {ban["peer"]: ban["step"] for ban in self.summary["bans"]}
-        first = next((known[e["peers"][0]] - e["step"] for e in self.ledger if e["peers"]), self.metrics[0]["step"])
-        for entry in self.ledger:
-            yield first + entry["step"], entry
-
 
 def read_swarms(folder: Path) -> list[Swarm]:
     """The finished swarms in `folder`, or in the archive of an export there, by name.
@@ -113,10 +103,7 @@ def read_swarms(folder: Path) -> list[Swarm]:
             continue
         check_finished(run, summary, (METRICS, LEDGER), "copy the folder again as a whole")
         config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
-        ledger = run / LEDGER
-        lines = ledger.read_text(encoding="utf-8").splitlines() if ledger.exists() else []
-        removals = [json.loads(line) for line in lines]
-        swarms.append(Swarm(entry.name, run, config, read_metrics(run), read_timings(run), removals, summary))
+        swarms.append(Swarm(entry.name, run, config, read_metrics(run), read_timings(run), summary))
     if not swarms:
         raise RunFolderError(f"{folder}: holds no swarm that came to its end; python -m albert.experiments makes some")
     return swarms

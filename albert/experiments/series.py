@@ -11,6 +11,7 @@ from albert.experiments.local import LocalSwarms
 from btard.harness import tables
 from btard.harness.progress import Bar, duration
 from btard.harness.run_folder import read_summary, steps_per_second
+from btard.harness.tables import bans_said
 from btard.harness.typed_yaml import ConfigError
 from btard.swarm.local import COORDINATOR
 
@@ -145,6 +146,6 @@ def outcome(cell: Cell, out: Path) -> str:
     if cell.attack is None:
         return text
     attackers = summary["byzantine"]
-    steps = sorted(ban["step"] for ban in summary["bans"] if ban["peer"] in attackers)
-    text += f", {len(steps)} of {len(attackers)} attackers banned" + (f" by step {steps[-1]}" if steps else "")
+    steps = [ban["step"] for ban in summary["bans"] if ban["peer"] in attackers]
+    text += f", {bans_said(len(attackers), steps)}"
     return text + (f", {summary['honest_banned']} honest peers removed" if summary["honest_banned"] else "")

@@ -26,14 +26,16 @@ _SHARE = 4 * BLOCK
 _LINE = 64
 # Entries up to which rows that are not aligned are copied.
 _COPIED = 1 << 27
+# Bytes of a buffer that stays in the last-level cache.
+_BUFFER_CPU, _BUFFER_CUDA = 1 << 23, 1 << 26
 # Relative error of an entry of the Gram matrix, measured and rounded up, in units of the dtype's epsilon.
 GRAM_ERROR = 1.0
 
 
-def chunks(x: Tensor, bytes_cpu: int = 1 << 23, bytes_cuda: int = 1 << 26) -> Iterator[slice]:
+def chunks(x: Tensor) -> Iterator[slice]:
     """Slices of the columns of `x` such that a buffer of one slice stays in the last-level cache."""
     n, d = x.shape
-    budget = bytes_cuda if x.is_cuda else bytes_cpu
+    budget = _BUFFER_CUDA if x.is_cuda else _BUFFER_CPU
     columns = max(1, budget // (n * x.element_size()) // _SHARE) * _SHARE
     for start in range(0, d, columns):
         yield slice(start, min(start + columns, d))

@@ -25,7 +25,11 @@ def mean(x: Tensor) -> Tensor:
     return value
 
 
-def geometric_median(x: Tensor, *, max_iterations: int = 500) -> Tensor:
+MEDIAN_ITERATIONS = 500
+"""Bound on the iterations of each round; a dozen are usual."""
+
+
+def geometric_median(x: Tensor) -> Tensor:
     """The minimiser of sum_i ||g_i - v||, to convergence: [d] in the dtype of `x`.
 
     Weiszfeld (1937) with Vardi and Zhang's step (2000) away from rows and Newton's method, in Gram space; proposed
@@ -40,10 +44,10 @@ def geometric_median(x: Tensor, *, max_iterations: int = 500) -> Tensor:
     x = check_matrix(x)
     w = np.ones(len(x))
     g, wide = checked_gram(x)
-    p, _ = solve(g, w, 0.0, max_iterations)
+    p, _ = solve(g, w, 0.0, MEDIAN_ITERATIONS)
     base = combination(x, p, None, wide=wide)
     g, wide = checked_gram(x, base, wide=wide)
-    p, _ = solve(g, w, 0.0, max_iterations, start=p)
+    p, _ = solve(g, w, 0.0, MEDIAN_ITERATIONS, start=p)
     if float(p.max()) == 1.0:
         return x[int(p.argmax())].clone()
     return combination(x, p, base, wide=wide)

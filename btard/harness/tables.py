@@ -9,7 +9,7 @@ import csv
 import io
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -53,6 +53,11 @@ def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     rule = ["---:" if column.startswith(">") else "---" for column in columns]
     body = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (heads, rule, *body))
+
+
+def bans_said(attackers: int, steps: Collection[int]) -> str:
+    """How many of the attackers were banned, and by when; `steps`: those of their bans."""
+    return f"{len(steps)} of {attackers} attackers banned" + (f" by step {max(steps)}" if steps else "")
 
 
 def csv_text(rows: Iterable[Iterable[str]]) -> str:

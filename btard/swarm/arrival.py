@@ -16,7 +16,7 @@ from btard.protocol.snapshot import load_public
 from btard.swarm.doors import Doors
 from btard.swarm.fetch import ask_status, ask_to_join, fetch_state
 from btard.swarm.founding import NoFounders, founders_digest, give_founders, known_founders, learn_founders
-from btard.swarm.identity import peer_id_of
+from btard.swarm.keys import peer_id_of
 from btard.swarm.links import Refused
 from btard.swarm.member import PREVIOUS, Member
 
@@ -50,7 +50,7 @@ async def _tell_others(member: Member, founders: tuple[bytes, ...]) -> None:
     """Let newcomers find the run through this peer, too, and note where the others are for a later restart."""
     node, config = member.node, member.config
     await give_founders(node, config, member.agreed, founders)
-    node.spawn(member.notes.keep(node, config.run_id, founders))
+    node.spawn(member.notes.keep(node, config.run_id, founders, lambda: member.keys or founders))
 
 
 def _gather(member: Member) -> None:
@@ -109,7 +109,7 @@ def ask_all(member: Member) -> dict[int, dict[str, Any]]:
 
     async def ask(number: int) -> dict[str, Any] | None:
         try:
-            return await ask_status(doors, keys[number], timeout=5.0)
+            return await ask_status(doors, keys[number])
         except Refused as refused:
             if str(refused).startswith("banned"):
                 banned.append(str(refused))
@@ -171,6 +171,7 @@ def come_back(member: Member, why: str) -> None:
                     template,
                     member.config.deadlines,
                     member.patience,
+                    tolerated=member.peer.byzantine,
                 )
             )
         except WrongState as error:

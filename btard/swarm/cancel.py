@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+AGAIN = 0.1
+"""Seconds after which a task is cancelled again."""
+
 
 async def cancel(*tasks: asyncio.Future[Any]) -> None:
     """Cancel these tasks and wait until they have ended.
@@ -15,5 +18,5 @@ async def cancel(*tasks: asyncio.Future[Any]) -> None:
     while left := [task for task in tasks if not task.done()]:
         for task in left:
             task.cancel()
-        await asyncio.wait(left, timeout=0.1)
+        await asyncio.wait(left, timeout=AGAIN)
     await asyncio.gather(*tasks, return_exceptions=True)  # so that nobody warns of errors that nobody asks for

@@ -8,12 +8,13 @@ have vouched for; with `wandb` the metrics go to Weights & Biases, too.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.heal import HEALED, described
 from btard.protocol.identity import Identity
-from btard.protocol.wire import Malformed, shown
+from btard.protocol.wire import Malformed
 from btard.swarm.config import SwarmConfig
 from btard.swarm.doors import Doors
 from btard.swarm.fetch import ask_status
@@ -43,8 +44,10 @@ from btard.swarm.founding import (
     publish_founders,
 )
 from btard.swarm.keeper import Ending, Keeper
+from btard.swarm.lines import Say
 from btard.swarm.node import Unreachable
 from btard.swarm.notes import Notes, read, write
+from btard.swarm.roll import keys_of, members_of
 from btard.swarm.startup import begin, make_node, own_identity, write_model
 from btard.swarm.task import TaskSource
 from btard.swarm.tracking import BANS, HEALINGS, TensorBoard, Tracker, WeightsAndBiases, describe, show
@@ -54,8 +57,6 @@ POLL = 0.5
 """Seconds between two rounds of questions."""
 AGAIN = "copy the folder again as a whole; the folders of the peers have the same ledger and parameters"
 """What to do about a piece of a finished run that cannot be put back."""
-
-Say = Callable[[str], None]
 
 
 class Coordinator:
@@ -132,7 +133,7 @@ class Coordinator:
         self.doors = Doors(self.node, self.config.run_id, settings)
         self.keeper.open(self.doors, founders)
         await self.doors.open()
-        self.node.spawn(self.notes.keep(self.node, self.config.run_id, founders))
+        self.node.spawn(self.notes.keep(self.node, self.config.run_id, founders, self._keys))
 
     def _go_on(self) -> None:
         """Keep what the folder holds, and continue where it ends."""
@@ -188,7 +189,7 @@ class Coordinator:
             self._log_rows()
             self._write_status()
             present = self.view.present(time.time())
-            states = Counter(str(status.get("state")) for status in present.values())
+            states = Counter(said.state for said in present.values())
             if present:
                 quiet = time.monotonic()
             if states["done"] * 2 > len(self.view.active()):
@@ -196,7 +197,7 @@ class Coordinator:
             told = ending < math.inf and (states["done"] == len(present) or time.monotonic() - ending > PATIENCE)
             if self.view.over or told:
                 self._keep_final()
-                return self._end({shown(status.get("head"), 64) for status in self.view.present(time.time()).values()})
+                return self._end({str(said.head) for said in self.view.present(time.time()).values()})
             if time.monotonic() - quiet > self.config.deadlines.gather:
                 raise NoFounders(
                     f"no peer has answered for deadlines.gather = {self.config.deadlines.gather:g} s; start the "
@@ -206,14 +207,20 @@ class Coordinator:
             time.sleep(POLL)
 
     async def _ask_all(self, *, last: bool = False) -> None:
-        async def ask(number: int) -> None:
+        async def ask(number: int, key: bytes) -> None:
             try:
-                status = await ask_status(self.doors, self.founders[number], timeout=5.0, last=last)
+                status = await ask_status(self.doors, key, last=last)
                 self.view.hear(number, status, time.time())
             except Exception:  # gone, refused or hostile: then there is nothing to show of it
                 return
 
-        await asyncio.gather(*(ask(number) for number in range(len(self.founders))))
+        await asyncio.gather(*itertools.starmap(ask, zip(self.view.active(), self._keys(), strict=True)))
+
+    def _keys(self) -> list[bytes]:
+        """The members' public keys."""
+        entries = tuple(self.view.ledger.entries)
+        keys = keys_of(entries, self.founders)
+        return [keys[number] for number in members_of(entries, self.config.peers)]
 
     def _note_ledger(self) -> None:
         """Write and show the ledger's new entries."""
@@ -241,9 +248,10 @@ class Coordinator:
     def _log_rows(self, last: bool = False) -> None:
         for row in self.view.complete_rows(time.time(), last):
             seconds = row.pop("seconds")
-            row |= self.keeper.take_measured()
+            measured = self.keeper.take_measured()
+            row |= measured
             self.folder.log(row["step"], row, seconds)
-            show(self.trackers, row, seconds)
+            show(self.trackers, row, seconds, measured)
 
     def _keep_final(self) -> None:
         """Keep the state after the last step, with the signatures of the remaining peers.

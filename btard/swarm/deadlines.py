@@ -1,4 +1,7 @@
-"""How long a peer waits for the others before it continues without them: slow is not malicious."""
+"""How long a peer waits for the others before it continues without them: slow is not malicious.
+
+These are the waits of a step, and `ANSWER`, which several files share; other waits stand beside their use.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,9 @@ import math
 from dataclasses import dataclass, fields
 
 from btard.checks import require
+
+ANSWER = 10.0
+"""Seconds in which a peer must accept a stream, and give a short answer on it: a hello, a list, a request noted."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,8 @@ from btard.protocol import wire
 from btard.protocol.hashing import PROTOCOL_VERSION
 from btard.protocol.wire import Malformed
 from btard.swarm import frames
-from btard.swarm.identity import public_key_of
+from btard.swarm.deadlines import ANSWER
+from btard.swarm.keys import public_key_of
 from btard.swarm.links import Refused
 from btard.swarm.node import Node
 
@@ -31,8 +32,6 @@ LOBBY = "/btard/lobby"
 """The name of streams to the peer that lists the first peers, before anybody knows the list."""
 HELLO = 2**16
 """Largest size of a hello in bytes: most of it are the settings."""
-PATIENCE = 10.0
-"""Seconds in which a hello must be sent and answered."""
 STREAMS = 8
 """Streams that one peer may have open at once: one to follow, and some for its other requests."""
 
@@ -77,10 +76,10 @@ class Doors:
 
     async def knock(self, key: bytes, door: str, *arguments: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A stream to `door` of the holder of `key`. Errors: Refused, in its words; Malformed; those of `Node.dial`."""
-        reader, writer = await asyncio.wait_for(self.node.dial(key, self.protocol), PATIENCE)
+        reader, writer = await asyncio.wait_for(self.node.dial(key, self.protocol), ANSWER)
         try:
             await frames.send(writer, ("btard", PROTOCOL_VERSION, door, self.run_id, self._hello, arguments))
-            answer = await asyncio.wait_for(frames.receive(reader, HELLO, "answer"), PATIENCE)
+            answer = await asyncio.wait_for(frames.receive(reader, HELLO, "answer"), ANSWER)
             if answer[:1] != ["welcome"]:
                 raise Refused.by(answer)
         except BaseException:
@@ -116,6 +115,7 @@ class Doors:
             ValueError,
         ) as error:
             self.refused[type(error).__name__] += 1
+            writer.transport.abort()  # `close` waits until all is read, and holds what is being sent as long
         except asyncio.CancelledError:
             pass  # this node is closed
         except Exception:  # a bug of ours; whoever asked must not see more than a closed stream, nor end the server
@@ -127,7 +127,7 @@ class Doors:
             writer.close()
 
     async def _answer(self, key: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        hello = await asyncio.wait_for(frames.receive(reader, HELLO, "hello"), PATIENCE)
+        hello = await asyncio.wait_for(frames.receive(reader, HELLO, "hello"), ANSWER)
         try:
             door, arguments = self._check(key, hello)
             await frames.send(writer, ("welcome",))

@@ -39,6 +39,8 @@ from btard.task import Task
 
 FOLLOW = 30.0
 """Seconds after which a follower's stream is checked, if there was nothing to send."""
+WATCH = 0.02
+"""Seconds between two looks for this peer's own gradient, for a fellow that asks for it."""
 ATTEST, FAREWELL = "attest", "farewell"
 
 
@@ -324,7 +326,7 @@ class SwarmDriver:
         step = wire.check_int(arguments[0], "step")
         deadline = time.monotonic() + self.deadlines.phase
         while step not in self._own and time.monotonic() < deadline:
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(WATCH)
         if step not in self._own:
             raise Refused("fellow: I have no gradient")
         body = self._own[step].to("cpu").contiguous().view(torch.uint8).numpy().data

@@ -22,7 +22,7 @@ from btard.protocol.messages import JoinRequest
 from btard.protocol.wire import Malformed
 from btard.swarm import frames
 from btard.swarm.cancel import cancel
-from btard.swarm.deadlines import Deadlines
+from btard.swarm.deadlines import ANSWER, Deadlines
 from btard.swarm.doors import Doors
 from btard.swarm.links import Refused
 from btard.swarm.state import MAX_STATUS, OVER
@@ -36,6 +36,8 @@ MORE = 1.0
 """Seconds that more members have to vouch for a state that has enough already: the first could all be hostile."""
 GRACE = 10.0
 """Seconds that a donor has in addition to the time that its bytes take."""
+STATUS = 5.0
+"""Seconds in which a peer must say how it is: all are asked again and again, and one that is slow holds up the rest."""
 NEXT_DONOR = 10.0
 """Seconds after which another donor is asked too; from one to the next they double."""
 
@@ -63,7 +65,7 @@ async def _answer(reader: frames.Source, limit: int, kind: str, count: int) -> l
     return fields
 
 
-async def ask_status(doors: Doors, key: bytes, timeout: float = 10.0, *, last: bool = False) -> dict[str, Any]:
+async def ask_status(doors: Doors, key: bytes, *, last: bool = False) -> dict[str, Any]:
     """What a peer says about itself, unverified. Errors: those of `Doors.knock`; Malformed.
 
     `last`: the asker needs nothing more of it, so it may end.
@@ -82,13 +84,13 @@ async def ask_status(doors: Doors, key: bytes, timeout: float = 10.0, *, last: b
                 raise Malformed("status: expected an object")
             return status
 
-    return await asyncio.wait_for(ask(), timeout)
+    return await asyncio.wait_for(ask(), STATUS)
 
 
 async def ask_to_join(doors: Doors, key: bytes, request: JoinRequest) -> None:
     """Ask one member to name this peer to the others."""
     async with doors.visit(key, "join", request.signature) as (reader, _):
-        await asyncio.wait_for(_answer(reader, SHORT, "noted", 1), 10.0)
+        await asyncio.wait_for(_answer(reader, SHORT, "noted", 1), ANSWER)
 
 
 async def fetch_state(
@@ -99,12 +101,15 @@ async def fetch_state(
     deadlines: Deadlines,
     timeout: float,
     at: int | None = None,
+    *,
+    tolerated: int = 0,
 ) -> Fetched:
     """The state at the beginning of the next step, or of step `at`, which has not begun yet.
 
     `me`: my public key; `members`: number -> key of all that count. What step it is follows from the state itself: a
-    donor may call it another. Errors: WrongState if no state has a majority within `timeout` seconds, or nobody gives
-    the one that has.
+    donor may call it another. More than half of the members must vouch for it, and more than `tolerated`, or all:
+    whoever does not know yet that members have left and others have come takes too few for all of them. Errors:
+    WrongState if no state has that many within `timeout` seconds, or nobody gives the one that has.
 
     Donors are asked in an order that is another one for each state and each asker, so that no member can be the first
     each time. A donor slower than `deadlines.uplink` is given up; and where one takes long the next is asked
@@ -124,14 +129,23 @@ async def fetch_state(
         except Exception as error:
             problems[number] = wire.shown(str(error) or type(error).__name__, 300)
 
-    asking = {asyncio.ensure_future(ask(number, key)) for number, key in members.items() if key != me}
+    def donors_of(agreed: bytes) -> dict[int, int]:
+        return {
+            number: step
+            for number, (step, vouch) in sorted(vouches.items())
+            if vouch.digest == agreed and vouch.authentic(members[number], doors.run_id, me)
+        }
+
+    others = {number: key for number, key in members.items() if key != me}
+    asking = {asyncio.ensure_future(ask(number, key)) for number, key in others.items()}
     deadline = asyncio.get_running_loop().time() + timeout
-    agreed: bytes | None = None
     try:
-        while agreed is None:
+        while True:
             try:
                 agreed = agreed_digest(doors.run_id, me, members, [vouch for _, vouch in vouches.values()])
-                break
+                if (count := len(donors_of(agreed))) > min(tolerated, len(others) - 1):
+                    break
+                raise WrongState(f"only {count} members vouch for the state, and {tolerated} may be Byzantine")
             except WrongState as error:
                 left = deadline - asyncio.get_running_loop().time()
                 if not asking or left <= 0:
@@ -142,11 +156,7 @@ async def fetch_state(
             await asyncio.wait(asking, timeout=MORE)
     finally:
         await cancel(*asking)
-    donors = {
-        number: step
-        for number, (step, vouch) in sorted(vouches.items())
-        if vouch.digest == agreed and vouch.authentic(members[number], doors.run_id, me)
-    }
+    donors = donors_of(agreed)
     order = sorted(donors, key=lambda donor: digest("donor", agreed, me, members[donor]))
     loading: dict[asyncio.Task[Download], int] = {}
     pause = NEXT_DONOR

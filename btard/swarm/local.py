@@ -30,11 +30,12 @@ from btard.harness.typed_yaml import ConfigError
 from btard.swarm.commands import begin_forking
 from btard.swarm.config import SwarmConfig
 from btard.swarm.notes import ADDRESS
-from btard.swarm.task import TaskSource
 
 COORDINATOR = "coordinator"
-LOOK = 0.5
-"""Seconds between two looks at the processes."""
+START, SOON = 120.0, 0.05
+"""Seconds in which the coordinator must have an address, and between two looks for it."""
+LOOK, END = 0.5, 60.0
+"""Seconds between two looks at the processes, and in which the last ones must end."""
 EXIT_TERMINATED = 143
 
 
@@ -61,14 +62,14 @@ class Swarm:
         self.processes: dict[str, Any] = {}
         self.address = ""
 
-    def start(self, timeout: float = 120.0) -> Swarm:
+    def start(self, timeout: float = START) -> Swarm:
         """Start the coordinator, and the trainers once it has an address. RuntimeError if it has none in time."""
         self.start_coordinator(timeout)
         for number in range(self.config.peers):
             self.start_trainer(number)
         return self
 
-    def start_coordinator(self, timeout: float = 120.0) -> None:
+    def start_coordinator(self, timeout: float = START) -> None:
         file = self.out / COORDINATOR / ADDRESS
         file.unlink(missing_ok=True)
         network = replace(self.config.network, initial_peers=None)
@@ -79,7 +80,7 @@ class Swarm:
                 said = [line for line in self.log(COORDINATOR).splitlines() if line.strip()] or ["nothing was printed"]
                 last = next((line for line in reversed(said) if line.startswith("error: ")), said[-1])
                 raise RuntimeError(f"the coordinator did not come up: {last} ({log_file(self.out, COORDINATOR)})")
-            time.sleep(0.05)
+            time.sleep(SOON)
         self.address = file.read_text(encoding="utf-8").strip()
 
     def start_trainer(self, number: int, **changes: Any) -> None:
@@ -204,11 +205,14 @@ class Told:
         return f"step {step} of {self.steps}: {state}"
 
 
-def main(config: SwarmConfig, out: Path, source: TaskSource) -> int:
-    """The exit code: 0 if the run came to its end, 1 if not, 2 after one line about a mistake, 130 if interrupted."""
+def main(config: SwarmConfig, out: Path, task: str) -> int:
+    """Run the swarm of `task`, module:function.
+
+    The exit code: 0 if the run came to its end, 1 if not, 2 after one line about a mistake, 130 if interrupted.
+    """
     if config.peer is not None or config.network.founders is not None:
         exit_with(ConfigError("peer and network.founders are for single trainers: leave them out for a whole swarm"))
-    with Swarm(config, out, source.name) as swarm:
+    with Swarm(config, out, task) as swarm:
         try:
             print(f"starting a coordinator and {config.peers} trainers; what they print: {out}/logs")
             swarm.start()
@@ -223,7 +227,7 @@ def main(config: SwarmConfig, out: Path, source: TaskSource) -> int:
                     if COORDINATOR not in alive or len(alive) == 1:
                         break
                     time.sleep(LOOK)
-            swarm.wait(60)
+            swarm.wait(END)
         except KeyboardInterrupt:
             print("interrupted: the same command goes on from the last checkpoints")
             return 130

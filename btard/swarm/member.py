@@ -6,7 +6,7 @@ import json
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,23 +30,17 @@ from btard.swarm.doors import Doors
 from btard.swarm.driver import SwarmDriver
 from btard.swarm.founding import trusted_keys
 from btard.swarm.life import Life, checkpoint_digest
+from btard.swarm.lines import Once, Say
 from btard.swarm.notes import Notes
+from btard.swarm.said import RECENT
 from btard.swarm.startup import begin, make_node, own_identity, write_model
 from btard.swarm.state import StateService
 from btard.swarm.task import HasLocalState, TaskSource
 
 PREVIOUS = "previous"
 """In a state: the parameters of the step before, which validators and judges need."""
-RECENT = 24
-"""Number of steps whose metrics a status has."""
 STATUS_LEDGER = 40_000
 """Largest size of the ledger's newest entries in a status, in bytes: one entry can have many votes."""
-
-SAID = 100
-"""Number of lines that are printed only once."""
-
-Say = Callable[[str], None]
-"""Shows a line to people."""
 
 
 class Member:
@@ -86,11 +80,16 @@ class Member:
         """What this peer has signed at the end of the run: JSON values, sent to anybody that asks."""
         self.chain = Ledger()
         """The part of the peer's ledger that is in the folder."""
-        self._said: set[str] = set()
+        self._once: Once[str] = Once()
 
     @property
     def peer(self) -> Peer:
         return self.driver.peer
+
+    @property
+    def keys(self) -> tuple[bytes, ...]:
+        """The public keys of all members; none before this peer has its seat."""
+        return tuple(self.peer.roster.keys[i] for i in self.peer.active) if hasattr(self, "driver") else ()
 
     def take_seat(self, founders: tuple[bytes, ...], doors: Doors) -> bool:
         """Become the peer that the list of first peers says, or a newcomer after them; returns whether it is listed."""
@@ -162,9 +161,8 @@ class Member:
             return Peer(number, self.identity, roster, self.protocol, self.task.d, behaviour), collusion
 
     def say_once(self, line: str) -> None:
-        """Print a line only once. The number of such lines is limited, because others can invent ever new words."""
-        if line not in self._said and len(self._said) < SAID:
-            self._said.add(line)
+        """Print a line only once."""
+        if self._once.new(line):
             self.say(line)
 
     # What is kept on the disk, and told to others.

@@ -18,6 +18,7 @@ from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 
 from btard.protocol.wire import Malformed
 from btard.swarm.cancel import cancel
+from btard.swarm.deadlines import ANSWER
 
 HOP, STOP = "/libp2p/circuit/relay/0.2.0/hop", "/libp2p/circuit/relay/0.2.0/stop"
 """What peers ask a relay for, and what the relay asks the other peer for."""
@@ -28,8 +29,6 @@ TYPE, PEER, RESERVATION, HOP_STATUS, STOP_STATUS_FIELD = 1, 2, 3, 5, 4
 """Fields of the two messages."""
 LIFE = 3600
 """Seconds for which a peer is told that it is reachable here; it asks again before that."""
-PATIENCE = 10.0
-"""Seconds in which a peer must say what it wants, and the other one must accept."""
 MESSAGE = 4096
 """Largest size of a message in bytes: a peer id and its addresses."""
 CHUNK = 2**16
@@ -62,7 +61,7 @@ class Relay:
             writer.close()
 
     async def _answer(self, asks: PeerID, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        request = await asyncio.wait_for(_receive(reader), PATIENCE)
+        request = await asyncio.wait_for(_receive(reader), ANSWER)
         if request.get(TYPE, RESERVE) == RESERVE:
             reservation = _encode([(1, int(time.time()) + LIFE)])
             await _send(writer, [(TYPE, STATUS), (RESERVATION, reservation), (HOP_STATUS, OK)])
@@ -87,7 +86,7 @@ class Relay:
         self, asks: PeerID, to: PeerID, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         try:
-            answers, other = await asyncio.wait_for(self._reach(asks, to), PATIENCE)
+            answers, other = await asyncio.wait_for(self._reach(asks, to), ANSWER)
         except (Malformed, P2PDaemonError, OSError, asyncio.IncompleteReadError, asyncio.TimeoutError):
             await _send(writer, [(TYPE, STATUS), (HOP_STATUS, FAILED)])
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,6 @@ TAGS = {
     "loss_at_ban": "loss/at a ban",
     "loss_at_healing": "loss/where all go back",
     "validation_loss": "loss/validation",
-    "masked_word_loss": "loss/validation, masked words",
-    "masked_word_accuracy": "accuracy/validation, masked words",
     "active": "peers/active",
     "attacking": "peers/attacking",
     "removed": "peers/removed so far",
@@ -25,14 +23,18 @@ TAGS = {
     "back_to": "protocol/went back to step",
 }
 """Name in metrics.jsonl -> tag."""
-BANS, TIME = "bans/", "time/"
-"""Prefixes of the tags for each kind of ban, and for each phase of a step."""
+BANS, TIME, VALIDATION = "bans/", "time/", "validation/"
+"""Prefixes of the tags for each kind of ban, for each phase of a step, and for what else a task measures."""
 SECONDS = "speed/seconds per step"
 
 
-def scalars(row: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, float]:
-    """Tag -> value of a step: its metrics that have a tag and a value, and the seconds of its phases."""
-    named = {TAGS.get(name, name if name.startswith(BANS) else None): value for name, value in row.items()}
+def scalars(row: Mapping[str, Any], seconds: Mapping[str, float], measured: Collection[str] = ()) -> dict[str, float]:
+    """Tag -> value of a step: its metrics that have a tag and a value, and the seconds of its phases.
+
+    `measured`: the metrics that the task has measured, under names of its own.
+    """
+    own = {name: VALIDATION + name for name in measured} | TAGS
+    named = {own.get(name, name if name.startswith(BANS) else None): value for name, value in row.items()}
     found = {tag: float(value) for tag, value in named.items() if tag is not None and isinstance(value, int | float)}
     found |= {TIME + phase: spent for phase, spent in seconds.items()}
     return found | ({SECONDS: sum(seconds.values())} if seconds else {})
@@ -59,8 +61,8 @@ def _chart(title: str, *names: str) -> Chart:
 SECTIONS: dict[str, tuple[Chart, ...]] = {
     "Loss": (
         _chart("Loss, with bans", "loss", "loss_at_ban", "loss_at_healing"),
-        _chart("Validation loss", "validation_loss", "masked_word_loss"),
-        _chart("Masked words that are guessed, validation", "masked_word_accuracy"),
+        _chart("Validation loss", "validation_loss"),
+        Chart("Validation, what else the task measures", prefix=VALIDATION),
     ),
     "Peers": (_chart("Peers in the run, attacking, removed", "active", "attacking", "removed"),),
     "Bans": (Chart("Removed so far, by kind", prefix=BANS),),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from btard.harness.settings import config_text
 from btard.harness.typed_yaml import ConfigError
 from btard.swarm import tags
 from btard.swarm.config import SwarmConfig
+from btard.swarm.lines import Say
 
 FLUSH = 10
 """Seconds after which TensorBoard's file contains what was logged."""
@@ -26,8 +27,6 @@ WANDB_VERSION = "wandb>=0.30,<1"
 BANS_TABLE = "removed peers"
 BANS, HEALINGS = "bans", "healings"
 """What is recorded in words."""
-
-Say = Callable[[str], None]
 
 
 class Tracker(Protocol):
@@ -174,9 +173,11 @@ def describe(ban: Mapping[str, Any]) -> str:
     return f"step {ban['step']}: peer {ban['peer']}, {ban['kind']}{by}"
 
 
-def show(trackers: Sequence[Tracker], row: Mapping[str, Any], seconds: Mapping[str, float]) -> None:
-    """Hand the metrics of a step to all trackers."""
-    values = tags.scalars(row, seconds)
+def show(
+    trackers: Sequence[Tracker], row: Mapping[str, Any], seconds: Mapping[str, float], measured: Collection[str]
+) -> None:
+    """Hand the metrics of a step to all trackers; `measured`: those that are the task's own."""
+    values = tags.scalars(row, seconds, measured)
     for tracker in trackers:
         tracker.log(row["step"], values)
 

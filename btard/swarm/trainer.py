@@ -36,7 +36,8 @@ from btard.swarm.arrival import arrive, come_back
 from btard.swarm.config import SwarmConfig
 from btard.swarm.driver import OutOfStep
 from btard.swarm.founding import NoFounders, announce
-from btard.swarm.member import PREVIOUS, Member, Say
+from btard.swarm.lines import Say
+from btard.swarm.member import PREVIOUS, Member
 from btard.swarm.node import Unreachable
 from btard.swarm.startup import names_digest
 from btard.swarm.task import HasLocalState, TaskSource

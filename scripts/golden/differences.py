@@ -6,13 +6,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from scripts.golden.recorder import Line
-
+SECTIONS = ("matrix", "soak", "variants", "resnet", "torchrun", "swarm")
+"""The kinds of runs of a record."""
+Line = dict[str, Any]
+"""section, name, seed, and fields: the run's results. Its format must stay: trees of different ages write it."""
 Key = tuple[str, str, int]
 """Section, name and seed of a run."""
 Record = Mapping[Key, Mapping[str, Any]]
 """Run -> its fields."""
 ABSENT = "(absent)"
+SHOWN = 80
+"""Characters of a value that are shown."""
 INSIDE = " at "
 """Separates the name of a field from the place in it."""
 
@@ -71,6 +75,6 @@ def _first(old: Any, new: Any, where: str) -> tuple[str, str, str] | None:
     return where, _short(old), _short(new)
 
 
-def _short(value: Any, most: int = 80) -> str:
+def _short(value: Any) -> str:
     text = str(value)
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."

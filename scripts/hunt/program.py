@@ -38,8 +38,12 @@ def replay_file(file: Path) -> int:
     return 1 if broken else 0
 
 
-def distil(out: Path, file: Path, most: int = 24) -> int:
-    """Write to `file` up to `most` cases of the population in `out`: each adds the most features for its time."""
+CORPUS = 24
+"""Cases that are kept for the tests."""
+
+
+def distil(out: Path, file: Path) -> int:
+    """Write to `file` up to `CORPUS` cases of the population in `out`: each adds the most features for its time."""
     prepare()
     lines = (out / corpus.POPULATION).read_text().splitlines()
     reached: dict[str, tuple[set[str], float]] = {}
@@ -52,7 +56,7 @@ def distil(out: Path, file: Path, most: int = 24) -> int:
             bar.advance()
     chosen: list[str] = []
     known: set[str] = set()
-    while reached and len(chosen) < most:
+    while reached and len(chosen) < CORPUS:
         best = max(reached, key=lambda line: len(reached[line][0] - known) / (0.2 + reached[line][1]))
         features, _ = reached.pop(best)
         if not features - known:

@@ -38,7 +38,7 @@ def test_who_is_not_admitted_asks_again(monkeypatch: pytest.MonkeyPatch) -> None
             for member in cohort.peers.values():
                 member.receive(request)
 
-    async def fetch_state(*_: Any) -> Fetched:
+    async def fetch_state(*_: Any, **__: Any) -> Fetched:
         assert first.t < 6, "it would wait for ever"
         cohort.step(torch.ones(D))
         tensors = {"parameters": torch.ones(D), PREVIOUS: torch.ones(D)}
@@ -58,7 +58,7 @@ def test_who_is_not_admitted_asks_again(monkeypatch: pytest.MonkeyPatch) -> None
             others=(0, 1, 2),
             members=(0, 1, 2),
             doors=None,
-            history=SimpleNamespace(restore=lambda *_: None),
+            past=SimpleNamespace(history=SimpleNamespace(restore=lambda *_: None)),
             restart=lambda peer, behind: begun.append(peer),
         ),
         optimizer=SimpleNamespace(params=torch.ones(D), state=dict, load=lambda tensors: None),

@@ -11,7 +11,7 @@ import pytest
 from btard.protocol.identity import Identity
 from btard.protocol.wire import Malformed
 from btard.swarm import relay
-from btard.swarm.identity import peer_id_of
+from btard.swarm.keys import peer_id_of
 from btard.swarm.node import Node
 
 
@@ -62,7 +62,7 @@ def test_a_peer_that_does_not_answer_is_not_waited_for(
     async def mute(*_: object) -> None:
         await asyncio.sleep(5)
 
-    monkeypatch.setattr(relay, "PATIENCE", 1.0)
+    monkeypatch.setattr(relay, "ANSWER", 1.0)
     monkeypatch.setattr(nodes[0].p2p, "call_binary_stream_handler", mute)
     told = answer(nodes, connect_to(nodes[1].p2p.peer_id.to_bytes()))
     assert told == {relay.TYPE: relay.STATUS, relay.HOP_STATUS: relay.FAILED}
