@@ -301,6 +301,9 @@ class Replay(Attack):
             return next(iter(ctx.record.heard.get("commit", {}).get(ctx.peer, ())), message), {}
         return message, {}
 
+    def compare(self, ctx: Context, phase: str, view: bytes) -> Compared:
+        return (None if self.what == "others" else view), {}  # with a certificate nobody listens
+
     def relay(self, ctx: Context, phase: str, round: int, outgoing: Relays) -> Relays:
         if self.what != "others" or ctx.identity is None:
             return outgoing
@@ -348,6 +351,9 @@ class Forgery(Attack):
         if self.what == "signature":
             return replace(message, signature=bytes(64)), {}
         return replace(message, sender=honest_others(self, ctx)[0]), {}
+
+    def compare(self, ctx: Context, phase: str, view: bytes) -> Compared:
+        return (None if self.what == "relays" else view), {}  # with a certificate nobody listens
 
     def relay(self, ctx: Context, phase: str, round: int, outgoing: Relays) -> Relays:
         if self.what != "relays" or named(phase) != self.phase or ctx.identity is None:

@@ -19,7 +19,8 @@ from scripts.hunt import coverage
 from scripts.hunt.switches import BLIND, KNOWN, SWITCHES
 
 CERTIFICATES = tuple(name for name in KNOWN if name.startswith("certificate"))
-BY_HAND = (*BLIND, "two_bodies", "gone_together", "cleared_by_the_gone", *CERTIFICATES)
+OTHERS = ("two_bodies", "tiny_halves", "rounded_tolerance", "gone_together", "cleared_by_the_gone")
+BY_HAND = (*BLIND, *OTHERS, *CERTIFICATES)
 """The switches with an attack in `by_hand`, which imports the protocol."""
 
 

@@ -14,6 +14,7 @@ from btard.protocol.limits import MAX_STATES, Limits
 from btard.protocol.messages import (
     Announce,
     AnnouncedPart,
+    Certificate,
     Claim,
     Claims,
     CoinCommit,
@@ -45,6 +46,7 @@ MESSAGES = [
     Lacking((1, 2)),
     Measured((HASH, HASH[::-1]), (0.5, 2.25), (-1e-300,)),
     Join((JoinRequest.create(Identity.from_seed("newcomer"), "run"),)),
+    Certificate((0, 2), (bytes(64), bytes(range(64)))),
 ]
 
 
@@ -164,6 +166,7 @@ def test_largest_honest_messages_fit_their_limits(peers: int) -> None:
         Claims: Claims((Claim(2**31 - 1, peers, "withheld_aggregate", peers),) * claims),
         Votes: Votes(("excused",) * (claims * peers), pieces),
         Lacking: Lacking(pieces),
+        Certificate: Certificate(tuple(range(peers)), (bytes(64),) * peers),
         Measured: Measured((HASH,) * (MAX_STATES + 1), (-1e300,) * (MAX_STATES + 1), (-1e300,) * MAX_STATES),
     }
     for kind, message in honest.items():
