@@ -16,7 +16,7 @@ from btard.protocol.snapshot import load_public
 from btard.swarm.doors import Doors
 from btard.swarm.fetch import ask_status, ask_to_join, fetch_state
 from btard.swarm.founding import NoFounders, founders_digest, give_founders, known_founders, learn_founders
-from btard.swarm.identity import peer_id_of
+from btard.swarm.keys import peer_id_of
 from btard.swarm.links import Refused
 from btard.swarm.member import PREVIOUS, Member
 

@@ -22,7 +22,7 @@ from btard.protocol.hashing import PROTOCOL_VERSION
 from btard.protocol.wire import Malformed
 from btard.swarm import frames
 from btard.swarm.deadlines import ANSWER
-from btard.swarm.identity import public_key_of
+from btard.swarm.keys import public_key_of
 from btard.swarm.links import Refused
 from btard.swarm.node import Node
 

@@ -21,7 +21,7 @@ from btard.swarm import frames
 from btard.swarm.config import SwarmConfig
 from btard.swarm.deadlines import ANSWER
 from btard.swarm.doors import HELLO, LOBBY, Doors
-from btard.swarm.identity import peer_id_of, public_key_of
+from btard.swarm.keys import peer_id_of, public_key_of
 from btard.swarm.lines import Once, Say
 from btard.swarm.links import Refused
 from btard.swarm.node import Node, node_of

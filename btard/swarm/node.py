@@ -28,7 +28,7 @@ from btard.protocol import wire
 from btard.protocol.hashing import digest
 from btard.protocol.identity import SIGNATURE_SIZE, Identity, verify_key
 from btard.swarm.cancel import cancel
-from btard.swarm.identity import peer_id_of, write_identity
+from btard.swarm.keys import peer_id_of, write_identity
 from btard.swarm.relay import Relay
 
 T = TypeVar("T")
