@@ -51,7 +51,7 @@ def test_before_it_begins_a_peer_goes_by_the_ledger_of_its_newest_checkpoint() -
         Entry(9, GRADUATED, "public", 7, (), (), 9),
     ]
     ledger = [entry.to_json() for entry in entries]
-    config = ProtocolConfig(peers=7, byzantine=3, run_id="members")
+    config = ProtocolConfig(peers=7, byzantine=3, validators=0, run_id="members")
     peer = SimpleNamespace(t=0, roster=SimpleNamespace(keys=tuple(keys[:7])), byzantine=3)
     member: Any = SimpleNamespace(
         peer=peer,
