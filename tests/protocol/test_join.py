@@ -30,7 +30,7 @@ from btard.protocol.limits import Limits
 from btard.protocol.messages import Claim, CoinCommit, Commit, Join, JoinRequest, Relayed, Signed, Votes, relay_digest
 from btard.protocol.peer import Outcome, Peer
 from btard.task import QuadraticTask
-from scripts.sybil_price import sybil_price
+from scripts.sybil import sybil_price
 
 PEERS, D, T_JOIN = 5, 41, 4
 

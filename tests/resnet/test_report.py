@@ -29,7 +29,7 @@ from resnet.experiments.plots import accuracy_figure, overview_experiments, surv
 from resnet.experiments.survival import collapse, distribution_of_sum, two_sided
 from resnet.experiments.tracking import BANNED_TAG
 from resnet.report import main
-from resnet.train import train
+from resnet.training import train
 from tests.wandb_files import records
 
 SETTINGS = {
