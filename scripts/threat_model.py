@@ -18,7 +18,8 @@ import torch
 
 from btard.boundary import Parser, output_file, positive, program
 from btard.harness.progress import track
-from tests.protocol.matrix import ROWS, SEEDS, Row, observe, summary
+from tests.protocol.matrix import SEEDS, Row, observe, summary
+from tests.protocol.rows import ROWS
 
 OPENS, CLOSES = "<!-- what was observed, by this command -->", "<!-- end of what was observed -->"
 """This command writes the lines between these two. The rest of the page is written by hand."""
