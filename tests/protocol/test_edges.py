@@ -1,7 +1,8 @@
 """Both sides of the edges of the table "Sets that decide" in docs/protocol.md: the promise, and what happens beyond.
 
 V3's reporters are in `test_verify.py`, the parts behind `tau: auto` in `test_radius.py`, those that vouch for a state
-in `test_join_state.py`, those that check a newcomer in `test_join_byzantine.py`, an audit's signers in `tests/audit/test_forged.py`.
+in `test_join_state.py`, those that check a newcomer in `test_join_byzantine.py`, an audit's signers in
+`tests/audit/test_forged.py`.
 """
 
 from __future__ import annotations
