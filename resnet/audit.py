@@ -7,10 +7,9 @@ from pathlib import Path
 import torch
 
 from btard.audit.files import CONFIG
-from resnet.cohort import make_model
+from resnet.cohort import make_model, make_task
 from resnet.config import read_config
 from resnet.data import load_dataset
-from resnet.sampling import TrainingData
 from resnet.task import ClassificationTask
 from resnet.train import knowing
 
@@ -25,10 +24,4 @@ def task_of(folder: Path) -> ClassificationTask:
         torch.set_num_threads(config.threads)
     data = load_dataset(config.data.name, config.data.path, label=config.data.label)
     knowing(config, data)
-    return ClassificationTask(
-        make_model(config, data),
-        TrainingData(data, torch.device("cpu")),
-        peers=config.peers,
-        batch_size=config.batch_size,
-        mode=config.mode,
-    )
+    return make_task(config, data, make_model(config, data))

@@ -11,7 +11,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -27,13 +27,12 @@ from btard.harness.typed_yaml import ConfigError
 from btard.protocol.effects import Compute
 from btard.protocol.hashing import batch_seed, digest
 from btard.protocol.tolerance import difference, tolerated_deviation
-from btard.training.vector import bind, flatten
-from resnet.cohort import make_model
+from btard.training.optimizer import VectorOptimizer
+from resnet.cohort import make_model, make_task
 from resnet.config import Config, parse_command_line
 from resnet.data import Dataset, load_dataset
 from resnet.numerics import Numerics, NumericTask, numerics_here
-from resnet.sampling import TrainingData
-from resnet.task import ClassificationTask
+from resnet.optimizer import sgd
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -122,25 +121,14 @@ def _training(config: Config, data: Dataset, model: torch.nn.Module, steps: int)
     """Yield (step, parameters [d]) from 0 to `steps`: all peers' mean gradient, the configuration's optimizer."""
     device = torch.device("cpu" if config.device == "cpu" or not torch.cuda.is_available() else "cuda")
     trained = make_model(config, data).to(device)
-    params = torch.nn.Parameter(flatten(trained))
-    bind(trained, params.detach())
-    optimizer = torch.optim.SGD(
-        [params],
-        lr=config.optimizer.lr,
-        momentum=config.optimizer.momentum,
-        nesterov=config.optimizer.momentum > 0,
-        weight_decay=config.optimizer.weight_decay,
-    )
-    peers = range(config.peers)
-    task = ClassificationTask(
-        trained, TrainingData(data, device), peers=config.peers, batch_size=config.batch_size, mode="batched"
-    )
+    task = make_task(replace(config, mode="batched"), data, trained)
+    optimizer = VectorOptimizer(trained, sgd(config.optimizer))
+    peers, params = range(config.peers), optimizer.params
     rows = torch.empty(config.peers, task.d, device=device)
     for step in range(steps + 1):
-        yield step, params.detach().cpu()
-        task.gradients(params.detach(), [_request(config, "training", step, peer) for peer in peers], rows)
-        params.grad = rows.mean(0)
-        optimizer.step()
+        yield step, params.cpu()
+        task.gradients(params, [_request(config, "training", step, peer) for peer in peers], rows)
+        optimizer.apply(rows.mean(0), step)
 
 
 def _request(config: Config, run: str, step: int, index: int) -> Compute:

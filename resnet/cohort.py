@@ -1,4 +1,4 @@
-"""From a run's settings to its model and peers: who attacks and how, what all agree on, the driver that runs them."""
+"""From a run's settings to its model, task and peers: who attacks and how, the driver that runs them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torchvision.models.resnet import ResNet
 
 from btard.attacks.registry import attack_class
@@ -20,6 +21,7 @@ from btard.protocol.collusion import Collusion
 from resnet.config import Config
 from resnet.data import Dataset
 from resnet.model import resnet18
+from resnet.sampling import TrainingData
 from resnet.task import ClassificationTask
 
 HISTORY = "history"
@@ -30,6 +32,12 @@ def make_model(config: Config, data: Dataset) -> ResNet:
     """Return the initial network of a run with these settings, on the CPU."""
     model = config.model
     return resnet18(model.width, data.classes, data.channels, init=model.init, seed=config.seed)
+
+
+def make_task(config: Config, data: Dataset, model: nn.Module) -> ClassificationTask:
+    """Return the gradients of all peers, computed where `model` is."""
+    on_device = TrainingData(data, next(model.parameters()).device)
+    return ClassificationTask(model, on_device, peers=config.peers, batch_size=config.batch_size, mode=config.mode)
 
 
 def cohort_settings(

@@ -31,10 +31,11 @@ from btard.harness.run_folder import RunFolder, RunFolderError
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.behaviour import HookError
 from btard.protocol.ledger import Ledger
+from btard.training.layout import write_layout
 from resnet.cohort import HISTORY, cohort_settings
 from resnet.config import Config, load_config
 from resnet.data import DataError, Dataset, load_dataset
-from resnet.train import Training, describe, knowing, print_summary, summarise, write_model
+from resnet.train import Training, describe, knowing, print_summary, summarise
 
 Checkpoint = tuple[int, dict[str, torch.Tensor], dict[str, Any], Pieces]
 
@@ -69,14 +70,12 @@ class RankTraining(Training):
             self.task,
             self.mesh,
             recorder=None if self.mesh.rank in self.byzantine else Recorder(folder, protocol, "resnet.audit:task_of"),
-            note=lambda: struct.pack("<f", self.task.losses[self.mesh.rank].item()),
+            note=lambda: struct.pack("<f", self.task.losses.get(self.mesh.rank, 0.0)),
             **cohort_settings(self.config, self.task, self.byzantine, folder / HISTORY / f"rank-{self.mesh.rank:03d}"),
         )
 
-    def _losses(self) -> torch.Tensor:
-        for rank, note in self.driver.notes.items():
-            self.task.losses[rank] = struct.unpack("<f", note)[0]
-        return self.task.losses
+    def _losses(self) -> dict[int, float]:
+        return {rank: struct.unpack("<f", note)[0] for rank, note in self.driver.notes.items()}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -146,7 +145,7 @@ def _run(config: Config, out: Path, mesh: Mesh, progress: _Progress) -> int:
     config = knowing(config, data)
     training = RankTraining(config, data, out, mesh)
     if mesh.rank == FIRST:
-        write_model(training, out)
+        write_layout(out, training.task.layout(), training.task.agreed())
     checkpoints = rank_checkpoints(out, mesh.rank)
     found = {checkpoint[0]: checkpoint for checkpoint in checkpoints.vouching()}
     first, ranks = _common(mesh, found)
@@ -154,8 +153,11 @@ def _run(config: Config, out: Path, mesh: Mesh, progress: _Progress) -> int:
     if mesh.rank not in ranks:
         _say(f"rank {mesh.rank}: peer {mesh.rank} had left the run before step {first}; the others continue")
         return 0
-    if first:
-        training.load(*found[first][1:3])
+    try:
+        if first:
+            training.load(*found[first][1:3])
+    except RunFolderError as error:
+        return _mistake(str(error)) if mesh.rank == min(ranks) else 2
     progress.advanced(mesh.ranks, config.peers)
     checkpoints.forget_after(first)
     try:
@@ -207,7 +209,7 @@ def _steps(
                 training.save(checkpoints, step + 1, folder if training.evaluator is not None else None)
                 progress.saved = step + 1
             bar.advance()
-        training.driver.attest(training.params.detach())
+        training.driver.attest(training.optimizer.params)
         progress.advanced(mesh.ranks, config.peers)
     finally:
         if folder is not None:

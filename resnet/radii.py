@@ -28,11 +28,9 @@ from btard.protocol.effects import Compute
 from btard.protocol.hashing import batch_seed, digest
 from btard.protocol.record import Split
 from btard.training.vector import flatten
-from resnet.cohort import make_model
+from resnet.cohort import make_model, make_task
 from resnet.config import Config, parse_command_line
 from resnet.data import DataError, Dataset, load_dataset
-from resnet.sampling import TrainingData
-from resnet.task import ClassificationTask
 
 PROGRAM = "python -m resnet.radii"
 
@@ -67,13 +65,7 @@ def part_norms(config: Config, data: Dataset) -> PartNorms:
 def _of_seed(config: Config, data: Dataset) -> torch.Tensor:
     """Norms [peers * parts] of the first step's parts."""
     model = make_model(config, data)
-    task = ClassificationTask(
-        model,
-        TrainingData(data, torch.device("cpu")),
-        peers=config.peers,
-        batch_size=config.batch_size,
-        mode=config.mode,
-    )
+    task = make_task(config, data, model)
     coin = digest("first coin", config.run_id)
     requests = [Compute(0, peer, batch_seed(config.run_id, 0, peer, coin)) for peer in range(config.peers)]
     rows = torch.empty(config.peers, task.d)

@@ -18,6 +18,7 @@ class TrainingData:
     """The training images and labels of a data set on a device, prepared for drawing batches."""
 
     def __init__(self, dataset: Dataset, device: torch.device | str = "cpu") -> None:
+        self.source = dataset
         self.height, self.width = dataset.train_images.shape[2:]
         self.padding = max(self.height, self.width) // PADDING_SHARE
         # Padded once, with black as torchvision's RandomCrop does; a crop is then a choice of rows and columns.

@@ -12,7 +12,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from btard.harness import tables
 from btard.harness.checkpoints import Checkpoints
 from btard.harness.device import pick_device
 from btard.harness.progress import Bar
-from btard.harness.run_folder import RunFolder, read_timings, steps_per_second
+from btard.harness.run_folder import RunFolder, RunFolderError, read_timings, steps_per_second
 from btard.harness.settings import config_text, exit_with
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.behaviour import HookError
@@ -38,17 +38,14 @@ from btard.protocol.commit import NoGradient
 from btard.protocol.heal import HEALED, described
 from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.tolerance import tolerated_deviation
-from btard.task import PARAMETERS
 from btard.training.kernels import check_bits, choose_exact_kernels
-from btard.training.layout import layout_of, write_layout
-from btard.training.vector import bind, flatten
-from resnet.batchnorm import statistics_slots
-from resnet.cohort import HISTORY, make_driver, make_model
+from btard.training.layout import write_layout
+from btard.training.optimizer import VectorOptimizer
+from resnet.cohort import HISTORY, make_driver, make_model, make_task
 from resnet.config import Config, load_config
 from resnet.data import DataError, Dataset, load_dataset
 from resnet.model import evaluate, values_left
-from resnet.sampling import TrainingData
-from resnet.task import ClassificationTask
+from resnet.optimizer import cosine, sgd
 
 EVALUATOR = 0
 """The peer whose BatchNorm statistics the model is evaluated with; it is never Byzantine."""
@@ -65,23 +62,8 @@ class Training:
         if exact:
             choose_exact_kernels(self.device)
         self.model = make_model(config, data).to(self.device)
-        self.params = torch.nn.Parameter(flatten(self.model))
-        bind(self.model, self.params.detach())
-        optimizer = config.optimizer
-        self.optimizer = torch.optim.SGD(
-            [self.params],
-            lr=optimizer.lr,
-            momentum=optimizer.momentum,
-            nesterov=optimizer.momentum > 0,
-            weight_decay=optimizer.weight_decay,
-        )
-        self.task = ClassificationTask(
-            self.model,
-            TrainingData(data, self.device),
-            peers=config.peers,
-            batch_size=config.batch_size,
-            mode=config.mode,
-        )
+        self.task = make_task(config, data, self.model)
+        self.optimizer = VectorOptimizer(self.model, sgd(config.optimizer), cosine(config.schedule_steps))
         if exact and self.device.type != "cpu":
             self._check_bits()
         self.byzantine = config.attackers()
@@ -97,20 +79,21 @@ class Training:
 
         Parameters at which the gradient is NaN stay as they are: further steps would change nothing.
         """
-        metrics: dict[str, Any] = {"step": step, "lr": self._set_lr(step)}
+        optimizer, task = self.optimizer, self.task
+        metrics: dict[str, Any] = {"step": step, "lr": optimizer.lr(step)}
         result, started = None, time.perf_counter()
         self.seconds = {}
         if self.diverged_at is None:
             try:
-                result = self.driver.step(self.params.detach(), self._momentum(), self.task.statistics.state_dict())
+                result = self.driver.step(optimizer.params, optimizer.state(), task.local_state())
             except NoGradient:
                 self.diverged_at = step
         if result is not None:
             if result.back_to is None:
-                self.params.grad = result.gradient
-                self.optimizer.step()
+                optimizer.apply(result.gradient, step)
             else:
-                self._take(result.state)
+                optimizer.load(result.state)
+                task.load_local_state(result.state)
                 metrics["back_to"] = result.back_to
             spent = time.perf_counter() - started
             self.seconds = {**result.seconds, "other": max(0.0, spent - sum(result.seconds.values()))}
@@ -118,7 +101,7 @@ class Training:
             attackers = self.byzantine if step >= self.config.attack.start else ()
             honest = [peer for peer in result.workers if peer not in attackers]
             metrics |= {
-                "loss": _finite(self._losses()[honest].mean().item()),
+                "loss": _finite(self._mean_loss(honest)),
                 "active": len(result.active),
             }
             if result.account is not None:
@@ -135,7 +118,7 @@ class Training:
 
     def evaluate(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
         """Accuracy in [0, 1] and loss on a test set, with the evaluating peer's own BatchNorm statistics."""
-        self.task.statistics.load_into(self.model, EVALUATOR if self.evaluator is None else self.evaluator)
+        self.task.write_buffers(EVALUATOR if self.evaluator is None else self.evaluator)
         return evaluate(self.model, images, labels)
 
     def _check_bits(self) -> None:
@@ -144,7 +127,7 @@ class Training:
             "set protocol.validation to tolerant (python -m resnet.calibrate finds its tolerances), or device to cpu"
         )
         try:
-            check_bits(self.task, self.params.detach(), together=self.config.mode == "per_peer", advice=advice)
+            check_bits(self.task, self.optimizer.params, together=self.config.mode == "per_peer", advice=advice)
         except torch.OutOfMemoryError:
             raise
         except (ValueError, RuntimeError) as error:  # torch's own names an operation without a deterministic kernel
@@ -163,40 +146,22 @@ class Training:
     def _driver(self, folder: Path) -> LocalDriver | ServerDriver | CollectiveDriver:
         return make_driver(self.config, self.task, self.byzantine, folder)
 
-    def _losses(self) -> torch.Tensor:
-        """Each peer's latest training loss [n]."""
+    def _losses(self) -> Mapping[int, float]:
+        """Peer -> its latest training loss."""
         return self.task.losses
 
-    def _set_lr(self, step: int) -> float:
-        """Cosine annealing from lr to 0 over `optimizer.schedule_steps`."""
-        progress = min(1.0, step / self.config.schedule_steps)
-        lr = 0.5 * self.config.optimizer.lr * (1 + math.cos(math.pi * progress))
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        return lr
+    def _mean_loss(self, peers: Sequence[int]) -> float:
+        """In float32, as the losses are."""
+        losses = self._losses()
+        return torch.tensor([losses[peer] for peer in peers if peer in losses], device=self.device).mean().item()
 
     def save(self, place: RunFolder | Checkpoints, step: int, folder: RunFolder | None) -> None:
         """Write a checkpoint from which `load` continues to the same bits with step `step`, with pieces of `folder`."""
         state, tensors = self.driver.state()
         tensors = {f"driver/{name}": tensor for name, tensor in tensors.items()}
-        tensors |= {PARAMETERS: self.params.detach(), **self._momentum(), **self.task.statistics.state_dict()}
-        tensors["losses"] = self.task.losses
+        tensors |= {**self.optimizer.state(), **self.task.local_state()}
         tensors |= {} if folder is None else folder.vouch(step)
         place.save_checkpoint(step, tensors, {"driver": state, "diverged_at": self.diverged_at})
-
-    def _momentum(self) -> dict[str, torch.Tensor]:
-        """The optimizer's state, by name; nothing before the first step."""
-        buffer = self.optimizer.state[self.params].get("momentum_buffer") if self.optimizer.state else None
-        return {} if buffer is None else {"momentum": buffer}
-
-    def _take(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Restore parameters, optimizer and running statistics from copies of them."""
-        with torch.no_grad():
-            self.params.copy_(tensors[PARAMETERS])
-        self.optimizer.state.clear()
-        if "momentum" in tensors:
-            self.optimizer.state[self.params]["momentum_buffer"] = tensors["momentum"].clone()
-        self.task.statistics.load_state_dict(tensors)
 
     def load(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
@@ -204,8 +169,14 @@ class Training:
         def under(prefix: str) -> dict[str, torch.Tensor]:
             return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
-        self._take(tensors)
-        self.task.losses.copy_(tensors["losses"])
+        missing = {*self.optimizer.state(), *self.task.local_state()} - set(tensors)
+        if missing:
+            raise RunFolderError(
+                f"the checkpoint has no tensor {min(missing)!r}: another release wrote it; finish the run with it, "
+                "or begin in another folder"
+            )
+        self.optimizer.load(tensors)
+        self.task.load_local_state(tensors)
         # The same life: an interrupted run leaves the bytes of one that was not, and its attackers remember nothing.
         self.driver.restore(state["driver"], under("driver/"), life=None)
         self.diverged_at = state["diverged_at"]
@@ -253,7 +224,7 @@ def train(
     config = knowing(config, data)
     folder.settle(config)
     training = Training(config, data, out)
-    write_model(training, out)
+    write_layout(out, training.task.layout(), training.task.agreed())
     first = 0
     checkpoint = folder.load_checkpoint()
     if checkpoint is not None:
@@ -282,7 +253,7 @@ def train(
         folder.close()
         return None
     if isinstance(training.driver, LocalDriver):
-        training.driver.attest(training.params)
+        training.driver.attest(training.optimizer.params)
     summary = summarise(config, training, folder)
     folder.write_summary(summary)
     shutil.rmtree(out / HISTORY, ignore_errors=True)
@@ -307,12 +278,6 @@ def knowing(config: Config, data: Dataset) -> Config:
             "correct data.path, or leave data.digest out"
         )
     return replace(config, data=replace(config.data, digest=data.digest))
-
-
-def write_model(training: Training, out: Path) -> None:
-    """Write the names of the network's tensors, and on which data it trains: for `python -m btard.export`."""
-    slots = [*layout_of(training.model), *statistics_slots(training.model)]
-    write_layout(out, slots, {"data": training.data.label, "data digest": training.data.digest})
 
 
 def describe(entry: Entry, byzantine: frozenset[int]) -> str:

@@ -53,6 +53,8 @@ class VectorOptimizer:
         self.params = flatten(model)
         bind(model, self.params)
         self._gradient = torch.zeros_like(self.params)
+        self._moved = list(zip(trained(model), views(model, self._gradient), strict=True))
+        """Each trained parameter, and its part of the gradient."""
         self._options = [_options(group) for group in self.optimizer.param_groups]
         self._schedule: dict[str, Any] = {} if self.scheduler is None else copy.deepcopy(self.scheduler.state_dict())
         self._position = 0
@@ -111,11 +113,10 @@ class VectorOptimizer:
         unbind(self.model)
 
     def _step(self) -> None:
-        parameters = trained(self.model)
-        for parameter, piece in zip(parameters, views(self.model, self._gradient), strict=True):
+        for parameter, piece in self._moved:
             parameter.grad = piece
         self.optimizer.step()
-        for parameter in parameters:
+        for parameter, _ in self._moved:
             parameter.grad = None
 
     def _move_to(self, step: int) -> None:
@@ -172,7 +173,7 @@ class VectorOptimizer:
     def _lay_out(self) -> None:
         """Create a vector for every kind of value in the optimizer's state, and place the state in it."""
         found: dict[str, list[tuple[nn.Parameter, str, Any]]] = {}
-        for parameter in trained(self.model):
+        for parameter, _ in self._moved:
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 if value is None:
                     continue
