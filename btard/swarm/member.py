@@ -34,7 +34,8 @@ from btard.swarm.lines import Once, Say
 from btard.swarm.notes import Notes
 from btard.swarm.startup import begin, make_node, own_identity, write_model
 from btard.swarm.state import StateService
-from btard.swarm.task import HasLocalState, TaskSource
+from btard.swarm.task import TaskSource
+from btard.task import HasLocalState
 
 PREVIOUS = "previous"
 """In a state: the parameters of the step before, which validators and judges need."""

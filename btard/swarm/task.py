@@ -10,6 +10,7 @@ from typing import Any, Protocol, get_type_hints, runtime_checkable
 
 import torch
 
+from btard.drivers.loop import Movable
 from btard.extras import MissingPackages
 from btard.harness.device import pick_device
 from btard.harness.typed_yaml import ConfigError
@@ -75,7 +76,7 @@ class Auditable(Protocol):
     """The module:function that creates it."""
 
 
-class Optimizer(Protocol):
+class Optimizer(Movable, Protocol):
     """Moves the parameters of the model. Its state is a few vectors, so that peers can compare it and hand it over."""
 
     params: torch.Tensor
@@ -85,29 +86,8 @@ class Optimizer(Protocol):
         """The learning rate of `step`."""
         ...
 
-    def apply(self, gradient: torch.Tensor, step: int) -> None:
-        """Move the parameters by the agreed `gradient` [d] of `step`."""
-        ...
-
     def state(self) -> dict[str, torch.Tensor]:
         """Everything that the next steps depend on, not copied; `params` under the name "parameters"."""
-        ...
-
-    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Restore what `state` returned."""
-        ...
-
-
-@runtime_checkable
-class HasLocalState(Protocol):
-    """A task with a state that belongs to each peer, such as running statistics: it goes back with the parameters."""
-
-    def local_state(self) -> Mapping[str, torch.Tensor]:
-        """The state by name; later gradients do not change these tensors."""
-        ...
-
-    def load_local_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Restore what `local_state` returned, from a dictionary that may hold other tensors."""
         ...
 
 
