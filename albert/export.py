@@ -10,7 +10,6 @@ import shutil
 import sys
 from pathlib import Path
 
-from btard.audit.files import CONFIG
 from btard.boundary import Parser, output_folder, program
 from btard.extras import need
 from btard.task import PARAMETERS
@@ -59,13 +58,13 @@ def export(folder: Path, out: Path, data: str | None = None) -> int:
     from btard.export.card import card, signers
     from btard.export.final import ExportError, read_final
     from btard.export.folder import copy_proof, new_folder
-    from btard.harness.settings import read_config
+    from btard.harness.recorded import read_recorded
     from btard.training.layout import read_layout
     from btard.training.vector import views
 
     final = read_final(folder)
     _, agreed = read_layout(folder)
-    config: Config = read_config(Config, folder / CONFIG)
+    config: Config = read_recorded(Config, folder, without=("attack",))
     corpus = Corpus(data or config.data.path)
     if agreed.get("data") != corpus.digest:
         raise ExportError(

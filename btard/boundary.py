@@ -113,8 +113,10 @@ def _by_its_words(error: BaseException) -> tuple[int, str] | None:
     return None
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+def one_line(text: str) -> str:
+    """The text in one line that a terminal shows as it is: a file's name, or what it holds, may be a stranger's."""
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def end(error: BaseException) -> int:
@@ -128,7 +130,7 @@ def end(error: BaseException) -> int:
 
 def _say(code: int, line: str) -> int:
     with contextlib.suppress(OSError, ValueError):  # nobody is there to read it
-        print("error:", _one_line(line), file=sys.stderr, flush=True)
+        print("error:", one_line(line), file=sys.stderr, flush=True)
     return code
 
 

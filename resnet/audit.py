@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
-from btard.audit.files import CONFIG
+from btard.harness.recorded import read_recorded, use_threads
 from resnet.cohort import make_model, make_task
-from resnet.config import read_config
+from resnet.config import Config
 from resnet.data import load_dataset
 from resnet.task import ClassificationTask
 from resnet.train import knowing
+
+WITHOUT = ("aggregator", "attack", "byzantine", "peers", "protocol")
+"""What a gradient does not depend on. Attack and rule may be anybody's class, and the folder anybody's."""
 
 
 def task_of(folder: Path) -> ClassificationTask:
     """Return the task as the run in `folder` had it, on the CPU; its data are read from where the run read them.
 
-    Sets the run's number of threads: bits depend on it. Raises ConfigError or DataError, both in one line.
+    Sets the run's number of threads: bits depend on it. Downloads nothing. Raises ConfigError or DataError, both in one
+    line.
     """
-    config = read_config(Path(folder) / CONFIG)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    data = load_dataset(config.data.name, config.data.path, label=config.data.label)
+    config = read_recorded(Config, Path(folder), without=WITHOUT)
+    use_threads(config.threads)
+    data = load_dataset(config.data.name, config.data.path, label=config.data.label, download=False)
     knowing(config, data)
     return make_task(config, data, make_model(config, data))

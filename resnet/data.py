@@ -78,11 +78,13 @@ class Dataset:
         return (self.test_images[index].to(device).float() - shift) * scale, self.test_labels[index].to(device)
 
 
-def load_dataset(name: str, path: str | Path | None = None, *, label: str | None = None) -> Dataset:
+def load_dataset(
+    name: str, path: str | Path | None = None, *, label: str | None = None, download: bool = True
+) -> Dataset:
     """Return a data set, read into memory.
 
-    `cifar10`: by torchvision. `path` is an existing folder that has it, or into which it is downloaded; without a path
-    that is a folder of the user's cache. The files are verified.
+    `cifar10`: by torchvision. `path` is an existing folder that has it, or, with `download`, into which it is
+    downloaded; without a path that is a folder of the user's cache. The files are verified.
     `folder`: a tree of images `train/<class>/*` and `test/<class>/*`, or a tar archive of one; see
     `resnet.image_folder`. Labels number the classes in alphabetical order.
     `digits`: 1,797 grey images of 8 x 8 pixels, enlarged to 16 x 16; 360 of them (always the same ones, stratified)
@@ -93,7 +95,7 @@ def load_dataset(name: str, path: str | Path | None = None, *, label: str | None
     """
     place = None if path is None else _expanded(path)
     if name == "cifar10":
-        return _cifar10(place, label or "CIFAR-10")
+        return _cifar10(place, label or "CIFAR-10", download)
     if name == "digits":
         return _digits(label or "digits")
     if name == "folder":
@@ -103,7 +105,7 @@ def load_dataset(name: str, path: str | Path | None = None, *, label: str | None
     raise DataError(f"expected a data set of {', '.join(DATASETS)}, got {name!r}; set data.name")
 
 
-def _cifar10(place: Path | None, label: str) -> Dataset:
+def _cifar10(place: Path | None, label: str, download: bool) -> Dataset:
     from torchvision.datasets import CIFAR10
 
     if place is None:
@@ -130,10 +132,11 @@ def _cifar10(place: Path | None, label: str) -> Dataset:
     splits: list[Any] = []
     try:
         for train in (True, False):
-            splits.append(CIFAR10(str(root), train=train, download=True))
+            splits.append(CIFAR10(str(root), train=train, download=download))
     except (OSError, RuntimeError, URLError) as error:
         raise DataError(
-            f"{root}: expected CIFAR-10, found none that is complete, and the download failed ({_one_line(error)}); "
+            f"{root}: expected CIFAR-10, found none that is complete, and "
+            f"{'the download failed' if download else 'this program downloads nothing'} ({_one_line(error)}); "
             f"put the verified {CIFAR_FOLDER} there or check the network"
         ) from error
     images = [torch.from_numpy(np.ascontiguousarray(split.data.transpose(0, 3, 1, 2))) for split in splits]

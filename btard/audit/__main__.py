@@ -6,127 +6,18 @@ own code, and compares the outcome with the ledger. Everything in the folder is 
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import inspect
-import re
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import is_dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
 
 from btard.audit.auditor import audit
-from btard.audit.files import CONFIG
 from btard.audit.report import AuditError, NotReproduced
-from btard.audit.settings import read_settings, read_task
+from btard.audit.tasks import load_task, not_recomputed, own_task
 from btard.boundary import Parser, program
-from btard.protocol.wire import Malformed, shown
-from btard.task import Task
+from btard.protocol.wire import shown
 
 LINE = 1000
 """Maximum length of a printed line: the folder may be a stranger's."""
-
-KNOWN = frozenset({"resnet.audit:task_of", "albert.audit:task_of"})
-"""The functions that may be called unchecked because a run folder names them."""
-OURS = frozenset({"albert", "btard", "resnet"})
-"""Of their functions, only those make the task of a run folder."""
-"""A peer's folder has it, of which a swarm's task is made."""
-POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-
-
-NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
-"""module:function"""
-
-
-def load_task(name: str, folder: Path) -> Task:
-    """The task that the function `name` ("module:function") creates from the run in `folder`; else ValueError.
-
-    The function takes nothing, the folder, or, if it is that of a swarm's `--task`, the swarm's settings. It returns
-    the task, or a tuple or list that begins with it, such as (task, optimizer).
-    """
-    module, _, function = name.partition(":")
-    try:
-        make = getattr(importlib.import_module(module), function)
-        parameters = list(inspect.signature(make).parameters.values())
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise ValueError(f"--task {name}: {error}; expected module:function") from None
-    asks = any(parameter.default is parameter.empty for parameter in parameters if parameter.kind in POSITIONAL)
-    swarms = asks and name not in KNOWN and (folder / CONFIG).is_file()
-    try:
-        if not asks:
-            made = make()
-        elif swarms and (name == read_task(folder) or _takes_settings(make, parameters[0].name)):
-            made = importlib.import_module("btard.swarm.audit").task_of(name, folder)
-        else:
-            made = make(folder)
-    except (ValueError, Malformed):
-        raise
-    except Exception as error:  # somebody's own function may raise anything
-        raise ValueError(f"{name}: {type(error).__name__}: {error}") from error
-    task: Task = made[0] if isinstance(made, tuple | list) and made else made
-    if not (hasattr(task, "gradients") and hasattr(task, "d")):
-        raise ValueError(f"{name} returned {type(task).__name__}; expected a task, or (task, optimizer)")
-    return task
-
-
-def _takes_settings(make: Callable[..., Any], parameter: str) -> bool:
-    try:
-        return is_dataclass(get_type_hints(make).get(parameter))
-    except (NameError, TypeError):
-        return False
-
-
-def own_task(folder: Path) -> Task | None:
-    """The task that the run says makes its own, if it can be made here; a line says why it cannot."""
-    try:
-        name = read_task(folder)
-        if not name:
-            return None
-        if name not in KNOWN:
-            check_named(name, folder)
-        task = load_task(name, folder)
-        _, d, _ = read_settings(folder)
-        if task.d != d:
-            raise ValueError(f"it has {task.d} parameters, the run {d}")
-    except Malformed:
-        return None  # the audit says it
-    except (Exception, SystemExit) as error:  # of somebody's own module, which may raise anything
-        _not_recomputed(f"the run's task cannot be made here: {error}")
-        return None
-    return task
-
-
-def check_named(name: str, folder: Path) -> None:
-    """ValueError unless `name` is a function of a module on this machine that has to do with btard.
-
-    The folder is hostile, and importing a module runs it: so it may name none of its own files, and none that was not
-    written to train something here.
-    """
-    if not NAME.fullmatch(name):
-        raise ValueError(f"expected module:function, got {name!r:.60}")
-    module = name.partition(":")[0]
-    if module.partition(".")[0] in OURS:
-        raise ValueError(f"{name} makes no task of a run")
-    try:
-        found = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        found = None
-    if found is None or found.origin is None:
-        raise ValueError(
-            f"{name} made it, and no module {module} is found; go to the folder that has it, or add that to "
-            "PYTHONPATH, and audit again"
-        )
-    file = Path(found.origin)
-    if file.suffix != ".py" or file.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"{name} is in {file}, which is no module of yours; name it with --task if it is")
-    if not re.search(r"^\s*(?:import|from)\s+btard\b", file.read_text(encoding="utf-8"), re.MULTILINE):
-        raise ValueError(f"{name} is in {file}, which does not import btard; name it with --task if it is the run's")
-
-
-def _not_recomputed(reason: str) -> None:
-    line = " ".join(ascii(reason)[1:-1].split())
-    print(f"gradients are not recomputed: {line:.300}", file=sys.stderr)
 
 
 @program("the same command begins again")
@@ -146,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             try:
                 report = audit(options.run_dir, own_task(options.run_dir))
             except NotReproduced as error:
-                _not_recomputed(str(error))
+                not_recomputed(str(error))
                 report = audit(options.run_dir)
     except (AuditError, ValueError) as error:
         print(f"refused: {shown(error, LINE)}", file=sys.stderr)

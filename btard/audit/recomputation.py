@@ -80,5 +80,8 @@ class Recomputation:
         out = torch.empty(len(peers), self.task.d)
         if self.params is not None:
             workers = sharing(record.active, record.assignments)
-            self.task.gradients(self.params, requests, out, workers=workers)
+            try:
+                self.task.gradients(self.params, requests, out, workers=workers)
+            except Exception as error:  # somebody's own function, on settings that the folder chose
+                raise NotReproduced(f"step {record.step}: the task fails: {type(error).__name__}: {error}") from error
         return out

@@ -65,13 +65,13 @@ def unfit(folder: Place, summary: Mapping[str, Any], names: Iterable[str] | None
     kept = wanted is None and (folder / CHECKPOINTS).exists()
     for name, digest in vouched.items():
         path = PurePosixPath(name)
-        if (wanted is not None and name not in wanted) or (path.parts[0] == CHECKPOINTS and not kept):
+        if (wanted is not None and name not in wanted) or (path.parts[:1] == (CHECKPOINTS,) and not kept):
             continue
         if path.is_absolute() or ".." in path.parts:
             return f"{folder}/summary.json: vouches for {name!a:.80}, which is no file of the folder"
         try:
             fits = _digest(folder, name) == digest
-        except OSError:
+        except (OSError, ValueError):  # a name that no file can have
             fits = False
         if not fits:
             how = "is not the one" if (folder / name).exists() else "is missing: expected the one"

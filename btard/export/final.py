@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -20,7 +19,9 @@ from btard.audit.report import AuditError
 from btard.audit.settings import read_settings
 from btard.harness.checkpoints import Checkpoints, rank_checkpoints
 from btard.harness.pieces import check_finished
+from btard.harness.recorded import recorded_mapping
 from btard.harness.run_folder import read_summary
+from btard.harness.typed_yaml import ConfigError
 from btard.protocol.hashing import tensor_digest
 from btard.protocol.identity import Roster
 from btard.protocol.wire import Malformed
@@ -96,7 +97,7 @@ def read_final(folder: Path) -> Final:
     step, tensors, peer, vouched_by = _newest(folder)
     tensors |= {name.removeprefix(TRAINING): x for name, x in tensors.items() if name.startswith(TRAINING)}
     own = {name.removeprefix(OWN): x for name, x in tensors.items() if name.startswith(OWN)}
-    peer = min((int(name.partition("/")[0]) for name in own), default=peer)
+    peer = min((int(number) for name in own if (number := name.partition("/")[0]).isdecimal()), default=peer)
     moved = {name.partition("/")[2]: x for name, x in own.items() if name.startswith(f"{peer}/")}
     tensors = {**_kept(folder), **tensors, **{f"{KEPT}/{name}": x for name, x in moved.items()}}
     if PARAMETERS not in tensors:
@@ -152,8 +153,10 @@ def _config(folder: Path) -> Mapping[str, Any]:
     """The run's settings; without a file of them, what its peers agreed on, or nothing. Errors: ExportError."""
     file = folder / CONFIG
     if file.is_file():
-        found: Mapping[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        return found
+        try:
+            return recorded_mapping(folder)
+        except ConfigError as error:
+            raise ExportError(f"{error}; {WHOLE}") from None
     if not (folder / FINAL).is_file():
         whole = f"{folder}/coordinator" if (folder / "coordinator").is_dir() else "the folder after --out"
         raise ExportError(f"{folder}: expected a run folder, found no config.yaml in it; name {whole}")

@@ -52,6 +52,9 @@ TAGS = {
 }
 """The names of a step's metrics in TensorBoard."""
 
+MAX_SUMMARY = 2**24
+"""Bytes: it has a line for each file of the folder's evidence."""
+
 SECONDS_TAG = "time/seconds per step"
 
 
@@ -377,10 +380,12 @@ def read_summary(path: AnyPath) -> dict[str, Any] | None:
     """Return a run folder's summary, None if it has none. Raises RunFolderError if it is damaged."""
     file = path / SUMMARY
     try:
+        if isinstance(file, Path) and file.exists() and not (file.is_file() and file.stat().st_size <= MAX_SUMMARY):
+            raise ValueError(f"no file of at most {MAX_SUMMARY} bytes")
         summary = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunFolderError(f"{file}: damaged ({error}); delete it, and the run finishes again") from None
     if not isinstance(summary, dict):
         raise RunFolderError(f"{file}: expected a JSON object; delete it, and the run finishes again")

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, NoReturn, Protocol, TypeVar, get_args
 
 import yaml
 
+from btard.boundary import one_line
 from btard.harness.typed_yaml import AnyPath, ConfigError, build, keys, read_settings, read_words
 
 
@@ -44,7 +45,7 @@ def load_config(cls: type[S], argv: Sequence[str] | None, program: str, about: s
 
 def exit_with(error: Exception) -> NoReturn:
     """End the process with code 2 and one line on stderr, as for any mistake in what the user asked for."""
-    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    print("error:", one_line(str(error)), file=sys.stderr)
     raise SystemExit(2)
 
 

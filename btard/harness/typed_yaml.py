@@ -116,11 +116,18 @@ def _renamed(cls: type) -> Mapping[str, str]:
 def read_mapping(path: AnyPath) -> Mapping[Any, Any]:
     """Return the content of a YAML file that is a mapping, empty for an empty file; ConfigError for any other file."""
     try:
-        content = read_yaml(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; expected a YAML file with settings") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
+    return mapping_of(text, path)
+
+
+def mapping_of(text: str, path: AnyPath, *, aliases: bool = True) -> Mapping[Any, Any]:
+    """As `read_mapping`, of a file's text. Without `aliases` they are refused: a few of them stand for any length."""
+    try:
+        content = yaml.load(text, Loader=_Loader if aliases else _PlainLoader)
     except RecursionError:
         raise ConfigError(f"{path}: nested too deeply; expected a mapping of keys to values") from None
     except yaml.YAMLError as error:
@@ -392,6 +399,16 @@ class _Loader(yaml.SafeLoader):
                 problem = f"the key {twice[0]} stands in two of the mappings that are merged"
                 raise yaml.constructor.ConstructorError(None, None, problem, merged.start_mark)
             seen |= names
+
+
+class _PlainLoader(_Loader):
+    """As `_Loader`, without aliases, which no program of ours writes."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "an alias, which no run writes", mark)
+        return super().compose_node(parent, index)
 
 
 _Loader.yaml_implicit_resolvers = {

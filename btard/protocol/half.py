@@ -54,6 +54,8 @@ def is_sound(body: torch.Tensor) -> bool:
     k = float(body[0])
     if not (k.is_integer() and COARSEST <= k <= FINEST):
         return False
+    if k == 0 and math.copysign(1.0, k) < 0:  # -0.0, a second form of 0
+        return False
     largest = int(body[1:].view(torch.int16).bitwise_and(0x7FFF).max())
     if largest == 0:
         return k == 0

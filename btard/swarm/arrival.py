@@ -171,6 +171,7 @@ def come_back(member: Member, why: str) -> None:
                     template,
                     member.config.deadlines,
                     member.patience,
+                    tolerated=member.peer.byzantine,
                 )
             )
         except WrongState as error:

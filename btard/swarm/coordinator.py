@@ -29,7 +29,7 @@ from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.heal import HEALED, described
 from btard.protocol.identity import Identity
-from btard.protocol.wire import Malformed, shown
+from btard.protocol.wire import Malformed
 from btard.swarm.config import SwarmConfig
 from btard.swarm.doors import Doors
 from btard.swarm.fetch import ask_status
@@ -46,6 +46,7 @@ from btard.swarm.keeper import Ending, Keeper
 from btard.swarm.lines import Say
 from btard.swarm.node import Unreachable
 from btard.swarm.notes import Notes, read, write
+from btard.swarm.roll import keys_of
 from btard.swarm.startup import begin, make_node, own_identity, write_model
 from btard.swarm.task import TaskSource
 from btard.swarm.tracking import BANS, HEALINGS, TensorBoard, Tracker, WeightsAndBiases, describe, show
@@ -187,7 +188,7 @@ class Coordinator:
             self._log_rows()
             self._write_status()
             present = self.view.present(time.time())
-            states = Counter(str(status.get("state")) for status in present.values())
+            states = Counter(said.state for said in present.values())
             if present:
                 quiet = time.monotonic()
             if states["done"] * 2 > len(self.view.active()):
@@ -195,7 +196,7 @@ class Coordinator:
             told = ending < math.inf and (states["done"] == len(present) or time.monotonic() - ending > PATIENCE)
             if self.view.over or told:
                 self._keep_final()
-                return self._end({shown(status.get("head"), 64) for status in self.view.present(time.time()).values()})
+                return self._end({str(said.head) for said in self.view.present(time.time()).values()})
             if time.monotonic() - quiet > self.config.deadlines.gather:
                 raise NoFounders(
                     f"no peer has answered for deadlines.gather = {self.config.deadlines.gather:g} s; start the "
@@ -205,14 +206,16 @@ class Coordinator:
             time.sleep(POLL)
 
     async def _ask_all(self, *, last: bool = False) -> None:
+        keys = keys_of(self.view.ledger.entries, self.founders)
+
         async def ask(number: int) -> None:
             try:
-                status = await ask_status(self.doors, self.founders[number], last=last)
+                status = await ask_status(self.doors, keys[number], last=last)
                 self.view.hear(number, status, time.time())
             except Exception:  # gone, refused or hostile: then there is nothing to show of it
                 return
 
-        await asyncio.gather(*(ask(number) for number in range(len(self.founders))))
+        await asyncio.gather(*(ask(number) for number in self.view.active()))
 
     def _note_ledger(self) -> None:
         """Write and show the ledger's new entries."""

@@ -101,12 +101,15 @@ async def fetch_state(
     deadlines: Deadlines,
     timeout: float,
     at: int | None = None,
+    *,
+    tolerated: int = 0,
 ) -> Fetched:
     """The state at the beginning of the next step, or of step `at`, which has not begun yet.
 
     `me`: my public key; `members`: number -> key of all that count. What step it is follows from the state itself: a
-    donor may call it another. Errors: WrongState if no state has a majority within `timeout` seconds, or nobody gives
-    the one that has.
+    donor may call it another. More than half of the members must vouch for it, and more than `tolerated`, or all:
+    whoever does not know yet that members have left and others have come takes too few for all of them. Errors:
+    WrongState if no state has that many within `timeout` seconds, or nobody gives the one that has.
 
     Donors are asked in an order that is another one for each state and each asker, so that no member can be the first
     each time. A donor slower than `deadlines.uplink` is given up; and where one takes long the next is asked
@@ -126,14 +129,23 @@ async def fetch_state(
         except Exception as error:
             problems[number] = wire.shown(str(error) or type(error).__name__, 300)
 
-    asking = {asyncio.ensure_future(ask(number, key)) for number, key in members.items() if key != me}
+    def donors_of(agreed: bytes) -> dict[int, int]:
+        return {
+            number: step
+            for number, (step, vouch) in sorted(vouches.items())
+            if vouch.digest == agreed and vouch.authentic(members[number], doors.run_id, me)
+        }
+
+    others = {number: key for number, key in members.items() if key != me}
+    asking = {asyncio.ensure_future(ask(number, key)) for number, key in others.items()}
     deadline = asyncio.get_running_loop().time() + timeout
-    agreed: bytes | None = None
     try:
-        while agreed is None:
+        while True:
             try:
                 agreed = agreed_digest(doors.run_id, me, members, [vouch for _, vouch in vouches.values()])
-                break
+                if (count := len(donors_of(agreed))) > min(tolerated, len(others) - 1):
+                    break
+                raise WrongState(f"only {count} members vouch for the state, and {tolerated} may be Byzantine")
             except WrongState as error:
                 left = deadline - asyncio.get_running_loop().time()
                 if not asking or left <= 0:
@@ -144,11 +156,7 @@ async def fetch_state(
             await asyncio.wait(asking, timeout=MORE)
     finally:
         await cancel(*asking)
-    donors = {
-        number: step
-        for number, (step, vouch) in sorted(vouches.items())
-        if vouch.digest == agreed and vouch.authentic(members[number], doors.run_id, me)
-    }
+    donors = donors_of(agreed)
     order = sorted(donors, key=lambda donor: digest("donor", agreed, me, members[donor]))
     loading: dict[asyncio.Task[Download], int] = {}
     pause = NEXT_DONOR

@@ -20,7 +20,6 @@ from btard.harness.run_folder import RunFolder
 from btard.protocol.download import Download, WrongState
 from btard.protocol.hashing import tensor_digest
 from btard.protocol.identity import Roster
-from btard.protocol.join import GRADUATED
 from btard.protocol.ledger import Entry, Ledger
 from btard.swarm.checkpoint import load_start, read_start, save_start
 from btard.swarm.config import SwarmConfig
@@ -28,6 +27,7 @@ from btard.swarm.doors import Doors
 from btard.swarm.fetch import Fetched, ask_status, fetch_state
 from btard.swarm.lines import Say
 from btard.swarm.member import PREVIOUS
+from btard.swarm.roll import keys_of, members_of
 from btard.swarm.startup import Beginning
 from btard.swarm.task import Evaluated
 from btard.swarm.view import SwarmView
@@ -77,6 +77,8 @@ class Keeper:
         """Step of the checkpoint that was measured last, and the result."""
         self._fetching: Future[Fetched] | None = None
         """The state that is being downloaded."""
+        self._due = 0
+        """The first step of which it may be: checkpoints come no more often than `checkpoint_every`."""
 
     def open(self, doors: Doors, founders: tuple[bytes, ...]) -> None:
         """From now on peers can be asked."""
@@ -114,7 +116,7 @@ class Keeper:
         return self._fetching is None and not self._enough()
 
     def keep(self) -> bool:
-        """Write a checkpoint whenever one is due, of the state that more than half of the peers vouch for.
+        """Write a checkpoint whenever one is due, of the state that more than half of the members vouch for.
 
         Returns whether it was the final one.
         """
@@ -129,6 +131,9 @@ class Keeper:
             self.say(f"no checkpoint at step {self.view.next}: {error}")
             return False
         step = self.first + found.step
+        if step < self._due:  # the members have not come as far as they said
+            self._ask_for_state(self.newest, step)
+            return False
         tensors = {name: x for name, x in found.download.tensors.items() if name != PREVIOUS}
         hashed = found.download.digest(self.config.run_id).hex()
         tensors |= self.folder.vouch(step, timings=True)
@@ -182,8 +187,10 @@ class Keeper:
             self.say(f"at step {step}: {said}")
         return self._evaluated[1]
 
-    def _ask_for_state(self, newest: int) -> None:
+    def _ask_for_state(self, newest: int, reached: int | None = None) -> None:
         """Ask for the state of the checkpoint that is due after that of step `newest`; in the end, for the final one.
+
+        `reached`: a step whose state the members have given; without it what most of them say of their steps counts.
 
         As early as can be, so that it is of exactly that step, whenever peers are looked at: what begins from it is
         then the same again and again. Peers that are banned meanwhile do not matter, as they are never the majority.
@@ -193,10 +200,22 @@ class Keeper:
         if newest >= self.config.steps or not self._enough():
             return
         template = dict(self.optimizer.state().items()) | {PREVIOUS: self.optimizer.params}
-        members = {peer: self._founders[peer] for peer in self.view.active()}
-        ahead, final = due - self.view.next, due == self.config.steps
+        keys = keys_of(self.view.ledger.entries, self._founders)
+        members = {peer: keys[peer] for peer in self.view.active()}
+        self._due = due
+        now = max(self.view.next, self.view.furthest + 1) if reached is None else reached
+        ahead, final = due - now, due == self.config.steps
         at = due - self.first if ahead > 0 or final else None  # if another was missed, the next one will do
-        asked = fetch_state(self._doors, self.me, members, template, self.config.deadlines, self.patience(ahead), at)
+        asked = fetch_state(
+            self._doors,
+            self.me,
+            members,
+            template,
+            self.config.deadlines,
+            self.patience(ahead),
+            at,
+            tolerated=self.view.byzantine,
+        )
         self._fetching = self._doors.node.submit(asked)
 
 
@@ -211,9 +230,7 @@ class Ending:
         params = download.tensors[PARAMETERS]
         self.config, self.d = config.protocol_config(), params.numel()
         self.roster = Roster(tuple(bytes.fromhex(key) for key in state.get("roster", ())) or founders)
-        joined = {entry.accused for entry in self.ledger.entries if entry.kind == GRADUATED}
-        removed = {peer for entry in self.ledger.entries for peer in entry.peers}
-        self.members = {*range(self.config.peers), *joined} - removed
+        self.members = {*members_of(self.ledger.entries, self.config.peers)}
         self.statement = Attestation(step, self.ledger.head, tensor_digest(params, PARAMETERS))
         self.signatures: dict[int, bytes] = {}
 

@@ -32,6 +32,7 @@ from btard.swarm.founding import trusted_keys
 from btard.swarm.life import Life, checkpoint_digest
 from btard.swarm.lines import Once, Say
 from btard.swarm.notes import Notes
+from btard.swarm.said import RECENT
 from btard.swarm.startup import begin, make_node, own_identity, write_model
 from btard.swarm.state import StateService
 from btard.swarm.task import TaskSource
@@ -39,8 +40,6 @@ from btard.task import HasLocalState
 
 PREVIOUS = "previous"
 """In a state: the parameters of the step before, which validators and judges need."""
-RECENT = 24
-"""Number of steps whose metrics a status has."""
 STATUS_LEDGER = 40_000
 """Largest size of the ledger's newest entries in a status, in bytes: one entry can have many votes."""
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-from msgspec import Meta, Struct, to_builtins
+from msgspec import to_builtins
 
-from btard.protocol import wire
 from btard.protocol.heal import HEALED
-from btard.protocol.ledger import Entry, Ledger
-from btard.protocol.wire import Malformed, Number, shown
+from btard.protocol.ledger import Entry, Ledger, still_byzantine
+from btard.protocol.wire import Malformed
 from btard.swarm.config import SwarmConfig
+from btard.swarm.roll import everybody, members_of
+from btard.swarm.said import Account, Row, Said, read_status
 
 FRESH = 15.0
 """Seconds for which a peer that has answered counts as present."""
@@ -34,27 +34,42 @@ class News:
     """The entries as lines of ledger.jsonl."""
 
 
-class SwarmView:
-    """The swarm as seen by an observer that asks all its first peers repeatedly.
+@dataclass
+class Late:
+    """How a peer was too late to tell of steps: nobody may hold the others up again and again."""
 
-    `first` is the step at which the protocol began. Times are `time.time()`.
+    times: int = 0
+    """How often it was given up."""
+    owes: int = 0
+    """Steps that it must tell of in time before anybody waits for it again: twice as many each time."""
+
+    def give_up(self) -> None:
+        self.times += 1
+        self.owes = 2 ** (self.times - 1)
+
+
+class SwarmView:
+    """The swarm as seen by an observer that asks all its members repeatedly.
+
+    `first` is the step at which the protocol began. Times are `time.time()`. What is held of a peer is its last status,
+    and its rows of steps that most members have reached.
     """
 
     def __init__(self, config: SwarmConfig, first: int) -> None:
         self.config, self.first, self.next = config, first, first
+        self._protocol = config.protocol_config()
         self.ledger = Ledger()
         self.attacks: dict[int, bool] = {}
         """Peer -> whether it says that it was started as an attacker."""
-        self._statuses: dict[int, dict[str, Any]] = {}
+        self._said: dict[int, Said] = {}
         self._seen: dict[int, float] = {}
-        self._rows: dict[int, dict[int, dict[str, Any]]] = {}
+        self._rows: dict[int, dict[int, Row]] = {}
         """Step -> peer -> what it said about that step."""
         self._shown = 0
         """Peers that had been removed by the last step whose loss is known."""
         self._slow: tuple[int, float] | None = None
         """The step that waits for slower peers, and since when."""
-        self._too_slow: set[int] = set()
-        """Peers that nobody waits for until they report a step in time."""
+        self._late: defaultdict[int, Late] = defaultdict(Late)
         self._waits: tuple[int, float] | None = None
         """The step that waits for the ledger, and since when."""
         self._missing: int | None = None
@@ -70,25 +85,35 @@ class SwarmView:
     def over(self) -> bool:
         return self.next >= self.config.steps
 
-    def hear(self, number: int, status: dict[str, Any], now: float) -> None:
-        """Record the answer of peer `number`."""
-        self._statuses[number], self._seen[number] = status, now
-        if isinstance(status.get("attacks"), bool):
-            self.attacks[number] = status["attacks"]
-        for row in _rows(status):
-            if self.next <= row["step"] < self.config.steps:
-                self._rows.setdefault(row["step"], {})[number] = row
+    def hear(self, number: int, status: Mapping[str, Any], now: float) -> None:
+        """Record the answer of peer `number`; of no interest is what those say that are not in the run."""
+        if number not in self.active():
+            return
+        said = self._said[number] = read_status(status)
+        self._seen[number] = now
+        if said.attacks is not None:
+            self.attacks[number] = said.attacks
 
     # Who is there.
 
     def active(self) -> list[int]:
-        """The first peers that the ledger has not removed."""
-        out = {peer for entry in self.ledger.entries for peer in entry.peers}
-        return [peer for peer in range(self.config.peers) if peer not in out]
+        """The members, by the ledger."""
+        return members_of(self.ledger.entries, self.config.peers)
 
-    def present(self, now: float) -> dict[int, dict[str, Any]]:
-        """The statuses of peers that have answered recently and that, according to most, are in the run."""
-        return {i: self._statuses[i] for i in self.active() if i in self._seen and now - self._seen[i] < FRESH}
+    @property
+    def byzantine(self) -> int:
+        """How many of them may be Byzantine."""
+        return still_byzantine(self._protocol, self.ledger.entries)
+
+    def present(self, now: float) -> dict[int, Said]:
+        """What the members say that have answered recently."""
+        return {i: self._said[i] for i in self.active() if i in self._seen and now - self._seen[i] < FRESH}
+
+    @property
+    def furthest(self) -> int:
+        """The newest step that more than half of the members tell of, -1 if there is none."""
+        newest = sorted((self._said[peer].newest if peer in self._said else -1 for peer in self.active()), reverse=True)
+        return newest[len(newest) // 2] if newest else -1
 
     def attacks_of(self, peer: int) -> bool | None:
         """Whether a peer attacks, as far as anybody says so: only for labels, no trust depends on it.
@@ -101,7 +126,7 @@ class SwarmView:
 
     def attackers(self) -> frozenset[int]:
         """The peers that attack according to `attacks_of`."""
-        return frozenset(peer for peer in range(self.config.peers) if self.attacks_of(peer))
+        return frozenset(peer for peer in self._everybody() if self.attacks_of(peer))
 
     def bans(self) -> list[dict[str, Any]]:
         """All removed peers, with step, kind and accusers, in the order of the ledger."""
@@ -115,15 +140,14 @@ class SwarmView:
         It does not if all peers have gone back to a checkpoint and were luckier then: it takes the place of mine.
         """
         told: Counter[tuple[int, tuple[str, ...]]] = Counter()
-        for number in self.active():
-            status = self._statuses.get(number, {})
-            lines, count = status.get("ledger"), status.get("entries")
-            if status.get("state") in ("gathering", "ready"):
+        present = self.present(now)
+        for said in present.values():
+            if said.state in ("gathering", "ready") or said.ledger is None or said.entries is None:
                 continue
-            if isinstance(lines, list) and isinstance(count, int) and count >= len(lines):
-                told[count, tuple(str(line) for line in lines)] += 1
+            if said.entries >= len(said.ledger):
+                told[said.entries, said.ledger] += 1
         for (count, lines), votes in told.items():
-            if not (2 * votes > len(self.present(now)) and votes > self.config.tolerated):
+            if not (2 * votes > len(present) and votes > self.byzantine):
                 continue
             try:
                 entries = [Entry.from_json(line) for line in lines]
@@ -151,48 +175,72 @@ class SwarmView:
         Each has its phases' `seconds`. The `last` time nothing is waited for.
         """
         found = []
-        told = [step for step in self._rows if step >= self.next and self._told(step, last)]
-        if told and self.next not in self._rows:
-            self.next = min(told)  # nobody tells any more of the steps between: they were not watched
-        while self._told(self.next, last):
-            said = self._rows[self.next]
+        self._take_rows()
+        while self._told(self.next, last) or self._skip(last):
+            out = {ban["peer"] for ban in self.bans() if ban["step"] <= self.next}
+            said = {peer: row for peer, row in self._rows[self.next].items() if peer not in out}
             if not last and (self._awaits_slower(said, now) or self._awaits_ledger(said, now)):
                 break
-            out = {ban["peer"] for ban in self.bans() if ban["step"] <= self.next}
-            found.append(self._row(self.next, {peer: row for peer, row in said.items() if peer not in out} or said))
-            del self._rows[self.next]
+            found.append(self._row(self.next, said))
+            for peer in said.keys() & self._late.keys():
+                self._late[peer].owes = max(0, self._late[peer].owes - 1)
             self.next += 1
         self._rows = {step: said for step, said in self._rows.items() if step >= self.next}
         return found
 
-    def _told(self, step: int, last: bool) -> bool:
-        """Whether all have reported the step, or most have and somebody is past it."""
-        said, active = self._rows.get(step, {}), set(self.active())
-        if not said or active <= said.keys():
-            return bool(said)
-        return 2 * len(said) > len(active) and (last or max(self._rows) > step)
+    def _take_rows(self) -> None:
+        """Take what peers tell of the steps that most members have reached: of others nobody remembers anything."""
+        end = min(self.furthest + 1, self.config.steps)
+        for peer, said in self._said.items():
+            for row in said.rows:
+                if self.next <= row["step"] < end:
+                    self._rows.setdefault(row["step"], {})[peer] = row
 
-    def _awaits_slower(self, said: Mapping[int, dict[str, Any]], now: float) -> bool:
-        """Whether a present peer has not reached the end of this step, and may soon report it."""
+    def _told(self, step: int, last: bool) -> bool:
+        """Whether all members have told of the step, or most have and somebody is past it."""
+        active = set(self.active())
+        said = self._rows.get(step, {}).keys() & active
+        if not said or active <= said:
+            return bool(said)
+        return 2 * len(said) > len(active) and (last or bool(self._past(step)))
+
+    def _past(self, step: int) -> set[int]:
+        """The members that tell of a later step."""
+        return {peer for peer in self.active() if peer in self._said and self._said[peer].newest > step}
+
+    def _skip(self, last: bool) -> bool:
+        """Go on at a later step that is told of if too many are past this one without having told of it.
+
+        They were not in it, or nobody watched: there will be no majority for it. Returns whether there is such a step.
+        """
+        later = [step for step in self._rows if step > self.next and self._told(step, last)]
+        silent = self._past(self.next) - self._rows.get(self.next, {}).keys()
+        if not later or 2 * len(silent) < len(self.active()):
+            return False
+        self.next = min(later)
+        return True
+
+    def _awaits_slower(self, said: Mapping[int, Row], now: float) -> bool:
+        """Whether a present member has not reached the end of this step, and may soon tell of it."""
         step = self.next - self.first
         slower = {
             peer
-            for peer, status in self.present(now).items()
-            if status.get("state") == "running" and type(status.get("step")) is int and status["step"] <= step
+            for peer, told in self.present(now).items()
+            if told.state == "running" and told.step is not None and told.step <= step and not self._late[peer].owes
         } - said.keys()
-        self._too_slow -= said.keys()
-        if slower <= self._too_slow:
+        if not slower:
             return False
         if self._slow is None or self._slow[0] != self.next:
             self._slow = self.next, now
         if now - self._slow[1] < PATIENCE:
             return True
-        self._too_slow |= slower
+        for peer in slower:
+            self._late[peer].give_up()
         return False
 
-    def _awaits_ledger(self, said: Mapping[int, dict[str, Any]], now: float) -> bool:
+    def _awaits_ledger(self, said: Mapping[int, Row], now: float) -> bool:
         """Whether most peers know of verdicts in this step or before that are not in this ledger yet."""
-        lengths = [row["entries"] for row in said.values() if type(row.get("entries")) is int]
+        lengths = [row["entries"] for row in said.values() if row["entries"] is not None]
         known = len(self.ledger.entries)
         if not lengths or known >= statistics.median_low(lengths) or known == self._missing:
             return False
@@ -203,10 +251,12 @@ class SwarmView:
         self._missing = known
         return False
 
-    def _row(self, step: int, said: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
-        losses = [row["loss"] for row in said.values() if row.get("loss") is not None]
-        seconds = _by_phase([row["seconds"] for row in said.values()])
-        sent = {phase: int(count) for phase, count in _by_phase([row["bytes"] for row in said.values()]).items()}
+    def _row(self, step: int, said: Mapping[int, Row]) -> dict[str, Any]:
+        losses = [row["loss"] for row in said.values() if row["loss"] is not None]
+        most = max(len(said), len(self.active())) // 2
+        seconds = _by_phase([row["seconds"] for row in said.values()], most)
+        bytes_sent = _by_phase([row["bytes"] for row in said.values()], most)
+        sent = {phase: int(count) for phase, count in bytes_sent.items()}
         total = sum(seconds.values())
         samples = statistics.median(row["samples"] for row in said.values())
         bans = [ban for ban in self.bans() if ban["step"] <= step]
@@ -242,18 +292,17 @@ class SwarmView:
         """What a table of the peers needs, by number."""
         bans = {ban["peer"]: f"{ban['kind']}, step {ban['step']}" for ban in self.bans()}
         table = []
-        for number in range(self.config.peers):
-            status = self._statuses.get(number, {})
-            recent = _rows(status)
+        for number in self._everybody():
+            said = self._said.get(number, Said())
             table.append(
                 {
                     "peer": number,
                     "peer_id": None,
-                    "instance": _word(status.get("instance")),
-                    "state": _word(status.get("state")),
-                    "step": status["step"] + self.first if _is_number(status.get("step")) else None,
-                    "phase": _word(status.get("phase")),
-                    "loss": recent[-1]["loss"] if recent else None,
+                    "instance": said.instance,
+                    "state": said.state,
+                    "step": None if said.step is None else said.step + self.first,
+                    "phase": said.phase,
+                    "loss": said.rows[-1]["loss"] if said.rows else None,
                     "last_seen": self._seen.get(number),
                     "active": number not in bans,
                     "banned": bans.get(number),
@@ -261,6 +310,9 @@ class SwarmView:
                 }
             )
         return table
+
+    def _everybody(self) -> list[int]:
+        return everybody(self.ledger.entries, self.config.peers)
 
 
 def bans_of(entries: Iterable[Entry], first: int) -> list[dict[str, Any]]:
@@ -281,24 +333,7 @@ def healings_of(entries: Iterable[Entry], first: int) -> list[dict[str, int]]:
     ]
 
 
-class _Account(Struct, frozen=True):
-    """What each peer did, as in `Account.fields`, according to one peer."""
-
-    roles: Annotated[str, Meta(max_length=4096)]
-    checks: tuple[tuple[Number, Number], ...]
-    accused: tuple[Number, ...]
-    skipped: tuple[Number, ...]
-
-
-def _account(row: Mapping[str, Any]) -> _Account | None:
-    """What each peer did in a step according to one peer; None if that makes no sense."""
-    try:
-        return wire.convert({name: row.get(name, []) for name in _Account.__struct_fields__}, _Account, "row")
-    except Malformed:
-        return None
-
-
-def _agreed(accounts: Sequence[_Account | None]) -> dict[str, Any]:
+def _agreed(accounts: Sequence[Account | None]) -> dict[str, Any]:
     """What more than half of the peers say in agreement, as JSON values; nothing if they do not agree."""
     told, votes = Counter(accounts).most_common(1)[0]
     if told is None or 2 * votes <= len(accounts):
@@ -306,40 +341,11 @@ def _agreed(accounts: Sequence[_Account | None]) -> dict[str, Any]:
     return {name: value for name, value in to_builtins(told).items() if value}
 
 
-def _by_phase(said: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The median of what peers say about each phase.
+def _by_phase(said: Sequence[Mapping[str, float]], most: int) -> dict[str, float]:
+    """The median of what peers say about each phase, of those that more than `most` peers name.
 
-    What only a minority tells has no name here, or a liar could invent any number of phases.
+    What only a minority of the members tells has no name here, or liars could invent any number of phases.
     """
     phases = Counter(phase for numbers in said for phase in numbers)
-    common = sorted(phase for phase, count in phases.items() if 2 * count > len(said))
+    common = sorted(phase for phase, count in phases.items() if count > most)
     return {phase: statistics.median(numbers.get(phase, 0.0) for numbers in said) for phase in common}
-
-
-def _rows(status: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The well-formed rows of a status; its sender may lie, but must not break anything."""
-    rows = status.get("recent")
-    found = []
-    for row in rows if isinstance(rows, list) else ():
-        if not isinstance(row, dict) or type(row.get("step")) is not int or not isinstance(row.get("seconds"), dict):
-            continue
-        sent = row.get("bytes")
-        sent = sent if isinstance(sent, dict) and all(map(_is_number, sent.values())) else {}
-        numbers = [row.get(name) for name in ("active", "samples", "lr", "sent")]
-        loss = row.get("loss")
-        if all(_is_number(n) for n in (*numbers, *row["seconds"].values())) and (
-            loss is None or isinstance(loss, float)
-        ):
-            told = {"loss": loss if _is_number(loss) else None, "bytes": sent, "account": _account(row)}
-            found.append({**row, **told})
-    return found
-
-
-def _word(value: Any) -> str | None:
-    """A peer's own word for something, made fit for a table; None if it has none."""
-    return shown(value, 64) if isinstance(value, str) else None
-
-
-def _is_number(value: Any) -> bool:
-    """Whether sums and means of such values are numbers, too: neither NaN nor infinite nor of hundreds of digits."""
-    return type(value) in (int, float) and abs(value) < 2**63 and math.isfinite(value)

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from btard.audit.__main__ import own_task
 from btard.audit.auditor import audit
 from btard.audit.report import AuditError, NotReproduced
+from btard.audit.tasks import own_task
 from btard.boundary import Parser, program
 from btard.files import write_file
 from btard.harness.run_folder import RunFolderError

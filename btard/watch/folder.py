@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from btard.audit.files import (
     CHECKPOINTS,
     CONFIG,
@@ -27,7 +25,9 @@ from btard.audit.files import (
 )
 from btard.audit.settings import read_settings
 from btard.audit.vouching import unfit
+from btard.harness.recorded import recorded_mapping
 from btard.harness.run_folder import RunFolderError, read_costs, read_metrics, read_summary
+from btard.harness.typed_yaml import ConfigError
 from btard.protocol import wire
 from btard.protocol.hashing import PROTOCOL_VERSION
 from btard.protocol.ledger import Entry, Ledger
@@ -96,7 +96,7 @@ def read_run(folder: Path) -> Run:
             f"{folder}: holds a run of protocol version {shown(version, 40)}, this is version {PROTOCOL_VERSION}; "
             "look at it with the release that made it"
         )
-    config = _config(folder / CONFIG) if (folder / CONFIG).is_file() else _agreed(folder)
+    config = _config(folder) if (folder / CONFIG).is_file() else _agreed(folder)
     peers = config.get("peers")
     if type(peers) is not int or not 0 < peers <= MAX_PEERS:
         raise RunFolderError(f"{folder / CONFIG}: peers must be between 1 and {MAX_PEERS}, got {shown(peers, 40)}")
@@ -163,14 +163,11 @@ def _agreed(folder: Path) -> Mapping[str, Any]:
     return {"run_id": config.run_id, "peers": config.peers, "protocol": asdict(config)}
 
 
-def _config(file: Path) -> Mapping[str, Any]:
+def _config(folder: Path) -> Mapping[str, Any]:
     try:
-        config = yaml.safe_load(_text(file, MAX_SMALL))
-    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
-        raise RunFolderError(f"{file}: not the settings of a run: {shown(error, 200)}") from None
-    if not isinstance(config, dict):
-        raise RunFolderError(f"{file}: expected the settings of a run, a map of keys")
-    return config
+        return recorded_mapping(folder)
+    except ConfigError as error:
+        raise RunFolderError(shown(error, 400)) from None
 
 
 def _lines(run: Run, name: str) -> list[dict[str, Any]]:

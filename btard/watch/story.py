@@ -34,7 +34,7 @@ def story_of(run: Run, audited: Mapping[int, str] | str | None = None) -> dict[s
     peers = peers_of(run, attackers)
     steps = [_step(run, line) for line in _chosen(run)]
     return {
-        "title": shown(run.setting("run_id") or run.folder.resolve().name, WORD),
+        "title": shown(_name(run), WORD),
         "kind": run.kind,
         "finished": run.summary is not None,
         "steps_done": run.metrics[-1]["step"] + 1 if run.metrics else 0,
@@ -58,6 +58,11 @@ def story_of(run: Run, audited: Mapping[int, str] | str | None = None) -> dict[s
         "roles": ROLES,
         "now": _now(run),
     }
+
+
+def _name(run: Run) -> str:
+    said = run.setting("run_id")
+    return said if isinstance(said, str) and said else run.folder.resolve().name
 
 
 def attackers_of(run: Run) -> tuple[frozenset[int] | None, str]:

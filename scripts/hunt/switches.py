@@ -192,6 +192,10 @@ KNOWN = {
             "if found]",
         ),
     ),
+    "two_bodies": _switch(
+        "float16: a second body for the same values, which nobody can pass on once it was announced",
+        ("half", "    if k == 0 and math.copysign(1.0, k) < 0:", "    if False:"),
+    ),
 }
 
 BLIND = {

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from albert.audit import task_of
 from albert.config import ModelConfig
 from albert.data.batches import batch
 from albert.data.corpus import Corpus
@@ -69,3 +71,15 @@ def test_a_worse_state_is_told_from_a_better_one(corpus: Corpus) -> None:
         worse += 0.5 * row[0]
     gaps = task.public_losses(worse, SEED) - task.public_losses(params, SEED)
     assert gaps.mean() > 3 * gaps.std() / math.sqrt(MEASURED)
+
+
+def test_the_task_of_a_strangers_folder_imports_no_attack(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hostile_attack.py").write_text("raise SystemExit('it was imported')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    small = "{layers: 1, hidden: 16, heads: 2, intermediate: 16, embedding: 8}"
+    settings = f"peers: 3\nbyzantine: 1\ndevice: cpu\nmodel: {small}\ndata: {{path: '{data}'}}\n"
+    (tmp_path / "config.yaml").write_text(f"{settings}attack: {{name: 'hostile_attack:X', start: 0}}\n")
+    assert task_of(tmp_path).d == make(Corpus(str(data)))[0].d
+    assert "hostile_attack" not in sys.modules

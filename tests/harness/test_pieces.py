@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from btard.audit.vouching import FILES, digests
-from btard.harness.run_folder import RunFolder, RunFolderError
+from btard.harness.pieces import check_finished
+from btard.harness.run_folder import RunFolder, RunFolderError, read_summary
+from btard.harness.settings import exit_with
 from resnet.config import Config
 from resnet.table import read_run
 
@@ -168,3 +170,23 @@ def test_a_finished_run_with_files_that_its_summary_was_not_made_of_is_refused(
     with pytest.warns(UserWarning, match="put back"):
         folder.start(10)
     assert contents(path) == contents(whole)
+
+
+def test_a_strangers_summary_is_refused_in_a_line_that_a_terminal_shows(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It names the files of which it was made, by any words."""
+    for name in ("", "\0", "x\x1b[2J\n\u202eok", "../x"):
+        (tmp_path / "summary.json").write_text(json.dumps({FILES: {name: "00"}}))
+        with pytest.raises(RunFolderError) as refused:
+            check_finished(tmp_path, read_summary(tmp_path) or {}, None)
+        with pytest.raises(SystemExit):
+            exit_with(refused.value)
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and said[:-1].isprintable() and said.endswith("\n")
+    (tmp_path / "summary.json").write_text("[" * 100_000)
+    with pytest.raises(RunFolderError, match="damaged"):
+        read_summary(tmp_path)
+    monkeypatch.setattr("btard.harness.run_folder.MAX_SUMMARY", 10)
+    with pytest.raises(RunFolderError, match="no file of at most 10 bytes"):
+        read_summary(whole)

@@ -18,6 +18,9 @@ import torch  # noqa: F401  # once, for all processes
 from scripts.hunt import coverage
 from scripts.hunt.switches import BLIND, SWITCHES
 
+BY_HAND = (*BLIND, "two_bodies")
+"""The switches with an attack in `by_hand`, which imports the protocol."""
+
 
 def broken(play: Callable[[], str], switch: str | None) -> str:
     """What breaks in `play`, which imports the protocol, without the fix of `switch`; "" if nothing does."""
@@ -62,7 +65,7 @@ def main() -> None:
         lines = map(json.loads, Path(sys.argv[1]).read_text().splitlines())
         plays = [(line["switch"], partial(stored, json.dumps(line["case"]))) for line in lines]
     else:
-        plays = [(name, partial(by_hand, name)) for name in BLIND]
+        plays = [(name, partial(by_hand, name)) for name in BY_HAND]
     for switch, play in plays:
         print(json.dumps([switch, broken(play, None), broken(play, switch)]), flush=True)
 

@@ -18,7 +18,8 @@ from scripts.hunt.coverage import edited
 from scripts.hunt.environments import problem
 from scripts.hunt.play import Played
 from scripts.hunt.search import Hunt, Result, rounds
-from scripts.hunt.switches import BLIND, SWITCHES
+from scripts.hunt.switches import SWITCHES
+from tests.hunt.switched import BY_HAND
 
 ROOT = Path(__file__).parents[2]
 CASE = Case(1, 2, Environment(peers=3, d=6), Program((Gene("Report", "omit"),)))
@@ -126,5 +127,5 @@ def test_without_its_fix_something_breaks(stored: Path | None) -> None:
         assert not with_fix, f"{switch}: {with_fix} breaks with all fixes in place"
         assert without, f"{switch}: nothing breaks without the fix"
         assert without != "the process failed", switch
-    expected = len(stored.read_text().splitlines()) if stored else len(BLIND)
+    expected = len(stored.read_text().splitlines()) if stored else len(BY_HAND)
     assert done.stdout.count("\n") == expected >= 12

@@ -62,6 +62,20 @@ def test_a_body_of_hostile_bytes_is_refused_or_is_the_one_form_of_what_it_says(k
         assert torch.isfinite(values).all() and bits(to_half(values)) == bits(body)
 
 
+@pytest.mark.parametrize(
+    "entries", [[0], [0x8000], [0x7400], [1], [0x83FF], [0x77FF, 1], [0xF800], [0x7C00], [0, 0x7E00]], ids=str
+)
+def test_no_exponent_makes_a_second_form(entries: list[int]) -> None:
+    """All whole numbers in front of these entries, and some others: integers drawn at random have no -0.0."""
+    bodies = torch.from_numpy(np.array([[k, *entries] for k in range(2**16)], dtype=np.uint16).view(np.float16))
+    exponents = bodies[:, 0].float()
+    near = (exponents.frac() == 0) & (exponents.abs() < 2**8)
+    assert not any(map(is_sound, bodies[~near][:: 2**7]))
+    sound = [body for body in bodies[near] if is_sound(body)]
+    assert all(bits(to_half(from_half(body))) == bits(body) for body in sound)
+    assert len({tuple(from_half(body).view(torch.int32).tolist()) for body in sound}) == len(sound)
+
+
 @pytest.mark.parametrize("x", [[0.0, -0.0], [1e-40, 0.0], [2.0**-125], [3e38, 1.0], [-1.0, 1 - 2.0**-13]])
 def test_zeros_denormals_and_large_values_have_a_form(x: list[float]) -> None:
     body = to_half(torch.tensor(x))

@@ -38,7 +38,7 @@ def test_who_is_not_admitted_asks_again(monkeypatch: pytest.MonkeyPatch) -> None
             for member in cohort.peers.values():
                 member.receive(request)
 
-    async def fetch_state(*_: Any) -> Fetched:
+    async def fetch_state(*_: Any, **__: Any) -> Fetched:
         assert first.t < 6, "it would wait for ever"
         cohort.step(torch.ones(D))
         tensors = {"parameters": torch.ones(D), PREVIOUS: torch.ones(D)}

@@ -181,6 +181,8 @@ class FakeDoors:
     async def visit(self, key: bytes, door: str, *arguments: Any) -> AsyncIterator[tuple[Any, None]]:
         number = next(i for i, member in enumerate(MEMBERS) if member.public_key == key)
         stream: Any = Stream()
+        if self.gives.get(number) == "nothing":
+            raise ConnectionError("gone")
         if door == "vouch":
             vouch = Vouch.create(MEMBERS[number], self.run_id, number, ASKER, self.state.digest(self.run_id))
             await frames.send(stream, ("vouch", 2, vouch.digest, vouch.signature))
@@ -196,11 +198,12 @@ class FakeDoors:
                 await frames.send(stream, ("tensor",), [body[:-1] if gives == "stalls" else body])
         yield stream.reader, None
 
-    async def fetch(self) -> Fetched:
-        members = {i: member.public_key for i, member in enumerate(MEMBERS)}
+    async def fetch(self, tolerated: int = 0, count: int = 5) -> Fetched:
+        members = {i: member.public_key for i, member in enumerate(MEMBERS[:count])}
         template = {"parameters": torch.empty(10)}
         doors: Any = self
-        return await asyncio.wait_for(fetch_state(doors, ASKER, members, template, Deadlines(), 300.0), 20)
+        fetching = fetch_state(doors, ASKER, members, template, Deadlines(), 300.0, tolerated=tolerated)
+        return await asyncio.wait_for(fetching, 20)
 
 
 @pytest.mark.parametrize("stalling", [{0, 1}, {1, 2}, {2, 3}, {3, 4}, {4, 0}])
@@ -216,6 +219,15 @@ def test_a_donor_is_given_up_that_is_slower_than_the_slowest_line(monkeypatch: p
     doors = FakeDoors(0, {0: "stalls", **dict.fromkeys(range(1, 5), "refuses")})
     with pytest.raises(WrongState, match=r"peer 0: only .* bytes in .* s, more slowly than deadlines.uplink"):
         asyncio.run(doors.fetch())
+
+
+def test_no_state_is_vouched_for_by_those_alone_who_may_be_liars() -> None:
+    """Whoever knows only four members of more takes three for most, though three may be Byzantine."""
+    doors = FakeDoors(0, {3: "nothing"})
+    with pytest.raises(WrongState, match="only 3 members vouch for the state, and 3 may be Byzantine"):
+        asyncio.run(doors.fetch(tolerated=3, count=4))
+    assert asyncio.run(doors.fetch(tolerated=3, count=5)).vouched_by == (0, 1, 2, 4)
+    assert asyncio.run(FakeDoors(0, {}).fetch(tolerated=7, count=4)).vouched_by == (0, 1, 2, 3), "all are enough"
 
 
 def test_no_member_is_the_first_donor_of_every_state() -> None:

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from albert.config import Config
+from btard.protocol.join import ADMITTED, GRADUATED
 from btard.protocol.ledger import Entry
 from btard.protocol.messages import NOBODY
 from btard.swarm import tags
 from btard.swarm.arrival import _is_status
 from btard.swarm.config import AttackConfig
+from btard.swarm.roll import keys_of
 from btard.swarm.view import PATIENCE, SwarmView, healings_of
 from tests.albert.trainers import tiny
 
@@ -246,6 +248,105 @@ def test_what_a_peer_says_of_itself_is_fit_for_a_table() -> None:
     peer = view.peers()[0]
     assert (peer["state"], peer["phase"], peer["step"], peer["loss"]) == (r"\x1b[2J\n", None, None, None)
     assert len(peer["instance"]) == 64
+
+
+# Sixteen peers of which seven lie together, and three of these have been removed.
+
+BANNED = tuple(ban(5, peer) for peer in (13, 14, 15))
+HONEST, LIARS = range(9), range(9, 16)
+
+
+def sixteen(**changes: Any) -> SwarmView:
+    return SwarmView(config(**{"peers": 16, "byzantine": 7, "steps": 1000, **changes}), 0)
+
+
+def honestly(step: int) -> dict[str, Any]:
+    """What an honest peer says that is done with `step`: the steps that fit into a status."""
+    entries = [3 if s >= 5 else 0 for s in range(step + 1)]
+    rows = [row(s, entries=entries[s]) for s in range(max(0, step - 23), step + 1)]
+    return status(*rows, ledger=BANNED if step >= 5 else (), step=step + 1)
+
+
+def lying(*steps: int, **changes: Any) -> dict[str, Any]:
+    return status(*(row(s, -666.0, **changes) for s in steps), step=10**6)
+
+
+def test_the_removed_do_not_count_among_most() -> None:
+    view = sixteen()
+    found = []
+    for step in range(12):
+        said = {peer: honestly(step) for peer in HONEST}
+        found += hear(view, said | {peer: lying(*range(970, 1000)) for peer in LIARS}, step * PATIENCE)
+    assert view.active() == [peer for peer in range(16) if peer not in (13, 14, 15)]
+    assert [r["step"] for r in found] == list(range(12)) and {r["loss"] for r in found} == {1.0}
+    assert not view.over
+
+
+def test_nothing_is_remembered_that_no_majority_has_reached() -> None:
+    view = sixteen()
+    for steps in zip(*[iter(range(10, 1000))] * 20, strict=False):
+        hear(view, {15: lying(*steps, junk=["x"] * 1000) | {"junk": ["x"] * 1000}})
+    assert not view._rows and len(view._said[15].rows) == 20
+    assert all(r.keys() == view._said[15].rows[0].keys() for r in view._said[15].rows)
+    assert "junk" not in view._said[15].rows[0] and not hasattr(view._said[15], "junk")
+
+
+def test_who_is_late_again_and_again_costs_a_wait_that_grows_rare() -> None:
+    view, now, waited, found = SwarmView(config(steps=200), 0), 0.0, [], []
+    for step in range(199):  # every second step it does not tell of
+        ahead = {peer: status(row(step), row(step + 1), step=step + 2) for peer in range(3)}
+        liar = status(*([row(step)] if step % 2 else []), step=step)
+        while not (rows := hear(view, {**ahead, 3: liar}, now)):
+            waited.append(now)
+            now += PATIENCE
+        found += [r["step"] for r in rows]
+    assert found == list(range(199)) and len(waited) <= 8, "log2 of the steps"
+
+
+def test_liars_do_not_hold_an_observer_at_a_step_that_nobody_else_saw() -> None:
+    view = sixteen()
+    view.go_on([{"step": 99, "removed": 0}], [])
+    said = {peer: status(*(row(s) for s in range(176, 200)), step=200) for peer in HONEST}
+    rows = hear(view, said | {peer: lying(100) for peer in LIARS})
+    assert rows[0]["step"] == 176 and {r["loss"] for r in rows} == {1.0}
+
+
+def test_what_was_said_long_ago_is_no_vote() -> None:
+    view = SwarmView(config(peers=9, byzantine=3), 0)
+    before, after = (
+        [Entry(step, "heal", "public", NOBODY, (), (), step, losses={}).to_json() for step in range(count)]
+        for count in (1, 2)
+    )
+    hear(view, {peer: status(ledger=tuple(before)) for peer in range(6)})  # peers 0 and 1 stop here
+    fresh = {peer: status(ledger=tuple(after)) for peer in range(2, 6)}
+    for now in (100.0, 101.0):
+        hear(view, fresh | {peer: status(ledger=tuple(before)) for peer in range(6, 9)}, now)
+        assert len(view.ledger.entries) == 2
+
+
+@pytest.mark.parametrize("name", ["\ud800", "invented", "time/" * 9, "Ä"])
+def test_liars_that_are_most_of_those_who_have_told_name_no_phases(name: str) -> None:
+    view = sixteen()
+    said = {peer: status(row(0), row(1), step=2) for peer in range(2)}
+    lies = {peer: lying(0, 1, seconds={name: 1.0, "commit": 0.5}) for peer in LIARS}
+    rows = hear(view, said | lies)
+    assert rows and all(r["seconds"].keys() == {"commit"} for r in rows)
+
+
+def test_the_members_are_those_that_the_ledger_says() -> None:
+    view = SwarmView(config(peers=7, byzantine=3, protocol=replace(config().protocol, probation=5, validators=0)), 0)
+    keys = {peer: bytes([peer]) * 32 for peer in range(13)}
+    gone = [Entry(9, "gone", "public", peer, (), (peer,), 9) for peer in range(3)]
+    came = [Entry(9, ADMITTED, "public", peer, (), (), 9, evidence=keys[peer].hex()) for peer in range(7, 13)]
+    stayed = [Entry(30, GRADUATED, "public", peer, (), (), 30) for peer in range(7, 12)]
+    for entry in (*gone, *came, *stayed):
+        view.ledger.append(entry)
+    assert view.active() == list(range(3, 12)) and view.byzantine == 3  # peer 12 is on probation
+    assert keys_of(view.ledger.entries, [keys[peer] for peer in range(7)]) == keys
+    ledger = tuple(entry.to_json() for entry in view.ledger.entries)
+    hear(view, {peer: status(row(0), row(1), attacks=peer == 8, ledger=ledger) for peer in range(3, 13)})
+    assert view.next == 2 and view.present(0.0).keys() == set(range(3, 12)) and view.attackers() == {8}
+    assert [peer["peer"] for peer in view.peers()] == list(range(12))
 
 
 def test_a_loss_that_is_no_number_does_not_move_the_median() -> None:

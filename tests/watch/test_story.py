@@ -188,9 +188,10 @@ def test_damaged_lines_end_what_is_shown_and_are_named(tmp_path: Path) -> None:
         ("older", "holds a run of protocol version 1, this is version"),
         ("none", "holds a run of protocol version none, this is version"),
         ("peers", "peers must be between 1 and 4096, got 5000"),
-        ("yaml", "not the settings of a run"),
-        ("deep", "not the settings of a run"),
-        ("list", "expected the settings of a run, a map of keys"),
+        ("yaml", "not valid YAML in line 1"),
+        ("deep", "nested too deeply"),
+        ("list", "expected a mapping of keys to values"),
+        ("bomb", "an alias, which no run writes"),
         ("summary", "summary.json: damaged"),
         ("out", "cannot be written"),
     ],
@@ -217,6 +218,7 @@ def test_a_mistake_is_one_line(broken: str, line: str, tmp_path: Path, capsys: p
         out = ["--out", str(folder / "config.yaml" / "page.html")]
     else:
         texts = {"peers": "peers: 5000", "yaml": "a: [", "deep": "[" * 2_000, "list": "- 1"}
+        texts["bomb"] = f"a: &a [{', '.join(['x'] * 50)}]\nrun_id: [{', '.join(['*a'] * 50)}]\npeers: 3\n"
         (folder / "config.yaml").write_text(texts[broken])
     with pytest.raises(SystemExit) as stopped:
         main([str(folder), *out])

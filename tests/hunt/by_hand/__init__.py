@@ -1,6 +1,7 @@
-"""An attack made by hand for each switch of `BLIND`: `PLAYS[name]()` says which promise it breaks, "" if none.
+"""An attack made by hand for each switch of `BLIND`, and for those of `KNOWN` that no written case of the hunt breaks.
 
-The switches were made by somebody who did not know what the hunt can try, and so were these. With all fixes in place
+`PLAYS[name]()` says which promise it breaks, "" if none. The switches of `BLIND` were made by somebody who did not know
+what the hunt can try, and so were their attacks. With all fixes in place
 every attack comes to nothing; without the fix of its switch it gets what the switch says.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.hunt.by_hand import broadcasts, newcomers, numbers, trials
+from tests.hunt.by_hand import broadcasts, halves, newcomers, numbers, trials
 
 PLAYS: dict[str, Callable[[], str]] = {
     play.__name__: play
@@ -32,5 +33,6 @@ PLAYS: dict[str, Callable[[], str]] = {
         newcomers.told_by_one,
         newcomers.one_checker,
         newcomers.state_of_one,
+        halves.two_bodies,
     )
 }

@@ -51,21 +51,24 @@ class Away(Behaviour):
 
 
 def cohort(behaviours: Mapping[int, Behaviour], **settings: Any) -> LocalDriver:
-    tasks = settings.pop("tasks", None)
+    tasks, task = settings.pop("tasks", None), settings.pop("task", QuadraticTask(D))
     byzantine = sum(behaviour.byzantine for behaviour in behaviours.values())
     config = ProtocolConfig(**{"peers": 5, "byzantine": byzantine, "run_id": "by hand", **settings})
-    return LocalDriver(config, QuadraticTask(D), behaviours=behaviours, tasks=tasks)
+    return LocalDriver(config, task, behaviours=behaviours, tasks=tasks)
 
 
-def damage(driver: LocalDriver, steps: int) -> str:
-    """What breaks in so many steps; "" if nothing does. Who is cut off takes the others' state, which is no break."""
+def damage(driver: LocalDriver, steps: int, *, cut_off: str = "") -> str:
+    """What breaks in so many steps; "" if nothing does. Who is cut off takes the others' state, which is no break.
+
+    `cut_off`: what it is called where everybody is there, and nobody may be cut off.
+    """
     honest = {peer.id for peer in driver.honest}
     params = torch.ones(D)
     for _ in range(steps):
         try:
             result = driver.step(params)
         except CutOff:
-            return ""
+            return cut_off
         except RuntimeError as error:
             return str(error)
         except Exception as error:
