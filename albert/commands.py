@@ -13,6 +13,7 @@ TASK = "albert.task:make"
 def run(command: str, words: Sequence[str] | None, program: str) -> int:
     """Return the exit code of `python -m btard.swarm COMMAND --task albert.task:make`, called by the name `program`."""
     need("experiments", "hivemind", "pytorch_optimizer", "transformers", "yaml")
+    from albert.config import Config
     from btard.swarm import commands
 
-    return commands.run(command, words, TASK, program, "configs/albert/tiny_sign_flip.yaml")
+    return commands.run(command, words, TASK, program, "configs/albert/tiny_sign_flip.yaml", Config)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from btard.boundary import Parser, output_folder, program
 from btard.extras import need
-from btard.task import PARAMETERS
 
 USE = """from transformers import AlbertForMaskedLM, AutoTokenizer
 
@@ -59,6 +58,7 @@ def export(folder: Path, out: Path, data: str | None = None) -> int:
     from btard.export.final import ExportError, read_final
     from btard.export.folder import copy_proof, new_folder
     from btard.harness.recorded import read_recorded
+    from btard.task import PARAMETERS
     from btard.training.layout import read_layout
     from btard.training.vector import views
 

@@ -19,19 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from albert.data.errors import DataError
-from albert.data.folder import RECORD, TOKENIZER, check
-from albert.data.preparation import Options, prepare
-from albert.data.sources import SYNTHETIC
+from albert.data.options import DEFAULT, SYNTHETIC, Options
 from albert.data.text import LAYOUTS, SHOWN
-from albert.data.tokenizer import DEFAULT
 from btard.boundary import Parser, program
-from btard.harness.tables import show
 
 PROGRAM = "python -m albert.prepare"
 
 
 def print_summary(record: dict[str, Any], out: Path, remark: str) -> None:
     """Print what a prepared folder holds; `remark` says how it was created."""
+    from albert.data.folder import RECORD, TOKENIZER
+    from btard.harness.tables import show
+
     rows = []
     for split, counts in record["splits"].items():
         mean = counts["tokens"] / counts["examples"]
@@ -71,12 +70,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.check is not None:
             if arguments.source is not None or arguments.out is not None:
                 raise DataError("--check: expected it alone, got --source or --out beside it; leave these out")
+            from albert.data.folder import check
+
             print_summary(check(arguments.check), arguments.check, "intact: every file was read")
             return 0
         options = _options(arguments)
         if arguments.workers is not None:
             # The tokenizer's thread pool starts with its first use and reads it then.
             os.environ["RAYON_NUM_THREADS"] = str(arguments.workers)
+        from albert.data.preparation import prepare
+
         record, made = prepare(options, arguments.out)
     except OSError as error:
         if error.filename is None:

@@ -11,26 +11,27 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.markdown import Markdown
-
-from albert.experiments.plots import loss_figure, peers_figure, phases_figure, speed_figure
-from albert.experiments.results import Swarm, export, read_swarms
-from albert.experiments.tables import bans_table, results_table
 from btard.boundary import Parser, output_folder, program
-from btard.harness.figures import save
-from btard.harness.tables import console
 
-FIGURES = {"loss": loss_figure, "peers": peers_figure, "speed": speed_figure, "phases": phases_figure}
+if TYPE_CHECKING:
+    from albert.experiments.results import Swarm
 
 
-def write_report(swarms: Sequence[Swarm], out: Path) -> None:
-    """Write all figures and tables into the folder `out`."""
+def write_report(swarms: Sequence[Swarm], out: Path) -> list[str]:
+    """Write all figures and tables into the folder `out`; returns the names of the figures."""
+    from albert.experiments.plots import loss_figure, peers_figure, phases_figure, speed_figure
+    from albert.experiments.tables import bans_table, results_table
+    from btard.harness.figures import save
+
     out.mkdir(parents=True, exist_ok=True)
-    for name, draw in FIGURES.items():
+    figures = {"loss": loss_figure, "peers": peers_figure, "speed": speed_figure, "phases": phases_figure}
+    for name, draw in figures.items():
         save(draw(swarms), out / name, small=True)
     (out / "results.md").write_text(results_table(swarms), encoding="utf-8")
     (out / "bans.md").write_text(bans_table(swarms), encoding="utf-8")
+    return list(figures)
 
 
 @program("the same command begins again")
@@ -42,12 +43,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--export", action="store_true", help="also pack what the report is made of")
     arguments = parser.parse_args(argv)
     out = arguments.out or arguments.folder / "report"
+    from rich.markdown import Markdown
+
+    from albert.experiments.results import export, read_swarms
+    from albert.experiments.tables import results_table
+    from btard.harness.tables import console
+
     swarms = read_swarms(arguments.folder)
-    write_report(swarms, out)
+    figures = write_report(swarms, out)
     if arguments.export:
         export(swarms, out)
     console().print(Markdown(results_table(swarms)))
-    print(f"figures: {out}/{{{','.join(FIGURES)}}}.png and .svg   tables: {out}/results.md, bans.md")
+    print(f"figures: {out}/{{{','.join(figures)}}}.png and .svg   tables: {out}/results.md, bans.md")
     return 0
 
 

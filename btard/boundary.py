@@ -161,6 +161,9 @@ def program(again: str) -> Callable[[Callable[Words, int | None]], Callable[Word
                     return end(lost)
                 raise
             except Exception as error:
+                if _made_of_interrupt(error):
+                    _leave_output()
+                    return _interrupted(again)
                 code = end(error)
                 _leave_output()
                 if code == MISTAKE:
@@ -170,6 +173,15 @@ def program(again: str) -> Callable[[Callable[Words, int | None]], Callable[Word
         return guarded
 
     return wrap
+
+
+def _made_of_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C during an import came out of it as `error`, as packages with compiled parts let it."""
+    if not isinstance(error, (ImportError, SystemError)):
+        return False
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _interrupted(again: str) -> int:

@@ -9,7 +9,7 @@ from resnet.cohort import make_model, make_task
 from resnet.config import Config
 from resnet.data import load_dataset
 from resnet.task import ClassificationTask
-from resnet.train import knowing
+from resnet.training import knowing
 
 WITHOUT = ("aggregator", "attack", "byzantine", "peers", "protocol")
 """What a gradient does not depend on. Attack and rule may be anybody's class, and the folder anybody's."""

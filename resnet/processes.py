@@ -35,7 +35,7 @@ from btard.training.layout import write_layout
 from resnet.cohort import HISTORY, cohort_settings
 from resnet.config import Config, load_config
 from resnet.data import DataError, Dataset, load_dataset
-from resnet.train import Training, describe, knowing, print_summary, summarise
+from resnet.training import Training, describe, knowing, print_summary, summarise
 
 Checkpoint = tuple[int, dict[str, torch.Tensor], dict[str, Any], Pieces]
 

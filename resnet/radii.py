@@ -16,21 +16,17 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-
-import torch
+from typing import TYPE_CHECKING
 
 from btard.boundary import Parser, positive, program
 from btard.harness import tables
 from btard.harness.progress import track
-from btard.harness.settings import exit_with
-from btard.harness.typed_yaml import ConfigError
-from btard.protocol.effects import Compute
-from btard.protocol.hashing import batch_seed, digest
-from btard.protocol.record import Split
-from btard.training.vector import flatten
-from resnet.cohort import make_model, make_task
 from resnet.config import Config, parse_command_line
-from resnet.data import DataError, Dataset, load_dataset
+
+if TYPE_CHECKING:
+    import torch
+
+    from resnet.data import Dataset
 
 PROGRAM = "python -m resnet.radii"
 
@@ -56,6 +52,10 @@ class PartNorms:
 
 def part_norms(config: Config, data: Dataset) -> PartNorms:
     """Return the norms of the parts of honest gradients for the model and peers of `config`."""
+    import torch
+
+    from resnet.cohort import make_model
+
     norms = torch.cat([_of_seed(replace(config, seed=config.seed + i), data) for i in range(SEEDS)])
     low, high = norms.min().item(), norms.max().item()
     count = sum(parameter.numel() for parameter in make_model(config, data).parameters())
@@ -64,6 +64,14 @@ def part_norms(config: Config, data: Dataset) -> PartNorms:
 
 def _of_seed(config: Config, data: Dataset) -> torch.Tensor:
     """Norms [peers * parts] of the first step's parts."""
+    import torch
+
+    from btard.protocol.effects import Compute
+    from btard.protocol.hashing import batch_seed, digest
+    from btard.protocol.record import Split
+    from btard.training.vector import flatten
+    from resnet.cohort import make_model, make_task
+
     model = make_model(config, data)
     task = make_task(config, data, model)
     coin = digest("first coin", config.run_id)
@@ -87,16 +95,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", required=True, metavar="FILE.json")
     parser.add_argument("--widths", type=positive, nargs="+", default=[4, 8, 16, 32], metavar="W", help="beside 64")
     chosen, words = parser.parse_known_args(argv)
-    try:
-        config, out = parse_command_line([chosen.config, "--out", chosen.out, *words], PROGRAM)
-        data = load_dataset(config.data.name, config.data.path, label=config.data.label)
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
-        widths = sorted({*chosen.widths, STANDARD})
-        models = [replace(config, model=replace(config.model, width=width)) for width in widths]
-        found = [part_norms(model, data) for model in track(models, "widths", unit="widths")]
-    except (ConfigError, DataError) as error:
-        exit_with(error)
+    config, out = parse_command_line([chosen.config, "--out", chosen.out, *words], PROGRAM)
+    import torch
+
+    from resnet.data import load_dataset
+
+    data = load_dataset(config.data.name, config.data.path, label=config.data.label)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    widths = sorted({*chosen.widths, STANDARD})
+    models = [replace(config, model=replace(config.model, width=width)) for width in widths]
+    found = [part_norms(model, data) for model in track(models, "widths", unit="widths")]
     standard = next(norms for norms in found if norms.width == STANDARD)
     heading = ("width", ">parameters", ">median norm of a part", *(f">tau {tau:g}" for tau in PAPER))
     rows = [

@@ -21,20 +21,22 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from matplotlib.axes import Axes
 
 from btard.boundary import Mistake, Parser, output_folder, positive, program
-from btard.drivers.local import LocalDriver
 from btard.harness.figures import COLOURS, bare, new_figure, save
 from btard.harness.progress import track
 from btard.harness.tables import markdown
 from btard.protocol.law import chances_to_be_caught
-from btard.protocol.record import StepRecord
 from scripts.ban_times import LEVEL, START, toy_cohort
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from btard.drivers.local import LocalDriver
+    from btard.protocol.record import StepRecord
 
 BURST = 5
 STRATEGIES: dict[str, dict[str, Any]] = {
@@ -79,6 +81,8 @@ def attackers_of(driver: LocalDriver, record: StepRecord, members: frozenset[int
 
 def run_once(strategy: str, seed: int, *, peers: int, byzantine: int, validators: int, limit: int) -> Outcome:
     """A run until all attackers are banned or none will act any more, of at most `limit` steps from START on."""
+    import torch
+
     options = STRATEGIES[strategy]
     name = f"adaptive {strategy} {seed}"
     driver, members = toy_cohort(name, peers, byzantine, validators, "sign_flip", seed, **options)
@@ -223,6 +227,8 @@ def main() -> None:
     parser.add_argument("--validators", type=positive, default=1)
     parser.add_argument("--limit", type=positive, default=120, help="steps from the attack's start on")
     options = parser.parse_args()
+    import torch
+
     torch.set_num_threads(1)
     n, b, m, limit = options.peers, options.byzantine, options.validators, options.limit
     cases = []

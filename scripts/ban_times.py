@@ -19,22 +19,21 @@ import json
 import math
 import sys
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from btard.attacks import ATTACKS, make_attack
+from btard.attack_names import GRADIENT
 from btard.boundary import Parser, output_folder, positive, program
-from btard.drivers.local import LocalDriver
 from btard.harness.figures import BLACK, BLUE, GREEN, VERMILION, bare, new_figure, save
 from btard.harness.progress import track
 from btard.harness.tables import markdown
-from btard.protocol.behaviour import Behaviour
-from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.law import expected_last_ban, survival_law
-from btard.task import QuadraticTask
+
+if TYPE_CHECKING:
+    from btard.drivers.local import LocalDriver
+    from btard.protocol.behaviour import Behaviour
 
 START = 2
 LEVEL = 0.01
@@ -51,6 +50,11 @@ def toy_cohort(
     name: str, peers: int, byzantine: int, validators: int, attack: str, seed: int, **options: Any
 ) -> tuple[LocalDriver, frozenset[int]]:
     """A cohort on a task of 4 parameters per peer, attacked from step START on; and the attackers. `name`: its name."""
+    from btard.attacks.registry import make_attack
+    from btard.drivers.local import LocalDriver
+    from btard.protocol.collusion import Collusion
+    from btard.task import QuadraticTask
+
     members = frozenset(range(1, 1 + byzantine))
     collusion = Collusion(members, peers, seed)
     options = {**OPTIONS.get(attack, {}), **options}
@@ -61,6 +65,8 @@ def toy_cohort(
 
 def bans_of_run(peers: int, byzantine: int, validators: int, attack: str, seed: int) -> tuple[list[int], int]:
     """Steps from the attack's start to each ban of an attacker, ascending, and how many honest peers were banned."""
+    import torch
+
     name = f"ban times {attack} {validators} {seed}"
     driver, members = toy_cohort(name, peers, byzantine, validators, attack, seed)
     params, bans, honest = torch.ones(4 * peers), [], 0
@@ -81,9 +87,10 @@ def main() -> None:
     parser.add_argument("--peers", type=positive, default=16)
     parser.add_argument("--byzantine", type=int, default=7)
     parser.add_argument("--validators", type=int, nargs="+", default=[1, 2])
-    gradient = [name for name, attack in ATTACKS.items() if attack.level == "gradient"]
-    parser.add_argument("--attack", nargs="+", default=["sign_flip"], choices=gradient, metavar="NAME")
+    parser.add_argument("--attack", nargs="+", default=["sign_flip"], choices=GRADIENT, metavar="NAME")
     options = parser.parse_args()
+    import torch
+
     torch.set_num_threads(1)
     n, b, runs, attacks = options.peers, options.byzantine, options.runs, options.attack
     rows, shown = len(options.validators) * len(attacks), 0

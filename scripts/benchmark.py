@@ -23,20 +23,22 @@ import time
 import warnings
 from importlib import import_module
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from btard.boundary import Parser, output_folder, program
 from btard.harness.progress import Bar
-from scripts.benchmarks.measure import Settings, load, machine
 from scripts.benchmarks.page import Aim, Table, page, section
+
+if TYPE_CHECKING:
+    from scripts.benchmarks.measure import Settings
 
 SECTIONS = ("aggregation", "step", "simulator", "scale")
 
 
 def measure(name: str, settings: Settings, command: str) -> dict[str, Any]:
     """The content of `<name>.json`: what it was measured on, and a result per case."""
+    from scripts.benchmarks.measure import load, machine
+
     started, before = time.perf_counter(), load()
     found = import_module(f"scripts.benchmarks.{name}").cases(settings)
     results = {}
@@ -84,10 +86,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything runs")
     parser.add_argument("--report", action="store_true", help="measure nothing, draw the page from the JSON files")
     options = parser.parse_args(argv)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch sees no CUDA device here")
+    if options.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            parser.error("--device cuda: torch sees no CUDA device here")
     options.out.mkdir(parents=True, exist_ok=True)
     if not options.report:
+        from scripts.benchmarks.measure import Settings
+
         warnings.simplefilter("ignore")
         command = shlex.join(["python", "-m", "scripts.benchmark", *(sys.argv[1:] if argv is None else argv)])
         settings = Settings(options.device, options.quick)

@@ -20,6 +20,7 @@ import struct
 import threading
 import time
 from collections.abc import Collection
+from dataclasses import dataclass
 
 CLONE_NEWNET = 0x40000000
 IFF_TUN, IFF_NO_PI, IFF_UP = 0x1, 0x1000, 0x1
@@ -48,6 +49,19 @@ def enter(namespace: str) -> None:
         _check(ctypes.CDLL(None, use_errno=True).setns(descriptor, CLONE_NEWNET))
     finally:
         os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class Line:
+    """What the network between the peers is like: seconds one way, Mbit/s each way, chance that a packet is lost."""
+
+    delay: float = 0.0
+    rate: float = math.inf
+    loss: float = 0.0
+
+    @property
+    def simulated(self) -> bool:
+        return self != Line()
 
 
 class Wire:

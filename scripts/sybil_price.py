@@ -9,58 +9,12 @@ from __future__ import annotations
 import json
 import sys
 
-import torch
-
 from btard.boundary import Parser, output_folder, positive, program
-from btard.drivers.local import LocalDriver
 from btard.harness.progress import track
 from btard.harness.tables import markdown, show
-from btard.protocol.behaviour import Behaviour, View
-from btard.protocol.config import ProtocolConfig
-from btard.protocol.identity import Identity
-from btard.task import QuadraticTask
 
-D = 40
 SETTINGS = ((5, 3), (8, 5), (8, 10))
 """(honest members, T_join)"""
-
-
-class WaitAndAttack(Behaviour):
-    """Is honest on probation; as a member it flips signs whenever it works."""
-
-    byzantine = True
-
-    def __init__(self) -> None:
-        self.served = self.attacked = 0
-
-    def active(self, step: int) -> bool:
-        return True
-
-    def gradient(self, ctx: View, gradient: torch.Tensor) -> torch.Tensor:
-        if ctx.peer not in ctx.active:
-            self.served += 1
-            return gradient
-        self.attacked += 1
-        return -1000.0 * gradient
-
-
-def sybil_price(members: int, probation: int, lives: int, seed: int) -> tuple[int, int]:
-    """(honest gradients, attacking steps) of one Sybil among `members` honest peers over this many lives."""
-    config = ProtocolConfig(peers=members, byzantine=1, probation=probation, run_id=f"sybil {seed}")
-    driver = LocalDriver(config, QuadraticTask(D))
-    params = torch.ones(D)
-    honest = attacks = 0
-    for life in range(lives):
-        behaviour = WaitAndAttack()
-        newcomer = driver.join(Identity.from_seed("sybil", seed, life), behaviour)
-        removed: dict[int, str] = {}
-        while newcomer.peer not in removed:
-            result = driver.step(params)
-            params = params - 0.1 * result.gradient
-            removed = {peer: entry.kind for entry in result.removed for peer in entry.peers}
-        assert removed == {newcomer.peer: "wrong_gradient"}, f"seed {seed}, life {life}: {removed}"
-        honest, attacks = honest + behaviour.served, attacks + behaviour.attacked
-    return honest, attacks
 
 
 @program("the same command begins again")
@@ -70,6 +24,10 @@ def main() -> None:
     parser.add_argument("--lives", type=positive, default=10, help="of each Sybil")
     parser.add_argument("--seeds", type=positive, default=6)
     args = parser.parse_args()
+    import torch
+
+    from scripts.sybil import sybil_price
+
     torch.set_num_threads(1)
     rows, lines = [], []
     columns = (

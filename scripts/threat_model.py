@@ -1,6 +1,6 @@
 """`python -m scripts.threat_model --out docs/threat-model.md`: writes what each behaviour led to into the threat model.
 
-Runs every row of the acceptance matrix (`tests/protocol/matrix.py`) over its seeds and stops at the first one that does
+Runs every row of the acceptance matrix (`tests/protocol/rows/`) over its seeds and stops at the first one that does
 not come out as promised. Takes some minutes on 2 CPU cores; the same seeds give the same text.
 """
 
@@ -13,13 +13,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-
-import torch
+from typing import TYPE_CHECKING
 
 from btard.boundary import Parser, output_file, positive, program
 from btard.harness.progress import track
-from tests.protocol.matrix import SEEDS, Row, observe, summary
-from tests.protocol.rows import ROWS
+
+if TYPE_CHECKING:
+    from tests.protocol.matrix import Row
 
 OPENS, CLOSES = "<!-- what was observed, by this command -->", "<!-- end of what was observed -->"
 """This command writes the lines between these two. The rest of the page is written by hand."""
@@ -32,6 +32,10 @@ def promised(row: Row) -> str:
 
 def observed(row: Row, seeds: int) -> str:
     """The outcome over all seeds. Errors: AssertionError if it is not what was promised."""
+    import torch
+
+    from tests.protocol.matrix import observe, summary
+
     torch.set_num_threads(1)
     return summary(row, [observe(row, seed) for seed in range(seeds)])
 
@@ -62,15 +66,19 @@ def renewed(page: str, rows: Sequence[Row], results: Sequence[str], seeds: int) 
 def main() -> None:
     parser = Parser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=output_file, required=True, help="the page whose tables are renewed")
-    parser.add_argument("--seeds", type=positive, default=SEEDS, help="runs per row")
+    parser.add_argument("--seeds", type=positive, help="runs per row; by default as many as the tests have")
     parser.add_argument("--processes", type=positive, default=2)
     options = parser.parse_args()
     page = options.out.read_text()
     renewed(page, (), (), 0)  # before some minutes of work
+    from tests.protocol.matrix import SEEDS
+    from tests.protocol.rows import ROWS
+
+    seeds = options.seeds or SEEDS
     with ProcessPoolExecutor(options.processes) as pool:
-        pending = [pool.submit(observed, row, options.seeds) for row in ROWS]
+        pending = [pool.submit(observed, row, seeds) for row in ROWS]
         results = [future.result() for future in track(pending, "threat model", unit="rows")]
-    options.out.write_text(renewed(page, ROWS, results, options.seeds))
+    options.out.write_text(renewed(page, ROWS, results, seeds))
 
 
 if __name__ == "__main__":

@@ -12,13 +12,10 @@ import warnings
 from typing import Any
 
 import numpy as np
-import torch
 
 from btard.boundary import Parser, output_folder, positive, program
-from btard.drivers.local import LocalDriver
 from btard.harness.tables import show
 from btard.protocol.config import ProtocolConfig
-from btard.task import QuadraticTask
 
 RESNET18 = 11_173_962
 LIMIT = 1.02
@@ -26,6 +23,11 @@ LIMIT = 1.02
 
 def sent(peers: int, byzantine: int, validators: int, d: int, steps: int = 2) -> tuple[float, int, int]:
     """Mean and maximum over the peers of the bytes sent in the last of `steps` honest steps, and its workers."""
+    import torch
+
+    from btard.drivers.local import LocalDriver
+    from btard.task import QuadraticTask
+
     config = ProtocolConfig(peers=peers, byzantine=byzantine, validators=validators, run_id="traffic")
     driver = LocalDriver(config, QuadraticTask(d))
     params = torch.ones(d)
@@ -70,6 +72,8 @@ def main() -> None:
     parser.add_argument("--d", type=positive, default=RESNET18, help="parameters; by default those of ResNet-18")
     parser.add_argument("--peers", type=positive, default=16)
     args = parser.parse_args()
+    import torch
+
     warnings.simplefilter("ignore")
     torch.set_num_threads(2)
     rows = remainders([4, 8, 16, 32, 64], 1)

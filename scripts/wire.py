@@ -25,7 +25,7 @@ ATTACKS: dict[str, list[str]] = {
 def trained(folder: Path, words: list[str]) -> dict[str, Any]:
     """The outcome of the run in `folder`, which begins or continues."""
     from resnet.config import load_config
-    from resnet.train import train
+    from resnet.training import train
 
     config, out = load_config([CONFIG, "--out", str(folder), *words])
     summary = train(config, out)

@@ -164,6 +164,20 @@ def test_a_mistake_and_an_interruption_end_the_program(capsys: pytest.CaptureFix
     assert capsys.readouterr().err == "error: one line\n"
 
 
+def test_ctrl_c_that_a_package_makes_another_error_of_is_an_interruption(capsys: pytest.CaptureFixture[str]) -> None:
+    @program("give it again")
+    def main(made: list[type[Exception]]) -> int:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as stop:
+            raise made[0]("initialization of _C raised unreported exception") from stop
+
+    for error in (ImportError, SystemError):
+        assert main([error]) == INTERRUPTED
+        assert capsys.readouterr().err == "interrupted: give it again\n"
+    assert main([ZeroDivisionError]) == FAULT
+
+
 def test_bytes_that_are_no_utf_8_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     @program("again")
     def main(argv: list[str]) -> int:
@@ -269,7 +283,11 @@ def start(tmp_path: Path, words: list[str], sitecustomize: str = "", **environme
 
 @pytest.mark.parametrize(
     ("words", "module"),
-    [("resnet.train", "torch"), ("albert.swarm x --out y", "transformers"), ("scripts.soak", "numpy")],
+    [
+        (f"resnet.train {ROOT}/configs/resnet/digits.yaml --out y", "torch"),
+        ("albert.swarm x --out y", "transformers"),
+        ("scripts.soak", "numpy"),
+    ],
 )
 def test_ctrl_c_during_the_imports_is_one_line(tmp_path: Path, words: str, module: str) -> None:
     code, said = start(tmp_path, words.split(), INTERRUPTS.format(module=module))

@@ -52,7 +52,7 @@ RUN_BY = {
     "scripts.golden": "tests/scripts/test_golden.py",
     "scripts.hunt": "tests/hunt/test_search.py",
     "scripts.settings_docs": "tests/scripts/test_settings_docs.py",
-    "scripts.soak": "tests/protocol/test_seeds.py",
+    "scripts.soak": "tests/programs.py",
     "scripts.step_scheme": "tests/test_commands.py",
     "scripts.sybil_price": "tests/programs.py",
     "scripts.threat_model": "tests/protocol/test_acceptance.py",

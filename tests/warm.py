@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 Main = Callable[[list[str]], "int | None"]
 
-PRELOADED = ["btard.swarm.trainer", "btard.swarm.coordinator", "albert.task", "resnet.sweep"]
+PRELOADED = ["btard.swarm.trainer", "btard.swarm.coordinator", "albert.task", "resnet.experiments.sweep"]
 # What these import only when they begin to train.
 PRELOADED += ["sklearn.datasets", "sklearn.model_selection", "torch.utils.tensorboard", "torch._dynamo"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +21,11 @@ from albert.data.folder import (
     write_examples,
     write_record,
 )
+from albert.data.options import Options
 from albert.data.pairs import SPECIAL_TOKENS, Pair, segment_pairs
 from albert.data.sources import open_source
-from albert.data.text import Article, Layout, sentences
+from albert.data.text import Article, sentences
 from albert.data.tokenizer import (
-    DEFAULT,
     Encoder,
     load_tokenizer,
     special_ids,
@@ -40,29 +39,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ARTICLES_AT_A_TIME = 64
-LEAST_LENGTH = 8
 VERSIONS = ("numpy", "pyarrow", "tokenizers", "transformers", "datasets")
-
-
-@dataclass(frozen=True)
-class Options:
-    """What to prepare, and from which source."""
-
-    source: str
-    """`wikitext-103`, `wikitext-2`, `synthetic`, or a folder of text files"""
-    tokenizer: str | None = DEFAULT
-    """`albert-large-v2` or a folder; None: one is trained on the text"""
-    vocab_size: int = 30_000
-    """Size of a trained tokenizer, special tokens included"""
-    sequence_length: int = 512
-    seed: int = 0
-    """Seed of where segments end, and of generated text"""
-    documents: Layout | None = None
-    """What separates documents in a folder of text files; None: detected from the train files"""
-
-    def __post_init__(self) -> None:
-        if self.sequence_length < LEAST_LENGTH:
-            raise DataError(f"--sequence-length: expected at least {LEAST_LENGTH}, got {self.sequence_length}")
 
 
 def prepare(options: Options, out: Path, *, progress: bool = True) -> tuple[dict[str, Any], bool]:

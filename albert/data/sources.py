@@ -11,6 +11,7 @@ from typing import Any
 from blake3 import blake3
 
 from albert.data.errors import DataError
+from albert.data.options import SYNTHETIC
 from albert.data.synthetic import ARTICLES, synthetic_lines
 from albert.data.text import SHOWN, Article, Layout, articles, detect_layout
 from albert.data.tokenizer import one_line
@@ -19,7 +20,6 @@ from btard.harness.progress import track
 SPLITS = ("train", "validation")
 HUB_DATASET = "Salesforce/wikitext"
 HUB_CONFIGS = {"wikitext-103": "wikitext-103-raw-v1", "wikitext-2": "wikitext-2-raw-v1"}
-SYNTHETIC = "synthetic"
 SUFFIXES = (".txt", ".tokens", ".raw")
 WORDS = {"train": "train", "valid": "validation", "test": "test"}
 """The words in a file's name that say which split it holds; test text is not used."""

@@ -13,13 +13,13 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import Unigram
 
 from albert.data.errors import DataError
+from albert.data.options import DEFAULT
 from albert.data.text import Article
 from albert.data.unigram import MARK, least_pieces, train_pieces
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-DEFAULT = "albert-large-v2"
 HUB = {DEFAULT: "albert/albert-large-v2"}
 """The place of this tokenizer on the hub."""
 

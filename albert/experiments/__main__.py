@@ -18,7 +18,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from albert.config import Config
 from albert.experiments.grid import read_grid
-from albert.experiments.series import place_of, print_plan, run_series
 from btard.boundary import Parser, program
 from btard.harness.typed_yaml import COMMAND_LINE, read_words
 
@@ -46,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         grid = read_grid(arguments.grid, read_words(words, Config))
         if arguments.only:
             grid = grid.only(arguments.only, COMMAND_LINE)
+        from albert.experiments.series import place_of, print_plan, run_series
+
         place = place_of("local" if arguments.aws is None else "aws", arguments.aws, cloud)
         if arguments.stop:
             place.clean_up(grid, arguments.out)

@@ -7,17 +7,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 
-from btard.attacks.base import Attack
-from btard.attacks.moments import MOMENTS
-from btard.attacks.registry import describe
 from btard.boundary import Parser, program
-
-COMMON = frozenset(item.name for item in fields(Attack))
-"""Options that all attacks have, described once."""
 
 
 def markdown() -> str:
     """The contents of `docs/attacks.md`: every attack with its formula, source and options."""
+    from btard.attacks.base import Attack
+    from btard.attacks.moments import MOMENTS
+    from btard.attacks.registry import describe
+
+    common = {item.name for item in fields(Attack)}  # options that all attacks have, described once
     lines = [
         "# Attacks",
         "",
@@ -45,7 +44,7 @@ def markdown() -> str:
             lines += [
                 f"- `{o.name}` = {o.default}: {o.help}" + (f" ({', '.join(o.choices)})" if o.choices else "")
                 for o in attack.options
-                if o.name not in COMMON
+                if o.name not in common
             ]
     return "\n".join(lines) + "\n"
 

@@ -10,11 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from btard.audit.auditor import audit
-from btard.audit.report import AuditError, NotReproduced
-from btard.audit.tasks import load_task, not_recomputed, own_task
 from btard.boundary import Parser, program
-from btard.protocol.wire import shown
 
 LINE = 1000
 """Maximum length of a printed line: the folder may be a stranger's."""
@@ -30,6 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="makes the run's task, to compute gradients again; by default what the run names; '' for none",
     )
     options = parser.parse_args(argv)
+    from btard.audit.auditor import audit
+    from btard.audit.report import AuditError, NotReproduced
+    from btard.audit.tasks import load_task, not_recomputed, own_task
+    from btard.protocol.wire import shown
+
     try:
         if options.task is not None:
             report = audit(options.run_dir, load_task(options.task, options.run_dir) if options.task else None)

@@ -66,7 +66,8 @@ def export(folder: Path, out: Path) -> int:
         )
     text = card(final, agreed, title=title, use=use, front={"library_name": "pytorch"}, notes=notes)
     (out / "README.md").write_text(text, encoding="utf-8")
-    print(f"{out}: {len(tensors)} tensors of step {final.step}; signed by {signers(final.signed)}")
+    step = f"step {final.step}" + ("" if final.finished else " of a run that has not finished")
+    print(f"{out}: {len(tensors)} tensors of {step}; signed by {signers(final.signed)}")
     return 0
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from btard.audit.attestation import Attestation
-from btard.audit.files import ATTESTATION, CHECKPOINTS, CONFIG, FINAL, KEPT_FILE, LEDGER, PROTOCOL
+from btard.audit.files import ATTESTATION, CHECKPOINTS, CONFIG, FINAL, KEPT_FILE, LEDGER, PROTOCOL, RUN
 from btard.audit.ledger import AgreedState, Line, read_ledger
 from btard.audit.report import AuditError
 from btard.audit.settings import read_settings
@@ -28,13 +28,17 @@ from btard.protocol.wire import Malformed
 from btard.swarm.checkpoint import read_start
 from btard.task import PARAMETERS
 from btard.training.layout import KEPT, LOCAL
+from btard.training.resume import Checkpoints as OwnCheckpoints
+from btard.training.resume import under
 
 WHOLE = "copy the run folder again as a whole"
 """What to do about a folder whose files do not belong together."""
 TRAINING = "training/"
 """Prefix of the names of a trainer's own tensors in its checkpoints."""
-OWN = f"local/{LOCAL}/"
-"""And those of its own buffers; its number follows."""
+BESIDE = "local/"
+"""And of what belongs to the peer alone."""
+OWN = f"{BESIDE}{LOCAL}/"
+"""Of that, its own buffers; its number follows."""
 
 
 class ExportError(ValueError):
@@ -95,8 +99,8 @@ def read_final(folder: Path) -> Final:
         raise ExportError(f"{folder}/summary.json: is missing, and {FINAL} is not; {WHOLE}")
     config = _config(folder)
     step, tensors, peer, vouched_by = _newest(folder)
-    tensors |= {name.removeprefix(TRAINING): x for name, x in tensors.items() if name.startswith(TRAINING)}
-    own = {name.removeprefix(OWN): x for name, x in tensors.items() if name.startswith(OWN)}
+    tensors |= {**under(TRAINING, tensors), **under(BESIDE, tensors)}
+    own = under(OWN, tensors)
     peer = min((int(number) for name in own if (number := name.partition("/")[0]).isdecimal()), default=peer)
     moved = {name.partition("/")[2]: x for name, x in own.items() if name.startswith(f"{peer}/")}
     tensors = {**_kept(folder), **tensors, **{f"{KEPT}/{name}": x for name, x in moved.items()}}
@@ -107,6 +111,8 @@ def read_final(folder: Path) -> Final:
     if summary is not None and isinstance(summary.get("steps"), int):
         step = summary["steps"]
     lines = _ledger(folder)
+    if not finished:  # what came after the checkpoint has no part in it
+        lines = [line for line in lines if line.entry.step < step]
     signed = signed_by(folder, lines, digest, tensors[PARAMETERS].numel()) if finished else None
     return Final(folder, step, finished, tensors, digest, config, removed(lines), signed, peer, vouched_by)
 
@@ -157,7 +163,7 @@ def _config(folder: Path) -> Mapping[str, Any]:
             return recorded_mapping(folder)
         except ConfigError as error:
             raise ExportError(f"{error}; {WHOLE}") from None
-    if not (folder / FINAL).is_file():
+    if not (folder / RUN).is_file() and not (folder / FINAL).is_file():
         whole = f"{folder}/coordinator" if (folder / "coordinator").is_dir() else "the folder after --out"
         raise ExportError(f"{folder}: expected a run folder, found no config.yaml in it; name {whole}")
     if not (folder / PROTOCOL).is_file():
@@ -199,21 +205,28 @@ def _newest(folder: Path) -> tuple[int, dict[str, Tensor], int, tuple[int, ...]]
         if found is not None:
             return found[0], found[1], 0, found[2]
     ranks = sorted(int(path.name.removeprefix("rank-")) for path in place.glob("rank-*"))
-    kept = [(0, Checkpoints(place)), *((rank, rank_checkpoints(folder, rank)) for rank in ranks)]
     best: tuple[int, dict[str, Tensor], int] | None = None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a damaged checkpoint is passed over: what is exported is said
-        for peer, checkpoints in kept:
-            for step, tensors, _ in checkpoints.intact():
-                if best is None or step > best[0]:  # ranks have equal parameters at equal steps
-                    best = step, tensors, peer
-                break
+        for peer, rank in [(0, None), *((rank, rank) for rank in ranks)]:
+            saved = _newest_of_rank(folder, rank)
+            if saved is not None and (best is None or saved[0] > best[0]):  # ranks have equal parameters at equal steps
+                best = *saved, peer
     if best is None:
         raise ExportError(
             f"{folder}: expected a checkpoint in checkpoints/, found none that is intact; a run writes the first one "
             "after checkpoint_every steps and the last one at its end"
         )
     return *best, ()
+
+
+def _newest_of_rank(folder: Path, rank: int | None) -> tuple[int, dict[str, Tensor]] | None:
+    """Step and tensors of the newest intact checkpoint of this rank, or of a run in one process; None without one."""
+    if (folder / RUN).is_file():
+        saved = OwnCheckpoints(folder, rank).intact()
+        return (max(saved), saved[max(saved)].tensors) if saved else None
+    checkpoints = Checkpoints(folder / CHECKPOINTS) if rank is None else rank_checkpoints(folder, rank)
+    return next(((step, tensors) for step, tensors, _ in checkpoints.intact()), None)
 
 
 def _of_coordinator(file: Path) -> tuple[int, dict[str, Tensor], tuple[int, ...]] | None:

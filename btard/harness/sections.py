@@ -6,6 +6,7 @@ import warnings
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from btard.attack_names import GRADIENT, PROTOCOL
 from btard.checks import FieldError, require
 from btard.harness.typed_yaml import nearest
 from btard.named import own
@@ -74,22 +75,10 @@ class AttackSection:
         require(self.every >= 1, "every", ">= 1", self.every, "1 attacks at every step")
         later = self.stop is None or self.stop > self.start
         require(later, "stop", f"> attack.start = {self.start}", self.stop, "null is never", beside="start")
-        if self.name is None:
-            return
-        # Here, not above: only a run with an attack pays for importing torch.
-        from btard.attacks.registry import ATTACKS, attack_class, options_of
-
-        if not own(self.name):
-            rule = f"null, module:Class or one of {', '.join(ATTACKS)}"
-            require(self.name in ATTACKS, "name", rule, self.name, nearest(self.name, ATTACKS))
-        try:
-            attack = attack_class(self.name)
-        except ValueError as error:
-            raise FieldError("name", f"{self.name} {error}") from None
-        known = [info.name for info in options_of(attack)]
-        for option in self.chosen():
-            if option not in known:
-                raise FieldError(self._place(option), f"is no option of {self.name}, which has {', '.join(known)}")
+        known, name = (*GRADIENT, *PROTOCOL), self.name
+        fits = name is None or own(name) or name in known
+        rule = f"null, module:Class or one of {', '.join(known)}"
+        require(fits, "name", rule, name, nearest(str(name), known))
 
     def chosen(self) -> dict[str, AttackOption]:
         """Return the options of the attack, without start, every and stop."""
@@ -116,8 +105,18 @@ class AttackSection:
         require(byzantine > 0, "byzantine", rule, byzantine, "set it, or attack.name to null", beside="attack.name")
         rule, fix = f"< steps = {steps}", "start earlier, or the run sees no attack"
         require(self.start < steps, "attack.start", rule, self.start, fix, beside="steps")
+        # Last, and here: mistakes above do not wait for the import of torch.
+        from btard.attacks.registry import attack_class, options_of
         from btard.protocol.collusion import Collusion
 
+        try:
+            known = [info.name for info in options_of(attack_class(self.name))]
+        except ValueError as error:
+            raise FieldError("attack.name", f"{self.name} {error}") from None
+        for option in self.chosen():
+            if option not in known:
+                what = f"is no option of {self.name}, which has {', '.join(known)}"
+                raise FieldError(f"attack.{self._place(option)}", what)
         try:  # Attacks know best which values they allow, and some depend on the numbers of peers.
             self.make(Collusion(frozenset(range(1, 1 + byzantine)), peers)).check_validators(validators)
         except FieldError as error:

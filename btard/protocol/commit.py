@@ -11,6 +11,7 @@ from btard.protocol.behaviour import sent_by
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Compute, Effect, Idle, Purpose
 from btard.protocol.hashing import batch_seed
+from btard.protocol.heal import candidates
 from btard.protocol.messages import NOBODY, UNKNOWN, Commit, TimedCommit, is_finite
 from btard.protocol.record import Split, StepRecord
 from btard.protocol.seat import Seat
@@ -73,7 +74,8 @@ def commit(
     a gradient, that it is here. A worker has none if it was too slow, or if its own is not finite: to send NaN would be
     a violation, to have computed it is none. Its part is skipped in this step. Newcomers commit to as many parts and
     remain outside W_t.
-    Errors: NoQuorum if no more than half of A_t are here, NoGradient if nobody of them works.
+    Errors: NoQuorum if no more than half of A_t are here, NoGradient if nobody of them works, or for long nobody whose
+    work counts.
     """
     planned = tuple(p for p in record.active if p not in record.assignments)
     record.split = Split(seat.d, len(planned), seat.config.halved)
@@ -148,10 +150,26 @@ def _count_absences(seat: Seat, record: StepRecord, planned: tuple[int, ...]) ->
 
     It is after `max_absences` steps in a row, and in the long run if it misses more than every third step: an empty
     place costs the others a part of the gradient.
+
+    Not in a step in which all that work may be Byzantine: the others may be all honest ones, late together, or in a
+    state in which no gradient is finite. No part counts there, so nobody's place matters. Counts go on up to the limit.
+    Where more than b_t peers are here and have reached it, an honest one has had no gradient for that long: the run
+    stops, unless this step can go back to an earlier state. Liars alone, who could work, are too few to stop it.
     """
+    limit, gone = MISSED * seat.config.longest_absence, []
     for peer in record.active:
         missed = peer not in (record.commits if peer in planned else record.here or ())
-        count = seat.absences.get(peer, 0)
-        seat.absences[peer] = count + MISSED * record.weight if missed else max(0, count - PRESENT * record.weight)
-        if seat.absences[peer] >= MISSED * seat.config.longest_absence:
+        change = MISSED * record.weight if missed else -PRESENT * record.weight
+        seat.absences[peer] = min(limit, max(0, seat.absences.get(peer, 0) + change))
+        if missed and seat.absences[peer] == limit:
+            gone.append(peer)
+    if record.honest_work:
+        for peer in gone:
             seat.expel(record, peer, "gone")
+        return
+    stuck = set(gone).intersection(record.members)
+    if len(stuck) > record.byzantine and not candidates(seat.config, seat.ledger.entries, record.step):
+        raise NoGradient(
+            f"step {record.step}: {len(stuck)} peers are here and have had no gradient for long, and no more than "
+            f"{record.byzantine} have one, who may be Byzantine: the training has diverged, or all are too slow"
+        )

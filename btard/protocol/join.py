@@ -132,8 +132,9 @@ def count_probation(seat: Seat, record: StepRecord) -> tuple[int, ...]:
     """Bring the newcomers' standing up to the end of the step; returns those that are members from now on, ascending.
 
     It takes `probation` steps of commitments in a row and clean checks by more than `byzantine` different members, so
-    by an honest one: else colluding validators could let their Sybils through who never computed anything. A validator
-    that claims something about its target, or says that it could not check it, has not cleared it.
+    by an honest one: else colluding validators could let their Sybils through who never computed anything. They count
+    as long as they are members: no more than `byzantine` of these are Byzantine, of all that ever were it can be any
+    number. A validator that claims something about its target, or says that it could not check it, has not cleared it.
     """
     for validator, target in record.assignments.items():
         standing = seat.probation.get(target)
@@ -145,7 +146,7 @@ def count_probation(seat: Seat, record: StepRecord) -> tuple[int, ...]:
         standing = seat.probation[newcomer]
         if newcomer in record.commits:
             seat.probation[newcomer] = Probation(standing.served + 1, 0, standing.cleared)
-        else:
+        elif record.honest_work:  # or else nobody may be able to work, see `commit.py`
             missed = standing.missed + record.weight
             seat.probation[newcomer] = Probation(0, missed, frozenset())
             if missed >= seat.config.longest_absence:
@@ -155,7 +156,7 @@ def count_probation(seat: Seat, record: StepRecord) -> tuple[int, ...]:
         newcomer
         for newcomer in record.newcomers
         if seat.probation[newcomer].served >= (seat.config.probation or 0)
-        and len(seat.probation[newcomer].cleared) >= checks
+        and len(seat.probation[newcomer].cleared.intersection(record.remaining)) >= checks
     )
     for newcomer in graduates:
         _note(seat, record, GRADUATED, newcomer)

@@ -285,6 +285,11 @@ class StepRecord(Settled):
         return tuple(peer for peer in self.here if peer not in self.expelled)
 
     @property
+    def honest_work(self) -> bool:
+        """Whether an honest peer works in this step: more do than may be Byzantine. No part counts otherwise."""
+        return len(self.workers) > self.byzantine
+
+    @property
     def newcomers(self) -> tuple[int, ...]:
         """The newcomers on probation without those that already fell out."""
         return tuple(peer for peer in self.probation if peer not in self.expelled)

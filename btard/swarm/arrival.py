@@ -16,7 +16,7 @@ from btard.protocol.snapshot import load_public
 from btard.swarm.doors import Doors
 from btard.swarm.fetch import ask_status, ask_to_join, fetch_state
 from btard.swarm.founding import NoFounders, founders_digest, give_founders, known_founders, learn_founders
-from btard.swarm.identity import peer_id_of
+from btard.swarm.keys import peer_id_of
 from btard.swarm.links import Refused
 from btard.swarm.member import PREVIOUS, Member
 
@@ -50,7 +50,7 @@ async def _tell_others(member: Member, founders: tuple[bytes, ...]) -> None:
     """Let newcomers find the run through this peer, too, and note where the others are for a later restart."""
     node, config = member.node, member.config
     await give_founders(node, config, member.agreed, founders)
-    node.spawn(member.notes.keep(node, config.run_id, founders))
+    node.spawn(member.notes.keep(node, config.run_id, founders, lambda: member.keys or founders))
 
 
 def _gather(member: Member) -> None:

@@ -14,12 +14,16 @@ import warnings
 from collections.abc import Sequence
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext as Context
+from typing import TYPE_CHECKING
 
 # Before torch is imported: threads that wait by spinning steal the cores from those that work.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from btard.boundary import program
 from btard.extras import need
+
+if TYPE_CHECKING:
+    from btard.swarm.config import SwarmConfig
 
 COMMANDS = {
     "coordinator": "the meeting place and observer of a swarm",
@@ -49,26 +53,39 @@ def about(command: str, program: str, file: str) -> str:
     return f"{ABOUT[command]}\n\nExample:\n  {EXAMPLES[command].format(program=program, file=file)}"
 
 
-def run(command: str, words: Sequence[str] | None, task: str, program: str, file: str = OWN_FILE) -> int:
+def run(
+    command: str,
+    words: Sequence[str] | None,
+    task: str,
+    program: str,
+    file: str = OWN_FILE,
+    settings: type[SwarmConfig] | None = None,
+) -> int:
     """Run a command of the swarm of `task`, module:function; returns the exit code.
 
-    `words` are by default the process's; `file` is the configuration that --help has an example with. Ends the process
-    with code 2 after one line about a mistake.
+    `words` are by default the process's; `file` is the configuration that --help has an example with; `settings` the
+    class of the task's settings, by default the one that its function is annotated with: then --help and mistakes have
+    to wait for the task's imports. Ends the process with code 2 after one line about a mistake.
     """
     need("swarm", "hivemind", "rich", "yaml")
-    from btard.harness.settings import exit_with, load_config
-    from btard.harness.typed_yaml import ConfigError
+    from btard.harness.settings import load_config
+
+    if settings is None:
+        if command == "local":
+            begin_forking(task)
+        from btard.swarm.task import load_task
+
+        settings = load_task(task).config
+    config, out = load_config(settings, words, program, about(command, program, file))
+    warnings.showwarning = lambda message, *_args, **_kw: print(f"warning: {message}", file=sys.stderr)
+    if command == "local":
+        begin_forking(task)  # this process itself needs nothing of the task
+        from btard.swarm import local
+
+        return local.main(config, out, task)
     from btard.swarm.task import load_task
 
-    if command == "local":
-        begin_forking(task)
-    try:
-        source = load_task(task)
-    except ConfigError as error:
-        exit_with(error)
-    config, out = load_config(source.config, words, program, about(command, program, file))
-    warnings.showwarning = lambda message, *_args, **_kw: print(f"warning: {message}", file=sys.stderr)
-    code: int = importlib.import_module(f"btard.swarm.{command}").main(config, out, source)
+    code: int = importlib.import_module(f"btard.swarm.{command}").main(config, out, load_task(task))
     return code
 
 

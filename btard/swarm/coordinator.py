@@ -8,6 +8,7 @@ have vouched for; with `wandb` the metrics go to Weights & Biases, too.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import sys
 import time
@@ -46,7 +47,7 @@ from btard.swarm.keeper import Ending, Keeper
 from btard.swarm.lines import Say
 from btard.swarm.node import Unreachable
 from btard.swarm.notes import Notes, read, write
-from btard.swarm.roll import keys_of
+from btard.swarm.roll import keys_of, members_of
 from btard.swarm.startup import begin, make_node, own_identity, write_model
 from btard.swarm.task import TaskSource
 from btard.swarm.tracking import BANS, HEALINGS, TensorBoard, Tracker, WeightsAndBiases, describe, show
@@ -132,7 +133,7 @@ class Coordinator:
         self.doors = Doors(self.node, self.config.run_id, settings)
         self.keeper.open(self.doors, founders)
         await self.doors.open()
-        self.node.spawn(self.notes.keep(self.node, self.config.run_id, founders))
+        self.node.spawn(self.notes.keep(self.node, self.config.run_id, founders, self._keys))
 
     def _go_on(self) -> None:
         """Keep what the folder holds, and continue where it ends."""
@@ -206,16 +207,20 @@ class Coordinator:
             time.sleep(POLL)
 
     async def _ask_all(self, *, last: bool = False) -> None:
-        keys = keys_of(self.view.ledger.entries, self.founders)
-
-        async def ask(number: int) -> None:
+        async def ask(number: int, key: bytes) -> None:
             try:
-                status = await ask_status(self.doors, keys[number], last=last)
+                status = await ask_status(self.doors, key, last=last)
                 self.view.hear(number, status, time.time())
             except Exception:  # gone, refused or hostile: then there is nothing to show of it
                 return
 
-        await asyncio.gather(*(ask(number) for number in self.view.active()))
+        await asyncio.gather(*itertools.starmap(ask, zip(self.view.active(), self._keys(), strict=True)))
+
+    def _keys(self) -> list[bytes]:
+        """The members' public keys."""
+        entries = tuple(self.view.ledger.entries)
+        keys = keys_of(entries, self.founders)
+        return [keys[number] for number in members_of(entries, self.config.peers)]
 
     def _note_ledger(self) -> None:
         """Write and show the ledger's new entries."""

@@ -22,7 +22,7 @@ from btard.protocol.hashing import PROTOCOL_VERSION
 from btard.protocol.wire import Malformed
 from btard.swarm import frames
 from btard.swarm.deadlines import ANSWER
-from btard.swarm.identity import public_key_of
+from btard.swarm.keys import public_key_of
 from btard.swarm.links import Refused
 from btard.swarm.node import Node
 
@@ -115,6 +115,7 @@ class Doors:
             ValueError,
         ) as error:
             self.refused[type(error).__name__] += 1
+            writer.transport.abort()  # `close` waits until all is read, and holds what is being sent as long
         except asyncio.CancelledError:
             pass  # this node is closed
         except Exception:  # a bug of ours; whoever asked must not see more than a closed stream, nor end the server

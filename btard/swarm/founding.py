@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from btard.swarm import frames
 from btard.swarm.config import SwarmConfig
 from btard.swarm.deadlines import ANSWER
 from btard.swarm.doors import HELLO, LOBBY, Doors
-from btard.swarm.identity import peer_id_of, public_key_of
+from btard.swarm.keys import peer_id_of, public_key_of
 from btard.swarm.lines import Once, Say
 from btard.swarm.links import Refused
 from btard.swarm.node import Node, node_of
@@ -91,17 +91,16 @@ def trusted_keys(config: SwarmConfig) -> frozenset[bytes]:
 async def announce(node: Node, run_id: str) -> None:
     """Announce repeatedly that this peer is there, and where."""
     while True:
-        addresses = [str(address) for address in await node.p2p.get_visible_maddrs()]
-        await node.publish(
-            come_key(run_id), node.identity.public_key.hex(), [a for a in addresses if len(a) <= ADDRESS][:ADDRESSES]
-        )
+        addresses = [address for address in await node.visible() if len(address) <= ADDRESS]
+        await node.publish(come_key(run_id), node.identity.public_key.hex(), addresses[:ADDRESSES])
         await asyncio.sleep(REPEAT)
 
 
-async def meet(node: Node, run_id: str) -> dict[bytes, list[str]]:
-    """Public key -> addresses, for all peers that have announced themselves."""
+async def meet(node: Node, run_id: str, keys: Iterable[bytes] | None = None) -> dict[bytes, list[str]]:
+    """Public key -> addresses, for all peers that have announced themselves, or for those with these `keys`."""
     found: dict[bytes, list[str]] = {}
-    for subkey, (author, value) in (await node.records(come_key(run_id))).items():
+    subkeys = None if keys is None else frozenset(key.hex() for key in keys)
+    for subkey, (author, value) in (await node.records(come_key(run_id), subkeys)).items():
         if subkey == author.hex() and isinstance(value, list) and all(_is_address(entry) for entry in value):
             found[author] = value[:ADDRESSES]
     return found
@@ -117,8 +116,11 @@ class Lobby:
 
     def __init__(self, node: Node, config: SwarmConfig, agreed: Mapping[str, Any], say: Say) -> None:
         self.node, self.config, self.say = node, config, say
-        self.welcome: dict[bytes, None] = {}
-        """Public keys of peers with the same settings, the latest last: waiting peers come again and again."""
+        self.welcome: dict[bytes, int] = {}
+        """Public keys of peers with the same settings, and as the how-manieth each of them came first.
+
+        Whoever has knocked latest is last: waiting peers come again and again."""
+        self._came = 0
         self._refused: Once[tuple[bytes, str]] = Once()
         self._doors = Doors(node, config.run_id, agreed, protocol=LOBBY, on_refused=self._on_refused)
         self._doors.add(COME, self._come)
@@ -142,12 +144,13 @@ class Lobby:
         deadline = time.monotonic() + self.config.deadlines.gather
         shown = -1
         while True:
-            come = sorted(self.welcome.keys() & (await meet(self.node, self.config.run_id)).keys())
+            met = await meet(self.node, self.config.run_id, tuple(self.welcome))
+            come = sorted(self.welcome.keys() & met.keys(), key=self.welcome.__getitem__)
             if len(come) != shown:
                 shown = len(come)
                 self.say(f"{shown} of {self.config.peers} peers have come")
             if len(come) >= self.config.peers:
-                return tuple(come[: self.config.peers])
+                return tuple(sorted(come[: self.config.peers]))  # who came first has a seat; its number is of no use
             if time.monotonic() > deadline:
                 refused = len({key for key, _ in self._refused.said} - self.welcome.keys())
                 raise NoFounders(
@@ -158,8 +161,8 @@ class Lobby:
             await asyncio.sleep(PAUSE)
 
     async def _come(self, key: bytes, arguments: list[Any], *streams: object) -> None:
-        self.welcome.pop(key, None)
-        self.welcome[key] = None
+        self._came += 1
+        self.welcome[key] = self.welcome.pop(key, self._came)
         if len(self.welcome) > WELCOME:
             del self.welcome[next(iter(self.welcome))]
 
@@ -168,7 +171,7 @@ class Lobby:
     ) -> None:
         if not self.listed:
             raise Refused("founders: they are not listed yet")
-        await frames.send(writer, (LIST, list(self.listed)))
+        await asyncio.wait_for(frames.send(writer, (LIST, list(self.listed))), ANSWER)
 
     def _on_refused(self, key: bytes, why: str) -> None:
         self.welcome.pop(key, None)
@@ -213,7 +216,8 @@ async def learn_founders(node: Node, config: SwarmConfig, agreed: Mapping[str, A
             for given in await asyncio.gather(*(_come(lobby, key) for key in trusted)):
                 if given is not None:
                     return _keys(given, config)
-        for author, value in (await node.records(founders_key(config.run_id))).values():
+        subkeys = frozenset(key.hex() for key in trusted)
+        for author, value in (await node.records(founders_key(config.run_id), subkeys)).values():
             if author in trusted:
                 return _keys(value, config)
         if time.monotonic() > deadline:

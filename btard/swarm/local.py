@@ -31,7 +31,6 @@ from btard.harness.typed_yaml import ConfigError
 from btard.swarm.commands import begin_forking
 from btard.swarm.config import SwarmConfig
 from btard.swarm.notes import ADDRESS
-from btard.swarm.task import TaskSource
 
 COORDINATOR = "coordinator"
 START, SOON = 120.0, 0.05
@@ -207,11 +206,14 @@ class Told:
         return f"step {step} of {self.steps}: {state}"
 
 
-def main(config: SwarmConfig, out: Path, source: TaskSource) -> int:
-    """The exit code: 0 if the run came to its end, 1 if not, 2 after one line about a mistake, 130 if interrupted."""
+def main(config: SwarmConfig, out: Path, task: str) -> int:
+    """Run the swarm of `task`, module:function.
+
+    The exit code: 0 if the run came to its end, 1 if not, 2 after one line about a mistake, 130 if interrupted.
+    """
     if config.peer is not None or config.network.founders is not None:
         exit_with(ConfigError("peer and network.founders are for single trainers: leave them out for a whole swarm"))
-    with Swarm(config, out, source.name) as swarm:
+    with Swarm(config, out, task) as swarm:
         try:
             print(f"starting a coordinator and {config.peers} trainers; what they print: {out}/logs")
             swarm.start()

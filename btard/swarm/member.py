@@ -87,6 +87,11 @@ class Member:
     def peer(self) -> Peer:
         return self.driver.peer
 
+    @property
+    def keys(self) -> tuple[bytes, ...]:
+        """The public keys of all members; none before this peer has its seat."""
+        return tuple(self.peer.roster.keys[i] for i in self.peer.active) if hasattr(self, "driver") else ()
+
     def take_seat(self, founders: tuple[bytes, ...], doors: Doors) -> bool:
         """Become the peer that the list of first peers says, or a newcomer after them; returns whether it is listed."""
         me = self.identity.public_key

@@ -12,7 +12,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Container, Coroutine, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -28,7 +28,7 @@ from btard.protocol import wire
 from btard.protocol.hashing import digest
 from btard.protocol.identity import SIGNATURE_SIZE, Identity, verify_key
 from btard.swarm.cancel import cancel
-from btard.swarm.identity import peer_id_of, write_identity
+from btard.swarm.keys import peer_id_of, write_identity
 from btard.swarm.relay import Relay
 
 T = TypeVar("T")
@@ -103,7 +103,11 @@ class Node:
     @property
     def addresses(self) -> list[str]:
         """Multiaddrs at which others reach this node; those that only lead there on this machine come last."""
-        found = [str(address) for address in self.run(self.p2p.get_visible_maddrs())]
+        return self.run(self.visible())
+
+    async def visible(self) -> list[str]:
+        """`addresses`, for the network's thread."""
+        found = [str(address) for address in await self.p2p.get_visible_maddrs()]
         return sorted(found, key=lambda address: address.startswith("/ip4/127."))
 
     def start(self, timeout: float = START) -> Node:
@@ -181,8 +185,12 @@ class Node:
             raise ValueError(f"a record of {len(record)} bytes does not fit into the DHT, at most {MAX_RECORD} do")
         return bool(await self.dht.store(key, record, now + RECORD_LIFE, subkey=subkey))
 
-    async def records(self, key: str) -> dict[str, tuple[bytes, Any]]:
-        """subkey -> (public key of its signer, value), of the records under `key` that are intact."""
+    async def records(self, key: str, subkeys: Container[str] | None = None) -> dict[str, tuple[bytes, Any]]:
+        """subkey -> (public key of its signer, value), of the records under `key` that are intact.
+
+        The time that their signers gave counts, not what the DHT says: anybody can store an old record again.
+        `subkeys`: those of interest, None for all. Others, of which strangers can make any number, are not checked.
+        """
         found = await self.dht.get(key, latest=True)
         if found is None or not isinstance(found.value, dict):
             return {}
@@ -191,12 +199,16 @@ class Node:
             record = entry.value
             if not isinstance(subkey, str) or not isinstance(record, bytes) or len(record) > MAX_RECORD:
                 continue
+            if subkeys is not None and subkey not in subkeys:
+                continue
             author, signature, body = record[:32], record[32 : 32 + SIGNATURE_SIZE], record[32 + SIGNATURE_SIZE :]
             if not verify_key(author, _signed(key, subkey, body), signature):
                 continue
             try:
-                value, _ = wire.check_fields(wire.unpack(body, max_bytes=MAX_RECORD, what="record"), "record", 2)
+                value, at = wire.check_fields(wire.unpack(body, max_bytes=MAX_RECORD, what="record"), "record", 2)
             except wire.Malformed:
+                continue
+            if not isinstance(at, float) or not abs(get_dht_time() - at) <= RECORD_LIFE:
                 continue
             records[subkey] = author, value
         return records

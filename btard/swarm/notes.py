@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from btard.files import write_file
+from btard.protocol.hashing import digest
 from btard.swarm.founding import meet
 from btard.swarm.node import Node
 
@@ -52,13 +54,22 @@ class Notes:
         """Note where this process is: what others give as network.initial_peers."""
         write_file(self.out / ADDRESS, address + "\n")
 
-    async def keep(self, node: Node, run_id: str, founders: tuple[bytes, ...]) -> None:
-        """Write repeatedly who the first peers are, and where peers can be found."""
+    async def keep(
+        self, node: Node, run_id: str, founders: tuple[bytes, ...], members: Callable[[], Iterable[bytes]]
+    ) -> None:
+        """Write repeatedly who the first peers are, and where the `members` (public keys) can be found.
+
+        First an address of each, in an order that is another one for each process, so that nobody who claims many takes
+        others' places. Strangers are left out: their keys cost nothing.
+        """
         me = node.identity.public_key
         while True:
-            met = await meet(node, run_id)
-            if met.keys() - {me}:
-                addresses = sorted(address for key, where in met.items() if key != me for address in where)
+            met = await meet(node, run_id, members())
+            met.pop(me, None)
+            if met:
+                order = sorted(met, key=lambda key: digest("noted", me, key))
+                rounds = itertools.zip_longest(*(met[key] for key in order))
+                addresses = [address for found in rounds for address in found if address is not None]
                 content = {"founders": [key.hex() for key in founders], "addresses": addresses}
                 await asyncio.to_thread(write, self.out / SWARM, content)  # a disk may take its time
             await asyncio.sleep(EVERY)

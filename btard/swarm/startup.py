@@ -12,13 +12,13 @@ from btard.protocol.hashing import tensor_digest
 from btard.protocol.identity import Identity
 from btard.swarm.checkpoint import load_start
 from btard.swarm.config import SwarmConfig
-from btard.swarm.identity import load_identity
+from btard.swarm.keys import load_identity
 from btard.swarm.node import Node
 from btard.swarm.notes import Notes
-from btard.swarm.task import Auditable, HasNames, Keeps, Optimizer, TaskSource, Training, ready
+from btard.swarm.task import Auditable, HasNames, Keeps, TaskSource, Training, ready
 from btard.task import PARAMETERS
 from btard.training.layout import write_layout
-from btard.training.optimizer import VectorOptimizer
+from btard.training.optimizer import OwnOptimizer, VectorOptimizer
 from btard.training.torch_task import TorchTask
 
 
@@ -28,7 +28,7 @@ class Beginning:
 
     task: Training
     """Computes on a model of its own."""
-    optimizer: Optimizer
+    optimizer: OwnOptimizer
     first: int
     """The step of `start_from`: what the protocol calls step 0 is this one."""
     agreed: dict[str, Any]

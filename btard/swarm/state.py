@@ -26,6 +26,7 @@ from btard.protocol.snapshot import serve, vouched
 from btard.protocol.wire import Malformed
 from btard.swarm import frames
 from btard.swarm.cancel import cancel
+from btard.swarm.deadlines import ANSWER
 from btard.swarm.doors import Doors
 from btard.swarm.links import Refused
 from btard.swarm.node import Node
@@ -33,7 +34,10 @@ from btard.swarm.places import Places
 
 MAX_STATUS = 2**17
 KEPT = 2
-"""Number of snapshots that are kept: a peer that begins to load one has a step's time for it."""
+"""Number of snapshots that are given away: a peer that begins to load one has a step's time for it."""
+HELD = 6
+"""Number of snapshots that are in memory as long as somebody is loading them. A state is some four vectors, and a step
+moves one, so an honest peer has the time that it needs; whoever reads slowly, or nothing, holds no more than these."""
 AHEAD = 256
 """Number of steps that a peer may wait for a snapshot; then it must ask again."""
 WAIT, LOAD, JOIN = 64, 8, 2**10
@@ -84,6 +88,8 @@ class StateService:
         self._requests: dict[bytes, tuple[float, JoinRequest]] = {}
         """Key -> when its holder asked to join, and the request, the oldest first."""
         self._snapshots: dict[int, Snapshot] = {}
+        self._loads: dict[int, set[asyncio.Future[None]]] = {}
+        """Step -> who is loading its snapshot."""
         self._published = asyncio.Condition()
         self._released = threading.Event()
         self._asked = 0.0
@@ -134,6 +140,9 @@ class StateService:
             self._snapshots[snapshot.step] = snapshot
             for old in sorted(self._snapshots)[:-KEPT]:
                 del self._snapshots[old]
+            for old in sorted({*self._snapshots, *self._loads})[:-HELD]:
+                for load in self._loads[old]:
+                    load.cancel()
             self._member = peer
             self._published.notify_all()
 
@@ -148,11 +157,13 @@ class StateService:
         self._asked = time.monotonic()
         with self._waiting.of(key):
             snapshot = await _unless_gone(reader, self._next() if step is None else self._at(step))
-        if snapshot.vouched is None:
+            begun, hashed = snapshot.step, snapshot.vouched
+            del snapshot  # whoever does not read the answer shall not hold it
+        if hashed is None:
             raise Refused("state: I vouch for none")
         member = self._member
-        vouch = Vouch.create(member.identity, member.config.run_id, member.id, key, snapshot.vouched)
-        await frames.send(writer, ("vouch", snapshot.step, vouch.digest, vouch.signature))
+        vouch = Vouch.create(member.identity, member.config.run_id, member.id, key, hashed)
+        await frames.send(writer, ("vouch", begun, vouch.digest, vouch.signature))
 
     async def _next(self) -> Snapshot:
         """The snapshot of the next step that begins, or of the end."""
@@ -200,13 +211,24 @@ class StateService:
                 await frames.send(writer, ("tensor",), [body])
 
         with self._loading.of(key):
-            await asyncio.wait_for(send(), max(10.0, self.patience))  # whoever takes nothing keeps no snapshot alive
+            load = asyncio.ensure_future(send())
+            self._loads.setdefault(snapshot.step, set()).add(load)
+            try:
+                await asyncio.wait({load}, timeout=max(ANSWER, self.patience))
+                if not load.done() or load.cancelled():
+                    raise ConnectionError("whoever loads this state takes too long")
+                load.result()
+            finally:
+                await cancel(load)
+                self._loads[snapshot.step].discard(load)
+                if not self._loads[snapshot.step]:
+                    del self._loads[snapshot.step]
 
     async def _tell(
         self, key: bytes, arguments: list[Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         body = json.dumps(self.status()).encode()
-        await frames.send(writer, ("status", len(body)), [body])
+        await asyncio.wait_for(frames.send(writer, ("status", len(body)), [body]), ANSWER)
         self._asked = time.monotonic()
         if arguments == [OVER] and key in self.known:
             self._released.set()

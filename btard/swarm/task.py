@@ -10,7 +10,6 @@ from typing import Any, Protocol, get_type_hints, runtime_checkable
 
 import torch
 
-from btard.drivers.loop import Movable
 from btard.extras import MissingPackages
 from btard.harness.device import pick_device
 from btard.harness.typed_yaml import ConfigError
@@ -19,7 +18,7 @@ from btard.task import Task
 from btard.training.checking import check_peers
 from btard.training.kernels import check_bits, choose_exact_kernels
 from btard.training.layout import Slot
-from btard.training.optimizer import VectorOptimizer
+from btard.training.optimizer import OwnOptimizer, optimizer_for
 from btard.training.torch_task import TorchTask
 
 
@@ -76,21 +75,6 @@ class Auditable(Protocol):
     """The module:function that creates it."""
 
 
-class Optimizer(Movable, Protocol):
-    """Moves the parameters of the model. Its state is a few vectors, so that peers can compare it and hand it over."""
-
-    params: torch.Tensor
-    """[d], float32: the parameters of the next step."""
-
-    def lr(self, step: int) -> float:
-        """The learning rate of `step`."""
-        ...
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """Everything that the next steps depend on, not copied; `params` under the name "parameters"."""
-        ...
-
-
 @dataclass(frozen=True)
 class TaskSource:
     """Where task and optimizer come from. `make` may raise ConfigError, in one line, for what the user must correct."""
@@ -125,7 +109,7 @@ def load_task(name: str) -> TaskSource:
     return TaskSource(name, make, hint)
 
 
-def ready(source: TaskSource, config: SwarmConfig) -> tuple[Training, Optimizer]:
+def ready(source: TaskSource, config: SwarmConfig) -> tuple[Training, OwnOptimizer]:
     """Task and optimizer for these settings, checked; a torch optimizer is wrapped into one that moves vectors.
 
     Errors: ConfigError for what cannot be trained by so many peers, and those of `source.make`.
@@ -146,8 +130,8 @@ def ready(source: TaskSource, config: SwarmConfig) -> tuple[Training, Optimizer]
         check_peers(task.d, config.peers)
         if isinstance(task, TorchTask):
             task.check(exact=exact)
-        if isinstance(task, TorchTask) and not hasattr(optimizer, "apply"):
-            optimizer = VectorOptimizer(task.model, optimizer, scheduler)
+        if isinstance(task, TorchTask):
+            optimizer = optimizer_for(task.model, optimizer, scheduler)
         elif scheduler is not None:
             raise ValueError("a scheduler is for a torch optimizer of a btard.TorchTask; others have their own `lr`")
         if exact and optimizer.params.device.type != "cpu" and not isinstance(task, TorchTask):

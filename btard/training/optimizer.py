@@ -10,7 +10,7 @@ import copy
 import json
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,41 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from btard.protocol.hashing import digest
 from btard.task import PARAMETERS
-from btard.training.vector import bind, flatten, shaped, trained, unbind, views
+from btard.training.vector import bind, flatten, parameter_count, shaped, trained, unbind, views
 
 BEGUN, GROUPS = "optimizer begun", "optimizer groups"
 TRIAL = 1e-3
 """The gradient of a trial step that shows what an optimizer keeps; the step is undone."""
 
-MakeOptimizer = Optimizer | Callable[[list[nn.Parameter]], Optimizer]
+
+@runtime_checkable
+class OwnOptimizer(Protocol):
+    """Moves the parameters of the model, as `VectorOptimizer` does and a class of one's own may.
+
+    Its state is a few vectors, so that peers can compare it and hand it over.
+    """
+
+    params: Tensor
+    """[d], float32: the parameters of the next step."""
+
+    def lr(self, step: int) -> float:
+        """The learning rate of `step`."""
+        ...
+
+    def apply(self, gradient: Tensor, step: int) -> None:
+        """Move the parameters by the agreed `gradient` [d] of `step`."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next steps depend on, not copied; `params` under the name "parameters"."""
+        ...
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore what `state` returned."""
+        ...
+
+
+MakeOptimizer = Optimizer | OwnOptimizer | Callable[[list[nn.Parameter]], Optimizer]
 MakeScheduler = LRScheduler | Callable[[Optimizer], LRScheduler]
 
 
@@ -37,6 +65,21 @@ class Slot(NamedTuple):
     view: Tensor
     kind: type
     """Tensor, or another value that the optimizer keeps there: int, float or bool."""
+
+
+def optimizer_for(model: nn.Module, optimizer: MakeOptimizer, scheduler: MakeScheduler | None) -> OwnOptimizer:
+    """What moves the parameters of `model`: the one that is given, or the given torch optimizer over vectors.
+
+    Errors: ValueError or TypeError, in one line, for what cannot work.
+    """
+    if not isinstance(optimizer, OwnOptimizer):
+        return VectorOptimizer(model, optimizer, scheduler)
+    if scheduler is not None:
+        raise ValueError("a scheduler is for a torch optimizer of a btard.TorchTask; others have their own `lr`")
+    if optimizer.params.shape != (parameter_count(model),):
+        shape = list(optimizer.params.shape)
+        raise ValueError(f"the optimizer's params have shape {shape}, the model trains {parameter_count(model)}")
+    return optimizer
 
 
 class VectorOptimizer:

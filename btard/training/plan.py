@@ -55,7 +55,7 @@ class Plan:
         chosen |= {f"attack_options.{name}": repr(value) for name, value in options.items()}
         settings = {name: repr(value) for name, value in asdict(config).items()}
         first = {"first parameters": tensor_digest(training.optimizer.params).hex()}
-        made = {**task.agreed(), **training.optimizer.agreed(), **settings, **chosen, **first}
+        made = {**training.agreed(), **settings, **chosen, **first}
         return Begun(behaviours, collusion, config, training, made)
 
 

@@ -143,9 +143,9 @@ def _distributed(task: TorchTask, mesh: Mesh, plan: Plan) -> Run:
             run = training.run
             run.fallen, run.leads = str(fallen), False
             run.lrs = run.lrs[: run.steps]
-            task.write_buffers(rank)
+            training.show(rank)
         finally:
-            training.optimizer.release()
+            training.release()
     return run
 
 

@@ -119,6 +119,8 @@ def _read(file: Path) -> Saved:
         header = json.loads(content.metadata()[HEADER])
         tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  (no dict)
     step, text = header["step"], header["state"]
+    if type(step) is not int or step < 0:
+        raise ValueError(f"it is of step {step!a:.40}")
     if header["digest"] != _digest(step, text, tensors):
         raise ValueError("its content does not match its digest")
     return Saved(step, tensors, json.loads(text))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from btard.audit.files import FINAL, LEDGER, METRICS, SUMMARY
+from btard.audit.files import FINAL, KEPT_FILE, LEDGER, METRICS, SUMMARY
 from btard.audit.vouching import FILES, digests, lost_proof, proofs
 from btard.drivers.collective import CollectiveDriver
 from btard.drivers.local import LocalDriver
@@ -22,10 +22,11 @@ from btard.protocol.commit import NoGradient
 from btard.protocol.heal import described
 from btard.protocol.ledger import Entry, Ledger
 from btard.training.checking import check_peers
-from btard.training.layout import write_final
-from btard.training.optimizer import VectorOptimizer
+from btard.training.layout import write_final, write_layout
+from btard.training.optimizer import VectorOptimizer, optimizer_for
 from btard.training.resume import Checkpoints, Saved, under
 from btard.training.torch_task import TorchTask
+from btard.training.vector import write
 
 if TYPE_CHECKING:
     from btard.training.plan import Plan
@@ -137,7 +138,7 @@ class Run:
 class Training:
     """A task, its optimizer and a driver between two steps; `run` is the result so far.
 
-    Errors: those of `TorchTask.check` and `VectorOptimizer`, and ValueError for more peers than parameters.
+    Errors: those of `TorchTask.check` and `optimizer_for`, and ValueError for more peers than parameters.
     """
 
     def __init__(self, task: TorchTask, peers: int, attackers: frozenset[int], plan: Plan) -> None:
@@ -145,7 +146,7 @@ class Training:
         if plan.checkpoint_every < 1:
             raise ValueError(f"checkpoint_every must be a number of steps >= 1, got {plan.checkpoint_every!r}")
         task.check()
-        self.task, self.optimizer = task, VectorOptimizer(task.model, plan.optimizer, plan.scheduler)
+        self.task, self.optimizer = task, optimizer_for(task.model, plan.optimizer, plan.scheduler)
         self.run = Run(attackers, active=tuple(range(peers)))
         self.plan = plan
         self.out: Path | None = None
@@ -191,13 +192,17 @@ class Training:
         self.checkpoints.save(step, tensors, state)
 
     def _forget_later(self) -> None:
-        """Have in the run folder what belongs to the steps that are done, also what it had lost of it."""
+        """Have in the run folder what belongs to the steps that are done, also what it had lost of it.
+
+        So a checkpoint can be exported at any time.
+        """
         if self.out is None or not self.run.leads:
             return
         (self.out / SUMMARY).unlink(missing_ok=True)
         (self.out / FINAL).unlink(missing_ok=True)
         write_file(self.out / METRICS, self.metrics)
         self._write_ledger(self.out)
+        write_layout(self.out, self.task.layout(), self.task.agreed(), self.task.kept())
 
     def train(
         self,
@@ -225,13 +230,30 @@ class Training:
             run.leads = leads()
             self._note(result, losses())
             if self.plan.on_step is not None:
-                task.write_buffers(me())
+                self.show(me())
                 self.plan.on_step(run)
             self._show(step, steps, result)
             if (step + 1) % self.plan.checkpoint_every == 0 or step + 1 == steps:
                 self._save(driver, step + 1)
-        task.write_buffers(me())
+        self.show(me())
         return run
+
+    def show(self, peer: int) -> None:
+        """Have the present parameters, and the buffers of `peer`, in the task's model."""
+        if not isinstance(self.optimizer, VectorOptimizer):
+            write(self.task.model, self.optimizer.params)
+        self.task.write_buffers(peer)
+
+    def release(self) -> None:
+        """Give the parameters of the task's model their own memory again."""
+        if isinstance(self.optimizer, VectorOptimizer):
+            self.optimizer.release()
+
+    def agreed(self) -> dict[str, str]:
+        """What all peers must share of task and optimizer."""
+        optimizer = self.optimizer
+        own = {"optimizer": type(optimizer).__qualname__}
+        return {**self.task.agreed(), **(optimizer.agreed() if isinstance(optimizer, VectorOptimizer) else own)}
 
     def write_summary(self, peer: int) -> None:
         """Write the run's result, at the very end: the summary vouches for the other files of the folder.
@@ -240,6 +262,7 @@ class Training:
         """
         if self.out is not None and self.run.leads:
             write_final(self.out, self.optimizer.params, self.task.layout(), self.task.agreed(), self.task.kept(peer))
+            (self.out / KEPT_FILE).unlink(missing_ok=True)  # the final state has all of it
             summary = {**self.run.summary(), FILES: digests(self.out)}
             write_file(self.out / SUMMARY, json.dumps(summary, indent=1) + "\n")
 

@@ -52,8 +52,10 @@ def simulate(
 
     The model holds the trained parameters afterwards, and peer 0's buffers. All peers run the whole protocol.
 
-    `optimizer`: a torch optimizer over the model's parameters, or a class or function that makes one of their list.
-    `scheduler`: a learning-rate scheduler of it, or a function that makes one of the optimizer; it moves on every step.
+    `optimizer`: a torch optimizer over the model's parameters, or a class or function that makes one of their list; or
+    an object that moves a vector by itself, as swarms also take one (`btard.training.optimizer.OwnOptimizer`).
+    `scheduler`: a learning-rate scheduler of a torch optimizer, or a function that makes one of it; it moves on every
+    step.
 
     `byzantine` peers attack if there is an `attack`: a name of `btard.ATTACKS`, a class that extends `btard.Attack`, or
     a function that makes the `btard.Behaviour` of one peer of the `btard.Collusion` that the attackers share.
@@ -128,7 +130,7 @@ def simulate(
                 driver.attest(training.optimizer.params)
             training.write_summary(0)
         finally:
-            training.optimizer.release()
+            training.release()
     return run
 
 

@@ -44,6 +44,13 @@ def bind(model: nn.Module, flat: Tensor) -> None:
         parameter.data = view
 
 
+def write(model: nn.Module, flat: Tensor) -> None:
+    """Copy `flat` [d] into the trained parameters of `model`, wherever they lie."""
+    with torch.no_grad():
+        for parameter, view in zip(trained(model), views(model, flat), strict=True):
+            parameter.copy_(view)
+
+
 def unbind(model: nn.Module) -> None:
     """Give every trained parameter of `model` its own memory again, contiguous, with its present values."""
     for parameter in trained(model):

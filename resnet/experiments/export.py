@@ -14,8 +14,8 @@ from btard.audit.files import CONFIG, LEDGER, METRICS, SUMMARY
 from btard.harness.packed import pack
 from btard.harness.run_folder import RunFolderError
 from btard.harness.settings import config_text
-from resnet.experiments.grid import parse_grid
-from resnet.experiments.outcomes import GRID_FILE, PLACE, SPEEDS_FILE, Outcome, Results
+from resnet.experiments.grid import GRID_FILE, parse_grid
+from resnet.experiments.outcomes import PLACE, SPEEDS_FILE, Outcome, Results
 from resnet.experiments.plan import PACKED
 
 

@@ -47,6 +47,8 @@ from btard.harness.typed_yaml import (
 from btard.named import own
 from resnet.config import FOR_A_NUMBER, Config
 
+GRID_FILE = "sweep.yaml"
+"""The name of the grid in the folder of a sweep."""
 ALL = "all"
 
 NOT_SET = Setting(None, "")

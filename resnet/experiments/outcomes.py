@@ -24,8 +24,8 @@ from btard.harness.sections import ProtocolSection
 from btard.harness.settings import config_text, differing_keys
 from btard.harness.typed_yaml import AnyPath, ConfigError
 from resnet.config import AggregatorConfig, AttackConfig, Config, DataConfig, read_config
-from resnet.experiments.grid import Cell, Experiment, Grid, read_grid
-from resnet.experiments.plan import GRID_FILE, PACKED, RUNS
+from resnet.experiments.grid import GRID_FILE, Cell, Experiment, Grid, read_grid
+from resnet.experiments.plan import PACKED, RUNS
 from resnet.experiments.warmup import warm_up_of
 from resnet.table import Run
 

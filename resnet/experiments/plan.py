@@ -14,8 +14,8 @@ from resnet.config import Config
 from resnet.experiments.grid import Cell
 from resnet.experiments.warmup import fork_point, fork_step, warm_up_name, warm_up_of
 
-GRID_FILE, RUNS, WARM_UPS = "sweep.yaml", "runs", "warmups"
-"""The contents of the folder of a sweep."""
+RUNS, WARM_UPS = "runs", "warmups"
+"""Folders in that of a sweep, beside its grid."""
 
 PACKED = "runs.zip"
 """What an export holds instead of the folder of runs: the files of all of them, by the name of the run."""

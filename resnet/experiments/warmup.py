@@ -22,7 +22,7 @@ from btard.harness.settings import differing_keys
 from btard.protocol.collusion import Collusion
 from resnet.config import AttackConfig, Config, read_config
 from resnet.data import Dataset
-from resnet.train import train
+from resnet.training import train
 
 ENDLESS = 2**31
 """Number of steps of a warm-up: it never reaches its last one, which would be measured differently."""

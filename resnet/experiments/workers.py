@@ -207,7 +207,7 @@ def _data(name: str, path: str | None, label: str | None) -> Any:
 
 def _train(task: Task, on_step: Callable[[int], None], keep_checkpoints: bool) -> None:
     from resnet.experiments.warmup import branch, extend
-    from resnet.train import knowing, train
+    from resnet.training import knowing, train
 
     config = task.config if isinstance(task, Segment) else task.cell.config
     data = _data(config.data.name, config.data.path, config.data.label)

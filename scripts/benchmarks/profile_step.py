@@ -11,13 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-
 from btard.boundary import Parser, positive, program
-from btard.drivers.local import LocalDriver
 from btard.protocol.config import ProtocolConfig
 from scripts.benchmarks.page import Table
-from scripts.benchmarks.workloads import PEERS, PreparedTask
 from scripts.traffic import RESNET18
 
 FUNCTIONS = {
@@ -39,6 +35,11 @@ def main() -> None:
     parser.add_argument("--steps", type=positive, default=3)
     parser.add_argument("--commitments", choices=("hashed", "ideal"), default="hashed")
     options = parser.parse_args()
+    import torch
+
+    from btard.drivers.local import LocalDriver
+    from scripts.benchmarks.workloads import PEERS, PreparedTask
+
     torch.set_num_threads(1)
     config, task = ProtocolConfig(peers=PEERS, run_id="profile"), PreparedTask(options.d, PEERS, "cpu")
     driver = LocalDriver(config, task, commitments=options.commitments)

@@ -17,17 +17,16 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from btard.boundary import Parser, program
 from btard.harness.progress import track
 from btard.harness.tables import markdown
-from scripts.conformance.harm import harms
-from scripts.conformance.inputs import Input, inputs
-from scripts.conformance.ours import Call
-from scripts.conformance.pairs import PACKAGES, Pair
+
+if TYPE_CHECKING:
+    from scripts.conformance.inputs import Input
+    from scripts.conformance.ours import Call
+    from scripts.conformance.pairs import Pair
 
 THEIRS = "byzfl byzpy torchjd flwr qora-fl seaborn cloudpickle pycryptodome iterators"
 INSTALL = f"pip install --target DIR --no-deps {THEIRS}"
@@ -66,6 +65,8 @@ Versions: {versions}.
 
 def difference(one: Call, other: Call, given: Sequence[Input]) -> tuple[float, str]:
     """The largest ||a - b|| / max(||a||, ||b||) over all inputs, and the input; 0 for the first if all are equal."""
+    import torch
+
     worst = -1.0, ""
     for item in given:
         a, b = one(item.x.clone(), item.f), other(item.x.clone(), item.f).to(torch.float64)
@@ -133,6 +134,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m scripts.conformance", description=__doc__)
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args(argv)
+    import torch
+
+    from scripts.conformance.harm import harms
+    from scripts.conformance.inputs import inputs
+    from scripts.conformance.pairs import PACKAGES
+
     torch.set_num_threads(1)
     pairs: list[tuple[str, Pair]] = []
     for package, make in PACKAGES.items():

@@ -18,9 +18,7 @@ from rich.progress import Progress
 from btard.boundary import Parser, positive, program
 from scripts.golden import file
 from scripts.golden.compare import ROOT, GoldenError, columns, compare, failed, report
-from scripts.golden.differences import Record, differences, key_of
-from scripts.golden.recorder import lines, work_of, write_lines
-from scripts.golden.runs import SECTIONS
+from scripts.golden.differences import SECTIONS, Record, differences, key_of
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,6 +43,8 @@ def parser() -> argparse.ArgumentParser:
 
 def portable(sections: Sequence[str], seeds: int, match: str, jobs: int) -> Record:
     """Make the runs, and return what the golden file keeps of them, in the file's order."""
+    from scripts.golden.recorder import lines, work_of
+
     work = work_of([name for name in sections if name in file.SECTIONS], seeds, match)
     with Progress(*columns(), console=Console(stderr=True)) as progress:
         made = progress.track(lines(work, jobs), total=len(work), description="this tree")
@@ -69,6 +69,8 @@ def main(words: Sequence[str] | None = None) -> int:
         return 0
     sections = options.only or list(SECTIONS)
     if options.command == "record":
+        from scripts.golden.recorder import write_lines
+
         write_lines(sections, options.seeds, options.match, options.jobs)
         return 0
     if options.command == "check":

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from scripts.golden.recorder import Line
-
+SECTIONS = ("matrix", "soak", "variants", "resnet", "torchrun", "swarm")
+"""The kinds of runs of a record."""
+Line = dict[str, Any]
+"""section, name, seed, and fields: the run's results. Its format must stay: trees of different ages write it."""
 Key = tuple[str, str, int]
 """Section, name and seed of a run."""
 Record = Mapping[Key, Mapping[str, Any]]

@@ -7,12 +7,9 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
 
+from scripts.golden.differences import Line
 from scripts.golden.runs import Case, cases, record
-
-Line = dict[str, Any]
-"""section, name, seed, and fields: the run's results. Its format must stay: trees of different ages write it."""
 
 _work: list[Case] = []
 

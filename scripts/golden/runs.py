@@ -27,13 +27,12 @@ from btard.protocol.config import ProtocolConfig
 from btard.protocol.identity import Identity
 from btard.protocol.peer import Peer
 from btard.task import QuadraticTask
-from scripts import soak
+from scripts import mixtures
 from tests.protocol import matrix
 from tests.protocol.cohort import Run
 from tests.protocol.rows import ROWS
 
 ROOT = Path(__file__).resolve().parents[2]
-SECTIONS = ("matrix", "soak", "variants", "resnet", "torchrun", "swarm")
 SOAK_SEEDS = 50
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
@@ -111,7 +110,7 @@ def _matrix(row: matrix.Row, seed: int, *, proofs: bool = True) -> Callable[[Pat
 def _soak(seed: int) -> Callable[[Path], Fields]:
     """Every sixth mixture has up to 32 peers, the others, which take less time, up to 12."""
     largest = 32 if seed % 6 == 5 else 12
-    return lambda folder: _cohort(lambda: soak.play(soak.draw(seed, largest=largest), proofs=folder), folder)
+    return lambda folder: _cohort(lambda: mixtures.play(mixtures.draw(seed, largest=largest), proofs=folder), folder)
 
 
 def _newcomers(folder: Path) -> Fields:
@@ -142,7 +141,7 @@ def _newcomers(folder: Path) -> Fields:
 def _resnet(words: Sequence[str]) -> Callable[[Path], Fields]:
     def play(folder: Path) -> Fields:
         from resnet.config import load_config  # brings packages that most runs do without
-        from resnet.train import train
+        from resnet.training import train
 
         config, out = load_config([DIGITS, "--out", str(folder), *words, *SHORT])
         with effects_named() as said:
@@ -161,7 +160,8 @@ def _torchrun(folder: Path) -> Fields:
 
 def _swarm(folder: Path) -> Fields:
     """Deadlines so long that a slow machine misses none."""
-    from albert.data.preparation import Options, prepare
+    from albert.data.options import Options
+    from albert.data.preparation import prepare
     from btard.swarm.config import AttackConfig
     from btard.swarm.deadlines import Deadlines
     from tests.albert.trainers import Trainers, tiny

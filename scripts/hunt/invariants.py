@@ -294,7 +294,8 @@ def check_healing(
 
 
 def allowed_end(environment: Environment, error: Exception, peers: Mapping[int, Any], room: Room) -> bool:
-    """Whether the run may stop in this way: so many honest peers are away that half of all could be silent.
+    """Whether the run may stop in this way: so many honest peers are away that half of all could be silent, or so many
+    have no gradient that all that work could be Byzantine.
 
     Never where the honest peers and their links are well, and stay so.
     """
@@ -310,7 +311,8 @@ def allowed_end(environment: Environment, error: Exception, peers: Mapping[int, 
     if isinstance(error, NoQuorum):
         return 2 * len(there) <= len(record.active)
     if isinstance(error, NoGradient):
-        return not [i for i in there if i not in late and i not in record.assignments]
+        working = [i for i in there if i not in late and i not in record.assignments]
+        return not working or (len(working) <= record.byzantine and bool(late.intersection(there)))
     return False
 
 

@@ -192,6 +192,15 @@ KNOWN = {
             "if found]",
         ),
     ),
+    "gone_together": _switch(
+        "all honest peers, late together or without a finite gradient, are gone, and liars that commit to junk stay",
+        ("commit", "    if record.honest_work:\n", "    if True:\n"),
+        ("join", "        elif record.honest_work:", "        elif True:"),
+    ),
+    "cleared_by_the_gone": _switch(
+        "liars that leave after they have cleared a newcomer count along with those that come after them",
+        ("join", "cleared.intersection(record.remaining)) >= checks", "cleared) >= checks"),
+    ),
     "two_bodies": _switch(
         "float16: a second body for the same values, which nobody can pass on once it was announced",
         ("half", "    if k == 0 and math.copysign(1.0, k) < 0:", "    if False:"),
@@ -280,7 +289,7 @@ BLIND = {
     ),
     "absences_stay": _switch(
         "absences add up over the run: an honest peer that misses few steps is removed as gone",
-        ("commit", "if missed else max(0, count - PRESENT * record.weight)", "if missed else count"),
+        ("commit", "if missed else -PRESENT * record.weight", "if missed else 0"),
     ),
     "zero_for_lacking": _switch(
         "a peer that lacks an aggregate that counts goes on with zeros: it has other parameters than the others",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,15 @@ import pytest
 import torch
 from transformers import AlbertForMaskedLM, AutoTokenizer
 
+import btard
 from albert.evaluate import main as evaluate
 from albert.export import main as export
 from albert.measure import validation_batches
+from albert.task import make
 from btard.export.__main__ import main as export_named
 from btard.swarm.checkpoint import load_start
+from btard.swarm.deadlines import Deadlines
+from btard.training.vector import flatten
 from tests.albert.trainers import tiny
 from tests.albert.watched import Watched
 
@@ -36,7 +40,9 @@ class Trained:
 @pytest.fixture(scope="module")
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     out = tmp_path_factory.mktemp("export")
-    swarm = Watched(tiny(data, run_id="export", steps=STEPS, checkpoint_every=3), out)
+    # Numbered peers have seeded keys; and deadlines that a slow machine keeps, too, leave nobody out of a step.
+    patient = Deadlines(compute=120, phase=60, message=0.2, uplink=8, give_up=60, gather=120)
+    swarm = Watched(tiny(data, run_id="export", steps=STEPS, checkpoint_every=3, peer=0, deadlines=patient), out)
     summary = swarm.run()
     assert export([str(out / "coordinator"), "--out", str(out / "model")]) == 0
     return Trained(swarm, summary, data, out / "model")
@@ -62,6 +68,22 @@ def test_from_pretrained_loads_it_and_finds_the_coordinators_loss_of_masked_word
     assert sum(losses) / len(losses) == pytest.approx(trained.summary["masked_word_loss"], rel=1e-6)
     assert trained.summary["masked_word_loss"] < trained.summary["validation_loss"]
     assert len(AutoTokenizer.from_pretrained(trained.model)) == model.config.vocab_size
+
+
+def test_btard_simulate_trains_it_to_the_same_bits(trained: Trained) -> None:
+    """Task and optimizer are those of the swarm, as they are."""
+    config = trained.swarm.config
+    task, optimizer = make(config)
+    settings = asdict(config.protocol_config())
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        run = btard.simulate(task, optimizer=optimizer, steps=STEPS, mode="per_peer", **settings)
+    finally:
+        torch.set_num_threads(threads)
+    peer = trained.swarm.trainers.trainers[0]
+    assert torch.equal(flatten(task.model), peer.optimizer.params)
+    assert run.lrs == [peer.optimizer.lr(step) for step in range(STEPS)] and not run.bans
 
 
 def test_the_command_measures_what_the_coordinator_did(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:

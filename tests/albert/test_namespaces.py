@@ -18,7 +18,7 @@ from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 
 from albert.config import Config
 from btard.protocol.identity import Identity
-from btard.swarm.identity import peer_id_of
+from btard.swarm.keys import peer_id_of
 from btard.swarm.local import COORDINATOR
 from btard.swarm.node import Node, Relaying
 from scripts.netns import Wire, enter, reason_not_to

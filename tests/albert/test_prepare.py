@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from albert import prepare as module
 from albert.data.atomic import complete_folder, replaceable
 from albert.data.corpus import Corpus
 from albert.data.errors import DataError
+from albert.data.options import Options
 from albert.prepare import main
 
 
@@ -30,11 +30,11 @@ def test_invented_text_without_a_download(tmp_path: Path, capsys: pytest.Capture
 def test_options_as_given_and_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def stop(options: module.Options, out: Path) -> None:
+    def stop(options: Options, out: Path) -> None:
         asked.append((options, out))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "prepare", stop)
+    monkeypatch.setattr("albert.data.preparation.prepare", stop)
     monkeypatch.setenv("RAYON_NUM_THREADS", "1")
     for words in (
         "--source wikitext-103 --out x",
@@ -44,10 +44,10 @@ def test_options_as_given_and_by_default(monkeypatch: pytest.MonkeyPatch) -> Non
     ):
         assert main(words.split()) == 130
     assert [options for options, _ in asked] == [
-        module.Options("wikitext-103", "albert-large-v2", 30_000, 512, 0),
-        module.Options("synthetic", "albert-large-v2", 2_000, 128, 0),
-        module.Options("t", None, 80, 9, 4),
-        module.Options("synthetic", None, 2_000, 128, 0),
+        Options("wikitext-103", "albert-large-v2", 30_000, 512, 0),
+        Options("synthetic", "albert-large-v2", 2_000, 128, 0),
+        Options("t", None, 80, 9, 4),
+        Options("synthetic", None, 2_000, 128, 0),
     ]
     assert asked[0][1] == Path("x") and os.environ["RAYON_NUM_THREADS"] == "3"
 
@@ -82,7 +82,7 @@ def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     def full(*_args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "prepare", full)
+    monkeypatch.setattr("albert.data.preparation.prepare", full)
     assert main(["--source", "synthetic", "--out", "x"]) == 1
     line = "error: x: No space left on device; make room there, and give the same command again\n"
     assert capsys.readouterr().err == line

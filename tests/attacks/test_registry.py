@@ -6,17 +6,16 @@ import dataclasses
 
 import pytest
 
+from btard.attack_names import GRADIENT, PROTOCOL
 from btard.attacks import ATTACKS, Attack, Collusion, describe, make_attack
 from btard.protocol.behaviour import Behaviour
 
-GRADIENT = ["sign_flip", "random_direction", "label_flip", "delayed_gradient", "ipm", "alie"]
-GRADIENT += ["noise", "zero", "copy", "min_max", "min_sum", "rop", "blind_spot"]
-GRADIENT += ["alie_search", "ipm_search", "mimic"]
 COLLUSION = Collusion(frozenset({1, 2}), 5)
 
 
 def test_the_promised_names_are_there():
-    assert [name for name, attack in ATTACKS.items() if attack.level == "gradient"] == GRADIENT
+    assert list(ATTACKS) == [*GRADIENT, *PROTOCOL]
+    assert [name for name, attack in ATTACKS.items() if attack.level == "gradient"] == list(GRADIENT)
     assert all(attack.name == name for name, attack in ATTACKS.items())
 
 

@@ -8,36 +8,43 @@ in `test_join_state.py`, those that check a newcomer in `test_join_byzantine.py`
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from btard.audit import audit
+from btard.drivers.links import Links
 from btard.drivers.local import LocalDriver
 from btard.drivers.loop import StepResult
 from btard.protocol.behaviour import Behaviour, Context
 from btard.protocol.commit import NoGradient, NoQuorum
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Compute
+from btard.protocol.identity import Identity
 from btard.protocol.messages import Signed
 from btard.task import QuadraticTask
+from tests.audit.runs import record
 from tests.protocol.promises import Attacker, Away, D, HugeAggregate
 
 STEP = 1
 """At which it happens."""
+HONEST_VALIDATORS = "validators 5"
+"""The name of a run of 8 peers in which the validators of steps 1 to 4 are among 0 ... 4."""
 
 
 class NotFinite(QuadraticTask):
-    """At step `STEP` the peers `without` find no finite gradient: they are there, and do no work."""
+    """At step `STEP` (`after`: and later) the peers `without` find no finite gradient: they are there, and work not."""
 
-    def __init__(self, without: Sequence[int] = ()) -> None:
+    def __init__(self, without: Sequence[int] = (), *, after: bool = False) -> None:
         super().__init__(D)
-        self.without = without
+        self.without, self.after = without, after
 
     def gradients(self, params: torch.Tensor, requests: Sequence[Compute], out: torch.Tensor, **settings: Any) -> None:
         super().gradients(params, requests, out)
         for request, row in zip(requests, out, strict=True):
-            if request.step == STEP and request.peer in self.without:
+            if (request.step == STEP or (self.after and request.step > STEP)) and request.peer in self.without:
                 row.fill_(torch.nan)
 
 
@@ -108,6 +115,65 @@ def test_a_part_takes_more_rows_than_there_may_be_liars(without: int) -> None:
     assert len(result.workers) == 5 - without
     counts = [bool(part.abs().min() > 0) for part in parts_of(driver, result).values()]
     assert counts == [without == 2] * (5 - without)
+
+
+class SharedTrouble(Links):
+    """From step `STEP` on all honest peers are late with their gradients."""
+
+    def late(self, step: int, peer: int) -> bool:
+        return step >= STEP and peer not in (5, 6, 7)
+
+
+@pytest.mark.parametrize("how", ["late", "not finite"])
+def test_honest_peers_that_have_no_gradient_together_are_not_gone(how: str) -> None:
+    """Nobody goes where only as many work as may be liars, and the run stops: it is not left to these."""
+    liars: dict[int, Behaviour] = {peer: Attacker() for peer in (5, 6, 7)}
+    config = ProtocolConfig(peers=8, byzantine=3, probation=20, run_id="together")
+    task, tasks = NotFinite(range(9), after=True), {peer: QuadraticTask(D) for peer in liars}
+    options: dict[str, Any] = {"links": SharedTrouble()} if how == "late" else {"tasks": tasks}
+    driver = LocalDriver(config, task if how == "not finite" else QuadraticTask(D), behaviours=liars, **options)
+    driver.join(Identity.from_seed("newcomer"))
+    results: list[StepResult] = []
+
+    def go_on() -> None:
+        while len(results) < 20:
+            results.append(driver.step(torch.ones(D)))
+
+    with pytest.raises(NoGradient, match="here and have had no gradient for long"):
+        go_on()
+    assert len(results) >= config.max_absences and set(results[-1].workers) <= liars.keys()
+    assert [entry.kind for result in results for entry in result.removed] == ["join"]
+
+
+class SaysItHasNone(Attacker):
+    """Is there, and commits to nothing."""
+
+    def commit(self, ctx: Context, digests: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        return ()
+
+
+class OneLate(Links):
+    """In step 3 this peer is late with its gradient."""
+
+    peer = 0
+
+    def late(self, step: int, peer: int) -> bool:
+        return step == 3 and peer == self.peer
+
+
+def test_liars_without_a_gradient_are_gone_once_more_work_than_there_may_be_liars(tmp_path: Path) -> None:
+    """In step 3 an honest worker is late, too: that saves them for this step, and stops nothing. An audit agrees."""
+    liars: dict[int, Behaviour] = {peer: SaysItHasNone() for peer in (5, 6, 7)}
+    links, members = OneLate(), []
+
+    def between(driver: LocalDriver, step: int) -> None:
+        members.append(len(driver.peers[0].active))
+        links.peer = min(set(range(5)) - driver.peers[0].assignments.keys())
+
+    driver = record(tmp_path, liars, between=between, links=links, steps=7, run_id=HONEST_VALIDATORS)
+    assert members == [8, 8, 8, 8, 8, 5, 5]
+    assert {entry.kind for entry in driver.honest[0].ledger.entries} == {"gone"}
+    assert len(audit(tmp_path).findings) == 3
 
 
 class Far(Attacker):

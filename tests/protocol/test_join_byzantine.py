@@ -16,7 +16,7 @@ from btard.protocol.collusion import Collusion
 from btard.protocol.identity import Identity
 from btard.protocol.messages import Claim, CoinCommit, Commit, JoinRequest, Relayed, Signed, relay_digest
 from btard.protocol.peer import Peer
-from scripts.sybil_price import sybil_price
+from scripts.sybil import sybil_price
 from tests.protocol.newcomers import PEERS, T_JOIN, Cohort, Sponsor, cohort, key, sign_flip
 
 # Byzantine newcomers.

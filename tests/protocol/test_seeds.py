@@ -12,7 +12,7 @@ from btard.protocol.behaviour import Behaviour
 from btard.protocol.collusion import Collusion
 from btard.protocol.hashing import stream
 from btard.protocol.ledger import Entry
-from scripts import soak
+from scripts import mixtures
 from tests.protocol.cohort import run_cohort
 
 ALWAYS_ON = ["sign_flip", "alie", "ipm", "random_direction", "rop"]
@@ -39,17 +39,17 @@ SEEDS = int(os.environ.get("BTARD_SOAK_SEEDS", "40"))
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_no_mixture_of_attacks_gets_an_honest_peer_banned(seed: int) -> None:
     """4 to 12 peers; lossy links and slow peers in some of the mixtures."""
-    soak.run(soak.draw(seed, largest=12))
+    mixtures.run(mixtures.draw(seed, largest=12))
 
 
 @pytest.mark.parametrize("seed", [5, 12])  # 32 peers with one attacker and lossy links; 30 with eleven
 def test_large_mixtures(seed: int) -> None:
-    soak.run(soak.draw(seed), steps=5)
+    mixtures.run(mixtures.draw(seed), steps=5)
 
 
 def test_the_soak_notices_a_wronged_peer() -> None:
-    mixture = soak.draw(0)
+    mixture = mixtures.draw(0)
     honest = min(set(range(mixture.config.peers)) - mixture.collusion.members)
     wronged = Entry(0, "silent", "public", honest, (), (honest,), 0)
     with pytest.raises(AssertionError, match=f"seed 0: honest peer {honest} was removed"):
-        soak.check(mixture, [wronged])
+        mixtures.check(mixture, [wronged])

@@ -27,7 +27,7 @@ from btard.protocol.ledger import Entry
 from btard.protocol.messages import EXCUSED, FALSE_CLAIM, GUILTY, Claim, Packet, Report
 from btard.protocol.tolerance import difference, reach, shown_too_far, tolerated_deviation, too_far
 from btard.task import QuadraticTask
-from scripts import soak
+from scripts import mixtures
 from tests.protocol.cohort import Run
 
 TOL = 0.02
@@ -119,16 +119,16 @@ def test_every_gradient_attack_is_caught_and_nobody_else(attack: str, options: d
 
 @pytest.mark.parametrize("seed", range(20))
 def test_no_mixture_of_attacks_gets_an_honest_peer_banned(seed: int) -> None:
-    mixture = soak.draw(seed, largest=9)
+    mixture = mixtures.draw(seed, largest=9)
     driver = LocalDriver(
         replace(mixture.config, validation="tolerant", gradient_tol=TOL),
-        QuadraticTask(soak.D),
+        QuadraticTask(mixtures.D),
         behaviours=mixture.attackers,
         collusion=mixture.collusion,
         links=mixture.links,
-        tasks={peer: OwnNumerics(soak.D, peer, 0.5 * TOL) for peer in range(mixture.config.peers)},
+        tasks={peer: OwnNumerics(mixtures.D, peer, 0.5 * TOL) for peer in range(mixture.config.peers)},
     )
-    soak.check(mixture, [entry for _ in range(10) for entry in driver.step(torch.ones(soak.D)).removed])
+    mixtures.check(mixture, [entry for _ in range(10) for entry in driver.step(torch.ones(mixtures.D)).removed])
 
 
 def test_clipped_gradients_are_compared_after_clipping() -> None:

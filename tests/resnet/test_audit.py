@@ -15,7 +15,7 @@ from btard.audit.settings import read_settings
 from btard.protocol.hashing import tensor_digest
 from btard.protocol.identity import Identity
 from resnet.audit import task_of
-from resnet.train import train
+from resnet.training import train
 from tests.resnet.test_train import ATTACK, Killed, config_of, kill_at
 
 WORDS = (*ATTACK, "--steps", "12", "--eval_every", "12")

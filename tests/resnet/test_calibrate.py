@@ -17,7 +17,8 @@ from btard.protocol.effects import Compute
 from btard.protocol.hashing import digest
 from btard.protocol.tolerance import difference
 from btard.training.vector import flatten
-from resnet.calibrate import Pair, draw, main, mixes
+from resnet.calibrate import main
+from resnet.calibration import Pair, draw, mixes
 from resnet.config import Config, parse_command_line, read_config
 from resnet.data import load_dataset
 from resnet.model import resnet18

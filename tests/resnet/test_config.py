@@ -128,8 +128,8 @@ WRONG_FILES = [
     ("attack: {name: alie}", "byzantine (by default) must be > 0 with the attack alie, got 0"),
     ("steps: 20\nbyzantine: 7\nattack: {name: alie}", "attack.start (by default) must be < steps = 20, got 1000"),
     ("attack: {name: alei}", "got alei; did you mean alie?"),
-    ("attack: {name: zero, epsilon: 1}", "attack.epsilon is no option of zero"),
-    ("attack: {name: zero, options: {zz: 1}}", "attack.options.zz is no option of zero"),
+    ("byzantine: 1\nattack: {name: zero, epsilon: 1}", "attack.epsilon is no option of zero"),
+    ("byzantine: 1\nattack: {name: zero, options: {zz: 1}}", "attack.options.zz is no option of zero"),
     ("byzantine: 2\nattack: {name: ipm, epsilon: -1}", "attack.epsilon must be >= 0, got -1"),
     (
         "byzantine: 2\nattack: {name: zero, options: {when: now}}",

@@ -12,7 +12,7 @@ from btard.export.__main__ import main as export
 from btard.harness.checkpoints import Checkpoints
 from resnet.data import load_dataset
 from resnet.model import evaluate, resnet18
-from resnet.train import train
+from resnet.training import train
 from tests.resnet.test_train import ATTACK, config_of
 
 

@@ -8,7 +8,8 @@ import pytest
 from btard.harness.run_folder import RunFolder, RunFolderError
 from btard.harness.sections import ProtocolSection
 from resnet.config import AggregatorConfig, AttackConfig, Config
-from resnet.figures import draw, main
+from resnet.curves import draw
+from resnet.figures import main
 from resnet.table import COLUMNS, bans_text, describe, read_run, row
 
 QUIET = Config(steps=30, aggregator=AggregatorConfig(name="mean"))

@@ -17,7 +17,7 @@ from resnet.experiments.grid import Grid
 from resnet.experiments.plots import survival_figure
 from resnet.experiments.survival import collapse, distribution_of_sum, two_sided
 from resnet.report import main
-from resnet.train import train
+from resnet.training import train
 from tests.resnet.sweeps import (
     BAN_STEPS,
     BTARD,

@@ -24,9 +24,10 @@ from resnet.data import load_dataset
 from resnet.experiments.grid import Grid, parse_grid, read_grid
 from resnet.experiments.outcomes import noted_digest, read_results
 from resnet.experiments.plan import Branch, Segment, make_plan, shard
+from resnet.experiments.sweep import sweep
 from resnet.experiments.warmup import branch, extend, fork_step, warm_up_name, warm_up_of
-from resnet.sweep import main, sweep
-from resnet.train import knowing, train
+from resnet.sweep import main
+from resnet.training import knowing, train
 from tests import warm
 
 ROOT = Path(__file__).parents[2]

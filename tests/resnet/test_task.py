@@ -22,7 +22,7 @@ from resnet.model import evaluate, resnet18
 from resnet.optimizer import cosine, sgd
 from resnet.sampling import TrainingData
 from resnet.task import ClassificationTask
-from resnet.train import Training, train
+from resnet.training import Training, train
 from tests.resnet.test_train import ATTACK, config_of
 
 

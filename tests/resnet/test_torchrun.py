@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from btard.export.__main__ import main as export
 from btard.harness.run_folder import RunFolder, RunFolderError
 from resnet.processes import main
-from resnet.train import train
+from resnet.training import train
 from tests import warm
 from tests.resnet import torchrun_worker
 from tests.resnet.test_train import DIGITS, ROOT, config_of

@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 
 from btard.harness.run_folder import RunFolderError, steps_per_second
 from btard.harness.typed_yaml import ConfigError
-from resnet import train as train_module
 from resnet.audit import task_of
 from resnet.config import Config, parse_command_line, read_config
 from resnet.data import DataError, load_dataset
 from resnet.experiments.warmup import branch, extend, warm_up_of
-from resnet.train import Training, knowing, main, train
+from resnet.train import main
+from resnet.training import Training, knowing, train
 
 ROOT = Path(__file__).parents[2]
 DIGITS = str(ROOT / "configs/resnet/digits.yaml")
@@ -58,7 +58,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
             raise Killed
         return result
 
-    monkeypatch.setattr(train_module.Training, "step", step_or_die)
+    monkeypatch.setattr(Training, "step", step_or_die)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_a_gpu_that_is_not_there_or_too_small(
     assert (
         told("--device", "cuda") == "error: device cuda: torch finds no GPU; see to its driver, or set device to cpu\n"
     )
-    monkeypatch.setattr(train_module, "train", full)
+    monkeypatch.setattr("resnet.training.train", full)
     advice = "lower batch_size or peers, or set mode to per_peer or device to cpu"
     assert told() == f"error: CUDA out of memory: {advice}\n"
 

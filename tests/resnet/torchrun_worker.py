@@ -6,21 +6,21 @@ import os
 import signal
 from typing import Any
 
-from resnet import train
 from resnet.processes import main as run
+from resnet.training import Training
 
 
 def main(words: list[str]) -> int:
     """One rank: RANK STEP CONFIG --out ..."""
     rank, step = words[:2]
-    honest = train.Training.step
+    honest = Training.step
 
-    def step_or_die(self: train.Training, now: int) -> Any:
+    def step_or_die(self: Training, now: int) -> Any:
         """As kill -9 would, between the peers' step and the metrics of it."""
         result = honest(self, now)
         if (os.environ["RANK"], now) == (rank, int(step)):
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
-    train.Training.step = step_or_die  # type: ignore[method-assign]
+    Training.step = step_or_die  # type: ignore[method-assign]
     return run(words[2:])

@@ -77,7 +77,7 @@ def test_what_is_missing_is_one_line_that_says_what_to_install(
         raise ImportError("No module named 'nowhere'")
         yield
 
-    monkeypatch.setattr(conformance, "PACKAGES", {"nowhere": absent})
+    monkeypatch.setattr("scripts.conformance.pairs.PACKAGES", {"nowhere": absent})
     assert conformance.main(["--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: nowhere: No module named 'nowhere'; pip install --target DIR --no-deps byzfl byzpy ")
@@ -87,11 +87,11 @@ def test_what_is_missing_is_one_line_that_says_what_to_install(
 def test_the_results_are_written_and_an_unexplained_difference_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(conformance, "inputs", lambda: GIVEN[:2])
-    monkeypatch.setattr(conformance, "harms", lambda given: STORED["harm"])
+    monkeypatch.setattr("scripts.conformance.inputs.inputs", lambda: GIVEN[:2])
+    monkeypatch.setattr("scripts.conformance.harm.harms", lambda given: STORED["harm"])
     monkeypatch.setattr(conformance, "version", lambda name: "1" if name == "p" else installed(name))
     for other, code in ((lambda x, f: x.mean(dim=0), 0), (far, 1)):
-        monkeypatch.setattr(conformance, "PACKAGES", {"p": lambda other=other: iter([pair(other)])})
+        monkeypatch.setattr("scripts.conformance.pairs.PACKAGES", {"p": lambda other=other: iter([pair(other)])})
         assert conformance.main(["--out", str(tmp_path)]) == code
         assert json.loads((tmp_path / "results.json").read_text())["versions"]["p"] == "1"
         assert "| `mean` | p | `Mean` |" in (tmp_path / "README.md").read_text()

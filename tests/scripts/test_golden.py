@@ -14,9 +14,9 @@ from btard.protocol.config import ProtocolConfig
 from btard.task import QuadraticTask
 from scripts.golden import compare, file
 from scripts.golden.__main__ import main
-from scripts.golden.differences import Record, differences
+from scripts.golden.differences import SECTIONS, Record, differences
 from scripts.golden.recorder import work_of
-from scripts.golden.runs import SECTIONS, cases, record
+from scripts.golden.runs import cases, record
 
 KEYS = [(case.section, case.name, case.seed) for case in cases(file.SECTIONS, file.SEEDS)]
 SAMPLE = [*[key for key in KEYS if key[0] != "soak"][::40], ("soak", "mixture", 7)]

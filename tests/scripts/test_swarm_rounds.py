@@ -10,7 +10,7 @@ from btard.drivers.local import LocalDriver
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.memory import NOTHING
 from btard.task import QuadraticTask
-from scripts import netns, swarm_rounds
+from scripts import netns, rounds, swarm_rounds
 
 
 @pytest.mark.parametrize("relays", [0, 1, 3])
@@ -25,7 +25,7 @@ def test_delays_of_a_step_without_faults(relays: int, monkeypatch: pytest.Monkey
     monkeypatch.setattr(driver, "talk", lambda step, letters: (phases.append(letters[0].phase), talk(step, letters))[1])
     driver.step(torch.ones(20))
     assert len(phases) == (14 + 6 * relays if relays else 8)
-    kinds = [swarm_rounds.kind(phase) for phase in phases]
+    kinds = [rounds.kind(phase) for phase in phases]
     assert kinds.count("commit") == 1 and kinds.count("commit, relay") == relays
     assert sum(kind.endswith(", relay") for kind in kinds) == 6 * relays
     assert sum(kind.endswith(", compare") for kind in kinds) == (6 if relays else 0)

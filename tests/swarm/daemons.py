@@ -13,7 +13,7 @@ import uvloop
 from hivemind.p2p import P2P
 from hivemind.utils.multiaddr import Multiaddr
 
-from btard.swarm.identity import load_identity
+from btard.swarm.keys import load_identity
 from btard.swarm.node import Daemon, Node, node_of
 
 

@@ -27,7 +27,7 @@ from btard.harness.settings import config_text
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.identity import Identity
 from btard.swarm.coordinator import Coordinator
-from btard.swarm.identity import write_identity
+from btard.swarm.keys import write_identity
 from btard.swarm.local import report
 from btard.swarm.trainer import Trainer
 from btard.watch.folder import read_run

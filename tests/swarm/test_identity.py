@@ -8,7 +8,8 @@ import pytest
 from hivemind.p2p import PeerID
 
 from btard.protocol.identity import Identity
-from btard.swarm.identity import load_identity, main, peer_id_of, public_key_of
+from btard.swarm.identity import main
+from btard.swarm.keys import load_identity, peer_id_of, public_key_of
 from btard.swarm.node import node_of
 
 

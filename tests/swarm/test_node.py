@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from btard.protocol.identity import Identity
-from btard.swarm.identity import peer_id_of
+from btard.swarm.keys import peer_id_of
 from btard.swarm.node import Node, Unreachable
 from btard.swarm.notes import SWARM, Notes, write
 

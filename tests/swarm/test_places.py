@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import weakref
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from btard.protocol.download import Download
 from btard.protocol.identity import Identity
 from btard.protocol.messages import JoinRequest
 from btard.swarm import founding
+from btard.swarm import node as node_module
 from btard.swarm import state as state_module
+from btard.swarm.deadlines import Deadlines
 from btard.swarm.doors import Doors
 from btard.swarm.founding import Lobby
+from btard.swarm.identity import peer_id_of
 from btard.swarm.links import Refused
+from btard.swarm.node import KNOWN, RECORD_LIFE, Node
+from btard.swarm.notes import Notes
 from btard.swarm.places import Places
-from btard.swarm.state import EACH, WAIT, StateService
+from btard.swarm.state import EACH, HELD, WAIT, Snapshot, StateService
 
 COORDINATOR, MEMBER = b"coordinator".ljust(32), b"member".ljust(32)
 
@@ -147,6 +157,63 @@ def test_only_a_signed_request_to_join_takes_a_place(monkeypatch: pytest.MonkeyP
     in_house(test)
 
 
+class Slow(Sink):
+    """A stream whose other end reads nothing until it is told to."""
+
+    def __init__(self) -> None:
+        self.reads = asyncio.Event()
+
+    async def drain(self) -> None:
+        await self.reads.wait()
+
+
+def test_slow_readers_hold_few_copies_of_the_state() -> None:
+    async def test(house: House) -> None:
+        copies, given = list[weakref.ref[torch.Tensor]](), list[int]()
+        honest, give = Slow(), house.doors._doors["state"][0]
+
+        async def load(key: bytes, step: int, sink: Sink) -> None:
+            with contextlib.suppress(Refused, ConnectionError):
+                await give(key, [step], asyncio.StreamReader(), sink)  # type: ignore[arg-type]
+                given.append(step)
+
+        for step in range(20):
+            state = {"parameters": torch.zeros(4)}
+            copies.append(weakref.ref(state["parameters"]))
+            snapshot = Snapshot(step, Download(b"{}", state), b"digest")
+            await house.service._announce(snapshot, SimpleNamespace())  # type: ignore[arg-type]
+            del state, snapshot
+            loads = [load(MEMBER, step, Slow()), load(stranger(step), step, Slow())]
+            if step == 10:
+                loads.append(load(stranger(100), step, honest))
+            house.tasks += [asyncio.ensure_future(coroutine) for coroutine in loads]
+            await asyncio.sleep(0)
+            while sum(copy() is not None for copy in copies) > HELD:
+                await asyncio.sleep(0)  # what has been cut ends at once
+            if step == 10 + HELD - 1:
+                honest.reads.set()  # it had the time of as many steps
+                while not given:
+                    await asyncio.sleep(0)
+        assert given == [10]
+
+    in_house(test)
+
+
+def test_what_breaks_off_is_not_kept_until_it_is_read() -> None:
+    ended = list[str]()
+    transport = SimpleNamespace(abort=lambda: ended.append("abort"))
+    writer: Any = SimpleNamespace(transport=transport, close=lambda: ended.append("close"))
+
+    async def serve() -> None:
+        reader = asyncio.StreamReader()
+        reader.feed_eof()
+        key = peer_id_of(Identity.from_seed("reads nothing").public_key)
+        await Entrance()._serve(SimpleNamespace(peer_id=key), reader, writer)  # type: ignore[arg-type]
+
+    asyncio.run(serve())
+    assert ended == ["abort", "close"]
+
+
 def test_places_come_back() -> None:
     places = Places("test", 1, 1, lambda key: False)
     for number in range(3):
@@ -175,8 +242,85 @@ def test_addresses_of_strangers_are_addresses(monkeypatch: pytest.MonkeyPatch) -
     found = {stranger(number).hex(): (stranger(number), value) for number, value in enumerate(said)}
 
     class Records:
-        async def records(self, key: str) -> dict[str, tuple[bytes, Any]]:
+        async def records(self, key: str, subkeys: None) -> dict[str, tuple[bytes, Any]]:
             return found
 
     met = asyncio.run(founding.meet(Records(), "run"))  # type: ignore[arg-type]
     assert met == {stranger(0): said[0][:8]}
+
+
+def test_the_first_to_come_get_the_seats_whatever_their_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = SimpleNamespace(run_id="run", peers=3, deadlines=Deadlines())
+    lobby = Lobby(SimpleNamespace(), config, {}, lambda line: None)  # type: ignore[arg-type]
+    order = [9, 7, 0, 8, 1, 2]
+
+    async def meet(node: Any, run_id: str, keys: tuple[bytes, ...]) -> dict[bytes, list[str]]:
+        return {key: [] for key in keys if key != stranger(7)}  # it has knocked, and is not there
+
+    async def found() -> tuple[bytes, ...]:
+        for number in (*order, *reversed(order)):  # they knock again and again
+            await lobby._come(stranger(number), [])
+        return await lobby.list_founders()
+
+    monkeypatch.setattr(founding, "meet", meet)
+    assert asyncio.run(found()) == tuple(sorted(stranger(number) for number in (9, 0, 8)))
+
+
+def test_strangers_crowd_nobody_out_of_what_a_process_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does a member that claims many addresses."""
+    members = [stranger(number) for number in range(40)]
+
+    def address(number: int, at: int = 0) -> str:
+        return f"/ip4/10.0.{number}.{at}/tcp/1/p2p/{peer_id_of(members[0])}"
+
+    said = {key.hex(): (key, [address(number)]) for number, key in enumerate(members)}
+    said[members[5].hex()] = members[5], [address(5, at) for at in range(8)]
+    crowd = {stranger(at).hex(): (stranger(at), [f"/ip4/0.0.0.{at}/tcp/1"] * 8) for at in range(100, 200)}
+
+    class Records:
+        identity = SimpleNamespace(public_key=members[0])
+
+        async def records(self, key: str, subkeys: frozenset[str]) -> dict[str, tuple[bytes, Any]]:
+            return {subkey: record for subkey, record in (crowd | said).items() if subkey in subkeys}
+
+    class Noted(Exception): ...
+
+    async def end(seconds: float) -> None:
+        raise Noted
+
+    notes = Notes(tmp_path)
+    monkeypatch.setattr(asyncio, "sleep", end)
+    with pytest.raises(Noted):
+        asyncio.run(notes.keep(Records(), "run", (), lambda: members))  # type: ignore[arg-type]
+    assert set(notes.addresses[:39]) == {address(number) for number in range(1, 40)}
+    assert notes.addresses[39:] == [address(5, at) for at in range(1, 8)]
+    assert len(set(Node(Identity.generate(), known=notes.addresses).known)) == KNOWN
+
+
+def test_an_old_record_that_somebody_has_stored_again_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    stored: dict[str, Any] = {}
+
+    class Table:
+        async def store(self, key: str, value: bytes, expires: float, subkey: str) -> bool:
+            stored[subkey] = SimpleNamespace(value=value)
+            return True
+
+        async def get(self, key: str, latest: bool) -> Any:
+            return SimpleNamespace(value=stored)
+
+    clock = [10**9 + 0.5]
+    monkeypatch.setattr(node_module, "get_dht_time", lambda: clock[0])
+    node = Node(Identity.from_seed("records"))
+    node.dht = Table()  # type: ignore[assignment]
+    me = node.identity.public_key
+
+    async def seen(after: float, subkeys: set[str] | None = None) -> dict[str, tuple[bytes, Any]]:
+        clock[0] = 10**9 + 0.5 + after
+        return await node.records("key", subkeys)
+
+    assert asyncio.run(node.publish("key", "mine", [1]))
+    assert asyncio.run(seen(RECORD_LIFE)) == asyncio.run(seen(-60.0)) == {"mine": (me, [1])}, "clocks differ"
+    assert asyncio.run(seen(RECORD_LIFE + 1)) == asyncio.run(seen(-RECORD_LIFE - 1)) == {}
+    assert asyncio.run(seen(0.0, {"another"})) == {}
+    monkeypatch.setattr(node_module, "get_dht_time", lambda: float("nan"))
+    assert asyncio.run(node.publish("key", "mine", [1])) and asyncio.run(node.records("key")) == {}

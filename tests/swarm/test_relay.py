@@ -11,7 +11,7 @@ import pytest
 from btard.protocol.identity import Identity
 from btard.protocol.wire import Malformed
 from btard.swarm import relay
-from btard.swarm.identity import peer_id_of
+from btard.swarm.keys import peer_id_of
 from btard.swarm.node import Node
 
 

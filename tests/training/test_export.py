@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -50,6 +53,41 @@ def test_a_frozen_layer_batchnorm_and_shared_weights_come_home(tmp_path: Path) -
     assert torch.equal(fresh.eval()(x), model.eval()(x))
     assert "fixed.weight" in (tmp_path / "home/README.md").read_text()
     assert export(["--check", str(tmp_path / "home")]) == 0
+
+
+def test_a_run_that_was_killed_is_exported_as_its_newest_checkpoint(tmp_path: Path) -> None:
+    def killed(run: btard.Run) -> None:
+        if run.bans:
+            raise KeyboardInterrupt
+
+    def simulated(out: Path, steps: int, on_step: Callable[[btard.Run], None] | None = None) -> Tied:
+        torch.manual_seed(0)
+        data = torch.utils.data.TensorDataset(torch.randn(32, 1, 6, 6) + 1, torch.randint(4, (32,)))
+        model = Tied()
+        task = btard.TorchTask(model, loss, data, 8)
+        few: dict[str, Any] = {"peers": 4, "byzantine": 1, "checkpoint_every": 5, "steps": steps}
+        attack: dict[str, Any] = {"attack": "sign_flip", "attack_options": {"start": 4}}
+        btard.simulate(task, optimizer=torch.optim.Adam, out=out, on_step=on_step, **few, **attack)
+        return model
+
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    with pytest.raises(KeyboardInterrupt):
+        simulated(run, 9, killed)
+    assert "wrong_gradient" in (run / "ledger.jsonl").read_text(), "choose a run with a ban after the checkpoint"
+    assert export([str(run), "--out", str(tmp_path / "home")]) == 0
+    card = (tmp_path / "home/README.md").read_text()
+    assert "| trained for | 5 steps, of a run that had not finished |" in card
+    assert "| removed | nobody |" in card and "| signed by | nobody |" in card
+    five, found = simulated(tmp_path / "five", 5), Tied()
+    found.load_state_dict(load_file(tmp_path / "home/model.safetensors"))
+    assert all(torch.equal(x, five.state_dict()[name]) for name, x in found.state_dict().items())
+    # It goes on as if nothing had been exported, and is exported again.
+    simulated(run, 9)
+    simulated(whole, 9)
+    assert {f.name for f in run.iterdir()} == {f.name for f in whole.iterdir()}
+    assert (run / "summary.json").read_bytes() == (whole / "summary.json").read_bytes()
+    assert export([str(run), "--out", str(tmp_path / "at the end")]) == 0
+    assert "| trained for | 9 steps |" in (tmp_path / "at the end/README.md").read_text()
 
 
 def test_a_peers_folder_has_its_own_buffers_and_the_coordinators_those_of_the_start(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from pytorch_optimizer import Lamb
 from torch import nn
 from torch.optim import lr_scheduler
 
+import btard
 from btard.training.optimizer import VectorOptimizer
 from btard.training.vector import views
 
@@ -131,6 +132,38 @@ def test_settings_of_optimizer_and_schedule_are_compared() -> None:
 
     assert said(0.1, 5) == said(0.1, 5) and said(0.1, 5)["optimizer"].startswith("SGD ")
     assert len({said(lr, steps)["optimizer"] for lr in (0.1, 0.2) for steps in (5, 6)}) == 4
+
+
+class Drift:
+    """Moves every parameter by the learning rate, whatever the gradient is."""
+
+    def __init__(self, d: int) -> None:
+        self.params = torch.zeros(d)
+
+    def lr(self, step: int) -> float:
+        return 0.5 + step
+
+    def apply(self, gradient: torch.Tensor, step: int) -> None:
+        self.params += self.lr(step)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {"parameters": self.params}
+
+    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.params.copy_(tensors["parameters"])
+
+
+def test_an_optimizer_of_ones_own_moves_the_model_that_the_caller_has() -> None:
+    model = torch.nn.Linear(3, 1)
+    data = [(torch.full((3,), float(i)), torch.tensor([3.0 * i])) for i in range(8)]
+    task = btard.TorchTask(model, lambda model, batch: (model(batch[0]) - batch[1]).square().mean(), data, 4)
+    seen: list[float] = []
+    run = btard.simulate(task, optimizer=Drift(4), steps=2, peers=3, on_step=lambda run: seen.append(model.bias.item()))
+    assert seen == [0.5, 2.0] and model.weight.tolist() == [[2.0] * 3] and run.lrs == [0.5, 1.5]
+    with pytest.raises(ValueError, match=r"the optimizer's params have shape \[5\], the model trains 4"):
+        btard.simulate(task, optimizer=Drift(5), steps=1, peers=3)
+    with pytest.raises(ValueError, match="a scheduler is for a torch optimizer"):
+        btard.simulate(task, optimizer=Drift(4), scheduler=lambda o: lr_scheduler.StepLR(o, 1), steps=1, peers=3)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import torch
 import btard
 from btard.audit import audit
 from btard.drivers.mesh import Mesh
+from btard.export.__main__ import main as export
 from btard.protocol.hashing import tensor_digest
 from btard.training.vector import flatten
 from tests.drivers.test_mesh import in_ranks
@@ -146,6 +147,8 @@ def test_ranks_that_were_killed_go_on_to_the_same_bits(tmp_path: Path) -> None:
     for step in (2, banned + 4):  # at the second time the attacker is out, and there is a checkpoint without it
         ends = started(tmp_path / "killed", step)
         assert all(isinstance(end, Killed) for rank, end in enumerate(ends) if rank != attacker)
+    assert export([str(tmp_path / "killed"), "--out", str(tmp_path / "home")]) == 0
+    assert "steps, of a run that had not finished" in (tmp_path / "home/README.md").read_text()
     again = started(tmp_path / "killed")
     assert [end for rank, end in enumerate(again) if rank != attacker] == [
         end for rank, end in enumerate(whole) if rank != attacker

@@ -8,8 +8,9 @@ import pytest
 
 from albert.data.corpus import Corpus
 from albert.data.folder import arrow_file, data_digest, write_examples, write_record
+from albert.data.options import Options
 from albert.data.pairs import Pair
-from albert.data.preparation import Options, prepare
+from albert.data.preparation import prepare
 
 MakeCorpus = Callable[[Sequence[tuple[list[int], list[int]]]], Corpus]
 

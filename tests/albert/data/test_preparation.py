@@ -13,7 +13,8 @@ from albert.data.atomic import complete_folder
 from albert.data.corpus import Corpus
 from albert.data.errors import DataError
 from albert.data.folder import check
-from albert.data.preparation import Options, prepare
+from albert.data.options import Options
+from albert.data.preparation import prepare
 
 TEXT = "".join(
     f"\n = Town {i} = \n\n Town {i} lies on a river . It has {i} bridges . Many boats pass them .\n\n"

@@ -34,5 +34,7 @@ PLAYS: dict[str, Callable[[], str]] = {
         newcomers.one_checker,
         newcomers.state_of_one,
         halves.two_bodies,
+        numbers.gone_together,
+        newcomers.cleared_by_the_gone,
     )
 }

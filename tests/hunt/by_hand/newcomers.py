@@ -60,6 +60,31 @@ def one_checker() -> str:
     return broken or ("who has computed nothing is a member" if member else "")
 
 
+class Leaves(Lenient):
+    """Is silent as soon as it has cleared a newcomer."""
+
+    def say(self, ctx: Context, phase: str, payload: Any, message: Any, sign: Any) -> Any:
+        done = any(ctx.peer in standing.cleared for standing in ctx.record.standings.values())
+        return (None if done and phase != "commit" else message), {}
+
+
+class ComesAfter(Lenient):
+    """Byzantine once peer 1 is gone: there is never more than one."""
+
+    def acts(self, ctx: Any) -> bool:
+        return 1 not in ctx.active
+
+
+def cleared_by_the_gone(run_id: str = "gone 105") -> str:
+    """`run_id`: one with which these two check the idler before anybody honest does, who checks the other newcomer."""
+    driver = cohort({1: Leaves(), 3: ComesAfter()}, byzantine=1, probation=2, run_id=run_id)
+    idler = driver.join(Identity.from_seed("idler"), Idler())
+    driver.join(Identity.from_seed("honest"))
+    broken = damage(driver, 7)
+    member = any(entry.kind == "member" and entry.accused == idler.peer for entry in driver.honest[0].ledger.entries)
+    return broken or ("who has computed nothing is a member" if member else "")
+
+
 class ServesItsOwnState(Attacker):
     """Vouches for a state with other parameters, and serves it."""
 

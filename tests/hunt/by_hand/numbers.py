@@ -147,5 +147,21 @@ class Trades(Attacker):
         return None if recipient == self.victim else value
 
 
+class NotFinite(QuadraticTask):
+    """From step 2 on no gradient is finite."""
+
+    def gradients(self, params: torch.Tensor, requests: Sequence[Compute], out: torch.Tensor, **_: Any) -> None:
+        super().gradients(params, requests, out)
+        for request, row in zip(requests, out, strict=True):
+            row.mul_(float("nan") if request.step >= 2 else 1.0)
+
+
+def gone_together() -> str:
+    """Two of seven commit to something all the same, and are the only ones that do."""
+    liars = {5: Attacker(), 6: Attacker()}
+    tasks = {peer: QuadraticTask(D) for peer in liars}
+    return damage(cohort(liars, peers=7, task=NotFinite(D), tasks=tasks), 6)
+
+
 def nobody_left_to_work() -> str:
     return damage(cohort({1: Trades(2), 3: Trades(4)}, peers=7, validators=2), 10)
