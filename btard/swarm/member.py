@@ -36,7 +36,8 @@ from btard.swarm.roll import keys_of, members_of
 from btard.swarm.said import RECENT
 from btard.swarm.startup import begin, make_node, own_identity, write_model
 from btard.swarm.state import MAX_STATUS, StateService
-from btard.swarm.task import HasLocalState, TaskSource
+from btard.swarm.task import TaskSource
+from btard.task import HasLocalState
 
 PREVIOUS = "previous"
 """In a state: the parameters of the step before, which validators and judges need."""
