@@ -107,13 +107,16 @@ def _gradient(task: AlbertTask, config: Config, params: torch.Tensor, name: tupl
     return clip_gradient(rows[0], config.protocol.clip_lambda)
 
 
-def proposals(found: Sequence[Measured], validations: int) -> dict[str, Proposal]:
-    """Tolerances by who trains together: machines that compute the same, and all that were measured."""
+def proposals(found: Sequence[Measured], validations: int, rounding: float = 0.0) -> dict[str, Proposal]:
+    """Tolerances by who trains together: machines that compute the same, and all that were measured.
+
+    `rounding`: as for `propose`.
+    """
     from btard.calibration import propose
 
     mixes = {"one kind of machine, one precision": [m for m in found if m.way in ALIKE], "all of these ways": [*found]}
     errors = {name: zip(*(m.relative for m in among), strict=True) for name, among in mixes.items()}
-    return {name: propose([max(batch) for batch in of_mix], validations) for name, of_mix in errors.items()}
+    return {name: propose([max(batch) for batch in of_mix], validations, rounding) for name, of_mix in errors.items()}
 
 
 def lines(found: Sequence[Measured], proposed: Mapping[str, Proposal]) -> Iterator[str]:
@@ -156,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = measure(config, steps=chosen.steps, samples=chosen.samples)
     except (ConfigError, DataError) as error:
         exit_with(error)
-    proposed = proposals(found, max(1, config.steps * config.protocol.validators))
+    proposed = proposals(found, max(1, config.steps * config.protocol.validators), config.protocol.rounding)
     rows = []
     for m in found:
         ordered = sorted(m.relative)

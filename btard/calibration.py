@@ -132,12 +132,14 @@ class Proposal:
         return None if self.rate_estimate is None else self.validations * self.rate_estimate
 
 
-def propose(errors: Sequence[float], validations: int) -> Proposal:
+def propose(errors: Sequence[float], validations: int, rounding: float = 0.0) -> Proposal:
     """A tolerance for honest `errors` >= 0 such that in a run of `validations` none exceeds it but for RISK.
 
     The larger of the largest error observed and of the fitted tail's quantile at RISK / validations (without a tail,
     twice the largest error), rounded up to DIGITS. Once the tolerance, not twice as an honest validator would need:
     a Byzantine one may recompute a target with all sorts of numerics and accuse only where many judges will be off.
+    `rounding`: how much farther apart gradients are once they travel (`ProtocolConfig.rounding`); it comes on top, and
+    the tolerance is at least twice as large.
     Errors: ValueError without errors, for one that is negative or not finite, or for less than one validation.
     """
     if not errors or validations < 1:
@@ -147,7 +149,7 @@ def propose(errors: Sequence[float], validations: int) -> Proposal:
     largest, tail = max(errors), fit_tail(errors)
     wanted = BARE_MARGIN * largest if tail is None else max(largest, tail.quantile(min(0.5, RISK / validations)))
     most = min(HIGHEST, MOST_MARGIN * largest)
-    tolerance = min(HIGHEST, round_up(min(wanted, most)))
+    tolerance = min(HIGHEST, round_up(max(2 * rounding, min(wanted, most) + rounding))) if largest else 0.0
     exceeding = sum(error > 2 * tolerance for error in errors)
     return Proposal(
         tolerance=tolerance,

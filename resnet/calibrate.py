@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     data = load_dataset(config.data.name, config.data.path, label=config.data.label)
     numerics, missing = numerics_here()
     pairs = measure(config, data, numerics, steps=chosen.steps, samples=chosen.samples, points=chosen.points)
-    found = mixes(pairs, max(1, config.steps * config.validators))
+    found = mixes(pairs, max(1, config.steps * config.validators), config.protocol.rounding)
     out.mkdir(parents=True, exist_ok=True)
     (out / "calibration.json").write_text(json.dumps(report(config, pairs, found, missing)) + "\n")
     save(draw(pairs, found), out / "calibration.png")

@@ -127,8 +127,8 @@ def _request(config: Config, run: str, step: int, index: int) -> Compute:
     return Compute(step, index, batch_seed(run, step, index, digest("calibration", config.seed)))
 
 
-def mixes(pairs: Sequence[Pair], validations: int) -> list[Mix]:
-    """The classes of machines, each with the pairs that may meet in it."""
+def mixes(pairs: Sequence[Pair], validations: int, rounding: float = 0.0) -> list[Mix]:
+    """The classes of machines, each with the pairs that may meet in it. `rounding`: as for `propose`."""
 
     def both(pair: Pair, *, devices: set[str], precisions: set[str]) -> bool:
         return {pair.one.device, pair.other.device} <= devices and {
@@ -158,8 +158,8 @@ def mixes(pairs: Sequence[Pair], validations: int) -> list[Mix]:
         relative = [max(errors) for errors in zip(*(pair.relative for pair in within), strict=True)]
         # 1 - cos is half a squared distance: its tail is fitted, and its margin taken, on the distance.
         chords = [math.sqrt(2 * max(errors)) for errors in zip(*(pair.cosine for pair in within), strict=True)]
-        chord = propose(chords, validations).tolerance
-        found.append(Mix(name, within, propose(relative, validations), chord**2 / 2))
+        chord = propose(chords, validations, rounding).tolerance
+        found.append(Mix(name, within, propose(relative, validations, rounding), chord**2 / 2))
     return found
 
 

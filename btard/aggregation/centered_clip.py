@@ -61,18 +61,33 @@ def _relative(size: float, unit: float) -> float:
 
 
 def _floor(
-    size: float, influence: np.ndarray, distances: np.ndarray, w: np.ndarray, tau: float, eps: float, unit: float
+    size: float,
+    influence: np.ndarray,
+    distances: np.ndarray,
+    w: np.ndarray,
+    tau: float,
+    eps: float,
+    unit: float,
+    least: float = 0.0,
 ) -> float:
     """Residual that rounding may leave at a value of norm `size`: half an epsilon from it, as much from arithmetic.
+
+    And, for the entries that are too small for an epsilon of them, a value of norm `least`.
 
     If even tau is within rounding, a row that the value was meant to coincide with pulls at it with any force up to
     tau.
     """
-    slack = eps * float(influence @ (size + distances))
-    rounding = 4 * eps * size
+    slack = float(influence @ (least + eps * (size + distances)))
+    rounding = 4 * (least + eps * size)
     if tau < rounding:
         slack += float((w * np.minimum(distances, tau))[distances <= rounding].sum())
     return _relative(slack, unit)
+
+
+def _quantum(dtype: torch.dtype) -> float:
+    """The smallest number of `dtype`."""
+    info = torch.finfo(dtype)
+    return info.tiny * info.eps
 
 
 def _gram_noise(squares: np.ndarray, distances: np.ndarray, influence: np.ndarray, eps: float) -> float:
@@ -211,19 +226,27 @@ def clip_residual(
 
 
 def residual_and_floor(
-    x: Tensor, value: Tensor, tau: float, *, weights: Tensor | np.ndarray | list[float] | None = None, eps: float = 0.0
+    x: Tensor,
+    value: Tensor,
+    tau: float,
+    *,
+    weights: Tensor | np.ndarray | list[float] | None = None,
+    eps: float = 0.0,
+    quantum: float = 0.0,
 ) -> tuple[float, float]:
     """The residual of `clip_residual`, and the floor that rounding sets to it at `value`, see `centered_clip`.
 
     A residual below the floor means that another step of reweighting would move `value` by less than one epsilon of
-    its norm and of the distances: the floor of a far-off value is small, so it cannot be used to hide one. `eps`: that
-    of the numbers that `value` was rounded to, if it is more than its dtype's.
+    its norm and of the distances: the floor of a far-off value is small, so it cannot be used to hide one. `eps` and
+    `quantum`: those of the numbers that `value` was rounded to, if they are more than its dtype's; the quantum is the
+    smallest such number.
     """
     x, tau = check_matrix(x), check_tau(tau)
     n, d = x.shape
     w = check_weights(weights, n)
     if not isinstance(value, Tensor) or value.shape != (d,) or not value.is_floating_point():
         raise ValueError(f"expected a claimed value of shape {(d,)}, got {getattr(value, 'shape', type(value))}")
+    least = max(quantum, _quantum(x.dtype), _quantum(value.dtype)) * math.sqrt(d)
     eps = max(eps, torch.finfo(x.dtype).eps, torch.finfo(value.dtype).eps)
     value = value.detach().to(x.device, torch.float64)
     squares = row_squares(x, value)
@@ -234,5 +257,5 @@ def residual_and_floor(
     influence = _influence(distances, w, tau)
     clipped_sum = math.sqrt(clipped_square(x, value, influence))
     unit = _unit(distances, w, tau)
-    floor = _floor(norm(value), influence, distances, w, tau, eps, unit)
+    floor = _floor(norm(value), influence, distances, w, tau, eps, unit, least)
     return _relative(clipped_sum, unit), floor

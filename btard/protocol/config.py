@@ -14,6 +14,8 @@ Tensorial = Literal["part", "aggregate"]
 TENSORIAL: tuple[Tensorial, ...] = get_args(Tensorial)
 HALVED: dict[str, tuple[Tensorial, ...]] = {"float32": (), "float16-parts": ("part",), "float16": TENSORIAL}
 """`wire` -> the kinds of tensors that travel as float16."""
+ROUNDED_APART = 2.0**-10
+"""How much farther apart two gradients can be as float16: each moves by up to 2^-11 of itself (`half.ROUNDING`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,8 @@ class ProtocolSettings:
     gradient_tol: float = 0.1
     """tolerant: how far apart, relative to the larger norm, honest peers' gradients of one batch may be; a judge
     convicts above it, a validator accuses above twice. Take it from a calibration on the hardware in use. Raise it if
-    honest peers are banned for wrong_gradient; any gradient within it passes for honest."""
+    honest peers are banned for wrong_gradient; any gradient within it passes for honest. At least 2^-9 where gradients
+    travel as float16."""
     cosine_tol: float | None = None
     """tolerant: the same for 1 - cosine; accused above four times, as it is a squared distance. null: no check."""
     directions: int = 1
@@ -104,6 +107,12 @@ class ProtocolSettings:
         require(0 < tol < 0.5, "gradient_tol", "> 0 and < 0.5", tol, "at 0.5 a gradient of zero would pass")
         fits = cosine is None or 0 < cosine < 0.25
         require(fits, "cosine_tol", "> 0 and < 0.25, or null", cosine, "at 0.25 one at a right angle would pass")
+        if self.validation == "tolerant":
+            fix = "float16 moves equal gradients of two machines that far apart"
+            rule = f">= {2 * self.rounding:g} with wire {self.wire}"
+            require(tol >= 2 * self.rounding, "gradient_tol", rule, tol, fix, beside="wire")
+            least = 2 * self.rounding**2  # half of the squared distance
+            require(cosine is None or cosine >= least, "cosine_tol", f">= {least:g} with wire {self.wire}", cosine, fix)
         fits = 1 <= self.directions <= 1024
         require(fits, "directions", ">= 1 and <= 1024", self.directions, "a longer report would be refused")
         for name in ("delta_max", "clip_lambda"):
@@ -127,6 +136,11 @@ class ProtocolSettings:
     def halved(self) -> tuple[Tensorial, ...]:
         """The kinds of tensors that travel as float16."""
         return HALVED[self.wire]
+
+    @property
+    def rounding(self) -> float:
+        """How much farther apart than as float32 two gradients can be once they travel, relative to their norms."""
+        return ROUNDED_APART if "part" in self.halved else 0.0
 
     @property
     def whole_step(self) -> int:

@@ -16,6 +16,8 @@ FINEST = 100
 """The largest k: every value is then a normal float32, so that nothing gets lost on the way back."""
 NOTHING = 2.0**-125
 """Up to it, values are as good as zero: with the largest k they round to it."""
+QUANTUM = 2.0**-124
+"""The smallest value that there is, with the largest k: how much rounding can change an entry, however small it is."""
 COARSEST = -113
 """The least k: beyond it values would leave the range of float32."""
 ROUNDING = 2.0**-11

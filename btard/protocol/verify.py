@@ -151,8 +151,9 @@ def v2_violation(config: ProtocolConfig, record: StepRecord, tally: Tally, part:
         return True
     unit, norm = margin * SIGMAS * len(senders), tally.norm(part)
     clipped = min(record.tau, norm)
-    rounding = ROUNDING + (half.ROUNDING if "aggregate" in config.halved else 0.0)
-    moved = rounding * tally.reach(part) + QUANTUM * math.sqrt(record.cut.size(part))
+    halved = "aggregate" in config.halved
+    rounding, quantum = (ROUNDING + half.ROUNDING, half.QUANTUM) if halved else (ROUNDING, QUANTUM)
+    moved = rounding * tally.reach(part) + quantum * math.sqrt(record.cut.size(part))
     return largest > unit * (config.residual_tol * clipped + moved * (clipped / norm if norm > 0 else 1.0))
 
 
@@ -225,5 +226,6 @@ def aggregate_is_right(config: ProtocolConfig, value: torch.Tensor, x: torch.Ten
         return True
     if config.validation == "exact":
         return False
-    residual, floor = residual_and_floor(x, value, tau, eps=2 * half.ROUNDING if halved else 0.0)
+    eps, quantum = (2 * half.ROUNDING, half.QUANTUM) if halved else (0.0, 0.0)
+    residual, floor = residual_and_floor(x, value, tau, eps=eps, quantum=quantum)
     return residual <= max(CONVICT * config.residual_tol, floor)

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from btard.drivers.links import Links
 from btard.protocol.commit import MISSED, PRESENT
-from btard.protocol.config import ProtocolConfig
+from btard.protocol.config import ROUNDED_APART, ProtocolConfig
 from btard.protocol.effects import Compute
 from btard.protocol.hashing import stream
 from btard.task import QuadraticTask, Task
@@ -167,6 +167,8 @@ def problem(environment: Environment, steps: int) -> str | None:
         return "mishaps are for honest peers of the start"
     if env.tau == "auto" and b and b >= 0.5 * (n - m):
         return "tau auto needs fewer liars"
+    if env.validation == "tolerant" and env.wire != "float32" and env.gradient_tol < 2 * ROUNDED_APART:
+        return "rounding moves gradients farther apart"
     if env.newcomers and env.probation is None:
         return "nobody can join"
     if env.recorded and (env.commitments == "ideal" or env.life is not None):
@@ -277,7 +279,8 @@ def _draw(rng: np.random.Generator, steps: int) -> Environment:
         window = int(rng.choice([1, 2, 3, 5, 0]))
         environment = replace(environment, heal=window or "auto")
     if rng.random() < HALVED:
-        environment = replace(environment, wire=str(rng.choice(["float16-parts", "float16"])))
+        wire, tol = str(rng.choice(["float16-parts", "float16"])), max(environment.gradient_tol, 2 * ROUNDED_APART)
+        environment = replace(environment, wire=wire, gradient_tol=tol)
     if rng.random() < CALM:
         environment = calmed(environment, int(rng.integers(0, steps)))
     return environment

@@ -198,8 +198,8 @@ def _is_solution(config: Any, cut: Split, value: torch.Tensor, x: torch.Tensor, 
     """Whether `value` [p] is CenteredClip of x [k, p], to the documented accuracy."""
     if torch.equal(cut.travelled("aggregate", centered_clip(x, tau, tol=config.tol).value), value):
         return True
-    eps = 2 * half.ROUNDING if "aggregate" in cut.halved else 0.0
-    residual, floor = residual_and_floor(x, value, tau, eps=eps)
+    eps, quantum = (2 * half.ROUNDING, half.QUANTUM) if "aggregate" in cut.halved else (0.0, 0.0)
+    residual, floor = residual_and_floor(x, value, tau, eps=eps, quantum=quantum)
     return not (exactly and config.validation == "exact") and residual <= max(config.residual_tol, floor)
 
 

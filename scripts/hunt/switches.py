@@ -201,6 +201,14 @@ KNOWN = {
         "liars that leave after they have cleared a newcomer count along with those that come after them",
         ("join", "cleared.intersection(record.remaining)) >= checks", "cleared) >= checks"),
     ),
+    "tiny_halves": _switch(
+        "float16: where rounding is absolute, next to nothing puts honest parts on trial and convicts their owners",
+        ("half", "QUANTUM = 2.0**-124", "QUANTUM = 0.0"),
+    ),
+    "rounded_tolerance": _switch(
+        "float16 in mode tolerant: a tolerance that is right for gradients in float32 convicts honest peers",
+        ("config", "ROUNDED_APART = 2.0**-10", "ROUNDED_APART = 0.0"),
+    ),
     "two_bodies": _switch(
         "float16: a second body for the same values, which nobody can pass on once it was announced",
         ("half", "    if k == 0 and math.copysign(1.0, k) < 0:", "    if False:"),

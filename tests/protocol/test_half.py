@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ from hypothesis import strategies as st
 
 from btard.audit import audit
 from btard.audit.report import RECOMPUTED
+from btard.calibration import propose
 from btard.drivers.local import LocalDriver
 from btard.protocol import limits, loads
 from btard.protocol.config import ProtocolConfig
+from btard.protocol.effects import Compute
 from btard.protocol.half import ROUNDING, from_half, is_sound, to_half
+from btard.protocol.hashing import stream
 from btard.protocol.identity import Identity
 from btard.protocol.messages import Packet, tensor_of
 from btard.protocol.record import Settled, Split, settings_digest, to_json
@@ -128,6 +132,39 @@ def test_a_run_with_float32_is_what_it_was_before_there_was_a_choice() -> None:
     assert to_json(settled, Settled)["split"] == {"d": 20, "k": 3}
     with pytest.raises(ValueError, match="wire must be float32, float16-parts or float16, got 'half'"):
         ProtocolConfig(peers=4, wire="half")  # type: ignore[arg-type]
+
+
+class OtherMachine(QuadraticTask):
+    """Each entry of the gradient is off by some 2^-11 of itself, as no two machines' are."""
+
+    def __init__(self, d: int, peer: int) -> None:
+        super().__init__(d)
+        self.peer = peer
+
+    def gradients(self, params: torch.Tensor, requests: Sequence[Compute], out: torch.Tensor, **_: Any) -> None:
+        super().gradients(params, requests, out)
+        noise = torch.from_numpy(stream("machine", self.peer).standard_normal(out.shape, dtype=np.float32))
+        out.mul_(1 + 2.0**-11 * noise.clamp_(-1, 1))
+
+
+@pytest.mark.parametrize("wire", ["float16", "float16-parts"])
+def test_tolerances_have_room_for_rounding(wire: Any) -> None:
+    """Machines that are 2^-10 apart are nearly 2^-9 apart once their gradients were rounded, and nobody is accused."""
+    least: dict[str, Any] = {"wire": wire, "gradient_tol": 2.0**-9, "validation": "tolerant"}
+    driver = LocalDriver(
+        ProtocolConfig(peers=5, byzantine=1, **least),
+        QuadraticTask(500),
+        tasks={i: OtherMachine(500, i) for i in range(5)},
+    )
+    for _ in range(6):
+        assert not driver.step(torch.ones(500)).removed
+    with pytest.raises(ValueError, match=rf"gradient_tol must be >= 0\.00195312 with wire {wire}, got 5e-06"):
+        ProtocolConfig(peers=5, **{**least, "gradient_tol": 5e-6})
+    with pytest.raises(ValueError, match=r"cosine_tol must be >= 1\.90735e-06 with wire"):
+        ProtocolConfig(peers=5, cosine_tol=1e-6, **least)
+    ProtocolConfig(peers=5, **{**least, "gradient_tol": 5e-6, "validation": "exact"})
+    assert propose([1e-6] * 30, 10, ProtocolConfig(peers=5, **least).rounding).tolerance == 0.002
+    assert propose([0.0] * 30, 10, 2.0**-10).tolerance == 0, "equal bits are rounded alike"
 
 
 CHOSEN = (

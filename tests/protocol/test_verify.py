@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -71,6 +73,24 @@ def test_no_honest_aggregator_is_convicted_for_what_it_was_sent(
     for validation in ("exact", "tolerant"):
         config = ProtocolConfig(peers=k, validation=validation)  # type: ignore[arg-type]
         assert aggregate_is_right(config, value, parts, tau * scale), validation
+
+
+@pytest.mark.parametrize(("wire", "quantum"), [("float32", 2.0**-149), ("float16", 2.0**-124)])
+def test_no_honest_owner_of_next_to_nothing_is_convicted_or_tried(wire: Any, quantum: float) -> None:
+    """There rounding is absolute: a mean between two numbers goes one way or the other, by the machine."""
+    config = ProtocolConfig(peers=16, byzantine=7, wire=wire, validation="tolerant")
+    cut = Split(64, 1, config.halved)
+    for seed in range(30):
+        x = torch.zeros(14, 64)
+        x[:7] = quantum * torch.from_numpy(np.random.default_rng(seed).integers(1, 60, (7, 1))).float()
+        mean = x.double().mean(0) / quantum
+        for theirs in (mean.floor().mul(quantum).float(), mean.ceil().mul(quantum).float()):
+            assert torch.equal(cut.travelled("aggregate", theirs), theirs)
+            assert aggregate_is_right(config, theirs, x, 1.0)
+        mine = centered_clip(x, 1.0, tol=config.tol).value
+        record = make_record(cut.travelled("aggregate", mine), 14, byzantine=7)
+        record.split, record.reports = cut, make_reports(config, record, x)
+        assert not alarms(config, record, margin=ACCUSE)
 
 
 def make_record(value: torch.Tensor, k: int, tau: float = 1.0, byzantine: int = 0) -> StepRecord:

@@ -34,6 +34,8 @@ PLAYS: dict[str, Callable[[], str]] = {
         newcomers.one_checker,
         newcomers.state_of_one,
         halves.two_bodies,
+        halves.tiny_halves,
+        halves.rounded_tolerance,
         numbers.gone_together,
         newcomers.cleared_by_the_gone,
     )
