@@ -143,7 +143,7 @@ def program(again: str) -> Callable[[Callable[Words, int | None]], Callable[Word
     def wrap(main: Callable[Words, int | None]) -> Callable[Words, int]:
         @functools.wraps(main)
         def guarded(*args: Words.args, **kwargs: Words.kwargs) -> int:
-            _imported(again, main.__code__.co_filename)  # type: ignore[attr-defined]
+            _imported(again, main.__code__.co_filename)
             _hold_streams()
             try:
                 _check_words(args[0] if args else kwargs.get("argv"))
