@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +167,7 @@ class CollectiveDriver:
         signature = peer.identity.sign(statement.digest(peer.config, peer.roster, params.numel()))
         signatures = self.mesh.gather("attest", signature)
         if self.recorder is not None and self.leads:
-            replace(statement, signatures=signatures).write(self.recorder.folder)
+            dataclasses.replace(statement, signatures=signatures).write(self.recorder.folder)
 
     # How messages move, and where gradients come from (`btard.drivers.loop`).
 

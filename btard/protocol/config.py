@@ -65,8 +65,8 @@ class ProtocolSettings:
     quarters of the bytes, and such an owner moves as little as with float32."""
     relays: int | None = None
     """Rounds in which differing broadcasts are passed on. With as many rounds as colluding Byzantine peers the honest
-    peers stay in agreement, whatever the colluders do; null: that many. Each costs a round trip in each of some six
-    phases. 0 trusts the network to show everybody the same."""
+    peers stay in agreement, whatever the colluders do; null: that many. They take time only where peers have heard
+    different things, or a liar claims so. 0 trusts the network to show everybody the same."""
     max_absences: int = 3
     """Steps in a row that a peer may miss the commit phase before it counts as gone. Raise it if peers need longer to
     restart and steps are long; if steps are short, raise `max_away`."""
