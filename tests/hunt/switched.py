@@ -18,7 +18,15 @@ import torch  # noqa: F401  # once, for all processes
 from scripts.hunt import coverage
 from scripts.hunt.switches import BLIND, SWITCHES
 
-BY_HAND = (*BLIND, "two_bodies", "tiny_halves", "rounded_tolerance", "gone_together", "cleared_by_the_gone")
+KNOWN = (
+    "two_bodies",
+    "tiny_halves",
+    "rounded_tolerance",
+    "gone_together",
+    "judges_without_truth",
+    "cleared_by_the_gone",
+)
+BY_HAND = (*BLIND, *KNOWN)
 """The switches with an attack in `by_hand`, which imports the protocol."""
 
 
