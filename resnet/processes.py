@@ -31,7 +31,7 @@ from btard.harness.run_folder import RunFolder, RunFolderError
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.behaviour import HookError
 from btard.protocol.ledger import Ledger
-from btard.training.layout import write_layout
+from btard.training.layout import layout_digest, write_layout
 from resnet.cohort import HISTORY, cohort_settings
 from resnet.config import Config, load_config
 from resnet.data import DataError, Dataset, load_dataset
@@ -209,7 +209,7 @@ def _steps(
                 training.save(checkpoints, step + 1, folder if training.evaluator is not None else None)
                 progress.saved = step + 1
             bar.advance()
-        training.driver.attest(training.optimizer.params)
+        training.driver.attest(training.optimizer.params, layout_digest(training.task.layout()))
         progress.advanced(mesh.ranks, config.peers)
     finally:
         if folder is not None:

@@ -31,7 +31,7 @@ from btard.protocol.heal import HEALED, described
 from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.tolerance import tolerated_deviation
 from btard.training.kernels import check_bits, choose_exact_kernels
-from btard.training.layout import write_layout
+from btard.training.layout import layout_digest, write_layout
 from btard.training.optimizer import VectorOptimizer
 from resnet.cohort import HISTORY, make_driver, make_model, make_task
 from resnet.config import Config
@@ -245,7 +245,7 @@ def train(
         folder.close()
         return None
     if isinstance(training.driver, LocalDriver):
-        training.driver.attest(training.optimizer.params)
+        training.driver.attest(training.optimizer.params, layout_digest(training.task.layout()))
     summary = summarise(config, training, folder)
     folder.write_summary(summary)
     shutil.rmtree(out / HISTORY, ignore_errors=True)

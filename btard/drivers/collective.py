@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,17 +153,18 @@ class CollectiveDriver:
         if self.recorder is not None and state["recorder"] is not None:
             self.recorder.restore(state["recorder"], self.peer.last)
 
-    def attest(self, params: torch.Tensor) -> None:
+    def attest(self, params: torch.Tensor, layout: bytes = b"") -> None:
         """The end of the run, signed by all remaining peers, at the rank with the recorder; all ranks call this.
 
-        `params` [d] are final. Errors: RankLost.
+        `params` [d] are final; `layout` is the digest of their names and places
+        (`btard.training.layout.layout_digest`). Errors: RankLost.
         """
         peer, hashed = self.peer, tensor_digest(params, PARAMETERS, threads=torch.get_num_threads())
-        statement = Attestation(peer.t, peer.ledger.head, hashed)
+        statement = Attestation(peer.t, peer.ledger.head, hashed, layout=layout)
         signature = peer.identity.sign(statement.digest(peer.config, peer.roster, params.numel()))
         signatures = self.mesh.gather("attest", signature)
         if self.recorder is not None and self.leads:
-            Attestation(statement.step, statement.head, hashed, signatures).write(self.recorder.folder)
+            replace(statement, signatures=signatures).write(self.recorder.folder)
 
     # How messages move, and where gradients come from (`btard.drivers.loop`).
 

@@ -174,10 +174,13 @@ class LocalDriver:
         self._team = self._team or Team(self._threads)
         return self._team
 
-    def attest(self, params: torch.Tensor) -> None:
-        """Write the end of the run, signed by all remaining peers, to the recorder's folder; `params` [d] are final."""
+    def attest(self, params: torch.Tensor, layout: bytes = b"") -> None:
+        """Write the end of the run, signed by all remaining peers, to the recorder's folder; `params` [d] are final.
+
+        `layout`: digest of their names and places, to be signed, too (`btard.training.layout.layout_digest`).
+        """
         if self.recorder is not None:
-            attest(self.recorder, self.peers.values(), params).write(self.recorder.folder)
+            attest(self.recorder, self.peers.values(), params, layout).write(self.recorder.folder)
 
     def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """The cohort between two steps: JSON values, and tensors, shared ones once. Write them before the next step."""

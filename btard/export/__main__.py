@@ -16,7 +16,7 @@ from btard.extras import need
 
 @program("the same command begins again")
 def main(argv: list[str] | None = None) -> int:
-    """0; 2 after one line about a mistake, 1 if --check finds less than half of the peers among the signatures."""
+    """0; 2 after one line about a mistake, 1 if --check finds too little signed."""
     parser = Parser(prog="python -m btard.export", description=__doc__.partition("\n\n")[2])
     parser.add_argument("folder", type=Path, metavar="RUN_DIR", help="the run's folder; with --check an exported one")
     parser.add_argument("--out", type=output_folder, metavar="FOLDER", help="where the model goes: new or empty")
@@ -40,13 +40,15 @@ def export(folder: Path, out: Path) -> int:
     """Write model and card; 0. Errors: ExportError, LayoutError, RunFolderError."""
     from safetensors.torch import save_file
 
-    from btard.export.card import card, signers
+    from btard.export.card import card, code, signers
     from btard.export.final import read_final
     from btard.export.folder import WEIGHTS, copy_proof, new_folder
-    from btard.training.layout import KEPT, read_layout
+    from btard.task import PARAMETERS
+    from btard.training.layout import KEPT, check_places, read_layout
 
     final = read_final(folder)
     slots, agreed = read_layout(folder)
+    check_places(slots, final.tensors[PARAMETERS].numel())
     tensors = {slot.name: slot.of(final.tensors, final.peer) for slot in slots}
     new_folder(out)
     save_file(tensors, out / WEIGHTS, {"format": "pt"})
@@ -59,7 +61,7 @@ def export(folder: Path, out: Path) -> int:
         notes.append(f"The running statistics are those of peer {final.peer}, and nobody else vouches for them.")
     beside = [slot.name for slot in slots if slot.source.startswith(f"{KEPT}/")]
     if beside:
-        named = ", ".join(f"`{name}`" for name in beside[:4]) + (" and others" if len(beside) > 4 else "")
+        named = ", ".join(map(code, beside[:4])) + (" and others" if len(beside) > 4 else "")
         notes.append(
             f"The signatures are about the trained parameters. {len(beside)} tensors are none ({named}): frozen "
             f"parameters, and buffers, which are as this peer had them."
@@ -75,12 +77,19 @@ def check(out: Path) -> int:
     """Say whether a majority has signed what is in an exported folder; 1 if not. Errors: ExportError, LayoutError."""
     from btard.export.card import signers
     from btard.export.folder import check as check_folder
+    from btard.protocol.wire import shown
 
-    digest, signed = check_folder(out)
-    enough = 2 * len(set(signed.by) & set(signed.left)) > len(signed.left)
-    print(f"{out}: parameters {digest.hex()}, of run {signed.run_id}, ledger head {signed.head or 'empty'}")
-    print(f"{'ok' if enough else 'NOT ENOUGH'}: signed by {signers(signed)}")
-    return 0 if enough else 1
+    found = check_folder(out)
+    signed = found.signed
+    run, head = shown(signed.run_id, 80), signed.head or "empty"
+    print(f"{out}: parameters {found.digest.hex()}, of run {run}, ledger head {head}")
+    beside = [*(f"tensor {name}" for name in found.unsigned), *found.files]
+    if beside:
+        print(f"not signed, and not checked: {shown(', '.join(beside), 400)}")
+    if not signed.named:
+        print("not signed: which name stands for which parameters; the run did not record that")
+    print(f"{'ok' if signed.enough else 'NOT ENOUGH'}: signed by {signers(signed)}")
+    return 0 if signed.enough else 1
 
 
 if __name__ == "__main__":

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from btard.export.final import Final, Signed
+from btard.protocol.wire import shown
 
+LONGEST = 1000
+"""Characters of somebody's words."""
 PROOF = "proof"
 """The folder next to the model with the files that prove what the card says."""
 
@@ -26,21 +30,26 @@ def card(
     says of itself to programs, in its first lines; `notes`: lines on what it was measured at.
     """
     config = final.config
-    peers, byzantine = config.get("peers"), config.get("byzantine")
+    peers, byzantine = plain(config.get("peers") or ""), plain(config.get("byzantine"))
     state = f"{final.step} steps" if final.finished else f"{final.step} steps, of a run that had not finished"
     rows = [
         ("trained for", state),
         *([("peers", f"{peers} at the start, up to {byzantine} of them Byzantine")] if peers else []),
-        ("removed", ", ".join(final.removed) or "nobody"),
-        *((f"{name}", f"`{value}`") for name, value in sorted(agreed.items())),
+        ("removed", plain(", ".join(final.removed)) or "nobody"),
+        *((plain(name), code(value)) for name, value in sorted(agreed.items())),
         ("parameters", f"{final.tensors['parameters'].numel()}, digest `{final.digest.hex()}`"),
         ("ledger head", f"`{final.signed.head or 'empty'}`" if final.signed else "not signed"),
         ("signed by", signers(final.signed)),
+        *(
+            [("not signed", "which name stands for which parameters")]
+            if final.signed and not final.signed.named
+            else []
+        ),
     ]
     if final.vouched_by:
         rows.append(("vouched for by", f"peers {', '.join(map(str, final.vouched_by))}, optimizer included"))
     lines = ["---", *(f"{name}: {value}" for name, value in front.items()), "tags:", "- btard", "---", ""]
-    lines += [f"# {title}", ""]
+    lines += [f"# {plain(title)}", ""]
     lines += ["Trained by peers that need not trust each other (BTARD, arXiv 2106.11257).", ""]
     lines += ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows), ""]
     lines += [f"- {note}" for note in notes] + ([""] if notes else [])
@@ -58,6 +67,16 @@ def card(
             "",
         ]
     return "\n".join(lines)
+
+
+def plain(text: object) -> str:
+    """Somebody's words as Markdown that shows them in one line, and does nothing else: no HTML, no cell, no picture."""
+    return re.sub(r"([\\`*\[\]<>|&])", r"\\\1", shown(text, LONGEST))
+
+
+def code(text: object) -> str:
+    """The same in a fixed width; what would end it is left out."""
+    return f"`{re.sub('[`|]', '', shown(text, LONGEST))}`"
 
 
 def signers(signed: Signed | None) -> str:

@@ -27,7 +27,7 @@ from btard.protocol.identity import Roster
 from btard.protocol.wire import Malformed
 from btard.swarm.checkpoint import read_start
 from btard.task import PARAMETERS
-from btard.training.layout import KEPT, LOCAL
+from btard.training.layout import KEPT, LOCAL, layout_digest, read_layout
 from btard.training.resume import Checkpoints as OwnCheckpoints
 from btard.training.resume import under
 
@@ -58,6 +58,13 @@ class Signed:
     left: tuple[int, ...]
     """Peers that were in the run at its end, by the ledger."""
     run_id: str
+    named: bool
+    """Whether they have signed which name stands for which parameters, too."""
+
+    @property
+    def enough(self) -> bool:
+        """Whether most of those that were left have signed, names included."""
+        return self.named and 2 * len(set(self.by) & set(self.left)) > len(self.left)
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,9 @@ def read_final(folder: Path) -> Final:
     lines = _ledger(folder)
     if not finished:  # what came after the checkpoint has no part in it
         lines = [line for line in lines if line.entry.step < step]
-    signed = signed_by(folder, lines, digest, tensors[PARAMETERS].numel()) if finished else None
+    signed, d = None, tensors[PARAMETERS].numel()
+    if finished and (folder / ATTESTATION).exists():
+        signed = signed_by(folder, lines, digest, d, layout_digest(read_layout(folder)[0]))
     return Final(folder, step, finished, tensors, digest, config, removed(lines), signed, peer, vouched_by)
 
 
@@ -124,9 +133,10 @@ def removed(lines: list[Line]) -> tuple[str, ...]:
     )
 
 
-def signed_by(folder: Path, lines: list[Line], digest: bytes, d: int) -> Signed | None:
+def signed_by(folder: Path, lines: list[Line], digest: bytes, d: int, layout: bytes) -> Signed | None:
     """Who has signed that a run ended with this digest of its d parameters and with this ledger; None if nobody did.
 
+    `layout`: the digest of the parameters' names and places, which has to be the one that was signed, if one was.
     Errors: ExportError if what was signed is something else.
     """
     if not (folder / ATTESTATION).exists():
@@ -143,6 +153,7 @@ def signed_by(folder: Path, lines: list[Line], digest: bytes, d: int) -> Signed 
         ("parameters", digest, statement.params),
         ("ledger", head, statement.head),
         ("number of parameters", size, d),
+        ("names of parameters", layout, statement.layout or layout),
     ):
         if mine != theirs:
             raise ExportError(
@@ -150,9 +161,8 @@ def signed_by(folder: Path, lines: list[Line], digest: bytes, d: int) -> Signed 
             )
     message = statement.digest(config, roster, d)
     genuine = [peer for peer, signature in statement.signatures.items() if roster.verify(peer, message, signature)]
-    return Signed(
-        statement.step, statement.head.hex(), tuple(sorted(genuine)), agreed.active(statement.step), config.run_id
-    )
+    left = agreed.active(statement.step)
+    return Signed(statement.step, head.hex(), tuple(sorted(genuine)), left, config.run_id, bool(statement.layout))
 
 
 def _config(folder: Path) -> Mapping[str, Any]:

@@ -273,7 +273,9 @@ class Coordinator:
     def _sign(self) -> None:
         """Take over the ledger of the final state, and write which peers sign both."""
         assert self.keeper.final is not None
-        ending = Ending(self.config, self.founders, self.keeper.final.step, self.keeper.final.download)
+        ending = Ending(
+            self.config, self.founders, self.keeper.final.step, self.keeper.final.download, self.keeper.layout
+        )
         known, entries = self.view.ledger.entries, ending.ledger.entries
         anew = known != entries[: len(known)]
         begin = 0 if anew else len(known)

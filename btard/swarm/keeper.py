@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from btard.swarm.fetch import Fetched, ask_status, fetch_state
 from btard.swarm.lines import Say
 from btard.swarm.member import PREVIOUS
 from btard.swarm.roll import keys_of, members_of
-from btard.swarm.startup import Beginning
+from btard.swarm.startup import Beginning, names_digest
 from btard.swarm.task import Evaluated
 from btard.swarm.view import SwarmView
 from btard.task import PARAMETERS
@@ -67,7 +67,7 @@ class Keeper:
         self.config, self.folder, self.view, self.me, self.say = config, folder, view, me, say
         self.optimizer, self.first = start.optimizer, start.first
         self.evaluate = start.task.evaluation() if isinstance(start.task, Evaluated) else None
-        self.made_by = start.made_by
+        self.made_by, self.layout = start.made_by, names_digest(start.task)
         self.final: Fetched | None = None
         """The state after the last step."""
         self._doors: Doors
@@ -222,7 +222,9 @@ class Keeper:
 class Ending:
     """The peers that sign that a run ends with the state `step`, `download`, which most of its peers vouch for."""
 
-    def __init__(self, config: SwarmConfig, founders: tuple[bytes, ...], step: int, download: Download) -> None:
+    def __init__(
+        self, config: SwarmConfig, founders: tuple[bytes, ...], step: int, download: Download, layout: bytes
+    ) -> None:
         state = json.loads(download.state)
         self.ledger = Ledger()
         self.lines = tuple(self.ledger.append(Entry.from_json(line)) for line in state["ledger"])
@@ -231,7 +233,7 @@ class Ending:
         self.config, self.d = config.protocol_config(), params.numel()
         self.roster = Roster(tuple(bytes.fromhex(key) for key in state.get("roster", ())) or founders)
         self.members = {*members_of(self.ledger.entries, self.config.peers)}
-        self.statement = Attestation(step, self.ledger.head, tensor_digest(params, PARAMETERS))
+        self.statement = Attestation(step, self.ledger.head, tensor_digest(params, PARAMETERS), layout=layout)
         self.signatures: dict[int, bytes] = {}
 
     async def collect(self, doors: Doors) -> None:
@@ -255,8 +257,7 @@ class Ending:
     def write(self, out: Path, made_by: str) -> None:
         """Write attestation.json, and the keys and settings needed to check it."""
         write_settings(out, self.config, self.d, self.roster, made_by)
-        said = self.statement
-        Attestation(said.step, said.head, said.params, self.signatures).write(out)
+        replace(self.statement, signatures=self.signatures).write(out)
 
 
 def _signature(status: Mapping[str, Any]) -> bytes:

@@ -17,7 +17,7 @@ from btard.swarm.node import Node
 from btard.swarm.notes import Notes
 from btard.swarm.task import Auditable, HasNames, Keeps, TaskSource, Training, ready
 from btard.task import PARAMETERS
-from btard.training.layout import write_layout
+from btard.training.layout import layout_digest, write_layout
 from btard.training.optimizer import OwnOptimizer, VectorOptimizer
 from btard.training.torch_task import TorchTask
 
@@ -46,12 +46,18 @@ def begin(config: SwarmConfig, source: TaskSource) -> Beginning:
         optimizer.load(tensors)
     initial = tensor_digest(optimizer.params, PARAMETERS).hex()
     agreed = config.agreed() | dict(task.agreed()) | {"first step": first, "initial parameters": initial}
+    agreed |= {"names of parameters": names_digest(task).hex()}
     if isinstance(optimizer, VectorOptimizer):
         agreed |= optimizer.agreed()
     # What a TorchTask was told by its maker is for `simulate`: here the function of --task makes it.
     inner = type(task).made_by if isinstance(task, TorchTask) else task.made_by if isinstance(task, Auditable) else ""
     made_by = inner or source.name
     return Beginning(task, optimizer, first, agreed, made_by)
+
+
+def names_digest(task: Training) -> bytes:
+    """Digest of the names of the task's parameters and their places, which peers compare and sign; empty without."""
+    return layout_digest(task.layout()) if isinstance(task, HasNames) else b""
 
 
 def write_model(task: Training, out: Path) -> None:

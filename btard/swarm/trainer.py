@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from btard.swarm.founding import NoFounders, announce
 from btard.swarm.lines import Say
 from btard.swarm.member import PREVIOUS, Member
 from btard.swarm.node import Unreachable
+from btard.swarm.startup import names_digest
 from btard.swarm.task import HasLocalState, TaskSource
 from btard.swarm.view import bans_of, healings_of
 from btard.task import PARAMETERS
@@ -161,7 +163,8 @@ class Trainer(Member):
         peer = self.peer
         self.service.begins(peer.t)
         self._publish(last=True)
-        statement = Attestation(peer.t, peer.ledger.head, tensor_digest(self.optimizer.params, PARAMETERS))
+        hashed = tensor_digest(self.optimizer.params, PARAMETERS)
+        statement = Attestation(peer.t, peer.ledger.head, hashed, layout=names_digest(self.task))
         signed = statement.digest(self.protocol, peer.roster, self.task.d)
         mine = peer.identity.sign(signed)
         self.signed = {"step": peer.t, "params": statement.params.hex(), "signature": mine.hex()}
@@ -169,7 +172,7 @@ class Trainer(Member):
         signatures = {i: signature for i, signature in said.items() if peer.roster.verify(i, signed, signature)}
         if self.recorder is not None:
             self.recorder.begin(peer.roster, self.task.d, numeric_platform(str(self.optimizer.params.device)))
-            Attestation(statement.step, statement.head, statement.params, signatures).write(self.out)
+            replace(statement, signatures=signatures).write(self.out)
         summary = {
             "peer": peer.id,
             "steps": self.config.steps,

@@ -7,6 +7,7 @@ the model: each named tensor is a strided view of a tensor in a checkpoint.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -16,13 +17,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from btard.audit.files import FINAL, KEPT_FILE, MODEL
+from btard.audit.files import FINAL, KEPT_FILE, MODEL, read_bounded
 from btard.files import complete_file, write_file
+from btard.protocol.hashing import digest
+from btard.protocol.wire import Malformed, shown
 from btard.task import PARAMETERS
 from btard.training.vector import parameter_count, trained, views
 
 KEPT = "kept"
 """Begins the names of what peers do not train: `kept/NAME` for each tensor of the model's state."""
+MAX_MODEL = 2**24
+"""Bytes of a model.json that are read: it has some 150 for each tensor."""
 LOCAL = "buffers"
 """Begins the names of a peer's own buffers: `buffers/PEER/NAME`."""
 
@@ -53,18 +58,21 @@ class Slot:
     def of(self, tensors: Mapping[str, Tensor], peer: int = 0) -> Tensor:
         """A contiguous copy of the named tensor, on the CPU. Errors: LayoutError if `tensors` has no such place."""
         whole = tensors.get(self.source)
-        if whole is None:
-            raise LayoutError(f"{MODEL}: {self.name} lies in {self.source}, which the checkpoint does not have")
+        if whole is None or (self.per_peer and (whole.dim() == 0 or peer >= len(whole))):
+            raise LayoutError(f"{MODEL}: {self} lies in {shown(self.source, 80)}, which the checkpoint does not have")
         flat = (whole[peer] if self.per_peer else whole).detach().cpu().contiguous().view(-1)
-        if self.end > flat.numel() and 0 not in self.shape:
+        if max(self.end, math.prod(self.shape)) > flat.numel() and 0 not in self.shape:
             raise LayoutError(
-                f"{MODEL}: {self.name} ends at entry {self.end - 1} of {self.source}, which has {flat.numel()}"
+                f"{MODEL}: {self} ends at entry {self.end - 1} of {shown(self.source, 80)}, which has {flat.numel()}"
             )
-        return (
-            flat.as_strided(self.shape, self.stride, self.offset)
-            .to(getattr(torch, self.dtype))
-            .clone(memory_format=torch.contiguous_format)
-        )
+        view = flat.as_strided(self.shape, self.stride, self.offset)
+        try:
+            return view.to(getattr(torch, self.dtype)).clone(memory_format=torch.contiguous_format)
+        except (RuntimeError, TypeError) as error:  # a type that holds no such numbers
+            raise LayoutError(f"{MODEL}: {self} cannot be {self.dtype}: {shown(error)}") from None
+
+    def __str__(self) -> str:
+        return shown(self.name, 80)
 
 
 def layout_of(model: nn.Module) -> list[Slot]:
@@ -110,6 +118,42 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
     return {name: x for name, x in model.state_dict(keep_vars=True).items() if isinstance(x, Tensor)}
 
 
+def layout_digest(slots: Iterable[Slot]) -> bytes:
+    """Digest of names, shapes and places, in their order: what peers sign at the end beside the parameters."""
+    return digest("layout", *(json.dumps(asdict(slot), sort_keys=True) for slot in slots))
+
+
+def check_places(slots: Iterable[Slot], d: int) -> None:
+    """Raise LayoutError unless each entry of the vector [d] belongs to one named tensor, which may have several names.
+
+    No name stands for two tensors.
+    """
+    places: dict[tuple[int, int], Slot] = {}
+    names: set[str] = set()
+    for slot in slots:
+        if slot.name in names:
+            raise LayoutError(f"{MODEL}: {slot} stands there twice")
+        names.add(slot.name)
+        if slot.source != PARAMETERS or 0 in slot.shape:
+            continue
+        dense = 1
+        for step, size in sorted((step, size) for step, size in zip(slot.stride, slot.shape, strict=True) if size > 1):
+            if step != dense:
+                raise LayoutError(f"{MODEL}: {slot} is no block of the vector: stride {slot.stride} for {slot.shape}")
+            dense *= size
+        same = places.setdefault((slot.offset, slot.offset + dense), slot)
+        if (same.shape, same.stride, same.dtype) != (slot.shape, slot.stride, slot.dtype) or slot.per_peer:
+            raise LayoutError(f"{MODEL}: {slot} and {same} read the same numbers differently")
+    reached = 0
+    for begin, end in sorted(places):
+        if begin != reached:
+            where = "twice" if begin < reached else "by nobody"
+            raise LayoutError(f"{MODEL}: entry {min(begin, reached)} of the parameters is named {where}")
+        reached = end
+    if reached != d:
+        raise LayoutError(f"{MODEL}: names {reached} parameters, the run has {d}")
+
+
 def write_layout(
     folder: Path, slots: Iterable[Slot], agreed: Mapping[str, Any], kept: Mapping[str, Tensor] | None = None
 ) -> None:
@@ -141,16 +185,18 @@ def read_layout(folder: Path) -> tuple[list[Slot], dict[str, Any]]:
     """What `write_layout` wrote. Errors: LayoutError."""
     file = folder / MODEL
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        slots = [_slot(entry) for entry in content["tensors"]]
-        agreed = dict(content["agreed"])
-    except FileNotFoundError:
+        content = json.loads(read_bounded(file, MAX_MODEL)) if file.exists() else None
+        slots = [] if content is None else [_slot(entry) for entry in content["tensors"]]
+        agreed = {} if content is None else dict(content["agreed"])
+    except (Malformed, OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise LayoutError(
+            f"{file}: damaged ({type(error).__name__}: {shown(error)}); copy the run folder again"
+        ) from None
+    if content is None:
         raise LayoutError(
             f"{file}: expected the names and shapes of the run's parameters, found no such file; its task does not say "
             "them, or this is no run folder"
-        ) from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise LayoutError(f"{file}: damaged ({type(error).__name__}: {error}); copy the run folder again") from None
+        )
     return slots, agreed
 
 
@@ -158,7 +204,9 @@ def _slot(entry: Mapping[str, Any]) -> Slot:
     slot = Slot(**{item.name: entry[item.name] for item in fields(Slot)})
     shape, stride = tuple(slot.shape), tuple(slot.stride)
     numbers = (*shape, *stride, slot.offset)
-    if not all(type(number) is int and number >= 0 for number in numbers) or len(shape) != len(stride):
+    if not (isinstance(slot.name, str) and isinstance(slot.source, str) and isinstance(slot.per_peer, bool)):
+        raise ValueError(f"{slot.name!a:.60} in {slot.source!a:.60} is no name of a tensor")
+    if not all(type(number) is int and 0 <= number < 2**48 for number in numbers) or len(shape) != len(stride):
         raise ValueError(f"{slot.name!a:.60} has shape {shape}, stride {stride} and offset {slot.offset!a:.20}")
     if not isinstance(getattr(torch, slot.dtype, None), torch.dtype):
         raise ValueError(f"{slot.name!a:.60} is of {slot.dtype!a:.20}, which is no type of torch")

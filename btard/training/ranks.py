@@ -15,6 +15,7 @@ from btard.audit.recorder import Recorder
 from btard.drivers.collective import CollectiveDriver
 from btard.drivers.loop import Fallen
 from btard.drivers.mesh import Mesh, RankLost, torchrun_mesh
+from btard.training.layout import layout_digest
 from btard.training.optimizer import MakeOptimizer, MakeScheduler
 from btard.training.plan import MakeAttack, Plan
 from btard.training.resume import claim
@@ -137,7 +138,7 @@ def _distributed(task: TorchTask, mesh: Mesh, plan: Plan) -> Run:
             training.run.leads = driver.leads
             run = training.train(driver, losses=losses, me=lambda: rank, leads=lambda: driver.leads)
             if run.diverged_at is None:
-                driver.attest(training.optimizer.params)
+                driver.attest(training.optimizer.params, layout_digest(task.layout()))
             training.write_summary(rank)
         except Fallen as fallen:
             run = training.run

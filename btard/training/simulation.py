@@ -16,6 +16,7 @@ from btard.drivers.local import LocalDriver
 from btard.drivers.rules import Rule, RuleView, applied, make_rule, rule_of
 from btard.drivers.server import ServerDriver
 from btard.protocol.behaviour import Behaviour
+from btard.training.layout import layout_digest
 from btard.training.optimizer import MakeOptimizer, MakeScheduler
 from btard.training.plan import MakeAttack, Plan, named
 from btard.training.resume import claim
@@ -127,7 +128,7 @@ def simulate(
                 training.restore(driver, saved)
             run = training.train(driver, losses=lambda: task.losses, me=lambda: 0)
             if isinstance(driver, LocalDriver) and run.diverged_at is None:
-                driver.attest(training.optimizer.params)
+                driver.attest(training.optimizer.params, layout_digest(task.layout()))
             training.write_summary(0)
         finally:
             training.release()

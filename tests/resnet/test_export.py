@@ -63,8 +63,11 @@ def test_a_run_that_is_unsigned_or_unfinished_says_so(tmp_path: Path, capsys: py
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: content["tensors"][0].update(offset=10**9), "ends at entry"),
-        (lambda content: content["tensors"][0].update(source="nothing"), "which the checkpoint does not have"),
+        (lambda content: content["tensors"][0].update(offset=10**9), "is named by nobody"),
+        (
+            lambda content: content["tensors"].append({**content["tensors"][0], "name": "x", "source": "nothing"}),
+            "which the checkpoint does not have",
+        ),
         (lambda content: content["tensors"][0].update(stride=[1]), "damaged"),
         (lambda content: content["tensors"][0].update(dtype="save"), "which is no type of torch"),
         (lambda content: content.pop("tensors"), "damaged"),
