@@ -48,7 +48,7 @@ def claim(out: Path | str | None, settings: Mapping[str, Any]) -> Path | None:
         return folder
     try:
         theirs = dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{file}: damaged ({error}): give another folder, or remove it") from None
     for name, value in json.loads(json.dumps(mine)).items():
         if theirs.get(name) != value:
@@ -68,7 +68,7 @@ def _check_finished(folder: Path) -> None:
         problem = unfit(folder, summary)
     except FileNotFoundError:
         return
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         problem = f"{folder / SUMMARY}: damaged ({error})"
     if problem is not None:
         raise ValueError(
