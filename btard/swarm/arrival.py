@@ -63,39 +63,37 @@ def _gather(member: Member) -> None:
     half, shown = len(member.peer.roster.keys) / 2, 0
     while True:
         said = ask_all(member)
-        member.life.hear(said)
-        agreeing = member.life.agreeing(said)
-        mine: dict[str, Any] = {"state": "gathering", "step": 0, "stored": sorted({0, *member.stored})}
-        everybody = [mine, *said.values()]
-        can = [step for step in mine["stored"] if sum(step in s.get("stored", ()) for s in everybody) > half]
-        begin = max(can, default=0)
+        member.life.hear(said, member.stored)
+        agreeing, begin, here = member.life.agreeing(said), member.life.begin, 1 + len(said)
         ahead = sum(s.get("state") in ("running", "returning") and s.get("step", 0) > begin for s in said.values())
         if ahead > half:
             return come_back(member, "the others are in the middle of the run")
-        if len(everybody) != shown:
-            shown = len(everybody)
+        if here != shown:
+            shown = here
             member.say(f"{shown} of {len(member.peer.roster.keys)} peers are here")
         late = time.monotonic() > deadline
         # Whoever goes first is waited for in the first phase, not longer: so all first say that they are ready.
-        if len(everybody) == len(member.peer.roster.keys):
+        if here == len(member.peer.roster.keys):
             member.state = "ready"
         if late and agreeing > half:
             break
         ready = member.state == "ready" and all(s.get("state") != "gathering" for s in said.values())
-        if ready and agreeing > half and agreeing >= len(everybody) - member.protocol.byzantine:
+        if ready and agreeing > half and agreeing >= here - member.protocol.byzantine:
             break
-        if late and len(everybody) > half:
+        if late and here > half:
             if time.monotonic() > deadline + GRACE:
                 raise NoFounders(
-                    f"only {agreeing} of {len(everybody)} peers agree on who is here, {GRACE:g} s after "
-                    "deadlines.gather; start this one again"
+                    f"only {agreeing} of {here} peers agree on who is here, and to begin at step "
+                    f"{member.first + begin}, {GRACE:g} s after deadlines.gather; start this one again"
                 )
         elif late:
             raise NoFounders(
-                f"only {len(everybody)} of {len(member.peer.roster.keys)} peers are here after deadlines.gather = "
+                f"only {here} of {len(member.peer.roster.keys)} peers are here after deadlines.gather = "
                 f"{member.config.deadlines.gather:g} s, more than half are needed; start the others"
             )
         time.sleep(POLL)
+    if begin and begin not in member.stored:
+        return come_back(member, f"there is no checkpoint of step {member.first + begin} here, where the others go on")
     member.begin_life(begin)
     member.stored = {step: kept for step, kept in member.stored.items() if step >= begin}
     member.state = "running"
@@ -152,7 +150,7 @@ def _ask_to_join(member: Member) -> None:
 def come_back(member: Member, why: str) -> None:
     """Continue with the state that most members vouch for, at the beginning of their next step.
 
-    Errors: Fallen if it says that this peer is out, or if there is none in time.
+    Errors: Fallen if it says that this peer is out; NoFounders if there is none in time.
     """
     member.state = "returning"
     member.say(f"{why}: asking for their state")
@@ -177,7 +175,10 @@ def come_back(member: Member, why: str) -> None:
         except WrongState as error:
             ask_all(member)  # Fallen, if that is why
             if time.monotonic() > deadline:
-                raise Fallen(f"no state came within deadlines.gather: {error}") from None
+                raise NoFounders(
+                    f"no state came within deadlines.gather: {error}; nobody has removed this peer: start it again "
+                    "when the others are there, or all of them if all have stopped"
+                ) from None
             time.sleep(POLL)
             continue
         step, download = found.step, found.download

@@ -34,7 +34,7 @@ from btard.swarm.lines import Once, Say
 from btard.swarm.notes import Notes
 from btard.swarm.said import RECENT
 from btard.swarm.startup import begin, make_node, own_identity, write_model
-from btard.swarm.state import StateService
+from btard.swarm.state import MAX_STATUS, StateService
 from btard.swarm.task import HasLocalState, TaskSource
 
 PREVIOUS = "previous"
@@ -224,12 +224,12 @@ class Member:
         self.peer.begin_life(self.life.epoch(self.config.run_id, checkpoint_digest(values, self.optimizer.params)))
 
     def status(self) -> dict[str, Any]:
-        """What this peer tells anybody about itself: JSON values, at most some 80 kB."""
+        """What this peer tells anybody about itself: JSON values, at most `MAX_STATUS` bytes."""
         if not hasattr(self, "driver"):
             return {"state": self.state}
         peer = self.peer
         recent = list(self.recent)  # first, so that the ledger below has whatever happened in these steps
-        return {
+        said = {
             "peer": peer.id,
             "state": self.state,
             "step": peer.t,
@@ -246,9 +246,19 @@ class Member:
             "signed": self.signed,
             **self.life.told(),
         }
+        return fitted(said, MAX_STATUS)
 
     def _watch(self, phase: str) -> None:
         self.phase = phase
+
+
+def fitted(said: Mapping[str, Any], limit: int) -> dict[str, Any]:
+    """A status of at most `limit` bytes: if it has too many peers for that, it has fewer old steps and entries."""
+    short = dict(said)
+    for name in ("recent", "ledger"):
+        while short[name] and len(json.dumps(short)) > limit:
+            short[name] = short[name][(len(short[name]) + 1) // 2 :]
+    return short
 
 
 def _newest(entries: Sequence[Entry]) -> list[str]:
