@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -56,6 +56,19 @@ class Task(Protocol):
 def sharing(active: Collection[int], validators: Collection[int]) -> int:
     """How many `workers` share a step: its active peers that do not validate in it, whether they come or not."""
     return len(set(active) - set(validators))
+
+
+@runtime_checkable
+class HasLocalState(Protocol):
+    """A task with a state that belongs to each peer, such as running statistics: it goes back with the parameters."""
+
+    def local_state(self) -> Mapping[str, torch.Tensor]:
+        """The state by name; later gradients do not change these tensors."""
+        ...
+
+    def load_local_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Restore what `local_state` returned, from a dictionary that may hold other tensors."""
+        ...
 
 
 @runtime_checkable

@@ -81,11 +81,8 @@ class Training:
             except NoGradient:
                 self.diverged_at = step
         if result is not None:
-            if result.back_to is None:
-                optimizer.apply(result.gradient, step)
-            else:
-                optimizer.load(result.state)
-                task.load_local_state(result.state)
+            result.move(optimizer, task, step)
+            if result.back_to is not None:
                 metrics["back_to"] = result.back_to
             spent = time.perf_counter() - started
             self.seconds = {**result.seconds, "other": max(0.0, spent - sum(result.seconds.values()))}

@@ -1,6 +1,6 @@
 """`python -m scripts.threat_model --out docs/threat-model.md`: writes what each behaviour led to into the threat model.
 
-Runs every row of the acceptance matrix (`tests/protocol/matrix.py`) over its seeds and stops at the first one that does
+Runs every row of the acceptance matrix (`tests/protocol/rows/`) over its seeds and stops at the first one that does
 not come out as promised. Takes some minutes on 2 CPU cores; the same seeds give the same text.
 """
 
@@ -71,7 +71,8 @@ def main() -> None:
     options = parser.parse_args()
     page = options.out.read_text()
     renewed(page, (), (), 0)  # before some minutes of work
-    from tests.protocol.matrix import ROWS, SEEDS
+    from tests.protocol.matrix import SEEDS
+    from tests.protocol.rows import ROWS
 
     seeds = options.seeds or SEEDS
     with ProcessPoolExecutor(options.processes) as pool:

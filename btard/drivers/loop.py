@@ -21,7 +21,7 @@ from btard.protocol.commit import CutOff, NoGradient
 from btard.protocol.effects import Compute, Effect, Idle, Losses, Measure, Purpose
 from btard.protocol.ledger import Entry
 from btard.protocol.peer import Outcome, Peer
-from btard.task import TooLate
+from btard.task import HasLocalState, TooLate
 
 
 class Fallen(Exception):
@@ -68,6 +68,18 @@ class World(Protocol):
         ...
 
 
+class Movable(Protocol):
+    """An optimizer over the vector of parameters."""
+
+    def apply(self, gradient: torch.Tensor, step: int) -> None:
+        """Move the parameters by the agreed `gradient` [d] of `step`."""
+        ...
+
+    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Restore what it was, from among other tensors."""
+        ...
+
+
 @dataclass(frozen=True)
 class StepResult:
     """One step of the cohort. `gradient` [d] is what the optimizer should apply.
@@ -97,6 +109,15 @@ class StepResult:
     `state`."""
     state: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """The training's tensors at the beginning of step `back_to`, as `step` was given them there; not to be changed."""
+
+    def move(self, optimizer: Movable, task: object, step: int) -> None:
+        """Move the training on: `optimizer` by the gradient, at its `step`, or all of it back to the earlier state."""
+        if self.back_to is None:
+            optimizer.apply(self.gradient, step)
+            return
+        optimizer.load(self.state)
+        if isinstance(task, HasLocalState):
+            task.load_local_state(self.state)
 
 
 @dataclass

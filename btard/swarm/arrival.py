@@ -60,9 +60,12 @@ def _gather(member: Member) -> None:
     """
     member.state = "gathering"
     deadline = time.monotonic() + member.config.deadlines.gather
-    half, shown = len(member.peer.roster.keys) / 2, 0
+    founders = {i for i in member.members if i < member.config.peers}  # later ones ask them for their state
+    all_here = len(founders | {member.peer.id})
+    member.life.voters, member.life.tolerated = all_here, member.tolerated
+    half, shown = all_here / 2, 0
     while True:
-        said = ask_all(member)
+        said = {peer: status for peer, status in ask_all(member).items() if peer in founders}
         member.life.hear(said, member.stored)
         agreeing, begin, here = member.life.agreeing(said), member.life.begin, 1 + len(said)
         ahead = sum(s.get("state") in ("running", "returning") and s.get("step", 0) > begin for s in said.values())
@@ -70,15 +73,15 @@ def _gather(member: Member) -> None:
             return come_back(member, "the others are in the middle of the run")
         if here != shown:
             shown = here
-            member.say(f"{shown} of {len(member.peer.roster.keys)} peers are here")
+            member.say(f"{shown} of {all_here} peers are here")
         late = time.monotonic() > deadline
         # Whoever goes first is waited for in the first phase, not longer: so all first say that they are ready.
-        if here == len(member.peer.roster.keys):
+        if here == all_here:
             member.state = "ready"
         if late and agreeing > half:
             break
         ready = member.state == "ready" and all(s.get("state") != "gathering" for s in said.values())
-        if ready and agreeing > half and agreeing >= here - member.protocol.byzantine:
+        if ready and agreeing > half and agreeing >= here - member.tolerated:
             break
         if late and here > half:
             if time.monotonic() > deadline + GRACE:
@@ -88,7 +91,7 @@ def _gather(member: Member) -> None:
                 )
         elif late:
             raise NoFounders(
-                f"only {here} of {len(member.peer.roster.keys)} peers are here after deadlines.gather = "
+                f"only {here} of {all_here} peers are here after deadlines.gather = "
                 f"{member.config.deadlines.gather:g} s, more than half are needed; start the others"
             )
         time.sleep(POLL)
@@ -101,8 +104,8 @@ def _gather(member: Member) -> None:
 
 def ask_all(member: Member) -> dict[int, dict[str, Any]]:
     """The other members' statuses. Errors: Fallen if more of them than can lie have banned this peer."""
-    doors, keys = member.driver.doors, member.peer.roster.keys
-    others = [number for number in member.driver.members if number != member.peer.id]
+    doors, keys = member.driver.doors, member.members
+    others = [number for number, key in keys.items() if key != member.identity.public_key]
     banned: list[str] = []
 
     async def ask(number: int) -> dict[str, Any] | None:
@@ -121,7 +124,7 @@ def ask_all(member: Member) -> dict[int, dict[str, Any]]:
         return await asyncio.gather(*(ask(number) for number in others))
 
     answers = member.node.run(ask_everybody())
-    if len(banned) > member.protocol.byzantine:
+    if len(banned) > member.tolerated:
         raise Fallen(f"{len(banned)} members refuse this peer: {banned[0]}")
     return {number: said for number, said in zip(others, answers, strict=True) if said is not None and _is_status(said)}
 
@@ -159,7 +162,7 @@ def come_back(member: Member, why: str) -> None:
     template = {name: tensor.cpu() for name, tensor in template.items()}
     while True:
         # This peer counts among them, as a member that says nothing.
-        members = {i: member.peer.roster.keys[i] for i in member.driver.members}
+        members = member.members
         try:
             found = member.node.run(
                 fetch_state(
@@ -169,7 +172,7 @@ def come_back(member: Member, why: str) -> None:
                     template,
                     member.config.deadlines,
                     member.patience,
-                    tolerated=member.peer.byzantine,
+                    tolerated=member.tolerated,
                 )
             )
         except WrongState as error:

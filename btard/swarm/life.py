@@ -43,6 +43,8 @@ class Life:
 
     def __init__(self, me: int, peers: int, tolerated: int) -> None:
         self.me, self.peers, self.tolerated = me, peers, tolerated
+        self.voters = peers
+        """How many of the first peers are still in the run."""
         self.nonce = secrets.token_bytes(NONCE)
         self.heard: Nonces = {me: self.nonce}
         """What each present peer has told this one, and its own nonce."""
@@ -57,7 +59,7 @@ class Life:
         self.heard = {peer: nonce for peer, nonce in direct.items() if nonce is not None} | {self.me: self.nonce}
         views = [self.heard, *(self._nonces(said.get("heard")) for said in statuses.values())]
         told = Counter((peer, nonce) for view in views for peer, nonce in view.items())
-        self.gathered = {peer: nonce for (peer, nonce), count in sorted(told.items()) if 2 * count > self.peers}
+        self.gathered = {peer: nonce for (peer, nonce), count in sorted(told.items()) if 2 * count > self.voters}
         self.begin = self._beginning(statuses, stored)
         begun = Counter(self._seen_by(said) for said in statuses.values() if said.get("state") == "running")
         for (nonces, begin), count in begun.items():  # an honest one among them has seen that most are in this life
@@ -83,7 +85,7 @@ class Life:
     def _beginning(self, statuses: Mapping[int, Mapping[str, Any]], stored: Iterable[int]) -> int:
         disks = [_steps([*stored]), *(_steps(said.get("stored")) for said in statuses.values())]
         held = Counter(step for disk in disks for step in disk)
-        most = {step for step, count in held.items() if 2 * count > self.peers}
+        most = {step for step, count in held.items() if 2 * count > self.voters}
         newest = max(most, default=0)
         # Whoever does not see all yet names older steps by mistake.
         named = Counter(self._seen_by(said)[1] for said in statuses.values() if said.get("state") == "ready")

@@ -22,6 +22,7 @@ from typing import Any
 
 import yaml
 
+from btard.audit.files import STATUS
 from btard.harness.pieces import RunFolderError, check_finished
 from btard.harness.progress import Bar
 from btard.harness.run_folder import read_summary
@@ -105,7 +106,7 @@ class Swarm:
     def status(self) -> dict[str, Any]:
         """What the coordinator has written about the peers; empty before it has."""
         try:
-            content = json.loads((self.out / COORDINATOR / "status.json").read_text(encoding="utf-8"))
+            content = json.loads((self.out / COORDINATOR / STATUS).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         return content if isinstance(content, dict) else {}

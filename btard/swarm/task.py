@@ -75,19 +75,6 @@ class Auditable(Protocol):
     """The module:function that creates it."""
 
 
-@runtime_checkable
-class HasLocalState(Protocol):
-    """A task with a state that belongs to each peer, such as running statistics: it goes back with the parameters."""
-
-    def local_state(self) -> Mapping[str, torch.Tensor]:
-        """The state by name; later gradients do not change these tensors."""
-        ...
-
-    def load_local_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Restore what `local_state` returned, from a dictionary that may hold other tensors."""
-        ...
-
-
 @dataclass(frozen=True)
 class TaskSource:
     """Where task and optimizer come from. `make` may raise ConfigError, in one line, for what the user must correct."""

@@ -40,7 +40,7 @@ from btard.swarm.lines import Say
 from btard.swarm.member import PREVIOUS, Member
 from btard.swarm.node import Unreachable
 from btard.swarm.startup import names_digest
-from btard.swarm.task import HasLocalState, TaskSource
+from btard.swarm.task import TaskSource
 from btard.swarm.view import bans_of, healings_of
 from btard.task import PARAMETERS
 
@@ -117,12 +117,7 @@ class Trainer(Member):
         result = self.driver.step(self.optimizer.params, self.optimizer.state(), self.local_state())
         if self.recorder is not None:  # before the optimizer moves what the trail has of this step
             self.recorder.finished([self.peer], self.past.at, self.past.agreed)
-        if result.back_to is None:
-            self.optimizer.apply(result.gradient, self.first + now)
-        else:
-            self.optimizer.load(result.state)
-            if isinstance(self.task, HasLocalState):
-                self.task.load_local_state(result.state)
+        result.move(self.optimizer, self.task, self.first + now)
         seconds = {**result.seconds, "other": max(0.0, time.perf_counter() - started - sum(result.seconds.values()))}
         self.sent += sum(result.sent.values())
         worked = self.peer.last is not None and self.peer.id in self.peer.last.workers

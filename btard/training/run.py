@@ -226,11 +226,7 @@ class Training:
                 run.lrs.pop()
                 warnings.warn(f"step {step}: {error}; the run ends here", stacklevel=3)
                 break
-            if result.back_to is None:
-                optimizer.apply(result.gradient, step)
-            else:
-                optimizer.load(result.state)
-                task.load_local_state(result.state)
+            result.move(optimizer, task, step)
             run.leads = leads()
             self._note(result, losses())
             if self.plan.on_step is not None:

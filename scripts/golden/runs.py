@@ -30,6 +30,7 @@ from btard.task import QuadraticTask
 from scripts import mixtures
 from tests.protocol import matrix
 from tests.protocol.cohort import Run
+from tests.protocol.rows import ROWS
 
 ROOT = Path(__file__).resolve().parents[2]
 SOAK_SEEDS = 50
@@ -69,7 +70,7 @@ class Case:
 def cases(sections: Sequence[str], seeds: int) -> Iterator[Case]:
     """All runs of `sections`; each row of the matrix with `seeds` seeds."""
     if "matrix" in sections:
-        for row in matrix.ROWS:
+        for row in ROWS:
             for seed in range(seeds):
                 yield Case("matrix", str(row), seed, _matrix(row, seed))
     if "soak" in sections:
@@ -77,7 +78,7 @@ def cases(sections: Sequence[str], seeds: int) -> Iterator[Case]:
             yield Case("soak", "mixture", seed, _soak(seed))
     if "variants" in sections:
         for name, settings in VARIANTS.items():
-            for row in {row.attack: row for row in reversed(matrix.ROWS)}.values():
+            for row in {row.attack: row for row in reversed(ROWS)}.values():
                 varied = replace(row, settings={**row.settings, **settings})
                 yield Case("variants", f"{name}: {row}", 0, _matrix(varied, 0, proofs=name != "ideal"))
         yield Case("variants", "newcomers", 0, _newcomers)

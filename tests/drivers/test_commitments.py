@@ -21,7 +21,8 @@ from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Compute
 from btard.protocol.ledger import Entry
 from btard.task import QuadraticTask
-from tests.protocol.matrix import ROWS, Row, play
+from tests.protocol.matrix import Row, play
+from tests.protocol.rows import ROWS
 
 ONE_ROW_PER_ATTACK = list({row.attack: row for row in reversed(ROWS)}.values())
 

@@ -17,7 +17,7 @@ from btard.protocol.messages import Packet, Report, Signed
 from btard.swarm.deadlines import Deadlines
 from btard.task import QuadraticTask
 from tests.drivers.slow_lines import SlowLines
-from tests.protocol.test_promises import Attacker, check_honest, play
+from tests.protocol.promises import Attacker, check_honest, play
 
 SCALE = 50
 D = 17_700_000 // SCALE

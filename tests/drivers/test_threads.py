@@ -11,7 +11,8 @@ import torch
 from btard.aggregation.threads import kernel_threads
 from btard.drivers import local
 from btard.drivers.threads import Team
-from tests.protocol.matrix import ROWS, Row, play
+from tests.protocol.matrix import Row, play
+from tests.protocol.rows import ROWS
 
 ONE_ROW_PER_ATTACK = list({row.attack: row for row in reversed(ROWS)}.values())
 

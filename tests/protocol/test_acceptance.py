@@ -19,7 +19,8 @@ from btard.protocol.messages import CoinCommit, Report, Signed
 from btard.task import QuadraticTask
 from scripts import threat_model
 from tests.protocol.cohort import run_cohort
-from tests.protocol.matrix import ROWS, SEEDS, START, Row, observe, play
+from tests.protocol.matrix import SEEDS, START, Row, observe, play
+from tests.protocol.rows import ROWS
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)

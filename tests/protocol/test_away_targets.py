@@ -10,24 +10,13 @@ import torch
 from msgspec.structs import replace
 
 from btard.drivers.local import LocalDriver
-from btard.protocol.behaviour import Behaviour
+from btard.protocol.behaviour import Behaviour, Context, View
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.identity import Identity
 from btard.protocol.messages import Claim, Packet, Report, Signed
 from btard.protocol.record import StepRecord
-from tests.protocol.test_promises import (
-    Attacker,
-    Away,
-    Context,
-    D,
-    OwnNumerics,
-    QuadraticTask,
-    View,
-    check_honest,
-    own_numerics,
-    play,
-    scalars_of,
-)
+from btard.task import QuadraticTask
+from tests.protocol.promises import Attacker, Away, D, OwnNumerics, check_honest, own_numerics, play, scalars_of
 
 
 def is_checked(ctx: View) -> bool:

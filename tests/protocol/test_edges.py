@@ -1,7 +1,8 @@
 """Both sides of the edges of the table "Sets that decide" in docs/protocol.md: the promise, and what happens beyond.
 
 V3's reporters are in `test_verify.py`, the parts behind `tau: auto` in `test_radius.py`, those that vouch for a state
-and that check a newcomer in `test_join.py`, an audit's signers in `tests/audit/test_forged.py`.
+in `test_join_state.py`, those that check a newcomer in `test_join_byzantine.py`, an audit's signers in
+`tests/audit/test_forged.py`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from btard.protocol.identity import Identity
 from btard.protocol.messages import Signed
 from btard.task import QuadraticTask
 from tests.audit.runs import record
-from tests.protocol.test_promises import Attacker, Away, D, HugeAggregate
+from tests.protocol.promises import Attacker, Away, D, HugeAggregate
 
 STEP = 1
 """At which it happens."""

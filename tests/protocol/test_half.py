@@ -29,7 +29,8 @@ from btard.protocol.record import Settled, Split, settings_digest, to_json
 from btard.protocol.wire import Malformed
 from btard.task import QuadraticTask
 from tests.audit.runs import attackers, record
-from tests.protocol.matrix import ROWS, observe
+from tests.protocol.matrix import observe
+from tests.protocol.rows import ROWS
 
 LARGEST = float(np.finfo(np.float32).max)
 BITS = st.lists(st.integers(0, 2**16 - 1), min_size=1, max_size=6)

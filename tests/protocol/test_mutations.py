@@ -13,7 +13,8 @@ from btard.protocol.identity import Roster
 from btard.protocol.limits import Limits
 from btard.protocol.memory import remembered
 from btard.protocol.record import StepRecord
-from tests.protocol.matrix import ROWS, Row, observe
+from tests.protocol.matrix import Row, observe
+from tests.protocol.rows import ROWS
 
 
 def never(*args: Any, **kwargs: Any) -> bool:

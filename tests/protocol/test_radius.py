@@ -24,7 +24,7 @@ from btard.protocol.radius import drawn_near, lower_quantile, next_radius
 from btard.protocol.record import Start, StepRecord
 from btard.protocol.snapshot import public_state
 from btard.task import QuadraticTask
-from tests.protocol.test_join import cohort, key
+from tests.protocol.newcomers import cohort, key
 
 AUTO: dict[str, Any] = {"tau": "auto"}
 

@@ -14,7 +14,7 @@ from resnet.experiments.noise import QuietRuns, chance_dip
 from resnet.experiments.outcomes import Results
 from resnet.experiments.survival import AUTHORS, collapse
 from resnet.experiments.tables import results_table
-from tests.resnet.test_report import by_name, early, finish, make_grid, read
+from tests.resnet.sweeps import by_name, early, finish, make_grid, read
 
 QUIET = {0: 0.0, 1: 0.02, 2: -0.01}
 """Seed -> what a run without attack has above the rising line after step 20."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from btard.harness.run_folder import read_metrics
 from resnet.experiments.healing import COLUMNS, healing_figure, healing_table
 from resnet.table import bans_text, read_run
-from tests.resnet.test_report import ban, finish, make_grid, read, report
+from tests.resnet.sweeps import ban, finish, make_grid, read, report
 
 ATTACKS = {"no attack": {}, "ALIE": {"attack.name": "alie"}}
 DEFENCES = {

@@ -16,7 +16,7 @@ import torch
 from btard.attacks.registry import make_attack
 from btard.drivers.history import ParameterHistory
 from btard.drivers.local import LocalDriver
-from btard.drivers.loop import StepResult
+from btard.drivers.loop import Fallen, StepResult
 from btard.drivers.past import Past
 from btard.drivers.trail import Trail
 from btard.protocol.behaviour import HONEST, Behaviour
@@ -27,7 +27,7 @@ from btard.protocol.identity import Identity, Roster
 from btard.protocol.peer import Peer
 from btard.swarm.deadlines import Deadlines
 from btard.swarm.doors import Doors
-from btard.swarm.driver import Fallen, OutOfStep, SwarmDriver
+from btard.swarm.driver import OutOfStep, SwarmDriver
 from btard.swarm.node import Node
 from btard.task import QuadraticTask, TooLate, never
 from tests.swarm.daemons import DAEMONS, Lodger

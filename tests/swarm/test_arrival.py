@@ -52,12 +52,13 @@ def test_who_is_not_admitted_asks_again(monkeypatch: pytest.MonkeyPatch) -> None
     member = SimpleNamespace(
         identity=newcomer,
         peer=peer,
+        members=dict(enumerate(first.roster.keys[:3])),
+        tolerated=0,
         protocol=cohort.config,
         config=SimpleNamespace(run_id=cohort.config.run_id, deadlines=Deadlines()),
         node=SimpleNamespace(run=asyncio.run),
         driver=SimpleNamespace(
             others=(0, 1, 2),
-            members=(0, 1, 2),
             doors=None,
             past=SimpleNamespace(history=SimpleNamespace(restore=lambda *_: None)),
             restart=lambda peer, behind: begun.append(peer),
@@ -83,10 +84,12 @@ def test_who_finds_no_state_is_not_told_that_its_key_is_out(monkeypatch: pytest.
     monkeypatch.setattr(arrival, "POLL", 0.0)
     member = SimpleNamespace(
         identity=Identity.from_seed("alone"),
-        peer=SimpleNamespace(roster=SimpleNamespace(keys=()), byzantine=1),
+        peer=SimpleNamespace(),
+        members={},
+        tolerated=1,
         config=SimpleNamespace(deadlines=Deadlines(gather=1e-9)),
         node=SimpleNamespace(run=asyncio.run),
-        driver=SimpleNamespace(members=(), doors=None),
+        driver=SimpleNamespace(doors=None),
         optimizer=SimpleNamespace(params=torch.ones(D), state=dict),
         patience=1.0,
         say=lambda line: None,

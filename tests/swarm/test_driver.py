@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from btard.drivers.loop import Fallen
 from btard.protocol.commit import NoGradient
 from btard.protocol.identity import Identity
 from btard.protocol.messages import JoinRequest
@@ -18,7 +19,7 @@ from btard.swarm import frames
 from btard.swarm.cancel import cancel
 from btard.swarm.deadlines import Deadlines
 from btard.swarm.doors import Doors
-from btard.swarm.driver import Fallen, SwarmDriver
+from btard.swarm.driver import SwarmDriver
 from btard.swarm.links import HEADER
 from btard.swarm.outbox import AGAIN, SHARE, Outbox, Said, Served
 from tests.swarm.cohort import QUICK, Cohort, Fault, Member

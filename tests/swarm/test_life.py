@@ -58,6 +58,14 @@ def test_a_majority_begins_without_the_others_and_a_minority_does_not() -> None:
         assert [life.agreeing(said) for life, said in zip(lives, heard, strict=True)] == [expected] * count
 
 
+def test_the_removed_are_not_waited_for() -> None:
+    lives = peers(2)
+    for life in lives:
+        life.voters = 3  # of five, two have been removed
+    heard = gather(lives)
+    assert [life.agreeing(said) for life, said in zip(lives, heard, strict=True)] == [2, 2]
+
+
 def test_statuses_of_an_earlier_life_do_not_bring_it_back() -> None:
     before = peers(5)
     gather(before)

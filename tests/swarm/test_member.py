@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from btard.protocol.config import ProtocolConfig
+from btard.protocol.join import ADMITTED, GRADUATED
 from btard.protocol.ledger import Entry
 from btard.swarm.life import NONCE, Life
-from btard.swarm.member import STATUS_LEDGER, _newest, fitted
+from btard.swarm.member import STATUS_LEDGER, Member, _newest, fitted
 from btard.swarm.said import RECENT
 from btard.swarm.state import MAX_STATUS
 
@@ -36,3 +40,30 @@ def test_a_status_of_many_peers_has_fewer_steps(peers: int, steps: int) -> None:
     assert len(json.dumps(short)) <= MAX_STATUS and len(short["recent"]) >= steps
     assert short["recent"] == rows[-len(short["recent"]) :] and short["ledger"] == said["ledger"]
     assert {name: short[name] for name in life.told()} == life.told()
+
+
+def test_before_it_begins_a_peer_goes_by_the_ledger_of_its_newest_checkpoint() -> None:
+    keys = [bytes([peer]) * 32 for peer in range(9)]
+    entries = [Entry(1, "wrong_gradient", "guilty", peer, (0,), (peer,), 1) for peer in (1, 2)]
+    entries += [Entry(1, "silent", "public", peer, (), (peer,), 1) for peer in (3, 4)]
+    entries += [
+        Entry(2, ADMITTED, "public", 7, (), (), 2, evidence=keys[7].hex()),
+        Entry(9, GRADUATED, "public", 7, (), (), 9),
+    ]
+    ledger = [entry.to_json() for entry in entries]
+    config = ProtocolConfig(peers=7, byzantine=3, validators=0, run_id="members")
+    peer = SimpleNamespace(t=0, roster=SimpleNamespace(keys=tuple(keys[:7])), byzantine=3)
+    member: Any = SimpleNamespace(
+        peer=peer,
+        config=config,
+        protocol=config,
+        state="gathering",
+        stored={5: ({}, {"peer": {"ledger": []}}), 10: ({}, {"peer": {"ledger": ledger}})},
+        driver=SimpleNamespace(members=range(7)),
+    )
+    member._stored_ledger = lambda: Member._stored_ledger(member)
+    members: Any = Member.members
+    tolerated: Any = Member.tolerated
+    assert members.fget(member) == {peer: keys[peer] for peer in (0, 5, 6, 7)} and tolerated.fget(member) == 1
+    member.stored = {}
+    assert members.fget(member) == dict(enumerate(keys[:7])) and tolerated.fget(member) == 3
