@@ -76,7 +76,9 @@ class Attack(Behaviour):
         return (step - self.start) % self.every == 0
 
     def acts(self, ctx: View) -> bool:
-        return self.active(ctx.step) and MOMENTS[self.when](self.collusion, ctx)
+        # Where no honest peer works in a step, as all of them are slow, there is nothing to start from.
+        blind = self.requires_cohort and self.collusion.step == ctx.step and not self.collusion.honest_peers
+        return self.active(ctx.step) and not blind and MOMENTS[self.when](self.collusion, ctx)
 
     @cached_property
     def resting(self) -> Behaviour:

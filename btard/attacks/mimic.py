@@ -49,7 +49,7 @@ class Mimic(Attack):
     def _watch(self) -> None:
         """Learn of the step that was observed, if it is one of the warm-up."""
         steps = int(self.collusion.memory.get(self._place + "steps", torch.zeros(1)))
-        if steps < self.warmup and self.active(self.collusion.step):
+        if steps < self.warmup and self.active(self.collusion.step) and self.collusion.honest_peers:
             self._learn()
 
     def _learn(self) -> None:

@@ -34,9 +34,9 @@ class Attestation:
     """The ledger's head."""
     params: bytes
     """Digest of the final parameters."""
-    layout: bytes = b""
-    """Digest of the names and places of the tensors in them (`btard.training.layout`); empty if nobody signed these."""
     signatures: dict[int, bytes] = field(default_factory=dict)
+    layout: bytes = b""
+    """Digest of the names and places of their tensors (`btard.training.layout`); empty if nobody signed it."""
 
     def digest(self, config: ProtocolConfig, roster: Roster, d: int) -> bytes:
         """What is signed, including the settings and the keys."""

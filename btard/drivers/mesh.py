@@ -6,6 +6,7 @@ letters if there are any. It knows nothing of the protocol.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -27,6 +28,9 @@ INLINE = 640
 
 _HEADER = struct.Struct("<BBqq32s")  # running, long letters, limit, length, phase
 SIZE = _HEADER.size + INLINE
+
+_RUNS = itertools.count()
+"""Numbers for the runs of this process; all ranks make the same runs."""
 
 SLICE = 0.5
 """Seconds between two checks, while waiting, whether another rank is in trouble."""
@@ -237,7 +241,8 @@ def torchrun_mesh(timeout: float) -> Mesh:
         raise RuntimeError(
             f"{missing} is not set: start a process for each peer by torchrun --nproc-per-node PEERS SCRIPT.py"
         ) from None
-    # torchrun's own store, where there is one: it outlives the ranks. A prefix for each attempt of its to restart.
+    # torchrun's own store, where there is one: it outlives the ranks. A prefix for each attempt of its to restart, and
+    # for each run of a script that makes several: the addresses of an earlier one lead nowhere.
     agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     store = dist.TCPStore(
         address,
@@ -247,6 +252,6 @@ def torchrun_mesh(timeout: float) -> Mesh:
         wait_for_workers=False,
     )
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    mesh = Mesh(dist.PrefixStore(f"attempt {attempt}", store), rank, size, timeout)
+    mesh = Mesh(dist.PrefixStore(f"attempt {attempt}, run {next(_RUNS)}", store), rank, size, timeout)
     mesh.heed_termination()
     return mesh

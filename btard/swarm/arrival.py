@@ -60,42 +60,43 @@ def _gather(member: Member) -> None:
     """
     member.state = "gathering"
     deadline = time.monotonic() + member.config.deadlines.gather
-    half, shown = len(member.peer.roster.keys) / 2, 0
+    founders = {i for i in member.members if i < member.config.peers}  # later ones ask them for their state
+    all_here = len(founders | {member.peer.id})
+    member.life.voters, member.life.tolerated = all_here, member.tolerated
+    half, shown = all_here / 2, 0
     while True:
-        said = ask_all(member)
-        member.life.hear(said)
-        agreeing = member.life.agreeing(said)
-        mine: dict[str, Any] = {"state": "gathering", "step": 0, "stored": sorted({0, *member.stored})}
-        everybody = [mine, *said.values()]
-        can = [step for step in mine["stored"] if sum(step in s.get("stored", ()) for s in everybody) > half]
-        begin = max(can, default=0)
+        said = {peer: status for peer, status in ask_all(member).items() if peer in founders}
+        member.life.hear(said, member.stored)
+        agreeing, begin, here = member.life.agreeing(said), member.life.begin, 1 + len(said)
         ahead = sum(s.get("state") in ("running", "returning") and s.get("step", 0) > begin for s in said.values())
         if ahead > half:
             return come_back(member, "the others are in the middle of the run")
-        if len(everybody) != shown:
-            shown = len(everybody)
-            member.say(f"{shown} of {len(member.peer.roster.keys)} peers are here")
+        if here != shown:
+            shown = here
+            member.say(f"{shown} of {all_here} peers are here")
         late = time.monotonic() > deadline
         # Whoever goes first is waited for in the first phase, not longer: so all first say that they are ready.
-        if len(everybody) == len(member.peer.roster.keys):
+        if here == all_here:
             member.state = "ready"
         if late and agreeing > half:
             break
         ready = member.state == "ready" and all(s.get("state") != "gathering" for s in said.values())
-        if ready and agreeing > half and agreeing >= len(everybody) - member.protocol.byzantine:
+        if ready and agreeing > half and agreeing >= here - member.tolerated:
             break
-        if late and len(everybody) > half:
+        if late and here > half:
             if time.monotonic() > deadline + GRACE:
                 raise NoFounders(
-                    f"only {agreeing} of {len(everybody)} peers agree on who is here, {GRACE:g} s after "
-                    "deadlines.gather; start this one again"
+                    f"only {agreeing} of {here} peers agree on who is here, and to begin at step "
+                    f"{member.first + begin}, {GRACE:g} s after deadlines.gather; start this one again"
                 )
         elif late:
             raise NoFounders(
-                f"only {len(everybody)} of {len(member.peer.roster.keys)} peers are here after deadlines.gather = "
+                f"only {here} of {all_here} peers are here after deadlines.gather = "
                 f"{member.config.deadlines.gather:g} s, more than half are needed; start the others"
             )
         time.sleep(POLL)
+    if begin and begin not in member.stored:
+        return come_back(member, f"there is no checkpoint of step {member.first + begin} here, where the others go on")
     member.begin_life(begin)
     member.stored = {step: kept for step, kept in member.stored.items() if step >= begin}
     member.state = "running"
@@ -103,8 +104,8 @@ def _gather(member: Member) -> None:
 
 def ask_all(member: Member) -> dict[int, dict[str, Any]]:
     """The other members' statuses. Errors: Fallen if more of them than can lie have banned this peer."""
-    doors, keys = member.driver.doors, member.peer.roster.keys
-    others = [number for number in member.driver.members if number != member.peer.id]
+    doors, keys = member.driver.doors, member.members
+    others = [number for number, key in keys.items() if key != member.identity.public_key]
     banned: list[str] = []
 
     async def ask(number: int) -> dict[str, Any] | None:
@@ -123,7 +124,7 @@ def ask_all(member: Member) -> dict[int, dict[str, Any]]:
         return await asyncio.gather(*(ask(number) for number in others))
 
     answers = member.node.run(ask_everybody())
-    if len(banned) > member.protocol.byzantine:
+    if len(banned) > member.tolerated:
         raise Fallen(f"{len(banned)} members refuse this peer: {banned[0]}")
     return {number: said for number, said in zip(others, answers, strict=True) if said is not None and _is_status(said)}
 
@@ -152,7 +153,7 @@ def _ask_to_join(member: Member) -> None:
 def come_back(member: Member, why: str) -> None:
     """Continue with the state that most members vouch for, at the beginning of their next step.
 
-    Errors: Fallen if it says that this peer is out, or if there is none in time.
+    Errors: Fallen if it says that this peer is out; NoFounders if there is none in time.
     """
     member.state = "returning"
     member.say(f"{why}: asking for their state")
@@ -161,7 +162,7 @@ def come_back(member: Member, why: str) -> None:
     template = {name: tensor.cpu() for name, tensor in template.items()}
     while True:
         # This peer counts among them, as a member that says nothing.
-        members = {i: member.peer.roster.keys[i] for i in member.driver.members}
+        members = member.members
         try:
             found = member.node.run(
                 fetch_state(
@@ -171,13 +172,16 @@ def come_back(member: Member, why: str) -> None:
                     template,
                     member.config.deadlines,
                     member.patience,
-                    tolerated=member.peer.byzantine,
+                    tolerated=member.tolerated,
                 )
             )
         except WrongState as error:
             ask_all(member)  # Fallen, if that is why
             if time.monotonic() > deadline:
-                raise Fallen(f"no state came within deadlines.gather: {error}") from None
+                raise NoFounders(
+                    f"no state came within deadlines.gather: {error}; nobody has removed this peer: start it again "
+                    "when the others are there, or all of them if all have stopped"
+                ) from None
             time.sleep(POLL)
             continue
         step, download = found.step, found.download

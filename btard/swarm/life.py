@@ -1,13 +1,20 @@
-"""Which life of the run begins when its peers gather: a name that no peer picked and that was never used.
+"""Which life of the run begins when its peers gather, with which name, and at which step.
+
+Its name is one that no peer picked and that was never used.
 
 Peers that all stop and go on from a checkpoint repeat steps. What they sign is bound to the life they are in, so that
 what they said before is nothing that anybody can hold against them. Each of them brings a nonce of its own, made when
 its process started, and takes part in no life without it.
 
 Nonces are told in statuses, over connections whose ends are authenticated, and a nonce counts if most of the peers say
-that they have heard it. Peers begin a life that more than half of all are in. This is no agreement in the strict sense:
-whoever tells peers different nonces as they begin can keep them from it, or have some begin without a majority. These
-find no quorum, and take the life of the others with their state.
+that they have heard it. The step is the newest that most of the peers have on their disks, whether this one has it or
+not. If liars say different things of their disks, some peers see a majority for a step and others none. So once all are
+there, a peer follows to an older step, though never to the start, if more than can lie name it.
+
+Peers begin a life that more than half of all are in, at the same step. This is no agreement in the strict sense:
+whoever tells peers different things as they begin can keep them from it, or have some begin without a majority. These
+find no quorum, and take the life of the others with their state; if there is none, they end, and are to be started
+again.
 """
 
 from __future__ import annotations
@@ -15,7 +22,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -27,6 +34,8 @@ NONCE = 16
 """Bytes of a nonce."""
 
 Nonces = Mapping[int, bytes]
+Seen = tuple[tuple[tuple[int, bytes], ...], int]
+"""The nonces of a life, and the step at which it begins."""
 
 
 class Life:
@@ -34,33 +43,35 @@ class Life:
 
     def __init__(self, me: int, peers: int, tolerated: int) -> None:
         self.me, self.peers, self.tolerated = me, peers, tolerated
+        self.voters = peers
+        """How many of the first peers are still in the run."""
         self.nonce = secrets.token_bytes(NONCE)
         self.heard: Nonces = {me: self.nonce}
         """What each present peer has told this one, and its own nonce."""
         self.gathered: Nonces = {}
         """The nonces that most peers say they have heard: those of the life, as this peer sees it."""
+        self.begin = 0
+        """The step at whose checkpoint it begins, as this peer sees it."""
 
-    def hear(self, statuses: Mapping[int, Mapping[str, Any]]) -> None:
-        """Record what the others say about themselves, by number, all of it at once."""
+    def hear(self, statuses: Mapping[int, Mapping[str, Any]], stored: Iterable[int] = ()) -> None:
+        """Record what the others say about themselves, by number, all of it at once. `stored`: the own checkpoints."""
         direct = {peer: _nonce(said.get("nonce")) for peer, said in statuses.items()}
         self.heard = {peer: nonce for peer, nonce in direct.items() if nonce is not None} | {self.me: self.nonce}
         views = [self.heard, *(self._nonces(said.get("heard")) for said in statuses.values())]
         told = Counter((peer, nonce) for view in views for peer, nonce in view.items())
-        self.gathered = {peer: nonce for (peer, nonce), count in sorted(told.items()) if 2 * count > self.peers}
-        begun: Counter[tuple[tuple[int, bytes], ...]] = Counter(
-            tuple(self._nonces(said.get("gathered")).items())
-            for said in statuses.values()
-            if said.get("state") == "running"
-        )
-        for nonces, count in begun.items():  # an honest one among them has seen that most are in this life
+        self.gathered = {peer: nonce for (peer, nonce), count in sorted(told.items()) if 2 * count > self.voters}
+        self.begin = self._beginning(statuses, stored)
+        begun = Counter(self._seen_by(said) for said in statuses.values() if said.get("state") == "running")
+        for (nonces, begin), count in begun.items():  # an honest one among them has seen that most are in this life
             if count > self.tolerated and (self.me, self.nonce) in nonces:
-                self.gathered = dict(nonces)
+                self.gathered, self.begin = dict(nonces), begin
 
     def agreeing(self, statuses: Mapping[int, Mapping[str, Any]]) -> int:
         """How many peers, including this one, are in the life that it sees, and see it too; 0 if it is not in it."""
         if self.gathered.get(self.me) != self.nonce:
             return 0
-        return 1 + sum(self._nonces(said.get("gathered")) == self.gathered for said in statuses.values())
+        mine = tuple(self.gathered.items()), self.begin
+        return 1 + sum(self._seen_by(said) == mine for said in statuses.values())
 
     def told(self) -> dict[str, Any]:
         """What a status says about it: JSON values."""
@@ -68,7 +79,23 @@ class Life:
             "nonce": self.nonce.hex(),
             "heard": {str(peer): nonce.hex() for peer, nonce in self.heard.items()},
             "gathered": {str(peer): nonce.hex() for peer, nonce in self.gathered.items()},
+            "begin": self.begin,
         }
+
+    def _beginning(self, statuses: Mapping[int, Mapping[str, Any]], stored: Iterable[int]) -> int:
+        disks = [_steps([*stored]), *(_steps(said.get("stored")) for said in statuses.values())]
+        held = Counter(step for disk in disks for step in disk)
+        most = {step for step, count in held.items() if 2 * count > self.voters}
+        newest = max(most, default=0)
+        # Whoever does not see all yet names older steps by mistake.
+        named = Counter(self._seen_by(said)[1] for said in statuses.values() if said.get("state") == "ready")
+        older = {step for step in most if 0 < step < newest and named[step] > self.tolerated}
+        return min(older, default=newest)
+
+    def _seen_by(self, said: Mapping[str, Any]) -> Seen:
+        """The life as another peer sees it."""
+        begin = said.get("begin")
+        return tuple(self._nonces(said.get("gathered")).items()), begin if type(begin) is int else 0
 
     def epoch(self, run_id: str, checkpoint: bytes) -> bytes:
         """The name of the life (32 bytes) that begins at the checkpoint with this digest."""
@@ -86,6 +113,11 @@ def checkpoint_digest(peer: Mapping[str, Any], params: torch.Tensor) -> bytes:
     """The digest of a peer's values in a checkpoint, without what only it holds, and of the parameters [d]."""
     common = json.dumps({name: value for name, value in peer.items() if name != "requests"}, sort_keys=True)
     return digest("checkpoint", common, tensor_digest(params, PARAMETERS))
+
+
+def _steps(value: Any) -> set[int]:
+    """The steps in a list of a status."""
+    return {step for step in value if type(step) is int and step >= 0} if isinstance(value, list) else set()
 
 
 def _nonce(value: Any) -> bytes | None:

@@ -22,7 +22,7 @@ from btard.harness.typed_yaml import ConfigError
 from btard.protocol.behaviour import HONEST, Behaviour
 from btard.protocol.collusion import Collusion
 from btard.protocol.identity import Identity, Roster
-from btard.protocol.ledger import Entry, Ledger
+from btard.protocol.ledger import Entry, Ledger, still_byzantine
 from btard.protocol.peer import Peer
 from btard.protocol.snapshot import load_peer, save_peer
 from btard.swarm.config import SwarmConfig
@@ -32,9 +32,10 @@ from btard.swarm.founding import trusted_keys
 from btard.swarm.life import Life, checkpoint_digest
 from btard.swarm.lines import Once, Say
 from btard.swarm.notes import Notes
+from btard.swarm.roll import keys_of, members_of
 from btard.swarm.said import RECENT
 from btard.swarm.startup import begin, make_node, own_identity, write_model
-from btard.swarm.state import StateService
+from btard.swarm.state import MAX_STATUS, StateService
 from btard.swarm.task import TaskSource
 from btard.task import HasLocalState
 
@@ -90,7 +91,30 @@ class Member:
     @property
     def keys(self) -> tuple[bytes, ...]:
         """The public keys of all members; none before this peer has its seat."""
-        return tuple(self.peer.roster.keys[i] for i in self.peer.active) if hasattr(self, "driver") else ()
+        return tuple(self.members.values()) if hasattr(self, "driver") else ()
+
+    @property
+    def members(self) -> dict[int, bytes]:
+        """Number -> public key of all members; before this peer has begun, by the ledger of its newest checkpoint.
+
+        Most of the first peers may have left since they were listed, and others have come.
+        """
+        entries = self._stored_ledger()
+        if entries is None:
+            return {i: self.peer.roster.keys[i] for i in self.driver.members}
+        keys = keys_of(entries, self.peer.roster.keys[: self.config.peers])
+        return {i: keys[i] for i in members_of(entries, self.config.peers)}
+
+    @property
+    def tolerated(self) -> int:
+        """How many of the `members` may be Byzantine."""
+        entries = self._stored_ledger()
+        return self.peer.byzantine if entries is None else still_byzantine(self.protocol, entries)
+
+    def _stored_ledger(self) -> list[Entry] | None:
+        if self.peer.t or not self.stored or self.state == "running":
+            return None
+        return [Entry.from_json(line) for line in self.stored[max(self.stored)][1]["peer"]["ledger"]]
 
     def take_seat(self, founders: tuple[bytes, ...], doors: Doors) -> bool:
         """Become the peer that the list of first peers says, or a newcomer after them; returns whether it is listed."""
@@ -225,12 +249,12 @@ class Member:
         self.peer.begin_life(self.life.epoch(self.config.run_id, checkpoint_digest(values, self.optimizer.params)))
 
     def status(self) -> dict[str, Any]:
-        """What this peer tells anybody about itself: JSON values, at most some 80 kB."""
+        """What this peer tells anybody about itself: JSON values, at most `MAX_STATUS` bytes."""
         if not hasattr(self, "driver"):
             return {"state": self.state}
         peer = self.peer
         recent = list(self.recent)  # first, so that the ledger below has whatever happened in these steps
-        return {
+        said = {
             "peer": peer.id,
             "state": self.state,
             "step": peer.t,
@@ -247,9 +271,19 @@ class Member:
             "signed": self.signed,
             **self.life.told(),
         }
+        return fitted(said, MAX_STATUS)
 
     def _watch(self, phase: str) -> None:
         self.phase = phase
+
+
+def fitted(said: Mapping[str, Any], limit: int) -> dict[str, Any]:
+    """A status of at most `limit` bytes: if it has too many peers for that, it has fewer old steps and entries."""
+    short = dict(said)
+    for name in ("recent", "ledger"):
+        while short[name] and len(json.dumps(short)) > limit:
+            short[name] = short[name][(len(short[name]) + 1) // 2 :]
+    return short
 
 
 def _newest(entries: Sequence[Entry]) -> list[str]:

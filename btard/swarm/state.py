@@ -32,7 +32,8 @@ from btard.swarm.links import Refused
 from btard.swarm.node import Node
 from btard.swarm.places import Places
 
-MAX_STATUS = 2**17
+MAX_STATUS = 2**18
+"""Largest size of a status as JSON in bytes. 16 peers need a third of it; with a thousand it still has some steps."""
 KEPT = 2
 """Number of snapshots that are given away: a peer that begins to load one has a step's time for it."""
 HELD = 6

@@ -18,7 +18,7 @@ from btard.drivers.mesh import Mesh, RankLost, torchrun_mesh
 from btard.training.layout import layout_digest
 from btard.training.optimizer import MakeOptimizer, MakeScheduler
 from btard.training.plan import MakeAttack, Plan
-from btard.training.resume import claim
+from btard.training.resume import claim, differing_names
 from btard.training.run import Run, Training
 from btard.training.torch_task import TorchTask
 
@@ -179,8 +179,7 @@ def _compare(mesh: Mesh, problem: Exception | None, made: Mapping[str, Any]) -> 
     for rank, (trouble, theirs) in said.items():
         if trouble:
             raise ValueError(f"rank {rank}: {trouble}")
-        differing = [name for name, value in said[FIRST][1].items() if theirs[name] != value]
-        if differing:
+        if differing := differing_names(said[FIRST][1], theirs):
             raise ValueError(
                 f"ranks {FIRST} and {rank} differ in {', '.join(differing)}: make the same task in each process, with "
                 "torch.manual_seed before the model is made"

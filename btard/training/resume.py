@@ -48,17 +48,23 @@ def claim(out: Path | str | None, settings: Mapping[str, Any]) -> Path | None:
         return folder
     try:
         theirs = dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{file}: damaged ({error}): give another folder, or remove it") from None
-    for name, value in json.loads(json.dumps(mine)).items():
-        if theirs.get(name) != value:
-            seeded = ", with torch.manual_seed before the model is made" if name in SEEDED else ""
-            raise ValueError(
-                f"{folder} holds a run with {name} {theirs.get(name)!r:.60}, this one has {value!r:.60}: give another "
-                f"folder, or what that run was begun with{seeded}"
-            )
+    mine = json.loads(json.dumps(mine))
+    if differing := differing_names(mine, theirs):
+        name = differing[0]
+        seeded = ", with torch.manual_seed before the model is made" if name in SEEDED else ""
+        raise ValueError(
+            f"{folder} holds a run with {name} {theirs.get(name)!r:.60}, this one has {mine.get(name)!r:.60}: give "
+            f"another folder, or what that run was begun with{seeded}"
+        )
     _check_finished(folder)
     return folder
+
+
+def differing_names(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The names whose values differ, those of `one` first; a name that only one of them has differs."""
+    return [name for name in {**one, **other} if name not in one or name not in other or one[name] != other[name]]
 
 
 def _check_finished(folder: Path) -> None:
@@ -68,7 +74,7 @@ def _check_finished(folder: Path) -> None:
         problem = unfit(folder, summary)
     except FileNotFoundError:
         return
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         problem = f"{folder / SUMMARY}: damaged ({error})"
     if problem is not None:
         raise ValueError(

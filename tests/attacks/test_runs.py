@@ -6,10 +6,14 @@ import pytest
 import torch
 
 from btard.attacks import ATTACKS, Collusion, make_attack
+from btard.drivers.links import Links
+from btard.drivers.local import LocalDriver
 from btard.protocol.commitments import Hashed
+from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Compute
 from btard.protocol.hashing import batch_seed
 from btard.protocol.messages import CLAIM_KINDS, Claim
+from btard.task import QuadraticTask
 
 LOSES_HONEST_PEERS = ("withheld_part", "withheld_aggregate", "sole_sender")
 """ELIMINATE takes one honest peer with each attacker."""
@@ -193,6 +197,20 @@ def test_never_accuse_drops_what_a_validator_found_and_nothing_else(context):
     attack = make_attack("never_accuse", Collusion(frozenset({7}), 8))
     found = (Claim(4, 1, "wrong_gradient"), Claim(5, 2, "bad_part", 0))
     assert attack.accuse(context(), found) == found[1:]
+
+
+@pytest.mark.parametrize("name", [name for name, attack in ATTACKS.items() if attack.requires_cohort])
+def test_where_all_honest_workers_are_slow_an_attacker_sends_its_own_gradient(name: str) -> None:
+    """It has none to start from, and takes none of an earlier step."""
+    collusion = Collusion(frozenset({1}), 3)
+    config = ProtocolConfig(3, 1, "slow", max_absences=100)
+    task, slow = QuadraticTask(12), Links(slow=0.4, seed=2)
+    driver = LocalDriver(config, task, behaviours={1: make_attack(name, collusion)}, collusion=collusion, links=slow)
+    known = []
+    for _ in range(3):
+        driver.step(torch.ones(12))
+        known.append(collusion.honest_peers)
+    assert known[:2] == [(), ()] and known[2], "choose another seed"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

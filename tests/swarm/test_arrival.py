@@ -11,7 +11,7 @@ import torch
 
 from btard.drivers.local import LocalDriver
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.download import Download
+from btard.protocol.download import Download, WrongState
 from btard.protocol.identity import Identity
 from btard.protocol.messages import JoinRequest
 from btard.protocol.peer import Peer
@@ -19,6 +19,7 @@ from btard.protocol.snapshot import public_state
 from btard.swarm import arrival
 from btard.swarm.deadlines import Deadlines
 from btard.swarm.fetch import Fetched
+from btard.swarm.founding import NoFounders
 from btard.swarm.member import PREVIOUS
 from btard.task import QuadraticTask
 
@@ -51,12 +52,13 @@ def test_who_is_not_admitted_asks_again(monkeypatch: pytest.MonkeyPatch) -> None
     member = SimpleNamespace(
         identity=newcomer,
         peer=peer,
+        members=dict(enumerate(first.roster.keys[:3])),
+        tolerated=0,
         protocol=cohort.config,
         config=SimpleNamespace(run_id=cohort.config.run_id, deadlines=Deadlines()),
         node=SimpleNamespace(run=asyncio.run),
         driver=SimpleNamespace(
             others=(0, 1, 2),
-            members=(0, 1, 2),
             doors=None,
             past=SimpleNamespace(history=SimpleNamespace(restore=lambda *_: None)),
             restart=lambda peer, behind: begun.append(peer),
@@ -71,3 +73,26 @@ def test_who_is_not_admitted_asks_again(monkeypatch: pytest.MonkeyPatch) -> None
     arrival._join(member)  # type: ignore[arg-type]
     assert len(asked) == 3 * 3 and set(asked) == set(first.roster.keys[:3])
     assert [peer.id for peer in begun] == [3] and begun[0].t == first.t
+
+
+def test_who_finds_no_state_is_not_told_that_its_key_is_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fetch_state(*_: Any, **__: Any) -> Fetched:
+        raise WrongState("no state has the signatures of more than half")
+
+    monkeypatch.setattr(arrival, "fetch_state", fetch_state)
+    monkeypatch.setattr(arrival, "ask_all", lambda member: {})
+    monkeypatch.setattr(arrival, "POLL", 0.0)
+    member = SimpleNamespace(
+        identity=Identity.from_seed("alone"),
+        peer=SimpleNamespace(),
+        members={},
+        tolerated=1,
+        config=SimpleNamespace(deadlines=Deadlines(gather=1e-9)),
+        node=SimpleNamespace(run=asyncio.run),
+        driver=SimpleNamespace(doors=None),
+        optimizer=SimpleNamespace(params=torch.ones(D), state=dict),
+        patience=1.0,
+        say=lambda line: None,
+    )
+    with pytest.raises(NoFounders, match=r"no state came within deadlines\.gather: .* nobody has removed this peer"):
+        arrival.come_back(member, "out of step")  # type: ignore[arg-type]

@@ -58,6 +58,14 @@ def test_a_majority_begins_without_the_others_and_a_minority_does_not() -> None:
         assert [life.agreeing(said) for life, said in zip(lives, heard, strict=True)] == [expected] * count
 
 
+def test_the_removed_are_not_waited_for() -> None:
+    lives = peers(2)
+    for life in lives:
+        life.voters = 3  # of five, two have been removed
+    heard = gather(lives)
+    assert [life.agreeing(said) for life, said in zip(lives, heard, strict=True)] == [2, 2]
+
+
 def test_statuses_of_an_earlier_life_do_not_bring_it_back() -> None:
     before = peers(5)
     gather(before)
@@ -91,12 +99,61 @@ def test_whoever_is_slower_begins_what_the_others_have_begun() -> None:
     assert slow.gathered == lives[0].gathered and slow.agreeing({**running, 4: late}) == 4
 
 
+# Peers that have these checkpoints; peer 3 lies about its own.
+DISKS = {0: [0, 80, 100], 1: [0, 80, 100], 2: [0, 60, 80], 3: [0, 80, 100]}
+
+
+def restart(told: dict[int, list[int]], disks: Mapping[int, list[int]] = DISKS, rounds: int = 6) -> dict[int, int]:
+    """Peer -> the step at which it begins, of those that do. `told`: whom the liar tells what of its disk."""
+    lives = [Life(number, 4, 1) for number in range(4)]
+    begun = dict[int, int]()
+    for _ in range(rounds):
+        statuses = [
+            {"state": "running" if life.me in begun else "ready", "stored": disks[life.me], **life.told()}
+            for life in lives
+        ]
+        for life in lives:
+            said = {other: status for other, status in enumerate(statuses) if other != life.me}
+            if 3 in said:
+                said[3] = {**said[3], "stored": told[life.me], "begin": max(told[life.me])}
+            if life.me not in begun:
+                life.hear(said, disks[life.me])
+                if life.agreeing(said) >= 3:
+                    begun[life.me] = life.begin
+    return {peer: step for peer, step in begun.items() if peer != 3}
+
+
+def test_all_begin_at_the_newest_step_that_most_have() -> None:
+    assert restart(dict.fromkeys(range(3), DISKS[3])) == dict.fromkeys(range(3), 100), "peer 2 does not have it"
+
+
+def test_who_tells_two_stories_of_its_disk_splits_nobody() -> None:
+    assert restart({0: [0, 80, 100], 1: [0, 80], 2: [0, 80]}) == dict.fromkeys(range(3), 80)
+    split = restart({0: [0, 80, 100], 1: [0, 80, 100], 2: [0, 80]})
+    assert len(set(split.values())) <= 1
+
+
+def test_nobody_goes_back_to_the_start_because_liars_do() -> None:
+    disks = {peer: [0, 80, 100] for peer in range(4)}
+    assert restart({peer: [0] for peer in range(3)}, disks) == dict.fromkeys(range(3), 100)
+
+
+def test_an_older_step_is_named_by_mistake_before_all_are_there() -> None:
+    life = Life(0, 4, 1)
+    early = {peer: {"state": "gathering", "stored": [0, 80, 100], "begin": 80} for peer in (1, 2, 3)}
+    life.hear(early, [80, 100])
+    assert life.begin == 100
+    life.hear({peer: {**said, "state": "ready"} for peer, said in early.items()}, [80, 100])
+    assert life.begin == 80
+
+
 def test_nonsense_in_a_status_is_no_nonce() -> None:
     life = Life(0, 5, 1)
     nonsense: list[Any] = [None, 7, "zz" * 16, "00", {"x": 1}, ["00" * 16], {"1": 5, "2": "00", "99": "00" * 16}]
     for value in nonsense:
-        life.hear({1: {"state": "running", "nonce": value, "heard": value, "gathered": value}})
-        assert life.heard == {0: life.nonce} and life.gathered == {}
+        told = dict.fromkeys(("nonce", "heard", "gathered", "begin", "stored"), value) | {"state": "running"}
+        life.hear({1: told, 2: {**told, "stored": [value]}})
+        assert life.heard == {0: life.nonce} and life.gathered == {} and life.begin == 0
 
 
 def test_the_digest_of_a_checkpoint_is_that_of_what_all_hold() -> None:

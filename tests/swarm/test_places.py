@@ -22,7 +22,7 @@ from btard.swarm import state as state_module
 from btard.swarm.deadlines import Deadlines
 from btard.swarm.doors import Doors
 from btard.swarm.founding import Lobby
-from btard.swarm.identity import peer_id_of
+from btard.swarm.keys import peer_id_of
 from btard.swarm.links import Refused
 from btard.swarm.node import KNOWN, RECORD_LIFE, Node
 from btard.swarm.notes import Notes

@@ -6,7 +6,8 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,10 +17,11 @@ from btard.audit import audit
 from btard.drivers.mesh import Mesh
 from btard.export.__main__ import main as export
 from btard.protocol.hashing import tensor_digest
+from btard.training.ranks import _compare
 from btard.training.vector import flatten
 from tests.drivers.test_mesh import in_ranks
 from tests.training import model
-from tests.training.model import EQUAL, WITH, head
+from tests.training.model import ATTACK, EQUAL, WITH, head
 
 KEPT = ("metrics.jsonl", "ledger.jsonl", "summary.json", "final.safetensors", "attestation.json", "model.json")
 
@@ -95,6 +97,8 @@ def test_a_server_rule_goes_on_too(tmp_path: Path) -> None:
             {"attack": None, "attack_options": None},
             "holds a run with attack 'tests.training.model:Backwards', this one has 'None'",
         ),
+        ({"attack_options": {"start": 3}}, "holds a run with attack_options.scale '100.0', this one has None"),
+        ({"attack_options": {**ATTACK["attack_options"], "every": 2}}, "attack_options.every None, this one has '2'"),
         ({"peers": 5}, "holds a run with peers '4'"),
         ({"optimizer": lambda p: torch.optim.SGD(p, lr=0.1)}, "holds a run with optimizer 'AdamW"),
         ({"rule": "mean"}, "holds a run with rule 'None', this one has 'mean'"),
@@ -128,6 +132,18 @@ def test_another_model_or_a_folder_without_its_settings_is_refused(begun: Path, 
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(ValueError, match=r"run\.json: damaged"):
         simulated(tmp_path)
+
+
+def test_ranks_compare_what_either_was_told() -> None:
+    """An option that only one of them has is a difference, whichever it is."""
+    for one, other in (({"a": "1"}, {}), ({}, {"a": "1"}), ({"a": "1"}, {"a": "2"})):
+        mesh = SimpleNamespace(gather=lambda name, mine, said=(one, other): dict(enumerate(map(compared, said))))
+        with pytest.raises(ValueError, match="ranks 0 and 1 differ in a: make the same task"):
+            _compare(cast(Mesh, mesh), None, one)
+
+
+def compared(made: dict[str, str]) -> bytes:
+    return json.dumps(["", made]).encode()
 
 
 def test_ranks_that_were_killed_go_on_to_the_same_bits(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_a_swarm_comes_to_what_one_process_comes_to(
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_torchrun_comes_to_what_one_process_comes_to(tmp_path: Path) -> None:
-    """With two processes, which take their time to start; what is in a run is tested above."""
+    """With two processes, which take their time to start, and make the run twice; what is in one is tested above."""
     run, digest, chain = simulated(**TWO, peers=2)
     words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "tests.training.worker"]
     ended = subprocess.run(
@@ -139,5 +139,5 @@ def test_torchrun_comes_to_what_one_process_comes_to(tmp_path: Path) -> None:
     )
     assert ended.returncode == 0, ended.stderr
     said = [json.loads(line) for line in ended.stdout.splitlines()]
-    assert said == [{"rank": 0, "digest": digest, "ledger": chain, "losses": run.losses}]
+    assert said == 2 * [{"rank": 0, "digest": digest, "ledger": chain, "losses": run.losses}]
     assert audit(tmp_path / "run").findings == ()

@@ -1,4 +1,7 @@
-"""A rank under torchrun: `python -m tests.training.worker FOLDER`. The one that leads prints what it has come to."""
+"""A rank under torchrun: `python -m tests.training.worker FOLDER`. It makes two equal runs, one of them without it.
+
+The rank that leads prints what each has come to.
+"""
 
 import json
 import os
@@ -10,9 +13,10 @@ from btard.training.vector import flatten
 from tests.training import model
 
 if __name__ == "__main__":
-    task = model.task()
-    run = btard.distributed(task, out=sys.argv[1], **{**model.WITH, **model.EQUAL, **model.TWO})
-    if run.leads:
-        digest = tensor_digest(flatten(task.model), "parameters").hex()
-        said = {"rank": int(os.environ["RANK"]), "digest": digest, "ledger": model.head(run), "losses": run.losses}
-        print(json.dumps(said))
+    for out in (sys.argv[1], None):
+        task = model.task()
+        run = btard.distributed(task, out=out, **{**model.WITH, **model.EQUAL, **model.TWO})
+        if run.leads:
+            digest = tensor_digest(flatten(task.model), "parameters").hex()
+            said = {"rank": int(os.environ["RANK"]), "digest": digest, "ledger": model.head(run), "losses": run.losses}
+            print(json.dumps(said))
