@@ -143,7 +143,7 @@ def program(again: str) -> Callable[[Callable[Words, int | None]], Callable[Word
     def wrap(main: Callable[Words, int | None]) -> Callable[Words, int]:
         @functools.wraps(main)
         def guarded(*args: Words.args, **kwargs: Words.kwargs) -> int:
-            _imported()
+            _imported(again, main.__code__.co_filename)
             _hold_streams()
             try:
                 _check_words(args[0] if args else kwargs.get("argv"))
@@ -161,9 +161,6 @@ def program(again: str) -> Callable[[Callable[Words, int | None]], Callable[Word
                     return end(lost)
                 raise
             except Exception as error:
-                if _made_of_interrupt(error):
-                    _leave_output()
-                    return _interrupted(again)
                 code = end(error)
                 _leave_output()
                 if code == MISTAKE:
@@ -173,15 +170,6 @@ def program(again: str) -> Callable[[Callable[Words, int | None]], Callable[Word
         return guarded
 
     return wrap
-
-
-def _made_of_interrupt(error: BaseException | None) -> bool:
-    """Whether Ctrl-C during an import came out of it as `error`, as packages with compiled parts let it."""
-    if not isinstance(error, (ImportError, SystemError)):
-        return False
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error is not None
 
 
 def _interrupted(again: str) -> int:
@@ -227,6 +215,9 @@ def _check_words(words: Any) -> None:
 
 # While packages are imported.
 
+IMPORTS = "<frozen importlib._bootstrap>"
+"""The file that an import statement calls."""
+
 
 def _program_named() -> str | None:
     """The module of ours that `python -m` runs in this process; None if it runs another, or none."""
@@ -265,9 +256,31 @@ def _interrupt_import(number: int, frame: FrameType | None) -> NoReturn:
     os._exit(_interrupted("nothing was begun"))
 
 
-def _imported() -> None:
-    if signal.getsignal(signal.SIGINT) is _interrupt_import:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+def _imported(again: str, file: str) -> None:
+    """Let Ctrl-C be a KeyboardInterrupt from now on, but end the program while its own `file` imports something.
+
+    That comes before the work. Packages swallow a KeyboardInterrupt while they are imported, and are half there then.
+    """
+    if signal.getsignal(signal.SIGINT) is not _interrupt_import:
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if _importer(frame) == file:
+            os._exit(_interrupted(again))
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, interrupt)
+
+
+def _importer(frame: FrameType | None) -> str | None:
+    """The file with the import statement that led to `frame`, the outermost one; None if nothing is being imported."""
+    found = None
+    while frame is not None:
+        above = frame.f_back
+        if frame.f_code.co_filename == IMPORTS and above is not None and above.f_code.co_filename != IMPORTS:
+            found = above.f_code.co_filename
+        frame = above
+    return found
 
 
 class Parser(argparse.ArgumentParser):

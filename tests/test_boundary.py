@@ -164,20 +164,6 @@ def test_a_mistake_and_an_interruption_end_the_program(capsys: pytest.CaptureFix
     assert capsys.readouterr().err == "error: one line\n"
 
 
-def test_ctrl_c_that_a_package_makes_another_error_of_is_an_interruption(capsys: pytest.CaptureFixture[str]) -> None:
-    @program("give it again")
-    def main(made: list[type[Exception]]) -> int:
-        try:
-            raise KeyboardInterrupt
-        except KeyboardInterrupt as stop:
-            raise made[0]("initialization of _C raised unreported exception") from stop
-
-    for error in (ImportError, SystemError):
-        assert main([error]) == INTERRUPTED
-        assert capsys.readouterr().err == "interrupted: give it again\n"
-    assert main([ZeroDivisionError]) == FAULT
-
-
 def test_bytes_that_are_no_utf_8_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     @program("again")
     def main(argv: list[str]) -> int:
@@ -252,13 +238,14 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written(tmp_path: Path) -> None
 
 
 INTERRUPTS = """
-import sys, os, signal
+import contextlib, os, signal, sys
 from importlib.abc import MetaPathFinder
 
 class Interrupt(MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name == "{module}":
-            os.kill(os.getpid(), signal.SIGINT)
+            with contextlib.suppress({swallowed}):  # some packages swallow it and go on, half imported
+                os.kill(os.getpid(), signal.SIGINT)
 
 sys.meta_path.insert(0, Interrupt())
 """
@@ -282,15 +269,15 @@ def start(tmp_path: Path, words: list[str], sitecustomize: str = "", **environme
 
 
 @pytest.mark.parametrize(
-    ("words", "module"),
+    ("words", "module", "swallowed"),
     [
-        (f"resnet.train {ROOT}/configs/resnet/digits.yaml --out y", "torch"),
-        ("albert.swarm x --out y", "transformers"),
-        ("scripts.soak", "numpy"),
+        (f"resnet.train {ROOT}/configs/resnet/digits.yaml --out y", "torch", "BaseException"),
+        ("albert.swarm x --out y", "transformers", ""),
+        ("scripts.soak", "numpy", "BaseException"),
     ],
 )
-def test_ctrl_c_during_the_imports_is_one_line(tmp_path: Path, words: str, module: str) -> None:
-    code, said = start(tmp_path, words.split(), INTERRUPTS.format(module=module))
+def test_ctrl_c_during_the_imports_is_one_line(tmp_path: Path, words: str, module: str, swallowed: str) -> None:
+    code, said = start(tmp_path, words.split(), INTERRUPTS.format(module=module, swallowed=swallowed))
     assert code == INTERRUPTED
     (line,) = said.splitlines()
     assert line.startswith("interrupted: ")
@@ -319,7 +306,7 @@ def test_an_installation_without_extras_says_which_one(tmp_path: Path) -> None:
 
 def test_a_package_that_is_found_and_cannot_be_imported_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "blake3.py").write_text("raise ImportError('libblake.so: cannot open shared object file')")
-    code, said = start(tmp_path, ["btard.audit", "run"])
+    code, said = start(tmp_path, ["scripts.golden", "check"])
     assert code == FAILED
     (line,) = said.splitlines()
     assert line.startswith("error: a package cannot be imported (libblake.so")
