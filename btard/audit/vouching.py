@@ -67,7 +67,7 @@ def unfit(folder: Place, summary: Mapping[str, Any], names: Iterable[str] | None
         path = PurePosixPath(name)
         if (wanted is not None and name not in wanted) or (path.parts[:1] == (CHECKPOINTS,) and not kept):
             continue
-        if path.is_absolute() or ".." in path.parts:
+        if path.is_absolute() or ".." in path.parts or not path.parts or not name.isprintable():
             return f"{folder}/summary.json: vouches for {name!a:.80}, which is no file of the folder"
         try:
             fits = _digest(folder, name) == digest

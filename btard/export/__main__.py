@@ -88,6 +88,8 @@ def check(out: Path) -> int:
         print(f"not signed, and not checked: {shown(', '.join(beside), 400)}")
     if not signed.named:
         print("not signed: which name stands for which parameters; the run did not record that")
+    if not signed.anchored:
+        print(f"no proof: too few of the {signed.founders} peers of the start have signed; audit a peer's run folder")
     print(f"{'ok' if signed.enough else 'NOT ENOUGH'}: signed by {signers(signed)}")
     return 0 if signed.enough else 1
 

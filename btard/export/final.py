@@ -60,11 +60,22 @@ class Signed:
     run_id: str
     named: bool
     """Whether they have signed which name stands for which parameters, too."""
+    founders: int
+    """How many peers there were at the start: their keys are all that was not written by who has signed."""
+
+    @property
+    def anchored(self) -> bool:
+        """Whether more peers of the start have signed than can ever be Byzantine, less than half of them.
+
+        Settings and ledger are no evidence, for nobody but the signers vouches for them: in a forged ledger newcomers
+        come in, everybody else is gone, and forged settings say that nobody is Byzantine.
+        """
+        return len([peer for peer in self.by if peer < self.founders]) > (self.founders - 1) // 2
 
     @property
     def enough(self) -> bool:
-        """Whether most of those that were left have signed, names included."""
-        return self.named and 2 * len(set(self.by) & set(self.left)) > len(self.left)
+        """Whether most of those that were left have signed, names included, and one of them is honest for sure."""
+        return self.named and 2 * len(set(self.by) & set(self.left)) > len(self.left) and self.anchored
 
 
 @dataclass(frozen=True)
@@ -162,7 +173,8 @@ def signed_by(folder: Path, lines: list[Line], digest: bytes, d: int, layout: by
     message = statement.digest(config, roster, d)
     genuine = [peer for peer, signature in statement.signatures.items() if roster.verify(peer, message, signature)]
     left = agreed.active(statement.step)
-    return Signed(statement.step, head.hex(), tuple(sorted(genuine)), left, config.run_id, bool(statement.layout))
+    by, named = tuple(sorted(genuine)), bool(statement.layout)
+    return Signed(statement.step, head.hex(), by, left, config.run_id, named, len(founders.keys))
 
 
 def _config(folder: Path) -> Mapping[str, Any]:

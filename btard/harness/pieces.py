@@ -119,7 +119,7 @@ def lines_of(file: AnyPath) -> list[tuple[dict[str, Any], bytes]]:
     for line in file.read_bytes().split(b"\n")[:-1]:  # what follows the last line's end was cut short
         try:
             value = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             break
         if not isinstance(value, dict) or not isinstance(value.get("step"), int):
             break

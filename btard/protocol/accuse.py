@@ -141,7 +141,17 @@ def _try(
             for piece in trial.listed[claim]
             if piece.by == NOBODY and 2 * len(voters & (lacked[piece] | silent)) > len(voters)
         }
+        needed = [piece for piece in trial.listed[claim] if piece.by == NOBODY]
+        unable = [i for i in cast if cast[i] == EXCUSED and not any(i in lacked[piece] for piece in needed)]
+        if KINDS[claim.kind].recomputes and len(unable) > record.byzantine and _verdict(cast, len(voters)) == EXCUSED:
+            continue  # an honest voter has seen all, and has no gradient to compare it with: nobody's fault
         _carry_out(seat, record, about, claim, accusers, cast, len(voters), unseen)
+
+
+def _verdict(votes: Mapping[int, str], voters: int) -> str:
+    """What more than half of the voters say; EXCUSED if there is no such verdict."""
+    cast = list(votes.values())
+    return next((v for v in (GUILTY, FALSE_CLAIM) if 2 * cast.count(v) > voters), EXCUSED)
 
 
 def _carry_out(
@@ -155,9 +165,7 @@ def _carry_out(
     unseen: set[Piece],
 ) -> None:
     """The verdict that more than half of the `voters` give. `unseen`: the pieces that more than half have not seen."""
-    cast = list(votes.values())
-    decided = next((v for v in (GUILTY, FALSE_CLAIM) if 2 * cast.count(v) > voters), EXCUSED)
-    kind = KINDS[claim.kind]
+    decided, kind = _verdict(votes, voters), KINDS[claim.kind]
     if kind.about_part and about is record and decided != FALSE_CLAIM:
         record.skipped.add(claim.part)
     if decided == GUILTY:

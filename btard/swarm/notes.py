@@ -88,6 +88,6 @@ def read(file: Path) -> dict[str, Any]:
     """What `write` has written, or nothing."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -226,6 +226,10 @@ KNOWN = {
         "float16 in mode tolerant: a tolerance that is right for gradients in float32 convicts honest peers",
         ("config", "ROUNDED_APART = 2.0**-10", "ROUNDED_APART = 0.0"),
     ),
+    "judges_without_truth": _switch(
+        "mode tolerant: if no honest judge can compute the gradient on trial, an honest accuser or target is removed",
+        ("accuse", "recomputes and len(unable) > record.byzantine and", "recomputes and False and"),
+    ),
     "two_bodies": _switch(
         "float16: a second body for the same values, which nobody can pass on once it was announced",
         ("half", "    if k == 0 and math.copysign(1.0, k) < 0:", "    if False:"),

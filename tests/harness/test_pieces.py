@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from btard.audit.vouching import FILES, digests
-from btard.harness.pieces import check_finished
+from btard.harness.pieces import check_finished, lines_of
 from btard.harness.run_folder import RunFolder, RunFolderError, read_summary
 from btard.harness.settings import exit_with
 from resnet.config import Config
@@ -176,7 +176,7 @@ def test_a_strangers_summary_is_refused_in_a_line_that_a_terminal_shows(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It names the files of which it was made, by any words."""
-    for name in ("", "\0", "x\x1b[2J\n\u202eok", "../x"):
+    for name in ("", ".", "\0", "\ud800", "x\x1b[2J\n\u202eok", "../x"):
         (tmp_path / "summary.json").write_text(json.dumps({FILES: {name: "00"}}))
         with pytest.raises(RunFolderError) as refused:
             check_finished(tmp_path, read_summary(tmp_path) or {}, None)
@@ -184,6 +184,8 @@ def test_a_strangers_summary_is_refused_in_a_line_that_a_terminal_shows(
             exit_with(refused.value)
         said = capsys.readouterr().err
         assert said.startswith("error: ") and said[:-1].isprintable() and said.endswith("\n")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n' + "[" * 100_000 + "\n")
+    assert [value for value, _ in lines_of(tmp_path / "metrics.jsonl")] == [{"step": 0}]
     (tmp_path / "summary.json").write_text("[" * 100_000)
     with pytest.raises(RunFolderError, match="damaged"):
         read_summary(tmp_path)

@@ -18,9 +18,16 @@ import torch  # noqa: F401  # once, for all processes
 from scripts.hunt import coverage
 from scripts.hunt.switches import BLIND, KNOWN, SWITCHES
 
-CERTIFICATES = tuple(name for name in KNOWN if name.startswith("certificate"))
-OTHERS = ("two_bodies", "tiny_halves", "rounded_tolerance", "gone_together", "cleared_by_the_gone")
-BY_HAND = (*BLIND, *OTHERS, *CERTIFICATES)
+OF_KNOWN = (
+    "two_bodies",
+    "tiny_halves",
+    "rounded_tolerance",
+    "gone_together",
+    "judges_without_truth",
+    "cleared_by_the_gone",
+    *(name for name in KNOWN if name.startswith("certificate")),
+)
+BY_HAND = (*BLIND, *OF_KNOWN)
 """The switches with an attack in `by_hand`, which imports the protocol."""
 
 

@@ -20,7 +20,7 @@ from btard.protocol import peer, validate
 from btard.protocol.behaviour import HONEST, Behaviour, Context
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.effects import Compute
+from btard.protocol.effects import Compute, Purpose
 from btard.protocol.hashing import stream
 from btard.protocol.identity import Identity
 from btard.protocol.ledger import Entry
@@ -385,6 +385,30 @@ def test_a_peer_that_has_nothing_to_compare_with_accuses_nobody_and_excuses() ->
         while not entries and len(driver.honest[0].coins) < 80:
             entries += driver.step(torch.ones(61)).removed
         assert [entry.peers for entry in entries] == [(3,)] and entries[0].votes["5"] == EXCUSED
+
+
+class NoAnswer(OwnNumerics):
+    """Gets no number out of a batch on trial, as nobody honest does; a validator computes its target's in time."""
+
+    def gradients(self, params: torch.Tensor, requests: Sequence[Compute], out: torch.Tensor, **options: Any) -> None:
+        super().gradients(params, requests, out, **options)
+        for request, row in zip(requests, out, strict=True):
+            if request.purpose is Purpose.JUDGE:
+                row.fill_(torch.inf)
+
+
+@pytest.mark.parametrize("kind", ["wrong_gradient", "undisclosed"])
+def test_judges_that_have_nothing_to_compare_with_cost_nobody_its_place(kind: str) -> None:
+    """Neither an honest accuser of a liar, nor an honest target of whom a liar says that it showed nothing."""
+    liars = {3: Byzantine(backwards) if kind == "wrong_gradient" else Byzantine(claims=claim_about_target(kind))}
+    tasks = {peer: NoAnswer(61, peer, 0.0) for peer in range(7)}
+    config = ProtocolConfig(7, 1, run_id="no answer", relays=0, validation="tolerant", gradient_tol=TOL)
+    driver = LocalDriver(config, QuadraticTask(61), behaviours=liars, tasks=tasks)
+    trials = 0
+    for _ in range(12):
+        assert not driver.step(torch.ones(61)).removed
+        trials += any(claim.kind == kind for claim in driver.peers[0].current.trials.get(0, ()))
+    assert trials
 
 
 def test_a_resumed_run_goes_on_to_the_same_bits() -> None:

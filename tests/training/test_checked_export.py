@@ -19,6 +19,8 @@ from btard.audit.attestation import Attestation
 from btard.audit.settings import read_settings, write_settings
 from btard.export.__main__ import main as export
 from btard.export.card import code, plain
+from btard.protocol.identity import Identity
+from btard.protocol.ledger import Entry, Ledger
 from btard.training.layout import LayoutError, Slot, check_places
 from tests.training.test_export import Tied, loss
 
@@ -138,6 +140,33 @@ def test_what_nobody_signs_is_said(exported: Path, tmp_path: Path, capsys: pytes
     assert export(["--check", str(out)]) == 1
     said = capsys.readouterr().out
     assert "NOT ENOUGH: signed by 0 of the 3" in said and "not signed: which name stands for which" in said
+
+
+@pytest.mark.parametrize("whose", ["one peer's", "nobody's"])
+def test_a_ledger_does_not_say_who_has_to_sign(
+    whose: str, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other settings, by which nobody is Byzantine, and a ledger by which the signer alone is left."""
+    proof = tmp_path / "out/proof"
+    shutil.copytree(exported, tmp_path / "out")
+    config, d, roster = read_settings(proof)
+    config = replace(config, byzantine=0, probation=1)
+    write_settings(proof, config, d, roster)
+    signer, key = (1, Identity.from_seed(RUN, 1)) if whose == "one peer's" else (3, Identity.from_seed("nobody"))
+    entries = [Entry(1, "silent", "public", i, (), (i,), about_step=1) for i in range(3) if i != signer]
+    if signer == 3:
+        evidence = key.public_key.hex()
+        entries.insert(0, Entry(0, "join", "public", 3, (), (), about_step=0, evidence=evidence))
+        entries.insert(1, Entry(0, "member", "public", 3, (), (), about_step=0))
+        roster = roster.grown(key.public_key)
+    ledger = Ledger()
+    (proof / "ledger.jsonl").write_text("".join(ledger.append(entry) + "\n" for entry in entries))
+    end = replace(Attestation.read(proof), head=ledger.head, signatures={})
+    replace(end, signatures={signer: key.sign(end.digest(config, roster, d))}).write(proof)
+    assert export(["--check", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().out
+    assert f"NOT ENOUGH: signed by 1 of the 1 peers that were left: {signer}" in said
+    assert "too few of the 3 peers of the start have signed" in said
 
 
 def test_a_number_in_the_settings_allocates_nothing(exported: Path, tmp_path: Path) -> None:

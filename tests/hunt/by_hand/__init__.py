@@ -41,6 +41,7 @@ PLAYS: dict[str, Callable[[], str]] = {
         halves.tiny_halves,
         halves.rounded_tolerance,
         numbers.gone_together,
+        numbers.judges_without_truth,
         newcomers.cleared_by_the_gone,
     )
 }

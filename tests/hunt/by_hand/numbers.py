@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from btard.drivers.local import LocalDriver
 from btard.protocol.behaviour import Context
-from btard.protocol.effects import Compute
+from btard.protocol.effects import Compute, Purpose
 from btard.protocol.messages import Claim, Report, Signed
 from btard.protocol.report import part_scalars
 from btard.task import QuadraticTask
@@ -154,6 +154,28 @@ class NotFinite(QuadraticTask):
         super().gradients(params, requests, out)
         for request, row in zip(requests, out, strict=True):
             row.mul_(float("nan") if request.step >= 2 else 1.0)
+
+
+class NotInTime(QuadraticTask):
+    """No judge gets a number out of a batch on trial."""
+
+    def gradients(self, params: torch.Tensor, requests: Sequence[Compute], out: torch.Tensor, **_: Any) -> None:
+        super().gradients(params, requests, out)
+        for request, row in zip(requests, out, strict=True):
+            row.mul_(float("nan") if request.purpose is Purpose.JUDGE else 1.0)
+
+
+class WasShownNothing(Attacker):
+    """Says so of every target."""
+
+    def accuse(self, ctx: Context, claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
+        target = ctx.record.assignments.get(ctx.peer)
+        return claims if target is None or ctx.last is None else (Claim(ctx.last.step, target, "undisclosed"),)
+
+
+def judges_without_truth() -> str:
+    tasks = {peer: NotInTime(D) for peer in range(5)}
+    return damage(cohort({1: WasShownNothing()}, validation="tolerant", tasks=tasks), 12)
 
 
 def gone_together() -> str:
