@@ -14,7 +14,7 @@ from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 from btard.protocol import loads
-from btard.protocol.certificate import accepted, agreeing, certify, signers, vouch
+from btard.protocol.certificate import accepted, agreeing, certify, shown, signers, vouch
 from btard.protocol.effects import QUIET, Broadcast, Compare, Effect, Exchange, Relay
 from btard.protocol.hearing import Hearing, first_heard
 from btard.protocol.limits import FACES, relay_limit, told_limit
@@ -137,12 +137,13 @@ def _relay(
         fresh, recipients = {}, others
         if proven or not member:
             continue
-        came = (item for deliverer in sorted(arrived) for item in arrived[deliverer])
-        items = [item for item in came if isinstance(item, Relayed) and isinstance(item.message, Signed)]
-        shown = next((item for item in items if accepted(seat, record, phase, heard, item, needed, round)), None)
-        if shown is not None:
-            proven, fresh = True, {shown.message.digest(record.context): shown}
+        came = {deliverer: [item for item in arrived[deliverer] if _well_formed(item)] for deliverer in sorted(arrived)}
+        certificates = [one for items in came.values() if (one := shown(phase, items)) is not None]
+        taken = next((c for c in certificates if accepted(seat, record, phase, heard, c, needed, round)), None)
+        if taken is not None:
+            proven, fresh = True, {taken.message.digest(record.context): taken}
             continue
+        items = [item for said_by_one in came.values() for item in said_by_one]
         if items and all_said is None:
             all_said = {sender: dict(said) for sender, said in heard.said.items()}
             known = {(sender, signed.payload) for sender, said in all_said.items() for signed in said.values()}
@@ -191,6 +192,10 @@ def _tell(
             count = told[one.view][0] if one.view in told else 0
             told[one.view] = count + 1, one
     return next((one for count, one in told.values() if 2 * count > len(members)), heard)
+
+
+def _well_formed(item: Any) -> bool:
+    return isinstance(item, Relayed) and isinstance(item.message, Signed)
 
 
 def _countersign(seat: Seat, item: Relayed, hashed: bytes) -> Relayed:

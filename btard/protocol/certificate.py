@@ -13,7 +13,7 @@ there are Byzantine members: what an honest peer accepts in round r reaches ever
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from btard.protocol.hashing import digest
 from btard.protocol.hearing import Hearing
@@ -59,6 +59,11 @@ def certify(record: StepRecord, phase: str, me: int, identity: Identity, needed:
     return Signed.create(identity, record.context, me, record.step, _named(phase), payload)
 
 
+def shown(phase: str, items: Iterable[Relayed]) -> Relayed | None:
+    """The first certificate among the `items` of one peer: an honest one shows no more, and each costs signatures."""
+    return next((item for item in items if item.message.phase == _named(phase)), None)
+
+
 def accepted(
     seat: Seat, record: StepRecord, phase: str, heard: Hearing, item: Relayed, needed: Sequence[int], round: int
 ) -> bool:
@@ -73,15 +78,15 @@ def accepted(
     if not round <= len(hands) == len(set(hands)) or not set(hands) <= set(record.members):
         return False
     try:
-        shown = said.open(Certificate, limit, seat.memory)
+        held = said.open(Certificate, limit, seat.memory)
     except Malformed:
         return False
     hashed = said.proven(record.context, seat.roster, seat.memory)
-    if hashed is None or shown.signers != tuple(needed) or len(shown.signatures) != len(needed):
+    if hashed is None or held.signers != tuple(needed) or len(held.signatures) != len(needed):
         return False
     statement, passed = seat.memory(_statement, record.context, phase, heard.view), relay_digest(hashed)
     signed = [(peer, passed, signature) for peer, signature in item.chain]
-    signed += [(peer, statement, signature) for peer, signature in zip(needed, shown.signatures, strict=True)]
+    signed += [(peer, statement, signature) for peer, signature in zip(needed, held.signatures, strict=True)]
     return all(seat.roster.verify(*one, seat.memory) for one in signed)
 
 

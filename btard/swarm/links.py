@@ -72,7 +72,7 @@ class Link:
         """The oldest step that the other side still has, if that is past the wanted position."""
         self.down_since: float | None = time.monotonic()
         self._frames: dict[Position, Frame] = {}
-        self._shown: dict[Position, bytearray] = {}
+        self._shown: tuple[Position, bytearray] | None = None
         self._limit: int | None = None
         self._beside = 0
         self._failures = self._failures_then = 0
@@ -85,7 +85,6 @@ class Link:
         """Forget what came before `at`, and read the frame at `at` if it has at most `limit` bytes."""
         self.at, self._limit = at, limit
         self._frames = {p: frame for p, frame in self._frames.items() if p >= at}
-        self._shown = {p: body for p, body in self._shown.items() if p >= at}
         self._beside = 0
         self._wanted.set()
         self._failures_then = self._failures
@@ -98,11 +97,11 @@ class Link:
 
     def shown(self) -> bytearray | None:
         """What the other side, which is past `at`, shows this peer of it, once it is there."""
-        return self._shown.get(self.at)
+        return self._shown[1] if self._shown is not None and self._shown[0] == self.at else None
 
     def restart(self, at: Position) -> None:
         """Follow from `at` on, whatever came before."""
-        self.at, self._frames, self._shown, self.position, self.ahead_of_me = at, {}, {}, None, None
+        self.at, self._frames, self._shown, self.position, self.ahead_of_me = at, {}, None, None, None
         if self._reading is not None:
             self._reading.cancel()  # at once: a frame that it still kept would be taken for the one before the next
         self._wake.set()
@@ -170,8 +169,8 @@ class Link:
                 if not 0 <= size <= AHEAD:
                     raise Malformed(f"frame: {size} bytes beside the others")
                 body = await frames.receive_body(reader, size)
-                if position >= self.at:
-                    self._shown.setdefault(position, body)
+                if position == self.at:
+                    self._shown = (position, body)
                 self._changed()
                 await self._count_beside()
                 continue

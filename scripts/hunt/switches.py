@@ -170,8 +170,8 @@ KNOWN = {
     ),
     "certificate_of_some": _switch(
         "a certificate counts without the signatures of all members",
-        ("certificate", "shown.signers != tuple(needed) or len(shown.signatures) != len(needed)", "not shown.signers"),
-        ("certificate", "zip(needed, shown.signatures, strict=True)", "zip(shown.signers, shown.signatures)"),
+        ("certificate", "held.signers != tuple(needed) or len(held.signatures) != len(needed)", "not held.signers"),
+        ("certificate", "zip(needed, held.signatures, strict=True)", "zip(held.signers, held.signatures)"),
     ),
     "certificates_without_a_round": _switch(
         "certificates have no more rounds than messages: what one peer accepts in the last, it can tell nobody",

@@ -54,6 +54,33 @@ def test_bans_and_parameters_are_those_of_the_simulator(
             assert cohort.removed().keys() == cohort.attackers
 
 
+@pytest.mark.parametrize("denied", ["one", "all"])
+def test_whoever_lacks_a_signature_is_shown_the_certificate_by_those_that_have_gone_on(denied: str) -> None:
+    """The honest peers are in different rounds of the same phase, and come to what they come to in one process."""
+    with Cohort(peers=5, byzantine=2, attack="no_certificate", options={"denied": denied}) as cohort:
+        cohort.run(3)
+        params, simulated = cohort.simulate(3)
+        for member in cohort.honest:
+            assert member.end is None and torch.equal(member.params, params)
+            assert member.driver.peer.ledger.head == simulated.honest[0].ledger.head
+        assert not cohort.removed()
+        seen = {m.driver.peer.id: {phase for step, phase in m.at if step == 2} for m in cohort.honest}
+        relays = {i: {phase for phase in phases if "/relay/2" in phase} for i, phases in seen.items()}
+        denied_to = {i for i, phases in relays.items() if phases}
+        assert denied_to == ({min(relays)} if denied == "one" else set(relays)), relays
+        last = {phase for phases in seen.values() for phase in phases if "/relay/3" in phase}
+        assert bool(last) is (denied == "all"), "with a certificate shown in the first round, the rest are left out"
+
+
+def test_without_failures_no_peer_takes_part_in_a_round_of_relays() -> None:
+    with Cohort(peers=5, byzantine=2, attack="zero", start=9) as cohort:
+        cohort.run(2)
+        for member in cohort.members:
+            waits = [phase for step, phase in member.at if step == 1 and phase not in ("compute", "judge")]
+            heard = [phase for phase in waits if "/relay/" not in phase]
+            assert len(heard) == 14 and set(waits) - set(heard) == {p for p in waits if p.endswith("/relay/1")}
+
+
 @pytest.mark.parametrize("attack", ["ipm", "alie"])
 def test_colluders_show_each_other_their_gradients(attack: str) -> None:
     with Cohort(peers=7, byzantine=3, attack=attack, start=0, tau=float("inf")) as cohort:
