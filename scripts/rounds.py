@@ -64,7 +64,8 @@ class Counting(SwarmDriver):
     delays: Counter[str]
 
     def talk(self, step: int, letters: Mapping[int, Letters]) -> Heard:
-        self.delays[letters[self.peer.id].phase] += 1
+        said = letters[self.peer.id]
+        self.delays[said.phase] += not said.settled
         return super().talk(step, letters)
 
 
