@@ -44,6 +44,7 @@ PROTOCOL = (
     "silent",
     "crash",
     "selective_silence",
+    "no_certificate",
     "equivocate",
     "late_reveal",
     "wrong_reveal",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ class Swarm:
     config: dict[str, Any]
     metrics: list[dict[str, Any]]
     timings: list[dict[str, Any]]
+    ledger: list[dict[str, Any]]
     summary: dict[str, Any]
 
     @property
@@ -64,6 +66,14 @@ class Swarm:
     @property
     def seed(self) -> int:
         return int(self.config["seed"])
+
+    @property
+    def removals(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """(step of the run, entry) of the ledger, whose own steps count from where the swarm began."""
+        known = {ban["peer"]: ban["step"] for ban in self.summary["bans"]}
+        first = next((known[e["peers"][0]] - e["step"] for e in self.ledger if e["peers"]), self.metrics[0]["step"])
+        for entry in self.ledger:
+            yield first + entry["step"], entry
 
     @property
     def bans(self) -> list[int]:
@@ -103,7 +113,10 @@ def read_swarms(folder: Path) -> list[Swarm]:
             continue
         check_finished(run, summary, (METRICS, LEDGER), "copy the folder again as a whole")
         config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
-        swarms.append(Swarm(entry.name, run, config, read_metrics(run), read_timings(run), summary))
+        ledger = run / LEDGER
+        lines = ledger.read_text(encoding="utf-8").splitlines() if ledger.exists() else []
+        removals = [json.loads(line) for line in lines]
+        swarms.append(Swarm(entry.name, run, config, read_metrics(run), read_timings(run), removals, summary))
     if not swarms:
         raise RunFolderError(f"{folder}: holds no swarm that came to its end; python -m albert.experiments makes some")
     return swarms

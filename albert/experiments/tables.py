@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from albert.experiments.results import NO_ATTACK, Swarm
 from btard.harness.tables import markdown
+from btard.protocol.heal import HEALED
+from btard.protocol.messages import NOBODY
 
 
 def bans_table(swarms: Sequence[Swarm]) -> str:
@@ -42,6 +44,24 @@ def results_table(swarms: Sequence[Swarm]) -> str:
         row += [str(sum(swarm.summary["honest_banned"] for swarm in group)), _range(losses, ".2f")]
         rows.append([*row, f"{statistics.median(speeds):.0f}" if speeds else "-"])
     return markdown((*columns, "honest peers removed", "last loss", "samples per second"), rows) + "\n"
+
+
+def ledger_table(swarm: Swarm) -> str:
+    """A line for each entry of the swarm's ledger: what all honest peers agree on."""
+    if not swarm.ledger:
+        return "The ledger is empty: nobody was accused.\n"
+    rows = []
+    for step, entry in swarm.removals:
+        votes = list(entry["votes"].values())
+        count = ", ".join(f"{votes.count(vote)} {vote}" for vote in sorted(set(votes))) or "-"
+        by = ", ".join(map(str, entry["accusers"])) or "-"
+        out = ", ".join(map(str, entry["peers"])) or "nobody"
+        evidence = f"`{entry['evidence'][:12]}`" if entry.get("evidence") else "-"
+        back = entry["step"] - entry["about_step"] if entry["kind"] == HEALED else 0
+        what = f"{entry['kind']}, back to step {step - back}" if back else entry["kind"]
+        accused = "nobody" if entry["accused"] == NOBODY else str(entry["accused"])
+        rows.append([str(step), what, accused, by, out, count, evidence])
+    return markdown(("step", "what", "accused", "by", "removed", "votes", "evidence"), rows) + "\n"
 
 
 def _range(values: Sequence[float], form: str) -> str:

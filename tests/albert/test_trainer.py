@@ -20,6 +20,7 @@ from btard.drivers.loop import Fallen
 from btard.harness.run_folder import RunFolderError, read_metrics
 from btard.harness.settings import config_text
 from btard.harness.typed_yaml import ConfigError
+from btard.protocol.hashing import PROTOCOL_VERSION
 from btard.swarm.checkpoint import load_start, save_start
 from btard.swarm.config import AttackConfig
 from btard.swarm.trainer import Trainer
@@ -110,7 +111,9 @@ def test_checkpoints_of_other_models_are_refused(data: Path, tmp_path: Path) -> 
     with pytest.raises(ConfigError, match=r"expected parameters \(\d+,\) of torch.float32, found \(3,\)"):
         Trainer(tiny(data, start_from=str(file), peer=0), tmp_path / "out", SOURCE)
     save_file({"parameters": torch.zeros(3)}, file, {"btard.albert": '{"step": 3}'})
-    with pytest.raises(ConfigError, match="is of protocol version none, this is version 2; run the baseline again"):
+    with pytest.raises(
+        ConfigError, match=f"is of protocol version none, this is version {PROTOCOL_VERSION}; run the baseline again"
+    ):
         load_start(file, {})
     file.write_bytes(b"nothing")
     with pytest.raises(ConfigError, match="is no checkpoint of a coordinator"):

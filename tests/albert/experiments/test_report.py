@@ -118,6 +118,20 @@ def test_tables_count_over_the_seeds(swarms: list[Swarm]) -> None:
     assert "| sign flip | BTARD | 1 | 20 | 22, 25 (2 of 2) | 0 | 7.05 |" in tables.bans_table(swarms)
 
 
+def test_the_ledger_is_shown_in_steps_of_the_run(swarms: list[Swarm]) -> None:
+    swarm = named(swarms, "sign-flip-from-20-btard-seed-0")
+    one, two = swarm.summary["byzantine"]
+    assert tables.ledger_table(swarm).splitlines()[2:] == [
+        f"| 22 | wrong_gradient | {one} | 0 | {one} | 2 guilty | `abababababab` |",
+        f"| 25 | wrong_gradient | {two} | 0 | {two} | 2 guilty | `abababababab` |",
+    ]
+    nobodys = {"accused": -1, "accusers": [], "peers": [], "votes": {}}
+    healed = {**swarm.ledger[0], **nobodys, "kind": "heal", "step": 16, "about_step": 5}
+    table = tables.ledger_table(replace(swarm, ledger=[*swarm.ledger, healed]))
+    assert table.splitlines()[-1] == "| 26 | heal, back to step 15 | nobody | - | nobody | - | `abababababab` |"
+    assert "nobody was accused" in tables.ledger_table(named(swarms, BASELINE))
+
+
 def test_the_report_is_made_again_from_what_it_exports(
     series: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
