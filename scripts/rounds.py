@@ -65,7 +65,8 @@ class Counting(SwarmDriver):
 
     def talk(self, step: int, letters: Mapping[int, Letters]) -> Heard:
         said = letters[self.peer.id]
-        self.delays[said.phase] += not said.settled
+        if not said.settled:
+            self.delays[said.phase] += 1
         return super().talk(step, letters)
 
 
