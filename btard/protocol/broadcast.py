@@ -165,10 +165,11 @@ def _relay(
 def _tell(
     seat: Seat, record: StepRecord, phase: str, heard: Hearing, behind: Sequence[int], limit: int
 ) -> Generator[Effect, Any, Hearing]:
-    """Members send all they have heard to the listeners `behind`, who take what more than half of the members send.
+    """Members send all they have heard to the listeners `behind`, who take what more members send than can lie.
 
     Nobody relays for listeners, so their own view may differ from what the honest members agree on. If it does, all
-    honest members send the same; if not, they send nothing and less than half are left to lie.
+    honest members send the same; if not, they send nothing and only liars are left. Up to the roll call members that
+    are away count as members, so half of them would be too many to ask for.
     """
     behaviour, ctx, members = seat.behaviour_at(record), seat.context(record), record.members
     all_heard = tuple(Relayed(said[hashed], ()) for _, said in sorted(heard.said.items()) for hashed in sorted(said))
@@ -191,7 +192,7 @@ def _tell(
             one = Hearing(view)
             count = told[one.view][0] if one.view in told else 0
             told[one.view] = count + 1, one
-    return next((one for count, one in told.values() if 2 * count > len(members)), heard)
+    return next((one for count, one in told.values() if count > record.byzantine), heard)
 
 
 def _well_formed(item: Any) -> bool:

@@ -330,7 +330,7 @@ BLIND = {
     ),
     "told_by_one": _switch(
         "a newcomer believes any one member about what was said, and loses the others' history",
-        ("broadcast", "if 2 * count > len(members)), heard)", "if count), heard)"),
+        ("broadcast", "if count > record.byzantine), heard)", "if count), heard)"),
     ),
     "one_checker": _switch(
         "one colluding validator lets a newcomer that computed nothing become a member",
