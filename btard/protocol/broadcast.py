@@ -1,6 +1,6 @@
 """Broadcasts that nobody can split: after every phase all honest peers hold the same messages, or know who lied.
 
-Peers sign what they heard (`certificate.py`). Whoever has the signatures of all goes on. Where one is missing,
+Peers sign what they heard (`certificate.py`). A peer that has all signatures continues. Where one is missing,
 everything that was heard is passed on, and whatever is new goes around with the signatures of all through whose hands
 it went, in the rounds of Dolev and Strong (Authenticated algorithms for Byzantine agreement, SIAM J. Comput. 1983): a
 message that turns up in round r needs r relayers, so that with as many rounds as there are Byzantine peers one of them

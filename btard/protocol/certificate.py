@@ -1,8 +1,8 @@
 """Certificates that all honest members have heard the same in a phase of broadcasts: nothing has to be relayed then.
 
 After a phase every peer signs what it heard, its view. A certificate of a view is a signature on it by each member. If
-there is one, it is the view of all honest members. Whoever has it keeps what it has heard and goes on. It shows its
-certificate to those that have none. Up to the roll call nobody knows who is there: there it takes the signatures of all
+there is one, it is the view of all honest members. A peer that has one keeps what it has heard and continues. It shows
+its certificate to those that have none. Up to the roll call nobody knows who is there: there it takes the signatures of all
 that the view lists, which must be more than half. Every honest peer hears every honest one that says something there,
 and one that says nothing is out of the step.
 
@@ -27,7 +27,7 @@ from btard.protocol.wire import Malformed
 
 @remembered(64)
 def _statement(context: bytes, phase: str, view: bytes) -> bytes:
-    """What a peer signs that heard `view` in `phase`."""
+    """The 32 bytes that a peer signs if it heard `view` in `phase`."""
     return digest("view", context, phase, view)
 
 
@@ -46,7 +46,7 @@ def agreeing(seat: Seat, record: StepRecord, phase: str, heard: Hearing) -> froz
 
 
 def signers(record: StepRecord, heard: Hearing) -> tuple[int, ...]:
-    """The members that have to sign the view of `heard`, ascending; () if they are too few. Not who said two things."""
+    """The members that have to sign the view of `heard`, ascending; () if they are too few. A liar with two faces need not."""
     faces = {peer: len(said) for peer, said in heard.said.items()}
     count = (1,) if record.here is None else (0, 1)
     needed = tuple(peer for peer in record.members if faces.get(peer, 0) in count)

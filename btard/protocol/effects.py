@@ -127,7 +127,7 @@ class Exchange(Struct, frozen=True):
 class Relay(Exchange, frozen=True):
     """An exchange that is one of the rounds in which differing broadcasts are passed on (`broadcast.py`).
 
-    A driver that knows all peers may answer `QUIET` where no honest one needs this round, and they skip the rest.
+    A driver that knows that all peers are quiet may answer `QUIET`, and they skip the rest.
     """
 
     left: int = 0
