@@ -2,9 +2,9 @@
 
 After a phase every peer signs what it heard, its view. A certificate of a view is a signature on it by each member. If
 there is one, it is the view of all honest members. A peer that has one keeps what it has heard and continues. It shows
-its certificate to those that have none. Up to the roll call nobody knows who is there: there it takes the signatures of all
-that the view lists, which must be more than half. Every honest peer hears every honest one that says something there,
-and one that says nothing is out of the step.
+its certificate to those that have none. Up to the roll call nobody knows who is there: there it takes the signatures of
+all that the view lists, which must be more than half. Every honest peer hears every honest one that says something
+there, and one that says nothing is out of the step.
 
 A liar can keep its signature from some peers or from all. So a certificate is passed on like a message: first shown in
 round r, it must come with the signatures of r members, the one that made it among them. That takes one round more than
@@ -46,7 +46,7 @@ def agreeing(seat: Seat, record: StepRecord, phase: str, heard: Hearing) -> froz
 
 
 def signers(record: StepRecord, heard: Hearing) -> tuple[int, ...]:
-    """The members that have to sign the view of `heard`, ascending; () if they are too few. A liar with two faces need not."""
+    """The members that have to sign the view of `heard`, ascending; () if they are too few. None has two faces."""
     faces = {peer: len(said) for peer, said in heard.said.items()}
     count = (1,) if record.here is None else (0, 1)
     needed = tuple(peer for peer in record.members if faces.get(peer, 0) in count)

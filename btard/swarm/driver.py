@@ -233,7 +233,7 @@ class SwarmDriver:
         if isinstance(said.effect, Broadcast):
             late = self._others_have_gone_on() or (said.phase in ROLL_CALL and self._behind == step)
             if late and not self._owes():
-                # The others certify the first of these phases without this peer, so it must not be heard in the second.
+                # The others certify the first of these phases without this peer: it must not be in the second.
                 self._behind = step
                 said = replace(said, common=None, special={})
         if isinstance(said.effect, Relay) and said.effect.settled:
