@@ -5,7 +5,7 @@ What a member would hear comes from the record, what it would say is dropped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,13 +17,14 @@ from btard.protocol.broadcast import genuine
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Broadcast, Compute, Effect, Exchange, Purpose
 from btard.protocol.hashing import batch_seed
-from btard.protocol.hearing import Hearing
+from btard.protocol.hearing import Heard, Hearing
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.limits import FACES
 from btard.protocol.memory import Memory
 from btard.protocol.messages import NOBODY, Claim, Packet, Signed
 from btard.protocol.peer import Peer
 from btard.protocol.record import StepRecord, Transcript
+from btard.protocol.report import take_reports
 
 JUDGEMENT = "accuse/0"
 """The first phase in which a step is judged: everything that verdicts are based on happens before."""
@@ -60,6 +61,7 @@ class Observer(Peer):
         self.said = transcript.heard()
         self.resume(transcript)
         self.coins, self.ledger.head = [transcript.previous_coin], transcript.head
+        self._reports: Heard | None = None
 
     @property
     def t(self) -> int:
@@ -74,17 +76,58 @@ class Observer(Peer):
         return batch_seed(self.config.run_id, step, peer, self.coins[-1])
 
     def hear(
-        self, record: StepRecord, phase: str, message: Signed | None, faces: Mapping[int, Signed | None], limit: int
-    ) -> Generator[Effect, Any, Hearing]:
-        """The recorded messages of the phase, as far as they are genuine."""
+        self,
+        record: StepRecord,
+        phase: str,
+        message: Signed | None,
+        faces: Mapping[int, Signed | None],
+        limit: int,
+        before: Heard | None,
+    ) -> Generator[Effect, Any, Heard]:
+        """The recorded messages of the phase, as far as they are genuine.
+
+        What did not count, because not all had heard the same `before`, is not recorded.
+        """
+        if before is not None:
+            before.certified = phase in self.said
+        if phase == JUDGEMENT:
+            self._reports = before
         said: Mapping[int, tuple[Signed, ...]] = yield Broadcast(phase, None, {}, limit, load=0)
-        heard: dict[int, dict[bytes, Signed]] = {}
+        heard = Heard(phase, limit, (), said, Hearing({}))
+        self.heard_anew(record, heard)
+        return heard
+
+    def heard_anew(self, record: StepRecord, heard: Heard) -> None:
+        """The recorded messages of those that may still speak: all agree on these."""
+        if heard.agreed is not None and heard.speakers == record.speakers:
+            return
+        found: dict[int, dict[bytes, Signed]] = {}
         for sender in record.speakers:
-            for signed in said.get(sender, ())[:FACES]:
-                hashed = genuine(self, record, phase, signed, record.speakers, limit)
+            for signed in heard.came.get(sender, ())[:FACES]:
+                hashed = genuine(self, record, heard.phase, signed, record.speakers, heard.limit)
                 if hashed is not None:
-                    heard.setdefault(sender, {})[hashed] = signed
-        return Hearing(heard)
+                    found.setdefault(sender, {})[hashed] = signed
+        heard.speakers = record.speakers
+        heard.direct = heard.agreed = Hearing(found)
+
+    def exchange(
+        self,
+        record: StepRecord,
+        phase: str,
+        packets: Mapping[int, Sequence[Packet]],
+        limit: int,
+        load: int,
+        before: Heard,
+    ) -> Generator[Effect, Any, Mapping[int, Sequence[Packet]]]:
+        """The recorded packets."""
+        before.certified = True
+        return (yield Exchange(phase, packets, limit, load))
+
+    def agree(self, record: StepRecord, heard: Heard) -> Generator[Effect, Any, None]:
+        """Nothing: what is recorded is agreed on."""
+        self.heard_anew(record, heard)
+        return
+        yield
 
     def replay(
         self,
@@ -107,6 +150,8 @@ class Observer(Peer):
                 break
             if isinstance(effect, Broadcast) and effect.phase == JUDGEMENT and not judge:
                 steps.close()
+                if self._reports is not None:
+                    take_reports(self, self.current, self._reports)
                 break
             answer = self._answer(effect, proof, recompute)
         return self.current

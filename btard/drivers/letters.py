@@ -10,12 +10,12 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from btard.protocol.effects import Broadcast, Compare, Effect, Exchange, Relay
-from btard.protocol.envelope import decode_items, decode_signed, decode_vouch, encode_items, encode_signed
-from btard.protocol.messages import Packet, Relayed, Signed, Vouch
+from btard.protocol.envelope import decode_items, decode_signed, decode_vouch, encode_items, encode_signed, join_vouch, split_joined
+from btard.protocol.messages import JOINED_OVERHEAD, Joined, Packet, Relayed, Signed, Vouch
 from btard.protocol.wire import Malformed
 
-Letter = Signed | Vouch | Sequence[Packet | Relayed]
-"""A broadcast, a word on what was heard, or the items of an exchange."""
+Letter = Signed | Vouch | Sequence[Packet | Relayed] | Joined
+"""A broadcast, a word on what was heard, the items of an exchange, or such a word along with one of the others."""
 Pieces = Sequence[bytes | memoryview]
 """A letter as bytes, in pieces that are joined on the way."""
 
@@ -33,13 +33,36 @@ class Letters(Struct, frozen=True, eq=False):
     @staticmethod
     def of(effect: Effect) -> Letters:
         """What the peer that asks for `effect` says. Errors: TypeError for an effect that sends nothing."""
-        if isinstance(effect, Broadcast):
-            return Letters(effect, effect.message, effect.faces, effect.limit)
         if isinstance(effect, Compare):
             return Letters(effect, effect.vouch, effect.faces, Vouch.nbytes)
-        if isinstance(effect, Exchange):
-            return Letters(effect, None, effect.packets, effect.limit)
-        raise TypeError(f"no driver answers {type(effect).__name__}")
+        if isinstance(effect, Broadcast):
+            said = Letters(effect, effect.message, effect.faces, effect.limit)
+        elif isinstance(effect, Exchange):
+            said = Letters(effect, None, effect.packets, effect.limit)
+        else:
+            raise TypeError(f"no driver answers {type(effect).__name__}")
+        return said if effect.along is None else said._with(effect.along)
+
+    def _with(self, along: Compare) -> Letters:
+        """These letters, each along with the signature that its recipient gets."""
+
+        def join(vouch: Vouch | None, letter: Letter | None) -> Joined | None:
+            return None if vouch is None and letter is None else Joined(vouch, letter)
+
+        special = {
+            to: join(along.faces.get(to, along.vouch), self.special.get(to, self.common))
+            for to in (*self.special, *(to for to in along.faces if to not in self.special))
+        }
+        return replace(
+            self, common=join(along.vouch, self.common), special=special, limit=self.limit + JOINED_OVERHEAD, _sizes={}
+        )
+
+    @property
+    def of_one_outside(self) -> Letters:
+        """What is left of a broadcast of a peer that is not in the step: its word on what it heard before."""
+        along = self.effect.along if isinstance(self.effect, Broadcast) else None
+        silenced = replace(self, common=None, special={}, limit=self.limit - JOINED_OVERHEAD * (along is not None))
+        return silenced if along is None else silenced._with(along)
 
     @property
     def silent(self) -> bool:
@@ -81,6 +104,8 @@ class Letters(Struct, frozen=True, eq=False):
         """Bytes of one of these letters; a letter to many is measured once."""
         if letter is None:
             return 0
+        if isinstance(letter, Joined):
+            return JOINED_OVERHEAD + self.size(letter.letter)
         if isinstance(letter, Signed | Vouch):
             return letter.nbytes
         if id(letter) not in self._sizes:
@@ -90,16 +115,23 @@ class Letters(Struct, frozen=True, eq=False):
     def nbytes(self, others: Collection[int]) -> int:
         """Bytes that the peer puts on the wire if `others` take part in the phase: a copy for each recipient."""
         special = {to: letter for to, letter in self.special.items() if self.exchanged or to in others}
-        usual = 0 if self.common is None else self.size(self.common) * (len(others) - len(special))
+        usual = 0 if self.common is None else self.size(self.common) * sum(to not in special for to in others)
         return usual + sum(self.size(letter) for letter in special.values())
 
     def encoded(self) -> tuple[Pieces | None, dict[int, Pieces | None]]:
         """The common letter and the special ones as bytes; a letter to many is encoded once."""
-        made: dict[int, Pieces | None] = {}
-        for letter in (self.common, *self.special.values()):
+        made: dict[int, Pieces] = {}
+
+        def encode(letter: Letter | None) -> Pieces | None:
+            if letter is None:
+                return None
+            if isinstance(letter, Joined):
+                return [join_vouch(letter.vouch), *(encode(letter.letter) or ())]
             if id(letter) not in made:
-                made[id(letter)] = None if letter is None else _encode(letter)
-        return made[id(self.common)], {to: made[id(letter)] for to, letter in self.special.items()}
+                made[id(letter)] = _encode(letter)
+            return made[id(letter)]
+
+        return encode(self.common), {to: encode(letter) for to, letter in self.special.items()}
 
     def answer(self, bodies: Mapping[int, bytearray | memoryview], me: int, device: torch.device) -> dict[int, Any]:
         """What peer `me` hears if these bytes arrive: sender -> letter, with tensors on `device`, and its own.
@@ -116,14 +148,20 @@ class Letters(Struct, frozen=True, eq=False):
 
     def _decode(self, body: bytearray | memoryview, device: torch.device) -> Letter:
         """Tensors on the CPU are views of `body`. Errors: Malformed, also for more than the limit."""
-        if isinstance(self.effect, Broadcast):
-            message = decode_signed(memoryview(body), self.limit)
-            if message.nbytes > self.limit:
-                raise Malformed(f"broadcast: at most {self.limit} bytes are allowed")
-            return message
         if isinstance(self.effect, Compare):
             return decode_vouch(memoryview(body))
-        items = decode_items(body, self.limit)
+        if self.effect.along is None:
+            return self._decode_alone(memoryview(body), self.limit, device)
+        vouch, rest = split_joined(memoryview(body))
+        return Joined(vouch, self._decode_alone(rest, self.limit - JOINED_OVERHEAD, device) if len(rest) else None)
+
+    def _decode_alone(self, body: memoryview, limit: int, device: torch.device) -> Letter:
+        if isinstance(self.effect, Broadcast):
+            message = decode_signed(body, limit)
+            if message.nbytes > limit:
+                raise Malformed(f"broadcast: at most {limit} bytes are allowed")
+            return message
+        items = decode_items(body, limit)
         return items if device.type == "cpu" else tuple(_on(device, item) for item in items)
 
 

@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 from btard.drivers.letters import Pieces
 
-INLINE = 640
+INLINE = 712
 """Letters of up to this many bytes travel in the header: broadcasts among 16 peers fit, and take one message each."""
 
 _HEADER = struct.Struct("<BBBqq32s")  # running, long letters, note, limit, length, phase

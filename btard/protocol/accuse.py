@@ -8,7 +8,7 @@ aggregates of the step before that its reports may have covered for.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 from btard.protocol.claims import (
@@ -25,19 +25,36 @@ from btard.protocol.claims import (
 )
 from btard.protocol.effects import Effect
 from btard.protocol.hashing import digest
+from btard.protocol.hearing import Heard
 from btard.protocol.ledger import Entry
 from btard.protocol.messages import EXCLUSION_KINDS, EXCUSED, FALSE_CLAIM, GUILTY, MISSING_KINDS, NOBODY, Claim, Claims
 from btard.protocol.record import StepRecord
-from btard.protocol.report import gradient_report
+from btard.protocol.report import gradient_report, reports_so_far, take_reports
 from btard.protocol.seat import Seat
 from btard.protocol.trial import Evidence, Raised, Trial
 from btard.protocol.verify import ACCUSE, Tally, alarms, v2_violation, v3_violation
 
 
-def judge(seat: Seat, record: StepRecord, claims: Sequence[Claim]) -> Generator[Effect, Any, None]:
-    """Raise this peer's `claims`, hear everybody's, show and judge the evidence, vote, and carry out the verdicts."""
+def judge(
+    seat: Seat, record: StepRecord, claims: Callable[[], Sequence[Claim]], reports: Heard
+) -> Generator[Effect, Any, None]:
+    """Raise this peer's `claims`, hear everybody's, show and judge the evidence, vote, and carry out the verdicts.
+
+    `claims` are what this peer has to say about `record` as it is. Along with them goes what was heard of the `reports`,
+    which is agreed on afterwards; all raise theirs again if not all had heard the same.
+    """
     evidence = Evidence()
-    raised = yield from _accuse(seat, record, claims, 0)
+
+    def mine() -> Sequence[Claim]:
+        return () if seat.id in record.probation else claims()  # a newcomer accuses nobody
+
+    reports_so_far(seat, record, reports)
+    heard = yield from _claim(seat, record, mine(), "accuse/0", before=reports)
+    take_reports(seat, record, reports)
+    if not reports.certified:
+        seat.void(record, heard)
+        heard = yield from _claim(seat, record, mine(), "accuse/0/again")
+    raised = yield from _raised(seat, record, heard, 0)
     _expel_unexplained(seat, record, raised)
     suspicious = alarms(seat.config, record, margin=ACCUSE, memory=seat.memory)
     record.skipped |= {part for part in suspicious if record.owner(part) in record.expelled}
@@ -47,14 +64,23 @@ def judge(seat: Seat, record: StepRecord, claims: Sequence[Claim]) -> Generator[
     _skip_far_off(seat, record, suspicious)
     if seat.last is None or not WORK_KINDS.intersection(record.expelled.values()):
         return
-    raised = yield from _accuse(seat, record, _uncovered(seat, record, seat.last, evidence), 1)
+    heard = yield from _claim(seat, record, _uncovered(seat, record, seat.last, evidence), "accuse/1")
+    raised = yield from _raised(seat, record, heard, 1)
     yield from _try(seat, record, _triable(record, raised), evidence, 1)
 
 
-def _accuse(seat: Seat, record: StepRecord, claims: Iterable[Claim], attempt: int) -> Generator[Effect, Any, Raised]:
-    """What everybody claims in this round. A peer is out if it claims what no honest peer could."""
+def _claim(
+    seat: Seat, record: StepRecord, claims: Iterable[Claim], phase: str, before: Heard | None = None
+) -> Generator[Effect, Any, Heard]:
+    """Say what this peer claims."""
     chosen = seat.behaviour_at(record).accuse(seat.context(record), tuple(sorted(set(claims))))
-    messages = yield from seat.broadcast(record, f"accuse/{attempt}", Claims, Claims(chosen), expected=record.members)
+    return (yield from seat.say(record, phase, Claims, Claims(chosen), before=before))
+
+
+def _raised(seat: Seat, record: StepRecord, heard: Heard, attempt: int) -> Generator[Effect, Any, Raised]:
+    """What everybody claims in this round. A peer is out if it claims what no honest peer could."""
+    yield from seat.agree(record, heard)
+    messages = seat.settled(record, heard, Claims, expected=record.members)
     raised: Raised = {}
     for accuser in sorted(messages):
         claims = set(messages[accuser].claims)

@@ -28,7 +28,9 @@ def clip_parts(x: torch.Tensor, tau: float) -> torch.Tensor:
 def aggregate(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
     """Announce H(a[j]) and its senders for the parts this peer owns, send a[j] to everybody, check what comes.
 
-    The announcement comes first, so that nobody can fit an aggregate to what the others received.
+    The announcement comes first, so that nobody can fit an aggregate to what the others received. Along with the
+    aggregates goes what was heard of the announcements. An honest owner sends the same, whatever the others announced:
+    so nothing is sent again if not all had heard the same.
     Communication: d/k floats to every active peer.
     """
     behaviour, ctx = seat.behaviour_at(record), seat.context(record)
@@ -45,18 +47,12 @@ def aggregate(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
         hashed = seat.commitments.digest("aggregate", seat.id, record.step, part, body)
         announced.append(AnnouncedPart(part, hashed, tuple(sorted(packets))))
     payload = Announce(tuple(announced)) if seat.id in record.workers else None
-    announces = yield from seat.broadcast(record, "announce", Announce, payload, expected=record.workers)
-    owned: dict[int, list[int]] = {}
-    for part, owner in enumerate(record.owners):
-        owned.setdefault(owner, []).append(part)
-    workers = set(record.workers)
-    for owner, message in announces.items():
-        _accept_announcement(seat, record, owner, message, set(owned.get(owner, ())), workers)
-
+    heard = yield from seat.say(record, "announce", Announce, payload)
+    mine = seat.so_far(record, heard, Announce).get(seat.id)
+    said = {} if mine is None else {entry.part: entry.digest for entry in mine.parts}
     outgoing: dict[int, list[Packet]] = {recipient: [] for recipient in record.remaining if recipient != seat.id}
     for part, value in values.items():
-        known = record.announced[part].digest if part in record.announced else None
-        packet = seat.packet(record, "aggregate", part, value, hashed=known)
+        packet = seat.packet(record, "aggregate", part, value, hashed=said.get(part))
         for recipient, packets_out in outgoing.items():
             body = behaviour.aggregate_for(ctx, recipient, part, value)
             if body is value:  # signed once for all
@@ -66,7 +62,14 @@ def aggregate(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
     sent = {recipient: packets for recipient, packets in outgoing.items() if packets}
     limit = packet_limit(record, [0], "aggregate")  # an owner has one part, and no part is larger than the first
     load = loads.of_aggregates(record, limit)
-    arrived = yield from seat.send(record, "aggregate", sent, limit=limit, load=load)
+    arrived = yield from seat.send(record, "aggregate", sent, limit=limit, load=load, before=heard)
+    announces = seat.settled(record, heard, Announce, expected=record.workers)
+    owned: dict[int, list[int]] = {}
+    for part, owner in enumerate(record.owners):
+        owned.setdefault(owner, []).append(part)
+    workers = set(record.workers)
+    for owner, message in announces.items():
+        _accept_announcement(seat, record, owner, message, set(owned.get(owner, ())), workers)
     for part in range(record.cut.k):
         owner = record.owner(part)
         if owner == seat.id and part in values:

@@ -1,44 +1,94 @@
 """Broadcasts that nobody can split: after every phase all honest peers hold the same messages, or know who lied.
 
-Peers sign what they heard (`certificate.py`). A peer that has all signatures continues. Where one is missing,
-everything that was heard is passed on, and whatever is new goes around with the signatures of all through whose hands
-it went, in the rounds of Dolev and Strong (Authenticated algorithms for Byzantine agreement, SIAM J. Comput. 1983): a
-message that turns up in round r needs r relayers, so that with as many rounds as there are Byzantine peers one of them
-is honest and has told everybody. Two messages of one sender for one phase are proof against it. Without liars the cost
-is one comparison of 64 bytes.
+Peers sign what they heard (`certificate.py`), along with what they say next. A peer that has all signatures continues.
+Where one is missing, everything that was heard is passed on, and whatever is new goes around with the signatures of all
+through whose hands it went, in the rounds of Dolev and Strong (Authenticated algorithms for Byzantine agreement, SIAM
+J. Comput. 1983): a message that turns up in round r needs r relayers, so that with as many rounds as there are
+Byzantine peers one of them is honest and has told everybody. Two messages of one sender for one phase are proof against
+it. Without liars the cost is one comparison of 64 bytes, and no time where something follows that all say anyway.
+
+What a peer says along with a comparison follows from what it has heard itself. That counts if it turns out that all
+have heard the same (`Heard.certified`). Otherwise it is void, and is said again once all agree.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 from btard.protocol import loads
 from btard.protocol.certificate import accepted, agreeing, certify, shown, signers, vouch
 from btard.protocol.effects import QUIET, Broadcast, Compare, Effect, Exchange, Relay
-from btard.protocol.hearing import Hearing, first_heard
+from btard.protocol.hearing import Heard, Hearing, first_heard
 from btard.protocol.limits import FACES, relay_limit, told_limit
 from btard.protocol.memory import Later
-from btard.protocol.messages import Relayed, Signed, Vouch, relay_digest
+from btard.protocol.messages import Joined, Packet, Relayed, Signed, Vouch, relay_digest
 from btard.protocol.record import StepRecord
 from btard.protocol.seat import Seat
 
 
 def hear(
-    seat: Seat, record: StepRecord, phase: str, message: Signed | None, faces: Mapping[int, Signed | None], limit: int
-) -> Generator[Effect, Any, Hearing]:
-    """Broadcast `message`; what everybody said in the phase.
+    seat: Seat,
+    record: StepRecord,
+    phase: str,
+    message: Signed | None,
+    faces: Mapping[int, Signed | None],
+    limit: int,
+    before: Heard | None,
+) -> Generator[Effect, Any, Heard]:
+    """Broadcast `message`; what this peer has heard in the phase. A message with a bad signature counts as none.
 
-    With enough relays (`_rounds`) the result is the same for all honest peers. A message with a bad signature proves
-    nothing and counts as none.
+    `before`: an earlier phase that is compared along with it, and agreed on afterwards.
     """
-    arrived = yield Broadcast(phase, message, faces, limit, loads.of_broadcast(record, limit))
-    heard = _directly(seat, record, phase, arrived, limit)
-    rounds = _rounds(seat, record, phase)
-    if rounds:
-        record.heard[phase] = heard.messages  # for the hooks to see
-        heard = yield from _agree(seat, record, phase, heard, limit, rounds)
+    along = None if before is None else _comparison(seat, record, before)
+    came = yield Broadcast(phase, message, faces, limit, loads.of_broadcast(record, limit), along)
+    came, vouches = _parted(came, along)
+    heard = Heard(phase, limit, record.speakers, came, _directly(seat, record, phase, came, limit))
+    record.heard[phase] = heard.direct.messages  # for the hooks to see: liars hear it before all agree on what was before
+    if before is not None:
+        yield from _resolve(seat, record, before, vouches)
     return heard
+
+
+def exchange(
+    seat: Seat,
+    record: StepRecord,
+    phase: str,
+    packets: Mapping[int, Sequence[Packet]],
+    limit: int,
+    load: int,
+    before: Heard,
+) -> Generator[Effect, Any, Mapping[int, Sequence[Packet]]]:
+    """Send each recipient its packets; returns those for this peer, by sender. `before`: as in `hear`."""
+    along = _comparison(seat, record, before)
+    came, vouches = _parted((yield Exchange(phase, packets, limit, load, along)), along)
+    yield from _resolve(seat, record, before, vouches)
+    return came
+
+
+def agree(seat: Seat, record: StepRecord, heard: Heard) -> Generator[Effect, Any, None]:
+    """Compare what was heard in a message of its own, and agree on it."""
+    comparison = _comparison(seat, record, heard)
+    yield from _resolve(seat, record, heard, None if comparison is None else (yield comparison))
+
+
+def _parted(came: Mapping[int, Any], along: Compare | None) -> tuple[Mapping[int, Any], Mapping[int, Any] | None]:
+    """What was said, and the words on what was heard before; None if nobody compares it."""
+    if along is None:
+        return came, None
+    joined = {peer: said for peer, said in came.items() if isinstance(said, Joined)}
+    return (
+        {peer: said.letter for peer, said in joined.items() if said.letter is not None},
+        {peer: said.vouch for peer, said in joined.items()},
+    )
+
+
+def heard_anew(seat: Seat, record: StepRecord, heard: Heard) -> None:
+    """What this peer has heard in a phase, after the phase before has shown that some of the speakers are out."""
+    if heard.speakers != record.speakers:
+        heard.speakers = record.speakers
+        heard.direct = _directly(seat, record, heard.phase, heard.came, heard.limit)
 
 
 def _directly(seat: Seat, record: StepRecord, phase: str, arrived: Mapping[int, Any], limit: int) -> Hearing:
@@ -73,54 +123,97 @@ def genuine(
     return signed.proven(record.context, seat.roster, seat.memory)
 
 
-def _agree(
-    seat: Seat, record: StepRecord, phase: str, heard: Hearing, limit: int, rounds: int
-) -> Generator[Effect, Any, Hearing]:
-    """`heard` if there is a certificate of it, else all that any honest member has heard."""
-    behaviour, ctx, listeners = seat.behaviour_at(record), seat.context(record), record.listeners
-    view, faces = behaviour.compare(ctx, phase, heard.view)
-    special = {to: vouch(seat, record, phase, other) for to, other in faces.items()}
-    came = yield Compare(f"{phase}/compare", vouch(seat, record, phase, view), special)
-    record.vouches = {peer: said for peer, said in came.items() if isinstance(said, Vouch)}
-    agreed = agreeing(seat, record, phase, heard)
-    relayed = yield from _relay(seat, record, phase, heard, limit, rounds, agreed)
-    if listeners:
-        if relayed is not heard:
-            agreed = agreeing(seat, record, phase, relayed)
-        behind = [p for p in listeners if p not in agreed]
-        relayed = yield from _tell(seat, record, phase, relayed, behind, limit)
-    return relayed
+def _comparison(seat: Seat, record: StepRecord, heard: Heard) -> Compare | None:
+    """What this peer says that it has heard; None if all trust the network to show everybody the same."""
+    heard_anew(seat, record, heard)
+    if not _rounds(seat, record, heard.phase):
+        return None
+    view, faces = seat.behaviour_at(record).compare(seat.context(record), heard.phase, heard.direct.view)
+    heard.vouched_plainly = view == heard.direct.view and not faces
+    special = {to: vouch(seat, record, heard.phase, other) for to, other in faces.items()}
+    return Compare(f"{heard.phase}/compare", vouch(seat, record, heard.phase, view), special)
+
+
+def _resolve(
+    seat: Seat, record: StepRecord, heard: Heard, vouches: Mapping[int, Any] | None
+) -> Generator[Effect, Any, None]:
+    """Agree on `heard`: what was heard directly if there is a certificate of it, else all that any honest member heard.
+
+    With enough relays (`_rounds`) the result is the same for all honest peers.
+    """
+    if vouches is None:
+        heard.agreed, heard.certified = heard.direct, True
+        return
+    record.vouches = {peer: said for peer, said in vouches.items() if isinstance(said, Vouch)}
+    agreed = agreeing(seat, record, heard.phase, heard.direct)
+    result, proof = yield from _relay(seat, record, heard, agreed)
+    heard.agreed, heard.certified = result, proof is not None
+    if record.listeners:
+        if result is not heard.direct:
+            agreed = agreeing(seat, record, heard.phase, result)
+        behind = [p for p in record.listeners if p not in agreed]
+        yield from _tell(seat, record, heard, behind, proof)
+
+
+class _Gathered:
+    """All messages of a phase that this peer knows of: those it has heard directly, and what others passed on."""
+
+    def __init__(self, seat: Seat, record: StepRecord, heard: Heard) -> None:
+        self.seat, self.record, self.heard = seat, record, heard
+        self._said: dict[int, dict[bytes, Signed]] | None = None  # a copy, once anything comes
+        self._known: set[tuple[int, bytes]] = set()
+
+    @property
+    def hearing(self) -> Hearing:
+        return self.heard.direct if self._said is None else Hearing(self._said)
+
+    def take(self, items: Sequence[Relayed], round: int) -> dict[bytes, Relayed]:
+        """Keep what is new of the `items` that came in this round; returns that, by digest."""
+        said = self.heard.direct.said
+        if items and self._said is None:
+            self._said = {sender: dict(of_sender) for sender, of_sender in said.items()}
+            self._known = {(i, signed.payload) for i, of_sender in said.items() for signed in of_sender.values()}
+        fresh: dict[bytes, Relayed] = {}
+        for item in items:
+            # Most of it is not new: that is seen before any signature is looked at.
+            what = (item.message.sender, item.message.payload)
+            hashed = None if what in self._known else _accepted(self.seat, self.record, self.heard, item, round)
+            if hashed is None or self._said is None:
+                continue
+            self._known.add(what)
+            of_sender = self._said.setdefault(item.message.sender, {})
+            if hashed not in of_sender and len(of_sender) < FACES:
+                of_sender[hashed] = item.message
+                fresh[hashed] = item
+        return fresh
 
 
 def _relay(
-    seat: Seat,
-    record: StepRecord,
-    phase: str,
-    heard: Hearing,
-    limit: int,
-    rounds: int,
-    agreed: Collection[int],
-) -> Generator[Effect, Any, Hearing]:
-    """`heard` and all that other honest members have heard; `heard` itself if there is a certificate of it.
+    seat: Seat, record: StepRecord, heard: Heard, agreed: Collection[int]
+) -> Generator[Effect, Any, tuple[Hearing, Later[Relayed] | Relayed | None]]:
+    """What was heard directly and a certificate of it; or all that other honest members have heard, and None.
 
     Members relay; newcomers cannot vouch for a message, and all listeners are told in the end.
     """
-    behaviour, ctx, members, senders = seat.behaviour_at(record), seat.context(record), record.members, record.speakers
-    member, needed = seat.id in members, signers(record, heard)
-    proven = bool(needed) and all(peer in agreed for peer in needed)
-    proof = Later(lambda: Relayed(certify(record, phase, seat.id, seat.identity, needed), ())) if proven else None
+    behaviour, ctx, phase, direct = seat.behaviour_at(record), seat.context(record), heard.phase, heard.direct
+    members, rounds = record.members, _rounds(seat, record, heard.phase)
+    member, needed = seat.id in members, signers(record, direct)
+    # Who tells others something else, or nothing, does not hold what these hold: it is shown a certificate as they are.
+    proven = bool(needed) and all(peer in agreed for peer in needed) and heard.vouched_plainly and behaviour.relays_news
+    own = Later(lambda: Relayed(certify(record, phase, seat.id, seat.identity, needed), ())) if proven else None
+    proof: Later[Relayed] | Relayed | None = own
     others = [p for p in members if p != seat.id] if member else []
     recipients = [] if proven else [p for p in others if p not in agreed]
+    gathered = _Gathered(seat, record, heard)
     fresh: dict[bytes, Relayed] = {}
     if recipients:
-        fresh = {hashed: Relayed(signed, ()) for said in heard.said.values() for hashed, signed in said.items()}
-    bound, load = relay_limit(len(senders), limit), loads.of_relays(record, limit)
-    all_said: dict[int, dict[bytes, Signed]] | None = None  # a copy, once anything comes
-    known: set[tuple[int, bytes]] = set()
+        fresh = {hashed: Relayed(signed, ()) for said in direct.said.values() for hashed, signed in said.items()}
+    bound, load = relay_limit(len(record.speakers), heard.limit), loads.of_relays(record, heard.limit)
     for round in range(1, rounds + 2):
         passed_on = tuple(_countersign(seat, item, hashed) for hashed, item in fresh.items()) if recipients else ()
         outgoing: Mapping[int, Sequence[Relayed]] = dict.fromkeys(recipients, passed_on) if passed_on else {}
         outgoing = behaviour.relay(ctx, phase, round, outgoing)
+        settled = proof is not None or not member
         arrived = yield Relay(
             f"{phase}/relay/{round}",
             outgoing,
@@ -128,71 +221,67 @@ def _relay(
             load,
             left=rounds + 1 - round,
             first=round == 1,
-            quiet=behaviour.relays_news and not outgoing,
-            settled=behaviour.relays_news and (proven or not member),
-            proof=proof if round == 1 and member else None,
+            # In the first round a peer without a certificate is shown one, if anybody has one.
+            quiet=behaviour.relays_news and not outgoing and (settled or round > 1),
+            settled=behaviour.relays_news and settled,
+            proof=own if round == 1 and member else None,
         )
         if arrived is QUIET:
             break
         fresh, recipients = {}, others
-        if proven or not member:
+        if settled:
             continue
-        came = {deliverer: [item for item in arrived[deliverer] if _well_formed(item)] for deliverer in sorted(arrived)}
-        certificates = [one for items in came.values() if (one := shown(phase, items)) is not None]
-        taken = next((c for c in certificates if accepted(seat, record, phase, heard, c, needed, round)), None)
-        if taken is not None:
-            proven, fresh = True, {taken.message.digest(record.context): taken}
-            continue
-        items = [item for said_by_one in came.values() for item in said_by_one]
-        if items and all_said is None:
-            all_said = {sender: dict(said) for sender, said in heard.said.items()}
-            known = {(sender, signed.payload) for sender, said in all_said.items() for signed in said.values()}
-        for item in items:
-            # Most of it is not new: that is seen before any signature is looked at.
-            what = (item.message.sender, item.message.payload)
-            late = what in known or round > rounds  # messages have one round fewer than certificates
-            hashed = None if late else _accepted(seat, record, phase, item, senders, limit, round)
-            if hashed is None or all_said is None:
-                continue
-            known.add(what)
-            said = all_said.setdefault(item.message.sender, {})
-            if hashed not in said and len(said) < FACES:
-                said[hashed] = item.message
-                fresh[hashed] = item
-    return heard if proven or all_said is None else Hearing(all_said)
+        came = [[item for item in arrived[peer] if _well_formed(item)] for peer in sorted(arrived)]
+        certificates = (one for items in came if (one := shown(phase, items)) is not None)
+        proof = next((one for one in certificates if accepted(seat, record, phase, direct, one, needed, round)), None)
+        if proof is not None:
+            fresh = {proof.message.digest(record.context): proof}
+        elif round <= rounds:  # messages have one round fewer than certificates
+            fresh = gathered.take([item for items in came for item in items], round)
+    return (gathered.hearing if proof is None else direct), proof
 
 
 def _tell(
-    seat: Seat, record: StepRecord, phase: str, heard: Hearing, behind: Sequence[int], limit: int
-) -> Generator[Effect, Any, Hearing]:
+    seat: Seat, record: StepRecord, heard: Heard, behind: Sequence[int], proof: Later[Relayed] | Relayed | None
+) -> Generator[Effect, Any, None]:
     """Members send all they have heard to the listeners `behind`, who take what more members send than can lie.
 
     Nobody relays for listeners, so their own view may differ from what the honest members agree on. If it does, all
     honest members send the same; if not, they send nothing and only liars are left. Up to the roll call members that
     are away count as members, so half of them would be too many to ask for.
+
+    With a certificate they send that, too; without one they send what they have heard to all listeners, so that these
+    know that what was said along with the comparison is void.
     """
-    behaviour, ctx, members = seat.behaviour_at(record), seat.context(record), record.members
-    all_heard = tuple(Relayed(said[hashed], ()) for _, said in sorted(heard.said.items()) for hashed in sorted(said))
-    outgoing: Mapping[int, Sequence[Relayed]] = dict.fromkeys(behind, all_heard) if seat.id in members else {}
+    behaviour, ctx, members, phase = seat.behaviour_at(record), seat.context(record), record.members, heard.phase
+    hearing = heard.direct if heard.agreed is None else heard.agreed
+    told = [Relayed(said[hashed], ()) for _, said in sorted(hearing.said.items()) for hashed in sorted(said)]
+    recipients = record.listeners if proof is None else behind
+    if proof is not None and behind:
+        told.append(proof.look() if isinstance(proof, Later) else proof)
+    outgoing: Mapping[int, Sequence[Relayed]] = dict.fromkeys(recipients, tuple(told)) if seat.id in members else {}
     outgoing = behaviour.relay(ctx, phase, 0, outgoing)
     senders = record.speakers
     arrived = yield Exchange(
-        f"{phase}/tell", outgoing, told_limit(len(senders), limit), loads.of_telling(record, limit)
+        f"{phase}/tell", outgoing, told_limit(len(senders), heard.limit), loads.of_telling(record, heard.limit)
     )
     if seat.id in members:
-        return heard
-    told: dict[bytes, tuple[int, Hearing]] = {}
+        return
+    heard.agreed, heard.certified = heard.direct, True
+    counts: Counter[tuple[bytes, bool]] = Counter()
     for member in members:
         view: dict[int, dict[bytes, Signed]] = {}
-        for item in arrived.get(member, ()):
-            hashed = genuine(seat, record, phase, getattr(item, "message", None), senders, limit)
+        items = [item for item in arrived.get(member, ()) if _well_formed(item)]
+        for item in items:
+            hashed = genuine(seat, record, phase, item.message, senders, heard.limit)
             if hashed is not None:
                 view.setdefault(item.message.sender, {})[hashed] = item.message
         if member in arrived:
-            one = Hearing(view)
-            count = told[one.view][0] if one.view in told else 0
-            told[one.view] = count + 1, one
-    return next((one for count, one in told.values() if count > record.byzantine), heard)
+            one, certified = Hearing(view), shown(phase, items) is not None
+            counts[one.view, certified] += 1
+            if counts[one.view, certified] > record.byzantine:
+                heard.agreed, heard.certified = one, certified
+                break
 
 
 def _well_formed(item: Any) -> bool:
@@ -203,16 +292,15 @@ def _countersign(seat: Seat, item: Relayed, hashed: bytes) -> Relayed:
     return Relayed(item.message, (*item.chain, (seat.id, seat.identity.sign(relay_digest(hashed)))))
 
 
-def _accepted(
-    seat: Seat, record: StepRecord, phase: str, item: Relayed, senders: Sequence[int], limit: int, round: int
-) -> bytes | None:
+def _accepted(seat: Seat, record: StepRecord, heard: Heard, item: Relayed, round: int) -> bytes | None:
     """The digest of a relayed message that has come through at least `round` peers besides its sender; else None."""
+    senders = record.speakers
     if len(item.chain) > len(senders):
         return None
     relayers = {relayer for relayer, _ in item.chain} & set(record.members) - {item.message.sender}
     if len(relayers) < round or len(relayers) < len(item.chain):
         return None
-    hashed = genuine(seat, record, phase, item.message, senders, limit)
+    hashed = genuine(seat, record, heard.phase, item.message, senders, heard.limit)
     if hashed is None:
         return None
     signed = relay_digest(hashed)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from btard.protocol.aggregate import recover
 from btard.protocol.effects import Effect
 from btard.protocol.hashing import digest
+from btard.protocol.hearing import Heard
 from btard.protocol.memory import remembered
 from btard.protocol.messages import CoinCommit, CoinReveal
 from btard.protocol.record import StepRecord
@@ -29,48 +31,137 @@ def combine(run_id: str, step: int, reveals: dict[int, CoinReveal]) -> bytes:
     return digest("coin value", run_id, step, *fields)
 
 
-def toss(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
-    """Set `record.coin` to r^t, strictly after all commitments to gradients and aggregates.
+@dataclass
+class Tossed:
+    """A coin whose reveals are not agreed on yet: `commits` are, and what was said with the reveals is `reveals`.
+
+    `reveals` is None if the coin has been tossed again, and is known.
+    """
+
+    commits: Mapping[int, CoinCommit] = field(default_factory=dict)
+    reveals: Heard | None = None
+
+
+def toss(seat: Seat, record: StepRecord) -> Generator[Effect, Any, Tossed]:
+    """Commit and reveal, strictly after all commitments to gradients and aggregates. `settle` then has r^t.
 
     Who may speak is who is held to it: the members, in every attempt. Each attempt that fails removes at least one.
     Rides along: each peer names the aggregates it lacks, and those who hold them pass them on before the reveal.
+
+    A peer reveals along with its word on the commitments, before it knows that all have heard the same. So it does it
+    only if it has a commitment of every member, and nobody lacks anything. Then nobody can commit to anything else
+    without being removed, and if somebody is, the coin is tossed again. Else it waits until all agree on who has
+    committed to what, and who lacks what.
     """
-    run_id, attempt = seat.config.run_id, 0
+    missing = tuple(part for part in record.announced if part not in record.aggregates)
+    heard = yield from _commit(seat, record, 0, missing)
+    early = _complete(record, seat.so_far(record, heard, CoinCommit))
+    reveals = yield from _reveal(seat, record, 0, heard, said=early)
+    members = record.members
+    commits = seat.settled(record, heard, CoinCommit, expected=members)
+    complete = _complete(record, commits)
+    yield from _hand_out_missing(seat, record, commits)
+    if heard.certified and complete:
+        return Tossed(commits, reveals)
+    seat.void(record, reveals)
+    if not heard.certified and record.members != members:
+        yield from _toss_again(seat, record)  # it may have seen what others reveal
+        return Tossed()
+    return Tossed(commits, (yield from _reveal(seat, record, 0, None, again=True)))
+
+
+def settle(seat: Seat, record: StepRecord, tossed: Tossed) -> Generator[Effect, Any, bool]:
+    """Set `record.coin` to r^t once all agree on the reveals; whether it is that of the first attempt."""
+    if tossed.reveals is None:
+        return False
+    assert tossed.reveals.agreed is not None
+    if _judged(seat, record, 0, tossed.commits, tossed.reveals):
+        return True
+    yield from _toss_again(seat, record)
+    return False
+
+
+def guess(seat: Seat, record: StepRecord, tossed: Tossed) -> bytes | None:
+    """r^t by what this peer has heard itself; None if somebody has not revealed what it has committed to."""
+    if tossed.reveals is None:
+        return record.coin
+    reveals = seat.so_far(record, tossed.reveals, CoinReveal)
+    if _broken(seat, record, 0, tossed.commits, reveals) or not tossed.commits.keys() <= reveals.keys():
+        return None
+    return combine(seat.config.run_id, record.step, {i: reveals[i] for i in sorted(reveals)})
+
+
+def _complete(record: StepRecord, commits: Mapping[int, CoinCommit]) -> bool:
+    """Whether all members have committed, and none of them lacks anything."""
+    return commits.keys() >= set(record.members) and not any(said.missing for said in commits.values())
+
+
+def _toss_again(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
+    """Toss until all that have committed reveal; whatever is said is agreed on at once."""
+    attempt = 0
     while True:
-        mine = CoinReveal(
-            seat.identity.secret("coin", run_id, record.step, attempt, epoch=record.epoch),
-            seat.identity.secret("salt", run_id, record.step, attempt, epoch=record.epoch),
-        )
-        commitment = seat.memory(coin_commitment, run_id, record.step, attempt, seat.id, mine)
-        missing = tuple(part for part in record.announced if part not in record.aggregates)
-        commits = yield from seat.broadcast(
-            record,
-            f"coin_commit/{attempt}",
-            CoinCommit,
-            CoinCommit(commitment, missing if attempt == 0 else ()),
-            expected=record.members,
-        )
-        if attempt == 0:
-            yield from _hand_out_missing(seat, record, commits)
-        reveals = yield from seat.broadcast(
-            record,
-            f"coin_reveal/{attempt}",
-            CoinReveal,
-            seat.behaviour_at(record).reveal(seat.context(record), mine),
-            expected=record.members,
-        )
-        broken = [
-            sender
-            for sender, reveal in reveals.items()
-            if sender in commits
-            and seat.memory(coin_commitment, run_id, record.step, attempt, sender, reveal) != commits[sender].digest
-        ]
-        for sender in broken:
-            seat.expel(record, sender, "wrong_reveal")
-        if not broken and all(sender in reveals for sender in commits):
-            record.coin = combine(run_id, record.step, reveals)
-            return
         attempt += 1
+        heard = yield from _commit(seat, record, attempt, ())
+        yield from seat.agree(record, heard)
+        commits = seat.settled(record, heard, CoinCommit, expected=record.members)
+        reveals = yield from _reveal(seat, record, attempt, None)
+        yield from seat.agree(record, reveals)
+        if _judged(seat, record, attempt, commits, reveals):
+            return
+
+
+def _secret(seat: Seat, record: StepRecord, attempt: int) -> CoinReveal:
+    words = seat.config.run_id, record.step, attempt
+    return CoinReveal(
+        seat.identity.secret("coin", *words, epoch=record.epoch), seat.identity.secret("salt", *words, epoch=record.epoch)
+    )
+
+
+def _commit(
+    seat: Seat, record: StepRecord, attempt: int, missing: tuple[int, ...]
+) -> Generator[Effect, Any, Heard]:
+    mine = _secret(seat, record, attempt)
+    commitment = seat.memory(coin_commitment, seat.config.run_id, record.step, attempt, seat.id, mine)
+    return (yield from seat.say(record, f"coin_commit/{attempt}", CoinCommit, CoinCommit(commitment, missing)))
+
+
+def _reveal(
+    seat: Seat, record: StepRecord, attempt: int, before: Heard | None, *, said: bool = True, again: bool = False
+) -> Generator[Effect, Any, Heard]:
+    """`said`: whether this peer reveals; `again`: after what was said before all agreed on the commitments."""
+    mine = seat.behaviour_at(record).reveal(seat.context(record), _secret(seat, record, attempt)) if said else None
+    phase = f"coin_reveal/{attempt}" + "/again" * again
+    return (yield from seat.say(record, phase, CoinReveal, mine, before=before))
+
+
+def _judged(
+    seat: Seat, record: StepRecord, attempt: int, commits: Mapping[int, CoinCommit], heard: Heard
+) -> bool:
+    """Remove who has not revealed what it committed to; set the coin and return True if nobody has to be."""
+    reveals = seat.settled(record, heard, CoinReveal, expected=record.members)
+    broken = _broken(seat, record, attempt, commits, reveals)
+    for sender in broken:
+        seat.expel(record, sender, "wrong_reveal")
+    if broken or not all(sender in reveals for sender in commits):
+        return False
+    record.coin = combine(seat.config.run_id, record.step, reveals)
+    return True
+
+
+def _broken(
+    seat: Seat,
+    record: StepRecord,
+    attempt: int,
+    commits: Mapping[int, CoinCommit],
+    reveals: Mapping[int, CoinReveal],
+) -> list[int]:
+    """Who has revealed something else than it has committed to."""
+    words = seat.config.run_id, record.step, attempt
+    return [
+        sender
+        for sender, reveal in reveals.items()
+        if sender in commits and seat.memory(coin_commitment, *words, sender, reveal) != commits[sender].digest
+    ]
 
 
 def _hand_out_missing(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +13,7 @@ from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Compute, Effect, Idle, Purpose
 from btard.protocol.hashing import batch_seed
 from btard.protocol.heal import candidates
+from btard.protocol.hearing import Heard
 from btard.protocol.messages import NOBODY, UNKNOWN, Commit, TimedCommit, is_finite
 from btard.protocol.record import Split, StepRecord
 from btard.protocol.seat import Seat
@@ -65,54 +67,79 @@ def compute(seat: Seat, record: StepRecord) -> Generator[Effect, Any, torch.Tens
     return clip_gradient(gradient, seat.config.clip_lambda)
 
 
-def commit(
-    seat: Seat, record: StepRecord, gradient: torch.Tensor | None
-) -> Generator[Effect, Any, torch.Tensor | None]:
-    """Broadcast the hashes of the parts; hear who is here (M_t) and works (W_t). Returns the (perhaps bad) gradient.
+@dataclass
+class RollCall:
+    """What this peer said at the roll call, and what it heard."""
+
+    gradient: torch.Tensor | None
+    """[d], perhaps a bad one; None if it has none."""
+    digests: tuple[bytes, ...]
+    heard: Heard
+
+
+def commit(seat: Seat, record: StepRecord, gradient: torch.Tensor | None) -> Generator[Effect, Any, RollCall]:
+    """Broadcast the hashes of the parts; hear who is here and works, as far as this peer can tell by itself.
 
     This is the roll call. Everybody says something: a worker the hashes of its parts; a validator, and a worker without
     a gradient, that it is here. A worker has none if it was too slow, or if its own is not finite: to send NaN would be
     a violation, to have computed it is none. Its part is skipped in this step. Newcomers commit to as many parts and
     remain outside W_t.
-    Errors: NoQuorum if no more than half of A_t are here, NoGradient if nobody of them works, or for long nobody whose
-    work counts.
     """
-    planned = tuple(p for p in record.active if p not in record.assignments)
-    record.split = Split(seat.d, len(planned), seat.config.halved)
+    record.split = Split(seat.d, len(record.planned), seat.config.halved)
     payload = _said(seat, ()) if seat.id in record.active else None
     digests: tuple[bytes, ...] = ()
     rounded = None if gradient is None else record.split.committed(gradient)
     if rounded is None or not is_finite(rounded):
         gradient = None
-    if gradient is not None and seat.id in (*planned, *record.newcomers):
+    if gradient is not None and seat.id in (*record.planned, *record.newcomers):
         sent = sent_by(seat.behaviour_at(record), seat.context(record), gradient)
         gradient = rounded if sent is gradient and rounded is not None else record.split.committed(sent)
         digests = seat.commitments.parts(seat.id, record.step, gradient, record.split)
         chosen = seat.behaviour_at(record).commit(seat.context(record), digests)
         payload = _said(seat, chosen) if chosen is not None else None
-    kind = Commit if seat.config.max_away is None else TimedCommit
-    commits = yield from seat.broadcast(record, "commit", kind, payload, expected=())
-    for sender, said in commits.items():
-        works = record.split.k if sender not in record.assignments else 0
-        if len(said.digests) not in (0, works):
+    heard = yield from seat.say(record, "commit", _kind(seat), payload)
+    _enrol(record, seat.so_far(record, heard, _kind(seat)))
+    return RollCall(gradient, digests, heard)
+
+
+def call_roll(seat: Seat, record: StepRecord, said: RollCall) -> None:
+    """Once all agree on the commitments: who is here (M_t) and works (W_t).
+
+    Errors: NoQuorum if no more than half of A_t are here, NoGradient if nobody of them works, or for long nobody whose
+    work counts.
+    """
+    commits = seat.settled(record, said.heard, _kind(seat), expected=())
+    for sender, message in commits.items():
+        works = record.cut.k if sender not in record.assignments else 0
+        if len(message.digests) not in (0, works):
             seat.expel(record, sender, "malformed_commit")
     record.here = tuple(peer for peer in record.active if peer in commits)
     if 2 * len(record.here) <= len(record.active):
         raise NoQuorum(
             f"step {record.step}: heard {len(record.here)} of {len(record.active)} peers, more than half are needed"
         )
-    record.commits = {
-        peer: Commit(said.digests) for peer, said in commits.items() if said.digests and peer not in record.expelled
-    }
-    record.workers = tuple(peer for peer in planned if peer in record.commits)
+    _enrol(record, commits)
     if not record.workers:
         raise NoGradient("no worker committed to a gradient in this step: all are absent, or the training has diverged")
-    record.owners = tuple(peer if peer in record.commits else NOBODY for peer in planned)
     record.weight = _weight(seat.config, record, commits)
-    _count_absences(seat, record, planned)
-    if digests and record.commits.get(seat.id) == Commit(digests):
-        record.own = gradient
-    return gradient
+    _count_absences(seat, record)
+    if said.digests and record.commits.get(seat.id) == Commit(said.digests):
+        record.own = said.gradient
+
+
+def _enrol(record: StepRecord, commits: Mapping[int, Commit]) -> None:
+    """The workers and owners of the step, by these commitments."""
+    record.commits = {
+        peer: Commit(said.digests)
+        for peer, said in commits.items()
+        if len(said.digests) == record.cut.k and peer not in record.expelled and peer not in record.assignments
+    }
+    record.workers = tuple(peer for peer in record.planned if peer in record.commits)
+    record.owners = tuple(peer if peer in record.commits else NOBODY for peer in record.planned)
+
+
+def _kind(seat: Seat) -> type[Commit]:
+    return Commit if seat.config.max_away is None else TimedCommit
 
 
 def _said(seat: Seat, digests: tuple[bytes, ...]) -> Commit:
@@ -145,7 +172,7 @@ def _weight(config: ProtocolConfig, record: StepRecord, commits: Mapping[int, Co
     return min(config.whole_step, in_time)
 
 
-def _count_absences(seat: Seat, record: StepRecord, planned: tuple[int, ...]) -> None:
+def _count_absences(seat: Seat, record: StepRecord) -> None:
     """A peer that is away, or here without a gradient, loses the step; a peer that is so too often is gone.
 
     It is after `max_absences` steps in a row, and in the long run if it misses more than every third step: an empty
@@ -157,6 +184,7 @@ def _count_absences(seat: Seat, record: StepRecord, planned: tuple[int, ...]) ->
     stops, unless this step can go back to an earlier state. Liars alone, who could work, are too few to stop it.
     """
     limit, gone = MISSED * seat.config.longest_absence, []
+    planned = record.planned
     for peer in record.active:
         missed = peer not in (record.commits if peer in planned else record.here or ())
         change = MISSED * record.weight if missed else -PRESENT * record.weight

@@ -82,6 +82,21 @@ class Idle:
     """What the others compute in the meantime takes no longer than this many gradients."""
 
 
+class Compare(Struct, frozen=True):
+    """Send everybody my signature on what I heard in an earlier phase; answered by {sender: Vouch}.
+
+    `faces`: as of a broadcast. It has a message of its own only where nobody has anything else to say: elsewhere it is
+    `along` with what is said next.
+    """
+
+    load: ClassVar[int] = 0
+    """Nearly nothing."""
+
+    phase: str
+    vouch: Vouch | None
+    faces: Mapping[int, Vouch | None]
+
+
 class Broadcast(Struct, frozen=True):
     """Send `message` (None: nothing) to every active peer; answered by {sender: Signed} of this phase.
 
@@ -95,20 +110,8 @@ class Broadcast(Struct, frozen=True):
     faces: Mapping[int, Signed | None]
     limit: int
     load: int
-
-
-class Compare(Struct, frozen=True):
-    """Send everybody my signature on what I heard in the phase before; answered by {sender: Vouch}.
-
-    `faces`: as of a broadcast.
-    """
-
-    load: ClassVar[int] = 0
-    """Nearly nothing."""
-
-    phase: str
-    vouch: Vouch | None
-    faces: Mapping[int, Vouch | None]
+    along: Compare | None = None
+    """What goes to everybody in the same message; the answer is then {sender: Joined}."""
 
 
 class Exchange(Struct, frozen=True):
@@ -122,6 +125,8 @@ class Exchange(Struct, frozen=True):
     packets: Mapping[int, Sequence[Packet | Relayed]]
     limit: int
     load: int
+    along: Compare | None = None
+    """As of a broadcast."""
 
 
 class Relay(Exchange, frozen=True):

@@ -17,7 +17,7 @@ from msgspec import Meta
 from btard.protocol import wire
 from btard.protocol.identity import SIGNATURE_SIZE
 from btard.protocol.limits import MAX_CHAIN, MAX_DIMS, MAX_HEADER, MAX_ITEMS, MAX_SIGNATURE
-from btard.protocol.messages import Packet, Relayed, Signed, Vouch
+from btard.protocol.messages import JOINED_OVERHEAD, Packet, Relayed, Signed, Vouch
 from btard.protocol.wire import Malformed, Message, Number, one_of
 
 DTYPES: tuple[torch.dtype, ...] = (
@@ -97,6 +97,23 @@ def decode_vouch(data: bytes | memoryview) -> Vouch:
     if len(data) != SIGNATURE_SIZE:
         raise Malformed(f"vouch: {len(data)} bytes, a signature has {SIGNATURE_SIZE}")
     return Vouch(b"", bytes(data))
+
+
+def join_vouch(vouch: Vouch | None) -> bytes:
+    """What stands in front of the letter of a `Joined`: whether there is a signature, and the signature.
+
+    Its length is the same in both cases and a multiple of the alignment, so that tensors behind it are views.
+    """
+    said = bytes(SIGNATURE_SIZE) if vouch is None else vouch.signature
+    return bytes([vouch is not None]).ljust(ALIGNMENT, b"\0") + said
+
+
+def split_joined(data: memoryview) -> tuple[Vouch | None, memoryview]:
+    """The unverified signature in a `Joined`, if there is one, and the bytes of its letter; Malformed without either."""
+    if len(data) < JOINED_OVERHEAD or data[0] > 1:
+        raise Malformed(f"joined: {len(data)} bytes, which do not begin with a signature or say that there is none")
+    vouch = decode_vouch(data[ALIGNMENT:JOINED_OVERHEAD]) if data[0] else None
+    return vouch, data[JOINED_OVERHEAD:]
 
 
 def encode_items(items: Sequence[Packet | Relayed]) -> list[bytes | memoryview]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from typing import Any
 
-import torch
-
 from btard.protocol import loads
+from btard.protocol.commit import RollCall, call_roll
 from btard.protocol.effects import Effect
 from btard.protocol.limits import packet_limit
 from btard.protocol.messages import NOBODY, Packet
@@ -16,29 +15,28 @@ from btard.protocol.record import StepRecord
 from btard.protocol.seat import Seat
 
 
-def exchange(seat: Seat, record: StepRecord, gradient: torch.Tensor | None) -> Generator[Effect, Any, None]:
+def exchange(seat: Seat, record: StepRecord, said: RollCall) -> Generator[Effect, Any, None]:
     """Send this peer's parts, keep the good ones that come for the parts it owns, remember the suspects.
 
+    Along with the parts goes what was heard in the roll call, which is agreed on afterwards. If not all had heard the
+    same, owners that this peer had not heard of get their parts then.
     Communication: d (k-1)/k floats out of every worker.
     """
-    outgoing: dict[int, list[Packet]] = {}
-    if seat.id in record.workers and gradient is not None:
-        behaviour, ctx, cut = seat.behaviour_at(record), seat.context(record), record.cut
-        for part, owner in enumerate(record.owners):
-            if owner == NOBODY:
-                continue
-            sent = behaviour.part(ctx, part, cut.view(gradient, part))
-            if sent is None:
-                continue
-            # What an honest peer sends is what it committed to: no need to hash it again.
-            known = None if behaviour.byzantine else record.commits[seat.id].digests[part]
-            outgoing.setdefault(owner, []).append(seat.packet(record, "part", part, sent, hashed=known))
+    outgoing = _outgoing(seat, record, said, already=())
+    own = [part for part, owner in enumerate(record.planned) if owner == seat.id]
+    limit, load = packet_limit(record, own, "part"), loads.of_parts(record, packet_limit(record, [0], "part"))
+    told = tuple(outgoing)
     mine = outgoing.pop(seat.id, [])
-    own = [part for part, owner in enumerate(record.owners) if owner == seat.id]
-    load = loads.of_parts(record, packet_limit(record, [0], "part"))
-    arrived = yield from seat.send(record, "part", outgoing, limit=packet_limit(record, own, "part"), load=load)
+    arrived = yield from seat.send(record, "part", outgoing, limit=limit, load=load, before=said.heard)
+    call_roll(seat, record, said)
+    if not said.heard.certified:
+        late = _outgoing(seat, record, said, already=told)
+        mine = [*mine, *late.pop(seat.id, [])]
+        load = loads.of_parts(record, packet_limit(record, [0], "part"))
+        more = yield from seat.send(record, "part/again", late, limit=limit, load=load)
+        arrived = {sender: [*arrived.get(sender, ()), *more.get(sender, ())] for sender in {*arrived, *more}}
     arrived = {**arrived, seat.id: mine}
-    for part in own:
+    for part in own if seat.id in record.workers else ():
         record.received[part] = {}
         for sender in record.workers:
             packet = find_packet(arrived, sender, "part", record.step, part)
@@ -47,6 +45,26 @@ def exchange(seat: Seat, record: StepRecord, gradient: torch.Tensor | None) -> G
                 record.received[part][sender] = packet
             elif fault is not None and sender != seat.id:
                 record.suspects[fault, sender, part] = packet
+
+
+def _outgoing(
+    seat: Seat, record: StepRecord, said: RollCall, already: Collection[int]
+) -> dict[int, list[Packet]]:
+    """This peer's part for each owner, except those that have theirs `already`."""
+    outgoing: dict[int, list[Packet]] = {}
+    if seat.id not in record.workers or said.gradient is None:
+        return outgoing
+    behaviour, ctx, cut = seat.behaviour_at(record), seat.context(record), record.cut
+    for part, owner in enumerate(record.owners):
+        if owner == NOBODY or owner in already:
+            continue
+        sent = behaviour.part(ctx, part, cut.view(said.gradient, part))
+        if sent is None:
+            continue
+        # What an honest peer sends is what it committed to: no need to hash it again.
+        known = None if behaviour.byzantine else record.commits[seat.id].digests[part]
+        outgoing.setdefault(owner, []).append(seat.packet(record, "part", part, sent, hashed=known))
+    return outgoing
 
 
 def check_part(seat: Seat, record: StepRecord, packet: Packet | None, sender: int, part: int) -> str | None:

@@ -57,6 +57,30 @@ def _open(said: tuple[Signed, ...], kind: type[Any], limit: int, memory: Memory)
 
 
 @dataclass
+class Heard:
+    """A phase of broadcasts in which everybody has spoken, and what is known of it so far.
+
+    First what this peer has heard itself, `direct`. Along with a later message, or in one of their own, all compare it;
+    after that `agreed` is what all honest peers have heard.
+    """
+
+    phase: str
+    limit: int
+    """The largest message that is read."""
+    speakers: tuple[int, ...]
+    """Whose messages `direct` has."""
+    came: Mapping[int, Any]
+    """What came from each peer, unchecked."""
+    direct: Hearing
+    agreed: Hearing | None = None
+    certified: bool = False
+    """Whether all honest peers have heard the same directly, and know that. What a peer has said in the meantime then
+    follows from what is agreed. All honest peers know the same of it."""
+    vouched_plainly: bool = True
+    """Whether this peer tells everybody what it has heard: a Byzantine one may not."""
+
+
+@dataclass
 class FirstHeard:
     """The result, shared by peers that received the same messages. None: nobody has evaluated them yet."""
 

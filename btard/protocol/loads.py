@@ -38,16 +38,22 @@ def of_telling(record: StepRecord, message: int) -> int:
 
 
 def of_parts(record: StepRecord, limit: int) -> int:
-    """Each worker sends every other worker the part that the other owns; as many come in, of nearly the same size."""
-    owned = [part for part in range(record.cut.k) if record.owner(part) in record.workers]
-    gradient = packets(record, owned, "part")
+    """Each worker sends every other worker the part that the other owns; as many come in, of nearly the same size.
+
+    All that are to work: not all peers know yet who does.
+    """
+    gradient = packets(record, range(record.cut.k), "part")
     return _load(record, gradient, gradient, limit)
 
 
 def of_aggregates(record: StepRecord, limit: int) -> int:
-    """Each owner sends its aggregate to everybody else, and gets everybody else's."""
-    incoming = packets(record, record.announced, "aggregate")
-    return _load(record, _others(record) * largest(record, "aggregate"), incoming, limit)
+    """Each owner sends its aggregate to everybody else, and gets everybody else's.
+
+    Those of all workers: not all peers know yet who has announced one.
+    """
+    parts = [part for part in range(record.cut.k) if record.owner(part) in record.workers]
+    sent = max(packets(record, [part], "aggregate") for part in parts)
+    return _load(record, _others(record) * sent, packets(record, parts, "aggregate"), limit)
 
 
 def of_recovery(record: StepRecord) -> int:

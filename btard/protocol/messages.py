@@ -311,6 +311,17 @@ class Vouch(Struct, frozen=True):
         return roster.verify(sender, statement, self.signature)
 
 
+class Joined(Struct, frozen=True):
+    """What a peer says in a phase, and along with it its signature on what it heard in an earlier one; None: nothing."""
+
+    vouch: Vouch | None
+    letter: Any
+    """A `Signed`, or the items of an exchange."""
+
+
+JOINED_OVERHEAD = 8 + SIGNATURE_SIZE
+"""Bytes of a `Joined` in addition to its letter."""
+
 PACKET_OVERHEAD = 64
 """Bytes of a `Packet` in addition to body and signature: kind, sender, step, part, dtype, shape."""
 

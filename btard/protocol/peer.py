@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +22,13 @@ from btard.protocol.effects import Effect
 from btard.protocol.exchange import exchange
 from btard.protocol.hashing import digest
 from btard.protocol.heal import heal, is_kept, oldest, went_back
-from btard.protocol.hearing import Hearing
+from btard.protocol.hearing import Heard
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.join import admit, bring_up, count_probation
 from btard.protocol.ledger import Entry, still_byzantine
 from btard.protocol.limits import WAITING
 from btard.protocol.memory import NOTHING, Memory
-from btard.protocol.messages import JoinRequest, Signed
+from btard.protocol.messages import JoinRequest, Packet, Signed
 from btard.protocol.radius import next_radius
 from btard.protocol.record import Start, StepRecord
 from btard.protocol.report import report
@@ -120,15 +120,14 @@ class Peer(Seat):
                 yield from admit(self, record)
             gradient = yield from compute(self, record)
             recomputed = gradient if self.id in record.assignments else None
-            gradient = yield from commit(self, record, None if self.id in record.assignments else gradient)
-            yield from exchange(self, record, gradient)
+            said = yield from commit(self, record, None if self.id in record.assignments else gradient)
+            yield from exchange(self, record, said)
             yield from aggregate(self, record)
-            yield from toss(self, record)
-            yield from report(self, record, gradient)
+            tossed = yield from toss(self, record)
+            reports = yield from report(self, record, said.gradient, tossed)
             yield from settle_missing(self, record)
             yield from disclose(self, record, recomputed)
-            watching = self.id in record.probation  # a newcomer accuses nobody
-            yield from judge(self, record, [] if watching else verify(self, record) + validate(self, recomputed))
+            yield from judge(self, record, lambda: verify(self, record) + validate(self, recomputed), reports)
             if self.id in record.expelled:
                 return None
             yield from heal(self, record)
@@ -205,7 +204,33 @@ class Peer(Seat):
         return True
 
     def hear(
-        self, record: StepRecord, phase: str, message: Signed | None, faces: Mapping[int, Signed | None], limit: int
-    ) -> Generator[Effect, Any, Hearing]:
-        """Broadcast `message`; returns what everybody said, in agreement with all honest peers."""
-        return broadcast.hear(self, record, phase, message, faces, limit)
+        self,
+        record: StepRecord,
+        phase: str,
+        message: Signed | None,
+        faces: Mapping[int, Signed | None],
+        limit: int,
+        before: Heard | None,
+    ) -> Generator[Effect, Any, Heard]:
+        """Broadcast `message`, and along with it what was heard `before`; what everybody said."""
+        return broadcast.hear(self, record, phase, message, faces, limit, before)
+
+    def exchange(
+        self,
+        record: StepRecord,
+        phase: str,
+        packets: Mapping[int, Sequence[Packet]],
+        limit: int,
+        load: int,
+        before: Heard,
+    ) -> Generator[Effect, Any, Mapping[int, Sequence[Packet]]]:
+        """Send packets, and along with them what was heard `before`; the packets that came."""
+        return broadcast.exchange(self, record, phase, packets, limit, load, before)
+
+    def agree(self, record: StepRecord, heard: Heard) -> Generator[Effect, Any, None]:
+        """Agree with all honest peers on what was `heard`."""
+        return broadcast.agree(self, record, heard)
+
+    def heard_anew(self, record: StepRecord, heard: Heard) -> None:
+        """What this peer has heard from those that may still speak."""
+        broadcast.heard_anew(self, record, heard)

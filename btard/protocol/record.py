@@ -221,7 +221,7 @@ class StepRecord(Settled):
         peer.py: context, byzantine
         seat.py: phase, heard, expelled
         broadcast.py: heard, vouches
-        commit.py: split, commits, here, workers, owners, own, weight
+        commit.py: split, commits, here, workers, owners, own, weight; before all agree on it: commits, workers, owners
         exchange.py: received, suspects
         aggregate.py: announced, aggregates, suspects, skipped
         coin.py: unheld, missing, coin
@@ -287,6 +287,11 @@ class StepRecord(Settled):
         if self.here is None or len(self.here) == len(self.active):
             return self.remaining
         return tuple(peer for peer in self.here if peer not in self.expelled)
+
+    @property
+    def planned(self) -> tuple[int, ...]:
+        """Who is to work in this step if it is here, ascending: the j-th of them owns part j."""
+        return tuple(peer for peer in self.active if peer not in self.assignments)
 
     @property
     def honest_work(self) -> bool:

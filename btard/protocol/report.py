@@ -14,8 +14,10 @@ import torch
 from btard.aggregation import stack_rows
 from btard.aggregation.gram import block_squares
 from btard.aggregation.scratch import scratch
+from btard.protocol.coin import Tossed, guess, settle
 from btard.protocol.effects import Effect
 from btard.protocol.hashing import UNIFORM_SCALE, uniform
+from btard.protocol.hearing import Heard
 from btard.protocol.memory import NOTHING, Memory, remembered
 from btard.protocol.messages import Report
 from btard.protocol.record import Settled, StepRecord
@@ -185,23 +187,57 @@ def gradient_report(
     return Report(tuple(s.norm for s in said), tuple(s.products for s in said), missing, tuple(s.size for s in said))
 
 
-def report(seat: Seat, record: StepRecord, gradient: torch.Tensor | None) -> Generator[Effect, Any, None]:
-    """Broadcast this peer's norms and products; keep everybody's."""
-    payload = None
-    if seat.id in record.workers and gradient is not None:
-        honest = gradient_report(seat, record, record.aggregates, seat.id, gradient)
-        payload = seat.behaviour_at(record).report(seat.context(record), honest)
-    reports = yield from seat.broadcast(record, "report", Report, payload, expected=record.workers)
-    for sender, message in reports.items():
-        if (
-            len(message.norms) != record.cut.k
-            or len(message.sizes) != record.cut.k
-            or min(*message.norms, *message.sizes) < 0
-            or len(message.products) != record.cut.k
-            or set(map(len, message.products)) != {seat.config.directions}
-            # Only who lacked an aggregate before the coin, and owes an accusation for it, need not report on it.
-            or not set(message.missing) <= set(record.missing.get(sender, ()))
-        ):
-            seat.expel(record, sender, "malformed_report")
-        else:
+def report(
+    seat: Seat, record: StepRecord, gradient: torch.Tensor | None, tossed: Tossed
+) -> Generator[Effect, Any, Heard]:
+    """Broadcast this peer's norms and products, as what is `tossed` gives the directions; what everybody said.
+
+    Along with it goes what was heard of the reveals, which is agreed on afterwards. If not all had heard the same, or
+    the coin has to be tossed again, all report again.
+    """
+    coin = guess(seat, record, tossed)
+    record.coin = coin or b""
+    heard = yield from seat.say(
+        record, "report", Report, _said(seat, record, gradient) if coin else None, before=tossed.reveals
+    )
+    first = yield from settle(seat, record, tossed)
+    if tossed.reveals is None or (first and tossed.reveals.certified):
+        return heard
+    seat.void(record, heard)
+    return (yield from seat.say(record, "report/again", Report, _said(seat, record, gradient)))
+
+
+def _said(seat: Seat, record: StepRecord, gradient: torch.Tensor | None) -> Report | None:
+    if seat.id not in record.workers or gradient is None:
+        return None
+    honest = gradient_report(seat, record, record.aggregates, seat.id, gradient)
+    return seat.behaviour_at(record).report(seat.context(record), honest)
+
+
+def take_reports(seat: Seat, record: StepRecord, heard: Heard) -> None:
+    """Keep everybody's reports, on which all agree."""
+    record.reports = {}
+    for sender, message in seat.settled(record, heard, Report, expected=record.workers).items():
+        if possible(seat, record, sender, message):
             record.reports[sender] = message
+        else:
+            seat.expel(record, sender, "malformed_report")
+
+
+def reports_so_far(seat: Seat, record: StepRecord, heard: Heard) -> None:
+    """Keep the reports that this peer has heard itself."""
+    said = seat.so_far(record, heard, Report)
+    record.reports = {sender: message for sender, message in said.items() if possible(seat, record, sender, message)}
+
+
+def possible(seat: Seat, record: StepRecord, sender: int, message: Report) -> bool:
+    """Whether `message` is one that an honest worker could say in the place of `sender`."""
+    return (
+        len(message.norms) == record.cut.k
+        and len(message.sizes) == record.cut.k
+        and min(*message.norms, *message.sizes) >= 0
+        and len(message.products) == record.cut.k
+        and set(map(len, message.products)) == {seat.config.directions}
+        # Only who lacked an aggregate before the coin, and owes an accusation for it, need not report on it.
+        and set(message.missing) <= set(record.missing.get(sender, ()))
+    )

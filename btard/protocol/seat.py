@@ -13,7 +13,7 @@ from btard.protocol.commitments import Commitments
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Effect, Exchange
 from btard.protocol.hashing import batch_seed, digest
-from btard.protocol.hearing import EQUIVOCATION, MALFORMED, Hearing
+from btard.protocol.hearing import EQUIVOCATION, MALFORMED, Heard
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.limits import Limits
@@ -82,9 +82,35 @@ class Seat(ABC):
 
     @abstractmethod
     def hear(
-        self, record: StepRecord, phase: str, message: Signed | None, faces: Mapping[int, Signed | None], limit: int
-    ) -> Generator[Effect, Any, Hearing]:
-        """Say `message`; returns what everybody said in this phase."""
+        self,
+        record: StepRecord,
+        phase: str,
+        message: Signed | None,
+        faces: Mapping[int, Signed | None],
+        limit: int,
+        before: Heard | None,
+    ) -> Generator[Effect, Any, Heard]:
+        """Say `message`, and along with it what was heard `before`, which is then agreed on; what was said."""
+
+    @abstractmethod
+    def exchange(
+        self,
+        record: StepRecord,
+        phase: str,
+        packets: Mapping[int, Sequence[Packet]],
+        limit: int,
+        load: int,
+        before: Heard,
+    ) -> Generator[Effect, Any, Mapping[int, Sequence[Packet]]]:
+        """Send packets, and along with them what was heard `before`, which is then agreed on; the packets that came."""
+
+    @abstractmethod
+    def agree(self, record: StepRecord, heard: Heard) -> Generator[Effect, Any, None]:
+        """Agree on what was `heard`, where nothing follows that all say."""
+
+    @abstractmethod
+    def heard_anew(self, record: StepRecord, heard: Heard) -> None:
+        """Take into account that speakers have fallen out since."""
 
     def behaviour_at(self, record: StepRecord) -> Behaviour:
         """This peer's behaviour in the step of `record`: honest in the steps in which it does not act."""
@@ -142,33 +168,59 @@ class Seat(ABC):
         )
 
     def broadcast(
-        self, record: StepRecord, phase: str, kind: type[P], payload: P | None, *, expected: Iterable[int]
+        self,
+        record: StepRecord,
+        phase: str,
+        kind: type[P],
+        payload: P | None,
+        *,
+        expected: Iterable[int],
+        before: Heard | None = None,
     ) -> Generator[Effect, Any, dict[int, P]]:
-        """Say `payload` (None: nothing) and hear everybody: {sender: message}, ascending.
+        """Say `payload` (None: nothing) and agree with everybody on what was said: {sender: message}, ascending.
 
         Who sent two different messages or something malformed under its signature, or is in `expected` and said
         nothing, is removed: everybody sees that. A message with a bad signature counts as none.
         """
+        expected = tuple(expected)
+        heard = yield from self.say(record, phase, kind, payload, before=before)
+        yield from self.agree(record, heard)
+        return self.settled(record, heard, kind, expected=expected)
+
+    def say(
+        self, record: StepRecord, phase: str, kind: type[P], payload: P | None, *, before: Heard | None = None
+    ) -> Generator[Effect, Any, Heard]:
+        """Say `payload` (None: nothing), and along with it what was heard `before`, on which all have agreed then.
+
+        What was said now has to be compared along with a later message, or by `agree`.
+        """
         if self.id in record.expelled:
             raise Expelled
-        expected = tuple(expected)
         behaviour, ctx = self.behaviour_at(record), self.context(record)
         self._crash(record, phase)
-        limit = self.limits(record).message(kind)
         record.phase = phase
-        speakers = record.speakers
-        if self.id in record.probation and self.id not in speakers:
+        if self.id in record.probation and self.id not in record.speakers:
             payload = None  # a newcomer listens
 
         def sign(said: Any) -> Signed:
             return Signed.create(self.identity, record.context, self.id, record.step, phase, said, self.memory)
 
         message, faces = behaviour.say(ctx, phase, payload, None if payload is None else sign(payload), sign)
-        heard = yield from self.hear(record, phase, message, faces, limit)
-        record.heard[phase] = heard.messages
-        read = heard.opened(kind, limit, self.memory)
+        return (yield from self.hear(record, phase, message, faces, self.limits(record).message(kind), before))
+
+    def so_far(self, record: StepRecord, heard: Heard, kind: type[P]) -> dict[int, P]:
+        """{sender: message} as this peer has heard it itself, before all agree; what is malformed is left out."""
+        self.heard_anew(record, heard)
+        read = heard.direct.opened(kind, heard.limit, self.memory)
+        return {sender: read[sender] for sender in heard.speakers if isinstance(read.get(sender), kind)}
+
+    def settled(self, record: StepRecord, heard: Heard, kind: type[P], *, expected: Iterable[int]) -> dict[int, P]:
+        """{sender: message}, on which all agree, as of `broadcast`."""
+        assert heard.agreed is not None
+        record.heard[heard.phase] = heard.agreed.messages
+        read = heard.agreed.opened(kind, heard.limit, self.memory)
         opened: dict[int, P] = {}
-        for sender in speakers:
+        for sender in heard.speakers:
             said = read.get(sender)
             if said is None:
                 if sender in expected:
@@ -176,21 +228,35 @@ class Seat(ABC):
             elif said is EQUIVOCATION:
                 self.expel(record, sender, "equivocation")
             elif said is MALFORMED:
-                self.expel(record, sender, f"malformed_{phase.partition('/')[0]}")
+                self.expel(record, sender, f"malformed_{heard.phase.partition('/')[0]}")
             else:
                 opened[sender] = said
         return opened
 
+    def void(self, record: StepRecord, heard: Heard) -> None:
+        """What was said along with a comparison does not count: not all had heard the same before."""
+        record.heard.pop(heard.phase, None)
+
     def send(
-        self, record: StepRecord, phase: str, packets: Mapping[int, Sequence[Packet]], *, limit: int, load: int
+        self,
+        record: StepRecord,
+        phase: str,
+        packets: Mapping[int, Sequence[Packet]],
+        *,
+        limit: int,
+        load: int,
+        before: Heard | None = None,
     ) -> Generator[Effect, Any, Mapping[int, Sequence[Packet]]]:
         """Send each recipient its packets; returns the packets for this peer, by sender.
 
-        `limit`: bytes that anybody may send me; `load`: of the phase, see `loads.py`.
+        `limit`: bytes that anybody may send me; `load`: of the phase, see `loads.py`; `before`: as of `say`.
         """
         self._crash(record, phase)
         packets = self.behaviour_at(record).dispatch(self.context(record), phase, packets)
-        arrived = yield Exchange(phase, packets, limit, load)
+        if before is None:
+            arrived = yield Exchange(phase, packets, limit, load)
+        else:
+            arrived = yield from self.exchange(record, phase, packets, limit, load, before)
         # A relayed broadcast is well formed too, but no packet.
         return {who: [item for item in items if isinstance(item, Packet)] for who, items in arrived.items()}
 

@@ -235,12 +235,12 @@ class SwarmDriver:
             if late and not self._owes():
                 # The others certify the first of these phases without this peer: it must not be in the second.
                 self._behind = step
-                said = replace(said, common=None, special={})
+                said = said.of_one_outside
         if isinstance(said.effect, Relay) and said.effect.settled:
             return Heard({me: QUIET}, {me: self.node.run(self._pass_by(said, said.effect))})
         common, special = said.encoded()
         mail = Said(said.phase, common, special)
-        sent = sum(frames.size_of(mail.to(to) or ()) for to in (special if said.exchanged else others))
+        sent = sum(frames.size_of(mail.to(to) or ()) for to in {*others, *(special if said.exchanged else ())})
         heard = self.node.run(self._round(mail, others, said.limit, said.effect))
         answer = said.answer(heard, me, self.past.at(step).device)
         self._stay(said.phase)
