@@ -15,7 +15,6 @@ from btard.drivers.links import Links
 from btard.drivers.local import LocalDriver
 from btard.drivers.loop import Heard
 from btard.protocol.behaviour import HONEST, Behaviour, Context
-from btard.protocol.broadcast import hear
 from btard.protocol.certificate import certify
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
@@ -27,6 +26,7 @@ from btard.protocol.messages import CoinReveal, Relayed, Signed, Vouch, relay_di
 from btard.protocol.peer import Peer
 from btard.protocol.record import StepRecord
 from btard.task import QuadraticTask
+from tests.protocol.agreed import agreed
 from tests.protocol.cohort import run_cohort
 
 LIMIT = 10_000
@@ -74,7 +74,7 @@ class Net:
         """
         deliverer = min(self.byzantine, default=-1)
         running = {
-            i: hear(peer, self.records[i], "phase", self.sign(i, i), {}, LIMIT) for i, peer in self.peers.items()
+            i: agreed(peer, self.records[i], "phase", self.sign(i, i), LIMIT) for i, peer in self.peers.items()
         }
         answers: dict[int, Any] = dict.fromkeys(running)
         heard: dict[int, Hearing] = {}

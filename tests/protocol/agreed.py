@@ -1,0 +1,23 @@
+"""One phase of broadcasts, from what a peer says to what all agree on."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+from btard.protocol.broadcast import agree, hear
+from btard.protocol.effects import Effect
+from btard.protocol.hearing import Hearing
+from btard.protocol.messages import Signed
+from btard.protocol.peer import Peer
+from btard.protocol.record import StepRecord
+
+
+def agreed(
+    peer: Peer, record: StepRecord, phase: str, message: Signed, limit: int
+) -> Generator[Effect, Any, Hearing]:
+    """What `peer` has heard once all agree."""
+    heard = yield from hear(peer, record, phase, message, {}, limit, None)
+    yield from agree(peer, record, heard)
+    assert heard.agreed is not None
+    return heard.agreed
