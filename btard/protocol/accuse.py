@@ -25,7 +25,7 @@ from btard.protocol.claims import (
 )
 from btard.protocol.effects import Effect
 from btard.protocol.hashing import digest
-from btard.protocol.hearing import Heard
+from btard.protocol.hearing import AGAIN, Heard
 from btard.protocol.ledger import Entry
 from btard.protocol.messages import EXCLUSION_KINDS, EXCUSED, FALSE_CLAIM, GUILTY, MISSING_KINDS, NOBODY, Claim, Claims
 from btard.protocol.record import StepRecord
@@ -49,11 +49,11 @@ def judge(
         return () if seat.id in record.probation else claims()  # a newcomer accuses nobody
 
     reports_so_far(seat, record, reports)
-    heard = yield from _claim(seat, record, mine(), "accuse/0", before=reports)
+    heard = yield from _claim(seat, record, mine(), 0, before=reports)
     take_reports(seat, record, reports)
     if not reports.certified:
         seat.void(record, heard)
-        heard = yield from _claim(seat, record, mine(), "accuse/0/again")
+        heard = yield from _claim(seat, record, mine(), 0, again=True)
     raised = yield from _raised(seat, record, heard, 0)
     _expel_unexplained(seat, record, raised)
     suspicious = alarms(seat.config, record, margin=ACCUSE, memory=seat.memory)
@@ -64,17 +64,23 @@ def judge(
     _skip_far_off(seat, record, suspicious)
     if seat.last is None or not WORK_KINDS.intersection(record.expelled.values()):
         return
-    heard = yield from _claim(seat, record, _uncovered(seat, record, seat.last, evidence), "accuse/1")
+    heard = yield from _claim(seat, record, _uncovered(seat, record, seat.last, evidence), 1)
     raised = yield from _raised(seat, record, heard, 1)
     yield from _try(seat, record, _triable(record, raised), evidence, 1)
 
 
 def _claim(
-    seat: Seat, record: StepRecord, claims: Iterable[Claim], phase: str, before: Heard | None = None
+    seat: Seat,
+    record: StepRecord,
+    claims: Iterable[Claim],
+    attempt: int,
+    *,
+    before: Heard | None = None,
+    again: bool = False,
 ) -> Generator[Effect, Any, Heard]:
     """Say what this peer claims."""
     chosen = seat.behaviour_at(record).accuse(seat.context(record), tuple(sorted(set(claims))))
-    return (yield from seat.say(record, phase, Claims, Claims(chosen), before=before))
+    return (yield from seat.say(record, f"accuse/{attempt}{AGAIN * again}", Claims, Claims(chosen), before=before))
 
 
 def _raised(seat: Seat, record: StepRecord, heard: Heard, attempt: int) -> Generator[Effect, Any, Raised]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from btard.protocol.aggregate import recover
 from btard.protocol.effects import Effect
 from btard.protocol.hashing import digest
-from btard.protocol.hearing import Heard
+from btard.protocol.hearing import AGAIN, Heard
 from btard.protocol.memory import remembered
 from btard.protocol.messages import CoinCommit, CoinReveal
 from btard.protocol.record import StepRecord
@@ -55,11 +55,11 @@ def toss(seat: Seat, record: StepRecord) -> Generator[Effect, Any, Tossed]:
     """
     missing = tuple(part for part in record.announced if part not in record.aggregates)
     heard = yield from _commit(seat, record, 0, missing)
-    early = _complete(record, seat.so_far(record, heard, CoinCommit))
-    reveals = yield from _reveal(seat, record, 0, heard, said=early)
     members = record.members
+    early = _complete(members, seat.so_far(record, heard, CoinCommit))
+    reveals = yield from _reveal(seat, record, 0, heard, said=early)
     commits = seat.settled(record, heard, CoinCommit, expected=members)
-    complete = _complete(record, commits)
+    complete = _complete(members, commits)
     yield from _hand_out_missing(seat, record, commits)
     if heard.certified and complete:
         return Tossed(commits, reveals)
@@ -91,9 +91,9 @@ def guess(seat: Seat, record: StepRecord, tossed: Tossed) -> bytes | None:
     return combine(seat.config.run_id, record.step, {i: reveals[i] for i in sorted(reveals)})
 
 
-def _complete(record: StepRecord, commits: Mapping[int, CoinCommit]) -> bool:
-    """Whether all members have committed, and none of them lacks anything."""
-    return commits.keys() >= set(record.members) and not any(said.missing for said in commits.values())
+def _complete(members: Iterable[int], commits: Mapping[int, CoinCommit]) -> bool:
+    """Whether all that are `members` when they commit have done so, and none of them lacks anything."""
+    return commits.keys() >= set(members) and not any(said.missing for said in commits.values())
 
 
 def _toss_again(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
@@ -130,8 +130,7 @@ def _reveal(
 ) -> Generator[Effect, Any, Heard]:
     """`said`: whether this peer reveals; `again`: after what was said before all agreed on the commitments."""
     mine = seat.behaviour_at(record).reveal(seat.context(record), _secret(seat, record, attempt)) if said else None
-    phase = f"coin_reveal/{attempt}" + "/again" * again
-    return (yield from seat.say(record, phase, CoinReveal, mine, before=before))
+    return (yield from seat.say(record, f"coin_reveal/{attempt}{AGAIN * again}", CoinReveal, mine, before=before))
 
 
 def _judged(

@@ -8,6 +8,7 @@ from typing import Any
 from btard.protocol import loads
 from btard.protocol.commit import RollCall, call_roll
 from btard.protocol.effects import Effect
+from btard.protocol.hearing import AGAIN
 from btard.protocol.limits import packet_limit
 from btard.protocol.messages import NOBODY, Packet
 from btard.protocol.packets import find_packet, packet_fault
@@ -33,7 +34,7 @@ def exchange(seat: Seat, record: StepRecord, said: RollCall) -> Generator[Effect
         late = _outgoing(seat, record, said, already=told)
         mine = [*mine, *late.pop(seat.id, [])]
         load = loads.of_parts(record, packet_limit(record, [0], "part"))
-        more = yield from seat.send(record, "part/again", late, limit=limit, load=load)
+        more = yield from seat.send(record, f"part{AGAIN}", late, limit=limit, load=load)
         arrived = {sender: [*arrived.get(sender, ()), *more.get(sender, ())] for sender in {*arrived, *more}}
     arrived = {**arrived, seat.id: mine}
     for part in own if seat.id in record.workers else ():

@@ -14,6 +14,8 @@ from btard.protocol.messages import Signed
 from btard.protocol.wire import Malformed, Message
 
 EQUIVOCATION, MALFORMED = "equivocation", "malformed"
+AGAIN = "/again"
+"""End of the name of a phase in which all say once more what not all had said upon the same."""
 
 
 class Hearing:

@@ -17,7 +17,7 @@ from btard.aggregation.scratch import scratch
 from btard.protocol.coin import Tossed, guess, settle
 from btard.protocol.effects import Effect
 from btard.protocol.hashing import UNIFORM_SCALE, uniform
-from btard.protocol.hearing import Heard
+from btard.protocol.hearing import AGAIN, Heard
 from btard.protocol.memory import NOTHING, Memory, remembered
 from btard.protocol.messages import Report
 from btard.protocol.record import Settled, StepRecord
@@ -204,7 +204,7 @@ def report(
     if tossed.reveals is None or (first and tossed.reveals.certified):
         return heard
     seat.void(record, heard)
-    return (yield from seat.say(record, "report/again", Report, _said(seat, record, gradient)))
+    return (yield from seat.say(record, f"report{AGAIN}", Report, _said(seat, record, gradient)))
 
 
 def _said(seat: Seat, record: StepRecord, gradient: torch.Tensor | None) -> Report | None:

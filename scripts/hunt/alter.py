@@ -362,7 +362,7 @@ def claims(at: Moment) -> list[Claim]:
         part = int(at.rng.integers(-1, len(at.room.owners(at.ctx))))
         accused = int(at.rng.choice(at.ctx.active))
         return [Claim(int(at.rng.choice(steps)), accused, str(at.rng.choice(kinds)), part)]
-    attempt = 1 if "accuse/0" in record.heard else 0
+    attempt = int(any(phase.startswith("accuse/0") for phase in record.heard))
     found = [
         claim
         for step in steps

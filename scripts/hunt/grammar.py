@@ -23,6 +23,7 @@ from msgspec.structs import fields, replace
 from btard import protocol
 from btard.protocol import messages
 from btard.protocol.behaviour import Behaviour
+from btard.protocol.hearing import AGAIN
 from btard.protocol.messages import Claim
 from scripts.hunt.cases import FOREVER, Gene, Program, Twin
 from scripts.hunt.programs import COMPARE, MOMENTS, PLACES, RECIPIENTS, hooks
@@ -119,12 +120,12 @@ def phases() -> tuple[str, ...]:
             if isinstance(target, ast.Name)
         }
         for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("broadcast", "send"):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("broadcast", "say", "send"):
                 words = [known.get(word.id, word) if isinstance(word, ast.Name) else word for word in node.args[1:2]]
                 names = [n.value for word in words for n in ast.walk(word) if isinstance(n, ast.Constant)]
                 for name in (name.partition("/") for name in names[:1] if isinstance(name, str)):
                     found |= {name[0], *(f"{name[0]}/{attempt}" for attempt in (0, 1) if name[1])}
-    return ("/0", "/1", *sorted(found))
+    return ("/0", "/1", AGAIN, *sorted(found))
 
 
 def gene(rng: np.random.Generator, steps: int, how: str = "") -> Gene:
@@ -132,7 +133,7 @@ def gene(rng: np.random.Generator, steps: int, how: str = "") -> Gene:
     site = _site(rng)
     if how not in site.ways:
         how = _way(rng, site)
-    known, often = (phases(), 0.7) if "phase" in _arguments(site) else (phases()[:2], 0.1)
+    known, often = (phases(), 0.7) if "phase" in _arguments(site) else (phases()[:3], 0.1)
     start = int(rng.integers(0, steps))
     span = rng.random()
     stop = FOREVER if span < 0.45 else start + 1 if span < 0.85 else start + int(rng.integers(1, steps + 1))
@@ -233,7 +234,7 @@ def mutated(old: Program, rng: np.random.Generator, steps: int) -> Program:
                 genes[at] = replace(genes[at], how=_way(rng, known[genes[at].site]))
             elif name == "phase":
                 has_one = "phase" in _arguments(Site(genes[at].site, ()))
-                genes[at] = replace(genes[at], phase=str(rng.choice(("", *(phases() if has_one else phases()[:2])))))
+                genes[at] = replace(genes[at], phase=str(rng.choice(("", *(phases() if has_one else phases()[:3])))))
             elif name == "time":
                 when = fresh if rng.random() < 0.5 else together
                 genes[at] = replace(genes[at], start=when.start, stop=when.stop, every=when.every)

@@ -15,6 +15,7 @@ from btard.attacks.base import without_fellows
 from btard.attacks.broadcasts import signed_bytes
 from btard.protocol.behaviour import Behaviour, Context
 from btard.protocol.hashing import stream
+from btard.protocol.hearing import AGAIN
 from btard.protocol.messages import Claim, Signed
 from scripts.hunt.alter import Moment, altered, any_change
 from scripts.hunt.cases import Gene, Program
@@ -83,15 +84,15 @@ def in_phase(gene: Gene, phase: str) -> bool:
     if not gene.phase or not phase:
         return True
     if gene.phase.startswith("/"):
-        return phase.endswith(gene.phase)
-    return gene.phase in (phase, phase.partition("/")[0])
+        return f"{gene.phase}/" in f"{phase}/"
+    return gene.phase in (phase, phase.partition("/")[0], phase.removesuffix(AGAIN))
 
 
 def round_of(name: str, ctx: Any) -> str:
     """The phase of a hook that does not know it: accusations have two rounds."""
     if name != "accuse":
         return ""
-    return "accuse/1" if "accuse/0" in ctx.record.heard else "accuse/0"
+    return f"accuse/{int(any(phase.startswith('accuse/0') for phase in ctx.record.heard))}"
 
 
 class Noted(Behaviour):

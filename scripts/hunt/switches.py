@@ -47,7 +47,7 @@ KNOWN = {
     ),
     "coin_reveals": _switch(
         "a peer that does not reveal stays, and the coin is tossed until it likes it",
-        ("coin", "mine),\n            expected=record.members,", "mine),\n            expected=(),"),
+        ("coin", "heard, CoinReveal, expected=record.members)", "heard, CoinReveal, expected=())"),
     ),
     "evidence_of_some": _switch(
         "mode tolerant: what an accused shows to some judges alone costs its honest accuser the place",
@@ -176,6 +176,30 @@ KNOWN = {
     "certificates_without_a_round": _switch(
         "certificates have no more rounds than messages: what one peer accepts in the last, it can tell nobody",
         ("broadcast", "    for round in range(1, rounds + 2):\n", "    for round in range(1, rounds + 1):\n"),
+    ),
+    "revealed_at_once": _switch(
+        "a peer reveals before it has the commitments of all: a liar commits when it knows what all others reveal",
+        ("coin", "early = _complete(members, seat.so_far(record, heard, CoinCommit))", "early = True"),
+    ),
+    "coin_without_faces": _switch(
+        "who shows a second commitment once it knows the coin falls out, and the others' coin counts: liars choose",
+        ("coin", "    if not heard.certified and record.members != members:\n", "    if False and members:\n"),
+    ),
+    "reveals_not_again": _switch(
+        "what was revealed along with a comparison counts without a certificate: who waited is removed as silent",
+        ("coin", "    if heard.certified and complete:\n", "    if complete:\n"),
+    ),
+    "reports_not_again": _switch(
+        "what was reported along with a comparison counts without a certificate: who lacked a reveal is removed",
+        ("report", "(first and tossed.reveals.certified)", "first"),
+    ),
+    "parts_once": _switch(
+        "who had not heard an owner in the roll call does not send it its part: two honest peers go together",
+        ("exchange", "    if not said.heard.certified:\n", "    if False:\n"),
+    ),
+    "listeners_guess": _switch(
+        "newcomers are not told that what was said along with a comparison is void: they are in another phase",
+        ("broadcast", "recipients = record.listeners if proof is None else behind", "recipients = behind"),
     ),
     "one_face": _switch(
         "of two messages of one sender the first alone is kept, another one at every peer",
@@ -330,7 +354,7 @@ BLIND = {
     ),
     "told_by_one": _switch(
         "a newcomer believes any one member about what was said, and loses the others' history",
-        ("broadcast", "if count > record.byzantine), heard)", "if count), heard)"),
+        ("broadcast", "if counts[one.view, certified] > record.byzantine:", "if True:"),
     ),
     "one_checker": _switch(
         "one colluding validator lets a newcomer that computed nothing become a member",

@@ -7,6 +7,7 @@ from typing import Any
 
 from btard.drivers.letters import Letters
 from btard.protocol.effects import Broadcast, Compare, Compute, Exchange, Idle, Measure, Purpose
+from btard.protocol.messages import JOINED_OVERHEAD
 from scripts.hunt.room import FAILURES, Room
 
 EFFECTS = (Broadcast, Compare, Compute, Exchange, Idle, Measure)
@@ -50,11 +51,14 @@ class Watch:
             if isinstance(said.effect, Compare):
                 self.due[me] = self.due.get(me, 0) + said.nbytes(letters.keys() - {me})
                 continue
-            self.due[me] = self.due.get(me, 0) + said.effect.load
+            load = said.effect.load
+            if said.effect.along is not None:
+                load += JOINED_OVERHEAD * len(letters)
+            self.due[me] = self.due.get(me, 0) + load
             sent = sum(said.size(said.special.get(to, said.common)) for to in letters if to not in out)
             read = sum(said.size(letter) for sender, letter in answers[me].items() if sender not in out)
-            if max(sent, read) > said.effect.load:
-                self.burden = f"peer {me} sends {sent} bytes in {said.phase} and reads {read}, not {said.effect.load}"
+            if max(sent, read) > load:
+                self.burden = f"peer {me} sends {sent} bytes in {said.phase} and reads {read}, not {load}"
 
     def _hostile(self, running: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
         answer = None
@@ -86,15 +90,15 @@ class Watch:
             judged += isinstance(effect, Compute) and effect.purpose is Purpose.JUDGE
             if isinstance(effect, Broadcast):
                 if phase == "coin_reveal":
-                    self.tosses = max(self.tosses, 1 + int(attempt))
+                    self.tosses = max(self.tosses, 1 + int(attempt.partition("/")[0]))
             elif isinstance(effect, Exchange) and phase in ("evidence", "pass"):
                 self.evidence = max(self.evidence, effect.limit)
             answer = yield effect
 
 
 def most_effects(peers: int, tosses: int, rounds: int) -> int:
-    """How many effects an honest peer has in a step at most: see `_agree`, `toss`, `judge` and `heal`."""
+    """How many effects an honest peer has in a step at most: see `_resolve`, `toss`, `judge` and `heal`."""
     rounds += 1  # of certificates
-    broadcasts = 1 + 1 + 1 + 2 * tosses + 1 + 2 * 3 + 1
-    exchanges = 1 + 1 + 2 + 1 + 2 * 2 + 3
+    broadcasts = 1 + 1 + 1 + 2 * tosses + 1 + 2 * 3 + 1 + 3  # three of them again
+    exchanges = 1 + 1 + 2 + 1 + 2 * 2 + 3 + 1
     return broadcasts * (1 + 1 + rounds + 1 + 1) + exchanges + 1 + 2 * peers + 1

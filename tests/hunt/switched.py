@@ -25,6 +25,12 @@ OF_KNOWN = (
     "gone_together",
     "judges_without_truth",
     "cleared_by_the_gone",
+    "revealed_at_once",
+    "coin_without_faces",
+    "reveals_not_again",
+    "reports_not_again",
+    "parts_once",
+    "listeners_guess",
     *(name for name in KNOWN if name.startswith("certificate")),
 )
 BY_HAND = (*BLIND, *OF_KNOWN)

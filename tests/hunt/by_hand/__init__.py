@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.hunt.by_hand import broadcasts, certificates, halves, newcomers, numbers, trials
+from tests.hunt.by_hand import along, broadcasts, certificates, halves, newcomers, numbers, trials
 
 PLAYS: dict[str, Callable[[], str]] = {
     play.__name__: play
@@ -26,6 +26,12 @@ PLAYS: dict[str, Callable[[], str]] = {
         certificates.certificate_at_any_time,
         certificates.certificate_of_some,
         certificates.certificates_without_a_round,
+        along.revealed_at_once,
+        along.coin_without_faces,
+        along.reveals_not_again,
+        along.reports_not_again,
+        along.parts_once,
+        along.listeners_guess,
         trials.any_step,
         trials.unsigned_proof,
         numbers.accused_at_once,

@@ -7,6 +7,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from btard.attacks.broadcasts import named
 from btard.protocol.behaviour import Context
 from btard.protocol.identity import Identity
 from btard.protocol.limits import Limits, relay_limit
@@ -46,7 +47,7 @@ def vouched(ctx: Context, message: Signed, relayer: int) -> Relayed:
 
 def own_relayer() -> str:
     def second_face(ctx: Context, phase: str, round: int) -> Mapping[int, Sequence[Relayed]]:
-        if phase != "report" or round != 1:
+        if named(phase) != "report" or round != 1:
             return {}
         return {2: (vouched(ctx, signed(ctx, 1, phase, b"second face"), 1),)}
 
@@ -57,7 +58,7 @@ def relayed_without_limit() -> str:
     """Peer 3 passes on a second message of peer 1, as long as a round of relays may be, to one honest peer."""
 
     def longest(ctx: Context, phase: str, round: int) -> Mapping[int, Sequence[Relayed]]:
-        if phase != "report" or round != 1:
+        if named(phase) != "report" or round != 1:
             return {}
         bound = relay_limit(6, Limits(6, 1).message(Report))
         room = bound - vouched(ctx, signed(ctx, 1, phase, b""), 3).nbytes
@@ -69,7 +70,7 @@ def relayed_without_limit() -> str:
 
 def any_phase() -> str:
     def from_the_phase_before(ctx: Context, phase: str, round: int) -> Mapping[int, Sequence[Relayed]]:
-        if phase != "coin_reveal/0" or round != 1:
+        if phase != "coin_reveal/0/again" or round != 1:
             return {}
         [said] = ctx.record.heard["coin_commit/0"][2]
         again = replace(said, phase=phase)

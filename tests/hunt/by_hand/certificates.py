@@ -7,6 +7,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from btard.attacks.broadcasts import named
 from btard.protocol.behaviour import Context
 from btard.protocol.certificate import certify
 from btard.protocol.messages import Announce, Relayed, Signed, Vouch, relay_digest
@@ -40,10 +41,10 @@ class Certificates(Attacker):
         self.round, self.hands = round, hands
 
     def compare(self, ctx: Context, phase: str, view: bytes) -> Any:
-        return (None if phase == "report" else view), {}
+        return (None if named(phase) == "report" else view), {}
 
     def relay(self, ctx: Context, phase: str, round: int, outgoing: Any) -> Mapping[int, Sequence[Relayed]]:
-        if phase != "report" or ctx.peer != 3:
+        if named(phase) != "report" or ctx.peer != 3:
             return {}
         said = (vouched(ctx, signed(ctx, 1, phase, b"second face"), 3),) if round == 1 else ()
         shown = (certificate(ctx, phase, 2, self.hands, range(5)),) if round == self.round else ()
@@ -54,11 +55,11 @@ class OwnCertificates(Attacker):
     """Peer 1 says something else to peer 2, and each honest peer gets a certificate of its own, signed by liars."""
 
     def say(self, ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Any) -> Any:
-        other = phase == "report" and ctx.peer == 1 and message is not None
+        other = named(phase) == "report" and ctx.peer == 1 and message is not None
         return message, {2: sign(replace(payload, norms=tuple(2 * x for x in payload.norms)))} if other else {}
 
     def relay(self, ctx: Context, phase: str, round: int, outgoing: Any) -> Mapping[int, Sequence[Relayed]]:
-        if phase != "report" or ctx.peer != 3 or round != 1:
+        if named(phase) != "report" or ctx.peer != 3 or round != 1:
             return {}
         return {honest: (certificate(ctx, phase, honest, LIARS[:1], LIARS),) for honest in (0, 2, 4)}
 

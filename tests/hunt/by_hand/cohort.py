@@ -52,9 +52,10 @@ class Away(Behaviour):
 
 def cohort(behaviours: Mapping[int, Behaviour], **settings: Any) -> LocalDriver:
     tasks, task = settings.pop("tasks", None), settings.pop("task", QuadraticTask(D))
+    links = settings.pop("links", None)
     byzantine = sum(behaviour.byzantine for behaviour in behaviours.values())
     config = ProtocolConfig(**{"peers": 5, "byzantine": byzantine, "run_id": "by hand", **settings})
-    return LocalDriver(config, task, behaviours=behaviours, tasks=tasks)
+    return LocalDriver(config, task, behaviours=behaviours, tasks=tasks, links=links)
 
 
 def damage(driver: LocalDriver, steps: int, *, cut_off: str = "") -> str:
