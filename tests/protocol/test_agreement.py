@@ -14,17 +14,17 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from btard.protocol.broadcast import hear
 from btard.protocol.certificate import certify
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import QUIET, Broadcast, Compare, Relay
 from btard.protocol.hashing import stream
-from btard.protocol.hearing import Hearing
+from btard.protocol.hearing import Heard
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.memory import Memory, remembered
 from btard.protocol.messages import CoinReveal, Relayed, Signed, Vouch, relay_digest
 from btard.protocol.peer import Peer
 from btard.protocol.record import StepRecord
+from tests.protocol.agreed import compared
 
 DRAWN = 300
 """Choices for each seed."""
@@ -72,7 +72,7 @@ class Phase:
         digest = relay_digest(message.digest(b"context"))
         return Relayed(message, tuple((hand, self.sign(hand, digest)) for hand in hands))
 
-    def run(self, choice: Choice, here: bool) -> tuple[dict[int, Hearing], int]:
+    def run(self, choice: Choice, here: bool) -> tuple[dict[int, Heard], int]:
         """What each honest peer has heard, and how many rounds the last one took."""
         records = [
             StepRecord(
@@ -80,9 +80,9 @@ class Phase:
             )
             for _ in self.honest
         ]
-        running = {i: hear(self.peers[i], records[i], "phase", self.says(i, 1), {}, 10_000) for i in self.honest}
+        running = {i: compared(self.peers[i], records[i], "phase", self.says(i, 1), 10_000) for i in self.honest}
         answers: dict[int, Any] = dict.fromkeys(running)
-        heard: dict[int, Hearing] = {}
+        heard: dict[int, Heard] = {}
         rounds = 0
         while True:
             effects: dict[int, Any] = {}
@@ -143,9 +143,14 @@ def broken(phase: Phase, choice: Choice, here: bool) -> str:
         return "somebody does not end"
     if rounds > phase.b + 1:
         return f"{rounds} rounds"
-    if len({one.view for one in heard.values()}) > 1:
+    views = {i: one.agreed for i, one in heard.items() if one.agreed is not None}
+    if len({view.view for view in views.values()}) > 1:
         return "honest peers have different views"
-    if any(len(one.said.get(i, ())) != 1 for one in heard.values() for i in phase.honest):
+    if len({one.certified for one in heard.values()}) > 1:
+        return "honest peers do not know the same of whether all had heard the same"
+    if any(one.certified and views[i] is not one.direct for i, one in heard.items()):
+        return "what was said upon another view counts"
+    if any(len(one.said.get(i, ())) != 1 for one in views.values() for i in phase.honest):
         return "an honest peer was not heard, or has two faces"
     return ""
 
