@@ -10,12 +10,22 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from btard.protocol.effects import Broadcast, Compare, Effect, Exchange, Relay
-from btard.protocol.envelope import decode_items, decode_signed, decode_vouch, encode_items, encode_signed, join_vouch, split_joined
+from btard.protocol.envelope import (
+    decode_items,
+    decode_signed,
+    decode_vouch,
+    encode_items,
+    encode_signed,
+    join_vouch,
+    split_joined,
+)
 from btard.protocol.messages import JOINED_OVERHEAD, Joined, Packet, Relayed, Signed, Vouch
 from btard.protocol.wire import Malformed
 
-Letter = Signed | Vouch | Sequence[Packet | Relayed] | Joined
-"""A broadcast, a word on what was heard, the items of an exchange, or such a word along with one of the others."""
+Plain = Signed | Vouch | Sequence[Packet | Relayed]
+"""A broadcast, a word on what was heard, or the items of an exchange."""
+Letter = Plain | Joined
+"""One of these, or a word on what was heard along with one of the others."""
 Pieces = Sequence[bytes | memoryview]
 """A letter as bytes, in pieces that are joined on the way."""
 
@@ -155,7 +165,7 @@ class Letters(Struct, frozen=True, eq=False):
         vouch, rest = split_joined(memoryview(body))
         return Joined(vouch, self._decode_alone(rest, self.limit - JOINED_OVERHEAD, device) if len(rest) else None)
 
-    def _decode_alone(self, body: memoryview, limit: int, device: torch.device) -> Letter:
+    def _decode_alone(self, body: memoryview, limit: int, device: torch.device) -> Plain:
         if isinstance(self.effect, Broadcast):
             message = decode_signed(body, limit)
             if message.nbytes > limit:
@@ -165,7 +175,7 @@ class Letters(Struct, frozen=True, eq=False):
         return items if device.type == "cpu" else tuple(_on(device, item) for item in items)
 
 
-def _encode(letter: Letter) -> Pieces:
+def _encode(letter: Plain) -> Pieces:
     if isinstance(letter, Signed):
         return [encode_signed(letter)]
     return [letter.signature] if isinstance(letter, Vouch) else encode_items(letter)

@@ -40,8 +40,8 @@ def judge(
 ) -> Generator[Effect, Any, None]:
     """Raise this peer's `claims`, hear everybody's, show and judge the evidence, vote, and carry out the verdicts.
 
-    `claims` are what this peer has to say about `record` as it is. Along with them goes what was heard of the `reports`,
-    which is agreed on afterwards; all raise theirs again if not all had heard the same.
+    `claims` are what this peer has to say about `record` as it is. Along with them goes what was heard of the
+    `reports`, on which all agree afterwards. They raise their claims again if not all had heard the same.
     """
     evidence = Evidence()
 
@@ -52,7 +52,7 @@ def judge(
     heard = yield from _claim(seat, record, mine(), 0, before=reports)
     take_reports(seat, record, reports)
     if not reports.certified:
-        seat.void(record, heard)
+        seat.void(record, heard, reports)
         heard = yield from _claim(seat, record, mine(), 0, again=True)
     raised = yield from _raised(seat, record, heard, 0)
     _expel_unexplained(seat, record, raised)

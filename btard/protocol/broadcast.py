@@ -45,7 +45,9 @@ def hear(
     came = yield Broadcast(phase, message, faces, limit, loads.of_broadcast(record, limit), along)
     came, vouches = _parted(came, along)
     heard = Heard(phase, limit, record.speakers, came, _directly(seat, record, phase, came, limit))
-    record.heard[phase] = heard.direct.messages  # for the hooks to see: liars hear it before all agree on what was before
+    record.heard[phase] = (
+        heard.direct.messages
+    )  # for the hooks to see: liars hear it before all agree on what was before
     if before is not None:
         yield from _resolve(seat, record, before, vouches)
     return heard

@@ -63,7 +63,7 @@ def toss(seat: Seat, record: StepRecord) -> Generator[Effect, Any, Tossed]:
     yield from _hand_out_missing(seat, record, commits)
     if heard.certified and complete:
         return Tossed(commits, reveals)
-    seat.void(record, reveals)
+    seat.void(record, reveals, heard)
     if not heard.certified and record.members != members:
         yield from _toss_again(seat, record)  # it may have seen what others reveal
         return Tossed()
@@ -113,13 +113,12 @@ def _toss_again(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
 def _secret(seat: Seat, record: StepRecord, attempt: int) -> CoinReveal:
     words = seat.config.run_id, record.step, attempt
     return CoinReveal(
-        seat.identity.secret("coin", *words, epoch=record.epoch), seat.identity.secret("salt", *words, epoch=record.epoch)
+        seat.identity.secret("coin", *words, epoch=record.epoch),
+        seat.identity.secret("salt", *words, epoch=record.epoch),
     )
 
 
-def _commit(
-    seat: Seat, record: StepRecord, attempt: int, missing: tuple[int, ...]
-) -> Generator[Effect, Any, Heard]:
+def _commit(seat: Seat, record: StepRecord, attempt: int, missing: tuple[int, ...]) -> Generator[Effect, Any, Heard]:
     mine = _secret(seat, record, attempt)
     commitment = seat.memory(coin_commitment, seat.config.run_id, record.step, attempt, seat.id, mine)
     return (yield from seat.say(record, f"coin_commit/{attempt}", CoinCommit, CoinCommit(commitment, missing)))
@@ -133,9 +132,7 @@ def _reveal(
     return (yield from seat.say(record, f"coin_reveal/{attempt}{AGAIN * again}", CoinReveal, mine, before=before))
 
 
-def _judged(
-    seat: Seat, record: StepRecord, attempt: int, commits: Mapping[int, CoinCommit], heard: Heard
-) -> bool:
+def _judged(seat: Seat, record: StepRecord, attempt: int, commits: Mapping[int, CoinCommit], heard: Heard) -> bool:
     """Remove who has not revealed what it committed to; set the coin and return True if nobody has to be."""
     reveals = seat.settled(record, heard, CoinReveal, expected=record.members)
     broken = _broken(seat, record, attempt, commits, reveals)

@@ -109,7 +109,7 @@ def join_vouch(vouch: Vouch | None) -> bytes:
 
 
 def split_joined(data: memoryview) -> tuple[Vouch | None, memoryview]:
-    """The unverified signature in a `Joined`, if there is one, and the bytes of its letter; Malformed without either."""
+    """The unverified signature in a `Joined`, if there is one, and the bytes of its letter; Malformed without both."""
     if len(data) < JOINED_OVERHEAD or data[0] > 1:
         raise Malformed(f"joined: {len(data)} bytes, which do not begin with a signature or say that there is none")
     vouch = decode_vouch(data[ALIGNMENT:JOINED_OVERHEAD]) if data[0] else None

@@ -48,9 +48,7 @@ def exchange(seat: Seat, record: StepRecord, said: RollCall) -> Generator[Effect
                 record.suspects[fault, sender, part] = packet
 
 
-def _outgoing(
-    seat: Seat, record: StepRecord, said: RollCall, already: Collection[int]
-) -> dict[int, list[Packet]]:
+def _outgoing(seat: Seat, record: StepRecord, said: RollCall, already: Collection[int]) -> dict[int, list[Packet]]:
     """This peer's part for each owner, except those that have theirs `already`."""
     outgoing: dict[int, list[Packet]] = {}
     if seat.id not in record.workers or said.gradient is None:

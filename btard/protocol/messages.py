@@ -312,7 +312,7 @@ class Vouch(Struct, frozen=True):
 
 
 class Joined(Struct, frozen=True):
-    """What a peer says in a phase, and along with it its signature on what it heard in an earlier one; None: nothing."""
+    """What a peer says in a phase, and its signature on what it heard in an earlier one. None: nothing."""
 
     vouch: Vouch | None
     letter: Any

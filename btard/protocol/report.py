@@ -203,7 +203,7 @@ def report(
     first = yield from settle(seat, record, tossed)
     if tossed.reveals is None or (first and tossed.reveals.certified):
         return heard
-    seat.void(record, heard)
+    seat.void(record, heard, tossed.reveals)
     return (yield from seat.say(record, f"report{AGAIN}", Report, _said(seat, record, gradient)))
 
 

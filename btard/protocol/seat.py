@@ -233,9 +233,16 @@ class Seat(ABC):
                 opened[sender] = said
         return opened
 
-    def void(self, record: StepRecord, heard: Heard) -> None:
-        """What was said along with a comparison does not count: not all had heard the same before."""
-        record.heard.pop(heard.phase, None)
+    def void(self, record: StepRecord, heard: Heard, before: Heard) -> None:
+        """What was said along with the comparison of `before` does not count.
+
+        If not all had heard the same before, the phase leaves nothing. Otherwise nobody honest had anything to say: that
+        is left of it, so that an audit knows the one from the other.
+        """
+        if before.certified:
+            record.heard[heard.phase] = {}
+        else:
+            record.heard.pop(heard.phase, None)
 
     def send(
         self,

@@ -16,7 +16,7 @@ from btard.attacks.base import without_fellows
 from btard.protocol.effects import QUIET, Broadcast, Compare, Compute, Effect, Exchange, Idle, Measure, Purpose, Relay
 from btard.protocol.hashing import digest
 from btard.protocol.identity import Identity
-from btard.protocol.messages import JoinRequest, Joined
+from btard.protocol.messages import Joined, JoinRequest
 from btard.protocol.peer import Outcome, Peer
 from scripts.hunt.cases import Twin
 from scripts.hunt.programs import RECIPIENTS, Honest

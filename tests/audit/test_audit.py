@@ -43,6 +43,7 @@ RUNS: list[tuple[str, dict[str, Any], set[str], dict[str, Any]]] = [
     ("bad_aggregate", {}, {"bad_aggregate"}, {}),
     ("withheld_part", {}, {"withheld_part"}, {}),
     ("withheld_aggregate", {}, {"withheld_aggregate"}, {}),
+    ("silent", {"phase": "coin_commit"}, {"silent"}, {}),
     ("silent", {"phase": "coin_reveal"}, {"silent"}, {}),
     ("silent", {"phase": "part"}, {"silent"}, {}),
     ("silent", {"phase": "commit"}, {"gone"}, {"steps": 12}),

@@ -13,18 +13,14 @@ from btard.protocol.peer import Peer
 from btard.protocol.record import StepRecord
 
 
-def compared(
-    peer: Peer, record: StepRecord, phase: str, message: Signed, limit: int
-) -> Generator[Effect, Any, Heard]:
+def compared(peer: Peer, record: StepRecord, phase: str, message: Signed, limit: int) -> Generator[Effect, Any, Heard]:
     """What `peer` has heard, with what all agree on."""
     heard = yield from hear(peer, record, phase, message, {}, limit, None)
     yield from agree(peer, record, heard)
     return heard
 
 
-def agreed(
-    peer: Peer, record: StepRecord, phase: str, message: Signed, limit: int
-) -> Generator[Effect, Any, Hearing]:
+def agreed(peer: Peer, record: StepRecord, phase: str, message: Signed, limit: int) -> Generator[Effect, Any, Hearing]:
     """What `peer` has heard once all agree."""
     heard = yield from compared(peer, record, phase, message, limit)
     assert heard.agreed is not None

@@ -73,9 +73,7 @@ class Net:
         what is known after the comparison.
         """
         deliverer = min(self.byzantine, default=-1)
-        running = {
-            i: agreed(peer, self.records[i], "phase", self.sign(i, i), LIMIT) for i, peer in self.peers.items()
-        }
+        running = {i: agreed(peer, self.records[i], "phase", self.sign(i, i), LIMIT) for i, peer in self.peers.items()}
         answers: dict[int, Any] = dict.fromkeys(running)
         heard: dict[int, Hearing] = {}
         while running:

@@ -1,4 +1,4 @@
-"""The coin and the reports with what is said along with comparisons, against all that few Byzantine peers can do in them.
+"""The coin and the reports, which go along with comparisons, against all that few Byzantine peers can do in them.
 
 With n = 3 and one Byzantine peer: every choice of what it commits to and reveals to whom, and for whom it signs what
 both have heard; with `--seeds N` and more than 4 also of wrong reveals, and of certificates that it shows. All else,
@@ -114,9 +114,9 @@ class Schedule(Phase):
         if compare is not None:
             about = compare.phase.removesuffix("/compare")
             on = compare.vouch.statement
-            vouches = {
-                s: (e if isinstance(e, Compare) else e.along).vouch for s, e in effects.items()
-            } | {s: Vouch(b"", self.sign(s, on)) for s in self.liars if _of(choice.vouches, about, s)[me]}
+            vouches = {s: (e if isinstance(e, Compare) else e.along).vouch for s, e in effects.items()} | {
+                s: Vouch(b"", self.sign(s, on)) for s in self.liars if _of(choice.vouches, about, s)[me]
+            }
         if isinstance(some, Compare):
             return vouches
         assert isinstance(some, Broadcast)
