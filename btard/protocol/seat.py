@@ -236,8 +236,8 @@ class Seat(ABC):
     def void(self, record: StepRecord, heard: Heard, before: Heard) -> None:
         """What was said along with the comparison of `before` does not count.
 
-        If not all had heard the same before, the phase leaves nothing. Otherwise nobody honest had anything to say: that
-        is left of it, so that an audit knows the one from the other.
+        If not all had heard the same before, the phase leaves nothing. Otherwise nobody honest had anything to say:
+        that is left of it, so that an audit knows the one from the other.
         """
         if before.certified:
             record.heard[heard.phase] = {}
