@@ -93,8 +93,11 @@ def commit(seat: Seat, record: StepRecord, gradient: torch.Tensor | None) -> Gen
         gradient = None
     if gradient is not None and seat.id in (*record.planned, *record.newcomers):
         sent = sent_by(seat.behaviour_at(record), seat.context(record), gradient)
-        gradient = rounded if sent is gradient and rounded is not None else record.split.committed(sent)
+        honest = sent is gradient
+        gradient = rounded if honest and rounded is not None else record.split.committed(sent)
         digests = seat.commitments.parts(seat.id, record.step, gradient, record.split)
+        if honest or is_finite(gradient):
+            seat.commitments.known_sound(digests)  # one look at the whole instead of one at each part
         chosen = seat.behaviour_at(record).commit(seat.context(record), digests)
         payload = _said(seat, chosen) if chosen is not None else None
     heard = yield from seat.say(record, "commit", _kind(seat), payload)
