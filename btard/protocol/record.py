@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Annotated, Any
@@ -225,7 +225,8 @@ class StepRecord(Settled):
         exchange.py: received, suspects
         aggregate.py: announced, aggregates, suspects, skipped
         coin.py: unheld, missing, coin
-        report.py: reports
+        report.py: reports; coin, before all agree on it
+        verify.py: truths
         disclose.py: disclosed
         accuse.py: trials, shown, skipped, uncleared
         trial.py: shown
@@ -257,6 +258,8 @@ class StepRecord(Settled):
     """Part that this peer owns -> sender -> its packet, as it came (its own part included)."""
     aggregates: dict[int, torch.Tensor] = {}
     """Part -> a[j] that matches its announced hash."""
+    truths: dict[int, Sequence[Any]] = {}
+    """Part that this peer owns -> what its senders have to report about it, in their order (V1)."""
     own: torch.Tensor | None = None
     """What this peer committed to, [d]: others may ask for it, in the next step too."""
     disclosed: dict[int, torch.Tensor] = {}

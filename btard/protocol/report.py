@@ -218,21 +218,28 @@ def report(
     """
     coin = guess(seat, record, tossed)
     record.coin = coin or b""
-    heard = yield from seat.say(
-        record, "report", Report, _said(seat, record, gradient) if coin else None, before=tossed.reveals
-    )
+    honest = _honest(seat, record, gradient) if coin else None
+    heard = yield from _say(seat, record, honest, before=tossed.reveals)
     first = yield from settle(seat, record, tossed)
     if tossed.reveals is None or (first and tossed.reveals.certified):
         return heard
     seat.void(record, heard, tossed.reveals)
-    return (yield from seat.say(record, f"report{AGAIN}", Report, _said(seat, record, gradient)))
+    if record.coin != coin:
+        honest = _honest(seat, record, gradient)
+    return (yield from _say(seat, record, honest, again=True))
 
 
-def _said(seat: Seat, record: StepRecord, gradient: torch.Tensor | None) -> Report | None:
+def _honest(seat: Seat, record: StepRecord, gradient: torch.Tensor | None) -> Report | None:
     if seat.id not in record.workers or gradient is None:
         return None
-    honest = gradient_report(seat, record, record.aggregates, seat.id, gradient)
-    return seat.behaviour_at(record).report(seat.context(record), honest)
+    return gradient_report(seat, record, record.aggregates, seat.id, gradient)
+
+
+def _say(
+    seat: Seat, record: StepRecord, honest: Report | None, *, before: Heard | None = None, again: bool = False
+) -> Generator[Effect, Any, Heard]:
+    said = None if honest is None else seat.behaviour_at(record).report(seat.context(record), honest)
+    return (yield from seat.say(record, f"report{AGAIN * again}", Report, said, before=before))
 
 
 def take_reports(seat: Seat, record: StepRecord, heard: Heard) -> None:

@@ -48,7 +48,9 @@ def verify(seat: Seat, record: StepRecord) -> list[Claim]:
         if not packets or part not in record.announced or part not in record.aggregates or not record.held(part):
             continue
         # All of them, my own too: whoever holds them side by side in memory then reads them where they lie.
-        truth = part_scalars(seat, record, record.aggregates[part], rows(packets), part)
+        if part not in record.truths:
+            record.truths[part] = part_scalars(seat, record, record.aggregates[part], rows(packets), part)
+        truth = record.truths[part]
         tol = ACCUSE * seat.config.scalar_tol
         senders = set(record.announced[part].senders) - {seat.id}
         for sender, true in zip(sorted(packets), truth, strict=True):
