@@ -103,7 +103,7 @@ class Net:
                     }
             elif not isinstance(some, Relay):  # the silent, who are Byzantine here, are told
                 assert some.phase == "phase/tell"
-                answers = dict.fromkeys(effects, {})
+                answers = {i: {} for i in effects}
             else:
                 round = int(some.phase.rpartition("/")[2])
                 answers = {i: {s: e.packets[i] for s, e in effects.items() if i in e.packets} for i in effects}
