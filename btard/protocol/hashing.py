@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from functools import lru_cache
 
@@ -58,9 +59,7 @@ def tensor_digest(tensor: torch.Tensor, *fields: Field, threads: int = 1) -> byt
         return blake3(frame).digest()
     # Flat first: a tensor without dimensions has no view as bytes.
     content = host.view(-1).view(torch.uint8).numpy().data
-    if len(content) < _WORTH_THREADS:
-        return blake3(frame).update(content).digest()
-    return blake3(frame, max_threads=threads).update(content).digest()
+    return blake3(frame, max_threads=_useful(threads, len(content))).update(content).digest()
 
 
 def on_cpu(tensor: torch.Tensor) -> torch.Tensor:
@@ -79,8 +78,16 @@ def content_digest(content: bytes, dtype: torch.dtype, shape: torch.Size, fields
     return blake3(frame + content).digest()
 
 
-_WORTH_THREADS = 2**20
-"""Size in bytes from which several threads hash faster than one."""
+_SHARED, _OWN = 2**20, 2**26
+"""Sizes in bytes from which several threads hash faster than one: those that exist, and those made for one tensor."""
+_CORES = os.cpu_count() or 1
+
+
+def _useful(threads: int, size: int) -> int:
+    """How many of `threads` to hash `size` bytes with: BLAKE3 has threads for all cores, and makes any other number."""
+    if threads >= _CORES > 1:
+        return blake3.AUTO if size >= _SHARED else 1
+    return threads if size >= _OWN else 1
 
 
 def stream(*fields: Field) -> np.random.Generator:
