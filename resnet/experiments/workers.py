@@ -146,6 +146,8 @@ class _Worker:
         return ended
 
     def stop(self) -> None:
+        with contextlib.suppress(OSError):  # its process has died
+            self.pipe.send(None)
         self.pipe.close()
         if self.task is None:
             self._process.join(PATIENCE)  # it ends by itself, and tidies up
@@ -180,6 +182,8 @@ def _work(pipe: connection.Connection, steps: Any, number: int, keep_checkpoints
         try:
             task = pipe.recv()
         except EOFError:
+            return
+        if task is None:
             return
         started = time.monotonic()
         try:
