@@ -94,8 +94,8 @@ def _dependent(waiting: Sequence[Task], plan: Plan, failed: set[Task]) -> list[T
     return lost
 
 
-PRELOADED = ["resnet.train", "resnet.experiments.warmup", "torch._dynamo", "sklearn.model_selection"]
-"""Modules that workers find imported. The last two take seconds each: optimizers need one, digits the other."""
+PRELOADED = ["resnet.train", "resnet.experiments.warmup", "torch._dynamo"]
+"""Modules that workers find imported. The last one takes seconds: optimizers need it."""
 
 
 @dataclass(frozen=True)
