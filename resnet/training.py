@@ -30,6 +30,7 @@ from btard.protocol.commit import NoGradient
 from btard.protocol.heal import HEALED, described
 from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.tolerance import tolerated_deviation
+from btard.training.garbage import only_new_garbage
 from btard.training.kernels import check_bits, choose_exact_kernels
 from btard.training.layout import layout_digest, write_layout
 from btard.training.optimizer import VectorOptimizer
@@ -222,7 +223,7 @@ def train(
     folder.start(first)
     folder.note("settings", first, f"```\n{config_text(config)}```")
     ledger = Ledger.of(folder.ledger())
-    with Bar(out.name, last, done=first, show=progress) as bar:
+    with only_new_garbage(), Bar(out.name, last, done=first, show=progress) as bar:
         for step in range(first, last):
             result, metrics = training.step(step)
             folder.log(step, metrics, training.seconds)

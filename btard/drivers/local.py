@@ -90,9 +90,8 @@ class LocalDriver:
         if self.links.loss and not config.rounds:
             raise ValueError("links that lose broadcasts need a protocol that repeats them: set relays to 1 or more")
         memory = memory or Memory()
-        self.commitments: Commitments = Ideal(config.run_id)
-        if commitments == "hashed":
-            self.commitments = Hashed(config.run_id, memory=memory)
+        kind = Hashed if commitments == "hashed" else Ideal
+        self.commitments: Commitments = kind(config.run_id, memory=memory)
         shared = self.commitments, memory
         self.peers = {
             i: Peer(i, identities[i], roster, config, task.d, behaviours.get(i, HONEST), *shared)
@@ -153,6 +152,8 @@ class LocalDriver:
             self._bring_in(state.agreed)
         now = self.past.begin(self.peers.values(), state)
         self.commitments.forget(now - 1)
+        # On a GPU the peers take turns, and each hashes with all threads.
+        self.commitments.threads = self._threads if params.is_cuda else 1
         team = self._team_for(params)
         course = run_step(self.peers, self, measure=self.past.measure, clock=self.links, each=team.map if team else map)
         for i, failure in course.failures.items():

@@ -86,8 +86,11 @@ def commit(
         gradient = None
     if gradient is not None and seat.id in (*planned, *record.newcomers):
         sent = sent_by(seat.behaviour_at(record), seat.context(record), gradient)
-        gradient = rounded if sent is gradient and rounded is not None else record.split.committed(sent)
+        honest = sent is gradient
+        gradient = rounded if honest and rounded is not None else record.split.committed(sent)
         digests = seat.commitments.parts(seat.id, record.step, gradient, record.split)
+        if honest or is_finite(gradient):
+            seat.commitments.known_sound(digests)  # one look at the whole instead of one at each part
         chosen = seat.behaviour_at(record).commit(seat.context(record), digests)
         payload = _said(seat, chosen) if chosen is not None else None
     kind = Commit if seat.config.max_away is None else TimedCommit

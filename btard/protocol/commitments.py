@@ -14,7 +14,7 @@ from threading import Lock
 
 import torch
 
-from btard.protocol.hashing import Field, content_digest, digest, tensor_digest
+from btard.protocol.hashing import Field, content_digest, digest, on_cpu, tensor_digest
 from btard.protocol.memory import NOTHING, Memory, remembered
 from btard.protocol.messages import Packet, is_sound
 from btard.protocol.record import Split
@@ -24,10 +24,13 @@ Slot = tuple[str, int, int, int]
 
 
 class Commitments(ABC):
-    """The commitments of run `run_id`. A driver creates them and hands them to its peers, which may run in threads."""
+    """The commitments of run `run_id`. A driver creates them and hands them to its peers, which may run in threads.
 
-    def __init__(self, run_id: str) -> None:
-        self.run_id = run_id
+    `memory` knows what peers of one process would look at repeatedly; `threads` may hash a large tensor.
+    """
+
+    def __init__(self, run_id: str, memory: Memory = NOTHING, threads: int = 1) -> None:
+        self.run_id, self.memory, self.threads = run_id, memory, threads
 
     @abstractmethod
     def of_tensor(self, slot: Slot, tensor: torch.Tensor) -> bytes:
@@ -44,8 +47,19 @@ class Commitments(ABC):
         return self.digest(packet.kind, packet.sender, packet.step, packet.part, packet.body)
 
     def sound(self, hashed: bytes, tensor: torch.Tensor) -> bool:
-        """Whether `tensor` holds finite numbers in their only valid form; `hashed` is its commitment."""
-        return is_sound(tensor)
+        """Whether `tensor` holds finite numbers in their only valid form; `hashed` is its commitment.
+
+        Equal commitments mean equal bytes, which are looked at once.
+        """
+        looked = self.memory(_looked, hashed)
+        if looked.sound is None:
+            looked.sound = is_sound(tensor)
+        return looked.sound
+
+    def known_sound(self, hashed: Iterable[bytes]) -> None:
+        """Note that these are commitments to finite numbers in their only valid form, as somebody here has seen."""
+        for one in hashed:
+            self.memory(_looked, one).sound = True
 
     def parts(self, peer: int, step: int, gradient: torch.Tensor, split: Split) -> tuple[bytes, ...]:
         """h_i[j] of all parts j of `gradient` [d]."""
@@ -87,10 +101,6 @@ class Hashed(Commitments):
     changes them, a write through numpy too, is seen. So large tensors are read and hashed each time.
     """
 
-    def __init__(self, run_id: str, threads: int = 1, memory: Memory = NOTHING) -> None:
-        super().__init__(run_id)
-        self.threads, self.memory = threads, memory
-
     def of_tensor(self, slot: Slot, tensor: torch.Tensor) -> bytes:
         kind, sender, step, part = slot
         fields = (kind, self.run_id, sender, step, part)
@@ -99,16 +109,9 @@ class Hashed(Commitments):
             return self.memory(_known_digest, content, tensor.dtype, tensor.shape, fields)
         return tensor_digest(tensor, *fields, threads=self.threads)
 
-    def sound(self, hashed: bytes, tensor: torch.Tensor) -> bool:
-        """Equal hashes mean equal bytes, which were checked once."""
-        looked = self.memory(_looked, hashed)
-        if looked.sound is None:
-            looked.sound = is_sound(tensor)
-        return looked.sound
-
     def parts(self, peer: int, step: int, gradient: torch.Tensor, split: Split) -> tuple[bytes, ...]:
         """One read of the gradient."""
-        return super().parts(peer, step, gradient.detach().to("cpu"), split)  # one transfer instead of k
+        return super().parts(peer, step, on_cpu(gradient.detach()), split)  # one transfer instead of k
 
     def learn(self, step: int, committed: Iterable[tuple[Slot, torch.Tensor, bytes]]) -> None:
         """A hash can be computed again."""
@@ -120,8 +123,8 @@ class Hashed(Commitments):
 class Ideal(Commitments):
     """The tensors committed to in the last two steps. They are kept, and must not be changed in the meantime."""
 
-    def __init__(self, run_id: str) -> None:
-        super().__init__(run_id)
+    def __init__(self, run_id: str, memory: Memory = NOTHING, threads: int = 1) -> None:
+        super().__init__(run_id, memory, threads)
         self._seen: dict[Slot, list[tuple[torch.Tensor, int, bytes]]] = {}
         self._learned = -1
         """The last step whose commitments came from a checkpoint."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from functools import lru_cache
 
@@ -52,17 +53,23 @@ def tensor_digest(tensor: torch.Tensor, *fields: Field, threads: int = 1) -> byt
 
     Equal for equal content wherever it lies (device, strides). -0.0 and 0.0, and NaNs of different payload, differ.
     """
-    host = tensor.detach()
-    if host.device.type != "cpu" or not host.is_contiguous():
-        host = host.cpu().contiguous()
+    host = on_cpu(tensor.detach()).contiguous()
     frame = _frame((*fields, str(host.dtype), "x".join(map(str, host.shape))))
     if not host.numel():
         return blake3(frame).digest()
     # Flat first: a tensor without dimensions has no view as bytes.
     content = host.view(-1).view(torch.uint8).numpy().data
-    if len(content) < _WORTH_THREADS:
-        return blake3(frame).update(content).digest()
-    return blake3(frame, max_threads=threads).update(content).digest()
+    return blake3(frame, max_threads=_useful(threads, len(content))).update(content).digest()
+
+
+def on_cpu(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor`, or a copy of it in the memory of the CPU.
+
+    That of a GPU's goes into pinned memory, which torch keeps for the next one: new memory takes 30 times as long.
+    """
+    if not tensor.is_cuda:
+        return tensor.cpu()
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)
 
 
 def content_digest(content: bytes, dtype: torch.dtype, shape: torch.Size, fields: tuple[Field, ...]) -> bytes:
@@ -71,8 +78,16 @@ def content_digest(content: bytes, dtype: torch.dtype, shape: torch.Size, fields
     return blake3(frame + content).digest()
 
 
-_WORTH_THREADS = 2**20
-"""Size in bytes from which several threads hash faster than one."""
+_SHARED, _OWN = 2**20, 2**26
+"""Sizes in bytes from which several threads hash faster than one: those that exist, and those made for one tensor."""
+_CORES = os.cpu_count() or 1
+
+
+def _useful(threads: int, size: int) -> int:
+    """How many of `threads` to hash `size` bytes with: BLAKE3 has threads for all cores, and makes any other number."""
+    if threads >= _CORES > 1:
+        return blake3.AUTO if size >= _SHARED else 1
+    return threads if size >= _OWN else 1
 
 
 def stream(*fields: Field) -> np.random.Generator:
@@ -94,14 +109,25 @@ UNIFORM_SCALE = (3 / (4.0**15 - 1)) ** 0.5
 """Multiplied by this, the numbers of `uniform` have variance 1."""
 
 
-def uniform(size: int, *fields: Field) -> np.ndarray:
-    """`size` numbers of the stream of this name, uniform on the odd int16 values: mean 0, variance (2^30 - 1) / 3.
+SPARE = 8
+"""Numbers by which the memory for `draw_uniform` must be longer: a cipher asks for room for one more block."""
 
-    AES in counter mode: far faster than normal numbers, and the same on every machine.
+
+def draw_uniform(into: np.ndarray, size: int, *fields: Field) -> None:
+    """Fill the first `size` numbers of `into` [size + SPARE], contiguous int16, with those of the stream of this name.
+
+    Not yet made odd, as `uniform` has them. AES in counter mode: far faster than normal numbers, and the same on every
+    machine.
     """
-    drawn = np.zeros(2 * size + 15, dtype=np.uint8)  # a cipher asks for room for one more block
-    Cipher(algorithms.AES(digest("uniform", *fields)), modes.CTR(bytes(16))).encryptor().update_into(
-        drawn[: 2 * size].data, drawn.data
-    )
-    odd = drawn[: 2 * size].view("<i2").astype(np.int16, copy=False)
+    drawn = into.view(np.uint8)
+    drawn[: 2 * size] = 0
+    cipher = Cipher(algorithms.AES(digest("uniform", *fields)), modes.CTR(bytes(16))).encryptor()
+    cipher.update_into(drawn[: 2 * size].data, drawn.data)
+
+
+def uniform(size: int, *fields: Field) -> np.ndarray:
+    """`size` numbers of the stream of this name, uniform on the odd int16 values: mean 0, variance (2^30 - 1) / 3."""
+    drawn = np.empty(size + SPARE, dtype="<i2")
+    draw_uniform(drawn, size, *fields)
+    odd = drawn[:size].astype(np.int16, copy=False)
     return np.bitwise_or(odd, 1, out=odd)

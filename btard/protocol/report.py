@@ -15,7 +15,7 @@ from btard.aggregation import stack_rows
 from btard.aggregation.gram import block_squares
 from btard.aggregation.scratch import scratch
 from btard.protocol.effects import Effect
-from btard.protocol.hashing import UNIFORM_SCALE, uniform
+from btard.protocol.hashing import SPARE, UNIFORM_SCALE, draw_uniform, uniform
 from btard.protocol.memory import NOTHING, Memory, remembered
 from btard.protocol.messages import Report
 from btard.protocol.record import Settled, StepRecord
@@ -55,12 +55,26 @@ def part_directions(
     drawn = memory(_drawn, coin, count, device)
     with drawn.lock:
         if (first, last, size) not in drawn.z:
-            rows = [torch.from_numpy(uniform(count * size, "direction", coin, part)) for part in range(first, last)]
-            z = (torch.stack(rows) if len(rows) > 1 else rows[0]).view(last - first, count, size).to(device)
+            draw = _draw_for_gpu if device.startswith("cuda") else _draw
+            z = draw(coin, range(first, last), count * size, device).view(last - first, count, size)
             drawn.z[first, last, size] = z
             for part in range(first, last):  # asked for one by one when parts are verified
                 drawn.z.setdefault((part, part + 1, size), z[part - first : part - first + 1])
         return drawn.z[first, last, size]
+
+
+def _draw(coin: bytes, parts: range, size: int, device: str) -> torch.Tensor:
+    """[parts, size]."""
+    rows = [torch.from_numpy(uniform(size, "direction", coin, part)) for part in parts]
+    return (torch.stack(rows) if len(rows) > 1 else rows[0].unsqueeze(0)).to(device)
+
+
+def _draw_for_gpu(coin: bytes, parts: range, size: int, device: str) -> torch.Tensor:
+    """The same through memory that torch keeps pinned: touching new pages would take three times as long as drawing."""
+    drawn = torch.empty(len(parts), size + SPARE, dtype=torch.int16, pin_memory=True)
+    for part, row in zip(parts, drawn, strict=True):
+        draw_uniform(row.numpy(), size, "direction", coin, part)
+    return drawn.to(device, non_blocking=True)[:, :size].contiguous().bitwise_or_(1)
 
 
 class Scalars(NamedTuple):
@@ -77,6 +91,12 @@ class Scalars(NamedTuple):
 BLOCK = 2**20
 """Entries of x that are worked on at once: few enough for the last-level cache, and so many that threads of one process
 hardly ever wait for their turn in the interpreter."""
+BLOCK_CUDA = 2**26
+"""The same on a GPU, where each operation should be large."""
+
+
+def _block(x: torch.Tensor) -> int:
+    return BLOCK_CUDA if x.is_cuda else BLOCK
 
 
 def scalars(part: torch.Tensor, value: torch.Tensor, z: torch.Tensor, tau: float) -> Scalars:
@@ -120,7 +140,7 @@ def _measured(x: torch.Tensor, values: torch.Tensor, z: torch.Tensor) -> tuple[n
     All are float64, and summed up in it.
     """
     rows, size = x.shape
-    width = max(1, min(size, BLOCK // rows))
+    width = max(1, min(size, _block(x) // rows))
     gaps, weights, terms = (
         scratch(use, (count, width), x.dtype, x.device)
         for use, count in (("differences", rows), ("directions", len(z)), ("terms", rows))
@@ -135,9 +155,10 @@ def _measured(x: torch.Tensor, values: torch.Tensor, z: torch.Tensor) -> tuple[n
         squares.append(block_squares(gap))
         for direction in z.unbind(1):
             products.append(torch.mul(gap, weight.copy_(direction[:, block]), out=term).sum(1))
-    sizes, norms = (torch.stack(blocks).sum(0).sqrt_().cpu().numpy() for blocks in (lengths, squares))
-    sums = torch.stack(products).view(-1, z.shape[1], rows).sum(0, dtype=torch.float64)
-    return sizes, norms, UNIFORM_SCALE * sums.t().cpu().numpy()
+    summed = [torch.stack(blocks).sum(0).sqrt_().unsqueeze(0) for blocks in (lengths, squares)]
+    summed.append(torch.stack(products).view(-1, z.shape[1], rows).sum(0, dtype=torch.float64))
+    found = torch.cat(summed).cpu().numpy()  # one wait for a GPU
+    return found[0], found[1], UNIFORM_SCALE * found[2:].T
 
 
 def part_scalars(
@@ -173,7 +194,7 @@ def gradient_report(
     for first, last in cut.runs():
         # Small parts all in one go; with large ones that would cost a copy of all aggregates.
         size = cut.size(first)
-        together = max(1, BLOCK // size)
+        together = max(1, _block(gradient) // size)
         for start in range(first, last, together):
             stop = min(start + together, last)
             x = gradient[cut.bounds(start)[0] : cut.bounds(stop - 1)[1]].view(stop - start, size)

@@ -18,7 +18,10 @@ from btard.protocol.collusion import Collusion
 from btard.protocol.commit import NoQuorum
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Purpose
+from btard.protocol.hashing import tensor_digest
+from btard.protocol.ledger import Entry
 from btard.protocol.record import StepRecord
+from btard.protocol.report import part_directions
 from btard.task import QuadraticTask
 from tests.protocol.cohort import run_cohort
 
@@ -184,4 +187,19 @@ def test_history_keeps_what_it_promises(tmp_path: Path) -> None:
 def test_cuda_agrees_with_cpu() -> None:
     cpu, first = advance(make_driver("alie"), torch.ones(61), 20)
     cuda, second = advance(make_driver("alie"), torch.ones(61, device="cuda"), 20)
-    assert torch.allclose(cpu, cuda.cpu(), atol=1e-5) and first == second
+    assert torch.allclose(cpu, cuda.cpu(), atol=1e-5)
+    # Evidence is of other bits, and so are its hashes.
+    said = [
+        [(entry.step, entry.peers, entry.kind, entry.accusers) for entry in map(Entry.from_json, lines)]
+        for lines in (first, second)
+    ]
+    assert said[0] == said[1] != []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_cuda_hashes_and_draws_as_the_cpu() -> None:
+    x = torch.randn(2**19, generator=torch.Generator().manual_seed(0))
+    assert tensor_digest(x.cuda(), "x", threads=4) == tensor_digest(x, "x")
+    for parts in ((0, 3), (4, 5)):
+        here, there = (part_directions(b"coin", *parts, 1001, 2, device) for device in ("cpu", "cuda"))
+        assert there.is_cuda and torch.equal(here, there.cpu())
