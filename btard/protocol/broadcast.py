@@ -150,11 +150,15 @@ def _resolve(
     agreed = agreeing(seat, record, heard.phase, heard.direct)
     result, proof = yield from _relay(seat, record, heard, agreed)
     heard.agreed, heard.certified = result, proof is not None
-    if record.listeners:
+    listeners = record.listeners
+    if record.here is None:  # who says nothing in the roll call signs no certificate, and may have heard something else
+        listeners = (*listeners, *(p for p in record.active if p not in result.said))
+    if listeners:
         if result is not heard.direct:
             agreed = agreeing(seat, record, heard.phase, result)
-        behind = [p for p in record.listeners if p not in agreed]
-        yield from _tell(seat, record, heard, behind, proof)
+        # Without a certificate all are told, so that they know that what was said along with the comparison is void.
+        told = listeners if proof is None else [p for p in listeners if p not in agreed]
+        yield from _tell(seat, record, heard, told, proof, listening=seat.id in listeners)
 
 
 class _Gathered:
@@ -244,32 +248,36 @@ def _relay(
 
 
 def _tell(
-    seat: Seat, record: StepRecord, heard: Heard, behind: Sequence[int], proof: Later[Relayed] | Relayed | None
+    seat: Seat,
+    record: StepRecord,
+    heard: Heard,
+    listeners: Collection[int],
+    proof: Later[Relayed] | Relayed | None,
+    *,
+    listening: bool,
 ) -> Generator[Effect, Any, None]:
-    """Members send all they have heard to the listeners `behind`, who take what more members send than can lie.
+    """Members send the `listeners` all they have heard, and these take what more members send than can lie.
 
     Nobody relays for listeners, so their own view may differ from what the honest members agree on. If it does, all
     honest members send the same; if not, they send nothing and only liars are left. Up to the roll call members that
     are away count as members, so half of them would be too many to ask for.
 
-    With a certificate they send that, too; without one they send what they have heard to all listeners, so that these
-    know that what was said along with the comparison is void.
+    Members that have a certificate, the `proof`, send that, too: so a listener knows whether there is one.
     """
     behaviour, ctx, members, phase = seat.behaviour_at(record), seat.context(record), record.members, heard.phase
     hearing = heard.direct if heard.agreed is None else heard.agreed
     told = [Relayed(said[hashed], ()) for _, said in sorted(hearing.said.items()) for hashed in sorted(said)]
-    recipients = record.listeners if proof is None else behind
-    if proof is not None and behind:
+    if proof is not None and listeners and not listening:
         told.append(proof.look() if isinstance(proof, Later) else proof)
-    outgoing: Mapping[int, Sequence[Relayed]] = dict.fromkeys(recipients, tuple(told)) if seat.id in members else {}
+    outgoing: Mapping[int, Sequence[Relayed]] = {} if listening else dict.fromkeys(listeners, tuple(told))
     outgoing = behaviour.relay(ctx, phase, 0, outgoing)
     senders = record.speakers
     arrived = yield Exchange(
         f"{phase}/tell", outgoing, told_limit(len(senders), heard.limit), loads.of_telling(record, heard.limit)
     )
-    if seat.id in members:
+    if not listening:
         return
-    heard.agreed, heard.certified = heard.direct, True
+    heard.certified |= seat.id not in members  # who is told nothing has heard what the members have a certificate of
     counts: Counter[tuple[bytes, bool]] = Counter()
     for member in members:
         view: dict[int, dict[bytes, Signed]] = {}

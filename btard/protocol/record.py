@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Annotated, Any
@@ -258,8 +258,8 @@ class StepRecord(Settled):
     """Part that this peer owns -> sender -> its packet, as it came (its own part included)."""
     aggregates: dict[int, torch.Tensor] = {}
     """Part -> a[j] that matches its announced hash."""
-    truths: dict[int, Sequence[Any]] = {}
-    """Part that this peer owns -> what its senders have to report about it, in their order (V1)."""
+    truths: dict[int, Mapping[int, Any]] = {}
+    """Part that this peer owns -> sender -> what that has to report about it (V1)."""
     own: torch.Tensor | None = None
     """What this peer committed to, [d]: others may ask for it, in the next step too."""
     disclosed: dict[int, torch.Tensor] = {}

@@ -199,7 +199,11 @@ KNOWN = {
     ),
     "listeners_guess": _switch(
         "newcomers are not told that what was said along with a comparison is void: they are in another phase",
-        ("broadcast", "recipients = record.listeners if proof is None else behind", "recipients = behind"),
+        ("broadcast", "told = listeners if proof is None else [p for", "told = [p for"),
+    ),
+    "certificate_without_the_away": _switch(
+        "who says nothing in the roll call is not told what the members have a certificate of",
+        ("broadcast", "if record.here is None:  #", "if record.here is None and False:  #"),
     ),
     "one_face": _switch(
         "of two messages of one sender the first alone is kept, another one at every peer",

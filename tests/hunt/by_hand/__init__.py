@@ -32,6 +32,7 @@ PLAYS: dict[str, Callable[[], str]] = {
         along.reports_not_again,
         along.parts_once,
         along.listeners_guess,
+        certificates.certificate_without_the_away,
         trials.any_step,
         trials.unsigned_proof,
         numbers.accused_at_once,
