@@ -213,10 +213,10 @@ def protocol_imports(file: Path) -> set[str]:
 
 PHASES: dict[str, set[str]] = {
     "commit": set(),
-    "exchange": set(),
+    "exchange": {"commit"},  # what was heard in the roll call goes along with the parts
     "aggregate": set(),
     "coin": {"aggregate"},  # who lacks an aggregate says so at the roll call, and gets it before the reveal
-    "report": set(),
+    "report": {"coin"},  # what was heard of the reveals goes along with the reports
     "disclose": set(),
     "validate": {"report"},
     "join": set(),

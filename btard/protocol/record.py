@@ -221,11 +221,11 @@ class StepRecord(Settled):
         peer.py: context, byzantine
         seat.py: phase, heard, expelled
         broadcast.py: heard, vouches
-        commit.py: split, commits, here, workers, owners, own, weight; before all agree on it: commits, workers, owners
+        commit.py: split, commits, here, workers, owners, own, weight
         exchange.py: received, suspects
         aggregate.py: announced, aggregates, suspects, skipped
         coin.py: unheld, missing, coin
-        report.py: reports; coin, before all agree on it
+        report.py: reports, coin
         verify.py: truths
         disclose.py: disclosed
         accuse.py: trials, shown, skipped, uncleared
