@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from btard.protocol.hashing import digest, tensor_digest
+from resnet.digits import read_digits, stratified
 from resnet.image_folder import DataError, cache_folder, load_image_folder
 
 __all__ = ["DATASETS", "DataError", "Dataset", "load_dataset"]
@@ -159,21 +160,15 @@ def _folder(place: Path, label: str) -> Dataset:
 
 
 def _digits(label: str) -> Dataset:
-    try:
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-    except ImportError as error:
-        raise DataError("data set digits: expected scikit-learn, found none; pip install scikit-learn") from error
-    source = load_digits()
-    images = torch.from_numpy(source.images * (255 / 16))[:, None]
+    pixels, labels = read_digits()
+    images = torch.from_numpy(pixels * (255 / 16))[:, None]
     # The network halves the resolution three times; from 8 x 8 pixels its last stage would be left with one.
-    larger = torch.nn.functional.interpolate(images, scale_factor=2, mode="bilinear")
-    pixels = larger.round().to(torch.uint8).numpy()
-    parts = train_test_split(pixels, source.target, test_size=DIGITS_TEST_SIZE, stratify=source.target, random_state=0)
-    train, test, train_labels, test_labels = (torch.from_numpy(np.ascontiguousarray(part)) for part in parts)
+    larger = torch.nn.functional.interpolate(images, scale_factor=2, mode="bilinear").round().to(torch.uint8)
+    train, test = map(torch.from_numpy, stratified(labels, DIGITS_TEST_SIZE))
+    classes = torch.from_numpy(labels)
     names = tuple(str(digit) for digit in range(10))
     return Dataset(
-        train, train_labels.long(), test, test_labels.long(), DIGITS_MEAN, DIGITS_STD, label, names, mirror=False
+        larger[train], classes[train], larger[test], classes[test], DIGITS_MEAN, DIGITS_STD, label, names, mirror=False
     )
 
 

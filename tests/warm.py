@@ -23,7 +23,7 @@ Main = Callable[[list[str]], "int | None"]
 
 PRELOADED = ["btard.swarm.trainer", "btard.swarm.coordinator", "albert.task", "resnet.experiments.sweep"]
 # What these import only when they begin to train.
-PRELOADED += ["sklearn.datasets", "sklearn.model_selection", "torch.utils.tensorboard", "torch._dynamo"]
+PRELOADED += ["torch.utils.tensorboard", "torch._dynamo"]
 
 PATIENCE = 30.0
 """Seconds that ranks have to end after one of them has failed."""

@@ -94,8 +94,8 @@ def _dependent(waiting: Sequence[Task], plan: Plan, failed: set[Task]) -> list[T
     return lost
 
 
-PRELOADED = ["resnet.train", "resnet.experiments.warmup", "torch._dynamo", "sklearn.model_selection"]
-"""Modules that workers find imported. The last two take seconds each: optimizers need one, digits the other."""
+PRELOADED = ["resnet.train", "resnet.experiments.warmup", "torch._dynamo"]
+"""Modules that workers find imported. The last one takes seconds: optimizers need it."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,8 @@ class _Worker:
         return ended
 
     def stop(self) -> None:
+        with contextlib.suppress(OSError):  # its process has died
+            self.pipe.send(None)
         self.pipe.close()
         if self.task is None:
             self._process.join(PATIENCE)  # it ends by itself, and tidies up
@@ -180,6 +182,8 @@ def _work(pipe: connection.Connection, steps: Any, number: int, keep_checkpoints
         try:
             task = pipe.recv()
         except EOFError:
+            return
+        if task is None:
             return
         started = time.monotonic()
         try:

@@ -85,11 +85,14 @@ def edited(source: str, module: str, edits: Sequence[Edit]) -> str:
 
 class _Loader(SourceFileLoader):
     edits: Sequence[Edit] = ()
+    marked = True
 
     def get_code(self, fullname: str) -> CodeType:
-        """Never from a stored file: that has no marks, and must not get any."""
+        """Never from a stored file: that has no marks and no edits, and must not get any."""
         source = edited(self.get_data(self.path).decode(), fullname, self.edits)
-        tree = _Marker(fullname).visit(ast.parse(source, self.path))
+        tree = ast.parse(source, self.path)
+        if self.marked:
+            tree = _Marker(fullname).visit(tree)
         code: CodeType = compile(tree, self.path, "exec", dont_inherit=True)
         return code
 
@@ -99,26 +102,29 @@ class _Loader(SourceFileLoader):
 
 
 class _Finder(MetaPathFinder):
-    def __init__(self, edits: Sequence[Edit]) -> None:
-        self.edits = edits
+    def __init__(self, edits: Sequence[Edit], marked: bool) -> None:
+        self.edits, self.marked = edits, marked
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if not fullname.startswith(f"{PACKAGE}."):
             return None
+        if not self.marked and all(edit.module != fullname for edit in self.edits):
+            return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and isinstance(spec.loader, SourceFileLoader):
             spec.loader = _Loader(spec.loader.name, spec.loader.path)
-            spec.loader.edits = self.edits
+            spec.loader.edits, spec.loader.marked = self.edits, self.marked
         return spec
 
 
-def install(edits: Sequence[Edit] = ()) -> None:
+def install(edits: Sequence[Edit] = (), *, marked: bool = True) -> None:
     """Mark the branches of the package's modules as they are imported, after these edits.
 
+    `marked` = False: only the edits, for who does not search; other modules come from their stored bytecode then.
     Errors: RuntimeError if it is too late.
     """
     if PACKAGE in sys.modules or any(isinstance(finder, _Finder) for finder in sys.meta_path):
         raise RuntimeError(f"{PACKAGE} was imported before its branches could be marked")
-    sys.meta_path.insert(0, _Finder(tuple(edits)))
+    sys.meta_path.insert(0, _Finder(tuple(edits), marked))

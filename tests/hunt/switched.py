@@ -31,14 +31,17 @@ BY_HAND = (*BLIND, *OF_KNOWN)
 """The switches with an attack in `by_hand`, which imports the protocol."""
 
 
-def broken(play: Callable[[], str], switch: str | None) -> str:
-    """What breaks in `play`, which imports the protocol, without the fix of `switch`; "" if nothing does."""
+Play = Callable[[], str]
+"""Says what breaks, and imports the protocol; "" if nothing does."""
+
+
+def apart(play: Play) -> str:
+    """What `play` says in a process of its own, forked from this one."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         said = "the process failed"
         try:
-            coverage.install(SWITCHES[switch].edits if switch is not None else ())
             said = play()
         finally:
             os.write(writing, said.encode())
@@ -48,6 +51,19 @@ def broken(play: Callable[[], str], switch: str | None) -> str:
         said = said_by_child.read()
     os.waitpid(child, 0)
     return said
+
+
+def without(switch: str, play: Play) -> str:
+    """What breaks in `play` without the fix of `switch`."""
+    coverage.install(SWITCHES[switch].edits, marked=False)
+    return play()
+
+
+def with_all(plays: list[Play]) -> str:
+    """What breaks in each of `plays` with all fixes, as JSON: each in a process of its own, imported once for all."""
+    import tests.hunt.by_hand  # noqa: F401
+
+    return json.dumps([apart(play) for play in plays])
 
 
 def stored(case: str) -> str:
@@ -69,14 +85,15 @@ def by_hand(name: str) -> str:
 
 
 def main() -> None:
-    plays: list[tuple[str, Callable[[], str]]]
+    plays: list[tuple[str, Play]]
     if len(sys.argv) > 1:
         lines = map(json.loads, Path(sys.argv[1]).read_text().splitlines())
         plays = [(line["switch"], partial(stored, json.dumps(line["case"]))) for line in lines]
     else:
         plays = [(name, partial(by_hand, name)) for name in BY_HAND]
-    for switch, play in plays:
-        print(json.dumps([switch, broken(play, None), broken(play, switch)]), flush=True)
+    fixed = json.loads(apart(partial(with_all, [play for _, play in plays])))
+    for (switch, play), found in zip(plays, fixed, strict=True):
+        print(json.dumps([switch, found, apart(partial(without, switch, play))]), flush=True)
 
 
 if __name__ == "__main__":

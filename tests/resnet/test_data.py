@@ -210,6 +210,11 @@ def test_digits() -> None:
     assert data.std == pytest.approx((pixels.std().item(),), abs=5e-4)
 
 
+def test_digits_are_those_that_scikit_learn_reads_and_divides() -> None:
+    """The digest was taken of what its `load_digits` and `train_test_split` return, of version 1.9."""
+    assert load_dataset("digits").digest == "14632c8242d0b3af404afe8ba1c1e74513095a127fa90e50dbb1af9a47ea5cb8"
+
+
 def test_test_tensors_are_normalised_and_a_limit_stays_balanced(tmp_path: Path) -> None:
     data = load_dataset("folder", write_archive(tmp_path / "set.tar.gz", tree()))
     images, labels = data.test_tensors()
