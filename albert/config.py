@@ -113,7 +113,8 @@ class Config(SwarmConfig):
     precision: Literal["float32", "float16"] = "float32"
     """float16: mixed precision on a GPU, with master weights in float32: faster on GPUs with tensor cores."""
     loss_scale: float = 4096.0
-    """float16: the loss is multiplied by it, so that small gradients do not vanish. Lower it if gradients overflow."""
+    """float16: the loss is multiplied by it, so that small gradients do not vanish. A gradient that overflows is
+    computed again with a smaller one."""
     model: ModelConfig = field(default_factory=ModelConfig)
     protocol: ProtocolSection = field(
         default_factory=lambda: ProtocolSection(tau=0.125, clip_lambda=1.0, max_away=AWAY)

@@ -23,6 +23,10 @@ MEASURED = 64
 """Number of sequences by which two states are compared: each has dozens of masked words, the same for both states."""
 
 
+OVERFLOW_STEP = 16.0
+"""A loss scale that is too large is divided by this, again and again."""
+
+
 def share(total: int, workers: int) -> int:
     """Sequences that each of `workers` peers computes of a step's `total`: the same number for all, at least one."""
     return max(1, math.ceil(total / workers))
@@ -50,6 +54,7 @@ class AlbertTask(TorchTask):
     ) -> None:
         self.corpus, self.total, self.per_device = corpus, total, per_device
         self.half, self.loss_scale = half, loss_scale if half else 1.0
+        self._scale = self.loss_scale
         super().__init__(model, self._loss, corpus, total, micro_batch=per_device)
         self.moving = ()  # its buffers are constant
 
@@ -72,15 +77,23 @@ class AlbertTask(TorchTask):
         return {name: tensor.to(self.device) for name, tensor in inputs.items()}
 
     def compute(self, seed: bytes, row: torch.Tensor, *args: Any, **more: Any) -> Any:
-        """As in `TorchTask`, without the scale of half precision."""
-        result = super().compute(seed, row, *args, **more)
-        if self.loss_scale != 1:
-            row.div_(self.loss_scale)
-        return result
+        """As in `TorchTask`, without the scale of half precision.
+
+        Where a scaled gradient overflows, it is computed again with a smaller scale: whoever computes it does so alike.
+        """
+        self._scale = self.loss_scale
+        while True:
+            result = super().compute(seed, row, *args, **more)
+            if self._scale == 1:
+                return result
+            if torch.isfinite(row).all():
+                row.div_(self._scale)
+                return result
+            self._scale = max(1.0, self._scale / OVERFLOW_STEP)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradient of the scaled loss."""
-        (loss * self.loss_scale).backward()
+        (loss * self._scale).backward()
 
     def samples(self, workers: int) -> int:
         """Sequences that each of `workers` peers computes of a step."""

@@ -120,6 +120,7 @@ PROGRAMS = {
     "scripts.benchmarks.profile_step": Program("scripts.benchmarks.profile_step", "--d 1000 --steps 1"),
     "scripts.conformance": Program("scripts.conformance.__main__", "--out {base}/file", code=2),
     "scripts.golden": Program("scripts.golden.__main__", "check --match no-such-row --jobs 1"),
+    "scripts.gpu_check": Program("scripts.gpu_check", "--cpu --out {out} --only all", code=2),
     "scripts.hunt": Program("scripts.hunt.__main__", "--jobs 0 --out {out}", code=2),
     "scripts.settings_docs": Program("scripts.settings_docs", "--out {out}", of_file()),
     "scripts.soak": Program("scripts.soak", "--runs 1 --jobs 1 --largest 6 --out {out}", slow=True),

@@ -50,6 +50,7 @@ RUN_BY = {
     "resnet.train": "tests/resnet/test_torchrun.py",
     "scripts.api_docs": "tests/programs.py",
     "scripts.golden": "tests/scripts/test_golden.py",
+    "scripts.gpu_check": "tests/scripts/test_gpu_check.py",
     "scripts.hunt": "tests/hunt/test_search.py",
     "scripts.settings_docs": "tests/scripts/test_settings_docs.py",
     "scripts.soak": "tests/programs.py",

@@ -88,7 +88,7 @@ class CollectiveDriver:
         identities = [Identity.from_seed(config.run_id, peer) for peer in range(config.peers)]
         roster = Roster(tuple(identity.public_key for identity in identities))
         own = self.behaviours.get(rank, HONEST)
-        commitments = Hashed(config.run_id, threads=torch.get_num_threads())  # this process is one peer alone
+        commitments = Hashed(config.run_id, parallel=torch.get_num_threads() > 1)  # this process is one peer alone
         self.peer = Peer(rank, identities[rank], roster, config, task.d, own, commitments)
         history = ParameterHistory(task.d, steps_kept({rank: own}, repeatable), history_folder)
         self.past = Past(history, Trail(config, task), collusion)
@@ -162,7 +162,7 @@ class CollectiveDriver:
         `params` [d] are final; `layout` is the digest of their names and places
         (`btard.training.layout.layout_digest`). Errors: RankLost.
         """
-        peer, hashed = self.peer, tensor_digest(params, PARAMETERS, threads=torch.get_num_threads())
+        peer, hashed = self.peer, tensor_digest(params, PARAMETERS, parallel=torch.get_num_threads() > 1)
         statement = Attestation(peer.t, peer.ledger.head, hashed, layout=layout)
         signature = peer.identity.sign(statement.digest(peer.config, peer.roster, params.numel()))
         signatures = self.mesh.gather("attest", signature)

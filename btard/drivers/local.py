@@ -152,8 +152,7 @@ class LocalDriver:
             self._bring_in(state.agreed)
         now = self.past.begin(self.peers.values(), state)
         self.commitments.forget(now - 1)
-        # On a GPU the peers take turns, and each hashes with all threads.
-        self.commitments.threads = self._threads if params.is_cuda else 1
+        self.commitments.parallel = params.is_cuda and self._threads > 1  # the peers take turns then
         team = self._team_for(params)
         course = run_step(self.peers, self, measure=self.past.measure, clock=self.links, each=team.map if team else map)
         for i, failure in course.failures.items():

@@ -16,14 +16,12 @@ from btard.protocol.claims import (
     NOTHING,
     WORK_KINDS,
     Consequence,
-    Piece,
     WrongAggregate,
     admissible,
-    committed_work,
     false_accusation,
-    own_pieces,
 )
 from btard.protocol.effects import Effect
+from btard.protocol.evidence import Piece, committed_work, own_pieces
 from btard.protocol.hashing import digest
 from btard.protocol.ledger import Entry
 from btard.protocol.messages import EXCLUSION_KINDS, EXCUSED, FALSE_CLAIM, GUILTY, MISSING_KINDS, NOBODY, Claim, Claims

@@ -84,11 +84,13 @@ def _agree(
     record.vouches = {peer: said for peer, said in came.items() if isinstance(said, Vouch)}
     agreed = agreeing(seat, record, phase, heard)
     relayed = yield from _relay(seat, record, phase, heard, limit, rounds, agreed)
+    if record.here is None:  # who says nothing in the roll call signs no certificate, and may have heard something else
+        listeners = (*listeners, *(p for p in record.active if p not in relayed.said))
     if listeners:
         if relayed is not heard:
             agreed = agreeing(seat, record, phase, relayed)
         behind = [p for p in listeners if p not in agreed]
-        relayed = yield from _tell(seat, record, phase, relayed, behind, limit)
+        relayed = yield from _tell(seat, record, phase, relayed, behind, limit, listening=seat.id in listeners)
     return relayed
 
 
@@ -163,7 +165,7 @@ def _relay(
 
 
 def _tell(
-    seat: Seat, record: StepRecord, phase: str, heard: Hearing, behind: Sequence[int], limit: int
+    seat: Seat, record: StepRecord, phase: str, heard: Hearing, behind: Sequence[int], limit: int, *, listening: bool
 ) -> Generator[Effect, Any, Hearing]:
     """Members send all they have heard to the listeners `behind`, who take what more members send than can lie.
 
@@ -173,13 +175,13 @@ def _tell(
     """
     behaviour, ctx, members = seat.behaviour_at(record), seat.context(record), record.members
     all_heard = tuple(Relayed(said[hashed], ()) for _, said in sorted(heard.said.items()) for hashed in sorted(said))
-    outgoing: Mapping[int, Sequence[Relayed]] = dict.fromkeys(behind, all_heard) if seat.id in members else {}
+    outgoing: Mapping[int, Sequence[Relayed]] = {} if listening else dict.fromkeys(behind, all_heard)
     outgoing = behaviour.relay(ctx, phase, 0, outgoing)
     senders = record.speakers
     arrived = yield Exchange(
         f"{phase}/tell", outgoing, told_limit(len(senders), limit), loads.of_telling(record, limit)
     )
-    if seat.id in members:
+    if not listening:
         return heard
     told: dict[bytes, tuple[int, Hearing]] = {}
     for member in members:

@@ -14,57 +14,16 @@ from typing import ClassVar, NamedTuple
 
 import torch
 
-from btard.protocol.half import values_of
+from btard.protocol.evidence import Piece, Table, announced_aggregate, committed_work, parts_of, values_shown
 from btard.protocol.messages import EXCUSED, FALSE_CLAIM, GUILTY, NOBODY, Claim, Packet, is_finite
-from btard.protocol.packets import packet_fault
 from btard.protocol.record import Settled, StepRecord
 from btard.protocol.report import Truth, part_scalars
 from btard.protocol.seat import Court, Seat
-from btard.protocol.validate import Work, work_is_wrong, work_shown
+from btard.protocol.validate import Work, work_is_wrong
 from btard.protocol.verify import ACCUSE, CONVICT, aggregate_is_right, reported, scalars_differ
-
-
-class Piece(NamedTuple):
-    """One packet that a judge needs: of `kind` ("part" or "aggregate"), made by `author` at `step`, about `part`.
-
-    Either it is what its author committed to, or (`by`: the accuser that has to show it) its author's signed packet
-    that is not.
-    """
-
-    kind: str
-    author: int
-    step: int
-    part: int
-    by: int = NOBODY
-
-
-Table = Mapping[Piece, Packet]
-"""The pieces that a judge has, each checked by `fits`."""
 
 Truths = Mapping[int, Truth]
 """Peer whose work in that step is on trial -> the true result to compare with, if the judge has computed it."""
-
-
-def fits(seat: Seat, about: StepRecord, piece: Piece, packet: Packet) -> bool:
-    """Whether `packet` is that piece; limits its size to that of the part before anything is read."""
-    if (packet.kind, packet.sender, packet.step, packet.part) != piece[:4]:
-        return False
-    owner = piece.kind == "aggregate"
-    committed = about.announced[piece.part].digest if owner else about.commits[piece.author].digests[piece.part]
-    fault = packet_fault(seat, about, packet, committed, piece.part, piece.kind)
-    return fault is None if piece.by == NOBODY else fault == f"bad_{piece.kind}"
-
-
-def _aggregate(about: Settled, part: int) -> Piece:
-    """a[j], as its owner announced it: its hash was agreed on, so it is evidence like any commitment."""
-    return Piece("aggregate", about.owner(part), about.step, part)
-
-
-def _values(pieces: Sequence[Piece], table: Table) -> list[torch.Tensor] | None:
-    """The values of `pieces`; None unless the judge has all."""
-    found = [table[piece].body for piece in pieces if piece in table]
-    tensors = [values_of(body) for body in found if isinstance(body, torch.Tensor)]
-    return tensors if len(tensors) == len(pieces) else None
 
 
 class Kind(ABC):
@@ -280,7 +239,7 @@ class Misreport(Kind):
     def pieces(
         self, seat: Court, about: Settled, now: Settled, claim: Claim, accusers: Sequence[int]
     ) -> tuple[Piece, ...]:
-        return (Piece("part", claim.accused, about.step, claim.part), _aggregate(about, claim.part))
+        return (Piece("part", claim.accused, about.step, claim.part), announced_aggregate(about, claim.part))
 
     def shown(self, seat: Seat, about: StepRecord, claim: Claim, accusers: Sequence[int]) -> list[Packet]:
         packet = about.received.get(claim.part, {}).get(claim.accused)
@@ -289,7 +248,7 @@ class Misreport(Kind):
     def verdict(
         self, seat: Court, about: Settled, claim: Claim, pieces: Sequence[Piece], table: Table, truths: Truths
     ) -> str:
-        found = _values(pieces, table)
+        found = values_shown(pieces, table)
         if found is None:
             return EXCUSED
         row, value = found
@@ -332,7 +291,7 @@ class WrongAggregate(Kind):
         self, seat: Court, about: Settled, now: Settled, claim: Claim, accusers: Sequence[int]
     ) -> tuple[Piece, ...]:
         rows = (Piece("part", sender, about.step, claim.part) for sender in about.announced[claim.part].senders)
-        return (*rows, _aggregate(about, claim.part))
+        return (*rows, announced_aggregate(about, claim.part))
 
     def shown(self, seat: Seat, about: StepRecord, claim: Claim, accusers: Sequence[int]) -> list[Packet]:
         received = about.received.get(claim.part, {})
@@ -341,7 +300,7 @@ class WrongAggregate(Kind):
     def verdict(
         self, seat: Court, about: Settled, claim: Claim, pieces: Sequence[Piece], table: Table, truths: Truths
     ) -> str:
-        found = _values(pieces, table)
+        found = values_shown(pieces, table)
         if found is not None:
             *rows, value = found
             return FALSE_CLAIM if aggregate_is_right(seat.config, value, torch.stack(rows), about.tau) else GUILTY
@@ -372,7 +331,7 @@ def _overlooked(seat: Court, about: Settled, part: int, reporter: int, table: Ta
 
     Only if the true gradient is what the reporter committed to: so this is what the owner had of it.
     """
-    said, found = about.reports.get(reporter), _values([_aggregate(about, part)], table)
+    said, found = about.reports.get(reporter), values_shown([announced_aggregate(about, part)], table)
     if said is None or found is None:
         return False
     if reporter not in about.announced[part].senders or part in said.missing or not is_finite(truth.gradient):
@@ -468,27 +427,3 @@ def admissible(seat: Seat, record: StepRecord, accuser: int, claim: Claim, attem
     if kind.needs_answer and not record.attends(claim.accused):
         return False
     return kind.has_cause(seat, record, about, accuser, claim)
-
-
-def parts_of(about: StepRecord, author: int, gradient: torch.Tensor) -> list[Packet]:
-    """All parts of the committed `gradient` [d]. Unsigned: the committed hashes prove them."""
-    bodies = (about.cut.body("part", about.cut.view(gradient, part)) for part in range(about.cut.k))
-    return [Packet("part", author, about.step, part, body, b"") for part, body in enumerate(bodies)]
-
-
-def own_pieces(seat: Seat, about: StepRecord, author: int, gradient: torch.Tensor) -> dict[Piece, Packet]:
-    """The pieces of `author`'s work that this peer has, because its own `gradient` [d] has their hashes."""
-    committed = about.commits[author].digests
-    mine = seat.commitments.parts(author, about.step, gradient, about.cut)
-    return {
-        Piece("part", author, about.step, packet.part): packet
-        for packet in parts_of(about, author, gradient)
-        if mine[packet.part] == committed[packet.part]
-    }
-
-
-def committed_work(about: Settled, author: int, table: Table, own: torch.Tensor) -> Work:
-    """What `author` committed to, as far as the pieces show it; `own` [d]: this peer's gradient of its batch."""
-    pieces = {part: Piece("part", author, about.step, part) for part in range(about.cut.k)}
-    bodies = {part: table[piece].body for part, piece in pieces.items() if piece in table}
-    return work_shown(about, {part: body for part, body in bodies.items() if isinstance(body, torch.Tensor)}, own)

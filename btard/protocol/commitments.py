@@ -26,11 +26,11 @@ Slot = tuple[str, int, int, int]
 class Commitments(ABC):
     """The commitments of run `run_id`. A driver creates them and hands them to its peers, which may run in threads.
 
-    `memory` knows what peers of one process would look at repeatedly; `threads` may hash a large tensor.
+    `memory` knows what peers of one process would look at repeatedly; `parallel`: all cores hash a large tensor.
     """
 
-    def __init__(self, run_id: str, memory: Memory = NOTHING, threads: int = 1) -> None:
-        self.run_id, self.memory, self.threads = run_id, memory, threads
+    def __init__(self, run_id: str, memory: Memory = NOTHING, parallel: bool = False) -> None:
+        self.run_id, self.memory, self.parallel = run_id, memory, parallel
 
     @abstractmethod
     def of_tensor(self, slot: Slot, tensor: torch.Tensor) -> bytes:
@@ -95,7 +95,7 @@ _known_digest = remembered(4096)(content_digest)
 
 
 class Hashed(Commitments):
-    """BLAKE3. A large tensor is hashed on `threads` threads: a process with a single peer has more than one.
+    """BLAKE3. A process with a single peer hashes large tensors on all cores.
 
     What peers of one process ask repeatedly `memory` knows by the bytes in question, and by nothing less: whatever
     changes them, a write through numpy too, is seen. So large tensors are read and hashed each time.
@@ -107,7 +107,7 @@ class Hashed(Commitments):
         if tensor.dtype in (torch.float32, torch.float16) and tensor.nbytes <= SMALL and not tensor.is_cuda:
             content = tensor.detach().numpy().tobytes()
             return self.memory(_known_digest, content, tensor.dtype, tensor.shape, fields)
-        return tensor_digest(tensor, *fields, threads=self.threads)
+        return tensor_digest(tensor, *fields, parallel=self.parallel)
 
     def parts(self, peer: int, step: int, gradient: torch.Tensor, split: Split) -> tuple[bytes, ...]:
         """One read of the gradient."""
@@ -123,8 +123,8 @@ class Hashed(Commitments):
 class Ideal(Commitments):
     """The tensors committed to in the last two steps. They are kept, and must not be changed in the meantime."""
 
-    def __init__(self, run_id: str, memory: Memory = NOTHING, threads: int = 1) -> None:
-        super().__init__(run_id, memory, threads)
+    def __init__(self, run_id: str, memory: Memory = NOTHING, parallel: bool = False) -> None:
+        super().__init__(run_id, memory, parallel)
         self._seen: dict[Slot, list[tuple[torch.Tensor, int, bytes]]] = {}
         self._learned = -1
         """The last step whose commitments came from a checkpoint."""

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from btard.protocol import loads
-from btard.protocol.claims import Piece, fits, own_pieces, parts_of
 from btard.protocol.effects import Effect
+from btard.protocol.evidence import Piece, fits, own_pieces, parts_of
 from btard.protocol.messages import Packet
 from btard.protocol.record import StepRecord
 from btard.protocol.seat import Seat

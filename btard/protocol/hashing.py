@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 from functools import lru_cache
 
@@ -48,8 +47,8 @@ def signed_digest(domain: str, *fields: Field) -> bytes:
     return digest(domain, PROTOCOL_VERSION, *fields)
 
 
-def tensor_digest(tensor: torch.Tensor, *fields: Field, threads: int = 1) -> bytes:
-    """H(fields, dtype, shape, bytes of `tensor`): 32 bytes, one read of the tensor's memory by up to `threads` threads.
+def tensor_digest(tensor: torch.Tensor, *fields: Field, parallel: bool = False) -> bytes:
+    """H(fields, dtype, shape, bytes of `tensor`): 32 bytes, one read of the tensor's memory; `parallel`: by all cores.
 
     Equal for equal content wherever it lies (device, strides). -0.0 and 0.0, and NaNs of different payload, differ.
     """
@@ -59,7 +58,9 @@ def tensor_digest(tensor: torch.Tensor, *fields: Field, threads: int = 1) -> byt
         return blake3(frame).digest()
     # Flat first: a tensor without dimensions has no view as bytes.
     content = host.view(-1).view(torch.uint8).numpy().data
-    return blake3(frame, max_threads=_useful(threads, len(content))).update(content).digest()
+    # BLAKE3 has one pool of threads for all cores. For any other number it would make one for this tensor alone.
+    threads = blake3.AUTO if parallel and len(content) >= _WORTH_THREADS else 1
+    return blake3(frame, max_threads=threads).update(content).digest()
 
 
 def on_cpu(tensor: torch.Tensor) -> torch.Tensor:
@@ -78,16 +79,8 @@ def content_digest(content: bytes, dtype: torch.dtype, shape: torch.Size, fields
     return blake3(frame + content).digest()
 
 
-_SHARED, _OWN = 2**20, 2**26
-"""Sizes in bytes from which several threads hash faster than one: those that exist, and those made for one tensor."""
-_CORES = os.cpu_count() or 1
-
-
-def _useful(threads: int, size: int) -> int:
-    """How many of `threads` to hash `size` bytes with: BLAKE3 has threads for all cores, and makes any other number."""
-    if threads >= _CORES > 1:
-        return blake3.AUTO if size >= _SHARED else 1
-    return threads if size >= _OWN else 1
+_WORTH_THREADS = 2**20
+"""Size in bytes from which several threads hash faster than one."""
 
 
 def stream(*fields: Field) -> np.random.Generator:

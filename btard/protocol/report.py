@@ -18,6 +18,7 @@ from btard.protocol.effects import Effect
 from btard.protocol.hashing import SPARE, UNIFORM_SCALE, draw_uniform, uniform
 from btard.protocol.memory import NOTHING, Memory, remembered
 from btard.protocol.messages import Report
+from btard.protocol.packets import rows
 from btard.protocol.record import Settled, StepRecord
 from btard.protocol.seat import Court, Seat
 
@@ -161,6 +162,28 @@ def _measured(x: torch.Tensor, values: torch.Tensor, z: torch.Tensor) -> tuple[n
     return found[0], found[1], UNIFORM_SCALE * found[2:].T
 
 
+@remembered(2)
+def _measured_by_worker(coin: bytes) -> dict[tuple[bytes, bytes], Scalars]:
+    """Commitments to a part and to its aggregate -> the scalars that an honest worker of this process has computed."""
+    return {}
+
+
+def received_scalars(seat: Seat, record: StepRecord, part: int) -> dict[int, Scalars]:
+    """Sender -> the scalars of what this peer received for `part`, whose aggregate it holds.
+
+    Commitments stand for bytes: what a worker of the same process has measured need not be measured again.
+    """
+    packets, aggregate = record.received[part], record.announced[part].digest
+    measured = seat.memory(_measured_by_worker, record.coin)
+    keys = {sender: (record.commits[sender].digests[part], aggregate) for sender in packets}
+    found = {sender: measured[key] for sender, key in keys.items() if key in measured}
+    rest = {sender: packet for sender, packet in packets.items() if sender not in found}
+    if rest:
+        scalars = part_scalars(seat, record, record.aggregates[part], rows(rest), part)
+        found |= dict(zip(sorted(rest), scalars, strict=True))
+    return found
+
+
 def part_scalars(
     seat: Court, record: Settled, value: torch.Tensor, bodies: Sequence[torch.Tensor], part: int
 ) -> list[Scalars]:
@@ -206,11 +229,23 @@ def gradient_report(
     return Report(tuple(s.norm for s in said), tuple(s.products for s in said), missing, tuple(s.size for s in said))
 
 
+def _remember(seat: Seat, record: StepRecord, honest: Report) -> None:
+    """Note what this peer reports of the parts that it has committed to."""
+    measured = seat.memory(_measured_by_worker, record.coin)
+    for part, entry in record.announced.items():
+        if seat.id not in entry.senders or part not in record.aggregates:
+            continue
+        key = record.commits[seat.id].digests[part], entry.digest
+        measured[key] = Scalars(honest.norms[part], honest.products[part], honest.sizes[part])
+
+
 def report(seat: Seat, record: StepRecord, gradient: torch.Tensor | None) -> Generator[Effect, Any, None]:
     """Broadcast this peer's norms and products; keep everybody's."""
     payload = None
     if seat.id in record.workers and gradient is not None:
         honest = gradient_report(seat, record, record.aggregates, seat.id, gradient)
+        if gradient is record.own and not seat.behaviour_at(record).byzantine:
+            _remember(seat, record, honest)
         payload = seat.behaviour_at(record).report(seat.context(record), honest)
     reports = yield from seat.broadcast(record, "report", Report, payload, expected=record.workers)
     for sender, message in reports.items():

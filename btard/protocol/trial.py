@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from btard.protocol import loads
-from btard.protocol.claims import KINDS, Piece, fits, own_pieces, parts_of
+from btard.protocol.claims import KINDS
 from btard.protocol.commit import clip_gradient
 from btard.protocol.effects import Compute, Effect, Idle, Purpose
+from btard.protocol.evidence import Piece, fits, own_pieces, parts_of
 from btard.protocol.hashing import batch_seed
 from btard.protocol.limits import evidence_limit
 from btard.protocol.messages import EXCUSED, NOBODY, Claim, Lacking, Packet, Votes

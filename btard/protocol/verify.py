@@ -21,9 +21,8 @@ from btard.protocol import half
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.memory import NOTHING, Memory, remembered
 from btard.protocol.messages import AnnouncedPart, Claim, Report
-from btard.protocol.packets import rows
 from btard.protocol.record import StepRecord
-from btard.protocol.report import SMALL, Scalars, part_scalars
+from btard.protocol.report import SMALL, Scalars, received_scalars
 from btard.protocol.seat import Seat
 
 ACCUSE, CONVICT = 2.0, 1.0
@@ -47,11 +46,10 @@ def verify(seat: Seat, record: StepRecord) -> list[Claim]:
     for part, packets in record.received.items():
         if not packets or part not in record.announced or part not in record.aggregates or not record.held(part):
             continue
-        # All of them, my own too: whoever holds them side by side in memory then reads them where they lie.
-        truth = part_scalars(seat, record, record.aggregates[part], rows(packets), part)
+        truth = received_scalars(seat, record, part)
         tol = ACCUSE * seat.config.scalar_tol
         senders = set(record.announced[part].senders) - {seat.id}
-        for sender, true in zip(sorted(packets), truth, strict=True):
+        for sender, true in sorted(truth.items()):
             said = record.reports.get(sender)
             if said is None or sender not in senders or part in said.missing:
                 continue

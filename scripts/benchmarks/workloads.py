@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from btard.protocol.effects import Compute
 from btard.training.vector import bind, flatten
 from resnet.data import Dataset
-from resnet.gradients import CohortGradients
+from resnet.gradients import CohortGradients, Mode
 from resnet.model import resnet18
 from resnet.sampling import TrainingData
 from resnet.task import ClassificationTask
@@ -53,11 +53,11 @@ def random_images(size: int, count: int = 512) -> Dataset:
     )
 
 
-def resnet_task(width: int, size: int, device: str) -> tuple[ClassificationTask, Tensor]:
+def resnet_task(width: int, size: int, device: str, mode: Mode = "batched") -> tuple[ClassificationTask, Tensor]:
     """The training task of 16 peers with 8 samples each, and initial parameters [d]."""
     model = resnet18(width).to(device)
     data = TrainingData(random_images(size), device)
-    return ClassificationTask(model, data, peers=PEERS, batch_size=BATCH, mode="batched"), flatten(model)
+    return ClassificationTask(model, data, peers=PEERS, batch_size=BATCH, mode=mode), flatten(model)
 
 
 class Forced(CohortGradients):

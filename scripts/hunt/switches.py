@@ -177,6 +177,10 @@ KNOWN = {
         "certificates have no more rounds than messages: what one peer accepts in the last, it can tell nobody",
         ("broadcast", "    for round in range(1, rounds + 2):\n", "    for round in range(1, rounds + 1):\n"),
     ),
+    "certificate_without_the_away": _switch(
+        "who says nothing in the roll call is not told what the members have a certificate of",
+        ("broadcast", "if record.here is None:  #", "if record.here is None and False:  #"),
+    ),
     "one_face": _switch(
         "of two messages of one sender the first alone is kept, another one at every peer",
         ("limits", "FACES = 2", "FACES = 1"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,10 +28,10 @@ def corpus(data: Path) -> Corpus:
     return Corpus(str(data))
 
 
-def make(corpus: Corpus, per_device: int = 16, dropout: float = 0.0) -> tuple[AlbertTask, torch.Tensor]:
+def make(corpus: Corpus, per_device: int = 16, dropout: float = 0.0, **more: Any) -> tuple[AlbertTask, torch.Tensor]:
     """A task, and parameters of which a step has been made: the first ones say the same of every word."""
     model = ModelConfig(layers=1, hidden=16, heads=2, intermediate=16, embedding=8, dropout=dropout)
-    task = AlbertTask(make_model(model, corpus.vocab_size, corpus.sequence_length, 0), corpus, 8, per_device)
+    task = AlbertTask(make_model(model, corpus.vocab_size, corpus.sequence_length, 0), corpus, 8, per_device, **more)
     params = flatten(task.module)
     params += 0.05 * torch.randn(task.d, generator=torch.Generator().manual_seed(1))
     return task, params
@@ -83,3 +84,14 @@ def test_the_task_of_a_strangers_folder_imports_no_attack(
     (tmp_path / "config.yaml").write_text(f"{settings}attack: {{name: 'hostile_attack:X', start: 0}}\n")
     assert task_of(tmp_path).d == make(Corpus(str(data)))[0].d
     assert "hostile_attack" not in sys.modules
+
+
+@pytest.mark.parametrize("scale", [2.0, 2.0**126])
+def test_a_gradient_that_overflows_is_computed_with_a_smaller_scale(corpus: Corpus, scale: float) -> None:
+    requests, found = [Compute(0, 1, SEED)], []
+    given: tuple[dict[str, Any], ...] = ({}, {"half": True, "loss_scale": scale})
+    for more in given:
+        task, params = make(corpus, dropout=0.1, **more)
+        found.append(torch.empty(1, task.d))
+        task.gradients(params, requests, found[-1])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)

@@ -199,7 +199,7 @@ def test_cuda_agrees_with_cpu() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_cuda_hashes_and_draws_as_the_cpu() -> None:
     x = torch.randn(2**19, generator=torch.Generator().manual_seed(0))
-    assert tensor_digest(x.cuda(), "x", threads=4) == tensor_digest(x, "x")
+    assert tensor_digest(x.cuda(), "x", parallel=True) == tensor_digest(x, "x")
     for parts in ((0, 3), (4, 5)):
         here, there = (part_directions(b"coin", *parts, 1001, 2, device) for device in ("cpu", "cuda"))
         assert there.is_cuda and torch.equal(here, there.cpu())

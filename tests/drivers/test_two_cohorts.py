@@ -58,7 +58,7 @@ def forgetful(name: str, task: QuadraticTask) -> LocalDriver:
 def on_threads(name: str, task: QuadraticTask) -> LocalDriver:
     driver = hashed(name, task)
     for peer in driver.peers.values():
-        peer.commitments = Hashed(name, threads=3)
+        peer.commitments = Hashed(name, parallel=True)
     return driver
 
 

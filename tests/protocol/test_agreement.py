@@ -108,8 +108,10 @@ class Phase:
                     | {s: Vouch(b"", self.sign(s, views[i])) for s in given[i]}
                     for i in effects
                 }
+            elif not isinstance(some, Relay):  # at the end members tell those that said nothing
+                assert some.phase == "phase/tell"
+                answers = {i: {s: e.packets[i] for s, e in effects.items() if i in e.packets} for i in effects}
             else:
-                assert isinstance(some, Relay)
                 rounds += 1
                 answers = {i: self._relayed(i, effects, records, choice, rounds) for i in effects}
                 # A settled peer may be elsewhere already, and hears nothing of all this.

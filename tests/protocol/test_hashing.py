@@ -55,7 +55,7 @@ def test_batch_seed_depends_on_everything_it_should() -> None:
 
 def test_tensors_hash_alike_on_one_thread_and_on_several() -> None:
     x = torch.arange(2**19, dtype=torch.float32)
-    assert tensor_digest(x, "part", threads=2) == tensor_digest(x, "part")
+    assert tensor_digest(x, "part", parallel=True) == tensor_digest(x, "part")
 
 
 def test_uniform_numbers_are_odd_symmetric_and_of_variance_one() -> None:

@@ -17,7 +17,7 @@ from btard.protocol.collusion import Collusion
 from btard.protocol.messages import FALSE_CLAIM, GUILTY, Claim
 from btard.protocol.peer import Peer
 from btard.protocol.record import StepRecord
-from btard.protocol.report import Scalars, part_scalars
+from btard.protocol.report import Scalars, part_scalars, received_scalars
 from tests.protocol.cohort import Run, run_cohort
 
 PEERS = 9
@@ -28,17 +28,20 @@ MEMBERS = frozenset({1, 4, 6})
 def different_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every peer finds norms that are off by its own share of the tolerance: two differ by at most 0.9 of it."""
 
-    def scalars(
+    def found(peer: Peer, said: Scalars) -> Scalars:
+        off = 1 + 0.9 * peer.config.scalar_tol * (peer.id / (PEERS - 1) - 0.5)
+        return Scalars(said.norm * off, tuple(s * off for s in said.products), said.size)
+
+    def of_owner(peer: Peer, record: StepRecord, part: int) -> dict[int, Scalars]:
+        return {sender: found(peer, said) for sender, said in received_scalars(peer, record, part).items()}
+
+    def of_judge(
         peer: Peer, record: StepRecord, value: torch.Tensor, bodies: Sequence[torch.Tensor], part: int
     ) -> list[Scalars]:
-        off = 1 + 0.9 * peer.config.scalar_tol * (peer.id / (PEERS - 1) - 0.5)
-        return [
-            Scalars(norm * off, tuple(s * off for s in products), size)
-            for norm, products, size in part_scalars(peer, record, value, bodies, part)
-        ]
+        return [found(peer, said) for said in part_scalars(peer, record, value, bodies, part)]
 
-    monkeypatch.setattr(verify, "part_scalars", scalars)
-    monkeypatch.setattr(claims, "part_scalars", scalars)
+    monkeypatch.setattr(verify, "received_scalars", of_owner)
+    monkeypatch.setattr(claims, "part_scalars", of_judge)
 
 
 class Denounced(Behaviour):

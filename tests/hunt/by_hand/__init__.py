@@ -26,6 +26,7 @@ PLAYS: dict[str, Callable[[], str]] = {
         certificates.certificate_at_any_time,
         certificates.certificate_of_some,
         certificates.certificates_without_a_round,
+        certificates.certificate_without_the_away,
         trials.any_step,
         trials.unsigned_proof,
         numbers.accused_at_once,

@@ -9,11 +9,14 @@ from msgspec.structs import replace
 
 from btard.protocol.behaviour import Context
 from btard.protocol.certificate import certify
-from btard.protocol.messages import Announce, Relayed, Signed, Vouch, relay_digest
+from btard.protocol.identity import Identity
+from btard.protocol.messages import Announce, Commit, Join, JoinRequest, Relayed, Signed, Vouch, relay_digest
 from tests.hunt.by_hand.broadcasts import identity, signed, vouched
-from tests.hunt.by_hand.cohort import Attacker, cohort, damage
+from tests.hunt.by_hand.cohort import Attacker, Away, cohort, damage
 
 LIARS = (1, 3)
+AWAY = 2
+"""The step in which peer 4 is away."""
 
 
 class ToValidators(Attacker):
@@ -28,6 +31,44 @@ class ToValidators(Attacker):
 
 def certificate_of_speakers() -> str:
     return damage(cohort({1: ToValidators()}, validators=1), 4)
+
+
+class ToTheAway(Attacker):
+    """Says nothing in the roll call to peer 4, which is away in step 2, or something else if `other`."""
+
+    def __init__(self, other: bool) -> None:
+        self.other = other
+
+    def say(self, ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Any) -> Any:
+        if ctx.step != AWAY or phase != "commit" or message is None or not payload.digests:
+            return message, {}
+        return message, {4: sign(Commit(tuple(bytes(32) for _ in payload.digests))) if self.other else None}
+
+
+class NamesOne(Attacker):
+    """Names a key of its own to peer 4, which is away in step 2, and to nobody else."""
+
+    def say(self, ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Any) -> Any:
+        if ctx.step != AWAY or phase != "join" or message is None:
+            return message, {}
+        return message, {4: sign(Join((JoinRequest.create(Identity.from_seed("sybil"), ctx.run_id),)))}
+
+
+class Stranger(Attacker):
+    """A newcomer that says nothing to peer 4 while that is away."""
+
+    def say(self, ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Any) -> Any:
+        return message, {4: None} if phase == "commit" and ctx.step == AWAY else {}
+
+
+def certificate_without_the_away() -> str:
+    away = Away(lambda ctx: ctx.step == AWAY)
+    found = [damage(cohort({1: ToTheAway(other), 4: away}, validators=1), 6) for other in (False, True)]
+    found.append(damage(cohort({1: NamesOne(), 4: away}, validators=1, probation=3), 4))
+    let_in = cohort({4: away}, byzantine=1, validators=1, probation=3)
+    let_in.join(Identity.from_seed("stranger"), Stranger())
+    found.append(damage(let_in, 5))
+    return found[0] if all(found) else "; ".join(filter(None, found))
 
 
 class Certificates(Attacker):
