@@ -26,6 +26,7 @@ def scratch(use: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.
     name = f"{use} {dtype}"
     memory: Tensor | None = getattr(_kept, name, None)
     if memory is None or memory.numel() < count:
-        memory = torch.empty(count, dtype=dtype)
+        with torch.inference_mode(False):  # the next call may come outside of the caller's inference mode
+            memory = torch.empty(count, dtype=dtype)
         setattr(_kept, name, memory)
     return memory[:count].view(shape)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
-from btard.protocol.behaviour import Behaviour, Context
+from btard.protocol.behaviour import HONEST, Behaviour, Context
 from btard.protocol.commitments import Commitments
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Effect, Exchange
@@ -114,6 +114,8 @@ class Seat(ABC):
 
     def behaviour_at(self, record: StepRecord) -> Behaviour:
         """This peer's behaviour in the step of `record`: honest in the steps in which it does not act."""
+        if self.behaviour is HONEST:  # asked hundreds of times in a step
+            return HONEST
         return self.behaviour if self.behaviour.acts(self.context(record)) else self.behaviour.resting
 
     def context(self, record: StepRecord) -> Context:

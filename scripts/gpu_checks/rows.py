@@ -41,6 +41,7 @@ class Setting:
         return self.until - time.perf_counter()
 
     def shares(self, items: Sequence[T]) -> Iterator[tuple[T, Setting]]:
-        """Each item with an equal share of the time that is left when its turn comes."""
+        """Each item with an equal share of the time that is left when its turn comes; of tiny sizes, with all of it."""
         for done, item in enumerate(items):
-            yield item, replace(self, until=time.perf_counter() + self.left / (len(items) - done))
+            waiting = 1 if self.tiny else len(items) - done
+            yield item, replace(self, until=time.perf_counter() + self.left / waiting)

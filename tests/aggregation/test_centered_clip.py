@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from btard.aggregation import centered_clip, clip_residual, residual_and_floor
+from btard.aggregation import centered_clip, clip_residual, residual_and_floor, scratch
 
 FLOOR = 3e-7  # a float32 residual that rounding explains, for rows without a common offset
 
@@ -262,3 +262,11 @@ def test_cuda_agrees_with_cpu(dtype):
         assert there.residual < FLOOR
         torch.testing.assert_close(there.value.cpu(), here.value, rtol=1e-4, atol=1e-4)
         assert torch.equal(there.value, centered_clip(x.cuda(), tau).value)
+
+
+def test_it_works_in_inference_mode_and_outside_of_it_afterwards() -> None:
+    scratch._kept.__dict__.clear()
+    x = sample()
+    with torch.inference_mode():
+        inside = centered_clip(x, 1.0)
+    assert torch.equal(inside.value, centered_clip(x, 1.0).value)

@@ -30,6 +30,8 @@ OPTIONS = {"delayed_gradient": {"delay": 2}}
 HEALED = "healed"
 """The run in which the peers go back from what a sign flip did."""
 RUNS = (*ATTACKS, HEALED)
+LOST_AMONG = 4
+"""The number of peers where one is lost: as few as say something, since each has a process."""
 
 
 def setting(attack: str) -> tuple[ProtocolConfig, Collusion, dict[int, Behaviour]]:
@@ -97,9 +99,9 @@ class Stuck(Behaviour):
 
 
 def lose_a_rank(store: dist.Store, rank: int, folder: Path, mode: str) -> None:
-    config = ProtocolConfig(peers=PEERS, run_id="lost", validators=1)
+    config = ProtocolConfig(peers=LOST_AMONG, run_id="lost", validators=1)
     driver = CollectiveDriver(
-        config, QuadraticTask(D), Mesh(store, rank, PEERS, timeout=4), behaviours={2: Stuck(mode)}
+        config, QuadraticTask(D), Mesh(store, rank, LOST_AMONG, timeout=4), behaviours={2: Stuck(mode)}
     )
     driver.mesh.heed_termination()
     params = torch.ones(D)

@@ -19,14 +19,14 @@ from btard.protocol.ledger import Entry
 from btard.task import QuadraticTask
 from tests import warm
 from tests.drivers import collective_worker
-from tests.drivers.collective_worker import HEALED, MEMBERS, PEERS, RUNS, D, advanced, setting, steps_of
+from tests.drivers.collective_worker import HEALED, LOST_AMONG, MEMBERS, PEERS, RUNS, D, advanced, setting, steps_of
 
 ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.timeout(240)  # starting processes takes long on a busy machine
 
 
-def torchrun(*words: str, processes: int = PEERS, timeout: float = 200) -> subprocess.CompletedProcess[str]:
+def torchrun(*words: str, processes: int, timeout: float = 200) -> subprocess.CompletedProcess[str]:
     """`torchrun` on this machine; it ends its workers itself, whatever happens to them."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -91,14 +91,13 @@ def test_the_peers_of_this_file_go_back(results: Path) -> None:
 @pytest.mark.parametrize("mode", ["exit", "hang"])
 def test_a_lost_rank_ends_the_run_and_is_named(mode: str, tmp_path: Path) -> None:
     if mode == "exit":
-        done = torchrun("tests/drivers/collective_worker.py", mode, str(tmp_path), timeout=200)  # or TimeoutExpired
+        done = torchrun("tests/drivers/collective_worker.py", mode, str(tmp_path), processes=LOST_AMONG)
         assert done.returncode != 0
     else:
-        codes = [
-            rank.code() for rank in warm.ranks(collective_worker.main, [mode, str(tmp_path)], PEERS, tmp_path, 200)
-        ]
+        ranks = warm.ranks(collective_worker.main, [mode, str(tmp_path)], LOST_AMONG, tmp_path, 200)
+        codes = [rank.code() for rank in ranks]
         assert codes[2] == -signal.SIGALRM and set(codes[:2] + codes[3:]) == {1}
-    survivors = [rank for rank in range(PEERS) if rank != 2]
+    survivors = [rank for rank in range(LOST_AMONG) if rank != 2]
     said = {(tmp_path / f"{mode}.{rank}").read_text() for rank in survivors}
     how = "ended" if mode == "exit" else "did not answer within 4 s"
     assert said == {f"step 1, phase report: rank 2 {how}"}

@@ -232,13 +232,13 @@ def test_a_worker_that_dies_costs_its_run_and_no_other(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_ctrl_c_ends_the_workers_and_says_how_to_go_on(tmp_path: Path) -> None:
-    with start_sweep(write_grid(tmp_path / "grid.yaml"), tmp_path / "out") as process:
-        wait_until(lambda: steps_done(tmp_path / "out") > 0 or process.poll() is not None, "a first step")
-        workers = started_by(process.pid)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=PATIENCE)
-        assert process.returncode == 130 and "goes on from the last checkpoints" in errors
-        wait_until(lambda: not any(map(alive, workers)), "the workers' end")
+    sweeping = fork_sweep(write_grid(tmp_path / "grid.yaml"), tmp_path / "out")
+    wait_until(lambda: steps_done(tmp_path / "out") > 0 or sweeping.code(0) is not None, "a first step")
+    workers = started_by(sweeping.pid)
+    os.kill(sweeping.pid, signal.SIGINT)
+    assert sweeping.code(PATIENCE) == 130 and "goes on from the last checkpoints" in sweeping.errors
+    assert len(workers) == 2
+    wait_until(lambda: not any(map(alive, workers)), "the workers' end")
 
 
 def test_warm_ups_are_shared_and_come_before_what_needs_them(tmp_path: Path) -> None:

@@ -69,8 +69,9 @@ def test_without_a_gpu_there_is_a_way_out(
 
 
 def test_shares_are_equal_and_what_is_left_over_is_for_the_others() -> None:
-    setting = Setting("cpu", True, time.perf_counter() + 90)
-    assert [round(share.left, -1) for _, share in setting.shares("abc")] == [30, 40, 90]
+    for tiny, expected in ((False, [30, 40, 90]), (True, [90, 90, 90])):
+        setting = Setting("cpu", tiny, time.perf_counter() + 90)
+        assert [round(share.left, -1) for _, share in setting.shares("abc")] == expected
     assert next(Setting("cpu", True, time.perf_counter() - 1).shares("a"))[1].left < 0
 
 
