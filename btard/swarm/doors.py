@@ -17,6 +17,7 @@ from typing import Any
 from hivemind.p2p import P2PDaemonError
 from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 
+from btard.drivers.letters import Pieces
 from btard.protocol import wire
 from btard.protocol.hashing import PROTOCOL_VERSION
 from btard.protocol.wire import Malformed
@@ -74,11 +75,17 @@ class Doors:
         """Admit the others from now on."""
         await self.node.listen(self.protocol, self._serve)
 
-    async def knock(self, key: bytes, door: str, *arguments: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A stream to `door` of the holder of `key`. Errors: Refused, in its words; Malformed; those of `Node.dial`."""
+    async def knock(
+        self, key: bytes, door: str, *arguments: Any, body: Pieces = ()
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A stream to `door` of the holder of `key`. Errors: Refused, in its words; Malformed; those of `Node.dial`.
+
+        `body`: what the door is to read at once. It goes out with the hello: nobody waits for the welcome first.
+        """
         reader, writer = await asyncio.wait_for(self.node.dial(key, self.protocol), ANSWER)
         try:
-            await frames.send(writer, ("btard", PROTOCOL_VERSION, door, self.run_id, self._hello, arguments))
+            hello = ("btard", PROTOCOL_VERSION, door, self.run_id, self._hello, arguments)
+            await asyncio.wait_for(frames.send(writer, hello, body), ANSWER)
             answer = await asyncio.wait_for(frames.receive(reader, HELLO, "answer"), ANSWER)
             if answer[:1] != ["welcome"]:
                 raise Refused.by(answer)
@@ -89,10 +96,10 @@ class Doors:
 
     @asynccontextmanager
     async def visit(
-        self, key: bytes, door: str, *arguments: Any
+        self, key: bytes, door: str, *arguments: Any, body: Pieces = ()
     ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
         """`knock`, and close the stream afterwards."""
-        reader, writer = await self.knock(key, door, *arguments)
+        reader, writer = await self.knock(key, door, *arguments, body=body)
         try:
             yield reader, writer
         finally:

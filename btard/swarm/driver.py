@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from msgspec.structs import replace
 
-from btard.drivers.letters import Letters
+from btard.drivers.letters import Letters, Pieces
 from btard.drivers.loop import Clock, Fallen, Heard, StepResult, run_step
 from btard.drivers.past import Past
 from btard.drivers.trail import State
@@ -26,15 +26,16 @@ from btard.protocol.collusion import Collusion
 from btard.protocol.commit import CutOff
 from btard.protocol.effects import QUIET, Broadcast, Compare, Compute, Exchange, Purpose, Relay
 from btard.protocol.envelope import encode_items
-from btard.protocol.messages import UNKNOWN
+from btard.protocol.messages import NOBODY, UNKNOWN, Certificate
 from btard.protocol.peer import Peer
 from btard.swarm import frames
-from btard.swarm.deadlines import Deadlines
+from btard.swarm.certificates import Deliver
+from btard.swarm.deadlines import ANSWER, Deadlines
 from btard.swarm.doors import Doors
 from btard.swarm.ends import Ends
 from btard.swarm.links import HEADER, Dial, Refused
 from btard.swarm.node import Node
-from btard.swarm.outbox import SHOWN, Gone, Position, Said, Served
+from btard.swarm.outbox import Gone, Position, Said, Served
 from btard.swarm.rounds import Rounds
 from btard.task import Task
 
@@ -42,6 +43,8 @@ FOLLOW = 30.0
 """Seconds after which a follower's stream is checked, if there was nothing to send."""
 WATCH = 0.02
 """Seconds between two looks for this peer's own gradient, for a fellow that asks for it."""
+TAKEN = 2**8
+"""Largest size in bytes of the answer to a certificate."""
 ATTEST, FAREWELL = "attest", "farewell"
 ROLL_CALL = ("join", "commit")
 
@@ -111,6 +114,7 @@ class SwarmDriver:
         self._hold = 0.0
         """Seconds during which others may still be in the last step."""
         doors.add("follow", self._follow, members_only=True)
+        doors.add("certificate", self._take_certificate, members_only=True)
         doors.add("fellow", self._show_fellow, members_only=True)
         self.refresh()
 
@@ -136,7 +140,8 @@ class SwarmDriver:
         self.rounds.newcomers = frozenset(self.peer.probation)
         for other in self.others:
             if other not in self.rounds.links:
-                self.rounds.follow(other, self._dial(self.peer.roster.keys[other]))
+                key = self.peer.roster.keys[other]
+                self.rounds.follow(other, self._dial(key), self._deliver(key))
         for gone in self.rounds.links.keys() - set(self.others):
             await self.rounds.unfollow(gone)
         for key in self._followed_by.keys() - self._members.keys():
@@ -145,6 +150,14 @@ class SwarmDriver:
 
     def _dial(self, key: bytes) -> Dial:
         return lambda at: self.doors.knock(key, "follow", *at)
+
+    def _deliver(self, key: bytes) -> Deliver:
+        async def deliver(at: Position, certificate: Pieces) -> None:
+            size = frames.size_of(certificate)
+            async with self.doors.visit(key, "certificate", *at, size, body=certificate) as (reader, _):
+                await asyncio.wait_for(frames.receive(reader, TAKEN, "answer"), ANSWER)
+
+        return deliver
 
     # A step.
 
@@ -257,7 +270,7 @@ class SwarmDriver:
         if special:
             await self.rounds.say(Said(said.phase, None, special))
         if effect.proof is not None:
-            self.rounds.show(1 + effect.left, encode_items([effect.proof.look()]))
+            self.rounds.show(self.peer.current.members, encode_items([effect.proof.look()]))
         self.rounds.pass_by(1 + effect.left)
         return sum(frames.size_of(body or ()) for body in special.values())
 
@@ -276,11 +289,14 @@ class SwarmDriver:
     async def _round(
         self, said: Said, others: Sequence[int], limit: int, effect: Broadcast | Compare | Exchange
     ) -> dict[int, bytearray]:
+        record, answered = self.peer.current, isinstance(effect, Relay) and effect.first
+        if answered:
+            asked = [peer for peer in record.members if peer in others]
+            self.rounds.certificates.want(self.rounds.position, asked, self.peer.limits(record).message(Certificate))
         await self.rounds.say(said)
-        wait, hurry = self._clock.wait(effect), self.deadlines.allowance(effect.phase, effect.load)
-        answered = isinstance(effect, Relay) and effect.first
-        asked = self.peer.current.members if answered else ()
-        heard = await self.rounds.hear(said.phase, others, limit, wait, hurry=hurry, hold=self._hold, asked=asked)
+        wait = self._clock.wait(effect)
+        hurry = self.deadlines.allowance(effect.phase, effect.load, answered=answered)
+        heard = await self.rounds.hear(said.phase, others, limit, wait, hurry=hurry, hold=self._hold)
         self.rounds.advance()
         return heard
 
@@ -356,7 +372,13 @@ class SwarmDriver:
         body = self._own[step].to("cpu").contiguous().view(torch.uint8).numpy().data
         await frames.send(writer, ("gradient",), [body])
 
-    # What others follow.
+    # What others follow, and bring.
+
+    async def _take_certificate(self, key: bytes, arguments: list[Any], reader: Any, writer: Any) -> None:
+        fields = wire.check_fields(arguments, "certificate", 3)
+        step, number, size = (wire.check_int(value, "certificate") for value in fields)
+        await self.rounds.certificates.take(self._members.get(key, NOBODY), (step, number), size, reader)
+        await frames.send(writer, ("taken",))
 
     async def _follow(self, key: bytes, arguments: list[Any], reader: Any, writer: Any) -> None:
         recipient = self._members.get(key)
@@ -380,7 +402,7 @@ class SwarmDriver:
     async def _send_from(self, at: Position, key: bytes, recipient: int, writer: asyncio.StreamWriter) -> None:
         while key in self._members:
             try:
-                found = await self.rounds.outbox.after(at, FOLLOW, recipient)
+                found = await self.rounds.outbox.after(at, FOLLOW)
             except Gone as gone:
                 await frames.send(writer, ("gone", gone.step))
                 at = (gone.step, 0)
@@ -390,9 +412,6 @@ class SwarmDriver:
             if found is None:
                 continue
             (step, number), said = found
-            if said.phase == SHOWN:
-                await frames.send(writer, (step, number, SHOWN, frames.size_of(said.body or ())), said.body or ())
-                continue
             body = said.to(recipient)
             size = -1 if body is None else frames.size_of(body)
             whole = max(0, size) + HEADER

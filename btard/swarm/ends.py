@@ -6,8 +6,11 @@ for long. So a peer's wait for the first phase begins only when it has this word
 passes the word on. A peer that is still in that step then waits no longer than a message may take (T. K. Srikanth and
 S. Toueg, Optimal Clock Synchronization, J. ACM 1987).
 
-That this cuts off no honest peer: let Z be honest and at the end of the step. By then every honest peer has said what
-it says in the last phase, for Z has waited for it; so it arrives within one message of Z's word.
+That this cuts off no honest peer: let Z be honest and at the end of the step. Every honest peer has then said what it
+says in the last phase that Z was in, for Z has waited for it; so it arrives within one message of Z's word. Z may have
+passed the last rounds of relays by, with a certificate, and has waited for nobody in them. But then Z shows the
+certificate to whoever speaks in the first of these rounds: two messages, so that round's wait is that long. Or Z has
+accepted it in a later round. Then Z has passed it on in the next one, before its word that the step is over.
 
 A peer that is still in step t knows only A_t and b_t. So peers that are past it count by these as well, whatever the
 step has made of them: what is enough for one peer is then enough for all to which it passes the word on.

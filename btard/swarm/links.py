@@ -14,7 +14,7 @@ from btard.protocol import wire
 from btard.protocol.wire import Malformed
 from btard.swarm import frames
 from btard.swarm.ends import OVER
-from btard.swarm.outbox import SHOWN, Position
+from btard.swarm.outbox import Position
 
 HEADER = 512
 """Largest size of a frame's header in bytes."""
@@ -22,10 +22,12 @@ AHEAD, AHEAD_TOTAL = 2**16, 2**20
 """Bytes of one frame, and of all frames of a peer, that are read before anybody asks for them."""
 FRAMES_AHEAD = 256
 """Number of frames that are read before anybody asks for them; a step among many colluders has some hundred."""
-BESIDE = 64
+BESIDE = 16
 """Frames that belong to no phase and are read between two calls of `want`; a step has two of them."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
 """Seconds between two attempts to reach a peer; they double each time."""
+BROKEN = (P2PDaemonError, OSError, asyncio.IncompleteReadError, asyncio.TimeoutError, Malformed)
+"""What ends a stream to another peer that may be there again at the next attempt."""
 
 Dial = Callable[[Position], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 
@@ -50,7 +52,7 @@ class Frame:
 class Link:
     """Follows one peer from position `at` on. `changed` is called whenever there is something new.
 
-    `over` is given each word that a step is over, as soon as it is there, wherever I am.
+    `over` is given each word that a step is over, of at most `over_limit` bytes, as soon as it is there, wherever I am.
 
     All methods are for the network's thread.
     """
@@ -61,8 +63,9 @@ class Link:
         at: Position,
         changed: Callable[[], None],
         over: Callable[[bytearray], None] = lambda body: None,
+        over_limit: Callable[[], int] = lambda: AHEAD,
     ) -> None:
-        self._dial, self._changed, self._over = dial, changed, over
+        self._dial, self._changed, self._over, self._over_limit = dial, changed, over, over_limit
         self.at = at
         """The position wanted next: frames before it are skipped."""
         self.position: Position | None = None
@@ -72,7 +75,6 @@ class Link:
         """The oldest step that the other side still has, if that is past the wanted position."""
         self.down_since: float | None = time.monotonic()
         self._frames: dict[Position, Frame] = {}
-        self._shown: tuple[Position, bytearray] | None = None
         self._limit: int | None = None
         self._beside = 0
         self._failures = self._failures_then = 0
@@ -95,13 +97,9 @@ class Link:
         """The frame at `at`, once it is there."""
         return self._frames.get(self.at)
 
-    def shown(self) -> bytearray | None:
-        """What the other side, which is past `at`, shows this peer of it, once it is there."""
-        return self._shown[1] if self._shown is not None and self._shown[0] == self.at else None
-
     def restart(self, at: Position) -> None:
         """Follow from `at` on, whatever came before."""
-        self.at, self._frames, self._shown, self.position, self.ahead_of_me = at, {}, None, None, None
+        self.at, self._frames, self.position, self.ahead_of_me = at, {}, None, None
         if self._reading is not None:
             self._reading.cancel()  # at once: a frame that it still kept would be taken for the one before the next
         self._wake.set()
@@ -137,7 +135,7 @@ class Link:
                 continue
             except Refused as refused:
                 self.refusal, self.down_since = str(refused), None
-            except (P2PDaemonError, OSError, asyncio.IncompleteReadError, asyncio.TimeoutError, Malformed):
+            except BROKEN:
                 self.down_since = self.down_since or time.monotonic()
                 self._failures += 1
             finally:
@@ -165,21 +163,12 @@ class Link:
                 await self._count_beside()
                 continue
             position, phase, size = _header(fields)
-            if phase == SHOWN:
-                if not 0 <= size <= AHEAD:
-                    raise Malformed(f"frame: {size} bytes beside the others")
-                body = await frames.receive_body(reader, size)
-                if position == self.at:
-                    self._shown = (position, body)
-                self._changed()
-                await self._count_beside()
-                continue
             if position < first:
                 raise Malformed(f"frame: {position} where {first} is next")
             first = position[0], position[1] + 1
             self.position = position
             self._changed()
-            if phase == OVER and 0 <= size <= AHEAD:
+            if phase == OVER and 0 <= size <= self._over_limit():
                 self._over(await frames.receive_body(reader, size))
                 self._changed()
                 await self._count_beside()

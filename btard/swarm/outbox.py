@@ -8,13 +8,9 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 
 from btard.drivers.letters import Pieces
-from btard.protocol.messages import NOBODY
 
 Position = tuple[int, int]
 """(step, number of the phase within it): every peer in a step counts its phases in the same way."""
-
-SHOWN = "shown"
-"""The phase of a frame beside the others, which its sender shows to one follower that is still in an earlier phase."""
 
 STEPS_KEPT = 2
 AGAIN = 3
@@ -44,11 +40,10 @@ class Gone(Exception):
 
 
 class Outbox:
-    """Frames by position, and what is shown to single followers beside them. For the network's thread."""
+    """Frames by position. For the network's thread."""
 
     def __init__(self) -> None:
         self._said: dict[Position, Said] = {}
-        self._shown: dict[int, list[tuple[Position, Said]]] = {}
         self._changed = asyncio.Condition()
         self._ended: dict[int, int] = {}
         """Step -> how many phases it had."""
@@ -63,12 +58,6 @@ class Outbox:
                 del self._said[old]
             self._changed.notify_all()
 
-    async def show(self, recipient: int, position: Position, said: Said) -> None:
-        """Say this to `recipient` alone, as soon as possible: it is at `position`, which this peer is past."""
-        async with self._changed:
-            self._shown.setdefault(recipient, []).append((position, said))
-            self._changed.notify_all()
-
     async def finish(self, step: int, phases: int) -> None:
         """`step` is over after this many phases: the next frame is the next step's first."""
         async with self._changed:
@@ -78,20 +67,17 @@ class Outbox:
     async def restart(self, step: int) -> None:
         """Forget everything: this peer continues at `step`, with a state that it was given."""
         async with self._changed:
-            self._said, self._shown, self._ended, self.step = {}, {}, {step - 1: 0}, step
+            self._said, self._ended, self.step = {}, {step - 1: 0}, step
             self._changed.notify_all()
 
-    async def after(self, position: Position, timeout: float, recipient: int = NOBODY) -> tuple[Position, Said] | None:
+    async def after(self, position: Position, timeout: float) -> tuple[Position, Said] | None:
         """The frame at `position`, or the first one after it where this peer said nothing; None after `timeout`.
 
-        First what has to be shown to the `recipient`, which is before `position`. Errors: Gone if the frame is no
-        longer kept.
+        Errors: Gone if the frame is no longer kept.
         """
         deadline = asyncio.get_running_loop().time() + timeout
         async with self._changed:
             while True:
-                if self._shown.get(recipient):
-                    return self._shown[recipient].pop(0)
                 step, number = position
                 if step in self._ended and number >= self._ended[step]:
                     position = (step + 1, 0)

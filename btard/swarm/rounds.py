@@ -9,8 +9,19 @@ Waits begin anew at each step: nobody's first one begins before the last step is
 
 A peer that has kept me waiting is not waited for any more until it has caught up. If it does so again, it is not waited
 for any more in this step: what it says counts if it is there by the time that the others have been heard. So a liar can
-waste two waits in a step, and an honest peer that has once been unreachable for a moment still has its say. (An honest
-peer that a liar has kept waiting comes in time, as above: it has no strike at all.)
+waste two waits of each other peer in a step, and an honest peer that has once been unreachable for a moment still has
+its say. (An honest peer that a liar has kept waiting comes in time, as above: it has no strike at all.)
+
+In the first round of relays who has a certificate shows it to those that speak there (`btard.swarm.certificates`), and
+is past that round. It is waited for all the same, since only its certificate spares a peer the rounds. If none comes,
+that is no strike: nothing was due in the stream that it is followed by. But after two of these it is not waited for
+in such a round any more. So that wastes two waits more.
+
+Other peers wait for whoever was kept waiting. So a liar that is silent to one honest peer at a time can make all wait
+once in each phase, until it has two strikes with each of them: l liars waste at most 4 l h waits of h honest peers, and
+never more than one deadline in each phase. To hurry once more than b_t members are past a phase would cost more than it
+saves: where the honest peers are b_t + 1, a liar's victim sees no more than b_t of them, and where they are more, one
+broken line between two honest peers and b_t liars that run ahead would cut off an honest peer.
 
 Keys cost nothing, so any number of newcomers can lie. In the phases in which one of them may owe something (`OWED`)
 each is waited for as a member is. In all others newcomers say no more than whether they have heard the same, and who is
@@ -24,14 +35,15 @@ import contextlib
 import math
 import time
 from collections import Counter
-from collections.abc import Container, Iterable
+from collections.abc import Iterable
 
 from btard.drivers.letters import Pieces
 from btard.swarm.cancel import cancel
+from btard.swarm.certificates import Certificates, Deliver
 from btard.swarm.ends import OVER, Ends
-from btard.swarm.links import Dial, Frame, Link
+from btard.swarm.links import Dial, Link
 from btard.swarm.node import Node
-from btard.swarm.outbox import SHOWN, Outbox, Position, Said
+from btard.swarm.outbox import Outbox, Position, Said
 
 SLICE = 0.5
 """Seconds between two looks at the clock while waiting."""
@@ -59,29 +71,35 @@ class Rounds:
         self._newcomers_struck = False
         """Whether one of them has kept me waiting in this step where it owed nothing."""
         self._before: Position = (-1, 0)
-        self._proofs: dict[Position, tuple[Position, Pieces]] = {}
-        """First round of relays -> the round after the last one, and what this peer shows to those that are in them."""
-        self._shown: set[tuple[int, Position]] = set()
-        """(peer, first round): it has been shown to it."""
         self._passed_on = False
         self._struck: set[int] = set()
         """Peers that have kept this one waiting and have not been heard since."""
         self._strikes: Counter[int] = Counter()
         """Peer -> how often it has kept this one waiting in this step."""
+        self._unshown: Counter[int] = Counter()
+        """Peer -> how often in this step it was past a first round of relays and has shown me no certificate."""
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
+        self.certificates = Certificates(lambda work: node.spawn(work), self._changed.set)
 
-    def follow(self, peer: int, dial: Dial) -> None:
-        """Begin to follow `peer`. For the network's thread."""
-        link = Link(dial, self.position, lambda: self._heard_of(peer), lambda body: self.ends.hear(peer, body))
-        self.links[peer] = link
+    def follow(self, peer: int, dial: Dial, deliver: Deliver) -> None:
+        """Begin to follow `peer`, and show it certificates by `deliver`. For the network's thread."""
+        self.links[peer] = link = Link(
+            dial,
+            self.position,
+            lambda: self._heard_of(peer),
+            lambda body: self.ends.hear(peer, body),
+            lambda: self.ends.limit,
+        )
+        self.certificates.reach(peer, deliver)
         self._tasks[peer] = self.node.spawn(link.follow())
 
     async def unfollow(self, peer: int) -> None:
         """Stop following `peer`."""
         self.links.pop(peer)
         self._struck.discard(peer)
-        del self._strikes[peer]
+        del self._strikes[peer], self._unshown[peer]
+        await self.certificates.leave(peer)
         await cancel(self._tasks.pop(peer))
 
     def outrun_by(self, members: Iterable[int]) -> int:
@@ -106,28 +124,19 @@ class Rounds:
         """Offer to the others what this peer says in the current phase."""
         await self.outbox.say(self.position, said)
 
-    def show(self, rounds: int, proof: Pieces) -> None:
-        """Show `proof` to each peer that says something in the current phase or the next ones, `rounds` phases in all.
+    def show(self, members: Iterable[int], certificate: Pieces) -> None:
+        """Show `certificate` to each of `members` that says something in the current phase.
 
-        This peer itself passes them by. For the network's thread.
+        That is a first round of relays, which this peer itself passes by. For the network's thread.
         """
-        step, number = self.position
-        self._proofs = {at: kept for at, kept in self._proofs.items() if at[0] >= step - 1}
-        self._shown = {(peer, at) for peer, at in self._shown if at in self._proofs}
-        self._proofs[self.position] = ((step, number + rounds), proof)
-        for peer in self.links:
-            self._heard_of(peer)
+        self.certificates.show(self.position, members, certificate)
 
     def _heard_of(self, peer: int) -> None:
         """Something is new about `peer`."""
         self._changed.set()
         link = self.links.get(peer)
-        if link is None or link.position is None:
-            return
-        for at, (end, proof) in self._proofs.items():
-            if at <= link.position < end and (peer, at) not in self._shown:
-                self._shown.add((peer, at))
-                self.node.spawn(self.outbox.show(peer, at, Said(SHOWN, proof)))
+        if link is not None and link.position is not None:
+            self.certificates.seen(peer, link.position)
 
     async def hear(
         self,
@@ -138,11 +147,10 @@ class Rounds:
         *,
         hurry: float = math.inf,
         hold: float = 0.0,
-        asked: Container[int] = (),
     ) -> dict[int, bytearray]:
         """Sender -> what it says in the current phase, up to `limit` bytes; waits `wait` seconds at most.
 
-        `asked`: peers that may be past this phase, and show then what they have.
+        Peers that are `asked` for a certificate may show that instead, if they are past this phase.
 
         Once the step at hand is known to be over, it waits for `hurry` seconds more at most. In a step's first phase
         the wait begins when the last step is known to be over, and at the latest after `hold` seconds.
@@ -155,7 +163,7 @@ class Rounds:
         latest, deadline, hurried = last + hold, math.inf, False
         while True:
             self._changed.clear()
-            waiting = [peer for peer in peers if not self._settled(peer, phase, asked)]
+            waiting = [peer for peer in peers if not self._settled(peer, phase)]
             now = time.monotonic()
             if deadline == math.inf and (number > 0 or now >= latest or self.ends.over(step - 1)):
                 deadline = now + wait
@@ -171,15 +179,17 @@ class Rounds:
                 await asyncio.wait_for(self._changed.wait(), min(SLICE, deadline - now))
         await self._pass_on()
         out_of_reach = {peer for peer in peers if self._given_up(peer)}
+        unshown = {peer for peer in waiting if self._gone_on(peer)}
+        waiting = [peer for peer in waiting if peer not in unshown]  # nothing is known of those that is worth a strike
+        self._unshown.update(unshown)
         missed = {*waiting, *(out_of_reach - self._struck)}
         self._strikes.update(missed)
         self._newcomers_struck |= phase not in OWED and not self.newcomers.isdisjoint(missed)
         self._struck.update(waiting, out_of_reach)
-        bodies: dict[int, bytearray] = {}
+        bodies = self.certificates.close()
+        self._struck.difference_update(bodies)
         for peer in peers:
-            frame, shown = self.links[peer].frame(), self.links[peer].shown()
-            if frame is None and shown is not None:
-                frame = Frame(phase if peer in asked else SHOWN, shown)
+            frame = self.links[peer].frame()
             if frame is None:
                 continue
             self._struck.discard(peer)
@@ -207,6 +217,7 @@ class Rounds:
     async def restart(self, step: int, ends: Ends) -> None:
         """I go on at the beginning of `step`, wherever I was."""
         await self.outbox.restart(step)
+        await self.certificates.restart()
         self.ends, self._passed_on = ends, False
         self.position, self._before, self._struck = (step, 0), (step - 1, 0), set()
         self._forgive()
@@ -215,6 +226,7 @@ class Rounds:
 
     def _forgive(self) -> None:
         self._strikes.clear()
+        self._unshown.clear()
         self._newcomers_struck = False
 
     async def _pass_on(self) -> None:
@@ -231,14 +243,19 @@ class Rounds:
         """Whether it cannot be reached; once it can be, it is still to catch up."""
         return self.links[peer].down_for() > self.give_up
 
-    def _settled(self, peer: int, phase: str, asked: Container[int] = ()) -> bool:
+    def _gone_on(self, peer: int) -> bool:
+        """Whether it is past the current phase."""
+        position = self.links[peer].position
+        return position is not None and position > self.position
+
+    def _settled(self, peer: int, phase: str) -> bool:
         """Whether there is nothing to wait for: it has spoken, it cannot, or it was waited for and is still late."""
-        link = self.links[peer]
-        if link.frame() is not None or link.shown() is not None or link.refusal is not None:
+        link, asked = self.links[peer], peer in self.certificates.asked
+        if link.frame() is not None or peer in self.certificates.came or link.refusal is not None:
             return True
         if link.ahead_of_me is not None and link.ahead_of_me > self.position[0]:
             return True
-        if link.position is not None and link.position > self.position and peer not in asked:
+        if self._gone_on(peer) and (not asked or self._unshown[peer] >= STRIKES):
             return True  # it has passed by without saying it: it needed nothing, or lives in another history
         if self._given_up(peer):
             return True

@@ -15,7 +15,7 @@ from btard.protocol.identity import Identity, Roster
 from btard.protocol.peer import Peer
 from btard.swarm import frames
 from btard.swarm.ends import OVER, Ends
-from btard.swarm.links import BESIDE, Link
+from btard.swarm.links import AHEAD, AHEAD_TOTAL, BESIDE, Link
 from btard.swarm.outbox import Position
 from btard.swarm.rounds import Rounds
 
@@ -295,6 +295,29 @@ def test_what_is_said_beside_the_phases_is_read_a_little_at_a_time() -> None:
                 assert len(words) == BESIDE * (phase + 1)
                 link.want((0, phase), 100)
             assert not task.done() and len(wire.readers) == 1
+        finally:
+            task.cancel()
+
+    run(test())
+
+
+def test_a_word_that_is_larger_than_such_words_are_is_a_frame_like_others() -> None:
+    """Else any size would be read, whatever the phase allows."""
+
+    async def test() -> None:
+        wire, words = Wire(), []
+        link = Link(wire.dial, (0, 0), lambda: None, words.append, lambda: 100)
+        task = asyncio.ensure_future(link.follow())
+        try:
+            reader = await wire.redialled(1)
+            reader.feed_data(await frame(0, 1, bytes(100), OVER))
+            for number in range(2, 2 * AHEAD_TOTAL // AHEAD):
+                reader.feed_data(await frame(0, number, bytes(AHEAD), OVER))
+            for number in range(2):
+                link.want((0, number), 64)
+                await all_read(reader)
+                assert len(words) == 1 and link._held() <= AHEAD_TOTAL
+            assert len(reader._buffer) > AHEAD_TOTAL - 2 * AHEAD  # type: ignore[attr-defined]
         finally:
             task.cancel()
 
