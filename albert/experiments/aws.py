@@ -29,7 +29,7 @@ from albert.cloud.tables import span
 from albert.cloud.wait import wait
 from albert.config import Config
 from albert.experiments.grid import BASELINE, Cell, Grid
-from albert.experiments.series import is_finished
+from albert.experiments.results import is_finished
 from btard.harness.progress import Bar
 from btard.harness.settings import differing_keys, value_of
 from btard.harness.tables import console, table

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from albert.experiments.grid import Cell
 from btard.audit.files import CONFIG, LEDGER, METRICS, SUMMARY, TIMINGS
 from btard.harness.packed import open_packed, pack
 from btard.harness.pieces import check_finished
@@ -131,3 +132,8 @@ def export(swarms: Sequence[Swarm], target: Path) -> None:
         files = {name: swarm.folder / name for name in KEPT}
         contents |= {f"{swarm.name}/{name}": file.read_bytes() for name, file in files.items() if file.exists()}
     pack(target / PACKED, contents)
+
+
+def is_finished(cell: Cell, out: Path) -> bool:
+    """Whether the swarm reached its end. Errors: RunFolderError if its summary is damaged."""
+    return read_summary(out / cell.name / COORDINATOR) is not None

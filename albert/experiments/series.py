@@ -8,6 +8,7 @@ from typing import Protocol
 
 from albert.experiments.grid import BASELINE, Cell, Grid
 from albert.experiments.local import LocalSwarms
+from albert.experiments.results import is_finished
 from btard.harness import tables
 from btard.harness.progress import Bar, duration
 from btard.harness.run_folder import read_summary, steps_per_second
@@ -55,11 +56,6 @@ def place_of(mode: str, cloud: str | Path | None = None, changes: Sequence[str] 
     except ModuleNotFoundError as error:
         raise ConfigError(f"mode aws: {error.name} is not installed here; run `pip install boto3`") from None
     return AwsSwarms.of_file(Path(cloud), changes)
-
-
-def is_finished(cell: Cell, out: Path) -> bool:
-    """Whether the swarm reached its end. Errors: RunFolderError if its summary is damaged."""
-    return read_summary(out / cell.name / COORDINATOR) is not None
 
 
 def run_series(grid: Grid, out: Path, place: Place, *, show: bool = True) -> dict[str, str]:

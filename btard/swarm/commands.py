@@ -7,13 +7,10 @@ optimizer (see btard/swarm/task.py). `local` runs all of them on this machine.
 from __future__ import annotations
 
 import importlib
-import multiprocessing
 import os
 import sys
 import warnings
 from collections.abc import Sequence
-from multiprocessing import forkserver
-from multiprocessing.context import ForkServerContext as Context
 from typing import TYPE_CHECKING
 
 # Before torch is imported: threads that wait by spinning steal the cores from those that work.
@@ -21,6 +18,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from btard.boundary import program
 from btard.extras import need
+from btard.swarm.forking import begin_forking
 
 if TYPE_CHECKING:
     from btard.swarm.config import SwarmConfig
@@ -87,17 +85,6 @@ def run(
 
     code: int = importlib.import_module(f"btard.swarm.{command}").main(config, out, load_task(task))
     return code
-
-
-def begin_forking(task: str) -> Context:
-    """Have a server that forks the processes of a swarm import what they need, while this process continues.
-
-    Importing torch, hivemind and the task's own takes longer than all else at the start: once is enough.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["btard.swarm.trainer", "btard.swarm.coordinator", task.partition(":")[0]])
-    forkserver.ensure_running()
-    return context
 
 
 @program("the same command goes on")

@@ -28,8 +28,8 @@ from btard.harness.progress import Bar
 from btard.harness.run_folder import read_summary
 from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import ConfigError
-from btard.swarm.commands import begin_forking
 from btard.swarm.config import SwarmConfig
+from btard.swarm.forking import begin_forking
 from btard.swarm.notes import ADDRESS
 
 COORDINATOR = "coordinator"

@@ -9,7 +9,8 @@ import pytest
 
 from albert.experiments.__main__ import main
 from albert.experiments.grid import BASELINE, Cell, Grid
-from albert.experiments.series import is_finished, outcome, print_plan, run_series
+from albert.experiments.results import is_finished
+from albert.experiments.series import outcome, print_plan, run_series
 from btard.harness.typed_yaml import ConfigError
 from btard.swarm.checkpoint import checkpoint_before
 from btard.swarm.local import COORDINATOR
