@@ -140,7 +140,7 @@ class Ideal(Commitments):
             fields: tuple[Field, ...] = (*slot, str(tensor.dtype), "x".join(map(str, tensor.shape)), len(seen))
             if step <= self._learned:  # the number may be one that was given before the checkpoint, to another tensor
                 fields = (*fields, "new")
-            seen.append((tensor, tensor._version, digest("ideal", self.run_id, *fields)))
+            seen.append((tensor, _version(tensor), digest("ideal", self.run_id, *fields)))
             return seen[-1][2]
 
     def learn(self, step: int, committed: Iterable[tuple[Slot, torch.Tensor, bytes]]) -> None:
@@ -148,10 +148,15 @@ class Ideal(Commitments):
         with self._lock:
             self._learned = max(self._learned, step)
             for slot, tensor, hashed in committed:
-                self._seen.setdefault(slot, []).append((tensor, tensor._version, hashed))
+                self._seen.setdefault(slot, []).append((tensor, _version(tensor), hashed))
 
     def forget(self, step: int) -> None:
         self._seen = {slot: seen for slot, seen in self._seen.items() if slot[2] >= step}
+
+
+def _version(tensor: torch.Tensor) -> int:
+    """How often it was written to; 0 in inference mode, where torch does not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _same(known: torch.Tensor, version: int, tensor: torch.Tensor) -> bool:
@@ -159,6 +164,6 @@ def _same(known: torch.Tensor, version: int, tensor: torch.Tensor) -> bool:
     if known.dtype != tensor.dtype or known.shape != tensor.shape or known.device != tensor.device:
         return False
     if known.data_ptr() == tensor.data_ptr() and known.stride() == tensor.stride():
-        return known._version == version or not known.numel()
+        return _version(known) == version or not known.numel()
     # By bytes, as a hash would: 0.0 and -0.0 differ, and NaN equals itself.
     return torch.equal(known.contiguous().view(-1).view(torch.uint8), tensor.contiguous().view(-1).view(torch.uint8))
