@@ -150,15 +150,18 @@ def _resolve(
     agreed = agreeing(seat, record, heard.phase, heard.direct)
     result, proof = yield from _relay(seat, record, heard, agreed)
     heard.agreed, heard.certified = result, proof is not None
-    listeners = record.listeners
-    if record.here is None:  # who says nothing in the roll call signs no certificate, and may have heard something else
-        listeners = (*listeners, *(p for p in record.active if p not in result.said))
-    if listeners:
+    listeners, calling = record.listeners, record.here is None
+    if calling:  # who says nothing in the roll call signs no certificate, and may have heard something else
+        listeners = (*listeners, *(p for p in record.remaining if p not in result.said))
+    # A peer that nobody else has heard has no certificate, and does not know that it is the one to be told.
+    unsure = calling and proof is None
+    if listeners or unsure:
         if result is not heard.direct:
             agreed = agreeing(seat, record, heard.phase, result)
         # Without a certificate all are told, so that they know that what was said along with the comparison is void.
         told = listeners if proof is None else [p for p in listeners if p not in agreed]
-        yield from _tell(seat, record, heard, told, proof, listening=seat.id in listeners)
+        listens = unsure or seat.id in listeners
+        yield from _tell(seat, record, heard, told, proof, tells=seat.id not in listeners, listens=listens)
 
 
 class _Gathered:
@@ -254,28 +257,30 @@ def _tell(
     listeners: Collection[int],
     proof: Later[Relayed] | Relayed | None,
     *,
-    listening: bool,
+    tells: bool,
+    listens: bool,
 ) -> Generator[Effect, Any, None]:
     """Members send the `listeners` all they have heard, and these take what more members send than can lie.
 
     Nobody relays for listeners, so their own view may differ from what the honest members agree on. If it does, all
-    honest members send the same; if not, they send nothing and only liars are left. Up to the roll call members that
-    are away count as members, so half of them would be too many to ask for.
+    honest members send the same; if not, they send nothing and only liars are left. In the roll call an honest peer
+    that nobody else has heard sends something else. So there a view also takes more than half of the members that it
+    lists, and no word of others counts.
 
     Members that have a certificate, the `proof`, send that, too: so a listener knows whether there is one.
     """
     behaviour, ctx, members, phase = seat.behaviour_at(record), seat.context(record), record.members, heard.phase
     hearing = heard.direct if heard.agreed is None else heard.agreed
     told = [Relayed(said[hashed], ()) for _, said in sorted(hearing.said.items()) for hashed in sorted(said)]
-    if proof is not None and listeners and not listening:
+    if proof is not None and listeners and tells:
         told.append(proof.look() if isinstance(proof, Later) else proof)
-    outgoing: Mapping[int, Sequence[Relayed]] = {} if listening else dict.fromkeys(listeners, tuple(told))
+    outgoing: Mapping[int, Sequence[Relayed]] = dict.fromkeys(listeners, tuple(told)) if tells else {}
     outgoing = behaviour.relay(ctx, phase, 0, outgoing)
     senders = record.speakers
     arrived = yield Exchange(
         f"{phase}/tell", outgoing, told_limit(len(senders), heard.limit), loads.of_telling(record, heard.limit)
     )
-    if not listening:
+    if not listens:
         return
     heard.certified |= seat.id not in members  # who is told nothing has heard what the members have a certificate of
     counts: Counter[tuple[bytes, bool]] = Counter()
@@ -288,8 +293,10 @@ def _tell(
                 view.setdefault(item.message.sender, {})[hashed] = item.message
         if member in arrived:
             one, certified = Hearing(view), shown(phase, items) is not None
-            counts[one.view, certified] += 1
-            if counts[one.view, certified] > record.byzantine:
+            listed = [peer for peer in members if record.here is not None or peer in one.said]
+            counts[one.view, certified] += member in listed
+            enough = record.byzantine if record.here is not None else max(record.byzantine, len(listed) // 2)
+            if counts[one.view, certified] > enough:
                 heard.agreed, heard.certified = one, certified
                 break
 

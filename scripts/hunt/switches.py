@@ -203,7 +203,15 @@ KNOWN = {
     ),
     "certificate_without_the_away": _switch(
         "who says nothing in the roll call is not told what the members have a certificate of",
-        ("broadcast", "if record.here is None:  #", "if record.here is None and False:  #"),
+        ("broadcast", "if calling:  #", "if calling and False:  #"),
+    ),
+    "unheard_unsure": _switch(
+        "an honest peer that nobody else has heard in the roll call is told so, and does not listen",
+        ("broadcast", "unsure = calling and proof is None", "unsure = False"),
+    ),
+    "told_by_the_unheard": _switch(
+        "an honest peer that nobody else has heard in the roll call tells one that is away its own view",
+        ("broadcast", "max(record.byzantine, len(listed) // 2)", "record.byzantine"),
     ),
     "one_face": _switch(
         "of two messages of one sender the first alone is kept, another one at every peer",
@@ -358,7 +366,7 @@ BLIND = {
     ),
     "told_by_one": _switch(
         "a newcomer believes any one member about what was said, and loses the others' history",
-        ("broadcast", "if counts[one.view, certified] > record.byzantine:", "if True:"),
+        ("broadcast", "if counts[one.view, certified] > enough:", "if True:"),
     ),
     "one_checker": _switch(
         "one colluding validator lets a newcomer that computed nothing become a member",

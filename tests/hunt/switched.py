@@ -30,6 +30,8 @@ OF_KNOWN = (
     "reveals_not_again",
     "reports_not_again",
     "parts_once",
+    "unheard_unsure",
+    "told_by_the_unheard",
     "listeners_guess",
     *(name for name in KNOWN if name.startswith("certificate")),
 )

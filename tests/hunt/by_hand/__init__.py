@@ -31,6 +31,8 @@ PLAYS: dict[str, Callable[[], str]] = {
         along.reveals_not_again,
         along.reports_not_again,
         along.parts_once,
+        along.unheard_unsure,
+        along.told_by_the_unheard,
         along.listeners_guess,
         certificates.certificate_without_the_away,
         trials.any_step,

@@ -16,7 +16,7 @@ from btard.protocol.coin import coin_commitment, combine
 from btard.protocol.identity import Identity
 from btard.protocol.messages import CoinCommit, CoinReveal, Relayed, Signed
 from tests.hunt.by_hand.broadcasts import signed, vouched
-from tests.hunt.by_hand.cohort import Attacker, cohort, damage
+from tests.hunt.by_hand.cohort import Attacker, Away, cohort, damage
 
 RUN = "by hand"
 LIARS = (1, 3)
@@ -122,6 +122,24 @@ def parts_once() -> str:
     broken = damage(driver, 2)
     removed = [peer for entry in driver.honest[0].ledger.entries for peer in entry.peers]
     return broken or (f"honest peers {removed} removed" if removed else "")
+
+
+class Unheard(Links):
+    """Nobody else hears peer 0 in the roll call of step 1."""
+
+    def lost(self, step: int, phase: str, peers: int, *, acknowledged: bool) -> np.ndarray | None:
+        lost = np.zeros((peers, peers), dtype=bool)
+        lost[0, 1:] = step == 1 and phase == "commit"
+        return lost
+
+
+def unheard_unsure() -> str:
+    return damage(cohort({}, byzantine=1, links=Unheard()), 3)
+
+
+def told_by_the_unheard() -> str:
+    away = Away(lambda ctx: ctx.step == 1)
+    return damage(cohort({2: away}, peers=7, byzantine=0, relays=1, validators=0, links=Unheard()), 3)
 
 
 class Denies(Attacker):
