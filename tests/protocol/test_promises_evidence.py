@@ -205,7 +205,8 @@ def keep_aggregates(peer: Peer, step: int, kept: dict[int, Packet]) -> None:
                 return stop.value
             answer = yield effect
             if isinstance(effect, Exchange) and effect.phase == "aggregate" and peer.t == step:
-                kept.update({p.part: p for sent in answer.values() for p in sent if isinstance(p, Packet)})
+                letters = [joined.letter or () for joined in answer.values()]  # each along with a signature
+                kept.update({p.part: p for letter in letters for p in letter if isinstance(p, Packet)})
 
     peer.step = watched  # type: ignore[method-assign]
 
