@@ -36,7 +36,7 @@ def test_delays_of_a_step_without_faults(relays: int, monkeypatch: pytest.Monkey
     kinds = [rounds.kind(phase) for phase in phases]
     assert kinds.count("commit") == 1
     assert not any(kind.endswith(", relay") for kind in kinds)
-    assert sum(kind.endswith(", compare") for kind in kinds) == (6 if relays else 0)
+    assert sum(kind.endswith(", compare") for kind in kinds) == (1 if relays else 0)
 
 
 @pytest.mark.parametrize(
