@@ -45,9 +45,8 @@ def hear(
     came = yield Broadcast(phase, message, faces, limit, loads.of_broadcast(record, limit), along)
     came, vouches = _parted(came, along)
     heard = Heard(phase, limit, record.speakers, came, _directly(seat, record, phase, came, limit))
-    record.heard[phase] = (
-        heard.direct.messages
-    )  # for the hooks to see: liars hear it before all agree on what was before
+    # For the hooks to see: liars hear it before all agree on what was said before.
+    record.heard[phase] = heard.direct.messages
     if before is not None:
         yield from _resolve(seat, record, before, vouches)
     return heard
@@ -151,7 +150,7 @@ def _resolve(
     result, proof = yield from _relay(seat, record, heard, agreed)
     heard.agreed, heard.certified = result, proof is not None
     listeners, calling = record.listeners, record.here is None
-    if calling:  # who says nothing in the roll call signs no certificate, and may have heard something else
+    if calling:  # a peer that says nothing in it signs no certificate, and may have heard something else
         listeners = (*listeners, *(p for p in record.remaining if p not in result.said))
     # A peer that nobody else has heard has no certificate, and does not know that it is the one to be told.
     unsure = calling and proof is None
@@ -207,7 +206,7 @@ def _relay(
     behaviour, ctx, phase, direct = seat.behaviour_at(record), seat.context(record), heard.phase, heard.direct
     members, rounds = record.members, _rounds(seat, record, heard.phase)
     member, needed = seat.id in members, signers(record, direct)
-    # Who tells others something else, or nothing, does not hold what these hold: it is shown a certificate as they are.
+    # A peer that tells others something else, or nothing, does not hold what these hold: it is shown one, too.
     proven = bool(needed) and all(peer in agreed for peer in needed) and heard.vouched_plainly and behaviour.relays_news
     own = Later(lambda: Relayed(certify(record, phase, seat.id, seat.identity, needed), ())) if proven else None
     proof: Later[Relayed] | Relayed | None = own
@@ -282,7 +281,7 @@ def _tell(
     )
     if not listens:
         return
-    heard.certified |= seat.id not in members  # who is told nothing has heard what the members have a certificate of
+    heard.certified |= seat.id not in members  # a newcomer that is told nothing has heard what they have
     counts: Counter[tuple[bytes, bool]] = Counter()
     for member in members:
         view: dict[int, dict[bytes, Signed]] = {}

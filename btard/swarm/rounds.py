@@ -12,10 +12,10 @@ for any more in this step: what it says counts if it is there by the time that t
 waste two waits of each other peer in a step, and an honest peer that has once been unreachable for a moment still has
 its say. (An honest peer that a liar has kept waiting comes in time, as above: it has no strike at all.)
 
-In the first round of relays who has a certificate shows it to those that speak there (`btard.swarm.certificates`), and
-is past that round. It is waited for all the same, since only its certificate spares a peer the rounds. If none comes,
-that is no strike: nothing was due in the stream that it is followed by. But after two of these it is not waited for
-in such a round any more. So that wastes two waits more.
+In the first round of relays a peer with a certificate shows it to those that speak there, and is past that round
+(`btard.swarm.certificates`). It is waited for all the same, since only its certificate spares a peer the rounds. If
+none comes, that is no strike: nothing was due in the stream that it is followed by. But after two of these it is not
+waited for in such a round any more. So that wastes two waits more.
 
 Other peers wait for whoever was kept waiting. So a liar that is silent to one honest peer at a time can make all wait
 once in each phase, until it has two strikes with each of them: l liars waste at most 4 l h waits of h honest peers, and
