@@ -13,6 +13,8 @@ from btard.swarm.coordinator import Coordinator
 from btard.swarm.task import TaskSource
 from tests.albert.trainers import SOURCE, Trainers
 
+ADDRESS = "address: "
+
 
 class Watched:
     """`coordinator` and `trainers`. Peers have keys of their own, as strangers do, unless the settings number them."""
@@ -48,9 +50,9 @@ class Watched:
             self.end = error
 
     def _address(self) -> str:
-        file = self.out / "coordinator" / "address.txt"
+        """What the coordinator says: its file may still be the one of a former run, at a port that others have now."""
         deadline = time.monotonic() + 30
-        while not file.exists():
+        while not (said := [line for line in self.lines if line.startswith(ADDRESS)]):
             assert self.end is None and time.monotonic() < deadline, self.end
             time.sleep(0.05)
-        return file.read_text(encoding="utf-8").strip()
+        return said[0].removeprefix(ADDRESS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import shutil
+import socket
 import threading
 import time
 import urllib.request
@@ -29,6 +30,7 @@ from btard.protocol.identity import Identity
 from btard.swarm.coordinator import Coordinator
 from btard.swarm.keys import write_identity
 from btard.swarm.local import report
+from btard.swarm.notes import Notes
 from btard.swarm.trainer import Trainer
 from btard.watch.folder import read_run
 from btard.watch.serve import Server, Watcher
@@ -319,7 +321,7 @@ def test_a_key_that_was_lost_or_changed_is_no_other_peer(recorded: Path, tmp_pat
 
 
 def test_a_swarm_goes_on_from_folders_that_lack_pieces(recorded: Path, tmp_path: Path) -> None:
-    """It ends as the one did that was never interrupted."""
+    """It ends as the one did that was never interrupted, also where others have the coordinator's port by now."""
     out = tmp_path / "again"
     shutil.copytree(recorded / str(MIDDLE), out)
     (out / "peer-0" / METRICS).unlink()
@@ -328,10 +330,11 @@ def test_a_swarm_goes_on_from_folders_that_lack_pieces(recorded: Path, tmp_path:
     for name in (METRICS, LEDGER, "status.json", "swarm.json"):
         (out / "coordinator" / name).unlink(missing_ok=True)
     swarm = Watched(CONFIG, out, SOURCE)
-    try:
-        summary = swarm.run()
-    finally:
-        swarm.trainers.close()
+    with socket.create_server(("127.0.0.1", Notes(out / "coordinator").port)):
+        try:
+            summary = swarm.run()
+        finally:
+            swarm.trainers.close()
     before = json.loads((recorded / "whole/coordinator/summary.json").read_text())
     assert {key: summary[key] for key in BY_PEERS} == {key: before[key] for key in BY_PEERS}
     for name in ("peer-0", "peer-1"):
