@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from transformers import AlbertConfig, AlbertForPreTraining
 
 from albert.config import ModelConfig
+from btard.training.randomness import torch_seeded
 
 
 def make_model(config: ModelConfig, vocab_size: int, sequence_length: int, seed: int) -> AlbertForPreTraining:
@@ -22,8 +22,7 @@ def make_model(config: ModelConfig, vocab_size: int, sequence_length: int, seed:
         attention_probs_dropout_prob=config.dropout,
         classifier_dropout_prob=config.dropout,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch_seeded(seed):
         model = AlbertForPreTraining(settings)
     return model.train()
 

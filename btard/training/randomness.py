@@ -12,8 +12,23 @@ import torch
 
 from btard.protocol.hashing import Field, digest
 
+CPU = torch.device("cpu")
 _ONE = threading.RLock()
 """The generators below belong to the whole process: peers in threads take turns."""
+
+
+@contextmanager
+def torch_seeded(seed: int, device: torch.device = CPU) -> Iterator[None]:
+    """Inside, what torch draws on the CPU and on `device` follows from `seed`, as after `torch.manual_seed`.
+
+    Afterwards its generators are as if nothing had been drawn. One thread at a time is inside.
+    """
+    with _ONE, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed formats a traceback for CUDA each time
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 @contextmanager
@@ -23,13 +38,8 @@ def seeded(device: torch.device, *seed: Field) -> Iterator[None]:
     Afterwards they are as if nothing had been drawn. One thread at a time is inside.
     """
     hashed = digest("seeded", *seed)
-    with _ONE, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch_seeded(int.from_bytes(hashed[:8], "little"), device):
         state = random.getstate(), np.random.get_state()  # noqa: NPY002  (others' code draws from it)
-        number = int.from_bytes(hashed[:8], "little")
-        torch.default_generator.manual_seed(number)  # torch.manual_seed formats a traceback for CUDA each time
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(number)
         random.seed(hashed)
         np.random.seed(np.frombuffer(hashed, dtype="<u4"))  # noqa: NPY002
         try:

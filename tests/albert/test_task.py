@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AlbertConfig, AlbertForPreTraining
 
 from albert.audit import task_of
 from albert.config import ModelConfig
@@ -18,6 +20,7 @@ from albert.model import make_model
 from albert.task import MEASURED, AlbertTask
 from btard.protocol.effects import Compute
 from btard.task import Measurable
+from btard.training.randomness import seeded
 from btard.training.vector import flatten
 
 SEED = bytes(range(32))
@@ -35,6 +38,32 @@ def make(corpus: Corpus, per_device: int = 16, dropout: float = 0.0, **more: Any
     params = flatten(task.module)
     params += 0.05 * torch.randn(task.d, generator=torch.Generator().manual_seed(1))
     return task, params
+
+
+def test_a_model_that_is_made_while_a_gradient_is_computed_disturbs_neither(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's generator belongs to all threads. Peers that share a process began with different parameters."""
+    begun, cpu, made = threading.Event(), torch.device("cpu"), list[torch.Tensor]()
+
+    def initial(settings: AlbertConfig) -> AlbertForPreTraining:
+        begun.set()
+        return AlbertForPreTraining(settings)
+
+    def make_one() -> torch.Tensor:
+        return flatten(make_model(ModelConfig(layers=1, hidden=16, heads=2, intermediate=16, embedding=8), 100, 8, 0))
+
+    alone = make_one()
+    monkeypatch.setattr("albert.model.AlbertForPreTraining", initial)
+    maker = threading.Thread(target=lambda: made.append(make_one()))
+    with seeded(cpu, "gradient"):
+        expected = torch.rand(2)
+    with seeded(cpu, "gradient"):
+        first = torch.rand(1)
+        maker.start()
+        begun.wait(0.2)
+        drawn = torch.cat([first, torch.rand(1)])
+    maker.join()
+    assert torch.equal(drawn, expected)
+    assert torch.equal(made[0], alone)
 
 
 def test_each_loss_is_that_of_its_sequence_alone(corpus: Corpus) -> None:
