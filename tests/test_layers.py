@@ -288,13 +288,13 @@ def writes(node: ast.AST, names: set[str]) -> set[str]:
     return found
 
 
-NAMED = {"StepRecord": {"record", "about", "last"}, "Seat": {"seat", "peer", "member", "newcomer"}}
+NAMED = {"StepRecord": {"record", "about", "last"}, "Place": {"place", "seat", "peer", "member", "newcomer"}}
 """What the objects of a class are called where they are not `self`."""
-HEIRS: dict[str, set[str]] = {"StepRecord": set(), "Seat": {"peer.py", "observer.py"}}
+HEIRS: dict[str, set[str]] = {"StepRecord": set(), "Place": {"seat.py", "peer.py", "observer.py"}}
 """Files with subclasses."""
 
 
-@pytest.mark.parametrize(("file", "name"), [("record.py", "StepRecord"), ("seat.py", "Seat")])
+@pytest.mark.parametrize(("file", "name"), [("record.py", "StepRecord"), ("place.py", "Place")])
 def test_a_class_that_the_phases_share_names_who_writes_to_it(file: str, name: str) -> None:
     """In lines of its docstring like `commit.py: workers, owners`."""
     tree = parsed(PROTOCOL / file)
