@@ -251,10 +251,10 @@ PHASES: dict[str, set[str]] = {
     "coin": {"aggregate"},  # who lacks an aggregate says so at the roll call, and gets it before the reveal
     "report": {"coin"},  # what was heard of the reveals goes along with the reports
     "disclose": set(),
-    "validate": {"report"},
+    "validate": set(),
     "join": set(),
     "accuse": {"report", "trial"},
-    "trial": {"commit", "report"},
+    "trial": {"commit"},
 }
 
 

@@ -28,7 +28,8 @@ from btard.protocol.hearing import AGAIN, Heard
 from btard.protocol.ledger import Entry
 from btard.protocol.messages import EXCLUSION_KINDS, EXCUSED, FALSE_CLAIM, GUILTY, MISSING_KINDS, NOBODY, Claim, Claims
 from btard.protocol.record import StepRecord
-from btard.protocol.report import gradient_report, reports_so_far, take_reports
+from btard.protocol.report import reports_so_far, take_reports
+from btard.protocol.scalars import gradient_report
 from btard.protocol.seat import Seat
 from btard.protocol.trial import Evidence, Raised, Trial
 from btard.protocol.verify import ACCUSE, Tally, alarms, v2_violation, v3_violation

@@ -18,7 +18,7 @@ from btard.protocol.config import ProtocolConfig
 from btard.protocol.evidence import Piece, Table, announced_aggregate, committed_work, parts_of, values_shown
 from btard.protocol.messages import EXCUSED, FALSE_CLAIM, GUILTY, NOBODY, Claim, Packet, is_finite
 from btard.protocol.record import Settled, StepRecord
-from btard.protocol.report import Truth, part_scalars
+from btard.protocol.scalars import Truth, part_scalars
 from btard.protocol.seat import Court, Seat
 from btard.protocol.validate import Work, work_is_wrong
 from btard.protocol.verify import ACCUSE, CONVICT, aggregate_is_right, reported, scalars_differ
