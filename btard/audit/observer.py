@@ -15,13 +15,13 @@ from btard.audit.proof import Proof
 from btard.protocol.behaviour import Behaviour, Context
 from btard.protocol.broadcast import genuine
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.effects import Broadcast, Compute, Effect, Exchange, Purpose
+from btard.protocol.effects import Broadcast, Compute, Effect, Exchange, Purpose, Together
 from btard.protocol.hashing import batch_seed
 from btard.protocol.hearing import Heard, Hearing
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.limits import FACES
 from btard.protocol.memory import Memory
-from btard.protocol.messages import NOBODY, Claim, Packet, Signed
+from btard.protocol.messages import NOBODY, Bundle, Claim, Packet, Signed
 from btard.protocol.peer import Peer
 from btard.protocol.record import StepRecord, Transcript
 from btard.protocol.report import take_reports
@@ -127,6 +127,10 @@ class Observer(Peer):
     def _answer(
         self, effect: Effect, proof: Proof, recompute: Callable[[Compute, StepRecord], torch.Tensor] | None
     ) -> Any:
+        if isinstance(effect, Together):
+            answers = [self._answer(one, proof, recompute) for one in effect.effects]
+            senders = dict.fromkeys(sender for came in answers for sender in came)
+            return {sender: Bundle(tuple(came.get(sender) for came in answers)) for sender in senders}
         if isinstance(effect, Broadcast):
             return self.said.get(effect.phase, {})
         if isinstance(effect, Compute) and effect.purpose is Purpose.JUDGE:

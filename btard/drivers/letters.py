@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from msgspec import Struct
 from msgspec.structs import replace
 
-from btard.protocol.effects import Broadcast, Compare, Effect, Exchange, Relay
+from btard.protocol.effects import Broadcast, Compare, Effect, Exchange, Relay, Speech, Together
 from btard.protocol.envelope import (
+    bundled,
     decode_items,
     decode_signed,
     decode_vouch,
     encode_items,
     encode_signed,
-    join_vouch,
-    split_joined,
+    unbundled,
 )
-from btard.protocol.messages import JOINED_OVERHEAD, Joined, Packet, Relayed, Signed, Vouch
+from btard.protocol.messages import Bundle, Packet, Relayed, Signed, Vouch
 from btard.protocol.wire import Malformed
 
 Plain = Signed | Vouch | Sequence[Packet | Relayed]
 """A broadcast, a word on what was heard, or the items of an exchange."""
-Letter = Plain | Joined
-"""One of these, or a word on what was heard along with one of the others."""
+Letter = Plain | Bundle
 Pieces = Sequence[bytes | memoryview]
 """A letter as bytes, in pieces that are joined on the way."""
 
@@ -33,11 +32,13 @@ Pieces = Sequence[bytes | memoryview]
 class Letters(Struct, frozen=True, eq=False):
     """The letters of one peer in one phase: `special` to single recipients, `common` to all others; None is nothing."""
 
-    effect: Broadcast | Compare | Exchange
+    effect: Speech
     common: Letter | None
     special: Mapping[int, Letter | None]
     limit: int
     """Number of bytes that the peer reads from one sender; a longer letter counts as none."""
+    several: tuple[Letters, ...] = ()
+    """What is bundled in them."""
     _sizes: dict[int, int] = {}
 
     @staticmethod
@@ -46,33 +47,30 @@ class Letters(Struct, frozen=True, eq=False):
         if isinstance(effect, Compare):
             return Letters(effect, effect.vouch, effect.faces, Vouch.nbytes)
         if isinstance(effect, Broadcast):
-            said = Letters(effect, effect.message, effect.faces, effect.limit)
-        elif isinstance(effect, Exchange):
-            said = Letters(effect, None, effect.packets, effect.limit)
-        else:
-            raise TypeError(f"no driver answers {type(effect).__name__}")
-        return said if effect.along is None else said._with(effect.along)
+            return Letters(effect, effect.message, effect.faces, effect.limit)
+        if isinstance(effect, Exchange):
+            return Letters(effect, None, effect.packets, effect.limit)
+        if isinstance(effect, Together):
+            return Letters._bundled(effect, tuple(map(Letters.of, effect.effects)))
+        raise TypeError(f"no driver answers {type(effect).__name__}")
 
-    def _with(self, along: Compare) -> Letters:
-        """These letters, each along with the signature that its recipient gets."""
+    @staticmethod
+    def _bundled(effect: Together, several: tuple[Letters, ...]) -> Letters:
+        def bundle(letters: Iterable[Letter | None]) -> Bundle | None:
+            made = Bundle(tuple(letters))
+            return None if all(letter is None for letter in made.letters) else made
 
-        def join(vouch: Vouch | None, letter: Letter | None) -> Joined | None:
-            return None if vouch is None and letter is None else Joined(vouch, letter)
-
-        special = {
-            to: join(along.faces.get(to, along.vouch), self.special.get(to, self.common))
-            for to in (*self.special, *(to for to in along.faces if to not in self.special))
-        }
-        return replace(
-            self, common=join(along.vouch, self.common), special=special, limit=self.limit + JOINED_OVERHEAD, _sizes={}
-        )
+        recipients = dict.fromkeys(to for said in several for to in said.special)
+        special = {to: bundle(said.special.get(to, said.common) for said in several) for to in recipients}
+        limit = Bundle.sized(said.limit for said in several)
+        return Letters(effect, bundle(said.common for said in several), special, limit, several)
 
     @property
     def of_one_outside(self) -> Letters:
-        """What is left of a broadcast of a peer that is not in the step: its word on what it heard before."""
-        along = self.effect.along if isinstance(self.effect, Broadcast) else None
-        silenced = replace(self, common=None, special={}, limit=self.limit - JOINED_OVERHEAD * (along is not None))
-        return silenced if along is None else silenced._with(along)
+        """What is left of these letters if the peer is not in the step: its word on what it heard before."""
+        if isinstance(self.effect, Together):
+            return self._bundled(self.effect, tuple(said.of_one_outside for said in self.several))
+        return replace(self, common=None, special={}) if isinstance(self.effect, Broadcast) else self
 
     @property
     def silent(self) -> bool:
@@ -103,21 +101,34 @@ class Letters(Struct, frozen=True, eq=False):
     @property
     def exchanged(self) -> bool:
         """Whether these are packets for single recipients, rather than something for everybody."""
-        return isinstance(self.effect, Exchange)
+        return isinstance(self.effect, Exchange) or any(said.exchanged for said in self.several)
+
+    @property
+    def broadcast(self) -> bool:
+        """Whether something for everybody is among these letters, other than a word on what was heard."""
+        return isinstance(self.effect, Broadcast) or any(said.broadcast for said in self.several)
 
     @property
     def own(self) -> Letter | None:
         """What the peer hears from itself: what it says to everybody, within the limit that applies to all."""
-        return self.common if self.size(self.common) <= self.limit else None
+        return self.read(self.common)
+
+    def read(self, letter: Letter | None) -> Letter | None:
+        """What the peer reads of a letter that comes: nothing of one that is too long."""
+        if letter is None or self.size(letter) > self.limit:
+            return None
+        if not isinstance(letter, Bundle):
+            return letter
+        return Bundle(tuple(said.read(one) for said, one in zip(self.several, letter.letters, strict=True)))
 
     def size(self, letter: Letter | None) -> int:
         """Bytes of one of these letters; a letter to many is measured once."""
         if letter is None:
             return 0
-        if isinstance(letter, Joined):
-            return JOINED_OVERHEAD + self.size(letter.letter)
         if isinstance(letter, Signed | Vouch):
             return letter.nbytes
+        if isinstance(letter, Bundle):
+            return Bundle.sized(map(self.size, letter.letters))
         if id(letter) not in self._sizes:
             self._sizes[id(letter)] = sum(item.nbytes for item in letter)
         return self._sizes[id(letter)]
@@ -135,8 +146,8 @@ class Letters(Struct, frozen=True, eq=False):
         def encode(letter: Letter | None) -> Pieces | None:
             if letter is None:
                 return None
-            if isinstance(letter, Joined):
-                return [join_vouch(letter.vouch), *(encode(letter.letter) or ())]
+            if isinstance(letter, Bundle):
+                return bundled([encode(one) for one in letter.letters])
             if id(letter) not in made:
                 made[id(letter)] = _encode(letter)
             return made[id(letter)]
@@ -158,21 +169,24 @@ class Letters(Struct, frozen=True, eq=False):
 
     def _decode(self, body: bytearray | memoryview, device: torch.device) -> Letter:
         """Tensors on the CPU are views of `body`. Errors: Malformed, also for more than the limit."""
+        view = memoryview(body)
         if isinstance(self.effect, Compare):
-            return decode_vouch(memoryview(body))
-        if self.effect.along is None:
-            return self._decode_alone(memoryview(body), self.limit, device)
-        vouch, rest = split_joined(memoryview(body))
-        return Joined(vouch, self._decode_alone(rest, self.limit - JOINED_OVERHEAD, device) if len(rest) else None)
-
-    def _decode_alone(self, body: memoryview, limit: int, device: torch.device) -> Plain:
+            return decode_vouch(view)
         if isinstance(self.effect, Broadcast):
-            message = decode_signed(body, limit)
-            if message.nbytes > limit:
-                raise Malformed(f"broadcast: at most {limit} bytes are allowed")
+            message = decode_signed(view, self.limit)
+            if message.nbytes > self.limit:
+                raise Malformed(f"broadcast: at most {self.limit} bytes are allowed")
             return message
-        items = decode_items(body, limit)
-        return items if device.type == "cpu" else tuple(_on(device, item) for item in items)
+        if isinstance(self.effect, Exchange):
+            items = decode_items(view, self.limit)
+            return items if device.type == "cpu" else tuple(_on(device, item) for item in items)
+        found: list[Letter | None] = []
+        for said, one in zip(self.several, unbundled(view, len(self.several)), strict=True):
+            try:
+                found.append(None if one is None else said._decode(one, device))
+            except Malformed:  # one that means nothing does not take the others with it
+                found.append(None)
+        return Bundle(tuple(found))
 
 
 def _encode(letter: Plain) -> Pieces:

@@ -300,8 +300,8 @@ class LocalDriver:
                 if answers[recipient] is usual:
                     answers[recipient] = dict(usual)
                 answers[recipient].pop(sender, None)
-                letter = said.special[recipient]
-                if letter is not None and said.size(letter) <= letters[recipient].limit:
+                letter = letters[recipient].read(said.special[recipient])
+                if letter is not None:
                     answers[recipient][sender] = letter
         any_of = next(iter(letters.values()))
         lost = self.links.lost(step, any_of.phase, 1 + max(letters), acknowledged=any_of.exchanged)

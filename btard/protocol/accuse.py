@@ -49,7 +49,7 @@ def judge(
         return () if seat.id in record.probation else claims()  # a newcomer accuses nobody
 
     reports_so_far(seat, record, reports)
-    heard = yield from _claim(seat, record, mine(), 0, before=reports)
+    heard = yield from _claim(seat, record, mine(), 0, before=[reports])
     take_reports(seat, record, reports)
     if not reports.certified:
         seat.void(record, heard, reports)
@@ -75,7 +75,7 @@ def _claim(
     claims: Iterable[Claim],
     attempt: int,
     *,
-    before: Heard | None = None,
+    before: Sequence[Heard] = (),
     again: bool = False,
 ) -> Generator[Effect, Any, Heard]:
     """Say what this peer claims."""

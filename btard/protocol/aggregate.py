@@ -62,7 +62,7 @@ def aggregate(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
     sent = {recipient: packets for recipient, packets in outgoing.items() if packets}
     limit = packet_limit(record, [0], "aggregate")  # an owner has one part, and no part is larger than the first
     load = loads.of_aggregates(record, limit)
-    arrived = yield from seat.send(record, "aggregate", sent, limit=limit, load=load, before=heard)
+    arrived = yield from seat.send(record, "aggregate", sent, limit=limit, load=load, before=[heard])
     announces = seat.settled(record, heard, Announce, expected=record.workers)
     owned: dict[int, list[int]] = {}
     for part, owner in enumerate(record.owners):

@@ -19,24 +19,13 @@ from typing import Any
 
 from btard.protocol import loads
 from btard.protocol.certificate import accepted, agreeing, certify, shown, signers
-from btard.protocol.effects import QUIET, Compare, Effect, Exchange, Relay
+from btard.protocol.effects import QUIET, Effect, Exchange, Relay
 from btard.protocol.hearing import Heard, Hearing, first_heard
 from btard.protocol.limits import FACES, relay_limit, told_limit
 from btard.protocol.memory import Later
-from btard.protocol.messages import Joined, Relayed, Signed, Vouch, relay_digest
+from btard.protocol.messages import Relayed, Signed, Vouch, relay_digest
 from btard.protocol.place import Place
 from btard.protocol.record import StepRecord
-
-
-def parted(came: Mapping[int, Any], along: Compare | None) -> tuple[Mapping[int, Any], Mapping[int, Any] | None]:
-    """What was said, and what came `along` with it on what was heard before; None if nobody compares it."""
-    if along is None:
-        return came, None
-    joined = {peer: said for peer, said in came.items() if isinstance(said, Joined)}
-    return (
-        {peer: said.letter for peer, said in joined.items() if said.letter is not None},
-        {peer: said.vouch for peer, said in joined.items()},
-    )
 
 
 def directly(place: Place, record: StepRecord, heard: Heard) -> Hearing:

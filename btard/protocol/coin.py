@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,7 +57,7 @@ def toss(seat: Seat, record: StepRecord) -> Generator[Effect, Any, Tossed]:
     heard = yield from _commit(seat, record, 0, missing)
     members = record.members
     early = _complete(members, seat.so_far(record, heard, CoinCommit))
-    reveals = yield from _reveal(seat, record, 0, heard, said=early)
+    reveals = yield from _reveal(seat, record, 0, before=[heard], said=early)
     commits = seat.settled(record, heard, CoinCommit, expected=members)
     complete = _complete(members, commits)
     yield from _hand_out_missing(seat, record, commits)
@@ -67,7 +67,7 @@ def toss(seat: Seat, record: StepRecord) -> Generator[Effect, Any, Tossed]:
     if not heard.certified and record.members != members:
         yield from _toss_again(seat, record)  # it may have seen what others reveal
         return Tossed()
-    return Tossed(commits, (yield from _reveal(seat, record, 0, None, again=True)))
+    return Tossed(commits, (yield from _reveal(seat, record, 0, again=True)))
 
 
 def settle(seat: Seat, record: StepRecord, tossed: Tossed) -> Generator[Effect, Any, bool]:
@@ -104,7 +104,7 @@ def _toss_again(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
         heard = yield from _commit(seat, record, attempt, ())
         yield from seat.agree(record, heard)
         commits = seat.settled(record, heard, CoinCommit, expected=record.members)
-        reveals = yield from _reveal(seat, record, attempt, None)
+        reveals = yield from _reveal(seat, record, attempt)
         yield from seat.agree(record, reveals)
         if _judged(seat, record, attempt, commits, reveals):
             return
@@ -125,7 +125,13 @@ def _commit(seat: Seat, record: StepRecord, attempt: int, missing: tuple[int, ..
 
 
 def _reveal(
-    seat: Seat, record: StepRecord, attempt: int, before: Heard | None, *, said: bool = True, again: bool = False
+    seat: Seat,
+    record: StepRecord,
+    attempt: int,
+    *,
+    before: Sequence[Heard] = (),
+    said: bool = True,
+    again: bool = False,
 ) -> Generator[Effect, Any, Heard]:
     """`said`: whether this peer reveals; `again`: after what was said before all agreed on the commitments."""
     mine = seat.behaviour_at(record).reveal(seat.context(record), _secret(seat, record, attempt)) if said else None

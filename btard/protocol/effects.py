@@ -86,7 +86,7 @@ class Compare(Struct, frozen=True):
     """Send everybody my signature on what I heard in an earlier phase; answered by {sender: Vouch}.
 
     `faces`: as of a broadcast. It has a message of its own only where nobody has anything else to say: elsewhere it is
-    `along` with what is said next.
+    `Together` with what is said next.
     """
 
     load: ClassVar[int] = 0
@@ -110,8 +110,6 @@ class Broadcast(Struct, frozen=True):
     faces: Mapping[int, Signed | None]
     limit: int
     load: int
-    along: Compare | None = None
-    """What goes to everybody in the same message; the answer is then {sender: Joined}."""
 
 
 class Exchange(Struct, frozen=True):
@@ -125,8 +123,6 @@ class Exchange(Struct, frozen=True):
     packets: Mapping[int, Sequence[Packet | Relayed]]
     limit: int
     load: int
-    along: Compare | None = None
-    """As of a broadcast."""
 
 
 class Relay(Exchange, frozen=True):
@@ -147,8 +143,21 @@ class Relay(Exchange, frozen=True):
     """First round: what a settled peer shows to each peer that is not."""
 
 
+class Together(Struct, frozen=True):
+    """Say several things in one message; answered by {sender: Bundle}, in the order of `effects`."""
+
+    phase: str
+    effects: tuple[Broadcast | Compare | Exchange, ...]
+
+    @property
+    def load(self) -> int:
+        return sum(effect.load for effect in self.effects)
+
+
 QUIET: Mapping[int, Sequence[Packet | Relayed]] = MappingProxyType({})
 """Nobody says anything in this round or in those that follow it."""
 
 
-Effect = Compute | Measure | Idle | Broadcast | Compare | Exchange
+Speech = Broadcast | Compare | Exchange | Together
+"""What peers say to each other."""
+Effect = Compute | Measure | Idle | Speech

@@ -17,7 +17,7 @@ from msgspec import Meta
 from btard.protocol import wire
 from btard.protocol.identity import SIGNATURE_SIZE
 from btard.protocol.limits import MAX_CHAIN, MAX_DIMS, MAX_HEADER, MAX_ITEMS, MAX_SIGNATURE
-from btard.protocol.messages import JOINED_OVERHEAD, Packet, Relayed, Signed, Vouch
+from btard.protocol.messages import ALIGNMENT, Packet, Relayed, Signed, Vouch
 from btard.protocol.wire import Malformed, Message, Number, one_of
 
 DTYPES: tuple[torch.dtype, ...] = (
@@ -33,10 +33,11 @@ DTYPES: tuple[torch.dtype, ...] = (
 
 RAW = -1
 KINDS = frozenset({"part", "aggregate", "lacking"})
-ALIGNMENT = 8
-"""Bodies start at multiples of the largest entry's size, so that a tensor can be a view of what arrived."""
 
 _LENGTH = struct.Struct("<H")
+_BUNDLED = struct.Struct("<q")
+"""Length of a letter in a bundle, `NOTHING` if there is none."""
+NOTHING = -1
 
 _Signature = Annotated[bytes, Meta(max_length=MAX_SIGNATURE)]
 _Size = Annotated[int, Meta(ge=0, lt=2**31)]
@@ -99,21 +100,27 @@ def decode_vouch(data: bytes | memoryview) -> Vouch:
     return Vouch(b"", bytes(data))
 
 
-def join_vouch(vouch: Vouch | None) -> bytes:
-    """What stands in front of the letter of a `Joined`: whether there is a signature, and the signature.
+def bundled(letters: Sequence[Sequence[bytes | memoryview] | None]) -> list[bytes | memoryview]:
+    """The letters of a `Bundle` as pieces to be joined, each given as its own pieces; None is nothing."""
+    pieces: list[bytes | memoryview] = []
+    for letter in letters:
+        length = NOTHING if letter is None else sum(len(piece) for piece in letter)
+        pieces += [_BUNDLED.pack(length), *(letter or ()), _padding(max(0, length))]
+    return pieces
 
-    Its length is the same in both cases and a multiple of the alignment, so that tensors behind it are views.
-    """
-    said = bytes(SIGNATURE_SIZE) if vouch is None else vouch.signature
-    return bytes([vouch is not None]).ljust(ALIGNMENT, b"\0") + said
 
-
-def split_joined(data: memoryview) -> tuple[Vouch | None, memoryview]:
-    """The unverified signature in a `Joined`, if there is one, and the bytes of its letter; Malformed without both."""
-    if len(data) < JOINED_OVERHEAD or data[0] > 1:
-        raise Malformed(f"joined: {len(data)} bytes, which do not begin with a signature or say that there is none")
-    vouch = decode_vouch(data[ALIGNMENT:JOINED_OVERHEAD]) if data[0] else None
-    return vouch, data[JOINED_OVERHEAD:]
+def unbundled(data: memoryview, letters: int) -> list[memoryview | None]:
+    """The bytes of each of the `letters` of a bundle; Malformed for any other number, or more bytes."""
+    found: list[memoryview | None] = []
+    start = 0
+    for _ in range(letters):
+        length = _BUNDLED.unpack(_take(data, start, _BUNDLED.size)[0])[0]
+        start += _BUNDLED.size
+        letter, start = (None, start) if length == NOTHING else _take(data, start, length)
+        found.append(letter)
+    if start != len(data):
+        raise Malformed(f"bundle: {len(data)} bytes, its {letters} letters end after {start}")
+    return found
 
 
 def encode_items(items: Sequence[Packet | Relayed]) -> list[bytes | memoryview]:
@@ -191,7 +198,7 @@ def _packet(header: _Packet, view: memoryview, start: int) -> tuple[Packet, int]
 
 
 def _take(view: memoryview, start: int, size: int) -> tuple[memoryview, int]:
-    """`size` bytes from `start` on, and where the next item begins."""
+    """`size` bytes from `start` on, and where the next ones begin."""
     end = _aligned(start + size)
     if size < 0 or end > len(view):
         raise Malformed(f"item: a body of {size} bytes, {max(0, len(view) - start)} are left")

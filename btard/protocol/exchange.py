@@ -28,7 +28,7 @@ def exchange(seat: Seat, record: StepRecord, said: RollCall) -> Generator[Effect
     limit, load = packet_limit(record, own, "part"), loads.of_parts(record, packet_limit(record, [0], "part"))
     told = tuple(outgoing)
     mine = outgoing.pop(seat.id, [])
-    arrived = yield from seat.send(record, "part", outgoing, limit=limit, load=load, before=said.heard)
+    arrived = yield from seat.send(record, "part", outgoing, limit=limit, load=load, before=[said.heard])
     call_roll(seat, record, said)
     if not said.heard.certified:
         late = _outgoing(seat, record, said, already=told)

@@ -6,7 +6,7 @@ Letters: k parts and workers, one direction z by default. Peers, parts and steps
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import torch
@@ -311,16 +311,19 @@ class Vouch(Struct, frozen=True):
         return roster.verify(sender, statement, self.signature)
 
 
-class Joined(Struct, frozen=True):
-    """What a peer says in a phase, and its signature on what it heard in an earlier one. None: nothing."""
+class Bundle(Struct, frozen=True):
+    """Several letters in one message: `Signed`, `Vouch`, or the items of an exchange; None is nothing."""
 
-    vouch: Vouch | None
-    letter: Any
-    """A `Signed`, or the items of an exchange."""
+    letters: tuple[Any, ...]
+
+    @staticmethod
+    def sized(letters: Iterable[int]) -> int:
+        """Bytes of a bundle of letters of so many bytes: each has its length in front, and is padded."""
+        return sum(ALIGNMENT + -(-size // ALIGNMENT) * ALIGNMENT for size in letters)
 
 
-JOINED_OVERHEAD = 8 + SIGNATURE_SIZE
-"""Bytes of a `Joined` in addition to its letter."""
+ALIGNMENT = 8
+"""Bodies start at multiples of the largest entry's size, so that a tensor can be a view of what arrived."""
 
 PACKET_OVERHEAD = 64
 """Bytes of a `Packet` in addition to body and signature: kind, sender, step, part, dtype, shape."""

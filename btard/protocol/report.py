@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ def report(
     coin = guess(seat, record, tossed)
     record.coin = coin or b""
     honest = _honest(seat, record, gradient) if coin else None
-    heard = yield from _say(seat, record, honest, before=tossed.reveals)
+    heard = yield from _say(seat, record, honest, before=[] if tossed.reveals is None else [tossed.reveals])
     first = yield from settle(seat, record, tossed)
     if tossed.reveals is None or (first and tossed.reveals.certified):
         return heard
@@ -47,7 +47,7 @@ def _honest(seat: Seat, record: StepRecord, gradient: torch.Tensor | None) -> Re
 
 
 def _say(
-    seat: Seat, record: StepRecord, honest: Report | None, *, before: Heard | None = None, again: bool = False
+    seat: Seat, record: StepRecord, honest: Report | None, *, before: Sequence[Heard] = (), again: bool = False
 ) -> Generator[Effect, Any, Heard]:
     said = None if honest is None else seat.behaviour_at(record).report(seat.context(record), honest)
     return (yield from seat.say(record, f"report{AGAIN * again}", Report, said, before=before))

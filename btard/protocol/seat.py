@@ -8,15 +8,15 @@ from typing import Any, Protocol
 import torch
 
 from btard.protocol import loads
-from btard.protocol.broadcast import directly, parted, relay_rounds, resolve
+from btard.protocol.broadcast import directly, relay_rounds, resolve
 from btard.protocol.certificate import vouch
 from btard.protocol.commitments import Commitments
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.effects import Broadcast, Compare, Effect, Exchange
+from btard.protocol.effects import Broadcast, Compare, Effect, Exchange, Together
 from btard.protocol.hearing import EQUIVOCATION, MALFORMED, Heard, Hearing
 from btard.protocol.ledger import Entry
 from btard.protocol.memory import Memory
-from btard.protocol.messages import P, Packet, Signed
+from btard.protocol.messages import Bundle, P, Packet, Signed
 from btard.protocol.place import Place
 from btard.protocol.record import StepRecord
 
@@ -71,7 +71,7 @@ class Seat(Place):
         payload: P | None,
         *,
         expected: Iterable[int],
-        before: Heard | None = None,
+        before: Sequence[Heard] = (),
     ) -> Generator[Effect, Any, dict[int, P]]:
         """Say `payload` (None: nothing) and agree with everybody on what was said: {sender: message}, ascending.
 
@@ -84,12 +84,24 @@ class Seat(Place):
         return self.settled(record, heard, kind, expected=expected)
 
     def say(
-        self, record: StepRecord, phase: str, kind: type[P], payload: P | None, *, before: Heard | None = None
+        self,
+        record: StepRecord,
+        phase: str,
+        kind: type[P],
+        payload: P | None,
+        *,
+        before: Sequence[Heard] = (),
     ) -> Generator[Effect, Any, Heard]:
         """Say `payload` (None: nothing), and along with it what was heard `before`, on which all have agreed then.
 
         What was said now has to be compared along with a later message, or by `agree`.
         """
+        saying = self.saying(record, phase, kind, payload)
+        [heard] = yield from self.speak(record, phase, [saying], before=before)
+        return heard
+
+    def saying(self, record: StepRecord, phase: str, kind: type[P], payload: P | None) -> Broadcast:
+        """What this peer says in a phase, signed; `speak` says it."""
         if self.id in record.expelled:
             raise Expelled
         behaviour, ctx = self.behaviour_at(record), self.context(record)
@@ -102,27 +114,52 @@ class Seat(Place):
             return Signed.create(self.identity, record.context, self.id, record.step, phase, said, self.memory)
 
         message, faces = behaviour.say(ctx, phase, payload, None if payload is None else sign(payload), sign)
-        return (yield from self.hear(record, phase, message, faces, self.limits(record).message(kind), before))
+        limit = self.limits(record).message(kind)
+        return Broadcast(phase, message, faces, limit, loads.of_broadcast(record, limit))
 
-    def hear(
+    def sending(
+        self, record: StepRecord, phase: str, packets: Mapping[int, Sequence[Packet]], *, limit: int, load: int
+    ) -> Exchange:
+        """What this peer sends each recipient in a phase; `speak` sends it.
+
+        `limit`: bytes that anybody may send me; `load`: of the phase, see `loads.py`.
+        """
+        self._crash(record, phase)
+        return Exchange(phase, self.behaviour_at(record).dispatch(self.context(record), phase, packets), limit, load)
+
+    def speak(
         self,
         record: StepRecord,
         phase: str,
-        message: Signed | None,
-        faces: Mapping[int, Signed | None],
-        limit: int,
-        before: Heard | None,
-    ) -> Generator[Effect, Any, Heard]:
-        """Say the signed `message`, or to some another of its `faces`; what this peer has heard in the phase."""
-        along = None if before is None else self.compare(record, before)
-        answer = yield Broadcast(phase, message, faces, limit, loads.of_broadcast(record, limit), along)
-        came, vouches = parted(answer, along)
-        heard = Heard(phase, limit, (), came, Hearing({}))
+        speeches: Sequence[Broadcast | Exchange],
+        *,
+        before: Sequence[Heard] = (),
+    ) -> Generator[Effect, Any, list[Any]]:
+        """Say all of `speeches` in one message of `phase`, and along with them what was heard `before`.
+
+        All agree on that then. Returns for each broadcast what this peer has `Heard`, for each exchange the packets for
+        this peer, by sender.
+        """
+        compared = [(heard, comparison) for heard in before if (comparison := self.compare(record, heard)) is not None]
+        effects = (*(comparison for _, comparison in compared), *speeches)
+        if len(effects) == 1:
+            answers = [(yield effects[0])]
+        else:
+            answers = _parted((yield Together(phase, effects)), len(effects))
+        vouches, answers = answers[: len(compared)], answers[len(compared) :]
+        heard = [self._heard(record, speech, came) for speech, came in zip(speeches, answers, strict=True)]
+        for (earlier, _), said in zip(compared, vouches, strict=True):
+            yield from resolve(self, record, earlier, said)
+        return heard
+
+    def _heard(self, record: StepRecord, speech: Broadcast | Exchange, came: Mapping[int, Any]) -> Any:
+        if isinstance(speech, Exchange):
+            # A relayed broadcast is well formed too, but no packet.
+            return {who: [item for item in items if isinstance(item, Packet)] for who, items in came.items()}
+        heard = Heard(speech.phase, speech.limit, (), came, Hearing({}))
         self.heard_anew(record, heard)
         # For the hooks to see: liars hear it before all agree on what was said before.
-        record.heard[phase] = heard.direct.messages
-        if before is not None and vouches is not None:
-            yield from resolve(self, record, before, vouches)
+        record.heard[speech.phase] = heard.direct.messages
         return heard
 
     def heard_anew(self, record: StepRecord, heard: Heard) -> None:
@@ -192,20 +229,12 @@ class Seat(Place):
         *,
         limit: int,
         load: int,
-        before: Heard | None = None,
+        before: Sequence[Heard] = (),
     ) -> Generator[Effect, Any, Mapping[int, Sequence[Packet]]]:
-        """Send each recipient its packets; returns the packets for this peer, by sender.
-
-        `limit`: bytes that anybody may send me; `load`: of the phase, see `loads.py`; `before`: as of `say`.
-        """
-        self._crash(record, phase)
-        packets = self.behaviour_at(record).dispatch(self.context(record), phase, packets)
-        along = None if before is None else self.compare(record, before)
-        arrived, vouches = parted((yield Exchange(phase, packets, limit, load, along)), along)
-        if before is not None and vouches is not None:
-            yield from resolve(self, record, before, vouches)
-        # A relayed broadcast is well formed too, but no packet.
-        return {who: [item for item in items if isinstance(item, Packet)] for who, items in arrived.items()}
+        """Send each recipient its packets; returns those for this peer, by sender. As `sending`; `before`: of `say`."""
+        sending = self.sending(record, phase, packets, limit=limit, load=load)
+        [arrived] = yield from self.speak(record, phase, [sending], before=before)
+        return arrived
 
     def _crash(self, record: StepRecord, phase: str) -> None:
         """End the peer if its behaviour is to die here."""
@@ -223,3 +252,10 @@ class Seat(Place):
         """Write `entry` to the ledger and strike the peers that it removes."""
         self.ledger.append(entry)
         record.expelled |= dict.fromkeys(entry.peers, entry.kind)
+
+
+def _parted(came: Mapping[int, Any], count: int) -> list[Mapping[int, Any]]:
+    """What came of each of `count` things that were said together."""
+    bundles = {peer: said.letters for peer, said in came.items() if isinstance(said, Bundle)}
+    whole = {peer: letters for peer, letters in bundles.items() if len(letters) == count}
+    return [{peer: of[i] for peer, of in whole.items() if of[i] is not None} for i in range(count)]

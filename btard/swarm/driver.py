@@ -24,7 +24,7 @@ from btard.drivers.trail import State
 from btard.protocol import wire
 from btard.protocol.collusion import Collusion
 from btard.protocol.commit import CutOff
-from btard.protocol.effects import QUIET, Broadcast, Compare, Compute, Exchange, Purpose, Relay
+from btard.protocol.effects import QUIET, Compute, Purpose, Relay, Speech
 from btard.protocol.envelope import encode_items
 from btard.protocol.messages import NOBODY, UNKNOWN, Certificate
 from btard.protocol.peer import Peer
@@ -70,7 +70,7 @@ class StepClock(Clock):
     def late(self, step: int, peer: int) -> bool:
         return time.monotonic() > self.ready_by or self.gone_on()
 
-    def wait(self, effect: Broadcast | Compare | Exchange) -> float:
+    def wait(self, effect: Speech) -> float:
         """Seconds to wait for what the others say in the phase of `effect`, which is the next one."""
         answered = isinstance(effect, Relay) and effect.first
         self.longest += self.deadlines.allowance(effect.phase, effect.load, self._work, answered=answered)
@@ -243,7 +243,7 @@ class SwarmDriver:
         record, me = self.peer.current, self.peer.id
         others = tuple(p for p in (*record.remaining, *record.newcomers) if p != me)
         said = letters[me]
-        if isinstance(said.effect, Broadcast):
+        if said.broadcast:
             late = self._others_have_gone_on() or (said.phase in ROLL_CALL and self._behind == step)
             if late and not self._owes():
                 # The others certify the first of these phases without this peer: it must not be in the second.
@@ -286,9 +286,7 @@ class SwarmDriver:
         record = self.peer.current
         return record.here is not None and self.peer.id in record.members
 
-    async def _round(
-        self, said: Said, others: Sequence[int], limit: int, effect: Broadcast | Compare | Exchange
-    ) -> dict[int, bytearray]:
+    async def _round(self, said: Said, others: Sequence[int], limit: int, effect: Speech) -> dict[int, bytearray]:
         record, answered = self.peer.current, isinstance(effect, Relay) and effect.first
         if answered:
             asked = [peer for peer in record.members if peer in others]

@@ -13,10 +13,22 @@ import torch
 from msgspec.structs import replace
 
 from btard.attacks.base import without_fellows
-from btard.protocol.effects import QUIET, Broadcast, Compare, Compute, Effect, Exchange, Idle, Measure, Purpose, Relay
+from btard.protocol.effects import (
+    QUIET,
+    Broadcast,
+    Compare,
+    Compute,
+    Effect,
+    Exchange,
+    Idle,
+    Measure,
+    Purpose,
+    Relay,
+    Together,
+)
 from btard.protocol.hashing import digest
 from btard.protocol.identity import Identity
-from btard.protocol.messages import Joined, JoinRequest
+from btard.protocol.messages import Bundle, JoinRequest
 from btard.protocol.peer import Outcome, Peer
 from scripts.hunt.cases import Twin
 from scripts.hunt.programs import RECIPIENTS, Honest
@@ -160,21 +172,19 @@ class Twins(Peer):
             return only
         if isinstance(first, Compute | Idle | Measure):
             return second if isinstance(first, Idle) else first
-        along: Compare | None = None
-        if isinstance(first, Broadcast | Exchange) and first.along is not None:
-            assert isinstance(second, Broadcast | Exchange)
-            vouch = None if second.along is None else second.along.vouch
-            along = Compare(first.along.phase, first.along.vouch, dict.fromkeys(served, vouch))
+        if isinstance(first, Together) and isinstance(second, Together):
+            pairs = zip(first.effects, second.effects, strict=True)
+            return Together(first.phase, tuple(self._merged({0: a, 1: b}, served) for a, b in pairs))
         if isinstance(first, Broadcast) and isinstance(second, Broadcast):
             faces = dict.fromkeys(served, second.message)
-            return Broadcast(first.phase, first.message, faces, first.limit, first.load, along)
+            return Broadcast(first.phase, first.message, faces, first.limit, first.load)
         if isinstance(first, Exchange) and isinstance(second, Exchange):
             packets = {to: items for to, items in first.packets.items() if to not in served}
             packets |= {to: items for to, items in second.packets.items() if to in served}
             if isinstance(first, Relay) and isinstance(second, Relay):
                 both = {"quiet": first.quiet and second.quiet, "settled": first.settled and second.settled}
                 return replace(first, packets=packets, proof=first.proof or second.proof, **both)
-            return Exchange(first.phase, packets, first.limit, first.load, along)
+            return Exchange(first.phase, packets, first.limit, first.load)
         assert isinstance(first, Compare) and isinstance(second, Compare)
         return Compare(first.phase, first.vouch, dict.fromkeys(served, second.vouch))
 
@@ -193,8 +203,7 @@ class Twins(Peer):
             for sender, letter in answer.items()
             if sender != self.id and (sees is None or sender in sees or sender in self.room.members)
         }
-        own = getattr(effect, "message", None) or getattr(effect, "vouch", None)
-        along = getattr(effect, "along", None)
-        if along is not None:
-            own = Joined(along.vouch, own)
+        effects = effect.effects if isinstance(effect, Together) else (effect,)
+        said = tuple(getattr(one, "message", None) or getattr(one, "vouch", None) for one in effects)
+        own = Bundle(said) if isinstance(effect, Together) else said[0]
         return heard if own is None else {**heard, self.id: own}

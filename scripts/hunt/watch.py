@@ -6,11 +6,11 @@ from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
 from btard.drivers.letters import Letters
-from btard.protocol.effects import Broadcast, Compare, Compute, Exchange, Idle, Measure, Purpose
-from btard.protocol.messages import JOINED_OVERHEAD
+from btard.protocol.effects import Broadcast, Compare, Compute, Exchange, Idle, Measure, Purpose, Together
+from btard.protocol.messages import ALIGNMENT, Bundle, Vouch
 from scripts.hunt.room import FAILURES, Room
 
-EFFECTS = (Broadcast, Compare, Compute, Exchange, Idle, Measure)
+EFFECTS = (Broadcast, Compare, Compute, Exchange, Idle, Measure, Together)
 
 
 class Endless(Exception):
@@ -51,9 +51,8 @@ class Watch:
             if isinstance(said.effect, Compare):
                 self.due[me] = self.due.get(me, 0) + said.nbytes(letters.keys() - {me})
                 continue
-            load = said.effect.load
-            if said.effect.along is not None:
-                load += JOINED_OVERHEAD * len(letters)
+            bundled = [Vouch.nbytes * isinstance(one.effect, Compare) + ALIGNMENT for one in said.several]
+            load = said.effect.load + Bundle.sized(bundled) * len(letters)
             self.due[me] = self.due.get(me, 0) + load
             sent = sum(said.size(said.special.get(to, said.common)) for to in letters if to not in out)
             read = sum(said.size(letter) for sender, letter in answers[me].items() if sender not in out)
@@ -88,7 +87,7 @@ class Watch:
                 raise Endless(f"peer {me} is at effect {count} of a step, in phase {effect.phase}")
             phase, _, attempt = effect.phase.partition("/")
             judged += isinstance(effect, Compute) and effect.purpose is Purpose.JUDGE
-            if isinstance(effect, Broadcast):
+            if isinstance(effect, Broadcast | Together):
                 if phase == "coin_reveal":
                     self.tosses = max(self.tosses, 1 + int(attempt.partition("/")[0]))
             elif isinstance(effect, Exchange) and phase in ("evidence", "pass"):

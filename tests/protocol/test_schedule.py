@@ -18,11 +18,11 @@ from msgspec.structs import replace
 
 from btard.protocol.certificate import certify
 from btard.protocol.coin import _secret, coin_commitment, combine, toss
-from btard.protocol.effects import Broadcast, Compare, Effect, Relay
+from btard.protocol.effects import Broadcast, Compare, Effect, Relay, Together
 from btard.protocol.hashing import stream
 from btard.protocol.hearing import AGAIN
 from btard.protocol.ledger import Ledger
-from btard.protocol.messages import CoinCommit, CoinReveal, Joined, Relayed, Report, Signed, Vouch
+from btard.protocol.messages import Bundle, CoinCommit, CoinReveal, Relayed, Report, Signed, Vouch
 from btard.protocol.peer import Peer
 from btard.protocol.record import Split, StepRecord
 from btard.protocol.report import report, take_reports
@@ -97,7 +97,7 @@ class Schedule(Phase):
                 return f"honest peers are in different phases: {sorted(phases)}"
             [phase] = phases
             if phase == "coin_reveal/0":
-                early = {i for i, effect in effects.items() if effect.message is not None}
+                early = {i for i, effect in effects.items() if effect.effects[-1].message is not None}
             answers = {i: self._answer(i, phase, effects, records, choice) for i in effects}
         return self._broken(records, early, choice)
 
@@ -109,23 +109,21 @@ class Schedule(Phase):
             if some.settled:
                 return {}  # it passes the rounds by
             return self._in_relays(me, phase, effects, records, choice)
-        compare = some if isinstance(some, Compare) else some.along
-        vouches: dict[int, Vouch | None] = {}
-        if compare is not None:
-            about = compare.phase.removesuffix("/compare")
-            on = compare.vouch.statement
-            vouches = {s: (e if isinstance(e, Compare) else e.along).vouch for s, e in effects.items()} | {
+        if isinstance(some, Together):
+            each = [{s: e.effects[k] for s, e in effects.items()} for k in range(len(some.effects))]
+            answers = [self._answer(me, one[me].phase, one, records, choice) for one in each]
+            senders = {s for answer in answers for s in answer}
+            return {s: Bundle(tuple(answer.get(s) for answer in answers)) for s in senders}
+        if isinstance(some, Compare):
+            about, on = phase.removesuffix("/compare"), some.vouch.statement
+            return {s: e.vouch for s, e in effects.items()} | {
                 s: Vouch(b"", self.sign(s, on)) for s in self.liars if _of(choice.vouches, about, s)[me]
             }
-        if isinstance(some, Compare):
-            return vouches
         assert isinstance(some, Broadcast)
         said: dict[int, Signed | None] = {s: e.message for s, e in effects.items()}
         faces = {s: _of(choice.said, phase, s)[me] for s in self.liars}
         said |= {s: self.message(s, phase, face) if face else None for s, face in faces.items()}
-        if compare is None:
-            return {s: message for s, message in said.items() if message is not None}
-        return {s: Joined(vouches.get(s), said.get(s)) for s in {*vouches, *said}}
+        return {s: message for s, message in said.items() if message is not None}
 
     def _in_relays(
         self, me: int, phase: str, effects: Mapping[int, Relay], records: Sequence[StepRecord], choice: Choice
