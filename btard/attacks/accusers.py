@@ -21,6 +21,7 @@ from btard.protocol.messages import (
     NOBODY,
     PROBATION_KINDS,
     Claim,
+    CoinReveal,
     Packet,
     Report,
     Signed,
@@ -101,9 +102,10 @@ class FalseAccusation(Attack):
     def say(
         self, ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Callable[[Any], Signed]
     ) -> tuple[Signed | None, Mapping[int, Signed | None]]:
-        if phase != "coin_commit/0" or self.kind not in MISSING_KINDS or (false := self._claim(ctx)) is None:
+        if phase != "coin_reveal/0" or self.kind not in MISSING_KINDS or (false := self._claim(ctx)) is None:
             return message, {}
-        return sign(replace(payload, missing=tuple(sorted({*payload.missing, false.part})))), {}
+        missing = () if payload is None else payload.missing
+        return sign(CoinReveal.lacking(sorted({*missing, false.part}))), {}
 
     def accuse(self, ctx: Context, claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
         claims = super().accuse(ctx, claims)

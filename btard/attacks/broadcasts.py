@@ -413,7 +413,7 @@ def _twisted(payload: Any, how: str, ctx: Context) -> Any:
             "announce_nobody": (replace(first, senders=()),),
         }
         return Announce((*changed[how], *payload.parts[1:])) if how in changed else payload
-    if isinstance(payload, CoinCommit):
+    if isinstance(payload, CoinReveal):
         missing = {"lacks_unknown_part": (10**6,), "lacks_part_often": (0,) * 100, "lacks_own_part": tuple(range(k))}
         return replace(payload, missing=missing[how]) if how in missing else payload
     if isinstance(payload, Report):

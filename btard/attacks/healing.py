@@ -16,7 +16,7 @@ from btard.attacks.broadcasts import Said, Sign, named
 from btard.attacks.statistics import honest_mean
 from btard.protocol.behaviour import Context, View
 from btard.protocol.hashing import digest
-from btard.protocol.messages import Claim, CoinCommit, Measured, Signed
+from btard.protocol.messages import Claim, CoinReveal, Measured, Signed
 
 HUGE = 1.7e308
 
@@ -108,9 +108,9 @@ class HitAndRun(Attack):
             return message, {}
         if named(phase) == {"silent": "accuse", "absent": "commit"}.get(self.leave):
             return None, {}
-        if self.leave == "eliminate" and phase == "coin_commit/0" and isinstance(payload, CoinCommit):
+        if self.leave == "eliminate" and phase == "coin_reveal/0" and isinstance(payload, CoinReveal):
             lacked = {part for _, part in self._victims(ctx)}
-            return sign(replace(payload, missing=tuple(sorted({*payload.missing, *lacked})))), {}
+            return sign(CoinReveal.lacking(sorted({*payload.missing, *lacked}))), {}
         return message, {}
 
     def accuse(self, ctx: Context, claims: tuple[Claim, ...]) -> tuple[Claim, ...]:

@@ -52,7 +52,7 @@ def judge(
     heard = yield from _claim(seat, record, mine(), 0, before=[reports])
     take_reports(seat, record, reports)
     if not reports.certified:
-        seat.void(record, heard, reports)
+        seat.void(record, heard, certified=reports.certified)
         heard = yield from _claim(seat, record, mine(), 0, again=True)
     raised = yield from _raised(seat, record, heard, 0)
     _expel_unexplained(seat, record, raised)

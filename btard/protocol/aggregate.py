@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from btard.aggregation import centered_clip, stack_rows
 from btard.protocol import loads
-from btard.protocol.effects import Effect
+from btard.protocol.effects import Broadcast, Effect, Exchange
 from btard.protocol.half import values_of
 from btard.protocol.limits import packet_limit
 from btard.protocol.messages import ELIMINATE_KINDS, Announce, AnnouncedPart, Packet
 from btard.protocol.packets import find_packet, packet_fault, rows
 from btard.protocol.record import Split, StepRecord
 from btard.protocol.seat import Seat
+from btard.protocol.wire import Malformed
 
 
 def clip_parts(x: torch.Tensor, tau: float) -> torch.Tensor:
@@ -25,13 +27,21 @@ def clip_parts(x: torch.Tensor, tau: float) -> torch.Tensor:
     return torch.cat([centered_clip(x[:, first:last].contiguous(), tau).value for first, last in bounds])
 
 
-def aggregate(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
-    """Announce H(a[j]) and its senders for the parts this peer owns, send a[j] to everybody, check what comes.
+@dataclass(frozen=True)
+class Offer:
+    """What an owner has to say about its parts: the announcement, and the aggregates for everybody else."""
 
-    The announcement comes first, so that nobody can fit an aggregate to what the others received. Along with the
-    aggregates goes what was heard of the announcements. An honest owner sends the same, whatever the others announced:
-    so nothing is sent again if not all had heard the same.
-    Communication: d/k floats to every active peer.
+    values: Mapping[int, torch.Tensor]
+    announcement: Broadcast
+    packets: Exchange
+
+
+def offer(seat: Seat, record: StepRecord) -> Offer:
+    """H(a[j]) and its senders for the parts this peer owns, and a[j].
+
+    Both are said at once, along with the commitment to the coin: an owner's aggregate depends on nothing that others
+    announce, and nobody can choose one by the coin. The aggregates are signed, so what differs from the announcement
+    is evidence. Communication: d/k floats to every active peer.
     """
     behaviour, ctx = seat.behaviour_at(record), seat.context(record)
     values: dict[int, torch.Tensor] = {}
@@ -47,9 +57,8 @@ def aggregate(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
         hashed = seat.commitments.digest("aggregate", seat.id, record.step, part, body)
         announced.append(AnnouncedPart(part, hashed, tuple(sorted(packets))))
     payload = Announce(tuple(announced)) if seat.id in record.workers else None
-    heard = yield from seat.say(record, "announce", Announce, payload)
-    mine = seat.so_far(record, heard, Announce).get(seat.id)
-    said = {} if mine is None else {entry.part: entry.digest for entry in mine.parts}
+    announcement = seat.saying(record, "announce", Announce, payload)
+    said = _announced(seat, announcement)
     outgoing: dict[int, list[Packet]] = {recipient: [] for recipient in record.remaining if recipient != seat.id}
     for part, value in values.items():
         packet = seat.packet(record, "aggregate", part, value, hashed=said.get(part))
@@ -62,47 +71,80 @@ def aggregate(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
     sent = {recipient: packets for recipient, packets in outgoing.items() if packets}
     limit = packet_limit(record, [0], "aggregate")  # an owner has one part, and no part is larger than the first
     load = loads.of_aggregates(record, limit)
-    arrived = yield from seat.send(record, "aggregate", sent, limit=limit, load=load, before=[heard])
-    announces = seat.settled(record, heard, Announce, expected=record.workers)
+    return Offer(values, announcement, seat.sending(record, "aggregate", sent, limit=limit, load=load))
+
+
+def _announced(seat: Seat, announcement: Broadcast) -> dict[int, bytes]:
+    """Part -> the digest that this peer announces; a Byzantine one may announce anything."""
+    if announcement.message is None:
+        return {}
+    try:
+        said = announcement.message.open(Announce, announcement.limit, seat.memory)
+    except Malformed:
+        return {}
+    return {entry.part: entry.digest for entry in said.parts}
+
+
+@dataclass(frozen=True)
+class Received:
+    """What this peer has of the aggregates by certain announcements: of those of all that it has heard, or of those on
+    which all agree."""
+
+    announces: Mapping[int, Announce]
+    """Owner -> what it has announced."""
+    malformed: tuple[int, ...]
+    """Owners that have announced other parts than theirs, or impossible senders."""
+    announced: dict[int, AnnouncedPart]
+    aggregates: dict[int, torch.Tensor]
+    suspects: Mapping[tuple[str, int, int], Packet | None]
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """The parts whose aggregate this peer lacks."""
+        return tuple(part for part in self.announced if part not in self.aggregates)
+
+
+def receive(
+    seat: Seat,
+    record: StepRecord,
+    offer: Offer,
+    arrived: Mapping[int, Sequence[Packet]],
+    announces: Mapping[int, Announce],
+) -> Received:
+    """Check the aggregates that `arrived` by what their owners announced."""
     owned: dict[int, list[int]] = {}
     for part, owner in enumerate(record.owners):
         owned.setdefault(owner, []).append(part)
-    workers = set(record.workers)
-    for owner, message in announces.items():
-        _accept_announcement(seat, record, owner, message, set(owned.get(owner, ())), workers)
+    fit = {i for i, said in announces.items() if _fits(record, said, set(owned.get(i, ())))}
+    listed = {entry.part: entry for i, said in announces.items() if i in fit for entry in said.parts}
+    announced = {part: listed[part] for part in range(record.cut.k) if part in listed}
+    aggregates: dict[int, torch.Tensor] = {}
+    suspects: dict[tuple[str, int, int], Packet | None] = {}
     for part in range(record.cut.k):
         owner = record.owner(part)
-        if owner == seat.id and part in values:
-            record.aggregates[part] = values[part]
-        elif part in record.announced and owner != seat.id:
-            accept_aggregate(seat, record, find_packet(arrived, owner, "aggregate", record.step, part), part)
+        if owner == seat.id and part in offer.values:
+            aggregates[part] = offer.values[part]
+        elif part in announced and owner != seat.id:
+            packet = find_packet(arrived, owner, "aggregate", record.step, part)
+            fault = packet_fault(seat, record, packet, announced[part].digest, part, "aggregate")
+            if fault is not None:
+                suspects[fault, owner, part] = packet
+            elif packet is not None and isinstance(packet.body, torch.Tensor):
+                aggregates[part] = values_of(packet.body)
+    malformed = tuple(i for i in announces if i not in fit)
+    return Received(announces, malformed, announced, aggregates, suspects)
 
 
-def _accept_announcement(
-    seat: Seat, record: StepRecord, owner: int, message: Announce, owned: set[int], workers: set[int]
-) -> None:
-    """Keep an announcement that covers exactly the parts `owned` with some of the `workers` as senders; else expel."""
+def _fits(record: StepRecord, message: Announce, owned: set[int]) -> bool:
+    """Whether an announcement covers exactly the parts `owned` with some of the workers as senders."""
     if {entry.part for entry in message.parts} != owned or len(message.parts) != len(owned):
-        seat.expel(record, owner, "malformed_announce")
-        return
-    for entry in message.parts:
-        if entry.senders == record.workers:
-            continue
-        if not entry.senders or tuple(sorted(workers.intersection(entry.senders))) != entry.senders:
-            seat.expel(record, owner, "malformed_announce")
-            return
-    for entry in message.parts:
-        record.announced[entry.part] = entry
-
-
-def accept_aggregate(seat: Seat, record: StepRecord, packet: Packet | None, part: int) -> None:
-    """Accept a[j] if it is what its owner announced; else remember the suspect."""
-    owner = record.owner(part)
-    fault = packet_fault(seat, record, packet, record.announced[part].digest, part, "aggregate")
-    if fault is not None:
-        record.suspects[fault, owner, part] = packet
-    elif packet is not None and isinstance(packet.body, torch.Tensor):
-        record.aggregates[part] = values_of(packet.body)
+        return False
+    workers = set(record.workers)
+    return all(
+        entry.senders == record.workers
+        or (entry.senders and tuple(sorted(workers.intersection(entry.senders))) == entry.senders)
+        for entry in message.parts
+    )
 
 
 def recover(seat: Seat, record: StepRecord, attempt: int) -> Generator[Effect, Any, None]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from btard.protocol.aggregate import recover
-from btard.protocol.effects import Effect
+from btard.protocol.aggregate import Offer, receive, recover
+from btard.protocol.effects import Broadcast, Effect
 from btard.protocol.hashing import digest
 from btard.protocol.hearing import AGAIN, Heard
 from btard.protocol.memory import remembered
-from btard.protocol.messages import CoinCommit, CoinReveal
+from btard.protocol.messages import Announce, CoinCommit, CoinReveal
 from btard.protocol.record import StepRecord
 from btard.protocol.seat import Seat
 
@@ -42,41 +42,62 @@ class Tossed:
     reveals: Heard | None = None
 
 
-def toss(seat: Seat, record: StepRecord) -> Generator[Effect, Any, Tossed]:
+def toss(seat: Seat, record: StepRecord, offer: Offer) -> Generator[Effect, Any, Tossed]:
     """Commit and reveal, strictly after all commitments to gradients and aggregates. `settle` then has r^t.
 
     Who may speak is who is held to it: the members, in every attempt. Each attempt that fails removes at least one.
-    Rides along: each peer names the aggregates it lacks, and those who hold them pass them on before the reveal.
 
-    A peer reveals along with its word on the commitments, before it knows that all have heard the same. So it does it
-    only if it has a commitment of every member, and nobody lacks anything. Then nobody can commit to anything else
-    without being removed, and if somebody is, the coin is tossed again. Else it waits until all agree on who has
-    committed to what, and who lacks what.
+    All commit to their share along with what owners `offer`. A peer reveals along with its word on both, before it
+    knows that all have heard the same. So it does it only if it has a commitment of every member, an announcement of
+    every owner, and every aggregate. If it lacks aggregates alone, it names them instead. So nobody knows the coin
+    before all have what it judges, and nobody can commit to anything else without being removed. If somebody is, the
+    coin is tossed again. Who lacks an announcement or a commitment waits until all agree on these.
     """
-    missing = tuple(part for part in record.announced if part not in record.aggregates)
-    heard = yield from _commit(seat, record, 0, missing)
-    members = record.members
-    early = _complete(members, seat.so_far(record, heard, CoinCommit))
-    reveals = yield from _reveal(seat, record, 0, before=[heard], said=early)
-    commits = seat.settled(record, heard, CoinCommit, expected=members)
-    complete = _complete(members, commits)
-    yield from _hand_out_missing(seat, record, commits)
-    if heard.certified and complete:
+    speeches = [offer.announcement, _committing(seat, record, 0), offer.packets]
+    announced, committed, arrived = yield from seat.speak(record, "aggregate", speeches)
+    came = receive(seat, record, offer, arrived, seat.so_far(record, announced, Announce))
+    record.announced, record.aggregates = came.announced, came.aggregates
+    members, commits = record.members, seat.so_far(record, committed, CoinCommit)
+    heard_all = not came.malformed and came.announces.keys() >= set(record.workers) and commits.keys() >= set(members)
+    reveals = yield from _reveal(seat, record, 0, before=[announced, committed], missing=came.missing, said=heard_all)
+    announces = seat.settled(record, announced, Announce, expected=record.workers)
+    if announces != came.announces:
+        came = receive(seat, record, offer, arrived, announces)
+    for owner in came.malformed:
+        seat.expel(record, owner, "malformed_announce")
+    record.announced, record.aggregates = came.announced, came.aggregates
+    record.suspects |= came.suspects
+    commits = seat.settled(record, committed, CoinCommit, expected=record.members)
+    certified = announced.certified and committed.certified
+    if certified and record.members == members:
         return Tossed(commits, reveals)
-    seat.void(record, reveals, heard)
-    if not heard.certified and record.members != members:
+    seat.void(record, reveals, certified=certified)
+    lacking = CoinReveal.lacking(came.missing)
+    lacks = yield from seat.broadcast(record, "coin_reveal/0/lacks", CoinReveal, lacking, expected=record.members)
+    yield from _hand_out_missing(seat, record, lacks)
+    if not certified and record.members != members:
         yield from _toss_again(seat, record)  # it may have seen what others reveal
         return Tossed()
     return Tossed(commits, (yield from _reveal(seat, record, 0, again=True)))
 
 
 def settle(seat: Seat, record: StepRecord, tossed: Tossed) -> Generator[Effect, Any, bool]:
-    """Set `record.coin` to r^t once all agree on the reveals; whether it is that of the first attempt."""
+    """Set `record.coin` to r^t once all agree on what was said with the reveals; whether that has been enough.
+
+    If somebody lacks aggregates, they are passed on to it, and all reveal what they have committed to once more.
+    """
     if tossed.reveals is None:
         return False
     assert tossed.reveals.agreed is not None
-    if _judged(seat, record, 0, tossed.commits, tossed.reveals):
-        return True
+    reveals, enough = tossed.reveals, True
+    if not reveals.phase.endswith(AGAIN):
+        said = seat.settled(record, reveals, CoinReveal, expected=record.members)
+        yield from _hand_out_missing(seat, record, said)
+        if record.missing:
+            reveals, enough = (yield from _reveal(seat, record, 0, again=True)), False
+            yield from seat.agree(record, reveals)
+    if _judged(seat, record, 0, tossed.commits, reveals):
+        return enough
     yield from _toss_again(seat, record)
     return False
 
@@ -91,19 +112,15 @@ def guess(seat: Seat, record: StepRecord, tossed: Tossed) -> bytes | None:
     return combine(seat.config.run_id, record.step, {i: reveals[i] for i in sorted(reveals)})
 
 
-def _complete(members: Iterable[int], commits: Mapping[int, CoinCommit]) -> bool:
-    """Whether all that are `members` when they commit have done so, and none of them lacks anything."""
-    return commits.keys() >= set(members) and not any(said.missing for said in commits.values())
-
-
 def _toss_again(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
     """Toss until all that have committed reveal; whatever is said is agreed on at once."""
     attempt = 0
     while True:
         attempt += 1
-        heard = yield from _commit(seat, record, attempt, ())
-        yield from seat.agree(record, heard)
-        commits = seat.settled(record, heard, CoinCommit, expected=record.members)
+        committing = _committing(seat, record, attempt)
+        [committed] = yield from seat.speak(record, committing.phase, [committing])
+        yield from seat.agree(record, committed)
+        commits = seat.settled(record, committed, CoinCommit, expected=record.members)
         reveals = yield from _reveal(seat, record, attempt)
         yield from seat.agree(record, reveals)
         if _judged(seat, record, attempt, commits, reveals):
@@ -118,10 +135,10 @@ def _secret(seat: Seat, record: StepRecord, attempt: int) -> CoinReveal:
     )
 
 
-def _commit(seat: Seat, record: StepRecord, attempt: int, missing: tuple[int, ...]) -> Generator[Effect, Any, Heard]:
+def _committing(seat: Seat, record: StepRecord, attempt: int) -> Broadcast:
     mine = _secret(seat, record, attempt)
     commitment = seat.memory(coin_commitment, seat.config.run_id, record.step, attempt, seat.id, mine)
-    return (yield from seat.say(record, f"coin_commit/{attempt}", CoinCommit, CoinCommit(commitment, missing)))
+    return seat.saying(record, f"coin_commit/{attempt}", CoinCommit, CoinCommit(commitment))
 
 
 def _reveal(
@@ -130,11 +147,19 @@ def _reveal(
     attempt: int,
     *,
     before: Sequence[Heard] = (),
+    missing: Sequence[int] = (),
     said: bool = True,
     again: bool = False,
 ) -> Generator[Effect, Any, Heard]:
-    """`said`: whether this peer reveals; `again`: after what was said before all agreed on the commitments."""
-    mine = seat.behaviour_at(record).reveal(seat.context(record), _secret(seat, record, attempt)) if said else None
+    """`said`: whether this peer says anything: what is `missing`, or its share.
+
+    `again`: after what was said before all agreed on the commitments.
+    """
+    mine: CoinReveal | None = None
+    if said and missing:
+        mine = CoinReveal.lacking(missing)
+    elif said:
+        mine = seat.behaviour_at(record).reveal(seat.context(record), _secret(seat, record, attempt))
     return (yield from seat.say(record, f"coin_reveal/{attempt}{AGAIN * again}", CoinReveal, mine, before=before))
 
 
@@ -166,13 +191,11 @@ def _broken(
     ]
 
 
-def _hand_out_missing(
-    seat: Seat, record: StepRecord, commits: Mapping[int, CoinCommit]
-) -> Generator[Effect, Any, None]:
+def _hand_out_missing(seat: Seat, record: StepRecord, said: Mapping[int, CoinReveal]) -> Generator[Effect, Any, None]:
     """Record which peers lack which aggregate, and pass these aggregates on."""
     here = record.here or ()
-    record.missing = {sender: said.missing for sender, said in commits.items() if said.missing}
-    silent = sum(peer not in commits for peer in here)
+    record.missing = {sender: one.missing for sender, one in said.items() if one.missing}
+    silent = sum(peer not in said for peer in here)
     lacking = Counter(part for parts in record.missing.values() for part in set(parts))
     record.unheld = frozenset(part for part in record.announced if 2 * (silent + lacking[part]) >= len(here))
     if record.missing:

@@ -84,8 +84,8 @@ class Limits:
         per_part: dict[Any, int] = {
             Commit: DIGEST_SIZE + 8,
             TimedCommit: DIGEST_SIZE + 8,
-            CoinCommit: 5,
-            CoinReveal: 0,
+            CoinCommit: 0,
+            CoinReveal: 5,
             Report: 9 * (self.directions + 2) + 16,
             Announce: 5,  # senders; an owner announces one part
             Join: DIGEST_SIZE + SIGNATURE_SIZE + 8,  # for each newcomer of a step: not more than peers

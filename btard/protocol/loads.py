@@ -52,7 +52,7 @@ def of_aggregates(record: StepRecord, limit: int) -> int:
     Those of all workers: not all peers know yet who has announced one.
     """
     parts = [part for part in range(record.cut.k) if record.owner(part) in record.workers]
-    sent = max(packets(record, [part], "aggregate") for part in parts)
+    sent = max((packets(record, [part], "aggregate") for part in parts), default=0)
     return _load(record, _others(record) * sent, packets(record, parts, "aggregate"), limit)
 
 

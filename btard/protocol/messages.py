@@ -84,17 +84,25 @@ class Announce(Message, frozen=True):
 
 
 class CoinCommit(Message, frozen=True):
-    """Phase coin: H(u_i, salt_i), and the parts whose aggregate did not reach the sender intact."""
+    """Phase coin: H(u_i, salt_i)."""
 
     digest: Digest
-    missing: tuple[Number, ...] = ()
 
 
 class CoinReveal(Message, frozen=True):
-    """Phase coin: (u_i, salt_i), 32 bytes each."""
+    """Phase coin: (u_i, salt_i), 32 bytes each. Or the parts whose aggregate did not reach the sender intact.
+
+    In the second case it reveals nothing yet, and the rest is zeros.
+    """
 
     value: Digest
     salt: Digest
+    missing: tuple[Number, ...] = ()
+
+    @staticmethod
+    def lacking(parts: Iterable[int]) -> CoinReveal:
+        """What a peer says that lacks the aggregates of these parts."""
+        return CoinReveal(bytes(32), bytes(32), tuple(parts))
 
 
 class Report(Message, frozen=True):

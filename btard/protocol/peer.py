@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from btard.protocol.accuse import judge
-from btard.protocol.aggregate import aggregate, settle_exclusions, settle_missing
+from btard.protocol.aggregate import offer, settle_exclusions, settle_missing
 from btard.protocol.behaviour import HONEST, Behaviour
 from btard.protocol.choose import draw_check, draw_validators
 from btard.protocol.coin import toss
@@ -120,8 +120,7 @@ class Peer(Seat):
             recomputed = gradient if self.id in record.assignments else None
             said = yield from commit(self, record, None if self.id in record.assignments else gradient)
             yield from exchange(self, record, said)
-            yield from aggregate(self, record)
-            tossed = yield from toss(self, record)
+            tossed = yield from toss(self, record, offer(self, record))
             reports = yield from report(self, record, said.gradient, tossed)
             yield from settle_missing(self, record)
             yield from disclose(self, record, recomputed)

@@ -31,7 +31,7 @@ def report(
     first = yield from settle(seat, record, tossed)
     if tossed.reveals is None or (first and tossed.reveals.certified):
         return heard
-    seat.void(record, heard, tossed.reveals)
+    seat.void(record, heard, certified=tossed.reveals.certified)
     if record.coin != coin:
         honest = _honest(seat, record, gradient)
     return (yield from _say(seat, record, honest, again=True))

@@ -210,13 +210,13 @@ class Seat(Place):
                 opened[sender] = said
         return opened
 
-    def void(self, record: StepRecord, heard: Heard, before: Heard) -> None:
-        """What was said along with the comparison of `before` does not count.
+    def void(self, record: StepRecord, heard: Heard, *, certified: bool) -> None:
+        """What was said along with a comparison does not count; `certified`: whether all had heard the same before.
 
         If not all had heard the same before, the phase leaves nothing. Otherwise nobody honest had anything to say:
         that is left of it, so that an audit knows the one from the other.
         """
-        if before.certified:
+        if certified:
             record.heard[heard.phase] = {}
         else:
             record.heard.pop(heard.phase, None)

@@ -218,8 +218,8 @@ class Mutator:
         votes = Votes(tuple(self.pick([GUILTY, FALSE_CLAIM]) for _ in range(int(self.rng.integers(1, 3)))))
         return {
             "commit": Commit(()),
-            "coin_commit": CoinCommit(bytes(32), (0,) if self.chance() else ()),
-            "coin_reveal": CoinReveal(bytes(32), bytes(32)),
+            "coin_commit": CoinCommit(bytes(32)),
+            "coin_reveal": CoinReveal(bytes(32), bytes(32), (0,) if self.chance() else ()),
             "accuse": Claims(tuple(sorted(set(claims)))[: int(self.rng.integers(3))]),
             "vote": votes,
             "lacking": Lacking((0,)),

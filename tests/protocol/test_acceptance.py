@@ -15,7 +15,7 @@ from btard.protocol.behaviour import Behaviour, Context
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.limits import Limits
-from btard.protocol.messages import CoinCommit, Report, Signed
+from btard.protocol.messages import CoinReveal, Report, Signed
 from btard.task import QuadraticTask
 from scripts import threat_model
 from tests.protocol.cohort import run_cohort
@@ -111,7 +111,7 @@ class Insatiable(Behaviour):
         return step == START
 
     def say(self, ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Any) -> Any:
-        if isinstance(payload, CoinCommit):
+        if isinstance(payload, CoinReveal):
             return sign(replace(payload, missing=(0,) * 100)), {}
         return message, {}
 

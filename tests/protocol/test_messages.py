@@ -38,8 +38,9 @@ MESSAGES = [
     Commit((HASH, HASH[::-1])),
     TimedCommit((HASH, HASH[::-1]), 1500),
     Announce((AnnouncedPart(3, HASH, (0, 2, 5)),)),
-    CoinCommit(HASH, (1, 2)),
+    CoinCommit(HASH),
     CoinReveal(HASH, HASH[::-1]),
+    CoinReveal.lacking((1, 2)),
     Report((1.5, 0.0), ((0.25,), (-1e300,)), (1,), (2.5, 0.0)),
     Claims((Claim(7, 3, "misreport", 2), Claim(6, 1, "wrong_gradient"))),
     Votes(("guilty", "false", "excused"), (0, 3)),
@@ -119,11 +120,11 @@ def test_only_finite_floats_are_numbers(bad) -> None:
 @pytest.mark.parametrize(
     ("kind", "other"),
     [
-        (CoinCommit, msgpack.packb([HASH])),  # without the field that has a default
+        (CoinReveal, msgpack.packb([HASH, HASH])),  # without the field that has a default
         (Report, msgpack.packb([[], [], []])),
         (Claims, msgpack.packb([[7, 3, "misreport"]])),
-        (CoinCommit, msgpack.packb([HASH, [], 1])),  # with one more
-        (CoinCommit, b"\x92\xc5\x00\x20" + HASH + b"\x90"),  # with a length that takes more bytes than it needs
+        (CoinCommit, msgpack.packb([HASH, 1])),  # with one more
+        (CoinCommit, b"\x91\xc5\x00\x20" + HASH),  # with a length that takes more bytes than it needs
         (Votes, b"\x92\xdc\x00\x01\xa5false\x90"),
         (Claims, b"\x91\x94\xcc\x07\x03\xa9misreport\x02"),
         (Report, b"\x94\x91\xca\x3f\x80\x00\x00\x91\x91\xca\x3f\x80\x00\x00\x90\x90"),  # floats of half the bytes
@@ -161,7 +162,7 @@ def test_largest_honest_messages_fit_their_limits(peers: int) -> None:
         Commit: Commit((HASH,) * peers),
         TimedCommit: TimedCommit((HASH,) * peers, 2**31 - 1),
         Announce: Announce(tuple(AnnouncedPart(j, HASH, tuple(range(peers))) for j in range(1))),
-        CoinCommit: CoinCommit(HASH, tuple(range(peers))),
+        CoinReveal: CoinReveal(HASH, HASH, tuple(range(peers))),
         Report: Report((1e300,) * peers, ((1e300, 1e300),) * peers, (), (1e300,) * peers),
         Claims: Claims((Claim(2**31 - 1, peers, "withheld_aggregate", peers),) * claims),
         Votes: Votes(("excused",) * (claims * peers), pieces),

@@ -15,7 +15,7 @@ from btard.protocol.behaviour import Behaviour, Context, View
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Exchange
-from btard.protocol.messages import Claim, CoinCommit, Packet, Relayed, Report, Signed, relay_digest
+from btard.protocol.messages import Claim, CoinReveal, Packet, Relayed, Report, Signed, relay_digest
 from btard.protocol.peer import Peer
 from btard.protocol.record import Split, StepRecord
 from btard.task import QuadraticTask
@@ -179,8 +179,8 @@ class ShowsPacketsOfAFormerLife(Attacker):
         return 2 * gradient if self.life == 1 else gradient
 
     def say(self, ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Any) -> Any:
-        if self.life == 2 and phase == "coin_commit/0":
-            return sign(CoinCommit(payload.digest, tuple(sorted(self.kept)))), {}
+        if self.life == 2 and phase == "coin_reveal/0":
+            return sign(CoinReveal.lacking(sorted(self.kept))), {}
         return message, {}
 
     def accuse(self, ctx: Context, claims: tuple[Claim, ...]) -> tuple[Claim, ...]:

@@ -16,13 +16,25 @@ import pytest
 import torch
 from msgspec.structs import replace
 
+from btard.protocol.aggregate import offer
 from btard.protocol.certificate import certify
 from btard.protocol.coin import _secret, coin_commitment, combine, toss
-from btard.protocol.effects import Broadcast, Compare, Effect, Relay, Together
+from btard.protocol.effects import Broadcast, Compare, Effect, Exchange, Relay, Together
 from btard.protocol.hashing import stream
 from btard.protocol.hearing import AGAIN
 from btard.protocol.ledger import Ledger
-from btard.protocol.messages import Bundle, CoinCommit, CoinReveal, Relayed, Report, Signed, Vouch
+from btard.protocol.messages import (
+    NOBODY,
+    Announce,
+    AnnouncedPart,
+    Bundle,
+    CoinCommit,
+    CoinReveal,
+    Relayed,
+    Report,
+    Signed,
+    Vouch,
+)
 from btard.protocol.peer import Peer
 from btard.protocol.record import Split, StepRecord
 from btard.protocol.report import report, take_reports
@@ -30,7 +42,7 @@ from tests.protocol.test_agreement import Phase
 
 DRAWN = 20
 """Choices for each seed."""
-PHASES = ("coin_commit/0", "coin_reveal/0", "report")
+PHASES = ("announce", "coin_commit/0", "coin_reveal/0", "report")
 
 
 @dataclass(frozen=True)
@@ -46,8 +58,8 @@ class Choice:
 
 
 def reports_of(peer: Peer, record: StepRecord) -> Generator[Effect, Any, StepRecord]:
-    """From the commitments to the coin to the reports on which all agree."""
-    tossed = yield from toss(peer, record)
+    """From the announcements to the reports on which all agree."""
+    tossed = yield from toss(peer, record, offer(peer, record))
     heard = yield from report(peer, record, torch.ones(record.cut.d), tossed)
     yield from peer.agree(record, heard)
     take_reports(peer, record, heard)
@@ -61,7 +73,11 @@ class Schedule(Phase):
         secret = CoinReveal(bytes([face]) * 32, bytes(32))
         payload: Any
         if phase.startswith("coin_commit"):
-            payload = CoinCommit(coin_commitment(self.peers[0].config.run_id, 3, 0, who, secret), ())
+            payload = CoinCommit(coin_commitment(self.peers[0].config.run_id, 3, 0, who, secret))
+        elif phase == "announce":
+            payload = Announce(()) if face == 1 else Announce((AnnouncedPart(0, bytes(32), (who,)),))
+        elif phase == "coin_reveal/0/lacks":
+            payload = CoinReveal.lacking(())
         elif phase.startswith("coin_reveal"):
             payload = secret
         else:
@@ -79,7 +95,7 @@ class Schedule(Phase):
         for i in self.honest:
             self.peers[i].ledger = Ledger()
             records[i].split = Split(self.n, self.n)
-            records[i].workers = records[i].owners = everybody
+            records[i].workers, records[i].owners = everybody, (NOBODY,) * self.n
             running[i] = reports_of(self.peers[i], records[i])
         answers: dict[int, Any] = dict.fromkeys(running)
         early: set[int] = set()
@@ -119,6 +135,8 @@ class Schedule(Phase):
             return {s: e.vouch for s, e in effects.items()} | {
                 s: Vouch(b"", self.sign(s, on)) for s in self.liars if _of(choice.vouches, about, s)[me]
             }
+        if isinstance(some, Exchange):
+            return {}
         assert isinstance(some, Broadcast)
         said: dict[int, Signed | None] = {s: e.message for s, e in effects.items()}
         faces = {s: _of(choice.said, phase, s)[me] for s in self.liars}
@@ -169,7 +187,7 @@ class Schedule(Phase):
 def _of(by_phase: Mapping[str, Mapping[int, Sequence[Any]]], phase: str, liar: int) -> Sequence[Any]:
     """A later attempt goes like the first: who is left commits to the same faces, which are worth nothing then."""
     name = phase.removesuffix(AGAIN).partition("/")[0]
-    return by_phase[name if name == "report" else f"{name}/0"][liar]
+    return by_phase[name if name in ("announce", "report") else f"{name}/0"][liar]
 
 
 def all_choices(thorough: bool) -> Iterator[Choice]:
@@ -183,8 +201,18 @@ def all_choices(thorough: bool) -> Iterator[Choice]:
         commits, reveals, first, second, shown = zip(one, other, strict=True)
         in_round = [[of[r] if r < len(of) else "" for of in shown] for r in range(2)]
         yield Choice(
-            {"coin_commit/0": {2: commits}, "coin_reveal/0": {2: reveals}, "report": {2: (1, 1)}},
-            {"coin_commit/0": {2: first}, "coin_reveal/0": {2: second}, "report": {2: (True, True)}},
+            {
+                "announce": {2: (1, 1)},
+                "coin_commit/0": {2: commits},
+                "coin_reveal/0": {2: reveals},
+                "report": {2: (1, 1)},
+            },
+            {
+                "announce": {2: (True, True)},
+                "coin_commit/0": {2: first},
+                "coin_reveal/0": {2: second},
+                "report": {2: (True, True)},
+            },
             dict.fromkeys(PHASES, in_round),
         )
 

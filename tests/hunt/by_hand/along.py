@@ -48,7 +48,7 @@ class CommitsLast(Attacker):
         others = {peer: said for peer, said in revealed(ctx).items() if peer != 1}
         candidates = (CoinReveal(i.to_bytes(32, "big"), bytes(32)) for i in range(10_000))
         self.chosen = next(one for one in candidates if combine(RUN, ctx.step, {**others, 1: one})[0] == 0)
-        commitment = CoinCommit(coin_commitment(RUN, ctx.step, 0, 1, self.chosen), ())
+        commitment = CoinCommit(coin_commitment(RUN, ctx.step, 0, 1, self.chosen))
         said = signed(ctx, 1, phase, wire.encode(commitment))
         return dict.fromkeys((0, 2, 4), (vouched(ctx, said, 3),))
 
@@ -79,7 +79,7 @@ class FallsOut(Attacker):
         [fellow] = set(LIARS) - {ctx.peer}
         if fellow not in best:
             return outgoing
-        face = signed(ctx, fellow, phase, wire.encode(CoinCommit(bytes(32), ())))
+        face = signed(ctx, fellow, phase, wire.encode(CoinCommit(bytes(32))))
         return {**outgoing, **dict.fromkeys((0, 2, 4), (vouched(ctx, face, ctx.peer),))}
 
 

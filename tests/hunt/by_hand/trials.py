@@ -9,7 +9,7 @@ import torch
 from msgspec.structs import replace
 
 from btard.protocol.behaviour import Context
-from btard.protocol.messages import Claim, CoinCommit, Packet, Signed
+from btard.protocol.messages import Claim, CoinReveal, Packet, Signed
 from tests.hunt.by_hand.cohort import Attacker, Away, cohort, damage
 
 
@@ -20,10 +20,9 @@ class FallsOutAccusing(Attacker):
         self.fellows = fellows
 
     def say(self, ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Any) -> Any:
-        if phase != "coin_commit/0":
+        if phase != "coin_reveal/0":
             return message, {}
-        lacking = tuple(j for j in sorted(ctx.record.announced) if ctx.record.owner(j) != ctx.peer)
-        return sign(CoinCommit(payload.digest, lacking)), {}
+        return sign(CoinReveal.lacking(j for j in sorted(ctx.record.announced) if ctx.record.owner(j) != ctx.peer)), {}
 
     def accuse(self, ctx: Context, claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
         owners = {j: ctx.record.owner(j) for j in ctx.record.missing.get(ctx.peer, ())}
