@@ -68,7 +68,14 @@ def resolve(place: Place, record: StepRecord, heard: Heard, vouches: Mapping[int
     """
     record.vouches = {peer: said for peer, said in vouches.items() if isinstance(said, Vouch)}
     agreed = agreeing(place, record, heard.phase, heard.direct)
-    result, proof = yield from _relay(place, record, heard, agreed)
+    relaying, rounds = _Relaying(place, record, heard, agreed), relay_rounds(place, record, heard.phase)
+    for round in range(1, rounds + 2):
+        left = rounds + 1 - round
+        arrived = yield relaying.effect(round, left)
+        if arrived is QUIET:
+            break
+        relaying.take(arrived, round, left)
+    result, proof = relaying.hearing, relaying.proof
     heard.agreed, heard.certified = result, proof is not None
     listeners, calling = record.listeners, record.here is None
     if calling:  # a peer that says nothing in it signs no certificate, and may have heard something else
@@ -117,57 +124,74 @@ class _Gathered:
         return fresh
 
 
-def _relay(
-    place: Place, record: StepRecord, heard: Heard, agreed: Collection[int]
-) -> Generator[Effect, Any, tuple[Hearing, Later[Relayed] | Relayed | None]]:
-    """What was heard directly and a certificate of it; or all that other honest members have heard, and None.
+class _Relaying:
+    """One peer's part in the rounds in which what was `heard` is passed on, and certificates of it are shown.
 
-    Members relay; newcomers cannot vouch for a message, and all listeners are told in the end.
+    Members relay; newcomers cannot vouch for a message, and all listeners are told in the end. `agreed`: the peers that
+    have signed what this one has heard.
     """
-    behaviour, ctx, phase, direct = place.behaviour_at(record), place.context(record), heard.phase, heard.direct
-    members, rounds = record.members, relay_rounds(place, record, heard.phase)
-    member, needed = place.id in members, signers(record, direct)
-    # A peer that tells others something else, or nothing, does not hold what these hold: it is shown one, too.
-    proven = bool(needed) and all(peer in agreed for peer in needed) and heard.vouched_plainly and behaviour.relays_news
-    own = Later(lambda: Relayed(certify(record, phase, place.id, place.identity, needed), ())) if proven else None
-    proof: Later[Relayed] | Relayed | None = own
-    others = [p for p in members if p != place.id] if member else []
-    recipients = [] if proven else [p for p in others if p not in agreed]
-    gathered = _Gathered(place, record, heard)
-    fresh: dict[bytes, Relayed] = {}
-    if recipients:
-        fresh = {hashed: Relayed(signed, ()) for said in direct.said.values() for hashed, signed in said.items()}
-    bound, load = relay_limit(len(record.speakers), heard.limit), loads.of_relays(record, heard.limit)
-    for round in range(1, rounds + 2):
-        passed_on = tuple(_countersign(place, item, hashed) for hashed, item in fresh.items()) if recipients else ()
-        outgoing: Mapping[int, Sequence[Relayed]] = dict.fromkeys(recipients, passed_on) if passed_on else {}
-        outgoing = behaviour.relay(ctx, phase, round, outgoing)
-        settled = proof is not None or not member
-        arrived = yield Relay(
-            f"{phase}/relay/{round}",
+
+    def __init__(self, place: Place, record: StepRecord, heard: Heard, agreed: Collection[int]) -> None:
+        self.place, self.record, self.heard = place, record, heard
+        self.behaviour, self.ctx = place.behaviour_at(record), place.context(record)
+        self.member = place.id in record.members
+        self.needed = needed = signers(record, heard.direct)
+        # A peer that tells others something else, or nothing, does not hold what these hold: it is shown one, too.
+        plain = heard.vouched_plainly and self.behaviour.relays_news
+        proven = plain and bool(needed) and all(peer in agreed for peer in needed)
+        certificate = Later(lambda: Relayed(certify(record, heard.phase, place.id, place.identity, needed), ()))
+        self.own = certificate if proven else None
+        self.proof: Later[Relayed] | Relayed | None = self.own
+        """A certificate of what this peer has heard directly."""
+        self._others = [p for p in record.members if p != place.id] if self.member else []
+        self._recipients = [] if proven else [p for p in self._others if p not in agreed]
+        self._gathered = _Gathered(place, record, heard)
+        said = heard.direct.said.values() if self._recipients else ()
+        self._fresh = {hashed: Relayed(signed, ()) for of_sender in said for hashed, signed in of_sender.items()}
+
+    @property
+    def hearing(self) -> Hearing:
+        """What was heard directly, if there is a certificate of it; else all that other honest members have heard."""
+        return self._gathered.hearing if self.proof is None else self.heard.direct
+
+    @property
+    def _settled(self) -> bool:
+        return self.proof is not None or not self.member
+
+    def effect(self, round: int, left: int) -> Relay:
+        """Pass on what was new in the round before; `left`: how many rounds follow."""
+        record, heard, news = self.record, self.heard, self.behaviour.relays_news
+        fresh = self._fresh.items() if self._recipients else ()
+        passed_on = tuple(_countersign(self.place, item, hashed) for hashed, item in fresh)
+        outgoing: Mapping[int, Sequence[Relayed]] = dict.fromkeys(self._recipients, passed_on) if passed_on else {}
+        outgoing = self.behaviour.relay(self.ctx, heard.phase, round, outgoing)
+        return Relay(
+            f"{heard.phase}/relay/{round}",
             outgoing,
-            bound,
-            load,
-            left=rounds + 1 - round,
+            relay_limit(len(record.speakers), heard.limit),
+            loads.of_relays(record, heard.limit),
+            left=left,
             first=round == 1,
             # In the first round a peer without a certificate is shown one, if anybody has one.
-            quiet=behaviour.relays_news and not outgoing and (settled or round > 1),
-            settled=behaviour.relays_news and settled,
-            proof=own if round == 1 and member else None,
+            quiet=news and not outgoing and (self._settled or round > 1),
+            settled=news and self._settled,
+            proof=self.own if round == 1 and self.member else None,
         )
-        if arrived is QUIET:
-            break
-        fresh, recipients = {}, others
+
+    def take(self, arrived: Mapping[int, Sequence[Any]], round: int, left: int) -> None:
+        """Keep what is new of what came in `round`; with a certificate nothing else matters."""
+        settled, self._fresh, self._recipients = self._settled, {}, self._others
         if settled:
-            continue
+            return
+        record, heard = self.record, self.heard
         came = [[item for item in arrived[peer] if _well_formed(item)] for peer in sorted(arrived)]
-        certificates = (one for items in came if (one := shown(phase, items)) is not None)
-        proof = next((one for one in certificates if accepted(place, record, phase, direct, one, needed, round)), None)
-        if proof is not None:
-            fresh = {proof.message.digest(record.context): proof}
-        elif round <= rounds:  # messages have one round fewer than certificates
-            fresh = gathered.take([item for items in came for item in items], round)
-    return (gathered.hearing if proof is None else direct), proof
+        for items in came:
+            one = shown(heard.phase, items)
+            if one is not None and accepted(self.place, record, heard.phase, heard.direct, one, self.needed, round):
+                self.proof, self._fresh = one, {one.message.digest(record.context): one}
+                return
+        if left:  # messages have one round fewer than certificates
+            self._fresh = self._gathered.take([item for items in came for item in items], round)
 
 
 def _tell(

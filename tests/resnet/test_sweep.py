@@ -415,10 +415,9 @@ def test_the_command_line_changes_every_run_and_the_folder_alone_goes_on(tmp_pat
 @pytest.mark.parametrize("file", ["small.yaml", "paper.yaml", "tiny.yaml"])
 def test_grids_that_come_with_the_repository_can_be_read(file: str) -> None:
     grid = read_grid(ROOT / "configs/resnet" / file)
-    assert parse_grid(yaml.safe_load(grid.text), "again").text == grid.text
-    assert [cell.config for cell in parse_grid(yaml.safe_load(grid.text), "again").cells] == [
-        cell.config for cell in grid.cells
-    ]
+    again = parse_grid(yaml.safe_load(grid.text), "again")
+    assert again.text == grid.text
+    assert [cell.config for cell in again.cells] == [cell.config for cell in grid.cells]
 
 
 def test_runs_on_other_data_than_the_rest_are_noticed(tmp_path: Path) -> None:
