@@ -26,6 +26,7 @@ from btard.attacks.speech import (
     passed_through,
 )
 from btard.protocol.behaviour import Context
+from btard.protocol.broadcast import relay_rounds
 from btard.protocol.certificate import certify
 from btard.protocol.coin import combine
 from btard.protocol.hashing import digest
@@ -95,7 +96,7 @@ class Equivocate(Attack):
         if second.payload == message.payload:
             return message, {}
         fellows = self.collusion.members & set(ctx.record.remaining) - {ctx.peer}
-        if self.shown in ("last_round", "too_late") and self._rounds(ctx) and fellows:
+        if self.shown in ("last_round", "too_late") and self._rounds(ctx, phase) and fellows:
             self._hidden(ctx, phase)[ctx.peer] = second
             return message, {}
         return message, dict.fromkeys(honest[::2] if self.shown == "half" else honest[:1], second)
@@ -106,7 +107,7 @@ class Equivocate(Attack):
     def relay(self, ctx: Context, phase: str, round: int, outgoing: Relays) -> Relays:
         for sender, second in self._hidden(ctx, phase).items():
             relayers = [peer for peer in (ctx.peer, *fellows_of(self, ctx)) if peer != sender]
-            when = min(len(relayers), self._rounds(ctx)) + (self.shown == "too_late")
+            when = min(len(relayers), self._rounds(ctx, phase)) + (self.shown == "too_late")
             # One of them hands it over for all.
             if ctx.peer == min(relayers, default=NOBODY) and round == when:
                 item = passed_through(self, ctx, second, relayers)
@@ -118,8 +119,8 @@ class Equivocate(Attack):
         empty: dict[int, Signed] = {}
         return self.collusion.shared(("second face", ctx.step, phase), lambda: empty)
 
-    def _rounds(self, ctx: Context) -> int:
-        return ctx.config.rounds if ctx.config is not None else 0
+    def _rounds(self, ctx: Context, phase: str) -> int:
+        return relay_rounds(ctx.config, ctx.record, phase) if ctx.config is not None else 0
 
 
 @dataclass(kw_only=True, eq=False)
@@ -165,7 +166,7 @@ class NoCertificate(Attack):
         return view, dict.fromkeys(denied)
 
     def relay(self, ctx: Context, phase: str, round: int, outgoing: Relays) -> Relays:
-        last = 1 + (ctx.config.rounds if ctx.config is not None else 0)
+        last = 1 + (relay_rounds(ctx.config, ctx.record, phase) if ctx.config is not None else 0)
         hands = [ctx.peer, *fellows_of(self, ctx)]
         needed = sorted(ctx.record.vouches)
         # One of them hands it over for all.

@@ -19,6 +19,7 @@ from typing import Any
 
 from btard.protocol import loads
 from btard.protocol.certificate import accepted, agreeing, certify, shown, signers
+from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import QUIET, Effect, Exchange, Relay
 from btard.protocol.hearing import Heard, Hearing, first_heard
 from btard.protocol.limits import FACES, relay_limit, told_limit
@@ -43,10 +44,20 @@ def directly(place: Place, record: StepRecord, heard: Heard) -> Hearing:
     return first.hearing
 
 
-def relay_rounds(place: Place, record: StepRecord, phase: str) -> int:
-    """One round per Byzantine member; one more if newcomers speak, which are not among these members."""
-    rounds = place.config.rounds
-    return rounds + 1 if record.newcomers and phase == "commit" and place.config.relays != 0 else rounds
+def relay_rounds(config: ProtocolConfig, record: StepRecord, phase: str) -> int:
+    """How many rounds messages are relayed in: as many as there may be hands that are not of honest members in time.
+
+    That is one for each Byzantine member. Up to the roll call an honest member that is late counts, too: what it passes
+    on can reach one peer and not another. More than b_t honest members must be in time, so all others are n - b_t - 1
+    at most. There is one round more if newcomers speak, which are not among the members.
+    """
+    rounds = config.rounds
+    if not rounds:
+        return 0
+    if record.here is None:
+        late = len(record.members) - 2 * record.byzantine - 1
+        rounds = max(rounds, min(rounds, record.byzantine) + late)
+    return rounds + bool(record.newcomers and phase == "commit")
 
 
 def genuine(
@@ -68,7 +79,7 @@ def resolve(place: Place, record: StepRecord, heard: Heard, vouches: Mapping[int
     """
     record.vouches = {peer: said for peer, said in vouches.items() if isinstance(said, Vouch)}
     agreed = agreeing(place, record, heard.phase, heard.direct)
-    relaying, rounds = _Relaying(place, record, heard, agreed), relay_rounds(place, record, heard.phase)
+    relaying, rounds = _Relaying(place, record, heard, agreed), relay_rounds(place.config, record, heard.phase)
     for round in range(1, rounds + 2):
         left = rounds + 1 - round
         arrived = yield relaying.effect(round, left)
@@ -220,7 +231,7 @@ def _tell(
         told.append(proof.look() if isinstance(proof, Later) else proof)
     outgoing: Mapping[int, Sequence[Relayed]] = dict.fromkeys(listeners, tuple(told)) if tells else {}
     outgoing = behaviour.relay(ctx, phase, 0, outgoing)
-    senders = record.speakers
+    senders, calling = record.speakers, record.here is None
     arrived = yield Exchange(
         f"{phase}/tell", outgoing, told_limit(len(senders), heard.limit), loads.of_telling(record, heard.limit)
     )
@@ -237,9 +248,10 @@ def _tell(
                 view.setdefault(item.message.sender, {})[hashed] = item.message
         if member in arrived:
             one, certified = Hearing(view), shown(phase, items) is not None
-            listed = [peer for peer in members if record.here is not None or peer in one.said]
+            listed = [peer for peer in members if not calling or peer in one.said]
             counts[one.view, certified] += member in listed
-            enough = record.byzantine if record.here is not None else max(record.byzantine, len(listed) // 2)
+            # Liars are less than half of the members whenever that many are here, also after eliminations in this step.
+            enough = max(record.byzantine if calling else 0, len(listed) // 2)
             if counts[one.view, certified] > enough:
                 heard.agreed, heard.certified = one, certified
                 break

@@ -171,7 +171,7 @@ class Seat(Place):
     def compare(self, record: StepRecord, heard: Heard) -> Compare | None:
         """What this peer says that it has heard; None if all trust the network to show everybody the same."""
         self.heard_anew(record, heard)
-        if not relay_rounds(self, record, heard.phase):
+        if not relay_rounds(self.config, record, heard.phase):
             heard.agreed, heard.certified = heard.direct, True
             return None
         view, faces = self.behaviour_at(record).compare(self.context(record), heard.phase, heard.direct.view)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from btard.protocol.broadcast import relay_rounds
 from btard.protocol.certificate import certify
 from btard.protocol.claims import admissible
 from btard.protocol.messages import (
@@ -67,7 +68,8 @@ def revealed(value: Mapping[int, Sequence[Any]], at: Moment) -> Mapping[int, Seq
     items = []
     for message in hidden:
         signers = [i for i in keys if i != message.sender]
-        when, last = (ctx.config.rounds, 1, len(signers))[at.gene.pick % 3], ctx.config.rounds
+        last = relay_rounds(ctx.config, ctx.record, phase)
+        when = (last, 1, len(signers))[at.gene.pick % 3]
         if message.phase.endswith("/certificate"):
             when, last = when + 1, last + 1
         if round != max(1, min(when, last)) or not signers:
