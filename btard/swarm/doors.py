@@ -45,7 +45,7 @@ Door = Callable[[bytes, list[Any], asyncio.StreamReader, asyncio.StreamWriter], 
 class Doors:
     """The doors of this peer, by name. `settings`: what all peers must agree on, JSON values by dotted key.
 
-    `banned`: public key -> why; `members`: the keys that may enter the doors that are for members alone.
+    `banned`: public key -> why; `members`: public key -> number of those that may enter the doors for members alone.
     `on_refused` is called with the key of whoever is refused at its hello, and why.
     """
 
@@ -61,7 +61,7 @@ class Doors:
         self.node, self.run_id, self.settings = node, run_id, dict(settings)
         self.protocol, self.on_refused = protocol, on_refused
         self.banned: dict[bytes, str] = {}
-        self.members: frozenset[bytes] = frozenset()
+        self.members: dict[bytes, int] = {}
         self.refused: Counter[str] = Counter()
         """Reason why streams were refused -> how often: for a monitor."""
         self._doors: dict[str, tuple[Door, bool]] = {}
