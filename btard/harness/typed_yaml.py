@@ -225,9 +225,9 @@ def _build(cls: type[T], settings: Mapping[str, Setting], prefix: str, origin: s
             continue
         if key in settings:
             values[field.name] = _convert(key, settings[key], hint)
-        entries = {k: s for k, s in settings.items() if k.startswith(key + ".")}  # words that set one entry
+        value_type = _mapping_value(hint)  # of a mapping, words may set one entry
+        entries = {} if value_type is None else {k: s for k, s in settings.items() if k.startswith(key + ".")}
         if entries:
-            value_type = _mapping_value(hint)
             changed = {k[len(key) + 1 :]: _convert(k, s, value_type) for k, s in entries.items()}
             values[field.name] = {**values.get(field.name, {}), **changed}
     try:
@@ -305,10 +305,12 @@ def _number(value: Any) -> tuple[bool, float]:
     return not (math.isnan(number) or overflown), number
 
 
+@functools.cache
 def _options(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
+@functools.cache
 def _mapping_value(hint: Any) -> Any:
     """The type of a mapping's values, None if `hint` is no mapping."""
     return next((get_args(option)[1] for option in _options(hint) if get_origin(option) is dict), None)

@@ -90,7 +90,6 @@ def test_cells_are_named_by_what_differs_from_the_grids_settings() -> None:
 @pytest.mark.parametrize("file", ["small.yaml", "paper.yaml", "tiny.yaml"])
 def test_grids_that_come_with_the_repository_can_be_read(file: str) -> None:
     grid = read_grid(ROOT / "configs/resnet" / file)
-    assert parse_grid(yaml.safe_load(grid.text), "again").text == grid.text
-    assert [cell.config for cell in parse_grid(yaml.safe_load(grid.text), "again").cells] == [
-        cell.config for cell in grid.cells
-    ]
+    again = parse_grid(yaml.safe_load(grid.text), "again")
+    assert again.text == grid.text
+    assert [cell.config for cell in again.cells] == [cell.config for cell in grid.cells]
