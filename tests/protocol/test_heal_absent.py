@@ -14,28 +14,17 @@ from btard.protocol.heal import HEALED
 from btard.protocol.identity import Identity
 from btard.task import QuadraticTask
 from tests.protocol.healing import PEERS, START, Cohort, Forgetful, Plans, alike, attackers, check
+from tests.protocol.promises import Away
 
 
-class Away(Behaviour):
-    """An honest peer that nobody hears in some steps."""
-
-    def __init__(self, *steps: int) -> None:
-        self.steps = steps
-
-    def active(self, step: int) -> bool:
-        return step in self.steps
-
-    def say(self, ctx: Any, phase: str, payload: Any, message: Any, sign: Any) -> Any:
-        return None, {}
-
-    def dispatch(self, ctx: Any, phase: str, packets: Any) -> Any:
-        return {}
+def away(step: int) -> Away:
+    return Away(lambda ctx: ctx.step == step)
 
 
 def test_who_is_away_goes_back_with_the_others() -> None:
     """`advance` compares its parameters with the others'."""
     hits = attackers({1: ("hit_and_run", {"start": START, "hits": 1})})
-    cohort = Cohort({**hits, 6: Away(START + 2)}, byzantine=1).advance(START + 5)
+    cohort = Cohort({**hits, 6: away(START + 2)}, byzantine=1).advance(START + 5)
     assert 6 not in cohort.removed and check(cohort) > 0
 
 
@@ -52,10 +41,10 @@ class Deaf(Cohort):
 
 def test_who_lacks_an_aggregate_of_a_step_that_is_undone_lacks_nothing() -> None:
     hits = attackers({1: ("hit_and_run", {"start": START, "hits": 1})})
-    cohort = Deaf({**hits, 6: Away(START + 2)}, byzantine=1).advance(START + 5)
+    cohort = Deaf({**hits, 6: away(START + 2)}, byzantine=1).advance(START + 5)
     assert 6 not in cohort.removed and check(cohort) > 0
     with pytest.raises(Incomplete):
-        Deaf({6: Away(START + 2)}, byzantine=1).advance(START + 5)
+        Deaf({6: away(START + 2)}, byzantine=1).advance(START + 5)
 
 
 def test_eliminations_do_not_keep_the_others_from_healing() -> None:
