@@ -1,8 +1,8 @@
 """One peer of a swarm: answers its protocol's effects over the network, each with a deadline.
 
-The same protocol code as in the simulator. What is different is time: whoever is not heard by the deadline is absent
-from the answer. A peer that finds that the others have gone on without it says nothing more in that step, so that its
-view of the step stays that of the others, and asks them for the state if it cannot catch up.
+The same protocol code as in the simulator. What is different is time: a peer that is not heard by the deadline is
+absent from the answer. A peer that finds that the others have gone on without it says nothing more in that step, so
+that its view of the step stays that of the others, and asks them for the state if it cannot catch up.
 """
 
 from __future__ import annotations
@@ -227,7 +227,7 @@ class SwarmDriver:
     def _owes(self) -> bool:
         """Whether this peer is in the step: then the others remove it if they do not hear it, and being late is better.
 
-        Before the roll call, which is the commit phase, nobody owes anything; who was not heard in it is out.
+        Before the roll call, which is the commit phase, nobody owes anything; a peer that was not heard in it is out.
         """
         record = self.peer.current
         return record.here is not None and self.peer.id in record.members
