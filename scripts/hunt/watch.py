@@ -100,6 +100,5 @@ def most_effects(peers: int, tosses: int, rounds: int) -> int:
     rounds += 1  # of certificates
     broadcasts = 1 + 1 + 1 + 2 * tosses + 1 + 1 + 2 * 3 + 1 + 3  # three of them again
     exchanges = 1 + 1 + 2 + 1 + 2 * 2 + 3 + 1
-    return (
-        broadcasts * (1 + 1 + rounds + 1 + 1) + 2 * peers + exchanges + 1 + 2 * peers + 1
-    )  # up to the roll call longer
+    late = 2 * peers  # rounds more in join and commit
+    return broadcasts * (1 + 1 + rounds + 1 + 1) + late + exchanges + 1 + 2 * peers + 1
