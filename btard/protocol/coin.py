@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from btard.protocol.aggregate import Offer, receive, recover
-from btard.protocol.effects import Broadcast, Effect
+from btard.protocol.effects import Broadcast, Effect, Exchange
 from btard.protocol.hashing import digest
 from btard.protocol.hearing import AGAIN, Heard
 from btard.protocol.memory import remembered
@@ -53,7 +53,7 @@ def toss(seat: Seat, record: StepRecord, offer: Offer) -> Generator[Effect, Any,
     before all have what it judges, and nobody can commit to anything else without being removed. If somebody is, the
     coin is tossed again. Who lacks an announcement or a commitment waits until all agree on these.
     """
-    speeches = [offer.announcement, _committing(seat, record, 0), offer.packets]
+    speeches: list[Broadcast | Exchange] = [offer.announcement, _committing(seat, record, 0), offer.packets]
     announced, committed, arrived = yield from seat.speak(record, "aggregate", speeches)
     came = receive(seat, record, offer, arrived, seat.so_far(record, announced, Announce))
     record.announced, record.aggregates = came.announced, came.aggregates

@@ -147,12 +147,12 @@ class Seat(Place):
         else:
             answers = _parted((yield Together(phase, effects)), len(effects))
         vouches, answers = answers[: len(compared)], answers[len(compared) :]
-        heard = [self._heard(record, speech, came) for speech, came in zip(speeches, answers, strict=True)]
+        heard = [self._received(record, speech, came) for speech, came in zip(speeches, answers, strict=True)]
         for (earlier, _), said in zip(compared, vouches, strict=True):
             yield from resolve(self, record, earlier, said)
         return heard
 
-    def _heard(self, record: StepRecord, speech: Broadcast | Exchange, came: Mapping[int, Any]) -> Any:
+    def _received(self, record: StepRecord, speech: Broadcast | Exchange, came: Mapping[int, Any]) -> Any:
         if isinstance(speech, Exchange):
             # A relayed broadcast is well formed too, but no packet.
             return {who: [item for item in items if isinstance(item, Packet)] for who, items in came.items()}

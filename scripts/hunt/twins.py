@@ -173,8 +173,9 @@ class Twins(Peer):
         if isinstance(first, Compute | Idle | Measure):
             return second if isinstance(first, Idle) else first
         if isinstance(first, Together) and isinstance(second, Together):
-            pairs = zip(first.effects, second.effects, strict=True)
-            return Together(first.phase, tuple(self._merged({0: a, 1: b}, served) for a, b in pairs))
+            pairs: Any = zip(first.effects, second.effects, strict=True)
+            merged: Any = tuple(self._merged({0: a, 1: b}, served) for a, b in pairs)
+            return Together(first.phase, merged)
         if isinstance(first, Broadcast) and isinstance(second, Broadcast):
             faces = dict.fromkeys(served, second.message)
             return Broadcast(first.phase, first.message, faces, first.limit, first.load)

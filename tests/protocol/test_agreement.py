@@ -74,9 +74,10 @@ class Phase:
 
     def run(self, choice: Choice, here: bool) -> tuple[dict[int, Heard], int]:
         """What each honest peer has heard, and how many rounds the last one took."""
+        everybody = tuple(range(self.n))
         records = [
             StepRecord(
-                3, tuple(range(self.n)), {}, b"coin", context=b"context", here=tuple(range(self.n)) if here else None
+                3, everybody, {}, b"coin", context=b"context", here=everybody if here else None, byzantine=self.b
             )
             for _ in self.honest
         ]
@@ -137,7 +138,8 @@ def broken(phase: Phase, choice: Choice, here: bool) -> str:
     heard, rounds = phase.run(choice, here)
     if set(heard) != set(phase.honest):
         return "somebody does not end"
-    if rounds > phase.b + 1:
+    late = 0 if here else phase.n - 2 * phase.b - 1
+    if rounds > phase.b + late + 1:
         return f"{rounds} rounds"
     views = {i: one.agreed for i, one in heard.items() if one.agreed is not None}
     if len({view.view for view in views.values()}) > 1:

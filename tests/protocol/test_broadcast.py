@@ -42,7 +42,10 @@ class Net:
         config = ProtocolConfig(peers=peers, byzantine=len(byzantine), validators=0, relays=rounds)
         self.rounds = config.rounds
         self.peers = {i: Peer(i, self.identities[i], roster, config, 100) for i in range(peers) if i not in byzantine}
-        self.records = {i: StepRecord(3, tuple(range(peers)), {}, b"coin", context=b"context") for i in self.peers}
+        self.records = {
+            i: StepRecord(3, tuple(range(peers)), {}, b"coin", context=b"context", byzantine=len(byzantine))
+            for i in self.peers
+        }
         self.settled: dict[int, int] = {}
         """Honest peer -> the first round from which it needed nothing."""
 
