@@ -108,7 +108,7 @@ def _gradient(task: AlbertTask, config: Config, params: torch.Tensor, name: tupl
 
 
 def proposals(found: Sequence[Measured], validations: int, rounding: float = 0.0) -> dict[str, Proposal]:
-    """Tolerances by who trains together: machines that compute the same, and all that were measured.
+    """Tolerances by the machines that train together: those that compute the same, and all that were measured.
 
     `rounding`: as for `propose`.
     """

@@ -37,7 +37,7 @@ class Optimizer:
             {"params": [p for name, p in named if not decays(name)], "weight_decay": 0.0},
         ]
         # adam_debias: the library's word for leaving the step size alone; else it would depend on how many steps this
-        # process has done, and whoever comes back would compute something else.
+        # process has done, and a peer that comes back would compute something else.
         self._lamb = Lamb(
             groups,
             lr=config.lr,

@@ -79,7 +79,7 @@ class AlbertTask(TorchTask):
     def compute(self, seed: bytes, row: torch.Tensor, *args: Any, **more: Any) -> Any:
         """As in `TorchTask`, without the scale of half precision.
 
-        Where a scaled gradient overflows, it is computed again with a smaller scale: whoever computes it does so alike.
+        Where a scaled gradient overflows, it is computed again with a smaller scale, alike at every peer.
         """
         self._scale = self.loss_scale
         while True:

@@ -22,7 +22,7 @@ from resnet.batchnorm import Statistics, statistics_size
 from resnet.data import Dataset
 from resnet.folded import FoldedNetwork
 from resnet.gradients import CohortGradients
-from resnet.sampling import TrainingData, draw_batches
+from resnet.sampling import TrainingData, requested_batches
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 
@@ -84,12 +84,7 @@ class NumericTask:
 
     def gradients(self, params: Tensor, requests: Sequence[Compute], out: Tensor, **_: Any) -> None:
         """Write the gradients of `requests` at `params` [d] into the rows of `out` [r, d]."""
-        images, labels = draw_batches(
-            self.data,
-            [request.seed for request in requests],
-            self.batch_size,
-            flip_labels=[request.flip_labels for request in requests],
-        )
+        images, labels = requested_batches(self.data, requests, self.batch_size)
         params = params.to(self.device)
         rows = torch.empty(len(requests), self.d, device=self.device)
         with _settings(self.numerics):

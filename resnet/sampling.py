@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from btard.protocol.effects import Compute
 from resnet.data import Dataset
 
 SEED_BYTES = 32
@@ -62,6 +63,12 @@ def draw_batches(
     labels = data.labels[index]
     flipped = torch.tensor(flags, device=device)[:, None]
     return images, torch.where(flipped, data.classes - 1 - labels, labels)
+
+
+def requested_batches(data: TrainingData, requests: Sequence[Compute], batch_size: int) -> tuple[Tensor, Tensor]:
+    """The batches of `requests`, as `draw_batches` returns them."""
+    flags = [request.flip_labels for request in requests]
+    return draw_batches(data, [request.seed for request in requests], batch_size, flip_labels=flags)
 
 
 def _choose(data: TrainingData, seed: bytes, batch_size: int, augment: bool) -> np.ndarray:

@@ -13,7 +13,7 @@ from btard.training.layout import Slot, layout_of
 from btard.training.torch_task import TorchTask
 from resnet.batchnorm import RunningStatistics, statistics_slots
 from resnet.gradients import CohortGradients, Mode
-from resnet.sampling import TrainingData, draw_batches
+from resnet.sampling import TrainingData, draw_batches, requested_batches
 
 MEASURED = 512
 """Number of samples by which two states are compared."""
@@ -37,12 +37,7 @@ class ClassificationTask(TorchTask):
 
     def gradients(self, params: Tensor, requests: Sequence[Compute], out: Tensor, **_: Any) -> None:
         """Write the gradients of `requests` at `params` [d] into the rows of `out` [r, d]."""
-        images, labels = draw_batches(
-            self.data,
-            [request.seed for request in requests],
-            self.batch_size,
-            flip_labels=[request.flip_labels for request in requests],
-        )
+        images, labels = requested_batches(self.data, requests, self.batch_size)
         result = self.cohort(params, images, labels, out)
         # A validator recomputes somebody else's batch: that must not move anybody's running statistics.
         own = [row for row, request in enumerate(requests) if request.purpose is Purpose.TRAIN]

@@ -40,6 +40,9 @@ GROUPS = {
     "The protocol": ("ProtocolConfig", "Peer", "Identity", "Compute", "Entry", "stream", "survival_law", "Recorder"),
 }
 
+EXTENSIBLE = ("TorchTask",)
+"""Classes that users extend: what these inherit from classes without a section is listed as well."""
+
 
 def markdown(doc: str) -> str:
     """A docstring, whose examples become blocks of code."""
@@ -97,7 +100,8 @@ def members(value: type) -> Iterator[str]:
     for name, text in texts.items():
         if name.startswith(f"{value.__name__}.") and not name.partition(".")[2].startswith("_"):
             yield f"- `{name.partition('.')[2]}`: {' '.join(text.split())}"
-    for name, item in vars(value).items():
+    classes = value.__mro__ if value.__name__ in EXTENSIBLE else (value,)
+    for name, item in (found for one in classes for found in vars(one).items()):
         function = item.fget if isinstance(item, property) else getattr(item, "__func__", item)
         if name.startswith("_") or not isinstance(function, FunctionType) or not function.__doc__:
             continue

@@ -98,7 +98,7 @@ class _Watch:
         if now() >= self.ends + LAST_COPY:
             raise CloudError(f"{explain(error)}; by now the run has ended by itself, `wait` again to see how") from None
         if code_of(error) in EXPIRED or "expired" in str(explain(error)):
-            # Whoever logs in again changes files that a session reads only once.
+            # A new login changes files that a session reads only once.
             with suppress(CloudError):
                 config = self.run.config
                 self.run = replace(self.run, account=Account(config.region, config.profile))

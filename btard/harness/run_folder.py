@@ -204,7 +204,7 @@ class RunFolder:
         self._timings = (self.path / TIMINGS).open("a", encoding="utf-8", buffering=1)
         if self._wants_events:
             need("experiments", "tensorboard")
-            from torch.utils.tensorboard import SummaryWriter  # seconds to import, so only who writes pays for it
+            from torch.utils.tensorboard import SummaryWriter  # takes seconds, so only a program that writes imports it
 
             self._events = SummaryWriter(str(self.path / "tb"), purge_step=step or None)
 

@@ -75,7 +75,7 @@ def _gather(member: Member) -> None:
             shown = here
             member.say(f"{shown} of {all_here} peers are here")
         late = time.monotonic() > deadline
-        # Whoever goes first is waited for in the first phase, not longer: so all first say that they are ready.
+        # A peer that has begun waits one phase for the others, not longer: so all first say that they are ready.
         if here == all_here:
             member.state = "ready"
         if late and agreeing > half:

@@ -1,7 +1,7 @@
-"""Who is admitted, and to what: every stream begins with a hello, and a banned peer is refused everywhere.
+"""The doors of a peer: every stream begins with a hello, which says what for, and a banned peer is refused everywhere.
 
-A hello names the protocol's version, the run and the settings that all peers have to agree on; whoever differs is told
-in which of them.
+A hello names the protocol's version, the run and the settings that all peers have to agree on; a peer that differs is
+told in which of them.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ Door = Callable[[bytes, list[Any], asyncio.StreamReader, asyncio.StreamWriter], 
 class Doors:
     """The doors of this peer, by name. `settings`: what all peers must agree on, JSON values by dotted key.
 
-    `banned`: public key -> why; `members`: the keys that may enter the doors that are for members alone.
-    `on_refused` is called with the key of whoever is refused at its hello, and why.
+    `banned`: public key -> why; `members`: public key -> number of those that may enter the doors for members alone.
+    `on_refused` is called with the key of each peer that is refused at its hello, and why.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Doors:
         self.node, self.run_id, self.settings = node, run_id, dict(settings)
         self.protocol, self.on_refused = protocol, on_refused
         self.banned: dict[bytes, str] = {}
-        self.members: frozenset[bytes] = frozenset()
+        self.members: dict[bytes, int] = {}
         self.refused: Counter[str] = Counter()
         """Reason why streams were refused -> how often: for a monitor."""
         self._doors: dict[str, tuple[Door, bool]] = {}
@@ -125,7 +125,7 @@ class Doors:
             writer.transport.abort()  # `close` waits until all is read, and holds what is being sent as long
         except asyncio.CancelledError:
             pass  # this node is closed
-        except Exception:  # a bug of ours; whoever asked must not see more than a closed stream, nor end the server
+        except Exception:  # a bug of ours; the asking peer must see no more than a closed stream
             log.exception("a stream of %s failed", info.peer_id)
         finally:
             self._open[key] -= 1

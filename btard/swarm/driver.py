@@ -1,81 +1,47 @@
 """One peer of a swarm: answers its protocol's effects over the network, each with a deadline.
 
-The same protocol code as in the simulator. What is different is time: whoever is not heard by the deadline is absent
-from the answer. A peer that finds that the others have gone on without it says nothing more in that step, so that its
-view of the step stays that of the others, and asks them for the state if it cannot catch up.
+The same protocol code as in the simulator. What is different is time: a peer that is not heard by the deadline is
+absent from the answer. A peer that finds that the others have gone on without it says nothing more in that step, so
+that its view of the step stays that of the others, and asks them for the state if it cannot catch up.
 """
 
 from __future__ import annotations
 
-import asyncio
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from msgspec.structs import replace
 
-from btard.drivers.letters import Letters, Pieces
-from btard.drivers.loop import Clock, Fallen, Heard, StepResult, run_step
+from btard.drivers.letters import Letters
+from btard.drivers.loop import Fallen, Heard, StepResult, run_step
 from btard.drivers.past import Past
 from btard.drivers.trail import State
-from btard.protocol import wire
 from btard.protocol.collusion import Collusion
 from btard.protocol.commit import CutOff
 from btard.protocol.effects import QUIET, Broadcast, Compare, Compute, Exchange, Purpose, Relay
 from btard.protocol.envelope import encode_items
-from btard.protocol.messages import NOBODY, UNKNOWN, Certificate
+from btard.protocol.messages import UNKNOWN, Certificate
 from btard.protocol.peer import Peer
 from btard.swarm import frames
-from btard.swarm.certificates import Deliver
-from btard.swarm.deadlines import ANSWER, Deadlines
+from btard.swarm.clock import StepClock
+from btard.swarm.deadlines import Deadlines
 from btard.swarm.doors import Doors
 from btard.swarm.ends import Ends
-from btard.swarm.links import HEADER, Dial, Refused
+from btard.swarm.fellows import Fellows
+from btard.swarm.followers import Followers, deliver, dial
 from btard.swarm.node import Node
-from btard.swarm.outbox import Gone, Position, Said, Served
+from btard.swarm.outbox import Said
 from btard.swarm.rounds import Rounds
 from btard.task import Task
 
-FOLLOW = 30.0
-"""Seconds after which a follower's stream is checked, if there was nothing to send."""
-WATCH = 0.02
-"""Seconds between two looks for this peer's own gradient, for a fellow that asks for it."""
-TAKEN = 2**8
-"""Largest size in bytes of the answer to a certificate."""
 ATTEST, FAREWELL = "attest", "farewell"
 ROLL_CALL = ("join", "commit")
 
 
 class OutOfStep(Exception):
     """The others have continued without this peer: it needs their state to continue."""
-
-
-class StepClock(Clock):
-    """The deadlines of one step. A peer is also late if the others have continued without it."""
-
-    def __init__(self, deadlines: Deadlines, gone_on: Callable[[], bool]) -> None:
-        self.deadlines, self.gone_on = deadlines, gone_on
-        self.ready_by = math.inf
-        self.longest = deadlines.phase
-        """Seconds that the wait of the latest phase may take, the longest of the step so far."""
-        self._work = 0
-
-    def start(self, phase: str, work: int = 1) -> None:
-        self.ready_by = time.monotonic() + self.deadlines.compute
-        self._work += 0 if phase == "compute" else work
-
-    def late(self, step: int, peer: int) -> bool:
-        return time.monotonic() > self.ready_by or self.gone_on()
-
-    def wait(self, effect: Broadcast | Compare | Exchange) -> float:
-        """Seconds to wait for what the others say in the phase of `effect`, which is the next one."""
-        answered = isinstance(effect, Relay) and effect.first
-        self.longest += self.deadlines.allowance(effect.phase, effect.load, self._work, answered=answered)
-        self._work = 0
-        return self.longest
 
 
 class SwarmDriver:
@@ -98,24 +64,18 @@ class SwarmDriver:
         watch: Callable[[str], None] = lambda phase: None,
     ) -> None:
         self.peer, self.task, self.node, self.doors, self.deadlines = peer, task, node, doors, deadlines
-        self.past, self.collusion, self.watch = past, collusion, watch
+        self.past, self.watch = past, watch
         self.members = peer.active
         """A_t of the latest step, whatever this peer thinks of it."""
         self.rounds = Rounds(node, deadlines.give_up, Ends(peer))
-        self._members: dict[bytes, int] = {}
-        self._followed_by: dict[bytes, asyncio.Task[Any]] = {}
-        """Public key -> the stream that its holder follows this peer with."""
-        self._served = Served()
-        self._own: dict[int, torch.Tensor] = {}
+        self.followers = Followers(doors, self.rounds, deadlines)
+        self.fellows = Fellows(collusion, doors, deadlines, task.d)
         self._clock = StepClock(deadlines, self._others_have_gone_on)
         self._behind: int | None = None
         self._began: tuple[int, float] | None = None
         """The step that this peer began last, and when."""
         self._hold = 0.0
         """Seconds during which others may still be in the last step."""
-        doors.add("follow", self._follow, members_only=True)
-        doors.add("certificate", self._take_certificate, members_only=True)
-        doors.add("fellow", self._show_fellow, members_only=True)
         self.refresh()
 
     @property
@@ -132,8 +92,7 @@ class SwarmDriver:
         self.doors.banned = {
             keys[out]: f"{entry.kind}, step {entry.step}" for entry in peer.ledger.entries for out in entry.peers
         }
-        self.doors.members = frozenset(keys[i] for i in inside)
-        self._members = {keys[i]: i for i in inside}
+        self.doors.members = {keys[i]: i for i in inside}
         self.node.run(self._link())
 
     async def _link(self) -> None:
@@ -141,23 +100,10 @@ class SwarmDriver:
         for other in self.others:
             if other not in self.rounds.links:
                 key = self.peer.roster.keys[other]
-                self.rounds.follow(other, self._dial(key), self._deliver(key))
+                self.rounds.follow(other, dial(self.doors, key), deliver(self.doors, key))
         for gone in self.rounds.links.keys() - set(self.others):
             await self.rounds.unfollow(gone)
-        for key in self._followed_by.keys() - self._members.keys():
-            self._followed_by.pop(key).cancel()  # whoever takes nothing would keep what it was being sent for ever
-        self._served.forget(self._members, self.rounds.outbox.step)
-
-    def _dial(self, key: bytes) -> Dial:
-        return lambda at: self.doors.knock(key, "follow", *at)
-
-    def _deliver(self, key: bytes) -> Deliver:
-        async def deliver(at: Position, certificate: Pieces) -> None:
-            size = frames.size_of(certificate)
-            async with self.doors.visit(key, "certificate", *at, size, body=certificate) as (reader, _):
-                await asyncio.wait_for(frames.receive(reader, TAKEN, "answer"), ANSWER)
-
-        return deliver
+        self.followers.drop_strangers()
 
     # A step.
 
@@ -175,7 +121,7 @@ class SwarmDriver:
         now = self.past.begin([self.peer], State.of(params, shared, local))
         self.members = self.peer.active
         self.peer.elapsed = self._elapsed(now)
-        self._own = {s: x for s, x in self._own.items() if s >= now - 1}
+        self.fellows.forget(now - 1)
         self._clock = StepClock(self.deadlines, self._others_have_gone_on)
         measure = partial(self.past.measure, too_late=self._others_have_gone_on)
         course = run_step({self.peer.id: self.peer}, self, measure=measure, clock=self._clock, watch=self.watch)
@@ -217,7 +163,7 @@ class SwarmDriver:
         self._began = None
         self._behind = peer.t if behind else None
         self._hold = self.deadlines.patience(self.task.d) if behind else 0.0
-        self._served = Served()
+        self.followers.restart()
         self.node.run(self.rounds.restart(peer.t, Ends(peer)))
         self.refresh()
 
@@ -281,7 +227,7 @@ class SwarmDriver:
     def _owes(self) -> bool:
         """Whether this peer is in the step: then the others remove it if they do not hear it, and being late is better.
 
-        Before the roll call, which is the commit phase, nobody owes anything; who was not heard in it is out.
+        Before the roll call, which is the commit phase, nobody owes anything; a peer that was not heard in it is out.
         """
         record = self.peer.current
         return record.here is not None and self.peer.id in record.members
@@ -332,95 +278,6 @@ class SwarmDriver:
         workers = self.past.history.sharing(request.step, step)
         self.task.gradients(at, [request], rows, workers=workers, too_late=too_late)
         gradient = rows[0]
-        if request.purpose is Purpose.TRAIN and self.collusion is not None:
-            self._collude(step, gradient)
+        if request.purpose is Purpose.TRAIN:
+            self.fellows.collude(self.peer, step, gradient)
         return {self.peer.id: gradient}
-
-    # Attackers among themselves.
-
-    def _collude(self, now: int, gradient: torch.Tensor) -> None:
-        assert self.collusion is not None
-        self._own[now] = gradient
-        rows = {self.peer.id: gradient}
-        if self.peer.behaviour.requires_cohort:
-            fellows = sorted(self.collusion.members & set(self.peer.active) - {self.peer.id})
-            working = [fellow for fellow in fellows if fellow not in self.peer.assignments]
-            rows |= self.node.run(self._ask_fellows(now, working))
-        self.collusion.observe(now, dict(sorted(rows.items())))
-
-    async def _ask_fellows(self, now: int, fellows: Sequence[int]) -> dict[int, torch.Tensor]:
-        async def ask(fellow: int) -> tuple[int, torch.Tensor]:
-            async with self.doors.visit(self.peer.roster.keys[fellow], "fellow", now) as (reader, _):
-                await frames.receive(reader, 2**10, "gradient")
-                body = await frames.receive_body(reader, 4 * self.task.d)
-            return fellow, torch.frombuffer(body, dtype=torch.float32)
-
-        asked = [asyncio.wait_for(ask(fellow), self.deadlines.phase) for fellow in fellows]
-        answers = await asyncio.gather(*asked, return_exceptions=True)
-        return dict(answer for answer in answers if isinstance(answer, tuple))
-
-    async def _show_fellow(self, key: bytes, arguments: list[Any], reader: Any, writer: Any) -> None:
-        members = self.collusion.members if self.collusion is not None else frozenset()
-        if self._members.get(key) not in members or len(arguments) != 1:
-            raise Refused("fellow: I am none")
-        step = wire.check_int(arguments[0], "step")
-        deadline = time.monotonic() + self.deadlines.phase
-        while step not in self._own and time.monotonic() < deadline:
-            await asyncio.sleep(WATCH)
-        if step not in self._own:
-            raise Refused("fellow: I have no gradient")
-        body = self._own[step].to("cpu").contiguous().view(torch.uint8).numpy().data
-        await frames.send(writer, ("gradient",), [body])
-
-    # What others follow, and bring.
-
-    async def _take_certificate(self, key: bytes, arguments: list[Any], reader: Any, writer: Any) -> None:
-        fields = wire.check_fields(arguments, "certificate", 3)
-        step, number, size = (wire.check_int(value, "certificate") for value in fields)
-        await self.rounds.certificates.take(self._members.get(key, NOBODY), (step, number), size, reader)
-        await frames.send(writer, ("taken",))
-
-    async def _follow(self, key: bytes, arguments: list[Any], reader: Any, writer: Any) -> None:
-        recipient = self._members.get(key)
-        if recipient is None or len(arguments) != 2:
-            raise Refused("follow: your key is not in the roster of this run")
-        at: Position = (wire.check_int(arguments[0], "step"), wire.check_int(arguments[1], "phase"))
-        task = asyncio.current_task()
-        assert task is not None
-        if (before := self._followed_by.get(key)) is not None:
-            before.cancel()  # its holder has lost it, or wants to be sent everything twice
-        self._followed_by[key] = task
-        try:
-            await self._send_from(at, key, recipient, writer)
-        except asyncio.CancelledError:
-            writer.transport.abort()  # what is left in it, too
-            raise
-        finally:
-            if self._followed_by.get(key) is task:
-                del self._followed_by[key]
-
-    async def _send_from(self, at: Position, key: bytes, recipient: int, writer: asyncio.StreamWriter) -> None:
-        while key in self._members:
-            try:
-                found = await self.rounds.outbox.after(at, FOLLOW)
-            except Gone as gone:
-                await frames.send(writer, ("gone", gone.step))
-                at = (gone.step, 0)
-                continue
-            if writer.is_closing():
-                return
-            if found is None:
-                continue
-            (step, number), said = found
-            body = said.to(recipient)
-            size = -1 if body is None else frames.size_of(body)
-            whole = max(0, size) + HEADER
-            pause = self._served.pause(key, (step, number), whole, self.deadlines.seconds(whole), len(self._members))
-            await asyncio.sleep(pause)
-            counted = frames.Counted(writer)
-            try:
-                await frames.send(counted, (step, number, said.phase, size), body or ())
-            finally:
-                self._served.note(key, (step, number), counted.bytes)
-            at = (step, number + 1)
-        await frames.send(writer, ("refused", "banned"))

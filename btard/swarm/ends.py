@@ -9,8 +9,8 @@ S. Toueg, Optimal Clock Synchronization, J. ACM 1987).
 That this cuts off no honest peer: let Z be honest and at the end of the step. Every honest peer has then said what it
 says in the last phase that Z was in, for Z has waited for it; so it arrives within one message of Z's word. Z may have
 passed the last rounds of relays by, with a certificate, and has waited for nobody in them. But then Z shows the
-certificate to whoever speaks in the first of these rounds: two messages, so that round's wait is that long. Or Z has
-accepted it in a later round. Then Z has passed it on in the next one, before its word that the step is over.
+certificate to each peer that speaks in the first of these rounds: two messages, so that round's wait is that long. Or Z
+has accepted it in a later round. Then Z has passed it on in the next one, before its word that the step is over.
 
 A peer that is still in step t knows only A_t and b_t. So peers that are past it count by these as well, whatever the
 step has made of them: what is enough for one peer is then enough for all to which it passes the word on.

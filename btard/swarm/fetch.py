@@ -108,7 +108,7 @@ async def fetch_state(
 
     `me`: my public key; `members`: number -> key of all that count. What step it is follows from the state itself: a
     donor may call it another. More than half of the members must vouch for it, and more than `tolerated`, or all:
-    whoever does not know yet that members have left and others have come takes too few for all of them. Errors:
+    a peer that does not know yet that members have left and others have come takes too few for all of them. Errors:
     WrongState if no state has that many within `timeout` seconds, or nobody gives the one that has.
 
     Donors are asked in an order that is another one for each state and each asker, so that no member can be the first

@@ -119,7 +119,7 @@ class Lobby:
         self.welcome: dict[bytes, int] = {}
         """Public keys of peers with the same settings, and as the how-manieth each of them came first.
 
-        Whoever has knocked latest is last: waiting peers come again and again."""
+        The peer that has knocked latest is last: waiting peers come again and again."""
         self._came = 0
         self._refused: Once[tuple[bytes, str]] = Once()
         self._doors = Doors(node, config.run_id, agreed, protocol=LOBBY, on_refused=self._on_refused)
@@ -150,7 +150,7 @@ class Lobby:
                 shown = len(come)
                 self.say(f"{shown} of {self.config.peers} peers have come")
             if len(come) >= self.config.peers:
-                return tuple(sorted(come[: self.config.peers]))  # who came first has a seat; its number is of no use
+                return tuple(sorted(come[: self.config.peers]))  # an early peer has a seat; its order is of no use
             if time.monotonic() > deadline:
                 refused = len({key for key, _ in self._refused.said} - self.welcome.keys())
                 raise NoFounders(
@@ -198,9 +198,9 @@ async def publish_founders(node: Node, run_id: str, founders: tuple[bytes, ...])
 async def learn_founders(node: Node, config: SwarmConfig, agreed: Mapping[str, Any], say: Say) -> tuple[bytes, ...]:
     """For a trainer: wait for the list of the coordinator, or of another peer that has it.
 
-    Whoever the addresses in the settings name is trusted with it. The first peers have to name the coordinator, for it
+    It trusts the peers that the addresses in the settings name. The first peers have to name the coordinator, which
     lists those that come to it; later ones may name anybody. Errors: NoFounders; ConfigError without addresses, for
-    addresses that name nobody, and for settings (`agreed`) that are not those of whoever they name.
+    addresses that name nobody, and for settings (`agreed`) that are not those of the peers that they name.
     """
     trusted = trusted_keys(config)
     if not trusted:

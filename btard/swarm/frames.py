@@ -1,6 +1,6 @@
 """Bytes on a stream: a header of a few fields, then perhaps a body, whose length is in the header.
 
-Whoever reads says first how much it will take. What is longer is not read.
+The reader says first how much it will take. What is longer is not read.
 """
 
 from __future__ import annotations

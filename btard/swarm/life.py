@@ -11,10 +11,9 @@ that they have heard it. The step is the newest that most of the peers have on t
 not. If liars say different things of their disks, some peers see a majority for a step and others none. So once all are
 there, a peer follows to an older step, though never to the start, if more than can lie name it.
 
-Peers begin a life that more than half of all are in, at the same step. This is no agreement in the strict sense:
-whoever tells peers different things as they begin can keep them from it, or have some begin without a majority. These
-find no quorum, and take the life of the others with their state; if there is none, they end, and are to be started
-again.
+Peers begin a life that more than half of all are in, at the same step. This is no agreement in the strict sense: a liar
+that tells peers different things as they begin can keep them from it, or have some begin without a majority. These find
+no quorum, and take the life of the others with their state; if there is none, they end, and are to be started again.
 """
 
 from __future__ import annotations
@@ -87,7 +86,7 @@ class Life:
         held = Counter(step for disk in disks for step in disk)
         most = {step for step, count in held.items() if 2 * count > self.voters}
         newest = max(most, default=0)
-        # Whoever does not see all yet names older steps by mistake.
+        # A peer that does not see all yet names older steps by mistake.
         named = Counter(self._seen_by(said)[1] for said in statuses.values() if said.get("state") == "ready")
         older = {step for step in most if 0 < step < newest and named[step] > self.tolerated}
         return min(older, default=newest)

@@ -2,7 +2,7 @@
 
 The daemon brings a relay along which cuts a connection after 128 KiB, whatever limits it is started with: too little
 for a gradient. This one takes its place under the same protocol, and cuts nothing. What passes is encrypted between the
-two. Who asks may be a stranger: that both are connected to the relay is enough.
+two. A stranger may ask, too: that both are connected to the relay is enough.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Relay:
             await self._connect(asks, to, reader, writer)
         finally:
             self.circuits[asks] -= 1
-            self.circuits += Counter()  # forgets who has none: strangers make up names as they like
+            self.circuits += Counter()  # forgets those without any: strangers make up names as they like
 
     async def _connect(
         self, asks: PeerID, to: PeerID, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

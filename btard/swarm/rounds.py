@@ -1,7 +1,7 @@
 """Phases among peers with clocks of their own: every peer says something to every other, and no peer waits forever.
 
-Whoever has heard all others goes on at once. How long a peer waits for one that is silent grows from phase to phase by
-what a message may take: then an honest peer that was kept waiting by a liar in one phase still comes in time for all
+A peer that has heard all others goes on at once. How long a peer waits for one that is silent grows from phase to phase
+by what a message may take: then an honest peer that was kept waiting by a liar in one phase still comes in time for all
 honest peers in the next one. (Let the wait in phase p be w_p, and let A leave p when it has heard B. B had begun p by
 then, so it leaves p within w_p, and what it says next arrives within w_p + one message: w_{p+1} must be that long.)
 
@@ -17,15 +17,15 @@ In the first round of relays a peer with a certificate shows it to those that sp
 none comes, that is no strike: nothing was due in the stream that it is followed by. But after two of these it is not
 waited for in such a round any more. So that wastes two waits more.
 
-Other peers wait for whoever was kept waiting. So a liar that is silent to one honest peer at a time can make all wait
-once in each phase, until it has two strikes with each of them: l liars waste at most 4 l h waits of h honest peers, and
-never more than one deadline in each phase. To hurry once more than b_t members are past a phase would cost more than it
-saves: where the honest peers are b_t + 1, a liar's victim sees no more than b_t of them, and where they are more, one
-broken line between two honest peers and b_t liars that run ahead would cut off an honest peer.
+The others wait for a peer that was kept waiting. So a liar that is silent to one honest peer at a time can make all
+wait once in each phase, until it has two strikes with each of them: l liars waste at most 4 l h waits of h honest
+peers, and never more than one deadline in each phase. To hurry once more than b_t members are past a phase would cost
+more than it saves: where the honest peers are b_t + 1, a liar's victim sees no more than b_t of them, and where they
+are more, one broken line between two honest peers and b_t liars that run ahead would cut off an honest peer.
 
 Keys cost nothing, so any number of newcomers can lie. In the phases in which one of them may owe something (`OWED`)
-each is waited for as a member is. In all others newcomers say no more than whether they have heard the same, and who is
-silent there is told it. So there all newcomers together can waste one wait in a step.
+each is waited for as a member is. In all others newcomers say no more than whether they have heard the same, and one
+that is silent there is told it. So there all newcomers together can waste one wait in a step.
 """
 
 from __future__ import annotations

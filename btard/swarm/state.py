@@ -38,7 +38,8 @@ KEPT = 2
 """Number of snapshots that are given away: a peer that begins to load one has a step's time for it."""
 HELD = 6
 """Number of snapshots that are in memory as long as somebody is loading them. A state is some four vectors, and a step
-moves one, so an honest peer has the time that it needs; whoever reads slowly, or nothing, holds no more than these."""
+moves one, so an honest peer has the time that it needs; a peer that reads slowly, or nothing, holds no more than
+these."""
 AHEAD = 256
 """Number of steps that a peer may wait for a snapshot; then it must ask again."""
 WAIT, LOAD, JOIN = 64, 8, 2**10
@@ -90,7 +91,7 @@ class StateService:
         """Key -> when its holder asked to join, and the request, the oldest first."""
         self._snapshots: dict[int, Snapshot] = {}
         self._loads: dict[int, set[asyncio.Future[None]]] = {}
-        """Step -> who is loading its snapshot."""
+        """Step -> the loads of its snapshot."""
         self._published = asyncio.Condition()
         self._released = threading.Event()
         self._asked = 0.0
@@ -111,7 +112,7 @@ class StateService:
     def publish(self, peer: Peer, tensors: Mapping[str, torch.Tensor], *, last: bool = False) -> None:
         """Take a snapshot of `peer` and of the training's `tensors` (copied); for the trainer's thread.
 
-        `last`: the run is over, and whoever asks for the next state gets this one.
+        `last`: the run is over, and a peer that asks for the next state gets this one.
         """
         self._next_wanted = False
         copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
@@ -159,7 +160,7 @@ class StateService:
         with self._waiting.of(key):
             snapshot = await _unless_gone(reader, self._next() if step is None else self._at(step))
             begun, hashed = snapshot.step, snapshot.vouched
-            del snapshot  # whoever does not read the answer shall not hold it
+            del snapshot  # a peer that does not read the answer shall not hold it
         if hashed is None:
             raise Refused("state: I vouch for none")
         member = self._member

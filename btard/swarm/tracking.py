@@ -46,7 +46,7 @@ class TensorBoard:
     """Event files in `folder`, without what they have of steps from `step` on; charts under Custom Scalars."""
 
     def __init__(self, folder: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # seconds to import, so only who writes pays for it
+        from torch.utils.tensorboard import SummaryWriter  # takes seconds, so only a program that writes imports it
 
         self._writer = SummaryWriter(str(folder), purge_step=step or None, flush_secs=FLUSH)
         layout = {

@@ -1,23 +1,17 @@
-"""What `btard.simulate` and `btard.distributed` are asked for alike, and the cohort that is made of it."""
+"""What `btard.simulate` and `btard.distributed` are asked for alike."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any
 
-from btard.attacks import Attack, make_attack
-from btard.attacks.own import LabelFlip
-from btard.checks import FieldError
-from btard.protocol.attackers import draw_attackers
+from btard.attacks import Attack
 from btard.protocol.behaviour import Behaviour
 from btard.protocol.collusion import Collusion
-from btard.protocol.config import ProtocolConfig
-from btard.protocol.hashing import tensor_digest
 from btard.training.optimizer import MakeOptimizer, MakeScheduler
-from btard.training.run import Run, Training
-from btard.training.torch_task import TorchTask
+from btard.training.run import Run
 
 MakeAttack = str | type[Attack] | Callable[[Collusion], Behaviour]
 
@@ -44,85 +38,6 @@ class Plan:
     def name(self) -> str:
         """The name of the run, in every hash and signature."""
         return self.run_id or f"btard/{self.seed}"
-
-    def begin(self, task: TorchTask, peers: int) -> Begun:
-        """The cohort and its training before the first step. Errors: ValueError or TypeError for what cannot work."""
-        options = self.attack_options or {}
-        behaviours, collusion = behaviours_of(self.attack, options, task, peers, self.byzantine, self.seed)
-        config = protocol_of(peers, self.byzantine, self.name, self.protocol)
-        training = Training(task, peers, collusion.members, self)
-        chosen = {"seed": repr(self.seed), "attack": named(self.attack)}
-        chosen |= {f"attack_options.{name}": repr(value) for name, value in options.items()}
-        settings = {name: repr(value) for name, value in asdict(config).items()}
-        first = {"first parameters": tensor_digest(training.optimizer.params).hex()}
-        made = {**training.agreed(), **settings, **chosen, **first}
-        return Begun(behaviours, collusion, config, training, made)
-
-
-class Begun(NamedTuple):
-    """What a plan has become."""
-
-    behaviours: dict[int, Behaviour]
-    collusion: Collusion
-    config: ProtocolConfig
-    training: Training
-    made: dict[str, str]
-    """What ranks must have alike, and a run that goes on what it was begun with, by name."""
-
-
-def protocol_of(peers: int, byzantine: int, run_id: str, settings: Mapping[str, Any]) -> ProtocolConfig:
-    """What the peers agree on; one validator, or none if nobody could be a target. Errors: ValueError."""
-    known = set(ProtocolConfig.__dataclass_fields__) - {"peers", "byzantine", "run_id"}
-    unknown = sorted(set(settings) - known)
-    if unknown:
-        raise TypeError(f"unknown argument {unknown[0]!r}; settings of the protocol are {', '.join(sorted(known))}")
-    chosen = {"validators": int(peers > 2), **settings}
-    working = peers - chosen["validators"]
-    if chosen.get("tau") == "auto" and "tau_quantile" not in settings and 0 < working <= 2 * byzantine:
-        raise ValueError(
-            f"byzantine must be < (peers - validators) / 2 = {working / 2:g} with tau auto, got {byzantine}, or liars "
-            "choose the radius; use more peers, fewer validators, or a number as tau"
-        )
-    return ProtocolConfig(peers, byzantine, run_id, **chosen)
-
-
-def behaviours_of(
-    attack: MakeAttack | None,
-    options: Mapping[str, Any],
-    task: TorchTask,
-    peers: int,
-    byzantine: int,
-    seed: int,
-) -> tuple[dict[int, Behaviour], Collusion]:
-    """Attacker -> what it does, and what the attackers share. Errors: ValueError or TypeError."""
-    if not isinstance(task, TorchTask):
-        raise TypeError(f"task must be a btard.TorchTask, got {type(task).__name__}; LocalDriver runs other tasks")
-    if attack is None:
-        if options:
-            raise TypeError(f"unknown argument {next(iter(options))!r} without an attack")
-        return {}, Collusion(frozenset(), peers, seed)
-    if byzantine < 1:
-        raise ValueError(f"the attack needs attackers: byzantine must be > 0, got {byzantine}")
-    if 2 * byzantine >= peers:
-        raise FieldError("byzantine", f"must be < peers / 2 = {peers / 2:g}, got {byzantine}")
-    collusion = Collusion(draw_attackers(peers, byzantine, seed), peers, seed, tensors=task.tensors)
-
-    def make() -> Behaviour:
-        if isinstance(attack, str):
-            return make_attack(attack, collusion, **options)
-        if isinstance(attack, type) and issubclass(attack, Attack):
-            return attack(collusion=collusion, **options)
-        if not callable(attack) or options:
-            raise TypeError(
-                "attack must be a name, a class that extends btard.Attack, or a function that makes the behaviour of "
-                "one peer of what the attackers share; only the first two take options"
-            )
-        return cast(Callable[[Collusion], Behaviour], attack)(collusion)
-
-    behaviours = {peer: make() for peer in sorted(collusion.members)}
-    if task.poison is None and any(isinstance(behaviour, LabelFlip) for behaviour in behaviours.values()):
-        raise ValueError("the attack flips labels: give TorchTask poison=, which returns a batch as it sees it")
-    return behaviours, collusion
 
 
 def named(choice: Any) -> str:

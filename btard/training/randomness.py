@@ -1,4 +1,4 @@
-"""Random numbers that follow from a public seed, whoever draws them: dropout, augmentation, a dataset."""
+"""Random numbers that follow from a public seed, the same at all peers: dropout, augmentation, a dataset."""
 
 from __future__ import annotations
 

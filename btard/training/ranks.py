@@ -15,11 +15,13 @@ from btard.audit.recorder import Recorder
 from btard.drivers.collective import CollectiveDriver
 from btard.drivers.loop import Fallen
 from btard.drivers.mesh import Mesh, RankLost, torchrun_mesh
+from btard.training.begin import begin
 from btard.training.layout import layout_digest
+from btard.training.loop import Training
 from btard.training.optimizer import MakeOptimizer, MakeScheduler
 from btard.training.plan import MakeAttack, Plan
 from btard.training.resume import claim, differing_names
-from btard.training.run import Run, Training
+from btard.training.run import Run
 from btard.training.torch_task import TorchTask
 
 FIRST = 0
@@ -109,7 +111,7 @@ def _distributed(task: TorchTask, mesh: Mesh, plan: Plan) -> Run:
     rank, out = mesh.rank, plan.out
     problem: Exception | None = None
     try:
-        behaviours, collusion, config, training, made = plan.begin(task, len(mesh.ranks))
+        behaviours, collusion, config, training, made = begin(plan, task, len(mesh.ranks))
         made |= {"processes": "one for each peer"}
         folder = claim(out, made) if rank == FIRST or out is None else Path(out)
         training.keep(folder, rank)

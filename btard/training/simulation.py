@@ -16,6 +16,7 @@ from btard.drivers.local import LocalDriver
 from btard.drivers.rules import Rule, RuleView, applied, make_rule, rule_of
 from btard.drivers.server import ServerDriver
 from btard.protocol.behaviour import Behaviour
+from btard.training.begin import begin
 from btard.training.layout import layout_digest
 from btard.training.optimizer import MakeOptimizer, MakeScheduler
 from btard.training.plan import MakeAttack, Plan, named
@@ -102,7 +103,7 @@ def simulate(
         progress=progress,
         on_step=on_step,
     )
-    behaviours, collusion, config, training, made = plan.begin(task, peers)
+    behaviours, collusion, config, training, made = begin(plan, task, peers)
     made |= {"rule": named(rule), "processes": "one"}
     made |= {f"rule_options.{name}": repr(value) for name, value in (rule_options or {}).items()}
     folder = claim(out, made)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -11,27 +10,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, default_collate
 
 from btard.protocol.effects import Compute, Purpose
 from btard.protocol.hashing import digest, stream, tensor_digest
-from btard.task import TooLate, never
-from btard.training.checking import check_data, check_model, check_task
+from btard.task import never
 from btard.training.contents import data_digest
+from btard.training.gradients import Gradients, Loss
 from btard.training.kernels import choose_exact_kernels
 from btard.training.layout import LOCAL, Slot, kept, state_layout
 from btard.training.randomness import seeded
-from btard.training.vector import bind, flatten, parameter_count, trained, views
+from btard.training.trial import check_gradient
 
 GROUPS, GROUP = 16, 32
 """States are compared by the losses of this many small batches, of at most this many examples each."""
 LOOKED_AT = 32
 """Number of samples by which peers compare their data sets."""
 
-Loss = Callable[[nn.Module, Any], Tensor]
 
-
-class TorchTask:
+class TorchTask(Gradients):
     """The loss of a PyTorch model on a data set, as peers train it: `btard.Task`, in every driver the same.
 
     `model`: any module with float32 parameters. Those with `requires_grad` are trained; the others are frozen, and
@@ -87,33 +83,14 @@ class TorchTask:
         seed: int = 0,
         made_by: str | Callable[[], Any] = "",
     ) -> None:
-        check_model(model)
-        if type(self).batch is TorchTask.batch:
-            check_data(data, batch_size, DataLoader)
-        if micro_batch is not None and (not isinstance(micro_batch, int) or micro_batch < 1):
-            raise ValueError(f"micro_batch must be a number of samples > 0, or None for all, got {micro_batch!r}")
-        for name, function in (("loss", loss), ("collate", collate), ("poison", poison)):
-            if not callable(function) and (name == "loss" or function is not None):
-                raise TypeError(f"{name} must be a function, got {type(function).__name__}")
-        self.model, self.data, self.batch_size, self.seed = model, data, batch_size, seed
+        super().__init__(
+            model, loss, data, batch_size, collate=collate, poison=poison, micro_batch=micro_batch, seed=seed
+        )
         self.made_by = function_name(made_by) or type(self).made_by
-        self.poison, self.micro_batch = poison, micro_batch
-        self.d: int = parameter_count(model)
-        """Number of trained parameters."""
-        self.tensors = tuple(parameter.numel() for parameter in trained(model))
-        """The number of them in each tensor, in order: an attack may treat tensors separately."""
-        self.device: torch.device = trained(model)[0].device
         self.loss: float = math.nan
         """Loss of the latest gradient that was computed for training; NaN before."""
         self.losses: dict[int, float] = {}
         """Peer -> loss of the latest gradient that it computed for training."""
-        self.loss_function, self._collate = loss, collate or default_collate
-        self._copy = self.own(model)
-        self._flat = flatten(self._copy)
-        bind(self._copy, self._flat)
-        self.initial = {name: buffer.clone() for name, buffer in self._copy.named_buffers()}
-        self.moving: tuple[str, ...] = tuple(self.initial)
-        """The buffers that a gradient changes, once `check` has found out."""
         self._buffers: dict[int, dict[str, Tensor]] = {}
         """Peer -> its own buffers."""
         self._checked: set[bool] = set()
@@ -156,7 +133,7 @@ class TorchTask:
             self.put(self.initial)
             with seeded(self.device, "public losses", self.seed, seed, group):
                 batch = self.batch(digest("public batch", seed, group), size)
-                losses.append(float(self.loss_function(self._copy, batch).detach()))
+                losses.append(float(self.loss_function(self.module, batch).detach()))
         self.put(self.initial)
         return torch.tensor(losses, dtype=torch.float64)
 
@@ -171,7 +148,7 @@ class TorchTask:
 
         The model is looked at by the names and shapes of its parameters; the data by their number and some samples.
         """
-        named = [(name, x) for name, x in self._copy.named_parameters()]
+        named = [(name, x) for name, x in self.module.named_parameters()]
         shapes = [f"{name} {tuple(x.shape)} {x.dtype} {x.requires_grad}" for name, x in named]
         constant = [tensor_digest(x, name) for name, x in named if not x.requires_grad]
         constant += [tensor_digest(x, name) for name, x in self.initial.items()]
@@ -183,12 +160,12 @@ class TorchTask:
 
     def layout(self) -> list[Slot]:
         """Where each tensor of the model's state lies in the vector or beside it, for `python -m btard.export`."""
-        return state_layout(self._copy)
+        return state_layout(self.module)
 
     def kept(self, peer: int | None = None) -> dict[str, Tensor]:
         """What lies beside it: frozen parameters, and buffers as they were at the start, or those of `peer`."""
         self.put({**self.initial, **self._buffers.get(-1 if peer is None else peer, {})})
-        found = kept(self._copy)
+        found = kept(self.module)
         self.put(self.initial)
         return found
 
@@ -220,8 +197,6 @@ class TorchTask:
         for name, buffer in self._buffers.get(peer, {}).items():
             into[name].copy_(buffer)
 
-    # How a gradient comes about.
-
     def check(self, *, exact: bool = True) -> None:
         """Compute one gradient twice, and check everything that may be wrong with it; only once.
 
@@ -233,90 +208,9 @@ class TorchTask:
             self._checked.add(exact)
             if exact:
                 choose_exact_kernels(self.device)
-            self.moving = check_task(self, exact=exact)
+            self.moving = check_gradient(self, exact=exact)
             self._buffers, self.losses, self.loss = {}, {}, math.nan
             self.put(self.initial)
-
-    def batch(self, seed: bytes, size: int, *, poisoned: bool = False, start: int = 0, stop: int | None = None) -> Any:
-        """Samples `start` .. `stop` - 1, by default all, of the batch of `size` that `seed` draws, on the device.
-
-        The generators that samples may draw from are seeded outside. A subclass that overrides it may take any `data`.
-        """
-        drawn = stream("samples", self.seed, seed).choice(len(self.data), size, replace=False)[start:stop]
-        batch = moved_to(self.device, self._collate([self.data[int(index)] for index in drawn]))
-        if not poisoned:
-            return batch
-        if self.poison is None:
-            raise ValueError("this attack flips labels: give TorchTask poison=, which returns a batch as it sees it")
-        return self.poison(batch)
-
-    def compute(
-        self,
-        seed: bytes,
-        row: Tensor,
-        buffers: Mapping[str, Tensor],
-        *,
-        size: int | None = None,
-        poisoned: bool = False,
-        too_late: Callable[[], bool] = never,
-    ) -> tuple[float, dict[str, Tensor]]:
-        """Write the gradient of `size` samples at the current parameters into `row` [d]; loss, changed `buffers`.
-
-        `too_late` is asked before each micro-batch. Errors: TooLate.
-        """
-        size = self.batch_size if size is None else size
-        direct = row.device == self.device and row.is_contiguous() and row.dtype == torch.float32
-        gradient = row.zero_() if direct else torch.zeros_like(self._flat)
-        self.put(buffers)
-        parameters = trained(self._copy)
-        for parameter, piece in zip(parameters, views(self._copy, gradient), strict=True):
-            parameter.grad = piece
-        total, together = 0.0, self.micro_batch or size
-        try:
-            for start in range(0, size, together):
-                if too_late():
-                    raise TooLate
-                stop = min(start + together, size)
-                with torch.enable_grad(), seeded(self.device, "gradient", self.seed, seed, start):
-                    batch = self.batch(seed, size, poisoned=poisoned, start=start, stop=stop)
-                    loss = self.loss_function(self._copy, batch)
-                    part = loss if stop - start == size else loss * ((stop - start) / size)
-                    self.backward(part)
-                total += float(part.detach())
-        finally:
-            for parameter in parameters:
-                parameter.grad = None
-        if not direct:
-            row.copy_(gradient)
-        names = dict(self._copy.named_buffers())
-        return total, {name: names[name].detach().clone() for name in self.moving}
-
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradient of `loss` to the gradients in `module`."""
-        loss.backward()
-
-    def own(self, model: nn.Module) -> nn.Module:
-        """The module that the task computes on: a copy."""
-        try:
-            return copy.deepcopy(model)
-        except Exception as error:
-            raise ValueError(f"the model cannot be copied, and each peer needs its own copy: {error}") from None
-
-    @property
-    def module(self) -> nn.Module:
-        """The copy of the model that the task computes on."""
-        return self._copy
-
-    def load(self, params: Tensor) -> None:
-        """Put `params` [d] into `module`."""
-        self._flat.copy_(params)
-
-    def put(self, buffers: Mapping[str, Tensor]) -> None:
-        """Put these buffers into `module`."""
-        into = dict(self._copy.named_buffers())
-        with torch.no_grad():
-            for name in self.moving:
-                into[name].copy_(buffers[name])
 
 
 def function_name(function: str | Callable[..., Any]) -> str:
@@ -332,18 +226,3 @@ def function_name(function: str | Callable[..., Any]) -> str:
     if not module or not name.isidentifier():
         raise ValueError(f"made_by must be a function of a module, got {module or 'none'}:{name}: put it into a file")
     return f"{module}:{name}"
-
-
-def moved_to(device: torch.device, batch: Any) -> Any:
-    """Return the batch with every tensor in it on the device."""
-    if device.type == "cpu":
-        return batch
-    if hasattr(batch, "to"):
-        return batch.to(device)
-    if isinstance(batch, Mapping):
-        return {name: moved_to(device, part) for name, part in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(moved_to(device, part) for part in batch))
-    if isinstance(batch, (list, tuple)):
-        return type(batch)(moved_to(device, part) for part in batch)
-    return batch

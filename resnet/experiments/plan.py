@@ -62,7 +62,7 @@ class Branch:
         try:
             return read_summary(self.folder) is not None
         except RunFolderError:
-            return False  # whoever trains it says what is wrong
+            return False  # its training will say what is wrong
 
     @property
     def steps(self) -> int:
@@ -138,7 +138,7 @@ def shard(cells: Sequence[Cell], index: int, count: int) -> list[Cell]:
         groups[warm_up_name(warm_up_of(cell.config))].append(cell)
     loads = [0] * count
     mine: set[str] = set()
-    for group in sorted(groups.values(), key=_steps, reverse=True):  # the largest first, each to who has least
+    for group in sorted(groups.values(), key=_steps, reverse=True):  # the largest first, each to the least loaded share
         least = loads.index(min(loads))
         loads[least] += _steps(group)
         if least == index - 1:

@@ -2,10 +2,10 @@
 
 Letters: n peers, b of them Byzantine, m validators per step; s counts steps from the attack's start on.
 
-Who validates whom is drawn by a coin that no gradient has a part in. So runs with the same seed, start, n, b and m ban
-the same peers at the same steps whatever the attack and the clipping: they are one sample of the law, not several.
-Samples of one seed with different starts are taken as independent, which they are if the starts lie so far apart that
-one attack is over before the other begins.
+A coin draws the validators and their targets, and no gradient has a part in it. So runs with the same seed, start, n, b
+and m ban the same peers at the same steps whatever the attack and the clipping: they are one sample of the law, not
+several. Samples of one seed with different starts are taken as independent, which they are if the starts lie so far
+apart that one attack is over before the other begins.
 """
 
 from __future__ import annotations

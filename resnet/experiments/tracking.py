@@ -73,7 +73,7 @@ def write_tensorboard(
 
     Events that an earlier report wrote for the same runs are replaced. Calls `listen` after each run.
     """
-    from torch.utils.tensorboard import SummaryWriter  # seconds to import, so only who writes pays for it
+    from torch.utils.tensorboard import SummaryWriter  # takes seconds, so only a program that writes imports it
     from torch.utils.tensorboard.summary import hparams
 
     settings = {outcome.cell.name: readable_settings(results, outcome) for outcome in outcomes}

@@ -23,6 +23,7 @@ from btard.protocol.hashing import tensor_digest
 from btard.protocol.ledger import Entry
 from btard.protocol.record import StepRecord
 from btard.task import QuadraticTask
+from tests.drivers.advance import advance
 from tests.protocol.cohort import run_cohort
 
 PEERS, MEMBERS = 7, frozenset({2, 5})
@@ -46,15 +47,6 @@ def make_driver(
         repeatable=20,
         commitments=commitments,  # type: ignore[arg-type]
     )
-
-
-def advance(driver: LocalDriver, params: torch.Tensor, steps: int) -> tuple[torch.Tensor, list[str]]:
-    lines: list[str] = []
-    for _ in range(steps):
-        result = driver.step(params)
-        lines += [entry.to_json() for entry in result.removed]
-        params = params - 0.1 * result.gradient
-    return params, lines
 
 
 @pytest.mark.parametrize("attack", ["sign_flip", "alie", "colluding_aggregate", "delayed_gradient"])

@@ -26,6 +26,7 @@ from btard.protocol.config import ProtocolConfig
 from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.messages import Signed
 from btard.task import QuadraticTask
+from tests.drivers.advance import advance
 
 D = 61
 
@@ -99,15 +100,6 @@ Cohort = tuple[dict[int, Behaviour], Collusion | None]
 
 def honest_cohort() -> Cohort:
     return {}, None
-
-
-def advance(driver: Any, params: torch.Tensor, steps: int) -> tuple[torch.Tensor, list[str]]:
-    lines: list[str] = []
-    for _ in range(steps):
-        result = driver.step(params)
-        lines += [entry.to_json() for entry in result.removed]
-        params = params - 0.1 * result.gradient
-    return params, lines
 
 
 def compare(config: ProtocolConfig, cohort: Callable[[], Cohort], steps: int) -> tuple[LocalDriver, list[Any]]:

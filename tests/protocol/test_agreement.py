@@ -24,7 +24,7 @@ from btard.protocol.memory import Memory, remembered
 from btard.protocol.messages import CoinReveal, Relayed, Signed, Vouch, relay_digest
 from btard.protocol.peer import Peer
 from btard.protocol.record import StepRecord
-from tests.protocol.agreed import compared
+from tests.protocol.agreed import advance, compared
 
 DRAWN = 300
 """Choices for each seed."""
@@ -85,13 +85,7 @@ class Phase:
         heard: dict[int, Heard] = {}
         rounds = 0
         while True:
-            effects: dict[int, Any] = {}
-            for i, generator in list(running.items()):
-                try:
-                    effects[i] = generator.send(answers[i])
-                except StopIteration as stop:
-                    heard[i] = stop.value
-                    del running[i]
+            effects = advance(running, answers, heard)
             if not effects:
                 return heard, rounds
             some = next(iter(effects.values()))

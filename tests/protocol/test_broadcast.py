@@ -26,7 +26,7 @@ from btard.protocol.messages import CoinReveal, Relayed, Signed, Vouch, relay_di
 from btard.protocol.peer import Peer
 from btard.protocol.record import StepRecord
 from btard.task import QuadraticTask
-from tests.protocol.agreed import agreed
+from tests.protocol.agreed import advance, agreed
 from tests.protocol.cohort import run_cohort
 
 LIMIT = 10_000
@@ -77,13 +77,7 @@ class Net:
         answers: dict[int, Any] = dict.fromkeys(running)
         heard: dict[int, Hearing] = {}
         while running:
-            effects: dict[int, Any] = {}
-            for i, generator in list(running.items()):
-                try:
-                    effects[i] = generator.send(answers[i])
-                except StopIteration as stop:
-                    heard[i] = stop.value
-                    del running[i]
+            effects = advance(running, answers, heard)
             if not effects:
                 break
             assert len({effect.phase for effect in effects.values()}) == 1 and len(effects) == len(self.peers)

@@ -24,7 +24,7 @@ from btard.swarm.links import Link, Refused
 from btard.swarm.outbox import Position, Said
 from btard.swarm.rounds import STRIKES, Rounds
 from tests.swarm.cohort import Cohort, Fault, Member
-from tests.swarm.test_links import Wire, all_read, frame, nothing_said, run
+from tests.swarm.wires import Wire, all_read, following, frame, nothing_said, run
 
 LIARS, VICTIM = (1, 3), 0
 
@@ -281,12 +281,11 @@ def test_who_has_gone_on_without_showing_anything_has_no_strike() -> None:
     async def test() -> None:
         wire, rounds = Wire(), rounds_of(Tasks())
         link = rounds.links[1] = Link(wire.dial, (0, 0), rounds._changed.set)
-        task = asyncio.ensure_future(link.follow())
 
         async def hear(wait: float) -> Mapping[int, bytearray]:
             return await rounds.hear("phase", [1], 2**10, wait)
 
-        try:
+        async with following(link):
             reader = await wire.redialled(1)
             for number in range(1, 2 * STRIKES + 1, 2):
                 reader.feed_data(await frame(0, number + 1, b"said"))
@@ -309,8 +308,6 @@ def test_who_has_gone_on_without_showing_anything_has_no_strike() -> None:
             assert not hearing.done(), "it is waited for where it owes something"
             reader.feed_data(await frame(0, number + 2, b"said"))
             assert await hearing
-        finally:
-            task.cancel()
 
     run(test())
 

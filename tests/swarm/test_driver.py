@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,9 +18,6 @@ from btard.swarm import frames
 from btard.swarm.cancel import cancel
 from btard.swarm.deadlines import Deadlines
 from btard.swarm.doors import Doors
-from btard.swarm.driver import SwarmDriver
-from btard.swarm.links import HEADER
-from btard.swarm.outbox import AGAIN, SHARE, Outbox, Said, Served
 from tests.swarm.cohort import QUICK, Cohort, Fault, Member
 from tests.swarm.daemons import Lodger
 
@@ -87,8 +83,8 @@ def test_colluders_show_each_other_their_gradients(attack: str) -> None:
         seen: dict[int, tuple[int, ...]] = {}
 
         def look(member: Member) -> None:
-            assert member.driver.collusion is not None
-            seen[member.driver.peer.id] = member.driver.collusion.honest_peers
+            assert member.driver.fellows.collusion is not None
+            seen[member.driver.peer.id] = member.driver.fellows.collusion.honest_peers
 
         cohort.faults = tuple(Fault(peer, 0, "commit", look) for peer in cohort.attackers)
         cohort.run(1)
@@ -208,117 +204,6 @@ def test_the_word_of_newcomers_is_no_members(lie: str) -> None:
             node.close()
 
 
-class TakesNothing:
-    """A writer whose other end does not read."""
-
-    def __init__(self) -> None:
-        self.transport, self.aborted, self.begun = self, False, asyncio.Event()
-
-    def write(self, data: Any) -> None:
-        self.begun.set()
-
-    async def drain(self) -> None:
-        await asyncio.Event().wait()
-
-    def is_closing(self) -> bool:
-        return False
-
-    def abort(self) -> None:
-        self.aborted = True
-
-
-def serves(*keys: bytes) -> tuple[SwarmDriver, Outbox]:
-    """A driver of which nothing works but that the holders of `keys` can follow it, and what it has said."""
-    driver, outbox = SwarmDriver.__new__(SwarmDriver), Outbox()
-    driver._members, driver._followed_by, driver._served = {key: i for i, key in enumerate(keys, 1)}, {}, Served()
-    driver.rounds = SimpleNamespace(outbox=outbox, links={})  # type: ignore[assignment]
-    driver.peer = SimpleNamespace(id=0, active=(0,), probation={})  # type: ignore[assignment]
-    driver.deadlines = QUICK
-    return driver, outbox
-
-
-def test_who_is_out_keeps_nothing_of_what_it_was_being_sent() -> None:
-    """Else strangers that come one after the other, and read nothing, would fill the others' memory."""
-
-    async def test() -> None:
-        key, writer = b"key", TakesNothing()
-        driver, outbox = serves(key)
-        await outbox.say((3, 0), Said("phase", [bytes(2**20)]))
-        serving = asyncio.ensure_future(driver._follow(key, [3, 0], None, writer))
-        await writer.begun.wait()
-        await driver._link()
-        await asyncio.sleep(0)
-        assert not serving.done()
-        driver._members = {}
-        await driver._link()
-        await asyncio.wait({serving}, timeout=5)
-        assert serving.cancelled() and writer.aborted and not driver._followed_by
-
-    asyncio.run(test())
-
-
-def test_a_peer_follows_with_one_stream() -> None:
-    """Each stream that takes nothing keeps a frame in memory, and what is sent on several of them is sent twice."""
-
-    async def test() -> None:
-        key = b"key"
-        driver, outbox = serves(key, b"another")
-        await outbox.say((3, 0), Said("phase", [bytes(2**20)]))
-        writers = [TakesNothing() for _ in range(4)]
-        other = TakesNothing()
-        serving = [asyncio.ensure_future(driver._follow(b"another", [3, 0], None, other))]
-        for writer in writers:
-            serving.append(asyncio.ensure_future(driver._follow(key, [3, 0], None, writer)))
-            await writer.begun.wait()
-        await asyncio.wait(serving[1:-1], timeout=5)
-        assert [writer.aborted for writer in (other, *writers)] == [False, True, True, True, False]
-        assert len(driver._followed_by) == 2
-        for task in serving:
-            task.cancel()
-        await asyncio.wait(serving, timeout=5)
-        assert not driver._followed_by
-
-    asyncio.run(test())
-
-
-def test_who_reads_a_frame_again_and_again_takes_little_of_the_line() -> None:
-    served, size, seconds, followers = Served(), 1000, 2.0, 10
-
-    def pause(key: bytes, number: int) -> float:
-        return served.pause(key, (3, number), size, seconds, followers)
-
-    pauses = []
-    for _ in range(AGAIN + 3):
-        pauses.append(pause(b"greedy", 1))
-        served.note(b"greedy", (3, 1), size)
-    assert pauses == [0.0] * (1 + AGAIN) + [SHARE * followers * seconds] * 2
-    assert pause(b"greedy", 2) == pause(b"another", 1) == 0
-    for _ in range(100):
-        served.note(b"honest", (3, 1), size // 50)
-    assert pause(b"honest", 1) == 0, "a stream that breaks off at once has cost nothing"
-    served.forget({b"greedy"}, 4)
-    assert pause(b"greedy", 1) > 0
-    served.forget({b"greedy"}, 5)
-    assert pause(b"greedy", 1) == 0, "no frame of step 3 is kept in step 5"
-
-
-def test_what_is_sent_of_a_frame_counts_until_it_breaks_off() -> None:
-    async def test() -> None:
-        key, at = b"key", (3, 0)
-        driver, outbox = serves(key)
-        await outbox.say(at, Said("phase", [bytes(2**20)]))
-        for _ in range(2):  # each takes one chunk, and no more
-            writer = TakesNothing()
-            serving = asyncio.ensure_future(driver._follow(key, list(at), None, writer))
-            await writer.begun.wait()
-            serving.cancel()
-            await asyncio.wait({serving}, timeout=5)
-        sent = driver._served._sent[key][at]
-        assert 2 * frames.CHUNK <= sent <= 2 * (frames.CHUNK + HEADER)
-
-    asyncio.run(test())
-
-
 def test_a_minority_that_is_cut_off_stops() -> None:
     with Cohort(peers=5, byzantine=1, max_absences=9) as cohort:
         cohort.run(1)
@@ -352,7 +237,7 @@ class Uplink:
 
     def __init__(self, member: Member, rate: float) -> None:
         self.rate, self._free = rate, 0.0
-        follow = member.driver._follow
+        follow = member.driver.followers._follow
 
         async def slowly(key: bytes, arguments: list[Any], reader: Any, writer: Any) -> None:
             await follow(key, arguments, reader, SlowWriter(self, writer))

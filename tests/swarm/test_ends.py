@@ -17,7 +17,7 @@ from btard.swarm.ends import FRAMES, OVER, Ends
 from btard.swarm.links import Link
 from btard.swarm.node import Node
 from btard.swarm.rounds import Rounds
-from tests.swarm.test_links import Wire, frame, run
+from tests.swarm.wires import Wire, frame, run
 
 PEERS, BYZANTINE = 7, 2
 CONFIG = ProtocolConfig(peers=PEERS, byzantine=BYZANTINE, run_id="ends")

@@ -1,4 +1,4 @@
-"""The folders of a swarm and of btard.simulate: each file that is lost, cut or older is restored, or refused in a line.
+"""The folders of a swarm: each file that is lost, cut or older is restored, or refused in a line.
 
 The folders are those of one real swarm: finished, as they were in the middle of the run, and as they were before that.
 """
@@ -9,20 +9,14 @@ import fnmatch
 import json
 import shutil
 import socket
-import threading
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-import btard
 from btard.audit.__main__ import main as audit
-from btard.export.final import ExportError, read_final
 from btard.harness.pieces import LEDGER, METRICS, RunFolderError
 from btard.harness.settings import config_text
 from btard.harness.typed_yaml import ConfigError
@@ -33,75 +27,13 @@ from btard.swarm.local import report
 from btard.swarm.notes import Notes
 from btard.swarm.trainer import Trainer
 from btard.watch.folder import read_run
-from btard.watch.serve import Server, Watcher
 from tests.albert.watched import Watched
-from tests.swarm.test_heal import SOURCE, settings
+from tests.damage import DAMAGES, OLDER, cut, files
+from tests.swarm.recorded import CONFIG, MIDDLE, STEPS, Recorded
+from tests.swarm.test_heal import SOURCE
 
-STEPS = 6
-CONFIG = settings(run_id="folders", steps=STEPS, checkpoint_every=2)
-OLDER, MIDDLE = 2, 4
-"""Steps of the newest checkpoint, in the folders of before and of the middle."""
 LINES = (METRICS, LEDGER, "timings.jsonl")
 HONEST = "peer-0"
-
-
-class Recorded(Watched):
-    """Copies the folders as they are in the middle of the run, right after a checkpoint."""
-
-    def __init__(self, out: Path, copies: Path) -> None:
-        super().__init__(CONFIG, out / "whole", SOURCE)
-        self.copies = copies
-        self.server: Server | None = None
-        self.shown: list[dict[str, Any]] = []
-        self.coordinator.say = self.coordinator.keeper.say = self._heard
-
-    def _heard(self, line: str) -> None:
-        self.lines.append(line)
-        for step in (OLDER, MIDDLE):
-            if line.startswith(f"checkpoint of step {step},"):
-                self.coordinator.folder.flush()
-                shutil.copytree(self.coordinator.out, self.copies / str(step) / self.coordinator.out.name)
-                self.look()
-
-    def look(self) -> None:
-        """Keep what a served page has just now: it was begun when it was first asked."""
-        if self.server is None:
-            self.server = Server(Watcher(self.coordinator.out), 0)
-            self._serving = threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True)
-            self._serving.start()
-        with urllib.request.urlopen(f"{self.server.address}data.json", timeout=30) as answer:
-            self.shown.append(json.load(answer))
-
-    def stop(self) -> None:
-        """End the server, and write down what its page had."""
-        if self.server is not None:
-            self.server.shutdown()
-            self._serving.join()
-            self.server.server_close()
-        (self.copies / "shown.json").write_text(json.dumps(self.shown))
-
-    def watch(self, trainer: Trainer) -> None:
-        """Copy the trainer's folder, too, a step later. The coordinator gets the time to hear all and to ask."""
-        before, honest = trainer._watch, trainer.config.peer not in CONFIG.attackers()
-
-        def watched(phase: str) -> None:
-            if phase == "compute" and trainer.peer.t == 0:
-                until(lambda: len(self.coordinator.view.attacks) == CONFIG.peers)
-            if phase == "compute" and honest and trainer.peer.t + 1 in (OLDER, MIDDLE):
-                until(lambda: trainer.peer.t + 1 in trainer.service._wanted)
-            if phase == "compute" and trainer.peer.t - 1 in (OLDER, MIDDLE):
-                trainer.folder.flush()
-                shutil.copytree(trainer.out, self.copies / str(trainer.peer.t - 1) / trainer.out.name)
-            before(phase)
-
-        trainer._watch = watched  # type: ignore[method-assign]
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for it, but not longer than the others wait for a peer."""
-    deadline = time.monotonic() + 15
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -125,31 +57,6 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert summary["byzantine_banned"] == 1 and summary["went_back"]
     return out
 
-
-def cut(file: Path, _: Path) -> bool:
-    """Leave the first third."""
-    content = file.read_bytes()
-    file.write_bytes(content[: len(content) // 3])
-    return bool(content)
-
-
-def gone(file: Path, _: Path) -> bool:
-    file.unlink()
-    return True
-
-
-def older(file: Path, before: Path) -> bool:
-    """Put what the file was before, or the checkpoint of before, in its place; False if it was the same."""
-    of_before = before / file.parent.name / f"step-{OLDER:08d}.safetensors" if "checkpoints" in file.parts else None
-    if of_before is None:
-        of_before = before / file.name
-    if not of_before.exists() or of_before.read_bytes() == file.read_bytes():
-        return False
-    shutil.copyfile(of_before, file)
-    return True
-
-
-DAMAGES: dict[str, Callable[[Path, Path], bool]] = {"gone": gone, "cut": cut, "older": older}
 
 REFUSED, RESTORED, UNUSED = "refused", "restored", "nothing is lost"
 FINISHED = {
@@ -191,14 +98,6 @@ ROLES = ("coordinator", HONEST)
 BY_PEERS = ("steps", "byzantine", "byzantine_banned", "honest_banned", "bans", "went_back", "heads")
 """What of a coordinator's summary follows from what the peers did."""
 CASES = [(role, pattern) for role in ROLES for pattern in FINISHED]
-
-
-def files(folder: Path, pattern: str = "*") -> list[Path]:
-    return [
-        file
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and fnmatch.fnmatch(str(file.relative_to(folder)), pattern)
-    ]
 
 
 def program(folder: Path, said: list[str]) -> Coordinator | Trainer:
@@ -359,66 +258,6 @@ def test_the_table_of_a_swarm_is_not_shown_of_folders_that_do_not_fit(
     (line,) = capsys.readouterr().err.splitlines()
     assert "coordinator/ledger.jsonl: is missing: expected the one that summary.json was made of" in line
     assert any("ledger.jsonl: is missing" in note for note in read_run(out).notes)
-
-
-def simulate(out: Path, steps: int) -> btard.Run:
-    """The same run, however often."""
-    x = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
-    data = torch.utils.data.TensorDataset(x, x.sum(1, keepdim=True))
-    torch.manual_seed(0)
-    model = torch.nn.Linear(4, 1)
-    task = btard.TorchTask(model, lambda model, batch: (model(batch[0]) - batch[1]).square().mean(), data, 4)
-    return btard.simulate(
-        task, peers=5, byzantine=1, attack="sign_flip", steps=steps, optimizer=torch.optim.Adam, out=out
-    )
-
-
-@pytest.fixture(scope="module")
-def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs of btard.simulate, the shorter one in `before`."""
-    out = tmp_path_factory.mktemp("simulated")
-    for name, steps in (("run", 6), ("before", 3)):
-        assert simulate(out / name, steps).steps == steps
-    return out
-
-
-def test_a_file_of_a_simulated_run(simulated: Path, tmp_path: Path) -> None:
-    """Whoever makes a model of it, goes on with it or looks at it is told."""
-    whole = read_final(simulated / "run")
-    assert whole.finished and whole.signed is not None
-    for file in files(simulated / "run"):
-        for how, damage in DAMAGES.items():
-            folder = tmp_path / how / file.name / "run"
-            shutil.copytree(simulated / "run", folder)
-            if not damage(folder / file.relative_to(simulated / "run"), simulated / "before"):
-                continue
-            if file.name in (METRICS, LEDGER):
-                assert any(f"{file.name}: is " in note for note in read_run(folder).notes)
-            with pytest.raises((RunFolderError, ExportError), match=r"copy|delete") as refused:
-                read_final(folder)
-            assert str(folder) in str(refused.value)
-            if file.name == "summary.json" and how == "gone":
-                assert simulate(folder, 6).steps == 6
-                assert (folder / file.name).read_bytes() == file.read_bytes()
-                continue
-            with pytest.raises(ValueError, match=r"copy the folder again|give another folder"):
-                simulate(folder, 6)
-
-
-@pytest.mark.parametrize("name", [METRICS, LEDGER, "evidence"])
-def test_the_same_call_puts_back_what_its_checkpoint_has(name: str, simulated: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    shutil.copytree(simulated / "run", folder)
-    (folder / "summary.json").unlink()
-    if name == "evidence":
-        gone(files(folder, "evidence/*")[0], folder)
-        with pytest.raises(ValueError, match=r"evidence/.*: cannot be read .*: copy the folder again"):
-            simulate(folder, 6)
-        return
-    cut(folder / name, folder)
-    assert simulate(folder, 6).steps == 6
-    for file in (name, "summary.json"):
-        assert (folder / file).read_bytes() == (simulated / "run" / file).read_bytes()
 
 
 def stored(trainer: Trainer) -> dict[int, Any]:

@@ -28,9 +28,10 @@ from btard.protocol.heal import HEALED, heal
 from btard.protocol.identity import Identity
 from btard.protocol.ledger import Entry
 from btard.protocol.messages import NOBODY
+from btard.swarm.clock import StepClock
 from btard.swarm.config import AttackConfig, NetworkConfig
 from btard.swarm.deadlines import Deadlines
-from btard.swarm.driver import OutOfStep, StepClock
+from btard.swarm.driver import OutOfStep
 from btard.swarm.task import TaskSource, load_task
 from btard.swarm.trainer import Trainer
 from btard.task import QuadraticTask

@@ -4,73 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import tracemalloc
-from collections.abc import Awaitable
 from typing import Any
 
 import pytest
 
-from btard.protocol.behaviour import HONEST
-from btard.protocol.config import ProtocolConfig
-from btard.protocol.identity import Identity, Roster
-from btard.protocol.peer import Peer
 from btard.swarm import frames
-from btard.swarm.ends import OVER, Ends
+from btard.swarm.ends import OVER
 from btard.swarm.links import AHEAD, AHEAD_TOTAL, BESIDE, Link
 from btard.swarm.outbox import Position
 from btard.swarm.rounds import Rounds
-
-
-class Wire:
-    """Streams that the test feeds; `dialled` are the positions that they were opened at."""
-
-    def __init__(self) -> None:
-        self.dialled: list[Position] = []
-        self.readers: list[asyncio.StreamReader] = []
-        self.opened = asyncio.Event()
-
-    async def dial(self, at: Position) -> tuple[asyncio.StreamReader, Any]:
-        self.dialled.append(at)
-        self.readers.append(asyncio.StreamReader())
-        self.opened.set()
-        return self.readers[-1], Nobody()
-
-    async def redialled(self, count: int) -> asyncio.StreamReader:
-        while len(self.readers) < count:
-            self.opened.clear()
-            await asyncio.wait_for(self.opened.wait(), 5)
-        return self.readers[count - 1]
-
-
-class Nobody:
-    """A writer whose bytes go nowhere."""
-
-    def __init__(self) -> None:
-        self.bytes = b""
-
-    def write(self, data: Any) -> None:
-        self.bytes += bytes(data)
-
-    async def drain(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-def nothing_said() -> Ends:
-    config = ProtocolConfig(peers=3, byzantine=1, run_id="links")
-    identities = [Identity.from_seed("links", peer) for peer in range(3)]
-    return Ends(Peer(0, identities[0], Roster(tuple(i.public_key for i in identities)), config, 10, HONEST))
-
-
-async def frame(step: int, number: int, body: bytes, phase: str = "phase") -> bytes:
-    said = Nobody()
-    await frames.send(said, (step, number, phase, len(body)), [body])  # type: ignore[arg-type]
-    return said.bytes
-
-
-def run(test: Awaitable[None]) -> None:
-    asyncio.run(asyncio.wait_for(test, 20))  # type: ignore[arg-type]
+from tests.swarm.wires import Nobody, Wire, all_read, following, frame, nothing_said, run
 
 
 def test_a_frame_that_arrives_at_a_restart_is_asked_for_again() -> None:
@@ -79,8 +22,7 @@ def test_a_frame_that_arrives_at_a_restart_is_asked_for_again() -> None:
     async def test() -> None:
         wire = Wire()
         link = Link(wire.dial, (0, 0), lambda: None)
-        task = asyncio.ensure_future(link.follow())
-        try:
+        async with following(link):
             reader = await wire.redialled(1)
             reader.feed_data(await frame(8, 0, b"first"))
             half = await frame(8, 1, b"second")
@@ -97,8 +39,6 @@ def test_a_frame_that_arrives_at_a_restart_is_asked_for_again() -> None:
                 while (found := link.frame()) is None:
                     await asyncio.sleep(0.01)
                 assert found.body == body
-        finally:
-            task.cancel()
 
     run(test())
 
@@ -113,16 +53,13 @@ def test_a_restart_while_the_stream_is_opened_opens_it_again() -> None:
             return stream
 
         link = Link(slowly, (3, 4), lambda: None)
-        task = asyncio.ensure_future(link.follow())
-        try:
+        async with following(link):
             reader = await wire.redialled(1)
             reader.feed_data(await frame(5, 7, b"later"))
             link.restart((5, 0))
             gate.set()
             await wire.redialled(2)
             assert wire.dialled == [(3, 4), (5, 0)] and link.position is None
-        finally:
-            task.cancel()
 
     run(test())
 
@@ -163,8 +100,7 @@ def test_who_is_late_again_and_again_costs_two_waits_in_a_step(late_in: str) -> 
     async def test() -> None:
         wire, rounds = Wire(), Rounds(None, 60.0, nothing_said())  # type: ignore[arg-type]
         link = rounds.links[1] = Link(wire.dial, (0, 0), rounds._changed.set)
-        task = asyncio.ensure_future(link.follow())
-        try:
+        async with following(link):
             await wire.redialled(1)
             for step in range(3):
                 left = 2
@@ -174,8 +110,6 @@ def test_who_is_late_again_and_again_costs_two_waits_in_a_step(late_in: str) -> 
                     left -= late and left > 0
                     assert heard is not late, "what is there in time counts, whoever says it"
                 await rounds.finish(step, sign=False)
-        finally:
-            task.cancel()
 
     run(test())
 
@@ -190,7 +124,6 @@ def test_newcomers_together_cost_one_wait_in_a_step_where_they_owe_nothing() -> 
         rounds, wires = Rounds(None, 60.0, nothing_said()), {peer: Wire() for peer in (1, 2, 3)}  # type: ignore[arg-type]
         for peer, line in wires.items():
             rounds.links[peer] = Link(line.dial, (0, 0), rounds._changed.set)
-        tasks = [asyncio.ensure_future(link.follow()) for link in rounds.links.values()]
         rounds.newcomers = frozenset({1, 2})
 
         async def say(peer: int, at: Position, phase: str) -> None:
@@ -206,7 +139,7 @@ def test_newcomers_together_cost_one_wait_in_a_step_where_they_owe_nothing() -> 
             rounds.advance()
             await say(late, at, phase)
 
-        try:
+        async with following(*rounds.links.values()):
             for step in range(2):
                 await without(1, "join", 0.01)
                 await without(2, "join/compare", 60.0)
@@ -217,9 +150,6 @@ def test_newcomers_together_cost_one_wait_in_a_step_where_they_owe_nothing() -> 
             rounds.newcomers = frozenset()
             await without(1, "join", 0.01)
             await without(2, "join/compare", 0.01)
-        finally:
-            for task in tasks:
-                task.cancel()
 
     run(test())
 
@@ -228,8 +158,7 @@ def test_who_was_late_once_is_waited_for_when_it_has_caught_up() -> None:
     async def test() -> None:
         wire, rounds = Wire(), Rounds(None, 60.0, nothing_said())  # type: ignore[arg-type]
         link = rounds.links[1] = Link(wire.dial, (0, 0), rounds._changed.set)
-        task = asyncio.ensure_future(link.follow())
-        try:
+        async with following(link):
             await wire.redialled(1)
             assert not await hear(rounds, wire, late=True, wait=0.01)
             hearing = asyncio.ensure_future(rounds.hear("phase", [1], 2**10, 60.0))
@@ -237,8 +166,6 @@ def test_who_was_late_once_is_waited_for_when_it_has_caught_up() -> None:
             assert not hearing.done()
             wire.readers[0].feed_data(await frame(0, 2, b"said"))
             assert await hearing
-        finally:
-            task.cancel()
 
     run(test())
 
@@ -250,8 +177,7 @@ def test_a_header_alone_allocates_nothing() -> None:
         wire = Wire()
         link = Link(wire.dial, (0, 0), lambda: None)
         link.want((0, 0), 2**31)
-        task = asyncio.ensure_future(link.follow())
-        try:
+        async with following(link):
             reader = await wire.redialled(1)
             said = Nobody()
             await frames.send(said, (0, 0, "evidence/0", 2**31))  # type: ignore[arg-type]
@@ -260,8 +186,6 @@ def test_a_header_alone_allocates_nothing() -> None:
                 await asyncio.sleep(0)
             assert link.position == (0, 0) and link.frame() is None
             assert tracemalloc.get_traced_memory()[1] < 2**20
-        finally:
-            task.cancel()
 
     tracemalloc.start()
     try:
@@ -270,23 +194,13 @@ def test_a_header_alone_allocates_nothing() -> None:
         tracemalloc.stop()
 
 
-async def all_read(reader: asyncio.StreamReader) -> None:
-    """Give whoever reads all the time it needs, if it reads on."""
-    before = None
-    while (left := len(reader._buffer)) != before:  # type: ignore[attr-defined]
-        before = left
-        for _ in range(50):
-            await asyncio.sleep(0)
-
-
 def test_what_is_said_beside_the_phases_is_read_a_little_at_a_time() -> None:
     """Else a member could keep the others reading words that a step is over for ever."""
 
     async def test() -> None:
         wire, words = Wire(), []
         link = Link(wire.dial, (0, 0), lambda: None, words.append)
-        task = asyncio.ensure_future(link.follow())
-        try:
+        async with following(link) as [task]:
             reader = await wire.redialled(1)
             for number in range(4 * BESIDE):
                 reader.feed_data(await frame(0, number + 1, b"over", OVER))
@@ -295,8 +209,6 @@ def test_what_is_said_beside_the_phases_is_read_a_little_at_a_time() -> None:
                 assert len(words) == BESIDE * (phase + 1)
                 link.want((0, phase), 100)
             assert not task.done() and len(wire.readers) == 1
-        finally:
-            task.cancel()
 
     run(test())
 
@@ -307,8 +219,7 @@ def test_a_word_that_is_larger_than_such_words_are_is_a_frame_like_others() -> N
     async def test() -> None:
         wire, words = Wire(), []
         link = Link(wire.dial, (0, 0), lambda: None, words.append, lambda: 100)
-        task = asyncio.ensure_future(link.follow())
-        try:
+        async with following(link):
             reader = await wire.redialled(1)
             reader.feed_data(await frame(0, 1, bytes(100), OVER))
             for number in range(2, 2 * AHEAD_TOTAL // AHEAD):
@@ -318,8 +229,6 @@ def test_a_word_that_is_larger_than_such_words_are_is_a_frame_like_others() -> N
                 await all_read(reader)
                 assert len(words) == 1 and link._held() <= AHEAD_TOTAL
             assert len(reader._buffer) > AHEAD_TOTAL - 2 * AHEAD  # type: ignore[attr-defined]
-        finally:
-            task.cancel()
 
     run(test())
 
@@ -332,8 +241,7 @@ def test_frames_come_in_order(again: Position) -> None:
         wire = Wire()
         link = Link(wire.dial, (3, 4), lambda: None)
         link.want((3, 6), 100)
-        task = asyncio.ensure_future(link.follow())
-        try:
+        async with following(link):
             reader = await wire.redialled(1)
             assert wire.dialled == [(3, 6)]
             link.restart((3, 4))
@@ -346,8 +254,6 @@ def test_frames_come_in_order(again: Position) -> None:
             reader.feed_data(await frame(3, 6, b"said"))
             await all_read(reader)
             assert link.frame() is not None
-        finally:
-            task.cancel()
 
     run(test())
 
@@ -356,9 +262,8 @@ def test_bytes_that_drip_in_do_not_extend_a_deadline() -> None:
     async def test() -> None:
         wire, rounds = Wire(), Rounds(None, 1.0, nothing_said())  # type: ignore[arg-type]
         link = rounds.links[1] = Link(wire.dial, (0, 0), rounds._changed.set)
-        task = asyncio.ensure_future(link.follow())
-        hearing = asyncio.ensure_future(rounds.hear("phase", [1], 2**31, 0.2))
-        try:
+        async with following(link):
+            hearing = asyncio.ensure_future(rounds.hear("phase", [1], 2**31, 0.2))
             reader = await wire.redialled(1)
             reader.feed_data((await frame(0, 0, bytes(2**16)))[: -(2**16)])
             dripped = 0
@@ -368,7 +273,5 @@ def test_bytes_that_drip_in_do_not_extend_a_deadline() -> None:
                 assert dripped < 2**16, "the body has arrived: this shows nothing"
                 await asyncio.sleep(0.001)
             assert await hearing == {} and link.position == (0, 0)
-        finally:
-            task.cancel()
 
     run(test())

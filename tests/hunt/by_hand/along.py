@@ -16,7 +16,8 @@ from btard.protocol.coin import coin_commitment, combine
 from btard.protocol.identity import Identity
 from btard.protocol.messages import CoinCommit, CoinReveal, Relayed, Signed
 from tests.hunt.by_hand.broadcasts import signed, vouched
-from tests.hunt.by_hand.cohort import Attacker, Away, cohort, damage
+from tests.hunt.by_hand.cohort import cohort, damage
+from tests.protocol.promises import Attacker, Away
 
 RUN = "by hand"
 LIARS = (1, 3)

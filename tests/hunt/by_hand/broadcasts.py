@@ -12,7 +12,8 @@ from btard.protocol.behaviour import Context
 from btard.protocol.identity import Identity
 from btard.protocol.limits import Limits, relay_limit
 from btard.protocol.messages import Relayed, Report, Signed, relay_digest
-from tests.hunt.by_hand.cohort import Attacker, cohort, damage
+from tests.hunt.by_hand.cohort import cohort, damage
+from tests.protocol.promises import Attacker
 
 
 class Relays(Attacker):

@@ -13,7 +13,8 @@ from btard.protocol.certificate import certify
 from btard.protocol.identity import Identity
 from btard.protocol.messages import Announce, Commit, Join, JoinRequest, Relayed, Signed, Vouch, relay_digest
 from tests.hunt.by_hand.broadcasts import identity, signed, vouched
-from tests.hunt.by_hand.cohort import Attacker, Away, cohort, damage
+from tests.hunt.by_hand.cohort import cohort, damage
+from tests.protocol.promises import Attacker, Away
 
 LIARS = (1, 3)
 AWAY = 2

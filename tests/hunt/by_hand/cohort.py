@@ -1,53 +1,21 @@
-"""What the attacks made by hand have in common: an attacker, a peer that is away, and what breaks in a run."""
+"""What the attacks made by hand have in common: a cohort that plays them, and what breaks in its run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from btard.drivers.local import LocalDriver
-from btard.protocol.behaviour import Behaviour, Context
+from btard.protocol.behaviour import Behaviour
 from btard.protocol.commit import CutOff
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.messages import Signed
 from btard.task import QuadraticTask
+from tests.protocol.promises import D
 
-D = 60
 LARGEST = 30.0
 """No honest gradient of these cohorts has a larger entry."""
-
-
-class Attacker(Behaviour):
-    """Byzantine from step 1 on."""
-
-    byzantine = True
-
-    def active(self, step: int) -> bool:
-        return step >= 1
-
-    @property
-    def resting(self) -> Behaviour:
-        rested = Behaviour()
-        rested.byzantine = True
-        return rested
-
-
-class Away(Behaviour):
-    """An honest peer that nobody hears in the steps in which `when` holds."""
-
-    def __init__(self, when: Callable[[Context], bool]) -> None:
-        self.when = when
-
-    def acts(self, ctx: Any) -> bool:
-        return self.when(ctx)
-
-    def say(self, ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Any) -> Any:
-        return None, {}
-
-    def dispatch(self, ctx: Context, phase: str, packets: Any) -> Any:
-        return {}
 
 
 def cohort(behaviours: Mapping[int, Behaviour], **settings: Any) -> LocalDriver:

@@ -13,7 +13,8 @@ from btard.protocol.half import from_half, to_half
 from btard.protocol.hashing import stream
 from btard.protocol.messages import Claim, Signed
 from btard.task import QuadraticTask
-from tests.hunt.by_hand.cohort import Attacker, D, cohort, damage
+from tests.hunt.by_hand.cohort import cohort, damage
+from tests.protocol.promises import Attacker, D
 
 
 class PartlyFrozen(QuadraticTask):

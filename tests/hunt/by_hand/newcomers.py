@@ -12,7 +12,8 @@ from btard.protocol.download import Download
 from btard.protocol.identity import Identity
 from btard.protocol.messages import Claim, Relayed
 from btard.protocol.snapshot import public_state
-from tests.hunt.by_hand.cohort import Attacker, D, cohort, damage
+from tests.hunt.by_hand.cohort import cohort, damage
+from tests.protocol.promises import Attacker, D
 
 
 class WhispersToNewcomers(Attacker):

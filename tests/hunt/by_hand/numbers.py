@@ -14,7 +14,8 @@ from btard.protocol.effects import Compute, Purpose
 from btard.protocol.messages import Claim, Report, Signed
 from btard.protocol.scalars import part_scalars
 from btard.task import QuadraticTask
-from tests.hunt.by_hand.cohort import Attacker, Away, D, cohort, damage
+from tests.hunt.by_hand.cohort import cohort, damage
+from tests.protocol.promises import Attacker, Away, D
 
 
 class CountsItselfOften(Attacker):

@@ -10,7 +10,8 @@ from msgspec.structs import replace
 
 from btard.protocol.behaviour import Context
 from btard.protocol.messages import Claim, CoinCommit, Packet, Signed
-from tests.hunt.by_hand.cohort import Attacker, Away, cohort, damage
+from tests.hunt.by_hand.cohort import cohort, damage
+from tests.protocol.promises import Attacker, Away
 
 
 class FallsOutAccusing(Attacker):

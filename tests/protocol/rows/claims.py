@@ -7,6 +7,10 @@ from typing import Any
 from tests.protocol.matrix import Cycle, F, Row, S
 
 _DUO: dict[str, Any] = {"attackers": 2, "peers": 6}
+SPOILED = Cycle(
+    ("other", "short", "nan", "garbage", "inf", "denormal", "float64", "float16", "int", "matrix", "scalar", "empty")
+)
+"""What may come in place of a part, or of an aggregate."""
 
 ROWS: tuple[Row, ...] = (
     # Accusations.
@@ -106,22 +110,7 @@ ROWS: tuple[Row, ...] = (
             "bad_part",
             "bad_part",
             options={
-                "send": Cycle(
-                    (
-                        "other",
-                        "short",
-                        "nan",
-                        "garbage",
-                        "inf",
-                        "denormal",
-                        "float64",
-                        "float16",
-                        "int",
-                        "matrix",
-                        "scalar",
-                        "empty",
-                    )
-                ),
+                "send": SPOILED,
                 "recipients": recipients,
             },
         )
@@ -165,22 +154,7 @@ ROWS: tuple[Row, ...] = (
             "bad_aggregate",
             "bad_aggregate",
             options={
-                "send": Cycle(
-                    (
-                        "other",
-                        "short",
-                        "nan",
-                        "garbage",
-                        "inf",
-                        "denormal",
-                        "float64",
-                        "float16",
-                        "int",
-                        "matrix",
-                        "scalar",
-                        "empty",
-                    )
-                ),
+                "send": SPOILED,
                 "recipients": recipients,
             },
         )

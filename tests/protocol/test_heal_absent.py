@@ -1,0 +1,118 @@
+"""Healing among peers that are away, have lost the states, resume or come later."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from btard.protocol.behaviour import Behaviour
+from btard.protocol.commit import Incomplete
+from btard.protocol.heal import HEALED
+from btard.protocol.identity import Identity
+from btard.task import QuadraticTask
+from tests.protocol.healing import PEERS, START, Cohort, Forgetful, Plans, alike, attackers, check
+from tests.protocol.promises import Away
+
+
+def away(step: int) -> Away:
+    return Away(lambda ctx: ctx.step == step)
+
+
+def test_who_is_away_goes_back_with_the_others() -> None:
+    """`advance` compares its parameters with the others'."""
+    hits = attackers({1: ("hit_and_run", {"start": START, "hits": 1})})
+    cohort = Cohort({**hits, 6: away(START + 2)}, byzantine=1).advance(START + 5)
+    assert 6 not in cohort.removed and check(cohort) > 0
+
+
+class Deaf(Cohort):
+    """Peer 6 gets no aggregate of the step in which it is away."""
+
+    def talk(self, step: int, letters: Any) -> Any:
+        heard = super().talk(step, letters)
+        phase = next(iter(letters.values())).phase
+        if step != START + 2 or phase not in ("aggregate", "bring_up", "forward"):
+            return heard
+        return heard._replace(answers={**heard.answers, 6: {}})
+
+
+def test_who_lacks_an_aggregate_of_a_step_that_is_undone_lacks_nothing() -> None:
+    hits = attackers({1: ("hit_and_run", {"start": START, "hits": 1})})
+    cohort = Deaf({**hits, 6: away(START + 2)}, byzantine=1).advance(START + 5)
+    assert 6 not in cohort.removed and check(cohort) > 0
+    with pytest.raises(Incomplete):
+        Deaf({6: away(START + 2)}, byzantine=1).advance(START + 5)
+
+
+def test_eliminations_do_not_keep_the_others_from_healing() -> None:
+    """Two honest peers fewer in the step that decides: a majority of those who are there is enough."""
+    leaver = ("hit_and_run", {"hits": 2, "leave": "eliminate"})
+    cohort = Cohort(attackers({1: ("hit_and_run", {"hits": 1}), 3: leaver, 5: leaver}, start=START), peers=7)
+    cohort.advance(START + 5)
+    assert [e.kind for e in cohort.entries if e.step == START + 2] == ["withheld_aggregate"] * 2 + [HEALED]
+    assert check(cohort, trade=True) > 0
+    assert cohort.healings[0][1] < cohort.healings[0][0] == START + 2
+
+
+@pytest.mark.parametrize("what", ["oldest", "digests", "silent", "present"])
+@pytest.mark.parametrize("forgot", [(), (0,), (0, 2), (0, 2, 4), (0, 2, 4, 6, 7)])
+def test_who_has_lost_the_states_says_nothing_and_liars_gain_nothing(what: str, forgot: tuple[int, ...]) -> None:
+    """`check` sees that one of those who know found the chosen state clearly better."""
+    liar: tuple[str, dict[str, Any]] = ("healing_lies", {"what": what})
+    plans: Plans = {1: ("hit_and_run", {"start": START, "hits": 1}), 3: liar, 5: liar}
+    cohort = Forgetful(attackers(plans))
+    cohort.forgot = forgot
+    cohort.advance(START + 4)
+    went_back = check(cohort) > 0
+    if len(forgot) == 5 or what == "digests":
+        assert went_back == (len(forgot) < 2)
+
+
+@pytest.mark.parametrize("stop", range(START, START + 5))
+def test_resumed_in_the_middle_of_it_the_run_ends_in_the_same_bits(stop: int) -> None:
+    def cohort() -> Cohort:
+        return Cohort(alike("hit_and_run", hits=3), QuadraticTask(600), tau="auto").on_plateau()
+
+    whole, first, second = cohort().advance(START + 6), cohort().advance(stop), cohort()
+    state, tensors = first.state()
+    second.restore(json.loads(json.dumps(state)), {name: x.clone() for name, x in tensors.items()}, life=None)
+    second.state_now, second.own, second.earlier, second.results = (
+        first.state_now,
+        first.own,
+        first.earlier,
+        first.results,
+    )
+    second.advance(START + 6 - stop)
+    assert second.entries == whole.entries and check(whole) > 0
+    assert torch.equal(second.state_now["parameters"], whole.state_now["parameters"])
+
+
+def test_the_radius_goes_back_at_newcomers_too() -> None:
+    """Those on probation and new members: they have the radii of earlier steps from the state that they downloaded."""
+    cohort = Cohort(alike("hit_and_run", hits=3), QuadraticTask(600), tau="auto", probation=2).on_plateau()
+    for number, step in enumerate((0, START)):
+        cohort.advance(step - len(cohort.results))
+        cohort.enter(Identity.from_seed("newcomer", number), Behaviour())
+    cohort.advance(START + 6 - len(cohort.results))
+    assert check(cohort) > 0
+    step, back_to = cohort.healings[0]
+    assert cohort.results[step + 1].tau == cohort.results[back_to].tau != cohort.results[step].tau
+    assert set(cohort.own) >= {PEERS, PEERS + 1}, "one of them is on probation, and goes back"
+
+
+@pytest.mark.parametrize("what", ["silent", "digests", "present"])
+def test_a_choice_for_which_too_few_have_the_states_is_made_up_for(what: str) -> None:
+    """As soon as they have them, even if nobody else is removed: attackers cannot wait for such a moment."""
+    liar: tuple[str, dict[str, Any]] = ("healing_lies", {"what": what})
+    plans: Plans = {1: ("hit_and_run", {"start": START, "hits": 1}), 3: liar, 5: liar}
+    cohort = Forgetful(attackers(plans), heal=6)
+    cohort.forgot = (0, 2, 4)
+    cohort.advance(START + 4)
+    assert cohort.healings == [(START + 2, START + 2), (START + 3, START + 3)]
+    cohort.forgot = ()
+    cohort.advance(4)
+    [*_, (step, back_to)] = cohort.healings
+    assert step == START + 4 and back_to <= START and check(cohort) == step + 1 - back_to
