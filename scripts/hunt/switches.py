@@ -179,15 +179,23 @@ KNOWN = {
     ),
     "revealed_at_once": _switch(
         "a peer reveals before it has the commitments of all: a liar commits when it knows what all others reveal",
-        ("coin", "early = _complete(members, seat.so_far(record, heard, CoinCommit))", "early = True"),
+        ("coin", " and commits.keys() >= set(members)\n", "\n"),
+    ),
+    "revealed_without_announcements": _switch(
+        "a peer reveals before it has all announcements: an owner announces when it knows the coin",
+        ("coin", " and came.announces.keys() >= set(record.workers)", ""),
+    ),
+    "revealed_without_aggregates": _switch(
+        "a peer that lacks an aggregate reveals, and does not say so: it cannot report on the part, and is removed",
+        ("coin", "missing=came.missing, said=heard_all", "said=heard_all"),
     ),
     "coin_without_faces": _switch(
         "who shows a second commitment once it knows the coin falls out, and the others' coin counts: liars choose",
-        ("coin", "    if not heard.certified and record.members != members:\n", "    if False and members:\n"),
+        ("coin", "    if not certified and record.members != members:\n", "    if False and members:\n"),
     ),
     "reveals_not_again": _switch(
         "what was revealed along with a comparison counts without a certificate: who waited is removed as silent",
-        ("coin", "    if heard.certified and complete:\n", "    if complete:\n"),
+        ("coin", "    if certified and record.members == members:\n", "    if record.members == members:\n"),
     ),
     "reports_not_again": _switch(
         "what was reported along with a comparison counts without a certificate: who lacked a reveal is removed",
@@ -211,7 +219,19 @@ KNOWN = {
     ),
     "told_by_the_unheard": _switch(
         "an honest peer that nobody else has heard in the roll call tells one that is away its own view",
-        ("broadcast", "max(record.byzantine, len(listed) // 2)", "record.byzantine"),
+        ("broadcast", "max(record.byzantine if calling else 0, len(listed) // 2)", "record.byzantine"),
+    ),
+    "told_after_eliminations": _switch(
+        "whoever listens takes what more than b_t members tell, also when eliminations have left fewer honest ones",
+        (
+            "broadcast",
+            "max(record.byzantine if calling else 0, len(listed) // 2)",
+            "max(record.byzantine, len(listed) // 2 if calling else 0)",
+        ),
+    ),
+    "late_hands": _switch(
+        "up to the roll call messages are relayed in b_t rounds, though a late peer's hand reaches some peers alone",
+        ("broadcast", "        rounds = max(rounds, min(rounds, record.byzantine) + late)\n", "        pass\n"),
     ),
     "one_face": _switch(
         "of two messages of one sender the first alone is kept, another one at every peer",
@@ -297,8 +317,8 @@ BLIND = {
         "a sender that its own list names several times outweighs the honest ones in V2 and V3: any vector is applied",
         (
             "aggregate",
-            "tuple(sorted(workers.intersection(entry.senders))) != entry.senders:",
-            "not workers.issuperset(entry.senders):",
+            "tuple(sorted(workers.intersection(entry.senders))) == entry.senders",
+            "workers.issuperset(entry.senders)",
         ),
     ),
     "own_relayer": _switch(

@@ -32,6 +32,10 @@ OF_KNOWN = (
     "parts_once",
     "unheard_unsure",
     "told_by_the_unheard",
+    "told_after_eliminations",
+    "late_hands",
+    "revealed_without_announcements",
+    "revealed_without_aggregates",
     "listeners_guess",
     *(name for name in KNOWN if name.startswith("certificate")),
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.hunt.by_hand import along, broadcasts, certificates, halves, newcomers, numbers, trials
+from tests.hunt.by_hand import along, broadcasts, certificates, halves, late, newcomers, numbers, trials
 
 PLAYS: dict[str, Callable[[], str]] = {
     play.__name__: play
@@ -27,12 +27,16 @@ PLAYS: dict[str, Callable[[], str]] = {
         certificates.certificate_of_some,
         certificates.certificates_without_a_round,
         along.revealed_at_once,
+        along.revealed_without_announcements,
+        along.revealed_without_aggregates,
         along.coin_without_faces,
         along.reveals_not_again,
         along.reports_not_again,
         along.parts_once,
         along.unheard_unsure,
         along.told_by_the_unheard,
+        late.late_hands,
+        late.told_after_eliminations,
         along.listeners_guess,
         certificates.certificate_without_the_away,
         trials.any_step,

@@ -7,6 +7,7 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
+import torch
 
 from btard.attacks.speech import named
 from btard.drivers.links import Links
@@ -38,6 +39,8 @@ class CommitsLast(Attacker):
     def say(self, ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Any) -> Any:
         if ctx.peer != 1 or not phase.startswith("coin"):
             return message, {}
+        if phase == "coin_reveal/0/lacks":
+            return message, {}
         return (sign(self.chosen) if phase == "coin_reveal/0/again" else None), {}
 
     def compare(self, ctx: Context, phase: str, view: bytes) -> Any:
@@ -59,6 +62,46 @@ def revealed_at_once() -> str:
     broken = damage(driver, 4)
     coins = driver.honest[0].coins[2:]
     return broken or ("liars choose the coin" if all(coin[0] == 0 for coin in coins) else "")
+
+
+class AnnouncesLast(Attacker):
+    """Peer 1 announces through its fellow, once that one knows what the others reveal."""
+
+    seen = False
+
+    def say(self, ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Any) -> Any:
+        if ctx.peer != 1 or phase != "announce":
+            return message, {}
+        self.kept = message
+        return None, {}
+
+    def compare(self, ctx: Context, phase: str, view: bytes) -> Any:
+        return (None if phase == "announce" else view), {}
+
+    def relay(self, ctx: Context, phase: str, round: int, outgoing: Any) -> Mapping[int, Sequence[Relayed]]:
+        if phase != "announce" or round != 1 or ctx.peer != 3:
+            return {}
+        self.seen |= revealed(ctx).keys() >= {0, 2, 4}
+        return dict.fromkeys((0, 2, 4), (vouched(ctx, self.kept, 3),))
+
+
+def revealed_without_announcements() -> str:
+    liars = AnnouncesLast()
+    driver = cohort(dict.fromkeys(LIARS, liars), validators=0)
+    broken = damage(driver, 2)
+    announced = 1 in driver.honest[0].active and liars.seen
+    return broken or ("an owner announces when it knows the coin" if announced else "")
+
+
+class WithholdsFromOne(Attacker):
+    """Sends everybody its aggregate, but for peer 2."""
+
+    def aggregate_for(self, ctx: Context, recipient: int, part: int, value: torch.Tensor) -> torch.Tensor | None:
+        return None if recipient == 2 else value
+
+
+def revealed_without_aggregates() -> str:
+    return damage(cohort({1: WithholdsFromOne()}), 2)
 
 
 class FallsOut(Attacker):
