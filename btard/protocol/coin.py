@@ -16,6 +16,9 @@ from btard.protocol.messages import Announce, CoinCommit, CoinReveal
 from btard.protocol.record import StepRecord
 from btard.protocol.seat import Seat
 
+HANDED_OUT = "/all"
+"""End of the name of the phase in which all reveal, after those that lack aggregates have been given them."""
+
 
 @remembered(1024)
 def coin_commitment(run_id: str, step: int, attempt: int, peer: int, reveal: CoinReveal) -> bytes:
@@ -72,13 +75,13 @@ def toss(seat: Seat, record: StepRecord, offer: Offer) -> Generator[Effect, Any,
     if certified and record.members == members:
         return Tossed(commits, reveals)
     seat.void(record, reveals, certified=certified)
-    lacking = CoinReveal.lacking(came.missing)
-    lacks = yield from seat.broadcast(record, "coin_reveal/0/lacks", CoinReveal, lacking, expected=record.members)
-    yield from _hand_out_missing(seat, record, lacks)
-    if not certified and record.members != members:
-        yield from _toss_again(seat, record)  # it may have seen what others reveal
+    if not certified and record.members != members:  # who is out may have seen what others reveal
+        lacking = CoinReveal.lacking(came.missing)
+        lacks = yield from seat.broadcast(record, "coin_reveal/0/lacks", CoinReveal, lacking, expected=record.members)
+        yield from _hand_out_missing(seat, record, lacks)
+        yield from _toss_again(seat, record)
         return Tossed()
-    return Tossed(commits, (yield from _reveal(seat, record, 0, again=True)))
+    return Tossed(commits, (yield from _reveal(seat, record, 0, missing=came.missing, word=AGAIN)))
 
 
 def settle(seat: Seat, record: StepRecord, tossed: Tossed) -> Generator[Effect, Any, bool]:
@@ -89,15 +92,14 @@ def settle(seat: Seat, record: StepRecord, tossed: Tossed) -> Generator[Effect, 
     if tossed.reveals is None:
         return False
     assert tossed.reveals.agreed is not None
-    reveals, enough = tossed.reveals, True
-    if not reveals.phase.endswith(AGAIN):
-        said = seat.settled(record, reveals, CoinReveal, expected=record.members)
-        yield from _hand_out_missing(seat, record, said)
-        if record.missing:
-            reveals, enough = (yield from _reveal(seat, record, 0, again=True)), False
-            yield from seat.agree(record, reveals)
+    reveals = tossed.reveals
+    said = seat.settled(record, reveals, CoinReveal, expected=record.members)
+    yield from _hand_out_missing(seat, record, said)
+    if record.missing:
+        reveals = yield from _reveal(seat, record, 0, word=HANDED_OUT)
+        yield from seat.agree(record, reveals)
     if _judged(seat, record, 0, tossed.commits, reveals):
-        return enough
+        return not record.missing
     yield from _toss_again(seat, record)
     return False
 
@@ -149,18 +151,15 @@ def _reveal(
     before: Sequence[Heard] = (),
     missing: Sequence[int] = (),
     said: bool = True,
-    again: bool = False,
+    word: str = "",
 ) -> Generator[Effect, Any, Heard]:
-    """`said`: whether this peer says anything: what is `missing`, or its share.
-
-    `again`: after what was said before all agreed on the commitments.
-    """
+    """`said`: whether this peer says what is `missing`, or its share. `word`: what the phase's name ends in."""
     mine: CoinReveal | None = None
     if said and missing:
         mine = CoinReveal.lacking(missing)
     elif said:
         mine = seat.behaviour_at(record).reveal(seat.context(record), _secret(seat, record, attempt))
-    return (yield from seat.say(record, f"coin_reveal/{attempt}{AGAIN * again}", CoinReveal, mine, before=before))
+    return (yield from seat.say(record, f"coin_reveal/{attempt}{word}", CoinReveal, mine, before=before))
 
 
 def _judged(seat: Seat, record: StepRecord, attempt: int, commits: Mapping[int, CoinCommit], heard: Heard) -> bool:
