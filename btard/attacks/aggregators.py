@@ -16,8 +16,9 @@ from btard.attacks.base import Attack, option
 from btard.protocol.behaviour import Context
 from btard.protocol.collusion import Collusion
 from btard.protocol.commit import clip_gradient
+from btard.protocol.directions import directions
 from btard.protocol.messages import Claim, Packet, Report
-from btard.protocol.report import directions, scalars
+from btard.protocol.scalars import scalars
 
 
 def shifted(

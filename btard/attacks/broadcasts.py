@@ -1,4 +1,4 @@
-"""Peers that abuse the broadcasts: two faces, selective silence, replays, forgeries, malformed messages, junk relays.
+"""Peers that do not tell everybody the same, in broadcasts and on what they heard: two faces, silence, late messages.
 
 What fellows hand to each other beside the protocol lies in the memory of their `Collusion`, so those that need it
 (named in their docstrings) work where all attackers live in one process.
@@ -6,7 +6,6 @@ What fellows hand to each other beside the protocol lies in the memory of their 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,79 +13,37 @@ from msgspec.structs import replace
 
 from btard.attacks.base import Attack, option
 from btard.attacks.senders import BROADCASTS
+from btard.attacks.speech import (
+    Compared,
+    Relays,
+    Said,
+    Sign,
+    added,
+    fellows_of,
+    honest_others,
+    identities,
+    named,
+    passed_through,
+)
 from btard.protocol.behaviour import Context
 from btard.protocol.certificate import certify
 from btard.protocol.coin import combine
 from btard.protocol.hashing import digest
-from btard.protocol.identity import Identity
-from btard.protocol.limits import Limits
 from btard.protocol.messages import (
     FALSE_CLAIM,
     GUILTY,
     NOBODY,
     Announce,
-    AnnouncedPart,
     Claim,
     Claims,
     CoinCommit,
     CoinReveal,
     Commit,
-    Packet,
-    Relayed,
     Report,
     Signed,
     Votes,
-    relay_digest,
 )
 from btard.protocol.wire import Malformed
-
-Sign = Callable[[Any], Signed]
-Said = tuple[Signed | None, Mapping[int, Signed | None]]
-"""What everybody receives, and what single recipients receive instead."""
-Relays = Mapping[int, Sequence[Relayed]]
-Compared = tuple[bytes | None, Mapping[int, bytes | None]]
-"""What everybody is told that the peer heard, and what single recipients are told instead."""
-
-
-def named(phase: str) -> str:
-    """The phase without the number of its attempt or round."""
-    return phase.partition("/")[0]
-
-
-def honest_others(attack: Attack, ctx: Context) -> list[int]:
-    """Honest peers that are still there, ascending."""
-    return [peer for peer in ctx.record.remaining if peer not in attack.collusion.members]
-
-
-def fellows_of(attack: Attack, ctx: Context) -> list[int]:
-    """The other attackers that are still there and whose keys are known, ascending."""
-    keys = identities(attack)
-    return [peer for peer in ctx.record.remaining if peer in keys and peer != ctx.peer]
-
-
-def identities(attack: Attack) -> dict[int, Identity]:
-    """The keys of the attackers that have spoken so far."""
-    empty: dict[int, Identity] = {}
-    return attack.collusion.constant("identities", lambda: empty)
-
-
-def signed_bytes(ctx: Context, phase: str, payload: bytes, *, sender: int | None = None) -> Signed:
-    """A message of any bytes with this peer's signature, by default in its own name."""
-    unsigned = Signed(ctx.peer if sender is None else sender, ctx.step, phase, payload, b"")
-    if ctx.identity is None:
-        raise RuntimeError("this attack signs by itself: it needs a driver that runs the protocol")
-    return replace(unsigned, signature=ctx.identity.sign(unsigned.digest(ctx.record.context)))
-
-
-def passed_through(attack: Attack, ctx: Context, message: Signed, relayers: Sequence[int]) -> Relayed:
-    """`message` with the signatures of fellows, as if they had passed it on."""
-    keys, signed = identities(attack), relay_digest(message.digest(ctx.record.context))
-    return Relayed(message, tuple((peer, keys[peer].sign(signed)) for peer in relayers))
-
-
-def added(outgoing: Relays, recipients: Sequence[int], *items: Relayed) -> Relays:
-    """`outgoing` with additional `items` for `recipients`."""
-    return {**outgoing, **{peer: (*outgoing.get(peer, ()), *items) for peer in recipients}}
 
 
 def another(payload: Any, ctx: Context) -> Any:
@@ -270,273 +227,3 @@ class LateReveal(Attack):
         """The reveal that is held back in this phase, by its sender."""
         empty: dict[int, Signed | None] = {}
         return self.collusion.shared(("late reveal", ctx.step, phase), lambda: empty)
-
-
-@dataclass(kw_only=True, eq=False)
-class Replay(Attack):
-    """Sends an earlier message instead of the one that is due.
-
-    Formula: step: its own message of the same phase of the step before; phase: its own commitment of this step; others:
-    besides its own, relays what honest peers said in the step before; packets: its parts and aggregates of the step
-    before
-
-    Source: ours: why signatures are bound to the run, the step, the phase and the history.
-    """
-
-    name = "replay"
-    level = "protocol"
-    phase: str = option("report", "the broadcast that is replaced", choices=BROADCASTS)
-    what: str = option("step", "what is sent again", choices=("step", "phase", "others", "packets"))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._sent: dict[str, Mapping[int, Sequence[Packet]]] = {}
-
-    def say(self, ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Sign) -> Said:
-        if named(phase) != self.phase or message is None:
-            return message, {}
-        if self.what == "step":
-            return self._earlier(ctx, phase).get(ctx.peer, message), {}
-        if self.what == "phase":
-            return next(iter(ctx.record.heard.get("commit", {}).get(ctx.peer, ())), message), {}
-        return message, {}
-
-    def compare(self, ctx: Context, phase: str, view: bytes) -> Compared:
-        return (None if self.what == "others" else view), {}  # with a certificate nobody listens
-
-    def relay(self, ctx: Context, phase: str, round: int, outgoing: Relays) -> Relays:
-        if self.what != "others" or ctx.identity is None:
-            return outgoing
-        own = ctx.identity
-        items = [
-            Relayed(message, ((ctx.peer, own.sign(relay_digest(message.digest(context)))),))
-            for message in self._earlier(ctx, phase).values()
-            for context in (ctx.record.context, ctx.last.context if ctx.last else b"")
-        ]
-        return added(outgoing, honest_others(self, ctx), *items)
-
-    def dispatch(
-        self, ctx: Context, phase: str, packets: Mapping[int, Sequence[Packet]]
-    ) -> Mapping[int, Sequence[Packet]]:
-        if self.what != "packets" or phase not in ("part", "aggregate"):
-            return packets
-        earlier = self._sent.get(phase, {})
-        self._sent[phase] = packets
-        return earlier or packets
-
-    def _earlier(self, ctx: Context, phase: str) -> dict[int, Signed]:
-        """Sender -> its message of this phase of the step before."""
-        heard = ctx.last.heard.get(phase, {}) if ctx.last is not None else {}
-        return {sender: messages[0] for sender, messages in heard.items() if messages}
-
-
-@dataclass(kw_only=True, eq=False)
-class Forgery(Attack):
-    """Sends messages that nobody signed.
-
-    Formula: signature: its own message with a wrong signature; name: in place of its own, a message in an honest peer's
-    name; relays: besides its own, relays of such messages
-
-    Source: ours: the named peer must not pay for it.
-    """
-
-    name = "forgery"
-    level = "protocol"
-    phase: str = option("report", "the broadcast", choices=BROADCASTS)
-    what: str = option("signature", "what is forged", choices=("signature", "name", "relays"))
-
-    def say(self, ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Sign) -> Said:
-        if named(phase) != self.phase or message is None or self.what == "relays":
-            return message, {}
-        if self.what == "signature":
-            return replace(message, signature=bytes(64)), {}
-        return replace(message, sender=honest_others(self, ctx)[0]), {}
-
-    def compare(self, ctx: Context, phase: str, view: bytes) -> Compared:
-        return (None if self.what == "relays" else view), {}  # with a certificate nobody listens
-
-    def relay(self, ctx: Context, phase: str, round: int, outgoing: Relays) -> Relays:
-        if self.what != "relays" or named(phase) != self.phase or ctx.identity is None:
-            return outgoing
-        for victim in honest_others(self, ctx)[:2]:
-            message = signed_bytes(ctx, phase, b"\x90", sender=victim)
-            seen = ctx.identity.sign(relay_digest(message.digest(ctx.record.context)))
-            outgoing = added(outgoing, honest_others(self, ctx), Relayed(message, ((ctx.peer, seen),)))
-        return outgoing
-
-
-@dataclass(kw_only=True, eq=False)
-class Garbage(Attack):
-    """Signs bytes that are no message of the phase.
-
-    Formula: bytes that are no msgpack; lists in lists in lists; the payload of another phase; none at all; ten times
-    the allowed size (which is not read, so the peer counts as silent)
-
-    Source: ours.
-    """
-
-    name = "garbage"
-    level = "protocol"
-    phase: str = option("report", "the broadcast", choices=BROADCASTS)
-    what: str = option(
-        "bytes", "what is signed", choices=("bytes", "nested", "foreign", "empty", "oversize", "extension")
-    )
-
-    def say(self, ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Sign) -> Said:
-        if named(phase) != self.phase or message is None or ctx.config is None:
-            return message, {}
-        payloads = {
-            "bytes": b"\xc1\xff\x00 not msgpack",
-            "nested": b"\x91" * 500 + b"\x90",
-            "foreign": b"\xa5hello",
-            "empty": b"",
-            "oversize": bytes(10 * Limits(ctx.config.peers, ctx.config.directions).message(type(payload))),
-            "extension": b"\xd6\xff\x00\x00\x00\x00",
-        }
-        return signed_bytes(ctx, phase, payloads[self.what]), {}
-
-
-def _twisted(payload: Any, how: str, ctx: Context) -> Any:
-    """`payload` changed in the way `how`, if it belongs to the phase that this concerns; else unchanged."""
-    record, k = ctx.record, ctx.record.cut.k if ctx.record.split is not None else 0
-    peers = len(record.active)
-    if isinstance(payload, Commit) and how == "commit_short":
-        return replace(payload, digests=payload.digests[:-1])
-    if isinstance(payload, Announce) and payload.parts:
-        first = payload.parts[0]
-        changed: dict[str, tuple[AnnouncedPart, ...]] = {
-            "announce_foreign_part": (replace(first, part=(first.part + 1) % k),),
-            "announce_part_out_of_range": (replace(first, part=k + 7),),
-            "announce_twice": (first, first),
-            "announce_unknown_sender": (replace(first, senders=(*first.senders, 10**6)),),
-            "announce_unsorted": (replace(first, senders=first.senders[::-1]),),
-            "announce_nobody": (replace(first, senders=()),),
-        }
-        return Announce((*changed[how], *payload.parts[1:])) if how in changed else payload
-    if isinstance(payload, CoinCommit):
-        missing = {"lacks_unknown_part": (10**6,), "lacks_part_often": (0,) * 100, "lacks_own_part": tuple(range(k))}
-        return replace(payload, missing=missing[how]) if how in missing else payload
-    if isinstance(payload, Report):
-        rows = len(payload.norms)
-        reports = {
-            "report_short": replace(payload, norms=payload.norms[:-1]),
-            "report_negative": replace(payload, norms=(-1.0,) * rows),
-            "report_nan": replace(payload, norms=(float("nan"),) * rows),
-            "report_overflow": replace(payload, products=tuple((1.7e308,) * len(row) for row in payload.products)),
-            "report_directions": replace(payload, products=tuple((*row, 0.0) for row in payload.products)),
-            "report_pretext": replace(payload, missing=tuple(sorted(record.announced))),
-        }
-        return reports.get(how, payload)
-    if isinstance(payload, Claims):
-        honest = next(peer for peer in record.workers if peer != ctx.peer)
-        real = Claim(ctx.step, honest, "withheld_aggregate", 10**6)
-        parts = [part for part, owner in enumerate(record.owners) if owner == honest]
-        watched = record.assignments.get(ctx.peer)
-        worked = ctx.last.workers if ctx.last is not None else record.workers
-        unwatched = next(peer for peer in worked if peer not in (ctx.peer, watched))
-        claims = {
-            "claim_unknown_peer": (replace(real, accused=10**6),),
-            "claim_part_out_of_range": (real,),
-            "claim_oneself": (replace(real, accused=ctx.peer, part=0),),
-            "claim_future": (replace(real, step=ctx.step + 5, part=0),),
-            "claim_not_lacked": tuple(replace(real, kind="bad_aggregate", part=part) for part in parts),
-            "claim_of_owner": tuple(replace(real, kind="misreport", part=part) for part in parts),
-            "claim_of_validator": (Claim(ctx.step - 1, unwatched, "wrong_gradient"),),
-            "claim_too_many": tuple(replace(real, part=i) for i in range(Limits(peers, 1).claims + 1)),
-        }
-        return Claims(claims[how]) if how in claims else payload
-    if isinstance(payload, Votes) and how == "votes_short":
-        return replace(payload, verdicts=payload.verdicts[:-1])
-    if isinstance(payload, Votes) and how == "votes_long":
-        return replace(payload, verdicts=(*payload.verdicts, GUILTY))
-    return payload
-
-
-TWISTS = (
-    "commit_short",
-    "announce_foreign_part",
-    "announce_part_out_of_range",
-    "announce_twice",
-    "announce_unknown_sender",
-    "announce_unsorted",
-    "announce_nobody",
-    "lacks_unknown_part",
-    "lacks_part_often",
-    "lacks_own_part",
-    "report_short",
-    "report_negative",
-    "report_nan",
-    "report_overflow",
-    "report_directions",
-    "report_pretext",
-    "claim_unknown_peer",
-    "claim_part_out_of_range",
-    "claim_oneself",
-    "claim_future",
-    "claim_not_lacked",
-    "claim_of_owner",
-    "claim_of_validator",
-    "claim_too_many",
-    "votes_short",
-    "votes_long",
-)
-
-
-@dataclass(kw_only=True, eq=False)
-class MalformedMessage(Attack):
-    """Sends validly signed and encoded messages with impossible values.
-
-    Formula: one value of the phase's message changed, as its name says; votes need somebody's accusation
-
-    Source: ours.
-    """
-
-    name = "malformed_message"
-    level = "protocol"
-    how: str = option("report_negative", "what is wrong with it", choices=TWISTS)
-
-    def say(self, ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Sign) -> Said:
-        if message is None:
-            return message, {}
-        twisted = _twisted(payload, self.how, ctx)
-        return (message if twisted is payload else sign(twisted)), {}
-
-
-@dataclass(kw_only=True, eq=False)
-class JunkRelays(Attack):
-    """Pretends to have heard something else and floods the rounds of relays with junk.
-
-    Formula: a wrong digest in every comparison; `items` relays per recipient and round with chains that are too short,
-    forged, endless or the sender's own, and a relay where packets are due
-
-    Source: ours. It costs the others work and nothing else.
-    """
-
-    name = "junk_relays"
-    level = "protocol"
-    items: int = option(20, "relays per recipient and round", low=1)
-
-    def compare(self, ctx: Context, phase: str, view: bytes) -> Compared:
-        return digest("not what I heard", view), {}
-
-    def relay(self, ctx: Context, phase: str, round: int, outgoing: Relays) -> Relays:
-        genuine = [messages[0] for messages in ctx.record.heard[phase].values() if messages]
-        if not genuine or ctx.identity is None:
-            return outgoing
-        mine = signed_bytes(ctx, phase, b"\x90")
-        chains: list[tuple[tuple[int, bytes], ...]] = [
-            (),
-            ((ctx.peer, bytes(64)),),
-            tuple((peer, bytes(64)) for peer in ctx.record.remaining),
-            ((ctx.peer, bytes(64)),) * 100,
-            ((10**6, b""),),
-        ]
-        sources = [*genuine, mine, replace(mine, phase="other"), replace(mine, step=0)]
-        junk = [
-            Relayed(sources[i % len(sources)], chains[(i // len(sources) + i) % len(chains)]) for i in range(self.items)
-        ]
-        return added(outgoing, honest_others(self, ctx), *junk)
-
-    def dispatch(self, ctx: Context, phase: str, packets: Mapping[int, Sequence[Any]]) -> Mapping[int, Sequence[Any]]:
-        stray = Relayed(signed_bytes(ctx, phase, b"\x90"), ())
-        return {peer: [stray, *packets.get(peer, ())] for peer in ctx.record.remaining if peer != ctx.peer}

@@ -12,7 +12,7 @@ import torch
 from msgspec.structs import replace
 
 from btard.attacks.base import Attack, option
-from btard.attacks.broadcasts import Said, Sign, named
+from btard.attacks.speech import Said, Sign, named
 from btard.attacks.statistics import honest_mean
 from btard.protocol.behaviour import Context, View
 from btard.protocol.hashing import digest

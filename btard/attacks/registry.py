@@ -9,19 +9,11 @@ from typing import Any
 from btard.attacks.accusers import FalseAccusation, FalseEvidence, LyingVotes, Misreport, NeverAccuse
 from btard.attacks.aggregators import ColludingAggregate, UnprovenAggregate, WrongAggregate
 from btard.attacks.base import Attack, Level
-from btard.attacks.broadcasts import (
-    Equivocate,
-    Forgery,
-    Garbage,
-    JunkRelays,
-    LateReveal,
-    MalformedMessage,
-    NoCertificate,
-    Replay,
-    SelectiveSilence,
-)
+from btard.attacks.broadcasts import Equivocate, LateReveal, NoCertificate, SelectiveSilence
 from btard.attacks.cohort import Copy, InnerProduct, LittleIsEnough, MinMax, MinSum
+from btard.attacks.forgeries import Forgery, JunkRelays, Replay
 from btard.attacks.healing import BlindSpot, HealingLies, HitAndRun
+from btard.attacks.malformed import Garbage, MalformedMessage
 from btard.attacks.mimic import Mimic
 from btard.attacks.own import DelayedGradient, LabelFlip, Noise, RandomDirection, SignFlip, Zero
 from btard.attacks.rop import RelocatedOrthogonal

@@ -5,7 +5,7 @@ What a member would hear comes from the record, what it would say is dropped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -61,7 +61,7 @@ class Observer(Peer):
         self.said = transcript.heard()
         self.resume(transcript)
         self.coins, self.ledger.head = [transcript.previous_coin], transcript.head
-        self._reports: Heard | None = None
+        self._compared: Heard | None = None
 
     @property
     def t(self) -> int:
@@ -75,27 +75,14 @@ class Observer(Peer):
     def seed_of(self, step: int, peer: int) -> bytes:
         return batch_seed(self.config.run_id, step, peer, self.coins[-1])
 
-    def hear(
-        self,
-        record: StepRecord,
-        phase: str,
-        message: Signed | None,
-        faces: Mapping[int, Signed | None],
-        limit: int,
-        before: Heard | None,
-    ) -> Generator[Effect, Any, Heard]:
-        """The recorded messages of the phase, as far as they are genuine.
+    def compare(self, record: StepRecord, heard: Heard) -> None:
+        """Nothing: what is recorded is agreed on.
 
-        What did not count, because not all had heard the same `before`, is not recorded.
+        What is said along with it is void, and not recorded, unless all had heard the same.
         """
-        if before is not None:
-            before.certified = phase in self.said
-        if phase == JUDGEMENT:
-            self._reports = before
-        said: Mapping[int, tuple[Signed, ...]] = yield Broadcast(phase, None, {}, limit, load=0)
-        heard = Heard(phase, limit, (), said, Hearing({}))
         self.heard_anew(record, heard)
-        return heard
+        heard.certified = record.phase in (heard.phase, *self.said)
+        self._compared = heard
 
     def heard_anew(self, record: StepRecord, heard: Heard) -> None:
         """The recorded messages of those that may still speak: all agree on these."""
@@ -109,25 +96,6 @@ class Observer(Peer):
                     found.setdefault(sender, {})[hashed] = signed
         heard.speakers = record.speakers
         heard.direct = heard.agreed = Hearing(found)
-
-    def exchange(
-        self,
-        record: StepRecord,
-        phase: str,
-        packets: Mapping[int, Sequence[Packet]],
-        limit: int,
-        load: int,
-        before: Heard,
-    ) -> Generator[Effect, Any, Mapping[int, Sequence[Packet]]]:
-        """The recorded packets."""
-        before.certified = True
-        return (yield Exchange(phase, packets, limit, load))
-
-    def agree(self, record: StepRecord, heard: Heard) -> Generator[Effect, Any, None]:
-        """Nothing: what is recorded is agreed on."""
-        self.heard_anew(record, heard)
-        return
-        yield
 
     def replay(
         self,
@@ -150,8 +118,8 @@ class Observer(Peer):
                 break
             if isinstance(effect, Broadcast) and effect.phase == JUDGEMENT and not judge:
                 steps.close()
-                if self._reports is not None:
-                    take_reports(self, self.current, self._reports)
+                if self._compared is not None:
+                    take_reports(self, self.current, self._compared)
                 break
             answer = self._answer(effect, proof, recompute)
         return self.current

@@ -16,18 +16,20 @@ from btard.protocol.claims import (
     NOTHING,
     WORK_KINDS,
     Consequence,
+    Tried,
     WrongAggregate,
     admissible,
     false_accusation,
 )
 from btard.protocol.effects import Effect
-from btard.protocol.evidence import Piece, committed_work, own_pieces
+from btard.protocol.evidence import committed_work, own_pieces
 from btard.protocol.hashing import digest
 from btard.protocol.hearing import AGAIN, Heard
 from btard.protocol.ledger import Entry
 from btard.protocol.messages import EXCLUSION_KINDS, EXCUSED, FALSE_CLAIM, GUILTY, MISSING_KINDS, NOBODY, Claim, Claims
 from btard.protocol.record import StepRecord
-from btard.protocol.report import gradient_report, reports_so_far, take_reports
+from btard.protocol.report import reports_so_far, take_reports
+from btard.protocol.scalars import gradient_report
 from btard.protocol.seat import Seat
 from btard.protocol.trial import Evidence, Raised, Trial
 from btard.protocol.verify import ACCUSE, Tally, alarms, v2_violation, v3_violation
@@ -175,7 +177,7 @@ def _try(
         unable = [i for i in cast if cast[i] == EXCUSED and not any(i in lacked[piece] for piece in needed)]
         if KINDS[claim.kind].recomputes and len(unable) > record.byzantine and _verdict(cast, len(voters)) == EXCUSED:
             continue  # an honest voter has seen all, and has no gradient to compare it with: nobody's fault
-        _carry_out(seat, record, about, claim, accusers, cast, len(voters), unseen)
+        _carry_out(seat, Tried(seat.config, record, about, claim, accusers, unseen), cast, len(voters))
 
 
 def _verdict(votes: Mapping[int, str], voters: int) -> str:
@@ -184,26 +186,18 @@ def _verdict(votes: Mapping[int, str], voters: int) -> str:
     return next((v for v in (GUILTY, FALSE_CLAIM) if 2 * cast.count(v) > voters), EXCUSED)
 
 
-def _carry_out(
-    seat: Seat,
-    record: StepRecord,
-    about: StepRecord,
-    claim: Claim,
-    accusers: tuple[int, ...],
-    votes: dict[int, str],
-    voters: int,
-    unseen: set[Piece],
-) -> None:
-    """The verdict that more than half of the `voters` give. `unseen`: the pieces that more than half have not seen."""
+def _carry_out(seat: Seat, tried: Tried, votes: Mapping[int, str], voters: int) -> None:
+    """The verdict that more than half of the `voters` give."""
+    record, about, claim = tried.record, tried.about, tried.claim
     decided, kind = _verdict(votes, voters), KINDS[claim.kind]
     if kind.about_part and about is record and decided != FALSE_CLAIM:
         record.skipped.add(claim.part)
     if decided == GUILTY:
         follows = Consequence(kind.name, GUILTY, (claim.accused,))
     elif decided == FALSE_CLAIM:
-        follows = false_accusation(accusers) if kind.false_costs else NOTHING
+        follows = false_accusation(tried) if kind.false_costs else NOTHING
     else:
-        follows = kind.undecided(seat, record, about, claim, accusers, unseen)
+        follows = kind.undecided(tried)
     out = tuple(peer for peer in follows.peers if peer not in record.expelled)
     if not out:
         return
@@ -214,7 +208,7 @@ def _carry_out(
             kind=follows.kind,
             verdict=follows.verdict,
             accused=claim.accused,
-            accusers=accusers,
+            accusers=tried.accusers,
             peers=out,
             about_step=claim.step,
             part=claim.part,

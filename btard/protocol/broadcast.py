@@ -18,64 +18,18 @@ from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 from btard.protocol import loads
-from btard.protocol.certificate import accepted, agreeing, certify, shown, signers, vouch
-from btard.protocol.effects import QUIET, Broadcast, Compare, Effect, Exchange, Relay
+from btard.protocol.certificate import accepted, agreeing, certify, shown, signers
+from btard.protocol.effects import QUIET, Compare, Effect, Exchange, Relay
 from btard.protocol.hearing import Heard, Hearing, first_heard
 from btard.protocol.limits import FACES, relay_limit, told_limit
 from btard.protocol.memory import Later
-from btard.protocol.messages import Joined, Packet, Relayed, Signed, Vouch, relay_digest
+from btard.protocol.messages import Joined, Relayed, Signed, Vouch, relay_digest
+from btard.protocol.place import Place
 from btard.protocol.record import StepRecord
-from btard.protocol.seat import Seat
 
 
-def hear(
-    seat: Seat,
-    record: StepRecord,
-    phase: str,
-    message: Signed | None,
-    faces: Mapping[int, Signed | None],
-    limit: int,
-    before: Heard | None,
-) -> Generator[Effect, Any, Heard]:
-    """Broadcast `message`; what this peer has heard in the phase. A message with a bad signature counts as none.
-
-    `before`: an earlier phase that is compared along with it, and agreed on afterwards.
-    """
-    along = None if before is None else _comparison(seat, record, before)
-    came = yield Broadcast(phase, message, faces, limit, loads.of_broadcast(record, limit), along)
-    came, vouches = _parted(came, along)
-    heard = Heard(phase, limit, record.speakers, came, _directly(seat, record, phase, came, limit))
-    # For the hooks to see: liars hear it before all agree on what was said before.
-    record.heard[phase] = heard.direct.messages
-    if before is not None:
-        yield from _resolve(seat, record, before, vouches)
-    return heard
-
-
-def exchange(
-    seat: Seat,
-    record: StepRecord,
-    phase: str,
-    packets: Mapping[int, Sequence[Packet]],
-    limit: int,
-    load: int,
-    before: Heard,
-) -> Generator[Effect, Any, Mapping[int, Sequence[Packet]]]:
-    """Send each recipient its packets; returns those for this peer, by sender. `before`: as in `hear`."""
-    along = _comparison(seat, record, before)
-    came, vouches = _parted((yield Exchange(phase, packets, limit, load, along)), along)
-    yield from _resolve(seat, record, before, vouches)
-    return came
-
-
-def agree(seat: Seat, record: StepRecord, heard: Heard) -> Generator[Effect, Any, None]:
-    """Compare what was heard in a message of its own, and agree on it."""
-    comparison = _comparison(seat, record, heard)
-    yield from _resolve(seat, record, heard, None if comparison is None else (yield comparison))
-
-
-def _parted(came: Mapping[int, Any], along: Compare | None) -> tuple[Mapping[int, Any], Mapping[int, Any] | None]:
-    """What was said, and the words on what was heard before; None if nobody compares it."""
+def parted(came: Mapping[int, Any], along: Compare | None) -> tuple[Mapping[int, Any], Mapping[int, Any] | None]:
+    """What was said, and what came `along` with it on what was heard before; None if nobody compares it."""
     if along is None:
         return came, None
     joined = {peer: said for peer, said in came.items() if isinstance(said, Joined)}
@@ -85,69 +39,54 @@ def _parted(came: Mapping[int, Any], along: Compare | None) -> tuple[Mapping[int
     )
 
 
-def heard_anew(seat: Seat, record: StepRecord, heard: Heard) -> None:
-    """What this peer has heard in a phase, after the phase before has shown that some of the speakers are out."""
-    if heard.speakers != record.speakers:
-        heard.speakers = record.speakers
-        heard.direct = _directly(seat, record, heard.phase, heard.came, heard.limit)
-
-
-def _directly(seat: Seat, record: StepRecord, phase: str, arrived: Mapping[int, Any], limit: int) -> Hearing:
-    """What came from the senders themselves. Peers of one process that received the same evaluate it once."""
-    senders = record.speakers
-    came = tuple(signed if isinstance(signed := arrived.get(sender), Signed) else None for sender in senders)
-    first = seat.memory(first_heard, record.context, phase, limit, senders, seat.roster, came)
+def directly(place: Place, record: StepRecord, heard: Heard) -> Hearing:
+    """What came from the speakers themselves. Peers of one process that received the same evaluate it once."""
+    senders, phase, limit = heard.speakers, heard.phase, heard.limit
+    came = tuple(signed if isinstance(signed := heard.came.get(sender), Signed) else None for sender in senders)
+    first = place.memory(first_heard, record.context, phase, limit, senders, place.roster, came)
     if first.hearing is None:
-        heard: dict[int, dict[bytes, Signed]] = {}
+        said: dict[int, dict[bytes, Signed]] = {}
         for sender, signed in zip(senders, came, strict=True):
-            hashed = genuine(seat, record, phase, signed, senders, limit)
+            hashed = genuine(place, record, phase, signed, senders, limit)
             if hashed is not None and signed is not None and signed.sender == sender:
-                heard[sender] = {hashed: signed}
-        first.hearing = Hearing(heard)
+                said[sender] = {hashed: signed}
+        first.hearing = Hearing(said)
     return first.hearing
 
 
-def _rounds(seat: Seat, record: StepRecord, phase: str) -> int:
+def relay_rounds(place: Place, record: StepRecord, phase: str) -> int:
     """One round per Byzantine member; one more if newcomers speak, which are not among these members."""
-    rounds = seat.config.rounds
-    return rounds + 1 if record.newcomers and phase == "commit" and seat.config.relays != 0 else rounds
+    rounds = place.config.rounds
+    return rounds + 1 if record.newcomers and phase == "commit" and place.config.relays != 0 else rounds
 
 
 def genuine(
-    seat: Seat, record: StepRecord, phase: str, signed: Any, senders: Iterable[int], limit: int
+    place: Place, record: StepRecord, phase: str, signed: Any, senders: Iterable[int], limit: int
 ) -> bytes | None:
     """The digest of a message that one of `senders` really said in this phase; None for anything else."""
     if not isinstance(signed, Signed) or (signed.step, signed.phase) != (record.step, phase):
         return None
     if signed.sender not in senders or signed.nbytes > limit:
         return None
-    return signed.proven(record.context, seat.roster, seat.memory)
+    return signed.proven(record.context, place.roster, place.memory)
 
 
-def _comparison(seat: Seat, record: StepRecord, heard: Heard) -> Compare | None:
-    """What this peer says that it has heard; None if all trust the network to show everybody the same."""
-    heard_anew(seat, record, heard)
-    if not _rounds(seat, record, heard.phase):
-        return None
-    view, faces = seat.behaviour_at(record).compare(seat.context(record), heard.phase, heard.direct.view)
-    heard.vouched_plainly = view == heard.direct.view and not faces
-    special = {to: vouch(seat, record, heard.phase, other) for to, other in faces.items()}
-    return Compare(f"{heard.phase}/compare", vouch(seat, record, heard.phase, view), special)
-
-
-def _resolve(
-    seat: Seat, record: StepRecord, heard: Heard, vouches: Mapping[int, Any] | None
-) -> Generator[Effect, Any, None]:
+def resolve(place: Place, record: StepRecord, heard: Heard, vouches: Mapping[int, Any]) -> Generator[Effect, Any, None]:
     """Agree on `heard`: what was heard directly if there is a certificate of it, else all that any honest member heard.
 
-    With enough relays (`_rounds`) the result is the same for all honest peers.
+    `vouches`: what came from each peer in the comparison. With enough relays (`relay_rounds`) the result is the same
+    for all honest peers.
     """
-    if vouches is None:
-        heard.agreed, heard.certified = heard.direct, True
-        return
     record.vouches = {peer: said for peer, said in vouches.items() if isinstance(said, Vouch)}
-    agreed = agreeing(seat, record, heard.phase, heard.direct)
-    result, proof = yield from _relay(seat, record, heard, agreed)
+    agreed = agreeing(place, record, heard.phase, heard.direct)
+    relaying, rounds = _Relaying(place, record, heard, agreed), relay_rounds(place, record, heard.phase)
+    for round in range(1, rounds + 2):
+        left = rounds + 1 - round
+        arrived = yield relaying.effect(round, left)
+        if arrived is QUIET:
+            break
+        relaying.take(arrived, round, left)
+    result, proof = relaying.hearing, relaying.proof
     heard.agreed, heard.certified = result, proof is not None
     listeners, calling = record.listeners, record.here is None
     if calling:  # a peer that says nothing in it signs no certificate, and may have heard something else
@@ -156,18 +95,18 @@ def _resolve(
     unsure = calling and proof is None
     if listeners or unsure:
         if result is not heard.direct:
-            agreed = agreeing(seat, record, heard.phase, result)
+            agreed = agreeing(place, record, heard.phase, result)
         # Without a certificate all are told, so that they know that what was said along with the comparison is void.
         told = listeners if proof is None else [p for p in listeners if p not in agreed]
-        listens = unsure or seat.id in listeners
-        yield from _tell(seat, record, heard, told, proof, tells=seat.id not in listeners, listens=listens)
+        listens = unsure or place.id in listeners
+        yield from _tell(place, record, heard, told, proof, tells=place.id not in listeners, listens=listens)
 
 
 class _Gathered:
     """All messages of a phase that this peer knows of: those it has heard directly, and what others passed on."""
 
-    def __init__(self, seat: Seat, record: StepRecord, heard: Heard) -> None:
-        self.seat, self.record, self.heard = seat, record, heard
+    def __init__(self, place: Place, record: StepRecord, heard: Heard) -> None:
+        self.place, self.record, self.heard = place, record, heard
         self._said: dict[int, dict[bytes, Signed]] | None = None  # a copy, once anything comes
         self._known: set[tuple[int, bytes]] = set()
 
@@ -185,7 +124,7 @@ class _Gathered:
         for item in items:
             # Most of it is not new: that is seen before any signature is looked at.
             what = (item.message.sender, item.message.payload)
-            hashed = None if what in self._known else _accepted(self.seat, self.record, self.heard, item, round)
+            hashed = None if what in self._known else _accepted(self.place, self.record, self.heard, item, round)
             if hashed is None or self._said is None:
                 continue
             self._known.add(what)
@@ -196,61 +135,78 @@ class _Gathered:
         return fresh
 
 
-def _relay(
-    seat: Seat, record: StepRecord, heard: Heard, agreed: Collection[int]
-) -> Generator[Effect, Any, tuple[Hearing, Later[Relayed] | Relayed | None]]:
-    """What was heard directly and a certificate of it; or all that other honest members have heard, and None.
+class _Relaying:
+    """One peer's part in the rounds in which what was `heard` is passed on, and certificates of it are shown.
 
-    Members relay; newcomers cannot vouch for a message, and all listeners are told in the end.
+    Members relay; newcomers cannot vouch for a message, and all listeners are told in the end. `agreed`: the peers that
+    have signed what this one has heard.
     """
-    behaviour, ctx, phase, direct = seat.behaviour_at(record), seat.context(record), heard.phase, heard.direct
-    members, rounds = record.members, _rounds(seat, record, heard.phase)
-    member, needed = seat.id in members, signers(record, direct)
-    # A peer that tells others something else, or nothing, does not hold what these hold: it is shown one, too.
-    proven = bool(needed) and all(peer in agreed for peer in needed) and heard.vouched_plainly and behaviour.relays_news
-    own = Later(lambda: Relayed(certify(record, phase, seat.id, seat.identity, needed), ())) if proven else None
-    proof: Later[Relayed] | Relayed | None = own
-    others = [p for p in members if p != seat.id] if member else []
-    recipients = [] if proven else [p for p in others if p not in agreed]
-    gathered = _Gathered(seat, record, heard)
-    fresh: dict[bytes, Relayed] = {}
-    if recipients:
-        fresh = {hashed: Relayed(signed, ()) for said in direct.said.values() for hashed, signed in said.items()}
-    bound, load = relay_limit(len(record.speakers), heard.limit), loads.of_relays(record, heard.limit)
-    for round in range(1, rounds + 2):
-        passed_on = tuple(_countersign(seat, item, hashed) for hashed, item in fresh.items()) if recipients else ()
-        outgoing: Mapping[int, Sequence[Relayed]] = dict.fromkeys(recipients, passed_on) if passed_on else {}
-        outgoing = behaviour.relay(ctx, phase, round, outgoing)
-        settled = proof is not None or not member
-        arrived = yield Relay(
-            f"{phase}/relay/{round}",
+
+    def __init__(self, place: Place, record: StepRecord, heard: Heard, agreed: Collection[int]) -> None:
+        self.place, self.record, self.heard = place, record, heard
+        self.behaviour, self.ctx = place.behaviour_at(record), place.context(record)
+        self.member = place.id in record.members
+        self.needed = needed = signers(record, heard.direct)
+        # A peer that tells others something else, or nothing, does not hold what these hold: it is shown one, too.
+        plain = heard.vouched_plainly and self.behaviour.relays_news
+        proven = plain and bool(needed) and all(peer in agreed for peer in needed)
+        certificate = Later(lambda: Relayed(certify(record, heard.phase, place.id, place.identity, needed), ()))
+        self.own = certificate if proven else None
+        self.proof: Later[Relayed] | Relayed | None = self.own
+        """A certificate of what this peer has heard directly."""
+        self._others = [p for p in record.members if p != place.id] if self.member else []
+        self._recipients = [] if proven else [p for p in self._others if p not in agreed]
+        self._gathered = _Gathered(place, record, heard)
+        said = heard.direct.said.values() if self._recipients else ()
+        self._fresh = {hashed: Relayed(signed, ()) for of_sender in said for hashed, signed in of_sender.items()}
+
+    @property
+    def hearing(self) -> Hearing:
+        """What was heard directly, if there is a certificate of it; else all that other honest members have heard."""
+        return self._gathered.hearing if self.proof is None else self.heard.direct
+
+    @property
+    def _settled(self) -> bool:
+        return self.proof is not None or not self.member
+
+    def effect(self, round: int, left: int) -> Relay:
+        """Pass on what was new in the round before; `left`: how many rounds follow."""
+        record, heard, news = self.record, self.heard, self.behaviour.relays_news
+        fresh = self._fresh.items() if self._recipients else ()
+        passed_on = tuple(_countersign(self.place, item, hashed) for hashed, item in fresh)
+        outgoing: Mapping[int, Sequence[Relayed]] = dict.fromkeys(self._recipients, passed_on) if passed_on else {}
+        outgoing = self.behaviour.relay(self.ctx, heard.phase, round, outgoing)
+        return Relay(
+            f"{heard.phase}/relay/{round}",
             outgoing,
-            bound,
-            load,
-            left=rounds + 1 - round,
+            relay_limit(len(record.speakers), heard.limit),
+            loads.of_relays(record, heard.limit),
+            left=left,
             first=round == 1,
             # In the first round a peer without a certificate is shown one, if anybody has one.
-            quiet=behaviour.relays_news and not outgoing and (settled or round > 1),
-            settled=behaviour.relays_news and settled,
-            proof=own if round == 1 and member else None,
+            quiet=news and not outgoing and (self._settled or round > 1),
+            settled=news and self._settled,
+            proof=self.own if round == 1 and self.member else None,
         )
-        if arrived is QUIET:
-            break
-        fresh, recipients = {}, others
+
+    def take(self, arrived: Mapping[int, Sequence[Any]], round: int, left: int) -> None:
+        """Keep what is new of what came in `round`; with a certificate nothing else matters."""
+        settled, self._fresh, self._recipients = self._settled, {}, self._others
         if settled:
-            continue
+            return
+        record, heard = self.record, self.heard
         came = [[item for item in arrived[peer] if _well_formed(item)] for peer in sorted(arrived)]
-        certificates = (one for items in came if (one := shown(phase, items)) is not None)
-        proof = next((one for one in certificates if accepted(seat, record, phase, direct, one, needed, round)), None)
-        if proof is not None:
-            fresh = {proof.message.digest(record.context): proof}
-        elif round <= rounds:  # messages have one round fewer than certificates
-            fresh = gathered.take([item for items in came for item in items], round)
-    return (gathered.hearing if proof is None else direct), proof
+        for items in came:
+            one = shown(heard.phase, items)
+            if one is not None and accepted(self.place, record, heard.phase, heard.direct, one, self.needed, round):
+                self.proof, self._fresh = one, {one.message.digest(record.context): one}
+                return
+        if left:  # messages have one round fewer than certificates
+            self._fresh = self._gathered.take([item for items in came for item in items], round)
 
 
 def _tell(
-    seat: Seat,
+    place: Place,
     record: StepRecord,
     heard: Heard,
     listeners: Collection[int],
@@ -268,7 +224,7 @@ def _tell(
 
     Members that have a certificate, the `proof`, send that, too: so a listener knows whether there is one.
     """
-    behaviour, ctx, members, phase = seat.behaviour_at(record), seat.context(record), record.members, heard.phase
+    behaviour, ctx, members, phase = place.behaviour_at(record), place.context(record), record.members, heard.phase
     hearing = heard.direct if heard.agreed is None else heard.agreed
     told = [Relayed(said[hashed], ()) for _, said in sorted(hearing.said.items()) for hashed in sorted(said)]
     if proof is not None and listeners and tells:
@@ -281,13 +237,13 @@ def _tell(
     )
     if not listens:
         return
-    heard.certified |= seat.id not in members  # a newcomer that is told nothing has heard what they have
+    heard.certified |= place.id not in members  # a newcomer that is told nothing has heard what they have
     counts: Counter[tuple[bytes, bool]] = Counter()
     for member in members:
         view: dict[int, dict[bytes, Signed]] = {}
         items = [item for item in arrived.get(member, ()) if _well_formed(item)]
         for item in items:
-            hashed = genuine(seat, record, phase, item.message, senders, heard.limit)
+            hashed = genuine(place, record, phase, item.message, senders, heard.limit)
             if hashed is not None:
                 view.setdefault(item.message.sender, {})[hashed] = item.message
         if member in arrived:
@@ -304,11 +260,11 @@ def _well_formed(item: Any) -> bool:
     return isinstance(item, Relayed) and isinstance(item.message, Signed)
 
 
-def _countersign(seat: Seat, item: Relayed, hashed: bytes) -> Relayed:
-    return Relayed(item.message, (*item.chain, (seat.id, seat.identity.sign(relay_digest(hashed)))))
+def _countersign(place: Place, item: Relayed, hashed: bytes) -> Relayed:
+    return Relayed(item.message, (*item.chain, (place.id, place.identity.sign(relay_digest(hashed)))))
 
 
-def _accepted(seat: Seat, record: StepRecord, heard: Heard, item: Relayed, round: int) -> bytes | None:
+def _accepted(place: Place, record: StepRecord, heard: Heard, item: Relayed, round: int) -> bytes | None:
     """The digest of a relayed message that has come through at least `round` peers besides its sender; else None."""
     senders = record.speakers
     if len(item.chain) > len(senders):
@@ -316,9 +272,9 @@ def _accepted(seat: Seat, record: StepRecord, heard: Heard, item: Relayed, round
     relayers = {relayer for relayer, _ in item.chain} & set(record.members) - {item.message.sender}
     if len(relayers) < round or len(relayers) < len(item.chain):
         return None
-    hashed = genuine(seat, record, heard.phase, item.message, senders, heard.limit)
+    hashed = genuine(place, record, heard.phase, item.message, senders, heard.limit)
     if hashed is None:
         return None
     signed = relay_digest(hashed)
-    genuinely = (seat.roster.verify(who, signed, signature, seat.memory) for who, signature in item.chain)
+    genuinely = (place.roster.verify(who, signed, signature, place.memory) for who, signature in item.chain)
     return hashed if all(genuinely) else None

@@ -20,8 +20,8 @@ from btard.protocol.hearing import Hearing
 from btard.protocol.identity import Identity
 from btard.protocol.memory import Later, remembered
 from btard.protocol.messages import Certificate, Relayed, Signed, Vouch, relay_digest
+from btard.protocol.place import Place
 from btard.protocol.record import StepRecord
-from btard.protocol.seat import Seat
 from btard.protocol.wire import Malformed
 
 
@@ -31,18 +31,18 @@ def _statement(context: bytes, phase: str, view: bytes) -> bytes:
     return digest("view", context, phase, view)
 
 
-def vouch(seat: Seat, record: StepRecord, phase: str, view: bytes | None) -> Vouch | None:
+def vouch(place: Place, record: StepRecord, phase: str, view: bytes | None) -> Vouch | None:
     """This peer's signature on `view`, made when somebody looks at it; None for None."""
     if view is None:
         return None
-    statement = seat.memory(_statement, record.context, phase, view)
-    return Vouch(statement, Later(lambda: seat.identity.sign(statement, seat.memory)))
+    statement = place.memory(_statement, record.context, phase, view)
+    return Vouch(statement, Later(lambda: place.identity.sign(statement, place.memory)))
 
 
-def agreeing(seat: Seat, record: StepRecord, phase: str, heard: Hearing) -> frozenset[int]:
+def agreeing(place: Place, record: StepRecord, phase: str, heard: Hearing) -> frozenset[int]:
     """The peers that have signed the view of `heard`."""
-    statement = seat.memory(_statement, record.context, phase, heard.view)
-    return frozenset(peer for peer, said in record.vouches.items() if said.on(statement, peer, seat.roster))
+    statement = place.memory(_statement, record.context, phase, heard.view)
+    return frozenset(peer for peer, said in record.vouches.items() if said.on(statement, peer, place.roster))
 
 
 def signers(record: StepRecord, heard: Hearing) -> tuple[int, ...]:
@@ -65,29 +65,29 @@ def shown(phase: str, items: Iterable[Relayed]) -> Relayed | None:
 
 
 def accepted(
-    seat: Seat, record: StepRecord, phase: str, heard: Hearing, item: Relayed, needed: Sequence[int], round: int
+    place: Place, record: StepRecord, phase: str, heard: Hearing, item: Relayed, needed: Sequence[int], round: int
 ) -> bool:
     """Whether `item`, which came in `round`, is a certificate of the view of `heard`, with enough signatures on it.
 
     `needed`: the members that have to have signed the view; () if there can be no certificate of it.
     """
-    said, limit = item.message, seat.limits(record).message(Certificate)
+    said, limit = item.message, place.limits(record).message(Certificate)
     if not needed or (said.step, said.phase) != (record.step, _named(phase)) or said.nbytes > limit:
         return False
     hands = [said.sender, *(relayer for relayer, _ in item.chain)]
     if not round <= len(hands) == len(set(hands)) or not set(hands) <= set(record.members):
         return False
     try:
-        held = said.open(Certificate, limit, seat.memory)
+        held = said.open(Certificate, limit, place.memory)
     except Malformed:
         return False
-    hashed = said.proven(record.context, seat.roster, seat.memory)
+    hashed = said.proven(record.context, place.roster, place.memory)
     if hashed is None or held.signers != tuple(needed) or len(held.signatures) != len(needed):
         return False
-    statement, passed = seat.memory(_statement, record.context, phase, heard.view), relay_digest(hashed)
+    statement, passed = place.memory(_statement, record.context, phase, heard.view), relay_digest(hashed)
     signed = [(peer, passed, signature) for peer, signature in item.chain]
     signed += [(peer, statement, signature) for peer, signature in zip(needed, held.signatures, strict=True)]
-    return all(seat.roster.verify(*one, seat.memory) for one in signed)
+    return all(place.roster.verify(*one, place.memory) for one in signed)
 
 
 def _named(phase: str) -> str:

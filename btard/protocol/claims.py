@@ -14,10 +14,11 @@ from typing import ClassVar, NamedTuple
 
 import torch
 
+from btard.protocol.config import ProtocolConfig
 from btard.protocol.evidence import Piece, Table, announced_aggregate, committed_work, parts_of, values_shown
 from btard.protocol.messages import EXCUSED, FALSE_CLAIM, GUILTY, NOBODY, Claim, Packet, is_finite
 from btard.protocol.record import Settled, StepRecord
-from btard.protocol.report import Truth, part_scalars
+from btard.protocol.scalars import Truth, part_scalars
 from btard.protocol.seat import Court, Seat
 from btard.protocol.validate import Work, work_is_wrong
 from btard.protocol.verify import ACCUSE, CONVICT, aggregate_is_right, reported, scalars_differ
@@ -71,20 +72,21 @@ class Kind(ABC):
         """GUILTY, FALSE_CLAIM, or EXCUSED from a judge that has not seen enough of the `pieces`."""
         raise NotImplementedError(self.name)
 
-    def undecided(
-        self,
-        seat: Court,
-        record: StepRecord,
-        about: StepRecord,
-        claim: Claim,
-        accusers: tuple[int, ...],
-        unseen: Collection[Piece],
-    ) -> Consequence:
-        """The removal that follows if no more than half of the voters agree: that of the accusers, as if it were false.
+    def undecided(self, tried: Tried) -> Consequence:
+        """The removal if no more than half of the voters agree: that of the accusers, as if the claim were false."""
+        return false_accusation(tried)
 
-        `unseen`: the pieces that more than half of the voters have not seen.
-        """
-        return false_accusation(accusers)
+
+class Tried(NamedTuple):
+    """A claim that was tried, and what all agree on about it, besides the votes. `record`: of the step of the trial."""
+
+    config: ProtocolConfig
+    record: StepRecord
+    about: StepRecord
+    claim: Claim
+    accusers: tuple[int, ...]
+    unseen: Collection[Piece]
+    """The pieces that more than half of the voters have not seen."""
 
 
 class Consequence(NamedTuple):
@@ -98,15 +100,13 @@ class Consequence(NamedTuple):
 NOTHING = Consequence("", "", ())
 
 
-def false_accusation(accusers: tuple[int, ...]) -> Consequence:
-    return Consequence("false_accusation", FALSE_CLAIM, accusers)
+def false_accusation(tried: Tried) -> Consequence:
+    return Consequence("false_accusation", FALSE_CLAIM, tried.accusers)
 
 
-def undelivered(
-    record: StepRecord, about: StepRecord, accused: Collection[int], others: Collection[int]
-) -> Consequence:
+def undelivered(tried: Tried, accused: Collection[int], others: Collection[int]) -> Consequence:
     """Undelivered is not wrong: the `accused` go as silent peers do, and of the `others` those that are answerable."""
-    answerable = set(record.members) & set(about.here or ())
+    answerable = set(tried.record.members) & set(tried.about.here or ())
     return Consequence("undelivered", "undelivered", tuple(sorted({*accused, *answerable.intersection(others)})))
 
 
@@ -157,17 +157,9 @@ class WrongGradient(Kind):
             return GUILTY
         return EXCUSED if hidden else FALSE_CLAIM
 
-    def undecided(
-        self,
-        seat: Court,
-        record: StepRecord,
-        about: StepRecord,
-        claim: Claim,
-        accusers: tuple[int, ...],
-        unseen: Collection[Piece],
-    ) -> Consequence:
+    def undecided(self, tried: Tried) -> Consequence:
         """Mode `exact`: nobody, for more of the voters are missing than the bound on absences allows."""
-        return NOTHING if seat.config.validation == "exact" else false_accusation(accusers)
+        return NOTHING if tried.config.validation == "exact" else false_accusation(tried)
 
 
 class Undisclosed(WrongGradient):
@@ -185,20 +177,12 @@ class Undisclosed(WrongGradient):
     def shown(self, seat: Seat, about: StepRecord, claim: Claim, accusers: Sequence[int]) -> list[Packet]:
         return parts_of(about, seat.id, about.own) if claim.accused == seat.id and about.own is not None else []
 
-    def undecided(
-        self,
-        seat: Court,
-        record: StepRecord,
-        about: StepRecord,
-        claim: Claim,
-        accusers: tuple[int, ...],
-        unseen: Collection[Piece],
-    ) -> Consequence:
+    def undecided(self, tried: Tried) -> Consequence:
         """The accused; of one that is away the owners that are here, for what it had sent them was theirs to show."""
-        shows = record.attends(claim.accused)
+        shows = tried.record.attends(tried.claim.accused)
         if shows:
-            return undelivered(record, about, {claim.accused}, {piece.author for piece in unseen})
-        return undelivered(record, about, (), {about.owner(piece.part) for piece in unseen})
+            return undelivered(tried, {tried.claim.accused}, {piece.author for piece in tried.unseen})
+        return undelivered(tried, (), {tried.about.owner(piece.part) for piece in tried.unseen})
 
 
 class Unchecked(Kind):
@@ -307,19 +291,11 @@ class WrongAggregate(Kind):
         overlooked = any(_overlooked(seat, about, claim.part, i, table, truth) for i, truth in truths.items())
         return GUILTY if overlooked else EXCUSED
 
-    def undecided(
-        self,
-        seat: Court,
-        record: StepRecord,
-        about: StepRecord,
-        claim: Claim,
-        accusers: tuple[int, ...],
-        unseen: Collection[Piece],
-    ) -> Consequence:
+    def undecided(self, tried: Tried) -> Consequence:
         """The owner, and the senders that did not show their rows either. An owner that is away owes no evidence."""
-        if not record.attends(claim.accused):
+        if not tried.record.attends(tried.claim.accused):
             return NOTHING
-        return undelivered(record, about, {claim.accused}, {piece.author for piece in unseen})
+        return undelivered(tried, {tried.claim.accused}, {piece.author for piece in tried.unseen})
 
 
 OVERLOOKED = 2 * ACCUSE

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from btard.protocol import broadcast
 from btard.protocol.accuse import judge
 from btard.protocol.aggregate import aggregate, settle_exclusions, settle_missing
 from btard.protocol.behaviour import HONEST, Behaviour
@@ -22,13 +21,12 @@ from btard.protocol.effects import Effect
 from btard.protocol.exchange import exchange
 from btard.protocol.hashing import digest
 from btard.protocol.heal import heal, is_kept, oldest, went_back
-from btard.protocol.hearing import Heard
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.join import admit, bring_up, count_probation
 from btard.protocol.ledger import Entry, still_byzantine
 from btard.protocol.limits import WAITING
 from btard.protocol.memory import NOTHING, Memory
-from btard.protocol.messages import JoinRequest, Packet, Signed
+from btard.protocol.messages import JoinRequest
 from btard.protocol.radius import next_radius
 from btard.protocol.record import Start, StepRecord
 from btard.protocol.report import report
@@ -202,35 +200,3 @@ class Peer(Seat):
             return False
         self.requests.setdefault(request.key, request)
         return True
-
-    def hear(
-        self,
-        record: StepRecord,
-        phase: str,
-        message: Signed | None,
-        faces: Mapping[int, Signed | None],
-        limit: int,
-        before: Heard | None,
-    ) -> Generator[Effect, Any, Heard]:
-        """Broadcast `message`, and along with it what was heard `before`; what everybody said."""
-        return broadcast.hear(self, record, phase, message, faces, limit, before)
-
-    def exchange(
-        self,
-        record: StepRecord,
-        phase: str,
-        packets: Mapping[int, Sequence[Packet]],
-        limit: int,
-        load: int,
-        before: Heard,
-    ) -> Generator[Effect, Any, Mapping[int, Sequence[Packet]]]:
-        """Send packets, and along with them what was heard `before`; the packets that came."""
-        return broadcast.exchange(self, record, phase, packets, limit, load, before)
-
-    def agree(self, record: StepRecord, heard: Heard) -> Generator[Effect, Any, None]:
-        """Agree with all honest peers on what was `heard`."""
-        return broadcast.agree(self, record, heard)
-
-    def heard_anew(self, record: StepRecord, heard: Heard) -> None:
-        """What this peer has heard from those that may still speak."""
-        broadcast.heard_anew(self, record, heard)

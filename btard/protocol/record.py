@@ -220,7 +220,7 @@ class StepRecord(Settled):
         record.py: aggregates, received, own
         peer.py: context, byzantine
         seat.py: phase, heard, expelled
-        broadcast.py: heard, vouches
+        broadcast.py: vouches
         commit.py: split, commits, here, workers, owners, own, weight
         exchange.py: received, suspects
         aggregate.py: announced, aggregates, suspects, skipped

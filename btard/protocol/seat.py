@@ -1,25 +1,24 @@
-"""A peer's place in the run: what the phases of a step may ask of their peer."""
+"""What the phases of a step may ask of their peer."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 
-from btard.protocol.behaviour import HONEST, Behaviour, Context
+from btard.protocol import loads
+from btard.protocol.broadcast import directly, parted, relay_rounds, resolve
+from btard.protocol.certificate import vouch
 from btard.protocol.commitments import Commitments
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.effects import Effect, Exchange
-from btard.protocol.hashing import batch_seed, digest
-from btard.protocol.hearing import EQUIVOCATION, MALFORMED, Heard
-from btard.protocol.identity import Identity, Roster
-from btard.protocol.ledger import Entry, Ledger
-from btard.protocol.limits import Limits
+from btard.protocol.effects import Broadcast, Compare, Effect, Exchange
+from btard.protocol.hearing import EQUIVOCATION, MALFORMED, Heard, Hearing
+from btard.protocol.ledger import Entry
 from btard.protocol.memory import Memory
-from btard.protocol.messages import UNKNOWN, JoinRequest, P, Packet, Signed
-from btard.protocol.record import Probation, StepRecord
+from btard.protocol.messages import P, Packet, Signed
+from btard.protocol.place import Place
+from btard.protocol.record import StepRecord
 
 
 class Expelled(Exception):
@@ -37,116 +36,11 @@ class Court(Protocol):
     def memory(self) -> Memory: ...
 
 
-class Seat(ABC):
-    """What peer `id` knows and can do in a phase. `d`: number of parameters.
+class Seat(Place):
+    """What peer `id` knows and can do in a phase: say, send, expel.
 
-    A phase may read all of it. These files write to it, each to these attributes:
-
-        seat.py: ledger
-        peer.py: current, last, coins, absences, probation, requests
-        commit.py: absences
-        join.py: roster, probation, requests
-        snapshot.py: roster, ledger, coins, requests, last
-        audit/observer.py: ledger, coins, last
+    An auditor overrides `compare` and `heard_anew`: what is recorded needs no agreement.
     """
-
-    def __init__(
-        self,
-        id: int,
-        identity: Identity,
-        roster: Roster,
-        config: ProtocolConfig,
-        d: int,
-        behaviour: Behaviour,
-        commitments: Commitments,
-        memory: Memory,
-    ) -> None:
-        self.id, self.identity, self.roster, self.config, self.d = id, identity, roster, config, d
-        self.behaviour, self.commitments, self.memory = behaviour, commitments, memory
-        self.ledger = Ledger()
-        self.coins: list[bytes] = [digest("first coin", config.run_id)]
-        """coins[t] is r^{t-1}, the coin that seeds the batches of step t."""
-        self.absences: dict[int, int] = {}
-        """Peer -> its count of absences, see `commit.py`."""
-        self.elapsed = UNKNOWN
-        """Milliseconds between the beginnings of the step before and of the one at hand, by this peer's clock; UNKNOWN
-        if it has none, or was not there. Whoever runs the peer sets it before each step."""
-        self.probation: dict[int, Probation] = {}
-        """Newcomer -> how far it is."""
-        self.requests: dict[bytes, JoinRequest] = {}
-        """Requests of peers that want to join, by key, the oldest first."""
-        self.current: StepRecord
-        """The record of the current step."""
-        self.last: StepRecord | None = None
-        """The record of the step before."""
-
-    @abstractmethod
-    def hear(
-        self,
-        record: StepRecord,
-        phase: str,
-        message: Signed | None,
-        faces: Mapping[int, Signed | None],
-        limit: int,
-        before: Heard | None,
-    ) -> Generator[Effect, Any, Heard]:
-        """Say `message`, and along with it what was heard `before`, which is then agreed on; what was said."""
-
-    @abstractmethod
-    def exchange(
-        self,
-        record: StepRecord,
-        phase: str,
-        packets: Mapping[int, Sequence[Packet]],
-        limit: int,
-        load: int,
-        before: Heard,
-    ) -> Generator[Effect, Any, Mapping[int, Sequence[Packet]]]:
-        """Send packets, and along with them what was heard `before`, which is then agreed on; the packets that came."""
-
-    @abstractmethod
-    def agree(self, record: StepRecord, heard: Heard) -> Generator[Effect, Any, None]:
-        """Agree on what was `heard`, where nothing follows that all say."""
-
-    @abstractmethod
-    def heard_anew(self, record: StepRecord, heard: Heard) -> None:
-        """Take into account that speakers have fallen out since."""
-
-    def behaviour_at(self, record: StepRecord) -> Behaviour:
-        """This peer's behaviour in the step of `record`: honest in the steps in which it does not act."""
-        if self.behaviour is HONEST:  # asked hundreds of times in a step
-            return HONEST
-        return self.behaviour if self.behaviour.acts(self.context(record)) else self.behaviour.resting
-
-    def context(self, record: StepRecord) -> Context:
-        """What the hooks of this peer's behaviour may use in the step of `record`."""
-        start = (record.step, self.id, self.config.run_id, self.coins, record.active, record.assignments, record.tau)
-        return Context(
-            *start,
-            self.last,
-            record=record,
-            config=self.config,
-            identity=self.identity,
-            commitments=self.commitments,
-            memory=self.memory,
-        )
-
-    def limits(self, record: StepRecord) -> Limits:
-        """How much an honest peer can have to say in the step of `record`: this follows from the state at its start.
-
-        Those that are gone do not count, or keys that cost nothing could make all limits grow, and all deadlines.
-        """
-        there = len(record.active) + len(record.probation)
-        return Limits(max(self.config.peers, there), self.config.directions)
-
-    def seed_of(self, step: int, peer: int) -> bytes:
-        """xi_i^t for a step whose coin is known."""
-        return batch_seed(self.config.run_id, step, peer, self.coins[step])
-
-    def record_of(self, step: int) -> StepRecord | None:
-        """This peer's record of the current step or of the one before; None for any other."""
-        known = (self.current, self.last)
-        return next((record for record in known if record is not None and record.step == step), None)
 
     def packet(
         self, record: StepRecord, kind: str, part: int, body: torch.Tensor | bytes, *, hashed: bytes | None
@@ -210,6 +104,50 @@ class Seat(ABC):
         message, faces = behaviour.say(ctx, phase, payload, None if payload is None else sign(payload), sign)
         return (yield from self.hear(record, phase, message, faces, self.limits(record).message(kind), before))
 
+    def hear(
+        self,
+        record: StepRecord,
+        phase: str,
+        message: Signed | None,
+        faces: Mapping[int, Signed | None],
+        limit: int,
+        before: Heard | None,
+    ) -> Generator[Effect, Any, Heard]:
+        """Say the signed `message`, or to some another of its `faces`; what this peer has heard in the phase."""
+        along = None if before is None else self.compare(record, before)
+        answer = yield Broadcast(phase, message, faces, limit, loads.of_broadcast(record, limit), along)
+        came, vouches = parted(answer, along)
+        heard = Heard(phase, limit, (), came, Hearing({}))
+        self.heard_anew(record, heard)
+        # For the hooks to see: liars hear it before all agree on what was said before.
+        record.heard[phase] = heard.direct.messages
+        if before is not None and vouches is not None:
+            yield from resolve(self, record, before, vouches)
+        return heard
+
+    def heard_anew(self, record: StepRecord, heard: Heard) -> None:
+        """Keep what was heard from those that may still speak: the phase before may have shown that some are out."""
+        if heard.speakers != record.speakers:
+            heard.speakers = record.speakers
+            heard.direct = directly(self, record, heard)
+
+    def compare(self, record: StepRecord, heard: Heard) -> Compare | None:
+        """What this peer says that it has heard; None if all trust the network to show everybody the same."""
+        self.heard_anew(record, heard)
+        if not relay_rounds(self, record, heard.phase):
+            heard.agreed, heard.certified = heard.direct, True
+            return None
+        view, faces = self.behaviour_at(record).compare(self.context(record), heard.phase, heard.direct.view)
+        heard.vouched_plainly = view == heard.direct.view and not faces
+        special = {to: vouch(self, record, heard.phase, other) for to, other in faces.items()}
+        return Compare(f"{heard.phase}/compare", vouch(self, record, heard.phase, view), special)
+
+    def agree(self, record: StepRecord, heard: Heard) -> Generator[Effect, Any, None]:
+        """Agree on what was `heard` by a comparison of its own, where nothing follows that all say."""
+        comparison = self.compare(record, heard)
+        if comparison is not None:
+            yield from resolve(self, record, heard, (yield comparison))
+
     def so_far(self, record: StepRecord, heard: Heard, kind: type[P]) -> dict[int, P]:
         """{sender: message} as this peer has heard it itself, before all agree; what is malformed is left out."""
         self.heard_anew(record, heard)
@@ -262,10 +200,10 @@ class Seat(ABC):
         """
         self._crash(record, phase)
         packets = self.behaviour_at(record).dispatch(self.context(record), phase, packets)
-        if before is None:
-            arrived = yield Exchange(phase, packets, limit, load)
-        else:
-            arrived = yield from self.exchange(record, phase, packets, limit, load, before)
+        along = None if before is None else self.compare(record, before)
+        arrived, vouches = parted((yield Exchange(phase, packets, limit, load, along)), along)
+        if before is not None and vouches is not None:
+            yield from resolve(self, record, before, vouches)
         # A relayed broadcast is well formed too, but no packet.
         return {who: [item for item in items if isinstance(item, Packet)] for who, items in arrived.items()}
 

@@ -24,7 +24,7 @@ from btard.protocol.hashing import batch_seed
 from btard.protocol.limits import evidence_limit
 from btard.protocol.messages import EXCUSED, NOBODY, Claim, Lacking, Packet, Votes
 from btard.protocol.record import StepRecord
-from btard.protocol.report import Truth
+from btard.protocol.scalars import Truth
 from btard.protocol.seat import Seat
 
 Raised = dict[Claim, tuple[int, ...]]

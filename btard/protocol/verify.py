@@ -22,7 +22,7 @@ from btard.protocol.config import ProtocolConfig
 from btard.protocol.memory import NOTHING, Memory, remembered
 from btard.protocol.messages import AnnouncedPart, Claim, Report
 from btard.protocol.record import StepRecord
-from btard.protocol.report import SMALL, Scalars, received_scalars
+from btard.protocol.scalars import SMALL, Scalars, received_scalars
 from btard.protocol.seat import Seat
 
 ACCUSE, CONVICT = 2.0, 1.0

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 
 from btard.aggregation import centered_clip
-from btard.protocol.report import part_directions, row_scalars
+from btard.protocol.directions import part_directions
+from btard.protocol.scalars import row_scalars
 from scripts.benchmarks.measure import interleaved
 from scripts.gpu_checks.rows import Row, Setting
 from scripts.traffic import RESNET18

@@ -12,13 +12,14 @@ import msgspec
 import numpy as np
 
 from btard.attacks.base import without_fellows
-from btard.attacks.broadcasts import signed_bytes
+from btard.attacks.speech import signed_bytes
 from btard.protocol.behaviour import Behaviour, Context
 from btard.protocol.hashing import stream
 from btard.protocol.hearing import AGAIN
 from btard.protocol.messages import Claim, Signed
-from scripts.hunt.alter import Moment, altered, any_change
+from scripts.hunt.alter import altered, any_change
 from scripts.hunt.cases import Gene, Program
+from scripts.hunt.moment import Moment
 from scripts.hunt.room import Room
 
 COMPARE = "hook compare"

@@ -54,8 +54,8 @@ KNOWN = {
         ("claims", '"undisclosed", False, False', '"undisclosed", False, True'),
         (
             "claims",
-            "        shows = record.attends(claim.accused)\n",
-            "        return false_accusation(accusers)\n",
+            "        shows = tried.record.attends(tried.claim.accused)\n",
+            "        return false_accusation(tried)\n",
         ),
     ),
     "evidence_not_passed_on": _switch(
@@ -70,8 +70,8 @@ KNOWN = {
         "votes of absent peers count against a verdict, and an aggregate without a verdict is applied",
         (
             "accuse",
-            "about, claim, accusers, cast, len(voters), unseen)",
-            "about, claim, accusers, cast, len(record.active), unseen)",
+            "accusers, unseen), cast, len(voters))",
+            "accusers, unseen), cast, len(record.active))",
         ),
         (
             "accuse",
@@ -111,7 +111,7 @@ KNOWN = {
         "an owner that is away is tried for its aggregate of the step before, and cannot show its evidence",
         (
             "claims",
-            "        if not record.attends(claim.accused):\n            return NOTHING",
+            "        if not tried.record.attends(tried.claim.accused):\n            return NOTHING",
             "        if False:\n            return NOTHING",
         ),
     ),
@@ -119,7 +119,7 @@ KNOWN = {
         "mode tolerant: a target that is away in the step in which it has to show its work is removed",
         ("record", "        if now.attends(peer):\n", "        if True:\n"),
         ("validate", "if hidden and record.attends(target):", "if hidden:"),
-        ("claims", "        shows = record.attends(claim.accused)\n", "        shows = True\n"),
+        ("claims", "        shows = tried.record.attends(tried.claim.accused)\n", "        shows = True\n"),
     ),
     "v3_by_majority": _switch(
         "V3 waits for more than half of the senders: where half of the rows are liars', any vector is applied",
@@ -283,7 +283,11 @@ BLIND = {
     ),
     "absent_answer": _switch(
         "an honest sender that is away, and cannot show its part of the step before, goes with the owner that hid it",
-        ("claims", "answerable = set(record.members) & set(about.here or ())", "answerable = set(about.here or ())"),
+        (
+            "claims",
+            "answerable = set(tried.record.members) & set(tried.about.here or ())",
+            "answerable = set(tried.about.here or ())",
+        ),
     ),
     "unlisted_misreport": _switch(
         "an owner has all those that it left out convicted of having reported nothing",

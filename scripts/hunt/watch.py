@@ -97,7 +97,7 @@ class Watch:
 
 
 def most_effects(peers: int, tosses: int, rounds: int) -> int:
-    """How many effects an honest peer has in a step at most: see `_resolve`, `toss`, `judge` and `heal`."""
+    """How many effects an honest peer has in a step at most: see `resolve`, `toss`, `judge` and `heal`."""
     rounds += 1  # of certificates
     broadcasts = 1 + 1 + 1 + 2 * tosses + 1 + 2 * 3 + 1 + 3  # three of them again
     exchanges = 1 + 1 + 2 + 1 + 2 * 2 + 3 + 1

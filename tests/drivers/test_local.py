@@ -17,11 +17,11 @@ from btard.protocol.behaviour import Behaviour
 from btard.protocol.collusion import Collusion
 from btard.protocol.commit import NoQuorum
 from btard.protocol.config import ProtocolConfig
+from btard.protocol.directions import part_directions
 from btard.protocol.effects import Purpose
 from btard.protocol.hashing import tensor_digest
 from btard.protocol.ledger import Entry
 from btard.protocol.record import StepRecord
-from btard.protocol.report import part_directions
 from btard.task import QuadraticTask
 from tests.drivers.advance import advance
 from tests.protocol.cohort import run_cohort

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping
 from typing import Any, TypeVar
 
-from btard.protocol.broadcast import agree, hear
 from btard.protocol.effects import Effect
 from btard.protocol.hearing import Heard, Hearing
 from btard.protocol.messages import Signed
@@ -17,8 +16,8 @@ T = TypeVar("T")
 
 def compared(peer: Peer, record: StepRecord, phase: str, message: Signed, limit: int) -> Generator[Effect, Any, Heard]:
     """What `peer` has heard, with what all agree on."""
-    heard = yield from hear(peer, record, phase, message, {}, limit, None)
-    yield from agree(peer, record, heard)
+    heard = yield from peer.hear(record, phase, message, {}, limit, None)
+    yield from peer.agree(record, heard)
     return heard
 
 

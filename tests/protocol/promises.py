@@ -15,7 +15,7 @@ from btard.protocol.collusion import Collusion
 from btard.protocol.effects import Compute
 from btard.protocol.messages import Claim, Signed
 from btard.protocol.record import StepRecord
-from btard.protocol.report import part_scalars
+from btard.protocol.scalars import part_scalars
 from btard.task import QuadraticTask, Task
 
 D = 60

@@ -17,7 +17,7 @@ from btard.protocol.collusion import Collusion
 from btard.protocol.messages import FALSE_CLAIM, GUILTY, Claim
 from btard.protocol.peer import Peer
 from btard.protocol.record import StepRecord
-from btard.protocol.report import Scalars, part_scalars, received_scalars
+from btard.protocol.scalars import Scalars, part_scalars, received_scalars
 from tests.protocol.cohort import Run, run_cohort
 
 PEERS = 9

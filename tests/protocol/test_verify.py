@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from btard.aggregation import centered_clip, residual_and_floor
 from btard.protocol.config import ProtocolConfig
+from btard.protocol.directions import directions
 from btard.protocol.hashing import UNIFORM_SCALE
 from btard.protocol.messages import AnnouncedPart, Report
 from btard.protocol.record import Split, StepRecord
-from btard.protocol.report import Scalars, directions, row_scalars, scalars
+from btard.protocol.scalars import Scalars, row_scalars, scalars
 from btard.protocol.verify import (
     ACCUSE,
     CONVICT,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from btard.attacks.broadcasts import named
+from btard.attacks.speech import named
 from btard.drivers.links import Links
 from btard.protocol import wire
 from btard.protocol.behaviour import Context

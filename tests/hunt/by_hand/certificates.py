@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from btard.attacks.broadcasts import named
+from btard.attacks.speech import named
 from btard.protocol.behaviour import Context
 from btard.protocol.certificate import certify
 from btard.protocol.identity import Identity
