@@ -218,7 +218,7 @@ class StateService:
             try:
                 await asyncio.wait({load}, timeout=max(ANSWER, self.patience))
                 if not load.done() or load.cancelled():
-                    raise ConnectionError("whoever loads this state takes too long")
+                    raise ConnectionError("the peer that loads this state takes too long")
                 load.result()
             finally:
                 await cancel(load)

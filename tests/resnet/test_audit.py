@@ -16,7 +16,7 @@ from btard.protocol.hashing import tensor_digest
 from btard.protocol.identity import Identity
 from resnet.audit import task_of
 from resnet.training import train
-from tests.resnet.test_train import ATTACK, Killed, config_of, kill_at
+from tests.resnet.trained import ATTACK, config_of, train_killed
 
 WORDS = (*ATTACK, "--steps", "12", "--eval_every", "12")
 
@@ -53,12 +53,7 @@ def test_an_interrupted_run_is_audited_as_the_same_run(tmp_path: Path, monkeypat
     config = config_of(*WORDS)
     train(config, tmp_path / "a", progress=False)
     steps = [int(file.name[5:13]) for file in (tmp_path / "a/evidence").glob("step-????????.json")]
-    for step in (min(steps), max(steps) + 1):
-        with monkeypatch.context() as patch:
-            kill_at(patch, step)
-            with pytest.raises(Killed):
-                train(config, tmp_path / "b", progress=False)
-    train(config, tmp_path / "b", progress=False)
+    train_killed(config, tmp_path / "b", (min(steps), max(steps) + 1), monkeypatch)
     # Every life signs for itself: all else is the same.
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
     assert (tmp_path / "a/ledger.jsonl").read_bytes() == (tmp_path / "b/ledger.jsonl").read_bytes()

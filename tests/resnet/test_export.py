@@ -13,7 +13,7 @@ from btard.harness.checkpoints import Checkpoints
 from resnet.data import load_dataset
 from resnet.model import evaluate, resnet18
 from resnet.training import train
-from tests.resnet.test_train import ATTACK, config_of
+from tests.resnet.trained import ATTACK, config_of
 
 
 def test_what_is_exported_is_the_network_that_was_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ from resnet.optimizer import cosine, sgd
 from resnet.sampling import TrainingData
 from resnet.task import ClassificationTask
 from resnet.training import Training, train
-from tests.resnet.test_train import ATTACK, config_of
+from tests.resnet.trained import ATTACK, config_of
 
 
 def simulated(config: Config, out: Path) -> tuple[btard.Run, torch.nn.Module]:

@@ -21,7 +21,7 @@ from resnet.processes import main
 from resnet.training import train
 from tests import warm
 from tests.resnet import torchrun_worker
-from tests.resnet.test_train import DIGITS, ROOT, config_of
+from tests.resnet.trained import DIGITS, ROOT, config_of
 
 SETTINGS = ["--peers=4", "--steps=9", "--eval_every=4", "--checkpoint_every=3", "--test_samples=50", "--threads=1"]
 SETTINGS += ["--model.width=2", "--batch_size=4", "--timeout=20"]

@@ -12,53 +12,16 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from btard.harness.run_folder import RunFolderError, steps_per_second
 from btard.harness.typed_yaml import ConfigError
 from resnet.audit import task_of
-from resnet.config import Config, parse_command_line, read_config
+from resnet.config import Config, read_config
 from resnet.data import DataError, load_dataset
 from resnet.experiments.warmup import branch, extend, warm_up_of
 from resnet.train import main
 from resnet.training import Training, knowing, train
-
-ROOT = Path(__file__).parents[2]
-DIGITS = str(ROOT / "configs/resnet/digits.yaml")
-SMALL = ["--peers=6", "--steps=10", "--eval_every=5", "--checkpoint_every=4", "--test_samples=50"]
-SMALL += ["--model.width=2", "--batch_size=4"]
-ATTACK = ["--attack.name", "sign_flip", "--attack.start", "2", "--byzantine", "2"]
-
-
-def config_of(*words: str) -> Config:
-    return parse_command_line([DIGITS, "--out", "unused", *SMALL, *words], "test")[0]
-
-
-def files_of(out: Path) -> dict[str, Any]:
-    """What two equal runs have in common: all but timings."""
-    newest = sorted((out / "checkpoints").glob("*.safetensors"))[-1]
-    return {
-        "metrics": (out / "metrics.jsonl").read_text(),
-        "ledger": (out / "ledger.jsonl").read_text(),
-        "tensors": {name: x.numpy().tobytes() for name, x in load_file(newest).items()},
-    }
-
-
-class Killed(Exception):
-    pass
-
-
-def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Let the training die in the middle of `step`, after its gradient and before its metrics."""
-    honest = Training.step
-
-    def step_or_die(self: Training, now: int) -> Any:
-        result = honest(self, now)
-        if now == step:
-            raise Killed
-        return result
-
-    monkeypatch.setattr(Training, "step", step_or_die)
+from tests.resnet.trained import ATTACK, DIGITS, ROOT, SMALL, config_of, files_of, train_killed
 
 
 @pytest.mark.parametrize(
@@ -79,12 +42,7 @@ def test_reruns_and_interrupted_runs_are_equal_to_the_bit(
     train(config, tmp_path / "a", progress=False)
     train(config, tmp_path / "b", progress=False)
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
-    for step in (2, 7):
-        with monkeypatch.context() as patch:
-            kill_at(patch, step)
-            with pytest.raises(Killed):
-                train(config, tmp_path / "c", progress=False)
-    train(config, tmp_path / "c", progress=False)
+    train_killed(config, tmp_path / "c", (2, 7), monkeypatch)
     assert files_of(tmp_path / "a") == files_of(tmp_path / "c")
 
 

@@ -11,7 +11,7 @@ import yaml
 from btard.protocol.hashing import PROTOCOL_VERSION
 from btard.protocol.ledger import Entry, Ledger
 from resnet.training import train
-from tests.resnet.test_train import config_of
+from tests.resnet.trained import config_of
 
 EVIL = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">\u2028&lt;"
 """What a stranger may call a peer, a run or a claim."""
