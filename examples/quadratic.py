@@ -132,6 +132,6 @@ if __name__ == "__main__":
 # step 47: loss     0.688, peer 13 is guilty of a wrong_gradient in step 46; peer 4 accused it, 11 judges agree
 # step 61: loss     0.264, peer 12 is guilty of a wrong_gradient in step 60; peer 1 accused it, 10 judges agree
 # the loss is 0.0653 after 80 steps
-# phases of a step: compute, commit, part, announce, aggregate, coin_commit, coin_reveal, report, accuse, choose
+# phases of a step: compute, commit, part, aggregate, coin_reveal, announce, coin_commit, report, accuse, choose
 # 7 banned, 0 of them honest; 1 ledger among all honest peers
 # attackers left 10, 20 and 40 steps after the attack began, by the law: 4.5 2.4 0.5

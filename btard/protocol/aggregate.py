@@ -135,6 +135,19 @@ def receive(
     return Received(announces, malformed, announced, aggregates, suspects)
 
 
+def take(record: StepRecord, came: Received) -> None:
+    """Keep what has come, as far as this peer knows by now what was announced."""
+    record.announced, record.aggregates = came.announced, came.aggregates
+
+
+def accept(seat: Seat, record: StepRecord, came: Received) -> None:
+    """Keep what has come once all agree on the announcements, with what is suspect about it."""
+    take(record, came)
+    for owner in came.malformed:
+        seat.expel(record, owner, "malformed_announce")
+    record.suspects |= came.suspects
+
+
 def _fits(record: StepRecord, message: Announce, owned: set[int]) -> bool:
     """Whether an announcement covers exactly the parts `owned` with some of the workers as senders."""
     if {entry.part for entry in message.parts} != owned or len(message.parts) != len(owned):

@@ -7,7 +7,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from btard.protocol.aggregate import Offer, receive, recover
+from btard.protocol.aggregate import Offer, accept, receive, recover, take
 from btard.protocol.effects import Broadcast, Effect, Exchange
 from btard.protocol.hashing import digest
 from btard.protocol.hearing import AGAIN, Heard
@@ -59,17 +59,14 @@ def toss(seat: Seat, record: StepRecord, offer: Offer) -> Generator[Effect, Any,
     speeches: list[Broadcast | Exchange] = [offer.announcement, _committing(seat, record, 0), offer.packets]
     announced, committed, arrived = yield from seat.speak(record, "aggregate", speeches)
     came = receive(seat, record, offer, arrived, seat.so_far(record, announced, Announce))
-    record.announced, record.aggregates = came.announced, came.aggregates
+    take(record, came)
     members, commits = record.members, seat.so_far(record, committed, CoinCommit)
     heard_all = not came.malformed and came.announces.keys() >= set(record.workers) and commits.keys() >= set(members)
     reveals = yield from _reveal(seat, record, 0, before=[announced, committed], missing=came.missing, said=heard_all)
     announces = seat.settled(record, announced, Announce, expected=record.workers)
     if announces != came.announces:
         came = receive(seat, record, offer, arrived, announces)
-    for owner in came.malformed:
-        seat.expel(record, owner, "malformed_announce")
-    record.announced, record.aggregates = came.announced, came.aggregates
-    record.suspects |= came.suspects
+    accept(seat, record, came)
     commits = seat.settled(record, committed, CoinCommit, expected=record.members)
     certified = announced.certified and committed.certified
     if certified and record.members == members:

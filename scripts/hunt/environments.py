@@ -20,7 +20,7 @@ from btard.protocol.hashing import stream
 from btard.task import QuadraticTask, Task
 from scripts.hunt.cases import Environment, Life, Newcomer
 
-PHASES = ("announce", "coin_commit/0", "coin_reveal/0", "report", "accuse/0", "vote/0")
+PHASES = ("aggregate", "coin_reveal/0", "report", "accuse/0", "vote/0")
 """Broadcasts from which on an honest peer may be gone; it owes them."""
 MAX_ABSENCES = 3
 HALVED = 0.08

@@ -195,7 +195,7 @@ def test_whoever_is_lost_in_the_middle_of_a_step_is_removed_alone(data: Path, tm
     config = settings(data, run_id="losses", peers=6, steps=20)
     with FaultySwarm(config, tmp_path) as swarm:
         # Who has been heard in the roll call owes the rest of the step.
-        swarm.strike("killed", Fault(4, "kill", validator=True, phase="announce"))
+        swarm.strike("killed", Fault(4, "kill", validator=True, phase="aggregate"))
         swarm.start()
         validator, step = swarm.struck("killed")
         witness = min({0, 1} - {validator})
@@ -203,7 +203,7 @@ def test_whoever_is_lost_in_the_middle_of_a_step_is_removed_alone(data: Path, tm
 
         # A worker that has committed, stopped for longer than a deadline: it finds out when it goes on.
         worker = max({2, 3} - {validator})
-        swarm.strike("stopped", Fault(step + 2, "stop", peer=worker, phase="announce"))
+        swarm.strike("stopped", Fault(step + 2, "stop", peer=worker, phase="aggregate"))
         _, step = swarm.struck("stopped")
         swarm.until(lambda: swarm.steps(witness) > step)
         os.kill(swarm.pid(worker), signal.SIGCONT)

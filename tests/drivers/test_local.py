@@ -124,7 +124,7 @@ def test_applied_gradient_is_the_clipped_mean_of_the_workers() -> None:
 
 def test_phases_are_timed() -> None:
     seconds = run_cohort(peers=5, steps=1).results[0].seconds
-    assert {"gradients", "commit", "part", "announce", "aggregate", "report", "accuse"} <= set(seconds)
+    assert {"gradients", "commit", "part", "aggregate", "coin_reveal", "report", "accuse"} <= set(seconds)
     assert all(spent >= 0 for spent in seconds.values())
 
 
