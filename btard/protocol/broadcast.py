@@ -52,12 +52,10 @@ def relay_rounds(config: ProtocolConfig, record: StepRecord, phase: str) -> int:
     at most. There is one round more if newcomers speak, which are not among the members.
     """
     rounds = config.rounds
-    if not rounds:
-        return 0
-    if record.here is None:
+    if rounds and record.here is None:
         late = len(record.members) - 2 * record.byzantine - 1
         rounds = max(rounds, min(rounds, record.byzantine) + late)
-    return rounds + bool(record.newcomers and phase == "commit")
+    return rounds + bool(record.newcomers and phase == "commit" and config.relays != 0)
 
 
 def genuine(

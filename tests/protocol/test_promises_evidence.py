@@ -14,7 +14,7 @@ from btard.drivers.local import LocalDriver
 from btard.protocol.behaviour import Behaviour, Context, View
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.effects import Exchange
+from btard.protocol.effects import Together
 from btard.protocol.messages import Claim, CoinReveal, Packet, Relayed, Report, Signed, relay_digest
 from btard.protocol.peer import Peer
 from btard.protocol.record import Split, StepRecord
@@ -204,8 +204,8 @@ def keep_aggregates(peer: Peer, step: int, kept: dict[int, Packet]) -> None:
             except StopIteration as stop:
                 return stop.value
             answer = yield effect
-            if isinstance(effect, Exchange) and effect.phase == "aggregate" and peer.t == step:
-                letters = [joined.letter or () for joined in answer.values()]  # each along with a signature
+            if isinstance(effect, Together) and effect.phase == "aggregate" and peer.t == step:
+                letters = [bundle.letters[-1] or () for bundle in answer.values()]
                 kept.update({p.part: p for letter in letters for p in letter if isinstance(p, Packet)})
 
     peer.step = watched  # type: ignore[method-assign]
