@@ -47,6 +47,7 @@ KNOWN = {
     ),
     "coin_reveals": _switch(
         "a peer that does not reveal stays, and the coin is tossed until it likes it",
+        ("coin", "reveals, CoinReveal, expected=record.members)", "reveals, CoinReveal, expected=())"),
         ("coin", "heard, CoinReveal, expected=record.members)", "heard, CoinReveal, expected=())"),
     ),
     "evidence_of_some": _switch(
@@ -191,7 +192,7 @@ KNOWN = {
     ),
     "coin_without_faces": _switch(
         "who shows a second commitment once it knows the coin falls out, and the others' coin counts: liars choose",
-        ("coin", "    if not certified and record.members != members:\n", "    if False and members:\n"),
+        ("coin", "    if not certified and record.members != members:", "    if False and members:"),
     ),
     "reveals_not_again": _switch(
         "what was revealed along with a comparison counts without a certificate: who waited is removed as silent",
