@@ -52,10 +52,11 @@ def relay_rounds(config: ProtocolConfig, record: StepRecord, phase: str) -> int:
     at most. There is one round more if newcomers speak, which are not among the members.
     """
     rounds = config.rounds
-    if rounds and record.here is None:
+    strangers = bool(record.newcomers and phase == "commit" and config.relays != 0)
+    if record.here is None and (rounds or strangers):
         late = len(record.members) - 2 * record.byzantine - 1
         rounds = max(rounds, min(rounds, record.byzantine) + late)
-    return rounds + bool(record.newcomers and phase == "commit" and config.relays != 0)
+    return rounds + strangers
 
 
 def genuine(

@@ -199,6 +199,8 @@ class Seat(Place):
         opened: dict[int, P] = {}
         for sender in heard.speakers:
             said = read.get(sender)
+            if sender in record.expelled:  # by what was said in the same message
+                continue
             if said is None:
                 if sender in expected:
                     self.expel(record, sender, "silent")

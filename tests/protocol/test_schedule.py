@@ -17,6 +17,7 @@ import torch
 from msgspec.structs import replace
 
 from btard.protocol.aggregate import offer
+from btard.protocol.behaviour import Context
 from btard.protocol.certificate import certify
 from btard.protocol.coin import _secret, coin_commitment, combine, toss
 from btard.protocol.effects import Broadcast, Compare, Effect, Exchange, Relay, Together
@@ -38,6 +39,8 @@ from btard.protocol.messages import (
 from btard.protocol.peer import Peer
 from btard.protocol.record import Split, StepRecord
 from btard.protocol.report import report, take_reports
+from tests.hunt.by_hand.cohort import cohort, damage
+from tests.protocol.promises import Attacker
 from tests.protocol.test_agreement import Phase
 
 DRAWN = 20
@@ -246,3 +249,30 @@ def test_few_byzantine_peers_neither_split_the_coin_nor_choose_it(seed: int) -> 
         for _ in range(DRAWN):
             choice = drawn(schedule, rng)
             assert not (wrong := schedule.play(choice)), f"{wrong}: {choice}"
+
+
+class Speechless(Attacker):
+    """Announces nothing to anybody, or what is no announcement, and commits to the coin as it should."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def say(self, ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Any) -> Any:
+        if phase != "announce":
+            return message, {}
+        return (None if self.what == "silent" else sign(Announce((AnnouncedPart(0, bytes(32), ()),)))), {}
+
+
+@pytest.mark.parametrize("what", ["silent", "malformed"])
+def test_who_falls_out_by_its_announcement_owes_no_share(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = cohort({1: Speechless(what)}, validators=0)
+    phases, talk = [], driver.talk
+
+    def listening(step: int, letters: Mapping[int, Any]) -> Any:
+        phases.append(next(iter(letters.values())).phase)
+        return talk(step, letters)
+
+    monkeypatch.setattr(driver, "talk", listening)
+    assert not damage(driver, 2)
+    assert driver.honest[0].active == (0, 2, 3, 4)
+    assert "coin_reveal/0/again" in phases and "coin_commit/1" not in phases

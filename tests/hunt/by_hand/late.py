@@ -12,6 +12,7 @@ from btard.drivers.links import Links
 from btard.protocol import wire
 from btard.protocol.behaviour import Context
 from btard.protocol.certificate import certify
+from btard.protocol.identity import Identity
 from btard.protocol.messages import Commit, Relayed, Signed, Vouch, relay_digest
 from tests.hunt.by_hand.broadcasts import identity, signed, vouched
 from tests.hunt.by_hand.cohort import cohort, damage
@@ -80,6 +81,35 @@ class KeepsCommitment(Denies):
         return {0: (vouched(ctx, said[0], 1),)} if round == 1 and said else {}
 
 
+class Faint(Links):
+    """In step 3 nobody hears peer 4 in the roll call, and peer 0 alone what it passes on."""
+
+    def lost(self, step: int, phase: str, peers: int, *, acknowledged: bool) -> np.ndarray | None:
+        lost = np.zeros((peers, peers), dtype=bool)
+        if step == 3:
+            lost[4, :4] = phase == "commit"
+            lost[4, [1, 2, 3]] |= phase.startswith(("commit/relay", "part"))
+        return lost
+
+
+class TwoFaced(Attacker):
+    """A newcomer that commits to one thing towards peer 1, and to another towards the late peer 4."""
+
+    def active(self, step: int) -> bool:
+        return True
+
+    def say(self, ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Any) -> Any:
+        if phase == "commit" and ctx.step == 3:
+            return None, {1: message, 4: sign(Commit((bytes(32),) * len(payload.digests)))}
+        return message, {}
+
+
+def late_hands_of_newcomers() -> str:
+    driver = cohort({}, probation=4, validators=0, links=Faint())
+    driver.join(Identity.from_seed("newcomer"), TwoFaced())
+    return damage(driver, 6)
+
+
 def late_hands() -> str:
     away = Away(lambda ctx: ctx.step == STEP)
     for liar, late in ((ShowsFace, 2), (ShowsFace, 4), (ShowsCertificate, 3), (ShowsCertificate, 5)):
@@ -87,7 +117,7 @@ def late_hands() -> str:
         driver = cohort({**liars, AWAY: away}, peers=7, byzantine=2, links=Deaf(f"commit/relay/{late}"))
         if broken := damage(driver, 4):
             return broken
-    return damage(cohort({1: KeepsCommitment()}, links=Deaf("commit")), 3)
+    return damage(cohort({1: KeepsCommitment()}, links=Deaf("commit")), 3) or late_hands_of_newcomers()
 
 
 class Silent(Attacker):
