@@ -18,7 +18,7 @@ from scripts import netns, rounds, swarm_rounds
 
 @pytest.mark.parametrize("relays", [0, 1, 3])
 def test_delays_of_a_step_without_faults(relays: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """8 with a network that is trusted; else 9, at any number of relays: all peers are settled in their rounds."""
+    """6 with a network that is trusted; else 7, at any number of relays: all peers are settled in their rounds."""
     import torch
 
     phases: list[str] = []
@@ -32,7 +32,7 @@ def test_delays_of_a_step_without_faults(relays: int, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(driver, "talk", counted)
     driver.step(torch.ones(20))
-    assert len(phases) == (9 if relays else 8)
+    assert len(phases) == (7 if relays else 6)
     kinds = [rounds.kind(phase) for phase in phases]
     assert kinds.count("commit") == 1
     assert not any(kind.endswith(", relay") for kind in kinds)
