@@ -144,7 +144,7 @@ def test_an_invariant_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch) 
     withheld = case(
         Gene("hook aggregate_for", "omit", start=1, to="rest"),
         Gene("hook forward", "omit", start=1),
-        Gene("CoinCommit.missing", "empty", start=1),
+        Gene("CoinReveal.missing", "empty", start=1),
         steps=3,
     )
     assert run(withheld).finding is None
