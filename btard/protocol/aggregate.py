@@ -32,6 +32,7 @@ class Offer:
     """What an owner has to say about its parts: the announcement, and the aggregates for everybody else."""
 
     values: Mapping[int, torch.Tensor]
+    """Part -> a[j] [p], in the gradient's dtype."""
     announcement: Broadcast
     packets: Exchange
 
@@ -87,16 +88,18 @@ def _announced(seat: Seat, announcement: Broadcast) -> dict[int, bytes]:
 
 @dataclass(frozen=True)
 class Received:
-    """What this peer has of the aggregates by certain announcements: of those of all that it has heard, or of those on
-    which all agree."""
+    """The aggregates that this peer has, by the announcements that it has heard, or those on which all agree."""
 
     announces: Mapping[int, Announce]
     """Owner -> what it has announced."""
     malformed: tuple[int, ...]
     """Owners that have announced other parts than theirs, or impossible senders."""
     announced: dict[int, AnnouncedPart]
+    """Part -> its entry in a well-formed announcement."""
     aggregates: dict[int, torch.Tensor]
+    """Part -> a[j] [p], as announced."""
     suspects: Mapping[tuple[str, int, int], Packet | None]
+    """(kind of claim, owner, part) -> the packet that justifies it, None if none came."""
 
     @property
     def missing(self) -> tuple[int, ...]:

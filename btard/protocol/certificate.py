@@ -8,7 +8,7 @@ there, and one that says nothing is out of the step.
 
 A liar can keep its signature from some peers or from all. So a certificate is passed on like a message: first shown in
 round r, it must come with the signatures of r members, the one that made it among them. That takes one round more than
-there are Byzantine members: what an honest peer accepts in round r reaches everybody in round r + 1.
+messages have (`relay_rounds`): what an honest peer accepts in round r reaches everybody in round r + 1.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def toss(seat: Seat, record: StepRecord, offer: Offer) -> Generator[Effect, Any,
     knows that all have heard the same. So it does it only if it has a commitment of every member, an announcement of
     every owner, and every aggregate. If it lacks aggregates alone, it names them instead. So nobody knows the coin
     before all have what it judges, and nobody can commit to anything else without being removed. If somebody is, the
-    coin is tossed again. Who lacks an announcement or a commitment waits until all agree on these.
+    coin is tossed again. A peer that lacks an announcement or a commitment waits until all agree on these.
     """
     speeches: list[Broadcast | Exchange] = [offer.announcement, _committing(seat, record, 0), offer.packets]
     announced, committed, arrived = yield from seat.speak(record, "aggregate", speeches)
@@ -72,7 +72,7 @@ def toss(seat: Seat, record: StepRecord, offer: Offer) -> Generator[Effect, Any,
     if certified and record.members == members:
         return Tossed(commits, reveals)
     seat.void(record, reveals, certified=certified)
-    if not certified and record.members != members:  # who is out may have seen what others reveal
+    if not certified and record.members != members:  # a peer that fell out may have seen what others reveal
         lacking = CoinReveal.lacking(came.missing)
         lacks = yield from seat.broadcast(record, "coin_reveal/0/lacks", CoinReveal, lacking, expected=record.members)
         yield from _hand_out_missing(seat, record, lacks)

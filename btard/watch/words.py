@@ -46,7 +46,7 @@ PHASES = (
         "aggregate",
         ("announce", "aggregate", "recover"),
         "w",
-        "Owners aggregate their part by CenteredClip, broadcast the hash of the result, then send the result to all.",
+        "Owners aggregate their part by CenteredClip, broadcast the hash of the result, and send the result to all.",
         "Every aggregate, and whose parts went in.",
     ),
     Phase(

@@ -223,7 +223,7 @@ KNOWN = {
         ("broadcast", "max(record.byzantine if calling else 0, len(listed) // 2)", "record.byzantine"),
     ),
     "told_after_eliminations": _switch(
-        "whoever listens takes what more than b_t members tell, also when eliminations have left fewer honest ones",
+        "a peer that listens takes what more than b_t members tell, also when eliminations have left fewer honest ones",
         (
             "broadcast",
             "max(record.byzantine if calling else 0, len(listed) // 2)",
