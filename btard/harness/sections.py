@@ -76,9 +76,9 @@ class AttackSection:
         later = self.stop is None or self.stop > self.start
         require(later, "stop", f"> attack.start = {self.start}", self.stop, "null is never", beside="start")
         known, name = (*GRADIENT, *PROTOCOL), self.name
-        if name is not None and not own(name) and name not in known:
+        if name is not None and not own(name):
             rule = f"null, module:Class or one of {', '.join(known)}"
-            require(False, "name", rule, name, nearest(name, known))
+            require(name in known, "name", rule, name, nearest(name, known))
 
     def chosen(self) -> dict[str, AttackOption]:
         """Return the options of the attack, without start, every and stop."""
