@@ -6,6 +6,7 @@ times. `--surroundings N` starts programs in N random surroundings.
 
 import gc
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from hypothesis import settings
 
 os.environ.pop("COLUMNS", None)  # set for the workers of a parallel run: tables would break what tests look for
 os.fsync = lambda _: None  # no test loses power, and waiting for the disk costs minutes; test_files.py looks at it
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a script: some tests press Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("default", deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("long", deadline=None, max_examples=20_000, print_blob=True)
@@ -42,6 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
         if item.path.relative_to(here).as_posix().startswith(REAL_TIME):
+            item.add_marker(pytest.mark.real_time)
             item.add_marker(pytest.mark.flaky(reruns=1))
 
 
