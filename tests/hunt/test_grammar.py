@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
+from types import SimpleNamespace
+from typing import Any
 
+import msgspec
 import pytest
 import torch
 from msgspec.structs import fields
@@ -13,7 +16,9 @@ from btard.protocol import messages
 from btard.protocol.behaviour import Behaviour
 from btard.protocol.hashing import stream
 from scripts.hunt import grammar, programs
+from scripts.hunt.alter import any_change
 from scripts.hunt.cases import Gene, read
+from scripts.hunt.moment import Moment
 
 
 def test_every_broadcast_and_every_field_is_a_site() -> None:
@@ -78,3 +83,16 @@ def test_a_line_that_is_no_case_is_refused_in_a_line() -> None:
 def test_the_draws_of_a_gene_follow_from_its_stream() -> None:
     draws: list[Gene] = [grammar.gene(stream("same", 1), 4) for _ in range(2)]
     assert draws[0] == draws[1]
+
+
+def test_what_is_passed_on_keeps_the_form_that_a_wire_carries() -> None:
+    signed = messages.Signed(1, 0, "commit", b"said", bytes(64))
+    item = messages.Relayed(signed, ((2, bytes(64)), (3, bytes(64))))
+    room: Any = SimpleNamespace(members=frozenset())
+    ctx: Any = SimpleNamespace(active=range(5))
+    gene = Gene(site="hook relay", how="tampered")
+    found = {any_change(item, Moment(room, ctx, gene, (), {}, stream("alter", seed)), ()) for seed in range(300)}
+    assert len(found) > 10
+    for changed in found:
+        assert msgspec.convert(msgspec.to_builtins(changed), messages.Relayed) == changed
+        assert changed.nbytes > 0
