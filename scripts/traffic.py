@@ -119,7 +119,7 @@ def main() -> None:
         "",
         "The formulas are fitted; their largest relative errors are "
         + " and ".join(f"{f['largest error']:.1%}" for f in result["fits"].values())
-        + ". Relays that nobody needs cost a comparison of 32 bytes per phase and recipient.",
+        + ". Relays that nobody needs cost a signature of 64 bytes per phase and recipient.",
     ]
     (args.out / "table.md").write_text("\n".join(lines) + "\n")
     row = str(args.peers), f"{mean / 1e6:.2f} MB", f"{mean / plain:.4f}"
