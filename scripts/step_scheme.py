@@ -22,8 +22,8 @@ CAPTIONS = (
     (
         "CenteredClip: the pull of each",
         "peer is cut to length tau.",
-        "Owners broadcast its hash,",
-        "then send it to all.",
+        "Owners send it to all, and",
+        "broadcast its hash.",
     ),
     (
         "Everybody commits to a",

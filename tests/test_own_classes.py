@@ -8,15 +8,19 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import btard
 from btard.attacks import Collusion, make_attack
+from btard.drivers.local import LocalDriver
 from btard.drivers.rules import RuleView, make_rule, rule_of
 from btard.named import load_class
 from btard.protocol.behaviour import Behaviour
+from btard.protocol.config import ProtocolConfig
+from btard.task import QuadraticTask
 from resnet.config import load_config
 from resnet.train import main
 from tests.training import model
@@ -192,6 +196,16 @@ def test_an_own_attack_has_options_and_a_name_in_messages(folder: Path) -> None:
     ]:
         with pytest.raises(ValueError, match=re.escape(message)):
             make_attack("my_attacks:Echo", collusion, **options)
+
+
+def test_the_owner_of_the_page_that_shifts_its_part_is_caught() -> None:
+    space: dict[str, Any] = {}
+    exec(compile(blocks("your-own-attack.md")[1], "page", "exec", dont_inherit=True), space)  # noqa: S102
+    collusion = Collusion(frozenset({2}), 5)
+    attackers = {2: space["Shift"](collusion=collusion, start=1)}
+    driver = LocalDriver(ProtocolConfig(5, 1, "shift"), QuadraticTask(32), behaviours=attackers, collusion=collusion)
+    removed = [entry for _ in range(2) for entry in driver.step(torch.ones(32)).removed]
+    assert [(entry.step, entry.kind, entry.peers) for entry in removed] == [(1, "wrong_aggregate", (2,))]
 
 
 def test_an_own_rule_has_options_by_name_as_a_class_and_in_settings(

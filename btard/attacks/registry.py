@@ -154,15 +154,22 @@ def attack_class(name: str) -> type[Attack]:
             raise ValueError(f"is unknown{_unknown(name)}")
         return ATTACKS[name]
     found = load_class(name, Attack)
-    lineage = found.__mro__[: found.__mro__.index(Attack)]
-    declared = {key for above in lineage for key in vars(above)}
-    hooks = HOOKS & declared
+    check_hooks(found)
+    return found
+
+
+def check_hooks(attack: type[Attack]) -> None:
+    """Errors: ValueError for a class that overrides no hook, or one of the protocol without saying so.
+
+    Its line goes on after the name of the class.
+    """
+    lineage = attack.__mro__[: attack.__mro__.index(Attack)]
+    hooks = HOOKS & {key for above in lineage for key in vars(above)}
     if not hooks:
         raise ValueError("overrides no hook of btard.Behaviour, such as gradient(self, ctx, gradient)")
     beyond = sorted(hooks - {"gradient", "request"})
-    if beyond and found.level != "protocol":
+    if beyond and attack.level != "protocol":
         raise ValueError(f'overrides {beyond[0]}, a hook of the protocol: say level = "protocol" in the class')
-    return found
 
 
 def make_attack(

@@ -38,7 +38,8 @@ class ProtocolSettings:
     residual_tol: float = 1e-5
     """A judge convicts an aggregator above this relative residual of (CC); rounding of the aggregate is added to it."""
     scalar_tol: float = 1e-5
-    """A judge convicts a reporter whose norm or s is off by more than this, relative to the clipped difference."""
+    """A judge convicts a reporter whose norm or size is off by more than this, relative to itself, or whose s is off by
+    ten times this, relative to the clipped difference."""
     validation: Literal["exact", "tolerant"] = "exact"
     """exact: a validator compares hashes, so all peers must compute the same bits. tolerant: the target shows
     what it committed to, and distances decide; for peers on different hardware."""

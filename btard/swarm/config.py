@@ -106,7 +106,7 @@ class SwarmConfig:
     """Peers at the start (n): this many must come before the run begins."""
     byzantine: int = 0
     """How many of them may be Byzantine (b), and how many are if attack.name is set. A larger number costs more message
-    delays (protocol.relays)."""
+    delays only where peers withhold signatures or contradict themselves (protocol.relays)."""
     steps: int = 1250
     """Steps after which the run ends."""
     seed: int = 0

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, cast
 
 from btard.attacks import Attack, make_attack
 from btard.attacks.own import LabelFlip
+from btard.attacks.registry import check_hooks
 from btard.checks import FieldError
 from btard.protocol.attackers import draw_attackers
 from btard.protocol.behaviour import Behaviour
@@ -85,6 +86,10 @@ def behaviours_of(
         if isinstance(attack, str):
             return make_attack(attack, collusion, **options)
         if isinstance(attack, type) and issubclass(attack, Attack):
+            try:
+                check_hooks(attack)
+            except ValueError as error:
+                raise ValueError(f"the attack {attack.__name__} {error}") from None
             return attack(collusion=collusion, **options)
         if not callable(attack) or options:
             raise TypeError(

@@ -157,4 +157,5 @@ def _check_rule(behaviours: Mapping[int, Behaviour], rule: str | type[Rule] | Ru
     """Raise ValueError for attackers that have nothing to attack at a server."""
     for behaviour in behaviours.values():
         if isinstance(behaviour, Attack) and behaviour.level == "protocol":
-            raise ValueError(f"the attack {behaviour.name} is on the protocol, which a rule at a server does not run")
+            name = behaviour.name or type(behaviour).__name__
+            raise ValueError(f"the attack {name} is on the protocol, which a rule at a server does not run")

@@ -13,7 +13,7 @@ from typing import Any
 
 from resnet.experiments.grid import Experiment
 from resnet.experiments.noise import QuietRuns
-from resnet.experiments.outcomes import RECOVERED_WITHIN, Outcome, Results, Series
+from resnet.experiments.outcomes import RECOVERED_WITHIN, RECOVERY_WINDOW, Outcome, Results, Series
 from resnet.experiments.survival import collapse
 from resnet.experiments.tables import Table, span, spread
 
@@ -29,9 +29,10 @@ STANDARD_WIDTH, STANDARD_STEPS, PAPERS_ACCURACY = 64, 25_000, 93.5
 COLUMNS = ("claim of the paper", "setting", "runs", "our number", "agrees", "why")
 
 LEGEND = f"""Only the paper's attacks count, in every step and without healing. Collapsed: within {COLLAPSED:g} points
-of a guess at the end. Recovered: as in the tables. One dip is larger than another where they differ by more than dips
-by chance do among themselves, that is between pairs of runs without attack that differ in their seed. Runs with one
-seed and start share the coin, whatever the attack and the radius: they are one independent draw."""
+of a guess at the end. Recovered: from some measurement on any {RECOVERY_WINDOW} in a row are on average within
+{RECOVERED_WITHIN:g} points of the run without attack, until its end. One dip is larger than another where they differ
+by more than dips by chance do among themselves, that is between pairs of runs without attack that differ in their seed.
+Runs with one seed and start share the coin, whatever the attack and the radius: they are one independent draw."""
 
 
 @dataclass(frozen=True)

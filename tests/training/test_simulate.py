@@ -30,6 +30,15 @@ class Zeros(btard.Attack):
         return torch.zeros_like(gradient)
 
 
+class Unsaid(btard.Attack):
+    def aggregate(self, ctx: Any, part: int, value: Any, x: Any) -> Any:
+        return value + 1
+
+
+class Said(Unsaid):
+    level = "protocol"
+
+
 class Lazy(btard.Behaviour):
     """The same by a behaviour that is no attack."""
 
@@ -136,6 +145,16 @@ def test_a_training_that_diverges_ends_early_with_a_warning() -> None:
             {"rule": "mean", "attack": "equivocate", "byzantine": 1},
             ValueError,
             "the attack equivocate is on the protocol, which a rule at a server does not run",
+        ),
+        (
+            {"rule": "mean", "attack": Unsaid, "byzantine": 1},
+            ValueError,
+            "the attack Unsaid overrides aggregate, a hook of the protocol",
+        ),
+        (
+            {"rule": "mean", "attack": Said, "byzantine": 1},
+            ValueError,
+            "the attack Said is on the protocol, which a rule at a server does not run",
         ),
         (
             {"task": btard.QuadraticTask(50), "attack": "zero", "byzantine": 1},
