@@ -52,16 +52,17 @@ def toss(seat: Seat, record: StepRecord, offer: Offer) -> Generator[Effect, Any,
 
     All commit to their share along with what owners `offer`. A peer reveals along with its word on both, before it
     knows that all have heard the same. So it does it only if it has a commitment of every member, an announcement of
-    every owner, and every aggregate. If it lacks aggregates alone, it names them instead. So nobody knows the coin
-    before all have what it judges, and nobody can commit to anything else without being removed. If somebody is, the
-    coin is tossed again. A peer that lacks an announcement or a commitment waits until all agree on these.
+    every owner and nothing malformed, and every aggregate. If it lacks aggregates alone, it names them instead. So
+    nobody knows the coin before all have what it judges, and nobody can commit to anything else without being removed.
+    If somebody is, the coin is tossed again. A peer that has heard anything else waits until all agree on it.
     """
     speeches: list[Broadcast | Exchange] = [offer.announcement, _committing(seat, record, 0), offer.packets]
     announced, committed, arrived = yield from seat.speak(record, "aggregate", speeches)
     came = receive(seat, record, offer, arrived, seat.so_far(record, announced, Announce))
     take(record, came)
     members, commits = record.members, seat.so_far(record, committed, CoinCommit)
-    heard_all = not came.malformed and came.announces.keys() >= set(record.workers) and commits.keys() >= set(members)
+    sound = not came.malformed and came.announces.keys() >= {*record.workers, *announced.direct.said}
+    heard_all = sound and commits.keys() >= set(members)
     reveals = yield from _reveal(seat, record, 0, before=[announced, committed], missing=came.missing, said=heard_all)
     announces = seat.settled(record, announced, Announce, expected=record.workers)
     if announces != came.announces:

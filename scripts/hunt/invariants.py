@@ -137,6 +137,8 @@ def check_cost(
     tosses = 1 + hostile + sum(1 for _, step, _ in environment.drops if step == record.step)
     if watch.tosses > tosses:
         raise Broken("tosses", f"the coin was tossed {watch.tosses} times with {hostile} Byzantine peers")
+    if watch.chosen:
+        raise Broken("coin", watch.chosen)
     most = most_effects(len(record.active) + len(record.standings), tosses, driver.config.rounds)
     if watch.effects > most:
         raise Broken("rounds", f"an honest peer took {watch.effects} effects to the end of the step, not {most}")

@@ -60,8 +60,8 @@ class Played:
 class _Cohort(LocalDriver):
     """Colluders act last in every phase, and all peers are watched.
 
-    An honest peer that is away in a step can end it with another view, for nobody relays to it. As in a swarm, it takes
-    the state of the members afterwards.
+    An honest peer that is away in a step, or falls silent in it, can end it with another view: it relays nothing, or
+    nobody relays to it. As in a swarm, it takes the state of the members afterwards, if it is still in the run.
     """
 
     room: Room
@@ -77,7 +77,7 @@ class _Cohort(LocalDriver):
         away = {
             i: peer
             for i, peer in self.peers.items()
-            if isinstance(peer.behaviour, Honest) and now in peer.behaviour.away
+            if isinstance(peer.behaviour, Honest) and now in peer.behaviour.away | peer.behaviour.drops.keys()
         }
         for peer in away.values():
             peer.behaviour.byzantine = True  # the driver shall not compare it with the others

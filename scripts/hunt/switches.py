@@ -184,11 +184,15 @@ KNOWN = {
     ),
     "revealed_without_announcements": _switch(
         "a peer reveals before it has all announcements: an owner announces when it knows the coin",
-        ("coin", " and came.announces.keys() >= set(record.workers)", ""),
+        ("coin", " and came.announces.keys() >= {*record.workers, *announced.direct.said}", ""),
     ),
     "revealed_without_aggregates": _switch(
         "a peer that lacks an aggregate reveals, and does not say so: it cannot report on the part, and is removed",
         ("coin", "missing=came.missing, said=heard_all", "said=heard_all"),
+    ),
+    "revealed_despite_junk": _switch(
+        "a peer reveals though a validator has announced junk: liars choose between the coin without it and another",
+        ("coin", "{*record.workers, *announced.direct.said}", "set(record.workers)"),
     ),
     "coin_without_faces": _switch(
         "who shows a second commitment once it knows the coin falls out, and the others' coin counts: liars choose",

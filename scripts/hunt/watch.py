@@ -7,7 +7,7 @@ from typing import Any
 
 from btard.drivers.letters import Letters
 from btard.protocol.effects import Broadcast, Compare, Compute, Exchange, Idle, Measure, Purpose, Together
-from btard.protocol.messages import ALIGNMENT, Bundle, Vouch
+from btard.protocol.messages import ALIGNMENT, Bundle, CoinReveal, Vouch
 from scripts.hunt.room import FAILURES, Room
 
 EFFECTS = (Broadcast, Compare, Compute, Exchange, Idle, Measure, Together)
@@ -28,7 +28,7 @@ class Watch:
     def begin(self) -> None:
         """Begin a new step."""
         self.tosses = self.judged = self.evidence = self.effects = 0
-        self.unread = self.burden = ""
+        self.unread = self.burden = self.chosen = ""
         self.due: dict[int, int] = {}
         """Honest peer -> the most that it may have to send in the step so far, by `btard.protocol.loads`."""
 
@@ -37,7 +37,7 @@ class Watch:
         if "step" in vars(peer):
             return
         plain = peer.step
-        peer.step = lambda: self._hostile(plain()) if peer.behaviour.byzantine else self._honest(peer.id, plain())
+        peer.step = lambda: self._hostile(plain()) if peer.behaviour.byzantine else self._honest(peer, plain())
 
     def traffic(
         self, there: Iterable[int], letters: Mapping[int, Letters], answers: Mapping[int, Mapping[int, Any]]
@@ -73,8 +73,10 @@ class Watch:
                 return None
             answer = yield effect
 
-    def _honest(self, me: int, running: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-        answer, count, judged = None, 0, 0
+    def _honest(self, peer: Any, running: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+        me, answer, count, judged = peer.id, None, 0, 0
+        shown: dict[int, frozenset[int]] = {}
+        """Toss -> who was out when this peer showed its share."""
         while True:
             try:
                 effect = running.send(answer)
@@ -89,10 +91,26 @@ class Watch:
             judged += isinstance(effect, Compute) and effect.purpose is Purpose.JUDGE
             if isinstance(effect, Broadcast | Together):
                 if phase == "coin_reveal":
-                    self.tosses = max(self.tosses, 1 + int(attempt.partition("/")[0]))
+                    toss = int(attempt.partition("/")[0])
+                    self.tosses = max(self.tosses, 1 + toss)
+                    if _shows_share(effect):
+                        shown.setdefault(toss, frozenset(peer.current.expelled))
+                elif phase == "report" and shown and me in peer.current.members:
+                    fell = peer.current.expelled.keys() - shown[max(shown)]
+                    if fell and max(shown) == self.tosses - 1:
+                        self.chosen = f"peers {sorted(fell)} fell out when peer {me} had shown its share of the coin"
             elif isinstance(effect, Exchange) and phase in ("evidence", "pass"):
                 self.evidence = max(self.evidence, effect.limit)
             answer = yield effect
+
+
+def _shows_share(effect: Broadcast | Together) -> bool:
+    """Whether a peer reveals its share of the coin, rather than nothing or what it lacks."""
+    said = effect.effects if isinstance(effect, Together) else (effect,)
+    for one in said:
+        if isinstance(one, Broadcast) and one.message is not None:
+            return any(one.message.open(CoinReveal, one.limit).value)
+    return False
 
 
 def most_effects(peers: int, tosses: int, rounds: int) -> int:
