@@ -44,7 +44,7 @@ def check_step(
 ) -> None:
     """`past`: step -> the parameters at its beginning, up to the current step. Errors: Broken."""
     honest = [peer for peer in driver.peers.values() if not peer.behaviour.byzantine]
-    away = {peer for peer, step in environment.away if step == result.step}
+    away = {peer for peer, step, *_ in (*environment.away, *environment.drops) if step == result.step}
     witness = next(peer for peer in honest if peer.id in peer.active and peer.id not in away)
     record = witness.last
     for entry in result.removed:

@@ -75,20 +75,22 @@ class _Cohort(LocalDriver):
     ) -> StepResult:
         now = self.honest[0].t
         away = {
-            i: peer
+            i: peer.behaviour
             for i, peer in self.peers.items()
             if isinstance(peer.behaviour, Honest) and now in peer.behaviour.away | peer.behaviour.drops.keys()
         }
-        for peer in away.values():
-            peer.behaviour.byzantine = True  # the driver shall not compare it with the others
+        for behaviour in away.values():
+            behaviour.byzantine = True  # the driver shall not compare it with the others
+        before = self.peers
         try:
             result = super().step(params, shared, local)
         finally:
-            for peer in away.values():
-                peer.behaviour.byzantine = False
+            for behaviour in away.values():
+                behaviour.byzantine = False
         witness = next(peer for i, peer in self.peers.items() if i not in away and i not in self.room.members)
-        for i, peer in away.items():
-            if i in witness.active:
+        for i, behaviour in away.items():
+            if i in witness.active and behaviour.missed(now):
+                peer = before[i]
                 back = Peer(i, peer.identity, witness.roster, self.config, peer.d, peer.behaviour, self.commitments)
                 back.memory, back.requests = witness.memory, dict(peer.requests)
                 load_public(back, public_state(witness))

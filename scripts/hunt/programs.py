@@ -136,6 +136,10 @@ class Honest(Noted):
         self._gone: tuple[int, int] | None = None
         self._mute = False
 
+    def missed(self, step: int) -> bool:
+        """Whether it was away in `step`, or fell silent in it."""
+        return step in self.away or self._gone == (self.room.life, step)
+
     @property
     def relays_news(self) -> bool:
         return not self._mute  # its hook says nothing else than an honest peer's
@@ -143,7 +147,7 @@ class Honest(Noted):
     def _silent(self, ctx: Any, phase: str) -> bool:
         if self.drops.get(ctx.step) == phase:
             self._gone = (self.room.life, ctx.step)
-        return ctx.step in self.away or self._gone == (self.room.life, ctx.step)
+        return self.missed(ctx.step)
 
     def _passed(self, name: str, ctx: Any, args: Mapping[str, Any], value: Any) -> Any:
         self.room.note(ctx, place_of(name, args), value)
