@@ -52,13 +52,14 @@ class Population:
 
 
 def commit_of_tree() -> str:
-    """The commit, with + behind it if the tree differs from it."""
+    """The last commit that changed what is hunted or the hunt, with + behind it if the tree differs from it."""
 
     def git(*words: str) -> str:
         return subprocess.run(("git", *words), cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", "btard")
-    return (git("rev-parse", "--short=12", "HEAD") or "unknown") + ("+" if changed else "")
+    code = "btard", "scripts/hunt"
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", *code)
+    return (git("log", "-1", "--format=%h", "--abbrev=12", "--", *code) or "unknown") + ("+" if changed else "")
 
 
 def save(folder: Path, totals: Totals, population: Population, findings: Iterable[Finding]) -> None:

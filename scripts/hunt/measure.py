@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ COLUMNS = ("switch", "breaks", "found by", ">runs", ">CPU seconds")
 
 
 def all_switches(minutes: float, jobs: int, seed: int, out: Path) -> int:
-    """Hunt each switch, `jobs` at once, for `minutes` of CPU time at most; write OUT/switches.csv and .md.
+    """Hunt each switch, `jobs` at once, for `minutes` of CPU time at most; write OUT/switches.csv and .md as it goes.
 
     Each hunt is one process, so that the seed settles its runs, and a busy machine changes nothing. A switch that was
     measured on this commit already is not measured again. Returns 1 if one is missed.
@@ -36,19 +37,29 @@ def all_switches(minutes: float, jobs: int, seed: int, out: Path) -> int:
                 known[name] = {"commit": commit, "minutes": minutes, **hunt.result()}
                 with file.open("a") as sink:
                     sink.write(json.dumps(known[name]) + "\n")
+                write(out, known)
                 bar.advance(1, f"{name}: {known[name]['found_by'] or 'not found'}")
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-    rows = []
+    rows = write(out, known)
+    tables.show("switches", COLUMNS, rows)
+    print(f"files: {out}/switches.md, switches.csv, switches.jsonl")
+    return 1 if any(not line["found_by"] for line in known.values()) else 0
+
+
+def write(out: Path, known: Mapping[str, dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Write the table of what is `known` of switches to OUT/switches.csv and .md; returns its rows."""
+    rows: list[tuple[str, ...]] = []
     for name, switch in SWITCHES.items():
-        line = known[name]
+        line = known.get(name)
+        if line is None:
+            rows.append((name, switch.breaks, "not measured yet", "", ""))
+            continue
         missed = f"not found in {line['minutes']:g} min"
         rows.append((name, switch.breaks, line["found_by"] or missed, str(line["runs"]), f"{line['seconds']:.0f}"))
     (out / "switches.csv").write_text(tables.csv_text([[column.lstrip(">") for column in COLUMNS], *rows]))
     (out / "switches.md").write_text(tables.markdown(COLUMNS, rows) + "\n")
-    tables.show("switches", COLUMNS, rows)
-    print(f"files: {out}/switches.md, switches.csv, switches.jsonl")
-    return 1 if any(not line["found_by"] for line in known.values()) else 0
+    return rows
 
 
 def _measured(name: str, minutes: float, seed: int, out: Path) -> dict[str, Any]:
