@@ -85,6 +85,11 @@ class Split(Struct, frozen=True, omit_defaults=True):
         first, last = self.bounds(part)
         return vector[first:last]
 
+    def views(self, vector: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """All parts of `vector` [d], without a copy."""
+        size, longer = divmod(self.d, self.k)
+        return vector.split([size + 1] * longer + [size] * (self.k - longer))
+
     def nbytes(self, part: int, kind: str = "") -> int:
         """Bytes of a body of this kind; without it, of the larger kind."""
         halved = kind in self.halved if kind else len(self.halved) == len(TENSORIAL)
@@ -92,8 +97,10 @@ class Split(Struct, frozen=True, omit_defaults=True):
 
     def body(self, kind: str, values: Any) -> Any:
         """What travels for `values` [p], a part or an aggregate; for what is no such tensor, itself."""
+        if kind not in self.halved:
+            return values
         plain = isinstance(values, torch.Tensor) and values.dtype is torch.float32 and values.dim() == 1
-        return to_half(values) if plain and len(values) and kind in self.halved else values
+        return to_half(values) if plain and len(values) else values
 
     def travelled(self, kind: str, values: torch.Tensor) -> torch.Tensor:
         """`values` [p] as they arrive."""
