@@ -114,7 +114,8 @@ def _buffer(x: Tensor, dtype: torch.dtype, rows: int) -> Tensor:
     line = _LINE // dtype.itemsize
     columns = next(chunks(x)).stop
     buffer = scratch("rows of a chunk", (rows, (-(-columns // line) + 1) * line), dtype, x.device)
-    buffer[len(x) :] = 0
+    if rows > len(x):
+        buffer[len(x) :] = 0
     return buffer
 
 
@@ -150,7 +151,7 @@ def gram(x: Tensor, centre: Tensor | None = None, *, wide: bool = False) -> np.n
         g = _block_gram(y)
         total = g if total is None else total.add_(g)
     assert total is not None
-    return total[:n, :n].cpu().numpy()
+    return total.cpu().numpy()[:n, :n]
 
 
 def checked_gram(x: Tensor, centre: Tensor | None = None, *, wide: bool = False) -> tuple[np.ndarray, bool]:

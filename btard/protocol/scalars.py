@@ -85,24 +85,18 @@ def _measured(x: torch.Tensor, values: torch.Tensor, z: torch.Tensor) -> tuple[n
     """
     rows, size = x.shape
     width = max(1, min(size, _block(x) // rows))
-    gaps, weights, terms = (
-        scratch(use, (count, width), x.dtype, x.device)
-        for use, count in (("differences", rows), ("directions", len(z)), ("terms", rows))
-    )
-    lengths, squares, products = [], [], []
-    for start in range(0, size, width):
-        block = slice(start, min(start + width, size))
-        gap, weight, term = (buffer[:, : block.stop - start] for buffer in (gaps, weights, terms))
-        torch.sub(x[:, block], values[:, block], out=gap)
+    found = []
+    for part, value, direction in zip(x.split(width, 1), values.split(width, 1), z.split(width, 2), strict=True):
+        gap, term = (scratch(use, part.shape, x.dtype, x.device) for use in ("differences", "terms"))
+        weight = scratch("directions", (len(z), part.shape[1]), x.dtype, x.device)
+        torch.sub(part, value, out=gap)
         # In float32 torch adds up long norms and products of matrices one by one; short norms, and sums, it does well.
-        lengths.append(block_squares(x[:, block]))
-        squares.append(block_squares(gap))
-        for direction in z.unbind(1):
-            products.append(torch.mul(gap, weight.copy_(direction[:, block]), out=term).sum(1))
-    summed = [torch.stack(blocks).sum(0).sqrt_().unsqueeze(0) for blocks in (lengths, squares)]
-    summed.append(torch.stack(products).view(-1, z.shape[1], rows).sum(0, dtype=torch.float64))
-    found = torch.cat(summed).cpu().numpy()  # one wait for a GPU
-    return found[0], found[1], UNIFORM_SCALE * found[2:].T
+        products = [torch.mul(gap, weight.copy_(one), out=term).sum(1) for one in direction.unbind(1)]
+        found.append(torch.stack([block_squares(part), block_squares(gap), *(one.double() for one in products)]))
+    summed = torch.stack(found).sum(0) if len(found) > 1 else found[0]
+    summed[:2].sqrt_()
+    measured = summed.cpu().numpy()  # one wait for a GPU
+    return measured[0], measured[1], UNIFORM_SCALE * measured[2:].T
 
 
 @remembered(2)
