@@ -101,7 +101,7 @@ def _in_place(x: Tensor) -> bool:
     Matrix kernels sum in another order where rows do not start with a cache line. The same rows have to give the same
     bits wherever they lie, so such ones are copied first, unless they are so many that the copy would cost two reads.
     """
-    aligned = x.data_ptr() % _LINE == 0 and (len(x) == 1 or x.stride(0) * x.element_size() % _LINE == 0)
+    aligned = x.data_ptr() % _LINE == 0 and (x.shape[0] == 1 or x.stride(0) * x.element_size() % _LINE == 0)
     return x.is_cuda or aligned or x.numel() > _COPIED
 
 
@@ -114,14 +114,14 @@ def _buffer(x: Tensor, dtype: torch.dtype, rows: int) -> Tensor:
     line = _LINE // dtype.itemsize
     columns = next(chunks(x)).stop
     buffer = scratch("rows of a chunk", (rows, (-(-columns // line) + 1) * line), dtype, x.device)
-    if rows > len(x):
-        buffer[len(x) :] = 0
+    if rows > x.shape[0]:
+        buffer[x.shape[0] :] = 0
     return buffer
 
 
 def _load(buffer: Tensor, x: Tensor, part: slice, centre: Tensor | None) -> Tensor:
     """`x[:, part] - centre[part]` in the dtype of the buffer. The subtraction rounds once, relative to its result."""
-    y = buffer[: len(x), : part.stop - part.start]
+    y = buffer[: x.shape[0], : part.stop - part.start]
     if centre is None:
         return y.copy_(x[:, part])
     if buffer.dtype == x.dtype:
@@ -137,7 +137,7 @@ def gram(x: Tensor, centre: Tensor | None = None, *, wide: bool = False) -> np.n
         centre: [d] in the dtype of `x`; None is the origin, which needs no subtraction.
         wide: compute in float64.
     """
-    n, rows = len(x), _kernel_rows(x)
+    n, rows = x.shape[0], _kernel_rows(x)
     dtype = torch.float64 if wide else x.dtype
     in_place = centre is None and dtype == x.dtype and rows == n and _in_place(x)
     buffer = None if in_place else _buffer(x, dtype, rows)
@@ -192,8 +192,8 @@ def squared_distances(x: Tensor) -> np.ndarray:
 
 def row_squares(x: Tensor, centre: Tensor) -> np.ndarray:
     """Squares [n] = ||g_i - centre||^2 in float64 throughout. One pass; entries may be inf or NaN."""
-    buffer = _buffer(x, torch.float64, len(x))
-    total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    buffer = _buffer(x, torch.float64, x.shape[0])
+    total = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
     for part in chunks(x):
         total += block_squares(_load(buffer, x, part, centre))
     return total.cpu().numpy()
@@ -201,7 +201,7 @@ def row_squares(x: Tensor, centre: Tensor) -> np.ndarray:
 
 def clipped_square(x: Tensor, centre: Tensor, influence: np.ndarray) -> float:
     """`||sum_i influence_i (g_i - centre)||^2` in float64 throughout. One pass."""
-    buffer = _buffer(x, torch.float64, len(x))
+    buffer = _buffer(x, torch.float64, x.shape[0])
     a = torch.from_numpy(influence).to(x.device)
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     for part in chunks(x):
@@ -244,7 +244,7 @@ def combination(x: Tensor, coefficients: np.ndarray, base: Tensor | None, *, wid
     value = x.new_empty(x.shape[1])
     if base is None and not wide:
         return torch.mv(x.t(), p, out=value)
-    buffer = _buffer(x, dtype, len(x))
+    buffer = _buffer(x, dtype, x.shape[0])
     for part in chunks(x):
         _form(_load(buffer, x, part, base), p, None if base is None else base[part], value[part])
     return value
@@ -291,7 +291,7 @@ def combine(
             which returns the Gram matrix too and takes twice the time.
         wide: compute in float64.
     """
-    n, dtype = len(x), torch.float64 if wide else x.dtype
+    n, dtype = x.shape[0], torch.float64 if wide else x.dtype
     scale = float(influence.sum())
     p = torch.from_numpy(coefficients).to(x.device, dtype)
     a = torch.from_numpy(influence / scale).to(x.device, dtype)

@@ -311,7 +311,7 @@ class StepRecord(Settled):
     @property
     def newcomers(self) -> tuple[int, ...]:
         """The newcomers on probation without those that already fell out."""
-        return tuple(peer for peer in self.probation if peer not in self.expelled)
+        return tuple(peer for peer in self.probation if peer not in self.expelled) if self.standings else ()
 
     @property
     def listeners(self) -> tuple[int, ...]:

@@ -71,12 +71,12 @@ def reports_so_far(seat: Seat, record: StepRecord, heard: Heard) -> None:
 
 def possible(seat: Seat, record: StepRecord, sender: int, message: Report) -> bool:
     """Whether `message` is one that an honest worker could say in the place of `sender`."""
+    norms, sizes, products = message.norms, message.sizes, message.products
     return (
-        len(message.norms) == record.cut.k
-        and len(message.sizes) == record.cut.k
-        and min(*message.norms, *message.sizes) >= 0
-        and len(message.products) == record.cut.k
-        and set(map(len, message.products)) == {seat.config.directions}
+        len(norms) == len(sizes) == len(products) == record.cut.k
+        and min(norms) >= 0
+        and min(sizes) >= 0
+        and set(map(len, products)) == {seat.config.directions}
         # Only who lacked an aggregate before the coin, and owes an accusation for it, need not report on it.
         and set(message.missing) <= set(record.missing.get(sender, ()))
     )
