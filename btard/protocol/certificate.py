@@ -36,7 +36,7 @@ def vouch(place: Place, record: StepRecord, phase: str, view: bytes | None) -> V
     if view is None:
         return None
     statement = place.memory(_statement, record.context, phase, view)
-    return Vouch(statement, Later(lambda: place.identity.sign(statement, place.memory)))
+    return Vouch(statement, Later(place.identity.sign, statement, place.memory))
 
 
 def agreeing(place: Place, record: StepRecord, phase: str, heard: Hearing) -> frozenset[int]:

@@ -233,7 +233,7 @@ SIGNED_OVERHEAD = 32
 """Bytes of a `Signed` in addition to payload, signature and phase: sender, step, and the lengths of the fields."""
 
 
-class Signed(Struct, frozen=True):
+class Signed(Struct, frozen=True, gc=False):
     """A broadcast message: payload bytes of one sender in one phase of one step, and the sender's signature."""
 
     sender: int
@@ -277,7 +277,7 @@ class Signed(Struct, frozen=True):
         return result
 
 
-class Relayed(Struct, frozen=True):
+class Relayed(Struct, frozen=True, gc=False):
     """A broadcast passed on, with the signatures of the peers that passed it on: (relayer, signature).
 
     Each signature is on `relay_digest` of the broadcast's digest.
@@ -297,7 +297,7 @@ def relay_digest(message_digest: bytes) -> bytes:
     return digest("relay", message_digest)
 
 
-class Vouch(Struct, frozen=True):
+class Vouch(Struct, frozen=True, gc=False):
     """A peer's signature on `statement`, what it says it heard in a phase. On a wire it is the signature alone.
 
     `statement` is b"" for one that came from elsewhere: then the signature shows what it is on. `signed` is made only
@@ -319,7 +319,7 @@ class Vouch(Struct, frozen=True):
         return roster.verify(sender, statement, self.signature)
 
 
-class Bundle(Struct, frozen=True):
+class Bundle(Struct, frozen=True, gc=False):
     """Several letters in one message: `Signed`, `Vouch`, or the items of an exchange; None is nothing."""
 
     letters: tuple[Any, ...]
@@ -330,6 +330,10 @@ class Bundle(Struct, frozen=True):
         return sum(ALIGNMENT + -(-size // ALIGNMENT) * ALIGNMENT for size in letters)
 
 
+def _sign_packet(identity: Identity, context: bytes, hashed: bytes, memory: Memory) -> bytes:
+    return identity.sign(signed_digest("packet", context, hashed), memory)
+
+
 ALIGNMENT = 8
 """Bodies start at multiples of the largest entry's size, so that a tensor can be a view of what arrived."""
 
@@ -337,7 +341,7 @@ PACKET_OVERHEAD = 64
 """Bytes of a `Packet` in addition to body and signature: kind, sender, step, part, dtype, shape."""
 
 
-class Packet(Struct, frozen=True):
+class Packet(Struct, frozen=True, gc=False):
     """A part (kind "part") or an aggregate (kind "aggregate") on its way from one peer to another.
 
     Its digest is what the sender committed to in a broadcast, so the signature is looked at only when the two differ:
@@ -381,11 +385,7 @@ class Packet(Struct, frozen=True):
 
         Whoever remembers signs it when somebody looks: among peers of one process that is when the two differ.
         """
-
-        def sign() -> bytes:
-            return identity.sign(signed_digest("packet", context, hashed), memory)
-
-        return cls(kind, sender, step, part, body, memory.later(sign))
+        return cls(kind, sender, step, part, body, memory.later(_sign_packet, identity, context, hashed, memory))
 
     def authentic(self, hashed: bytes, context: bytes, roster: Roster, memory: Memory = NOTHING) -> bool:
         """Whether the sender signed a packet of commitment `hashed` in the step of this `context`."""
