@@ -16,6 +16,7 @@ from btard.protocol.heal import candidates
 from btard.protocol.hearing import Heard
 from btard.protocol.messages import NOBODY, UNKNOWN, Commit, TimedCommit, is_finite
 from btard.protocol.record import Split, StepRecord
+from btard.protocol.scalars import keep_own
 from btard.protocol.seat import Seat
 
 
@@ -128,6 +129,7 @@ def call_roll(seat: Seat, record: StepRecord, said: RollCall) -> None:
     _count_absences(seat, record)
     if said.digests and record.commits.get(seat.id) == Commit(said.digests):
         record.own = said.gradient
+        keep_own(seat, record)
 
 
 def _enrol(record: StepRecord, commits: Mapping[int, Commit]) -> None:

@@ -12,7 +12,7 @@ from btard.protocol.effects import Effect
 from btard.protocol.hearing import AGAIN, Heard
 from btard.protocol.messages import Report
 from btard.protocol.record import StepRecord
-from btard.protocol.scalars import gradient_report, remember
+from btard.protocol.scalars import gradient_report, own_report
 from btard.protocol.seat import Seat
 
 
@@ -40,10 +40,9 @@ def report(
 def _honest(seat: Seat, record: StepRecord, gradient: torch.Tensor | None) -> Report | None:
     if seat.id not in record.workers or gradient is None:
         return None
-    honest = gradient_report(seat, record, record.aggregates, seat.id, gradient)
     if gradient is record.own and not seat.behaviour_at(record).byzantine:
-        remember(seat, record, honest)
-    return honest
+        return own_report(seat, record, gradient)
+    return gradient_report(seat, record, record.aggregates, seat.id, gradient)
 
 
 def _say(
