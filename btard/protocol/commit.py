@@ -134,10 +134,11 @@ def call_roll(seat: Seat, record: StepRecord, said: RollCall) -> None:
 
 def _enrol(record: StepRecord, commits: Mapping[int, Commit]) -> None:
     """The workers and owners of the step, by these commitments."""
+    k = record.cut.k
     record.commits = {
         peer: Commit(said.digests)
         for peer, said in commits.items()
-        if len(said.digests) == record.cut.k and peer not in record.expelled and peer not in record.assignments
+        if len(said.digests) == k and peer not in record.expelled and peer not in record.assignments
     }
     record.workers = tuple(peer for peer in record.planned if peer in record.commits)
     record.owners = tuple(peer if peer in record.commits else NOBODY for peer in record.planned)

@@ -52,10 +52,10 @@ def tensor_digest(tensor: torch.Tensor, *fields: Field, parallel: bool = False) 
 
     Equal for equal content wherever it lies (device, strides). -0.0 and 0.0, and NaNs of different payload, differ.
     """
+    head = _tensor_head(fields, tensor.dtype, tensor.shape)
+    if tensor.is_cpu and tensor.nbytes <= _SMALL and tensor.dtype in _PLAIN:
+        return blake3(head + tensor.detach().numpy().tobytes()).digest()
     host = on_cpu(tensor.detach()).contiguous()
-    head = _tensor_head(fields, host.dtype, host.shape)
-    if host.nbytes <= _SMALL and host.dtype in _PLAIN:
-        return blake3(head + host.numpy().tobytes()).digest()
     if not host.numel():
         return blake3(head).digest()
     # Flat first: a tensor without dimensions has no view as bytes.

@@ -75,6 +75,12 @@ class Split(Struct, frozen=True, omit_defaults=True):
         size, longer = divmod(self.d, self.k)
         return size + (part < longer)
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Those of all parts."""
+        size, longer = divmod(self.d, self.k)
+        return (size + 1,) * longer + (size,) * (self.k - longer)
+
     def runs(self) -> list[tuple[int, int]]:
         """Ranges of neighbouring parts of equal size, at most two: they can be handled as the rows of a matrix."""
         longer = self.d % self.k
@@ -87,8 +93,7 @@ class Split(Struct, frozen=True, omit_defaults=True):
 
     def views(self, vector: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """All parts of `vector` [d], without a copy."""
-        size, longer = divmod(self.d, self.k)
-        return vector.split([size + 1] * longer + [size] * (self.k - longer))
+        return vector.split(self.sizes)
 
     def nbytes(self, part: int, kind: str = "") -> int:
         """Bytes of a body of this kind; without it, of the larger kind."""

@@ -146,12 +146,24 @@ class Truth(NamedTuple):
 
 
 def gradient_report(
-    seat: Court, record: Settled, aggregates: Mapping[int, torch.Tensor], sender: int, gradient: torch.Tensor
+    seat: Court,
+    record: Settled,
+    aggregates: Mapping[int, torch.Tensor],
+    sender: int,
+    gradient: torch.Tensor,
+    *,
+    committed: bool = False,
 ) -> Report:
     """What worker `sender` must report about `record`'s step if its gradient was `gradient` [d].
 
-    `aggregates`: part -> a[j] as it was announced, those that are there.
+    `aggregates`: part -> a[j] as it was announced, those that are there. `committed`: whether the gradient is known to
+    be what the sender committed to. What an honest worker of this process has measured need not be measured again.
     """
+    if committed:
+        keys = _keys(record, aggregates, record.commits[sender].digests)
+        measured = seat.memory(_measured_by_worker, record.coin)
+        if measured.keys() >= set(keys.values()):
+            return _report(seat, record, aggregates, sender, {part: measured[key] for part, key in keys.items()})
     [found] = _gradient_scalars(seat, record, aggregates, gradient.unsqueeze(0))
     return _report(seat, record, aggregates, sender, dict(enumerate(found)))
 
@@ -163,23 +175,27 @@ def keep_own(seat: Seat, record: StepRecord) -> None:
 
 
 def own_report(seat: Seat, record: StepRecord, own: torch.Tensor) -> Report:
-    """`gradient_report` of this honest peer, whose gradient is `own` [d].
+    """`gradient_report` of this honest peer, which has committed to `own` [d].
 
     Small gradients of all honest workers of the process are measured at once, by the first that reports.
     """
-    digests = record.commits[seat.id].digests
-    measured = seat.memory(_measured_by_worker, record.coin)
-    announced = {part: entry.digest for part, entry in record.announced.items() if part in record.aggregates}
-    if not all((digests[part], hashed) in measured for part, hashed in announced.items()):
+    aggregates, digests = record.aggregates, record.commits[seat.id].digests
+    keys, measured = _keys(record, aggregates, digests), seat.memory(_measured_by_worker, record.coin)
+    if not measured.keys() >= set(keys.values()):
         together = {**seat.memory(_committed, record.context), seat.id: (digests, own)}
         if len(together) * seat.d > _block(own):
             together = {seat.id: (digests, own)}
-        x = stack_rows([gradient for _, gradient in together.values()])
-        rows_of = _gradient_scalars(seat, record, record.aggregates, x)
+        rows_of = _gradient_scalars(seat, record, aggregates, stack_rows([row for _, row in together.values()]))
         for (committed, _), row in zip(together.values(), rows_of, strict=True):
-            measured |= {(committed[part], hashed): row[part] for part, hashed in announced.items()}
-    found = {part: measured[digests[part], hashed] for part, hashed in announced.items()}
-    return _report(seat, record, record.aggregates, seat.id, found)
+            measured |= {key: row[part] for part, key in _keys(record, aggregates, committed).items()}
+    return _report(seat, record, aggregates, seat.id, {part: measured[key] for part, key in keys.items()})
+
+
+def _keys(
+    record: Settled, aggregates: Mapping[int, torch.Tensor], digests: Sequence[bytes]
+) -> dict[int, tuple[bytes, bytes]]:
+    """Part -> its commitment among a worker's `digests` and that to its aggregate, for the `aggregates` there are."""
+    return {part: (digests[part], entry.digest) for part, entry in record.announced.items() if part in aggregates}
 
 
 def _gradient_scalars(
