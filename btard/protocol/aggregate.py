@@ -66,8 +66,8 @@ def offer(seat: Seat, record: StepRecord) -> Offer:
         for recipient in record.remaining:
             body = None if recipient == seat.id else behaviour.aggregate_for(ctx, recipient, part, value)
             if body is not None:
-                packets = usual if body is value else (seat.packet(record, "aggregate", part, body, hashed=None),)
-                sent[recipient] = sent.get(recipient, ()) + packets
+                own = usual if body is value else (seat.packet(record, "aggregate", part, body, hashed=None),)
+                sent[recipient] = sent.get(recipient, ()) + own
     limit = packet_limit(record, [0], "aggregate")  # an owner has one part, and no part is larger than the first
     load = loads.of_aggregates(record, limit)
     return Offer(values, announcement, seat.sending(record, "aggregate", sent, limit=limit, load=load))
