@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from btard.protocol import half, wire
 from btard.protocol.half import values_of
 from btard.protocol.hashing import digest, signed_digest
-from btard.protocol.identity import SIGNATURE_SIZE, Identity, Roster, verify_key
+from btard.protocol.identity import SIGNATURE_SIZE, Identity, Roster, Signing, verify_key
 from btard.protocol.memory import NOTHING, Later, Memory, remembered
 from btard.protocol.wire import Digest, Malformed, Message, Number
 
@@ -234,13 +234,20 @@ SIGNED_OVERHEAD = 32
 
 
 class Signed(Struct, frozen=True, gc=False):
-    """A broadcast message: payload bytes of one sender in one phase of one step, and the sender's signature."""
+    """A broadcast message: payload bytes of one sender in one phase of one step, and the sender's signature.
+
+    `signed` is the signature, made only now where nobody may look at it.
+    """
 
     sender: int
     step: int
     phase: str
     payload: bytes
-    signature: bytes
+    signed: bytes | Signing
+
+    @property
+    def signature(self) -> bytes:
+        return self.signed.look() if isinstance(self.signed, Later) else self.signed
 
     @classmethod
     def create(
@@ -255,7 +262,7 @@ class Signed(Struct, frozen=True, gc=False):
     ) -> Signed:
         """`context` is `StepRecord.context`: a signature is valid only for one run, step and state of the ledger."""
         unsigned = cls(sender, step, phase, wire.encode(payload), b"")
-        return replace(unsigned, signature=identity.sign(unsigned.digest(context, memory), memory))
+        return replace(unsigned, signed=identity.signing(unsigned.digest(context, memory), memory))
 
     def digest(self, context: bytes, memory: Memory = NOTHING) -> bytes:
         """What the signature is on."""
@@ -264,12 +271,13 @@ class Signed(Struct, frozen=True, gc=False):
     def proven(self, context: bytes, roster: Roster, memory: Memory = NOTHING) -> bytes | None:
         """Its digest if the named sender really signed these bytes for this step and phase, else None."""
         hashed = self.digest(context, memory)
-        return hashed if roster.verify(self.sender, hashed, self.signature, memory) else None
+        return hashed if roster.verify(self.sender, hashed, self.signed, memory) else None
 
     @property
     def nbytes(self) -> int:
         """Its size on a wire, rounded up a little."""
-        return len(self.payload) + len(self.signature) + len(self.phase) + SIGNED_OVERHEAD
+        signature = SIGNATURE_SIZE if isinstance(self.signed, Later) else len(self.signed)
+        return len(self.payload) + signature + len(self.phase) + SIGNED_OVERHEAD
 
     def open(self, kind: type[P], max_bytes: int, memory: Memory = NOTHING) -> P:
         """The payload as `kind`; Malformed if it is too long or of another form."""

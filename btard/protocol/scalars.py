@@ -182,12 +182,13 @@ def own_report(seat: Seat, record: StepRecord, own: torch.Tensor) -> Report:
     aggregates, digests = record.aggregates, record.commits[seat.id].digests
     keys, measured = _keys(record, aggregates, digests), seat.memory(_measured_by_worker, record.coin)
     if not measured.keys() >= set(keys.values()):
-        together = {**seat.memory(_committed, record.context), seat.id: (digests, own)}
+        committed = seat.memory(_committed, record.context)
+        together = {**committed, seat.id: (digests, own)}
         if len(together) * seat.d > _block(own):
             together = {seat.id: (digests, own)}
         rows_of = _gradient_scalars(seat, record, aggregates, stack_rows([row for _, row in together.values()]))
-        for (committed, _), row in zip(together.values(), rows_of, strict=True):
-            measured |= {key: row[part] for part, key in _keys(record, aggregates, committed).items()}
+        for (digests, _), row in zip(together.values(), rows_of, strict=True):
+            measured |= {key: row[part] for part, key in _keys(record, aggregates, digests).items()}
     return _report(seat, record, aggregates, seat.id, {part: measured[key] for part, key in keys.items()})
 
 
