@@ -25,6 +25,7 @@ class Place:
         join.py: roster, probation, requests
         snapshot.py: roster, ledger, coins, requests, last
         audit/observer.py: ledger, coins, last
+        place.py: _context
     """
 
     def __init__(
