@@ -52,7 +52,7 @@ def tensor_digest(tensor: torch.Tensor, *fields: Field, parallel: bool = False) 
 
     Equal for equal content wherever it lies (device, strides). -0.0 and 0.0, and NaNs of different payload, differ.
     """
-    head = _tensor_head(fields, tensor.dtype, tensor.shape)
+    head = _tensor_head(fields, tensor.dtype, *tensor.shape)
     if tensor.is_cpu and tensor.nbytes <= _SMALL and tensor.dtype in _PLAIN:
         return blake3(head + tensor.detach().numpy().tobytes()).digest()
     host = on_cpu(tensor.detach()).contiguous()
@@ -66,7 +66,7 @@ def tensor_digest(tensor: torch.Tensor, *fields: Field, parallel: bool = False) 
 
 
 @lru_cache(maxsize=4096)
-def _tensor_head(fields: tuple[Field, ...], dtype: torch.dtype, shape: torch.Size) -> bytes:
+def _tensor_head(fields: tuple[Field, ...], dtype: torch.dtype, *shape: int) -> bytes:
     """What is hashed before a tensor's bytes. Owners and senders hash each part, and each aggregate goes to many."""
     return _frame((*fields, str(dtype), "x".join(map(str, shape))))
 

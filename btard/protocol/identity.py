@@ -68,7 +68,7 @@ class Signing(Later[bytes]):
     __slots__ = ("key", "message")
 
     def __init__(self, identity: Identity, message: bytes, memory: Memory) -> None:
-        super().__init__(identity.sign, message, memory)
+        super().__init__(Identity.sign, identity, message, memory)
         self.key, self.message = identity.public_key, message
 
     def __eq__(self, other: object) -> bool:
