@@ -41,6 +41,11 @@ def chunks(x: Tensor) -> Iterator[slice]:
         yield slice(start, min(start + columns, d))
 
 
+def _columns(x: Tensor, part: slice) -> Tensor:
+    """The columns `part` of the matrix or vector `x`, which nearly always are all that it has."""
+    return x if part.stop - part.start == x.shape[-1] else x[..., part]
+
+
 def _blocks(y: Tensor, count: int) -> Tensor:
     """The first `count` blocks of columns of `y`, [count, n, BLOCK], without a copy."""
     return y[:, : count * BLOCK].unflatten(1, (count, BLOCK)).transpose(0, 1)
@@ -123,10 +128,10 @@ def _load(buffer: Tensor, x: Tensor, part: slice, centre: Tensor | None) -> Tens
     """`x[:, part] - centre[part]` in the dtype of the buffer. The subtraction rounds once, relative to its result."""
     y = buffer[: x.shape[0], : part.stop - part.start]
     if centre is None:
-        return y.copy_(x[:, part])
+        return y.copy_(_columns(x, part))
     if buffer.dtype == x.dtype:
-        return torch.sub(x[:, part], centre[part], out=y)
-    return y.copy_(x[:, part]).sub_(centre[part])
+        return torch.sub(_columns(x, part), _columns(centre, part), out=y)
+    return y.copy_(_columns(x, part)).sub_(_columns(centre, part))
 
 
 def gram(x: Tensor, centre: Tensor | None = None, *, wide: bool = False) -> np.ndarray:
@@ -144,7 +149,7 @@ def gram(x: Tensor, centre: Tensor | None = None, *, wide: bool = False) -> np.n
     total = None
     for part in chunks(x):
         if buffer is None:
-            y = x[:, part]
+            y = _columns(x, part)
         else:
             _load(buffer, x, part, centre)
             y = buffer[:, : part.stop - part.start]
@@ -246,7 +251,7 @@ def combination(x: Tensor, coefficients: np.ndarray, base: Tensor | None, *, wid
         return torch.mv(x.t(), p, out=value)
     buffer = _buffer(x, dtype, x.shape[0])
     for part in chunks(x):
-        _form(_load(buffer, x, part, base), p, None if base is None else base[part], value[part])
+        _form(_load(buffer, x, part, base), p, None if base is None else _columns(base, part), _columns(value, part))
     return value
 
 
@@ -303,9 +308,9 @@ def combine(
     moved_square: Tensor | None = None
     clipped_square: Tensor | None = None
     for part in chunks(x):
-        v = value[part]
-        y = x[:, part] if in_place or buffer is None else _load(buffer, x, part, base)
-        moved = _form(y, p, None if base is None else base[part], v)
+        v = _columns(value, part)
+        y = _columns(x, part) if in_place or buffer is None else _load(buffer, x, part, base)
+        moved = _form(y, p, None if base is None else _columns(base, part), v)
         if row_squares is not None:
             pulled = _mix(y, a, moved)
             part_moments = _block_dots(y, moved)

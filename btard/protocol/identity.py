@@ -75,7 +75,7 @@ class Signing(Later[bytes]):
         return isinstance(other, Signing) and (self.key, self.message) == (other.key, other.message)
 
     def __hash__(self) -> int:
-        return hash((self.key, self.message))
+        return hash(self.message)
 
 
 @dataclass(frozen=True)

@@ -412,7 +412,7 @@ def tensor_of(
     dtype, shape = (torch.float16, (size + 1,)) if halved else (torch.float32, (size,))
     if not isinstance(body, torch.Tensor):
         raise Malformed(f"expected a {dtype} tensor of {shape[0]} entries, got {len(body)} raw bytes")
-    if body.dtype != dtype or tuple(body.shape) != shape:
+    if body.dtype != dtype or body.shape != shape:
         raise Malformed(f"expected {dtype} of shape {shape}, got {body.dtype} of shape {tuple(body.shape)}")
     if not (sound or is_sound)(body):
         raise Malformed("holds NaN or Inf, or float16 of another scale than theirs")

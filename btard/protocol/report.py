@@ -54,9 +54,9 @@ def _say(
 
 def take_reports(seat: Seat, record: StepRecord, heard: Heard) -> None:
     """Keep everybody's reports, on which all agree."""
-    record.reports = {}
+    heard_itself, record.reports = record.reports, {}
     for sender, message in seat.settled(record, heard, Report, expected=record.workers).items():
-        if possible(seat, record, sender, message):
+        if heard_itself.get(sender) is message or possible(seat, record, sender, message):
             record.reports[sender] = message
         else:
             seat.expel(record, sender, "malformed_report")
