@@ -163,7 +163,8 @@ def centered_clip(
         squares = g.diagonal()
         noise = _gram_noise(squares, expected, influence, 2.0**-52 if wide else eps)
         # Distances that all vanish are lost in the rounding of the rows: equal rows are done already.
-        precise = _unit(expected, w, tau) > 0 and noise <= tol / 2 * _unit(expected, w, tau)
+        unit = _unit(expected, w, tau)
+        precise = unit > 0 and noise <= tol / 2 * unit
         formed = combine(x, p, influence, base, squares if precise else None, wide=wide)
         distances = np.sqrt(formed.squares)
         unit = _unit(distances, w, tau)

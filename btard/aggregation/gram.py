@@ -41,6 +41,11 @@ def chunks(x: Tensor) -> Iterator[slice]:
         yield slice(start, min(start + columns, d))
 
 
+def _columns(x: Tensor, part: slice) -> Tensor:
+    """The columns `part` of the matrix or vector `x`, which nearly always are all that it has."""
+    return x if part.stop - part.start == x.shape[-1] else x[..., part]
+
+
 def _blocks(y: Tensor, count: int) -> Tensor:
     """The first `count` blocks of columns of `y`, [count, n, BLOCK], without a copy."""
     return y[:, : count * BLOCK].unflatten(1, (count, BLOCK)).transpose(0, 1)
@@ -101,7 +106,7 @@ def _in_place(x: Tensor) -> bool:
     Matrix kernels sum in another order where rows do not start with a cache line. The same rows have to give the same
     bits wherever they lie, so such ones are copied first, unless they are so many that the copy would cost two reads.
     """
-    aligned = x.data_ptr() % _LINE == 0 and (len(x) == 1 or x.stride(0) * x.element_size() % _LINE == 0)
+    aligned = x.data_ptr() % _LINE == 0 and (x.shape[0] == 1 or x.stride(0) * x.element_size() % _LINE == 0)
     return x.is_cuda or aligned or x.numel() > _COPIED
 
 
@@ -114,18 +119,19 @@ def _buffer(x: Tensor, dtype: torch.dtype, rows: int) -> Tensor:
     line = _LINE // dtype.itemsize
     columns = next(chunks(x)).stop
     buffer = scratch("rows of a chunk", (rows, (-(-columns // line) + 1) * line), dtype, x.device)
-    buffer[len(x) :] = 0
+    if rows > x.shape[0]:
+        buffer[x.shape[0] :] = 0
     return buffer
 
 
 def _load(buffer: Tensor, x: Tensor, part: slice, centre: Tensor | None) -> Tensor:
     """`x[:, part] - centre[part]` in the dtype of the buffer. The subtraction rounds once, relative to its result."""
-    y = buffer[: len(x), : part.stop - part.start]
+    y = buffer[: x.shape[0], : part.stop - part.start]
     if centre is None:
-        return y.copy_(x[:, part])
+        return y.copy_(_columns(x, part))
     if buffer.dtype == x.dtype:
-        return torch.sub(x[:, part], centre[part], out=y)
-    return y.copy_(x[:, part]).sub_(centre[part])
+        return torch.sub(_columns(x, part), _columns(centre, part), out=y)
+    return y.copy_(_columns(x, part)).sub_(_columns(centre, part))
 
 
 def gram(x: Tensor, centre: Tensor | None = None, *, wide: bool = False) -> np.ndarray:
@@ -136,21 +142,21 @@ def gram(x: Tensor, centre: Tensor | None = None, *, wide: bool = False) -> np.n
         centre: [d] in the dtype of `x`; None is the origin, which needs no subtraction.
         wide: compute in float64.
     """
-    n, rows = len(x), _kernel_rows(x)
+    n, rows = x.shape[0], _kernel_rows(x)
     dtype = torch.float64 if wide else x.dtype
     in_place = centre is None and dtype == x.dtype and rows == n and _in_place(x)
     buffer = None if in_place else _buffer(x, dtype, rows)
     total = None
     for part in chunks(x):
         if buffer is None:
-            y = x[:, part]
+            y = _columns(x, part)
         else:
             _load(buffer, x, part, centre)
             y = buffer[:, : part.stop - part.start]
         g = _block_gram(y)
         total = g if total is None else total.add_(g)
     assert total is not None
-    return total[:n, :n].cpu().numpy()
+    return total.cpu().numpy()[:n, :n]
 
 
 def checked_gram(x: Tensor, centre: Tensor | None = None, *, wide: bool = False) -> tuple[np.ndarray, bool]:
@@ -191,8 +197,8 @@ def squared_distances(x: Tensor) -> np.ndarray:
 
 def row_squares(x: Tensor, centre: Tensor) -> np.ndarray:
     """Squares [n] = ||g_i - centre||^2 in float64 throughout. One pass; entries may be inf or NaN."""
-    buffer = _buffer(x, torch.float64, len(x))
-    total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    buffer = _buffer(x, torch.float64, x.shape[0])
+    total = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
     for part in chunks(x):
         total += block_squares(_load(buffer, x, part, centre))
     return total.cpu().numpy()
@@ -200,7 +206,7 @@ def row_squares(x: Tensor, centre: Tensor) -> np.ndarray:
 
 def clipped_square(x: Tensor, centre: Tensor, influence: np.ndarray) -> float:
     """`||sum_i influence_i (g_i - centre)||^2` in float64 throughout. One pass."""
-    buffer = _buffer(x, torch.float64, len(x))
+    buffer = _buffer(x, torch.float64, x.shape[0])
     a = torch.from_numpy(influence).to(x.device)
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     for part in chunks(x):
@@ -243,9 +249,9 @@ def combination(x: Tensor, coefficients: np.ndarray, base: Tensor | None, *, wid
     value = x.new_empty(x.shape[1])
     if base is None and not wide:
         return torch.mv(x.t(), p, out=value)
-    buffer = _buffer(x, dtype, len(x))
+    buffer = _buffer(x, dtype, x.shape[0])
     for part in chunks(x):
-        _form(_load(buffer, x, part, base), p, None if base is None else base[part], value[part])
+        _form(_load(buffer, x, part, base), p, None if base is None else _columns(base, part), _columns(value, part))
     return value
 
 
@@ -290,7 +296,7 @@ def combine(
             which returns the Gram matrix too and takes twice the time.
         wide: compute in float64.
     """
-    n, dtype = len(x), torch.float64 if wide else x.dtype
+    n, dtype = x.shape[0], torch.float64 if wide else x.dtype
     scale = float(influence.sum())
     p = torch.from_numpy(coefficients).to(x.device, dtype)
     a = torch.from_numpy(influence / scale).to(x.device, dtype)
@@ -302,9 +308,9 @@ def combine(
     moved_square: Tensor | None = None
     clipped_square: Tensor | None = None
     for part in chunks(x):
-        v = value[part]
-        y = x[:, part] if in_place or buffer is None else _load(buffer, x, part, base)
-        moved = _form(y, p, None if base is None else base[part], v)
+        v = _columns(value, part)
+        y = _columns(x, part) if in_place or buffer is None else _load(buffer, x, part, base)
+        moved = _form(y, p, None if base is None else _columns(base, part), v)
         if row_squares is not None:
             pulled = _mix(y, a, moved)
             part_moments = _block_dots(y, moved)

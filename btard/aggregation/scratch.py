@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import threading
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-_LARGEST = 1 << 26
-"""Bytes up to which memory is kept, per use and thread."""
+_SMALLEST, _LARGEST = 1 << 15, 1 << 26
+"""Bytes from which, and up to which, memory is kept, per use and thread: less is found as fast as it is looked up."""
 
 _kept = threading.local()
 
 
-def scratch(use: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def scratch(use: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Uninitialised memory of this shape, which this thread's next call for the same `use` overwrites.
 
     CUDA has its own cache of memory.
     """
-    count = 1
-    for size in shape:
-        count *= size
-    if device.type != "cpu" or count * dtype.itemsize > _LARGEST:
+    count = math.prod(shape)
+    if device.type != "cpu" or not _SMALLEST <= count * dtype.itemsize <= _LARGEST:
         return torch.empty(shape, dtype=dtype, device=device)
     name = f"{use} {dtype}"
     memory: Tensor | None = getattr(_kept, name, None)

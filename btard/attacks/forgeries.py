@@ -93,7 +93,7 @@ class Forgery(Attack):
         if named(phase) != self.phase or message is None or self.what == "relays":
             return message, {}
         if self.what == "signature":
-            return replace(message, signature=bytes(64)), {}
+            return replace(message, signed=bytes(64)), {}
         return replace(message, sender=honest_others(self, ctx)[0]), {}
 
     def compare(self, ctx: Context, phase: str, view: bytes) -> Compared:

@@ -47,7 +47,7 @@ def signed_bytes(ctx: Context, phase: str, payload: bytes, *, sender: int | None
     unsigned = Signed(ctx.peer if sender is None else sender, ctx.step, phase, payload, b"")
     if ctx.identity is None:
         raise RuntimeError("this attack signs by itself: it needs a driver that runs the protocol")
-    return replace(unsigned, signature=ctx.identity.sign(unsigned.digest(ctx.record.context)))
+    return replace(unsigned, signed=ctx.identity.sign(unsigned.digest(ctx.record.context)))
 
 
 def passed_through(attack: Attack, ctx: Context, message: Signed, relayers: Sequence[int]) -> Relayed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,6 +39,8 @@ class Letters(Struct, frozen=True, eq=False):
     """Number of bytes that the peer reads from one sender; a longer letter counts as none."""
     several: tuple[Letters, ...] = ()
     """What is bundled in them."""
+    exchanged: bool = False
+    """Whether these are packets for single recipients, rather than something for everybody."""
     _sizes: dict[int, int] = {}
 
     @staticmethod
@@ -49,21 +51,27 @@ class Letters(Struct, frozen=True, eq=False):
         if isinstance(effect, Broadcast):
             return Letters(effect, effect.message, effect.faces, effect.limit)
         if isinstance(effect, Exchange):
-            return Letters(effect, None, effect.packets, effect.limit)
+            return Letters(effect, None, effect.packets, effect.limit, exchanged=True)
         if isinstance(effect, Together):
             return Letters._bundled(effect, tuple(map(Letters.of, effect.effects)))
         raise TypeError(f"no driver answers {type(effect).__name__}")
 
     @staticmethod
     def _bundled(effect: Together, several: tuple[Letters, ...]) -> Letters:
-        def bundle(letters: Iterable[Letter | None]) -> Bundle | None:
-            made = Bundle(tuple(letters))
-            return None if all(letter is None for letter in made.letters) else made
+        made: dict[tuple[int, ...], Bundle | None] = {}
+
+        def bundle(*letters: Letter | None) -> Bundle | None:
+            """One bundle for all recipients of the same letters: it is measured and encoded once."""
+            same = tuple(map(id, letters))
+            if same not in made:
+                made[same] = None if all(letter is None for letter in letters) else Bundle(letters)
+            return made[same]
 
         recipients = dict.fromkeys(to for said in several for to in said.special)
-        special = {to: bundle(said.special.get(to, said.common) for said in several) for to in recipients}
+        common = bundle(*(said.common for said in several))
+        special = {to: bundle(*[said.special.get(to, said.common) for said in several]) for to in recipients}
         limit = Bundle.sized(said.limit for said in several)
-        return Letters(effect, bundle(said.common for said in several), special, limit, several)
+        return Letters(effect, common, special, limit, several, any(said.exchanged for said in several))
 
     @property
     def of_one_outside(self) -> Letters:
@@ -99,11 +107,6 @@ class Letters(Struct, frozen=True, eq=False):
         return self.effect.phase
 
     @property
-    def exchanged(self) -> bool:
-        """Whether these are packets for single recipients, rather than something for everybody."""
-        return isinstance(self.effect, Exchange) or any(said.exchanged for said in self.several)
-
-    @property
     def broadcast(self) -> bool:
         """Whether something for everybody is among these letters, other than a word on what was heard."""
         return isinstance(self.effect, Broadcast) or any(said.broadcast for said in self.several)
@@ -111,33 +114,40 @@ class Letters(Struct, frozen=True, eq=False):
     @property
     def own(self) -> Letter | None:
         """What the peer hears from itself: what it says to everybody, within the limit that applies to all."""
-        return self.read(self.common)
+        return self.read(self.common, self)
 
-    def read(self, letter: Letter | None) -> Letter | None:
-        """What the peer reads of a letter that comes: nothing of one that is too long."""
-        if letter is None or self.size(letter) > self.limit:
+    def read(self, letter: Letter | None, reader: Letters) -> Letter | None:
+        """What the peer of the letters `reader` reads of `letter`, one of these: nothing of one that is too long."""
+        if letter is None or self.size(letter) > reader.limit:
             return None
         if not isinstance(letter, Bundle):
             return letter
-        return Bundle(tuple(said.read(one) for said, one in zip(self.several, letter.letters, strict=True)))
+        fits = [self.size(one) <= said.limit for one, said in zip(letter.letters, reader.several, strict=True)]
+        if all(fits):
+            return letter
+        return Bundle(tuple(one if fit else None for one, fit in zip(letter.letters, fits, strict=True)))
 
     def size(self, letter: Letter | None) -> int:
         """Bytes of one of these letters; a letter to many is measured once."""
+        size = self._sizes.get(id(letter))
+        if size is None:
+            size = self._sizes[id(letter)] = self._measured(letter)
+        return size
+
+    def _measured(self, letter: Letter | None) -> int:
         if letter is None:
             return 0
-        if isinstance(letter, Signed | Vouch):
+        if isinstance(letter, (Signed, Vouch)):
             return letter.nbytes
         if isinstance(letter, Bundle):
             return Bundle.sized(map(self.size, letter.letters))
-        if id(letter) not in self._sizes:
-            self._sizes[id(letter)] = sum(item.nbytes for item in letter)
-        return self._sizes[id(letter)]
+        return sum(item.nbytes for item in letter)
 
     def nbytes(self, others: Collection[int]) -> int:
         """Bytes that the peer puts on the wire if `others` take part in the phase: a copy for each recipient."""
-        special = {to: letter for to, letter in self.special.items() if self.exchanged or to in others}
-        usual = 0 if self.common is None else self.size(self.common) * sum(to not in special for to in others)
-        return usual + sum(self.size(letter) for letter in special.values())
+        reached = self.special if self.exchanged else self.special.keys() & others
+        usual = 0 if self.common is None else self.size(self.common) * sum(to not in reached for to in others)
+        return usual + sum(self.size(self.special[to]) for to in reached)
 
     def encoded(self) -> tuple[Pieces | None, dict[int, Pieces | None]]:
         """The common letter and the special ones as bytes; a letter to many is encoded once."""

@@ -300,7 +300,7 @@ class LocalDriver:
                 if answers[recipient] is usual:
                     answers[recipient] = dict(usual)
                 answers[recipient].pop(sender, None)
-                letter = letters[recipient].read(said.special[recipient])
+                letter = said.read(said.special[recipient], letters[recipient])
                 if letter is not None:
                     answers[recipient][sender] = letter
         any_of = next(iter(letters.values()))

@@ -88,11 +88,10 @@ def _raised(seat: Seat, record: StepRecord, heard: Heard, attempt: int) -> Gener
     yield from seat.agree(record, heard)
     messages = seat.settled(record, heard, Claims, expected=record.members)
     raised: Raised = {}
+    most = seat.limits(record).claims
     for accuser in sorted(messages):
         claims = set(messages[accuser].claims)
-        possible = len(claims) <= seat.limits(record).claims and all(
-            admissible(seat, record, accuser, claim, attempt) for claim in claims
-        )
+        possible = len(claims) <= most and all(admissible(seat, record, accuser, claim, attempt) for claim in claims)
         if not possible:
             seat.expel(record, accuser, "malformed_claims")
             continue

@@ -60,16 +60,14 @@ def offer(seat: Seat, record: StepRecord) -> Offer:
     payload = Announce(tuple(announced)) if seat.id in record.workers else None
     announcement = seat.saying(record, "announce", Announce, payload)
     said = _announced(seat, announcement)
-    outgoing: dict[int, list[Packet]] = {recipient: [] for recipient in record.remaining if recipient != seat.id}
+    sent: dict[int, tuple[Packet, ...]] = {}
     for part, value in values.items():
-        packet = seat.packet(record, "aggregate", part, value, hashed=said.get(part))
-        for recipient, packets_out in outgoing.items():
-            body = behaviour.aggregate_for(ctx, recipient, part, value)
-            if body is value:  # signed once for all
-                packets_out.append(packet)
-            elif body is not None:
-                packets_out.append(seat.packet(record, "aggregate", part, body, hashed=None))
-    sent = {recipient: packets for recipient, packets in outgoing.items() if packets}
+        usual = (seat.packet(record, "aggregate", part, value, hashed=said.get(part)),)  # signed, measured once for all
+        for recipient in record.remaining:
+            body = None if recipient == seat.id else behaviour.aggregate_for(ctx, recipient, part, value)
+            if body is not None:
+                own = usual if body is value else (seat.packet(record, "aggregate", part, body, hashed=None),)
+                sent[recipient] = sent.get(recipient, ()) + own
     limit = packet_limit(record, [0], "aggregate")  # an owner has one part, and no part is larger than the first
     load = loads.of_aggregates(record, limit)
     return Offer(values, announcement, seat.sending(record, "aggregate", sent, limit=limit, load=load))

@@ -134,6 +134,10 @@ class _Gathered:
         return fresh
 
 
+def _certificate(place: Place, record: StepRecord, phase: str, needed: Sequence[int]) -> Relayed:
+    return Relayed(certify(record, phase, place.id, place.identity, needed), ())
+
+
 class _Relaying:
     """One peer's part in the rounds in which what was `heard` is passed on, and certificates of it are shown.
 
@@ -149,7 +153,7 @@ class _Relaying:
         # A peer that tells others something else, or nothing, does not hold what these hold: it is shown one, too.
         plain = heard.vouched_plainly and self.behaviour.relays_news
         proven = plain and bool(needed) and all(peer in agreed for peer in needed)
-        certificate = Later(lambda: Relayed(certify(record, heard.phase, place.id, place.identity, needed), ()))
+        certificate = Later(_certificate, place, record, heard.phase, needed)
         self.own = certificate if proven else None
         self.proof: Later[Relayed] | Relayed | None = self.own
         """A certificate of what this peer has heard directly."""

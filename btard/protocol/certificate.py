@@ -17,8 +17,8 @@ from collections.abc import Iterable, Sequence
 
 from btard.protocol.hashing import digest
 from btard.protocol.hearing import Hearing
-from btard.protocol.identity import Identity
-from btard.protocol.memory import Later, remembered
+from btard.protocol.identity import Identity, Signing
+from btard.protocol.memory import remembered
 from btard.protocol.messages import Certificate, Relayed, Signed, Vouch, relay_digest
 from btard.protocol.place import Place
 from btard.protocol.record import StepRecord
@@ -36,7 +36,7 @@ def vouch(place: Place, record: StepRecord, phase: str, view: bytes | None) -> V
     if view is None:
         return None
     statement = place.memory(_statement, record.context, phase, view)
-    return Vouch(statement, Later(lambda: place.identity.sign(statement, place.memory)))
+    return Vouch(statement, Signing(place.identity, statement, place.memory))
 
 
 def agreeing(place: Place, record: StepRecord, phase: str, heard: Hearing) -> frozenset[int]:

@@ -16,6 +16,7 @@ from btard.protocol.heal import candidates
 from btard.protocol.hearing import Heard
 from btard.protocol.messages import NOBODY, UNKNOWN, Commit, TimedCommit, is_finite
 from btard.protocol.record import Split, StepRecord
+from btard.protocol.scalars import keep_own
 from btard.protocol.seat import Seat
 
 
@@ -128,14 +129,16 @@ def call_roll(seat: Seat, record: StepRecord, said: RollCall) -> None:
     _count_absences(seat, record)
     if said.digests and record.commits.get(seat.id) == Commit(said.digests):
         record.own = said.gradient
+        keep_own(seat, record)
 
 
 def _enrol(record: StepRecord, commits: Mapping[int, Commit]) -> None:
     """The workers and owners of the step, by these commitments."""
+    k = record.cut.k
     record.commits = {
         peer: Commit(said.digests)
         for peer, said in commits.items()
-        if len(said.digests) == record.cut.k and peer not in record.expelled and peer not in record.assignments
+        if len(said.digests) == k and peer not in record.expelled and peer not in record.assignments
     }
     record.workers = tuple(peer for peer in record.planned if peer in record.commits)
     record.owners = tuple(peer if peer in record.commits else NOBODY for peer in record.planned)

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
 from threading import Lock
 
 import torch
 
-from btard.protocol.hashing import Field, content_digest, digest, on_cpu, tensor_digest
-from btard.protocol.memory import NOTHING, Memory, remembered
+from btard.protocol.hashing import Field, digest, on_cpu, tensor_digest
+from btard.protocol.memory import NOTHING, Memory
 from btard.protocol.messages import Packet, is_sound
 from btard.protocol.record import Split
 
@@ -31,6 +30,8 @@ class Commitments(ABC):
 
     def __init__(self, run_id: str, memory: Memory = NOTHING, parallel: bool = False) -> None:
         self.run_id, self.memory, self.parallel = run_id, memory, parallel
+        self._sound: dict[bytes, bool] = {}
+        """Commitment -> whether it is to finite numbers in their only valid form, as somebody here has seen."""
 
     @abstractmethod
     def of_tensor(self, slot: Slot, tensor: torch.Tensor) -> bytes:
@@ -51,62 +52,43 @@ class Commitments(ABC):
 
         Equal commitments mean equal bytes, which are looked at once.
         """
-        looked = self.memory(_looked, hashed)
-        if looked.sound is None:
-            looked.sound = is_sound(tensor)
-        return looked.sound
+        sound = self._sound.get(hashed)
+        if sound is None:
+            sound = is_sound(tensor)
+            self._note([hashed], sound)
+        return sound
 
     def known_sound(self, hashed: Iterable[bytes]) -> None:
         """Note that these are commitments to finite numbers in their only valid form, as somebody here has seen."""
-        for one in hashed:
-            self.memory(_looked, one).sound = True
+        self._note(hashed, True)
+
+    def _note(self, hashed: Iterable[bytes], sound: bool) -> None:
+        if self.memory.remembers:
+            self._sound.update(dict.fromkeys(hashed, sound))
 
     def parts(self, peer: int, step: int, gradient: torch.Tensor, split: Split) -> tuple[bytes, ...]:
         """h_i[j] of all parts j of `gradient` [d]."""
-        bodies = (split.body("part", split.view(gradient, j)) for j in range(split.k))
+        bodies = (split.body("part", part) for part in split.views(gradient))
         return tuple(self.digest("part", peer, step, j, body) for j, body in enumerate(bodies))
 
     @abstractmethod
     def learn(self, step: int, committed: Iterable[tuple[Slot, torch.Tensor, bytes]]) -> None:
         """Restore the commitments of `step` to these tensors from a checkpoint, which need not hold all."""
 
-    @abstractmethod
     def forget(self, step: int) -> None:
         """Forget what was committed to before `step`: nobody asks for it any more."""
-
-
-SMALL = 2**11
-"""Size in bytes up to which looking up a hash by the bytes is faster than hashing them again."""
-
-
-@dataclass
-class _Looked:
-    """Whether all entries of a tensor are finite. None: nobody has checked."""
-
-    sound: bool | None = None
-
-
-@remembered(4096)
-def _looked(hashed: bytes) -> _Looked:
-    return _Looked()
-
-
-_known_digest = remembered(4096)(content_digest)
+        self._sound = {}  # of all steps: what is asked for again is looked at again
 
 
 class Hashed(Commitments):
     """BLAKE3. A process with a single peer hashes large tensors on all cores.
 
-    What peers of one process ask repeatedly `memory` knows by the bytes in question, and by nothing less: whatever
-    changes them, a write through numpy too, is seen. So large tensors are read and hashed each time.
+    Tensors are read and hashed each time: so whatever changes them, a write through numpy too, is seen.
     """
 
     def of_tensor(self, slot: Slot, tensor: torch.Tensor) -> bytes:
         kind, sender, step, part = slot
         fields = (kind, self.run_id, sender, step, part)
-        if tensor.dtype in (torch.float32, torch.float16) and tensor.nbytes <= SMALL and not tensor.is_cuda:
-            content = tensor.detach().numpy().tobytes()
-            return self.memory(_known_digest, content, tensor.dtype, tensor.shape, fields)
         return tensor_digest(tensor, *fields, parallel=self.parallel)
 
     def parts(self, peer: int, step: int, gradient: torch.Tensor, split: Split) -> tuple[bytes, ...]:
@@ -115,9 +97,6 @@ class Hashed(Commitments):
 
     def learn(self, step: int, committed: Iterable[tuple[Slot, torch.Tensor, bytes]]) -> None:
         """A hash can be computed again."""
-
-    def forget(self, step: int) -> None:
-        """Nothing is kept."""
 
 
 class Ideal(Commitments):
@@ -151,6 +130,7 @@ class Ideal(Commitments):
                 self._seen.setdefault(slot, []).append((tensor, _version(tensor), hashed))
 
     def forget(self, step: int) -> None:
+        super().forget(step)
         self._seen = {slot: seen for slot, seen in self._seen.items() if slot[2] >= step}
 
 

@@ -57,7 +57,7 @@ def values_shown(pieces: Sequence[Piece], table: Table) -> list[torch.Tensor] | 
 
 def parts_of(about: StepRecord, author: int, gradient: torch.Tensor) -> list[Packet]:
     """All parts of the committed `gradient` [d]. Unsigned: the committed hashes prove them."""
-    bodies = (about.cut.body("part", about.cut.view(gradient, part)) for part in range(about.cut.k))
+    bodies = (about.cut.body("part", part) for part in about.cut.views(gradient))
     return [Packet("part", author, about.step, part, body, b"") for part, body in enumerate(bodies)]
 
 

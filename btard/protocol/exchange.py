@@ -53,11 +53,11 @@ def _outgoing(seat: Seat, record: StepRecord, said: RollCall, already: Collectio
     outgoing: dict[int, list[Packet]] = {}
     if seat.id not in record.workers or said.gradient is None:
         return outgoing
-    behaviour, ctx, cut = seat.behaviour_at(record), seat.context(record), record.cut
-    for part, owner in enumerate(record.owners):
+    behaviour, ctx = seat.behaviour_at(record), seat.context(record)
+    for part, (owner, mine) in enumerate(zip(record.owners, record.cut.views(said.gradient), strict=True)):
         if owner == NOBODY or owner in already:
             continue
-        sent = behaviour.part(ctx, part, cut.view(said.gradient, part))
+        sent = behaviour.part(ctx, part, mine)
         if sent is None:
             continue
         # What an honest peer sends is what it committed to: no need to hash it again.

@@ -8,7 +8,7 @@ from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey, VerifyKey
 
 from btard.protocol.hashing import digest
-from btard.protocol.memory import NOTHING, Memory, remembered
+from btard.protocol.memory import NOTHING, Later, Memory, remembered
 
 SIGNATURE_SIZE = 64
 
@@ -49,6 +49,10 @@ class Identity:
         memory(_made, self.public_key, message).signatures.add(signature)
         return signature
 
+    def signing(self, message: bytes, memory: Memory) -> bytes | Signing:
+        """The signature of `message`; if `memory` remembers anything, made when somebody looks at it."""
+        return Signing(self, message, memory) if memory.remembers else self.sign(message, memory)
+
     def secret(self, *fields: str | int, epoch: bytes) -> bytes:
         """32 bytes that only the holder of this key can derive; others in every life of the run, which `epoch` names.
 
@@ -58,13 +62,29 @@ class Identity:
         return digest("secret", self.seed, *fields, *(() if self.simulated else (epoch,)))
 
 
+class Signing(Later[bytes]):
+    """A signature of the holder of a key on a message, made when somebody looks at it."""
+
+    __slots__ = ("key", "message")
+
+    def __init__(self, identity: Identity, message: bytes, memory: Memory) -> None:
+        super().__init__(Identity.sign, identity, message, memory)
+        self.key, self.message = identity.public_key, message
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Signing) and (self.key, self.message) == (other.key, other.message)
+
+    def __hash__(self) -> int:
+        return hash(self.message)
+
+
 @dataclass(frozen=True)
 class Roster:
     """The public keys of a run's peers; peer `i` is `keys[i]`."""
 
     keys: tuple[bytes, ...]
 
-    def verify(self, peer: int, message: bytes, signature: bytes, memory: Memory = NOTHING) -> bool:
+    def verify(self, peer: int, message: bytes, signature: bytes | Signing, memory: Memory = NOTHING) -> bool:
         """Whether `signature` is `peer`'s on `message`; False for an unknown peer or malformed bytes."""
         return 0 <= peer < len(self.keys) and genuine(self.keys[peer], message, signature, memory)
 
@@ -85,8 +105,12 @@ def _made(key: bytes, message: bytes) -> _Made:
     return _Made()
 
 
-def genuine(key: bytes, message: bytes, signature: bytes, memory: Memory) -> bool:
-    """`verify_key`; if `memory` has seen the signature being made, the answer is known without computing it."""
+def genuine(key: bytes, message: bytes, signature: bytes | Signing, memory: Memory) -> bool:
+    """`verify_key`; if the signature is made in this process, and `memory` remembers it, nothing is computed."""
+    if isinstance(signature, Signing):
+        if memory.remembers and (signature.key, signature.message) == (key, message):
+            return True
+        signature = signature.look()
     return signature in memory(_made, key, message).signatures or memory(verify_key, key, message, signature)
 
 

@@ -81,21 +81,24 @@ class Limits:
             return 16 + 5 * pieces
         if kind is Votes:  # a verdict on every claim that all peers together can raise
             return 32 + self.claims * self.peers * 9 + 5 * pieces
-        per_part: dict[Any, int] = {
-            Commit: DIGEST_SIZE + 8,
-            TimedCommit: DIGEST_SIZE + 8,
-            CoinCommit: 0,
-            CoinReveal: 5,
-            Report: 9 * (self.directions + 2) + 16,
-            Announce: 5,  # senders; an owner announces one part
-            Join: DIGEST_SIZE + SIGNATURE_SIZE + 8,  # for each newcomer of a step: not more than peers
-            Certificate: SIGNATURE_SIZE + 8,
-        }
-        return 512 + self.peers * per_part[kind]
+        per_peer = 9 * (self.directions + 2) + 16 if kind is Report else _PER_PEER[kind]
+        return 512 + self.peers * per_peer
 
     def message(self, kind: type[Any]) -> int:
         """Upper bound in bytes of an honest `Signed` with a payload of this kind."""
         return self.payload(kind) + SIGNATURE_SIZE + 64 + SIGNED_OVERHEAD
+
+
+_PER_PEER: dict[Any, int] = {
+    Commit: DIGEST_SIZE + 8,
+    TimedCommit: DIGEST_SIZE + 8,
+    CoinCommit: 0,
+    CoinReveal: 5,
+    Announce: 5,  # senders; an owner announces one part
+    Join: DIGEST_SIZE + SIGNATURE_SIZE + 8,  # for each newcomer of a step: not more than peers
+    Certificate: SIGNATURE_SIZE + 8,
+}
+"""Bytes of a payload for each peer or part of the step."""
 
 
 def told_limit(senders: int, message: int) -> int:

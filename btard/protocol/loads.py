@@ -19,7 +19,8 @@ from btard.protocol.record import StepRecord
 
 def packets(record: StepRecord, parts: Iterable[int], kind: str = "") -> int:
     """Bytes of a packet of `kind` for each of `parts`; without it, of the larger kind."""
-    return sum(record.cut.nbytes(part, kind) + SIGNATURE_SIZE + PACKET_OVERHEAD for part in parts)
+    cut = record.cut
+    return sum(cut.nbytes(part, kind) + SIGNATURE_SIZE + PACKET_OVERHEAD for part in parts)
 
 
 def of_broadcast(record: StepRecord, message: int) -> int:

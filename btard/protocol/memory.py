@@ -30,16 +30,19 @@ def remembered(results: int) -> Callable[[Callable[P, R]], Remembered[P, R]]:
 
 
 class Later(Generic[R]):
-    """The value of a pure function, computed when somebody looks at it for the first time."""
+    """The value of a pure function of these arguments, computed when somebody looks at it for the first time."""
 
-    def __init__(self, compute: Callable[[], R]) -> None:
-        self._compute: Callable[[], R] | None = compute
+    __slots__ = ("_args", "_compute", "_value")
+
+    def __init__(self, compute: Callable[..., R], *args: Any) -> None:
+        self._compute: Callable[..., R] | None = compute
+        self._args = args
         self._value: R
 
     def look(self) -> R:
         compute = self._compute
         if compute is not None:
-            self._value = compute()
+            self._value = compute(*self._args)
             self._compute = None  # peers in threads may both have computed it
         return self._value
 
@@ -63,9 +66,9 @@ class Memory:
             kept = self._kept.setdefault(function, lru_cache(function.results)(function.function))
         return kept(*args, **kwargs)
 
-    def later(self, compute: Callable[[], R]) -> R | Later[R]:
-        """What `compute` returns, computed when somebody looks at it: for values that are hardly ever needed."""
-        return Later(compute) if self.remembers else compute()
+    def later(self, compute: Callable[..., R], *args: Any) -> R | Later[R]:
+        """`compute(*args)`, computed when somebody looks at it: for values that are hardly ever needed."""
+        return Later(compute, *args) if self.remembers else compute(*args)
 
 
 NOTHING = Memory(remembers=False)

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from btard.protocol import half, wire
 from btard.protocol.half import values_of
 from btard.protocol.hashing import digest, signed_digest
-from btard.protocol.identity import SIGNATURE_SIZE, Identity, Roster, verify_key
+from btard.protocol.identity import SIGNATURE_SIZE, Identity, Roster, Signing, verify_key
 from btard.protocol.memory import NOTHING, Later, Memory, remembered
 from btard.protocol.wire import Digest, Malformed, Message, Number
 
@@ -233,14 +233,21 @@ SIGNED_OVERHEAD = 32
 """Bytes of a `Signed` in addition to payload, signature and phase: sender, step, and the lengths of the fields."""
 
 
-class Signed(Struct, frozen=True):
-    """A broadcast message: payload bytes of one sender in one phase of one step, and the sender's signature."""
+class Signed(Struct, frozen=True, gc=False):
+    """A broadcast message: payload bytes of one sender in one phase of one step, and the sender's signature.
+
+    `signed` is the signature, made only now where nobody may look at it.
+    """
 
     sender: int
     step: int
     phase: str
     payload: bytes
-    signature: bytes
+    signed: bytes | Signing
+
+    @property
+    def signature(self) -> bytes:
+        return self.signed.look() if isinstance(self.signed, Later) else self.signed
 
     @classmethod
     def create(
@@ -255,7 +262,7 @@ class Signed(Struct, frozen=True):
     ) -> Signed:
         """`context` is `StepRecord.context`: a signature is valid only for one run, step and state of the ledger."""
         unsigned = cls(sender, step, phase, wire.encode(payload), b"")
-        return replace(unsigned, signature=identity.sign(unsigned.digest(context, memory), memory))
+        return replace(unsigned, signed=identity.signing(unsigned.digest(context, memory), memory))
 
     def digest(self, context: bytes, memory: Memory = NOTHING) -> bytes:
         """What the signature is on."""
@@ -264,12 +271,13 @@ class Signed(Struct, frozen=True):
     def proven(self, context: bytes, roster: Roster, memory: Memory = NOTHING) -> bytes | None:
         """Its digest if the named sender really signed these bytes for this step and phase, else None."""
         hashed = self.digest(context, memory)
-        return hashed if roster.verify(self.sender, hashed, self.signature, memory) else None
+        return hashed if roster.verify(self.sender, hashed, self.signed, memory) else None
 
     @property
     def nbytes(self) -> int:
         """Its size on a wire, rounded up a little."""
-        return len(self.payload) + len(self.signature) + len(self.phase) + SIGNED_OVERHEAD
+        signature = SIGNATURE_SIZE if isinstance(self.signed, Later) else len(self.signed)
+        return len(self.payload) + signature + len(self.phase) + SIGNED_OVERHEAD
 
     def open(self, kind: type[P], max_bytes: int, memory: Memory = NOTHING) -> P:
         """The payload as `kind`; Malformed if it is too long or of another form."""
@@ -277,7 +285,7 @@ class Signed(Struct, frozen=True):
         return result
 
 
-class Relayed(Struct, frozen=True):
+class Relayed(Struct, frozen=True, gc=False):
     """A broadcast passed on, with the signatures of the peers that passed it on: (relayer, signature).
 
     Each signature is on `relay_digest` of the broadcast's digest.
@@ -297,7 +305,7 @@ def relay_digest(message_digest: bytes) -> bytes:
     return digest("relay", message_digest)
 
 
-class Vouch(Struct, frozen=True):
+class Vouch(Struct, frozen=True, gc=False):
     """A peer's signature on `statement`, what it says it heard in a phase. On a wire it is the signature alone.
 
     `statement` is b"" for one that came from elsewhere: then the signature shows what it is on. `signed` is made only
@@ -319,7 +327,7 @@ class Vouch(Struct, frozen=True):
         return roster.verify(sender, statement, self.signature)
 
 
-class Bundle(Struct, frozen=True):
+class Bundle(Struct, frozen=True, gc=False):
     """Several letters in one message: `Signed`, `Vouch`, or the items of an exchange; None is nothing."""
 
     letters: tuple[Any, ...]
@@ -330,6 +338,10 @@ class Bundle(Struct, frozen=True):
         return sum(ALIGNMENT + -(-size // ALIGNMENT) * ALIGNMENT for size in letters)
 
 
+def _sign_packet(identity: Identity, context: bytes, hashed: bytes, memory: Memory) -> bytes:
+    return identity.sign(signed_digest("packet", context, hashed), memory)
+
+
 ALIGNMENT = 8
 """Bodies start at multiples of the largest entry's size, so that a tensor can be a view of what arrived."""
 
@@ -337,7 +349,7 @@ PACKET_OVERHEAD = 64
 """Bytes of a `Packet` in addition to body and signature: kind, sender, step, part, dtype, shape."""
 
 
-class Packet(Struct, frozen=True):
+class Packet(Struct, frozen=True, gc=False):
     """A part (kind "part") or an aggregate (kind "aggregate") on its way from one peer to another.
 
     Its digest is what the sender committed to in a broadcast, so the signature is looked at only when the two differ:
@@ -381,11 +393,7 @@ class Packet(Struct, frozen=True):
 
         Whoever remembers signs it when somebody looks: among peers of one process that is when the two differ.
         """
-
-        def sign() -> bytes:
-            return identity.sign(signed_digest("packet", context, hashed), memory)
-
-        return cls(kind, sender, step, part, body, memory.later(sign))
+        return cls(kind, sender, step, part, body, memory.later(_sign_packet, identity, context, hashed, memory))
 
     def authentic(self, hashed: bytes, context: bytes, roster: Roster, memory: Memory = NOTHING) -> bool:
         """Whether the sender signed a packet of commitment `hashed` in the step of this `context`."""
@@ -404,7 +412,7 @@ def tensor_of(
     dtype, shape = (torch.float16, (size + 1,)) if halved else (torch.float32, (size,))
     if not isinstance(body, torch.Tensor):
         raise Malformed(f"expected a {dtype} tensor of {shape[0]} entries, got {len(body)} raw bytes")
-    if body.dtype != dtype or tuple(body.shape) != shape:
+    if body.dtype != dtype or body.shape != shape:
         raise Malformed(f"expected {dtype} of shape {shape}, got {body.dtype} of shape {tuple(body.shape)}")
     if not (sound or is_sound)(body):
         raise Malformed("holds NaN or Inf, or float16 of another scale than theirs")

@@ -33,10 +33,10 @@ def packet_fault(
     """
     if packet is None:
         return f"withheld_{kind}"
-    hashed = seat.commitments.of_packet(packet)
+    hashed, cut = seat.commitments.of_packet(packet), about.cut
     try:
         sound_body = lambda body: seat.commitments.sound(hashed, body)  # noqa: E731
-        tensor_of(packet, about.cut.size(part), sound_body, halved=kind in about.cut.halved)
+        tensor_of(packet, cut.size(part), sound_body, halved=kind in cut.halved)
     except Malformed:
         sound = False
     else:

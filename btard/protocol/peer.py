@@ -185,7 +185,7 @@ class Peer(Seat):
             record.step,
             tuple(record.aggregates.get(j) if j in counting else None for j in range(record.cut.k)),
             tuple(record.announced[j].digest if j in counting else b"" for j in range(record.cut.k)),
-            tuple(record.cut.size(j) for j in range(record.cut.k)),
+            record.cut.sizes,
             record.coin,
             tuple(self.ledger.entries[already:]),
             back_to,

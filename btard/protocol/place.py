@@ -25,6 +25,7 @@ class Place:
         join.py: roster, probation, requests
         snapshot.py: roster, ledger, coins, requests, last
         audit/observer.py: ledger, coins, last
+        place.py: _context
     """
 
     def __init__(
@@ -56,6 +57,8 @@ class Place:
         """The record of the current step."""
         self.last: StepRecord | None = None
         """The record of the step before."""
+        self._context: Context | None = None
+        """Of the record that was asked for last: a step asks dozens of times."""
 
     def behaviour_at(self, record: StepRecord) -> Behaviour:
         """This peer's behaviour in the step of `record`: honest in the steps in which it does not act."""
@@ -65,16 +68,26 @@ class Place:
 
     def context(self, record: StepRecord) -> Context:
         """What the hooks of this peer's behaviour may use in the step of `record`."""
-        start = (record.step, self.id, self.config.run_id, self.coins, record.active, record.assignments, record.tau)
-        return Context(
-            *start,
-            self.last,
-            record=record,
-            config=self.config,
-            identity=self.identity,
-            commitments=self.commitments,
-            memory=self.memory,
-        )
+        if self._context is None or self._context.record is not record:
+            start = (
+                record.step,
+                self.id,
+                self.config.run_id,
+                self.coins,
+                record.active,
+                record.assignments,
+                record.tau,
+            )
+            self._context = Context(
+                *start,
+                self.last,
+                record=record,
+                config=self.config,
+                identity=self.identity,
+                commitments=self.commitments,
+                memory=self.memory,
+            )
+        return self._context
 
     def limits(self, record: StepRecord) -> Limits:
         """How much an honest peer can have to say in the step of `record`: this follows from the state at its start.

@@ -75,6 +75,12 @@ class Split(Struct, frozen=True, omit_defaults=True):
         size, longer = divmod(self.d, self.k)
         return size + (part < longer)
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Those of all parts."""
+        size, longer = divmod(self.d, self.k)
+        return (size + 1,) * longer + (size,) * (self.k - longer)
+
     def runs(self) -> list[tuple[int, int]]:
         """Ranges of neighbouring parts of equal size, at most two: they can be handled as the rows of a matrix."""
         longer = self.d % self.k
@@ -85,6 +91,10 @@ class Split(Struct, frozen=True, omit_defaults=True):
         first, last = self.bounds(part)
         return vector[first:last]
 
+    def views(self, vector: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """All parts of `vector` [d], without a copy."""
+        return vector.split(self.sizes)
+
     def nbytes(self, part: int, kind: str = "") -> int:
         """Bytes of a body of this kind; without it, of the larger kind."""
         halved = kind in self.halved if kind else len(self.halved) == len(TENSORIAL)
@@ -92,8 +102,10 @@ class Split(Struct, frozen=True, omit_defaults=True):
 
     def body(self, kind: str, values: Any) -> Any:
         """What travels for `values` [p], a part or an aggregate; for what is no such tensor, itself."""
+        if kind not in self.halved:
+            return values
         plain = isinstance(values, torch.Tensor) and values.dtype is torch.float32 and values.dim() == 1
-        return to_half(values) if plain and len(values) and kind in self.halved else values
+        return to_half(values) if plain and len(values) else values
 
     def travelled(self, kind: str, values: torch.Tensor) -> torch.Tensor:
         """`values` [p] as they arrive."""
@@ -304,7 +316,7 @@ class StepRecord(Settled):
     @property
     def newcomers(self) -> tuple[int, ...]:
         """The newcomers on probation without those that already fell out."""
-        return tuple(peer for peer in self.probation if peer not in self.expelled)
+        return tuple(peer for peer in self.probation if peer not in self.expelled) if self.standings else ()
 
     @property
     def listeners(self) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from btard.protocol.effects import Effect
 from btard.protocol.hearing import AGAIN, Heard
 from btard.protocol.messages import Report
 from btard.protocol.record import StepRecord
-from btard.protocol.scalars import gradient_report, remember
+from btard.protocol.scalars import gradient_report, own_report
 from btard.protocol.seat import Seat
 
 
@@ -40,10 +40,9 @@ def report(
 def _honest(seat: Seat, record: StepRecord, gradient: torch.Tensor | None) -> Report | None:
     if seat.id not in record.workers or gradient is None:
         return None
-    honest = gradient_report(seat, record, record.aggregates, seat.id, gradient)
     if gradient is record.own and not seat.behaviour_at(record).byzantine:
-        remember(seat, record, honest)
-    return honest
+        return own_report(seat, record, gradient)
+    return gradient_report(seat, record, record.aggregates, seat.id, gradient)
 
 
 def _say(
@@ -55,9 +54,9 @@ def _say(
 
 def take_reports(seat: Seat, record: StepRecord, heard: Heard) -> None:
     """Keep everybody's reports, on which all agree."""
-    record.reports = {}
+    heard_itself, record.reports = record.reports, {}
     for sender, message in seat.settled(record, heard, Report, expected=record.workers).items():
-        if possible(seat, record, sender, message):
+        if heard_itself.get(sender) is message or possible(seat, record, sender, message):
             record.reports[sender] = message
         else:
             seat.expel(record, sender, "malformed_report")
@@ -71,12 +70,12 @@ def reports_so_far(seat: Seat, record: StepRecord, heard: Heard) -> None:
 
 def possible(seat: Seat, record: StepRecord, sender: int, message: Report) -> bool:
     """Whether `message` is one that an honest worker could say in the place of `sender`."""
+    norms, sizes, products = message.norms, message.sizes, message.products
     return (
-        len(message.norms) == record.cut.k
-        and len(message.sizes) == record.cut.k
-        and min(*message.norms, *message.sizes) >= 0
-        and len(message.products) == record.cut.k
-        and set(map(len, message.products)) == {seat.config.directions}
+        len(norms) == len(sizes) == len(products) == record.cut.k
+        and min(norms) >= 0
+        and min(sizes) >= 0
+        and set(map(len, products)) == {seat.config.directions}
         # Only who lacked an aggregate before the coin, and owes an accusation for it, need not report on it.
         and set(message.missing) <= set(record.missing.get(sender, ()))
     )

@@ -52,7 +52,7 @@ def scalars(part: torch.Tensor, value: torch.Tensor, z: torch.Tensor, tau: float
 
 
 def row_scalars(x: torch.Tensor, values: torch.Tensor, z: torch.Tensor, tau: float) -> list[Scalars]:
-    """`scalars` of each row of x [r, p] against the rows of `values` [r or 1, p] and z [r or 1, count, p].
+    """`scalars` of each row of x [..., r, p] against the rows of `values` [r or 1, p] and z [r or 1, count, p].
 
     Rows in one call or one by one may differ by rounding, which V1 tolerates. Float32 squares leave its range where a
     hostile part of 1e30 is still a number, and where all that a layer has are denormals: such rows are done again in
@@ -62,9 +62,10 @@ def row_scalars(x: torch.Tensor, values: torch.Tensor, z: torch.Tensor, tau: flo
     equal = (norms == 0) & (products == 0).all(1)
     safe = (equal | ((norms > SMALL) & (norms < math.inf))) & (sizes < math.inf) & np.isfinite(products).all(1)
     for row in np.flatnonzero(~safe):
-        mine = slice(row, row + 1)
-        value, direction = (rows[mine] if len(rows) > 1 else rows for rows in (values, z))
-        sizes[mine], norms[mine], products[mine] = _measured(x[mine].double(), value.double(), direction)
+        which = tuple(map(int, np.unravel_index(row, x.shape[:-1])))
+        value, direction = (rows[which[-1] % len(rows)].unsqueeze(0) for rows in (values, z))
+        one = _measured(x[which].unsqueeze(0).double(), value.double(), direction)
+        (sizes[row],), (norms[row],), (products[row],) = one
     clipped = norms > tau
     with np.errstate(invalid="ignore"):  # of my own part: whoever sends infinities reports nonsense
         products[clipped] *= (tau / norms[clipped])[:, None]
@@ -79,35 +80,35 @@ SMALL = 1e-12
 
 
 def _measured(x: torch.Tensor, values: torch.Tensor, z: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Norms [r] of the rows of x and of x - values, and products [r, count] of the latter with z.
+    """Norms [rows] of the rows of x and of x - values, and products [rows, count] of the latter with z.
 
     All are float64, and summed up in it.
     """
-    rows, size = x.shape
-    width = max(1, min(size, _block(x) // rows))
-    gaps, weights, terms = (
-        scratch(use, (count, width), x.dtype, x.device)
-        for use, count in (("differences", rows), ("directions", len(z)), ("terms", rows))
-    )
-    lengths, squares, products = [], [], []
-    for start in range(0, size, width):
-        block = slice(start, min(start + width, size))
-        gap, weight, term = (buffer[:, : block.stop - start] for buffer in (gaps, weights, terms))
-        torch.sub(x[:, block], values[:, block], out=gap)
+    *rows, size = x.shape
+    width = max(1, min(size, _block(x) // math.prod(rows)))
+    found = []
+    for part, value, direction in zip(x.split(width, -1), values.split(width, -1), z.split(width, -1), strict=True):
+        gap, term = (scratch(use, part.shape, x.dtype, x.device) for use in ("differences", "terms"))
+        weight = scratch("directions", (len(z), part.shape[-1]), x.dtype, x.device)
+        torch.sub(part, value, out=gap)
         # In float32 torch adds up long norms and products of matrices one by one; short norms, and sums, it does well.
-        lengths.append(block_squares(x[:, block]))
-        squares.append(block_squares(gap))
-        for direction in z.unbind(1):
-            products.append(torch.mul(gap, weight.copy_(direction[:, block]), out=term).sum(1))
-    summed = [torch.stack(blocks).sum(0).sqrt_().unsqueeze(0) for blocks in (lengths, squares)]
-    summed.append(torch.stack(products).view(-1, z.shape[1], rows).sum(0, dtype=torch.float64))
-    found = torch.cat(summed).cpu().numpy()  # one wait for a GPU
-    return found[0], found[1], UNIFORM_SCALE * found[2:].T
+        products = [torch.mul(gap, weight.copy_(one), out=term).sum(-1).double() for one in direction.unbind(1)]
+        found.append(torch.stack([block_squares(part), block_squares(gap), *products]).flatten(1))
+    summed = torch.stack(found).sum(0) if len(found) > 1 else found[0]
+    summed[:2].sqrt_()
+    measured = summed.cpu().numpy()  # one wait for a GPU
+    return measured[0], measured[1], UNIFORM_SCALE * measured[2:].T
 
 
 @remembered(2)
 def _measured_by_worker(coin: bytes) -> dict[tuple[bytes, bytes], Scalars]:
     """Commitments to a part and to its aggregate -> the scalars that an honest worker of this process has computed."""
+    return {}
+
+
+@remembered(2)
+def _committed(context: bytes) -> dict[int, tuple[tuple[bytes, ...], torch.Tensor]]:
+    """Honest worker of this process -> its commitments in the step of this context, and its gradient [d]."""
     return {}
 
 
@@ -145,38 +146,88 @@ class Truth(NamedTuple):
 
 
 def gradient_report(
-    seat: Court, record: Settled, aggregates: Mapping[int, torch.Tensor], sender: int, gradient: torch.Tensor
+    seat: Court,
+    record: Settled,
+    aggregates: Mapping[int, torch.Tensor],
+    sender: int,
+    gradient: torch.Tensor,
+    *,
+    committed: bool = False,
 ) -> Report:
     """What worker `sender` must report about `record`'s step if its gradient was `gradient` [d].
 
-    `aggregates`: part -> a[j] as it was announced, those that are there.
+    `aggregates`: part -> a[j] as it was announced, those that are there. `committed`: whether the gradient is known to
+    be what the sender committed to. What an honest worker of this process has measured need not be measured again.
     """
-    cut, count = record.cut, seat.config.directions
-    owed = {part for part, entry in record.announced.items() if sender in entry.senders}
-    missing = tuple(sorted(owed - set(aggregates)))
-    nothing = gradient.new_zeros(cut.size(0))
+    if committed:
+        keys = _keys(record, aggregates, record.commits[sender].digests)
+        measured = seat.memory(_measured_by_worker, record.coin)
+        if measured.keys() >= set(keys.values()):
+            return _report(seat, record, aggregates, sender, {part: measured[key] for part, key in keys.items()})
+    [found] = _gradient_scalars(seat, record, aggregates, gradient.unsqueeze(0))
+    return _report(seat, record, aggregates, sender, dict(enumerate(found)))
+
+
+def keep_own(seat: Seat, record: StepRecord) -> None:
+    """Let the honest workers of this process measure what this one has committed to along with their own."""
+    if record.own is not None and not seat.behaviour_at(record).byzantine:
+        seat.memory(_committed, record.context)[seat.id] = record.commits[seat.id].digests, record.own
+
+
+def own_report(seat: Seat, record: StepRecord, own: torch.Tensor) -> Report:
+    """`gradient_report` of this honest peer, which has committed to `own` [d].
+
+    Small gradients of all honest workers of the process are measured at once, by the first that reports.
+    """
+    aggregates, digests = record.aggregates, record.commits[seat.id].digests
+    keys, measured = _keys(record, aggregates, digests), seat.memory(_measured_by_worker, record.coin)
+    if not measured.keys() >= set(keys.values()):
+        committed = seat.memory(_committed, record.context)
+        together = {**committed, seat.id: (digests, own)}
+        if len(together) * seat.d > _block(own):
+            together = {seat.id: (digests, own)}
+        rows_of = _gradient_scalars(seat, record, aggregates, stack_rows([row for _, row in together.values()]))
+        for (digests, _), row in zip(together.values(), rows_of, strict=True):
+            measured |= {key: row[part] for part, key in _keys(record, aggregates, digests).items()}
+    return _report(seat, record, aggregates, seat.id, {part: measured[key] for part, key in keys.items()})
+
+
+def _keys(
+    record: Settled, aggregates: Mapping[int, torch.Tensor], digests: Sequence[bytes]
+) -> dict[int, tuple[bytes, bytes]]:
+    """Part -> its commitment among a worker's `digests` and that to its aggregate, for the `aggregates` there are."""
+    return {part: (digests[part], entry.digest) for part, entry in record.announced.items() if part in aggregates}
+
+
+def _gradient_scalars(
+    seat: Court, record: Settled, aggregates: Mapping[int, torch.Tensor], x: torch.Tensor
+) -> list[list[Scalars]]:
+    """The scalars of all parts of each of the gradients x [n, d]; of parts without an aggregate they mean nothing."""
+    cut, n = record.cut, len(x)
+    nothing = x.new_zeros(cut.size(0))
     known = [aggregates.get(part, nothing[: cut.size(part)]) for part in range(cut.k)]
-    found: list[Scalars] = []
+    found: list[list[Scalars]] = [[] for _ in range(n)]
     for first, last in cut.runs():
         # Small parts all in one go; with large ones that would cost a copy of all aggregates.
         size = cut.size(first)
-        together = max(1, _block(gradient) // size)
+        together = max(1, _block(x) // (n * size))
         for start in range(first, last, together):
             stop = min(start + together, last)
-            x = gradient[cut.bounds(start)[0] : cut.bounds(stop - 1)[1]].view(stop - start, size)
+            parts = x[:, cut.bounds(start)[0] : cut.bounds(stop - 1)[1]].unflatten(1, (stop - start, size))
             values = stack_rows(known[start:stop])
-            z = part_directions(record.coin, start, stop, size, count, str(x.device), seat.memory)
-            found += row_scalars(x, values, z, record.tau)
-    silent = Scalars(0.0, (0.0,) * count, 0.0)
-    said = [found[part] if part in owed and part in aggregates else silent for part in range(cut.k)]
+            z = part_directions(record.coin, start, stop, size, seat.config.directions, str(x.device), seat.memory)
+            scalars = row_scalars(parts, values, z, record.tau)
+            for index, row in enumerate(found):
+                row += scalars[index * (stop - start) : (index + 1) * (stop - start)]
+    return found
+
+
+def _report(
+    seat: Court, record: Settled, aggregates: Mapping[int, torch.Tensor], sender: int, found: Mapping[int, Scalars]
+) -> Report:
+    """The report of `sender`, of whose parts `found` has the scalars."""
+    owed = {part for part, entry in record.announced.items() if sender in entry.senders}
+    missing = tuple(sorted(owed - set(aggregates)))
+    silent = Scalars(0.0, (0.0,) * seat.config.directions, 0.0)
+    said = [found[part] if part in owed and part in aggregates else silent for part in range(record.cut.k)]
     return Report(tuple(s.norm for s in said), tuple(s.products for s in said), missing, tuple(s.size for s in said))
-
-
-def remember(seat: Seat, record: StepRecord, honest: Report) -> None:
-    """Note what this peer reports of the parts that it has committed to."""
-    measured = seat.memory(_measured_by_worker, record.coin)
-    for part, entry in record.announced.items():
-        if seat.id not in entry.senders or part not in record.aggregates:
-            continue
-        key = record.commits[seat.id].digests[part], entry.digest
-        measured[key] = Scalars(honest.norms[part], honest.products[part], honest.sizes[part])

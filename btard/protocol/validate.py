@@ -54,7 +54,8 @@ def work_is_wrong(seat: Court, about: Settled, target: int, work: Work, truth: T
         return True
     if target not in about.reports:
         return False
-    said, true = about.reports[target], gradient_report(seat, about, truth.aggregates, target, work.gradient)
+    exact, said = config.validation == "exact", about.reports[target]
+    true = gradient_report(seat, about, truth.aggregates, target, work.gradient, committed=exact)
     tol = margin * config.scalar_tol
     return any(
         scalars_differ(reported(said, j), reported(true, j), about.tau, tol, apart if j in work.unseen else 0.0)

@@ -27,7 +27,7 @@ class Malformed(ValueError):
     """Bytes or values from a peer that do not have the agreed form: what was expected, what came."""
 
 
-class Message(Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
+class Message(Struct, array_like=True, forbid_unknown_fields=True, frozen=True, gc=False):
     """On a wire this is the list of its fields; if there is only one, that field."""
 
     def finite(self) -> bool:

@@ -11,7 +11,7 @@ import torch
 from msgspec import Struct
 
 from btard.protocol.hashing import signed_digest
-from btard.protocol.messages import Packet
+from btard.protocol.messages import Packet, Signed
 from scripts.hunt.additions import claims, revealed
 from scripts.hunt.moment import Moment, Path
 from scripts.hunt.values import altered_bytes, altered_count, altered_number, altered_tensor, altered_word
@@ -68,7 +68,7 @@ def _struct(value: Any, at: Moment, path: Path) -> Any:
     """One field changes, by an operation that fits it."""
     names = list(getattr(value, "__struct_fields__", None) or [f.name for f in dataclasses.fields(value)])
     name = str(at.rng.choice(names))
-    held = value.signature if isinstance(value, Packet) and name == "signed" else getattr(value, name)
+    held = value.signature if isinstance(value, Packet | Signed) and name == "signed" else getattr(value, name)
     changed = any_change(held, at, (*path, name))
     if not alike(changed, held):
         return value

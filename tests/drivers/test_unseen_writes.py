@@ -52,7 +52,7 @@ class Overwriter(Behaviour):
         return value
 
 
-@pytest.mark.parametrize("d", [23, 5000])  # parts that are remembered by their bytes, and larger ones
+@pytest.mark.parametrize("d", [23, 5000])  # small parts are hashed in another way than large ones
 @pytest.mark.parametrize("kind", ["part", "aggregate"])
 @pytest.mark.parametrize("write", WAYS)
 def test_a_write_after_the_commitment_is_seen_by_all(write: Any, kind: str, d: int) -> None:

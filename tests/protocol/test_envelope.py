@@ -33,7 +33,7 @@ SIGNED = st.builds(
     step=NUMBERS,
     phase=st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=40),
     payload=st.binary(max_size=300),
-    signature=SIGNATURES,
+    signed=SIGNATURES,
 )
 
 

@@ -39,7 +39,7 @@ def identity(peer: int) -> Identity:
 
 def signed(ctx: Context, sender: int, phase: str, payload: bytes) -> Signed:
     unsigned = Signed(sender, ctx.step, phase, payload, b"")
-    return replace(unsigned, signature=identity(sender).sign(unsigned.digest(ctx.record.context)))
+    return replace(unsigned, signed=identity(sender).sign(unsigned.digest(ctx.record.context)))
 
 
 def vouched(ctx: Context, message: Signed, relayer: int) -> Relayed:
