@@ -10,8 +10,7 @@ from btard.audit.files import LEDGER, PROTOCOL, read_bounded
 from btard.audit.report import AuditError, TooFew
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.identity import Roster
-from btard.protocol.join import ADMITTED, GRADUATED
-from btard.protocol.ledger import Entry, Ledger, still_byzantine
+from btard.protocol.ledger import ADMITTED, GRADUATED, Entry, Ledger, members_of, still_byzantine
 from btard.protocol.limits import MAX_LEDGER
 from btard.protocol.memory import Memory
 from btard.protocol.record import Transcript
@@ -67,10 +66,7 @@ class AgreedState:
 
     def active(self, step: int) -> tuple[int, ...]:
         """A_t: the peers of the start and those that completed their probation, without the removed ones."""
-        before = [line.entry for line in self.lines if line.entry.step < step]
-        out = {peer for entry in before for peer in entry.peers}
-        members = {*range(self.config.peers), *(entry.accused for entry in before if entry.kind == GRADUATED)}
-        return tuple(sorted(members - out))
+        return tuple(members_of([line.entry for line in self.lines if line.entry.step < step], self.config.peers))
 
     def newcomers(self, step: int) -> set[int]:
         """The newcomers on probation at the start of `step`."""

@@ -6,8 +6,7 @@ from collections.abc import Collection, Iterable
 
 from btard.protocol.claims import WORK_KINDS
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.join import GRADUATED
-from btard.protocol.ledger import Entry
+from btard.protocol.ledger import GRADUATED, Entry
 
 
 def keeps_gradients(config: ProtocolConfig, entries: Iterable[Entry], step: int, on_probation: Collection[int]) -> bool:

@@ -11,7 +11,7 @@ from btard.protocol.behaviour import HONEST, Behaviour
 from btard.protocol.download import Download, WrongState, agreed_digest, check_download
 from btard.protocol.hashing import tensor_digest
 from btard.protocol.identity import Identity
-from btard.protocol.join import ADMITTED
+from btard.protocol.ledger import ADMITTED
 from btard.protocol.peer import Peer
 from btard.protocol.snapshot import load_public, serve, vouch
 

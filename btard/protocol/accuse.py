@@ -261,8 +261,6 @@ def _uncovered(seat: Seat, record: StepRecord, about: StepRecord, evidence: Evid
             continue
         exact = seat.config.validation == "exact"
         work = committed_work(about, target, own_pieces(seat, about, target, truth) if exact else evidence.table, truth)
-        if exact and work.unseen:
-            continue
         true = gradient_report(seat, about, about.aggregates, target, work.gradient)
         corrected[target] = corrected[target].corrected(true, work.unseen)
     if corrected == about.reports:

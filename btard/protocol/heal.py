@@ -17,9 +17,8 @@ import numpy as np
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Effect, Idle, Losses, Measure
 from btard.protocol.hashing import digest
-from btard.protocol.join import GRADUATED
 from btard.protocol.law import survival_law
-from btard.protocol.ledger import Entry
+from btard.protocol.ledger import GRADUATED, Entry
 from btard.protocol.messages import NOBODY, Measured
 from btard.protocol.record import StepRecord
 from btard.protocol.seat import Seat

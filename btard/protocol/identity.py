@@ -65,11 +65,11 @@ class Identity:
 class Signing(Later[bytes]):
     """A signature of the holder of a key on a message, made when somebody looks at it."""
 
-    __slots__ = ("key", "message")
+    __slots__ = ("key", "memory", "message")
 
     def __init__(self, identity: Identity, message: bytes, memory: Memory) -> None:
         super().__init__(Identity.sign, identity, message, memory)
-        self.key, self.message = identity.public_key, message
+        self.key, self.message, self.memory = identity.public_key, message, memory
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Signing) and (self.key, self.message) == (other.key, other.message)
@@ -106,9 +106,9 @@ def _made(key: bytes, message: bytes) -> _Made:
 
 
 def genuine(key: bytes, message: bytes, signature: bytes | Signing, memory: Memory) -> bool:
-    """`verify_key`; if the signature is made in this process, and `memory` remembers it, nothing is computed."""
+    """`verify_key`; of a signature made, or to be made, with this `memory` the answer is known without computing it."""
     if isinstance(signature, Signing):
-        if memory.remembers and (signature.key, signature.message) == (key, message):
+        if memory.remembers and signature.memory is memory and (signature.key, signature.message) == (key, message):
             return True
         signature = signature.look()
     return signature in memory(_made, key, message).signatures or memory(verify_key, key, message, signature)

@@ -16,15 +16,12 @@ from btard.protocol import loads
 from btard.protocol.effects import Effect
 from btard.protocol.half import values_of
 from btard.protocol.hashing import digest
-from btard.protocol.ledger import Entry
+from btard.protocol.ledger import ADMITTED, GRADUATED, Entry
 from btard.protocol.limits import answer_limit, packet_limit, question_limit
 from btard.protocol.messages import Join, Packet
 from btard.protocol.packets import find_packet, packet_fault
 from btard.protocol.record import Probation, StepRecord
 from btard.protocol.seat import Seat
-
-ADMITTED, GRADUATED = "join", "member"
-"""The kinds of ledger entries that add a peer; they remove nobody."""
 
 
 def admit(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
@@ -64,7 +61,7 @@ def bring_up(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
     """Give the step's aggregates to the listeners, which take no part in computing them but must apply them.
 
     Owners send theirs to newcomers, as they have sent them to all others. What does not arrive intact a listener gets
-    from the next `byzantine` + 1 members after the owner, one of whom is honest. More do not answer, so that asking
+    from the next b_t + 1 members after the owner, one of whom is honest. More do not answer, so that asking
     cannot be used to make everybody send.
     """
     newcomers, listeners = record.newcomers, record.listeners
@@ -88,16 +85,16 @@ def bring_up(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
     lacking = [part for part in usable if part not in record.aggregates]
     asked: dict[int, list[Packet]] = {}
     for part in lacking if seat.id in listeners else ():
-        for helper in _helpers(seat, record, part):
+        for helper in _helpers(record, part):
             asked.setdefault(helper, []).append(Packet("lacking", seat.id, record.step, part, b"", b""))
-    helping = seat.config.byzantine + 1
+    helping = record.byzantine + 1
     limit = question_limit(len(usable))
     load = loads.of_questions(record, helping, limit)
     questions = yield from seat.send(record, "ask", asked, limit=limit, load=load)
     answers: dict[int, list[Packet]] = {}
     for listener in listeners if seat.id in record.members else ():
         for part in {packet.part for packet in questions.get(listener, ()) if packet.kind == "lacking"} & set(usable):
-            if part in record.aggregates and seat.id in _helpers(seat, record, part):
+            if part in record.aggregates and seat.id in _helpers(record, part):
                 body = behaviour.forward(ctx, listener, part, record.aggregates[part])
                 if body is not None:
                     body = record.cut.body("aggregate", body)
@@ -121,37 +118,40 @@ def _take(seat: Seat, record: StepRecord, packet: Packet | None, part: int) -> N
         record.aggregates[part] = values_of(packet.body)
 
 
-def _helpers(seat: Seat, record: StepRecord, part: int) -> list[int]:
-    """The members after the owner of `part`, cyclically, `byzantine` + 1 of them."""
+def _helpers(record: StepRecord, part: int) -> list[int]:
+    """The members after the owner of `part`, cyclically, b_t + 1 of them."""
     members = record.members
     after = [p for p in members if p > record.owner(part)] + [p for p in members if p < record.owner(part)]
-    return after[: seat.config.byzantine + 1]
+    return after[: record.byzantine + 1]
 
 
 def count_probation(seat: Seat, record: StepRecord) -> tuple[int, ...]:
     """Bring the newcomers' standing up to the end of the step; returns those that are members from now on, ascending.
 
-    It takes `probation` steps of commitments in a row and clean checks by more than `byzantine` different members, so
-    by an honest one: else colluding validators could let their Sybils through who never computed anything. They count
-    as long as they are members: no more than `byzantine` of these are Byzantine, of all that ever were it can be any
-    number. A validator that claims something about its target, or says that it could not check it, has not cleared it.
+    It takes `probation` steps of commitments in a row and clean checks by more than b_t different members, so by an
+    honest one: else colluding validators could let their Sybils through who never computed anything. They count as long
+    as they are members: no more than b_t of these are Byzantine, of all that ever were it can be any number. A
+    validator that claims something about its target, or says that it could not check it, has not cleared it.
+
+    Misses count from the last clean check on: in mode `tolerant` a newcomer that is away whenever it is drawn is never
+    caught, and would keep its place from others for ever.
     """
     for validator, target in record.assignments.items():
         standing = seat.probation.get(target)
         spoke = validator in record.members and target not in record.uncleared
         if standing is not None and spoke and target not in record.expelled:
             cleared = standing.cleared | {validator}
-            seat.probation[target] = Probation(standing.served, standing.missed, cleared)
+            seat.probation[target] = Probation(standing.served, 0, cleared)
     for newcomer in record.newcomers:
         standing = seat.probation[newcomer]
         if newcomer in record.commits:
-            seat.probation[newcomer] = Probation(standing.served + 1, 0, standing.cleared)
+            seat.probation[newcomer] = Probation(standing.served + 1, standing.missed, standing.cleared)
         elif record.honest_work:  # or else nobody may be able to work, see `commit.py`
             missed = standing.missed + record.weight
             seat.probation[newcomer] = Probation(0, missed, frozenset())
             if missed >= seat.config.longest_absence:
                 seat.expel(record, newcomer, "gone")
-    checks = min(seat.config.byzantine + 1, len(record.remaining))
+    checks = min(record.byzantine + 1, len(record.remaining))
     graduates = tuple(
         newcomer
         for newcomer in record.newcomers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,9 @@ from btard.protocol.wire import Malformed, Number
 
 UNPROVEN = frozenset({"silent", "gone", "undelivered"})
 """Kinds for which honest peers on bad links can be removed too."""
+
+ADMITTED, GRADUATED = "join", "member"
+"""The kinds of entries that add a peer; they remove nobody."""
 
 HEAD = "head"
 """The key in a line of ledger.jsonl for the head of the chain up to and including that line."""
@@ -67,21 +70,39 @@ class Entry(Struct, frozen=True, forbid_unknown_fields=True):
         return wire.convert(value, cls, "ledger entry")
 
 
-def still_byzantine(config: ProtocolConfig, entries: Iterable[Entry]) -> int:
+def members_of(entries: Sequence[Entry], peers: int) -> list[int]:
+    """The numbers of the members after these entries, ascending; `peers` are the first ones. Newcomers on probation do
+    not count."""
+    removed = {peer for entry in entries for peer in entry.peers}
+    return [peer for peer in everybody(entries, peers) if peer not in removed]
+
+
+def everybody(entries: Sequence[Entry], peers: int) -> list[int]:
+    """The numbers of all that were ever members, ascending."""
+    return [*range(peers), *sorted({entry.accused for entry in entries if entry.kind == GRADUATED} - {*range(peers)})]
+
+
+def keys_of(entries: Sequence[Entry], founders: Sequence[bytes]) -> dict[int, bytes]:
+    """Number -> public key of all first peers and of everybody that was admitted after them."""
+    admitted = {entry.accused: bytes.fromhex(entry.evidence) for entry in entries if entry.kind == ADMITTED}
+    return dict(enumerate(founders)) | admitted
+
+
+def still_byzantine(config: ProtocolConfig, entries: Sequence[Entry]) -> int:
     """b_t: how many of the active peers may still be Byzantine, by what the ledger proves about the removed peers.
 
     An elimination proves it of one of its two peers. Who was silent or slow may have been honest. Where peers can join,
-    `byzantine` bounds the members of any step.
+    `byzantine` bounds the members of any step. In any case the honest are the majority of the active peers, or nothing
+    that b_t is for would hold: with a larger one they would wait for more than they are.
     """
-    if config.probation is not None:
-        return config.byzantine
     proven = 0
-    for entry in entries:
+    for entry in entries if config.probation is None else ():
         if entry.verdict == "eliminated":
             proven += len(entry.peers) == 2
         elif entry.kind not in UNPROVEN:
             proven += len(entry.peers)
-    return max(0, config.byzantine - proven)
+    minority = (len(members_of(entries, config.peers)) - 1) // 2
+    return max(0, min(config.byzantine - proven, minority))
 
 
 def read_object(text: str | bytes, what: str) -> dict[str, Any]:

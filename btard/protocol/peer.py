@@ -175,11 +175,15 @@ class Peer(Seat):
         if is_kept(self.config, self.ledger.entries, self.t):
             first = oldest(self.config, self.ledger.entries, self.t)
             self.taus = {step: tau for step, tau in self.taus.items() if step >= first} | {self.t: self.tau}
-        # Whoever is away could only fail at the duty.
-        there = tuple(p for p in self.active if p in (record.here or ()) or p in graduates)
+        # Whoever is away could only fail at the duty. The same newcomers are there as before the coin: else a validator
+        # could choose between two draws by clearing one or not. So whoever becomes a member now has no duty yet.
+        there = tuple(p for p in self.active if p in (record.here or ()))
         pairs = draw_validators(record.coin, record.workers, there, self.config.validators, self.memory)
-        working = {i: standing.cleared for i, standing in self.probation.items() if i in record.commits}
-        self.assignments = draw_check(record.coin, working, there, pairs, self.byzantine)
+        standings = record.standings | self.probation
+        working = {i: standings[i].cleared for i in record.standings if i in record.commits}
+        checks = draw_check(record.coin, working, there, pairs, self.byzantine)
+        out = {*graduates, *record.expelled}
+        self.assignments = {validator: target for validator, target in checks.items() if target not in out}
         self.last = record
         return Outcome(
             record.step,

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from functools import lru_cache
+from itertools import accumulate
 from typing import Annotated, Any
 
 import msgspec
@@ -93,7 +94,8 @@ class Split(Struct, frozen=True, omit_defaults=True):
 
     def views(self, vector: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """All parts of `vector` [d], without a copy."""
-        return vector.split(self.sizes)
+        ends = accumulate(self.sizes)
+        return tuple(vector[end - size : end] for size, end in zip(self.sizes, ends, strict=True))
 
     def nbytes(self, part: int, kind: str = "") -> int:
         """Bytes of a body of this kind; without it, of the larger kind."""
@@ -127,7 +129,7 @@ class Probation(Struct, frozen=True, forbid_unknown_fields=True):
     served: Number
     """Consecutive steps whose gradient it committed to."""
     missed: Number
-    """Consecutive commit phases that it missed; one of them starts its probation again."""
+    """Weight of the commit phases that it missed since its last clean check; one starts its probation again."""
     cleared: frozenset[Number]
     """Members that checked one of its gradients and had nothing to say about it."""
 

@@ -71,16 +71,17 @@ def validate(seat: Seat, gradient: torch.Tensor | None) -> list[Claim]:
     which it would else have cleared. Of a worker nobody keeps whether it was found right.
 
     Mode `tolerant`: or if I was not shown all that there was to show. Of a target that is away that is what it had sent
-    to others; of a newcomer that is away, who sends nothing to anybody, there is nothing.
+    to others. A newcomer sends nothing to anybody: if it is away there is nothing to check it by.
     """
     about, record, target = seat.last, seat.current, seat.current.assignments.get(seat.id)
     if about is None or target is None or target in about.expelled or target in record.expelled:
         return []
     if target not in about.commits:
         return []
+    unchecked = [Claim(about.step, target, "unchecked")] if target in record.standings else []
     gradient = None if gradient is None else about.cut.committed(gradient)
     if gradient is None or not is_finite(gradient):
-        return [Claim(about.step, target, "unchecked")] if target in record.standings else []
+        return unchecked
     truth = Truth(gradient, about.aggregates)
     accusation = [Claim(about.step, target, "wrong_gradient")]
     if seat.config.validation == "exact":
@@ -91,7 +92,7 @@ def validate(seat: Seat, gradient: torch.Tensor | None) -> list[Claim]:
         )
     owed = about.parts_to_show(target, record)
     if not owed:
-        return []
+        return unchecked
     hidden = not record.disclosed.keys() >= set(owed)
     if hidden and record.attends(target):
         return [Claim(about.step, target, "undisclosed")]

@@ -30,6 +30,7 @@ from btard.harness.settings import exit_with
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.heal import HEALED, described
 from btard.protocol.identity import Identity
+from btard.protocol.ledger import keys_of, members_of
 from btard.protocol.wire import Malformed
 from btard.swarm.config import SwarmConfig
 from btard.swarm.doors import Doors
@@ -47,7 +48,6 @@ from btard.swarm.keeper import Ending, Keeper
 from btard.swarm.lines import Say
 from btard.swarm.node import Unreachable
 from btard.swarm.notes import Notes, read, write
-from btard.swarm.roll import keys_of, members_of
 from btard.swarm.startup import begin, make_node, own_identity, write_model
 from btard.swarm.task import TaskSource
 from btard.swarm.tracking import BANS, HEALINGS, TensorBoard, Tracker, WeightsAndBiases, describe, show

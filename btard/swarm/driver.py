@@ -222,7 +222,7 @@ class SwarmDriver:
 
     def _others_have_gone_on(self) -> bool:
         """Whether more members are past the current phase than can lie about it."""
-        return self.rounds.outrun_by(self.peer.active) > self.peer.config.byzantine
+        return self.rounds.outrun_by(self.peer.active) > self.peer.byzantine
 
     def _owes(self) -> bool:
         """Whether this peer is in the step: then the others remove it if they do not hear it, and being late is better.
@@ -246,7 +246,7 @@ class SwarmDriver:
 
     def _stay(self, phase: str) -> None:
         """Errors: Fallen or OutOfStep, if more members than can lie say so."""
-        enough = self.peer.config.byzantine
+        enough = self.peer.byzantine
         banned = [why for why in self.rounds.refusals(self.peer.active) if why.startswith("banned")]
         if len(banned) > enough:
             raise Fallen(f"step {self.peer.t}, {phase}: {len(banned)} members refuse this peer: {banned[0]}")

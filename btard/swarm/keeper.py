@@ -20,14 +20,13 @@ from btard.harness.run_folder import RunFolder
 from btard.protocol.download import Download, WrongState
 from btard.protocol.hashing import tensor_digest
 from btard.protocol.identity import Roster
-from btard.protocol.ledger import Entry, Ledger
+from btard.protocol.ledger import Entry, Ledger, keys_of, members_of
 from btard.swarm.checkpoint import load_start, read_start, save_start
 from btard.swarm.config import SwarmConfig
 from btard.swarm.doors import Doors
 from btard.swarm.fetch import Fetched, ask_status, fetch_state
 from btard.swarm.lines import Say
 from btard.swarm.member import PREVIOUS
-from btard.swarm.roll import keys_of, members_of
 from btard.swarm.startup import Beginning, names_digest
 from btard.swarm.task import Evaluated
 from btard.swarm.view import SwarmView

@@ -22,7 +22,7 @@ from btard.harness.typed_yaml import ConfigError
 from btard.protocol.behaviour import HONEST, Behaviour
 from btard.protocol.collusion import Collusion
 from btard.protocol.identity import Identity, Roster
-from btard.protocol.ledger import Entry, Ledger, still_byzantine
+from btard.protocol.ledger import Entry, Ledger, keys_of, members_of, still_byzantine
 from btard.protocol.peer import Peer
 from btard.protocol.snapshot import load_peer, save_peer
 from btard.swarm.config import SwarmConfig
@@ -32,7 +32,6 @@ from btard.swarm.founding import trusted_keys
 from btard.swarm.life import Life, checkpoint_digest
 from btard.swarm.lines import Once, Say
 from btard.swarm.notes import Notes
-from btard.swarm.roll import keys_of, members_of
 from btard.swarm.said import RECENT
 from btard.swarm.startup import begin, make_node, own_identity, write_model
 from btard.swarm.state import MAX_STATUS, StateService

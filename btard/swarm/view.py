@@ -11,10 +11,9 @@ from typing import Any
 from msgspec import to_builtins
 
 from btard.protocol.heal import HEALED
-from btard.protocol.ledger import Entry, Ledger, still_byzantine
+from btard.protocol.ledger import Entry, Ledger, everybody, members_of, still_byzantine
 from btard.protocol.wire import Malformed
 from btard.swarm.config import SwarmConfig
-from btard.swarm.roll import everybody, members_of
 from btard.swarm.said import Account, Row, Said, read_status
 
 FRESH = 15.0

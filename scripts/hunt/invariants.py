@@ -16,8 +16,7 @@ from btard.protocol import half
 from btard.protocol.commit import NoGradient, NoQuorum
 from btard.protocol.effects import Losses
 from btard.protocol.heal import HEALED, batch_seed, candidates, choose, measured, window
-from btard.protocol.join import GRADUATED
-from btard.protocol.ledger import Entry
+from btard.protocol.ledger import GRADUATED, Entry
 from btard.protocol.record import Split, StepRecord
 from btard.task import PARAMETERS
 from scripts.hunt.cases import Environment

@@ -258,8 +258,29 @@ KNOWN = {
         "a validator that is late with its gradient clears a newcomer that it has not checked",
         (
             "validate",
-            'return [Claim(about.step, target, "unchecked")] if target in record.standings else []',
-            "return []",
+            "not is_finite(gradient):\n        return unchecked\n",
+            "not is_finite(gradient):\n        return []\n",
+        ),
+    ),
+    "byzantine_majority": _switch(
+        "b_t is half of the peers that are left, or more: they skip all parts, and honest newcomers stay out",
+        ("ledger", "min(config.byzantine - proven, minority)", "config.byzantine - proven"),
+    ),
+    "away_when_checked": _switch(
+        "mode tolerant: a newcomer that is away whenever it is checked is cleared by validators that saw nothing",
+        ("validate", "    if not owed:\n        return unchecked\n", "    if not owed:\n        return []\n"),
+    ),
+    "clearing_chooses": _switch(
+        "a validator that knows the coin chooses between two draws by clearing a newcomer or not",
+        ("peer", "p in (record.here or ()))\n", "p in (record.here or ()) or p in graduates)\n"),
+    ),
+    "uncovered_whole": _switch(
+        "a convicted report with one wrong part uncovers no owner of the other parts that it covered",
+        (
+            "accuse",
+            "        true = gradient_report(seat, about, about.aggregates, target, work.gradient)\n",
+            "        if exact and work.unseen:\n            continue\n"
+            "        true = gradient_report(seat, about, about.aggregates, target, work.gradient)\n",
         ),
     ),
     "healing_by_one": _switch(
@@ -399,7 +420,7 @@ BLIND = {
     ),
     "one_checker": _switch(
         "one colluding validator lets a newcomer that computed nothing become a member",
-        ("join", "checks = min(seat.config.byzantine + 1, len(record.remaining))", "checks = 1"),
+        ("join", "checks = min(record.byzantine + 1, len(record.remaining))", "checks = 1"),
     ),
     "state_of_one": _switch(
         "a newcomer starts from the state that a single member vouches for",

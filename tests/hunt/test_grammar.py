@@ -90,9 +90,13 @@ def test_what_is_passed_on_keeps_the_form_that_a_wire_carries() -> None:
     item = messages.Relayed(signed, ((2, bytes(64)), (3, bytes(64))))
     room: Any = SimpleNamespace(members=frozenset())
     ctx: Any = SimpleNamespace(active=range(5))
+    said = [("sender", int), ("step", int), ("phase", str), ("payload", bytes), ("signed", bytes)]
+    chain = tuple[tuple[int, bytes], ...]
+    wired = msgspec.defstruct("Wired", [("message", msgspec.defstruct("Said", said)), ("chain", chain)])
     gene = Gene(site="hook relay", how="tampered")
     found = {any_change(item, Moment(room, ctx, gene, (), {}, stream("alter", seed)), ()) for seed in range(300)}
     assert len(found) > 10
     for changed in found:
-        assert msgspec.convert(msgspec.to_builtins(changed), messages.Relayed) == changed
+        plain = msgspec.to_builtins(changed)
+        assert msgspec.to_builtins(msgspec.convert(plain, wired)) == plain
         assert changed.nbytes > 0

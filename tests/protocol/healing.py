@@ -16,8 +16,7 @@ from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Losses
 from btard.protocol.heal import HEALED, batch_seed, candidates, measured, window
 from btard.protocol.identity import Identity
-from btard.protocol.join import GRADUATED
-from btard.protocol.ledger import Entry
+from btard.protocol.ledger import GRADUATED, Entry
 from btard.protocol.peer import Outcome
 from btard.task import QuadraticTask, Task
 

@@ -19,9 +19,8 @@ from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Losses, Measure
 from btard.protocol.hashing import digest
 from btard.protocol.heal import CEILING, HEALED, candidates, choose, is_kept, measured, spacing, window
-from btard.protocol.join import GRADUATED
 from btard.protocol.law import survival_law
-from btard.protocol.ledger import Entry
+from btard.protocol.ledger import GRADUATED, Entry
 from btard.protocol.messages import NOBODY, Measured
 from btard.task import QuadraticTask
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from btard.audit import audit
+from btard.audit.recorder import Recorder
 from btard.protocol.behaviour import Behaviour
 from btard.protocol.commit import Incomplete
 from btard.protocol.heal import HEALED
 from btard.protocol.identity import Identity
+from btard.protocol.ledger import Ledger
 from btard.task import QuadraticTask
-from tests.protocol.healing import PEERS, START, Cohort, Forgetful, Plans, alike, attackers, check
+from tests.protocol.healing import PEERS, START, Cohort, D, Forgetful, Plans, alike, attackers, check
 from tests.protocol.promises import Away
 
 
@@ -116,3 +120,22 @@ def test_a_choice_for_which_too_few_have_the_states_is_made_up_for(what: str) ->
     cohort.advance(4)
     [*_, (step, back_to)] = cohort.healings
     assert step == START + 4 and back_to <= START and check(cohort) == step + 1 - back_to
+
+
+@pytest.mark.parametrize("forgot", [(), (0, 2)])
+def test_an_audit_accepts_what_members_without_the_states_had_to_leave_to_others(
+    forgot: tuple[int, ...], tmp_path: Path
+) -> None:
+    """Two liars vote for the oldest state alone. With two honest peers that lack it, no other has a majority."""
+    plans: Plans = {1: ("hit_and_run", {"start": START, "hits": 1})}
+    plans = {**plans, **{i: ("healing_lies", {"what": "oldest"}) for i in (3, 5)}}
+    cohort = Forgetful(attackers(plans), heal=8)
+    cohort.recorder, cohort.forgot = Recorder(tmp_path, cohort.config), forgot
+    cohort.advance(START + 4)
+    ledger = Ledger()
+    (tmp_path / "ledger.jsonl").write_text("".join(ledger.append(entry) + "\n" for entry in cohort.entries))
+    cohort.attest(cohort.state_now["parameters"])
+    report = audit(tmp_path, QuadraticTask(D))
+    [healing] = [finding.entry for finding in report.findings if finding.entry.kind == HEALED]
+    assert (healing.about_step == 0) == bool(forgot)
+    assert any("4 of 7 members" in note or "3 of 7 members" in note for note in report.notes) == bool(forgot)

@@ -12,7 +12,7 @@ from btard.attacks import make_attack
 from btard.protocol.collusion import Collusion
 from btard.protocol.heal import HEALED
 from btard.protocol.identity import Identity
-from btard.protocol.join import GRADUATED
+from btard.protocol.ledger import GRADUATED
 from tests.protocol.healing import MEMBERS, PEERS, START, Cohort, Plans, W, alike, attackers, check
 
 # Liars.

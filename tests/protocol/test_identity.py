@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from nacl.signing import VerifyKey
 
-from btard.protocol.identity import Identity, Roster, verify_key
-from btard.protocol.memory import Memory
+from btard.protocol.identity import Identity, Roster, Signing, verify_key
+from btard.protocol.memory import NOTHING, Memory
 
 P = 2**255 - 19
 ORDER = 2**252 + 27742317777372353535851937790883648493
@@ -52,3 +52,20 @@ def test_a_signature_that_was_made_here_is_known_and_any_other_is_checked(monkey
     assert not roster.verify(0, MESSAGE, forged, memory) and checked == [forged]
     assert not roster.verify(0, MESSAGE + b"!", made, memory) and checked == [forged, made]
     assert roster.verify(0, MESSAGE, made, Memory()) and checked == [forged, made, made], "another cohort knows nothing"
+
+
+def test_a_signature_to_come_counts_for_its_key_its_message_and_its_cohort(monkeypatch: pytest.MonkeyPatch) -> None:
+    identities = [Identity.from_seed("to come", peer) for peer in range(2)]
+    roster, memory = Roster(tuple(identity.public_key for identity in identities)), Memory()
+    to_come, made = identities[0].signing(MESSAGE, memory), identities[0].sign(MESSAGE)
+    assert isinstance(to_come, Signing) and identities[0].signing(MESSAGE, NOTHING) == made
+    assert to_come == identities[0].signing(MESSAGE, memory) != identities[1].signing(MESSAGE, memory)
+    with monkeypatch.context() as patch:
+        patch.setattr(VerifyKey, "verify", None)
+        assert roster.verify(0, MESSAGE, to_come, memory)
+    assert not roster.verify(1, MESSAGE, to_come, memory) and not roster.verify(0, MESSAGE + b"!", to_come, memory)
+    checked: list[bytes] = []
+    verify = VerifyKey.verify
+    monkeypatch.setattr(VerifyKey, "verify", lambda key, *said: (checked.append(said[-1]), verify(key, *said))[1])
+    assert roster.verify(0, MESSAGE, to_come, Memory()) and roster.verify(0, MESSAGE, to_come, NOTHING)
+    assert checked == [made, made], "another cohort, and one that remembers nothing, look"

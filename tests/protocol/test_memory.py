@@ -1,5 +1,6 @@
 """Peers of one process share the results of pure functions. It must make no difference but in time."""
 
+import pytest
 import torch
 
 from btard.drivers.local import LocalDriver
@@ -39,15 +40,16 @@ def test_a_memory_keeps_the_last_results_of_each_function() -> None:
     assert seen == [1, 2, 3, 1]
 
 
-def test_a_cohort_that_shares_nothing_comes_to_the_same() -> None:
+@pytest.mark.parametrize("d", [23, 4001])
+def test_a_cohort_that_shares_nothing_comes_to_the_same(d: int) -> None:
     def found(memory: Memory) -> list[object]:
-        driver = LocalDriver(ProtocolConfig(peers=5, byzantine=1), QuadraticTask(23), memory=memory)
-        params = torch.ones(23)
+        driver = LocalDriver(ProtocolConfig(peers=5, byzantine=1), QuadraticTask(d), memory=memory)
+        params = torch.ones(d)
         found: list[object] = []
         for _ in range(3):
             result = driver.step(params)
             params = params - 0.1 * result.gradient
-            found += [result.coin, params.tolist()]
+            found += [result.coin, params.tolist(), [peer.last and peer.last.reports for peer in driver.peers.values()]]
         return found
 
     assert found(Memory()) == found(Memory(remembers=False))

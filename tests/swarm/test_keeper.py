@@ -12,8 +12,7 @@ import torch
 
 from btard.protocol.download import Download
 from btard.protocol.identity import Identity
-from btard.protocol.join import ADMITTED, GRADUATED
-from btard.protocol.ledger import Entry
+from btard.protocol.ledger import ADMITTED, GRADUATED, Entry
 from btard.swarm import keeper as module
 from btard.swarm.config import SwarmConfig
 from btard.swarm.fetch import Fetched

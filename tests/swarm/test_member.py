@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.join import ADMITTED, GRADUATED
-from btard.protocol.ledger import Entry
+from btard.protocol.ledger import ADMITTED, GRADUATED, Entry
 from btard.swarm.life import NONCE, Life
 from btard.swarm.member import STATUS_LEDGER, Member, _newest, fitted
 from btard.swarm.said import RECENT

@@ -11,13 +11,11 @@ from typing import Any
 import pytest
 
 from albert.config import Config
-from btard.protocol.join import ADMITTED, GRADUATED
-from btard.protocol.ledger import Entry
+from btard.protocol.ledger import ADMITTED, GRADUATED, Entry, keys_of
 from btard.protocol.messages import NOBODY
 from btard.swarm import tags
 from btard.swarm.arrival import _is_status
 from btard.swarm.config import AttackConfig
-from btard.swarm.roll import keys_of
 from btard.swarm.view import PATIENCE, SwarmView, healings_of
 from tests.albert.trainers import tiny
 
