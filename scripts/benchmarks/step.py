@@ -202,7 +202,8 @@ def _phases_table(case: dict[str, Any]) -> Table:
         f"{case['model']}: the phases, as shares of the gradients' time",
         ["phase", *(f"{way}, %" for way in WAYS)],
         [*rows, ["all", *total]],
-        "What a phase does in peers and driver to get there: `announce` holds CenteredClip of the parts.",
+        "What a phase does in peers and driver to get there: `aggregate` holds CenteredClip of the parts, `announce` "
+        "and `coin_commit` what is agreed on them afterwards.",
     )
 
 
