@@ -1,4 +1,4 @@
-"""The ledger: everything that removed a peer, in the order in which it happened, the same at every honest peer."""
+"""The ledger: everything that removed or added a peer, in order, the same at every honest peer; who is left by it."""
 
 from __future__ import annotations
 
@@ -71,8 +71,7 @@ class Entry(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def members_of(entries: Sequence[Entry], peers: int) -> list[int]:
-    """The numbers of the members after these entries, ascending; `peers` are the first ones. Newcomers on probation do
-    not count."""
+    """The numbers of the members after these entries, ascending, without newcomers; `peers`: how many began."""
     removed = {peer for entry in entries for peer in entry.peers}
     return [peer for peer in everybody(entries, peers) if peer not in removed]
 
@@ -91,7 +90,7 @@ def keys_of(entries: Sequence[Entry], founders: Sequence[bytes]) -> dict[int, by
 def still_byzantine(config: ProtocolConfig, entries: Sequence[Entry]) -> int:
     """b_t: how many of the active peers may still be Byzantine, by what the ledger proves about the removed peers.
 
-    An elimination proves it of one of its two peers. Who was silent or slow may have been honest. Where peers can join,
+    An elimination proves it of one of its two peers. A peer that was silent or slow may have been honest. Where peers can join,
     `byzantine` bounds the members of any step. In any case the honest are the majority of the active peers, or nothing
     that b_t is for would hold: with a larger one they would wait for more than they are.
     """

@@ -176,7 +176,7 @@ class Peer(Seat):
             first = oldest(self.config, self.ledger.entries, self.t)
             self.taus = {step: tau for step, tau in self.taus.items() if step >= first} | {self.t: self.tau}
         # Whoever is away could only fail at the duty. The same newcomers are there as before the coin: else a validator
-        # could choose between two draws by clearing one or not. So whoever becomes a member now has no duty yet.
+        # could choose between two draws by clearing one or not. So a new member has no duty yet.
         there = tuple(p for p in self.active if p in (record.here or ()))
         pairs = draw_validators(record.coin, record.workers, there, self.config.validators, self.memory)
         standings = record.standings | self.probation

@@ -98,7 +98,7 @@ ANY = {
 def any_change(value: Any, at: Moment, path: Path) -> Any:
     """`value` with some operation that fits its type."""
     ways = next((ways for kind, ways in ANY.items() if isinstance(value, kind)), ())
-    pair = isinstance(value, tuple) and len({type(item) for item in value}) > 1  # of no other form on any wire
+    pair = isinstance(value, tuple) and len({type(item) for item in value}) > 1  # it has no other form on a wire
     if isinstance(value, tuple) and value and (pair or at.rng.random() < 0.6):
         index = int(at.rng.integers(len(value)))
         return (*value[:index], any_change(value[index], at, (*path, index)), *value[index + 1 :])
