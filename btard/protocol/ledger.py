@@ -90,9 +90,9 @@ def keys_of(entries: Sequence[Entry], founders: Sequence[bytes]) -> dict[int, by
 def still_byzantine(config: ProtocolConfig, entries: Sequence[Entry]) -> int:
     """b_t: how many of the active peers may still be Byzantine, by what the ledger proves about the removed peers.
 
-    An elimination proves it of one of its two peers. A peer that was silent or slow may have been honest. Where peers can join,
-    `byzantine` bounds the members of any step. In any case the honest are the majority of the active peers, or nothing
-    that b_t is for would hold: with a larger one they would wait for more than they are.
+    An elimination proves it of one of its two peers. A peer that was silent or slow may have been honest. Where peers
+    can join, `byzantine` bounds the members of any step. In any case the honest are the majority of the active peers,
+    or nothing that b_t is for would hold: with a larger one they would wait for more than they are.
     """
     proven = 0
     for entry in entries if config.probation is None else ():
