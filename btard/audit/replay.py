@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from btard.audit.observer import Observer
 from btard.audit.proof import Proof
 from btard.audit.recomputation import Recomputation
 from btard.audit.report import (
+    CLOSE,
     ELSEWHERE,
     MEASURED,
     MESSAGES,
@@ -39,6 +40,7 @@ from btard.protocol.heal import HEALED, batch_seed, candidates, choose, measured
 from btard.protocol.ledger import Entry
 from btard.protocol.messages import EXCUSED, FALSE_CLAIM, GUILTY, Claim, Measured
 from btard.protocol.record import StepRecord
+from btard.protocol.seat import CONVICT
 from btard.protocol.wire import Malformed
 from btard.task import Measurable, Task
 
@@ -93,10 +95,14 @@ class Replay:
         healed = self._healing(observer, elsewhere, file) if any(entry.kind == HEALED for entry in found) else ""
         claims = {claim: who for tried in observer.current.trials.values() for claim, who in tried.items()}
         recomputed = "" if recompute is None else RECOMPUTED if recompute.confirmed else UNCONFIRMED
-        findings = self._findings(observer, claims, lines, file, recomputed, elsewhere)
+
+        def another(convict: float) -> Observer:
+            return self._replayed(proof, recompute, convict)
+
+        findings = self._findings(observer, claims, lines, file, recomputed, elsewhere, another)
         return [replace(finding, checked=healed) if finding.entry.kind == HEALED else finding for finding in findings]
 
-    def _replayed(self, proof: Proof, recompute: Recomputation | None) -> Observer:
+    def _replayed(self, proof: Proof, recompute: Recomputation | None, convict: float = CONVICT) -> Observer:
         last: StepRecord | None = None
         if proof.before is not None:
             roster = self.agreed.roster(proof.before.step)
@@ -108,6 +114,7 @@ class Replay:
         )
         observer.byzantine = self.agreed.byzantine(proof.now.step)
         observer.ledger.entries = [line.entry for line in self.agreed.lines if line.entry.step < proof.now.step]
+        observer.convict = convict
         observer.replay(proof, recompute)
         for step, part in proof.aggregates:
             about = observer.record_of(step)
@@ -177,12 +184,26 @@ class Replay:
         file: str,
         recomputed: str,
         elsewhere: str,
+        another: Callable[[float], Observer],
     ) -> list[Finding]:
         """What was checked in every line. Errors: AuditError if the evidence contradicts the majority.
 
         `recomputed`: how gradients were, or nothing; `elsewhere`: that this is another numeric platform, or nothing.
-        There a verdict that follows from floats contradicts nobody's.
+        There a verdict that follows from floats contradicts nobody's. `another`: multiple of the tolerances -> the
+        observer that convicts above it.
         """
+
+        def open_here(claim: Claim, verdict: str) -> str:
+            """Why this machine's own `verdict` contradicts nobody's; nothing if it does."""
+            if not KINDS[claim.kind].numeric:
+                return ""
+            if not elsewhere and self.config.validation == "tolerant":
+                # Honest numbers are up to one tolerance apart. Each majority has an honest voter: if it saw more than
+                # one, there is more than none to be seen here; if it saw at most one, at most two.
+                surely = 2 * CONVICT if verdict == GUILTY else 0.0
+                return CLOSE if another(surely).verdicts[claim] != verdict else ""
+            return elsewhere
+
         expelled = observer.current.expelled
         for claim, verdict in observer.verdicts.items():
             accusers = claims.get(claim, ())
@@ -191,9 +212,10 @@ class Replay:
             reliable = self._reliable(observer, claim, verdict, recomputed)
             if verdict != EXCUSED and spared and not costs_nobody and reliable:
                 found = f"by the evidence the claim {_words(claim)} is {verdict}; the majority voted otherwise"
-                if not (elsewhere and KINDS[claim.kind].numeric):
+                why = open_here(claim, verdict)
+                if not why:
                     raise AuditError(f"{file}: {found}")
-                self.notes.append(f"step {observer.transcript.step}: {found}; {elsewhere}")
+                self.notes.append(f"step {observer.transcript.step}: {found}; {why}")
         findings = []
         for line in lines:
             entry = line.entry
@@ -208,8 +230,8 @@ class Replay:
                 agrees = verdict in (entry.verdict, EXCUSED if entry.verdict == FALSE_CLAIM else GUILTY)
                 if not self._reliable(observer, claim, verdict, recomputed):
                     checked = elsewhere if elsewhere and self.task is not None else VOTES
-                elif not agrees and elsewhere and KINDS[claim.kind].numeric:
-                    checked = elsewhere
+                elif not agrees and (why := open_here(claim, verdict)):
+                    checked = why
                 elif not agrees:
                     raise AuditError(
                         f"{LEDGER} line {line.number}: {entry.verdict}; by the evidence in {file} the claim "

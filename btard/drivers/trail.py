@@ -19,6 +19,10 @@ from btard.task import PARAMETERS, Measurable, Task, never
 Tensors = Mapping[str, torch.Tensor]
 
 
+def unanswered(digest: bytes) -> None:
+    """Nobody else has a state with this digest."""
+
+
 @dataclass(frozen=True)
 class State:
     """The training at the beginning of a step."""
@@ -86,17 +90,21 @@ class Trail:
                 values.append(self.task.public_losses(state.agreed[PARAMETERS], request.seed))
         return Losses(tuple(state.digest() for state in states), torch.stack(values))
 
-    def completed(self, result: StepResult) -> StepResult:
+    def completed(self, result: StepResult, ask: Callable[[bytes], Tensors | None] = unanswered) -> StepResult:
         """`result` with the state that it says to go back to, if any.
 
-        Errors: LookupError if that is lost, or is not what it is for most peers.
+        `ask`: the digest of a state that is lost here, or is not what it is for most peers -> what is agreed of it, if
+        somebody else has that. Errors: LookupError if nobody does.
         """
         if result.back_to is None:
             return result
-        [agreed] = [entry.evidence for entry in result.removed if entry.kind == HEALED]
+        [agreed] = [bytes.fromhex(entry.evidence) for entry in result.removed if entry.kind == HEALED]
         state = self.states.get(result.back_to)
-        if state is None or state.digest().hex() != agreed:
-            raise LookupError(f"step {result.step}: back to the state of step {result.back_to}, which is lost here")
+        if state is None or state.digest() != agreed:
+            found = ask(agreed)
+            if found is None:
+                raise LookupError(f"step {result.step}: back to the state of step {result.back_to}, which is lost here")
+            state = State(found, self.now.local)
         return replace(result, state=state.tensors)
 
     def agreed(self, step: int) -> Tensors | None:

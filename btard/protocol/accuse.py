@@ -30,9 +30,9 @@ from btard.protocol.messages import EXCLUSION_KINDS, EXCUSED, FALSE_CLAIM, GUILT
 from btard.protocol.record import StepRecord
 from btard.protocol.report import reports_so_far, take_reports
 from btard.protocol.scalars import gradient_report
-from btard.protocol.seat import Seat
+from btard.protocol.seat import ACCUSE, Seat
 from btard.protocol.trial import Evidence, Raised, Trial
-from btard.protocol.verify import ACCUSE, Tally, alarms, v2_violation, v3_violation
+from btard.protocol.verify import Tally, alarms, v2_violation, v3_violation
 
 
 def judge(

@@ -19,9 +19,9 @@ from btard.protocol.evidence import Piece, Table, announced_aggregate, committed
 from btard.protocol.messages import EXCUSED, FALSE_CLAIM, GUILTY, NOBODY, Claim, Packet, is_finite
 from btard.protocol.record import Settled, StepRecord
 from btard.protocol.scalars import Truth, part_scalars
-from btard.protocol.seat import Court, Seat
+from btard.protocol.seat import ACCUSE, Court, Seat
 from btard.protocol.validate import Work, work_is_wrong
-from btard.protocol.verify import ACCUSE, CONVICT, aggregate_is_right, reported, scalars_differ
+from btard.protocol.verify import aggregate_is_right, reported, scalars_differ
 
 Truths = Mapping[int, Truth]
 """Peer whose work in that step is on trial -> the true result to compare with, if the judge has computed it."""
@@ -153,7 +153,7 @@ class WrongGradient(Kind):
             return EXCUSED  # the accused is here, and could have shown it
         else:
             work = committed_work(about, claim.accused, table, truth.gradient)
-        if work_is_wrong(seat, about, claim.accused, work, truth, margin=CONVICT):
+        if work_is_wrong(seat, about, claim.accused, work, truth, margin=seat.convict):
             return GUILTY
         return EXCUSED if hidden else FALSE_CLAIM
 
@@ -238,7 +238,7 @@ class Misreport(Kind):
         row, value = found
         [true] = part_scalars(seat, about, value, [row], claim.part)
         said = reported(about.reports[claim.accused], claim.part)
-        wrong = scalars_differ(said, true, about.tau, CONVICT * seat.config.scalar_tol)
+        wrong = scalars_differ(said, true, about.tau, seat.convict * seat.config.scalar_tol)
         return GUILTY if wrong else FALSE_CLAIM
 
 
@@ -287,7 +287,8 @@ class WrongAggregate(Kind):
         found = values_shown(pieces, table)
         if found is not None:
             *rows, value = found
-            return FALSE_CLAIM if aggregate_is_right(seat.config, value, torch.stack(rows), about.tau) else GUILTY
+            right = aggregate_is_right(seat.config, value, torch.stack(rows), about.tau, margin=seat.convict)
+            return FALSE_CLAIM if right else GUILTY
         overlooked = any(_overlooked(seat, about, claim.part, i, table, truth) for i, truth in truths.items())
         return GUILTY if overlooked else EXCUSED
 
@@ -305,14 +306,15 @@ OVERLOOKED = 2 * ACCUSE
 def _overlooked(seat: Court, about: Settled, part: int, reporter: int, table: Table, truth: Truth) -> bool:
     """Whether the owner of `part` let pass what `reporter` said about it, which was false by far.
 
-    Only if the true gradient is what the reporter committed to: so this is what the owner had of it.
+    Only if that part of the true gradient is what the reporter committed to: so this is what the owner had of it.
     """
     said, found = about.reports.get(reporter), values_shown([announced_aggregate(about, part)], table)
     if said is None or found is None:
         return False
     if reporter not in about.announced[part].senders or part in said.missing or not is_finite(truth.gradient):
         return False
-    if seat.commitments.parts(reporter, about.step, truth.gradient, about.cut) != about.commits[reporter].digests:
+    true_parts = seat.commitments.parts(reporter, about.step, truth.gradient, about.cut)
+    if true_parts[part] != about.commits[reporter].digests[part]:
         return False
     [true] = part_scalars(seat, about, found[0], [about.cut.view(truth.gradient, part)], part)
     return scalars_differ(reported(said, part), true, about.tau, OVERLOOKED * seat.config.scalar_tol)

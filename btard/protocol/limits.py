@@ -52,7 +52,7 @@ MAX_ITEMS = 2**16
 
 MAX_JSON = 2**28
 """The largest number of bytes that are read of a JSON file; the messages of a step of 1,000 peers stay below."""
-MAX_LEDGER = 2**26
+MAX_LEDGER = 2**28
 """The largest number of bytes that are read of a ledger."""
 
 

@@ -20,6 +20,9 @@ from btard.protocol.messages import Bundle, P, Packet, Signed
 from btard.protocol.place import Place
 from btard.protocol.record import StepRecord
 
+ACCUSE, CONVICT = 2.0, 1.0
+"""Multiples of a tolerance: an accuser wants to be sure that the judges agree."""
+
 
 class Expelled(Exception):
     """This peer is no longer part of the run; its step ends here."""
@@ -34,6 +37,8 @@ class Court(Protocol):
     def commitments(self) -> Commitments: ...
     @property
     def memory(self) -> Memory: ...
+    @property
+    def convict(self) -> float: ...
 
 
 class Seat(Place):
@@ -41,6 +46,9 @@ class Seat(Place):
 
     An auditor overrides `compare` and `heard_anew`: what is recorded needs no agreement.
     """
+
+    convict = CONVICT
+    """Multiple of the tolerances above which its verdicts convict. Only auditors try others."""
 
     def packet(
         self, record: StepRecord, kind: str, part: int, body: torch.Tensor | bytes, *, hashed: bytes | None

@@ -23,10 +23,7 @@ from btard.protocol.memory import NOTHING, Memory, remembered
 from btard.protocol.messages import AnnouncedPart, Claim, Report
 from btard.protocol.record import StepRecord
 from btard.protocol.scalars import SMALL, Scalars, received_scalars
-from btard.protocol.seat import Seat
-
-ACCUSE, CONVICT = 2.0, 1.0
-"""Multiples of a tolerance: an accuser wants to be sure that the judges agree."""
+from btard.protocol.seat import ACCUSE, CONVICT, Seat
 
 SIGMAS = 6.0
 """V2 projects on random numbers with the tails of a Gaussian: no honest peer is six standard deviations off."""
@@ -213,11 +210,14 @@ def alarms(config: ProtocolConfig, record: StepRecord, *, margin: float, memory:
     return found.parts
 
 
-def aggregate_is_right(config: ProtocolConfig, value: torch.Tensor, x: torch.Tensor, tau: float) -> bool:
+def aggregate_is_right(
+    config: ProtocolConfig, value: torch.Tensor, x: torch.Tensor, tau: float, *, margin: float = CONVICT
+) -> bool:
     """CheckAveraging: whether `value` [p] is CenteredClip of the agreed rows x [k, p], by ascending sender.
 
     Equal bits acquit in both modes. Mode `exact`: and nothing else does. Mode `tolerant`: so does a value that solves
-    (CC) up to the tolerance, or to what rounding leaves. `tau`: the clipping radius of the step that the parts are of.
+    (CC) up to `margin` times the tolerance, or to what rounding leaves. `tau`: the clipping radius of the step that the
+    parts are of.
     """
     halved = "aggregate" in config.halved
     right = centered_clip(x, tau, tol=config.tol).value
@@ -228,4 +228,4 @@ def aggregate_is_right(config: ProtocolConfig, value: torch.Tensor, x: torch.Ten
         return False
     eps, quantum = (2 * half.ROUNDING, half.QUANTUM) if halved else (0.0, 0.0)
     residual, floor = residual_and_floor(x, value, tau, eps=eps, quantum=quantum)
-    return residual <= max(CONVICT * config.residual_tol, floor)
+    return residual <= max(margin * config.residual_tol, floor)

@@ -18,7 +18,8 @@ from btard.swarm.fetch import ask_status, ask_to_join, fetch_state
 from btard.swarm.founding import NoFounders, founders_digest, give_founders, known_founders, learn_founders
 from btard.swarm.keys import peer_id_of
 from btard.swarm.links import Refused
-from btard.swarm.member import PREVIOUS, Member
+from btard.swarm.member import Member
+from btard.swarm.state import PREVIOUS
 
 GRACE = 60.0
 """Seconds after deadlines.gather in which the peers that are there must agree on who is there."""

@@ -30,11 +30,13 @@ from btard.swarm.deadlines import Deadlines
 from btard.swarm.doors import Doors
 from btard.swarm.ends import Ends
 from btard.swarm.fellows import Fellows
+from btard.swarm.fetch import fetch_training
 from btard.swarm.followers import Followers, deliver, dial
 from btard.swarm.node import Node
 from btard.swarm.outbox import Said
 from btard.swarm.rounds import Rounds
-from btard.task import Task
+from btard.swarm.state import PREVIOUS
+from btard.task import PARAMETERS, Task
 
 ATTEST, FAREWELL = "attest", "farewell"
 ROLL_CALL = ("join", "commit")
@@ -76,6 +78,8 @@ class SwarmDriver:
         """The step that this peer began last, and when."""
         self._hold = 0.0
         """Seconds during which others may still be in the last step."""
+        self._loading = 0.0
+        """Seconds that others may take to load the state that all have gone back to."""
         self.refresh()
 
     @property
@@ -141,9 +145,32 @@ class SwarmDriver:
             raise OutOfStep(f"step {now}: this peer is out in its own view ({why})")
         self.refresh()
         try:
-            return self.past.trail.completed(course.result(self.peer, params))
+            result = self.past.trail.completed(course.result(self.peer, params), self._agreed_state)
         except LookupError as error:
             raise OutOfStep(str(error)) from None
+        self._loading = 0.0 if result.back_to is None else self.deadlines.patience(self.task.d)
+        return result
+
+    def _agreed_state(self, hashed: bytes) -> Mapping[str, torch.Tensor] | None:
+        """What is agreed of the state with this digest, from any member that goes on with it; None if none has it."""
+        now = self.past.trail.now.agreed
+        template = {name: tensor.cpu() for name, tensor in {**now, PREVIOUS: now[PARAMETERS]}.items()}
+
+        def agreed(tensors: Mapping[str, torch.Tensor]) -> State:
+            return State({name: tensors[name] for name in now}, {})
+
+        found = self.node.run(
+            fetch_training(
+                self.doors,
+                {i: self.peer.roster.keys[i] for i in self.peer.active if i != self.peer.id},
+                self.peer.t,
+                template,
+                lambda tensors: agreed(tensors).digest() == hashed,
+                self.deadlines,
+                self.deadlines.patience(self.task.d),
+            )
+        )
+        return None if found is None else {name: found[name].to(now[name].device) for name in now}
 
     def _elapsed(self, step: int) -> int:
         """Milliseconds since this peer began the step before this one; UNKNOWN if it did not."""
@@ -238,7 +265,8 @@ class SwarmDriver:
             asked = [peer for peer in record.members if peer in others]
             self.rounds.certificates.want(self.rounds.position, asked, self.peer.limits(record).message(Certificate))
         await self.rounds.say(said)
-        wait = self._clock.wait(effect)
+        wait = self._clock.wait(effect) + self._loading
+        self._loading = 0.0
         hurry = self.deadlines.allowance(effect.phase, effect.load, answered=answered)
         heard = await self.rounds.hear(said.phase, others, limit, wait, hurry=hurry, hold=self._hold)
         self.rounds.advance()

@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -27,7 +27,7 @@ from btard.swarm.doors import Doors
 from btard.swarm.links import Refused
 from btard.swarm.state import MAX_STATUS, OVER
 
-MAX_STATE = 2**26
+MAX_STATE = 2**28
 """Largest size of the state as JSON in bytes: 32 for each step, and some hundred for each ledger entry."""
 MAX_NAMES = 2**12
 SHORT, LISTED = 2**12, 2**18
@@ -41,6 +41,7 @@ STATUS = 5.0
 NEXT_DONOR = 10.0
 """Seconds after which another donor is asked too; from one to the next they double."""
 
+Found = TypeVar("Found")
 Template = Mapping[str, torch.Tensor]
 """Tensors with the names, shapes and dtypes that a download must have."""
 
@@ -158,28 +159,71 @@ async def fetch_state(
         await cancel(*asking)
     donors = donors_of(agreed)
     order = sorted(donors, key=lambda donor: digest("donor", agreed, me, members[donor]))
-    loading: dict[asyncio.Task[Download], int] = {}
-    pause = NEXT_DONOR
+
+    async def load(donor: int) -> Download:
+        download = await _load(doors, members[donor], donors[donor], template, deadlines)
+        check_download(download, donor, agreed, doors.run_id)
+        return download
+
+    download = await _first(order, load, problems)
+    if download is None:
+        told = "; ".join(f"peer {i}: {why}" for i, why in sorted(problems.items()))
+        raise WrongState(f"nobody gives the state that the majority vouches for ({told}): ask again in the next step")
+    return Fetched(len(json.loads(download.state)["coins"]) - 1, download, tuple(donors))
+
+
+async def fetch_training(
+    doors: Doors,
+    members: Mapping[int, bytes],
+    step: int,
+    template: Template,
+    is_right: Callable[[Template], bool],
+    deadlines: Deadlines,
+    timeout: float,
+) -> Template | None:
+    """The tensors at the beginning of `step` for which `is_right`, from any of `members`; None if nobody has them.
+
+    For a peer that knows their digest: one member is enough, and where most are liars, or lack them as well, no more
+    may give any. Members give them once they are in that step, which is to be within `timeout` seconds.
+    """
+
+    async def load(donor: int) -> Template:
+        async with doors.visit(members[donor], "vouch", step) as (reader, _):
+            await asyncio.wait_for(_answer(reader, SHORT, "vouch", 4), timeout)
+        tensors = (await _load(doors, members[donor], step, template, deadlines)).tensors
+        if not is_right(tensors):
+            raise WrongState("gives another state than the one that was agreed on")
+        return tensors
+
+    order = sorted(members, key=lambda donor: digest("donor", step, members[donor]))
+    return await _first(order, load, {})
+
+
+async def _first(
+    order: Sequence[int], load: Callable[[int], Coroutine[Any, Any, Found]], problems: dict[int, str]
+) -> Found | None:
+    """What the first donor gives that gives it; None if nobody does. `problems`: why not, by donor.
+
+    Where one takes long the next is asked, too.
+    """
+    left, pause = list(order), NEXT_DONOR
+    loading: dict[asyncio.Task[Found], int] = {}
     try:
-        while order or loading:
-            if order:
-                donor = order.pop(0)
-                load = _load(doors, members[donor], donors[donor], template, deadlines)
-                loading[asyncio.ensure_future(load)] = donor
-            done, _ = await asyncio.wait(loading, timeout=pause if order else None, return_when=asyncio.FIRST_COMPLETED)
+        while left or loading:
+            if left:
+                donor = left.pop(0)
+                loading[asyncio.ensure_future(load(donor))] = donor
+            done, _ = await asyncio.wait(loading, timeout=pause if left else None, return_when=asyncio.FIRST_COMPLETED)
             pause *= 1 if done else 2
             for task in done:
                 donor = loading.pop(task)
                 try:
-                    download = task.result()
-                    check_download(download, donor, agreed, doors.run_id)
-                    return Fetched(len(json.loads(download.state)["coins"]) - 1, download, tuple(donors))
+                    return task.result()
                 except Exception as error:
                     problems[donor] = wire.shown(str(error) or type(error).__name__, 300)
     finally:
         await cancel(*loading)
-    told = "; ".join(f"peer {i}: {why}" for i, why in sorted(problems.items()))
-    raise WrongState(f"nobody gives the state that the majority vouches for ({told}): ask again in the next step")
+    return None
 
 
 class _InTime:

@@ -26,8 +26,8 @@ from btard.swarm.config import SwarmConfig
 from btard.swarm.doors import Doors
 from btard.swarm.fetch import Fetched, ask_status, fetch_state
 from btard.swarm.lines import Say
-from btard.swarm.member import PREVIOUS
 from btard.swarm.startup import Beginning, names_digest
+from btard.swarm.state import PREVIOUS
 from btard.swarm.task import Evaluated
 from btard.swarm.view import SwarmView
 from btard.task import PARAMETERS

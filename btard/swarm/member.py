@@ -38,8 +38,6 @@ from btard.swarm.state import MAX_STATUS, StateService
 from btard.swarm.task import TaskSource
 from btard.task import HasLocalState
 
-PREVIOUS = "previous"
-"""In a state: the parameters of the step before, which validators and judges need."""
 STATUS_LEDGER = 40_000
 """Largest size of the ledger's newest entries in a status, in bytes: one entry can have many votes."""
 

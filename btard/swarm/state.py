@@ -48,6 +48,8 @@ EACH = 4
 """Requests that each may have open: one, and earlier ones that are still being closed."""
 WATCH = 0.1
 """Seconds between two looks whether anybody still loads the final state."""
+PREVIOUS = "previous"
+"""In a state: the parameters of the step before, which validators and judges need."""
 OVER = "over"
 """The last question of an observer of a run."""
 

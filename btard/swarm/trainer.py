@@ -29,7 +29,7 @@ from btard.harness.typed_yaml import ConfigError
 from btard.protocol.behaviour import HookError
 from btard.protocol.commit import NoGradient
 from btard.protocol.hashing import tensor_digest
-from btard.protocol.heal import HEALED, described
+from btard.protocol.heal import HEALED, described, went_back
 from btard.protocol.identity import SIGNATURE_SIZE
 from btard.protocol.ledger import Entry
 from btard.swarm.arrival import arrive, come_back
@@ -37,9 +37,10 @@ from btard.swarm.config import SwarmConfig
 from btard.swarm.driver import OutOfStep
 from btard.swarm.founding import NoFounders, announce
 from btard.swarm.lines import Say
-from btard.swarm.member import PREVIOUS, Member
+from btard.swarm.member import Member
 from btard.swarm.node import Unreachable
 from btard.swarm.startup import names_digest
+from btard.swarm.state import PREVIOUS
 from btard.swarm.task import TaskSource
 from btard.swarm.view import bans_of, healings_of
 from btard.task import PARAMETERS
@@ -111,7 +112,8 @@ class Trainer(Member):
         now, known = self.peer.t, len(self.peer.ledger.entries)
         for request in self.service.take_requests():
             self.peer.receive(request)
-        if self.service.begins(now) and self.peer.last is not None:
+        wanted = self.service.begins(now) or went_back(self.peer.ledger.entries, now - 1) is not None
+        if wanted and self.peer.last is not None:
             self._publish()
         started = time.perf_counter()
         result = self.driver.step(self.optimizer.params, self.optimizer.state(), self.local_state())

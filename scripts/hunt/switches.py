@@ -93,7 +93,7 @@ KNOWN = {
         "a residual without a floor decides where bits could: denormals convict honest owners",
         ("verify", "    if right.dtype == value.dtype and torch.equal", "    if False and torch.equal"),
         ("verify", '    if config.validation == "exact":\n        return False\n', ""),
-        ("verify", "max(CONVICT * config.residual_tol, floor)", "CONVICT * config.residual_tol"),
+        ("verify", "max(margin * config.residual_tol, floor)", "margin * config.residual_tol"),
         ("verify", "QUANTUM = 2.0**-149", "QUANTUM = 0.0"),
     ),
     "no_epoch": _switch(
@@ -281,6 +281,14 @@ KNOWN = {
             "        true = gradient_report(seat, about, about.aggregates, target, work.gradient)\n",
             "        if exact and work.unseen:\n            continue\n"
             "        true = gradient_report(seat, about, about.aggregates, target, work.gradient)\n",
+        ),
+    ),
+    "overlooked_whole": _switch(
+        "an owner that is away is not convicted by a reporter whose gradient was wrong in another part",
+        (
+            "claims",
+            "true_parts[part] != about.commits[reporter].digests[part]",
+            "true_parts != about.commits[reporter].digests",
         ),
     ),
     "healing_by_one": _switch(

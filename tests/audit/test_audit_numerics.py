@@ -14,22 +14,26 @@ from msgspec import structs
 from btard.aggregation import centered_clip
 from btard.audit import audit, replay
 from btard.audit.numerics import numeric_platform
-from btard.audit.report import UNCONFIRMED
+from btard.audit.report import CLOSE, UNCONFIRMED
 from btard.protocol import verify
 from btard.protocol.behaviour import Behaviour, Context
 from btard.protocol.effects import Compute
-from btard.protocol.messages import Report
+from btard.protocol.messages import Claim, Report
 from btard.task import QuadraticTask
 from tests.audit.runs import D, attackers, record
 from tests.audit.tampering import refused
 
 
 class OtherHardware(QuadraticTask):
-    """Computes nearly the same."""
+    """Computes nearly the same: all gradients are `scale` times as long."""
+
+    def __init__(self, d: int, scale: float = 1 + 1e-4) -> None:
+        super().__init__(d)
+        self.scale = scale
 
     def gradients(self, params: torch.Tensor, requests: Sequence[Compute], out: torch.Tensor, **options: Any) -> None:
         super().gradients(params, requests, out, **options)
-        out.mul_(1 + 1e-4)
+        out.mul_(self.scale)
 
 
 def test_other_hardware_can_judge_distances_and_no_hashes(tmp_path: Path) -> None:
@@ -38,6 +42,48 @@ def test_other_hardware_can_judge_distances_and_no_hashes(tmp_path: Path) -> Non
     findings = audit(tmp_path / "tolerant", OtherHardware(D)).findings
     assert {finding.checked for finding in findings} == {UNCONFIRMED}
     refused(tmp_path / "exact", "give nobody's committed gradient", OtherHardware(D))
+
+
+class Longer(Behaviour):
+    """From step 2 on, its gradient is `scale` times the true one; its fellow accuses it of that once."""
+
+    byzantine = True
+
+    def __init__(self, scale: float) -> None:
+        self.scale, self.accused = scale, False
+
+    def active(self, step: int) -> bool:
+        return step >= 2
+
+    def gradient(self, ctx: Context, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * self.scale if ctx.peer == 1 else gradient
+
+    def accuse(self, ctx: Context, claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
+        if ctx.assignments.get(ctx.peer) != 1 or ctx.step < 3 or self.accused or claims:
+            return claims
+        self.accused = True
+        return (Claim(ctx.step - 1, 1, "wrong_gradient"),)
+
+
+@pytest.mark.parametrize(
+    ("liar", "auditor", "says"),
+    [
+        (1.13, 1.02, CLOSE),  # guilty of more than one tolerance, and here it is less
+        (1.13, 1.13, "is false"),  # nobody can be guilty of what is found here to the bit
+        (1.10, 0.98, CLOSE),  # acquitted at less than one, and here it is more
+        (1.10, 0.80, "is guilty"),  # more than two
+    ],
+)
+def test_machines_that_differ_need_not_agree_on_a_distance(
+    liar: float, auditor: float, says: str, tmp_path: Path
+) -> None:
+    behaviours = {1: Longer(liar), 2: Longer(liar), 3: Longer(liar)}
+    record(tmp_path, behaviours, steps=15, validation="tolerant", gradient_tol=0.1, validators=3)
+    if says == CLOSE:
+        report = audit(tmp_path, OtherHardware(D, auditor))
+        assert CLOSE in [finding.checked for finding in report.findings], [str(found) for found in report.findings]
+    else:
+        refused(tmp_path, says, OtherHardware(D, auditor))
 
 
 def on_another_platform(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from btard.protocol.behaviour import Behaviour, Context
 from btard.protocol.collusion import Collusion
 from btard.protocol.effects import Compute
 from btard.protocol.messages import Claim, Signed
-from btard.protocol.record import StepRecord
+from btard.protocol.record import Split, StepRecord
 from btard.protocol.scalars import part_scalars
 from btard.task import QuadraticTask, Task
 
@@ -97,10 +97,10 @@ class HugeAggregate(Attacker):
         return "excused"
 
 
-def dodging(collusion: Collusion, *, shows: bool = False) -> Behaviour:
+def dodging(collusion: Collusion, *, shows: bool = False, twists: bool = False) -> Behaviour:
     """Hides wrong aggregates behind cooked reports, and is away whenever another colluder's report is checked.
 
-    `shows`: whether it shows its own rows then.
+    `shows`: whether it shows its own rows then. `twists`: whether its gradient is wrong in one entry of its own part.
     """
     attack = make_attack("colluding_aggregate", collusion, start=2, scale=2.0)
     usual = attack.say
@@ -115,7 +115,14 @@ def dodging(collusion: Collusion, *, shows: bool = False) -> Behaviour:
     def dispatch(ctx: Context, phase: str, packets: Any) -> Any:
         return packets if shows or not phase.startswith(("evidence", "pass")) else {}
 
+    def gradient(ctx: Context, gradient: torch.Tensor) -> torch.Tensor:
+        cut, changed = Split(len(gradient), len(ctx.record.planned)), gradient.clone()
+        changed[cut.bounds(ctx.record.planned.index(ctx.peer))[0]] += 1e-3
+        return changed
+
     attack.say, attack.dispatch = say, dispatch  # type: ignore[method-assign]
+    if twists:
+        attack.gradient = gradient  # type: ignore[method-assign]
     return attack
 
 

@@ -17,9 +17,8 @@ from btard.protocol.hashing import UNIFORM_SCALE
 from btard.protocol.messages import AnnouncedPart, Report
 from btard.protocol.record import Split, StepRecord
 from btard.protocol.scalars import Scalars, row_scalars, scalars
+from btard.protocol.seat import ACCUSE, CONVICT
 from btard.protocol.verify import (
-    ACCUSE,
-    CONVICT,
     Tally,
     aggregate_is_right,
     alarms,

@@ -21,7 +21,7 @@ from btard.protocol.peer import Peer
 from btard.swarm import fetch, frames
 from btard.swarm.deadlines import Deadlines
 from btard.swarm.doors import Doors
-from btard.swarm.fetch import Fetched, ask_status, fetch_state
+from btard.swarm.fetch import Fetched, ask_status, fetch_state, fetch_training
 from btard.swarm.state import Snapshot, StateService
 from tests.swarm.cohort import Cohort
 from tests.swarm.daemons import Lodger
@@ -70,6 +70,27 @@ def test_the_state_comes_with_its_step_and_who_vouched_for_it(swarm: Swarm) -> N
     found = swarm.fetch()
     assert found.step == 1 and len(found.vouched_by) >= 3
     assert torch.equal(found.download.tensors["parameters"], swarm.cohort.members[0].params)
+
+
+def test_one_member_is_enough_for_who_knows_what_was_agreed_on(swarm: Swarm) -> None:
+    """Where liars vouch for nothing, and honest peers lack the state as well, one may be all that there is."""
+    members = swarm.cohort.members
+    own = {"parameters": members[0].params}
+    for number, service in enumerate(swarm.services[:3]):
+        service.publish(
+            members[number].driver.peer, own if number == 2 else {"parameters": torch.zeros(swarm.cohort.d)}
+        )
+    keys = dict(enumerate(swarm.cohort.roster.keys))
+
+    def ask(right: torch.Tensor) -> Any:
+        def is_right(tensors: Any) -> bool:
+            return torch.equal(tensors["parameters"], right)
+
+        fetching = fetch_training(swarm.guest, keys, 1, own, is_right, Deadlines(), 0.5)
+        return swarm.guest.node.submit(fetching).result(60)
+
+    assert torch.equal(ask(own["parameters"])["parameters"], own["parameters"])
+    assert ask(torch.ones(swarm.cohort.d)) is None
 
 
 def test_the_state_of_a_certain_step_comes_when_that_begins(swarm: Swarm) -> None:
