@@ -25,6 +25,7 @@ from btard.audit.report import (
     SIGNATURES,
     UNCONFIRMED,
     UNMEASURED,
+    UNSHOWN,
     VOTES,
     AuditError,
     Finding,
@@ -195,6 +196,8 @@ class Replay:
 
         def open_here(claim: Claim, verdict: str) -> str:
             """Why this machine's own `verdict` contradicts nobody's; nothing if it does."""
+            if claim in observer.current.unshown:
+                return UNSHOWN
             if not KINDS[claim.kind].numeric:
                 return ""
             if not elsewhere and self.config.validation == "tolerant":

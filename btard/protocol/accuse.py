@@ -176,6 +176,8 @@ def _try(
         unable = [i for i in cast if cast[i] == EXCUSED and not any(i in lacked[piece] for piece in needed)]
         if KINDS[claim.kind].recomputes and len(unable) > record.byzantine and _verdict(cast, len(voters)) == EXCUSED:
             continue  # an honest voter has seen all, and has no gradient to compare it with: nobody's fault
+        if unseen and _verdict(cast, len(voters)) == EXCUSED:
+            record.unshown.add(claim)
         _carry_out(seat, Tried(seat.config, record, about, claim, accusers, unseen), cast, len(voters))
 
 

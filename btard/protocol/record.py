@@ -242,7 +242,7 @@ class StepRecord(Settled):
         report.py: reports, coin
         verify.py: truths
         disclose.py: disclosed
-        accuse.py: trials, shown, skipped, uncleared
+        accuse.py: trials, shown, unshown, skipped, uncleared
         trial.py: shown
         join.py: aggregates
         audit/recorder.py: heard
@@ -284,6 +284,8 @@ class StepRecord(Settled):
     """Round of accusations -> claim that was tried -> its accusers."""
     shown: dict[int, dict[int, tuple[Packet, ...]]] = {}
     """Round of accusations -> peer -> the evidence that this peer has from it."""
+    unshown: set[Claim] = set()
+    """Claims without a verdict of which most voters say that they lack evidence."""
 
     @property
     def probation(self) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from btard.attacks.own import Noise
 from btard.audit import AuditError, audit
 from btard.audit.proof import Proof
 from btard.audit.recorder import Recorder
-from btard.audit.report import RECOMPUTED, REPLAYED, VOTES
+from btard.audit.report import RECOMPUTED, REPLAYED, UNSHOWN, VOTES
 from btard.drivers.links import Links
 from btard.drivers.local import LocalDriver
 from btard.protocol import wire
@@ -27,6 +27,7 @@ from btard.protocol.identity import Identity
 from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.limits import Limits
 from btard.protocol.messages import EXCUSED, GUILTY, Claim, Claims, CoinCommit, Packet, Report, Signed
+from btard.protocol.peer import Peer
 from btard.task import QuadraticTask
 from tests.audit.runs import START, D, attackers, lines_of, record, sign, write_lines
 from tests.audit.tampering import proof_of, refused
@@ -75,6 +76,52 @@ def test_a_conviction_of_an_owner_that_was_away_is_audited(shows: bool, tmp_path
     away = [i for i, finding in enumerate(full.findings) if finding.entry.kind == "wrong_aggregate"]
     assert away and all(full.findings[i].checked == REPLAYED for i in away)
     assert {bare.findings[i].checked for i in away} == {REPLAYED if shows else VOTES}, "gradient or rows"
+
+
+class Covers(Behaviour):
+    """Peer 6 misreports on the part of peer 5, which accuses it of that, and shows the evidence to peer 0 alone."""
+
+    byzantine = True
+
+    def active(self, step: int) -> bool:
+        return True
+
+    def tries(self, ctx: Context) -> bool:
+        return ctx.step >= START and {5, 6} <= set(ctx.record.workers)
+
+    def report(self, ctx: Context, report: Report) -> Report:
+        if ctx.peer != 6 or not self.tries(ctx):
+            return report
+        part = ctx.record.owners.index(5)
+        return structs.replace(report, norms=tuple(x * (1 + 1e-3 * (i == part)) for i, x in enumerate(report.norms)))
+
+    def accuse(self, ctx: Context, claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
+        if ctx.peer != 5 or not self.tries(ctx):
+            return ()
+        return (Claim(ctx.step, 6, "misreport", ctx.record.owners.index(5)),)
+
+    def dispatch(self, ctx: Context, phase: str, packets: Mapping[int, Any]) -> Mapping[int, Any]:
+        if not phase.startswith(("evidence", "pass")):
+            return packets
+        return {to: sent for to, sent in packets.items() if to == 0 and phase.startswith("evidence")}
+
+    def vote(self, ctx: Context, claim: Claim, verdict: str) -> str:
+        return EXCUSED
+
+
+@pytest.mark.parametrize("validation", ["exact", "tolerant"])
+def test_evidence_that_only_the_recorder_was_shown_contradicts_nobody(
+    validation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished = Recorder.finished
+
+    def of_one(self: Recorder, peers: Sequence[Peer], *more: Any) -> None:
+        finished(self, [peer for peer in peers if peer.id == 0], *more)
+
+    monkeypatch.setattr(Recorder, "finished", of_one)
+    record(tmp_path, {5: Covers(), 6: Covers()}, peers=7, validation=validation)
+    [finding] = audit(tmp_path, QuadraticTask(D)).findings
+    assert finding.entry.peers == (5,) and finding.checked == UNSHOWN
 
 
 class TwoFaced(Behaviour):
