@@ -75,7 +75,13 @@ class RollCall:
     gradient: torch.Tensor | None
     """[d], perhaps a bad one; None if it has none."""
     digests: tuple[bytes, ...]
+    after: bytes
+    """This peer's `Commit.after`."""
     heard: Heard
+
+    def of_this_history(self, commits: Mapping[int, Commit]) -> dict[int, Commit]:
+        """The `commits` without those of peers that have agreed on something else in `join`: they are away."""
+        return {peer: said for peer, said in commits.items() if said.after == self.after}
 
 
 def commit(seat: Seat, record: StepRecord, gradient: torch.Tensor | None) -> Generator[Effect, Any, RollCall]:
@@ -87,7 +93,8 @@ def commit(seat: Seat, record: StepRecord, gradient: torch.Tensor | None) -> Gen
     remain outside W_t.
     """
     record.split = Split(seat.d, len(record.planned), seat.config.halved)
-    payload = _said(seat, ()) if seat.id in record.active else None
+    after = b"" if seat.config.probation is None else seat.ledger.head
+    payload = _said(seat, (), after) if seat.id in record.active else None
     digests: tuple[bytes, ...] = ()
     rounded = None if gradient is None else record.split.committed(gradient)
     if rounded is None or not is_finite(rounded):
@@ -100,10 +107,11 @@ def commit(seat: Seat, record: StepRecord, gradient: torch.Tensor | None) -> Gen
         if honest or is_finite(gradient):
             seat.commitments.known_sound(digests)  # one look at the whole instead of one at each part
         chosen = seat.behaviour_at(record).commit(seat.context(record), digests)
-        payload = _said(seat, chosen) if chosen is not None else None
+        payload = _said(seat, chosen, after) if chosen is not None else None
     heard = yield from seat.say(record, "commit", _kind(seat), payload)
-    _enrol(record, seat.so_far(record, heard, _kind(seat)))
-    return RollCall(gradient, digests, heard)
+    said = RollCall(gradient, digests, after, heard)
+    _enrol(record, said.of_this_history(seat.so_far(record, heard, _kind(seat))))
+    return said
 
 
 def call_roll(seat: Seat, record: StepRecord, said: RollCall) -> None:
@@ -117,6 +125,7 @@ def call_roll(seat: Seat, record: StepRecord, said: RollCall) -> None:
         works = record.cut.k if sender not in record.assignments else 0
         if len(message.digests) not in (0, works):
             seat.expel(record, sender, "malformed_commit")
+    commits = said.of_this_history(commits)
     record.here = tuple(peer for peer in record.active if peer in commits)
     if 2 * len(record.here) <= len(record.active):
         raise NoQuorum(
@@ -148,9 +157,9 @@ def _kind(seat: Seat) -> type[Commit]:
     return Commit if seat.config.max_away is None else TimedCommit
 
 
-def _said(seat: Seat, digests: tuple[bytes, ...]) -> Commit:
+def _said(seat: Seat, digests: tuple[bytes, ...], after: bytes) -> Commit:
     """What this peer says at the roll call."""
-    return Commit(digests) if seat.config.max_away is None else TimedCommit(digests, seat.elapsed)
+    return Commit(digests, after) if seat.config.max_away is None else TimedCommit(digests, after, seat.elapsed)
 
 
 MISSED, PRESENT = 2, 1

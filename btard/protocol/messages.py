@@ -56,6 +56,8 @@ class Commit(Message, frozen=True):
     """Phase commit: the hashes h_i[j] of the sender's parts, one for each of the k parts."""
 
     digests: tuple[Digest, ...]
+    after: bytes = b""
+    """Where newcomers can join: the ledger's head after phase `join`. Who was late there may have another one."""
 
 
 UNKNOWN = -1
@@ -65,7 +67,7 @@ UNKNOWN = -1
 class TimedCommit(Commit, frozen=True):
     """The same commitment in a run with `max_away`."""
 
-    elapsed: Number
+    elapsed: Number = UNKNOWN
     """Milliseconds since the sender began the step before, by its own clock; or UNKNOWN."""
 
 

@@ -179,8 +179,13 @@ class Peer(Seat):
         # could choose between two draws by clearing one or not. So a new member has no duty yet.
         there = tuple(p for p in self.active if p in (record.here or ()))
         pairs = draw_validators(record.coin, record.workers, there, self.config.validators, self.memory)
-        standings = record.standings | self.probation
-        working = {i: standings[i].cleared for i in record.standings if i in record.commits}
+        # For the same reason whoever has just checked a newcomer counts as one that has cleared it.
+        checked = {target: validator for validator, target in record.assignments.items()}
+        working = {
+            i: standing.cleared | ({checked[i]} if i in checked else set())
+            for i, standing in record.standings.items()
+            if i in record.commits
+        }
         checks = draw_check(record.coin, working, there, pairs, self.byzantine)
         out = {*graduates, *record.expelled}
         self.assignments = {validator: target for validator, target in checks.items() if target not in out}

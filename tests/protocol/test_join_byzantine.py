@@ -51,7 +51,7 @@ class Equivocator(Behaviour):
     def say(self, ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Any) -> Any:
         if phase != "commit" or payload is None:
             return message, {}
-        return message, dict.fromkeys(self.second_for, sign(Commit(payload.digests[::-1])))
+        return message, dict.fromkeys(self.second_for, sign(Commit(payload.digests[::-1], payload.after)))
 
 
 class LastRound(Behaviour):

@@ -36,7 +36,7 @@ from btard.protocol.wire import Malformed
 HASH = bytes(range(32))
 MESSAGES = [
     Commit((HASH, HASH[::-1])),
-    TimedCommit((HASH, HASH[::-1]), 1500),
+    TimedCommit((HASH, HASH[::-1]), HASH, 1500),
     Announce((AnnouncedPart(3, HASH, (0, 2, 5)),)),
     CoinCommit(HASH),
     CoinReveal(HASH, HASH[::-1]),
@@ -159,8 +159,8 @@ def test_largest_honest_messages_fit_their_limits(peers: int) -> None:
     claims = Limits(peers, 2).claims
     pieces = tuple(range(peers * (peers + claims)))
     honest = {
-        Commit: Commit((HASH,) * peers),
-        TimedCommit: TimedCommit((HASH,) * peers, 2**31 - 1),
+        Commit: Commit((HASH,) * peers, HASH),
+        TimedCommit: TimedCommit((HASH,) * peers, HASH, 2**31 - 1),
         Announce: Announce(tuple(AnnouncedPart(j, HASH, tuple(range(peers))) for j in range(1))),
         CoinReveal: CoinReveal(HASH, HASH, tuple(range(peers))),
         Report: Report((1e300,) * peers, ((1e300, 1e300),) * peers, (), (1e300,) * peers),

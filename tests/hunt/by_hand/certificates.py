@@ -44,7 +44,9 @@ class ToTheAway(Attacker):
     def say(self, ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Any) -> Any:
         if ctx.step != AWAY or phase != "commit" or message is None or not payload.digests:
             return message, {}
-        return message, {4: sign(Commit(tuple(bytes(32) for _ in payload.digests))) if self.other else None}
+        return message, {
+            4: sign(Commit(tuple(bytes(32) for _ in payload.digests), payload.after)) if self.other else None
+        }
 
 
 class NamesOne(Attacker):

@@ -100,7 +100,7 @@ class TwoFaced(Attacker):
 
     def say(self, ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Any) -> Any:
         if phase == "commit" and ctx.step == 3:
-            return None, {1: message, 4: sign(Commit((bytes(32),) * len(payload.digests)))}
+            return None, {1: message, 4: sign(Commit((bytes(32),) * len(payload.digests), payload.after))}
         return message, {}
 
 
