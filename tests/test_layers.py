@@ -240,7 +240,8 @@ PHASES: dict[str, set[str]] = {
     "commit": set(),
     "exchange": {"commit"},  # what was heard in the roll call goes along with the parts
     "aggregate": set(),
-    "coin": {"aggregate"},  # who lacks an aggregate says so at the roll call, and gets it before the reveal
+    "recover": set(),
+    "coin": {"aggregate", "recover"},  # who lacks an aggregate says so along with its share, and gets it then
     "report": {"coin"},  # what was heard of the reveals goes along with the reports
     "disclose": set(),
     "validate": set(),

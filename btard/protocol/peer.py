@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from btard.protocol.accuse import judge
-from btard.protocol.aggregate import offer, settle_exclusions, settle_missing
+from btard.protocol.aggregate import offer
 from btard.protocol.behaviour import HONEST, Behaviour
 from btard.protocol.choose import draw_check, draw_validators
 from btard.protocol.coin import toss
@@ -29,6 +29,7 @@ from btard.protocol.memory import NOTHING, Memory
 from btard.protocol.messages import JoinRequest
 from btard.protocol.radius import next_radius
 from btard.protocol.record import Start, StepRecord
+from btard.protocol.recover import settle_exclusions, settle_missing
 from btard.protocol.report import report
 from btard.protocol.seat import Expelled, Seat
 from btard.protocol.validate import validate

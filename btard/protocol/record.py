@@ -237,7 +237,8 @@ class StepRecord(Settled):
         broadcast.py: vouches
         commit.py: split, commits, here, workers, owners, own, weight
         exchange.py: received, suspects
-        aggregate.py: announced, aggregates, suspects, skipped
+        aggregate.py: announced, aggregates, suspects
+        recover.py: aggregates, skipped
         coin.py: unheld, missing, coin
         report.py: reports, coin
         verify.py: truths

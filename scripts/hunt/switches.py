@@ -132,7 +132,7 @@ KNOWN = {
     ),
     "liars_part": _switch(
         "a part that went out of Byzantine workers' rows alone is applied",
-        ("aggregate", "        if len(entry.senders) <= record.byzantine:\n", "        if not entry.senders:\n"),
+        ("recover", "        if len(entry.senders) <= record.byzantine:\n", "        if not entry.senders:\n"),
     ),
     "far_off_half": _switch(
         "a part that is far off is applied for being the right one of rows of which half are liars'",
