@@ -14,8 +14,9 @@ from btard.protocol.half import values_of
 from btard.protocol.limits import packet_limit
 from btard.protocol.messages import Announce, AnnouncedPart, Packet
 from btard.protocol.packets import find_packet, packet_fault, rows
-from btard.protocol.record import Split, StepRecord
+from btard.protocol.record import StepRecord
 from btard.protocol.seat import Seat
+from btard.protocol.split import Split
 from btard.protocol.wire import Malformed
 
 

@@ -17,7 +17,8 @@ from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Together
 from btard.protocol.messages import Claim, CoinReveal, Packet, Relayed, Report, Signed, relay_digest
 from btard.protocol.peer import Peer
-from btard.protocol.record import Split, StepRecord
+from btard.protocol.record import StepRecord
+from btard.protocol.split import Split
 from btard.task import QuadraticTask
 from tests.protocol.promises import Attacker, D, check_honest, play
 

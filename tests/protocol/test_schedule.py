@@ -37,8 +37,9 @@ from btard.protocol.messages import (
     Vouch,
 )
 from btard.protocol.peer import Peer
-from btard.protocol.record import Split, StepRecord
+from btard.protocol.record import StepRecord
 from btard.protocol.report import report, take_reports
+from btard.protocol.split import Split
 from tests.hunt.by_hand.cohort import cohort, damage
 from tests.protocol.promises import Attacker
 from tests.protocol.test_agreement import Phase
