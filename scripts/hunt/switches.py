@@ -330,7 +330,7 @@ BLIND = {
     "absent_answer": _switch(
         "an honest sender that is away, and cannot show its part of the step before, goes with the owner that hid it",
         (
-            "claims",
+            "kind",
             "answerable = set(tried.record.members) & set(tried.about.here or ())",
             "answerable = set(tried.about.here or ())",
         ),
