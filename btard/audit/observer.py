@@ -20,7 +20,7 @@ from btard.protocol.hashing import batch_seed
 from btard.protocol.hearing import Heard, Hearing
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.limits import FACES
-from btard.protocol.memory import Memory
+from btard.protocol.memory import NOTHING, Memory
 from btard.protocol.messages import NOBODY, Bundle, Claim, Packet, Signed
 from btard.protocol.peer import Peer
 from btard.protocol.record import StepRecord, Transcript
@@ -54,7 +54,7 @@ class Observer(Peer):
         d: int,
         transcript: Transcript,
         last: StepRecord | None = None,
-        memory: Memory | None = None,
+        memory: Memory = NOTHING,
     ) -> None:
         super().__init__(NOBODY, Identity.from_seed("observer"), roster, config, d, Witness(), memory=memory)
         self.transcript, self.last = transcript, last
