@@ -12,10 +12,11 @@ from btard.protocol import loads
 from btard.protocol.effects import Broadcast, Exchange
 from btard.protocol.half import values_of
 from btard.protocol.limits import packet_limit
-from btard.protocol.messages import Announce, AnnouncedPart, Packet
+from btard.protocol.messages import Announce, AnnouncedPart
 from btard.protocol.packets import find_packet, packet_fault, rows
 from btard.protocol.record import StepRecord
 from btard.protocol.seat import Seat
+from btard.protocol.signed import Packet
 from btard.protocol.split import Split
 from btard.protocol.wire import Malformed
 

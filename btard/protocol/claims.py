@@ -15,10 +15,11 @@ import torch
 
 from btard.protocol.evidence import Piece, Table, announced_aggregate, committed_work, parts_of, values_shown
 from btard.protocol.kind import NOTHING, Consequence, Kind, Tried, Truths, false_accusation, undelivered
-from btard.protocol.messages import EXCUSED, FALSE_CLAIM, GUILTY, NOBODY, Claim, Packet, is_finite
+from btard.protocol.messages import EXCUSED, FALSE_CLAIM, GUILTY, NOBODY, Claim
 from btard.protocol.record import Settled, StepRecord
 from btard.protocol.scalars import Truth, part_scalars
 from btard.protocol.seat import Court, Seat
+from btard.protocol.signed import Packet, is_finite
 from btard.protocol.validate import Work, work_is_wrong
 from btard.protocol.verify import ACCUSE, CONVICT, aggregate_is_right, reported, scalars_differ
 

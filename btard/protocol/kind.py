@@ -8,10 +8,11 @@ from typing import ClassVar, NamedTuple
 
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.evidence import Piece, Table
-from btard.protocol.messages import FALSE_CLAIM, Claim, Packet
+from btard.protocol.messages import FALSE_CLAIM, Claim
 from btard.protocol.record import Settled, StepRecord
 from btard.protocol.scalars import Truth
 from btard.protocol.seat import Court, Seat
+from btard.protocol.signed import Packet
 
 Truths = Mapping[int, Truth]
 """Peer whose work in that step is on trial -> the true result to compare with, if the judge has computed it."""

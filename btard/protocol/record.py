@@ -19,7 +19,8 @@ from msgspec import Meta, Struct
 
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.hashing import digest, signed_digest
-from btard.protocol.messages import NOBODY, AnnouncedPart, Claim, Commit, Packet, Report, Signed, Vouch
+from btard.protocol.messages import NOBODY, AnnouncedPart, Claim, Commit, Report
+from btard.protocol.signed import Packet, Signed, Vouch
 from btard.protocol.split import Split
 from btard.protocol.wire import Number
 

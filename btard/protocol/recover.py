@@ -11,10 +11,11 @@ from btard.protocol import loads
 from btard.protocol.effects import Effect
 from btard.protocol.half import values_of
 from btard.protocol.limits import packet_limit
-from btard.protocol.messages import ELIMINATE_KINDS, Packet
+from btard.protocol.messages import ELIMINATE_KINDS
 from btard.protocol.packets import packet_fault
 from btard.protocol.record import StepRecord
 from btard.protocol.seat import Seat
+from btard.protocol.signed import Packet
 
 
 def recover(seat: Seat, record: StepRecord, attempt: int) -> Generator[Effect, Any, None]:

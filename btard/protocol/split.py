@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from btard.protocol.config import TENSORIAL, Tensorial
 from btard.protocol.half import to_half, values_of
-from btard.protocol.messages import is_finite
+from btard.protocol.signed import is_finite
 
 
 class Split(Struct, frozen=True, omit_defaults=True):

@@ -47,16 +47,16 @@ BLIND = {
     "any_phase": switch(
         "what a peer said in one phase is its second message in another: honest peers go for equivocation",
         (
-            "messages",
+            "signed",
             'digest("broadcast", context, sender, step, phase, payload)',
             'digest("broadcast", context, sender, step, payload)',
         ),
     ),
     "any_step": switch(
         "a part that a peer signed in the step before proves in this one that it sent a bad part",
-        ("messages", 'sign(signed_digest("packet", context, hashed), m', 'sign(signed_digest("packet", hashed), m'),
+        ("signed", 'sign(signed_digest("packet", context, hashed), m', 'sign(signed_digest("packet", hashed), m'),
         (
-            "messages",
+            "signed",
             'signed_digest("packet", context, hashed), self.signature',
             'signed_digest("packet", hashed), self.signature',
         ),
