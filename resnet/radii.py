@@ -68,7 +68,7 @@ def _of_seed(config: Config, data: Dataset) -> torch.Tensor:
 
     from btard.protocol.effects import Compute
     from btard.protocol.hashing import batch_seed, digest
-    from btard.protocol.record import Split
+    from btard.protocol.split import Split
     from btard.training.vector import flatten
     from resnet.cohort import make_model, make_task
 

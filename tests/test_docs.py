@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import btard
+from btard.protocol.hashing import PROTOCOL_VERSION
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("albert", "btard", "configs", "docs", "examples", "notebooks", "resnet", "results", "scripts", "tests")
@@ -86,6 +87,10 @@ def test_the_files_that_the_pages_name_exist() -> None:
 
 def test_the_citation_has_the_version_of_the_package() -> None:
     assert f"\nversion: {btard.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_the_page_on_older_versions_has_the_version_of_the_protocol() -> None:
+    assert f"The protocol's version is {PROTOCOL_VERSION}." in (ROOT / "docs/migration.md").read_text()
 
 
 def test_nothing_is_in_the_repository_by_mistake() -> None:

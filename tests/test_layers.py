@@ -240,7 +240,8 @@ PHASES: dict[str, set[str]] = {
     "commit": set(),
     "exchange": {"commit"},  # what was heard in the roll call goes along with the parts
     "aggregate": set(),
-    "coin": {"aggregate"},  # who lacks an aggregate says so at the roll call, and gets it before the reveal
+    "recover": set(),
+    "coin": {"aggregate", "recover"},  # who lacks an aggregate says so along with its share, and gets it then
     "report": {"coin"},  # what was heard of the reveals goes along with the reports
     "disclose": set(),
     "validate": set(),
@@ -294,7 +295,7 @@ def test_a_class_that_the_phases_share_names_who_writes_to_it(file: str, name: s
     described, bases = classes[name], [classes[name]]
     for one in bases:
         bases += [classes[base.id] for base in one.bases if isinstance(base, ast.Name) and base.id in classes]
-    made = [node for node in described.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"]
+    made = [node for node in described.body if isinstance(node, ast.FunctionDef) and node.name == "__post_init__"]
     attributes = {
         n.target.id for b in bases for n in b.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
     }

@@ -24,8 +24,9 @@ from btard.protocol.commitments import Hashed
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.download import Vouch
 from btard.protocol.identity import Identity, Roster
-from btard.protocol.messages import JoinRequest, Packet
+from btard.protocol.messages import JoinRequest
 from btard.protocol.record import Start
+from btard.protocol.signed import Packet
 from btard.swarm.checkpoint import load_start
 from resnet.config import Config as ResnetConfig
 

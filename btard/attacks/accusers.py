@@ -22,10 +22,9 @@ from btard.protocol.messages import (
     PROBATION_KINDS,
     Claim,
     CoinReveal,
-    Packet,
     Report,
-    Signed,
 )
+from btard.protocol.signed import Packet, Signed
 
 OWNER_KINDS = ("misreport", "bad_part", "withheld_part")
 """Claims that only the owner of the part can make."""

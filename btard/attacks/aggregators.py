@@ -17,8 +17,9 @@ from btard.protocol.behaviour import Context
 from btard.protocol.collusion import Collusion
 from btard.protocol.commit import clip_gradient
 from btard.protocol.directions import directions
-from btard.protocol.messages import Claim, Packet, Report
+from btard.protocol.messages import Claim, Report
 from btard.protocol.scalars import scalars
+from btard.protocol.signed import Packet
 
 
 def shifted(

@@ -41,9 +41,9 @@ from btard.protocol.messages import (
     CoinReveal,
     Commit,
     Report,
-    Signed,
     Votes,
 )
+from btard.protocol.signed import Signed
 from btard.protocol.wire import Malformed
 
 

@@ -13,7 +13,7 @@ from btard.attacks.senders import BROADCASTS
 from btard.attacks.speech import Compared, Relays, Said, Sign, added, honest_others, named, signed_bytes
 from btard.protocol.behaviour import Context
 from btard.protocol.hashing import digest
-from btard.protocol.messages import Packet, Relayed, Signed, relay_digest
+from btard.protocol.signed import Packet, Relayed, Signed, relay_digest
 
 
 @dataclass(kw_only=True, eq=False)

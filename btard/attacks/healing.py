@@ -16,7 +16,8 @@ from btard.attacks.speech import Said, Sign, named
 from btard.attacks.statistics import honest_mean
 from btard.protocol.behaviour import Context, View
 from btard.protocol.hashing import digest
-from btard.protocol.messages import Claim, CoinReveal, Measured, Signed
+from btard.protocol.messages import Claim, CoinReveal, Measured
+from btard.protocol.signed import Signed
 
 HUGE = 1.7e308
 

@@ -12,18 +12,8 @@ from btard.attacks.senders import BROADCASTS
 from btard.attacks.speech import Said, Sign, named, signed_bytes
 from btard.protocol.behaviour import Context
 from btard.protocol.limits import Limits
-from btard.protocol.messages import (
-    GUILTY,
-    Announce,
-    AnnouncedPart,
-    Claim,
-    Claims,
-    CoinReveal,
-    Commit,
-    Report,
-    Signed,
-    Votes,
-)
+from btard.protocol.messages import GUILTY, Announce, AnnouncedPart, Claim, Claims, CoinReveal, Commit, Report, Votes
+from btard.protocol.signed import Signed
 
 
 @dataclass(kw_only=True, eq=False)

@@ -13,7 +13,8 @@ from btard.attacks.base import Attack, option
 from btard.protocol.behaviour import Context, View
 from btard.protocol.choose import draw_validators
 from btard.protocol.claims import WORK_KINDS
-from btard.protocol.messages import NOBODY, Announce, Claim, Report, Signed
+from btard.protocol.messages import NOBODY, Announce, Claim, Report
+from btard.protocol.signed import Signed
 
 
 def own_parts(ctx: Context) -> list[int]:

@@ -12,7 +12,8 @@ from msgspec.structs import replace
 
 from btard.attacks.base import Attack, option
 from btard.protocol.behaviour import Context, View
-from btard.protocol.messages import Announce, AnnouncedPart, CoinReveal, Packet, Relayed, Signed
+from btard.protocol.messages import Announce, AnnouncedPart, CoinReveal
+from btard.protocol.signed import Packet, Relayed, Signed
 
 GARBAGE = b"\xff not a tensor"
 

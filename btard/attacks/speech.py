@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from btard.attacks.base import Attack
 from btard.protocol.behaviour import Context
 from btard.protocol.identity import Identity
-from btard.protocol.messages import Relayed, Signed, relay_digest
+from btard.protocol.signed import Relayed, Signed, relay_digest
 
 Sign = Callable[[Any], Signed]
 Said = tuple[Signed | None, Mapping[int, Signed | None]]

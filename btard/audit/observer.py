@@ -20,11 +20,12 @@ from btard.protocol.hashing import batch_seed
 from btard.protocol.hearing import Heard, Hearing
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.limits import FACES
-from btard.protocol.memory import Memory
-from btard.protocol.messages import NOBODY, Bundle, Claim, Packet, Signed
+from btard.protocol.memory import NOTHING, Memory
+from btard.protocol.messages import NOBODY, Claim
 from btard.protocol.peer import Peer
 from btard.protocol.record import StepRecord, Transcript
 from btard.protocol.report import take_reports
+from btard.protocol.signed import Bundle, Packet, Signed
 
 JUDGEMENT = "accuse/0"
 """The first phase in which a step is judged: everything that verdicts are based on happens before."""
@@ -54,7 +55,7 @@ class Observer(Peer):
         d: int,
         transcript: Transcript,
         last: StepRecord | None = None,
-        memory: Memory | None = None,
+        memory: Memory = NOTHING,
     ) -> None:
         super().__init__(NOBODY, Identity.from_seed("observer"), roster, config, d, Witness(), memory=memory)
         self.transcript, self.last = transcript, last

@@ -25,8 +25,9 @@ from btard.files import complete_file
 from btard.protocol import wire
 from btard.protocol.hashing import signed_digest
 from btard.protocol.identity import Identity
-from btard.protocol.messages import NOBODY, Packet
+from btard.protocol.messages import NOBODY
 from btard.protocol.record import Transcript, to_json
+from btard.protocol.signed import Packet
 from btard.protocol.wire import Malformed, Number
 
 

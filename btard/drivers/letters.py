@@ -19,7 +19,7 @@ from btard.protocol.envelope import (
     encode_signed,
     unbundled,
 )
-from btard.protocol.messages import Bundle, Packet, Relayed, Signed, Vouch
+from btard.protocol.signed import Bundle, Packet, Relayed, Signed, Vouch
 from btard.protocol.wire import Malformed
 
 Plain = Signed | Vouch | Sequence[Packet | Relayed]

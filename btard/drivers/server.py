@@ -19,7 +19,7 @@ from btard.protocol.commit import NoGradient, clip_gradient
 from btard.protocol.effects import Compute
 from btard.protocol.hashing import batch_seed, digest, stream
 from btard.protocol.ledger import Entry
-from btard.protocol.messages import is_finite
+from btard.protocol.signed import is_finite
 from btard.task import Task
 
 MOMENTUM, LAST = "server/momentum/", "server/last"

@@ -11,20 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
-from btard.protocol.claims import (
-    KINDS,
-    NOTHING,
-    WORK_KINDS,
-    Consequence,
-    Tried,
-    WrongAggregate,
-    admissible,
-    false_accusation,
-)
+from btard.protocol.claims import KINDS, WORK_KINDS, WrongAggregate, admissible
 from btard.protocol.effects import Effect
 from btard.protocol.evidence import committed_work, own_pieces
 from btard.protocol.hashing import digest
 from btard.protocol.hearing import AGAIN, Heard
+from btard.protocol.kind import NOTHING, Consequence, Tried, false_accusation
 from btard.protocol.ledger import Entry
 from btard.protocol.messages import EXCLUSION_KINDS, EXCUSED, FALSE_CLAIM, GUILTY, MISSING_KINDS, NOBODY, Claim, Claims
 from btard.protocol.record import StepRecord

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from btard.aggregation import centered_clip, stack_rows
 from btard.protocol import loads
-from btard.protocol.effects import Broadcast, Effect, Exchange
+from btard.protocol.effects import Broadcast, Exchange
 from btard.protocol.half import values_of
 from btard.protocol.limits import packet_limit
-from btard.protocol.messages import ELIMINATE_KINDS, Announce, AnnouncedPart, Packet
+from btard.protocol.messages import Announce, AnnouncedPart
 from btard.protocol.packets import find_packet, packet_fault, rows
-from btard.protocol.record import Split, StepRecord
+from btard.protocol.record import StepRecord
 from btard.protocol.seat import Seat
+from btard.protocol.signed import Packet
+from btard.protocol.split import Split
 from btard.protocol.wire import Malformed
 
 
@@ -159,60 +160,3 @@ def _fits(record: StepRecord, message: Announce, owned: set[int]) -> bool:
         or (entry.senders and tuple(sorted(workers.intersection(entry.senders))) == entry.senders)
         for entry in message.parts
     )
-
-
-def recover(seat: Seat, record: StepRecord, attempt: int) -> Generator[Effect, Any, None]:
-    """A peer that holds a[j] forwards it to those in `record.missing`, which said that they lack it. Rarely needed.
-
-    The hash makes the helper's honesty irrelevant: it can only help or not.
-    """
-    outgoing: dict[int, list[Packet]] = {}
-    for recipient, parts in record.missing.items():
-        for part in sorted(set(parts)):
-            if recipient == seat.id or part not in record.aggregates or part not in record.announced:
-                continue
-            body = seat.behaviour_at(record).forward(seat.context(record), recipient, part, record.aggregates[part])
-            if body is not None:
-                # The digest names the owner, so this is the owner's packet; its signature is not needed.
-                body = record.cut.body("aggregate", body)
-                packet = Packet("aggregate", record.owner(part), record.step, part, body, b"")
-                outgoing.setdefault(recipient, []).append(packet)
-    limit = packet_limit(record, set(record.missing.get(seat.id, ())) & set(record.announced), "aggregate")
-    arrived = yield from seat.send(record, f"recover/{attempt}", outgoing, limit=limit, load=loads.of_recovery(record))
-    for packets in arrived.values():
-        for packet in packets:
-            part = packet.part
-            if part in record.aggregates or part not in record.announced or packet.kind != "aggregate":
-                continue
-            fault = packet_fault(seat, record, packet, record.announced[part].digest, part, "aggregate")
-            if fault is None and isinstance(packet.body, torch.Tensor):
-                record.aggregates[part] = values_of(packet.body)
-
-
-def settle_missing(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
-    """After the reports: skip the parts that no majority of the peers held, pass the others on once more.
-
-    Whether a part counts has to follow from broadcasts: a hostile helper could give the last missing copy to some
-    honest peers and not to others. Where a majority said before the coin that it had it, an honest peer did, and has
-    given it to all before they reported. Reports come too late to count holders: a hostile owner that then adds one
-    honest holder to its fellows has a majority, and nobody else's report says how far off the aggregate is.
-    """
-    if not record.missing:
-        return
-    record.skipped |= {part for part in record.announced if not record.held(part)}
-    yield from recover(seat, record, 1)
-
-
-def settle_exclusions(record: StepRecord) -> None:
-    """After the verdicts: skip parts of so few workers that all may be liars, and parts that leave a worker out.
-
-    V2 and V3 have nothing to say on parts of which only liars report: where the honest workers are all away, or where
-    an owner leaves out all but its fellows and pays with a single elimination. A worker that fell out on its own may
-    be missing.
-    """
-    for part, entry in record.announced.items():
-        if len(entry.senders) <= record.byzantine:
-            record.skipped.add(part)
-        left_out = set(record.workers) - set(entry.senders) if entry.senders != record.workers else ()
-        if any(record.expelled.get(i) in (None, *ELIMINATE_KINDS) for i in left_out):
-            record.skipped.add(part)

@@ -19,8 +19,9 @@ from btard.protocol.download import Download
 from btard.protocol.effects import Compute
 from btard.protocol.identity import Identity
 from btard.protocol.memory import NOTHING, Memory
-from btard.protocol.messages import Claim, CoinReveal, Packet, Relayed, Report, Signed
+from btard.protocol.messages import Claim, CoinReveal, Report
 from btard.protocol.record import StepRecord
+from btard.protocol.signed import Packet, Relayed, Signed
 
 
 class View(Struct, frozen=True):

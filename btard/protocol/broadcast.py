@@ -24,9 +24,9 @@ from btard.protocol.effects import QUIET, Effect, Exchange, Relay
 from btard.protocol.hearing import Heard, Hearing, first_heard
 from btard.protocol.limits import FACES, relay_limit, told_limit
 from btard.protocol.memory import Later
-from btard.protocol.messages import Relayed, Signed, Vouch, relay_digest
 from btard.protocol.place import Place
 from btard.protocol.record import StepRecord
+from btard.protocol.signed import Relayed, Signed, Vouch, relay_digest
 
 
 def directly(place: Place, record: StepRecord, heard: Heard) -> Hearing:

@@ -19,9 +19,10 @@ from btard.protocol.hashing import digest
 from btard.protocol.hearing import Hearing
 from btard.protocol.identity import Identity, Signing
 from btard.protocol.memory import remembered
-from btard.protocol.messages import Certificate, Relayed, Signed, Vouch, relay_digest
+from btard.protocol.messages import Certificate
 from btard.protocol.place import Place
 from btard.protocol.record import StepRecord
+from btard.protocol.signed import Relayed, Signed, Vouch, relay_digest
 from btard.protocol.wire import Malformed
 
 

@@ -7,13 +7,14 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from btard.protocol.aggregate import Offer, accept, receive, recover, take
+from btard.protocol.aggregate import Offer, accept, receive, take
 from btard.protocol.effects import Broadcast, Effect, Exchange
 from btard.protocol.hashing import digest
 from btard.protocol.hearing import AGAIN, Heard
 from btard.protocol.memory import remembered
 from btard.protocol.messages import Announce, CoinCommit, CoinReveal
 from btard.protocol.record import StepRecord
+from btard.protocol.recover import recover
 from btard.protocol.seat import Seat
 
 HANDED_OUT = "/all"

@@ -14,10 +14,12 @@ from btard.protocol.effects import Compute, Effect, Idle, Purpose
 from btard.protocol.hashing import batch_seed
 from btard.protocol.heal import candidates
 from btard.protocol.hearing import Heard
-from btard.protocol.messages import NOBODY, UNKNOWN, Commit, TimedCommit, is_finite
-from btard.protocol.record import Split, StepRecord
+from btard.protocol.messages import NOBODY, UNKNOWN, Commit, TimedCommit
+from btard.protocol.record import StepRecord
 from btard.protocol.scalars import keep_own
 from btard.protocol.seat import Seat
+from btard.protocol.signed import is_finite
+from btard.protocol.split import Split
 
 
 class CutOff(RuntimeError):

@@ -15,8 +15,8 @@ import torch
 
 from btard.protocol.hashing import Field, digest, on_cpu, tensor_digest
 from btard.protocol.memory import NOTHING, Memory
-from btard.protocol.messages import Packet, is_sound
-from btard.protocol.record import Split
+from btard.protocol.signed import Packet, is_sound
+from btard.protocol.split import Split
 
 Slot = tuple[str, int, int, int]
 """What a commitment refers to: kind, sender, step, part."""

@@ -15,9 +15,9 @@ import torch
 from btard.protocol import loads
 from btard.protocol.effects import Effect
 from btard.protocol.evidence import Piece, fits, own_pieces, parts_of
-from btard.protocol.messages import Packet
 from btard.protocol.record import StepRecord
 from btard.protocol.seat import Seat
+from btard.protocol.signed import Packet
 
 
 def disclose(seat: Seat, record: StepRecord, recomputed: torch.Tensor | None) -> Generator[Effect, Any, None]:

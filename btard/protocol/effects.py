@@ -12,7 +12,7 @@ import torch
 from msgspec import Struct
 
 from btard.protocol.memory import Later
-from btard.protocol.messages import Packet, Relayed, Signed, Vouch
+from btard.protocol.signed import Packet, Relayed, Signed, Vouch
 
 
 class Purpose(str, Enum):

@@ -17,7 +17,7 @@ from msgspec import Meta
 from btard.protocol import wire
 from btard.protocol.identity import SIGNATURE_SIZE
 from btard.protocol.limits import MAX_CHAIN, MAX_DIMS, MAX_HEADER, MAX_ITEMS, MAX_SIGNATURE
-from btard.protocol.messages import ALIGNMENT, Packet, Relayed, Signed, Vouch
+from btard.protocol.signed import ALIGNMENT, Packet, Relayed, Signed, Vouch
 from btard.protocol.wire import Malformed, Message, Number, one_of
 
 DTYPES: tuple[torch.dtype, ...] = (

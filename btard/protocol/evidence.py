@@ -8,10 +8,11 @@ from typing import NamedTuple
 import torch
 
 from btard.protocol.half import values_of
-from btard.protocol.messages import NOBODY, Packet
+from btard.protocol.messages import NOBODY
 from btard.protocol.packets import packet_fault
 from btard.protocol.record import Settled, StepRecord
 from btard.protocol.seat import Seat
+from btard.protocol.signed import Packet
 from btard.protocol.validate import Work, work_shown
 
 

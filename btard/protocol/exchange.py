@@ -10,10 +10,11 @@ from btard.protocol.commit import RollCall, call_roll
 from btard.protocol.effects import Effect
 from btard.protocol.hearing import AGAIN
 from btard.protocol.limits import packet_limit
-from btard.protocol.messages import NOBODY, Packet
+from btard.protocol.messages import NOBODY
 from btard.protocol.packets import find_packet, packet_fault
 from btard.protocol.record import StepRecord
 from btard.protocol.seat import Seat
+from btard.protocol.signed import Packet
 
 
 def exchange(seat: Seat, record: StepRecord, said: RollCall) -> Generator[Effect, Any, None]:

@@ -10,7 +10,7 @@ from typing import Any
 from btard.protocol.hashing import digest
 from btard.protocol.identity import Roster
 from btard.protocol.memory import Memory, remembered
-from btard.protocol.messages import Signed
+from btard.protocol.signed import Signed
 from btard.protocol.wire import Malformed, Message
 
 EQUIVOCATION, MALFORMED = "equivocation", "malformed"

@@ -18,10 +18,11 @@ from btard.protocol.half import values_of
 from btard.protocol.hashing import digest
 from btard.protocol.ledger import ADMITTED, GRADUATED, Entry
 from btard.protocol.limits import answer_limit, packet_limit, question_limit
-from btard.protocol.messages import Join, Packet
+from btard.protocol.messages import Join
 from btard.protocol.packets import find_packet, packet_fault
 from btard.protocol.record import Probation, StepRecord
 from btard.protocol.seat import Seat
+from btard.protocol.signed import Packet
 
 
 def admit(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:

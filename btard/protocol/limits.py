@@ -13,8 +13,6 @@ from typing import Any
 from btard.protocol.hashing import DIGEST_SIZE
 from btard.protocol.identity import SIGNATURE_SIZE
 from btard.protocol.messages import (
-    PACKET_OVERHEAD,
-    SIGNED_OVERHEAD,
     Announce,
     Certificate,
     Claims,
@@ -29,6 +27,7 @@ from btard.protocol.messages import (
     Votes,
 )
 from btard.protocol.record import StepRecord
+from btard.protocol.signed import PACKET_OVERHEAD, SIGNED_OVERHEAD
 
 FACES = 2
 """How many messages of one sender are kept for one phase: two prove as much as ten."""

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from btard.protocol.identity import SIGNATURE_SIZE
 from btard.protocol.limits import packet_limit, relay_limit, told_limit
-from btard.protocol.messages import PACKET_OVERHEAD
 from btard.protocol.record import StepRecord
+from btard.protocol.signed import PACKET_OVERHEAD
 
 
 def packets(record: StepRecord, parts: Iterable[int], kind: str = "") -> int:

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from btard.protocol.half import values_of
-from btard.protocol.messages import Packet, tensor_of
 from btard.protocol.record import StepRecord
 from btard.protocol.seat import Seat
+from btard.protocol.signed import Packet, tensor_of
 from btard.protocol.wire import Malformed
 
 

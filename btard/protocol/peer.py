@@ -9,26 +9,22 @@ from typing import Any
 import torch
 
 from btard.protocol.accuse import judge
-from btard.protocol.aggregate import offer, settle_exclusions, settle_missing
-from btard.protocol.behaviour import HONEST, Behaviour
+from btard.protocol.aggregate import offer
 from btard.protocol.choose import draw_check, draw_validators
 from btard.protocol.coin import toss
 from btard.protocol.commit import Incomplete, commit, compute
-from btard.protocol.commitments import Commitments, Hashed
-from btard.protocol.config import ProtocolConfig
 from btard.protocol.disclose import disclose
 from btard.protocol.effects import Effect
 from btard.protocol.exchange import exchange
 from btard.protocol.hashing import digest
 from btard.protocol.heal import heal, is_kept, oldest, went_back
-from btard.protocol.identity import Identity, Roster
 from btard.protocol.join import admit, bring_up, count_probation
 from btard.protocol.ledger import Entry, still_byzantine
 from btard.protocol.limits import WAITING
-from btard.protocol.memory import NOTHING, Memory
 from btard.protocol.messages import JoinRequest
 from btard.protocol.radius import next_radius
 from btard.protocol.record import Start, StepRecord
+from btard.protocol.recover import settle_exclusions, settle_missing
 from btard.protocol.report import report
 from btard.protocol.seat import Expelled, Seat
 from btard.protocol.validate import validate
@@ -72,26 +68,15 @@ class Peer(Seat):
     (2, 0, (0, 1, 2))
     """
 
-    def __init__(
-        self,
-        id: int,
-        identity: Identity,
-        roster: Roster,
-        config: ProtocolConfig,
-        d: int,
-        behaviour: Behaviour = HONEST,
-        commitments: Commitments | None = None,
-        memory: Memory | None = None,
-    ) -> None:
-        if len(roster.keys) != config.peers and (config.probation is None or len(roster.keys) < config.peers):
-            raise ValueError(f"peer {id}: the roster has {len(roster.keys)} keys, the config says {config.peers} peers")
-        if d < config.peers:
-            raise ValueError(f"peer {id}: a model of {d} parameters cannot be shared among {config.peers} peers")
-        behaviour.check_validators(config.validators)
-        super().__init__(
-            id, identity, roster, config, d, behaviour, commitments or Hashed(config.run_id), memory or NOTHING
-        )
-        self.active: tuple[int, ...] = tuple(range(config.peers))
+    def __post_init__(self) -> None:
+        config, keys, n = self.config, len(self.roster.keys), self.config.peers
+        if keys != n and (config.probation is None or keys < n):
+            raise ValueError(f"peer {self.id}: the roster has {keys} keys, the config says {n} peers")
+        if self.d < n:
+            raise ValueError(f"peer {self.id}: a model of {self.d} parameters cannot be shared among {n} peers")
+        self.behaviour.check_validators(config.validators)
+        super().__post_init__()
+        self.active: tuple[int, ...] = tuple(range(n))
         """A_t of the next step."""
         self.assignments: dict[int, int] = {}
         """V_t of the next step: validator -> target."""

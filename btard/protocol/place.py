@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from btard.protocol.behaviour import HONEST, Behaviour, Context
-from btard.protocol.commitments import Commitments
+from btard.protocol.commitments import Commitments, Hashed
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.hashing import batch_seed, digest
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.ledger import Ledger
 from btard.protocol.limits import Limits
-from btard.protocol.memory import Memory
+from btard.protocol.memory import NOTHING, Memory
 from btard.protocol.messages import UNKNOWN, JoinRequest
 from btard.protocol.record import Probation, StepRecord
 
 
+@dataclass(eq=False, repr=False)
 class Place:
     """What peer `id` knows. `d`: number of parameters. A `Seat` is a place from which it speaks.
 
@@ -28,21 +31,19 @@ class Place:
         place.py: _context
     """
 
-    def __init__(
-        self,
-        id: int,
-        identity: Identity,
-        roster: Roster,
-        config: ProtocolConfig,
-        d: int,
-        behaviour: Behaviour,
-        commitments: Commitments,
-        memory: Memory,
-    ) -> None:
-        self.id, self.identity, self.roster, self.config, self.d = id, identity, roster, config, d
-        self.behaviour, self.commitments, self.memory = behaviour, commitments, memory
+    id: int
+    identity: Identity
+    roster: Roster
+    config: ProtocolConfig
+    d: int
+    behaviour: Behaviour = HONEST
+    commitments: Commitments = None  # type: ignore[assignment]  # by default its own
+    memory: Memory = NOTHING
+
+    def __post_init__(self) -> None:
+        self.commitments = self.commitments or Hashed(self.config.run_id)
         self.ledger = Ledger()
-        self.coins: list[bytes] = [digest("first coin", config.run_id)]
+        self.coins: list[bytes] = [digest("first coin", self.config.run_id)]
         """coins[t] is r^{t-1}, the coin that seeds the batches of step t."""
         self.absences: dict[int, int] = {}
         """Peer -> its count of absences, see `commit.py`."""

@@ -16,9 +16,10 @@ from btard.protocol.effects import Broadcast, Compare, Effect, Exchange, Togethe
 from btard.protocol.hearing import EQUIVOCATION, MALFORMED, Heard, Hearing
 from btard.protocol.ledger import Entry
 from btard.protocol.memory import Memory
-from btard.protocol.messages import Bundle, P, Packet, Signed
+from btard.protocol.messages import P
 from btard.protocol.place import Place
 from btard.protocol.record import StepRecord
+from btard.protocol.signed import Bundle, Packet, Signed
 
 ACCUSE, CONVICT = 2.0, 1.0
 """Multiples of a tolerance: an accuser wants to be sure that the judges agree."""

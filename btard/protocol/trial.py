@@ -22,10 +22,11 @@ from btard.protocol.effects import Compute, Effect, Idle, Purpose
 from btard.protocol.evidence import Piece, fits, own_pieces, parts_of
 from btard.protocol.hashing import batch_seed
 from btard.protocol.limits import evidence_limit
-from btard.protocol.messages import EXCUSED, NOBODY, Claim, Lacking, Packet, Votes
+from btard.protocol.messages import EXCUSED, NOBODY, Claim, Lacking, Votes
 from btard.protocol.record import StepRecord
 from btard.protocol.scalars import Truth
 from btard.protocol.seat import Seat
+from btard.protocol.signed import Packet
 
 Raised = dict[Claim, tuple[int, ...]]
 """Claim -> accusers, ascending; none for a part that V2 or V3 puts on trial."""

@@ -8,10 +8,11 @@ from typing import NamedTuple
 import torch
 
 from btard.protocol.half import values_of
-from btard.protocol.messages import Claim, is_finite
+from btard.protocol.messages import Claim
 from btard.protocol.record import Settled
 from btard.protocol.scalars import Truth, gradient_report
 from btard.protocol.seat import ACCUSE, Court, Seat
+from btard.protocol.signed import is_finite
 from btard.protocol.tolerance import norm_of, reach, shown_too_far, too_far
 from btard.protocol.verify import reported, scalars_differ
 

@@ -21,7 +21,7 @@ FUNCTIONS = {
     "centered_clip.centered_clip": "CenteredClip",
     "report.gradient_report": "reports, norms and products of the workers",
     "report.part_scalars": "V1, the same by the owners",
-    "messages.is_finite": "sums that find NaN",
+    "signed.is_finite": "sums that find NaN",
     "identity.sign": "signatures",
     "identity.verify_key": "checks of signatures",
 }

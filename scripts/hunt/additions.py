@@ -8,16 +8,8 @@ from typing import Any
 from btard.protocol.broadcast import relay_rounds
 from btard.protocol.certificate import certify
 from btard.protocol.claims import admissible
-from btard.protocol.messages import (
-    CLAIM_KINDS,
-    NOBODY,
-    PROBATION_KINDS,
-    TOLERANT_KINDS,
-    Claim,
-    Relayed,
-    Signed,
-    relay_digest,
-)
+from btard.protocol.messages import CLAIM_KINDS, NOBODY, PROBATION_KINDS, TOLERANT_KINDS, Claim
+from btard.protocol.signed import Relayed, Signed, relay_digest
 from scripts.hunt.moment import Moment
 
 

@@ -11,7 +11,7 @@ import torch
 from msgspec import Struct
 
 from btard.protocol.hashing import signed_digest
-from btard.protocol.messages import Packet, Signed
+from btard.protocol.signed import Packet, Signed
 from scripts.hunt.additions import claims, revealed
 from scripts.hunt.moment import Moment, Path
 from scripts.hunt.values import altered_bytes, altered_count, altered_number, altered_tensor, altered_word

@@ -1,7 +1,7 @@
 """Which branches of `btard.protocol` a run goes through: its modules are compiled with a mark in every branch.
 
 A mark stores one byte, so that a run takes hardly longer. `install` has to come before the first import of the package;
-without it nothing is marked, and the hunt goes by the ledgers alone. It can take out a fix on the way (`switches.py`).
+without it nothing is marked, and the hunt goes by the ledgers alone. It can take out a fix on the way (`edits.py`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import CodeType, ModuleType
 from typing import Any
 
-from scripts.hunt.switches import Edit
+from scripts.hunt.edits import Edit
 
 PACKAGE = "btard.protocol"
 MARKS = bytearray()

@@ -17,7 +17,8 @@ from btard.protocol.commit import NoGradient, NoQuorum
 from btard.protocol.effects import Losses
 from btard.protocol.heal import HEALED, batch_seed, candidates, choose, measured, window
 from btard.protocol.ledger import GRADUATED, Entry
-from btard.protocol.record import Split, StepRecord
+from btard.protocol.record import StepRecord
+from btard.protocol.split import Split
 from btard.task import PARAMETERS
 from scripts.hunt.cases import Environment
 from scripts.hunt.environments import is_calm, missing_at

@@ -16,7 +16,8 @@ from btard.attacks.speech import signed_bytes
 from btard.protocol.behaviour import Behaviour, Context
 from btard.protocol.hashing import stream
 from btard.protocol.hearing import AGAIN
-from btard.protocol.messages import Claim, Signed
+from btard.protocol.messages import Claim
+from btard.protocol.signed import Signed
 from scripts.hunt.alter import altered, any_change
 from scripts.hunt.cases import Gene, Program
 from scripts.hunt.moment import Moment

@@ -13,7 +13,7 @@ import torch
 
 from btard.protocol.behaviour import Context, View
 from btard.protocol.identity import Identity
-from btard.protocol.messages import Signed
+from btard.protocol.signed import Signed
 
 FAILURES = (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError)
 """Errors that a colluder's code may meet: it is then out. CutOff, too: it has left the run of the others."""

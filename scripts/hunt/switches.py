@@ -1,40 +1,15 @@
 """The fixed breaks of the protocol, each as an edit of its source that removes the fix: the measure of the hunt.
 
-Those in `BLIND` are a hold-out, made from the protocol and its documentation without a look at the hunt's grammar: that
-it finds the others may be because it was built along with them.
-
-An edit is made while the module is imported (`coverage.install`); no file is changed. Each names the promise that it
-breaks. A text that is not in the module exactly once is an error: then the fix has moved, and its switch has to.
+Each names the promise that it breaks. Those of `BLIND` are a hold-out.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Edit:
-    """In `module`, `new` instead of `old`."""
-
-    module: str
-    old: str
-    new: str
-
-
-@dataclass(frozen=True)
-class Switch:
-    """What breaks again without the fix, and the edits that remove the fix."""
-
-    breaks: str
-    edits: tuple[Edit, ...]
-
-
-def _switch(breaks: str, *edits: tuple[str, str, str]) -> Switch:
-    return Switch(breaks, tuple(Edit(f"btard.protocol.{module}", old, new) for module, old, new in edits))
-
+from scripts.hunt.blind import BLIND
+from scripts.hunt.edits import switch
 
 KNOWN = {
-    "coin_speakers": _switch(
+    "coin_speakers": switch(
         "a peer that missed the roll call speaks in the coin, withholds its reveal, and is not held to it",
         ("record", 'if self.phase == "commit" else self.members', 'if self.phase == "commit" else self._speaking'),
         (
@@ -45,12 +20,12 @@ KNOWN = {
             "    def committed(self, me: int)",
         ),
     ),
-    "coin_reveals": _switch(
+    "coin_reveals": switch(
         "a peer that does not reveal stays, and the coin is tossed until it likes it",
         ("coin", "reveals, CoinReveal, expected=record.members)", "reveals, CoinReveal, expected=())"),
         ("coin", "heard, CoinReveal, expected=record.members)", "heard, CoinReveal, expected=())"),
     ),
-    "evidence_of_some": _switch(
+    "evidence_of_some": switch(
         "mode tolerant: what an accused shows to some judges alone costs its honest accuser the place",
         ("claims", '"undisclosed", False, False', '"undisclosed", False, True'),
         (
@@ -59,7 +34,7 @@ KNOWN = {
             "        return false_accusation(tried)\n",
         ),
     ),
-    "evidence_not_passed_on": _switch(
+    "evidence_not_passed_on": switch(
         "an owner that hides honest peers' pieces has them removed as undelivered",
         (
             "trial",
@@ -67,7 +42,7 @@ KNOWN = {
             '    came = yield from seat.send(record, f"pass/{attempt}", {}, limit=limit, load=load)',
         ),
     ),
-    "undecided_counts": _switch(
+    "undecided_counts": switch(
         "votes of absent peers count against a verdict, and an aggregate without a verdict is applied",
         (
             "accuse",
@@ -85,18 +60,18 @@ KNOWN = {
             "            return NOTHING\n        return NOTHING or undelivered(",
         ),
     ),
-    "voters_of_this_step": _switch(
+    "voters_of_this_step": switch(
         "peers that were away in the step in question, and cannot judge it, count as voters on it",
         ("accuse", "voters = trial.present.intersection(about.here or ())", "voters = trial.present"),
     ),
-    "residual_decides": _switch(
+    "residual_decides": switch(
         "a residual without a floor decides where bits could: denormals convict honest owners",
         ("verify", "    if right.dtype == value.dtype and torch.equal", "    if False and torch.equal"),
         ("verify", '    if config.validation == "exact":\n        return False\n', ""),
         ("verify", "max(margin * config.residual_tol, floor)", "margin * config.residual_tol"),
         ("verify", "QUANTUM = 2.0**-149", "QUANTUM = 0.0"),
     ),
-    "no_epoch": _switch(
+    "no_epoch": switch(
         "messages of a former life prove equivocation in the present one",
         (
             "record",
@@ -104,11 +79,11 @@ KNOWN = {
             'msgspec.msgpack.encode({**to_json(self, Start), "epoch": ""}',
         ),
     ),
-    "anybody_accuses": _switch(
+    "anybody_accuses": switch(
         "anybody may accuse anybody of its gradient: one peer makes all others recompute without bound",
         ("claims", "duty = record.assignments.get(accuser) == claim.accused", "duty = True"),
     ),
-    "absent_tried": _switch(
+    "absent_tried": switch(
         "an owner that is away is tried for its aggregate of the step before, and cannot show its evidence",
         (
             "claims",
@@ -116,33 +91,33 @@ KNOWN = {
             "        if False:\n            return NOTHING",
         ),
     ),
-    "absent_target": _switch(
+    "absent_target": switch(
         "mode tolerant: a target that is away in the step in which it has to show its work is removed",
         ("record", "        if now.attends(peer):\n", "        if True:\n"),
         ("validate", "if hidden and record.attends(target):", "if hidden:"),
         ("claims", "        shows = tried.record.attends(tried.claim.accused)\n", "        shows = True\n"),
     ),
-    "v3_by_majority": _switch(
+    "v3_by_majority": switch(
         "V3 waits for more than half of the senders: where half of the rows are liars', any vector is applied",
         ("verify", "return far >= max(1, len(senders) - record.byzantine)", "return 2 * far > len(senders)"),
     ),
-    "largest_counts": _switch(
+    "largest_counts": switch(
         "V2 and V3 go by the largest reported number, which is a liar's",
         ("verify", "rank = min(self.byzantine, len(values) - 1)", "rank = 0"),
     ),
-    "liars_part": _switch(
+    "liars_part": switch(
         "a part that went out of Byzantine workers' rows alone is applied",
-        ("aggregate", "        if len(entry.senders) <= record.byzantine:\n", "        if not entry.senders:\n"),
+        ("recover", "        if len(entry.senders) <= record.byzantine:\n", "        if not entry.senders:\n"),
     ),
-    "far_off_half": _switch(
+    "far_off_half": switch(
         "a part that is far off is applied for being the right one of rows of which half are liars'",
         ("accuse", "if len(senders) <= 2 * record.byzantine and v3", "if not senders and v3"),
     ),
-    "silence_proves": _switch(
+    "silence_proves": switch(
         "an honest peer that fell silent counts as a Byzantine one that is gone, and b_t is too small",
         ("ledger", 'UNPROVEN = frozenset({"silent", "gone", "undelivered"})', 'UNPROVEN = frozenset({"gone"})'),
     ),
-    "global_commitments": _switch(
+    "global_commitments": switch(
         "another cohort in the same process changes how this one commits",
         ("commitments", "class Commitments(ABC):", "CURRENT: list[Any] = []\n\n\nclass Commitments(ABC):"),
         ("commitments", "from threading import Lock\n", "from threading import Lock\nfrom typing import Any\n"),
@@ -153,7 +128,7 @@ KNOWN = {
         ),
         ("commitments", "        self._lock = Lock()", "        self._lock = Lock()\n        CURRENT.append(self)"),
     ),
-    "relays_too_few": _switch(
+    "relays_too_few": switch(
         "one round of relays too few: colluders split the honest peers",
         (
             "config",
@@ -161,72 +136,72 @@ KNOWN = {
             "return max(0, self.byzantine - 1) if self.relays is None",
         ),
     ),
-    "certificate_of_speakers": _switch(
+    "certificate_of_speakers": switch(
         "a peer that says nothing in a phase by its role need not have heard what the others have",
         ("certificate", "    count = (1,) if record.here is None else (0, 1)\n", "    count = (1,)\n"),
     ),
-    "certificate_at_any_time": _switch(
+    "certificate_at_any_time": switch(
         "a certificate counts whenever it is shown: colluders keep one peer to what it heard, and no other",
         ("certificate", "if not round <= len(hands) == len(set(hands))", "if not len(hands) == len(set(hands))"),
     ),
-    "certificate_of_some": _switch(
+    "certificate_of_some": switch(
         "a certificate counts without the signatures of all members",
         ("certificate", "held.signers != tuple(needed) or len(held.signatures) != len(needed)", "not held.signers"),
         ("certificate", "zip(needed, held.signatures, strict=True)", "zip(held.signers, held.signatures)"),
     ),
-    "certificates_without_a_round": _switch(
+    "certificates_without_a_round": switch(
         "certificates have no more rounds than messages: what one peer accepts in the last, it can tell nobody",
         ("broadcast", "    for round in range(1, rounds + 2):\n", "    for round in range(1, rounds + 1):\n"),
     ),
-    "revealed_at_once": _switch(
+    "revealed_at_once": switch(
         "a peer reveals before it has the commitments of all: a liar commits when it knows what all others reveal",
         ("coin", " and commits.keys() >= set(members)\n", "\n"),
     ),
-    "revealed_without_announcements": _switch(
+    "revealed_without_announcements": switch(
         "a peer reveals before it has all announcements: an owner announces when it knows the coin",
         ("coin", " and came.announces.keys() >= {*record.workers, *announced.direct.said}", ""),
     ),
-    "revealed_without_aggregates": _switch(
+    "revealed_without_aggregates": switch(
         "a peer that lacks an aggregate reveals, and does not say so: it cannot report on the part, and is removed",
         ("coin", "missing=came.missing, said=heard_all", "said=heard_all"),
     ),
-    "revealed_despite_junk": _switch(
+    "revealed_despite_junk": switch(
         "a peer reveals though a validator has announced junk: liars choose between the coin without it and another",
         ("coin", "{*record.workers, *announced.direct.said}", "set(record.workers)"),
     ),
-    "coin_without_faces": _switch(
+    "coin_without_faces": switch(
         "who shows a second commitment once it knows the coin falls out, and the others' coin counts: liars choose",
         ("coin", "    if not certified and record.members != members:", "    if False and members:"),
     ),
-    "reveals_not_again": _switch(
+    "reveals_not_again": switch(
         "what was revealed along with a comparison counts without a certificate: who waited is removed as silent",
         ("coin", "    if certified and record.members == members:\n", "    if record.members == members:\n"),
     ),
-    "reports_not_again": _switch(
+    "reports_not_again": switch(
         "what was reported along with a comparison counts without a certificate: who lacked a reveal is removed",
         ("report", "(first and tossed.reveals.certified)", "first"),
     ),
-    "parts_once": _switch(
+    "parts_once": switch(
         "who had not heard an owner in the roll call does not send it its part: two honest peers go together",
         ("exchange", "    if not said.heard.certified:\n", "    if False:\n"),
     ),
-    "listeners_guess": _switch(
+    "listeners_guess": switch(
         "newcomers are not told that what was said along with a comparison is void: they are in another phase",
         ("broadcast", "told = listeners if proof is None else [p for", "told = [p for"),
     ),
-    "certificate_without_the_away": _switch(
+    "certificate_without_the_away": switch(
         "who says nothing in the roll call is not told what the members have a certificate of",
         ("broadcast", "if calling:  #", "if calling and False:  #"),
     ),
-    "unheard_unsure": _switch(
+    "unheard_unsure": switch(
         "an honest peer that nobody else has heard in the roll call is told so, and does not listen",
         ("broadcast", "unsure = calling and proof is None", "unsure = False"),
     ),
-    "told_by_the_unheard": _switch(
+    "told_by_the_unheard": switch(
         "an honest peer that nobody else has heard in the roll call tells one that is away its own view",
         ("broadcast", "max(record.byzantine if calling else 0, len(listed) // 2)", "record.byzantine"),
     ),
-    "told_after_eliminations": _switch(
+    "told_after_eliminations": switch(
         "a peer that listens takes what more than b_t members tell, also when eliminations have left fewer honest ones",
         (
             "broadcast",
@@ -234,19 +209,19 @@ KNOWN = {
             "max(record.byzantine, len(listed) // 2 if calling else 0)",
         ),
     ),
-    "late_hands": _switch(
+    "late_hands": switch(
         "up to the roll call messages are relayed in b_t rounds, though a late peer's hand reaches some peers alone",
         ("broadcast", "        rounds = max(rounds, min(rounds, record.byzantine) + late)\n", "        pass\n"),
     ),
-    "one_face": _switch(
+    "one_face": switch(
         "of two messages of one sender the first alone is kept, another one at every peer",
         ("limits", "FACES = 2", "FACES = 1"),
     ),
-    "unheld_counts": _switch(
+    "unheld_counts": switch(
         "an aggregate that hardly any honest peer holds counts: honest peers apply different ones",
         ("record", "return part not in self.unheld", "return True"),
     ),
-    "eliminates_many": _switch(
+    "eliminates_many": switch(
         "one Byzantine peer takes several honest ones with it",
         (
             "accuse",
@@ -254,7 +229,7 @@ KNOWN = {
             "if claim.accused not in record.expelled:\n                pair",
         ),
     ),
-    "late_checks": _switch(
+    "late_checks": switch(
         "a validator that is late with its gradient clears a newcomer that it has not checked",
         (
             "validate",
@@ -262,19 +237,19 @@ KNOWN = {
             "not is_finite(gradient):\n        return []\n",
         ),
     ),
-    "byzantine_majority": _switch(
+    "byzantine_majority": switch(
         "b_t is half of the peers that are left, or more: they skip all parts, and honest newcomers stay out",
         ("ledger", "min(config.byzantine - proven, minority)", "config.byzantine - proven"),
     ),
-    "away_when_checked": _switch(
+    "away_when_checked": switch(
         "mode tolerant: a newcomer that is away whenever it is checked is cleared by validators that saw nothing",
         ("validate", "    if not owed:\n        return unchecked\n", "    if not owed:\n        return []\n"),
     ),
-    "clearing_chooses": _switch(
+    "clearing_chooses": switch(
         "a validator that knows the coin chooses between two draws by clearing a newcomer or not",
         ("peer", "p in (record.here or ()))\n", "p in (record.here or ()) or p in graduates)\n"),
     ),
-    "uncovered_whole": _switch(
+    "uncovered_whole": switch(
         "a convicted report with one wrong part uncovers no owner of the other parts that it covered",
         (
             "accuse",
@@ -283,7 +258,7 @@ KNOWN = {
             "        true = gradient_report(seat, about, about.aggregates, target, work.gradient)\n",
         ),
     ),
-    "overlooked_whole": _switch(
+    "overlooked_whole": switch(
         "an owner that is away is not convicted by a reporter whose gradient was wrong in another part",
         (
             "claims",
@@ -291,7 +266,7 @@ KNOWN = {
             "true_parts != about.commits[reporter].digests",
         ),
     ),
-    "healing_by_one": _switch(
+    "healing_by_one": switch(
         "one liar has the others go back to an earlier state, whatever they found",
         (
             "heal",
@@ -299,140 +274,30 @@ KNOWN = {
             "if found]",
         ),
     ),
-    "gone_together": _switch(
+    "gone_together": switch(
         "all honest peers, late together or without a finite gradient, are gone, and liars that commit to junk stay",
         ("commit", "    if record.honest_work:\n", "    if True:\n"),
         ("join", "        elif record.honest_work:", "        elif True:"),
     ),
-    "cleared_by_the_gone": _switch(
+    "cleared_by_the_gone": switch(
         "liars that leave after they have cleared a newcomer count along with those that come after them",
         ("join", "cleared.intersection(record.remaining)) >= checks", "cleared) >= checks"),
     ),
-    "tiny_halves": _switch(
+    "tiny_halves": switch(
         "float16: where rounding is absolute, next to nothing puts honest parts on trial and convicts their owners",
         ("half", "QUANTUM = 2.0**-124", "QUANTUM = 0.0"),
     ),
-    "rounded_tolerance": _switch(
+    "rounded_tolerance": switch(
         "float16 in mode tolerant: a tolerance that is right for gradients in float32 convicts honest peers",
         ("config", "ROUNDED_APART = 2.0**-10", "ROUNDED_APART = 0.0"),
     ),
-    "judges_without_truth": _switch(
+    "judges_without_truth": switch(
         "mode tolerant: if no honest judge can compute the gradient on trial, an honest accuser or target is removed",
         ("accuse", "recomputes and len(unable) > record.byzantine and", "recomputes and False and"),
     ),
-    "two_bodies": _switch(
+    "two_bodies": switch(
         "float16: a second body for the same values, which nobody can pass on once it was announced",
         ("half", "    if k == 0 and math.copysign(1.0, k) < 0:", "    if False:"),
-    ),
-}
-
-BLIND = {
-    "removed_accusers": _switch(
-        "accusers that fell out in the same step help to a majority that removes honest owners without a trade",
-        ("accuse", "set()).update(present & set(accusers))", "set()).update(accusers)"),
-    ),
-    "lacked_by_one": _switch(
-        "one voter says that it lacks everything: honest senders go as undelivered, with an owner that hid its row",
-        ("accuse", "2 * len(voters & (lacked[piece] | silent)) > len(voters)", "voters & (lacked[piece] | silent)"),
-    ),
-    "absent_answer": _switch(
-        "an honest sender that is away, and cannot show its part of the step before, goes with the owner that hid it",
-        (
-            "claims",
-            "answerable = set(tried.record.members) & set(tried.about.here or ())",
-            "answerable = set(tried.about.here or ())",
-        ),
-    ),
-    "unlisted_misreport": _switch(
-        "an owner has all those that it left out convicted of having reported nothing",
-        ("claims", "            and claim.accused in announced.senders\n", ""),
-    ),
-    "counted_twice": _switch(
-        "a sender that its own list names several times outweighs the honest ones in V2 and V3: any vector is applied",
-        (
-            "aggregate",
-            "tuple(sorted(workers.intersection(entry.senders))) == entry.senders",
-            "workers.issuperset(entry.senders)",
-        ),
-    ),
-    "own_relayer": _switch(
-        "a sender vouches for its own second message in the last round: honest peers disagree on it",
-        ("broadcast", " & set(record.members) - {item.message.sender}", " & set(record.members)"),
-    ),
-    "relayed_without_limit": _switch(
-        "a relayed message so long that nobody can pass it on reaches one honest peer, which then disagrees with all",
-        ("broadcast", "not in senders or signed.nbytes > limit:", "not in senders:"),
-    ),
-    "any_phase": _switch(
-        "what a peer said in one phase is its second message in another: honest peers go for equivocation",
-        (
-            "messages",
-            'digest("broadcast", context, sender, step, phase, payload)',
-            'digest("broadcast", context, sender, step, payload)',
-        ),
-    ),
-    "any_step": _switch(
-        "a part that a peer signed in the step before proves in this one that it sent a bad part",
-        ("messages", 'sign(signed_digest("packet", context, hashed), m', 'sign(signed_digest("packet", hashed), m'),
-        (
-            "messages",
-            'signed_digest("packet", context, hashed), self.signature',
-            'signed_digest("packet", hashed), self.signature',
-        ),
-        (
-            "commitments",
-            "fields = (kind, self.run_id, sender, step, part",
-            "fields = (kind, self.run_id, sender, part",
-        ),
-    ),
-    "unsigned_proof": _switch(
-        "a packet that an owner made up proves that the peer it names sent a bad part",
-        ("packets", "if packet.authentic(hashed, about.context, seat.roster, seat.memory) else", "if True else"),
-    ),
-    "accused_at_once": _switch(
-        "mode tolerant: a validator accuses where judges may not agree, and pays for a gradient at the tolerance",
-        (
-            "validate",
-            "    if work_is_wrong(seat, about, target, work, truth, margin=ACCUSE)",
-            "    if work_is_wrong(seat, about, target, work, truth, margin=1.0)",
-        ),
-    ),
-    "nan_reported": _switch(
-        "a report of NaN turns V2 off, and no check of it finds it wrong: its sender's wrong aggregates count for ever",
-        (
-            "wire",
-            "    if isinstance(result, Message) and not result.finite():",
-            "    if False and not result.finite():",
-        ),
-    ),
-    "radius_of_few": _switch(
-        "tau auto: where half of the workers may be liars, their distances are the next radius",
-        ("radius", "if config.tau_quantile * len(norms) > liars:", "if len(norms):"),
-        ("radius", "if len(values) > 2 * liars:", "if len(values):"),
-    ),
-    "absences_stay": _switch(
-        "absences add up over the run: an honest peer that misses few steps is removed as gone",
-        ("commit", "if missed else -PRESENT * record.weight", "if missed else 0"),
-    ),
-    "zero_for_lacking": _switch(
-        "a peer that lacks an aggregate that counts goes on with zeros: it has other parameters than the others",
-        ("peer", "        if lacking and back_to is None:\n", "        if False and lacking:\n"),
-    ),
-    "nobody_left_to_work": _switch(
-        "as many validators as ever among a few peers that are left: the draw fails, and no step ends",
-        ("choose", "len(candidates), (len(active) - 1) // 2))", "len(candidates)))"),
-    ),
-    "told_by_one": _switch(
-        "a newcomer believes any one member about what was said, and loses the others' history",
-        ("broadcast", "if counts[one.view, certified] > enough:", "if True:"),
-    ),
-    "one_checker": _switch(
-        "one colluding validator lets a newcomer that computed nothing become a member",
-        ("join", "checks = min(record.byzantine + 1, len(record.remaining))", "checks = 1"),
-    ),
-    "state_of_one": _switch(
-        "a newcomer starts from the state that a single member vouches for",
-        ("download", "        if 2 * count > len(members):", "        if count:"),
     ),
 }
 

@@ -28,8 +28,9 @@ from btard.protocol.effects import (
 )
 from btard.protocol.hashing import digest
 from btard.protocol.identity import Identity
-from btard.protocol.messages import Bundle, JoinRequest
+from btard.protocol.messages import JoinRequest
 from btard.protocol.peer import Outcome, Peer
+from btard.protocol.signed import Bundle
 from scripts.hunt.cases import Twin
 from scripts.hunt.programs import RECIPIENTS, Honest
 from scripts.hunt.room import FAILURES, Room

@@ -7,7 +7,8 @@ from typing import Any
 
 from btard.drivers.letters import Letters
 from btard.protocol.effects import Broadcast, Compare, Compute, Exchange, Idle, Measure, Purpose, Together
-from btard.protocol.messages import ALIGNMENT, Bundle, CoinReveal, Vouch
+from btard.protocol.messages import CoinReveal
+from btard.protocol.signed import ALIGNMENT, Bundle, Vouch
 from scripts.hunt.room import FAILURES, Room
 
 EFFECTS = (Broadcast, Compare, Compute, Exchange, Idle, Measure, Together)

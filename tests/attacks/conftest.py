@@ -17,7 +17,8 @@ from btard.protocol.behaviour import Context
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Compute
 from btard.protocol.hashing import digest, stream
-from btard.protocol.record import Split, StepRecord
+from btard.protocol.record import StepRecord
+from btard.protocol.split import Split
 
 
 @dataclass

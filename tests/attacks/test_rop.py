@@ -9,7 +9,8 @@ import torch
 
 from btard.attacks import make_attack
 from btard.attacks.rop import previous_aggregate, rotated_perturbation
-from btard.protocol.record import Split, StepRecord
+from btard.protocol.record import StepRecord
+from btard.protocol.split import Split
 
 HONEST = torch.tensor([[1.0, 2.0, 3.0, 4.0], [3.0, 2.0, 1.0, 0.0], [2.0, 2.0, 2.0, 5.0]])
 MEAN = HONEST.mean(dim=0)

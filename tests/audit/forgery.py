@@ -20,8 +20,9 @@ from btard.protocol.config import ProtocolConfig
 from btard.protocol.hashing import digest
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.ledger import Entry, Ledger
-from btard.protocol.messages import CoinCommit, Lacking, Signed, Votes
+from btard.protocol.messages import CoinCommit, Lacking, Votes
 from btard.protocol.record import StepRecord, Transcript, to_json
+from btard.protocol.signed import Signed
 from btard.task import QuadraticTask
 from tests.audit.runs import D
 

@@ -39,10 +39,10 @@ from btard.protocol.messages import (
     CoinReveal,
     Commit,
     Lacking,
-    Signed,
     Votes,
 )
 from btard.protocol.record import Start
+from btard.protocol.signed import Signed
 from btard.protocol.wire import convert
 from tests.audit.forgery import saying, voting, without, write_run
 from tests.audit.runs import lines_of, sign, write_lines

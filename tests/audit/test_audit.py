@@ -26,8 +26,9 @@ from btard.protocol.config import ProtocolConfig
 from btard.protocol.identity import Identity
 from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.limits import Limits
-from btard.protocol.messages import EXCUSED, GUILTY, Claim, Claims, CoinCommit, Packet, Report, Signed
+from btard.protocol.messages import EXCUSED, GUILTY, Claim, Claims, CoinCommit, Report
 from btard.protocol.peer import Peer
+from btard.protocol.signed import Packet, Signed
 from btard.task import QuadraticTask
 from tests.audit.runs import START, D, attackers, lines_of, record, sign, write_lines
 from tests.audit.tampering import proof_of, refused

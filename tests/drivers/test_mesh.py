@@ -24,7 +24,7 @@ from btard.protocol.collusion import Collusion
 from btard.protocol.commit import NoGradient
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.ledger import Entry, Ledger
-from btard.protocol.messages import Signed
+from btard.protocol.signed import Signed
 from btard.task import QuadraticTask
 from tests.drivers.advance import advance
 

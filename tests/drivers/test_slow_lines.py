@@ -13,7 +13,8 @@ import torch
 
 from btard.protocol.behaviour import Context
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.messages import Packet, Report, Signed
+from btard.protocol.messages import Report
+from btard.protocol.signed import Packet, Signed
 from btard.swarm.deadlines import Deadlines
 from btard.task import QuadraticTask
 from tests.drivers.slow_lines import SlowLines

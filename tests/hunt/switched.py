@@ -16,7 +16,8 @@ from pathlib import Path
 import torch  # noqa: F401  # once, for all processes
 
 from scripts.hunt import coverage
-from scripts.hunt.switches import BLIND, KNOWN, SWITCHES
+from scripts.hunt.blind import BLIND
+from scripts.hunt.switches import KNOWN, SWITCHES
 
 OF_KNOWN = (
     "two_bodies",

@@ -15,6 +15,7 @@ from msgspec.structs import fields
 from btard.protocol import messages
 from btard.protocol.behaviour import Behaviour
 from btard.protocol.hashing import stream
+from btard.protocol.signed import Relayed, Signed
 from scripts.hunt import grammar, programs
 from scripts.hunt.alter import any_change
 from scripts.hunt.cases import Gene, read
@@ -86,8 +87,8 @@ def test_the_draws_of_a_gene_follow_from_its_stream() -> None:
 
 
 def test_what_is_passed_on_keeps_the_form_that_a_wire_carries() -> None:
-    signed = messages.Signed(1, 0, "commit", b"said", bytes(64))
-    item = messages.Relayed(signed, ((2, bytes(64)), (3, bytes(64))))
+    signed = Signed(1, 0, "commit", b"said", bytes(64))
+    item = Relayed(signed, ((2, bytes(64)), (3, bytes(64))))
     room: Any = SimpleNamespace(members=frozenset())
     ctx: Any = SimpleNamespace(active=range(5))
     said = [("sender", int), ("step", int), ("phase", str), ("payload", bytes), ("signed", bytes)]

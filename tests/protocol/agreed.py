@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 
 from btard.protocol.effects import Broadcast, Effect
 from btard.protocol.hearing import Heard, Hearing
-from btard.protocol.messages import Signed
 from btard.protocol.peer import Peer
 from btard.protocol.record import StepRecord
+from btard.protocol.signed import Signed
 
 T = TypeVar("T")
 

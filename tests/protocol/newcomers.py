@@ -16,8 +16,9 @@ from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Purpose
 from btard.protocol.identity import Identity
-from btard.protocol.messages import Join, JoinRequest, Signed
+from btard.protocol.messages import Join, JoinRequest
 from btard.protocol.peer import Outcome
+from btard.protocol.signed import Signed
 from btard.task import QuadraticTask
 
 PEERS, D, T_JOIN = 5, 41, 4

@@ -13,9 +13,11 @@ from btard.drivers.loop import StepResult
 from btard.protocol.behaviour import Behaviour, Context
 from btard.protocol.collusion import Collusion
 from btard.protocol.effects import Compute
-from btard.protocol.messages import Claim, Signed
-from btard.protocol.record import Split, StepRecord
+from btard.protocol.messages import Claim
+from btard.protocol.record import StepRecord
 from btard.protocol.scalars import part_scalars
+from btard.protocol.signed import Signed
+from btard.protocol.split import Split
 from btard.task import QuadraticTask, Task
 
 D = 60

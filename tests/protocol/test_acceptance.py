@@ -15,7 +15,8 @@ from btard.protocol.behaviour import Behaviour, Context
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.limits import Limits
-from btard.protocol.messages import CoinReveal, Report, Signed
+from btard.protocol.messages import CoinReveal, Report
+from btard.protocol.signed import Signed
 from btard.task import QuadraticTask
 from scripts import threat_model
 from tests.protocol.cohort import run_cohort

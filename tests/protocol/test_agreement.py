@@ -21,9 +21,10 @@ from btard.protocol.hashing import stream
 from btard.protocol.hearing import Heard
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.memory import Memory, remembered
-from btard.protocol.messages import CoinReveal, Relayed, Signed, Vouch, relay_digest
+from btard.protocol.messages import CoinReveal
 from btard.protocol.peer import Peer
 from btard.protocol.record import StepRecord
+from btard.protocol.signed import Relayed, Signed, Vouch, relay_digest
 from tests.protocol.agreed import advance, compared
 
 DRAWN = 300

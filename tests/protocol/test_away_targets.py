@@ -13,8 +13,9 @@ from btard.drivers.local import LocalDriver
 from btard.protocol.behaviour import Behaviour, Context, View
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.identity import Identity
-from btard.protocol.messages import Claim, Packet, Report, Signed
+from btard.protocol.messages import Claim, Report
 from btard.protocol.record import StepRecord
+from btard.protocol.signed import Packet, Signed
 from btard.task import QuadraticTask
 from tests.protocol.promises import Attacker, Away, D, OwnNumerics, check_honest, own_numerics, play, scalars_of
 

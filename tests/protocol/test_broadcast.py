@@ -22,9 +22,10 @@ from btard.protocol.effects import Broadcast, Compare, Relay
 from btard.protocol.hearing import Hearing
 from btard.protocol.identity import Identity, Roster
 from btard.protocol.memory import NOTHING, Memory
-from btard.protocol.messages import CoinReveal, Relayed, Signed, Vouch, relay_digest
+from btard.protocol.messages import CoinReveal
 from btard.protocol.peer import Peer
 from btard.protocol.record import StepRecord
+from btard.protocol.signed import Relayed, Signed, Vouch, relay_digest
 from btard.task import QuadraticTask
 from tests.protocol.agreed import advance, agreed
 from tests.protocol.cohort import run_cohort

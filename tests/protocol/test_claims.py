@@ -19,7 +19,8 @@ from btard.protocol.messages import (
     Report,
 )
 from btard.protocol.peer import Peer
-from btard.protocol.record import Probation, Split, StepRecord
+from btard.protocol.record import Probation, StepRecord
+from btard.protocol.split import Split
 
 PEERS, HERE, WORKERS, OWNERS = (0, 1, 2, 3, 4), (0, 1, 2, 3), (1, 2, 3), (1, 2, 3, NOBODY)
 """Peer 0 validates peer 2's work of the step before; peer 4 is away, and nobody has its part."""

@@ -23,7 +23,7 @@ from btard.protocol.commit import NoGradient, NoQuorum
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Compute
 from btard.protocol.identity import Identity
-from btard.protocol.messages import Signed
+from btard.protocol.signed import Signed
 from btard.task import QuadraticTask
 from tests.audit.runs import record
 from tests.protocol.promises import Attacker, Away, D, HugeAggregate

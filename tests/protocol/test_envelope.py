@@ -22,7 +22,7 @@ from btard.protocol.envelope import (
     encode_signed,
 )
 from btard.protocol.limits import MAX_HEADER
-from btard.protocol.messages import Packet, Relayed, Signed
+from btard.protocol.signed import Packet, Relayed, Signed
 from btard.protocol.wire import Malformed
 
 NUMBERS = st.integers(-1, 2**31 - 1)

@@ -16,8 +16,9 @@ from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.identity import Identity
 from btard.protocol.ledger import GRADUATED, Entry, still_byzantine
-from btard.protocol.messages import Claim, CoinReveal, Relayed, Signed, TimedCommit
-from btard.protocol.record import Split
+from btard.protocol.messages import Claim, CoinReveal, TimedCommit
+from btard.protocol.signed import Relayed, Signed
+from btard.protocol.split import Split
 from btard.task import QuadraticTask
 from tests.protocol.promises import Attacker, Away, D, own_numerics
 

@@ -24,8 +24,9 @@ from btard.protocol.effects import Compute
 from btard.protocol.half import ROUNDING, from_half, is_sound, to_half
 from btard.protocol.hashing import stream
 from btard.protocol.identity import Identity
-from btard.protocol.messages import Packet, tensor_of
-from btard.protocol.record import Settled, Split, settings_digest, to_json
+from btard.protocol.record import Settled, settings_digest, to_json
+from btard.protocol.signed import Packet, tensor_of
+from btard.protocol.split import Split
 from btard.protocol.wire import Malformed
 from btard.task import QuadraticTask
 from tests.audit.runs import attackers, record

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from btard.protocol import wire
 from btard.protocol.envelope import decode_items, decode_signed, decode_vouch, encode_items, encode_signed
 from btard.protocol.identity import Identity
-from btard.protocol.messages import Packet, Relayed, Report, Signed, relay_digest
+from btard.protocol.messages import Report
+from btard.protocol.signed import Packet, Relayed, Signed, relay_digest
 from btard.protocol.wire import Malformed
 from tests.protocol.test_messages import HASH, MESSAGES
 

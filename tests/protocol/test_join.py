@@ -16,7 +16,7 @@ from btard.protocol.choose import draw_check
 from btard.protocol.collusion import Collusion
 from btard.protocol.effects import Purpose
 from btard.protocol.hashing import stream
-from btard.protocol.messages import Signed
+from btard.protocol.signed import Signed
 from tests.protocol.newcomers import PEERS, T_JOIN, Cohort, cohort, key, sign_flip
 
 # An honest newcomer.

@@ -14,8 +14,9 @@ from btard.drivers.links import Links
 from btard.protocol.behaviour import Behaviour, Context
 from btard.protocol.collusion import Collusion
 from btard.protocol.identity import Identity
-from btard.protocol.messages import Claim, CoinCommit, Commit, JoinRequest, Relayed, Signed, relay_digest
+from btard.protocol.messages import Claim, CoinCommit, Commit, JoinRequest
 from btard.protocol.peer import Peer
+from btard.protocol.signed import Relayed, Signed, relay_digest
 from scripts.sybil import sybil_price
 from tests.protocol.newcomers import PEERS, T_JOIN, Cohort, Sponsor, cohort, key, sign_flip
 

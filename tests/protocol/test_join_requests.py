@@ -13,7 +13,8 @@ from btard.protocol.config import ProtocolConfig
 from btard.protocol.hashing import digest
 from btard.protocol.identity import Identity
 from btard.protocol.limits import Limits
-from btard.protocol.messages import Join, JoinRequest, Signed, Votes
+from btard.protocol.messages import Join, JoinRequest, Votes
+from btard.protocol.signed import Signed
 from btard.task import QuadraticTask
 from tests.protocol.newcomers import PEERS, Sponsor, cohort, key
 

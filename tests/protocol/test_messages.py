@@ -24,13 +24,11 @@ from btard.protocol.messages import (
     JoinRequest,
     Lacking,
     Measured,
-    Packet,
     Report,
-    Signed,
     TimedCommit,
     Votes,
-    tensor_of,
 )
+from btard.protocol.signed import Packet, Signed, tensor_of
 from btard.protocol.wire import Malformed
 
 HASH = bytes(range(32))

@@ -16,7 +16,8 @@ from btard.drivers.local import LocalDriver
 from btard.protocol.behaviour import Behaviour, Context
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Compute, Exchange, Purpose
-from btard.protocol.messages import Claim, Signed
+from btard.protocol.messages import Claim
+from btard.protocol.signed import Signed
 from btard.task import QuadraticTask
 from tests.protocol.promises import Attacker, D, check_honest, play
 

@@ -15,7 +15,8 @@ from btard.protocol.behaviour import Behaviour, Context, View
 from btard.protocol.collusion import Collusion
 from btard.protocol.commit import Incomplete
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.messages import Claim, Signed
+from btard.protocol.messages import Claim
+from btard.protocol.signed import Signed
 from btard.task import QuadraticTask
 from tests.protocol.promises import Attacker, Away, D, HugeAggregate, away_at, check_honest, dodging, own_numerics, play
 

@@ -15,9 +15,11 @@ from btard.protocol.behaviour import Behaviour, Context, View
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Together
-from btard.protocol.messages import Claim, CoinReveal, Packet, Relayed, Report, Signed, relay_digest
+from btard.protocol.messages import Claim, CoinReveal, Report
 from btard.protocol.peer import Peer
-from btard.protocol.record import Split, StepRecord
+from btard.protocol.record import StepRecord
+from btard.protocol.signed import Packet, Relayed, Signed, relay_digest
+from btard.protocol.split import Split
 from btard.task import QuadraticTask
 from tests.protocol.promises import Attacker, D, check_honest, play
 

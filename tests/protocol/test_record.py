@@ -12,8 +12,10 @@ from btard.attacks import make_attack
 from btard.drivers.local import LocalDriver
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.messages import AnnouncedPart, Commit, Report, Signed
-from btard.protocol.record import Probation, Settled, Split, Start, StepRecord, Transcript, to_json
+from btard.protocol.messages import AnnouncedPart, Commit, Report
+from btard.protocol.record import Probation, Settled, Start, StepRecord, Transcript, to_json
+from btard.protocol.signed import Signed
+from btard.protocol.split import Split
 from btard.protocol.wire import Malformed, convert
 from btard.task import QuadraticTask
 

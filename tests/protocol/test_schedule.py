@@ -24,21 +24,12 @@ from btard.protocol.effects import Broadcast, Compare, Effect, Exchange, Relay, 
 from btard.protocol.hashing import stream
 from btard.protocol.hearing import AGAIN
 from btard.protocol.ledger import Ledger
-from btard.protocol.messages import (
-    NOBODY,
-    Announce,
-    AnnouncedPart,
-    Bundle,
-    CoinCommit,
-    CoinReveal,
-    Relayed,
-    Report,
-    Signed,
-    Vouch,
-)
+from btard.protocol.messages import NOBODY, Announce, AnnouncedPart, CoinCommit, CoinReveal, Report
 from btard.protocol.peer import Peer
-from btard.protocol.record import Split, StepRecord
+from btard.protocol.record import StepRecord
 from btard.protocol.report import report, take_reports
+from btard.protocol.signed import Bundle, Relayed, Signed, Vouch
+from btard.protocol.split import Split
 from tests.hunt.by_hand.cohort import cohort, damage
 from tests.protocol.promises import Attacker
 from tests.protocol.test_agreement import Phase

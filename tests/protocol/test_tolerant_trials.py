@@ -13,7 +13,8 @@ from btard.protocol.behaviour import Context
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Compute, Purpose
 from btard.protocol.ledger import Entry
-from btard.protocol.messages import EXCUSED, FALSE_CLAIM, GUILTY, Claim, Packet, Report
+from btard.protocol.messages import EXCUSED, FALSE_CLAIM, GUILTY, Claim, Report
+from btard.protocol.signed import Packet
 from btard.task import QuadraticTask
 from tests.protocol.cohort import Run
 from tests.protocol.tolerant import (

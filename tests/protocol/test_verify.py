@@ -15,9 +15,10 @@ from btard.protocol.config import ProtocolConfig
 from btard.protocol.directions import directions
 from btard.protocol.hashing import UNIFORM_SCALE
 from btard.protocol.messages import AnnouncedPart, Report
-from btard.protocol.record import Split, StepRecord
+from btard.protocol.record import StepRecord
 from btard.protocol.scalars import Scalars, row_scalars, scalars
 from btard.protocol.seat import ACCUSE, CONVICT
+from btard.protocol.split import Split
 from btard.protocol.verify import (
     Tally,
     aggregate_is_right,

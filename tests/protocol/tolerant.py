@@ -14,7 +14,8 @@ from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Compute
 from btard.protocol.hashing import stream
-from btard.protocol.messages import Claim, Packet, Report
+from btard.protocol.messages import Claim, Report
+from btard.protocol.signed import Packet
 from btard.task import QuadraticTask
 from tests.protocol.cohort import Run
 

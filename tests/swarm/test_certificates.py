@@ -15,7 +15,8 @@ from btard.protocol.behaviour import Behaviour, Context, View
 from btard.protocol.collusion import Collusion
 from btard.protocol.effects import Compare, Relay
 from btard.protocol.identity import Identity
-from btard.protocol.messages import CoinReveal, Relayed, Signed, relay_digest
+from btard.protocol.messages import CoinReveal
+from btard.protocol.signed import Relayed, Signed, relay_digest
 from btard.swarm import certificates, links
 from btard.swarm.certificates import Certificates
 from btard.swarm.deadlines import Deadlines

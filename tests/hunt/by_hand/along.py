@@ -15,7 +15,8 @@ from btard.protocol import wire
 from btard.protocol.behaviour import Context
 from btard.protocol.coin import coin_commitment, combine
 from btard.protocol.identity import Identity
-from btard.protocol.messages import CoinCommit, CoinReveal, Relayed, Signed
+from btard.protocol.messages import CoinCommit, CoinReveal
+from btard.protocol.signed import Relayed, Signed
 from tests.hunt.by_hand.broadcasts import signed, vouched
 from tests.hunt.by_hand.cohort import cohort, damage
 from tests.protocol.promises import Attacker, Away

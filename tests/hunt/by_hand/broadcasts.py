@@ -11,7 +11,8 @@ from btard.attacks.speech import named
 from btard.protocol.behaviour import Context
 from btard.protocol.identity import Identity
 from btard.protocol.limits import Limits, relay_limit
-from btard.protocol.messages import Relayed, Report, Signed, relay_digest
+from btard.protocol.messages import Report
+from btard.protocol.signed import Relayed, Signed, relay_digest
 from tests.hunt.by_hand.cohort import cohort, damage
 from tests.protocol.promises import Attacker
 

@@ -11,7 +11,8 @@ from btard.attacks.speech import named
 from btard.protocol.behaviour import Context
 from btard.protocol.certificate import certify
 from btard.protocol.identity import Identity
-from btard.protocol.messages import Announce, Commit, Join, JoinRequest, Relayed, Signed, Vouch, relay_digest
+from btard.protocol.messages import Announce, Commit, Join, JoinRequest
+from btard.protocol.signed import Relayed, Signed, Vouch, relay_digest
 from tests.hunt.by_hand.broadcasts import identity, signed, vouched
 from tests.hunt.by_hand.cohort import cohort, damage
 from tests.protocol.promises import Attacker, Away

@@ -11,7 +11,8 @@ from btard.protocol.behaviour import Context
 from btard.protocol.effects import Compute
 from btard.protocol.half import from_half, to_half
 from btard.protocol.hashing import stream
-from btard.protocol.messages import Claim, Signed
+from btard.protocol.messages import Claim
+from btard.protocol.signed import Signed
 from btard.task import QuadraticTask
 from tests.hunt.by_hand.cohort import cohort, damage
 from tests.protocol.promises import Attacker, D

@@ -10,7 +10,8 @@ from btard.drivers.local import LocalDriver
 from btard.protocol.behaviour import Behaviour, Context
 from btard.protocol.download import Download
 from btard.protocol.identity import Identity
-from btard.protocol.messages import Claim, Relayed
+from btard.protocol.messages import Claim
+from btard.protocol.signed import Relayed
 from btard.protocol.snapshot import public_state
 from tests.hunt.by_hand.cohort import cohort, damage
 from tests.protocol.promises import Attacker, D

@@ -11,8 +11,9 @@ from msgspec.structs import replace
 from btard.drivers.local import LocalDriver
 from btard.protocol.behaviour import Context
 from btard.protocol.effects import Compute, Purpose
-from btard.protocol.messages import Claim, Report, Signed
+from btard.protocol.messages import Claim, Report
 from btard.protocol.scalars import part_scalars
+from btard.protocol.signed import Signed
 from btard.task import QuadraticTask
 from tests.hunt.by_hand.cohort import cohort, damage
 from tests.protocol.promises import Attacker, Away, D

@@ -9,7 +9,8 @@ import torch
 from msgspec.structs import replace
 
 from btard.protocol.behaviour import Context
-from btard.protocol.messages import Claim, CoinReveal, Packet, Signed
+from btard.protocol.messages import Claim, CoinReveal
+from btard.protocol.signed import Packet, Signed
 from tests.hunt.by_hand.cohort import cohort, damage
 from tests.protocol.promises import Attacker, Away
 
