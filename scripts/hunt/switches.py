@@ -213,6 +213,10 @@ KNOWN = {
         "up to the roll call messages are relayed in b_t rounds, though a late peer's hand reaches some peers alone",
         ("broadcast", "        rounds = max(rounds, min(rounds, record.byzantine) + late)\n", "        pass\n"),
     ),
+    "other_join_counts": switch(
+        "an honest peer that was late in join, and agreed on something else there, works by another list of peers",
+        ("commit", "if said.after == self.after}", "if True}"),
+    ),
     "one_face": switch(
         "of two messages of one sender the first alone is kept, another one at every peer",
         ("limits", "FACES = 2", "FACES = 1"),

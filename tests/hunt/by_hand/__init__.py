@@ -37,6 +37,7 @@ PLAYS: dict[str, Callable[[], str]] = {
         along.told_by_the_unheard,
         late.late_hands,
         late.told_after_eliminations,
+        late.other_join_counts,
         along.listeners_guess,
         certificates.certificate_without_the_away,
         trials.any_step,

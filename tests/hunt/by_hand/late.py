@@ -13,7 +13,7 @@ from btard.protocol import wire
 from btard.protocol.behaviour import Context
 from btard.protocol.certificate import certify
 from btard.protocol.identity import Identity
-from btard.protocol.messages import Commit
+from btard.protocol.messages import Commit, Join, JoinRequest
 from btard.protocol.signed import Relayed, Signed, Vouch, relay_digest
 from tests.hunt.by_hand.broadcasts import identity, signed, vouched
 from tests.hunt.by_hand.cohort import cohort, damage
@@ -152,3 +152,45 @@ def told_after_eliminations() -> str:
     away = Away(lambda ctx: ctx.step == STEP)
     liars = {0: Silent(), 1: TradesPlaces(5), 2: TradesPlaces(6), 3: TellsTheAway()}
     return damage(cohort({**liars, 10: away}, peers=11, heal=4), 4)
+
+
+class Unheard(Links):
+    """Nobody hears peer 0 in the relays of one `join`; it hears everybody."""
+
+    def lost(self, step: int, phase: str, peers: int, *, acknowledged: bool) -> np.ndarray | None:
+        lost = np.zeros((peers, peers), dtype=bool)
+        lost[0, 1:] = step == STEP and phase.startswith("join/relay")
+        return lost
+
+
+class Brings(Attacker):
+    """Names a Sybil's request, and tells its fellow alone."""
+
+    said: Signed
+
+    def say(self, ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Any) -> Any:
+        if ctx.step != STEP or phase != "join":
+            return message, {}
+        self.said = sign(Join((JoinRequest.create(Identity.from_seed("sybil"), ctx.run_id),)))
+        return None, {}
+
+
+class Splits(Attacker):
+    """Signs what it heard for the late peer alone, which so has a certificate, and hands the request to the others."""
+
+    def __init__(self, fellow: Brings) -> None:
+        self.fellow = fellow
+
+    def compare(self, ctx: Context, phase: str, view: bytes) -> Any:
+        return (None, {0: view}) if ctx.step == STEP and phase == "join" else (view, {})
+
+    def relay(self, ctx: Context, phase: str, round: int, outgoing: Any) -> Any:
+        if ctx.step != STEP or phase != "join" or round != 1:
+            return outgoing
+        return dict.fromkeys([peer for peer in ctx.active if peer], (vouched(ctx, self.fellow.said, ctx.peer),))
+
+
+def other_join_counts() -> str:
+    brings = Brings()
+    liars = {5: brings, 4: Splits(brings)}
+    return damage(cohort(liars, peers=6, probation=30, links=Unheard()), 4)
