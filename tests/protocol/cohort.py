@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -15,6 +15,9 @@ from btard.protocol.behaviour import Behaviour
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
 from btard.task import QuadraticTask
+
+FIXED: dict[str, Any] = {"tau": 1.0, "tau_start": 1.0}
+"""The radius of cohorts whose ledgers are compared with recorded ones."""
 
 
 class Run:
@@ -48,7 +51,7 @@ def run_cohort(
     """
     behaviours = behaviours or {}
     byzantine = sum(behaviour.byzantine for behaviour in behaviours.values())
-    config = ProtocolConfig(**{"peers": peers, "byzantine": byzantine, "run_id": f"test {seed}", **settings})  # type: ignore[arg-type]
+    config = ProtocolConfig(**{"peers": peers, "byzantine": byzantine, "run_id": f"test {seed}", **FIXED, **settings})  # type: ignore[arg-type]
     driver = LocalDriver(
         config,
         QuadraticTask(d),
