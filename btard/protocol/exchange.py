@@ -5,15 +5,24 @@ from __future__ import annotations
 from collections.abc import Collection, Generator
 from typing import Any
 
+import torch
+
 from btard.protocol import loads
 from btard.protocol.commit import RollCall, call_roll
 from btard.protocol.effects import Effect
 from btard.protocol.hearing import AGAIN
 from btard.protocol.limits import packet_limit
+from btard.protocol.memory import remembered
 from btard.protocol.messages import NOBODY, Packet
 from btard.protocol.packets import find_packet, packet_fault
 from btard.protocol.record import StepRecord
 from btard.protocol.seat import Seat
+
+
+@remembered(2)
+def sent_here(context: bytes) -> dict[int, torch.Tensor]:
+    """Worker of this process -> the gradient [d] whose parts it sends in the step of this context."""
+    return {}
 
 
 def exchange(seat: Seat, record: StepRecord, said: RollCall) -> Generator[Effect, Any, None]:
@@ -53,6 +62,7 @@ def _outgoing(seat: Seat, record: StepRecord, said: RollCall, already: Collectio
     outgoing: dict[int, list[Packet]] = {}
     if seat.id not in record.workers or said.gradient is None:
         return outgoing
+    seat.memory(sent_here, record.context)[seat.id] = said.gradient
     behaviour, ctx = seat.behaviour_at(record), seat.context(record)
     for part, (owner, mine) in enumerate(zip(record.owners, record.cut.views(said.gradient), strict=True)):
         if owner == NOBODY or owner in already:
