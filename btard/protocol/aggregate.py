@@ -12,12 +12,11 @@ import torch
 from btard.aggregation import centered_clip, centered_clips, stack_rows
 from btard.protocol import loads
 from btard.protocol.effects import Broadcast, Effect, Exchange
-from btard.protocol.exchange import sent_here
 from btard.protocol.half import values_of
 from btard.protocol.limits import packet_limit
 from btard.protocol.memory import remembered
 from btard.protocol.messages import ELIMINATE_KINDS, Announce, AnnouncedPart, Packet, is_finite
-from btard.protocol.packets import find_packet, packet_fault, rows
+from btard.protocol.packets import find_packet, packet_fault, rows, sent_here
 from btard.protocol.record import Split, StepRecord
 from btard.protocol.seat import Seat
 from btard.protocol.wire import Malformed

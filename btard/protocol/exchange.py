@@ -5,24 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Generator
 from typing import Any
 
-import torch
-
 from btard.protocol import loads
 from btard.protocol.commit import RollCall, call_roll
 from btard.protocol.effects import Effect
 from btard.protocol.hearing import AGAIN
 from btard.protocol.limits import packet_limit
-from btard.protocol.memory import remembered
 from btard.protocol.messages import NOBODY, Packet
-from btard.protocol.packets import find_packet, packet_fault
+from btard.protocol.packets import find_packet, packet_fault, sent_here
 from btard.protocol.record import StepRecord
 from btard.protocol.seat import Seat
-
-
-@remembered(2)
-def sent_here(context: bytes) -> dict[int, torch.Tensor]:
-    """Worker of this process -> the gradient [d] whose parts it sends in the step of this context."""
-    return {}
 
 
 def exchange(seat: Seat, record: StepRecord, said: RollCall) -> Generator[Effect, Any, None]:
