@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 from btard.protocol.hashing import digest
 from btard.protocol.identity import Roster
@@ -13,7 +13,6 @@ from btard.protocol.memory import Memory, remembered
 from btard.protocol.messages import P, Signed
 from btard.protocol.wire import Malformed, Message
 
-A = ParamSpec("A")
 R = TypeVar("R")
 
 EQUIVOCATION, MALFORMED = "equivocation", "malformed"
@@ -32,7 +31,7 @@ class Hearing:
         self.messages = {sender: tuple(of_sender.values()) for sender, of_sender in said.items()}
         self._known: dict[Any, Any] = {}
 
-    def once(self, function: Callable[Concatenate[Hearing, A], R], *args: A.args, **_: A.kwargs) -> R:
+    def once(self, function: Callable[..., R], *args: Any) -> R:
         """`function(self, *args)`, a pure function of hashable arguments: computed by the first that asks."""
         key = (function, args)
         if key not in self._known:

@@ -20,7 +20,7 @@ from btard.aggregation import centered_clip, residual_and_floor
 from btard.protocol import half
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.memory import NOTHING, Memory, remembered
-from btard.protocol.messages import AnnouncedPart, Claim, Report
+from btard.protocol.messages import Claim, Report
 from btard.protocol.record import StepRecord
 from btard.protocol.scalars import SMALL, Scalars, received_scalars
 from btard.protocol.seat import Seat
@@ -181,7 +181,7 @@ class _Alarms:
     """The parts that are put on trial. None: nobody has checked yet."""
 
     parts: frozenset[int] | None = None
-    said: tuple[AnnouncedPart | Report, ...] = ()
+    said: tuple[object, ...] = ()
     """What they follow from. It is kept, so that nothing else is ever where it is."""
 
 
