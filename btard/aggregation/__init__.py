@@ -10,7 +10,13 @@ from collections.abc import Callable
 from torch import Tensor
 
 from btard.aggregation.around import clip_around
-from btard.aggregation.centered_clip import CenteredClip, centered_clip, clip_residual, residual_and_floor
+from btard.aggregation.centered_clip import (
+    CenteredClip,
+    centered_clip,
+    centered_clips,
+    clip_residual,
+    residual_and_floor,
+)
 from btard.aggregation.krum import bulyan, krum, multi_krum
 from btard.aggregation.means import geometric_median, mean, rfa
 from btard.aggregation.mixing import MIXINGS, bucketing, nearest_neighbour_mixing
@@ -25,6 +31,7 @@ __all__ = [
     "bucketing",
     "bulyan",
     "centered_clip",
+    "centered_clips",
     "clip_around",
     "clip_residual",
     "coordinate_median",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from btard.aggregation.checks import check_matrix, check_tau, check_weights, require_finite
 from btard.aggregation.gram import GRAM_ERROR, Combined, checked_gram, clipped_square, combine, gram, norm, row_squares
-from btard.aggregation.solver import distances_from, solve
+from btard.aggregation.solver import Solving, distances_from, side_by_side, solving
 
 # Passes after the first Gram matrix; two suffice unless rounding is extreme.
 _MAX_ROUNDS = 10
@@ -139,7 +140,24 @@ def centered_clip(
     tensor(True)
     """
     x, tau = check_matrix(x), check_tau(tau)
-    w = check_weights(weights, len(x))
+    return side_by_side([_clipping(x, tau, check_weights(weights, len(x)), tol, max_iterations)])[0]
+
+
+def centered_clips(
+    matrices: Sequence[Tensor], tau: float, *, tol: float = 1e-6, max_iterations: int = 200
+) -> list[CenteredClip]:
+    """`centered_clip` of each of `matrices` [n, d], the same to the bit: faster where they are small and n is the same.
+
+    Raises:
+        ValueError: as `centered_clip`, for any of them.
+    """
+    checked, tau = [check_matrix(x) for x in matrices], check_tau(tau)
+    weights = {len(x): check_weights(None, len(x)) for x in checked}
+    return side_by_side([_clipping(x, tau, weights[len(x)], tol, max_iterations) for x in checked])
+
+
+def _clipping(x: Tensor, tau: float, w: np.ndarray, tol: float, max_iterations: int) -> Solving[CenteredClip]:
+    """As `centered_clip`, for what was checked."""
     eps = torch.finfo(x.dtype).eps
     base, p, iterations = None, None, 0
     best: tuple[Combined, np.ndarray, float, float] | None = None
@@ -156,7 +174,7 @@ def centered_clip(
             converged=True,
         )
     for _ in range(_MAX_ROUNDS):
-        p, steps = solve(g, w, tau, max_iterations, start=p, stop=eps / 128)
+        p, steps = yield from solving(g, w, tau, max_iterations, start=p, stop=eps / 128)
         iterations += steps
         expected = distances_from(g, p)
         influence = _influence(expected, w, tau)

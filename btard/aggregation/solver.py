@@ -2,12 +2,18 @@
 
 Every solution is a convex combination `v = sum_i p_i g_i`, and all distances `||g_i - v||` follow from p and a Gram
 matrix of the rows about any centre. Legend: `G` Gram matrix, `w` weights, `D` distances, `a_i = w_i / max(tau, D_i)`
-the pull of row i divided by D_i and tau, `A = sum a`.
+the pull of row i divided by D_i and tau, `A = sum a`; m problems of n rows.
+
+A call costs more than the arithmetic in it. So several problems are solved side by side: each is a generator that
+yields what it needs next, and `side_by_side` computes that for all of them in one call. Inside of it matrices are
+multiplied and solved one by one: what a problem gets does not depend on the others, to the bit.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -20,48 +26,92 @@ _SEARCH = 12
 _REACH = 1e6
 
 
-class _Point:
+class _Problem:
+    """The rows' Gram matrix, weights and tau, and what every point needs from them."""
+
+    __slots__ = ("g", "nearest", "tau", "w")
+
+    def __init__(self, g: np.ndarray, w: np.ndarray, tau: float) -> None:
+        self.g, self.w, self.tau = g, w, tau
+        # At a row with tau = 0 the pull is infinite: large enough will do, if its square is still finite.
+        self.nearest = max(tau, 1e-140 * math.sqrt(float(g.diagonal().max())) + _TINY)
+
+
+R = TypeVar("R")
+_Needed = tuple[Callable[[Sequence[_Problem], Sequence[Any]], Sequence[Any]], _Problem, Any]
+"""A function of several problems and an argument for each; the problem and the argument for which it is needed."""
+Solving = Generator[_Needed, Any, R]
+
+
+def side_by_side(solving: Sequence[Solving[R]]) -> list[R]:
+    """What each of `solving` returns. Problems of the same weights, the same object, are computed together."""
+    results: dict[int, R] = {}
+    answers: dict[int, Any] = dict.fromkeys(range(len(solving)))
+    with np.errstate(all="ignore"):
+        while answers:
+            needed: dict[Any, list[tuple[int, _Problem, Any]]] = {}
+            for index, answer in answers.items():
+                try:
+                    function, problem, argument = solving[index].send(answer)
+                    alike = function, problem.tau, id(problem.w)
+                    needed.setdefault(alike, []).append((index, problem, argument))
+                except StopIteration as stop:
+                    results[index] = stop.value
+            answers = {}
+            for (function, *_), questions in needed.items():
+                indices, problems, arguments = zip(*questions, strict=True)
+                answers |= zip(indices, function(problems, arguments), strict=True)
+    return [results[index] for index in range(len(solving))]
+
+
+class _Point(NamedTuple):
     """Coefficients p of a point v, and the terms of the loss there."""
 
-    __slots__ = ("distances", "gradient", "moments", "p", "pull", "size", "total", "unit")
-
-    def __init__(self, p: np.ndarray, problem: _Problem) -> None:
-        # Rows of e_i - p sum to zero: the quadratic form then loses nothing when v comes close to a row.
-        q = problem.identity - p
-        self.p = p
-        self.moments = q @ problem.g @ q.T  # <g_i - v, g_j - v>
-        self.distances = np.sqrt(np.maximum(self.moments.diagonal(), 0.0))
-        self.pull = problem.w / np.maximum(self.distances, problem.nearest)  # a
-        self.total = float(np.add.reduce(self.pull))  # A
-        # Coefficients of the loss's gradient, summing to zero.
-        self.gradient = self.total * p - self.pull
-        # Its norm, from small coefficients: from the moments it would be a difference of large numbers.
-        self.size = math.sqrt(max(float(self.gradient @ problem.g @ self.gradient), 0.0))
-        # What the norm is relative to: the sum of the lengths that cancel in the gradient.
-        self.unit = float(self.pull @ self.distances)
+    p: np.ndarray
+    moments: np.ndarray
+    """[n, n], <g_i - v, g_j - v>."""
+    distances: np.ndarray
+    """[n], D."""
+    pull: np.ndarray
+    """[n], a."""
+    gradient: np.ndarray
+    """[n], coefficients of the loss's gradient, summing to zero."""
+    total: float
+    """A."""
+    size: float
+    """Norm of the gradient."""
+    unit: float
+    """What that is relative to: the sum of the lengths that cancel in it."""
+    loss: float
 
     def weiszfeld(self) -> np.ndarray:
         """Coefficients of the mean of the rows weighted by their pulls."""
         return self.pull / self.total
 
 
-class _Problem:
-    """The rows' Gram matrix, weights and tau, and what every point needs from them."""
+def _points(problems: Sequence[_Problem], coefficients: Sequence[np.ndarray]) -> list[_Point]:
+    """The points of these coefficients."""
+    p, g, w = np.array(coefficients), np.array([one.g for one in problems]), problems[0].w
+    nearest = np.array([[one.nearest] for one in problems])
+    # Rows of e_i - p sum to zero: the quadratic form then loses nothing when v comes close to a row.
+    q = np.eye(len(w)) - p[:, None]
+    moments = q @ g @ q.swapaxes(1, 2)
+    distances = np.sqrt(np.maximum(moments.diagonal(0, 1, 2), 0.0))
+    pull = w / np.maximum(distances, nearest)
+    total = np.add.reduce(pull, 1)
+    gradient = total[:, None] * p - pull
+    # Its norm, from small coefficients: from the moments it would be a difference of large numbers.
+    size = np.sqrt(np.maximum(gradient[:, None] @ g @ gradient[:, :, None], 0.0))
+    unit = pull[:, None] @ distances[:, :, None]
+    loss = w @ _huber(distances, problems[0].tau, nearest)[:, :, None]
+    numbers = (one.ravel().tolist() for one in (total, size, unit, loss))
+    return [_Point(*terms) for terms in zip(p, moments, distances, pull, gradient, *numbers, strict=True)]
 
-    def __init__(self, g: np.ndarray, w: np.ndarray, tau: float) -> None:
-        self.g, self.w, self.tau = g, w, tau
-        self.identity = np.eye(len(w))
-        # At a row with tau = 0 the pull is infinite: large enough will do, if its square is still finite.
-        self.nearest = max(tau, 1e-140 * math.sqrt(float(g.diagonal().max())) + _TINY)
 
-    def huber(self, distances: np.ndarray) -> np.ndarray:
-        """Loss of rows at `distances` from a point."""
-        tau = self.tau
-        inside = distances * (distances / (2 * np.maximum(distances, self.nearest)))
-        return np.where(distances > tau, distances - tau / 2, inside)
-
-    def loss(self, point: _Point) -> float:
-        return float(self.w @ self.huber(point.distances))
+def _huber(distances: np.ndarray, tau: float, nearest: np.ndarray) -> np.ndarray:
+    """Losses of rows at `distances` from a point."""
+    inside = distances * (distances / (2 * np.maximum(distances, nearest)))
+    return np.where(distances > tau, distances - tau / 2, inside)
 
 
 def distances_from(g: np.ndarray, p: np.ndarray) -> np.ndarray:
@@ -70,28 +120,31 @@ def distances_from(g: np.ndarray, p: np.ndarray) -> np.ndarray:
     return np.sqrt(np.maximum(((q @ g) * q).sum(1), 0.0))
 
 
-def _newton_step(point: _Point, tau: float) -> np.ndarray | None:
-    """Coefficients of `-H^-1 grad`, H = A I - sum_clipped a_i u_i u_i^T with u_i = (v - g_i) / D_i.
+def _newton_steps(problems: Sequence[_Problem], points: Sequence[_Point]) -> list[np.ndarray | None]:
+    """Coefficients of `-H^-1 grad`, H = A I - sum_clipped a_i u_i u_i^T with u_i = (v - g_i) / D_i, at each point.
 
     The components `u_i . step` solve a symmetric system of n unknowns. None if it is singular: then the loss is
     linear along a line (collinear rows, all clipped).
     """
-    a, m, total = point.pull, point.moments, point.total
+    p, m, distances, a, gradient = (np.array([one[term] for one in points]) for term in range(5))
+    total = np.array([[one.total] for one in points])
     # Near a row noise may overflow: the step is then dropped.
-    scaled = np.sqrt(a) * (point.distances > tau) / np.maximum(point.distances, _TINY)
-    system = m * scaled * -scaled[:, None]
-    system.ravel()[:: len(a) + 1] += total * (1 + 1e-15)
+    scaled = np.sqrt(a) * (distances > problems[0].tau) / np.maximum(distances, _TINY)
+    system = m * scaled[:, None] * -scaled[:, :, None]
+    system.reshape(len(points), -1)[:, :: a.shape[1] + 1] += total * (1 + 1e-15)
     try:
-        z = np.linalg.solve(system, -scaled * (m @ a))
+        z = np.linalg.solve(system, -scaled[:, :, None] * (m @ a[:, :, None]))[:, :, 0]
     except np.linalg.LinAlgError:
-        return None
+        if len(points) == 1:
+            return [None]
+        return [_newton_steps([one], [point])[0] for one, point in zip(problems, points, strict=True)]
     c = scaled * z
-    step = (np.add.reduce(c) * point.p - c - point.gradient) / total
+    steps = (np.add.reduce(c, 1)[:, None] * p - c - gradient) / total
     # The solution lies in the simplex: a step of such a size comes from a loss that is linear along a line.
-    return step if float(np.abs(step).max()) < 1e6 else None
+    return [step if largest < 1e6 else None for step, largest in zip(steps, np.abs(steps).max(1).tolist(), strict=True)]
 
 
-def _along(point: _Point, step: np.ndarray, problem: _Problem) -> _Point:
+def _along(point: _Point, step: np.ndarray, problem: _Problem) -> Solving[_Point]:
     """A point on the way from `point` along `step` at which the convex loss is lower; `point` if it never falls.
 
     Looks at the slope, not at the loss, whose digits end long before: where a row is just about to be clipped, Newton's
@@ -103,7 +156,7 @@ def _along(point: _Point, step: np.ndarray, problem: _Problem) -> _Point:
     best, lower, upper, high = point, 0.0, 1.0, 0.0
     factor = 1.0
     for _ in range(_SEARCH):
-        trial = _Point(point.p + factor * step, problem)
+        trial = yield _points, problem, point.p + factor * step
         slope = float(trial.gradient @ trial.moments @ step)
         if slope <= 0:  # all the way downhill
             best, lower, low = trial, factor, slope
@@ -119,18 +172,20 @@ def _along(point: _Point, step: np.ndarray, problem: _Problem) -> _Point:
     return best
 
 
-def _start(problem: _Problem) -> tuple[np.ndarray, np.ndarray]:
-    """A robust start that treats all rows alike, and the losses at the rows.
+def _starts(problems: Sequence[_Problem], _: Sequence[None]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """A robust start for each problem that treats all rows alike, and the losses at the rows.
 
-    Returns the start's coefficients [n] and the loss at each row [n].
+    Each is its coefficients [n] and the loss at each row [n].
     """
-    g, w = problem.g, problem.w
-    squares = g.diagonal()
-    distances = np.sqrt(np.maximum(squares[:, None] + squares - 2 * g, 0.0))
-    distances.ravel()[:: len(w) + 1] = 0.0
-    typical = _median(distances[:, w > 0])
-    weights = w / np.maximum(typical, max(problem.tau, 1e-12 * float(typical.max()) + _TINY))
-    return weights / np.add.reduce(weights), problem.huber(distances) @ w
+    g, w, tau = np.array([one.g for one in problems]), problems[0].w, problems[0].tau
+    nearest = np.array([[[one.nearest]] for one in problems])
+    squares = g.diagonal(0, 1, 2)
+    distances = np.sqrt(np.maximum(squares[:, :, None] + squares[:, None] - 2 * g, 0.0))
+    distances.reshape(len(g), -1)[:, :: len(w) + 1] = 0.0
+    typical = _median(distances[:, :, w > 0])
+    weights = w / np.maximum(typical, np.maximum(tau, 1e-12 * typical.max(1, keepdims=True) + _TINY))
+    starts = weights / np.add.reduce(weights, 1)[:, None]
+    return list(zip(starts, _huber(distances, tau, nearest) @ w, strict=True))
 
 
 def _median(values: np.ndarray) -> np.ndarray:
@@ -167,14 +222,14 @@ def _rein_in(g: np.ndarray, w: np.ndarray, tau: float) -> np.ndarray | None:
     return reach / np.maximum(norms, reach) if 0 < reach < largest else None
 
 
-def solve(
+def solving(
     g: np.ndarray,
     w: np.ndarray,
     tau: float,
     max_iterations: int,
     start: np.ndarray | None = None,
     stop: float = _STOP,
-) -> tuple[np.ndarray, int]:
+) -> Solving[tuple[np.ndarray, int]]:
     """Coefficients p [n] >= 0 of the minimiser `v = c + sum_i p_i (g_i - c)` of `sum_i w_i huber_tau(||g_i - v||)`.
 
     They sum to one, except where rows are so far off that they had to be reined in towards the centre c. Newton's
@@ -195,36 +250,43 @@ def solve(
     if math.isinf(tau) or len(w) == 1:
         return w / w.sum(), 0
     stop = max(stop, _STOP)
-    with np.errstate(all="ignore"):
-        reins = _rein_in(g, w, tau)
-        if reins is not None:
-            p, iterations = _minimise(_Problem(g * reins * reins[:, None], w, tau), max_iterations, None, stop)
-            return p * reins, iterations
-        # Coefficients that do not sum to one belong to another centre.
-        fits = start is not None and abs(float(start.sum()) - 1) < 1e-9
-        return _minimise(_Problem(g, w, tau), max_iterations, start if fits else None, stop)
+    reins = _rein_in(g, w, tau)
+    if reins is not None:
+        reined = _Problem(g * reins * reins[:, None], w, tau)
+        p, iterations = yield from _minimise(reined, max_iterations, None, stop)
+        return p * reins, iterations
+    # Coefficients that do not sum to one belong to another centre.
+    fits = start is not None and abs(float(start.sum()) - 1) < 1e-9
+    return (yield from _minimise(_Problem(g, w, tau), max_iterations, start if fits else None, stop))
 
 
-def _minimise(problem: _Problem, max_iterations: int, start: np.ndarray | None, stop: float) -> tuple[np.ndarray, int]:
-    """As `solve`, for rows that differ by less than `_REACH`: coefficients that sum to one, and iterations."""
-    symmetric, losses = _start(problem)
-    point = _Point(symmetric if start is None else start, problem)
-    loss, lowest = problem.loss(point), float(losses.min())
+def solve(g: np.ndarray, w: np.ndarray, tau: float, max_iterations: int, **options: Any) -> tuple[np.ndarray, int]:
+    """`solving`, alone."""
+    return side_by_side([solving(g, w, tau, max_iterations, **options)])[0]
+
+
+def _minimise(
+    problem: _Problem, max_iterations: int, start: np.ndarray | None, stop: float
+) -> Solving[tuple[np.ndarray, int]]:
+    """As `solving`, for rows that differ by less than `_REACH`: coefficients that sum to one, and iterations."""
+    symmetric, losses = yield _starts, problem, None
+    point = yield _points, problem, symmetric if start is None else start
+    loss, lowest = point.loss, float(losses.min())
     if lowest < loss * (1 - 1e-13):
         ties = (losses <= lowest * (1 + 1e-13)).astype(np.float64)
-        point = _Point(ties / ties.sum(), problem)
+        point = yield _points, problem, ties / ties.sum()
         away = _leave_row(point, problem.w)
         if away is None and problem.tau == 0:
             return point.p, 0
         if away is not None:
-            trial = _Point(away, problem)
-            point = trial if problem.loss(trial) < problem.loss(point) else point
-        loss = problem.loss(point)
+            trial = yield _points, problem, away
+            point = trial if trial.loss < point.loss else point
+        loss = point.loss
     for iteration in range(max_iterations):
         if point.size <= stop * point.unit:
             return point.p, iteration
-        step = _newton_step(point, problem.tau)
-        better = point if step is None else _along(point, step, problem)
+        step = yield _newton_steps, problem, point
+        better = point if step is None else (yield from _along(point, step, problem))
         if better.size <= stop * better.unit:
             return better.weiszfeld(), iteration + 1
         if better.size <= point.size / 10:
@@ -232,9 +294,8 @@ def _minimise(problem: _Problem, max_iterations: int, start: np.ndarray | None, 
             continue
         # Weiszfeld's step descends from wherever Newton's led, and writes v as the combination a / A again, the one
         # whose gradient coefficients vanish with the gradient also where rows are linearly dependent.
-        better = _Point(better.weiszfeld(), problem)
-        better_loss = problem.loss(better)
-        if better_loss >= loss * (1 - 1e-15) and better.size >= 0.9 * point.size:
+        better = yield _points, problem, better.weiszfeld()
+        if better.loss >= loss * (1 - 1e-15) and better.size >= 0.9 * point.size:
             return (better if better.size < point.size else point).p, iteration + 1
-        point, loss = better, better_loss
+        point, loss = better, better.loss
     return point.p, max_iterations

@@ -32,9 +32,10 @@ from btard.protocol.signed import Relayed, Signed, Vouch, relay_digest
 def directly(place: Place, record: StepRecord, heard: Heard) -> Hearing:
     """What came from the speakers themselves. Peers of one process that received the same evaluate it once."""
     senders, phase, limit = heard.speakers, heard.phase, heard.limit
-    came = tuple(signed if isinstance(signed := heard.came.get(sender), Signed) else None for sender in senders)
-    first = place.memory(first_heard, record.context, phase, limit, senders, place.roster, came)
+    came = tuple(map(heard.came.get, senders))
+    first = place.memory(first_heard, record.context, phase, limit, senders, place.roster, tuple(map(id, came)))
     if first.hearing is None:
+        first.came = came
         said: dict[int, dict[bytes, Signed]] = {}
         for sender, signed in zip(senders, came, strict=True):
             hashed = genuine(place, record, phase, signed, senders, limit)
@@ -152,7 +153,7 @@ class _Relaying:
         self.needed = needed = signers(record, heard.direct)
         # A peer that tells others something else, or nothing, does not hold what these hold: it is shown one, too.
         plain = heard.vouched_plainly and self.behaviour.relays_news
-        proven = plain and bool(needed) and all(peer in agreed for peer in needed)
+        proven = plain and bool(needed) and frozenset(agreed).issuperset(needed)
         certificate = Later(_certificate, place, record, heard.phase, needed)
         self.own = certificate if proven else None
         self.proof: Later[Relayed] | Relayed | None = self.own

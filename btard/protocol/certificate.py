@@ -48,10 +48,14 @@ def agreeing(place: Place, record: StepRecord, phase: str, heard: Hearing) -> fr
 
 def signers(record: StepRecord, heard: Hearing) -> tuple[int, ...]:
     """The members that have to sign the view of `heard`, ascending; () if they are too few. None has two faces."""
-    faces = {peer: len(said) for peer, said in heard.said.items()}
     count = (1,) if record.here is None else (0, 1)
-    needed = tuple(peer for peer in record.members if faces.get(peer, 0) in count)
-    return needed if 2 * len(needed) > len(record.members) else ()
+    return heard.once(_with_faces, record.members, count)
+
+
+def _with_faces(heard: Hearing, members: tuple[int, ...], count: tuple[int, ...]) -> tuple[int, ...]:
+    """The `members` that have said so many things, if they are more than half of them."""
+    needed = tuple(peer for peer in members if len(heard.said.get(peer, ())) in count)
+    return needed if 2 * len(needed) > len(members) else ()
 
 
 def certify(record: StepRecord, phase: str, me: int, identity: Identity, needed: Sequence[int]) -> Signed:

@@ -10,8 +10,8 @@ from typing import Any
 from btard.protocol.aggregate import Offer, accept, receive, take
 from btard.protocol.effects import Broadcast, Effect, Exchange
 from btard.protocol.hashing import digest
-from btard.protocol.hearing import AGAIN, Heard
-from btard.protocol.memory import remembered
+from btard.protocol.hearing import AGAIN, Heard, Hearing, well_formed
+from btard.protocol.memory import Memory, remembered
 from btard.protocol.messages import Announce, CoinCommit, CoinReveal
 from btard.protocol.record import StepRecord
 from btard.protocol.recover import recover
@@ -27,7 +27,7 @@ def coin_commitment(run_id: str, step: int, attempt: int, peer: int, reveal: Coi
     return digest("coin", run_id, step, attempt, peer, reveal.value, reveal.salt)
 
 
-def combine(run_id: str, step: int, reveals: dict[int, CoinReveal]) -> bytes:
+def combine(run_id: str, step: int, reveals: Mapping[int, CoinReveal]) -> bytes:
     """r^t: 32 bytes that no group could choose as long as one honest peer took part."""
     fields: list[int | bytes] = []
     for peer in sorted(reveals):
@@ -108,7 +108,10 @@ def guess(seat: Seat, record: StepRecord, tossed: Tossed) -> bytes | None:
     if tossed.reveals is None:
         return record.coin
     reveals = seat.so_far(record, tossed.reveals, CoinReveal)
-    if _broken(seat, record, 0, tossed.commits, reveals) or not tossed.commits.keys() <= reveals.keys():
+    if (
+        _broken(seat, record, 0, tossed.commits, reveals, tossed.reveals.direct)
+        or not tossed.commits.keys() <= reveals.keys()
+    ):
         return None
     return combine(seat.config.run_id, record.step, {i: reveals[i] for i in sorted(reveals)})
 
@@ -164,7 +167,8 @@ def _reveal(
 def _judged(seat: Seat, record: StepRecord, attempt: int, commits: Mapping[int, CoinCommit], heard: Heard) -> bool:
     """Remove who has not revealed what it committed to; set the coin and return True if nobody has to be."""
     reveals = seat.settled(record, heard, CoinReveal, expected=record.members)
-    broken = _broken(seat, record, attempt, commits, reveals)
+    assert heard.agreed is not None
+    broken = _broken(seat, record, attempt, commits, reveals, heard.agreed)
     for sender in broken:
         seat.expel(record, sender, "wrong_reveal")
     if broken or not all(sender in reveals for sender in commits):
@@ -179,14 +183,20 @@ def _broken(
     attempt: int,
     commits: Mapping[int, CoinCommit],
     reveals: Mapping[int, CoinReveal],
+    heard: Hearing,
 ) -> list[int]:
-    """Who has revealed something else than it has committed to."""
+    """Who has revealed, among the `reveals` that were `heard`, something else than it has committed to."""
     words = seat.config.run_id, record.step, attempt
-    return [
-        sender
-        for sender, reveal in reveals.items()
-        if sender in commits and seat.memory(coin_commitment, *words, sender, reveal) != commits[sender].digest
-    ]
+    fits = heard.once(_commitments_to, seat.limits(record).message(CoinReveal), *words, seat.memory)
+    return [sender for sender in reveals if sender in commits and fits[sender] != commits[sender].digest]
+
+
+def _commitments_to(
+    heard: Hearing, limit: int, run_id: str, step: int, attempt: int, memory: Memory
+) -> Mapping[int, bytes]:
+    """Sender -> the commitment that fits to what it has revealed."""
+    revealed = heard.once(well_formed, tuple(heard.said), CoinReveal, limit, memory)
+    return {i: memory(coin_commitment, run_id, step, attempt, i, reveal) for i, reveal in revealed.items()}
 
 
 def _hand_out_missing(seat: Seat, record: StepRecord, said: Mapping[int, CoinReveal]) -> Generator[Effect, Any, None]:

@@ -11,7 +11,7 @@ from btard.protocol.effects import Effect
 from btard.protocol.hearing import AGAIN
 from btard.protocol.limits import packet_limit
 from btard.protocol.messages import NOBODY
-from btard.protocol.packets import find_packet, packet_fault
+from btard.protocol.packets import find_packet, packet_fault, sent_here
 from btard.protocol.record import StepRecord
 from btard.protocol.seat import Seat
 from btard.protocol.signed import Packet
@@ -54,6 +54,7 @@ def _outgoing(seat: Seat, record: StepRecord, said: RollCall, already: Collectio
     outgoing: dict[int, list[Packet]] = {}
     if seat.id not in record.workers or said.gradient is None:
         return outgoing
+    seat.memory(sent_here, record.context)[seat.id] = said.gradient
     behaviour, ctx = seat.behaviour_at(record), seat.context(record)
     for part, (owner, mine) in enumerate(zip(record.owners, record.cut.views(said.gradient), strict=True)):
         if owner == NOBODY or owner in already:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from btard.protocol.hashing import digest
 from btard.protocol.identity import Roster
 from btard.protocol.memory import Memory, remembered
+from btard.protocol.messages import P
 from btard.protocol.signed import Signed
 from btard.protocol.wire import Malformed, Message
+
+R = TypeVar("R")
 
 EQUIVOCATION, MALFORMED = "equivocation", "malformed"
 AGAIN = "/again"
@@ -27,7 +30,15 @@ class Hearing:
     def __init__(self, said: Mapping[int, Mapping[bytes, Signed]]) -> None:
         self.said = said
         self.messages = {sender: tuple(of_sender.values()) for sender, of_sender in said.items()}
-        self._opened: dict[tuple[type[Any], int], dict[int, Any]] = {}
+        self._known: dict[Any, Any] = {}
+
+    def once(self, function: Callable[..., R], *args: Any) -> R:
+        """`function(self, *args)`, a pure function of hashable arguments: computed by the first that asks."""
+        key = (function, args)
+        if key not in self._known:
+            self._known[key] = function(self, *args)
+        found: R = self._known[key]
+        return found
 
     @cached_property
     def view(self) -> bytes:
@@ -40,13 +51,18 @@ class Hearing:
             fields += said if len(said) == 1 else [sender]
         return digest("heard", *fields)
 
-    def opened(self, kind: type[Message], limit: int, memory: Memory) -> Mapping[int, Any]:
-        """Sender -> its message as a `kind` of at most `limit` bytes, or the word EQUIVOCATION or MALFORMED."""
-        if (kind, limit) not in self._opened:
-            self._opened[kind, limit] = {
-                sender: _open(said, kind, limit, memory) for sender, said in self.messages.items()
-            }
-        return self._opened[kind, limit]
+
+def opened(heard: Hearing, kind: type[Message], limit: int, memory: Memory) -> Mapping[int, Any]:
+    """Sender -> its message as a `kind` of at most `limit` bytes, or the word EQUIVOCATION or MALFORMED."""
+    return {sender: _open(said, kind, limit, memory) for sender, said in heard.messages.items()}
+
+
+def well_formed(
+    heard: Hearing, speakers: tuple[int, ...], kind: type[P], limit: int, memory: Memory
+) -> Mapping[int, P]:
+    """The messages of `speakers` that are a `kind`, in their order."""
+    read = heard.once(opened, kind, limit, memory)
+    return {sender: read[sender] for sender in speakers if isinstance(read.get(sender), kind)}
 
 
 def _open(said: tuple[Signed, ...], kind: type[Any], limit: int, memory: Memory) -> Any:
@@ -87,11 +103,13 @@ class FirstHeard:
     """The result, shared by peers that received the same messages. None: nobody has evaluated them yet."""
 
     hearing: Hearing | None = None
+    came: tuple[Any, ...] = ()
+    """These messages. They are kept, so that nothing else is ever where they are."""
 
 
 @remembered(32)
 def first_heard(
-    context: bytes, phase: str, limit: int, senders: tuple[int, ...], roster: Roster, came: tuple[Signed | None, ...]
+    context: bytes, phase: str, limit: int, senders: tuple[int, ...], roster: Roster, came: tuple[int, ...]
 ) -> FirstHeard:
-    """`came`: what came from each of the `senders`, None for nothing."""
+    """`came`: where in memory that lies which came from each of the `senders`."""
     return FirstHeard()

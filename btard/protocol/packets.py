@@ -1,4 +1,4 @@
-"""What to do with packets that arrive: which one is meant, and whether it is what was committed to."""
+"""Packets that arrive: which one is meant, whether it is what was committed to, and what a process knows of it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from btard.protocol.half import values_of
+from btard.protocol.memory import remembered
 from btard.protocol.record import StepRecord
 from btard.protocol.seat import Seat
 from btard.protocol.signed import Packet, tensor_of
@@ -49,3 +50,9 @@ def packet_fault(
 def rows(packets: Mapping[int, Packet]) -> list[torch.Tensor]:
     """The values in `packets` (sender -> packet, checked before), each [p], in the senders' order."""
     return [values_of(packets[sender].body) for sender in sorted(packets)]  # type: ignore[arg-type]
+
+
+@remembered(2)
+def sent_here(context: bytes) -> dict[int, torch.Tensor]:
+    """Worker of this process -> the gradient [d] whose parts it sends in the step of this context."""
+    return {}

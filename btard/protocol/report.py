@@ -9,7 +9,8 @@ import torch
 
 from btard.protocol.coin import Tossed, guess, settle
 from btard.protocol.effects import Effect
-from btard.protocol.hearing import AGAIN, Heard
+from btard.protocol.hearing import AGAIN, Heard, Hearing, well_formed
+from btard.protocol.memory import Memory
 from btard.protocol.messages import Report
 from btard.protocol.record import StepRecord
 from btard.protocol.scalars import gradient_report, own_report
@@ -54,28 +55,44 @@ def _say(
 
 def take_reports(seat: Seat, record: StepRecord, heard: Heard) -> None:
     """Keep everybody's reports, on which all agree."""
-    heard_itself, record.reports = record.reports, {}
-    for sender, message in seat.settled(record, heard, Report, expected=record.workers).items():
-        if heard_itself.get(sender) is message or possible(seat, record, sender, message):
-            record.reports[sender] = message
-        else:
+    assert heard.agreed is not None
+    said = seat.settled(record, heard, Report, expected=record.workers)
+    fit = _fitting(seat, record, heard.agreed, heard.limit)
+    record.reports = {sender: message for sender, message in said.items() if sender in fit}
+    for sender in said:
+        if sender not in fit:
             seat.expel(record, sender, "malformed_report")
 
 
 def reports_so_far(seat: Seat, record: StepRecord, heard: Heard) -> None:
     """Keep the reports that this peer has heard itself."""
-    said = seat.so_far(record, heard, Report)
-    record.reports = {sender: message for sender, message in said.items() if possible(seat, record, sender, message)}
+    said, fit = seat.so_far(record, heard, Report), _fitting(seat, record, heard.direct, heard.limit)
+    record.reports = {sender: message for sender, message in said.items() if sender in fit}
 
 
-def possible(seat: Seat, record: StepRecord, sender: int, message: Report) -> bool:
-    """Whether `message` is one that an honest worker could say in the place of `sender`."""
-    norms, sizes, products = message.norms, message.sizes, message.products
-    return (
-        len(norms) == len(sizes) == len(products) == record.cut.k
-        and min(norms) >= 0
-        and min(sizes) >= 0
-        and set(map(len, products)) == {seat.config.directions}
+def _fitting(seat: Seat, record: StepRecord, heard: Hearing, limit: int) -> frozenset[int]:
+    """Whose report, among those that were `heard`, an honest worker could say in its place."""
+    expected = record.cut.k, seat.config.directions, tuple(record.missing.items())
+    return heard.once(_possible, *expected, limit, seat.memory)
+
+
+def _possible(
+    heard: Hearing,
+    k: int,
+    directions: int,
+    missing: tuple[tuple[int, tuple[int, ...]], ...],
+    limit: int,
+    memory: Memory,
+) -> frozenset[int]:
+    """The senders of reports that an honest worker could say in their place; `missing`: what each lacks, as it said."""
+    said, lacking = heard.once(well_formed, tuple(heard.said), Report, limit, memory), dict(missing)
+    return frozenset(
+        sender
+        for sender, report in said.items()
+        if len(report.norms) == len(report.sizes) == len(report.products) == k
+        and min(report.norms) >= 0
+        and min(report.sizes) >= 0
+        and set(map(len, report.products)) == {directions}
         # Only who lacked an aggregate before the coin, and owes an accusation for it, need not report on it.
-        and set(message.missing) <= set(record.missing.get(sender, ()))
+        and set(report.missing) <= set(lacking.get(sender, ()))
     )

@@ -13,7 +13,7 @@ from btard.protocol.certificate import vouch
 from btard.protocol.commitments import Commitments
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Broadcast, Compare, Effect, Exchange, Together
-from btard.protocol.hearing import EQUIVOCATION, MALFORMED, Heard, Hearing
+from btard.protocol.hearing import EQUIVOCATION, MALFORMED, Heard, Hearing, opened, well_formed
 from btard.protocol.ledger import Entry
 from btard.protocol.memory import Memory
 from btard.protocol.messages import P
@@ -81,7 +81,7 @@ class Seat(Place):
         *,
         expected: Iterable[int],
         before: Sequence[Heard] = (),
-    ) -> Generator[Effect, Any, dict[int, P]]:
+    ) -> Generator[Effect, Any, Mapping[int, P]]:
         """Say `payload` (None: nothing) and agree with everybody on what was said: {sender: message}, ascending.
 
         Who sent two different messages or something malformed under its signature, or is in `expected` and said
@@ -194,32 +194,27 @@ class Seat(Place):
         if comparison is not None:
             yield from resolve(self, record, heard, (yield comparison))
 
-    def so_far(self, record: StepRecord, heard: Heard, kind: type[P]) -> dict[int, P]:
+    def so_far(self, record: StepRecord, heard: Heard, kind: type[P]) -> Mapping[int, P]:
         """{sender: message} as this peer has heard it itself, before all agree; what is malformed is left out."""
         self.heard_anew(record, heard)
-        read = heard.direct.opened(kind, heard.limit, self.memory)
-        return {sender: read[sender] for sender in heard.speakers if isinstance(read.get(sender), kind)}
+        return heard.direct.once(well_formed, heard.speakers, kind, heard.limit, self.memory)
 
-    def settled(self, record: StepRecord, heard: Heard, kind: type[P], *, expected: Iterable[int]) -> dict[int, P]:
+    def settled(self, record: StepRecord, heard: Heard, kind: type[P], *, expected: Iterable[int]) -> Mapping[int, P]:
         """{sender: message}, on which all agree, as of `broadcast`."""
         assert heard.agreed is not None
         record.heard[heard.phase] = heard.agreed.messages
-        read = heard.agreed.opened(kind, heard.limit, self.memory)
-        opened: dict[int, P] = {}
-        for sender in heard.speakers:
-            said = read.get(sender)
-            if sender in record.expelled:  # by what was said in the same message
-                continue
-            if said is None:
-                if sender in expected:
+        found = heard.agreed.once(well_formed, heard.speakers, kind, heard.limit, self.memory)
+        if len(found) < len(heard.speakers):
+            read = heard.agreed.once(opened, kind, heard.limit, self.memory)
+            for sender in heard.speakers:
+                if read.get(sender) is EQUIVOCATION:
+                    self.expel(record, sender, "equivocation")
+                elif read.get(sender) is MALFORMED:
+                    self.expel(record, sender, f"malformed_{heard.phase.partition('/')[0]}")
+                elif sender not in read and sender in expected:
                     self.expel(record, sender, "silent")
-            elif said is EQUIVOCATION:
-                self.expel(record, sender, "equivocation")
-            elif said is MALFORMED:
-                self.expel(record, sender, f"malformed_{heard.phase.partition('/')[0]}")
-            else:
-                opened[sender] = said
-        return opened
+        # By what was said in the same message, too.
+        return {i: said for i, said in found.items() if i not in record.expelled} if record.expelled else found
 
     def void(self, record: StepRecord, heard: Heard, *, certified: bool) -> None:
         """What was said along with a comparison does not count; `certified`: whether all had heard the same before.

@@ -54,9 +54,9 @@ class Split(Struct, frozen=True, omit_defaults=True):
         return vector[first:last]
 
     def views(self, vector: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """All parts of `vector` [d], without a copy."""
+        """All parts of `vector` [d], or of the rows of a matrix [n, d], without a copy."""
         ends = accumulate(self.sizes)
-        return tuple(vector[end - size : end] for size, end in zip(self.sizes, ends, strict=True))
+        return tuple(vector[..., end - size : end] for size, end in zip(self.sizes, ends, strict=True))
 
     def nbytes(self, part: int, kind: str = "") -> int:
         """Bytes of a body of this kind; without it, of the larger kind."""

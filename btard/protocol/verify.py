@@ -20,7 +20,7 @@ from btard.aggregation import centered_clip, residual_and_floor
 from btard.protocol import half
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.memory import NOTHING, Memory, remembered
-from btard.protocol.messages import AnnouncedPart, Claim, Report
+from btard.protocol.messages import Claim, Report
 from btard.protocol.record import StepRecord
 from btard.protocol.scalars import SMALL, Scalars, received_scalars
 from btard.protocol.seat import ACCUSE, CONVICT, Seat
@@ -178,6 +178,8 @@ class _Alarms:
     """The parts that are put on trial. None: nobody has checked yet."""
 
     parts: frozenset[int] | None = None
+    said: tuple[object, ...] = ()
+    """What they follow from. It is kept, so that nothing else is ever where it is."""
 
 
 @remembered(4)
@@ -187,20 +189,23 @@ def _alarms(
     tau: float,
     byzantine: int,
     sizes: tuple[int, int],
-    announced: tuple[tuple[int, AnnouncedPart], ...],
+    announced: tuple[int, ...],
     unheld: frozenset[int],
-    reports: tuple[tuple[int, Report], ...],
+    reports: tuple[int, ...],
+    said: tuple[int, ...],
 ) -> _Alarms:
-    """All that alarms depend on; `sizes`: d and k."""
+    """All that alarms depend on; `sizes`: d and k; `said`: where in memory what was announced and reported lies."""
     return _Alarms()
 
 
 def alarms(config: ProtocolConfig, record: StepRecord, *, margin: float, memory: Memory = NOTHING) -> frozenset[int]:
     """The parts of `record`'s step that V2 or V3 puts on trial, by broadcasts alone: the same for all honest peers."""
-    agreed = tuple(record.announced.items()), record.unheld, tuple(record.reports.items())
+    said = (*record.announced.values(), *record.reports.values())
+    about = tuple(record.announced), record.unheld, tuple(record.reports), tuple(map(id, said))
     sizes = record.cut.d, record.cut.k
-    found = memory(_alarms, config, margin, record.tau, record.byzantine, sizes, *agreed)
+    found = memory(_alarms, config, margin, record.tau, record.byzantine, sizes, *about)
     if found.parts is None:
+        found.said = said
         tally = Tally(record, record.reports)
         found.parts = frozenset(
             part

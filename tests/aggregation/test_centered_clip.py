@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from btard.aggregation import centered_clip, clip_residual, residual_and_floor, scratch
+from btard.aggregation import centered_clip, centered_clips, clip_residual, residual_and_floor, scratch
 
 FLOOR = 3e-7  # a float32 residual that rounding explains, for rows without a common offset
 
@@ -203,6 +203,38 @@ def test_deterministic_and_leaves_its_input_alone():
         assert torch.equal(again.value, first.value)
         assert (again.residual, again.iterations) == (first.residual, first.iterations)
         assert torch.equal(again.distances, first.distances)
+
+
+def shapes_of_rows(n: int, d: int) -> list[torch.Tensor]:
+    """Rows that the solver treats in different ways, and in different numbers of iterations."""
+    x = sample(n, d)
+    line = sample(n, 1) * torch.ones(d)
+    equal, most, far, apart = x.clone(), x.clone(), x.clone(), x.clone()
+    equal[:] = x[0]
+    most[: n // 2 + 1] = x[0]
+    far[0], far[-1] = 1e9 * x[0], 1e30 * x[-1]
+    apart *= torch.logspace(-3, 3, n)[:, None]
+    return [x, attacked(1000.0, n=n, bad=n // 3, d=d), line, equal, most, far, apart, 1e-20 * x, 1e4 + x, 0 * x, x]
+
+
+@pytest.mark.parametrize("tau", [1e-30, 0.1, 3.0, 1e6, math.inf])
+@pytest.mark.parametrize("n", [2, 5, 15])
+def test_several_at_once_give_the_same_as_each_alone(n, tau):
+    matrices = [x for d in (3, 67, 2500) for x in shapes_of_rows(n, d)] + shapes_of_rows(7, 3)
+    alone = [centered_clip(x, tau) for x in matrices]
+    assert n == 2 or tau > 3 or len({result.iterations for result in alone}) > 3
+    for one, other in zip(alone, centered_clips(matrices, tau), strict=True):
+        assert torch.equal(one.value.view(torch.int32), other.value.view(torch.int32))
+        assert torch.equal(one.distances, other.distances) and torch.equal(one.clipped, other.clipped)
+        assert (one.residual, one.iterations, one.converged) == (other.residual, other.iterations, other.converged)
+
+
+def test_several_at_once_refuse_what_is_not_finite():
+    assert centered_clips([], 1.0) == []
+    bad = sample(5, 67)
+    bad[3, 7] = math.nan
+    with pytest.raises(ValueError, match="row 3 is not finite"):
+        centered_clips([sample(5, 67), bad, sample(5, 67)], 1.0)
 
 
 def test_several_chunks_of_columns(reference):
