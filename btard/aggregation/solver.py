@@ -37,6 +37,11 @@ class _Problem:
         self.nearest = max(tau, 1e-140 * math.sqrt(float(g.diagonal().max())) + _TINY)
 
 
+def _stack(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """[m, ...] of m arrays; of a single one without a copy."""
+    return arrays[0][None] if len(arrays) == 1 else np.array(arrays)
+
+
 R = TypeVar("R")
 _Needed = tuple[Callable[[Sequence[_Problem], Sequence[Any]], Sequence[Any]], _Problem, Any]
 """A function of several problems and an argument for each; the problem and the argument for which it is needed."""
@@ -91,7 +96,7 @@ class _Point(NamedTuple):
 
 def _points(problems: Sequence[_Problem], coefficients: Sequence[np.ndarray]) -> list[_Point]:
     """The points of these coefficients."""
-    p, g, w = np.array(coefficients), np.array([one.g for one in problems]), problems[0].w
+    p, g, w = _stack(coefficients), _stack([one.g for one in problems]), problems[0].w
     nearest = np.array([[one.nearest] for one in problems])
     # Rows of e_i - p sum to zero: the quadratic form then loses nothing when v comes close to a row.
     q = np.eye(len(w)) - p[:, None]
@@ -126,7 +131,7 @@ def _newton_steps(problems: Sequence[_Problem], points: Sequence[_Point]) -> lis
     The components `u_i . step` solve a symmetric system of n unknowns. None if it is singular: then the loss is
     linear along a line (collinear rows, all clipped).
     """
-    p, m, distances, a, gradient = (np.array([one[term] for one in points]) for term in range(5))
+    p, m, distances, a, gradient = (_stack([one[term] for one in points]) for term in range(5))
     total = np.array([[one.total] for one in points])
     # Near a row noise may overflow: the step is then dropped.
     scaled = np.sqrt(a) * (distances > problems[0].tau) / np.maximum(distances, _TINY)
@@ -177,7 +182,7 @@ def _starts(problems: Sequence[_Problem], _: Sequence[None]) -> list[tuple[np.nd
 
     Each is its coefficients [n] and the loss at each row [n].
     """
-    g, w, tau = np.array([one.g for one in problems]), problems[0].w, problems[0].tau
+    g, w, tau = _stack([one.g for one in problems]), problems[0].w, problems[0].tau
     nearest = np.array([[[one.nearest]] for one in problems])
     squares = g.diagonal(0, 1, 2)
     distances = np.sqrt(np.maximum(squares[:, :, None] + squares[:, None] - 2 * g, 0.0))
