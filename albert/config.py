@@ -116,9 +116,7 @@ class Config(SwarmConfig):
     """float16: the loss is multiplied by it, so that small gradients do not vanish. A gradient that overflows is
     computed again with a smaller one."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    protocol: ProtocolSection = field(
-        default_factory=lambda: ProtocolSection(tau=0.125, clip_lambda=1.0, max_away=AWAY)
-    )
+    protocol: ProtocolSection = field(default_factory=lambda: ProtocolSection(clip_lambda=1.0, max_away=AWAY))
     data: DataConfig = field(default_factory=DataConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

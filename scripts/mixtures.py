@@ -73,6 +73,7 @@ def draw(seed: int, *, largest: int = 32) -> Mixture:
         peers=peers,
         byzantine=count,
         validators=validators,
+        tau=1.0,
         run_id=f"soak {seed}",
         relays=None if count else 1,
         max_absences=8,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from btard.attack_names import GRADIENT, PROTOCOL
 from btard.checks import FieldError, require
@@ -26,6 +26,10 @@ class ProtocolSection(ProtocolSettings):
     derived: ClassVar[dict[str, str]] = {"peers": "peers", "run_id": "run_id"}
     """Fields of ProtocolConfig that are no keys of this section -> the program's key that they follow from."""
 
+    heal: int | Literal["auto", "off"] = "auto"
+    """After a member was removed, all peers go back by at most this many steps, to an earlier state that was clearly
+    better on a public batch (`btard.protocol.heal`). auto: as many steps as nine in ten attackers need to be caught.
+    off: the harm of an attack stays, as in the paper."""
     byzantine: int | None = None
     """b: how many Byzantine peers the protocol is made for: less than half. null: the number in `byzantine`, outside
     of this section. Set it to see what a defence costs when nobody attacks."""

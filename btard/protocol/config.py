@@ -25,10 +25,10 @@ class ProtocolSettings:
     validators: int = 1
     """m: peers per step that check another peer's work of the step before instead of computing. More of them catch
     attackers sooner, and leave that many gradients fewer per step."""
-    tau: float | Literal["auto"] = 1.0
-    """Clipping radius of CenteredClip on each part; inf is the mean. Lower it if accuracy dips under attack; raise it
-    if training without an attack is slower than with the mean. auto: follows the distances that the workers reported
-    in the step before (`btard.protocol.radius`)."""
+    tau: float | Literal["auto"] = "auto"
+    """Clipping radius of CenteredClip on each part. auto: follows the distances that the workers reported in the step
+    before, so it fits gradients of any size (`btard.protocol.radius`). A number is fixed, as in the paper; inf is the
+    mean."""
     tau_quantile: float = 0.5
     """auto: which quantile of a part's distances. Below 0.5 it clips more, and withstands fewer liars."""
     tau_start: float = 1.0
@@ -82,7 +82,8 @@ class ProtocolSettings:
     heal: int | Literal["auto", "off"] = "off"
     """After a member was removed, all peers go back by at most this many steps, to an earlier state that was clearly
     better on a public batch (`btard.protocol.heal`). auto: as many steps as nine in ten attackers need to be caught.
-    off: the harm of an attack stays, as in the paper."""
+    off: the harm of an attack stays, as in the paper. It is the default here, because a step that goes back hands its
+    caller a state instead of a gradient; programs, `simulate` and `distributed` take it, and have auto."""
     max_newcomers: int = 1
     """Newcomers admitted per step, at most. Each costs the members d floats per step while it is on probation. At most
     `peers` newcomers are on probation at once."""
@@ -192,13 +193,15 @@ class ProtocolConfig(ProtocolSettings):
         if 2 * b >= n - m and b:
             warnings.warn(
                 f"b={b} >= (n - m)/2 = {(n - m) / 2:g}: with all validators honest, the workers of a step have no "
-                "honest majority, and liars can have parts skipped at no cost; use fewer validators or more peers",
+                "honest majority, and liars can have parts skipped and hold back a tau that is auto at no cost; use "
+                "fewer validators or more peers",
                 stacklevel=3,
             )
-        fits = self.tau != "auto" or not b or b < self.tau_quantile * (n - m)
-        rule = f"> byzantine / (peers - validators) = {b / max(1, n - m):.3g} with tau auto"
-        fix = "or else liars choose the radius: raise it up to 0.5, use fewer validators, or a number as tau"
-        require(fits, "tau_quantile", rule, self.tau_quantile, fix, beside="byzantine")
+        elif self.tau == "auto":  # with more liars than that no quantile would do, and the radius is only drawn nearer
+            fits = not b or b < self.tau_quantile * (n - m)
+            rule = f"> byzantine / (peers - validators) = {b / max(1, n - m):.3g} with tau auto"
+            fix = "or else liars hold the radius back: leave it at 0.5, or use a number as tau"
+            require(fits, "tau_quantile", rule, self.tau_quantile, fix, beside="byzantine")
         fits = self.relays is None or 0 <= self.relays < n
         rule = f">= 0 and < peers = {n}, or null"
         require(fits, "relays", rule, self.relays, "null is the safe choice", beside="peers")

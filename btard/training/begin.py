@@ -51,14 +51,7 @@ def protocol_of(peers: int, byzantine: int, run_id: str, settings: Mapping[str, 
     unknown = sorted(set(settings) - known)
     if unknown:
         raise TypeError(f"unknown argument {unknown[0]!r}; settings of the protocol are {', '.join(sorted(known))}")
-    chosen = {"validators": int(peers > 2), **settings}
-    working = peers - chosen["validators"]
-    if chosen.get("tau") == "auto" and "tau_quantile" not in settings and 0 < working <= 2 * byzantine:
-        raise ValueError(
-            f"byzantine must be < (peers - validators) / 2 = {working / 2:g} with tau auto, got {byzantine}, or liars "
-            "choose the radius; use more peers, fewer validators, or a number as tau"
-        )
-    return ProtocolConfig(peers, byzantine, run_id, **chosen)
+    return ProtocolConfig(peers, byzantine, run_id, **{"validators": int(peers > 2), **settings})
 
 
 def behaviours_of(

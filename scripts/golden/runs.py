@@ -47,7 +47,10 @@ QUICKSTART: Mapping[str, Sequence[str]] = {
     "undefended": ("--byzantine=7", "--attack.name=sign_flip", "--aggregator.name=mean"),
     "btard": ("--byzantine=7", "--attack.name=sign_flip", "--aggregator.name=btard"),
 }
-SHORT = ("--steps=8", "--attack.start=2", "--eval_every=4", "--checkpoint_every=4", "--test_samples=50", "--threads=1")
+SHORT = (
+    *("--steps=8", "--attack.start=2", "--eval_every=4", "--checkpoint_every=4", "--test_samples=50", "--threads=1"),
+    "--protocol.tau=1.0",
+)
 PROCESSES = ("--peers=4", "--byzantine=1", "--attack.name=sign_flip", "--model.width=2", "--batch_size=4")
 DIGITS = "configs/resnet/digits.yaml"
 
@@ -117,7 +120,7 @@ def _newcomers(folder: Path) -> Fields:
     """Two peers, one of them an attacker, ask to join a cohort of five, while a first peer attacks as well."""
 
     def play() -> Run:
-        config = ProtocolConfig(peers=5, byzantine=1, probation=3, run_id="newcomers")
+        config = ProtocolConfig(peers=5, byzantine=1, tau=1.0, probation=3, run_id="newcomers")
         collusion = Collusion(frozenset({2, 6}), 7)
         attackers = {peer: make_attack("sign_flip", collusion, start=12) for peer in (2, 6)}
         driver = LocalDriver(
@@ -160,6 +163,7 @@ def _torchrun(folder: Path) -> Fields:
 
 def _swarm(folder: Path) -> Fields:
     """Deadlines so long that a slow machine misses none."""
+    from albert.config import Config
     from albert.data.options import Options
     from albert.data.preparation import prepare
     from btard.swarm.config import AttackConfig
@@ -170,7 +174,8 @@ def _swarm(folder: Path) -> Fields:
     prepare(Options("synthetic", tokenizer=None, vocab_size=2_000, sequence_length=64), data, progress=False)
     deadlines = Deadlines(compute=120, phase=60, message=0.2, uplink=8, give_up=60, gather=120)
     attack = AttackConfig(name="wrong_aggregate", start=2)
-    trainers = Trainers(tiny(data, steps=5, byzantine=1, attack=attack, deadlines=deadlines), out)
+    protocol = replace(Config().protocol, max_absences=50, tau=0.125, heal="off")
+    trainers = Trainers(tiny(data, steps=5, byzantine=1, attack=attack, deadlines=deadlines, protocol=protocol), out)
     try:
         with effects_named() as said:
             ends = trainers.run()

@@ -48,7 +48,9 @@ def run_cohort(
     """
     behaviours = behaviours or {}
     byzantine = sum(behaviour.byzantine for behaviour in behaviours.values())
-    config = ProtocolConfig(**{"peers": peers, "byzantine": byzantine, "run_id": f"test {seed}", **settings})  # type: ignore[arg-type]
+    config = ProtocolConfig(
+        **{"peers": peers, "byzantine": byzantine, "run_id": f"test {seed}", "tau": 1.0, **settings}
+    )  # type: ignore[arg-type]
     driver = LocalDriver(
         config,
         QuadraticTask(d),
