@@ -25,7 +25,7 @@ from btard.protocol.config import ProtocolConfig
 from btard.protocol.hashing import stream
 from btard.protocol.ledger import Entry
 from btard.task import QuadraticTask
-from tests.protocol.cohort import Run
+from tests.protocol.cohort import FIXED, Run
 
 STEPS, D = 14, 97
 
@@ -73,7 +73,7 @@ def draw(seed: int, *, largest: int = 32) -> Mixture:
         peers=peers,
         byzantine=count,
         validators=validators,
-        tau=1.0,
+        **FIXED,
         run_id=f"soak {seed}",
         relays=None if count else 1,
         max_absences=8,

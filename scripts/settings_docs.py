@@ -27,11 +27,13 @@ Made by `python -m scripts.settings_docs --out docs/settings.md`.
 A run is described by a YAML file, and every key can be changed on the command line:
 
 ```bash
-python -m resnet.train configs/resnet/digits.yaml --out runs/a --byzantine 7 --attack.name alie --protocol.tau 1
+python -m resnet.train configs/resnet/digits.yaml --out runs/a --byzantine 7 --attack.name alie
 ```
 
 - A file has sections (`attack:` with `name:` in it) or dotted keys (`attack.name:`). What it leaves out has the
-  default, which is the paper's. `base: FILE` in it takes all from another file beside it first.
+  default, which is the paper's, except for `protocol.tau` and `protocol.heal`: both are `auto`, which needs no tuning.
+  With `--protocol.tau 1 --protocol.heal off` a run is as in the paper. `base: FILE` in a file takes all from another
+  file beside it first.
 - On the command line `--key value` and `--key=value` are the same; the last one counts. `null`, `true`, `inf` and
   `1e-3` are nothing, a truth, and numbers.
 - A key that does not exist, or a value that makes no sense, ends the program with exit code 2 and one line.

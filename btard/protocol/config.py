@@ -31,8 +31,10 @@ class ProtocolSettings:
     mean."""
     tau_quantile: float = 0.5
     """auto: which quantile of a part's distances. Below 0.5 it clips more, and withstands fewer liars."""
-    tau_start: float = 1.0
-    """auto: the radius of the first step, and of the next steps until there is a distance to follow."""
+    tau_start: float = 1e-9
+    """auto: the radius of the first step, and of the next steps until there is a distance to follow. Leave it small:
+    then the first step takes about the geometric median, which fits any gradients. One that is too large lets liars
+    that attack in the first steps slow down how the radius comes to fit."""
     tol: float = 1e-6
     """Relative residual to which aggregators solve (CC)."""
     residual_tol: float = 1e-5

@@ -12,23 +12,48 @@ from resnet.experiments.tables import Table, spread
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-OFF = "off"
+OFF, AUTO = "off", "auto"
 COLUMNS = ("attack", "tau", "seeds", "not healed", "healed", "without attack", "points below", "returns", "steps lost")
 CLOSE = 1.0
 """Percentage points below the run without attack within which the harm of an attack counts as repaired."""
 
 Pairs = dict[tuple[str, float], tuple[Series, Series]]
-"""(attack, tau) -> the runs without and with healing."""
+"""(attack, tau) -> the runs without and with healing. The tau of auto is 0."""
 
 
 def pairs(series: Sequence[Series]) -> Pairs:
     """The attacks and radii for which runs of both kinds are finished, in the order of `series`."""
     found: dict[tuple[str, float], dict[bool, Series]] = {}
     for entry in series:
-        tau = entry.config.protocol.tau
-        if entry.protocol and entry.config.attack.name and isinstance(tau, int | float):
-            found.setdefault((entry.attack, float(tau)), {})[entry.config.protocol.heal != OFF] = entry
+        if entry.protocol and entry.config.attack.name:
+            found.setdefault((entry.attack, _radius(entry)), {})[entry.config.protocol.heal != OFF] = entry
     return {key: (both[False], both[True]) for key, both in found.items() if len(both) == 2}
+
+
+def _radius(entry: Series) -> float:
+    tau = entry.config.protocol.tau
+    return 0.0 if isinstance(tau, str) else float(tau)
+
+
+def _accuracies(entry: Series) -> list[float]:
+    return [100 * outcome.accuracy for outcome in entry.outcomes]
+
+
+def default_table(series: Sequence[Series]) -> Table:
+    """A row per attack, and for none, with healed runs at the radius auto and at fixed ones: auto beside the best."""
+    healed: dict[str, dict[float, list[float]]] = {}
+    for entry in series:
+        if entry.protocol and entry.config.protocol.heal != OFF:
+            healed.setdefault(entry.attack, {})[_radius(entry)] = _accuracies(entry)
+    rows = [["attack", "tau auto", "best fixed tau", "accuracy with it", "points below"]]
+    for attack, by_radius in healed.items():
+        means = {tau: sum(values) / len(values) for tau, values in by_radius.items() if tau}
+        if means and 0.0 in by_radius:
+            best = max(means, key=lambda tau: means[tau])
+            own = by_radius[0.0]
+            below = f"{means[best] - sum(own) / len(own):.1f}"
+            rows.append([attack, spread(own, 1), f"{best:g}", spread(by_radius[best], 1), below])
+    return rows
 
 
 def steps_lost(outcome: Outcome) -> int:
@@ -44,9 +69,9 @@ def healing_table(series: Sequence[Series]) -> Table:
         rows.append(
             [
                 attack,
-                f"{tau:g}",
+                f"{tau:g}" if tau else AUTO,
                 str(len(healed.outcomes)),
-                *(spread([100 * outcome.accuracy for outcome in entry.outcomes], 1) for entry in (plain, healed)),
+                *(spread(_accuracies(entry), 1) for entry in (plain, healed)),
                 spread([100 * value for value in healed.values(lambda o: o.reference_accuracy)], 1),
                 spread(below, 1) + (" *" if below and sum(below) / len(below) > CLOSE else ""),
                 spread([len(outcome.run.returns) for outcome in healed.outcomes], 0),
@@ -56,6 +81,9 @@ def healing_table(series: Sequence[Series]) -> Table:
     return rows
 
 
+DEFAULT = """With healing: the radius that follows the gradients beside the best of the fixed ones, which is chosen
+afterwards for each attack; nobody can know it before."""
+
 LEGEND = f"""Points below: the healed run, under the run without attack with the same settings; * more than {CLOSE:g} on
 average. Returns: how often it went back to an earlier state. Steps lost: those that it went back, and those in which it
 did."""
@@ -64,9 +92,12 @@ did."""
 def healing_figure(series: Sequence[Series]) -> Figure | None:
     """A panel per attack: final accuracy over the radius, with and without healing; None without runs of both kinds.
 
-    Bars are the range over seeds; the dashed line is the mean of the runs without attack.
+    Bars are the range over seeds; the dashed line is the mean of the runs without attack. The radius auto stands
+    apart, on the right.
     """
     found = pairs(series)
+    fixed = sorted({tau for _, tau in found if tau})
+    apart = 10 * fixed[-1] if fixed else 1.0
     attacks = list(dict.fromkeys(attack for attack, _ in found))
     if not attacks:
         return None
@@ -82,12 +113,19 @@ def healing_figure(series: Sequence[Series]) -> Figure | None:
             mean = 100 * sum(quiet) / len(quiet)
             axes.axhline(mean, color=BLACK, lw=0.9, linestyle=(0, (4, 2)), label="without attack")
         for kind, (colour, marker, label) in enumerate(((VERMILION, "o", "not healed"), (BLUE, "s", "healed"))):
-            values = [[100 * outcome.accuracy for outcome in both[kind].outcomes] for both in here.values()]
-            means = [sum(of_tau) / len(of_tau) for of_tau in values]
-            spans = zip(means, values, strict=True)
-            bars = list(zip(*((mean - min(v), max(v) - mean) for mean, v in spans), strict=True))
-            axes.errorbar(list(here), means, bars, color=colour, marker=marker, ms=3.5, lw=1.3, capsize=2, label=label)
+            for which, line in ((fixed, "-"), ([0.0], "none")):
+                values = [_accuracies(here[tau][kind]) for tau in which if tau in here]
+                places = [tau or apart for tau in which if tau in here]
+                means = [sum(of_tau) / len(of_tau) for of_tau in values]
+                spans = zip(means, values, strict=True)
+                bars = list(zip(*((mean - min(v), max(v) - mean) for mean, v in spans), strict=True))
+                style = {"color": colour, "marker": marker, "ms": 3.5, "lw": 1.3, "capsize": 2, "linestyle": line}
+                if places:
+                    axes.errorbar(places, means, bars, label=label if which is fixed else None, **style)
         axes.set_xscale("log")
+        if any(not tau for _, tau in found):
+            axes.set_xticks([*fixed, apart], [*(f"{tau:g}" for tau in fixed), AUTO])
+            axes.minorticks_off()
         bare(axes)
     for axes in panels[len(attacks) :]:
         axes.set_visible(False)

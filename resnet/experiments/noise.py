@@ -10,10 +10,8 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from itertools import permutations
 
-from btard.harness.settings import config_text
 from resnet.config import Config
-from resnet.experiments.outcomes import Curve, Results, Series, undefended
-from resnet.experiments.warmup import warm_up_of
+from resnet.experiments.outcomes import Curve, Results, Series, quiet_text, undefended
 
 
 @dataclass(frozen=True)
@@ -60,4 +58,4 @@ class QuietRuns:
 
 def _key(config: Config) -> str:
     """What runs have in common whose differences without attack are noise: everything except the seed."""
-    return config_text(replace(warm_up_of(config), seed=0))
+    return quiet_text(replace(config, seed=0))

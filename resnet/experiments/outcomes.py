@@ -271,11 +271,21 @@ def undefended(config: Config) -> Config:
     return replace(config, aggregator=rule, protocol=ProtocolSection(), byzantine=0, attack=AttackConfig())
 
 
+def quiet_text(config: Config) -> str:
+    """Return the settings that a run has in common with those that are equal to it until an attack starts, as text.
+
+    Where a server aggregates, the protocol's settings do nothing, except for `clip_lambda`.
+    """
+    if not config.can_ban:
+        config = replace(config, protocol=ProtocolSection(clip_lambda=config.protocol.clip_lambda))
+    return config_text(warm_up_of(config))
+
+
 def _references(finished: Iterable[Cell]) -> Callable[[Cell], tuple[str | None, bool]]:
     """Cell -> name of the finished run without attack that it is compared with, and whether that is another rule's."""
     quiet: dict[str, list[Cell]] = defaultdict(list)
     finished = list(finished)
-    keys = {cell.name: config_text(warm_up_of(cell.config)) for cell in finished}
+    keys = {cell.name: quiet_text(cell.config) for cell in finished}
     for cell in finished:
         if cell.config.attack.name is None:
             quiet[keys[cell.name]].append(cell)
@@ -284,7 +294,7 @@ def _references(finished: Iterable[Cell]) -> Callable[[Cell], tuple[str | None, 
         own = quiet_run(keys[cell.name], cell.config.steps)
         if own is not None or not cell.config.can_ban:
             return own, False
-        found = quiet_run(config_text(warm_up_of(undefended(cell.config))), cell.config.steps)
+        found = quiet_run(quiet_text(undefended(cell.config)), cell.config.steps)
         return found, found is not None
 
     def quiet_run(key: str, steps: int) -> str | None:

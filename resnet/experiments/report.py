@@ -17,8 +17,8 @@ from resnet.experiments.claims import claims_table
 from resnet.experiments.grid import Experiment
 from resnet.experiments.headline import NAME as HEADLINE
 from resnet.experiments.headline import headline_figure
+from resnet.experiments.healing import DEFAULT, default_table, healing_figure, healing_table
 from resnet.experiments.healing import LEGEND as HEALING
-from resnet.experiments.healing import healing_figure, healing_table
 from resnet.experiments.noise import QuietRuns
 from resnet.experiments.outcomes import Outcome, Results
 from resnet.experiments.plots import accuracy_figure, overview_experiments, survival_figure
@@ -95,6 +95,9 @@ def write_report(results: Results, experiments: Sequence[Experiment], out: Path)
                 text.append(f"![With and without healing: {experiment.title}]({name}.png)")
                 csv_files[f"{name}.csv"] = healing_table(results.series(experiment))
                 text += [tables.markdown(csv_files[f"{name}.csv"]), HEALING]
+            if len(default := default_table(results.series(experiment))) > 1:
+                csv_files[f"default-{experiment.name}.csv"] = default
+                text += [tables.markdown(default), DEFAULT]
             text.append(table_text)
             if validators := tables.validators_table(results, experiment):
                 text.append(tables.markdown(validators))

@@ -29,7 +29,7 @@ from btard.protocol.peer import Peer
 from btard.task import QuadraticTask
 from scripts import mixtures
 from tests.protocol import matrix
-from tests.protocol.cohort import Run
+from tests.protocol.cohort import FIXED, Run
 from tests.protocol.rows import ROWS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +49,7 @@ QUICKSTART: Mapping[str, Sequence[str]] = {
 }
 SHORT = (
     *("--steps=8", "--attack.start=2", "--eval_every=4", "--checkpoint_every=4", "--test_samples=50", "--threads=1"),
-    "--protocol.tau=1.0",
+    *("--protocol.tau=1.0", "--protocol.tau_start=1.0"),
 )
 PROCESSES = ("--peers=4", "--byzantine=1", "--attack.name=sign_flip", "--model.width=2", "--batch_size=4")
 DIGITS = "configs/resnet/digits.yaml"
@@ -120,7 +120,7 @@ def _newcomers(folder: Path) -> Fields:
     """Two peers, one of them an attacker, ask to join a cohort of five, while a first peer attacks as well."""
 
     def play() -> Run:
-        config = ProtocolConfig(peers=5, byzantine=1, tau=1.0, probation=3, run_id="newcomers")
+        config = ProtocolConfig(peers=5, byzantine=1, probation=3, run_id="newcomers", **FIXED)
         collusion = Collusion(frozenset({2, 6}), 7)
         attackers = {peer: make_attack("sign_flip", collusion, start=12) for peer in (2, 6)}
         driver = LocalDriver(
@@ -174,7 +174,7 @@ def _swarm(folder: Path) -> Fields:
     prepare(Options("synthetic", tokenizer=None, vocab_size=2_000, sequence_length=64), data, progress=False)
     deadlines = Deadlines(compute=120, phase=60, message=0.2, uplink=8, give_up=60, gather=120)
     attack = AttackConfig(name="wrong_aggregate", start=2)
-    protocol = replace(Config().protocol, max_absences=50, tau=0.125, heal="off")
+    protocol = replace(Config().protocol, max_absences=50, tau=0.125, tau_start=1.0, heal="off")
     trainers = Trainers(tiny(data, steps=5, byzantine=1, attack=attack, deadlines=deadlines, protocol=protocol), out)
     try:
         with effects_named() as said:

@@ -16,6 +16,9 @@ from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
 from btard.task import QuadraticTask
 
+FIXED = {"tau": 1.0, "tau_start": 1.0}
+"""The radius of cohorts whose ledgers are compared with recorded ones."""
+
 
 class Run:
     """A finished run: parameters, the ledger's entries in order, and the driver for a closer look."""
@@ -48,9 +51,7 @@ def run_cohort(
     """
     behaviours = behaviours or {}
     byzantine = sum(behaviour.byzantine for behaviour in behaviours.values())
-    config = ProtocolConfig(
-        **{"peers": peers, "byzantine": byzantine, "run_id": f"test {seed}", "tau": 1.0, **settings}
-    )  # type: ignore[arg-type]
+    config = ProtocolConfig(**{"peers": peers, "byzantine": byzantine, "run_id": f"test {seed}", **FIXED, **settings})  # type: ignore[arg-type]
     driver = LocalDriver(
         config,
         QuadraticTask(d),

@@ -305,7 +305,7 @@ def test_a_peer_that_starts_from_another_radius_is_not_heard() -> None:
         ),
         (
             {"tau": "auto", "byzantine": 2, "tau_quantile": 0.2},
-            "= 0.222 with tau auto, got 0.2; or else liars choose the radius",
+            "= 0.222 with tau auto, got 0.2; or else liars hold the radius back",
         ),
     ],
 )
@@ -316,5 +316,5 @@ def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], message
 
 def test_the_first_step_has_the_number_or_the_start() -> None:
     assert ProtocolConfig(peers=3, tau=4).first_tau == 4.0
-    assert ProtocolConfig(peers=3, tau="auto").first_tau == 1.0
+    assert ProtocolConfig(peers=3).first_tau == 1e-9
     assert ProtocolConfig(peers=3, tau="auto", tau_start=7.0).first_tau == 7.0
