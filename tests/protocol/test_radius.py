@@ -211,7 +211,7 @@ def honest_distances(peer: Peer, members: frozenset[int]) -> list[float]:
 def test_all_honest_peers_derive_one_value_within_the_honest_range(name: str, options: dict[str, Any]) -> None:
     for seed in range(2):
         driver, collusion = attacked(name, options, seed)
-        used = 1.0
+        used = driver.config.first_tau
         for result in steps_of(driver, 5, torch.ones(61)):
             assert result.tau == used
             [used] = {peer.tau for peer in driver.honest}  # one for all

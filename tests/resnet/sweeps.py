@@ -19,6 +19,8 @@ SETTINGS = {
     "steps": 40,
     "eval_every": 5,
     "attack.start": 10,
+    "protocol.tau": 1,
+    "protocol.heal": "off",
     "data.name": "folder",
     "data.path": "/home/somebody/pictures.tar",
     "data.label": "pictures",

@@ -44,7 +44,7 @@ def test_curves_are_the_measured_accuracies(folders):
     quiet = curves["mean, no attack"]
     assert list(quiet.get_xdata()) == [10, 20, 30]
     assert list(quiet.get_ydata()) == pytest.approx([25, 50, 75])
-    attacked = curves["btard, tau 1, sign flip by 2 of 16"]
+    attacked = curves["btard, tau auto, sign flip by 2 of 16"]
     assert attacked.get_color() != quiet.get_color()
     assert attacked.get_linestyle() != quiet.get_linestyle()
 
@@ -110,7 +110,7 @@ def test_rows_of_the_table(folders):
     assert quiet["first ban"] == quiet["last ban"] == quiet["banned for"] == "-"
     assert quiet["Byzantine banned"] == "0 of 0"
     assert attacked == {
-        "run": "btard, tau 1, sign flip by 2 of 16",
+        "run": "btard, tau auto, sign flip by 2 of 16",
         "test accuracy": "75.0%",
         "steps/s": "12.50",
         "Byzantine banned": "2 of 2",
@@ -134,8 +134,8 @@ def test_unfinished_run_shows_how_far_it_is(tmp_path):
 @pytest.mark.parametrize(
     ("config", "name"),
     [
-        (Config(), "btard, tau 1, no attack"),
-        (Config(protocol=ProtocolSection(tau="auto")), "btard, tau auto, no attack"),
+        (Config(), "btard, tau auto, no attack"),
+        (Config(protocol=ProtocolSection(tau=1.0)), "btard, tau 1, no attack"),
         (Config(aggregator=AggregatorConfig(name="krum")), "krum, no attack"),
         (replace(ATTACKED, aggregator=AggregatorConfig(name="centered_clip", radius=float("inf"))),
          "centered clip, tau inf, sign flip by 2 of 16"),

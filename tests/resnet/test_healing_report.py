@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 from btard.harness.run_folder import read_metrics
-from resnet.experiments.healing import COLUMNS, healing_figure, healing_table
+from resnet.experiments.healing import COLUMNS, default_table, healing_figure, healing_table
 from resnet.table import bans_text, read_run
-from tests.resnet.sweeps import ban, finish, make_grid, read, report
+from tests.resnet.sweeps import SETTINGS, ban, finish, make_grid, read, report
 
 ATTACKS = {"no attack": {}, "ALIE": {"attack.name": "alie"}}
 DEFENCES = {
@@ -41,6 +41,31 @@ def test_a_row_for_each_attack_and_radius(tmp_path: Path) -> None:
     assert tuple(header) == COLUMNS
     # Steps lost: 13 + 1 - 11, and 22 + 1 - 14.
     assert rows == [["ALIE", tau, "2", "50.0", "78.0", "80.0", "2.0 *", "2", "12"] for tau in ("1", "10")]
+
+
+def test_auto_stands_beside_the_best_fixed_radius(tmp_path: Path) -> None:
+    defences = {**DEFENCES, "default, not healed": {"protocol.heal": "off"}, "default": {}}
+    grid = make_grid(
+        settings={key: value for key, value in SETTINGS.items() if not key.startswith("protocol.")},
+        attacks=ATTACKS,
+        defences=defences,
+        experiments={"early": {"title": "Early"}},
+    )
+    out = tmp_path / "sweep"
+    out.mkdir()
+    (out / "sweep.yaml").write_text(grid.text)
+    better = {1.0: 0.02, 10.0: 0.05, "auto": 0.03}
+    for cell in grid.cells:
+        finish(out, cell, lambda step, gain=better[cell.config.protocol.tau]: 0.4 + step / 100 + gain)
+    series = read(out, grid).series(grid.experiments[0])
+    header, *rows = default_table(series)
+    assert header == ["attack", "tau auto", "best fixed tau", "accuracy with it", "points below"]
+    assert rows == [[attack, "83.0", "10", "85.0", "2.0"] for attack in ATTACKS]
+    assert [row[1] for row in healing_table(series)[1:]] == ["1", "10", "auto"]
+    figure = healing_figure(series)
+    assert figure is not None
+    (axes,) = (panel for panel in figure.axes if panel.get_visible())
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "10", "auto"]
 
 
 def test_the_figure_has_both_curves_and_the_run_without_attack(tmp_path: Path) -> None:

@@ -42,8 +42,8 @@ def test_a_warm_up_whose_runs_are_finished_is_not_trained_again(tmp_path: Path) 
         (folder / "summary.json").write_text("{}")
     # The run without attack is left, and goes on from what the others left: the whole chain of its warm-up is needed.
     assert [str(task) for task in plan.todo()] == [
-        "warm-up btard-1.0 seed-0 to step 5",
-        "warm-up btard-1.0 seed-0 to step 11",
+        "warm-up btard-auto seed-0 to step 5",
+        "warm-up btard-auto seed-0 to step 11",
         "btard/no-attack/seed-0",
     ]
     (tmp_path / "runs/btard/no-attack/seed-0").mkdir(parents=True)
