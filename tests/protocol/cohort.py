@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -16,7 +16,7 @@ from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
 from btard.task import QuadraticTask
 
-FIXED = {"tau": 1.0, "tau_start": 1.0}
+FIXED: dict[str, Any] = {"tau": 1.0, "tau_start": 1.0}
 """The radius of cohorts whose ledgers are compared with recorded ones."""
 
 
