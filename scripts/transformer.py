@@ -14,7 +14,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import json
 import sys
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ import numpy as np
 from btard.boundary import Parser, output_folder, program
 from btard.files import write_file
 from btard.harness.progress import track
+from btard.harness.tables import markdown, show
 
 if TYPE_CHECKING:
     import torch
@@ -154,6 +156,30 @@ def cases(seeds: int) -> list[dict[str, Any]]:
     ]
 
 
+def tables(rows: Sequence[Mapping[str, Any]]) -> list[tuple[int, list[str], list[list[str]]]]:
+    """The losses on held-out text, means over the seeds: (first attacked step, columns, a row per attack and scale).
+
+    A row with fixed radii ends with how far `auto` is above the best of them.
+    """
+    found: dict[tuple[int, str, float], dict[Any, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        case = row["case"]
+        found[case["start"], case["attack"], case["scale"]][case["tau"]].append(row["loss"])
+    late, early = [], []
+    for (start, attack, scale), losses in found.items():
+        means = {tau: sum(values) / len(values) for tau, values in losses.items()}
+        fixed = [means[tau] for tau in RADII if tau != "auto" and tau in means]
+        if start and fixed:
+            above = f"{means['auto'] - min(fixed):.2f}"
+            late.append([attack, *(f"{means[tau]:.2f}" if tau in means else "" for tau in RADII), above])
+        elif not start:
+            early.append([attack, f"{scale:g}", f"{means['auto']:.2f}"])
+    return [
+        (START, ["attack", *(f"tau {tau}" for tau in RADII), "auto above the best"], late),
+        (0, ["attack", "loss times", "tau auto"], early),
+    ]
+
+
 @program("the same command goes on with what is missing")
 def main() -> None:
     parser = Parser(description=(__doc__ or "").split("\n")[0])
@@ -166,6 +192,11 @@ def main() -> None:
     for case in track([case for case in cases(args.seeds) if case not in finished], "transformer", unit="runs"):
         rows.append({"case": case, **train(**case)})
         write_file(file, json.dumps(rows, indent=1) + "\n")
+    texts = []
+    for start, columns, lines in tables(rows):
+        texts.append(f"From step {start} of {STEPS}:\n\n{markdown(columns, lines)}\n")
+        show(f"from step {start}", columns, lines)
+    write_file(args.out / "table.md", "\n".join(texts))
 
 
 if __name__ == "__main__":
