@@ -318,3 +318,25 @@ def test_the_first_step_has_the_number_or_the_start() -> None:
     assert ProtocolConfig(peers=3, tau=4).first_tau == 4.0
     assert ProtocolConfig(peers=3).first_tau == 1e-9
     assert ProtocolConfig(peers=3, tau="auto", tau_start=7.0).first_tau == 7.0
+
+
+def test_it_comes_to_fit_where_half_of_the_workers_may_lie() -> None:
+    with pytest.warns(UserWarning, match="hold back a tau that is auto"):
+        config = ProtocolConfig(peers=3, byzantine=1, run_id="few")
+    driver = LocalDriver(config, QuadraticTask(61, noise=1000.0))
+    radii = [result.tau for result in steps_of(driver, 3, torch.zeros(61))]
+    assert radii[0] == 1e-9 and all(100 < tau < 100_000 for tau in radii[1:] if tau)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_the_second_radius_fits_under_an_attack_from_the_first_step(scale: float) -> None:
+    """A start of 1 would be a million times too large or too small; from above the way down would take many steps."""
+    members = frozenset({1, 3, 4, 7})
+    collusion = Collusion(members, 10)
+    behaviours: dict[int, Behaviour] = {i: make_attack("sign_flip", collusion, scale=1000.0) for i in members}
+    config = ProtocolConfig(peers=10, byzantine=4, run_id="first step")
+    task = QuadraticTask(201, noise=scale)
+    driver = LocalDriver(config, task, behaviours=behaviours, collusion=collusion)
+    driver.step(torch.full((201,), scale))
+    sigma = scale * (201 / 9) ** 0.5  # of a part
+    assert 0.5 * sigma < driver.honest[0].tau < 2.1 * sigma

@@ -137,7 +137,6 @@ def test_a_training_that_diverges_ends_early_with_a_warning() -> None:
             "attack zero has no option 'scale'",
         ),
         ({"validator": 1}, TypeError, "unknown argument 'validator'; settings of the protocol are clip_lambda"),
-        ({"peers": 3, "byzantine": 1}, ValueError, r"\(peers - validators\) / 2 = 1 with tau auto, got 1"),
         ({"peers": 100}, ValueError, "the model has 34 trained parameters, fewer than the 100 peers"),
         ({"rule": "median"}, ValueError, "unknown rule 'median'; there are mean, coordinate_median"),
         ({"rule": "centered_clip"}, ValueError, "centered_clip needs a clipping radius"),
