@@ -225,9 +225,9 @@ def items(update: Any) -> dict[str, Any]:
 def test_weights_and_biases_has_what_the_files_have(seen: Seen) -> None:
     kept = logged(seen)
     run = [record.run for record in kept if record.WhichOneof("record_type") == "run"][-1]
-    assert (run.project, run.display_name, run.run_group) == ("a-project", "watched", "BTARD, tau 0.125")
+    assert (run.project, run.display_name, run.run_group) == ("a-project", "watched", "BTARD, tau auto")
     assert run.run_id == (seen.out / WANDB_ID).read_text().strip()
-    assert sorted(run.tags) == ["BTARD, tau 0.125", "sign_flip"]
+    assert sorted(run.tags) == ["BTARD, tau auto", "sign_flip"]
     assert items(run.config.update)["attack"]["start"] == START
     found: dict[str, list[tuple[int, float]]] = {}
     table = {}

@@ -27,7 +27,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     behaviours: dict[int, Behaviour] = {
         i: make_attack(name, collusion, start=start) for i, (name, start) in names.items()
     }
-    record(folder, behaviours, collusion=collusion, peers=9, steps=24, run_id="tampered")
+    record(folder, behaviours, collusion=collusion, peers=9, steps=24, run_id="tampered", tau=1.0)
     lines = (folder / "ledger.jsonl").read_text().splitlines()
     assert len({json.loads(line)["step"] for line in lines}) == len(lines) == 3
     audit(folder, QuadraticTask(D))

@@ -39,7 +39,7 @@ def record(
 ) -> LocalDriver:
     """A run of `behaviours` among honest peers, with all that it leaves in `folder`."""
     byzantine = sum(behaviour.byzantine for behaviour in behaviours.values())
-    config = ProtocolConfig(**{"peers": peers, "byzantine": byzantine, "run_id": "audit", **settings})
+    config = ProtocolConfig(**{"peers": peers, "byzantine": byzantine, "run_id": "audit", "tau": 1.0, **settings})
     recorder = Recorder(folder, config)
     driver = LocalDriver(
         config, QuadraticTask(d), behaviours=behaviours, collusion=collusion, links=links, recorder=recorder
