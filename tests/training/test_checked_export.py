@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import string
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -226,6 +228,9 @@ def test_the_card_shows_a_strangers_words_and_obeys_none(exported: Path) -> None
     card = (exported / "README.md").read_text()
     assert r"# x\\x1b[1A" in card.replace(r"\[", "[") and "\x1b" not in card
     assert plain("<b>[x](y)|") == r"\<b\>\[x\](y)\|" and code("a`|b") == "`ab`"
+    words = "_see_ ~~it~~ https://evil.example www.evil.example me@evil.example $x^2$ :smile: #1 !"
+    assert not set(re.sub(r"\\.", "", plain(words))) & set(string.punctuation)
+    assert plain("peer 3 (late, step 7)") == "peer 3 (late, step 7)"
 
 
 @pytest.mark.parametrize(
