@@ -15,7 +15,7 @@ from albert.config import Config as SwarmConfig
 from btard.audit import AuditError, audit
 from btard.audit.attestation import Attestation
 from btard.audit.proof import proof_digest
-from btard.harness.checkpoints import HEADER, Checkpoints
+from btard.harness.checkpoints import HEADER, Checkpoints, tensors_digest
 from btard.harness.run_folder import RunFolder, RunFolderError
 from btard.harness.settings import Settings
 from btard.harness.typed_yaml import ConfigError
@@ -27,7 +27,7 @@ from btard.protocol.identity import Identity, Roster
 from btard.protocol.messages import JoinRequest
 from btard.protocol.record import Start
 from btard.protocol.signed import Packet
-from btard.swarm.checkpoint import load_start
+from btard.swarm.checkpoint import load_start, read_start
 from resnet.config import Config as ResnetConfig
 
 OLD = Path(__file__).parent / "fixtures" / "old"
@@ -105,3 +105,17 @@ def test_a_start_of_another_version_is_refused(header: dict[str, Any], said: str
     with pytest.raises(ConfigError, match=f"is of protocol version {said}, this is version") as refused:
         load_start(file, {})
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("broken", ["step", "depth", "list"])
+def test_a_header_that_no_coordinator_writes_is_refused(broken: str, tmp_path: Path) -> None:
+    """Export passes over such a file, as over any that is damaged."""
+    file, tensors, step = tmp_path / "start.safetensors", {"parameters": torch.zeros(3)}, float("inf")
+    content = tensors_digest(step, "", tensors)  # type: ignore[arg-type]
+    said = json.dumps({"version": hashing.PROTOCOL_VERSION, "step": step, "content": content})
+    save_file(tensors, file, {"btard.swarm": {"step": said, "depth": "[" * 10**5, "list": "[]"}[broken]})
+    with pytest.raises(ConfigError, match="is no checkpoint of a coordinator") as refused:
+        load_start(file, {})
+    assert "\n" not in str(refused.value)
+    with pytest.raises(ValueError, match=r"its step is no number|its header is"):
+        read_start(file)

@@ -44,12 +44,12 @@ def export(folder: Path, out: Path) -> int:
     from btard.export.final import read_final
     from btard.export.folder import WEIGHTS, copy_proof, new_folder
     from btard.task import PARAMETERS
-    from btard.training.layout import KEPT, check_places, read_layout
+    from btard.training.layout import KEPT, check_places, copies, read_layout
 
     final = read_final(folder)
     slots, agreed = read_layout(folder)
     check_places(slots, final.tensors[PARAMETERS].numel())
-    tensors = {slot.name: slot.of(final.tensors, final.peer) for slot in slots}
+    tensors = copies(slots, final.tensors, final.peer)
     new_folder(out)
     save_file(tensors, out / WEIGHTS, {"format": "pt"})
     copy_proof(final, out)

@@ -70,8 +70,11 @@ def card(
 
 
 def plain(text: object) -> str:
-    """Somebody's words as Markdown that shows them in one line, and does nothing else: no HTML, no cell, no picture."""
-    return re.sub(r"([\\`*\[\]<>|&])", r"\\\1", shown(text, LONGEST))
+    """Somebody's words as Markdown that shows them in one line, and does nothing else: nothing in them means anything.
+
+    Not even what hosts read into it, such as links in bare addresses.
+    """
+    return re.sub(r"([!-'*+./:-@\[-`{-~])", r"\\\1", shown(text, LONGEST))
 
 
 def code(text: object) -> str:

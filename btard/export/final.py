@@ -255,6 +255,6 @@ def _of_coordinator(file: Path) -> tuple[int, dict[str, Tensor], tuple[int, ...]
     """Step, tensors and who vouched for them in a coordinator's checkpoint; None if it is none, or damaged."""
     try:
         header, tensors = read_start(file)
-        return int(header["step"]), tensors, tuple(int(peer) for peer in header["confirmed_by"])
+        return header["step"], tensors, tuple(int(peer) for peer in header["confirmed_by"])
     except (OSError, ValueError, TypeError, KeyError):
         return None

@@ -1,4 +1,4 @@
-"""How a peer gets in: it gathers with the other first peers, asks to join, or comes back after an absence."""
+"""How a peer gets in: it gathers with the other members, asks to join, or comes back after an absence."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ POLL = 0.3
 
 
 def arrive(member: Member) -> None:
-    """Take the seat that the first peers' list gives, and catch up with the others. The node has been started.
+    """Take the seat that the first peers' list or the own checkpoint gives, and catch up with the others.
+
+    The node has been started.
 
     Errors: NoFounders, ConfigError; Fallen if the others have removed this peer.
     """
@@ -55,18 +57,18 @@ async def _tell_others(member: Member, founders: tuple[bytes, ...]) -> None:
 
 
 def _gather(member: Member) -> None:
-    """Wait for the others, then begin where most of them can: at the newest step that they have on disk.
+    """Wait for the other members, then begin where most of them can: at the newest step that they have on disk.
 
-    If most are in the middle of the run, go on with their state.
+    Who is a member, the ledger of the own newest checkpoint says; without one the first peers are. If most are in the
+    middle of the run, go on with their state.
     """
     member.state = "gathering"
     deadline = time.monotonic() + member.config.deadlines.gather
-    founders = {i for i in member.members if i < member.config.peers}  # later ones ask them for their state
-    all_here = len(founders | {member.peer.id})
+    all_here = len({*member.members, member.peer.id})
     member.life.voters, member.life.tolerated = all_here, member.tolerated
     half, shown = all_here / 2, 0
     while True:
-        said = {peer: status for peer, status in ask_all(member).items() if peer in founders}
+        said = ask_all(member)
         member.life.hear(said, member.stored)
         agreeing, begin, here = member.life.agreeing(said), member.life.begin, 1 + len(said)
         ahead = sum(s.get("state") in ("running", "returning") and s.get("step", 0) > begin for s in said.values())
@@ -96,7 +98,8 @@ def _gather(member: Member) -> None:
                 f"{member.config.deadlines.gather:g} s, more than half are needed; start the others"
             )
         time.sleep(POLL)
-    if begin and begin not in member.stored:
+    joined = member.peer.id >= member.config.peers  # at the start it was not there
+    if (begin or joined) and begin not in member.stored:
         return come_back(member, f"there is no checkpoint of step {member.first + begin} here, where the others go on")
     member.begin_life(begin)
     member.stored = {step: kept for step, kept in member.stored.items() if step >= begin}
@@ -133,7 +136,7 @@ def ask_all(member: Member) -> dict[int, dict[str, Any]]:
 def _join(member: Member) -> None:
     """Ask the members to be admitted, and take part from the step after that on."""
     member.state = "joining"
-    member.say("this peer is not among the first ones: it asks to join")
+    member.say("this peer is no member yet: it asks to join")
     if member.protocol.probation is None:
         raise ConfigError("protocol.probation is null: nobody can join this run after its start")
     _ask_to_join(member)

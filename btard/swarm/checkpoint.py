@@ -45,13 +45,26 @@ def read_start(file: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """The header and all tensors of a coordinator's checkpoint. Errors: ValueError for anything else, OSError."""
     try:
         with safe_open(file, framework="pt") as content:
-            header = json.loads((content.metadata() or {}).get(HEADER, "null"))
+            header = _header(content)
             tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  (no dict)
+        if type(header["step"]) is not int:
+            raise ValueError("its step is no number")
         if header["content"] != tensors_digest(header["step"], "", tensors):
             raise ValueError("its content does not match its digest")
     except (SafetensorError, TypeError, KeyError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from None
     return header, tensors
+
+
+def _header(content: Any) -> dict[str, Any]:
+    """What an open checkpoint says of itself. Errors: ValueError."""
+    try:
+        header = json.loads((content.metadata() or {}).get(HEADER, "{}"))
+    except RecursionError:
+        raise ValueError("its header is nested too deeply") from None
+    if not isinstance(header, dict):
+        raise ValueError("its header is no JSON object")
+    return header
 
 
 def checkpoint_before(folder: Path, step: int) -> Path:
@@ -74,15 +87,14 @@ def load_start(file: Path, like: Mapping[str, torch.Tensor]) -> tuple[int, dict[
     """
     try:
         with safe_open(file, framework="pt") as content:
-            metadata = content.metadata() or {}
-        header = json.loads(metadata.get(HEADER, "{}"))
+            header = _header(content)
         if header.get("version") != PROTOCOL_VERSION:
             raise ConfigError(
                 f"start_from {file}: is of protocol version {header.get('version', 'none')}, this is version "
                 f"{PROTOCOL_VERSION}; run the baseline again"
             )
         header, tensors = read_start(file)
-        step = int(header["step"])
+        step = header["step"]
     except ConfigError:
         raise
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:

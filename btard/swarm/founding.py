@@ -92,18 +92,18 @@ async def announce(node: Node, run_id: str) -> None:
     """Announce repeatedly that this peer is there, and where."""
     while True:
         addresses = [address for address in await node.visible() if len(address) <= ADDRESS]
-        await node.publish(come_key(run_id), node.identity.public_key.hex(), addresses[:ADDRESSES])
+        await node.publish(come_key(run_id), addresses[:ADDRESSES])
         await asyncio.sleep(REPEAT)
 
 
 async def meet(node: Node, run_id: str, keys: Iterable[bytes] | None = None) -> dict[bytes, list[str]]:
     """Public key -> addresses, for all peers that have announced themselves, or for those with these `keys`."""
-    found: dict[bytes, list[str]] = {}
-    subkeys = None if keys is None else frozenset(key.hex() for key in keys)
-    for subkey, (author, value) in (await node.records(come_key(run_id), subkeys)).items():
-        if subkey == author.hex() and isinstance(value, list) and all(_is_address(entry) for entry in value):
-            found[author] = value[:ADDRESSES]
-    return found
+    said = await node.records(come_key(run_id), None if keys is None else frozenset(keys))
+    return {
+        author: value[:ADDRESSES]
+        for author, value in said.items()
+        if isinstance(value, list) and all(_is_address(entry) for entry in value)
+    }
 
 
 def _is_address(entry: Any) -> bool:
@@ -191,7 +191,7 @@ async def give_founders(
 async def publish_founders(node: Node, run_id: str, founders: tuple[bytes, ...]) -> None:
     """For the coordinator: announce repeatedly who the first peers are."""
     while True:
-        await node.publish(founders_key(run_id), node.identity.public_key.hex(), list(founders))
+        await node.publish(founders_key(run_id), list(founders))
         await asyncio.sleep(REPEAT)
 
 
@@ -216,10 +216,8 @@ async def learn_founders(node: Node, config: SwarmConfig, agreed: Mapping[str, A
             for given in await asyncio.gather(*(_come(lobby, key) for key in trusted)):
                 if given is not None:
                     return _keys(given, config)
-        subkeys = frozenset(key.hex() for key in trusted)
-        for author, value in (await node.records(founders_key(config.run_id), subkeys)).values():
-            if author in trusted:
-                return _keys(value, config)
+        for value in (await node.records(founders_key(config.run_id), trusted)).values():
+            return _keys(value, config)
         if time.monotonic() > deadline:
             raise NoFounders(
                 f"run {config.run_id}: no list of its first peers from "

@@ -6,10 +6,11 @@ Peers that all stop and go on from a checkpoint repeat steps. What they sign is 
 what they said before is nothing that anybody can hold against them. Each of them brings a nonce of its own, made when
 its process started, and takes part in no life without it.
 
-Nonces are told in statuses, over connections whose ends are authenticated, and a nonce counts if most of the peers say
-that they have heard it. The step is the newest that most of the peers have on their disks, whether this one has it or
-not. If liars say different things of their disks, some peers see a majority for a step and others none. So once all are
-there, a peer follows to an older step, though never to the start, if more than can lie name it.
+Nonces are told in statuses, over connections whose ends are authenticated, and a nonce counts if most of the members
+say that they have heard it: the members by the ledger of a peer's own newest checkpoint, also those that have joined.
+The step is the newest that most of them have on their disks, whether this one has it or not. If liars say different
+things of their disks, some peers see a majority for a step and others none. So once all are there, a peer follows to an
+older step, though never to the start, if more than can lie name it.
 
 Peers begin a life that more than half of all are in, at the same step. This is no agreement in the strict sense: a liar
 that tells peers different things as they begin can keep them from it, or have some begin without a majority. These find
@@ -19,6 +20,7 @@ no quorum, and take the life of the others with their state; if there is none, t
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -32,18 +34,21 @@ from btard.task import PARAMETERS
 NONCE = 16
 """Bytes of a nonce."""
 
+_NUMBER = re.compile("0|[1-9][0-9]{0,8}")
+
 Nonces = Mapping[int, bytes]
 Seen = tuple[tuple[tuple[int, bytes], ...], int]
 """The nonces of a life, and the step at which it begins."""
 
 
 class Life:
-    """What peer `me` of `peers` knows of the life that is about to begin. `tolerated`: how many of them may lie."""
+    """What peer `me` knows of the life that is about to begin.
 
-    def __init__(self, me: int, peers: int, tolerated: int) -> None:
-        self.me, self.peers, self.tolerated = me, peers, tolerated
-        self.voters = peers
-        """How many of the first peers are still in the run."""
+    `voters`: how many members have a say in it; `tolerated`: how many of them may lie.
+    """
+
+    def __init__(self, me: int, voters: int, tolerated: int) -> None:
+        self.me, self.voters, self.tolerated = me, voters, tolerated
         self.nonce = secrets.token_bytes(NONCE)
         self.heard: Nonces = {me: self.nonce}
         """What each present peer has told this one, and its own nonce."""
@@ -56,7 +61,7 @@ class Life:
         """Record what the others say about themselves, by number, all of it at once. `stored`: the own checkpoints."""
         direct = {peer: _nonce(said.get("nonce")) for peer, said in statuses.items()}
         self.heard = {peer: nonce for peer, nonce in direct.items() if nonce is not None} | {self.me: self.nonce}
-        views = [self.heard, *(self._nonces(said.get("heard")) for said in statuses.values())]
+        views = [self.heard, *(_nonces(said.get("heard")) for said in statuses.values())]
         told = Counter((peer, nonce) for view in views for peer, nonce in view.items())
         self.gathered = {peer: nonce for (peer, nonce), count in sorted(told.items()) if 2 * count > self.voters}
         self.begin = self._beginning(statuses, stored)
@@ -94,24 +99,29 @@ class Life:
     def _seen_by(self, said: Mapping[str, Any]) -> Seen:
         """The life as another peer sees it."""
         begin = said.get("begin")
-        return tuple(self._nonces(said.get("gathered")).items()), begin if type(begin) is int else 0
+        return tuple(_nonces(said.get("gathered")).items()), begin if type(begin) is int else 0
 
     def epoch(self, run_id: str, checkpoint: bytes) -> bytes:
         """The name of the life (32 bytes) that begins at the checkpoint with this digest."""
         fields = [field for peer, nonce in sorted(self.gathered.items()) for field in (peer, nonce)]
         return digest("life", run_id, checkpoint, *fields)
 
-    def _nonces(self, value: Any) -> dict[int, bytes]:
-        """The nonces in a status, ascending by peer; anything that is no nonce is left out."""
-        given = value if isinstance(value, dict) else {}
-        known = {peer: _nonce(given.get(str(peer))) for peer in range(self.peers)}
-        return {peer: nonce for peer, nonce in known.items() if nonce is not None}
-
 
 def checkpoint_digest(peer: Mapping[str, Any], params: torch.Tensor) -> bytes:
     """The digest of a peer's values in a checkpoint, without what only it holds, and of the parameters [d]."""
     common = json.dumps({name: value for name, value in peer.items() if name != "requests"}, sort_keys=True)
     return digest("checkpoint", common, tensor_digest(params, PARAMETERS))
+
+
+def _nonces(value: Any) -> dict[int, bytes]:
+    """The nonces in a status, ascending by peer; anything that is no nonce is left out.
+
+    A peer whose checkpoint is older does not know all members, and takes their word for who else is there.
+    """
+    given = value if isinstance(value, dict) else {}
+    numbers = sorted(int(peer) for peer in given if _NUMBER.fullmatch(peer))
+    known = {peer: _nonce(given[str(peer)]) for peer in numbers}
+    return {peer: nonce for peer, nonce in known.items() if nonce is not None}
 
 
 def _steps(value: Any) -> set[int]:

@@ -19,7 +19,7 @@ from btard.swarm.outbox import Position
 HEADER = 512
 """Largest size of a frame's header in bytes."""
 AHEAD, AHEAD_TOTAL = 2**16, 2**20
-"""Bytes of one frame, and of all frames of a peer, that are read before anybody asks for them."""
+"""Bytes of one frame, and of all frames of a peer, that are read before anybody asks for them, or after that."""
 FRAMES_AHEAD = 256
 """Number of frames that are read before anybody asks for them; a step among many colluders has some hundred."""
 BESIDE = 16
@@ -76,7 +76,7 @@ class Link:
         self.down_since: float | None = time.monotonic()
         self._frames: dict[Position, Frame] = {}
         self._limit: int | None = None
-        self._beside = 0
+        self._beside = self._past = 0
         self._failures = self._failures_then = 0
         self._wanted = asyncio.Event()
         self._wake = asyncio.Event()  # begin anew at another place
@@ -87,7 +87,7 @@ class Link:
         """Forget what came before `at`, and read the frame at `at` if it has at most `limit` bytes."""
         self.at, self._limit = at, limit
         self._frames = {p: frame for p, frame in self._frames.items() if p >= at}
-        self._beside = 0
+        self._beside = self._past = 0
         self._wanted.set()
         self._failures_then = self._failures
         if self.down_since is not None:
@@ -153,7 +153,8 @@ class Link:
     async def _read(self, reader: asyncio.StreamReader, first: Position) -> None:
         """Read frames from `first` on until the stream ends; returns where it must be reopened, at the next frame.
 
-        Errors: Malformed for frames that are not in order. Else there would be no end of those that I am past.
+        Of those that I am past `AHEAD_TOTAL` bytes are read between two calls of `want`, headers as large as they may
+        be: a stream that is reopened begins behind them. Errors: Malformed for frames that are not in order.
         """
         while True:
             fields = await frames.receive(reader, HEADER, "frame")
@@ -174,7 +175,8 @@ class Link:
                 await self._count_beside()
                 continue
             if position < self.at:
-                if size > AHEAD_TOTAL:
+                self._past += HEADER + max(0, size)
+                if self._past > AHEAD_TOTAL:
                     return
                 await frames.receive_body(reader, max(0, size))
                 continue

@@ -109,18 +109,26 @@ class Member:
         return self.peer.byzantine if entries is None else still_byzantine(self.protocol, entries)
 
     def _stored_ledger(self) -> list[Entry] | None:
-        if self.peer.t or not self.stored or self.state == "running":
+        return None if self.peer.t or self.state == "running" else self._newest_ledger()
+
+    def _newest_ledger(self) -> list[Entry] | None:
+        if not self.stored:
             return None
         return [Entry.from_json(line) for line in self.stored[max(self.stored)][1]["peer"]["ledger"]]
 
     def take_seat(self, founders: tuple[bytes, ...], doors: Doors) -> bool:
-        """Become the peer that the list of first peers says, or a newcomer after them; returns whether it is listed."""
+        """Become the peer that the list of first peers or the newest checkpoint says, or a newcomer after them.
+
+        Returns whether that peer is a member.
+        """
         me = self.identity.public_key
         self.service = StateService(self.node, doors, self.patience, self.status, trusted_keys(self.config))
-        known = me in founders
-        number = founders.index(me) if known else len(founders)
+        self.find_stored()
+        roster = Roster(tuple(keys_of(self._newest_ledger() or (), founders).values()))
+        if me not in roster.keys:
+            roster = Roster(founders).grown(me)
+        number = roster.keys.index(me)
         self.life = Life(number, len(founders), self.protocol.byzantine)
-        roster = Roster(founders) if known else Roster(founders).grown(me)
         peer, collusion = self.make_peer(number, roster)
         kept = steps_kept({peer.id: peer.behaviour}, 2 * self.config.checkpoint_every)
         self.past = Past(ParameterHistory(self.task.d, kept, self.out / "history"), self._trail)
@@ -134,10 +142,9 @@ class Member:
             collusion=collusion,
             watch=self._watch,
         )
-        self.find_stored()
         if not peer.behaviour.byzantine:
             self.recorder = Recorder(self.out, self.protocol, self.made_by)
-        return known
+        return me in founders or number in self.members
 
     def find_stored(self) -> None:
         """Find the checkpoints to go on from, and put back the lines that the folder has lost.

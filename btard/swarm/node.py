@@ -12,7 +12,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Awaitable, Callable, Container, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -25,18 +25,16 @@ from hivemind.utils import get_dht_time
 from hivemind.utils.multiaddr import Multiaddr
 
 from btard.protocol import wire
-from btard.protocol.hashing import digest
-from btard.protocol.identity import SIGNATURE_SIZE, Identity, verify_key
+from btard.protocol.identity import Identity
 from btard.swarm.cancel import cancel
 from btard.swarm.keys import peer_id_of, write_identity
+from btard.swarm.records import HEAD, MAX_RECORD, Signed
 from btard.swarm.relay import Relay
 
 T = TypeVar("T")
 Relaying = Literal["none", "use", "serve"]
 Handler = Callable[[StreamInfo, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
-MAX_RECORD = 3500
-"""Largest size of a record in the DHT in bytes: more does not fit the messages of every node."""
 START, AGAIN = 60.0, 0.5
 """Seconds in which daemon and DHT must come up, and between two attempts: the first member may come up meanwhile."""
 PATIENCE, END = 3.0, 15.0
@@ -47,6 +45,8 @@ KNOWN = 32
 """Number of others' addresses that are tried at the start, in addition to those in the settings."""
 KEEP = 5.0
 """Seconds after which a peer that is reached through relays checks whether they are there."""
+LOOK = 10.0
+"""Seconds in which the DHT must answer."""
 RECORD_LIFE = 120.0
 """Seconds that a record is kept; its author stores it again before that."""
 
@@ -176,41 +176,28 @@ class Node:
         _, reader, writer = await self.p2p.call_binary_stream_handler(peer_id_of(key), protocol)
         return reader, writer
 
-    async def publish(self, key: str, subkey: str, value: Any) -> bool:
-        """Store a signed record for `RECORD_LIFE` seconds; False if no node of the DHT took it."""
-        now = get_dht_time()
-        body = wire.pack((value, now))
-        record = self.identity.public_key + self.identity.sign(_signed(key, subkey, body)) + body
-        if len(record) > MAX_RECORD:
-            raise ValueError(f"a record of {len(record)} bytes does not fit into the DHT, at most {MAX_RECORD} do")
-        return bool(await self.dht.store(key, record, now + RECORD_LIFE, subkey=subkey))
+    async def publish(self, key: str, value: Any) -> bool:
+        """Store this node's entry under `key` for `RECORD_LIFE` seconds; False if nobody took it in time."""
+        body, me = wire.pack(value), self.identity.public_key.hex()
+        if HEAD + len(body) > MAX_RECORD:
+            raise ValueError(f"a record of {HEAD + len(body)} bytes does not fit into the DHT, at most {MAX_RECORD} do")
+        return bool(await _in_time(self.dht.store(key, body, get_dht_time() + RECORD_LIFE, subkey=me)))
 
-    async def records(self, key: str, subkeys: Container[str] | None = None) -> dict[str, tuple[bytes, Any]]:
-        """subkey -> (public key of its signer, value), of the records under `key` that are intact.
+    async def records(self, key: str, authors: Collection[bytes] | None = None) -> dict[bytes, Any]:
+        """Public key -> value, of the entries under `key` that their authors have stored lately; none if none come.
 
-        The time that their signers gave counts, not what the DHT says: anybody can store an old record again.
-        `subkeys`: those of interest, None for all. Others, of which strangers can make any number, are not checked.
+        The time that they gave counts. `authors`: those of interest, None for all. Others, of which strangers can make
+        any number, are not decoded.
         """
-        found = await self.dht.get(key, latest=True)
-        if found is None or not isinstance(found.value, dict):
-            return {}
-        records: dict[str, tuple[bytes, Any]] = {}
-        for subkey, entry in found.value.items():
-            record = entry.value
-            if not isinstance(subkey, str) or not isinstance(record, bytes) or len(record) > MAX_RECORD:
+        found = await _in_time(self.dht.get(key, latest=True))
+        entries = {} if found is None else {bytes.fromhex(author): entry for author, entry in found.value.items()}
+        records: dict[bytes, Any] = {}
+        for author in entries if authors is None else entries.keys() & authors:
+            body, expires = entries[author]
+            if not abs(get_dht_time() + RECORD_LIFE - expires) <= RECORD_LIFE:
                 continue
-            if subkeys is not None and subkey not in subkeys:
-                continue
-            author, signature, body = record[:32], record[32 : 32 + SIGNATURE_SIZE], record[32 + SIGNATURE_SIZE :]
-            if not verify_key(author, _signed(key, subkey, body), signature):
-                continue
-            try:
-                value, at = wire.check_fields(wire.unpack(body, max_bytes=MAX_RECORD, what="record"), "record", 2)
-            except wire.Malformed:
-                continue
-            if not isinstance(at, float) or not abs(get_dht_time() - at) <= RECORD_LIFE:
-                continue
-            records[subkey] = author, value
+            with contextlib.suppress(wire.Malformed):
+                records[author] = wire.unpack(body, max_bytes=MAX_RECORD, what="record")
         return records
 
     def _run(self) -> None:
@@ -252,7 +239,11 @@ class Node:
         if self.relay == "serve":
             await Relay(self.p2p).open()
         self.dht = await DHTNode.create(
-            p2p=self.p2p, initial_peers=meeting, bootstrap_timeout=timeout, ensure_bootstrap_success=False
+            p2p=self.p2p,
+            initial_peers=meeting,
+            bootstrap_timeout=timeout,
+            ensure_bootstrap_success=False,
+            record_validator=Signed(self.identity),
         )
         if self.relay == "use":
             self.spawn(self._keep_relays())
@@ -314,5 +305,9 @@ def node_of(address: str) -> PeerID:
         ) from None
 
 
-def _signed(key: str, subkey: str, body: bytes) -> bytes:
-    return digest("record", key, subkey, body)
+async def _in_time(asked: Awaitable[T]) -> T | None:
+    """The DHT's answer; None if it has none within `LOOK` seconds, whatever has become of the search."""
+    try:
+        return await asyncio.wait_for(asked, LOOK)
+    except asyncio.TimeoutError:
+        return None

@@ -10,11 +10,12 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
 from btard.audit.files import FINAL, KEPT_FILE, MODEL, read_bounded
@@ -28,6 +29,11 @@ KEPT = "kept"
 """Begins the names of what peers do not train: `kept/NAME` for each tensor of the model's state."""
 MAX_MODEL = 2**24
 """Bytes of a model.json that are read: it has some 150 for each tensor."""
+MAX_MADE = 64
+"""A layer's weights may have many names, as in a model that repeats it; all copies may be that many times what a run
+holds."""
+MAX_DIMENSIONS = 64
+"""As many as torch works with."""
 LOCAL = "buffers"
 """Begins the names of a peer's own buffers: `buffers/PEER/NAME`."""
 
@@ -49,6 +55,11 @@ class Slot:
     source: str = PARAMETERS
     per_peer: bool = False
     """`source` has a row for each peer, and the view is one row of it: a peer's own statistics."""
+
+    @property
+    def bytes(self) -> int:
+        """Size of a copy."""
+        return math.prod(self.shape) * cast(torch.dtype, getattr(torch, self.dtype)).itemsize
 
     @property
     def end(self) -> int:
@@ -154,6 +165,19 @@ def check_places(slots: Iterable[Slot], d: int) -> None:
         raise LayoutError(f"{MODEL}: names {reached} parameters, the run has {d}")
 
 
+def copies(slots: Iterable[Slot], tensors: Mapping[str, Tensor], peer: int = 0) -> dict[str, Tensor]:
+    """A copy of each named tensor; `tensors` and `peer` as for `Slot.of`. Errors: LayoutError."""
+    slots = list(slots)
+    made = sum(slot.bytes for slot in slots)
+    held = sum(tensors[source].nbytes for source in {slot.source for slot in slots} & tensors.keys())
+    if made > MAX_MADE * held:
+        raise LayoutError(
+            f"{MODEL}: names tensors of {made} bytes in all, more than {MAX_MADE} times the {held} of the checkpoint; "
+            "no run of this release writes that"
+        )
+    return {slot.name: slot.of(tensors, peer) for slot in slots}
+
+
 def write_layout(
     folder: Path, slots: Iterable[Slot], agreed: Mapping[str, Any], kept: Mapping[str, Tensor] | None = None
 ) -> None:
@@ -206,8 +230,21 @@ def _slot(entry: Mapping[str, Any]) -> Slot:
     numbers = (*shape, *stride, slot.offset)
     if not (isinstance(slot.name, str) and isinstance(slot.source, str) and isinstance(slot.per_peer, bool)):
         raise ValueError(f"{slot.name!a:.60} in {slot.source!a:.60} is no name of a tensor")
-    if not all(type(number) is int and 0 <= number < 2**48 for number in numbers) or len(shape) != len(stride):
+    if (
+        not all(type(number) is int and 0 <= number < 2**48 for number in numbers)
+        or not len(shape) == len(stride) <= MAX_DIMENSIONS
+    ):
         raise ValueError(f"{slot.name!a:.60} has shape {shape}, stride {stride} and offset {slot.offset!a:.20}")
-    if not isinstance(getattr(torch, slot.dtype, None), torch.dtype):
-        raise ValueError(f"{slot.name!a:.60} is of {slot.dtype!a:.20}, which is no type of torch")
+    if not _is_written(slot.dtype):
+        raise ValueError(f"{slot.name!a:.60} is of {slot.dtype!a:.20}, which is no type of a tensor in safetensors")
     return Slot(slot.name, shape, stride, slot.offset, slot.dtype, slot.source, slot.per_peer)
+
+
+@lru_cache(64)
+def _is_written(dtype: str) -> bool:
+    """Whether safetensors has this dtype of torch."""
+    try:
+        save({"": torch.empty(0, dtype=getattr(torch, dtype))})
+    except (AttributeError, KeyError, TypeError):
+        return False
+    return True

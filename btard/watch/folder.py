@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ from btard.protocol.wire import Malformed, shown
 
 MAX_LINES, MAX_SMALL = 2**28, 2**22
 """The largest number of bytes that are read of a file of lines, and of a small file."""
+MAX_STEPS, MAX_VALUES = 2**20, 2**22
+"""Number of lines and of JSON values that are read of a file of lines: small ones take a hundred times their bytes."""
 MAX_PEERS = 4096
 MAX_PROOFS = 400
 """Number of steps whose recorded messages are shown; a page must stay readable."""
@@ -75,6 +78,11 @@ class Run:
     """The folder, perhaps a peer's, that can be audited."""
     notes: list[str] = field(default_factory=list)
     """What is missing or damaged, one line each."""
+
+    @cached_property
+    def timing_of(self) -> Mapping[int, dict[str, Any]]:
+        """Step -> its line of timings."""
+        return {line["step"]: line for line in self.timings}
 
     def setting(self, *names: str) -> Any:
         """The value of a dotted key; None if there is none."""
@@ -178,14 +186,24 @@ def _lines(run: Run, name: str) -> list[dict[str, Any]]:
         return []
     if file.stat().st_size > MAX_LINES:
         raise RunFolderError(f"{file}: {file.stat().st_size} bytes, at most {MAX_LINES} are read")
-    whole = file.read_bytes().count(b"\n")
+    raw = file.read_bytes()
+    whole, values = raw.count(b"\n"), sum(map(raw.count, (b",", b"[", b"{")))
+    if whole > MAX_STEPS or values > MAX_VALUES:
+        raise RunFolderError(
+            f"{file}: {whole} lines and {values} values, at most {MAX_STEPS} and {MAX_VALUES} are read"
+        )
     try:
         lines = read_metrics(run.folder) if name == METRICS else read_costs(run.folder)
     except (RecursionError, UnicodeDecodeError):
         raise RunFolderError(f"{file}: damaged: not lines of JSON") from None
     if len(lines) < whole:
         run.notes.append(f"{name}: line {len(lines) + 1} is damaged; what follows is not shown")
-    return [line for line in lines if 0 <= line["step"] < 2**31]
+    told, newest = [], -1
+    for line in lines:
+        if newest < line["step"] < 2**31:
+            told.append(line)
+            newest = line["step"]
+    return told
 
 
 def _small(file: Path) -> dict[str, Any]:

@@ -159,9 +159,10 @@ def _step(run: Run, line: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("accused", "skipped"):
         if told := numbers(line.get(name)):
             found[name] = told
-    if sent := by_phase(line.get("bytes") or _timing(run, step).get("bytes")):
+    timing = run.timing_of.get(step, {})
+    if sent := by_phase(line.get("bytes") or timing.get("bytes")):
         found["bytes"] = sent
-    if seconds := by_phase(_timing(run, step), but="step"):
+    if seconds := by_phase(timing, but="step"):
         found["seconds"] = seconds
     if said := _messages(run, step):
         found["messages"] = said
@@ -173,15 +174,6 @@ def numbers(value: Any) -> list[int]:
     if not isinstance(value, list) or len(value) > MAX_PEERS or not all(type(entry) is int for entry in value):
         return []
     return [entry for entry in value if 0 <= entry < 2**31]
-
-
-def _timing(run: Run, step: int) -> Mapping[str, Any]:
-    if not run.timings:
-        return {}
-    guess = step - run.timings[0]["step"]  # nearly always one line a step
-    if 0 <= guess < len(run.timings) and run.timings[guess]["step"] == step:
-        return run.timings[guess]
-    return next((line for line in run.timings if line["step"] == step), {})
 
 
 def _messages(run: Run, step: int) -> dict[str, Any]:

@@ -1,8 +1,11 @@
-"""How a peer gets in that is not among the first ones."""
+"""How a peer gets in that is not among the first ones, and how all go on after they have stopped."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,14 +16,18 @@ from btard.drivers.local import LocalDriver
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.download import Download, WrongState
 from btard.protocol.identity import Identity
+from btard.protocol.ledger import ADMITTED, GRADUATED, Entry
 from btard.protocol.messages import JoinRequest
 from btard.protocol.peer import Peer
 from btard.protocol.snapshot import public_state
 from btard.swarm import arrival
+from btard.swarm import member as member_module
 from btard.swarm.deadlines import Deadlines
 from btard.swarm.fetch import Fetched
 from btard.swarm.founding import NoFounders
-from btard.swarm.member import PREVIOUS
+from btard.swarm.life import Life
+from btard.swarm.member import Member
+from btard.swarm.state import PREVIOUS
 from btard.task import QuadraticTask
 
 D = 20
@@ -96,3 +103,111 @@ def test_who_finds_no_state_is_not_told_that_its_key_is_out(monkeypatch: pytest.
     )
     with pytest.raises(NoFounders, match=r"no state came within deadlines\.gather: .* nobody has removed this peer"):
         arrival.come_back(member, "out of step")  # type: ignore[arg-type]
+
+
+def gather(
+    monkeypatch: pytest.MonkeyPatch, here: Sequence[int], stored: Sequence[int], gather: float
+) -> dict[int, Any]:
+    """Number -> the life that it begins, or why it does not, of 6 members of which 3 were there at the start."""
+    members = {
+        number: SimpleNamespace(
+            state="starting",
+            peer=SimpleNamespace(id=number),
+            members=dict.fromkeys(range(6), b""),
+            life=Life(number, 3, 0),
+            tolerated=0,
+            stored=dict.fromkeys(stored),
+            config=SimpleNamespace(peers=3, deadlines=SimpleNamespace(gather=gather)),
+            first=0,
+            said=list[str](),
+        )
+        for number in here
+    }
+
+    def ask_all(asking: Any) -> dict[int, Any]:
+        others = {number: member for number, member in members.items() if number != asking.peer.id}
+        return {n: {"state": m.state, "stored": [0, *m.stored], **m.life.told()} for n, m in others.items()}
+
+    def arrived(member: Any) -> Any:
+        member.say = member.said.append
+        member.begin_life = lambda step: None
+        try:
+            arrival._gather(member)
+        except NoFounders as error:
+            return str(error)
+        if member.state != "running":
+            return member.state
+        return member.life.begin, member.life.epoch("run", b"")
+
+    def come_back(member: Any, why: str) -> None:
+        member.state = "returning"
+
+    monkeypatch.setattr(arrival, "ask_all", ask_all)
+    monkeypatch.setattr(arrival, "come_back", come_back)
+    monkeypatch.setattr(arrival, "POLL", 0.001)
+    with ThreadPoolExecutor(len(here)) as pool:
+        return dict(zip(here, pool.map(arrived, members.values()), strict=True))
+
+
+@pytest.mark.parametrize("here", [(0, 1, 2, 3, 4, 5), (0, 3, 4, 5)])
+def test_all_members_go_on_and_not_the_first_peers_alone(here: Sequence[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of them are needed: as many have joined as there were at the start. The last case has lost two of these."""
+    ends = gather(monkeypatch, here, [80, 100], 30.0 if len(here) == 6 else 0.5)
+    assert len({*ends.values()}) == 1 and ends[0][0] == 100
+
+
+def test_too_few_members_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They tried, and each waited for the others' state."""
+    for end in gather(monkeypatch, (0, 1, 2), [80, 100], 0.2).values():
+        assert end.startswith("only 3 of 6 peers are here after deadlines.gather = 0.2 s, more than half are needed")
+
+
+def test_who_has_joined_takes_no_part_in_a_life_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = gather(monkeypatch, range(6), [], 30.0)
+    assert {ends[number][0] for number in range(3)} == {0} and [ends[number] for number in (3, 4, 5)] == [
+        "returning"
+    ] * 3
+
+
+@pytest.mark.parametrize("graduated", [True, False])
+def test_who_has_joined_is_the_peer_that_its_checkpoint_says(graduated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as it is a member; on probation it has no say in how all go on."""
+    founders = tuple(Identity.from_seed("founder", peer).public_key for peer in range(3))
+    other, me = Identity.from_seed("other"), Identity.from_seed("me")
+    entries = [
+        Entry(2, ADMITTED, "public", 3, (), (), 2, evidence=other.public_key.hex()),
+        Entry(3, ADMITTED, "public", 4, (), (), 3, evidence=me.public_key.hex()),
+        *([Entry(5, GRADUATED, "public", 4, (), (), 5)] if graduated else []),
+    ]
+    config = ProtocolConfig(peers=3, probation=2, run_id="joined")
+    member = Member.__new__(Member)
+    vars(member).update(
+        identity=me,
+        config=SimpleNamespace(peers=3, checkpoint_every=5, deadlines=Deadlines()),
+        protocol=config,
+        task=QuadraticTask(D),
+        node=None,
+        out=Path(),
+        made_by="",
+        state="starting",
+        stored={},
+    )
+    made = list[Peer]()
+
+    def make_peer(number: int, roster: Any) -> tuple[Peer, None]:
+        made.append(Peer(number, me, roster, config, D))
+        return made[-1], None
+
+    def find_stored() -> None:
+        member.stored = {6: ({}, {"peer": {"ledger": [entry.to_json() for entry in entries]}})}
+
+    vars(member).update(make_peer=make_peer, find_stored=find_stored, _trail=None)
+    for name in ("StateService", "Past", "ParameterHistory", "Recorder", "trusted_keys"):
+        monkeypatch.setattr(member_module, name, lambda *_, **__: None)
+    monkeypatch.setattr(
+        member_module, "SwarmDriver", lambda peer, *_, **__: SimpleNamespace(peer=peer, members=peer.active)
+    )
+    monkeypatch.setattr(Member, "patience", 1.0)
+    assert member.take_seat(founders, None) is graduated  # type: ignore[arg-type]
+    assert [peer.id for peer in made] == [4] and member.life.me == 4
+    assert made[0].roster.keys == (*founders, other.public_key, me.public_key)

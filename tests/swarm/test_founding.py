@@ -135,7 +135,7 @@ def test_another_run_id_is_told_at_once(meeting: Meeting) -> None:
 @briefly(3)
 def test_a_list_is_taken_from_the_named_coordinator_alone(meeting: Meeting) -> None:
     liar = meeting.node(2)
-    liar.run(liar.publish(founders_key("mine"), liar.identity.public_key.hex(), list(meeting.keys(1, 2))))
+    liar.run(liar.publish(founders_key("mine"), list(meeting.keys(1, 2))))
     with pytest.raises(NoFounders, match="no list of its first peers from"):
         meeting.come(0).result(30)
     with pytest.raises(NoFounders, match=r"only \d of 2 peers have come"):

@@ -147,6 +147,19 @@ def test_an_older_step_is_named_by_mistake_before_all_are_there() -> None:
     assert life.begin == 80
 
 
+def test_a_peer_that_knows_fewer_members_sees_the_life_of_all() -> None:
+    """Its checkpoint is older than those by which others have joined. It asks those that it knows."""
+    lives = [Life(0, 3, 0), *(Life(number, 6, 0) for number in range(1, 6))]
+    heard: list[Statuses] = []
+    for _ in range(4):
+        told = {life.me: {"state": "ready", "stored": [0, 80, 100], **life.told()} for life in lives}
+        heard = [{n: told[n] for n in range(life.voters) if n != life.me} for life in lives]
+        for life, said in zip(lives, heard, strict=True):
+            life.hear(said, [80] if life.me == 0 else [80, 100])
+    assert [life.agreeing(said) for life, said in zip(lives, heard, strict=True)] == [3, 6, 6, 6, 6, 6]
+    assert len({life.epoch("run", b"") for life in lives}) == 1 and {life.begin for life in lives} == {100}
+
+
 def test_nonsense_in_a_status_is_no_nonce() -> None:
     life = Life(0, 5, 1)
     nonsense: list[Any] = [None, 7, "zz" * 16, "00", {"x": 1}, ["00" * 16], {"1": 5, "2": "00", "99": "00" * 16}]

@@ -10,7 +10,7 @@ import pytest
 
 from btard.swarm import frames
 from btard.swarm.ends import OVER
-from btard.swarm.links import AHEAD, AHEAD_TOTAL, BESIDE, Link
+from btard.swarm.links import AHEAD, AHEAD_TOTAL, BESIDE, HEADER, Link
 from btard.swarm.outbox import Position
 from btard.swarm.rounds import Rounds
 from tests.swarm.wires import Nobody, Wire, all_read, following, frame, nothing_said, run
@@ -254,6 +254,37 @@ def test_frames_come_in_order(again: Position) -> None:
             reader.feed_data(await frame(3, 6, b"said"))
             await all_read(reader)
             assert link.frame() is not None
+
+    run(test())
+
+
+@pytest.mark.parametrize("size", [0, 1000, AHEAD_TOTAL - HEADER])
+def test_what_the_reader_is_past_is_read_up_to_a_bound(size: int) -> None:
+    """In order, and of any number: else a member could fill the others' lines and wake them for ever."""
+
+    async def test() -> None:
+        wire, wakes = Wire(), list[None]()
+        link = Link(wire.dial, (5, 0), lambda: wakes.append(None))
+        fits = AHEAD_TOTAL // (HEADER + size)
+        async with following(link):
+            reader, number = await wire.redialled(1), 0
+            for step in (6, 7):  # more is read when the reader goes on, and the same bound holds again
+                link.want((step, 0), 100)
+                for _ in range(fits):
+                    reader.feed_data(await frame(5, number, bytes(size)))
+                    number += 1
+                await all_read(reader)
+                assert len(wire.readers) == 1 and not reader._buffer  # type: ignore[attr-defined]
+            for _ in range(3):
+                reader.feed_data(await frame(5, number, bytes(max(size, 1))))
+                number += 1
+            await wire.redialled(2)
+            assert wire.dialled == [(5, 0), (7, 0)] and len(reader._buffer) >= 2 * size  # type: ignore[attr-defined]
+            assert len(wakes) <= 2 * fits + 4
+            wire.readers[1].feed_data(await frame(7, 0, b"said"))
+            await all_read(wire.readers[1])
+            found = link.frame()
+            assert found is not None and found.body == b"said"
 
     run(test())
 

@@ -60,6 +60,7 @@ def test_before_it_begins_a_peer_goes_by_the_ledger_of_its_newest_checkpoint() -
         stored={5: ({}, {"peer": {"ledger": []}}), 10: ({}, {"peer": {"ledger": ledger}})},
         driver=SimpleNamespace(members=range(7)),
     )
+    member._newest_ledger = lambda: Member._newest_ledger(member)
     member._stored_ledger = lambda: Member._stored_ledger(member)
     members: Any = Member.members
     tolerated: Any = Member.tolerated

@@ -1,12 +1,18 @@
 """What a user is told who gives an address or a port that does not work."""
 
+import asyncio
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hivemind.dht.node import DHTNode
+from hivemind.dht.routing import DHTID
+from hivemind.utils import MSGPackSerializer, get_dht_time
 
 from btard.protocol.identity import Identity
+from btard.swarm import node as node_module
 from btard.swarm.keys import peer_id_of
 from btard.swarm.node import Node, Unreachable
 from btard.swarm.notes import SWARM, Notes, write
@@ -95,3 +101,60 @@ def test_who_is_started_again_has_its_port_again_and_finds_others_where_they_wer
         again.close()
     finally:
         trainer.close()
+
+
+def test_who_looks_into_the_dht_finds_what_is_signed_whatever_strangers_put_beside_it() -> None:
+    """One byte that hivemind could not decode, and nobody that looked there ever had an answer."""
+    first = Node(Identity.generate()).start()
+    stranger = Node(Identity.generate(), initial_peers=first.addresses[:1]).start()
+    place, me, late = DHTID.generate(source="key"), first.identity.public_key, get_dht_time() + 86400.0
+    assert first.run(first.publish("key", ["said"]))
+    (entry,) = (kept for _, (kept, _) in first.dht.protocol.storage.get(place).value.items())
+    junk: list[tuple[Any, bytes]] = [
+        ("x", b"\xc1"),
+        (me.hex(), entry),  # to last for longer than its author has said
+        (me.hex(), entry[:-1] + b"x"),
+        (stranger.identity.public_key.hex(), entry),
+        (7, entry),
+        (None, MSGPackSerializer.dumps("a value in the place of the entries")),
+    ]
+
+    async def put() -> list[Any]:
+        asked = [
+            stranger.dht.protocol.call_store(first.p2p.peer_id, [place], [value], late, subkeys=[subkey])
+            for subkey, value in junk
+        ]
+        return [await answer for answer in asked]
+
+    async def look(node: Node) -> Any:
+        return await asyncio.wait_for(node.records("key"), 5.0)
+
+    try:
+        assert stranger.run(put()) == [[False]] * len(junk), "it is not kept"
+        assert first.run(look(first)) == stranger.run(look(stranger)) == {me: ["said"]}
+        assert stranger.run(stranger.publish("key", 7)), "anybody may say something of itself"
+        assert first.run(look(first)) == {me: ["said"], stranger.identity.public_key: 7}
+        stranger.dht.protocol.storage.store_subkey(place, me.hex(), b"\xc1", late)  # it answers whatever it likes
+        assert first.run(look(first)) == {me: ["said"], stranger.identity.public_key: 7}
+        assert first.run(first.dht.protocol.call_find(stranger.p2p.peer_id, [place]))[place][0] is None
+    finally:
+        stranger.close()
+        first.close()
+
+
+def test_a_search_that_never_ends_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(*_: Any, **__: Any) -> Any:
+        await asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(node_module, "LOOK", 0.01)
+    monkeypatch.setattr(DHTNode, "get_many_by_id", never)
+    monkeypatch.setattr(DHTNode, "store_many", never)
+    node = Node(Identity.generate()).start()
+
+    async def asked() -> tuple[Any, bool]:
+        return await asyncio.wait_for(node.records("key"), 5.0), await asyncio.wait_for(node.publish("key", 1), 5.0)
+
+    try:
+        assert node.run(asked()) == ({}, False)
+    finally:
+        node.close()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import string
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,11 +19,12 @@ from torch import Tensor
 import btard
 from btard.audit.attestation import Attestation
 from btard.audit.settings import read_settings, write_settings
+from btard.audit.vouching import FILES, digests
 from btard.export.__main__ import main as export
 from btard.export.card import code, plain
 from btard.protocol.identity import Identity
 from btard.protocol.ledger import Entry, Ledger
-from btard.training.layout import LayoutError, Slot, check_places
+from btard.training.layout import MAX_MADE, LayoutError, Slot, check_places
 from tests.training.test_export import Tied, loss
 
 RUN = "x\x1b[1A\rok: signed by 16\n| [a](b) <b>"
@@ -178,10 +181,56 @@ def test_a_number_in_the_settings_allocates_nothing(exported: Path, tmp_path: Pa
         export(["--check", str(out)])
 
 
+def repeated(slots: Slots) -> None:
+    """As many names for a tensor as fit into the file."""
+    slots += [{**slots[0], "name": f"again {number}"} for number in range(100 * MAX_MADE)]
+
+
+def widened(slots: Slots) -> None:
+    kept = next(slot for slot in slots if slot["source"].startswith("kept/"))
+    slots += [{**kept, "name": f"again {number}", "dtype": "float64"} for number in range(100 * MAX_MADE)]
+
+
+def exotic(slots: Slots) -> None:
+    """torch has it, safetensors does not."""
+    slots[0]["dtype"] = "complex128"
+
+
+def dimensions(slots: Slots) -> None:
+    slots[0] |= {"shape": [2**47] * 10**5, "stride": [1] * 10**5}
+
+
+@pytest.mark.parametrize("change", [repeated, widened, exotic, dimensions])
+def test_a_small_file_of_names_does_not_make_a_large_model(
+    change: Callable[[Slots], None],
+    exported: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(exported.parent / "run", tmp_path / "run")
+    model = tmp_path / "run/model.json"
+    content = json.loads(model.read_text())
+    change(content["tensors"])
+    model.write_text(json.dumps(content))
+    (tmp_path / "run/attestation.json").unlink()
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    summary[FILES] = digests(tmp_path / "run", tuple(summary[FILES]))
+    (tmp_path / "run/summary.json").write_text(json.dumps(summary))
+    monkeypatch.setattr(Slot, "of", lambda *_: pytest.fail("it is made"))
+    with pytest.raises(SystemExit, match="2"):
+        export([str(tmp_path / "run"), "--out", str(tmp_path / "out")])
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and ("tensors of" in said or "model.json: damaged (ValueError" in said)
+
+
 def test_the_card_shows_a_strangers_words_and_obeys_none(exported: Path) -> None:
     card = (exported / "README.md").read_text()
     assert r"# x\\x1b[1A" in card.replace(r"\[", "[") and "\x1b" not in card
     assert plain("<b>[x](y)|") == r"\<b\>\[x\](y)\|" and code("a`|b") == "`ab`"
+    words = "_see_ ~~it~~ https://evil.example www.evil.example me@evil.example $x^2$ :smile: #1 !"
+    assert not set(re.sub(r"\\.", "", plain(words))) & set(string.punctuation)
+    assert plain("peer 3 (late, step 7)") == "peer 3 (late, step 7)"
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_a_folder_has_what_an_audit_needs(tmp_path: Path, capsys: pytest.Capture
     assert export([str(out), "--out", str(exported)]) == 0 and export(["--check", str(exported)]) == 0
     named, own = load_file(exported / "model.safetensors"), task.model.state_dict()
     assert named.keys() == own.keys() and all(torch.equal(x, own[name]) for name, x in named.items())
-    assert f"peer {run.bans[0].peer} (wrong_gradient, step" in (exported / "README.md").read_text()
+    assert f"peer {run.bans[0].peer} (wrong\\_gradient, step" in (exported / "README.md").read_text()
     with pytest.raises(ValueError, match="holds a run with byzantine '1', this one has '0': give another folder"):
         btard.simulate(model.task(), **SMALL, out=out)
 

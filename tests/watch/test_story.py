@@ -233,6 +233,50 @@ def test_too_much_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pyte
         read_run(folder)
 
 
+@pytest.mark.parametrize(
+    ("line", "limit"), [('{"step":0}\n', "MAX_STEPS"), ('{"step":0,"a":[[],[],[],[]]}\n', "MAX_VALUES")]
+)
+def test_small_values_are_counted_before_they_are_decoded(
+    line: str, limit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = by_hand(tmp_path / "r", config={"peers": 3}, metrics=[], entries=[])
+    (folder / "metrics.jsonl").write_text(line * 10)
+    read_run(folder)
+    monkeypatch.setattr(f"btard.watch.folder.{limit}", 9)
+    monkeypatch.setattr("btard.watch.folder.read_metrics", lambda path: pytest.fail("it is decoded"))
+    with pytest.raises(RunFolderError, match=r"10 lines and \d+ values, at most"):
+        read_run(folder)
+
+
+def test_lines_of_timings_are_found_wherever_they_are(tmp_path: Path) -> None:
+    """Each step once read all lines for that: minutes of work for a small file."""
+
+    class Read(dict[str, Any]):
+        """A line that counts how often somebody asks for its step."""
+
+        times = 0
+
+        def __getitem__(self, name: str) -> Any:
+            Read.times += name == "step"
+            return super().__getitem__(name)
+
+    metrics = [{"step": 10**6 + number} for number in range(300)]
+    run = read_run(by_hand(tmp_path / "r", config={"peers": 3}, metrics=metrics, entries=[]))
+    run.timings = [Read(step=7 * number, commit=1.0) for number in range(150_000)]
+    assert [row["step"] for row in content_of(run)["steps"] if "seconds" in row] == list(
+        range(10**6 + 6, 10**6 + 300, 7)
+    )
+    assert Read.times < 10 * len(run.timings)
+
+
+def test_steps_that_do_not_ascend_are_not_shown(tmp_path: Path) -> None:
+    """A chart has as many columns as lie between the first step and the last one."""
+    metrics = [{"step": step, "loss": 1.0} for step in (5, *range(10**6, 10**6 + 3000), 7, 10**6 + 3000, 6)]
+    run = read_run(by_hand(tmp_path / "r", config={"peers": 3}, metrics=metrics, entries=[]))
+    assert [line["step"] for line in run.metrics] == [5, *range(10**6, 10**6 + 3001)]
+    assert len(content_of(run)["charts"]["loss"]["layer"][1]["data"]["values"]) <= COLUMNS
+
+
 def test_every_kind_and_phase_has_words() -> None:
     sources = [file.read_text() for file in (Path(__file__).parents[2] / "btard/protocol").glob("*.py")]
     for kind in MEANINGS:
