@@ -37,9 +37,9 @@ class _Problem:
         self.nearest = max(tau, 1e-140 * math.sqrt(float(g.diagonal().max())) + _TINY)
 
 
-def _stack(arrays: Sequence[np.ndarray]) -> np.ndarray:
+def _stack(arrays: Sequence[Any]) -> np.ndarray:
     """[m, ...] of m arrays; of a single one without a copy."""
-    return arrays[0][None] if len(arrays) == 1 else np.array(arrays)
+    return np.asarray(arrays[0])[None] if len(arrays) == 1 else np.array(arrays)
 
 
 R = TypeVar("R")
