@@ -51,13 +51,17 @@ class Population:
         return bool(fresh)
 
 
+UNHUNTED = "export", "harness", "swarm", "training", "watch"
+"""The packages of `btard` that no search imports."""
+
+
 def commit_of_tree() -> str:
     """The last commit that changed what is hunted or the hunt, with + behind it if the tree differs from it."""
 
     def git(*words: str) -> str:
         return subprocess.run(("git", *words), cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
-    code = "btard", "scripts/hunt"
+    code = "btard", "scripts/hunt", *(f":!btard/{package}" for package in UNHUNTED)
     changed = git("status", "--porcelain", "--untracked-files=no", "--", *code)
     return (git("log", "-1", "--format=%h", "--abbrev=12", "--", *code) or "unknown") + ("+" if changed else "")
 

@@ -129,3 +129,10 @@ def test_without_its_fix_something_breaks(stored: Path | None) -> None:
         assert without != "the process failed", switch
     expected = len(stored.read_text().splitlines()) if stored else len(BY_HAND)
     assert done.stdout.count("\n") == expected >= 12
+
+
+def test_what_a_search_imports_counts_as_what_is_hunted() -> None:
+    loaded = "import sys, scripts.hunt.program, scripts.hunt.search, scripts.hunt.invariants; print(*sys.modules)"
+    said = subprocess.run((sys.executable, "-c", loaded), cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "btard.audit.replay" in said.split()
+    assert not {name for name in said.split() if name.startswith(tuple(f"btard.{one}" for one in corpus.UNHUNTED))}
