@@ -107,7 +107,7 @@ class Coordinator:
             )
             self.node.run(self._meet())
             self._go_on()
-            self._started = time.time()
+            self._started = time.monotonic()
             summary = self._watch()
             return summary
         finally:
@@ -188,7 +188,7 @@ class Coordinator:
             self._note_ledger()
             self._log_rows()
             self._write_status()
-            present = self.view.present(time.time())
+            present = self.view.present(time.monotonic())
             states = Counter(said.state for said in present.values())
             if present:
                 quiet = time.monotonic()
@@ -197,7 +197,7 @@ class Coordinator:
             told = ending < math.inf and (states["done"] == len(present) or time.monotonic() - ending > PATIENCE)
             if self.view.over or told:
                 self._keep_final()
-                return self._end({str(said.head) for said in self.view.present(time.time()).values()})
+                return self._end({str(said.head) for said in self.view.present(time.monotonic()).values()})
             if time.monotonic() - quiet > self.config.deadlines.gather:
                 raise NoFounders(
                     f"no peer has answered for deadlines.gather = {self.config.deadlines.gather:g} s; start the "
@@ -210,7 +210,7 @@ class Coordinator:
         async def ask(number: int, key: bytes) -> None:
             try:
                 status = await ask_status(self.doors, key, last=last)
-                self.view.hear(number, status, time.time())
+                self.view.hear(number, status, time.monotonic())
             except Exception:  # gone, refused or hostile: then there is nothing to show of it
                 return
 
@@ -224,7 +224,7 @@ class Coordinator:
 
     def _note_ledger(self) -> None:
         """Write and show the ledger's new entries."""
-        news = self.view.learn(time.time())
+        news = self.view.learn(time.monotonic())
         if news is not None:
             self._show(news)
 
@@ -246,7 +246,7 @@ class Coordinator:
             tracker.note(what, step, line)
 
     def _log_rows(self, last: bool = False) -> None:
-        for row in self.view.complete_rows(time.time(), last):
+        for row in self.view.complete_rows(time.monotonic(), last):
             seconds = row.pop("seconds")
             measured = self.keeper.take_measured()
             row |= measured
@@ -286,7 +286,7 @@ class Coordinator:
 
     def _write_status(self) -> None:
         """Write what a table of the swarm needs, for readers of the folder."""
-        elapsed = time.time() - self._started if self._started else 0.0
+        elapsed = time.monotonic() - self._started if self._started else 0.0
         content = {
             "run_id": self.config.run_id,
             "first": self.first,
@@ -294,7 +294,7 @@ class Coordinator:
             "steps": self.config.steps,
             "time": time.time(),
             "steps_per_hour": 3600 * (self.view.next - self.first) / elapsed if elapsed else None,
-            "peers": self.view.peers(),
+            "peers": self.view.peers(time.time() - time.monotonic()),
         }
         write(self.out / STATUS, content)
 
@@ -313,7 +313,7 @@ class Coordinator:
             "went_back": healings_of(self.view.ledger.entries, self.first),
             "heads": sorted(heads),
         }
-        if self.view.present(time.time()):
+        if self.view.present(time.monotonic()):
             self._write_status()
         self.folder.flush()
         summary[FILES] = digests(self.out, (TIMINGS, STATUS))

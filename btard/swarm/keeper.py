@@ -172,7 +172,7 @@ class Keeper:
 
     def _enough(self) -> bool:
         """Whether enough peers are there to vouch for a state."""
-        return 2 * len(self.view.present(time.time())) > len(self.view.active())
+        return 2 * len(self.view.present(time.monotonic())) > len(self.view.active())
 
     def _evaluate(self, step: int, params: torch.Tensor) -> dict[str, float]:
         """What the task measures at `params` [d] of `step`, by name; nothing if it cannot be measured."""

@@ -50,8 +50,8 @@ class Late:
 class SwarmView:
     """The swarm as seen by an observer that asks all its members repeatedly.
 
-    `first` is the step at which the protocol began. Times are `time.time()`. What is held of a peer is its last status,
-    and its rows of steps that most members have reached.
+    `first` is the step at which the protocol began. Times are `time.monotonic()`. What is held of a peer is its last
+    status, and its rows of steps that most members have reached.
     """
 
     def __init__(self, config: SwarmConfig, first: int) -> None:
@@ -287,12 +287,12 @@ class SwarmView:
                 row |= {"back_to": healing["back_to"], "loss_at_healing": row["loss"]}
         return row
 
-    def peers(self) -> list[dict[str, Any]]:
-        """What a table of the peers needs, by number."""
+    def peers(self, day: float = 0.0) -> list[dict[str, Any]]:
+        """What a table of the peers needs, by number; `day`: what makes a time of day of a time."""
         bans = {ban["peer"]: f"{ban['kind']}, step {ban['step']}" for ban in self.bans()}
         table = []
         for number in self._everybody():
-            said = self._said.get(number, Said())
+            said, seen = self._said.get(number, Said()), self._seen.get(number)
             table.append(
                 {
                     "peer": number,
@@ -302,7 +302,7 @@ class SwarmView:
                     "step": None if said.step is None else said.step + self.first,
                     "phase": said.phase,
                     "loss": said.rows[-1]["loss"] if said.rows else None,
-                    "last_seen": self._seen.get(number),
+                    "last_seen": None if seen is None else seen + day,
                     "active": number not in bans,
                     "banned": bans.get(number),
                     "attacks": self.attacks_of(number),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +15,11 @@ import pytest
 from albert.config import Config
 from btard.protocol.ledger import ADMITTED, GRADUATED, Entry, keys_of
 from btard.protocol.messages import NOBODY
+from btard.swarm import coordinator as coordinator_module
 from btard.swarm import tags
 from btard.swarm.arrival import _is_status
 from btard.swarm.config import AttackConfig
+from btard.swarm.coordinator import Coordinator
 from btard.swarm.view import PATIENCE, SwarmView, healings_of
 from tests.albert.trainers import tiny
 
@@ -351,3 +355,39 @@ def test_a_loss_that_is_no_number_does_not_move_the_median() -> None:
     losses = [1.0, math.nan, 3.0, math.inf]
     (first,) = hear(SwarmView(config(), 0), {peer: status(row(0, loss)) for peer, loss in enumerate(losses)})
     assert first["loss"] == 2.0
+
+
+def test_waits_do_not_go_by_the_time_of_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that was set back by an hour kept the coordinator from logging for an hour."""
+    told = list[float]()
+
+    class View:
+        ledger = SimpleNamespace(entries=[])
+
+        def active(self) -> list[int]:
+            return [0]
+
+        def hear(self, number: int, status: Any, now: float) -> None:
+            told.append(now)
+
+        def learn(self, now: float) -> None:
+            told.append(now)
+
+        def complete_rows(self, now: float, last: bool) -> list[Any]:
+            told.append(now)
+            return []
+
+    async def ask_status(*_: Any, **__: Any) -> dict[str, Any]:
+        return {}
+
+    monkeypatch.setattr(coordinator_module, "ask_status", ask_status)
+    monkeypatch.setattr(coordinator_module, "time", SimpleNamespace(monotonic=lambda: 7.0, time=lambda: -3600.0))
+    coordinator = Coordinator.__new__(Coordinator)
+    vars(coordinator).update(view=View(), doors=None, founders=(b"",), config=SimpleNamespace(peers=1))
+    asyncio.run(coordinator._ask_all())
+    coordinator._note_ledger()
+    coordinator._log_rows()
+    assert told == [7.0] * 3
+    view = SwarmView(config(), 0)
+    view.hear(2, status(row(0)), 7.0)
+    assert [peer["last_seen"] for peer in view.peers(100.0)] == [None, None, 107.0, None], "for people it is one"
