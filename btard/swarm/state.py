@@ -137,7 +137,8 @@ class StateService:
 
     def take_requests(self) -> list[JoinRequest]:
         """The requests to join since the last call; for the trainer's thread."""
-        return [self._requests.pop(key)[1] for key in list(self._requests)]
+        taken, self._requests = self._requests, {}  # the network's thread may be in the middle of the old one
+        return [request for _, request in taken.values()]
 
     async def _announce(self, snapshot: Snapshot, peer: Peer) -> None:
         async with self._published:
@@ -245,12 +246,13 @@ class StateService:
         request, now = JoinRequest(key, arguments[0]), time.monotonic()
         if not request.authentic(self.doors.run_id):
             raise Refused("join: this is not your signature of a request to join this run")
-        if key not in self._requests and len(self._requests) >= JOIN:
-            oldest = next(iter(self._requests))
-            if now - self._requests[oldest][0] < self.patience:
+        requests = self._requests
+        if key not in requests and len(requests) >= JOIN:
+            oldest = next(iter(requests))
+            if now - requests[oldest][0] < self.patience:
                 raise Refused("join: too many have asked; ask again later")
-            del self._requests[oldest]
-        self._requests.setdefault(key, (now, request))
+            del requests[oldest]
+        requests.setdefault(key, (now, request))
         await frames.send(writer, ("noted",))
 
 

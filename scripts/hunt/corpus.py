@@ -51,7 +51,7 @@ class Population:
         return bool(fresh)
 
 
-UNHUNTED = "export", "harness", "swarm", "training", "watch"
+UNHUNTED = "export", "swarm", "training", "watch"
 """The packages of `btard` that no search imports."""
 
 
