@@ -78,7 +78,7 @@ def simulate(config: Config) -> tuple[str, str, dict[int, int]]:
             config.protocol_config(), task, behaviours=behaviours, collusion=collusion, mode="per_peer"
         )
     for step in range(config.steps):
-        optimizer.apply(driver.step(optimizer.params).gradient, step)
+        driver.step(optimizer.params, optimizer.state()).move(optimizer, task, step)
     ledger = driver.honest[0].ledger
     bans = {peer: entry.step for entry in ledger.entries for peer in entry.peers}
     return tensor_digest(optimizer.params, "parameters").hex(), ledger.head.hex(), bans

@@ -357,6 +357,7 @@ def test_in_a_step_that_is_over_an_answer_has_the_time_of_two_messages(first: bo
         deadlines=Deadlines(message=3.0),
         _clock=SimpleNamespace(wait=lambda effect: 9.0),
         _hold=0,
+        _loading=0.0,
     )
     effect = Relay("accuse/0/relay/1", {}, 100, 0, first=True) if first else Compare("accuse/0/compare", None, {})
     asyncio.run(SwarmDriver._round(driver, Said("phase", None), (1, 2), 100, effect))  # type: ignore[arg-type]
