@@ -192,7 +192,8 @@ def _clipping(x: Tensor, tau: float, w: np.ndarray, tol: float, max_iterations: 
         residual = _relative(clipped_sum, unit)
         floor = _floor(formed.size, actual, distances, w, tau, eps, unit)
         previous = math.inf if best is None else best[2]
-        if best is None or residual < previous:
+        # Close to rows that nearly coincide a residual says little, and a smaller one elsewhere is no better.
+        if best is None or (residual > max(tol, floor), residual) < (previous > max(tol, best[3]), previous):
             best = (formed, distances, residual, floor)
         # A value formed about a base rounds better: even at the floor, one more round may halve the residual.
         if residual <= (tol if base is None else max(tol, floor)):

@@ -302,3 +302,15 @@ def test_it_works_in_inference_mode_and_outside_of_it_afterwards() -> None:
     with torch.inference_mode():
         inside = centered_clip(x, 1.0)
     assert torch.equal(inside.value, centered_clip(x, 1.0).value)
+
+
+@pytest.mark.parametrize(("honest", "copies", "d"), [(3, 2, 8), (4, 3, 8), (4, 3, 100)])
+def test_rows_that_nearly_coincide_are_solved_at_any_radius(honest: int, copies: int, d: int) -> None:
+    """Liars copy an honest row but for a rounding: there a value that is farther off can have the smaller residual."""
+    rng = np.random.default_rng(1)
+    for attempt in range(60):
+        rows = rng.standard_normal(d) + 0.05 * rng.standard_normal((honest, d))
+        near = rows[[0] * copies if attempt % 2 else range(copies)]
+        near = near * (1 + 1e-7 * (1 + attempt % 5) * rng.standard_normal(near.shape))
+        x = torch.from_numpy(np.concatenate([rows, near]).astype(np.float32))
+        assert centered_clip(x, 1e-9).converged
