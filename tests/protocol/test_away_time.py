@@ -92,7 +92,7 @@ def test_who_is_back_in_time_stays_and_pays_by_the_leak() -> None:
 
 def test_without_the_setting_clocks_count_for_nothing() -> None:
     assert run(dict.fromkeys(range(7), 1), Away(3), max_away=None) == {6: 4}
-    config = ProtocolConfig(peers=4, run_id="a")
+    config = ProtocolConfig(peers=4, run_id="a", tau=1.0, tau_start=1.0)
     assert settings_digest(config).hex() == "3698de9342ad304ab33351e9b3530c6647bc6b8e921771c55b2368fdc5964f6b"
     assert settings_digest(ProtocolConfig(peers=4, run_id="a", max_away=5.0)) != settings_digest(config)
 

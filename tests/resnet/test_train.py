@@ -82,7 +82,7 @@ def test_ideal_commitments_make_the_same_run_without_evidence(tmp_path: Path) ->
 
 
 def test_an_emulated_run_bans_by_chance_and_goes_on(tmp_path: Path) -> None:
-    words = ("--aggregator.name", "emulated", "--aggregator.bans", "pairs", "--protocol.validators", "2")
+    words = ("--aggregator.name", "emulated", "--aggregator.bans", "pairs", "--protocol.validators", "2", "--protocol.tau", "1")
     summary = train(config_of(*ATTACK, *words), tmp_path, progress=False)
     assert summary is not None and summary["honest_banned"] == 0
     assert {ban["kind"] for ban in summary["bans"]} == {"drawn"}
@@ -91,7 +91,7 @@ def test_an_emulated_run_bans_by_chance_and_goes_on(tmp_path: Path) -> None:
 
 
 def test_the_mean_is_destroyed_where_btard_is_not(tmp_path: Path) -> None:
-    words = (*ATTACK, "--steps", "60", "--eval_every", "60", "--model.width", "4")
+    words = (*ATTACK, "--steps", "60", "--eval_every", "60", "--model.width", "4", "--protocol.tau", "1")
     mean = train(config_of(*words, "--aggregator.name", "mean"), tmp_path / "mean", progress=False)
     btard = train(config_of(*words), tmp_path / "btard", progress=False)
     assert mean["test_accuracy"] < 0.3 and not mean["bans"]

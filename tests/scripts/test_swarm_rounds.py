@@ -22,7 +22,7 @@ def test_delays_of_a_step_without_faults(relays: int, monkeypatch: pytest.Monkey
     import torch
 
     phases: list[str] = []
-    config = ProtocolConfig(peers=8, byzantine=3, relays=relays, validators=0)
+    config = ProtocolConfig(peers=8, byzantine=3, relays=relays, validators=0, tau=1.0)
     driver = LocalDriver(config, QuadraticTask(20), memory=NOTHING)  # as on machines of their own
     talk = driver.talk
 
