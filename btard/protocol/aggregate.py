@@ -10,6 +10,7 @@ import torch
 
 from btard.aggregation import centered_clip, centered_clips, stack_rows
 from btard.protocol import loads
+from btard.protocol.behaviour import taken
 from btard.protocol.effects import Broadcast, Exchange
 from btard.protocol.half import values_of
 from btard.protocol.limits import packet_limit
@@ -94,7 +95,7 @@ def offer(seat: Seat, record: StepRecord) -> Offer:
             continue
         x = stack_rows(rows(packets))
         value = _clip(seat, record, part, x)
-        chosen = behaviour.aggregate(ctx, part, value, x)
+        chosen = taken(value, behaviour.aggregate(ctx, part, value, x))
         body = record.cut.body("aggregate", chosen)
         values[part] = chosen if body is chosen else values_of(body)
         hashed = seat.commitments.digest("aggregate", seat.id, record.step, part, body)
@@ -106,7 +107,7 @@ def offer(seat: Seat, record: StepRecord) -> Offer:
     for part, value in values.items():
         usual = (seat.packet(record, "aggregate", part, value, hashed=said.get(part)),)  # signed, measured once for all
         for recipient in record.remaining:
-            body = None if recipient == seat.id else behaviour.aggregate_for(ctx, recipient, part, value)
+            body = None if recipient == seat.id else taken(value, behaviour.aggregate_for(ctx, recipient, part, value))
             if body is not None:
                 own = usual if body is value else (seat.packet(record, "aggregate", part, body, hashed=None),)
                 sent[recipient] = sent.get(recipient, ()) + own

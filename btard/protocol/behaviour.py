@@ -196,9 +196,24 @@ class HookError(ValueError):
     """A hook of a user's own attack returned something that cannot be sent; one line."""
 
 
+def taken(given: torch.Tensor, sent: Any) -> Any:
+    """What a hook that got `given` has returned: a plain tensor of its own, whatever becomes of the one it returned.
+
+    An attack may use a buffer again, or return a tensor of another class or with a gradient. A tensor without numbers
+    becomes bytes, which are no part of anything.
+    """
+    if sent is given or not isinstance(sent, torch.Tensor):
+        return sent
+    with torch._C.DisableTorchFunctionSubclass():
+        if sent.is_meta:
+            return b""
+        dense = sent.detach() if sent.layout is torch.strided else sent.detach().to_dense()
+        return dense.as_subclass(torch.Tensor).resolve_conj().resolve_neg().clone()
+
+
 def sent_by(behaviour: Behaviour, ctx: View, gradient: torch.Tensor) -> torch.Tensor:
     """What the peer commits to instead of `gradient` [d]. Errors: HookError if that is no vector like it."""
-    sent: Any = behaviour.gradient(ctx, gradient)
+    sent = taken(gradient, behaviour.gradient(ctx, gradient))
     if isinstance(sent, torch.Tensor):
         alike = sent.shape == gradient.shape, sent.dtype == gradient.dtype, sent.device == gradient.device
         if all(alike):

@@ -6,6 +6,7 @@ from collections.abc import Collection, Generator
 from typing import Any
 
 from btard.protocol import loads
+from btard.protocol.behaviour import taken
 from btard.protocol.commit import RollCall, call_roll
 from btard.protocol.effects import Effect
 from btard.protocol.hearing import AGAIN
@@ -59,7 +60,7 @@ def _outgoing(seat: Seat, record: StepRecord, said: RollCall, already: Collectio
     for part, (owner, mine) in enumerate(zip(record.owners, record.cut.views(said.gradient), strict=True)):
         if owner == NOBODY or owner in already:
             continue
-        sent = behaviour.part(ctx, part, mine)
+        sent = taken(mine, behaviour.part(ctx, part, mine))
         if sent is None:
             continue
         # What an honest peer sends is what it committed to: no need to hash it again.

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from btard.protocol import loads
+from btard.protocol.behaviour import taken
 from btard.protocol.effects import Effect
 from btard.protocol.half import values_of
 from btard.protocol.hashing import digest
@@ -72,7 +73,8 @@ def bring_up(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
     for part in usable:
         if record.owner(part) == seat.id and part in record.aggregates:
             for recipient, sent in outgoing.items():
-                body = behaviour.aggregate_for(ctx, recipient, part, record.aggregates[part])
+                value = record.aggregates[part]
+                body = taken(value, behaviour.aggregate_for(ctx, recipient, part, value))
                 if body is not None:
                     body = record.cut.body("aggregate", body)
                     sent.append(Packet("aggregate", seat.id, record.step, part, body, b""))
@@ -96,7 +98,8 @@ def bring_up(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
     for listener in listeners if seat.id in record.members else ():
         for part in {packet.part for packet in questions.get(listener, ()) if packet.kind == "lacking"} & set(usable):
             if part in record.aggregates and seat.id in _helpers(record, part):
-                body = behaviour.forward(ctx, listener, part, record.aggregates[part])
+                value = record.aggregates[part]
+                body = taken(value, behaviour.forward(ctx, listener, part, value))
                 if body is not None:
                     body = record.cut.body("aggregate", body)
                     packet = Packet("aggregate", record.owner(part), record.step, part, body, b"")

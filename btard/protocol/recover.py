@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from btard.protocol import loads
+from btard.protocol.behaviour import taken
 from btard.protocol.effects import Effect
 from btard.protocol.half import values_of
 from btard.protocol.limits import packet_limit
@@ -28,7 +29,8 @@ def recover(seat: Seat, record: StepRecord, attempt: int) -> Generator[Effect, A
         for part in sorted(set(parts)):
             if recipient == seat.id or part not in record.aggregates or part not in record.announced:
                 continue
-            body = seat.behaviour_at(record).forward(seat.context(record), recipient, part, record.aggregates[part])
+            value = record.aggregates[part]
+            body = taken(value, seat.behaviour_at(record).forward(seat.context(record), recipient, part, value))
             if body is not None:
                 # The digest names the owner, so this is the owner's packet; its signature is not needed.
                 body = record.cut.body("aggregate", body)

@@ -227,7 +227,8 @@ def aggregate_is_right(
     halved = "aggregate" in config.halved
     right = centered_clip(x, tau, tol=config.tol).value
     right = half.from_half(half.to_half(right)) if halved else right
-    if right.dtype == value.dtype and torch.equal(right.view(torch.int32), value.view(torch.int32)):
+    same = right.dtype == value.dtype and torch.equal(right.view(torch.int32), value.view(torch.int32))
+    if same and margin >= CONVICT:  # below that equal bits say nothing: another machine's are others
         return True
     if config.validation == "exact":
         return False

@@ -15,6 +15,8 @@ older step, though never to the start, if more than can lie name it.
 Peers begin a life that more than half of all are in, at the same step. This is no agreement in the strict sense: a liar
 that tells peers different things as they begin can keep them from it, or have some begin without a majority. These find
 no quorum, and take the life of the others with their state; if there is none, they end, and are to be started again.
+Where liars and one honest peer are more than half of the members that this peer knows, because 2b + 1 are left or its
+own checkpoint is older than the others', liars can lead it into a life of their own.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ KNOWN = {
     ),
     "residual_decides": switch(
         "a residual without a floor decides where bits could: denormals convict honest owners",
-        ("verify", "    if right.dtype == value.dtype and torch.equal", "    if False and torch.equal"),
+        ("verify", "    same = right.dtype", "    same = False and right.dtype"),
         ("verify", '    if config.validation == "exact":\n        return False\n', ""),
         ("verify", "max(margin * config.residual_tol, floor)", "margin * config.residual_tol"),
         ("verify", "QUANTUM = 2.0**-149", "QUANTUM = 0.0"),

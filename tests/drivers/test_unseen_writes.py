@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from btard.drivers.local import LocalDriver
-from btard.protocol.behaviour import Behaviour, Context
+from btard.protocol.behaviour import Behaviour, Context, HookError
 from btard.protocol.commitments import Hashed
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.ledger import Entry
@@ -76,3 +76,66 @@ def test_a_hash_is_known_by_the_bytes_alone(write: Any) -> None:
     assert hashed.of_tensor(slot, tensor) == Hashed("run").of_tensor(slot, tensor) != before
     tensor.numpy()[0] = float("nan")
     assert hashed.sound(before, torch.ones(5)) and not hashed.sound(hashed.of_tensor(slot, tensor), tensor)
+
+
+class Rewriter(Behaviour):
+    """Sends an honest owner a wrong part, and writes the right numbers into the same tensor before it is shown."""
+
+    byzantine = True
+
+    def active(self, step: int) -> bool:
+        return step >= 1
+
+    def part(self, ctx: Context, part: int, body: torch.Tensor) -> torch.Tensor:
+        if ctx.record.owner(part) == ctx.peer:
+            return body
+        self.right, self.sent = body.clone(), body + 1
+        return self.sent
+
+    def accuse(self, ctx: Context, claims: Any) -> Any:
+        self.sent.copy_(self.right)
+        return claims
+
+
+@pytest.mark.parametrize("commitments", ["hashed", "ideal"])
+def test_what_was_sent_stays_what_it_was(commitments: Any) -> None:
+    config = ProtocolConfig(peers=7, byzantine=2, run_id="rewrites")
+    driver = LocalDriver(config, QuadraticTask(70), behaviours={6: Rewriter()}, commitments=commitments)
+    removed = [entry for _ in range(4) for entry in driver.step(torch.ones(70)).removed]
+    assert {peer for entry in removed for peer in entry.peers} == {6}
+
+
+class Lying(torch.Tensor):
+    """Says that it is finite."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.__name__ == "sum":
+            return torch.zeros(())
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+ODD = {
+    "subclass": lambda x: torch.full_like(x, torch.nan).as_subclass(Lying),
+    "with a gradient": lambda x: x.clone().requires_grad_(),
+    "negative bit": lambda x: torch.complex(x, -x).conj().imag,
+    "sparse": lambda x: x.to_sparse(),
+    "meta": lambda x: x.to("meta"),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("hook", ["gradient", "part", "aggregate_for"])
+def test_odd_tensors_harm_nobody_else(hook: str, odd: str) -> None:
+    class Odd(Rewriter):
+        part, accuse = Behaviour.part, Behaviour.accuse
+
+    setattr(Odd, hook, lambda self, ctx, *given: ODD[odd](given[-1]))
+    config = ProtocolConfig(peers=7, byzantine=2, run_id="odd")
+    driver = LocalDriver(config, QuadraticTask(70), behaviours={6: Odd()})
+    try:
+        results = [driver.step(torch.ones(70)) for _ in range(4)]
+    except HookError:
+        return
+    assert {peer for result in results for entry in result.removed for peer in entry.peers} <= {6}
+    assert all(result.gradient.isfinite().all() for result in results)

@@ -82,8 +82,8 @@ def test_ideal_commitments_make_the_same_run_without_evidence(tmp_path: Path) ->
 
 
 def test_an_emulated_run_bans_by_chance_and_goes_on(tmp_path: Path) -> None:
-    words = ("--aggregator.name", "emulated", "--aggregator.bans", "pairs", "--protocol.validators", "2", "--protocol.tau", "1")
-    summary = train(config_of(*ATTACK, *words), tmp_path, progress=False)
+    words = ("--aggregator.name", "emulated", "--aggregator.bans", "pairs", "--protocol.validators", "2")
+    summary = train(config_of(*ATTACK, *words, "--protocol.tau", "1"), tmp_path, progress=False)
     assert summary is not None and summary["honest_banned"] == 0
     assert {ban["kind"] for ban in summary["bans"]} == {"drawn"}
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
