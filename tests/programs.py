@@ -128,7 +128,7 @@ PROGRAMS = {
     "scripts.swarm_rounds": Program("scripts.swarm_rounds", "--out {out}.json --cases 0x0", code=2),
     "scripts.sybil_price": Program("scripts.sybil_price", "--out {out} --lives 1 --seeds 1", slow=True),
     "scripts.threat_model": Program("scripts.threat_model", "--out {base}/none.md --seeds 1", code=1),
-    "scripts.transformer": Program("scripts.transformer", "--out {base}/file", code=2),
+    "scripts.transformer": Program("scripts.transformer", "--out {out} --seeds 0"),
     "scripts.wire": Program("scripts.wire", "--out {out} --seeds 0", code=2),
     "scripts.wire_albert": Program("scripts.wire_albert", "configs/albert/tiny.yaml --out {out} --seeds 0", code=2),
     "scripts.traffic": Program("scripts.traffic", "--out {out} --d 1000 --peers 4", code=1, slow=True),

@@ -54,6 +54,10 @@ class Deadlines:
         """
         return self.compute + 4 * self.phase + self.seconds(4 * 4 * d)
 
+    def loading(self, d: int) -> float:
+        """How long all wait for peers that lack the state gone back to, and load it from others that have it."""
+        return self.phase + self.seconds(4 * 4 * d)
+
     def allowance(self, phase: str, load: int, gradients: int = 0, *, answered: bool = False) -> float:
         """How much longer the wait of `phase` is than that of the phase before (`btard.swarm.rounds` says why).
 

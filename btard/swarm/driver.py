@@ -148,7 +148,7 @@ class SwarmDriver:
             result = self.past.trail.completed(course.result(self.peer, params), self._agreed_state)
         except LookupError as error:
             raise OutOfStep(str(error)) from None
-        self._loading = 0.0 if result.back_to is None else self.deadlines.patience(self.task.d)
+        self._loading = 0.0 if result.back_to is None else self.deadlines.loading(self.task.d)
         return result
 
     def _agreed_state(self, hashed: bytes) -> Mapping[str, torch.Tensor] | None:
@@ -167,7 +167,7 @@ class SwarmDriver:
                 template,
                 lambda tensors: agreed(tensors).digest() == hashed,
                 self.deadlines,
-                self.deadlines.patience(self.task.d),
+                self.deadlines.loading(self.task.d),
             )
         )
         return None if found is None else {name: found[name].to(now[name].device) for name in now}
