@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -97,6 +98,7 @@ class Replay:
         claims = {claim: who for tried in observer.current.trials.values() for claim, who in tried.items()}
         recomputed = "" if recompute is None else RECOMPUTED if recompute.confirmed else UNCONFIRMED
 
+        @cache  # a hostile folder can have any number of claims that are disputed
         def another(convict: float) -> Observer:
             return self._replayed(proof, recompute, convict)
 

@@ -166,9 +166,10 @@ def _try(
         }
         needed = [piece for piece in trial.listed[claim] if piece.by == NOBODY]
         unable = [i for i in cast if cast[i] == EXCUSED and not any(i in lacked[piece] for piece in needed)]
-        if KINDS[claim.kind].recomputes and len(unable) > record.byzantine and _verdict(cast, len(voters)) == EXCUSED:
+        undecided = _verdict(cast, len(voters)) == EXCUSED
+        if KINDS[claim.kind].recomputes and len(unable) > record.byzantine and undecided:
             continue  # an honest voter has seen all, and has no gradient to compare it with: nobody's fault
-        if unseen and _verdict(cast, len(voters)) == EXCUSED:
+        if unseen and undecided:
             record.unshown.add(claim)
         _carry_out(seat, Tried(seat.config, record, about, claim, accusers, unseen), cast, len(voters))
 

@@ -52,19 +52,20 @@ def _clipped(context: bytes) -> _Clipped:
 def _clip(seat: Seat, record: StepRecord, part: int, x: torch.Tensor) -> torch.Tensor:
     """CenteredClip of the rows `x` that came for `part`.
 
-    If gradients are small, the first owner of a process clips all parts at once. It guesses from what workers have sent
-    what comes to the other owners: one to which other bytes have come computes by itself.
+    If gradients are small, the first owner of a process clips all parts at once, of what the workers have sent. An
+    owner uses the result only if the same bytes have come to it; else it computes its own.
     """
     clipped = seat.memory(_clipped, record.context)
     with clipped.lock:
         if not clipped.done:
-            clipped.done = True
             sent = seat.memory(sent_here, record.context)
             known = [sent[worker] for worker in record.workers if worker in sent]
             if len(known) == len(record.workers) and len(known) * seat.d <= TOGETHER:
                 gradients = stack_rows(known).clone()
-                clipped.parts = record.cut.views(gradients) if is_finite(gradients) else ()
-            clipped.values = [one.value for one in centered_clips(clipped.parts, record.tau, tol=seat.config.tol)]
+                parts = record.cut.views(gradients) if is_finite(gradients) else ()
+                clipped.values = [one.value for one in centered_clips(parts, record.tau, tol=seat.config.tol)]
+                clipped.parts = parts
+            clipped.done = True
     if clipped.parts and torch.equal(clipped.parts[part].view(torch.int32), x.view(torch.int32)):
         return clipped.values[part]
     return centered_clip(x, record.tau, tol=seat.config.tol).value

@@ -185,7 +185,7 @@ def _broken(
     reveals: Mapping[int, CoinReveal],
     heard: Hearing,
 ) -> list[int]:
-    """Who has revealed, among the `reveals` that were `heard`, something else than it has committed to."""
+    """The peers that have revealed, by the `reveals` that were `heard`, something else than they have committed to."""
     words = seat.config.run_id, record.step, attempt
     fits = heard.once(_commitments_to, seat.limits(record).message(CoinReveal), *words, seat.memory)
     return [sender for sender in reveals if sender in commits and fits[sender] != commits[sender].digest]

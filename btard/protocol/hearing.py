@@ -104,12 +104,12 @@ class FirstHeard:
 
     hearing: Hearing | None = None
     came: tuple[Any, ...] = ()
-    """These messages. They are kept, so that nothing else is ever where they are."""
+    """These messages: kept, so that no other object gets their ids."""
 
 
 @remembered(32)
 def first_heard(
     context: bytes, phase: str, limit: int, senders: tuple[int, ...], roster: Roster, came: tuple[int, ...]
 ) -> FirstHeard:
-    """`came`: where in memory that lies which came from each of the `senders`."""
+    """`came`: the `id` of what came from each of the `senders`."""
     return FirstHeard()

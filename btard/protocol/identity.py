@@ -106,7 +106,7 @@ def _made(key: bytes, message: bytes) -> _Made:
 
 
 def genuine(key: bytes, message: bytes, signature: bytes | Signing, memory: Memory) -> bool:
-    """`verify_key`; of a signature made, or to be made, with this `memory` the answer is known without computing it."""
+    """`verify_key`; for a signature made with this `memory`, now or later, the answer is known without computing it."""
     if isinstance(signature, Signing):
         if memory.remembers and signature.memory is memory and (signature.key, signature.message) == (key, message):
             return True

@@ -54,7 +54,7 @@ class Commit(Message, frozen=True):
 
     digests: tuple[Digest, ...]
     after: bytes = b""
-    """Where newcomers can join: the ledger's head after phase `join`. Who was late there may have another one."""
+    """Where newcomers can join: the ledger's head after phase `join`. A peer that was late there may have another."""
 
 
 UNKNOWN = -1

@@ -160,11 +160,11 @@ class Peer(Seat):
         if is_kept(self.config, self.ledger.entries, self.t):
             first = oldest(self.config, self.ledger.entries, self.t)
             self.taus = {step: tau for step, tau in self.taus.items() if step >= first} | {self.t: self.tau}
-        # Whoever is away could only fail at the duty. The same newcomers are there as before the coin: else a validator
-        # could choose between two draws by clearing one or not. So a new member has no duty yet.
+        # A peer that is away could only fail at the duty. The same newcomers are there as before the coin: else a
+        # validator could choose between two draws by clearing one or not. So a new member has no duty yet.
         there = tuple(p for p in self.active if p in (record.here or ()))
         pairs = draw_validators(record.coin, record.workers, there, self.config.validators, self.memory)
-        # For the same reason whoever has just checked a newcomer counts as one that has cleared it.
+        # For the same reason the validator that has just checked a newcomer counts as one that has cleared it.
         checked = {target: validator for validator, target in record.assignments.items()}
         working = {
             i: standing.cleared | ({checked[i]} if i in checked else set())

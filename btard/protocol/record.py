@@ -186,6 +186,8 @@ class StepRecord(Settled):
 
     uncleared: set[int] = set()
     """Targets about which their validator says something: that their work is wrong, or that it could not check it."""
+    unshown: set[Claim] = set()
+    """Claims without a verdict of which most voters say that they lack evidence."""
 
     # What this peer alone holds.
     received: dict[int, dict[int, Packet]] = {}
@@ -204,8 +206,6 @@ class StepRecord(Settled):
     """Round of accusations -> claim that was tried -> its accusers."""
     shown: dict[int, dict[int, tuple[Packet, ...]]] = {}
     """Round of accusations -> peer -> the evidence that this peer has from it."""
-    unshown: set[Claim] = set()
-    """Claims without a verdict of which most voters say that they lack evidence."""
 
     @property
     def probation(self) -> tuple[int, ...]:

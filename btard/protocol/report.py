@@ -71,7 +71,7 @@ def reports_so_far(seat: Seat, record: StepRecord, heard: Heard) -> None:
 
 
 def _fitting(seat: Seat, record: StepRecord, heard: Hearing, limit: int) -> frozenset[int]:
-    """Whose report, among those that were `heard`, an honest worker could say in its place."""
+    """The senders whose report, among those that were `heard`, an honest worker could say in their place."""
     expected = record.cut.k, seat.config.directions, tuple(record.missing.items())
     return heard.once(_possible, *expected, limit, seat.memory)
 
@@ -93,6 +93,6 @@ def _possible(
         and min(report.norms) >= 0
         and min(report.sizes) >= 0
         and set(map(len, report.products)) == {directions}
-        # Only who lacked an aggregate before the coin, and owes an accusation for it, need not report on it.
+        # Only a worker that lacked an aggregate before the coin, and owes an accusation for it, need not report on it.
         and set(report.missing) <= set(lacking.get(sender, ()))
     )

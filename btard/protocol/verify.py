@@ -179,7 +179,7 @@ class _Alarms:
 
     parts: frozenset[int] | None = None
     said: tuple[object, ...] = ()
-    """What they follow from. It is kept, so that nothing else is ever where it is."""
+    """What they follow from: kept, so that no other object gets its id."""
 
 
 @remembered(4)
@@ -194,7 +194,7 @@ def _alarms(
     reports: tuple[int, ...],
     said: tuple[int, ...],
 ) -> _Alarms:
-    """All that alarms depend on; `sizes`: d and k; `said`: where in memory what was announced and reported lies."""
+    """All that alarms depend on; `sizes`: d and k; `said`: the ids of what was announced and reported."""
     return _Alarms()
 
 
