@@ -28,7 +28,7 @@ POLL = 0.3
 
 
 def arrive(member: Member) -> None:
-    """Take the seat that the first peers' list or the own checkpoint gives, and catch up with the others.
+    """Take the seat that the first peers' list or its own checkpoint gives, and catch up with the others.
 
     The node has been started.
 
@@ -59,8 +59,8 @@ async def _tell_others(member: Member, founders: tuple[bytes, ...]) -> None:
 def _gather(member: Member) -> None:
     """Wait for the other members, then begin where most of them can: at the newest step that they have on disk.
 
-    Who is a member, the ledger of the own newest checkpoint says; without one the first peers are. If most are in the
-    middle of the run, go on with their state.
+    The ledger of this peer's newest checkpoint says who is a member; without one, the first peers are. If most are in
+    the middle of the run, go on with their state.
     """
     member.state = "gathering"
     deadline = time.monotonic() + member.config.deadlines.gather

@@ -202,7 +202,7 @@ async def fetch_training(
 async def _first(
     order: Sequence[int], load: Callable[[int], Coroutine[Any, Any, Found]], problems: dict[int, str]
 ) -> Found | None:
-    """What the first donor gives that gives it; None if nobody does. `problems`: why not, by donor.
+    """What `load` returns for the first donor that serves; None if none does. `problems`: why not, by donor.
 
     Where one takes long the next is asked, too.
     """

@@ -153,8 +153,8 @@ class Link:
     async def _read(self, reader: asyncio.StreamReader, first: Position) -> None:
         """Read frames from `first` on until the stream ends; returns where it must be reopened, at the next frame.
 
-        Of those that I am past `AHEAD_TOTAL` bytes are read between two calls of `want`, headers as large as they may
-        be: a stream that is reopened begins behind them. Errors: Malformed for frames that are not in order.
+        It reads at most `AHEAD_TOTAL` bytes of frames that I am past between two calls of `want`, counting each header
+        at its largest: a stream that is reopened begins behind them. Errors: Malformed for frames out of order.
         """
         while True:
             fields = await frames.receive(reader, HEADER, "frame")

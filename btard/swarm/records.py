@@ -14,7 +14,7 @@ from hivemind.utils import MSGPackSerializer
 
 from btard.protocol.hashing import digest
 from btard.protocol.identity import SIGNATURE_SIZE, Identity, verify_key
-from btard.protocol.memory import remembered
+from btard.protocol.memory import Memory, remembered
 
 MAX_RECORD = 3500
 """Largest size of an entry in the DHT in bytes: more does not fit the messages of every node."""
@@ -34,12 +34,13 @@ class Signed(RecordValidatorBase):
 
     def __init__(self, identity: Identity) -> None:
         self.identity = identity
+        self._memory = Memory()
 
     def validate(self, record: DHTRecord) -> bool:
         author, signature, body = record.value[:32], record.value[32:HEAD], record.value[HEAD:]
         if len(record.value) > MAX_RECORD or record.subkey != MSGPackSerializer.dumps(author.hex()):
             return False
-        return math.isfinite(record.expiration_time) and _verify(author, _signed(record, body), signature)
+        return math.isfinite(record.expiration_time) and self._memory(_verify, author, _signed(record, body), signature)
 
     def sign_value(self, record: DHTRecord) -> bytes:
         body = MSGPackSerializer.loads(record.value)

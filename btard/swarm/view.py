@@ -288,7 +288,7 @@ class SwarmView:
         return row
 
     def peers(self, day: float = 0.0) -> list[dict[str, Any]]:
-        """What a table of the peers needs, by number; `day`: what makes a time of day of a time."""
+        """What a table of the peers needs, by number; `day`: seconds to add for the time of day."""
         bans = {ban["peer"]: f"{ban['kind']}, step {ban['step']}" for ban in self.bans()}
         table = []
         for number in self._everybody():
