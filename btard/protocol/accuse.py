@@ -156,13 +156,13 @@ def _try(
     }
     for index, (claim, accusers) in enumerate(raised.items()):
         about = trial.about[claim]
-        voters = trial.present.intersection(about.here or ())
-        cast = {judge: vote.verdicts[index] for judge, vote in sorted(votes.items()) if judge in voters}
-        silent = voters - votes.keys()
+        # Who says nothing has lost its place: liars gain nothing by it, and an honest peer's silence costs nobody else.
+        voters = votes.keys() & set(about.here or ())
+        cast = {judge: votes[judge].verdicts[index] for judge in sorted(voters)}
         unseen = {
             piece
             for piece in trial.listed[claim]
-            if piece.by == NOBODY and 2 * len(voters & (lacked[piece] | silent)) > len(voters)
+            if piece.by == NOBODY and 2 * len(voters & lacked[piece]) > len(voters)
         }
         needed = [piece for piece in trial.listed[claim] if piece.by == NOBODY]
         unable = [i for i in cast if cast[i] == EXCUSED and not any(i in lacked[piece] for piece in needed)]

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 DIGEST_SIZE = 32
 
-PROTOCOL_VERSION = 7
+PROTOCOL_VERSION = 8
 """Grows with every change of what peers say or sign, or of what a checkpoint or a proof holds. Peers and run folders of
 another version are refused, and so are folders of the time before there were versions."""
 

@@ -2,9 +2,9 @@
 
 Accusers and accused show what they have to. Then everybody says which pieces it lacks, and their authors and owners
 pass these on: so an honest peer's pieces reach all honest voters, whatever the other party of the claim does. The
-voters on a claim about a step are the members of that step and of this one. Silence and abstention stay in the
-denominator: only what more than half of them say is so. Less than half of them are Byzantine, so one of these is honest
-and has seen all the evidence.
+voters on a claim about a step are the members of that step and of this one that vote; who says nothing loses its
+place. Abstention stays in the denominator: only what more than half of them say is so. Less than half of them are
+Byzantine, so one of these is honest and has seen all the evidence.
 """
 
 from __future__ import annotations
@@ -48,13 +48,12 @@ class Evidence:
 class Trial:
     """The trial of the claims `raised` in round `attempt`, in which `seat` takes part; it then has their `evidence`.
 
-    All follows from what is agreed: `present` are the members when it begins, `about` has each claim's step, `listed`
-    the pieces of evidence that it takes, and `public` those that everybody must have.
+    All follows from what is agreed: `about` has each claim's step, `listed` the pieces of evidence that it takes, and
+    `public` those that everybody must have.
     """
 
     def __init__(self, seat: Seat, record: StepRecord, raised: Raised, evidence: Evidence, attempt: int) -> None:
         self.seat, self.record, self.raised, self.evidence, self.attempt = seat, record, raised, evidence, attempt
-        self.present = frozenset(record.members)
         self.about = {claim: seat.record_of(claim.step) or record for claim in raised}
         self.listed = {
             claim: KINDS[claim.kind].pieces(seat, self.about[claim], record, claim, accusers)

@@ -14,7 +14,7 @@ BLIND = {
     ),
     "lacked_by_one": switch(
         "one voter says that it lacks everything: honest senders go as undelivered, with an owner that hid its row",
-        ("accuse", "2 * len(voters & (lacked[piece] | silent)) > len(voters)", "voters & (lacked[piece] | silent)"),
+        ("accuse", "2 * len(voters & lacked[piece]) > len(voters)", "voters & lacked[piece]"),
     ),
     "absent_answer": switch(
         "an honest sender that is away, and cannot show its part of the step before, goes with the owner that hid it",

@@ -62,7 +62,16 @@ KNOWN = {
     ),
     "voters_of_this_step": switch(
         "peers that were away in the step in question, and cannot judge it, count as voters on it",
-        ("accuse", "voters = trial.present.intersection(about.here or ())", "voters = trial.present"),
+        ("accuse", "voters = votes.keys() & set(about.here or ())", "voters = votes.keys() & set(votes)"),
+    ),
+    "silent_voters": switch(
+        "who does not vote counts as a voter: an honest peer that falls silent, and a liar, leave it undecided",
+        (
+            "accuse",
+            "voters = votes.keys() & set(about.here or ())",
+            "voters = {*record.active} & {*(about.here or ())}",
+        ),
+        ("accuse", "for judge in sorted(voters)}", "for judge in sorted(voters & votes.keys())}"),
     ),
     "residual_decides": switch(
         "a residual without a floor decides where bits could: denormals convict honest owners",

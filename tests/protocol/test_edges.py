@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 from btard.audit import audit
 from btard.drivers.links import Links
@@ -23,6 +24,7 @@ from btard.protocol.commit import NoGradient, NoQuorum
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Compute
 from btard.protocol.identity import Identity
+from btard.protocol.messages import Report
 from btard.protocol.signed import Signed
 from btard.task import QuadraticTask
 from tests.audit.runs import record
@@ -209,6 +211,40 @@ def test_honest_voters_are_more_than_half_or_nothing_is_decided(away: int) -> No
     for owner, part in parts_of(driver, result).items():
         assert bool(part.abs().max() > 0) == (owner not in fellows)
     assert float(result.gradient.abs().max()) < 30.0
+
+
+class LiesAndIsSilent(Attacker):
+    """Reports a wrong norm, and says nothing in the vote on it."""
+
+    def report(self, ctx: Context, report: Report) -> Report:
+        return replace(report, norms=tuple(2 * norm for norm in report.norms)) if ctx.step == STEP else report
+
+    def say(self, ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Any) -> Any:
+        return (None if phase.startswith("vote") else message), {}
+
+
+class SilentVoter(Attacker):
+    """An honest peer that is not heard any more from the vote on."""
+
+    def say(self, ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Any) -> Any:
+        return (None if phase.startswith("vote") else message), {}
+
+
+@pytest.mark.parametrize("validation", ["exact", "tolerant"])
+def test_who_does_not_vote_is_no_voter(validation: str) -> None:
+    """b < (n - a)/2 with n = 4, b = 1: a = 1 honest peer may fall silent, and costs the honest accusers nothing."""
+    liars: dict[int, Behaviour] = {2: SilentVoter(), 3: LiesAndIsSilent()}
+    driver = LocalDriver(
+        ProtocolConfig(peers=4, byzantine=1, validators=0, run_id="silent voter", validation=validation),
+        QuadraticTask(D),
+        behaviours=liars,
+    )
+    params = torch.ones(D)
+    for _ in range(3):
+        params = params - 0.1 * driver.step(params).gradient
+    removed = {entry.kind: entry.peers for entry in driver.peers[0].ledger.entries}
+    assert sorted(peer for entry in driver.peers[0].ledger.entries for peer in entry.peers) == [2, 3], removed
+    assert driver.peers[0].active == (0, 1)
 
 
 class Withholds(Attacker):
