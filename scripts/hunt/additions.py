@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from msgspec.structs import replace
+
 from btard.protocol.broadcast import relay_rounds
 from btard.protocol.certificate import certify
 from btard.protocol.claims import admissible
+from btard.protocol.identity import Identity
 from btard.protocol.messages import CLAIM_KINDS, NOBODY, PROBATION_KINDS, TOLERANT_KINDS, Claim
-from btard.protocol.signed import Relayed, Signed, relay_digest
+from btard.protocol.signed import Relayed, Signed, Vouch, relay_digest
 from scripts.hunt.moment import Moment
 
 
@@ -45,7 +48,7 @@ def claims(at: Moment) -> list[Claim]:
 def revealed(value: Mapping[int, Sequence[Any]], at: Moment) -> Mapping[int, Sequence[Any]]:
     """Hand out what fellows have kept back, or what they said in a former life, with all the signatures we have.
 
-    Or a certificate of what this peer heard, if it has one.
+    Or a certificate of what the recipient heard, on which all colluders sign that they heard it, too.
     """
     ctx, phase, round = at.ctx, at.args.get("phase"), at.args.get("round")
     if not isinstance(phase, str) or not isinstance(round, int) or ctx.config is None:
@@ -54,18 +57,34 @@ def revealed(value: Mapping[int, Sequence[Any]], at: Moment) -> Mapping[int, Seq
     for old in range(at.room.life):
         hidden += [m for m in at.room.noted(ctx.step, ("signed", phase), life=old).values() if isinstance(m, Signed)]
     keys = {i: at.room.keys[i] for i in sorted(at.room.keys) if i in ctx.record.remaining}
-    if at.gene.pick % 4 >= 2 and ctx.identity is not None and ctx.record.vouches:
-        signed_by = [i for i in sorted(ctx.record.vouches) if i in ctx.record.members]
-        hidden.append(certify(ctx.record, phase, ctx.peer, ctx.identity, signed_by))
-    items = []
-    for message in hidden:
-        signers = [i for i in keys if i != message.sender]
-        last = relay_rounds(ctx.config, ctx.record, phase)
-        when = (last, 1, len(signers))[at.gene.pick % 3]
-        if message.phase.endswith("/certificate"):
-            when, last = when + 1, last + 1
-        if round != max(1, min(when, last)) or not signers:
-            continue
-        signed = relay_digest(message.digest(ctx.record.context))
-        items.append(Relayed(message, tuple((i, keys[i].sign(signed)) for i in signers)))
-    return {**value, **{to: (*value.get(to, ()), *items) for to in at.chosen}} if items else value
+    last = relay_rounds(ctx.config, ctx.record, phase)
+
+    def item(message: Signed, more: int) -> Relayed | None:
+        """`message` with all hands, if this is its round; a certificate has one round `more`."""
+        hands = [i for i in keys if i != message.sender]
+        when = (last, 1, len(hands))[at.gene.pick % 3] + more
+        if round != max(1, min(when, last + more)) or not hands:
+            return None
+        passed = relay_digest(message.digest(ctx.record.context))
+        return Relayed(message, tuple((i, keys[i].sign(passed)) for i in hands))
+
+    said = [found for message in hidden if (found := item(message, 0)) is not None]
+    added: dict[int, list[Relayed]] = {to: list(said) for to in at.chosen}
+    if at.gene.pick % 4 >= 2:
+        for to in added:
+            made = _certificate(at, phase, to, keys)
+            shown = None if made is None else item(made, 1)
+            added[to] += [] if shown is None else [shown]
+    return {**value, **{to: (*value.get(to, ()), *more) for to, more in added.items() if more}}
+
+
+def _certificate(at: Moment, phase: str, to: int, keys: Mapping[int, Identity]) -> Signed | None:
+    """One of what peer `to` says that it heard, with the signatures of all that say the same, and of all `keys`."""
+    record, identity = at.ctx.record, at.ctx.identity
+    said = record.vouches.get(to)
+    if said is None or identity is None:
+        return None
+    on = said.statement
+    vouches = {i: vouch for i, vouch in record.vouches.items() if i in record.members and vouch.statement == on}
+    vouches |= {i: Vouch(on, key.sign(on)) for i, key in keys.items() if i in record.members}
+    return certify(replace(record, vouches=vouches), phase, at.me, identity, sorted(vouches))

@@ -27,7 +27,7 @@ class Gene(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     when: str = "always"
     """A condition on the public state of the step (`programs.MOMENTS`)."""
     to: str = "all"
-    """Which recipients see it, if a hook or a broadcast knows recipients (`programs.RECIPIENTS`)."""
+    """Which recipients see it, if a hook or a broadcast knows recipients (`room.RECIPIENTS`)."""
     phase: str = ""
     """The one phase in which it acts: by name, with its attempt or without ("coin_reveal/1"), or any of that attempt
     ("/1"); "": in each."""
@@ -47,7 +47,7 @@ class Twin(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     start: int = 0
     """The step from which on they are two."""
     to: str = "half"
-    """The honest peers that hear the second copy (`programs.RECIPIENTS`); all others hear the first one."""
+    """The honest peers that hear the second copy (`room.RECIPIENTS`); all others hear the first one."""
     sees: str = "own"
     """Which peers a copy hears directly (`twins.SIGHTS`)."""
     differ: str = "nothing"
@@ -70,6 +70,26 @@ class Newcomer(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tr
 
     step: int
     hostile: bool = False
+
+
+class Faint(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """An honest peer that is late in one phase of a step: what it says there some others do not hear."""
+
+    peer: int
+    step: int
+    phase: Literal["commit", "join", "join/relay"] = "commit"
+    """"join": in its relays, too; "join/relay": in these alone."""
+    to: str = "all"
+    """The honest peers that do not hear it (`room.RECIPIENTS`)."""
+    liars: bool = True
+    """Whether the Byzantine peers hear it."""
+    pick: int = 0
+    """The seed of what is left open."""
+
+    def lost_in(self, step: int, phase: str) -> bool:
+        """Whether some do not hear the peer there. What it passes on of the commitments is in time."""
+        own = phase == "commit" or not phase.startswith("commit")
+        return step == self.step and own and f"{phase}/".startswith(f"{self.phase}/")
 
 
 class Life(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -110,6 +130,7 @@ class Environment(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
     """(peer, step): an honest peer that has no gradient in time."""
     drops: tuple[tuple[int, int, str], ...] = ()
     """(peer, step, phase): an honest peer that nobody hears from this broadcast of the step on. It owes them."""
+    faint: tuple[Faint, ...] = ()
     loss: float = 0.0
     """Chance that one sending of a message gets lost."""
     calm: int | None = None

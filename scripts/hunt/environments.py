@@ -17,16 +17,21 @@ from btard.protocol.commit import MISSED, PRESENT
 from btard.protocol.config import ROUNDED_APART, ProtocolConfig
 from btard.protocol.effects import Compute
 from btard.protocol.hashing import stream
+from btard.protocol.record import StepRecord
 from btard.task import QuadraticTask, Task
-from scripts.hunt.cases import Environment, Life, Newcomer
+from scripts.hunt.cases import Environment, Faint, Life, Newcomer
+from scripts.hunt.room import RECIPIENTS
 
-PHASES = ("aggregate", "coin_reveal/0", "report", "accuse/0", "vote/0")
-"""Broadcasts from which on an honest peer may be gone; it owes them."""
+PHASES = ("part", "aggregate", "coin_reveal/0", "report", "accuse/0", "evidence/0", "lacking/0", "vote/0")
+"""Phases from which on an honest peer may be gone; it owes something in each."""
 MAX_ABSENCES = 3
 HALVED = 0.08
 """Chance that gradients travel as float16."""
 CALM = 0.15
 """The share of environments in which mishaps end, so that progress is promised."""
+
+FAINT = 0.15
+"""The share of environments in which honest peers are late."""
 
 HEALED = 0.4
 """The share of environments in which the run goes back to earlier states."""
@@ -83,19 +88,39 @@ class Weather(Links):
 
     slow_peers: frozenset[tuple[int, int]] = frozenset()
     """(peer, step)."""
+    faint: tuple[tuple[Faint, tuple[int, ...]], ...] = ()
+    """Who is late, and which peers do not hear it."""
     calm: float = math.inf
     """The step from which on nothing is lost."""
 
     def lost(self, step: int, phase: str, peers: int, *, acknowledged: bool) -> np.ndarray | None:
-        return None if step >= self.calm else super().lost(step, phase, peers, acknowledged=acknowledged)
+        lost = None if step >= self.calm else super().lost(step, phase, peers, acknowledged=acknowledged)
+        for faint, deaf in self.faint:
+            if faint.peer < peers and faint.lost_in(step, phase):
+                lost = np.zeros((peers, peers), dtype=bool) if lost is None else lost
+                lost[faint.peer, [peer for peer in deaf if peer < peers]] = True
+        return lost
 
     def late(self, step: int, peer: int) -> bool:
         return (peer, step) in self.slow_peers
 
 
+def deaf_to(environment: Environment, faint: Faint) -> tuple[int, ...]:
+    """The peers of the start that do not hear it."""
+    honest = [peer for peer in range(environment.peers) if peer not in (faint.peer, *environment.members)]
+    return (*RECIPIENTS[faint.to](honest, faint.pick), *(() if faint.liars else environment.members))
+
+
 def weather_of(environment: Environment, seed: int) -> Weather:
     calm = math.inf if environment.calm is None else environment.calm
-    return Weather(loss=environment.loss, attempts=30, seed=seed, slow_peers=frozenset(environment.late), calm=calm)
+    return Weather(
+        loss=environment.loss,
+        attempts=30,
+        seed=seed,
+        slow_peers=frozenset(environment.late),
+        faint=tuple((faint, deaf_to(environment, faint)) for faint in environment.faint),
+        calm=calm,
+    )
 
 
 def config_of(environment: Environment, seed: int) -> ProtocolConfig:
@@ -131,9 +156,22 @@ def tasks_of(environment: Environment) -> tuple[Task, Mapping[int, Task] | None]
 
 
 def missing_at(environment: Environment, step: int) -> set[int]:
-    """Honest peers on which no voter of a trial in `step` can count: away in it or the step before, or dropped."""
+    """Honest peers on which no voter of a trial in `step` can count: away or late in it or before it, or dropped."""
     away = {peer for peer, when in environment.away if when in (step, step - 1)}
+    away |= {faint.peer for faint in environment.faint if faint.step in (step, step - 1)}
     return away | {peer for peer, when, _ in environment.drops if when <= step}
+
+
+def unheard_in(environment: Environment, record: StepRecord) -> set[int]:
+    """Late honest peers that no other present one hears in a step, or that may be away for what was said in `join`."""
+    away = {peer for peer, when in environment.away if when == record.step}
+    honest = set(record.active).intersection(range(environment.peers)) - set(environment.members) - away
+    return {
+        faint.peer
+        for faint in environment.faint
+        if faint.step == record.step
+        and (faint.phase != "commit" or honest <= {faint.peer, *deaf_to(environment, faint)})
+    }
 
 
 def is_calm(environment: Environment, step: int) -> bool:
@@ -150,6 +188,7 @@ def calmed(environment: Environment, step: int) -> Environment:
         away=tuple(item for item in env.away if item[1] < step),
         late=tuple(item for item in env.late if item[1] < step),
         drops=tuple(item for item in env.drops if item[1] < step),
+        faint=tuple(faint for faint in env.faint if faint.step < step),
         life=life if life is not None and life.lost <= step else None,
     )
 
@@ -160,7 +199,8 @@ def problem(environment: Environment, steps: int) -> str | None:
     n, b, m = env.peers, env.byzantine, env.validators
     hostile = len(env.members) + sum(newcomer.hostile for newcomer in env.newcomers)
     honest = set(range(n)) - set(env.members)
-    troubled = {item[0] for item in (*env.away, *env.late, *env.drops)}
+    missing = {*env.away, *env.late, *((faint.peer, faint.step) for faint in env.faint)}
+    troubled = {item[0] for item in (*missing, *env.drops)}
     if not (2 * b < n and 2 * m < n and hostile <= b and set(env.members) <= set(range(n)) and env.d >= n + 3):
         return "n, b, m and d do not fit together"
     if not troubled <= honest:
@@ -175,12 +215,16 @@ def problem(environment: Environment, steps: int) -> str | None:
         return "nothing to audit"
     if env.relays is not None and not b <= env.relays < n:
         return "fewer relays than liars, or more than peers"
-    if env.loss and not (b or env.relays):
+    if (env.loss or env.faint) and not (b or env.relays):
         return "nobody makes up for what is lost"
     if env.loss and len(honest) < 5:
         return "a message could be lost to all"
-    if env.loss and (env.drops or env.away):
+    if (env.loss and (env.drops or env.away or env.faint)) or (env.faint and env.drops):
         return "one mishap of links is enough"
+    if len({(faint.peer, faint.step) for faint in env.faint}) < len(env.faint):
+        return "one mishap of a peer in a step is enough"
+    if any(faint.phase != "commit" and env.probation is None for faint in env.faint):
+        return "nobody can join, so nobody is late in it"
     if env.drops and (env.newcomers or env.life):
         return "a peer that drops is gone for good"
     if env.life is not None and not 0 < env.life.saved <= env.life.lost < steps:
@@ -192,8 +236,7 @@ def problem(environment: Environment, steps: int) -> str | None:
     for peer in troubled:
         count = 0
         for step in range(steps):
-            missed = any((peer, step) == item[:2] for item in (*env.away, *env.late))
-            count = count + MISSED if missed else max(0, count - PRESENT)
+            count = count + MISSED if (peer, step) in missing else max(0, count - PRESENT)
             if count >= MISSED * MAX_ABSENCES:
                 return "a peer would be gone"
     return None
@@ -275,6 +318,10 @@ def _draw(rng: np.random.Generator, steps: int) -> Environment:
     if rng.random() < 0.15 and steps > 2:
         saved = int(rng.integers(1, steps - 1))
         environment = replace(environment, life=Life(saved, int(rng.integers(saved, steps - 1))), recorded=False)
+    if not environment.loss and not environment.drops and rng.random() < FAINT:
+        late_peers = tuple(_faint(rng, honest, steps, joins) for _ in range(int(rng.choice([1, 1, 2]))))
+        relays = environment.relays if b or environment.relays else 1
+        environment = replace(environment, faint=late_peers, relays=relays)
     if m and rng.random() < HEALED:
         window = int(rng.choice([1, 2, 3, 5, 0]))
         environment = replace(environment, heal=window or "auto")
@@ -284,6 +331,17 @@ def _draw(rng: np.random.Generator, steps: int) -> Environment:
     if rng.random() < CALM:
         environment = calmed(environment, int(rng.integers(0, steps)))
     return environment
+
+
+def _faint(rng: np.random.Generator, honest: Sequence[int], steps: int, joins: bool) -> Faint:
+    return Faint(
+        peer=int(rng.choice(honest)),
+        step=int(rng.integers(0, steps)),
+        phase=str(rng.choice(["commit", "join", "join/relay"] if joins else ["commit"])),  # type: ignore[arg-type]
+        to=str(rng.choice(sorted(RECIPIENTS))),
+        liars=bool(rng.random() < 0.7),
+        pick=int(rng.integers(0, 64)),
+    )
 
 
 def _tau(rng: np.random.Generator, scale: float) -> Any:

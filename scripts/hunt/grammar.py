@@ -26,7 +26,8 @@ from btard.protocol.behaviour import Behaviour
 from btard.protocol.hearing import AGAIN
 from btard.protocol.messages import Claim
 from scripts.hunt.cases import FOREVER, Gene, Program, Twin
-from scripts.hunt.programs import COMPARE, MOMENTS, PLACES, RECIPIENTS, hooks
+from scripts.hunt.programs import COMPARE, MOMENTS, PLACES, hooks
+from scripts.hunt.room import RECIPIENTS
 from scripts.hunt.twins import DIFFERENCES, SIGHTS
 
 COMMON = ("other", "fellow", "last", "life")

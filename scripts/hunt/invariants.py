@@ -21,7 +21,7 @@ from btard.protocol.record import StepRecord
 from btard.protocol.split import Split
 from btard.task import PARAMETERS
 from scripts.hunt.cases import Environment
-from scripts.hunt.environments import is_calm, missing_at
+from scripts.hunt.environments import is_calm, missing_at, unheard_in
 from scripts.hunt.room import Room
 from scripts.hunt.watch import Watch, most_effects
 
@@ -99,7 +99,7 @@ def check_agreement(honest: list[Any], result: StepResult) -> None:
 
 def check_members(environment: Environment, record: StepRecord, room: Room) -> None:
     """Every honest peer whose messages arrive is in the step."""
-    away = {peer for peer, step in environment.away if step == record.step}
+    away = {peer for peer, step in environment.away if step == record.step} | unheard_in(environment, record)
     there = set(record.active) - room.members - away - set(record.expelled)
     lost = there - set(record.here or ())
     if lost:
@@ -109,6 +109,7 @@ def check_members(environment: Environment, record: StepRecord, room: Room) -> N
 def check_probation(environment: Environment, record: StepRecord, result: StepResult, room: Room) -> None:
     """No newcomer becomes a member unless an honest one has checked it since its probation last began."""
     hindered = {peer for peer, step in (*environment.away, *environment.late) if step == record.step}
+    hindered |= unheard_in(environment, record)
     idle = room.members | hindered | set(record.expelled)
     room.checked[record.step] = {
         target
@@ -308,9 +309,12 @@ def allowed_end(environment: Environment, error: Exception, peers: Mapping[int, 
     if is_calm(environment, record.step):
         return False
     away = {peer for peer, step in environment.away if step == record.step}
+    away |= unheard_in(environment, record)
     late = {peer for peer, step in environment.late if step == record.step}
     there = [i for i in record.active if i not in room.members and i not in away]
     if isinstance(error, NoQuorum):
+        if any(faint.step == record.step and faint.phase != "commit" for faint in environment.faint):
+            return True  # who has agreed on something else in `join` takes the others' state, which ends a run here
         return 2 * len(there) <= len(record.active)
     if isinstance(error, NoGradient):
         working = [i for i in there if i not in late and i not in record.assignments]

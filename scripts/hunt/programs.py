@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -21,7 +21,7 @@ from btard.protocol.signed import Signed
 from scripts.hunt.alter import altered, any_change
 from scripts.hunt.cases import Gene, Program
 from scripts.hunt.moment import Moment
-from scripts.hunt.room import Room
+from scripts.hunt.room import RECIPIENTS, Room
 
 COMPARE = "hook compare"
 """The site of what a peer says that it heard."""
@@ -43,15 +43,6 @@ MOMENTS: dict[str, Callable[[Room, Context], bool]] = {
     "worker": lambda room, ctx: ctx.peer not in ctx.assignments,
 }
 """Conditions on the current step, each by what is public in it."""
-
-RECIPIENTS: dict[str, Callable[[Sequence[int], int], Sequence[int]]] = {
-    "all": lambda peers, pick: peers,
-    "one": lambda peers, pick: [peers[pick % len(peers)]] if peers else [],
-    "half": lambda peers, pick: peers[pick % 2 :: 2],
-    "rest": lambda peers, pick: [p for p in peers if p != peers[pick % len(peers)]],
-    "two": lambda peers, pick: peers[:2] if pick % 2 else peers[-2:],
-}
-"""Of the honest peers that are left, ascending: those that the gene is for. Fellows see no lies."""
 
 PLACES: dict[str, Callable[[Room, Context, int, int], bool]] = {
     "all": lambda room, ctx, part, pick: True,

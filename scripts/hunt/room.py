@@ -6,7 +6,7 @@ has seen all honest messages of the phase ("rushing"). It sees more than a real 
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,15 @@ FAILURES = (RuntimeError, ValueError, TypeError, KeyError, IndexError, Attribute
 
 Place = tuple[int, int, Hashable]
 """A life, a step, and what happens there: the name of a hook, with its phase, part or claim."""
+
+RECIPIENTS: dict[str, Callable[[Sequence[int], int], Sequence[int]]] = {
+    "all": lambda peers, pick: peers,
+    "one": lambda peers, pick: [peers[pick % len(peers)]] if peers else [],
+    "half": lambda peers, pick: peers[pick % 2 :: 2],
+    "rest": lambda peers, pick: [p for p in peers if p != peers[pick % len(peers)]],
+    "two": lambda peers, pick: peers[:2] if pick % 2 else peers[-2:],
+}
+"""Of the honest peers that are left, ascending: those that a gene, or a mishap, is for. Fellows see no lies."""
 
 
 class Room:

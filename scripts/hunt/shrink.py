@@ -66,7 +66,7 @@ def _calmer(env: Environment) -> Iterator[Environment]:
     for name in env.__struct_fields__:
         if name not in ("peers", "members", "byzantine", "d") and getattr(env, name) != getattr(usual, name):
             yield replace(env, **{name: getattr(usual, name)})
-    for name in ("away", "late", "drops", "newcomers"):
+    for name in ("away", "late", "drops", "faint", "newcomers"):
         items = getattr(env, name)
         for i in range(len(items)) if len(items) > 1 else ():
             yield replace(env, **{name: (*items[:i], *items[i + 1 :])})
@@ -97,4 +97,5 @@ def _without(env: Environment, out: int, hostile: int) -> Environment:
         away=tuple((moved(peer), step) for peer, step in env.away if peer != out),
         late=tuple((moved(peer), step) for peer, step in env.late if peer != out),
         drops=tuple((moved(peer), step, phase) for peer, step, phase in env.drops if peer != out),
+        faint=tuple(replace(one, peer=moved(one.peer)) for one in env.faint if one.peer != out),
     )

@@ -32,8 +32,8 @@ from btard.protocol.messages import JoinRequest
 from btard.protocol.peer import Outcome, Peer
 from btard.protocol.signed import Bundle
 from scripts.hunt.cases import Twin
-from scripts.hunt.programs import RECIPIENTS, Honest
-from scripts.hunt.room import FAILURES, Room
+from scripts.hunt.programs import Honest
+from scripts.hunt.room import FAILURES, RECIPIENTS, Room
 
 SIGHTS = ("own", "all")
 """Which peers a twin hears directly: the honest peers that hear it, or all. It always hears colluders."""

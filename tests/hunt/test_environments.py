@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from btard.protocol.effects import Compute
 from btard.protocol.hashing import stream
-from scripts.hunt.cases import Environment, Life, Newcomer
+from scripts.hunt.cases import Environment, Faint, Life, Newcomer
 from scripts.hunt.environments import (
     SHAPES,
     calmed,
@@ -67,6 +67,9 @@ def test_the_draw_covers_what_is_documented() -> None:
         "recorded": lambda env: env.recorded,
         "healing": lambda env: env.heal != "off",
         "healing of the window that follows from the settings": lambda env: env.heal == "auto",
+        "late in the roll call": lambda env: any(faint.phase == "commit" for faint in env.faint),
+        "late in join": lambda env: any(faint.phase != "commit" for faint in env.faint),
+        "late while others are away": lambda env: bool(env.faint and env.away),
         "calm": lambda env: env.calm is not None,
     }.items():
         assert sum(map(some, drawn)) >= 5, name
@@ -96,6 +99,11 @@ def test_what_is_calm_has_no_mishaps_any_more() -> None:
         assert weather_of(env, 0).lost(start, "report", env.peers, acknowledged=False) is None
         calm += mutated(env, rng, steps).calm is not None
     assert calm > 200
+    faint = Environment(peers=4, members=(3,), byzantine=1, faint=(Faint(2, 1, to="one", pick=1),))
+    lost = weather_of(faint, 0).lost(1, "commit", 4, acknowledged=False)
+    assert lost is not None and [tuple(map(int, found)) for found in zip(*lost.nonzero(), strict=True)] == [(2, 1)]
+    assert weather_of(faint, 0).lost(1, "commit/relay/1", 4, acknowledged=False) is None
+    assert weather_of(calmed(faint, 1), 0).lost(1, "commit", 4, acknowledged=False) is None
     noisy = Environment(peers=7, byzantine=1, loss=0.2, calm=2)
     assert weather_of(noisy, 0).lost(1, "report", 7, acknowledged=False) is not None
     assert problem(replace(noisy, late=((1, 2),)), 4) is not None
@@ -117,10 +125,15 @@ def test_what_is_beyond_the_bounds_is_refused() -> None:
         "audit of ideal commitments": replace(good, commitments="ideal", recorded=True),
         "lossy and few": replace(good, loss=0.1),
         "lossy and nobody relays": Environment(peers=6, byzantine=0, loss=0.1),
+        "late and nobody relays": Environment(peers=6, byzantine=0, faint=(Faint(0, 1),)),
+        "late where nobody can join": replace(good, byzantine=1, members=(1,), faint=(Faint(0, 1, "join"),)),
+        "late twice": replace(good, byzantine=1, members=(1,), faint=(Faint(0, 1), Faint(0, 1, pick=1))),
+        "too few in time": replace(good, faint=(Faint(0, 1),)),
         "too few relays": replace(good, relays=1),
     }
     for name, env in bad.items():
         assert problem(env, 4) is not None, name
     assert problem(replace(good, byzantine=1, members=(1,), away=((0, 1),)), 4) is None
+    assert problem(replace(good, byzantine=1, members=(1,), faint=(Faint(0, 1),)), 4) is None
     assert problem(replace(good, byzantine=1, members=(1,), away=((0, 1), (2, 2))), 4) is None
     assert problem(replace(good, byzantine=1, members=(1,), away=((0, 1), (2, 2), (3, 2))), 4) is not None
