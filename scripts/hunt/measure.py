@@ -15,21 +15,23 @@ from btard.harness.progress import Bar
 from scripts.hunt import corpus
 from scripts.hunt.switches import SWITCHES
 
-COLUMNS = ("switch", "breaks", "found by", ">runs", ">CPU seconds")
+COLUMNS = ("switch", "breaks", "found by", ">runs", ">CPU seconds", "commit")
 
 
 def all_switches(minutes: float, jobs: int, seed: int, out: Path) -> int:
     """Hunt each switch, `jobs` at once, for `minutes` of CPU time at most; write OUT/switches.csv and .md as it goes.
 
     Each hunt is one process, so that the seed settles its runs, and a busy machine changes nothing. A switch that was
-    measured on this commit already is not measured again. Returns 1 if one is missed.
+    measured on this commit already is not measured again; the table has the latest measurement of each, of whatever
+    commit. Returns 1 if one is missed.
     """
     out.mkdir(parents=True, exist_ok=True)
     file, commit = out / "switches.jsonl", corpus.commit_of_tree()
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    known = {line["switch"]: line for line in lines if line["commit"] == commit}
-    left = [name for name in SWITCHES if name not in known]
-    with Bar("switches", len(SWITCHES), unit="switches", done=len(known)) as bar, ThreadPoolExecutor(jobs) as pool:
+    known = {line["switch"]: line for line in lines}
+    left = [name for name in SWITCHES if name not in known or known[name]["commit"] != commit]
+    done = len(SWITCHES) - len(left)
+    with Bar("switches", len(SWITCHES), unit="switches", done=done) as bar, ThreadPoolExecutor(jobs) as pool:
         hunts = {pool.submit(_measured, name, minutes, seed, out): name for name in left}
         try:
             for hunt in as_completed(hunts):
@@ -53,10 +55,11 @@ def write(out: Path, known: Mapping[str, dict[str, Any]]) -> list[tuple[str, ...
     for name, switch in SWITCHES.items():
         line = known.get(name)
         if line is None:
-            rows.append((name, switch.breaks, "not measured yet", "", ""))
+            rows.append((name, switch.breaks, "not measured yet", "", "", ""))
             continue
         missed = f"not found in {line['minutes']:g} min"
-        rows.append((name, switch.breaks, line["found_by"] or missed, str(line["runs"]), f"{line['seconds']:.0f}"))
+        cost = str(line["runs"]), f"{line['seconds']:.0f}"
+        rows.append((name, switch.breaks, line["found_by"] or missed, *cost, line["commit"]))
     (out / "switches.csv").write_text(tables.csv_text([[column.lstrip(">") for column in COLUMNS], *rows]))
     (out / "switches.md").write_text(tables.markdown(COLUMNS, rows) + "\n")
     return rows
