@@ -59,21 +59,23 @@ def revealed(value: Mapping[int, Sequence[Any]], at: Moment) -> Mapping[int, Seq
     keys = {i: at.room.keys[i] for i in sorted(at.room.keys) if i in ctx.record.remaining}
     last = relay_rounds(ctx.config, ctx.record, phase)
 
-    def item(message: Signed, more: int) -> Relayed | None:
-        """`message` with all hands, if this is its round; a certificate has one round `more`."""
+    def item(message: Signed, drawn: int, last: int) -> Relayed | None:
+        """`message` with all hands, if this is its round."""
         hands = [i for i in keys if i != message.sender]
-        when = (last, 1, len(hands))[at.gene.pick % 3] + more
-        if round != max(1, min(when, last + more)) or not hands:
+        when = (last, 1, len(hands))[drawn % 3]
+        if round != max(1, min(when, last)) or not hands:
             return None
         passed = relay_digest(message.digest(ctx.record.context))
         return Relayed(message, tuple((i, keys[i].sign(passed)) for i in hands))
 
-    said = [found for message in hidden if (found := item(message, 0)) is not None]
+    said = [found for message in hidden if (found := item(message, at.gene.pick, last)) is not None]
     added: dict[int, list[Relayed]] = {to: list(said) for to in at.chosen}
     if at.gene.pick % 4 >= 2:
         for to in added:
             made = _certificate(at, phase, to, keys)
-            shown = None if made is None else item(made, 1)
+            shown = (
+                None if made is None else item(made, at.gene.pick // 12, last + 1)
+            )  # certificates have one round more
             added[to] += [] if shown is None else [shown]
     return {**value, **{to: (*value.get(to, ()), *more) for to, more in added.items() if more}}
 
