@@ -73,9 +73,8 @@ def revealed(value: Mapping[int, Sequence[Any]], at: Moment) -> Mapping[int, Seq
     if at.gene.pick % 4 >= 2:
         for to in added:
             made = _certificate(at, phase, to, keys)
-            shown = (
-                None if made is None else item(made, at.gene.pick // 12, last + 1)
-            )  # certificates have one round more
+            # They have one round more than messages.
+            shown = None if made is None else item(made, at.gene.pick // 12, last + 1)
             added[to] += [] if shown is None else [shown]
     return {**value, **{to: (*value.get(to, ()), *more) for to, more in added.items() if more}}
 

@@ -319,7 +319,8 @@ def _draw(rng: np.random.Generator, steps: int) -> Environment:
         saved = int(rng.integers(1, steps - 1))
         environment = replace(environment, life=Life(saved, int(rng.integers(saved, steps - 1))), recorded=False)
     if not environment.loss and not environment.drops and rng.random() < FAINT:
-        late_peers = tuple(_faint(rng, honest, steps, joins) for _ in range(int(rng.choice([1, 1, 2]))))
+        when = [step for _, step in environment.away] or range(steps)
+        late_peers = tuple(_faint(rng, honest, when, steps, joins) for _ in range(int(rng.choice([1, 1, 2]))))
         relays = environment.relays if b or environment.relays else 1
         environment = replace(environment, faint=late_peers, relays=relays)
     if m and rng.random() < HEALED:
@@ -333,12 +334,13 @@ def _draw(rng: np.random.Generator, steps: int) -> Environment:
     return environment
 
 
-def _faint(rng: np.random.Generator, honest: Sequence[int], steps: int, joins: bool) -> Faint:
+def _faint(rng: np.random.Generator, honest: Sequence[int], when: Sequence[int], steps: int, joins: bool) -> Faint:
+    """Often in one of the steps `when` others are away."""
     return Faint(
         peer=int(rng.choice(honest)),
-        step=int(rng.integers(0, steps)),
+        step=int(rng.choice(when if rng.random() < 0.5 else range(steps))),
         phase=str(rng.choice(["commit", "join", "join/relay"] if joins else ["commit"])),  # type: ignore[arg-type]
-        to=str(rng.choice(sorted(RECIPIENTS))),
+        to="all" if rng.random() < 0.4 else str(rng.choice(sorted(RECIPIENTS))),
         liars=bool(rng.random() < 0.7),
         pick=int(rng.integers(0, 64)),
     )
