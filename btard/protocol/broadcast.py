@@ -254,8 +254,10 @@ def _tell(
             one, certified = Hearing(view), shown(phase, items) is not None
             listed = [peer for peer in members if not calling or peer in one.said]
             counts[one.view, certified] += member in listed
-            # Liars are less than half of the members whenever that many are here, also after eliminations in this step.
-            enough = max(record.byzantine if calling else 0, len(listed) // 2)
+            # After the roll call liars alone tell anything else. They are no more than b_t, and less than half of the
+            # members also after eliminations in this step. Who has just fallen silent tells nothing.
+            least, half = record.byzantine, len(listed) // 2
+            enough = max(least, half) if calling else min(least, half)
             if counts[one.view, certified] > enough:
                 heard.agreed, heard.certified = one, certified
                 break

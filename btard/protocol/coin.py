@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -201,10 +200,8 @@ def _commitments_to(
 
 def _hand_out_missing(seat: Seat, record: StepRecord, said: Mapping[int, CoinReveal]) -> Generator[Effect, Any, None]:
     """Record which peers lack which aggregate, and pass these aggregates on."""
-    here = record.here or ()
     record.missing = {sender: one.missing for sender, one in said.items() if one.missing}
-    silent = sum(peer not in said for peer in here)
-    lacking = Counter(part for parts in record.missing.values() for part in set(parts))
-    record.unheld = frozenset(part for part in record.announced if 2 * (silent + lacking[part]) >= len(here))
+    lacking = record.lacking(said)
+    record.unheld = frozenset(part for part in record.announced if 2 * lacking[part] >= len(said))
     if record.missing:
         yield from recover(seat, record, 0)

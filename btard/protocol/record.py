@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Annotated, Any
@@ -110,7 +111,7 @@ class Settled(Start):
     """M_t, ascending: the peers of A_t that were heard in the commit phase. Anybody else is out of the step: it says
     nothing that counts, owes nothing, and is tried for nothing that it would have to answer. None: not known yet."""
     unheld: frozenset[Number] = frozenset()
-    """Announced parts whose aggregate half of M_t or more lacked before the coin."""
+    """Announced parts whose aggregate half of those that spoke at the coin's reveal lacked, or more."""
     skipped: set[Number] = set()
     """Parts without a trustworthy aggregate: their parameters get a zero gradient in this step."""
 
@@ -121,11 +122,15 @@ class Settled(Start):
         return self.split
 
     def held(self, part: int) -> bool:
-        """Whether a majority of M_t had a[part] before the coin: then an honest peer did and gave it to all.
+        """Whether more than half of those that spoke had a[part] before the coin: then an honest peer did.
 
         Only such parts count, and only reports about them can be held against anybody.
         """
         return part not in self.unheld
+
+    def lacking(self, peers: Collection[int]) -> Counter[int]:
+        """Part -> how many of the `peers` said before the coin that they lacked its aggregate."""
+        return Counter(part for peer, parts in self.missing.items() if peer in peers for part in set(parts))
 
     def owner(self, part: int) -> int:
         return self.owners[part] if 0 <= part < len(self.owners) else NOBODY

@@ -17,6 +17,7 @@ from btard.protocol.packets import packet_fault
 from btard.protocol.record import StepRecord
 from btard.protocol.seat import Seat
 from btard.protocol.signed import Packet
+from btard.protocol.verify import Tally
 
 
 def recover(seat: Seat, record: StepRecord, attempt: int) -> Generator[Effect, Any, None]:
@@ -52,25 +53,29 @@ def settle_missing(seat: Seat, record: StepRecord) -> Generator[Effect, Any, Non
     """After the reports: skip the parts that no majority of the peers held, pass the others on once more.
 
     Whether a part counts has to follow from broadcasts: a hostile helper could give the last missing copy to some
-    honest peers and not to others. Where a majority said before the coin that it had it, an honest peer did, and has
-    given it to all before they reported. Reports come too late to count holders: a hostile owner that then adds one
-    honest holder to its fellows has a majority, and nobody else's report says how far off the aggregate is.
+    honest peers and not to others. Where a majority said before the coin that it had it, an honest peer did. Where more
+    than b_t of these are left, one of them is honest, and has given it to all before they reported. Reports come too
+    late to count holders: a hostile owner that then adds one honest holder to its fellows has a majority, and nobody
+    else's report says how far off the aggregate is.
     """
-    if not record.missing:
-        return
-    record.skipped |= {part for part in record.announced if not record.held(part)}
-    yield from recover(seat, record, 1)
+    members = record.members
+    lacking = record.lacking(members)
+    few = {part for part in record.announced if len(members) - lacking[part] <= record.byzantine}
+    record.skipped |= few | record.unheld
+    if record.missing:
+        yield from recover(seat, record, 1)
 
 
 def settle_exclusions(record: StepRecord) -> None:
-    """After the verdicts: skip parts of so few workers that all may be liars, and parts that leave a worker out.
+    """After the verdicts: skip parts on which so few report that all may be liars, and parts that leave a worker out.
 
-    V2 and V3 have nothing to say on parts of which only liars report: where the honest workers are all away, or where
-    an owner leaves out all but its fellows and pays with a single elimination. A worker that fell out on its own may
-    be missing.
+    V2 and V3 have nothing to say on parts of which only liars report: where the honest workers are all away, or fall
+    silent before they report, or where an owner leaves out all but its fellows and pays with a single elimination. A
+    worker that fell out on its own may be missing.
     """
+    tally = Tally(record, record.reports)
     for part, entry in record.announced.items():
-        if len(entry.senders) <= record.byzantine:
+        if len(tally.senders(part)) <= record.byzantine:
             record.skipped.add(part)
         left_out = set(record.workers) - set(entry.senders) if entry.senders != record.workers else ()
         if any(record.expelled.get(i) in (None, *ELIMINATE_KINDS) for i in left_out):

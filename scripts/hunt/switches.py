@@ -116,7 +116,7 @@ KNOWN = {
     ),
     "liars_part": switch(
         "a part that went out of Byzantine workers' rows alone is applied",
-        ("recover", "        if len(entry.senders) <= record.byzantine:\n", "        if not entry.senders:\n"),
+        ("recover", "        if len(tally.senders(part)) <= record.byzantine:\n", "        if not entry.senders:\n"),
     ),
     "far_off_half": switch(
         "a part that is far off is applied for being the right one of rows of which half are liars'",
@@ -208,14 +208,14 @@ KNOWN = {
     ),
     "told_by_the_unheard": switch(
         "an honest peer that nobody else has heard in the roll call tells one that is away its own view",
-        ("broadcast", "max(record.byzantine if calling else 0, len(listed) // 2)", "record.byzantine"),
+        ("broadcast", "enough = max(least, half) if calling else min(least, half)", "enough = min(least, half)"),
     ),
     "told_after_eliminations": switch(
         "a peer that listens takes what more than b_t members tell, also when eliminations have left fewer honest ones",
         (
             "broadcast",
-            "max(record.byzantine if calling else 0, len(listed) // 2)",
-            "max(record.byzantine, len(listed) // 2 if calling else 0)",
+            "enough = max(least, half) if calling else min(least, half)",
+            "enough = max(least, half) if calling else least",
         ),
     ),
     "late_hands": switch(
@@ -233,6 +233,27 @@ KNOWN = {
     "unheld_counts": switch(
         "an aggregate that hardly any honest peer holds counts: honest peers apply different ones",
         ("record", "return part not in self.unheld", "return True"),
+    ),
+    "silence_lacks": switch(
+        "who says nothing at the reveal lacks all aggregates: by one crash and silent liars nobody checks any of them",
+        (
+            "coin",
+            "2 * lacking[part] >= len(said)",
+            "2 * (len(record.here or ()) - len(said) + lacking[part]) >= len(record.here or ())",
+        ),
+        ("recover", "few | record.unheld", "few | (record.unheld if record.missing else set())"),
+    ),
+    "few_reports": switch(
+        "a part of more rows than liars counts, though the honest workers fell silent before they reported on it",
+        ("recover", "if len(tally.senders(part)) <= record.byzantine:", "if len(entry.senders) <= record.byzantine:"),
+    ),
+    "holders_gone": switch(
+        "a part counts whose honest holders fell silent before they passed it on: liars alone have it",
+        ("recover", "record.skipped |= few | record.unheld", "record.skipped |= record.unheld"),
+    ),
+    "the_silent_tell": switch(
+        "members that just fell silent count among those that tell a listener: it is told nothing, and is elsewhere",
+        ("broadcast", "if calling else min(least, half)", "if calling else half"),
     ),
     "eliminates_many": switch(
         "one Byzantine peer takes several honest ones with it",

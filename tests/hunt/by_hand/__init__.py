@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.hunt.by_hand import along, broadcasts, certificates, halves, late, newcomers, numbers, trials
+from tests.hunt.by_hand import along, broadcasts, certificates, crashes, halves, late, newcomers, numbers, trials
 
 PLAYS: dict[str, Callable[[], str]] = {
     play.__name__: play
@@ -36,6 +36,10 @@ PLAYS: dict[str, Callable[[], str]] = {
         along.unheard_unsure,
         along.told_by_the_unheard,
         late.late_hands,
+        crashes.silence_lacks,
+        crashes.few_reports,
+        crashes.holders_gone,
+        crashes.the_silent_tell,
         late.told_after_eliminations,
         late.other_join_counts,
         along.listeners_guess,
