@@ -22,7 +22,21 @@ from btard.task import QuadraticTask, Task
 from scripts.hunt.cases import Environment, Faint, Life, Newcomer
 from scripts.hunt.room import RECIPIENTS
 
-PHASES = ("part", "aggregate", "coin_reveal/0", "report", "accuse/0", "evidence/0", "lacking/0", "vote/0")
+PHASES = (
+    "part",
+    "aggregate",
+    "coin_reveal/0",
+    "recover/0",
+    "report",
+    "recover/1",
+    "disclose",
+    "accuse/0",
+    "evidence/0",
+    "lacking/0",
+    "vote/0",
+    "accuse/1",
+    "vote/1",
+)
 """Phases from which on an honest peer may be gone; it owes something in each."""
 MAX_ABSENCES = 3
 HALVED = 0.08
@@ -225,8 +239,10 @@ def problem(environment: Environment, steps: int) -> str | None:
         return "one mishap of a peer in a step is enough"
     if any(faint.phase != "commit" and env.probation is None for faint in env.faint):
         return "nobody can join, so nobody is late in it"
-    if env.drops and (env.newcomers or env.life):
+    if env.drops and env.life:
         return "a peer that drops is gone for good"
+    if len({peer for peer, *_ in env.drops}) < len(env.drops):
+        return "a peer drops once"
     if env.life is not None and not 0 < env.life.saved <= env.life.lost < steps:
         return "the checkpoint is not within the run"
     if env.calm is not None and (env.calm >= steps or calmed(env, env.calm) != env):
@@ -310,8 +326,7 @@ def _draw(rng: np.random.Generator, steps: int) -> Environment:
         relays = environment.relays if b or environment.relays else 1
         environment = replace(environment, loss=float(rng.choice([0.05, 0.1, 0.2])), relays=relays)
     elif kind < 0.52:
-        drop = (int(rng.choice(honest)), int(rng.integers(0, steps)), str(rng.choice(PHASES)))
-        environment = replace(environment, drops=(drop,))
+        environment = replace(environment, drops=_drops(rng, honest, steps, max(1, n - 2 * b - 1)))
     if rng.random() < 0.12:
         late = {(int(rng.choice(honest)), int(rng.integers(0, steps))) for _ in range(int(rng.integers(1, 5)))}
         environment = replace(environment, late=tuple(sorted(late)))
@@ -332,6 +347,14 @@ def _draw(rng: np.random.Generator, steps: int) -> Environment:
     if rng.random() < CALM:
         environment = calmed(environment, int(rng.integers(0, steps)))
     return environment
+
+
+def _drops(rng: np.random.Generator, honest: Sequence[int], steps: int, most: int) -> tuple[tuple[int, int, str], ...]:
+    """Some of the honest peers, up to `most`, often all in the same phase."""
+    count = 1 if rng.random() < 0.5 else int(rng.integers(1, min(most, len(honest)) + 1))
+    step, phase, together = int(rng.integers(0, steps)), str(rng.choice(PHASES)), rng.random() < 0.6
+    peers = sorted(int(peer) for peer in rng.choice(honest, count, replace=False))
+    return tuple((peer, step, phase if together else str(rng.choice(PHASES))) for peer in peers)
 
 
 def _faint(rng: np.random.Generator, honest: Sequence[int], when: Sequence[int], steps: int, joins: bool) -> Faint:

@@ -60,8 +60,8 @@ class Played:
 class _Cohort(LocalDriver):
     """Colluders act last in every phase, and all peers are watched.
 
-    An honest peer that is away in a step, or falls silent in it, can end it with another view: it relays nothing, or
-    nobody relays to it. As in a swarm, it takes the state of the members afterwards, if it is still in the run.
+    An honest peer that falls silent in a step can end it with another view. As in a swarm, it takes the state of the
+    members afterwards, if it is still in the run.
     """
 
     room: Room
@@ -74,21 +74,21 @@ class _Cohort(LocalDriver):
         local: Mapping[str, torch.Tensor] | None = None,
     ) -> StepResult:
         now = self.honest[0].t
-        away = {
+        leaving = {
             i: peer.behaviour
             for i, peer in self.peers.items()
-            if isinstance(peer.behaviour, Honest) and now in peer.behaviour.away | peer.behaviour.drops.keys()
+            if isinstance(peer.behaviour, Honest) and now in peer.behaviour.drops
         }
-        for behaviour in away.values():
+        for behaviour in leaving.values():
             behaviour.byzantine = True  # the driver shall not compare it with the others
         before = self.peers
         try:
             result = super().step(params, shared, local)
         finally:
-            for behaviour in away.values():
+            for behaviour in leaving.values():
                 behaviour.byzantine = False
-        witness = next(peer for i, peer in self.peers.items() if i not in away and i not in self.room.members)
-        for i, behaviour in away.items():
+        witness = next(peer for i, peer in self.peers.items() if i not in leaving and i not in self.room.members)
+        for i, behaviour in leaving.items():
             if i in witness.active and behaviour.missed(now):
                 peer = before[i]
                 back = Peer(i, peer.identity, witness.roster, self.config, peer.d, peer.behaviour, self.commitments)
@@ -250,8 +250,8 @@ def _cohort(case: Case, config: ProtocolConfig, room: Room, folder: Path | None)
     )
     driver.room, driver.watch = (
         room,
-        # One toss more than there are Byzantine peers, and one of an honest peer that drops out.
-        Watch(room, most_effects(env.peers + len(env.newcomers), env.byzantine + 2, config.rounds)),
+        # One toss more than there are Byzantine peers, and honest ones that drop out.
+        Watch(room, most_effects(env.peers + len(env.newcomers), env.byzantine + 1 + len(env.drops), config.rounds)),
     )
     for plan in reversed(case.program.twins if env.members else ()):  # of two for one peer the first counts
         peer = env.members[plan.who % len(env.members)]
