@@ -119,7 +119,8 @@ for _name, _names in hooks().items():
 class Honest(Noted):
     """An honest peer: its actions are recorded before colluders act.
 
-    `away`: steps in which nobody hears it; `drops`: step -> the broadcast from which on nobody hears it.
+    `away`: steps in which nobody hears it until it asks for what it lacks; `drops`: step -> the phase from which on
+    nobody hears it.
     """
 
     def __init__(self, room: Room, away: frozenset[int] = frozenset(), drops: Mapping[int, str] | None = None) -> None:
@@ -144,7 +145,7 @@ class Honest(Noted):
     def _passed(self, name: str, ctx: Any, args: Mapping[str, Any], value: Any) -> Any:
         self.room.note(ctx, place_of(name, args), value)
         if name in ("dispatch", "relay") and self._silent(ctx, args["phase"]):
-            return {}
+            return value if args["phase"] == "ask" and ctx.step in self.away else {}
         return value
 
     def say(self, ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Any) -> Any:
