@@ -41,11 +41,23 @@ REAL_TIME = ("albert", "drivers", "notebooks", "resnet/test_torchrun.py", "swarm
 """Where several processes or threads meet by deadlines: a machine that stalls fails such a test once, a fault twice."""
 
 
+def meets(path: Path) -> bool:
+    """Whether what is there runs in real time."""
+    here = Path(__file__).parent
+    return path.is_relative_to(here) and path.relative_to(here).as_posix().startswith(REAL_TIME)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Where tests in real time run apart from all others, no process imports the files of both: that takes seconds."""
+    wanted = config.getoption("markexpr")
+    others = collection_path.suffix == ".py" and not meets(collection_path)
+    return (wanted == "real_time" and others) or (wanted == "not real_time" and meets(collection_path)) or None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test in real time is run again once when it failed; the summary names it (`-rR`). All others get one try."""
-    here = Path(__file__).parent
     for item in items:
-        if item.path.relative_to(here).as_posix().startswith(REAL_TIME):
+        if meets(item.path):
             item.add_marker(pytest.mark.real_time)
             item.add_marker(pytest.mark.flaky(reruns=1))
 
