@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from scripts.hunt import corpus, shrink
+from scripts.hunt import corpus, coverage, shrink
+from scripts.hunt.__main__ import main
 from scripts.hunt.cases import Case, Environment, Finding, Gene, Program
 from scripts.hunt.corpus import Population, Totals
 from scripts.hunt.coverage import edited
@@ -96,20 +97,25 @@ def test_shrinking_keeps_what_matters(monkeypatch: pytest.MonkeyPatch) -> None:
     assert replace(small, case=CASE).invariant == "finite"
 
 
-def test_the_command_refuses_in_a_line(tmp_path: Path) -> None:
+def test_the_command_refuses_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text("{}\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.hunt", "--replay", str(bad)], cwd=ROOT, capture_output=True, text=True
+    )
+    refused = [(done.returncode, done.stderr, "line 1: not a case")]
+    monkeypatch.setattr(coverage, "install", lambda edits: None)  # too late for it in this process
     for words, said in (
-        (["--replay", str(bad)], "line 1: not a case"),
         (["--continue", "--out", str(tmp_path / "none")], "nothing to continue"),
         (["--minutes", "0"], "must be positive"),
     ):
-        done = subprocess.run(
-            [sys.executable, "-m", "scripts.hunt", *words], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 2, done.stderr
-        assert said in done.stderr
-        assert done.stderr.count("\n") == 1
+        refused.append((main(words), capsys.readouterr().err, said))
+    for code, errors, said in refused:
+        assert code == 2, errors
+        assert said in errors
+        assert errors.count("\n") == 1
 
 
 @pytest.mark.parametrize("stored", [Path(__file__).parent / "switches.jsonl", None], ids=["cases", "by hand"])

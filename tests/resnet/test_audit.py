@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,20 @@ from resnet.training import train
 from tests.resnet.trained import ATTACK, config_of, train_killed
 
 WORDS = (*ATTACK, "--steps", "12", "--eval_every", "12")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a finished run leaves. Not to be changed."""
+    out = tmp_path_factory.mktemp("audit") / "run"
+    train(config_of(*WORDS), out, progress=False)
+    return out
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy to spoil."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 def files_of(out: Path) -> set[str]:
@@ -43,62 +58,57 @@ def test_gradients_of_a_run_are_computed_again(
     assert all("votes only" in line or "replayed from the signed messages" in line for line in lines)
 
 
-def test_the_attested_parameters_are_those_of_the_last_checkpoint(tmp_path: Path) -> None:
-    train(config_of(*WORDS), tmp_path, progress=False)
-    newest = sorted((tmp_path / "checkpoints").glob("step-*.safetensors"))[-1]
-    assert Attestation.read(tmp_path).params == tensor_digest(load_file(newest)["parameters"], "parameters")
+def test_the_attested_parameters_are_those_of_the_last_checkpoint(trained: Path) -> None:
+    newest = sorted((trained / "checkpoints").glob("step-*.safetensors"))[-1]
+    assert Attestation.read(trained).params == tensor_digest(load_file(newest)["parameters"], "parameters")
 
 
-def test_an_interrupted_run_is_audited_as_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = config_of(*WORDS)
-    train(config, tmp_path / "a", progress=False)
-    steps = [int(file.name[5:13]) for file in (tmp_path / "a/evidence").glob("step-????????.json")]
-    train_killed(config, tmp_path / "b", (min(steps), max(steps) + 1), monkeypatch)
+def test_an_interrupted_run_is_audited_as_the_same_run(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = [int(file.name[5:13]) for file in (trained / "evidence").glob("step-????????.json")]
+    train_killed(config_of(*WORDS), tmp_path, (min(steps), max(steps) + 1), monkeypatch)
     # Every life signs for itself: all else is the same.
-    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
-    assert (tmp_path / "a/ledger.jsonl").read_bytes() == (tmp_path / "b/ledger.jsonl").read_bytes()
-    reports = [audit(tmp_path / name, task_of(tmp_path / name)) for name in ("a", "b")]
+    assert files_of(trained) == files_of(tmp_path)
+    assert (trained / "ledger.jsonl").read_bytes() == (tmp_path / "ledger.jsonl").read_bytes()
+    reports = [audit(out, task_of(out)) for out in (trained, tmp_path)]
     assert reports[0] == reports[1] and "parameters" in reports[0].summary
 
 
-def test_altered_parameters_reproduce_nobodys_gradient(tmp_path: Path) -> None:
-    train(config_of(*WORDS), tmp_path, progress=False)
-    file = sorted((tmp_path / "evidence").glob("step-*.safetensors"))[0]
+def test_altered_parameters_reproduce_nobodys_gradient(run: Path) -> None:
+    file = sorted((run / "evidence").glob("step-*.safetensors"))[0]
     step = int(file.stem[5:])
-    task = task_of(tmp_path)
-    proof = Proof.read(tmp_path / "evidence", step, task.d)
+    task = task_of(run)
+    proof = Proof.read(run / "evidence", step, task.d)
     assert proof.params is not None
     proof.params[0] += 1e-3
-    config, _, _ = read_settings(tmp_path)
-    proof.write(tmp_path / "evidence", 0, Identity.from_seed(config.run_id, 0))
-    audit(tmp_path)  # without the task nobody can tell
+    config, _, _ = read_settings(run)
+    proof.write(run / "evidence", 0, Identity.from_seed(config.run_id, 0))
+    audit(run)  # without the task nobody can tell
     with pytest.raises(AuditError, match="give nobody's committed gradient"):
-        audit(tmp_path, task)
+        audit(run, task)
 
 
-def test_a_finished_run_needs_its_attestation(tmp_path: Path) -> None:
-    train(config_of(*WORDS), tmp_path, progress=False)
-    (tmp_path / "attestation.json").unlink()
+def test_a_finished_run_needs_its_attestation(run: Path) -> None:
+    (run / "attestation.json").unlink()
     with pytest.raises(AuditError, match=r"attestation\.json: missing"):
-        audit(tmp_path)
+        audit(run)
 
 
-def test_a_damaged_file_of_tensors_is_refused(tmp_path: Path) -> None:
-    train(config_of(*WORDS), tmp_path, progress=False)
-    file = sorted((tmp_path / "evidence").glob("step-*.safetensors"))[0]
+def test_a_damaged_file_of_tensors_is_refused(run: Path) -> None:
+    file = sorted((run / "evidence").glob("step-*.safetensors"))[0]
     tensors = load_file(file)
     save_file({**tensors, "params": tensors["params"] + 1}, file)
     with pytest.raises(AuditError, match=f"{file.name}: its content does not match"):
-        audit(tmp_path)
+        audit(run)
 
 
-def test_a_task_that_cannot_be_made_leaves_the_votes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train(config_of(*WORDS), tmp_path, progress=False)
-    config = (tmp_path / "config.yaml").read_text()
+def test_a_task_that_cannot_be_made_leaves_the_votes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = (run / "config.yaml").read_text()
     for text, reason in ((config.replace("name: digits", "name: fingers"), "fingers"), ("\x00\n", "")):
-        (tmp_path / "config.yaml").write_text(text)
+        (run / "config.yaml").write_text(text)
         capsys.readouterr()
-        assert main([str(tmp_path)]) == 0
+        assert main([str(run)]) == 0
         said = capsys.readouterr()
         assert said.err.startswith("gradients are not recomputed: ") and said.err.count("\n") == 1
         assert reason in said.err and "votes only" in said.out
