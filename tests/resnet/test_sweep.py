@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from btard.attacks.registry import ATTACKS
 from btard.harness.run_folder import RunFolderError, read_summary
 from btard.harness.settings import config_text
+from resnet import data
 from resnet.data import load_dataset
 from resnet.experiments.grid import read_grid
 from resnet.experiments.outcomes import noted_digest, read_results
@@ -18,6 +21,14 @@ from resnet.experiments.warmup import branch, extend, fork_step, warm_up_name, w
 from resnet.sweep import main
 from resnet.training import knowing, train
 from tests.resnet.small_grid import DEFENCES, SETTINGS, files, grid_of, write_grid
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _digits_are_read_once() -> Iterator[None]:
+    """They are the same in each of the many runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "_digits", functools.cache(data._digits))
+        yield
 
 
 @pytest.fixture(scope="module")
