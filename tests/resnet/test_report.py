@@ -27,13 +27,25 @@ FILES = {
 }  # fmt: skip
 
 
-def test_equal_files_give_equal_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = write_sweep(tmp_path / "s", make_grid(experiments=early()))
-    first = report(out, tmp_path / "one")
-    assert first == report(out, tmp_path / "two")
-    assert first.keys() == FILES
-    assert max(map(len, first.values())) < 200_000
-    assert b"<text" in first["accuracy-early.svg"]  # text that can be searched, not outlines
+@pytest.fixture(scope="module")
+def early_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Not to be changed."""
+    return write_sweep(tmp_path_factory.mktemp("early") / "s", make_grid(experiments=early()))
+
+
+@pytest.fixture(scope="module")
+def early_report(early_sweep: Path) -> dict[str, bytes]:
+    """The files of its report."""
+    return report(early_sweep, early_sweep.parent / "report")
+
+
+def test_equal_files_give_equal_bytes(
+    early_sweep: Path, early_report: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert early_report == report(early_sweep, tmp_path / "two")
+    assert early_report.keys() == FILES
+    assert max(map(len, early_report.values())) < 200_000
+    assert b"<text" in early_report["accuracy-early.svg"]  # text that can be searched, not outlines
     said = capsys.readouterr().out
     assert "sign flip" in said and str(tmp_path / "two/report.md") in said
 
@@ -70,9 +82,11 @@ def test_an_unfinished_sweep_is_reported_as_far_as_it_is(tmp_path: Path, capsys:
     assert [row["seeds"] for row in csv.DictReader((out / "report/results.csv").open())] == ["1"] * 6
 
 
-def test_a_report_says_of_how_many_runs_the_speed_is_known(tmp_path: Path) -> None:
-    out = write_sweep(tmp_path / "s", make_grid(experiments=early()))
-    assert b"Measured in" not in report(out, tmp_path / "all")["speed.md"]
+def test_a_report_says_of_how_many_runs_the_speed_is_known(
+    early_sweep: Path, early_report: dict[str, bytes], tmp_path: Path
+) -> None:
+    assert b"Measured in" not in early_report["speed.md"]
+    out = Path(shutil.copytree(early_sweep, tmp_path / "s"))
     (out / "runs/btard-tau-1/alie/seed-0/timings.jsonl").unlink()
     assert b"Measured in 11 of 12 runs." in report(out, tmp_path / "some")["speed.md"]
 
