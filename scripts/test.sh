@@ -14,6 +14,12 @@ trap 'rm -f "$types" "$live"; kill $(jobs -p) 2>/dev/null || true' EXIT
 nice -n 10 "$PY" -m mypy >"$types" 2>&1 &
 mypy=$!
 
+# Right after an installation nothing is compiled. Processes that begin together would all compile the same packages,
+# which takes 12 seconds of each: one does it for them.
+if ! compgen -G "$VENV/lib/python*/site-packages/torch/__pycache__" >/dev/null; then
+    "$PY" -c 'import importlib, tests.warm as warm; [importlib.import_module(name) for name in warm.PRELOADED]' || true
+fi
+
 # One process per core, each with one thread of its own: more of them only compete. Each begins with tests that stand
 # together, so that what these share is made once.
 export OMP_NUM_THREADS=1
