@@ -69,10 +69,12 @@ def simulate(
     where an attack did harm before its ban. One peer per step validates, none of fewer than three. `run_id` names the
     run; by default it follows from `seed`. `rule` trains at a trusted server instead, by a name of `btard.AGGREGATORS`,
     module:Class, a `btard.Rule`, its class, or a function [n, d] -> [d]; `rule_options` are what an own class declares.
+    A server has no protocol: of its settings only `clip_lambda` counts, and `tau`, the radius of a rule that clips.
 
     `mode`: "batched" remembers what validators would compute again, "per_peer" computes it. `out` gets metrics, the
     ledger, what `python -m btard.audit` needs, and a checkpoint after each `checkpoint_every` steps. After a kill the
-    same call goes on from there, to the same bits, and so does one with more `steps`; other arguments are refused.
+    same call goes on from there, to the same bits, and so does one with more `steps`; other arguments, fewer steps and
+    another loss are refused.
     `progress` prints lines to stderr. `on_step(run)` is called after each step; the model has the parameters of then.
 
     Errors: ValueError or TypeError, in one line, for what cannot work. A training that diverges ends early with a
