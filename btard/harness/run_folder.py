@@ -151,7 +151,7 @@ class RunFolder:
                     f"restore that, or {way_out}"
                 )
             others = ", ".join(name for name, _, _ in differing[1:])
-            more = f" ({others} too)" if others else ""
+            more = f" (also different: {others})" if others else ""
             was, this = ("null" if value is None else value for value in (theirs, ours))
             raise RunFolderError(f"{self.path}: holds a run with {key} {was}, not {this}{more}; {way_out}")
         if self.has_checkpoints() and self._processes == bool(self.checkpoints.files()):
