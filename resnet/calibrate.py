@@ -41,8 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from resnet.calibration import draw, measure, mixes, report, tables
     from resnet.data import load_dataset
     from resnet.numerics import numerics_here
+    from resnet.training import check_batch
 
     data = load_dataset(config.data.name, config.data.path, label=config.data.label)
+    check_batch(config, data)
     numerics, missing = numerics_here()
     pairs = measure(config, data, numerics, steps=chosen.steps, samples=chosen.samples, points=chosen.points)
     found = mixes(pairs, max(1, config.steps * config.validators), config.protocol.rounding)

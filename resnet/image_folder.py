@@ -172,7 +172,7 @@ def _decode(content: bytes, where: str) -> Pixels:
         # The buffer's address would make the message differ from run to run.
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else reason
         raise DataError(
-            f"{where}: expected a readable image, got {len(content)} bytes that are not ({reason})"
+            f"{where}: expected a readable image, got {len(content)} bytes that are not ({reason}); remove it"
         ) from error
 
 
@@ -181,12 +181,19 @@ def _assemble(path: Path, samples: list[_Sample]) -> ImageFolder:
     names = {split: sorted({sample.class_name for sample in samples if sample.split == split}) for split in SPLITS}
     for split in SPLITS:
         if not names[split]:
-            raise DataError(f"{path}: expected images as {LAYOUT}, got none in {split}/; arrange the tree like this")
+            raise DataError(
+                f"{path}: expected images as {LAYOUT}, got none in {split}/ (there is {_example(path)}); arrange the "
+                "tree like this"
+            )
     if names["train"] != names["test"]:
         only = {s: sorted(set(names[s]) - set(names[o])) for s, o in (SPLITS, SPLITS[::-1])}
         raise DataError(
             f"{path}: expected the same classes in train/ and test/, got only in train {only['train']}, only in test "
             f"{only['test']}; add or remove these folders"
+        )
+    if len(names["train"]) < 2:
+        raise DataError(
+            f"{path}: expected at least two classes, got only {names['train'][0]}; add a folder for another"
         )
     first = samples[0]
     for sample in samples:
@@ -205,6 +212,14 @@ def _assemble(path: Path, samples: list[_Sample]) -> ImageFolder:
         pixels = np.stack([sample.pixels[..., :channels].transpose(2, 0, 1) for sample in chosen])
         arrays += [pixels, np.array([names[split].index(sample.class_name) for sample in chosen], dtype=np.int64)]
     return ImageFolder(arrays[0], arrays[1], arrays[2], arrays[3], tuple(names["train"]))
+
+
+def _example(path: Path) -> str:
+    """The place of some file in the folder or archive, for a message."""
+    if path.is_dir():
+        return next((file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()), "no file at all")
+    with tarfile.open(path) as archive:
+        return next((member.name for member in archive if member.isreg()), "no file at all")
 
 
 def _check_brightness(path: Path, samples: list[_Sample]) -> None:

@@ -99,8 +99,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     import torch
 
     from resnet.data import load_dataset
+    from resnet.training import check_batch
 
     data = load_dataset(config.data.name, config.data.path, label=config.data.label)
+    check_batch(config, data)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     widths = sorted({*chosen.widths, STANDARD})

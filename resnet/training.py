@@ -251,7 +251,13 @@ def train(
 
 
 def check_batch(config: Config, data: Dataset) -> None:
-    """Raise ConfigError if a peer's batch has one value per channel left at the end: BatchNorm needs two."""
+    """Raise ConfigError if the data has no such batch, or it leaves BatchNorm one value per channel: that needs two."""
+    count = len(data.train_labels)
+    if config.batch_size > count:
+        raise ConfigError(
+            f"batch_size must be at most {count}, the training images of {data.label}, got {config.batch_size}; lower "
+            "it, or add images"
+        )
     height, width = data.train_images.shape[2:]
     if config.batch_size * values_left(height, width) < 2:
         raise ConfigError(

@@ -63,8 +63,8 @@ def export(folder: Path, out: Path) -> int:
     if beside:
         named = ", ".join(map(code, beside[:4])) + (" and others" if len(beside) > 4 else "")
         notes.append(
-            f"The signatures are about the trained parameters. {len(beside)} tensors are none ({named}): frozen "
-            f"parameters, and buffers, which are as this peer had them."
+            f"The signatures cover the trained parameters alone. Nobody has signed the other {len(beside)} tensors "
+            f"({named}): frozen parameters, and buffers as this peer had them."
         )
     text = card(final, agreed, title=title, use=use, front={"library_name": "pytorch"}, notes=notes)
     (out / "README.md").write_text(text, encoding="utf-8")

@@ -150,8 +150,10 @@ class RunFolder:
                     f"{self.path}: holds a run with {key} {theirs}, which is {ours} now: what it reads has changed; "
                     f"restore that, or {way_out}"
                 )
-            more = f" (and {len(differing) - 1} more differ)" if len(differing) > 1 else ""
-            raise RunFolderError(f"{self.path}: holds a run with {key} {theirs}, not {ours}{more}; {way_out}")
+            others = ", ".join(name for name, _, _ in differing[1:])
+            more = f" (also different: {others})" if others else ""
+            was, this = ("null" if value is None else value for value in (theirs, ours))
+            raise RunFolderError(f"{self.path}: holds a run with {key} {was}, not {this}{more}; {way_out}")
         if self.has_checkpoints() and self._processes == bool(self.checkpoints.files()):
             how = (
                 "in one process, not under torchrun"

@@ -123,7 +123,8 @@ def read_mapping(path: AnyPath) -> Mapping[Any, Any]:
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; expected a YAML file with settings") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{path}: cannot be read: {reason}; expected a YAML file with settings") from None
     return mapping_of(text, path)
 
 
@@ -335,8 +336,9 @@ def _named(value: Any) -> str:
 
 def nearest(word: str, words: Iterable[str]) -> str:
     """Return "did you mean ...?" for a misspelt word, or advice to choose one of them if none is similar."""
-    near = difflib.get_close_matches(word, list(words), n=1)
-    return f"did you mean {near[0]}?" if near else "choose one of them"
+    known = {name.lower(): name for name in words}
+    near = difflib.get_close_matches(word.lower(), known, n=1)
+    return f"did you mean {known[near[0]]}?" if near else "choose one of them"
 
 
 def _suggestion(key: str, known: Mapping[str, Any], dashes: str = "") -> str:

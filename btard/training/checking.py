@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -32,6 +34,11 @@ def check_data(data: Any, batch_size: Any, loader: type) -> None:
     """Raise TypeError or ValueError unless batches of `batch_size` can be drawn from `data` by their indices."""
     if isinstance(data, loader):
         raise TypeError("data must be a dataset, got a DataLoader: give its .dataset, for peers draw by public seeds")
+    if isinstance(data, (Mapping, tuple)):
+        raise TypeError(
+            f"data must be a dataset of samples, got {type(data).__name__}: give tensors of inputs and labels as "
+            "torch.utils.data.TensorDataset(inputs, labels), and samples as a list"
+        )
     if not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
         raise TypeError(
             f"data must be a dataset with a length and an index, got {type(data).__name__}: a stream has no sample "
@@ -39,6 +46,13 @@ def check_data(data: Any, batch_size: Any, loader: type) -> None:
         )
     if not isinstance(batch_size, int) or isinstance(batch_size, bool) or not 1 <= batch_size <= len(data):
         raise ValueError(f"batch_size must be between 1 and the {len(data)} samples of the data, got {batch_size!r}")
+
+
+def check_whole(name: str, value: Any, least: int | None = None) -> None:
+    """Raise ValueError unless `value` is a whole number, and at least `least`."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or (least is not None and value < least):
+        bound = "" if least is None else f" >= {least}"
+        raise ValueError(f"{name} must be a whole number{bound}, got {value!r}")
 
 
 def check_peers(d: int, peers: int) -> None:

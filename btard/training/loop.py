@@ -41,8 +41,6 @@ class Training:
 
     def __init__(self, task: TorchTask, peers: int, attackers: frozenset[int], plan: Plan) -> None:
         check_peers(task.d, peers)
-        if plan.checkpoint_every < 1:
-            raise ValueError(f"checkpoint_every must be a number of steps >= 1, got {plan.checkpoint_every!r}")
         task.check()
         self.task, self.optimizer = task, optimizer_for(task.model, plan.optimizer, plan.scheduler)
         self.run = Run(attackers, active=tuple(range(peers)))
@@ -65,8 +63,16 @@ class Training:
         return saved[max(saved)] if saved else None
 
     def restore(self, driver: LocalDriver | ServerDriver | CollectiveDriver, saved: Saved) -> None:
-        """Go on where the checkpoint was made; what the folder has of later steps is forgotten."""
+        """Go on where the checkpoint was made; what the folder has of later steps is forgotten.
+
+        Errors: ValueError if more steps were done than are asked for, or the folder has lost a proof.
+        """
         task, optimizer = self.task, self.optimizer
+        if saved.step > self.plan.steps:
+            raise ValueError(
+                f"{self.out} holds {saved.step} steps of this run, and steps={self.plan.steps} asks for fewer: give at "
+                "least as many, or another folder"
+            )
         tensors = {name: x.to(optimizer.params.device) for name, x in saved.tensors.items()}
         optimizer.load(under("training/", tensors))
         task.load_local_state(under("local/", tensors))
@@ -152,6 +158,13 @@ class Training:
         optimizer = self.optimizer
         own = {"optimizer": type(optimizer).__qualname__}
         return {**self.task.agreed(), **(optimizer.agreed() if isinstance(optimizer, VectorOptimizer) else own)}
+
+    def begun(self, made: Mapping[str, str]) -> dict[str, str]:
+        """What a run that goes on must have as it was begun: what was `made`, and the loss of the gradient on trial.
+
+        The loss tells what has no name: the model's layers, the function, dropout. Its last digits are the machine's.
+        """
+        return {**made, "loss at the start": f"{self.task.first_loss:.3g}"}
 
     def write_summary(self, peer: int) -> None:
         """Write the run's result, at the very end: the summary vouches for the other files of the folder.

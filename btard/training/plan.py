@@ -10,6 +10,7 @@ from typing import Any
 from btard.attacks import Attack
 from btard.protocol.behaviour import Behaviour
 from btard.protocol.collusion import Collusion
+from btard.training.checking import check_whole
 from btard.training.optimizer import MakeOptimizer, MakeScheduler
 from btard.training.run import Run
 
@@ -33,6 +34,21 @@ class Plan:
     checkpoint_every: int
     progress: bool
     on_step: Callable[[Run], None] | None
+
+    def __post_init__(self) -> None:
+        """Errors: ValueError or TypeError for an argument of another kind than it has to be."""
+        for name, least in (("steps", 0), ("byzantine", 0), ("checkpoint_every", 1), ("seed", None)):
+            check_whole(name, getattr(self, name), least)
+        kinds: dict[str, tuple[type | Any, str]] = {
+            "attack_options": (Mapping, "a dictionary of options by name"),
+            "run_id": (str, "a text"),
+            "out": ((str, Path), "the path of a folder"),
+            "on_step": (Callable, "a function of the run"),
+        }
+        for name, (kind, expected) in kinds.items():
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kind):
+                raise TypeError(f"{name} must be {expected} or None, got {type(value).__name__} {value!r:.40}")
 
     @property
     def name(self) -> str:

@@ -113,7 +113,7 @@ def _distributed(task: TorchTask, mesh: Mesh, plan: Plan) -> Run:
     try:
         behaviours, collusion, config, training, made = begin(plan, task, len(mesh.ranks))
         made |= {"processes": "one for each peer"}
-        folder = claim(out, made) if rank == FIRST or out is None else Path(out)
+        folder = claim(out, training.begun(made)) if rank == FIRST or out is None else Path(out)
         training.keep(folder, rank)
         made |= {"steps": str(plan.steps), "checkpoint_every": str(plan.checkpoint_every)}
     except (ValueError, TypeError) as error:

@@ -40,6 +40,8 @@ def claim(out: Path | str | None, settings: Mapping[str, Any]) -> Path | None:
     if out is None:
         return None
     folder, mine = Path(out), {"protocol version": PROTOCOL_VERSION, **settings}
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: out must be a folder that is new or holds this run")
     file = folder / RUN
     if not file.exists():
         if any((folder / name).exists() for name in (METRICS, LEDGER, PROTOCOL, FINAL, SUMMARY)):
@@ -55,11 +57,17 @@ def claim(out: Path | str | None, settings: Mapping[str, Any]) -> Path | None:
         name = differing[0]
         seeded = ", with torch.manual_seed before the model is made" if name in SEEDED else ""
         raise ValueError(
-            f"{folder} holds a run with {name} {theirs.get(name)!r:.60}, this one has {mine.get(name)!r:.60}: give "
+            f"{folder} holds a run with {name} {_shown(theirs.get(name))}, this one has {_shown(mine.get(name))}: give "
             f"another folder, or what that run was begun with{seeded}"
         )
     _check_finished(folder)
     return folder
+
+
+def _shown(value: Any) -> str:
+    """A value in a message; of a digest the beginning."""
+    text = str(value)
+    return repr(value) if len(text) < 60 else f"{text[:16]!r}..."
 
 
 def differing_names(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
@@ -95,6 +103,12 @@ class Checkpoints:
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Write what goes on after `step` steps; the file appears complete or not at all."""
+        for name, x in tensors.items():
+            if not isinstance(x, Tensor):
+                raise TypeError(
+                    f"{name} cannot be kept in a checkpoint, which holds tensors, got {type(x).__name__} {x!r:.40}: "
+                    "have tensors alone in collusion.memory"
+                )
         copies = {name: x.detach().to("cpu", copy=True).contiguous() for name, x in tensors.items()}
         text = json.dumps(state)
         header = {"step": step, "state": text, "digest": _digest(step, text, copies)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,10 +69,12 @@ def simulate(
     where an attack did harm before its ban. One peer per step validates, none of fewer than three. `run_id` names the
     run; by default it follows from `seed`. `rule` trains at a trusted server instead, by a name of `btard.AGGREGATORS`,
     module:Class, a `btard.Rule`, its class, or a function [n, d] -> [d]; `rule_options` are what an own class declares.
+    A server has no protocol: of its settings only `clip_lambda` counts, and `tau`, the radius of a rule that clips.
 
     `mode`: "batched" remembers what validators would compute again, "per_peer" computes it. `out` gets metrics, the
     ledger, what `python -m btard.audit` needs, and a checkpoint after each `checkpoint_every` steps. After a kill the
-    same call goes on from there, to the same bits, and so does one with more `steps`; other arguments are refused.
+    same call goes on from there, to the same bits, and so does one with more `steps`; other arguments, fewer steps and
+    another loss are refused.
     `progress` prints lines to stderr. `on_step(run)` is called after each step; the model has the parameters of then.
 
     Errors: ValueError or TypeError, in one line, for what cannot work. A training that diverges ends early with a
@@ -104,9 +107,11 @@ def simulate(
         on_step=on_step,
     )
     behaviours, collusion, config, training, made = begin(plan, task, peers)
+    _check_options(rule, rule_options)
+    chosen = _numbers(rule) if isinstance(rule, Rule) else rule_options or {}
     made |= {"rule": named(rule), "processes": "one"}
-    made |= {f"rule_options.{name}": repr(value) for name, value in (rule_options or {}).items()}
-    folder = claim(out, made)
+    made |= {f"rule_options.{name}": repr(value) for name, value in chosen.items()}
+    folder = claim(out, training.begun(made))
     training.keep(folder)
     with tempfile.TemporaryDirectory() as past:
         shared: dict[str, Any] = {
@@ -151,6 +156,25 @@ def _rule(
         return rule
     applied(made, torch.zeros(peers, peers + 1), RuleView())
     return made
+
+
+def _numbers(rule: Rule) -> dict[str, Any]:
+    """The numbers and texts that a rule was made with, by name."""
+    values = {item.name: getattr(rule, item.name) for item in fields(rule)}
+    return {name: value for name, value in values.items() if isinstance(value, (int, float, str))}
+
+
+def _check_options(rule: Any, options: Any) -> None:
+    """Raise TypeError for a rule that is none, and for options without one."""
+    if not (rule is None or isinstance(rule, (str, Rule)) or callable(rule)) or (
+        isinstance(rule, type) and not issubclass(rule, Rule)
+    ):
+        kind = f"the class {rule.__name__}" if isinstance(rule, type) else type(rule).__name__
+        raise TypeError(f"rule must be a name, a btard.Rule or its class, or a function [n, d] -> [d], got {kind}")
+    if options is not None and not isinstance(options, Mapping):
+        raise TypeError(f"rule_options must be a dictionary of options by name or None, got {type(options).__name__}")
+    if options and rule is None:
+        raise TypeError(f"rule_options are for a rule, got {next(iter(options))!r} without one; give rule=")
 
 
 def _check_rule(behaviours: Mapping[int, Behaviour], rule: str | type[Rule] | Rule | RowsRule) -> None:

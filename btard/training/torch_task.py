@@ -89,6 +89,8 @@ class TorchTask(Gradients):
         self.made_by = function_name(made_by) or type(self).made_by
         self.loss: float = math.nan
         """Loss of the latest gradient that was computed for training; NaN before."""
+        self.first_loss: float = math.nan
+        """Loss of the gradient that `check` computed; NaN before."""
         self.losses: dict[int, float] = {}
         """Peer -> loss of the latest gradient that it computed for training."""
         self._buffers: dict[int, dict[str, Tensor]] = {}
@@ -208,7 +210,7 @@ class TorchTask(Gradients):
             self._checked.add(exact)
             if exact:
                 choose_exact_kernels(self.device)
-            self.moving = check_gradient(self, exact=exact)
+            self.moving, self.first_loss = check_gradient(self, exact=exact)
             self._buffers, self.losses, self.loss = {}, {}, math.nan
             self.put(self.initial)
 

@@ -14,8 +14,8 @@ from btard.training.randomness import seeded
 from btard.training.vector import flatten, trained
 
 
-def check_gradient(task: Gradients, *, exact: bool) -> tuple[str, ...]:
-    """Compute a gradient of the task, with `exact` twice; returns the names of the buffers that this changes.
+def check_gradient(task: Gradients, *, exact: bool) -> tuple[tuple[str, ...], float]:
+    """Compute a gradient of the task, with `exact` twice; returns the names of the buffers that this changes, the loss.
 
     Errors: ValueError for what `TorchTask.check` promises to find.
     """
@@ -24,14 +24,14 @@ def check_gradient(task: Gradients, *, exact: bool) -> tuple[str, ...]:
     _check_loss(task, seed)
     rows = torch.empty(2, task.d, device=flat.device)
     before = {name: x.clone() for name, x in task.initial.items()}
-    _, after = task.compute(seed, rows[0], before)
+    first, after = task.compute(seed, rows[0], before)
     moving = tuple(name for name in before if not _equal(before[name], after[name]))
     if not exact:
-        return moving
+        return moving, first
     task.compute(seed, rows[1], after)
     if not _equal(rows[0], rows[1]):
         raise ValueError(_why_different(task, seed, rows[0], moving))
-    return moving
+    return moving, first
 
 
 def _check_loss(task: Gradients, seed: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -17,6 +18,7 @@ from btard.audit.files import (
     LEDGER,
     METRICS,
     PROTOCOL,
+    RUN,
     STATUS,
     TIMINGS,
     VERSION,
@@ -43,6 +45,8 @@ MAX_STEPS, MAX_VALUES = 2**20, 2**22
 MAX_PEERS = 4096
 MAX_PROOFS = 400
 """Number of steps whose recorded messages are shown; a page must stay readable."""
+BEGUN = (CONFIG, PROTOCOL, RUN)
+"""The files by which a run's folder is known: of a program, of peers with a protocol, and of `btard.simulate`."""
 COORDINATOR = "coordinator"
 SWARM, TRAINER = "a swarm, as its coordinator sees it", "a swarm, as one of its peers sees it"
 
@@ -133,16 +137,20 @@ def _run_in(folder: Path) -> Path:
             raise RunFolderError(f"{folder}: no such folder")
         if not folder.is_dir():
             raise RunFolderError(f"{folder}: expected the folder of a run, this is a file")
-        if (folder / CONFIG).is_file() or (folder / PROTOCOL).is_file():
+        if any((folder / name).is_file() for name in BEGUN):
             return folder
         if (folder / COORDINATOR / CONFIG).is_file():
             return folder / COORDINATOR
-        within = sorted(file.parent for file in (*folder.glob(f"*/{CONFIG}"), *folder.glob(f"*/*/{CONFIG}")))
+        within = sorted(
+            {file.parent for name in BEGUN for depth in ("*", "*/*") for file in folder.glob(f"{depth}/{name}")}
+        )
     except OSError as error:
         raise RunFolderError(f"{folder}: cannot be read: {error.strerror}") from None
     if within:
         raise RunFolderError(f"{folder}: holds {len(within)} runs, name one of them, such as {within[0]}")
-    raise RunFolderError(f"{folder}: no run ({CONFIG} is missing); RUN_DIR is what a program was given as --out")
+    raise RunFolderError(
+        f"{folder}: no run (no {', '.join(BEGUN)} in it); RUN_DIR is what a program was given as --out"
+    )
 
 
 def _text(file: Path, limit: int) -> str:
@@ -156,14 +164,25 @@ def _version(folder: Path) -> str:
     """The version of the protocol under which the run was begun, as recorded in its folder."""
     if (folder / VERSION).is_file():
         return _text(folder / VERSION, MAX_SMALL).strip()
+    if (folder / CONFIG).is_file():
+        return "none"
+    if not (folder / PROTOCOL).is_file():
+        return str(_small(folder / RUN).get("protocol version"))
     try:
-        return "none" if (folder / CONFIG).is_file() else str(read_json(folder / PROTOCOL).get("version"))
+        return str(read_json(folder / PROTOCOL).get("version"))
     except Malformed as error:
         raise RunFolderError(f"{folder}: {error}") from None
 
 
 def _agreed(folder: Path) -> Mapping[str, Any]:
-    """What the peers agreed on, for a run without other settings: one of `btard.simulate` or `btard.distributed`."""
+    """What the peers agreed on, for a run without other settings: one of `btard.simulate` or `btard.distributed`.
+
+    Peers that a rule serves have no protocol: of them the folder keeps what the call was told.
+    """
+    if not (folder / PROTOCOL).is_file():
+        told = {name: str(value) for name, value in _small(folder / RUN).items()}
+        peers = int(told["peers"]) if re.fullmatch("[0-9]{1,4}", told.get("peers", "")) else None
+        return {"run_id": told.get("run_id"), "peers": peers, "aggregator": {"name": told.get("rule")}}
     try:
         config, _, _ = read_settings(folder)
     except Malformed as error:

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import connection
+from multiprocessing import connection, forkserver, resource_tracker
 from typing import Any
 
 from btard.audit.files import CHECKPOINTS
@@ -116,6 +116,7 @@ class _Worker:
         # CUDA and threads do not survive a fork: the parent of all workers has neither, but has imported torch.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
+        _start_server()
         self._steps = context.Value("q", 0, lock=False)
         self.pipe, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs, self._steps, self._number, self._keep), daemon=True)
@@ -153,6 +154,16 @@ class _Worker:
             self._process.join(PATIENCE)  # it ends by itself, and tidies up
         self._process.terminate()
         self._process.join()
+
+
+def _start_server() -> None:
+    """Start the parent of all workers where Ctrl-C does not reach it: there it would come out of an import."""
+    resource_tracker.ensure_running()  # first, as it lets Ctrl-C through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _death(code: int | None) -> str:

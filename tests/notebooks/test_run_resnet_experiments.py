@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from resnet.experiments.grid import read_grid
 from tests.notebooks import notebooks
 from tests.notebooks.notebooks import ROOT
 
@@ -39,3 +40,9 @@ def test_the_notebook_has_one_cell_of_parameters_and_calls_the_packages_for_all_
 
 def test_the_notebook_is_stored_with_figures_and_without_private_paths() -> None:
     notebooks.check_it_is_stored_with_outputs(NOTEBOOK, figures=3)
+
+
+def test_the_pages_know_how_many_runs_the_papers_setting_has() -> None:
+    runs = f"{len(read_grid(ROOT / 'configs/resnet/paper.yaml').cells):,} runs"
+    for page in (NOTEBOOK, ROOT / "docs/simulating.md"):
+        assert runs in page.read_text(encoding="utf-8")

@@ -11,8 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
+from btard.harness.typed_yaml import ConfigError
 from resnet import image_folder
+from resnet.config import Config, DataConfig
 from resnet.data import DataError, load_dataset
+from resnet.training import check_batch
 
 CLASSES = ("bird", "cat")
 
@@ -133,9 +136,20 @@ def test_a_cache_with_pickled_objects_is_not_loaded(tmp_path: Path) -> None:
     assert load_dataset("folder", path).classes == 2
 
 
+def test_a_batch_that_the_data_do_not_have_is_refused(tmp_path: Path) -> None:
+    path = write_tree(tmp_path / "set", tree())
+    config = Config(batch_size=5, data=DataConfig(name="folder", path=str(path)))
+    with pytest.raises(ConfigError, match="batch_size must be at most 4, the training images of set, got 5; lower it"):
+        check_batch(config, load_dataset("folder", path))
+
+
 BAD_TREES = {
-    "none in train/": {"README": b""},
-    "none in test/": {name: content for name, content in tree().items() if name.startswith("train")},
+    r"none in train/ \(there is README\); arrange": {"README": b""},
+    r"none in train/ \(there is set/t\S+.png\)": {f"set/{name}": content for name, content in tree().items()},
+    "expected at least two classes, got only cat; add": {name: x for name, x in tree().items() if "/cat/" in name},
+    r"none in test/ \(there is train/\S+\)": {
+        name: content for name, content in tree().items() if name.startswith("train")
+    },
     r"only in train \['dog'\], only in test \[\]": {**tree(), "train/dog/0.png": picture(1)},
     r"one size, got 4x3 \(test/bird/0.png\) and 5x5 \(train/cat/0.png\)": {
         **tree(),

@@ -158,8 +158,10 @@ def test_folder_of_another_run_is_refused(tmp_path):
     train(RunFolder(tmp_path / "r", CONFIG), 0, 1)
     with pytest.raises(RunFolderError, match=r"holds a run with seed 0, not 3; choose another --out"):
         RunFolder(tmp_path / "r", replace(CONFIG, seed=3))
-    with pytest.raises(RunFolderError, match=r"holds a run with steps 10, not 11 \(and 1 more differ\)"):
+    with pytest.raises(RunFolderError, match=r"holds a run with steps 10, not 11 \(also different: seed\); choose"):
         RunFolder(tmp_path / "r", replace(CONFIG, seed=3, steps=11))
+    with pytest.raises(RunFolderError, match=r"holds a run with test_samples null, not 5; choose"):
+        RunFolder(tmp_path / "r", replace(CONFIG, test_samples=5))
     RunFolder(tmp_path / "r", replace(CONFIG, checkpoint_every=3))
 
 

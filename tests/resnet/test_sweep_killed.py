@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from btard.harness.run_folder import read_summary
+from resnet.experiments import workers
 from resnet.experiments.grid import read_grid
 from resnet.sweep import main
 from tests import warm
@@ -36,6 +37,7 @@ def start_sweep(grid: Path, out: Path) -> contextlib.AbstractContextManager[subp
 def forked_sweep(words: list[str]) -> int:
     """The same in a warm process, whose workers are forked from itself: it has neither threads nor CUDA."""
     fork = multiprocessing.get_context("fork")
+    workers._start_server = lambda: None  # forked workers have none
     multiprocessing.get_context = lambda method=None: fork  # type: ignore[assignment]
     return main(words)
 
@@ -57,6 +59,12 @@ def started_by(pid: int) -> list[psutil.Process]:
     return psutil.Process(pid).children(recursive=True)
 
 
+def servers(pid: int) -> list[psutil.Process]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return [found for found in started_by(pid) if "forkserver" in " ".join(found.cmdline())]
+    return []
+
+
 def alive(process: psutil.Process) -> bool:
     try:
         return process.status() != psutil.STATUS_ZOMBIE
@@ -75,11 +83,11 @@ def kill_after(steps: int, sweeping: warm.Program, out: Path) -> None:
     """Kill the sweep's parent alone: whoever trains has to end with it, and leave the folders to the next."""
     wait_until(lambda: steps_done(out) >= steps or sweeping.code(0) is not None, f"{steps} steps")
     assert sweeping.code(0) is None, sweeping.errors
-    workers = started_by(sweeping.pid)
-    assert len(workers) == 2
+    forked = started_by(sweeping.pid)
+    assert len(forked) == 2
     os.kill(sweeping.pid, signal.SIGKILL)
     assert sweeping.code() == -signal.SIGKILL
-    wait_until(lambda: not any(map(alive, workers)), "the workers' end")
+    wait_until(lambda: not any(map(alive, forked)), "the workers' end")
 
 
 @pytest.mark.slow
@@ -108,6 +116,9 @@ def test_a_sweep_that_was_killed_three_times_leaves_the_files_of_an_undisturbed_
 def test_a_worker_that_dies_costs_its_run_and_no_other(tmp_path: Path) -> None:
     grid = write_grid(tmp_path / "grid.yaml", defences={"BTARD": {}})
     with start_sweep(grid, tmp_path / "out") as process:
+        wait_until(lambda: servers(process.pid) or process.poll() is not None, "the process that forks workers")
+        for server in servers(process.pid):
+            server.send_signal(signal.SIGINT)  # as a terminal sends it to all: it is for the parent alone
         wait_until(lambda: steps_done(tmp_path / "out") > 12 or process.poll() is not None, "a run to begin")
         victim = next(found for found in started_by(process.pid) if found.ppid() != process.pid)  # a child of a child
         victim.kill()
@@ -123,11 +134,11 @@ def test_a_worker_that_dies_costs_its_run_and_no_other(tmp_path: Path) -> None:
 def test_ctrl_c_ends_the_workers_and_says_how_to_go_on(tmp_path: Path) -> None:
     sweeping = fork_sweep(write_grid(tmp_path / "grid.yaml"), tmp_path / "out")
     wait_until(lambda: steps_done(tmp_path / "out") > 0 or sweeping.code(0) is not None, "a first step")
-    workers = started_by(sweeping.pid)
+    forked = started_by(sweeping.pid)
     os.kill(sweeping.pid, signal.SIGINT)
     assert sweeping.code(PATIENCE) == 130 and "goes on from the last checkpoints" in sweeping.errors
-    assert len(workers) == 2
-    wait_until(lambda: not any(map(alive, workers)), "the workers' end")
+    assert len(forked) == 2
+    wait_until(lambda: not any(map(alive, forked)), "the workers' end")
 
 
 @pytest.mark.slow

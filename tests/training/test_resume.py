@@ -67,6 +67,35 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     assert simulated(tmp_path / "killed", on_step=lambda run: asked.append(run.steps)) == whole and not asked
 
 
+def test_a_loss_or_layer_that_changed_is_refused_and_so_are_fewer_steps(begun: Path, tmp_path: Path) -> None:
+    """Neither has a name that could be compared: what the gradient on trial has for a loss tells them."""
+    task = model.task()
+    task.loss_function = lambda module, batch: 2 * torch.nn.functional.cross_entropy(module(batch[0]), batch[1])
+    with pytest.raises(ValueError, match=r"holds a run with loss at the start '\S+', this one has '\S+': give another"):
+        btard.simulate(task, peers=model.PEERS, out=begun, **WITH, **EQUAL)
+    simulated(tmp_path / "long", steps=4)
+    with pytest.raises(ValueError, match=r"holds 4 steps of this run, and steps=3 asks for fewer: give at least as"):
+        simulated(tmp_path / "long", steps=3)
+
+
+def test_a_rule_that_was_made_with_another_number_is_refused(tmp_path: Path) -> None:
+    simulated(tmp_path, steps=2, rule=btard.make_rule("trimmed_mean", byzantine=1))
+    simulated(tmp_path, steps=3, rule=btard.make_rule("trimmed_mean", byzantine=1))
+    with pytest.raises(ValueError, match=r"rule_options.byzantine '1', this one has '0'"):
+        simulated(tmp_path, steps=3, rule=btard.make_rule("trimmed_mean"))
+
+
+def test_what_a_checkpoint_cannot_hold_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"driver/collusion/count cannot be kept in a checkpoint, .* got int 1: have t"):
+        simulated(tmp_path, steps=3, attack=Counting, attack_options=None)
+
+
+class Counting(btard.Attack):
+    def gradient(self, ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        self.collusion.memory["count"] = 1  # type: ignore[assignment]
+        return -gradient
+
+
 def test_a_run_goes_on_with_more_steps_and_with_a_damaged_checkpoint(tmp_path: Path) -> None:
     whole = simulated(tmp_path / "whole")
     simulated(tmp_path / "longer", steps=8)
@@ -92,6 +121,7 @@ def test_a_server_rule_goes_on_too(tmp_path: Path) -> None:
     [
         ({"seed": 2}, "holds a run with seed '1', this one has '2': give another folder"),
         ({"tau": 5.0}, "holds a run with tau '100.0', this one has '5.0'"),
+        ({"tau": "auto"}, "holds a run with tau '100.0', this one has 'auto'"),
         ({"attack_options": {"start": 3, "scale": 2.0}}, "holds a run with attack_options.scale '100.0'"),
         (
             {"attack": None, "attack_options": None},
@@ -102,7 +132,7 @@ def test_a_server_rule_goes_on_too(tmp_path: Path) -> None:
         ({"peers": 5}, "holds a run with peers '4'"),
         ({"optimizer": lambda p: torch.optim.SGD(p, lr=0.1)}, "holds a run with optimizer 'AdamW"),
         ({"rule": "mean"}, "holds a run with rule 'None', this one has 'mean'"),
-        ({"checkpoint_every": 0}, "checkpoint_every must be a number of steps >= 1, got 0"),
+        ({"checkpoint_every": 0}, "checkpoint_every must be a whole number >= 1, got 0"),
     ],
     ids=lambda value: "" if isinstance(value, str) else " ".join(value),
 )
@@ -129,6 +159,8 @@ def test_another_model_or_a_folder_without_its_settings_is_refused(begun: Path, 
     (tmp_path / "metrics.jsonl").write_text("")
     with pytest.raises(ValueError, match="holds another run already: give another folder, or remove it"):
         simulated(tmp_path)
+    with pytest.raises(ValueError, match=r"run\.json is a file: out must be a folder that is new or holds this run"):
+        simulated(begun / "run.json")
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(ValueError, match=r"run\.json: damaged"):
         simulated(tmp_path)

@@ -127,6 +127,12 @@ def test_a_model_of_ones_own_is_watched_by_what_its_peers_agreed_on(tmp_path: Pa
     assert (content["steps_done"], content["finished"], len(content["peers"])) == (3, True, 5)
     assert content["steps"][0]["roles"] == "wwwww" and len(content["entries"]) == len(run.ledger)
     assert {peer["peer"] for peer in content["peers"] if peer["attacks"]} == run.attackers
+    btard.simulate(task, peers=5, rule="mean", steps=2, optimizer=torch.optim.Adam, out=tmp_path / "served")
+    served = content_of(read_run(tmp_path / "served"))
+    assert (served["steps_done"], served["finished"], len(served["peers"])) == (2, True, 5)
+    assert ["aggregation", "mean"] in [list(pair) for pair in served["facts"]]
+    with pytest.raises(RunFolderError, match=r"holds 2 runs, name one of them, such as .*/r$"):
+        read_run(tmp_path)
     (tmp_path / "r" / "protocol.json").write_text("x\n")
     with pytest.raises(RunFolderError, match="its content does not match its digest"):
         read_run(tmp_path / "r")
@@ -183,7 +189,10 @@ def test_damaged_lines_end_what_is_shown_and_are_named(tmp_path: Path) -> None:
     [
         ("missing", "no such folder"),
         ("file", "expected the folder of a run, this is a file"),
-        ("empty", "no run (config.yaml is missing); RUN_DIR is what a program was given as --out"),
+        (
+            "empty",
+            "no run (no config.yaml, protocol.json, run.json in it); RUN_DIR is what a program was given as --out",
+        ),
         ("sweep", "holds 1 runs, name one of them, such as"),
         ("older", "holds a run of protocol version 1, this is version"),
         ("none", "holds a run of protocol version none, this is version"),
