@@ -43,6 +43,12 @@ def load_class(name: str, base: type[T]) -> type[T]:
         raise ValueError(f"cannot be loaded: module {module} has no {attribute}; {hint}") from None
     except Exception as error:  # whatever the module does when it is imported
         raise ValueError(f"cannot be loaded: module {module} fails: {_line(error)}") from None
+    check_class(found, base)
+    return found
+
+
+def check_class(found: Any, base: type[T]) -> None:
+    """Errors: ValueError, in one line that goes on after its name, unless `found` is a subclass of `base`."""
     if not (isinstance(found, type) and issubclass(found, base)):
         raise ValueError(f"must be a subclass of btard.{base.__name__}, got {_kind(found)}")
     if found is base:
@@ -51,7 +57,6 @@ def load_class(name: str, base: type[T]) -> type[T]:
         for key, value in vars(above).items():
             if isinstance(value, Field):
                 raise ValueError(f"has the option {key}: write @dataclass(kw_only=True, eq=False) above the class")
-    return found
 
 
 def _line(error: Exception) -> str:

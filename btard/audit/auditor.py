@@ -34,7 +34,8 @@ def audit(folder: Path, task: Task | None = None) -> Report:
         peers = sorted(folder.glob(f"peer-*/{PROTOCOL}"))
         if peers:
             raise AuditError(f"{PROTOCOL}: missing; name a peer's, such as {peers[0].parent}")
-        raise AuditError(f"{PROTOCOL}: missing; that of a run of the protocol is expected")
+        missing = f"has no {PROTOCOL}" if folder.is_dir() else "is no folder"
+        raise AuditError(f"{folder} {missing}; expected the folder of a run of the protocol")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a config that was good enough for the run

@@ -26,6 +26,7 @@ POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR
 
 NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 """module:function"""
+IMPORTS_US = re.compile(r"^\s*(?:from|import(?:\s+[\w.]+(?:\s+as\s+\w+)?\s*,)*)\s+btard\b", re.MULTILINE)
 
 
 def load_task(name: str, folder: Path, *, said_by_run: bool = False) -> Task:
@@ -116,7 +117,7 @@ def check_named(name: str, folder: Path) -> None:
     for place in (*files, *folders):
         if (place in files and place.suffix != ".py") or _within(place, folder):
             raise ValueError(f"{name} is in {place}, which is no module of yours; name it with --task if it is")
-    if not re.search(r"^\s*(?:import|from)\s+btard\b", files[-1].read_text(encoding="utf-8"), re.MULTILINE):
+    if not IMPORTS_US.search(files[-1].read_text(encoding="utf-8")):
         raise ValueError(
             f"{name} is in {files[-1]}, which does not import btard; name it with --task if it is the run's"
         )

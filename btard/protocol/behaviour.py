@@ -212,17 +212,30 @@ def taken(given: torch.Tensor, sent: Any) -> Any:
 
 
 def sent_by(behaviour: Behaviour, ctx: View, gradient: torch.Tensor) -> torch.Tensor:
-    """What the peer commits to instead of `gradient` [d]. Errors: HookError if that is no vector like it."""
+    """What the peer commits to instead of `gradient` [d].
+
+    Errors: HookError if that is no vector like it, or the hook has written into `gradient`: validators of this process
+    remember it, and would find nothing wrong.
+    """
+    changes = _changes(gradient)
     sent = taken(gradient, behaviour.gradient(ctx, gradient))
     if isinstance(sent, torch.Tensor):
         alike = sent.shape == gradient.shape, sent.dtype == gradient.dtype, sent.device == gradient.device
-        if all(alike):
+        if all(alike) and changes == _changes(gradient):
             return sent
     kind = type(behaviour)
+    where = f"attack {kind.__module__}:{kind.__qualname__}, step {ctx.step}, peer {ctx.peer}: gradient"
+    if changes != _changes(gradient):
+        raise HookError(f"{where} was written into; return a new tensor, such as gradient * 2 and not gradient.mul_(2)")
     came = (
         f"{sent.dtype} {tuple(sent.shape)} on {sent.device}" if isinstance(sent, torch.Tensor) else type(sent).__name__
     )
     raise HookError(
-        f"attack {kind.__module__}:{kind.__qualname__}, step {ctx.step}, peer {ctx.peer}: gradient returned {came}, "
-        f"expected {gradient.dtype} {tuple(gradient.shape)} on {gradient.device}, as it was given"
+        f"{where} returned {came}, expected {gradient.dtype} {tuple(gradient.shape)} on {gradient.device}, "
+        "as it was given"
     )
+
+
+def _changes(tensor: torch.Tensor) -> int:
+    """How often `tensor` was written to, as far as torch counts."""
+    return 0 if tensor.is_inference() else tensor._version

@@ -10,6 +10,7 @@ from btard.attacks import Attack, make_attack
 from btard.attacks.own import LabelFlip
 from btard.attacks.registry import check_hooks, options_of
 from btard.checks import FieldError
+from btard.named import check_class
 from btard.protocol.attackers import draw_attackers
 from btard.protocol.behaviour import Behaviour
 from btard.protocol.collusion import Collusion
@@ -108,6 +109,7 @@ def behaviours_of(
 def _of_class(attack: type[Attack], collusion: Collusion, options: Mapping[str, Any]) -> Attack:
     """An attack of somebody's own class. Errors: ValueError or TypeError."""
     try:
+        check_class(attack, Attack)
         check_hooks(attack)
     except ValueError as error:
         raise ValueError(f"the attack {attack.__name__} {error}") from None

@@ -52,7 +52,7 @@ def test_command_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     *bans, summary = capsys.readouterr().out.splitlines()
     assert len(bans) == 3 and all(line.startswith("step ") for line in bans)
     assert "3 ledger lines of 3 steps are in order" in summary
-    for words, reason in (([str(run / "none")], "protocol.json: missing"), ([str(run), "--task", "nope:x"], "nope")):
+    for words, reason in (([str(run / "none")], "none is no folder"), ([str(run), "--task", "nope:x"], "nope")):
         assert main(words) == 1
         assert reason in capsys.readouterr().err
 

@@ -64,7 +64,14 @@ def test_no_package_is_imported_on_the_way_to_a_module(tmp_path: Path, monkeypat
     }.items():
         with pytest.raises(ValueError, match=said):
             check_named(name, folder)
-    check_named("spaces.deep.model:make", folder)
+    for line in (
+        "import btard",
+        "import torch as t, numpy, btard.audit",
+        "import torch, btard",
+        "from btard import audit",
+    ):
+        (tmp_path / "mine/spaces/deep/model.py").write_text(line)
+        check_named("spaces.deep.model:make", folder)
     ran = {"hostile_package", "half_hostile", "program", "spaces", "venv.__main__", "json.tool"}
     assert not ran & set(sys.modules)
 

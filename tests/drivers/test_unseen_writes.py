@@ -115,6 +115,20 @@ class Lying(torch.Tensor):
         return super().__torch_function__(func, types, args, kwargs or {})
 
 
+def test_an_attack_that_writes_into_the_gradient_is_refused() -> None:
+    class Writes(Rewriter):
+        part, accuse = Behaviour.part, Behaviour.accuse
+
+        def gradient(self, ctx: Context, gradient: torch.Tensor) -> torch.Tensor:
+            return gradient.mul_(-3)
+
+    config = ProtocolConfig(peers=4, byzantine=1, run_id="written")
+    driver = LocalDriver(config, QuadraticTask(70), behaviours={3: Writes()})
+    driver.step(torch.ones(70))  # it does not act yet
+    with pytest.raises(HookError, match="step 1, peer 3: gradient was written into; return a new tensor"):
+        driver.step(torch.ones(70))
+
+
 ODD = {
     "subclass": lambda x: torch.full_like(x, torch.nan).as_subclass(Lying),
     "with a gradient": lambda x: x.clone().requires_grad_(),
