@@ -14,6 +14,7 @@ from btard.protocol.heal import HEALED
 from btard.protocol.ledger import Entry, Ledger, everybody, members_of, still_byzantine
 from btard.protocol.wire import Malformed
 from btard.swarm.config import SwarmConfig
+from btard.swarm.life import GATHERING
 from btard.swarm.said import Account, Row, Said, read_status
 
 FRESH = 15.0
@@ -141,7 +142,7 @@ class SwarmView:
         told: Counter[tuple[int, tuple[str, ...]]] = Counter()
         present = self.present(now)
         for said in present.values():
-            if said.state in ("gathering", "ready") or said.ledger is None or said.entries is None:
+            if said.state in GATHERING or said.ledger is None or said.entries is None:
                 continue
             if said.entries >= len(said.ledger):
                 told[said.entries, said.ledger] += 1

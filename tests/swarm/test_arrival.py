@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +26,7 @@ from btard.swarm import member as member_module
 from btard.swarm.deadlines import Deadlines
 from btard.swarm.fetch import Fetched
 from btard.swarm.founding import NoFounders
-from btard.swarm.life import Life
+from btard.swarm.life import OVERDUE, Life
 from btard.swarm.member import Member
 from btard.swarm.state import PREVIOUS
 from btard.task import QuadraticTask
@@ -106,18 +107,26 @@ def test_who_finds_no_state_is_not_told_that_its_key_is_out(monkeypatch: pytest.
 
 
 def gather(
-    monkeypatch: pytest.MonkeyPatch, here: Sequence[int], stored: Sequence[int], gather: float
+    monkeypatch: pytest.MonkeyPatch,
+    here: Sequence[int],
+    stored: Sequence[int],
+    gather: float | Sequence[float],
+    tolerated: int = 0,
 ) -> dict[int, Any]:
-    """Number -> the life that it begins, or why it does not, of 6 members of which 3 were there at the start."""
+    """Number -> the life that it begins, or why it does not, of 6 members of which 3 were there at the start.
+
+    `gather`: how long each waits, or all; with them whoever begins is to see that most are about to.
+    """
+    waits = [gather] * 6 if isinstance(gather, float) else gather
     members = {
         number: SimpleNamespace(
             state="starting",
             peer=SimpleNamespace(id=number),
             members=dict.fromkeys(range(6), b""),
             life=Life(number, 3, 0),
-            tolerated=0,
+            tolerated=tolerated,
             stored=dict.fromkeys(stored),
-            config=SimpleNamespace(peers=3, deadlines=SimpleNamespace(gather=gather)),
+            config=SimpleNamespace(peers=3, deadlines=SimpleNamespace(gather=waits[number])),
             first=0,
             said=list[str](),
         )
@@ -129,8 +138,12 @@ def gather(
         return {n: {"state": m.state, "stored": [0, *m.stored], **m.life.told()} for n, m in others.items()}
 
     def arrived(member: Any) -> Any:
+        def begin_life(step: int) -> None:
+            states = [other.state for other in members.values()]
+            assert 2 * sum(state in ("ready", OVERDUE, "running") for state in states) > 6, states
+
         member.say = member.said.append
-        member.begin_life = lambda step: None
+        member.begin_life = begin_life
         try:
             arrival._gather(member)
         except NoFounders as error:
@@ -154,6 +167,15 @@ def test_all_members_go_on_and_not_the_first_peers_alone(here: Sequence[int], mo
     """Most of them are needed: as many have joined as there were at the start. The last case has lost two of these."""
     ends = gather(monkeypatch, here, [80, 100], 30.0 if len(here) == 6 else 0.5)
     assert len({*ends.values()}) == 1 and ends[0][0] == 100
+
+
+@pytest.mark.parametrize("waits", [(0.0, 0.0, 5.0, 5.0, 5.0), (0.0, 0.2, 0.3, 0.5, 5.0)])
+def test_members_that_start_far_apart_begin_together(waits: Sequence[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is missing, so each waits for it; who begins waits one phase for the others, not longer."""
+    begun = time.monotonic()
+    ends = gather(monkeypatch, range(5), [80, 100], waits, tolerated=1)
+    assert len({*ends.values()}) == 1 and ends[0][0] == 100
+    assert time.monotonic() - begun < 4.0
 
 
 def test_too_few_members_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
