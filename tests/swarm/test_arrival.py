@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,22 +15,28 @@ import pytest
 import torch
 
 from btard.drivers.local import LocalDriver
+from btard.harness.run_folder import RunFolder, read_metrics, read_timings
+from btard.protocol.behaviour import HONEST
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.download import Download, WrongState
 from btard.protocol.identity import Identity
-from btard.protocol.ledger import ADMITTED, GRADUATED, Entry
+from btard.protocol.ledger import ADMITTED, GRADUATED, Entry, Ledger
 from btard.protocol.messages import JoinRequest
 from btard.protocol.peer import Peer
 from btard.protocol.snapshot import public_state
 from btard.swarm import arrival
 from btard.swarm import member as member_module
+from btard.swarm import trainer as trainer_module
 from btard.swarm.deadlines import Deadlines
+from btard.swarm.driver import OutOfStep
 from btard.swarm.fetch import Fetched
 from btard.swarm.founding import NoFounders
 from btard.swarm.life import OVERDUE, Life
 from btard.swarm.member import Member
 from btard.swarm.state import PREVIOUS
+from btard.swarm.trainer import Trainer
 from btard.task import QuadraticTask
+from tests.swarm.quadratic import Config
 
 D = 20
 
@@ -233,3 +240,41 @@ def test_who_has_joined_is_the_peer_that_its_checkpoint_says(graduated: bool, mo
     assert member.take_seat(founders, None) is graduated  # type: ignore[arg-type]
     assert [peer.id for peer in made] == [4] and member.life.me == 4
     assert made[0].roster.keys == (*founders, other.public_key, me.public_key)
+
+
+def test_who_comes_back_to_an_earlier_step_forgets_the_later_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others had all stopped, and have begun again at their checkpoint: those steps are done again."""
+    folder = RunFolder(tmp_path, Config(), events=False)
+    folder.start(0)
+    entries = [Entry(step, "silent", "public", step, (), (step,), step) for step in range(3)]
+    peer = SimpleNamespace(t=0, id=0, ledger=Ledger(), behaviour=HONEST)
+    trainer = Trainer.__new__(Trainer)
+    driver = SimpleNamespace(peer=peer)
+    vars(trainer).update(config=Config(steps=9), first=0, folder=folder, driver=driver, show=False, recent=deque())
+    came_back = list[str]()
+
+    def step(bar: Any) -> None:
+        if peer.t == 7 and not came_back:
+            raise OutOfStep("nobody is there")
+        row = {"step": peer.t, "loss": float(len(came_back))}
+        folder.log(peer.t, row, {"commit": 1.0})
+        trainer.recent.append(row)
+        peer.t += 1
+
+    def come_back(member: Any, why: str) -> None:
+        folder.checkpoints.save_checkpoint(6, {}, {})
+        folder.checkpoints.save_checkpoint(3, {}, {})
+        came_back.append(why)
+        peer.t, peer.ledger = 4, Ledger.of(entry.to_json() for entry in entries)
+
+    vars(trainer)["_step"] = step
+    monkeypatch.setattr(trainer_module, "come_back", come_back)
+    trainer._train()
+    folder.close()
+    steps = [0.0] * 4 + [1.0] * 5
+    assert [(line["step"], line["loss"]) for line in read_metrics(tmp_path)] == [*enumerate(steps)]
+    assert [line["step"] for line in read_timings(tmp_path)] == [*range(9)] and len(folder.ledger()) == 3
+    assert [row["step"] for row in trainer.recent] == [*range(9)]
+    assert [file.stem for file in folder.checkpoints.files()] == ["step-00000003"]
