@@ -84,7 +84,8 @@ def _gather(member: Member) -> None:
         late = time.monotonic() > deadline
         if here == all_here and member.state == "gathering":
             member.state = "ready"
-        willing = member.life.agreeing({i: s for i, s in said.items() if s.get("state") in (OVERDUE, "running")})
+        done = (OVERDUE, "running", "returning")
+        willing = member.life.agreeing({i: s for i, s in said.items() if s.get("state") in done})
         if late or willing > 1 + member.tolerated:  # then it is late for an honest one
             member.state = OVERDUE
         if member.state == OVERDUE and willing > half:

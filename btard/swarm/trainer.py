@@ -101,6 +101,7 @@ class Trainer(Member):
             self.folder.start(now)
         self.rewrite_ledger()
         self.recent = deque((row for row in self.recent if row["step"] < now), maxlen=RECENT)
+        self.stored = {step: kept for step, kept in self.stored.items() if step <= self.peer.t}
 
     async def _background(self) -> None:
         self.node.spawn(announce(self.node, self.config.run_id))
