@@ -190,7 +190,7 @@ class Coordinator:
             self._write_status()
             present = self.view.present(time.monotonic())
             states = Counter(said.state for said in present.values())
-            if present:
+            if len(present) > self.view.byzantine:
                 quiet = time.monotonic()
             if states["done"] * 2 > len(self.view.active()):
                 ending = min(ending, time.monotonic())
@@ -200,7 +200,8 @@ class Coordinator:
                 return self._end({str(said.head) for said in self.view.present(time.monotonic()).values()})
             if time.monotonic() - quiet > self.config.deadlines.gather:
                 raise NoFounders(
-                    f"no peer has answered for deadlines.gather = {self.config.deadlines.gather:g} s; start the "
+                    f"only {len(present)} of {len(self.view.active())} peers have answered for deadlines.gather = "
+                    f"{self.config.deadlines.gather:g} s, and {self.view.byzantine} may be Byzantine; start the "
                     "trainers again with the same commands, then this one"
                 )
             self.keeper.keep()

@@ -258,6 +258,7 @@ class SwarmView:
         bytes_sent = _by_phase([row["bytes"] for row in said.values()], most)
         sent = {phase: int(count) for phase, count in bytes_sent.items()}
         total = sum(seconds.values())
+        each = statistics.median_low([row["sent"] for row in said.values()])
         samples = statistics.median(row["samples"] for row in said.values())
         bans = [ban for ban in self.bans() if ban["step"] <= step]
         row: dict[str, Any] = {
@@ -267,8 +268,8 @@ class SwarmView:
             "lr": statistics.median(row["lr"] for row in said.values()),
             "samples": samples,
             "samples_per_second": samples / total if total else None,
-            "sent": sum(row["sent"] for row in said.values()),
-            "sent_per_peer": statistics.fmean(row["sent"] for row in said.values()),
+            "sent": len(said) * each,
+            "sent_per_peer": each,
             "removed": len(bans),
             **{f"bans/{kind}": count for kind, count in sorted(Counter(ban["kind"] for ban in bans).items())},
             "seconds": seconds,
