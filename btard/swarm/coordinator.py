@@ -48,7 +48,7 @@ from btard.swarm.keeper import Ending, Keeper
 from btard.swarm.lines import Say
 from btard.swarm.node import Unreachable
 from btard.swarm.notes import Notes, read, write
-from btard.swarm.startup import begin, make_node, own_identity, write_model
+from btard.swarm.startup import begin, hold, make_node, own_identity, write_model
 from btard.swarm.task import TaskSource
 from btard.swarm.tracking import BANS, HEALINGS, TensorBoard, Tracker, WeightsAndBiases, describe, show
 from btard.swarm.view import PATIENCE, News, SwarmView, bans_of, healings_of
@@ -65,6 +65,7 @@ class Coordinator:
     def __init__(self, config: SwarmConfig, out: Path, source: TaskSource, *, say: Say = print) -> None:
         self.config, self.out, self.source, self.say = config, Path(out), source, say
         self.folder = RunFolder(self.out, config, events=False, again=AGAIN)
+        self.held = hold(config, self.folder)
         if config.network.identity is None and config.peer is not None:
             self.identity = Identity.from_seed(config.run_id, "coordinator")
         else:
