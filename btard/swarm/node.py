@@ -30,6 +30,7 @@ from btard.swarm.cancel import cancel
 from btard.swarm.keys import peer_id_of, write_identity
 from btard.swarm.records import HEAD, MAX_RECORD, Signed
 from btard.swarm.relay import Relay
+from btard.swarm.repeat import repeat
 
 T = TypeVar("T")
 Relaying = Literal["none", "use", "serve"]
@@ -259,9 +260,7 @@ class Node:
 
     async def _keep_relays(self) -> None:
         """Stay connected to the relays, also after they were gone: others cannot be reached through them otherwise."""
-        while True:
-            await asyncio.sleep(KEEP)
-            await self.meet_again(self.initial_peers)
+        await repeat("the relays are not looked for", KEEP, lambda: self.meet_again(self.initial_peers))
 
     async def _stop(self) -> None:
         for task in tuple(self._tasks):
