@@ -63,7 +63,7 @@ def join(machines: list[Machine], record: Record | None) -> list[Row]:
         own = [p for p in peers if p.instance == machine.id or p.instance in machine.addresses]
         own.sort(key=lambda peer: peer.last_seen or 0.0)
         own = [] if machine.role == "coordinator" else [p for p in own if p.banned is None] or own[-1:]
-        rows += [Row(machine, peer) for peer in own or [None]]
+        rows += [Row(machine, peer) for peer in own] or [Row(machine, None)]
     seen = {id(row.peer) for row in rows}
     return rows + [Row(None, peer) for peer in peers if id(peer) not in seen]
 

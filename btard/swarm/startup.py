@@ -95,7 +95,7 @@ def hold(config: SwarmConfig, folder: RunFolder) -> list[IO[bytes]]:
     files, deadline = [folder.path / ".lock"], time.monotonic() + HANDOVER
     if config.peer is None and config.network.identity is not None and os.access(config.network.identity, os.W_OK):
         files.append(Path(config.network.identity))
-    held = [file.open("ab") for file in files]
+    held: list[IO[bytes]] = [file.open("ab") for file in files]
     while True:
         try:
             for file in held:

@@ -73,10 +73,8 @@ def test_every_peer_has_its_machine_and_every_machine_its_peer(launched):
 
 
 def test_a_peer_that_names_anothers_machine_does_not_take_its_place():
-    machines = [
-        Machine(name, "honest", "", "", "running", False, datetime.now(timezone.utc), None, frozenset())
-        for name in "ab"
-    ]
+    now = datetime.now(timezone.utc)
+    machines = [Machine(name, "honest", "", "", "running", False, now, None, frozenset()) for name in "ab"]
     peers = [
         peer(0, instance="a", last_seen=100.0),
         peer(1, instance="b", banned="gone, step 7", last_seen=101.0),
