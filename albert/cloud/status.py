@@ -51,15 +51,19 @@ def status(run: Run, out: Console) -> bool:
 
 
 def join(machines: list[Machine], record: Record | None) -> list[Row]:
-    """Return machines that are alive with their peers, coordinator first; then peers whose machines are gone."""
+    """Return machines that are alive with their peers, coordinator first; then peers whose machines are gone.
+
+    Each peer says itself on which machine it is. Of several that name one, all that are not banned are listed there: a
+    restarted trainer may be a new peer, and who lies must not take the place of another.
+    """
     alive = [machine for machine in machines if machine.alive]
     peers = list(record.peers) if record is not None else []
     rows = []
     for machine in alive:
         own = [p for p in peers if p.instance == machine.id or p.instance in machine.addresses]
         own.sort(key=lambda peer: peer.last_seen or 0.0)
-        peer = own[-1] if own and machine.role != "coordinator" else None  # a restarted trainer may be a new peer
-        rows.append(Row(machine, peer))
+        own = [] if machine.role == "coordinator" else [p for p in own if p.banned is None] or own[-1:]
+        rows += [Row(machine, peer) for peer in own] or [Row(machine, None)]
     seen = {id(row.peer) for row in rows}
     return rows + [Row(None, peer) for peer in peers if id(peer) not in seen]
 

@@ -17,12 +17,13 @@ from btard.swarm.doors import Doors
 from btard.swarm.fetch import ask_status, ask_to_join, fetch_state
 from btard.swarm.founding import NoFounders, founders_digest, give_founders, known_founders, learn_founders
 from btard.swarm.keys import peer_id_of
+from btard.swarm.life import OVERDUE
 from btard.swarm.links import Refused
 from btard.swarm.member import Member
 from btard.swarm.state import PREVIOUS
 
 GRACE = 60.0
-"""Seconds after deadlines.gather in which the peers that are there must agree on who is there."""
+"""Seconds in which the peers that are there must agree on who is there, once deadlines.gather is over for all."""
 POLL = 0.3
 """Seconds between two looks at the others while waiting for them."""
 
@@ -61,6 +62,9 @@ def _gather(member: Member) -> None:
 
     The ledger of this peer's newest checkpoint says who is a member; without one, the first peers are. If most are in
     the middle of the run, go on with their state.
+
+    A peer that has begun waits one phase for the others, not longer, and they may have started as far apart as
+    deadlines.gather. So all begin together: when all say that they are ready, or most that they wait no longer.
     """
     member.state = "gathering"
     deadline = time.monotonic() + member.config.deadlines.gather
@@ -78,19 +82,22 @@ def _gather(member: Member) -> None:
             shown = here
             member.say(f"{shown} of {all_here} peers are here")
         late = time.monotonic() > deadline
-        # A peer that has begun waits one phase for the others, not longer: so all first say that they are ready.
-        if here == all_here:
+        if here == all_here and member.state == "gathering":
             member.state = "ready"
-        if late and agreeing > half:
+        done = (OVERDUE, "running", "returning")
+        willing = member.life.agreeing({i: s for i, s in said.items() if s.get("state") in done})
+        if late or willing > 1 + member.tolerated:  # then it is late for an honest one
+            member.state = OVERDUE
+        if member.state == OVERDUE and willing > half:
             break
-        ready = member.state == "ready" and all(s.get("state") != "gathering" for s in said.values())
+        ready = member.state != "gathering" and all(s.get("state") != "gathering" for s in said.values())
         if ready and agreeing > half and agreeing >= here - member.tolerated:
             break
         if late and here > half:
-            if time.monotonic() > deadline + GRACE:
+            if time.monotonic() > deadline + member.config.deadlines.gather + GRACE:
                 raise NoFounders(
-                    f"only {agreeing} of {here} peers agree on who is here, and to begin at step "
-                    f"{member.first + begin}, {GRACE:g} s after deadlines.gather; start this one again"
+                    f"only {agreeing} of {here} peers agree on who is here, and to begin at step {member.first + begin}"
+                    f", {member.config.deadlines.gather + GRACE:g} s after deadlines.gather; start this one again"
                 )
         elif late:
             raise NoFounders(

@@ -48,7 +48,7 @@ from btard.swarm.keeper import Ending, Keeper
 from btard.swarm.lines import Say
 from btard.swarm.node import Unreachable
 from btard.swarm.notes import Notes, read, write
-from btard.swarm.startup import begin, make_node, own_identity, write_model
+from btard.swarm.startup import begin, hold, make_node, own_identity, write_model
 from btard.swarm.task import TaskSource
 from btard.swarm.tracking import BANS, HEALINGS, TensorBoard, Tracker, WeightsAndBiases, describe, show
 from btard.swarm.view import PATIENCE, News, SwarmView, bans_of, healings_of
@@ -65,6 +65,7 @@ class Coordinator:
     def __init__(self, config: SwarmConfig, out: Path, source: TaskSource, *, say: Say = print) -> None:
         self.config, self.out, self.source, self.say = config, Path(out), source, say
         self.folder = RunFolder(self.out, config, events=False, again=AGAIN)
+        self.held = hold(config, self.folder)
         if config.network.identity is None and config.peer is not None:
             self.identity = Identity.from_seed(config.run_id, "coordinator")
         else:
@@ -190,7 +191,7 @@ class Coordinator:
             self._write_status()
             present = self.view.present(time.monotonic())
             states = Counter(said.state for said in present.values())
-            if present:
+            if len(present) > self.view.byzantine:
                 quiet = time.monotonic()
             if states["done"] * 2 > len(self.view.active()):
                 ending = min(ending, time.monotonic())
@@ -200,7 +201,8 @@ class Coordinator:
                 return self._end({str(said.head) for said in self.view.present(time.monotonic()).values()})
             if time.monotonic() - quiet > self.config.deadlines.gather:
                 raise NoFounders(
-                    f"no peer has answered for deadlines.gather = {self.config.deadlines.gather:g} s; start the "
+                    f"only {len(present)} of {len(self.view.active())} peers have answered for deadlines.gather = "
+                    f"{self.config.deadlines.gather:g} s, and {self.view.byzantine} may be Byzantine; start the "
                     "trainers again with the same commands, then this one"
                 )
             self.keeper.keep()

@@ -25,6 +25,7 @@ from btard.swarm.keys import peer_id_of, public_key_of
 from btard.swarm.lines import Once, Say
 from btard.swarm.links import Refused
 from btard.swarm.node import Node, node_of
+from btard.swarm.repeat import repeat
 
 PAUSE = 0.5
 """Seconds between two looks into the DHT."""
@@ -90,10 +91,12 @@ def trusted_keys(config: SwarmConfig) -> frozenset[bytes]:
 
 async def announce(node: Node, run_id: str) -> None:
     """Announce repeatedly that this peer is there, and where."""
-    while True:
+
+    async def publish() -> None:
         addresses = [address for address in await node.visible() if len(address) <= ADDRESS]
         await node.publish(come_key(run_id), addresses[:ADDRESSES])
-        await asyncio.sleep(REPEAT)
+
+    await repeat("this peer's addresses are not in the DHT", REPEAT, publish)
 
 
 async def meet(node: Node, run_id: str, keys: Iterable[bytes] | None = None) -> dict[bytes, list[str]]:
@@ -190,9 +193,8 @@ async def give_founders(
 
 async def publish_founders(node: Node, run_id: str, founders: tuple[bytes, ...]) -> None:
     """For the coordinator: announce repeatedly who the first peers are."""
-    while True:
-        await node.publish(founders_key(run_id), list(founders))
-        await asyncio.sleep(REPEAT)
+    what = "the list of the first peers is not in the DHT"  # then each peer gives it in its lobby
+    await repeat(what, REPEAT, lambda: node.publish(founders_key(run_id), list(founders)))
 
 
 async def learn_founders(node: Node, config: SwarmConfig, agreed: Mapping[str, Any], say: Say) -> tuple[bytes, ...]:

@@ -12,7 +12,9 @@ The step is the newest that most of them have on their disks, whether this one h
 things of their disks, some peers see a majority for a step and others none. So once all are there, a peer follows to an
 older step, though never to the start, if more than can lie name it.
 
-Peers begin a life that more than half of all are in, at the same step. This is no agreement in the strict sense: a liar
+Peers begin a life that more than half of all are in, at the same step and time. A peer that begins alone finds nobody
+in its first phase. So where members are missing, a peer says that it waits no longer, and begins when most say so; it
+says so when its own time is over, or that of more peers than can lie. This is no agreement in the strict sense: a liar
 that tells peers different things as they begin can keep them from it, or have some begin without a majority. These find
 no quorum, and take the life of the others with their state; if there is none, they end, and are to be started again.
 Where liars and one honest peer are more than half of the members that this peer knows, because 2b + 1 are left or its
@@ -35,6 +37,10 @@ from btard.task import PARAMETERS
 
 NONCE = 16
 """Bytes of a nonce."""
+OVERDUE = "overdue"
+"""What a peer says of itself that waits no longer for members that are missing."""
+GATHERING = ("gathering", "ready", OVERDUE)
+"""What it says of itself before it begins."""
 
 _NUMBER = re.compile("0|[1-9][0-9]{0,8}")
 

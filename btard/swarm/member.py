@@ -33,7 +33,7 @@ from btard.swarm.life import Life, checkpoint_digest
 from btard.swarm.lines import Once, Say
 from btard.swarm.notes import Notes
 from btard.swarm.said import RECENT
-from btard.swarm.startup import begin, make_node, own_identity, write_model
+from btard.swarm.startup import begin, hold, make_node, own_identity, write_model
 from btard.swarm.state import MAX_STATUS, StateService
 from btard.swarm.task import TaskSource
 from btard.task import HasLocalState
@@ -48,6 +48,7 @@ class Member:
     def __init__(self, config: SwarmConfig, out: Path, source: TaskSource, *, say: Say = print) -> None:
         self.config, self.out, self.say = config, Path(out), say
         self.folder = RunFolder(self.out, config, events=False)
+        self.held = hold(config, self.folder)
         self.state, self.phase = "starting", ""
         self.protocol = config.protocol_config()
         if config.peer is not None:

@@ -30,6 +30,7 @@ from btard.swarm.cancel import cancel
 from btard.swarm.keys import peer_id_of, write_identity
 from btard.swarm.records import HEAD, MAX_RECORD, Signed
 from btard.swarm.relay import Relay
+from btard.swarm.repeat import repeat
 
 T = TypeVar("T")
 Relaying = Literal["none", "use", "serve"]
@@ -130,7 +131,10 @@ class Node:
         return self
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do `work` in the network's thread and wait for its result."""
+        """Do `work` in the network's thread and wait for its result. Errors: Unreachable if the daemon has ended."""
+        if self._ended is not None:
+            work.close()
+            raise Unreachable(f"the libp2p daemon has ended (exit code {self._ended}); the same command goes on")
         return self.submit(work).result()
 
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
@@ -200,6 +204,12 @@ class Node:
                 records[author] = wire.unpack(body, max_bytes=MAX_RECORD, what="record")
         return records
 
+    @property
+    def _ended(self) -> int | None:
+        """The exit code of the daemon; None as long as it runs."""
+        child = self.p2p._child if hasattr(self, "p2p") else None
+        return None if child is None else child.returncode
+
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._loop.run_forever()
@@ -250,16 +260,14 @@ class Node:
 
     async def _keep_relays(self) -> None:
         """Stay connected to the relays, also after they were gone: others cannot be reached through them otherwise."""
-        while True:
-            await asyncio.sleep(KEEP)
-            await self.meet_again(self.initial_peers)
+        await repeat("the relays are not looked for", KEEP, lambda: self.meet_again(self.initial_peers))
 
     async def _stop(self) -> None:
         for task in tuple(self._tasks):
             task.cancel()
-        alive = hasattr(self, "p2p") and (self.p2p._child is None or self.p2p._child.returncode is None)
         reading = self.p2p._client.control._read_task if hasattr(self, "p2p") else None
-        for part in ("dht", "p2p") if alive else ("p2p",):  # a daemon that has died would be waited for in vain
+        alive = self._ended is None  # else it would be waited for in vain
+        for part in ("dht", "p2p") if alive else ("p2p",):
             if hasattr(self, part):
                 with contextlib.suppress(asyncio.TimeoutError, P2PDaemonError, OSError):
                     await asyncio.wait_for(getattr(self, part).shutdown(), PATIENCE)

@@ -14,6 +14,7 @@ from btard.files import write_file
 from btard.protocol.hashing import digest
 from btard.swarm.founding import meet
 from btard.swarm.node import Node
+from btard.swarm.repeat import repeat
 
 ADDRESS, SWARM = "address.txt", "swarm.json"
 EVERY = 5.0
@@ -63,7 +64,8 @@ class Notes:
         others' places. Strangers are left out: their keys cost nothing.
         """
         me = node.identity.public_key
-        while True:
+
+        async def note() -> None:
             met = await meet(node, run_id, members())
             met.pop(me, None)
             if met:
@@ -72,7 +74,8 @@ class Notes:
                 addresses = [address for found in rounds for address in found if address is not None]
                 content = {"founders": [key.hex() for key in founders], "addresses": addresses}
                 await asyncio.to_thread(write, self.out / SWARM, content)  # a disk may take its time
-            await asyncio.sleep(EVERY)
+
+        await repeat("where the others are is not noted", EVERY, note)
 
     def _strings(self, name: str) -> list[str]:
         found = read(self.out / SWARM).get(name)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from btard.harness.run_folder import RunFolder
 from btard.harness.typed_yaml import ConfigError
@@ -20,6 +23,9 @@ from btard.task import PARAMETERS
 from btard.training.layout import layout_digest, write_layout
 from btard.training.optimizer import OwnOptimizer, VectorOptimizer
 from btard.training.torch_task import TorchTask
+
+HANDOVER, LOOK = 10.0, 0.1
+"""Seconds that a process waits for the one before it to end, and between two looks."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,29 @@ def make_node(config: SwarmConfig, identity: Identity, notes: Notes) -> Node:
         before=notes.port,
         known=notes.addresses if network.addresses else (),
     )
+
+
+def hold(config: SwarmConfig, folder: RunFolder) -> list[IO[bytes]]:
+    """Keep other processes from this run folder, and from a key beside it, until they are closed or this process ends.
+
+    Two processes with one key contradict each other, and lose the place of that peer. Errors: ConfigError.
+    """
+    files, deadline = [folder.path / ".lock"], time.monotonic() + HANDOVER
+    if config.peer is None and config.network.identity is not None and os.access(config.network.identity, os.W_OK):
+        files.append(Path(config.network.identity))
+    held: list[IO[bytes]] = [file.open("ab") for file in files]
+    while True:
+        try:
+            for file in held:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return held
+        except OSError:
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"{file.name}: another process uses it; end that one, or choose another --out, and another "
+                    "network.identity if it is set"
+                ) from None
+            time.sleep(LOOK)
 
 
 def own_identity(config: SwarmConfig, folder: RunFolder) -> Identity:

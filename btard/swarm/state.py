@@ -92,6 +92,8 @@ class StateService:
         self._requests: dict[bytes, tuple[float, JoinRequest]] = {}
         """Key -> when its holder asked to join, and the request, the oldest first."""
         self._snapshots: dict[int, Snapshot] = {}
+        self._newest: Snapshot | None = None
+        """The one that was taken last."""
         self._loads: dict[int, set[asyncio.Future[None]]] = {}
         """Step -> the loads of its snapshot."""
         self._published = asyncio.Condition()
@@ -142,10 +144,13 @@ class StateService:
 
     async def _announce(self, snapshot: Snapshot, peer: Peer) -> None:
         async with self._published:
-            self._snapshots[snapshot.step] = snapshot
+            # Where the others had all stopped, this peer may have come back to an earlier step than it was at.
+            self._snapshots = {step: kept for step, kept in self._snapshots.items() if step < snapshot.step}
+            self._snapshots[snapshot.step] = self._newest = snapshot
             for old in sorted(self._snapshots)[:-KEPT]:
                 del self._snapshots[old]
-            for old in sorted({*self._snapshots, *self._loads})[:-HELD]:
+            later = [step for step in self._loads if step > snapshot.step]
+            for old in (*later, *sorted({*self._snapshots, *self._loads} - {*later})[:-HELD]):
                 for load in self._loads[old]:
                     load.cancel()
             self._member = peer
@@ -172,16 +177,15 @@ class StateService:
 
     async def _next(self) -> Snapshot:
         """The snapshot of the next step that begins, or of the end."""
-        after = -1 if self._over else max(self._snapshots, default=-1)
+        before = None if self._over else self._newest
         self._next_wanted = True
         async with self._published:
             try:
-                await asyncio.wait_for(
-                    self._published.wait_for(lambda: max(self._snapshots, default=-1) > after), self.patience
-                )
+                await asyncio.wait_for(self._published.wait_for(lambda: self._newest is not before), self.patience)
             except asyncio.TimeoutError:
                 raise Refused(f"state: no step has begun within {self.patience:g} s; ask again") from None
-            return self._snapshots[max(self._snapshots)]
+            assert self._newest is not None
+            return self._newest
 
     async def _at(self, step: int) -> Snapshot:
         """The snapshot of the beginning of `step`, however far away that is."""

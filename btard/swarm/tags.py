@@ -18,7 +18,7 @@ TAGS = {
     "samples_per_second": "speed/samples per second",
     "samples": "speed/samples per step",
     "sent": "network/bytes per step, all peers",
-    "sent_per_peer": "network/bytes per step, mean of peers",
+    "sent_per_peer": "network/bytes per step, median of peers",
     "lr": "optimizer/learning rate",
     "back_to": "protocol/went back to step",
 }
@@ -68,7 +68,7 @@ SECTIONS: dict[str, tuple[Chart, ...]] = {
     "Bans": (Chart("Removed so far, by kind", prefix=BANS),),
     "Time": (Chart("Seconds of a step, by phase", prefix=TIME), Chart("Seconds of a step", (SECONDS,))),
     "Speed": (_chart("Samples per second", "samples_per_second"), _chart("Samples per step", "samples")),
-    "Network": (_chart("Bytes per step, all peers", "sent"), _chart("Bytes per step, mean of peers", "sent_per_peer")),
+    "Network": (_chart("Bytes per step, all peers", "sent"), _chart("Bytes per step and peer", "sent_per_peer")),
     "Optimizer": (_chart("Learning rate", "lr"),),
     "Healing": (_chart("Back to step", "back_to"),),
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import time
 import warnings
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from btard.swarm.founding import NoFounders, announce
 from btard.swarm.lines import Say
 from btard.swarm.member import Member
 from btard.swarm.node import Unreachable
+from btard.swarm.said import RECENT
 from btard.swarm.startup import names_digest
 from btard.swarm.state import PREVIOUS
 from btard.swarm.task import TaskSource
@@ -81,15 +83,25 @@ class Trainer(Member):
             self.say(f"address: {address}")
             self.node.run(self._background())
             arrive(self)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of steps that were missed there are no metrics
-                self.folder.start(self.first + self.peer.t)
-            self.rewrite_ledger()
+            self._open_folder()
             self._train()
             return self._end()
         finally:
             self.folder.close()
             self.node.close()
+
+    def _open_folder(self) -> None:
+        """Go on in the folder from the step at hand, without what it holds of later ones.
+
+        The others may be at an earlier step than this peer was, if they have all stopped meanwhile.
+        """
+        now = self.first + self.peer.t
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of steps that were missed there are no metrics
+            self.folder.start(now)
+        self.rewrite_ledger()
+        self.recent = deque((row for row in self.recent if row["step"] < now), maxlen=RECENT)
+        self.stored = {step: kept for step, kept in self.stored.items() if step <= self.peer.t}
 
     async def _background(self) -> None:
         self.node.spawn(announce(self.node, self.config.run_id))
@@ -105,7 +117,7 @@ class Trainer(Member):
                     if self.peer.behaviour.byzantine and self.peer.id in self.driver.peer.current.expelled:
                         raise Fallen(str(error)) from None
                     come_back(self, str(error))
-                    self.rewrite_ledger()
+                    self._open_folder()
                 bar.move(self.first + self.peer.t)
 
     def _step(self, bar: Bar) -> None:

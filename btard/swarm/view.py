@@ -14,6 +14,7 @@ from btard.protocol.heal import HEALED
 from btard.protocol.ledger import Entry, Ledger, everybody, members_of, still_byzantine
 from btard.protocol.wire import Malformed
 from btard.swarm.config import SwarmConfig
+from btard.swarm.life import GATHERING
 from btard.swarm.said import Account, Row, Said, read_status
 
 FRESH = 15.0
@@ -141,7 +142,7 @@ class SwarmView:
         told: Counter[tuple[int, tuple[str, ...]]] = Counter()
         present = self.present(now)
         for said in present.values():
-            if said.state in ("gathering", "ready") or said.ledger is None or said.entries is None:
+            if said.state in GATHERING or said.ledger is None or said.entries is None:
                 continue
             if said.entries >= len(said.ledger):
                 told[said.entries, said.ledger] += 1
@@ -257,6 +258,7 @@ class SwarmView:
         bytes_sent = _by_phase([row["bytes"] for row in said.values()], most)
         sent = {phase: int(count) for phase, count in bytes_sent.items()}
         total = sum(seconds.values())
+        each = statistics.median_low([row["sent"] for row in said.values()])
         samples = statistics.median(row["samples"] for row in said.values())
         bans = [ban for ban in self.bans() if ban["step"] <= step]
         row: dict[str, Any] = {
@@ -266,8 +268,8 @@ class SwarmView:
             "lr": statistics.median(row["lr"] for row in said.values()),
             "samples": samples,
             "samples_per_second": samples / total if total else None,
-            "sent": sum(row["sent"] for row in said.values()),
-            "sent_per_peer": statistics.fmean(row["sent"] for row in said.values()),
+            "sent": len(said) * each,
+            "sent_per_peer": each,
             "removed": len(bans),
             **{f"bans/{kind}": count for kind, count in sorted(Counter(ban["kind"] for ban in bans).items())},
             "seconds": seconds,

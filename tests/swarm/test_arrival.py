@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,22 +15,28 @@ import pytest
 import torch
 
 from btard.drivers.local import LocalDriver
+from btard.harness.run_folder import RunFolder, read_metrics, read_timings
+from btard.protocol.behaviour import HONEST
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.download import Download, WrongState
 from btard.protocol.identity import Identity
-from btard.protocol.ledger import ADMITTED, GRADUATED, Entry
+from btard.protocol.ledger import ADMITTED, GRADUATED, Entry, Ledger
 from btard.protocol.messages import JoinRequest
 from btard.protocol.peer import Peer
 from btard.protocol.snapshot import public_state
 from btard.swarm import arrival
 from btard.swarm import member as member_module
+from btard.swarm import trainer as trainer_module
 from btard.swarm.deadlines import Deadlines
+from btard.swarm.driver import OutOfStep
 from btard.swarm.fetch import Fetched
 from btard.swarm.founding import NoFounders
-from btard.swarm.life import Life
+from btard.swarm.life import OVERDUE, Life
 from btard.swarm.member import Member
 from btard.swarm.state import PREVIOUS
+from btard.swarm.trainer import Trainer
 from btard.task import QuadraticTask
+from tests.swarm.quadratic import Config
 
 D = 20
 
@@ -106,18 +114,26 @@ def test_who_finds_no_state_is_not_told_that_its_key_is_out(monkeypatch: pytest.
 
 
 def gather(
-    monkeypatch: pytest.MonkeyPatch, here: Sequence[int], stored: Sequence[int], gather: float
+    monkeypatch: pytest.MonkeyPatch,
+    here: Sequence[int],
+    stored: Sequence[int],
+    gather: float | Sequence[float],
+    tolerated: int = 0,
 ) -> dict[int, Any]:
-    """Number -> the life that it begins, or why it does not, of 6 members of which 3 were there at the start."""
+    """Number -> the life that it begins, or why it does not, of 6 members of which 3 were there at the start.
+
+    `gather`: how long each waits, or all; with them whoever begins is to see that most are about to.
+    """
+    waits = [gather] * 6 if isinstance(gather, float) else gather
     members = {
         number: SimpleNamespace(
             state="starting",
             peer=SimpleNamespace(id=number),
             members=dict.fromkeys(range(6), b""),
             life=Life(number, 3, 0),
-            tolerated=0,
+            tolerated=tolerated,
             stored=dict.fromkeys(stored),
-            config=SimpleNamespace(peers=3, deadlines=SimpleNamespace(gather=gather)),
+            config=SimpleNamespace(peers=3, deadlines=SimpleNamespace(gather=waits[number])),
             first=0,
             said=list[str](),
         )
@@ -129,8 +145,12 @@ def gather(
         return {n: {"state": m.state, "stored": [0, *m.stored], **m.life.told()} for n, m in others.items()}
 
     def arrived(member: Any) -> Any:
+        def begin_life(step: int) -> None:
+            states = [other.state for other in members.values()]
+            assert 2 * sum(state in ("ready", OVERDUE, "running", "returning") for state in states) > 6, states
+
         member.say = member.said.append
-        member.begin_life = lambda step: None
+        member.begin_life = begin_life
         try:
             arrival._gather(member)
         except NoFounders as error:
@@ -154,6 +174,15 @@ def test_all_members_go_on_and_not_the_first_peers_alone(here: Sequence[int], mo
     """Most of them are needed: as many have joined as there were at the start. The last case has lost two of these."""
     ends = gather(monkeypatch, here, [80, 100], 30.0 if len(here) == 6 else 0.5)
     assert len({*ends.values()}) == 1 and ends[0][0] == 100
+
+
+@pytest.mark.parametrize("waits", [(0.0, 0.0, 5.0, 5.0, 5.0), (0.0, 0.2, 0.3, 0.5, 5.0)])
+def test_members_that_start_far_apart_begin_together(waits: Sequence[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is missing, so each waits for it; who begins waits one phase for the others, not longer."""
+    begun = time.monotonic()
+    ends = gather(monkeypatch, range(5), [80, 100], waits, tolerated=1)
+    assert len({*ends.values()}) == 1 and ends[0][0] == 100
+    assert time.monotonic() - begun < 4.0
 
 
 def test_too_few_members_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,3 +240,42 @@ def test_who_has_joined_is_the_peer_that_its_checkpoint_says(graduated: bool, mo
     assert member.take_seat(founders, None) is graduated  # type: ignore[arg-type]
     assert [peer.id for peer in made] == [4] and member.life.me == 4
     assert made[0].roster.keys == (*founders, other.public_key, me.public_key)
+
+
+def test_who_comes_back_to_an_earlier_step_forgets_the_later_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others had all stopped, and have begun again at their checkpoint: those steps are done again."""
+    folder = RunFolder(tmp_path, Config(), events=False)
+    folder.start(0)
+    entries = [Entry(step, "silent", "public", step, (), (step,), step) for step in range(3)]
+    peer = SimpleNamespace(t=0, id=0, ledger=Ledger(), behaviour=HONEST)
+    trainer = Trainer.__new__(Trainer)
+    driver = SimpleNamespace(peer=peer)
+    vars(trainer).update(config=Config(steps=9), first=0, folder=folder, driver=driver, show=False, recent=deque())
+    trainer.stored = dict.fromkeys((0, 3, 6), ({}, {}))
+    came_back = list[str]()
+
+    def step(bar: Any) -> None:
+        if peer.t == 7 and not came_back:
+            raise OutOfStep("nobody is there")
+        row = {"step": peer.t, "loss": float(len(came_back))}
+        folder.log(peer.t, row, {"commit": 1.0})
+        trainer.recent.append(row)
+        peer.t += 1
+
+    def come_back(member: Any, why: str) -> None:
+        folder.checkpoints.save_checkpoint(6, {}, {})
+        folder.checkpoints.save_checkpoint(3, {}, {})
+        came_back.append(why)
+        peer.t, peer.ledger = 4, Ledger.of(entry.to_json() for entry in entries)
+
+    vars(trainer)["_step"] = step
+    monkeypatch.setattr(trainer_module, "come_back", come_back)
+    trainer._train()
+    folder.close()
+    steps = [0.0] * 4 + [1.0] * 5
+    assert [(line["step"], line["loss"]) for line in read_metrics(tmp_path)] == [*enumerate(steps)]
+    assert [line["step"] for line in read_timings(tmp_path)] == [*range(9)] and len(folder.ledger()) == 3
+    assert [row["step"] for row in trainer.recent] == [*range(9)]
+    assert [file.stem for file in folder.checkpoints.files()] == ["step-00000003"] and {*trainer.stored} == {0, 3}

@@ -9,6 +9,8 @@ import fnmatch
 import json
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +23,8 @@ from btard.harness.pieces import LEDGER, METRICS, RunFolderError
 from btard.harness.settings import config_text
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.identity import Identity
+from btard.swarm import startup
+from btard.swarm.config import NetworkConfig
 from btard.swarm.coordinator import Coordinator
 from btard.swarm.keys import write_identity
 from btard.swarm.local import report
@@ -217,6 +221,36 @@ def test_a_key_that_was_lost_or_changed_is_no_other_peer(recorded: Path, tmp_pat
         write_identity(Identity.generate(), folder / "identity.key")
         with pytest.raises(RunFolderError, match=r"its checkpoints are those of another key"):
             stored(Trainer(own, folder, SOURCE))
+
+
+BUSY = """
+import fcntl, sys
+held = open(sys.argv[1], "ab")
+fcntl.lockf(held, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("what", ["a folder", "a key"])
+@pytest.mark.parametrize("role", [Coordinator, Trainer])
+def test_a_folder_and_a_key_are_used_by_one_process(
+    role: Any, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command given twice, or one key for two folders: they would be the same peer."""
+    key = tmp_path / "own.key"
+    own = replace(CONFIG, peer=None, network=NetworkConfig(identity=str(key)))
+    role(own, tmp_path / "run", SOURCE)
+    used = key if what == "a key" else tmp_path / "run" / ".lock"
+    monkeypatch.setattr(startup, "HANDOVER", 0.0)
+    with subprocess.Popen(
+        [sys.executable, "-c", BUSY, str(used)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        with pytest.raises(ConfigError, match=rf"{used.name}: another process uses it; end that one, or choose"):
+            role(own, tmp_path / "run", SOURCE)
+        other.communicate()
+    role(own, tmp_path / "run", SOURCE)
 
 
 def test_a_swarm_goes_on_from_folders_that_lack_pieces(recorded: Path, tmp_path: Path) -> None:

@@ -60,6 +60,16 @@ def test_nobody_at_an_address() -> None:
         node.start(timeout=3.0)
 
 
+def test_a_daemon_that_has_ended_is_not_taken_for_others_that_are_silent() -> None:
+    node = Node(Identity.generate()).start()
+    daemon = node.p2p._child
+    daemon.kill()
+    node.submit(daemon.wait()).result(10)
+    with pytest.raises(Unreachable, match=r"the libp2p daemon has ended \(exit code -9\); the same command goes on"):
+        node.run(node.visible())
+    node.close()
+
+
 def test_the_first_address_is_one_for_other_machines() -> None:
     for settings, wanted in (
         ({}, "/ip4/127.0.0.1/tcp/"),

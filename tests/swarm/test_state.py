@@ -132,6 +132,20 @@ def test_a_step_that_has_begun_without_a_snapshot_is_refused_when_the_next_one_b
         asked.result(60)
 
 
+def test_who_comes_back_to_an_earlier_step_gives_its_states(swarm: Swarm) -> None:
+    """The others had all stopped, and have begun again at their checkpoint."""
+    load = swarm.guest.node.submit(asyncio.sleep(60))
+    for member, service in zip(swarm.cohort.members, swarm.services, strict=True):
+        service.publish(member.driver.peer, {"parameters": member.params})
+        (snapshot,) = service._snapshots.values()
+        for step in range(8, 16):
+            service._loads[step] = {load}  # type: ignore[arg-type]
+            member.node.run(service._announce(replace(snapshot, step=step), member.driver.peer))
+        service._snapshots.pop(1, None)
+    assert swarm.fetch().step == 1 and swarm.fetch().step == 1
+    assert load.cancelled()
+
+
 class Misnumbering(StateService):
     """Gives the right state, and says that it is of step 41."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from btard.swarm import tags
 from btard.swarm.arrival import _is_status
 from btard.swarm.config import AttackConfig
 from btard.swarm.coordinator import Coordinator
+from btard.swarm.founding import NoFounders
 from btard.swarm.view import PATIENCE, SwarmView, healings_of
 from tests.albert.trainers import tiny
 
@@ -56,7 +58,7 @@ def test_rows_are_medians_and_bans_are_counted_by_kind() -> None:
     view = SwarmView(config(), 0)
     losses = [1.0, 2.0, 30.0, None]
     (first,) = hear(view, {peer: status(row(0, loss, sent=100 + peer)) for peer, loss in enumerate(losses)})
-    assert (first["loss"], first["sent"], first["sent_per_peer"], first["removed"]) == (2.0, 406, 101.5, 0)
+    assert (first["loss"], first["sent"], first["sent_per_peer"], first["removed"]) == (2.0, 404, 101, 0)
     assert first["seconds"] == {"commit": 0.5, "gradients": 1.0} and first["samples_per_second"] == 8 / 1.5
     assert "attacking" not in first and "loss_at_ban" not in first
     ledger = (ban(1, 3), ban(2, 2, "silent"))
@@ -144,7 +146,7 @@ def test_whoever_is_banned_later_counts_in_the_steps_before() -> None:
     ledger = (ban(1, 3),)
     said = {peer: status(row(0), row(1, entries=1), row(2, entries=1), ledger=ledger) for peer in range(3)}
     rows = hear(view, said | {3: status(row(0, sent=7))})
-    assert [r["sent"] for r in rows] == [307, 300, 300]
+    assert [r["sent"] for r in rows] == [400, 300, 300]
 
 
 def test_a_ban_in_a_step_that_nobody_watched_marks_the_next_one() -> None:
@@ -175,6 +177,14 @@ def test_one_peers_nonsense_changes_no_row(nonsense: dict[str, Any]) -> None:
     rows = hear(view, said | {3: status({**row(0), **nonsense})})
     assert rows[0]["loss"] == 1.0 and rows[0]["sent"] == 300
     json.dumps(rows, allow_nan=False)
+
+
+@pytest.mark.parametrize("sent", [-(10**12), 0, 10**15])
+def test_one_peer_does_not_say_what_all_have_sent(sent: int) -> None:
+    (first,) = hear(
+        SwarmView(config(), 0), {peer: status(row(0, sent=sent if peer == 3 else 100)) for peer in range(4)}
+    )
+    assert (first["sent"], first["sent_per_peer"]) == (400, 100)
 
 
 def test_one_peer_invents_no_phases_and_no_verdicts() -> None:
@@ -355,6 +365,30 @@ def test_a_loss_that_is_no_number_does_not_move_the_median() -> None:
     losses = [1.0, math.nan, 3.0, math.inf]
     (first,) = hear(SwarmView(config(), 0), {peer: status(row(0, loss)) for peer, loss in enumerate(losses)})
     assert first["loss"] == 2.0
+
+
+@pytest.mark.parametrize("liars", [(3,), ()])
+def test_those_who_may_be_liars_do_not_keep_the_coordinator_when_all_others_are_gone(
+    liars: Sequence[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view, now = SwarmView(config(byzantine=1), 0), [0.0]
+
+    def look(work: Any) -> None:
+        for liar in liars:
+            view.hear(liar, status(), now[0])
+        assert now[0] < 3600.0, "it still watches"
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr(coordinator_module, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    coordinator = Coordinator.__new__(Coordinator)
+    vars(coordinator).update(view=view, config=view.config, node=SimpleNamespace(run=look))
+    vars(coordinator)["keeper"] = SimpleNamespace(keep=lambda: False)
+    for name in ("_ask_all", "_note_ledger", "_log_rows", "_write_status"):
+        vars(coordinator)[name] = lambda: None
+    with pytest.raises(NoFounders, match=rf"only {len(liars)} of 4 peers have answered for .* and 1 may be Byzantine"):
+        coordinator._watch()
 
 
 def test_waits_do_not_go_by_the_time_of_day(monkeypatch: pytest.MonkeyPatch) -> None:

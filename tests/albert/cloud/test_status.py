@@ -1,11 +1,14 @@
 """`status` and `logs`: the swarm's own records joined with EC2's, from S3 or from the machine, and what they cost."""
 
 import time
+from datetime import datetime, timezone
 
 import pytest
 
 from albert.cloud.errors import CloudError
+from albert.cloud.machines import Machine
 from albert.cloud.records import parse_record
+from albert.cloud.status import join
 from tests.albert.cloud import answers
 from tests.albert.cloud.conftest import Cloud
 from tests.albert.cloud.folders import peer, record
@@ -67,6 +70,20 @@ def test_every_peer_has_its_machine_and_every_machine_its_peer(launched):
     assert launched("status") == 0
     assert "no news from the coordinator: s3://results/btard/small/status.json is not a status" in launched.output
     assert launched("stop") == 0
+
+
+def test_a_peer_that_names_anothers_machine_does_not_take_its_place():
+    now = datetime.now(timezone.utc)
+    machines = [Machine(name, "honest", "", "", "running", False, now, None, frozenset()) for name in "ab"]
+    peers = [
+        peer(0, instance="a", last_seen=100.0),
+        peer(1, instance="b", banned="gone, step 7", last_seen=101.0),
+        peer(2, instance="b", last_seen=100.0),
+        peer(3, instance="a", last_seen=102.0),
+    ]
+    found = join(machines, parse_record(record(peers), "here"))
+    shown = [(row.machine and row.machine.id, row.peer and row.peer.number) for row in found]
+    assert shown == [("a", 0), ("a", 3), ("b", 2), (None, 1)]
 
 
 @pytest.mark.parametrize("text", ['{"step": 1', '{"step": 1, "time": 2, "steps_per_hour": null}', "[]", '{"peers": 3}'])
