@@ -92,19 +92,21 @@ def hold(config: SwarmConfig, folder: RunFolder) -> list[IO[bytes]]:
 
     Two processes with one key contradict each other, and lose the place of that peer. Errors: ConfigError.
     """
-    files, deadline = [folder.path / ".lock"], time.monotonic() + HANDOVER
-    if config.peer is None and config.network.identity is not None and os.access(config.network.identity, os.W_OK):
-        files.append(Path(config.network.identity))
-    held: list[IO[bytes]] = [file.open("ab") for file in files]
+    files, deadline = {folder.path: folder.path / ".lock"}, time.monotonic() + HANDOVER
+    if config.peer is None and config.network.identity is not None:
+        key = Path(config.network.identity)
+        if os.access(key.parent, os.W_OK):
+            files[key] = key.with_name(f"{key.name}.lock")  # a lock on the key itself would end once it is read
+    held: dict[Path, IO[bytes]] = {what: file.open("ab") for what, file in files.items()}
     while True:
         try:
-            for file in held:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return held
+            for what in held:
+                fcntl.lockf(held[what], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return list(held.values())
         except OSError:
             if time.monotonic() > deadline:
                 raise ConfigError(
-                    f"{file.name}: another process uses it; end that one, or choose another --out, and another "
+                    f"{what}: another process uses it; end that one, or choose another --out, and another "
                     "network.identity if it is set"
                 ) from None
             time.sleep(LOOK)

@@ -232,6 +232,14 @@ sys.stdin.read()
 """
 
 
+def free(lock: Path) -> bool:
+    """Whether another process could lock it."""
+    code = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'ab'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    return not subprocess.run(
+        [sys.executable, "-c", code, str(lock)], stderr=subprocess.DEVNULL, check=False
+    ).returncode
+
+
 @pytest.mark.parametrize("what", ["a folder", "a key"])
 @pytest.mark.parametrize("role", [Coordinator, Trainer])
 def test_a_folder_and_a_key_are_used_by_one_process(
@@ -240,11 +248,14 @@ def test_a_folder_and_a_key_are_used_by_one_process(
     """The same command given twice, or one key for two folders: they would be the same peer."""
     key = tmp_path / "own.key"
     own = replace(CONFIG, peer=None, network=NetworkConfig(identity=str(key)))
-    role(own, tmp_path / "run", SOURCE)
-    used = key if what == "a key" else tmp_path / "run" / ".lock"
+    used = key if what == "a key" else tmp_path / "run"
+    lock = tmp_path / ("own.key.lock" if what == "a key" else "run/.lock")
+    first = role(own, tmp_path / "run", SOURCE)
+    assert not free(lock)  # also once it has read its key
+    del first
     monkeypatch.setattr(startup, "HANDOVER", 0.0)
     with subprocess.Popen(
-        [sys.executable, "-c", BUSY, str(used)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", BUSY, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:
         assert other.stdout is not None and other.stdout.readline() == b"held\n"
         with pytest.raises(ConfigError, match=rf"{used.name}: another process uses it; end that one, or choose"):
