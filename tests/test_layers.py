@@ -45,7 +45,18 @@ ALLOWED = {
         *("attacks", "audit", "boundary", "checks", "drivers", "extras", "files", "harness", "protocol", "swarm"),
         *("task", "training"),
     },
-    "training": {"aggregation", "attacks", "audit", "checks", "drivers", "files", "protocol", "task", "training"},
+    "training": {
+        "aggregation",
+        "attacks",
+        "audit",
+        "checks",
+        "drivers",
+        "files",
+        "named",
+        "protocol",
+        "task",
+        "training",
+    },
 }
 ALONE = {
     "attack_names": set(),

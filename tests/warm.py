@@ -6,6 +6,7 @@ What starts a program as its user does stays as it is: there is a test of that f
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import subprocess
@@ -98,6 +99,7 @@ def ranks(main: Main, words: Sequence[str], size: int, folder: Path, timeout: fl
 
 def _live(main: Main, words: list[str], files: tuple[str, str], environment: Mapping[str, str]) -> None:
     os.environ.update(environment)
+    gc.callbacks.clear()  # a Ctrl-C that falls into one of hypothesis's is lost
     for number, file in enumerate(files, start=1):
         with open(file, "w", encoding="utf-8") as stream:
             os.dup2(stream.fileno(), number)

@@ -224,14 +224,16 @@ def sent_by(behaviour: Behaviour, ctx: View, gradient: torch.Tensor) -> torch.Te
         if all(alike) and changes == _changes(gradient):
             return sent
     kind = type(behaviour)
-    where = f"attack {kind.__module__}:{kind.__qualname__}, step {ctx.step}, peer {ctx.peer}: gradient"
+    where = f"attack {kind.__module__}:{kind.__qualname__}, step {ctx.step}, peer {ctx.peer}"
     if changes != _changes(gradient):
-        raise HookError(f"{where} was written into; return a new tensor, such as gradient * 2 and not gradient.mul_(2)")
+        raise HookError(
+            f"{where}: gradient was written into; return a new tensor, such as gradient * 2 and not gradient.mul_(2)"
+        )
     came = (
         f"{sent.dtype} {tuple(sent.shape)} on {sent.device}" if isinstance(sent, torch.Tensor) else type(sent).__name__
     )
     raise HookError(
-        f"{where} returned {came}, expected {gradient.dtype} {tuple(gradient.shape)} on {gradient.device}, "
+        f"{where}: gradient returned {came}, expected {gradient.dtype} {tuple(gradient.shape)} on {gradient.device}, "
         "as it was given"
     )
 
