@@ -17,7 +17,7 @@ from btard.protocol.evidence import committed_work, own_pieces
 from btard.protocol.hashing import digest
 from btard.protocol.hearing import AGAIN, Heard
 from btard.protocol.kind import NOTHING, Consequence, Tried, false_accusation
-from btard.protocol.ledger import Entry
+from btard.protocol.ledger import Entry, still_byzantine
 from btard.protocol.messages import EXCLUSION_KINDS, EXCUSED, FALSE_CLAIM, GUILTY, MISSING_KINDS, NOBODY, Claim, Claims
 from btard.protocol.record import StepRecord
 from btard.protocol.report import reports_so_far, take_reports
@@ -149,6 +149,7 @@ def _try(
         return
     record.trials[attempt], record.shown[attempt] = raised, {}
     trial = Trial(seat, record, raised, evidence, attempt)
+    liars = still_byzantine(seat.config, seat.ledger.entries)  # as of now: a peer that hears no votes decides nothing
     votes = yield from trial.hold()
     lacked = {
         piece: {judge for judge, cast in votes.items() if index in cast.lacking}
@@ -156,8 +157,9 @@ def _try(
     }
     for index, (claim, accusers) in enumerate(raised.items()):
         about = trial.about[claim]
-        # Who says nothing has lost its place: liars gain nothing by it, and an honest peer's silence costs nobody else.
+        # A peer that says nothing has lost its place: liars gain nothing by it, and an honest one costs nobody else.
         voters = votes.keys() & set(about.here or ())
+        enough = max(len(voters) // 2, liars)
         cast = {judge: votes[judge].verdicts[index] for judge in sorted(voters)}
         unseen = {
             piece
@@ -166,24 +168,24 @@ def _try(
         }
         needed = [piece for piece in trial.listed[claim] if piece.by == NOBODY]
         unable = [i for i in cast if cast[i] == EXCUSED and not any(i in lacked[piece] for piece in needed)]
-        undecided = _verdict(cast, len(voters)) == EXCUSED
+        undecided = _verdict(cast, enough) == EXCUSED
         if KINDS[claim.kind].recomputes and len(unable) > record.byzantine and undecided:
             continue  # an honest voter has seen all, and has no gradient to compare it with: nobody's fault
         if unseen and undecided:
             record.unshown.add(claim)
-        _carry_out(seat, Tried(seat.config, record, about, claim, accusers, unseen), cast, len(voters))
+        _carry_out(seat, Tried(seat.config, record, about, claim, accusers, unseen), cast, enough)
 
 
-def _verdict(votes: Mapping[int, str], voters: int) -> str:
-    """What more than half of the voters say; EXCUSED if there is no such verdict."""
+def _verdict(votes: Mapping[int, str], enough: int) -> str:
+    """What more than `enough` voters say; EXCUSED if there is no such verdict."""
     cast = list(votes.values())
-    return next((v for v in (GUILTY, FALSE_CLAIM) if 2 * cast.count(v) > voters), EXCUSED)
+    return next((v for v in (GUILTY, FALSE_CLAIM) if cast.count(v) > enough), EXCUSED)
 
 
-def _carry_out(seat: Seat, tried: Tried, votes: Mapping[int, str], voters: int) -> None:
-    """The verdict that more than half of the `voters` give."""
+def _carry_out(seat: Seat, tried: Tried, votes: Mapping[int, str], enough: int) -> None:
+    """The verdict that more than `enough` voters give."""
     record, about, claim = tried.record, tried.about, tried.claim
-    decided, kind = _verdict(votes, voters), KINDS[claim.kind]
+    decided, kind = _verdict(votes, enough), KINDS[claim.kind]
     if kind.about_part and about is record and decided != FALSE_CLAIM:
         record.skipped.add(claim.part)
     if decided == GUILTY:

@@ -2,9 +2,9 @@
 
 Accusers and accused show what they have to. Then everybody says which pieces it lacks, and their authors and owners
 pass these on: so an honest peer's pieces reach all honest voters, whatever the other party of the claim does. The
-voters on a claim about a step are the members of that step and of this one that vote; who says nothing loses its
-place. Abstention stays in the denominator: only what more than half of them say is so. Less than half of them are
-Byzantine, so one of these is honest and has seen all the evidence.
+voters on a claim about a step are the members of that step and of this one that vote; a member that says nothing loses
+its place. Abstention stays in the denominator: only what more than half of them say, and more than may be Byzantine, is
+so. One of these is honest and has seen all the evidence.
 """
 
 from __future__ import annotations

@@ -46,8 +46,8 @@ KNOWN = {
         "votes of absent peers count against a verdict, and an aggregate without a verdict is applied",
         (
             "accuse",
-            "accusers, unseen), cast, len(voters))",
-            "accusers, unseen), cast, len(record.active))",
+            "accusers, unseen), cast, enough)",
+            "accusers, unseen), cast, len(record.active) // 2)",
         ),
         (
             "accuse",
@@ -65,7 +65,7 @@ KNOWN = {
         ("accuse", "voters = votes.keys() & set(about.here or ())", "voters = votes.keys() & set(votes)"),
     ),
     "silent_voters": switch(
-        "who does not vote counts as a voter: an honest peer that falls silent, and a liar, leave it undecided",
+        "members that do not vote count as voters: an honest one that falls silent, and a liar, leave it undecided",
         (
             "accuse",
             "voters = votes.keys() & set(about.here or ())",
@@ -235,7 +235,7 @@ KNOWN = {
         ("record", "return part not in self.unheld", "return True"),
     ),
     "silence_lacks": switch(
-        "who says nothing at the reveal lacks all aggregates: by one crash and silent liars nobody checks any of them",
+        "peers that are silent at the reveal lack all aggregates: by a crash and silent liars none is checked",
         (
             "coin",
             "2 * lacking[part] >= len(said)",

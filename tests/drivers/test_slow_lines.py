@@ -96,15 +96,15 @@ def test_trials_of_all_parts_cost_no_honest_peer_its_place(hangs: str) -> None:
     assert driver.took["evidence/0"] > 0.8 * shown, driver.took
 
 
-def test_deadlines_of_one_gradient_are_not_enough() -> None:
-    """So the lines are as slow as it takes: nothing is promised then."""
+def test_deadlines_of_one_gradient_cost_honest_peers_their_places() -> None:
+    """So the lines are as slow as it takes."""
 
     class OneGradient(Deadlines):
         def allowance(self, phase: str, load: int, gradients: int = 0) -> float:
             return super().allowance(phase, load if phase in ("part", "aggregate") else 0, gradients)
 
     driver = swarm(OneGradient(compute=0.001, phase=1.0, message=0.1, uplink=LINE))
-    with pytest.raises(RuntimeError, match=r"no honest peer is left|disagree on the outcome"):
+    with pytest.raises(RuntimeError, match="no honest peer is left"):
         play(driver, 2, torch.ones(D))
 
 
