@@ -53,8 +53,8 @@ def status(run: Run, out: Console) -> bool:
 def join(machines: list[Machine], record: Record | None) -> list[Row]:
     """Return machines that are alive with their peers, coordinator first; then peers whose machines are gone.
 
-    Each peer says itself on which machine it is. Of several that name one, all that are not banned are listed there: a
-    restarted trainer may be a new peer, and who lies must not take the place of another.
+    Each peer says itself on which machine it is. If several name one, all that are not banned are listed there: a
+    restarted trainer may be a new peer, and a liar must not take the place of another.
     """
     alive = [machine for machine in machines if machine.alive]
     peers = list(record.peers) if record is not None else []

@@ -27,6 +27,7 @@ POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR
 NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 """module:function"""
 IMPORTS_US = re.compile(r"^\s*(?:from|import(?:\s+[\w.]+(?:\s+as\s+\w+)?\s*,)*)\s+btard\b", re.MULTILINE)
+"""A line that imports btard, alone or beside others."""
 
 
 def load_task(name: str, folder: Path, *, said_by_run: bool = False) -> Task:

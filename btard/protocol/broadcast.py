@@ -255,7 +255,7 @@ def _tell(
             listed = [peer for peer in members if not calling or peer in one.said]
             counts[one.view, certified] += member in listed
             # After the roll call liars alone tell anything else. They are no more than b_t, and less than half of the
-            # members also after eliminations in this step. Who has just fallen silent tells nothing.
+            # members also after eliminations in this step. A peer that has just fallen silent tells nothing.
             least, half = record.byzantine, len(listed) // 2
             enough = max(least, half) if calling else min(least, half)
             if counts[one.view, certified] > enough:

@@ -103,7 +103,7 @@ class Weather(Links):
     slow_peers: frozenset[tuple[int, int]] = frozenset()
     """(peer, step)."""
     faint: tuple[tuple[Faint, tuple[int, ...]], ...] = ()
-    """Who is late, and which peers do not hear it."""
+    """A peer that is late, and the peers that do not hear it."""
     calm: float = math.inf
     """The step from which on nothing is lost."""
 

@@ -314,7 +314,7 @@ def allowed_end(environment: Environment, error: Exception, peers: Mapping[int, 
     there = [i for i in record.active if i not in room.members and i not in away]
     if isinstance(error, NoQuorum):
         if any(faint.step == record.step and faint.phase != "commit" for faint in environment.faint):
-            return True  # who has agreed on something else in `join` takes the others' state, which ends a run here
+            return True  # a peer that agreed on something else in `join` takes the others' state, which ends a run
         return 2 * len(there) <= len(record.active)
     if isinstance(error, NoGradient):
         working = [i for i in there if i not in late and i not in record.assignments]

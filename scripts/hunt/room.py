@@ -28,7 +28,7 @@ RECIPIENTS: dict[str, Callable[[Sequence[int], int], Sequence[int]]] = {
     "rest": lambda peers, pick: [p for p in peers if p != peers[pick % len(peers)]],
     "two": lambda peers, pick: peers[:2] if pick % 2 else peers[-2:],
 }
-"""Of the honest peers that are left, ascending: those that a gene, or a mishap, is for. Fellows see no lies."""
+"""Those of the remaining honest peers, ascending, that a gene or a mishap is for. Fellows see no lies."""
 
 
 class Room:

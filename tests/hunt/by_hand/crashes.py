@@ -20,7 +20,7 @@ STEP, HUGE = 1, 1e6
 
 
 class Crashes(Attacker):
-    """An honest peer whose process dies when `phase` begins."""
+    """An honest peer whose process dies when `phase` begins: no liar, though it is removed like one."""
 
     def __init__(self, phase: str) -> None:
         self.phase = phase
