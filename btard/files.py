@@ -7,11 +7,14 @@ peer be known by a key, that the disk has not. It costs milliseconds a file.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 UNFINISHED = ".tmp"
 """The suffix of a file that is being written. A process that is killed leaves it; the next attempt overwrites it."""
@@ -64,3 +67,21 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def lock(file: Path, patience: float = 0.0) -> IO[bytes] | None:
+    """Lock `file`, made if it is missing, against other processes; None if one of these has it for `patience` seconds.
+
+    The lock lasts until this process ends, or closes the result or anything else that it has opened of `file`. A
+    process does not lock itself out.
+    """
+    held, deadline = file.open("ab"), time.monotonic() + patience
+    while True:
+        try:
+            fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return held
+        except OSError:
+            if time.monotonic() >= deadline:
+                held.close()
+                return None
+            time.sleep(0.05)

@@ -9,23 +9,21 @@ the checkpoint (`btard.harness.pieces`).
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
 import shutil
-import time
 import warnings
 from collections.abc import Mapping, Sequence
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from btard.audit.files import CHECKPOINTS, CONFIG, LEDGER, METRICS, SUMMARY, TIMINGS, VERSION
 from btard.extras import need
-from btard.files import complete_file, unfinished, write_file
+from btard.files import complete_file, lock, unfinished, write_file
 from btard.harness import pieces
 from btard.harness.checkpoints import Checkpoints
 from btard.harness.pieces import AGAIN, WHOLE, Pieces, RunFolderError, lines_before, lines_of
@@ -80,7 +78,7 @@ class RunFolder:
         self._wants_events = events
         self.checkpoints = Checkpoints(self.path / CHECKPOINTS)
         self._processes = processes
-        self._lock_file: TextIOWrapper | None = None
+        self._lock_file: IO[bytes] | None = None
         self._metrics: TextIOWrapper | None = None
         self._ledger: TextIOWrapper | None = None
         self._timings: TextIOWrapper | None = None
@@ -343,17 +341,9 @@ class RunFolder:
         self._metrics = self._ledger = self._timings = self._events = self._lock_file = None
 
     def _lock(self) -> None:
-        # Held until the process ends, however it ends; a process does not lock itself out.
-        self._lock_file = (self.path / ".lock").open("w")
-        deadline = time.monotonic() + (HANDOVER if self._processes else 0)
-        while True:
-            try:
-                return fcntl.lockf(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                if time.monotonic() >= deadline:
-                    message = f"{self.path}: another process is training in this folder; wait for it"
-                    raise RunFolderError(message) from None
-                time.sleep(0.05)
+        self._lock_file = lock(self.path / ".lock", HANDOVER if self._processes else 0)
+        if self._lock_file is None:
+            raise RunFolderError(f"{self.path}: another process is training in this folder; wait for it")
 
 
 def read_metrics(path: AnyPath) -> list[dict[str, Any]]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from btard.files import lock
 from btard.harness.run_folder import RunFolder
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.hashing import tensor_digest
@@ -24,8 +23,8 @@ from btard.training.layout import layout_digest, write_layout
 from btard.training.optimizer import OwnOptimizer, VectorOptimizer
 from btard.training.torch_task import TorchTask
 
-HANDOVER, LOOK = 10.0, 0.1
-"""Seconds that a process waits for the one before it to end, and between two looks."""
+HANDOVER = 10.0
+"""Seconds that a process waits for the one before it to end."""
 
 
 @dataclass(frozen=True)
@@ -92,24 +91,21 @@ def hold(config: SwarmConfig, folder: RunFolder) -> list[IO[bytes]]:
 
     Two processes with one key contradict each other, and lose the place of that peer. Errors: ConfigError.
     """
-    files, deadline = {folder.path: folder.path / ".lock"}, time.monotonic() + HANDOVER
+    files = {folder.path: folder.path / ".lock"}
     if config.peer is None and config.network.identity is not None:
         key = Path(config.network.identity)
         if os.access(key.parent, os.W_OK):
             files[key] = key.with_name(f"{key.name}.lock")  # a lock on the key itself would end once it is read
-    held: dict[Path, IO[bytes]] = {what: file.open("ab") for what, file in files.items()}
-    while True:
-        try:
-            for what in held:
-                fcntl.lockf(held[what], fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return list(held.values())
-        except OSError:
-            if time.monotonic() > deadline:
-                raise ConfigError(
-                    f"{what}: another process uses it; end that one, or choose another --out, and another "
-                    "network.identity if it is set"
-                ) from None
-            time.sleep(LOOK)
+    held = []
+    for what, file in files.items():
+        locked = lock(file, HANDOVER)
+        if locked is None:
+            raise ConfigError(
+                f"{what}: another process uses it; end that one, or choose another --out, and another "
+                "network.identity if it is set"
+            )
+        held.append(locked)
+    return held
 
 
 def own_identity(config: SwarmConfig, folder: RunFolder) -> Identity:

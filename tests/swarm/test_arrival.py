@@ -178,7 +178,7 @@ def test_all_members_go_on_and_not_the_first_peers_alone(here: Sequence[int], mo
 
 @pytest.mark.parametrize("waits", [(0.0, 0.0, 5.0, 5.0, 5.0), (0.0, 0.2, 0.3, 0.5, 5.0)])
 def test_members_that_start_far_apart_begin_together(waits: Sequence[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    """One is missing, so each waits for it; who begins waits one phase for the others, not longer."""
+    """One is missing, so each waits for it; a peer that begins waits one phase for the others, not longer."""
     begun = time.monotonic()
     ends = gather(monkeypatch, range(5), [80, 100], waits, tolerated=1)
     assert len({*ends.values()}) == 1 and ends[0][0] == 100
