@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 import multiprocessing
 import os
 import random
@@ -10,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -18,9 +21,10 @@ import pytest
 from btard.harness.run_folder import read_summary
 from resnet.experiments import workers
 from resnet.experiments.grid import read_grid
+from resnet.experiments.plan import Task
 from resnet.sweep import main
 from tests import warm
-from tests.resnet.small_grid import files, write_grid
+from tests.resnet.small_grid import SETTINGS, files, write_grid
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 250.0
@@ -34,17 +38,33 @@ def start_sweep(grid: Path, out: Path) -> contextlib.AbstractContextManager[subp
     return warm.started(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe)
 
 
-def forked_sweep(words: list[str]) -> int:
-    """The same in a warm process, whose workers are forked from itself: it has neither threads nor CUDA."""
+def forked_sweep(words: list[str], hold: float) -> int:
+    """The same in a warm process, whose workers are forked from itself: it has neither threads nor CUDA.
+
+    A worker stops where the sweep has done `hold` steps: the whole sweep is done in a second, and whoever is to meet it
+    while it trains may be late by more than that.
+    """
     fork = multiprocessing.get_context("fork")
+    train, out = workers._train, Path(words[words.index("--out") + 1])
+
+    def holding(task: Task, on_step: Callable[[int], None], keep_checkpoints: bool) -> None:
+        def step(done: int) -> None:
+            on_step(done)
+            while steps_done(out) >= hold:
+                signal.pause()
+
+        train(task, step, keep_checkpoints)
+
+    workers._train = holding
     workers._start_server = lambda: None  # forked workers have none
     multiprocessing.get_context = lambda method=None: fork  # type: ignore[assignment]
     return main(words)
 
 
-def fork_sweep(grid: Path, out: Path) -> warm.Program:
+def fork_sweep(grid: Path, out: Path, hold: float = math.inf) -> warm.Program:
     name = f"sweep {time.monotonic_ns()}"
-    return warm.Program(forked_sweep, [str(grid), "--out", str(out), "--jobs", "2"], grid.parent, name)
+    main = functools.partial(forked_sweep, hold=hold)
+    return warm.Program(main, [str(grid), "--out", str(out), "--jobs", "2"], grid.parent, name)
 
 
 def steps_done(out: Path) -> int:
@@ -101,7 +121,7 @@ def test_a_sweep_that_was_killed_three_times_leaves_the_files_of_an_undisturbed_
     reached = 0
     for _ in range(3):
         reached = chance.randint(reached + 1, max(reached + 1, (reached + total) // 2))
-        kill_after(reached, fork_sweep(grid, broken), broken)
+        kill_after(reached, fork_sweep(grid, broken, hold=reached), broken)
         reached = steps_done(broken)
     last = fork_sweep(grid, broken)
     assert last.code(PATIENCE) == 0, last.errors
@@ -114,7 +134,8 @@ def test_a_sweep_that_was_killed_three_times_leaves_the_files_of_an_undisturbed_
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_worker_that_dies_costs_its_run_and_no_other(tmp_path: Path) -> None:
-    grid = write_grid(tmp_path / "grid.yaml", defences={"BTARD": {}})
+    longer = {**SETTINGS, "steps": 60}  # so that there is a worker left to kill, however late this comes
+    grid = write_grid(tmp_path / "grid.yaml", settings=longer, defences={"BTARD": {}})
     with start_sweep(grid, tmp_path / "out") as process:
         wait_until(lambda: servers(process.pid) or process.poll() is not None, "the process that forks workers")
         for server in servers(process.pid):
@@ -132,7 +153,7 @@ def test_a_worker_that_dies_costs_its_run_and_no_other(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_ctrl_c_ends_the_workers_and_says_how_to_go_on(tmp_path: Path) -> None:
-    sweeping = fork_sweep(write_grid(tmp_path / "grid.yaml"), tmp_path / "out")
+    sweeping = fork_sweep(write_grid(tmp_path / "grid.yaml"), tmp_path / "out", hold=1)
     wait_until(lambda: steps_done(tmp_path / "out") > 0 or sweeping.code(0) is not None, "a first step")
     forked = started_by(sweeping.pid)
     os.kill(sweeping.pid, signal.SIGINT)
