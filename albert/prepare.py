@@ -1,7 +1,8 @@
 """`python -m albert.prepare --source SOURCE --out DATA`: turns text into the segment pairs on which a swarm trains.
 
     python -m albert.prepare --source wikitext-103 --out data/wikitext-103
-    python -m albert.prepare --source wikitext-2 --out data/wikitext-2 --train-tokenizer --vocab-size 8000
+    python -m albert.prepare --source wikitext-2 --out data/wikitext-2 --train-tokenizer --vocab-size 2000 \
+        --sequence-length 64
     python -m albert.prepare --source synthetic --out data/synthetic      # generated text: downloads nothing
     python -m albert.prepare --check data/wikitext-103
 
@@ -70,9 +71,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.check is not None:
             if arguments.source is not None or arguments.out is not None:
                 raise DataError("--check: expected it alone, got --source or --out beside it; leave these out")
+            from albert.data.corpus import Corpus
+            from albert.data.evaluation import guessing_loss
             from albert.data.folder import check
 
-            print_summary(check(arguments.check), arguments.check, "intact: every file was read")
+            print_summary(check(folder := arguments.check), folder, "intact: every file was read")
+            guessing = guessing_loss(Corpus(folder, "train"), Corpus(folder, "validation"))
+            print(f"who knows how frequent words are, and nothing else, has the validation loss {guessing:.2f}")
             return 0
         options = _options(arguments)
         if arguments.workers is not None:

@@ -66,6 +66,11 @@ class Corpus:
         middle = begin + first[row]
         return tokens[begin:middle], tokens[middle:end]
 
+    def frequencies(self) -> np.ndarray:
+        """[number of ordinary tokens] int64: how often each of `ordinary` occurs in all examples."""
+        counts = sum(np.bincount(tokens, minlength=self.vocab_size) for tokens, _, _ in self._blocks)
+        return np.asarray(counts)[self.ordinary]
+
     @property
     def tokenizer_folder(self) -> Path:
         """The folder in which `transformers.AutoTokenizer.from_pretrained` finds the tokenizer."""

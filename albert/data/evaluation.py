@@ -1,6 +1,9 @@
 """Batches for evaluation: the same for everybody, whatever the seed of a run."""
 
+import math
 from collections.abc import Iterator
+
+import numpy as np
 
 from albert.data.batches import Batch, fixed_batch
 from albert.data.corpus import Corpus
@@ -17,3 +20,14 @@ def evaluation_batches(corpus: Corpus, size: int, limit: int | None = None) -> I
     count = len(corpus) if limit is None else min(limit, len(corpus))
     chosen = [i * len(corpus) // count for i in range(count)]
     return (fixed_batch(corpus, chosen[begin : begin + size]) for begin in range(0, count, size))
+
+
+def guessing_loss(train: Corpus, validation: Corpus) -> float:
+    """Return the validation loss, in nats, of who knows how frequent words are in the training split, and nothing else.
+
+    It is the mean cross-entropy of words by these frequencies, plus ln 2 for the order of sentences. A model with a
+    lower loss has learned something.
+    """
+    seen, asked = train.frequencies(), validation.frequencies()
+    expected = (seen + 1) / (seen + 1).sum()  # one more of each: a word of the validation split alone is possible, too
+    return float(-(asked * np.log(expected)).sum() / asked.sum()) + math.log(2)

@@ -177,7 +177,7 @@ def _not_prepared(folder: Path) -> str:
     source = next((name for name in ("synthetic", "wikitext-2", "wikitext-103") if folder.name == name), "wikitext-103")
     how = f"python -m albert.prepare --source {source} --out {folder}"
     if source == "wikitext-2":
-        how += " --train-tokenizer --vocab-size 8000"
+        how += " --train-tokenizer --vocab-size 2000 --sequence-length 64"
     elif source == "synthetic":
         how += " (invented text, no download)"
     if not folder.exists():

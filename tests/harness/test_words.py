@@ -92,7 +92,7 @@ def test_each_command_of_a_swarm_has_words_and_an_example_of_its_own(command: st
     ("folder", "source"),
     [
         ("data/synthetic", "synthetic --out data/synthetic (invented text, no download)"),
-        ("wikitext-2", "wikitext-2 --out wikitext-2 --train-tokenizer --vocab-size 8000"),
+        ("wikitext-2", "wikitext-2 --out wikitext-2 --train-tokenizer --vocab-size 2000 --sequence-length 64"),
         ("data/wikitext-103", "wikitext-103 --out data/wikitext-103"),
     ],
 )

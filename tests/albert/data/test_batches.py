@@ -1,18 +1,20 @@
 """Batches: all of one from 32 bytes, slices equal, segment order, masks, flipped labels, evaluation."""
 
 import hashlib
+import math
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer
 
 from albert.data.batches import NOT_MASKED, Batch, batch
 from albert.data.corpus import Corpus
-from albert.data.evaluation import evaluation_batches
-from tests.albert.data.conftest import LENGTH, VOCABULARY, MakeCorpus
+from albert.data.evaluation import evaluation_batches, guessing_loss
+from tests.albert.data.conftest import LENGTH, SPECIAL, VOCABULARY, MakeCorpus
 
 SEED = bytes(range(32))
 # Examples of which every token tells where it stood: tens of the example, A before B.
@@ -188,3 +190,11 @@ def test_evaluation_of_some_is_evenly_spaced(make_corpus: MakeCorpus) -> None:
 def test_label_is_within_the_vocabulary(make_corpus: MakeCorpus) -> None:
     labels = batch(make_corpus(EXAMPLES), SEED, 100, flip_labels=True)["labels"]
     assert labels[labels != NOT_MASKED].min() >= 0 and labels.max() < VOCABULARY
+
+
+def test_who_guesses_by_frequency_loses_the_entropy_of_words_and_that_of_their_order(make_corpus: MakeCorpus) -> None:
+    corpus = make_corpus([([5] * 4, [6] * 4), ([5] * 4, [7] * 4), ([5] * 4, [3] * 2)])
+    assert corpus.frequencies()[:3].tolist() == [12, 4, 4] and corpus.frequencies().sum() == 20
+    seen = np.array([13, 5, 5])
+    words = -(np.array([12, 4, 4]) * np.log(seen / (20 + VOCABULARY - len(SPECIAL)))).sum() / 20
+    assert guessing_loss(corpus, corpus) == pytest.approx(words + math.log(2))
