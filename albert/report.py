@@ -1,9 +1,9 @@
 """`python -m albert.report DIR [--out FOLDER]`: figures and tables of the finished swarms in DIR.
 
 DIR holds a folder for each swarm, as written by `albert.experiments`; FOLDER is DIR/report. It gets, as PNG and SVG,
-loss (over steps, with the attacks and the bans), peers (in the run), speed and phases; results.md, a line for each
-attack; bans.md, a line for each swarm. With --export it also gets swarms.zip with the data behind all this:
-`python -m albert.report FOLDER --out FOLDER` then makes the same again.
+loss (over steps, with the attacks and the bans), validation (the loss on other text), peers (in the run), speed and
+phases; results.md, a line for each attack; bans.md, a line for each swarm. With --export it also gets swarms.zip with
+the data behind all this: `python -m albert.report FOLDER --out FOLDER` then makes the same again.
 """
 
 from __future__ import annotations
@@ -21,12 +21,18 @@ if TYPE_CHECKING:
 
 def write_report(swarms: Sequence[Swarm], out: Path) -> list[str]:
     """Write all figures and tables into the folder `out`; returns the names of the figures."""
-    from albert.experiments.plots import loss_figure, peers_figure, phases_figure, speed_figure
+    from albert.experiments import plots
     from albert.experiments.tables import bans_table, results_table
     from btard.harness.figures import save
 
     out.mkdir(parents=True, exist_ok=True)
-    figures = {"loss": loss_figure, "peers": peers_figure, "speed": speed_figure, "phases": phases_figure}
+    figures = {
+        "loss": plots.loss_figure,
+        "validation": plots.validation_figure,
+        "peers": plots.peers_figure,
+        "speed": plots.speed_figure,
+        "phases": plots.phases_figure,
+    }
     for name, draw in figures.items():
         save(draw(swarms), out / name, small=True)
     (out / "results.md").write_text(results_table(swarms), encoding="utf-8")

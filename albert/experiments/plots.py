@@ -50,6 +50,15 @@ def loss_figure(swarms: Sequence[Swarm]) -> Figure:
     return figure
 
 
+def validation_figure(swarms: Sequence[Swarm]) -> Figure:
+    """Validation loss at the checkpoints, over steps."""
+    limit = TOP * max((values[0] for swarm in swarms if (values := swarm.series("validation_loss")[1])), default=1.0)
+    figure = _panels(swarms, lambda swarm: swarm.series("validation_loss"), "validation loss", marker=".")
+    for axes in figure.axes:
+        axes.set_ylim(top=limit)
+    return figure
+
+
 def peers_figure(swarms: Sequence[Swarm]) -> Figure:
     """Peers that are in the run, over steps."""
     figure = _panels(swarms, lambda swarm: swarm.series("active"), "alive peers", drawstyle="steps-post")

@@ -42,8 +42,10 @@ def results_table(swarms: Sequence[Swarm]) -> str:
         row = [attack, "-" if attack == NO_ATTACK else str(start), defence, str(len(group))]
         row += [f"{banned} of {attackers}" if attackers else "-", _range(waits, ".0f")]
         row += [str(sum(swarm.summary["honest_banned"] for swarm in group)), _range(losses, ".2f")]
+        row += [_range(_last(group, "validation_loss"), ".2f"), _range(_last(group, "masked_word_accuracy"), ".1%")]
         rows.append([*row, f"{statistics.median(speeds):.0f}" if speeds else "-"])
-    return markdown((*columns, "honest peers removed", "last loss", "samples per second"), rows) + "\n"
+    last = ("last loss", "last validation loss", "masked words right", "samples per second")
+    return markdown((*columns, "honest peers removed", *last), rows) + "\n"
 
 
 def ledger_table(swarm: Swarm) -> str:
@@ -62,6 +64,11 @@ def ledger_table(swarm: Swarm) -> str:
         accused = "nobody" if entry["accused"] == NOBODY else str(entry["accused"])
         rows.append([str(step), what, accused, by, out, count, evidence])
     return markdown(("step", "what", "accused", "by", "removed", "votes", "evidence"), rows) + "\n"
+
+
+def _last(swarms: Sequence[Swarm], key: str) -> list[float]:
+    """What each swarm had of a metric when it was measured last; nothing of a swarm without it."""
+    return [values[-1] for swarm in swarms if (values := swarm.series(key)[1])]
 
 
 def _range(values: Sequence[float], form: str) -> str:

@@ -88,6 +88,7 @@ def write_swarm(cell: Cell, out: Path, *, honest: int | None = None) -> None:
         metrics.append({"step": step, "loss": loss, "active": active, "samples_per_second": 100.0 + step})
         timings.append({"step": step, "gradients": 0.2, "commit": 0.1, "accuse": 0.05})
         if (step + 1) % config.checkpoint_every == 0:
+            metrics[-1] |= {"validation_loss": loss + 1, "masked_word_accuracy": step / 1000}
             (place / f"checkpoints/step-{step + 1:08d}.safetensors").write_bytes(b"")
     summary = {
         "steps": config.steps,

@@ -95,6 +95,15 @@ def test_peers_and_speed_are_drawn(swarms: list[Swarm]) -> None:
     assert calm.get_ydata()[30] == 130
 
 
+def test_the_validation_loss_is_drawn_at_the_checkpoints(swarms: list[Swarm]) -> None:
+    calm = named(swarms, BASELINE)
+    every = calm.config["checkpoint_every"]
+    line = next(line for line in plots.validation_figure(swarms).axes[0].lines if line.get_linestyle() == "--")
+    assert list(line.get_xdata()) == list(range(every - 1, 60, every)) and line.get_ydata()[-1] == 10 - 59 / 20
+    nothing = replace(calm, metrics=[{"step": 0, "loss": 9.0}])
+    assert not any(len(line.get_xdata()) for line in plots.validation_figure([nothing]).axes[0].lines)
+
+
 def test_where_the_time_goes_is_drawn_for_each_kind_of_swarm(swarms: list[Swarm]) -> None:
     axes = plots.phases_figure(swarms).axes[0]
     ipm = ["IPM (epsilon 0.6), BTARD", "IPM (epsilon 0.6), mean"]
@@ -110,10 +119,10 @@ def test_where_the_time_goes_is_drawn_for_each_kind_of_swarm(swarms: list[Swarm]
 def test_tables_count_over_the_seeds(swarms: list[Swarm]) -> None:
     lines = [line for line in tables.results_table(swarms).splitlines() if line.startswith("| IPM")]
     assert lines == [
-        "| IPM (epsilon 0.6) | 20 | BTARD | 2 | 4 of 4 | 5 | 0 | 7.05 | 124 |",
-        "| IPM (epsilon 0.6) | 20 | mean | 1 | 0 of 2 | - | 0 | 48.00 | 124 |",
-        "| IPM (epsilon 0.6) | 40 | BTARD | 2 | 4 of 4 | 5 | 1 | 6.05 | 144 |",
-        "| IPM (epsilon 0.6) | 40 | mean | 1 | 0 of 2 | - | 0 | 68.00 | 144 |",
+        "| IPM (epsilon 0.6) | 20 | BTARD | 2 | 4 of 4 | 5 | 0 | 7.05 | 8.05 | 3.9% | 124 |",
+        "| IPM (epsilon 0.6) | 20 | mean | 1 | 0 of 2 | - | 0 | 48.00 | 49.00 | 3.9% | 124 |",
+        "| IPM (epsilon 0.6) | 40 | BTARD | 2 | 4 of 4 | 5 | 1 | 6.05 | 7.05 | 5.9% | 144 |",
+        "| IPM (epsilon 0.6) | 40 | mean | 1 | 0 of 2 | - | 0 | 68.00 | 69.00 | 5.9% | 144 |",
     ]
     assert "| sign flip | BTARD | 1 | 20 | 22, 25 (2 of 2) | 0 | 7.05 |" in tables.bans_table(swarms)
 
@@ -138,14 +147,14 @@ def test_the_report_is_made_again_from_what_it_exports(
     exported = tmp_path / "exported"
     assert main([str(series), "--out", str(exported), "--export"]) == 0
     assert "sign flip" in capsys.readouterr().out
-    for figure in ("loss", "peers", "speed", "phases"):
+    for figure in ("loss", "validation", "peers", "speed", "phases"):
         assert (exported / f"{figure}.png").exists() and (exported / f"{figure}.svg").exists()
     packed = zipfile.ZipFile(exported / "swarms.zip")
     kept = yaml.safe_load(packed.read("ipm-from-40-btard-seed-1/config.yaml"))
     assert not {"network", "data", "start_from", "wandb"} & kept.keys()
     assert not any(b"/home/somebody" in packed.read(name) for name in packed.namelist())
     assert len(packed.namelist()) == 13 * 5
-    assert sum(file.is_file() for file in exported.rglob("*")) == 1 + 2 * 4 + 2  # the archive, figures, tables
+    assert sum(file.is_file() for file in exported.rglob("*")) == 1 + 2 * 5 + 2  # the archive, figures, tables
     again = read_swarms(exported)
     assert (exported / "results.md").read_text() == tables.results_table(again)
     assert (exported / "bans.md").read_text() == tables.bans_table(again)
