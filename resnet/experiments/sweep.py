@@ -16,7 +16,7 @@ from btard.harness.progress import Bar, duration
 from btard.harness.run_folder import RunFolderError, read_summary, steps_per_second
 from resnet.cohort import check_rule
 from resnet.config import Config
-from resnet.data import load_dataset
+from resnet.data import DataError, load_dataset
 from resnet.experiments.grid import GRID_FILE, Cell, Grid
 from resnet.experiments.outcomes import noted_digest
 from resnet.experiments.plan import RUNS, Branch, Plan, Task, make_plan, shard
@@ -51,6 +51,8 @@ def sweep(
         if isinstance(task, Branch) and task.done and not keep_checkpoints:
             shutil.rmtree(task.folder / CHECKPOINTS, ignore_errors=True)
     todo = plan.todo()
+    for data in {_config(task).data for task in todo}:  # once, before several workers would all download them
+        load_dataset(data.name, data.path, label=data.label)
     if show:
         print_plan(grid, cells, plan, jobs, estimate(todo, out, jobs))
     if not todo:
@@ -91,18 +93,26 @@ def _check_data(plan: Plan, out: Path) -> None:
             )
 
 
-def estimate(todo: Sequence[Task], out: Path, jobs: int) -> float:
+def _config(task: Task) -> Config:
+    return task.cell.config if isinstance(task, Branch) else task.config
+
+
+def estimate(todo: Sequence[Task], out: Path, jobs: int) -> float | None:
     """Seconds that `todo` will take, from runs that are finished in `out`, else from a few steps on this machine.
 
-    It is rough: after bans a step is faster, and runs side by side slow each other down.
+    It is rough: after bans a step is faster, and runs side by side slow each other down. None where neither is there,
+    nor the data.
     """
     known: dict[str, float] = {}
     total = 0.0
     for task in todo:
-        config = task.cell.config if isinstance(task, Branch) else task.config
+        config = _config(task)
         rule = config.aggregator.name
         if rule not in known:
-            known[rule] = _seconds_per_step(config, out)
+            try:
+                known[rule] = _seconds_per_step(config, out)
+            except DataError:
+                return None
         total += known[rule] * task.steps
     return total / max(1, min(jobs, len(todo)))
 
@@ -113,7 +123,7 @@ def _seconds_per_step(config: Config, out: Path) -> float:
             speed = steps_per_second(folder.parent)
             if speed:
                 return 1 / speed
-    data = load_dataset(config.data.name, config.data.path, label=config.data.label)
+    data = load_dataset(config.data.name, config.data.path, label=config.data.label, download=False)
     with tempfile.TemporaryDirectory() as place:
         # Without its attack and test set; what remains is most of the time.
         quiet = replace(config, eval_every=config.steps, attack=type(config.attack)(), byzantine=0)
@@ -125,7 +135,7 @@ def _seconds_per_step(config: Config, out: Path) -> float:
         return (time.perf_counter() - started) / (PROBE_STEPS - 1)
 
 
-def print_plan(grid: Grid, cells: Sequence[Cell], plan: Plan, jobs: int, seconds: float) -> None:
+def print_plan(grid: Grid, cells: Sequence[Cell], plan: Plan, jobs: int, seconds: float | None) -> None:
     """Print what there is to do, and how long it should take."""
     mine = {cell.name for cell in cells}
     finished = {str(task) for task in plan.tasks if isinstance(task, Branch) and task.done}
@@ -140,7 +150,8 @@ def print_plan(grid: Grid, cells: Sequence[Cell], plan: Plan, jobs: int, seconds
     runs = sum(isinstance(task, Branch) for task in todo)
     print(
         f"{len(cells)} different runs, {runs} to train, {len(todo) - runs} parts of warm-ups, "
-        f"{sum(task.steps for task in todo):,} steps, {jobs} at a time: about {duration(seconds)}."
+        f"{sum(task.steps for task in todo):,} steps, {jobs} at a time: "
+        + ("how long is not known before the data are there." if seconds is None else f"about {duration(seconds)}.")
     )
 
 

@@ -164,6 +164,12 @@ def test_the_plan_says_what_there_is_to_do_and_trains_nothing(tmp_path, capsys: 
     assert not (tmp_path / "out").exists()
 
 
+def test_a_plan_downloads_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--data.name", "cifar10", "--data.path", str(tmp_path), "--plan"]
+    assert main([str(write_grid(tmp_path / "grid.yaml")), "--out", str(tmp_path / "out"), *words]) == 0
+    assert "how long is not known before the data are there" in " ".join(capsys.readouterr().out.split())
+
+
 def test_the_command_line_changes_every_run_and_the_folder_alone_goes_on(tmp_path: Path) -> None:
     grid = write_grid(tmp_path / "grid.yaml", defences={"BTARD": {}}, experiments={"e": {"attacks": ["sign flip"]}})
     out = tmp_path / "out"
