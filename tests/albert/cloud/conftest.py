@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -46,6 +47,15 @@ def _sources_read_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(typed_yaml, "_field_docs", functools.cache(typed_yaml._field_docs))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _no_signal_is_lost() -> Iterator[None]:
+    """Some tests press Ctrl-C in this process: what falls into a callback of the garbage collection raises nothing."""
+    before = gc.callbacks[:]
+    gc.callbacks.clear()
+    yield
+    gc.callbacks[:] = before
 
 
 @pytest.fixture(scope="session")
