@@ -53,11 +53,11 @@ def tensor_digest(tensor: torch.Tensor, *fields: Field, parallel: bool = False) 
     Equal for equal content wherever it lies (device, strides). -0.0 and 0.0, and NaNs of different payload, differ.
     """
     head = _tensor_head(fields, tensor.dtype, *tensor.shape)
+    if not tensor.numel():  # numpy has no array of some shapes that torch has, such as (0, 2^31, 2^31)
+        return blake3(head).digest()
     if tensor.is_cpu and tensor.nbytes <= _SMALL and tensor.dtype in _PLAIN:
         return blake3(head + tensor.detach().numpy().tobytes()).digest()
     host = on_cpu(tensor.detach()).contiguous()
-    if not host.numel():
-        return blake3(head).digest()
     # Flat first: a tensor without dimensions has no view as bytes.
     content = host.view(-1).view(torch.uint8).numpy().data
     # BLAKE3 has one pool of threads for all cores. For any other number it would make one for this tensor alone.

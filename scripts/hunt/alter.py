@@ -85,7 +85,7 @@ def _struct(value: Any, at: Moment, path: Path) -> Any:
 
 
 ANY = {
-    torch.Tensor: ("zero", "nan", "huge", "ulp", "one_entry", "denormals", "shape", "dtype", "outside"),
+    torch.Tensor: ("zero", "nan", "huge", "ulp", "one_entry", "denormals", "shape", "vast", "dtype", "outside"),
     float: ("zero", "negative", "nan", "huge", "ulp", "outside", "inside", "scaled", "balance"),
     int: ("zero", "plus", "minus", "huge", "nobody", "random"),
     bytes: ("zero", "flip", "short"),

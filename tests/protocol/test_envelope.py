@@ -21,6 +21,7 @@ from btard.protocol.envelope import (
     encode_items,
     encode_signed,
 )
+from btard.protocol.hashing import tensor_digest
 from btard.protocol.limits import MAX_HEADER
 from btard.protocol.signed import Packet, Relayed, Signed
 from btard.protocol.wire import Malformed
@@ -118,6 +119,15 @@ def test_tensors_are_views_of_what_arrived() -> None:
     assert isinstance(packet, Packet) and isinstance(packet.body, torch.Tensor) and packet.body.equal(body)
     start = torch.frombuffer(data, dtype=torch.uint8).data_ptr()
     assert start < packet.body.data_ptr() < start + len(data)
+
+
+@pytest.mark.parametrize("shape", [(0, 2**31 - 1, 2**31 - 1), (2**31 - 1, 0, 2**31 - 1), (0,), ()])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_whatever_is_decoded_has_a_digest(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    body = torch.empty(shape, dtype=dtype)
+    [packet] = decode_items(joined([Packet("part", 1, 0, 2, body, bytes(64))]), 2**20)
+    assert isinstance(packet, Packet) and isinstance(packet.body, torch.Tensor)
+    assert tensor_digest(packet.body, "part") == tensor_digest(body, "part")
 
 
 @settings(max_examples=300)

@@ -13,17 +13,23 @@ from functools import partial
 from typing import Any
 
 import msgpack
+import msgspec
 import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from btard.drivers.local import LocalDriver
 from btard.protocol import wire
+from btard.protocol.behaviour import Context
+from btard.protocol.config import ProtocolConfig
 from btard.protocol.envelope import decode_items, decode_signed, decode_vouch, encode_items, encode_signed
 from btard.protocol.identity import Identity
 from btard.protocol.messages import Report
 from btard.protocol.signed import Packet, Relayed, Signed, relay_digest
 from btard.protocol.wire import Malformed
+from btard.task import QuadraticTask
+from tests.protocol.promises import Attacker, D, check_honest, play
 from tests.protocol.test_messages import HASH, MESSAGES
 
 LIMIT = 4096
@@ -195,3 +201,20 @@ def test_every_cut_is_noticed(cut: int) -> None:
     for decode in (wire.unpack, partial(wire.decode, form=Report)):
         with pytest.raises(Malformed):
             decode(shorter, max_bytes=LIMIT, what="test")
+
+
+class Vast(Attacker):
+    """Sends tensors of a shape that torch has and numpy has not, in the place of all of its packets."""
+
+    def dispatch(self, ctx: Context, phase: str, packets: dict[int, list[Packet]]) -> dict[int, list[Packet]]:
+        empty = torch.empty((0, 2**31 - 1, 2**31 - 1))
+        return {to: [msgspec.structs.replace(packet, body=empty) for packet in sent] for to, sent in packets.items()}
+
+
+@pytest.mark.parametrize("validation", ["exact", "tolerant"])
+def test_a_tensor_of_a_shape_that_cannot_be_costs_nobody_but_its_sender(validation: Any) -> None:
+    config = ProtocolConfig(peers=5, byzantine=1, run_id="vast", tau=1.0, validation=validation)
+    driver = LocalDriver(config, QuadraticTask(D), behaviours={4: Vast()})
+    results = play(driver, 3, torch.ones(D))
+    check_honest(results, frozenset({4}))
+    assert {peer for result in results for entry in result.removed for peer in entry.peers} == {4}
