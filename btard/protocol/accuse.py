@@ -149,7 +149,7 @@ def _try(
         return
     record.trials[attempt], record.shown[attempt] = raised, {}
     trial = Trial(seat, record, raised, evidence, attempt)
-    liars = still_byzantine(seat.config, seat.ledger.entries)  # as of now: a peer that hears no votes decides nothing
+    left = still_byzantine(seat.config, seat.ledger.entries)
     votes = yield from trial.hold()
     lacked = {
         piece: {judge for judge, cast in votes.items() if index in cast.lacking}
@@ -159,7 +159,9 @@ def _try(
         about = trial.about[claim]
         # A peer that says nothing has lost its place: liars gain nothing by it, and an honest one costs nobody else.
         voters = votes.keys() & set(about.here or ())
-        enough = max(len(voters) // 2, liars)
+        # They were members in both steps: newcomers that came since raise b_t, and have no vote.
+        liars = min(left, about.byzantine)
+        enough = max(len(voters) // 2, liars)  # a peer that hears no other votes decides nothing alone
         cast = {judge: votes[judge].verdicts[index] for judge in sorted(voters)}
         unseen = {
             piece
@@ -169,7 +171,7 @@ def _try(
         needed = [piece for piece in trial.listed[claim] if piece.by == NOBODY]
         unable = [i for i in cast if cast[i] == EXCUSED and not any(i in lacked[piece] for piece in needed)]
         undecided = _verdict(cast, enough) == EXCUSED
-        if KINDS[claim.kind].recomputes and len(unable) > record.byzantine and undecided:
+        if KINDS[claim.kind].recomputes and len(unable) > liars and undecided:
             continue  # an honest voter has seen all, and has no gradient to compare it with: nobody's fault
         if unseen and undecided:
             record.unshown.add(claim)

@@ -87,8 +87,8 @@ class ProtocolSettings:
     off: the harm of an attack stays, as in the paper. It is the default here, because a step that goes back hands its
     caller a state instead of a gradient; programs, `simulate` and `distributed` take it, and have auto."""
     max_newcomers: int = 1
-    """Newcomers admitted per step, at most. Each costs the members d floats per step while it is on probation. At most
-    `peers` newcomers are on probation at once."""
+    """Newcomers admitted per step, at most. Each costs the members d floats per step while it is on probation, up
+    to (b_t + 2) d if it asks for what it has been sent. At most `peers` newcomers are on probation at once."""
 
     def __post_init__(self) -> None:
         require(self.validators >= 0, "validators", ">= 0", self.validators, "1 is the paper's protocol")

@@ -57,11 +57,14 @@ def settle_missing(seat: Seat, record: StepRecord) -> Generator[Effect, Any, Non
     than b_t of these are left, one of them is honest, and has given it to all before they reported. Reports come too
     late to count holders: a hostile owner that then adds one honest holder to its fellows has a majority, and nobody
     else's report says how far off the aggregate is.
+
+    A part that is skipped here is not held: some honest peers have its aggregate and others do not, and would judge a
+    report on it differently.
     """
     members = record.members
     lacking = record.lacking(members)
-    few = {part for part in record.announced if len(members) - lacking[part] <= record.byzantine}
-    record.skipped |= few | record.unheld
+    record.unheld |= {part for part in record.announced if len(members) - lacking[part] <= record.byzantine}
+    record.skipped |= record.unheld
     if record.missing:
         yield from recover(seat, record, 1)
 

@@ -241,7 +241,7 @@ KNOWN = {
             "2 * lacking[part] >= len(said)",
             "2 * (len(record.here or ()) - len(said) + lacking[part]) >= len(record.here or ())",
         ),
-        ("recover", "few | record.unheld", "few | (record.unheld if record.missing else set())"),
+        ("recover", "record.skipped |= record.unheld", "record.skipped |= record.unheld if record.missing else set()"),
     ),
     "few_reports": switch(
         "a part of more rows than liars counts, though the honest workers fell silent before they reported on it",
@@ -249,7 +249,15 @@ KNOWN = {
     ),
     "holders_gone": switch(
         "a part counts whose honest holders fell silent before they passed it on: liars alone have it",
-        ("recover", "record.skipped |= few | record.unheld", "record.skipped |= record.unheld"),
+        ("recover", "len(members) - lacking[part] <= record.byzantine}", "False}"),
+    ),
+    "held_by_few": switch(
+        "a report on a part of which too few holders are left convicts: only some honest judges know the truth",
+        ("recover", "record.unheld |= {", "record.skipped |= {"),
+    ),
+    "todays_bound": switch(
+        "newcomers that came since raise the number of votes that a verdict takes, and have none: it is out of reach",
+        ("accuse", "liars = min(left, about.byzantine)", "liars = left"),
     ),
     "the_silent_tell": switch(
         "members that just fell silent count among those that tell a listener: it is told nothing, and is elsewhere",
@@ -327,7 +335,7 @@ KNOWN = {
     ),
     "judges_without_truth": switch(
         "mode tolerant: if no honest judge can compute the gradient on trial, an honest accuser or target is removed",
-        ("accuse", "recomputes and len(unable) > record.byzantine and", "recomputes and False and"),
+        ("accuse", "recomputes and len(unable) > liars and", "recomputes and False and"),
     ),
     "two_bodies": switch(
         "float16: a second body for the same values, which nobody can pass on once it was announced",

@@ -37,6 +37,8 @@ OF_KNOWN = (
     "silence_lacks",
     "few_reports",
     "holders_gone",
+    "held_by_few",
+    "todays_bound",
     "the_silent_tell",
     "late_hands",
     "revealed_without_announcements",

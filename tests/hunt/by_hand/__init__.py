@@ -39,6 +39,8 @@ PLAYS: dict[str, Callable[[], str]] = {
         crashes.silence_lacks,
         crashes.few_reports,
         crashes.holders_gone,
+        crashes.held_by_few,
+        newcomers.todays_bound,
         crashes.the_silent_tell,
         late.told_after_eliminations,
         late.other_join_counts,

@@ -11,10 +11,10 @@ from msgspec.structs import replace
 from btard.attacks.speech import signed_bytes
 from btard.drivers.links import Links
 from btard.protocol.behaviour import Behaviour, Context
-from btard.protocol.messages import Report
+from btard.protocol.messages import FALSE_CLAIM, Claim, Report
 from btard.protocol.signed import Signed
 from tests.hunt.by_hand.cohort import cohort, damage
-from tests.protocol.promises import Attacker, Away
+from tests.protocol.promises import Attacker, Away, D
 
 STEP, HUGE = 1, 1e6
 
@@ -63,6 +63,40 @@ class HandsOn(Attacker):
         return {to: said for to, said in packets.items() if phase == "recover/0" and to == self.other}
 
 
+class Dies(Crashes):
+    """An honest owner whose last words, its aggregate among them, reach these peers alone."""
+
+    def __init__(self, reached: Collection[int]) -> None:
+        super().__init__("coin_reveal")
+        self.reached = reached
+
+    def aggregate_for(self, ctx: Context, recipient: int, part: int, value: torch.Tensor) -> torch.Tensor | None:
+        return value if ctx.step != STEP or recipient in self.reached else None
+
+    def say(self, ctx: Context, phase: str, payload: Any, message: Signed | None, sign: Any) -> Any:
+        last = ctx.step == STEP and phase in ("announce", "coin_commit/0")
+        return message, {i: None for i in ctx.active if last and i not in self.reached and i != ctx.peer}
+
+
+class ShowsIts(Attacker):
+    """A wrong report on `part`, whose aggregate it passes on to its validator of the next step alone."""
+
+    def __init__(self, part: int, validators: Collection[int]) -> None:
+        self.about, self.validators = part, validators
+
+    def dispatch(self, ctx: Context, phase: str, packets: Mapping[int, Any]) -> Mapping[int, Any]:
+        if ctx.step != STEP or not phase.startswith("recover"):
+            return packets
+        return {to: said for to, said in packets.items() if to in self.validators and phase == "recover/1"}
+
+    def report(self, ctx: Context, report: Report) -> Report:
+        norms = tuple(1.5 * norm if part == self.about else norm for part, norm in enumerate(report.norms))
+        return replace(report, norms=norms) if ctx.step == STEP else report
+
+    def vote(self, ctx: Context, claim: Claim, verdict: str) -> str:
+        return FALSE_CLAIM
+
+
 class TellsNothing(Attacker):
     """Tells those that listen nothing."""
 
@@ -99,6 +133,24 @@ def few_reports() -> str:
 def holders_gone() -> str:
     last = {3: Crashes("recover/1")}
     return _of(HandsOn([0, 1, 2], 3), [0, 1, 2], "recover/0", 7, others=last)
+
+
+def held_by_few(run_id: str = "held 8") -> str:
+    """`run_id`: one with which the liar, 7, is not checking in step 1, and is checked in step 2."""
+    checkers = list[int]()
+    for _ in range(2):  # at first to see who checks it
+        driver = cohort({7: Attacker()}, peers=8, validators=1, run_id=run_id)
+        driver.step(torch.ones(D))
+        [checks] = driver.honest[0].assignments
+        owner, *others = (i for i in range(7) if i != checks)
+        driver.peers[owner].behaviour = Dies([checks, *others[:2], 7])
+        for holder in (checks, *others[:2]):
+            driver.peers[holder].behaviour = Crashes("recover/0")
+        part = [i for i in range(8) if i != checks].index(owner)
+        driver.peers[7].behaviour = ShowsIts(part, checkers)
+        broken = damage(driver, 1)
+        checkers += [i for i, target in driver.honest[0].assignments.items() if target == 7]
+    return broken or damage(driver, 1)
 
 
 def the_silent_tell() -> str:

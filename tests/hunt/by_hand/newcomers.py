@@ -10,7 +10,7 @@ from btard.drivers.local import LocalDriver
 from btard.protocol.behaviour import Behaviour, Context
 from btard.protocol.download import Download
 from btard.protocol.identity import Identity
-from btard.protocol.messages import Claim
+from btard.protocol.messages import FALSE_CLAIM, Claim
 from btard.protocol.signed import Relayed
 from btard.protocol.snapshot import public_state
 from tests.hunt.by_hand.cohort import cohort, damage
@@ -85,6 +85,42 @@ def cleared_by_the_gone(run_id: str = "gone 105") -> str:
     broken = damage(driver, 7)
     member = any(entry.kind == "member" and entry.accused == idler.peer for entry in driver.honest[0].ledger.entries)
     return broken or ("who has computed nothing is a member" if member else "")
+
+
+class Trades(Attacker):
+    """Sends a part to all but its victim, in step 1: both lose their places."""
+
+    def __init__(self, victim: int) -> None:
+        self.victim = victim
+
+    def dispatch(self, ctx: Context, phase: str, packets: Any) -> Any:
+        return {to: sent for to, sent in packets.items() if to != self.victim or phase != "part" or ctx.step != 1}
+
+
+class WrongOnce(Attacker):
+    """Its gradient is wrong in one step; it votes against whoever says so."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def gradient(self, ctx: Context, gradient: torch.Tensor) -> torch.Tensor:
+        return -3 * gradient if ctx.step == self.step else gradient
+
+    def vote(self, ctx: Context, claim: Claim, verdict: str) -> str:
+        return FALSE_CLAIM
+
+
+def todays_bound(run_id: str = "bound 1", step: int = 14) -> str:
+    """`run_id`, `step`: where both newcomers become members at the end of the step, and an honest peer checks the liar.
+
+    Three are left of seven, two of them honest; with the newcomers five, of whom two may be liars.
+    """
+    behaviours = {4: WrongOnce(step), 5: Trades(0), 6: Trades(1)}
+    driver = cohort(behaviours, peers=7, probation=12, max_newcomers=2, validation="tolerant", run_id=run_id, tau=1.0)
+    broken = damage(driver, 2)
+    for name in ("one", "two"):
+        driver.join(Identity.from_seed(name))
+    return broken or damage(driver, step)
 
 
 class ServesItsOwnState(Attacker):
