@@ -36,26 +36,30 @@ Curve = Callable[[Swarm], tuple[list[int], list[float]]]
 
 def loss_figure(swarms: Sequence[Swarm]) -> Figure:
     """Training loss over steps; rings are bans of attackers, crosses removals of honest peers, triangles healings."""
-    limit = TOP * max(swarm.series("loss")[1][0] for swarm in swarms)
-
-    def curve(swarm: Swarm) -> tuple[list[int], list[float]]:
-        steps, losses = swarm.series("loss")
-        cut = next((i + 1 for i, loss in enumerate(losses) if loss > 2 * limit), len(losses))
-        return steps[:cut], losses[:cut]
-
-    figure = _panels(swarms, curve, "training loss, median of the peers", bans=True)
-    for axes in figure.axes:
-        if axes.has_data():
-            axes.set_ylim(top=limit)
-    return figure
+    return _losses(swarms, "loss", "training loss, median of the peers", bans=True)
 
 
 def validation_figure(swarms: Sequence[Swarm]) -> Figure:
     """Validation loss at the checkpoints, over steps."""
-    limit = TOP * max((values[0] for swarm in swarms if (values := swarm.series("validation_loss")[1])), default=1.0)
-    figure = _panels(swarms, lambda swarm: swarm.series("validation_loss"), "validation loss", marker=".")
+    return _losses(swarms, "validation_loss", "validation loss", marker=".")
+
+
+def _losses(swarms: Sequence[Swarm], key: str, label: str, **style: Any) -> Figure:
+    """Without what a diverged training came to: the range is that of the losses at the start, and of the lowest one."""
+    attacked = [swarm for swarm in swarms if swarm.attack != NO_ATTACK] or swarms
+    known = [losses for swarm in attacked if (losses := swarm.series(key)[1])]
+    limit = TOP * max((losses[0] for losses in known), default=1.0)
+    lowest = min((min(losses) for losses in known), default=0.0)
+
+    def curve(swarm: Swarm) -> tuple[list[int], list[float]]:
+        steps, losses = swarm.series(key)
+        cut = next((i + 1 for i, loss in enumerate(losses) if loss > 2 * limit), len(losses))
+        return steps[:cut], losses[:cut]
+
+    figure = _panels(swarms, curve, label, **style)
     for axes in figure.axes:
-        axes.set_ylim(top=limit)
+        if axes.has_data():
+            axes.set_ylim(lowest - 0.1 * (limit - lowest), limit)
     return figure
 
 
@@ -155,7 +159,7 @@ def _panels(swarms: Sequence[Swarm], curve: Curve, label: str, *, bans: bool = F
         panel.set_axis_off()
     for row in range(rows):
         panels[row * columns].set_ylabel(label, fontsize="small")
-    figure.legend(frameon=False, fontsize="small", loc="outside upper center", ncols=len(labelled))
+    figure.legend(frameon=False, fontsize="small", loc="outside upper center", ncols=min(len(labelled), 2 * columns))
     return figure
 
 

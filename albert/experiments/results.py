@@ -47,7 +47,7 @@ class Swarm:
         tau = self.config["protocol"]["tau"]
         if tau == float("inf"):
             return MEAN
-        return BTARD if tau == 0.125 else f"{BTARD}, tau {tau}"
+        return BTARD if tau == 0.125 else f"{BTARD}, tau {tau if isinstance(tau, str) else format(tau, 'g')}"
 
     @property
     def attack(self) -> str:
