@@ -67,8 +67,9 @@ def ledger_table(swarm: Swarm) -> str:
 
 
 def _last(swarms: Sequence[Swarm], key: str) -> list[float]:
-    """What each swarm had of a metric when it was measured last; nothing of a swarm without it."""
-    return [values[-1] for swarm in swarms if (values := swarm.series(key)[1])]
+    """What each swarm had of a metric at its end, or when it was measured last; nothing of a swarm without it."""
+    found = [swarm.summary.get(key) or (swarm.series(key)[1] or [None])[-1] for swarm in swarms]
+    return [value for value in found if value is not None]
 
 
 def _range(values: Sequence[float], form: str) -> str:
