@@ -125,8 +125,9 @@ class ProtocolSettings:
         if isinstance(self.heal, str):
             require(self.heal in ("auto", "off"), "heal", "a number of steps, auto or off", repr(self.heal), "use auto")
         else:
-            fits = self.heal is not True and self.heal >= 1
-            require(fits, "heal", ">= 1 steps, auto or off", self.heal, "use off to keep what an attack did")
+            fits = self.heal is not True and 1 <= self.heal <= 10**6
+            rule = ">= 1 and <= 1000000 steps, auto or off"
+            require(fits, "heal", rule, self.heal, "use off to keep what an attack did")
         for name in ("max_absences", "max_newcomers"):
             require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name), "1 is the least")
         away = self.max_away

@@ -88,7 +88,9 @@ def candidates(config: ProtocolConfig, entries: Sequence[Entry], step: int) -> t
     since = _membership(config, entries, step)
     if since is None or not window(config):
         return ()
-    return tuple(s for s in range(max(oldest(config, entries, step), since), step) if is_kept(config, entries, s))
+    gap, first = spacing(config), max(oldest(config, entries, step), since)
+    kept = {*range(-(-first // gap) * gap, step, gap), *(entry.step + 1 for entry in _returns(entries)[-1:])}
+    return tuple(s for s in sorted(kept) if first <= s < step)
 
 
 def _membership(config: ProtocolConfig, entries: Iterable[Entry], step: int) -> int | None:

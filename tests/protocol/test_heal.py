@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from btard.attacks import make_attack
 from btard.drivers.local import LocalDriver
@@ -18,7 +20,18 @@ from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Losses, Measure
 from btard.protocol.hashing import digest
-from btard.protocol.heal import CEILING, HEALED, candidates, choose, is_kept, measured, spacing, window
+from btard.protocol.heal import (
+    CEILING,
+    HEALED,
+    _membership,
+    candidates,
+    choose,
+    is_kept,
+    measured,
+    oldest,
+    spacing,
+    window,
+)
 from btard.protocol.law import survival_law
 from btard.protocol.ledger import GRADUATED, Entry
 from btard.protocol.messages import NOBODY, Measured
@@ -79,6 +92,34 @@ def test_a_newcomers_damage_reaches_back_no_further_than_its_membership() -> Non
     assert candidates(settings, entries, 20) == (16, 18)
     assert candidates(settings, [*entries, ban(19, 2)], 20) == (4, 6, 8, 10, 12, 14, 16, 18)
     assert candidates(settings, [ban(19, 9)], 20) == (), "a newcomer on probation was no member, and did nothing"
+
+
+@given(
+    st.integers(1, 40),
+    st.lists(st.tuples(st.integers(0, 40), st.sampled_from(["ban", "back", "joined"]), st.integers(1, 9)), max_size=6),
+    st.integers(1, 41),
+)
+def test_candidates_are_the_kept_steps_of_the_window(heal: int, said: list[tuple[int, str, int]], step: int) -> None:
+    law, entries = config(heal=heal, probation=2), [ban(step - 1, 1)]
+    for at, kind, number in said:
+        joined = Entry(at, GRADUATED, "public", number, (), (), about_step=at)
+        entries.append({"ban": ban(at, number), "back": back(at, max(0, at - number)), "joined": joined}[kind])
+    entries.sort(key=lambda entry: entry.step)
+    before = [entry for entry in entries if entry.step < step]
+    since = _membership(law, before, step)
+    assert since is not None
+    first = max(oldest(law, before, step), since)
+    assert candidates(law, entries, step) == tuple(s for s in range(first, step) if is_kept(law, before, s))
+
+
+def test_a_long_window_is_not_looked_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody's own keys sign any window and any step: a folder of 48 KB kept an audit busy for hours."""
+    monkeypatch.setattr("btard.protocol.heal.is_kept", lambda *_: pytest.fail("each step of the window is looked at"))
+    step = 10**9 + 1
+    kept = tuple(range(step - 1 - 7 * 125_000, step, 125_000))
+    assert candidates(config(heal=10**6), [ban(step - 1, 1)], step) == kept
+    with pytest.raises(ValueError, match="heal must be >= 1 and <= 1000000 steps"):
+        config(heal=10**6 + 1)
 
 
 # What is said of them, and what is chosen.
