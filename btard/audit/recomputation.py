@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -79,9 +80,15 @@ class Recomputation:
         ]
         out = torch.empty(len(peers), self.task.d)
         if self.params is not None:
-            workers = sharing(record.active, record.assignments)
-            try:
-                self.task.gradients(self.params, requests, out, workers=workers)
-            except Exception as error:  # somebody's own function, on settings that the folder chose
-                raise NotReproduced(f"step {record.step}: the task fails: {type(error).__name__}: {error}") from error
+            with asked(record.step):
+                self.task.gradients(self.params, requests, out, workers=sharing(record.active, record.assignments))
         return out
+
+
+@contextmanager
+def asked(step: int) -> Iterator[None]:
+    """Inside, a task computes: somebody's own function, on settings that the folder chose. Errors: NotReproduced."""
+    try:
+        yield
+    except Exception as error:
+        raise NotReproduced(f"step {step}: the task fails: {type(error).__name__}: {error}") from error

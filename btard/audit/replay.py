@@ -15,7 +15,7 @@ from btard.audit.ledger import AgreedState, Line
 from btard.audit.numerics import numeric_platform
 from btard.audit.observer import Observer
 from btard.audit.proof import Proof
-from btard.audit.recomputation import Recomputation
+from btard.audit.recomputation import Recomputation, asked
 from btard.audit.report import (
     CLOSE,
     ELSEWHERE,
@@ -144,9 +144,9 @@ class Replay:
         if any(params is None for params in states):
             return UNMEASURED
         seed = batch_seed(self.config.run_id, record.step, record.coin)
-        with kernel_threads(1):
+        with kernel_threads(1), asked(record.step):
             values = [self.task.public_losses(params, seed) for params in states if params is not None]
-        mine = measured(Losses(digests, torch.stack(values)))
+            mine = measured(Losses(digests, torch.stack(values)))
         own = choose(record.members, steps, dict.fromkeys(record.members, mine))
         if own.step == entry.about_step:
             return MEASURED

@@ -14,6 +14,7 @@ from btard.audit.encoding import check_hex, to_host
 from btard.files import complete_file
 from btard.protocol.hashing import tensor_digest
 from btard.protocol.heal import state_digest
+from btard.protocol.ledger import read_object
 from btard.protocol.wire import Malformed
 from btard.task import PARAMETERS
 
@@ -39,13 +40,15 @@ def read_state(folder: Path, hashed: bytes, d: int) -> torch.Tensor | None:
     file = state_file(folder, hashed)
     if not file.is_file():
         return None
+    if file.stat().st_size > 4 * d + 2**20:
+        raise Malformed(f"{file.name}: too long for {d} parameters")
     try:
         with safe_open(file, framework="pt") as tensors:
             params: torch.Tensor = tensors.get_tensor(PARAMETERS)
-            others = json.loads((tensors.metadata() or {}).get("others", "{}"))
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+            others = read_object((tensors.metadata() or {}).get("others", "{}"), "others")
+    except (SafetensorError, OSError, ValueError) as error:
         raise Malformed(f"{file.name}: {error}") from None
-    if params.dtype != torch.float32 or tuple(params.shape) != (d,) or not isinstance(others, dict):
+    if params.dtype != torch.float32 or tuple(params.shape) != (d,):
         raise Malformed(f"{file.name}: expected {d} float32 parameters")
     digests = {name: check_hex(value, name) for name, value in others.items()}
     if state_digest(digests | {PARAMETERS: tensor_digest(params, PARAMETERS)}) != hashed:

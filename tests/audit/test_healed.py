@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from btard.audit import AuditError, audit
-from btard.audit.report import MEASURED, MESSAGES, UNMEASURED
+from btard.audit.report import MEASURED, MESSAGES, UNMEASURED, NotReproduced
 from btard.audit.states import read_state, write_state
 from btard.protocol.heal import HEALED
 from btard.protocol.ledger import Entry
@@ -44,6 +45,23 @@ def test_the_choice_is_replayed_and_with_the_task_made_again(run: Path) -> None:
     assert any(entry.about_step < entry.step for entry in healings(run))
     assert checked(run) == [MESSAGES] * len(healings(run))
     assert checked(run, QuadraticTask(D)) == [MEASURED] * len(healings(run))
+
+
+def test_a_task_that_cannot_compare_states_is_said_to_fail(run: Path) -> None:
+    class Failing(QuadraticTask):
+        def public_losses(self, params: torch.Tensor, seed: bytes) -> torch.Tensor:
+            raise RuntimeError("no such data here")
+
+    with pytest.raises(NotReproduced, match=r"step \d+: the task fails: RuntimeError: no such data here"):
+        audit(run, Failing(D))
+
+
+def test_a_state_of_any_size_is_not_read(tmp_path: Path) -> None:
+    write_state(tmp_path, {"parameters": torch.zeros(5)})
+    (file,) = tmp_path.iterdir()
+    os.truncate(file, 2**21)
+    with pytest.raises(Malformed, match="too long for 5 parameters"):
+        read_state(tmp_path, bytes.fromhex(file.stem.removeprefix("state-")), 5)
 
 
 def test_its_line_says_what_happened(run: Path) -> None:
