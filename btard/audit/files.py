@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +38,22 @@ KEPT_FILE = "kept.safetensors"
 """What peers do not train, as it was before the first step, in the folder of a run that keeps checkpoints."""
 
 
+MAX_FILE = 2**35
+"""The largest number of bytes that are hashed of a file, a few at a time: the state of a large model has that many."""
+
+
 def proof_file(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}.json"
 
 
 def seal_file(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}.seal.json"
+
+
+def numbered(folder: Path, before: str, after: str = "") -> list[tuple[int, Path]]:
+    """(number, path) of what is in `folder` with a number between these words as its name, ascending by number."""
+    named = [(path.name.removeprefix(before).removesuffix(after), path) for path in folder.glob(f"{before}*{after}")]
+    return sorted((int(number), path) for number, path in named if number.isdecimal())
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
@@ -61,20 +73,37 @@ def read_json(file: Path, names: set[str] | None = None) -> dict[str, Any]:
 
 def read_bounded(file: Path, limit: int) -> bytes:
     """The content of a regular file of at most `limit` bytes; Malformed for any other."""
+    return b"".join(_blocks(file, limit))
+
+
+def file_digest(file: Path, limit: int, size: int = 32) -> str:
+    """BLAKE3 of the content that `read_bounded` returns, `size` bytes in hexadecimal digits; holds little of it."""
+    hasher = blake3()
+    for block in _blocks(file, limit):
+        hasher.update(block)
+    return hasher.hexdigest(size)
+
+
+def open_file(file: Path) -> FileIO:
+    """A regular file, to be read without waiting: one that has nothing yet ends there. Errors: Malformed; OSError."""
+    if not file.is_file():
+        raise Malformed(f"{file.name}: missing")
+    return open(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0)
+
+
+def _blocks(file: Path, limit: int) -> Iterator[bytes]:
+    """The content of a regular file of at most `limit` bytes, in pieces; Malformed for any other.
+
+    A file may hold more than its size says, as those of /proc do: no more is read of it.
+    """
     try:
-        if not file.is_file():
-            raise Malformed(f"{file.name}: missing")
-        if file.stat().st_size > limit:
-            raise Malformed(f"{file.name}: {file.stat().st_size} bytes, at most {limit} are read")
-        return file.read_bytes()
+        with open_file(file) as stream:
+            size, read = os.fstat(stream.fileno()).st_size, 0
+            while size <= limit and (block := stream.read(min(2**20, limit - read + 1))):
+                yield block
+                read += len(block)
+                size = max(size, read)
     except OSError as error:
         raise Malformed(f"{file.name}: {error.strerror}") from None
-
-
-def file_digest(file: Path) -> str:
-    """BLAKE3 of the file's content, in hexadecimal digits."""
-    hasher = blake3()
-    with file.open("rb") as stream:
-        while block := stream.read(2**20):
-            hasher.update(block)
-    return hasher.hexdigest()
+    if size > limit:
+        raise Malformed(f"{file.name}: too long, at most {limit} bytes are read")

@@ -113,10 +113,13 @@ def check_finished(
 
 def lines_of(file: AnyPath) -> list[tuple[dict[str, Any], bytes]]:
     """Return the JSON objects of a file with one per line, and their text, up to the first damaged line."""
+    return lines_in(file.read_bytes()) if file.exists() else []
+
+
+def lines_in(raw: bytes) -> list[tuple[dict[str, Any], bytes]]:
+    """As `lines_of`, in a file's content."""
     found: list[tuple[dict[str, Any], bytes]] = []
-    if not file.exists():
-        return found
-    for line in file.read_bytes().split(b"\n")[:-1]:  # what follows the last line's end was cut short
+    for line in raw.split(b"\n")[:-1]:  # what follows the last line's end was cut short
         try:
             value = json.loads(line)
         except (ValueError, RecursionError):

@@ -8,14 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from btard.drivers.account import AWAY, IDLE, OUT, PROBATION, VALIDATED, WORKED
 from btard.protocol.heal import HEALED
-from btard.watch.folder import Run, number
+from btard.watch.folder import MAX_PEERS, Run, number
 from btard.watch.story import numbers, roles_of, spans
 
 COLUMNS = 600
 """Maximum number of columns of a chart over steps: in longer runs steps share columns."""
 CROSS = "M-1,-1L1,1M-1,1L1,-1"
+RAREST = ("", "here", "probation", "away")
+"""What a peer can do in a step: of several steps in one column, that which comes last here is shown."""
 Spec = dict[str, Any]
 
 
@@ -215,20 +219,17 @@ def _bars(over: _Steps, run: Run, peers: Sequence[Mapping[str, Any]]) -> list[Sp
             {"peer": row["peer"], "what": "here", "from": over.first - 0.5, "to": (row["removed"] or over.last) + 0.5}
             for row in peers
         ]
-    what = {WORKED: "here", VALIDATED: "here", IDLE: "here", PROBATION: "probation", AWAY: "away", OUT: ""}
-    columns: dict[int, list[str]] = {}
+    ranks = {OUT: 0, WORKED: 1, VALIDATED: 1, IDLE: 1, PROBATION: 2, AWAY: 3}
+    rank_of = bytes(ranks.get(chr(letter), 0) for letter in range(256))
+    columns: dict[int, np.ndarray] = {}
     for line in told:
-        columns.setdefault(over.column(line["step"]), []).append(roles_of(line))
+        column = columns.setdefault(over.column(line["step"]), np.zeros(MAX_PEERS, np.uint8))
+        seen = np.frombuffer(roles_of(line).encode().translate(rank_of), np.uint8)
+        np.maximum(column[: len(seen)], seen, out=column[: len(seen)])
     steps, found = sorted(columns), []
     for row in peers:
         peer = row["peer"]
-
-        def seen(column: int, peer: int = peer) -> str:
-            """The rarest of the things that it did in the steps of a column."""
-            states = {what[roles[peer]] if peer < len(roles) else "" for roles in columns[column]}
-            return next(state for state in ("away", "probation", "here", "") if state in states)
-
-        for first, last, state in spans(steps, [seen(column) for column in steps]):
+        for first, last, state in spans(steps, [RAREST[columns[column][peer]] for column in steps]):
             if state:
                 end = last + over.every - 0.5
                 found.append({"peer": peer, "what": state, "from": first - 0.5, "to": min(end, over.last + 0.5)})

@@ -30,7 +30,7 @@ def audited(run: Run) -> Mapping[int, str] | str:
         return f"The audit refuses this run: {shown(error, 400)}"
     if [finding.entry for finding in report.findings] != run.entries:
         return "No audit: the evidence is of a ledger that is not this one."
-    return {place: finding.checked for place, finding in enumerate(report.findings)}
+    return {place: shown(finding.checked, 1000) for place, finding in enumerate(report.findings)}
 
 
 def write(folder: Path, out: Path | None, *, audits: bool = False) -> Path:

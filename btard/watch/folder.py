@@ -28,20 +28,21 @@ from btard.audit.files import (
 )
 from btard.audit.settings import read_settings
 from btard.audit.vouching import unfit
+from btard.harness.pieces import RunFolderError, lines_in
 from btard.harness.recorded import recorded_mapping
-from btard.harness.run_folder import RunFolderError, read_costs, read_metrics, read_summary
+from btard.harness.run_folder import read_summary
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol import wire
 from btard.protocol.hashing import PROTOCOL_VERSION
-from btard.protocol.ledger import Entry, Ledger
+from btard.protocol.ledger import MARKS, MAX_VALUES, Entry, Ledger
 from btard.protocol.limits import MAX_LEDGER
 from btard.protocol.record import Transcript
 from btard.protocol.wire import Malformed, shown
 
 MAX_LINES, MAX_SMALL = 2**28, 2**22
 """The largest number of bytes that are read of a file of lines, and of a small file."""
-MAX_STEPS, MAX_VALUES = 2**20, 2**22
-"""Number of lines and of JSON values that are read of a file of lines: small ones take a hundred times their bytes."""
+MAX_STEPS = 2**20
+"""Number of lines that are read of a file of lines, which have MAX_VALUES values in all."""
 MAX_PEERS = 4096
 MAX_PROOFS = 400
 """Number of steps whose recorded messages are shown; a page must stay readable."""
@@ -153,9 +154,9 @@ def _run_in(folder: Path) -> Path:
     )
 
 
-def _text(file: Path, limit: int) -> str:
+def _content(file: Path, limit: int) -> bytes:
     try:
-        return read_bounded(file, limit).decode("utf-8", "replace")
+        return read_bounded(file, limit)
     except Malformed as error:
         raise RunFolderError(f"{file.parent}: {error}") from None
 
@@ -163,7 +164,7 @@ def _text(file: Path, limit: int) -> str:
 def _version(folder: Path) -> str:
     """The version of the protocol under which the run was begun, as recorded in its folder."""
     if (folder / VERSION).is_file():
-        return _text(folder / VERSION, MAX_SMALL).strip()
+        return _content(folder / VERSION, MAX_SMALL).decode("utf-8", "replace").strip()
     if (folder / CONFIG).is_file():
         return "none"
     if not (folder / PROTOCOL).is_file():
@@ -203,18 +204,13 @@ def _lines(run: Run, name: str) -> list[dict[str, Any]]:
         if name == METRICS:
             run.notes.append(f"{name} is not there: the run has not come to the end of its first step")
         return []
-    if file.stat().st_size > MAX_LINES:
-        raise RunFolderError(f"{file}: {file.stat().st_size} bytes, at most {MAX_LINES} are read")
-    raw = file.read_bytes()
-    whole, values = raw.count(b"\n"), sum(map(raw.count, (b",", b"[", b"{")))
+    raw = _content(file, MAX_LINES)
+    whole, values = raw.count(b"\n"), sum(raw.count(mark.encode()) for mark in MARKS)
     if whole > MAX_STEPS or values > MAX_VALUES:
         raise RunFolderError(
             f"{file}: {whole} lines and {values} values, at most {MAX_STEPS} and {MAX_VALUES} are read"
         )
-    try:
-        lines = read_metrics(run.folder) if name == METRICS else read_costs(run.folder)
-    except (RecursionError, UnicodeDecodeError):
-        raise RunFolderError(f"{file}: damaged: not lines of JSON") from None
+    lines = [line for line, _ in lines_in(raw)]
     if len(lines) < whole:
         run.notes.append(f"{name}: line {len(lines) + 1} is damaged; what follows is not shown")
     told, newest = [], -1
@@ -229,7 +225,7 @@ def _small(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        content = json.loads(_text(file, MAX_SMALL))
+        content = json.loads(_content(file, MAX_SMALL))
     except (ValueError, RecursionError):  # it is put in place whole, so it is damaged; the rest still tells a lot
         return {}
     return content if isinstance(content, dict) else {}
@@ -259,12 +255,9 @@ def _read_ledger(run: Run) -> None:
     if not file.is_file():
         run.notes.append(f"{LEDGER} is not there: nobody was removed, or nothing of it was kept")
         return
-    try:
-        raw = read_bounded(file, MAX_LEDGER)
-    except Malformed as error:
-        raise RunFolderError(f"{run.folder}: {error}") from None
     ledger, broken = Ledger(), 0
-    for line, text in enumerate(raw.split(b"\n")[:-1], start=1):  # what follows the last line's end is being written
+    lines = _content(file, MAX_LEDGER).split(b"\n")[:-1]
+    for line, text in enumerate(lines, start=1):  # what follows the last line's end is being written
         try:
             entry = Entry.from_json(text.decode())
         except ValueError as error:

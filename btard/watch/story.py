@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from btard.drivers.account import ROLES
@@ -13,16 +13,21 @@ from btard.protocol.attackers import draw_attackers
 from btard.protocol.claims import KINDS
 from btard.protocol.heal import HEALED, described
 from btard.protocol.ledger import Entry
-from btard.protocol.messages import Claims
+from btard.protocol.limits import Limits
+from btard.protocol.messages import NOBODY, Claim, Claims
 from btard.protocol.record import Transcript
 from btard.protocol.wire import Malformed, shown
 from btard.watch.folder import MAX_PEERS, SWARM, TRAINER, Proof, Run, number
 from btard.watch.words import how_decided, meaning, phase_of, phases
 
 MAX_STEPS = 4000
-"""Number of steps that can be viewed one by one."""
+"""Number of steps that can be viewed one by one, and of entries."""
+CLAIMS = 20
+"""Number of claims that are shown of an entry."""
 WORD = 120
 """Maximum length of a text that others chose."""
+Key = tuple[int, int, int, int, int]
+"""Of claims: the step in which they were raised, the one that they are about, the accused, the part, the accuser."""
 
 
 def story_of(run: Run, audited: Mapping[int, str] | str | None = None) -> dict[str, Any]:
@@ -33,6 +38,7 @@ def story_of(run: Run, audited: Mapping[int, str] | str | None = None) -> dict[s
     attackers, by = attackers_of(run)
     peers = peers_of(run, attackers)
     steps = [_step(run, line) for line in _chosen(run)]
+    claims, evidence = _claims(run), {step: _evidence(proof) for step, proof in run.proofs.items()}
     return {
         "title": shown(_name(run), WORD),
         "kind": run.kind,
@@ -46,7 +52,14 @@ def story_of(run: Run, audited: Mapping[int, str] | str | None = None) -> dict[s
         "peers": peers,
         "steps": steps,
         "every": max(1, -(-len(run.metrics) // MAX_STEPS)),
-        "entries": [_entry(run, place, entry, attackers, audited) for place, entry in enumerate(run.entries)],
+        "entries": [
+            _entry(run, entry, attackers, claims)
+            | {
+                "evidence": evidence.get(entry.step),
+                "audit": audited.get(place, "") if isinstance(audited, Mapping) else "",
+            }
+            for place, entry in enumerate(run.entries[:MAX_STEPS])
+        ],
         "audit": audited if isinstance(audited, str) else "" if audited is None else "in order",
         "phases": phases(),
         "totals": totals_of(run),
@@ -192,28 +205,42 @@ def _messages(run: Run, step: int) -> dict[str, Any]:
     return {title: {"senders": sorted(row["senders"]), "bytes": row["bytes"]} for title, row in found.items()}
 
 
-def claims_in(transcript: Transcript) -> list[dict[str, Any]]:
-    """The claims that were raised in a step, with who raised them."""
-    found = []
-    for phase, said in transcript.messages.items():
-        if not phase.startswith("accuse/"):
-            continue
-        for sender, faces in said.items():
-            for payload, _ in faces[:1]:
-                try:
-                    claims = wire.decode(payload, Claims, max_bytes=len(payload), what="claims").claims
-                except Malformed:
-                    continue
-                for c in claims:
-                    found.append({"by": sender, "accused": c.accused, "kind": c.kind, "about": c.step, "part": c.part})
+def _claims(run: Run) -> dict[Key, list[dict[str, Any]]]:
+    """The claims that the entries are about, with who raised them: at most `CLAIMS` for each of their keys."""
+    found: dict[Key, list[dict[str, Any]]] = {key: [] for entry in run.entries[:MAX_STEPS] for key in _keys(entry)}
+    for step, proof in run.proofs.items():
+        for sender, c in _raised(proof.now):
+            told = {"by": sender, "accused": c.accused, "kind": c.kind, "about": run.first + c.step, "part": c.part}
+            for by in (sender, NOBODY):
+                of_key = found.get((step, c.step, c.accused, c.part, by))
+                if of_key is not None and len(of_key) < CLAIMS:
+                    of_key.append(told)
     return found
 
 
+def _keys(entry: Entry) -> list[Key]:
+    """By what the claims behind an entry are found: those of its accusers, or of anybody if it has none."""
+    by = entry.accusers[:CLAIMS] or (NOBODY,)
+    return [(entry.step, entry.about_step, entry.accused, entry.part, accuser) for accuser in by]
+
+
+def _raised(transcript: Transcript) -> Iterator[tuple[int, Claim]]:
+    """(sender, claim) of the claims in a step's messages."""
+    limit = Limits(peers=MAX_PEERS, directions=1).payload(Claims)
+    for phase, said in transcript.messages.items():
+        for sender, faces in said.items() if phase.startswith("accuse/") else ():
+            for payload, _ in faces[:1]:
+                try:
+                    claims = wire.decode(payload, Claims, max_bytes=limit, what="claims").claims
+                except Malformed:
+                    continue
+                yield from ((sender, claim) for claim in claims)
+
+
 def _entry(
-    run: Run, place: int, entry: Entry, attackers: frozenset[int] | None, audited: Mapping[int, str] | str | None
+    run: Run, entry: Entry, attackers: frozenset[int] | None, raised: Mapping[Key, list[dict[str, Any]]]
 ) -> dict[str, Any]:
-    proof = run.proofs.get(entry.step)
-    claims = [claim for claim in claims_in(proof.now) if _is_about(entry, claim)] if proof is not None else []
+    claims = [claim for key in _keys(entry) for claim in raised[key]]
     kinds = {entry.kind, *(claim["kind"] for claim in claims)}
     recomputed = any(kind in KINDS and KINDS[kind].recomputes for kind in kinds)
     votes: dict[str, list[int]] = {}
@@ -236,20 +263,13 @@ def _entry(
         "honest": [p for p in entry.peers if attackers is not None and p not in attackers],
         "about": run.first + entry.about_step,
         "part": entry.part,
-        "claims": [{**claim, "about": run.first + claim["about"]} for claim in claims[:20]],
+        "claims": claims[:CLAIMS],
         "digest": shown(entry.evidence, 64),
         "votes": [{"verdict": verdict, "judges": judges} for verdict, judges in votes.items()],
         "decided": decided,
         "losses": _losses(run, entry),
         "back_to": run.first + entry.about_step if entry.kind == HEALED and entry.about_step < entry.step else None,
-        "evidence": None if proof is None else _evidence(proof),
-        "audit": audited.get(place, "") if isinstance(audited, Mapping) else "",
     }
-
-
-def _is_about(entry: Entry, claim: Mapping[str, Any]) -> bool:
-    same = (entry.about_step, entry.accused, entry.part) == (claim["about"], claim["accused"], claim["part"])
-    return same and (claim["by"] in entry.accusers or not entry.accusers)
 
 
 def _losses(run: Run, entry: Entry) -> list[list[float]]:
@@ -300,6 +320,8 @@ def _facts(run: Run, attackers: frozenset[int] | None) -> list[list[str]]:
 def _missing(run: Run) -> list[str]:
     """A statement of what the folder does not record, instead of an invention."""
     said = []
+    if len(run.entries) > MAX_STEPS:
+        said.append(f"the first {MAX_STEPS} of {len(run.entries)} entries are listed")
     if run.metrics and not any(roles_of(line) for line in run.metrics):
         ours = run.setting("aggregator", "name") in (None, "btard")
         why = "it was written before programs kept that" if ours else "a rule at a server removes and checks nobody"

@@ -11,11 +11,16 @@ import torch
 import vl_convert
 
 import btard
-from btard.audit.report import MEASURED, RECOMPUTED
+from btard.audit.files import proof_file, write_json
+from btard.audit.report import MEASURED, RECOMPUTED, Finding, Report
 from btard.harness.run_folder import RunFolderError, read_costs, read_timings
+from btard.protocol import wire
 from btard.protocol.ledger import Entry
+from btard.protocol.messages import Claim, Claims
+from btard.protocol.record import Transcript, to_json
 from btard.watch.__main__ import main
 from btard.watch.charts import COLUMNS
+from btard.watch.commands import audited
 from btard.watch.folder import read_run
 from btard.watch.page import content_of
 from btard.watch.story import MAX_STEPS
@@ -238,7 +243,7 @@ def test_a_mistake_is_one_line(broken: str, line: str, tmp_path: Path, capsys: p
 def test_too_much_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = by_hand(tmp_path / "r", config={"peers": 3}, metrics=[{"step": 0}], entries=[])
     monkeypatch.setattr("btard.watch.folder.MAX_LINES", 3)
-    with pytest.raises(RunFolderError, match="at most 3 are read"):
+    with pytest.raises(RunFolderError, match="at most 3 bytes are read"):
         read_run(folder)
 
 
@@ -252,7 +257,7 @@ def test_small_values_are_counted_before_they_are_decoded(
     (folder / "metrics.jsonl").write_text(line * 10)
     read_run(folder)
     monkeypatch.setattr(f"btard.watch.folder.{limit}", 9)
-    monkeypatch.setattr("btard.watch.folder.read_metrics", lambda path: pytest.fail("it is decoded"))
+    monkeypatch.setattr("btard.watch.folder.lines_in", lambda raw: pytest.fail("it is decoded"))
     with pytest.raises(RunFolderError, match=r"10 lines and \d+ values, at most"):
         read_run(folder)
 
@@ -276,6 +281,61 @@ def test_lines_of_timings_are_found_wherever_they_are(tmp_path: Path) -> None:
         range(10**6 + 6, 10**6 + 300, 7)
     )
     assert Read.times < 10 * len(run.timings)
+
+
+def test_a_proof_is_read_once_whatever_the_ledger_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each entry once had all proof of its step read again: an hour for a folder of a few megabytes."""
+    entries = [Entry(5, "misreport", "guilty", 1, (0,), (1,), 4, part=number) for number in range(300)]
+    folder = by_hand(tmp_path / "r", config={"peers": 4}, metrics=[{"step": 5}], entries=entries)
+    said = Claims(tuple(Claim(4, 1, "misreport", number % 300) for number in range(1000)))
+    messages = {"accuse/0": {sender: ((wire.encode(said), b""),) for sender in (0, 2)}}
+    step = Transcript(step=5, active=tuple(range(4)), assignments={}, previous_coin=b"", tau=1.0, messages=messages)
+    write_json(proof_file(folder / "evidence", 5), {"now": to_json(step, Transcript), "before": None})
+    decoded: list[bytes] = []
+    decode = wire.decode
+    monkeypatch.setattr(
+        wire, "decode", lambda payload, *args, **more: decoded.append(payload) or decode(payload, *args, **more)
+    )
+    run = read_run(folder)
+    told = content_of(run)["entries"]
+    assert len(decoded) == 2, "a payload for each peer that accuses"
+    claim = {"by": 0, "accused": 1, "kind": "misreport", "about": 4}
+    assert [entry["claims"] for entry in told] == [
+        [{**claim, "part": part}] * (4 if part < 100 else 3) for part in range(300)
+    ]
+    monkeypatch.setattr("btard.watch.story.MAX_STEPS", 10)
+    content = content_of(run)
+    assert content["entries"] == told[:10] and "the first 10 of 300 entries are listed" in content["notes"]
+
+
+def test_a_column_shows_the_rarest_state_and_each_line_is_looked_at_once(tmp_path: Path) -> None:
+    """For each peer all lines were gone through: minutes for a file of a few megabytes."""
+
+    class Roles(str):
+        """Letters that count how often they are asked how many they are."""
+
+        asked = 0
+
+        def __len__(self) -> int:
+            Roles.asked += 1
+            return super().__len__()
+
+    run = read_run(by_hand(tmp_path / "r", config={"peers": 500}, metrics=[{"step": 0}], entries=[]))
+    run.metrics = [{"step": step, "roles": Roles(["wap", ".vi", "w.", "vwa", ".."][step % 5])} for step in range(3000)]
+    spec = content_of(run)["charts"]["peers"]
+    bars = next(layer["data"]["values"] for layer in spec["layer"] if layer["mark"]["type"] == "bar")
+    assert [(bar["peer"], bar["what"], bar["from"], bar["to"]) for bar in bars] == [
+        (peer, what, -0.5, 2999.5) for peer, what in enumerate(["here", "away", "away"])
+    ]
+    assert Roles.asked < 10 * len(run.metrics)
+
+
+def test_what_an_audit_says_of_an_entry_is_fit_to_be_shown(real_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name of a platform is the recording peer's."""
+    run = read_run(real_run)
+    report = Report(tuple(Finding(entry, "recorded on \x1b[2J") for entry in run.entries), "")
+    monkeypatch.setattr("btard.watch.commands.audit", lambda *_: report)
+    assert set(audited(run).values()) == {"recorded on \\x1b[2J"}
 
 
 def test_steps_that_do_not_ascend_are_not_shown(tmp_path: Path) -> None:
