@@ -7,7 +7,7 @@ into the ledger. The step after such a step leaves a seal: its signatures are bo
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from btard.audit.encoding import check_hex, flattened, to_host, unflattened
-from btard.audit.files import file_digest, proof_file, read_json, write_json
+from btard.audit.files import MAX_FILE, file_digest, proof_file, read_json, write_json
 from btard.audit.settings import check_platform
 from btard.files import complete_file
 from btard.protocol import wire
@@ -86,7 +86,7 @@ class Proof:
             binary = file.with_suffix(".safetensors")
             with complete_file(binary) as temporary:
                 save_file(tensors, temporary)
-            hashed = file_digest(binary)
+            hashed = file_digest(binary, MAX_FILE)
         content = {
             "now": to_json(self.now, Transcript),
             "before": None if self.before is None else to_json(self.before, Transcript),
@@ -113,22 +113,21 @@ class Proof:
             proof.before = wire.convert(content["before"], Transcript, "before")
         if not isinstance(content["tensors"], str):
             raise Malformed("tensors: expected the digest of a file")
+        shown = wire.convert(content["shown"], tuple[_Shown, ...], "shown")
         if content["tensors"]:
             binary = file.with_suffix(".safetensors")
-            if not binary.is_file():
-                raise Malformed(f"{binary.name}: missing")
-            if file_digest(binary) != content["tensors"]:
+            if file_digest(binary, min(MAX_FILE, tensors_limit(d, len(shown)))) != content["tensors"]:
                 raise Malformed(f"{binary.name}: its content does not match its digest")
             try:
                 with safe_open(binary, framework="pt") as tensors:
-                    proof._take(tensors, content["shown"], d)
+                    proof._take(tensors, shown, d)
             except (SafetensorError, OSError) as error:
                 raise Malformed(f"{binary.name}: {error}") from None
-        elif content["shown"]:
+        elif shown:
             raise Malformed("shown: packets without a file of tensors")
         return proof
 
-    def _take(self, tensors: Any, shown: Any, d: int) -> None:
+    def _take(self, tensors: Any, shown: Sequence[_Shown], d: int) -> None:
         for name in tensors.keys():  # noqa: SIM118  (no dict)
             what, _, rest = name.partition("/")
             if what == "packet":
@@ -143,11 +142,19 @@ class Proof:
                 if what != "aggregate" or not all(n.isascii() and n.isdigit() and len(n) < 12 for n in (step, part)):
                     raise Malformed(f"{name[:80]!a}: no such tensor belongs here")
                 self.aggregates[int(step), int(part)] = value
-        for index, entry in enumerate(wire.convert(shown, tuple[_Shown, ...], "shown")):
+        for index, entry in enumerate(shown):
             body = unflattened(tensors.get_tensor(f"packet/{index}"), entry.dtype, entry.shape)
             packet = Packet(entry.kind, entry.sender, entry.step, entry.part, body, entry.signature)
             disclosed = self.shown.setdefault(entry.attempt, {})
             disclosed[entry.discloser] = (*disclosed.get(entry.discloser, ()), packet)
+
+
+def tensors_limit(d: int, shown: int) -> int:
+    """Bytes that the tensors of a proof need: parameters and aggregates, of two steps, and so many packets shown.
+
+    As on a wire (`packet_limit`) a packet may have twice the bytes of all parameters, as if there were one part.
+    """
+    return 3 * 4 * d + shown * (8 * d + 2**16) + 2**20
 
 
 def proof_digest(content: Mapping[str, Any]) -> bytes:

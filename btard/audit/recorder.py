@@ -70,7 +70,7 @@ class Recorder:
         (self.folder / ATTESTATION).unlink(missing_ok=True)
         for file in (self.folder / EVIDENCE).glob("*step-*"):
             step = file.name[len("step-") :].partition(".")[0]
-            if file.suffix == UNFINISHED or (step.isdigit() and int(step) >= self.next):
+            if file.suffix == UNFINISHED or (step.isdecimal() and int(step) >= self.next):
                 file.unlink()
 
     def finished(

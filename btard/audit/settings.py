@@ -52,6 +52,8 @@ def read_settings(folder: Path) -> tuple[ProtocolConfig, int, Roster]:
             word = isinstance(value, str) and "Literal" in str(item.type)
             if not integer and not word:
                 raise Malformed(f"{PROTOCOL}: {item.name} must be {item.type}, got {value!a:.40}")
+        if type(value) is int and abs(value) > 2**53:  # what is signed of it is a float
+            raise Malformed(f"{PROTOCOL}: {item.name} must be within 2^53, got {value!a:.40}")
     try:
         config = ProtocolConfig(**settings)
         config.run_id.encode()

@@ -20,12 +20,15 @@ from btard.audit.files import (
     FINAL,
     KEPT_FILE,
     LEDGER,
+    MAX_FILE,
     METRICS,
     MODEL,
     PROTOCOL,
     ROSTER,
     RUN,
     VERSION,
+    file_digest,
+    open_file,
 )
 from btard.files import UNFINISHED
 
@@ -71,7 +74,7 @@ def unfit(folder: Place, summary: Mapping[str, Any], names: Iterable[str] | None
             return f"{folder}/summary.json: vouches for {name!a:.80}, which is no file of the folder"
         try:
             fits = _digest(folder, name) == digest
-        except (OSError, ValueError):  # a name that no file can have
+        except (OSError, ValueError):  # a name that no file can have, or too long a file
             fits = False
         if not fits:
             how = "is not the one" if (folder / name).exists() else "is missing: expected the one"
@@ -85,7 +88,7 @@ def proofs(folder: Path, step: int) -> dict[str, str]:
     for file in sorted((folder / EVIDENCE).glob("*-*.*")):
         kind, _, rest = file.name.partition("-")
         number = rest.partition(".")[0]
-        of_before = kind == "step" and number.isdigit() and int(number) < step
+        of_before = kind == "step" and number.isdecimal() and int(number) < step
         if of_before or kind == STATE:
             found[file.name] = _digest_of_proof(file)
     return found
@@ -104,7 +107,9 @@ def lost_proof(folder: Path, vouched: Mapping[str, str]) -> str | None:
 
 
 def digest_of(file: Place) -> str:
-    """Return BLAKE3 of the file's content, 32 hexadecimal digits. Errors: OSError."""
+    """Return BLAKE3 of the file's content, 32 hexadecimal digits. Errors: OSError; Malformed, as of `file_digest`."""
+    if isinstance(file, Path):
+        return file_digest(file, MAX_FILE, 16)
     return blake3(file.read_bytes()).hexdigest(16)
 
 
@@ -113,9 +118,9 @@ def _digest(folder: Place, name: str) -> str:
     if not name.startswith(f"{CHECKPOINTS}/"):
         return digest_of(folder / name)
     file = Path(str(folder)) / name
-    with file.open("rb") as stream:
-        start = stream.read(8)
-        header = stream.read(min(int.from_bytes(start, "little"), 2**24))
+    with open_file(file) as stream:
+        start = stream.read(8) or b""
+        header = stream.read(min(int.from_bytes(start, "little"), 2**24)) or b""
     return blake3(start + header + file.stat().st_size.to_bytes(8, "little")).hexdigest(16)
 
 

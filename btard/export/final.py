@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from btard.audit.attestation import Attestation
-from btard.audit.files import ATTESTATION, CHECKPOINTS, CONFIG, FINAL, KEPT_FILE, LEDGER, PROTOCOL, RUN
+from btard.audit.files import ATTESTATION, CHECKPOINTS, CONFIG, FINAL, KEPT_FILE, LEDGER, PROTOCOL, RUN, numbered
 from btard.audit.ledger import AgreedState, Line, read_ledger
 from btard.audit.report import AuditError
 from btard.audit.settings import read_settings
@@ -226,7 +226,7 @@ def _newest(folder: Path) -> tuple[int, dict[str, Tensor], int, tuple[int, ...]]
         found = _of_coordinator(file)
         if found is not None:
             return found[0], found[1], 0, found[2]
-    ranks = sorted(int(path.name.removeprefix("rank-")) for path in place.glob("rank-*"))
+    ranks = [rank for rank, _ in numbered(place, "rank-")]
     best: tuple[int, dict[str, Tensor], int] | None = None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a damaged checkpoint is passed over: what is exported is said
@@ -256,5 +256,5 @@ def _of_coordinator(file: Path) -> tuple[int, dict[str, Tensor], tuple[int, ...]
     try:
         header, tensors = read_start(file)
         return header["step"], tensors, tuple(int(peer) for peer in header["confirmed_by"])
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError):
         return None

@@ -14,11 +14,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from btard.audit.files import CHECKPOINTS
+from btard.audit.files import CHECKPOINTS, numbered
 from btard.files import complete_file
 from btard.harness import pieces
 from btard.harness.pieces import Pieces
 from btard.protocol.hashing import PROTOCOL_VERSION
+from btard.protocol.ledger import read_object
 
 KEPT_CHECKPOINTS = 2
 """The newest, and one to fall back on if it turns out damaged."""
@@ -34,7 +35,7 @@ class Checkpoints:
         self.path = Path(path)
 
     def files(self) -> list[Path]:
-        return sorted(self.path.glob("step-*.safetensors"), key=_step_of)
+        return [file for _, file in numbered(self.path, "step-", ".safetensors") if file.is_file()]
 
     def save_checkpoint(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Write what a run that has done `step` steps needs to continue; `state` is JSON. Keeps this one and the last.
@@ -86,7 +87,7 @@ def rank_checkpoints(path: Path, rank: int) -> Checkpoints:
 
 def _read_checkpoint(file: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
     with safe_open(file, framework="pt") as content:
-        header = json.loads(content.metadata()[HEADER])
+        header = read_object(content.metadata()[HEADER], "header")
         tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  (no dict)
     if header["version"] != PROTOCOL_VERSION:
         raise ValueError(f"protocol version {header['version']!r:.40}, this is version {PROTOCOL_VERSION}")
@@ -95,7 +96,7 @@ def _read_checkpoint(file: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]
         raise ValueError(f"it is that of step {step}")
     if header["digest"] != tensors_digest(step, text, tensors):
         raise ValueError("its content does not match its digest")
-    return step, tensors, json.loads(text)
+    return step, tensors, read_object(text, "state")
 
 
 def tensors_digest(step: int, state: str, tensors: Mapping[str, Tensor]) -> str:

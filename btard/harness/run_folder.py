@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from btard.audit.files import CHECKPOINTS, CONFIG, LEDGER, METRICS, SUMMARY, TIMINGS, VERSION
+from btard.audit.files import CHECKPOINTS, CONFIG, LEDGER, METRICS, SUMMARY, TIMINGS, VERSION, read_bounded
 from btard.extras import need
 from btard.files import complete_file, lock, unfinished, write_file
 from btard.harness import pieces
@@ -371,12 +371,10 @@ def steps_per_second(path: AnyPath) -> float | None:
 def read_summary(path: AnyPath) -> dict[str, Any] | None:
     """Return a run folder's summary, None if it has none. Raises RunFolderError if it is damaged."""
     file = path / SUMMARY
-    try:
-        if isinstance(file, Path) and file.exists() and not (file.is_file() and file.stat().st_size <= MAX_SUMMARY):
-            raise ValueError(f"no file of at most {MAX_SUMMARY} bytes")
-        summary = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not file.exists():
         return None
+    try:
+        summary = json.loads(read_bounded(file, MAX_SUMMARY) if isinstance(file, Path) else file.read_bytes())
     except (ValueError, RecursionError) as error:
         raise RunFolderError(f"{file}: damaged ({error}); delete it, and the run finishes again") from None
     if not isinstance(summary, dict):

@@ -11,11 +11,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from btard.audit.files import CHECKPOINTS
+from btard.audit.files import CHECKPOINTS, numbered
 from btard.files import complete_file
 from btard.harness.checkpoints import tensors_digest
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.hashing import PROTOCOL_VERSION
+from btard.protocol.ledger import read_object
 
 HEADER = "btard.swarm"
 """The place of a checkpoint's metadata in its file."""
@@ -58,21 +59,15 @@ def read_start(file: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 def _header(content: Any) -> dict[str, Any]:
     """What an open checkpoint says of itself. Errors: ValueError."""
-    try:
-        header = json.loads((content.metadata() or {}).get(HEADER, "{}"))
-    except RecursionError:
-        raise ValueError("its header is nested too deeply") from None
-    if not isinstance(header, dict):
-        raise ValueError("its header is no JSON object")
-    return header
+    return read_object((content.metadata() or {}).get(HEADER, "{}"), "its header")
 
 
 def checkpoint_before(folder: Path, step: int) -> Path:
     """The newest checkpoint of a coordinator's run folder that is no later than `step`. Errors: ConfigError."""
-    files = sorted((folder / CHECKPOINTS).glob("step-*.safetensors"))
-    fitting = [file for file in files if int(file.stem.removeprefix("step-")) <= step]
+    files = numbered(folder / CHECKPOINTS, "step-", ".safetensors")
+    fitting = [file for number, file in files if number <= step]
     if not fitting:
-        there = ", ".join(file.stem for file in files[:3]) or "none"
+        there = ", ".join(file.stem for _, file in files[:3]) or "none"
         raise ConfigError(
             f"{folder}/{CHECKPOINTS}: expected a checkpoint of step {step} or before, found {there}; lower "
             "checkpoint_every, and run the baseline again"

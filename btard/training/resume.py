@@ -12,10 +12,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from btard.audit.files import CHECKPOINTS, FINAL, LEDGER, METRICS, PROTOCOL, RUN, SUMMARY
+from btard.audit.files import CHECKPOINTS, FINAL, LEDGER, METRICS, PROTOCOL, RUN, SUMMARY, numbered
 from btard.audit.vouching import unfit
 from btard.files import complete_file, write_file
 from btard.protocol.hashing import PROTOCOL_VERSION, digest, tensor_digest
+from btard.protocol.ledger import read_object
 
 HEADER = "btard.training"
 KEPT = 2
@@ -131,19 +132,19 @@ class Checkpoints:
         return found
 
     def _files(self) -> list[Path]:
-        return sorted(self.path.glob("step-*.safetensors"))
+        return [file for _, file in numbered(self.path, "step-", ".safetensors") if file.is_file()]
 
 
 def _read(file: Path) -> Saved:
     with safe_open(file, framework="pt") as content:
-        header = json.loads(content.metadata()[HEADER])
+        header = read_object(content.metadata()[HEADER], "header")
         tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  (no dict)
     step, text = header["step"], header["state"]
     if type(step) is not int or step < 0:
         raise ValueError(f"it is of step {step!a:.40}")
     if header["digest"] != _digest(step, text, tensors):
         raise ValueError("its content does not match its digest")
-    return Saved(step, tensors, json.loads(text))
+    return Saved(step, tensors, read_object(text, "state"))
 
 
 def _digest(step: int, text: str, tensors: Mapping[str, Tensor]) -> str:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from blake3 import blake3
 
 from btard.audit.__main__ import main
-from btard.audit.files import write_json
+from btard.audit.files import read_bounded, write_json
 from btard.audit.numerics import numeric_platform
 from btard.audit.settings import read_settings, write_settings
-from btard.protocol.hashing import stream
+from btard.protocol.hashing import PROTOCOL_VERSION, stream
+from btard.protocol.wire import Malformed
+from btard.watch.__main__ import main as watch
 from tests.audit.runs import attackers, record, sign
+from tests.audit.tampering import proof_of, refused
 
 
 def test_hostile_files_are_refused_in_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,6 +50,43 @@ def test_hostile_files_are_refused_in_one_line(run: Path, capsys: pytest.Capture
         assert main([str(run)]) == 1
         file.rmdir()
         file.write_bytes(original)
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "protocol.json").read_text().splitlines()[1])
+    return content
+
+
+@pytest.mark.parametrize("name", ["heal", "tau", "max_absences", "probation", "clip_lambda"])
+def test_numbers_that_no_float_holds_are_refused(name: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = settings_of(run)
+    content["config"][name] = 10**400
+    write_json(run / "protocol.json", content)
+    assert main([str(run)]) == 1
+    assert f"{name} must be" in capsys.readouterr().err
+    (run / "config.yaml").write_text("peers: 9\n")
+    (run / "protocol_version").write_text(f"{PROTOCOL_VERSION}\n")
+    assert watch([str(run), "--audit"]) == 0
+    assert f"The audit refuses this run: protocol.json: {name} must be" in (run / "page.html").read_text()
+
+
+def test_files_of_any_size_are_read_within_bounds(run: Path) -> None:
+    """A sparse file says that it has terabytes, one of /proc that it has none, and either is a link of a few bytes."""
+    with pytest.raises(Malformed, match="maps: too long, at most 10 bytes are read"):
+        read_bounded(Path("/proc/self/maps"), 10)
+    file, _ = proof_of(run, "misreport")
+    os.truncate(file.with_suffix(".safetensors"), 2**23)
+    refused(run, r"safetensors: too long, at most \d+ bytes are read")
+    (run / "ledger.jsonl").unlink()
+    os.mkfifo(run / "ledger.jsonl")
+    refused(run, "ledger.jsonl: missing")
+
+
+def test_small_values_are_counted_before_they_are_decoded(run: Path) -> None:
+    """A list without entries takes 20 times the memory of its three bytes."""
+    text = b'{"version":[' + b"[]," * 2**21 + b"[]]}"
+    (run / "protocol.json").write_bytes(blake3(text).hexdigest().encode() + b"\n" + text + b"\n")
+    refused(run, "protocol.json: cannot be read as JSON .more than 4194304 values")
 
 
 def test_command_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

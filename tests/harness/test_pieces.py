@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from blake3 import blake3
 
 from btard.audit.vouching import FILES, digests
 from btard.harness.pieces import check_finished, lines_of
@@ -172,6 +174,21 @@ def test_a_finished_run_with_files_that_its_summary_was_not_made_of_is_refused(
     assert contents(path) == contents(whole)
 
 
+def test_a_vouched_file_is_never_in_memory_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sparse one has a few bytes on the disk, and any number in memory."""
+    (tmp_path / "a").write_bytes(b"12345")
+    summary = {FILES: {"a": blake3(b"12345").hexdigest(16)}}
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail("it is read as a whole"))
+    check_finished(tmp_path, summary, None)
+    monkeypatch.setattr("btard.audit.vouching.MAX_FILE", 4)
+    with pytest.raises(RunFolderError, match=r"/a: is not the one that summary\.json was made of"):
+        check_finished(tmp_path, summary, None)
+    os.mkfifo(tmp_path / "step")
+    (tmp_path / "checkpoints").symlink_to(tmp_path)
+    with pytest.raises(RunFolderError, match=r"/step: is not the one"):
+        check_finished(tmp_path, {FILES: {"checkpoints/step": "00"}}, None)
+
+
 def test_a_strangers_summary_is_refused_in_a_line_that_a_terminal_shows(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -190,5 +207,5 @@ def test_a_strangers_summary_is_refused_in_a_line_that_a_terminal_shows(
     with pytest.raises(RunFolderError, match="damaged"):
         read_summary(tmp_path)
     monkeypatch.setattr("btard.harness.run_folder.MAX_SUMMARY", 10)
-    with pytest.raises(RunFolderError, match="no file of at most 10 bytes"):
+    with pytest.raises(RunFolderError, match="at most 10 bytes are read"):
         read_summary(whole)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import btard
 from btard.export.__main__ import main as export
+from btard.harness.checkpoints import tensors_digest
 from btard.harness.run_folder import Checkpoints
+from btard.protocol.hashing import PROTOCOL_VERSION
 from btard.training.layout import KEPT_FILE, write_layout
+from btard.training.resume import _digest
 from tests.training import model as mlp
 
 
@@ -88,6 +94,35 @@ def test_a_run_that_was_killed_is_exported_as_its_newest_checkpoint(tmp_path: Pa
     assert (run / "summary.json").read_bytes() == (whole / "summary.json").read_bytes()
     assert export([str(run), "--out", str(tmp_path / "at the end")]) == 0
     assert "| trained for | 9 steps |" in (tmp_path / "at the end/README.md").read_text()
+
+
+@pytest.mark.parametrize("begun", ["config.yaml", "run.json"])
+@pytest.mark.parametrize(
+    "name", ["rank-x", "rank-\u00b2", "step-x.safetensors", "deep", "state", "pipe", "endless"]
+)
+def test_what_is_no_checkpoint_is_passed_over(
+    name: str, begun: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run/checkpoints"
+    folder.mkdir(parents=True)
+    (tmp_path / "run" / begun).write_text("{}\n")
+    file, x = folder / "step-00000001.safetensors", {"parameters": torch.zeros(3)}
+    if name in ("deep", "state"):
+        said = {"version": PROTOCOL_VERSION, "step": 1, "state": "[" * 10**5}
+        own, whole = f"{_digest(1, said['state'], x)}", tensors_digest(1, said["state"], x)
+        of = {"btard": json.dumps(said | {"digest": whole}), "btard.training": json.dumps(said | {"digest": own})}
+        save_file(x, file, dict.fromkeys(of, "[" * 10**5) if name == "deep" else of)
+    elif name == "pipe":
+        os.mkfifo(file)
+    elif name == "endless":
+        said = {"version": PROTOCOL_VERSION, "step": 1, "digest": "", "confirmed_by": [math.inf], "notes": {}}
+        save_file(x, file, {"btard.swarm": json.dumps(said | {"content": tensors_digest(1, "", x)})})
+    else:
+        (folder / name).mkdir() if "rank" in name else save_file(x, folder / name)
+    with pytest.raises(SystemExit) as stopped:
+        export([str(tmp_path / "run"), "--out", str(tmp_path / "home")])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2 and "expected a checkpoint in checkpoints/, found none that is intact" in line
 
 
 def test_a_peers_folder_has_its_own_buffers_and_the_coordinators_those_of_the_start(tmp_path: Path) -> None:
