@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from threading import Lock
 
+import numpy as np
 import torch
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from btard.protocol.hashing import SPARE, draw_uniform, uniform
+from btard.protocol.hashing import SPARE, digest, draw_uniform, uniform
 from btard.protocol.memory import NOTHING, Memory, remembered
 
 
@@ -50,6 +53,32 @@ def part_directions(
             for part in range(first, last):  # asked for one by one when parts are verified
                 drawn.z.setdefault((part, part + 1, size), z[part - first : part - first + 1])
         return drawn.z[first, last, size]
+
+
+BLOCK = 2**24
+"""Numbers that are drawn at once of several directions: a thousand have 500 times the bytes of what they are for."""
+
+
+def direction_blocks(
+    coin: bytes, first: int, last: int, size: int, count: int, device: str = "cpu", memory: Memory = NOTHING
+) -> Iterator[torch.Tensor]:
+    """`part_directions` in pieces [last - first, some of `count`, size]; more than one piece are not remembered."""
+    some = max(1, BLOCK // max(1, (last - first) * size))
+    if some >= count:
+        yield part_directions(coin, first, last, size, count, device, memory)
+        return
+    drawn = [_pieces(coin, part, size, count, some) for part in range(first, last)]
+    for rows in zip(*drawn, strict=True):
+        yield torch.stack(rows).to(device)
+
+
+def _pieces(coin: bytes, part: int, size: int, count: int, some: int) -> Iterator[torch.Tensor]:
+    """[some, size] at a time of what `_draw` draws of a part: its cipher goes on where it was."""
+    key = digest("uniform", "direction", coin, part)
+    cipher = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+    for start in range(0, count, some):
+        drawn = cipher.update(bytes(2 * size * min(some, count - start)))
+        yield torch.from_numpy(np.frombuffer(drawn, "<i2").astype(np.int16) | 1).view(-1, size)
 
 
 def _draw(coin: bytes, parts: range, size: int, device: str) -> torch.Tensor:

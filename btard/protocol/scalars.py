@@ -12,7 +12,7 @@ import torch
 from btard.aggregation import stack_rows
 from btard.aggregation.gram import block_squares
 from btard.aggregation.scratch import scratch
-from btard.protocol.directions import directions, part_directions
+from btard.protocol.directions import direction_blocks
 from btard.protocol.hashing import UNIFORM_SCALE
 from btard.protocol.memory import remembered
 from btard.protocol.messages import Report
@@ -132,8 +132,15 @@ def part_scalars(
     seat: Court, record: Settled, value: torch.Tensor, bodies: Sequence[torch.Tensor], part: int
 ) -> list[Scalars]:
     """The scalars of several workers' parts `bodies` against `value`, the step's aggregate of that part."""
-    z = directions(record.coin, part, record.cut.size(part), seat.config.directions, str(value.device), seat.memory)
-    return row_scalars(stack_rows(bodies), value.unsqueeze(0), z.unsqueeze(0), record.tau)
+    return _parts_scalars(seat, record, stack_rows(bodies), value.unsqueeze(0), part)
+
+
+def _parts_scalars(seat: Court, record: Settled, x: torch.Tensor, values: torch.Tensor, first: int) -> list[Scalars]:
+    """`row_scalars` of x [n, r, p], or [n, p], against the aggregates `values` [r, p] of the parts from `first` on."""
+    count, size = values.shape
+    z = direction_blocks(record.coin, first, first + count, size, seat.config.directions, str(x.device), seat.memory)
+    pieces = zip(*(row_scalars(x, values, some, record.tau) for some in z), strict=True)
+    return [Scalars(one.norm, tuple(p for s in (one, *more) for p in s.products), one.size) for one, *more in pieces]
 
 
 class Truth(NamedTuple):
@@ -215,8 +222,7 @@ def _gradient_scalars(
             stop = min(start + together, last)
             parts = x[:, cut.bounds(start)[0] : cut.bounds(stop - 1)[1]].unflatten(1, (stop - start, size))
             values = stack_rows(known[start:stop])
-            z = part_directions(record.coin, start, stop, size, seat.config.directions, str(x.device), seat.memory)
-            scalars = row_scalars(parts, values, z, record.tau)
+            scalars = _parts_scalars(seat, record, parts, values, start)
             for index, row in enumerate(found):
                 row += scalars[index * (stop - start) : (index + 1) * (stop - start)]
     return found

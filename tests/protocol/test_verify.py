@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from btard.aggregation import centered_clip
+from btard.drivers.local import LocalDriver
 from btard.protocol import verify
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.directions import directions
+from btard.protocol.directions import direction_blocks, directions, part_directions
 from btard.protocol.hashing import UNIFORM_SCALE
 from btard.protocol.messages import AnnouncedPart, Report
 from btard.protocol.record import StepRecord
@@ -30,6 +31,7 @@ from btard.protocol.verify import (
     v2_violation,
     v3_violation,
 )
+from btard.task import QuadraticTask
 
 HOSTILE = ["huge", "largest", "denormal", "copies", "mirrored", "zero", "honest mean", "cancelling", "collinear"]
 
@@ -207,6 +209,30 @@ def test_v1_tolerates_rounding_and_nothing_else() -> None:
     nothing = Scalars(0.0, (0.0,), 0.0)
     assert not scalars_differ(nothing, nothing, 1.0, tol)
     assert scalars_differ(nothing._replace(norm=1e-30), nothing, 1.0, tol)
+
+
+@pytest.mark.parametrize("block", [1, 50, 200, 10**9])
+def test_many_directions_are_drawn_a_few_at_a_time(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand of them take 500 times the memory of a part: of any that a small file shows."""
+    parts, count, size = 3, 7, 13
+    whole = part_directions(b"coin", 2, 2 + parts, size, count)
+    monkeypatch.setattr("btard.protocol.directions.BLOCK", block)
+    pieces = list(direction_blocks(b"coin", 2, 2 + parts, size, count))
+    assert torch.equal(torch.cat(pieces, 1), whole) and whole.shape == (parts, count, size)
+    assert max(piece.numel() for piece in pieces) <= max(block, parts * size)
+
+
+def test_reports_do_not_depend_on_how_many_directions_are_drawn_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ProtocolConfig(peers=5, directions=9, tau=1.0)
+
+    def reports() -> list[dict[int, Report]]:
+        driver = LocalDriver(config, QuadraticTask(53))
+        driver.step(torch.ones(53))
+        return [peer.current.reports for peer in driver.peers.values()]
+
+    whole = reports()
+    monkeypatch.setattr("btard.protocol.directions.BLOCK", 30)
+    assert reports() == whole and whole[0]
 
 
 def test_scalars_of_huge_parts_are_finite() -> None:
