@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from transformers import AlbertConfig, AlbertForPreTraining
 
 from albert.config import ModelConfig
@@ -10,7 +11,19 @@ from btard.training.randomness import torch_seeded
 
 def make_model(config: ModelConfig, vocab_size: int, sequence_length: int, seed: int) -> AlbertForPreTraining:
     """The model with initial parameters drawn from `seed`, equal on all machines with equal versions of torch."""
-    settings = AlbertConfig(
+    with torch_seeded(seed):
+        model = AlbertForPreTraining(_settings(config, vocab_size, sequence_length))
+    return model.train()
+
+
+def outline(config: ModelConfig, vocab_size: int, sequence_length: int) -> AlbertForPreTraining:
+    """The model of `make_model` on the meta device: it has shapes, and neither memory nor values."""
+    with torch.device("meta"):
+        return AlbertForPreTraining(_settings(config, vocab_size, sequence_length))
+
+
+def _settings(config: ModelConfig, vocab_size: int, sequence_length: int) -> AlbertConfig:
+    return AlbertConfig(
         vocab_size=vocab_size,
         embedding_size=config.embedding,
         hidden_size=config.hidden,
@@ -22,9 +35,6 @@ def make_model(config: ModelConfig, vocab_size: int, sequence_length: int, seed:
         attention_probs_dropout_prob=config.dropout,
         classifier_dropout_prob=config.dropout,
     )
-    with torch_seeded(seed):
-        model = AlbertForPreTraining(settings)
-    return model.train()
 
 
 def decays(name: str) -> bool:

@@ -39,7 +39,14 @@ def resnet18(
     for name, value in (("width", width), ("classes", classes), ("channels", channels)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    # On the meta device nothing is allocated and no random number drawn for layers that are replaced at once.
+    model = outline(width, classes, channels)
+    model.to_empty(device="cpu")
+    _initialise(model, init, seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed))
+    return model
+
+
+def outline(width: int, classes: int, channels: int) -> ResNet:
+    """Return the network of `resnet18` on the meta device: it has shapes, and neither memory nor values."""
     with torch.device("meta"):
         model = ResNet(BasicBlock, [BLOCKS_PER_STAGE] * len(STAGE_STRIDES), num_classes=classes)
         model.conv1 = nn.Conv2d(channels, width, kernel_size=3, padding=1, bias=False)
@@ -50,8 +57,6 @@ def resnet18(
             setattr(model, f"layer{index + 1}", _stage(inputs, width << index, stride))
             inputs = width << index
         model.fc = nn.Linear(inputs, classes)
-    model.to_empty(device="cpu")
-    _initialise(model, init, seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed))
     return model
 
 

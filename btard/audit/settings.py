@@ -68,6 +68,13 @@ def read_settings(folder: Path) -> tuple[ProtocolConfig, int, Roster]:
     return config, d, roster
 
 
+def check_size(folder: Path, d: int) -> None:
+    """ValueError unless the run in `folder` has `d` parameters, those of its task; Malformed as of `read_settings`."""
+    of_run = read_settings(folder)[1]
+    if of_run != d:
+        raise ValueError(f"it has {d} parameters, the run {of_run}")
+
+
 def check_platform(value: object, what: str) -> str:
     """The name of a numeric platform, of those of hostile files; Malformed if it is none."""
     if not isinstance(value, str) or len(value) > MAX_PLATFORM:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from btard.audit.files import CONFIG
-from btard.audit.settings import read_settings, read_task
+from btard.audit.settings import check_size, read_task
 from btard.protocol.wire import Malformed
 from btard.task import Task
 
@@ -85,9 +85,7 @@ def own_task(folder: Path) -> Task | None:
             check_named(name, folder)
         sys.path[:] = [place for place in sys.path if not _within(Path(place), folder)]
         task = load_task(name, folder, said_by_run=True)
-        _, d, _ = read_settings(folder)
-        if task.d != d:
-            raise ValueError(f"it has {task.d} parameters, the run {d}")
+        check_size(folder, task.d)
     except Malformed:
         return None  # the audit says it
     except (Exception, SystemExit) as error:  # of somebody's own module, which may raise anything

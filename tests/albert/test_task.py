@@ -18,7 +18,10 @@ from albert.data.batches import batch
 from albert.data.corpus import Corpus
 from albert.model import make_model
 from albert.task import MEASURED, AlbertTask
+from btard.audit.settings import write_settings
+from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Compute
+from btard.protocol.identity import Identity, Roster
 from btard.task import Measurable
 from btard.training.randomness import seeded
 from btard.training.vector import flatten
@@ -111,8 +114,14 @@ def test_the_task_of_a_strangers_folder_imports_no_attack(
     small = "{layers: 1, hidden: 16, heads: 2, intermediate: 16, embedding: 8}"
     settings = f"peers: 3\nbyzantine: 1\ndevice: cpu\nmodel: {small}\ndata: {{path: '{data}'}}\n"
     (tmp_path / "config.yaml").write_text(f"{settings}attack: {{name: 'hostile_attack:X', start: 0}}\n")
-    assert task_of(tmp_path).d == make(Corpus(str(data)))[0].d
+    d, keys = make(Corpus(str(data)))[0].d, Roster(tuple(Identity.from_seed(peer).public_key for peer in range(3)))
+    write_settings(tmp_path, ProtocolConfig(peers=3), d, keys)
+    assert task_of(tmp_path).d == d
     assert "hostile_attack" not in sys.modules
+    monkeypatch.setattr("albert.task.make_model", lambda *_: pytest.fail("a model of any size is made"))
+    write_settings(tmp_path, ProtocolConfig(peers=3), 53, keys)
+    with pytest.raises(ValueError, match=f"it has {d} parameters, the run 53"):
+        task_of(tmp_path)
 
 
 @pytest.mark.parametrize("scale", [2.0, 2.0**126])

@@ -121,7 +121,7 @@ def test_settings_import_nothing_and_are_read_within_bounds(
     for text, said in {
         "base: /etc/hostname\n": "unknown key base",
         "a: &a [x, x]\nb: [*a, *a]\n": "an alias, which no run writes",
-        f"run_id: {'x' * MAX_CONFIG}\n": "at most 262144 are read",
+        f"run_id: {'x' * MAX_CONFIG}\n": "at most 262144 bytes are read",
         "3: x\n": "a key that is no text",
     }.items():
         config.write_text(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,12 @@ from btard.audit.__main__ import main
 from btard.audit.attestation import Attestation
 from btard.audit.proof import Proof
 from btard.audit.settings import read_settings
+from btard.harness.recorded import read_recorded
+from btard.harness.settings import config_text
 from btard.protocol.hashing import tensor_digest
 from btard.protocol.identity import Identity
 from resnet.audit import task_of
+from resnet.config import Config, ModelConfig
 from resnet.training import train
 from tests.resnet.trained import ATTACK, config_of, train_killed
 
@@ -73,6 +77,15 @@ def test_an_interrupted_run_is_audited_as_the_same_run(
     assert (trained / "ledger.jsonl").read_bytes() == (tmp_path / "ledger.jsonl").read_bytes()
     reports = [audit(out, task_of(out)) for out in (trained, tmp_path)]
     assert reports[0] == reports[1] and "parameters" in reports[0].summary
+
+
+def test_a_network_of_another_size_than_the_runs_is_not_made(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line of config.yaml says how wide it is, and so how much memory it takes."""
+    config = replace(read_recorded(Config, run), model=ModelConfig(width=10**5))
+    (run / "config.yaml").write_text(config_text(config))
+    monkeypatch.setattr("resnet.audit.make_model", lambda *_: pytest.fail("it is made"))
+    with pytest.raises(ValueError, match=r"it has \d{14} parameters, the run \d+$"):
+        task_of(run)
 
 
 def test_altered_parameters_reproduce_nobodys_gradient(run: Path) -> None:

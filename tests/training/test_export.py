@@ -97,9 +97,7 @@ def test_a_run_that_was_killed_is_exported_as_its_newest_checkpoint(tmp_path: Pa
 
 
 @pytest.mark.parametrize("begun", ["config.yaml", "run.json"])
-@pytest.mark.parametrize(
-    "name", ["rank-x", "rank-\u00b2", "step-x.safetensors", "deep", "state", "pipe", "endless"]
-)
+@pytest.mark.parametrize("name", ["rank-x", "rank-\u00b2", "step-x.safetensors", "deep", "state", "pipe", "endless"])
 def test_what_is_no_checkpoint_is_passed_over(
     name: str, begun: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
