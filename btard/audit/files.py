@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from io import FileIO
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from blake3 import blake3
 from btard.audit.encoding import check_object
 from btard.files import write_file
 from btard.protocol.ledger import read_object
-from btard.protocol.limits import MAX_JSON
+from btard.protocol.limits import MAX_JSON, MAX_VALUES
 from btard.protocol.wire import Malformed
 
 CONFIG, RUN = "config.yaml", "run.json"
@@ -68,7 +68,14 @@ def read_json(file: Path, names: set[str] | None = None) -> dict[str, Any]:
     hashed, _, text = raw.partition(b"\n")
     if not text.endswith(b"\n") or blake3(text[:-1]).hexdigest().encode() != hashed:
         raise Malformed(f"{file.name}: its content does not match its digest")
+    if (values := values_in(text)) > MAX_VALUES:
+        raise Malformed(f"{file.name}: {values} values, at most {MAX_VALUES} are read")
     return check_object(read_object(text, file.name), file.name, names)
+
+
+def values_in(raw: bytes) -> int:
+    """How many JSON values `raw` may hold beside the outermost one."""
+    return sum(map(raw.count, (b",", b"[", b"{")))
 
 
 def read_bounded(file: Path, limit: int) -> bytes:
@@ -84,11 +91,11 @@ def file_digest(file: Path, limit: int, size: int = 32) -> str:
     return hasher.hexdigest(size)
 
 
-def open_file(file: Path) -> FileIO:
+def open_file(file: Path) -> BufferedReader:
     """A regular file, to be read without waiting: one that has nothing yet ends there. Errors: Malformed; OSError."""
     if not file.is_file():
         raise Malformed(f"{file.name}: missing")
-    return open(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0)
+    return open(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb")
 
 
 def _blocks(file: Path, limit: int) -> Iterator[bytes]:

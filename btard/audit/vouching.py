@@ -31,6 +31,7 @@ from btard.audit.files import (
     open_file,
 )
 from btard.files import UNFINISHED
+from btard.protocol.wire import Malformed
 
 FILES = "files"
 """Where a summary holds the digests: name -> 32 hexadecimal digits."""
@@ -101,6 +102,8 @@ def lost_proof(folder: Path, vouched: Mapping[str, str]) -> str | None:
             found = _digest_of_proof(folder / EVIDENCE / name)
         except OSError as error:
             return f"{folder}/{EVIDENCE}/{name}: cannot be read ({error.strerror})"
+        except Malformed as error:
+            return f"{folder}/{EVIDENCE}/{error}"
         if found != digest:
             return f"{folder}/{EVIDENCE}/{name}: is not what it was when the checkpoint was written"
     return None

@@ -51,6 +51,8 @@ MAX_ITEMS = 2**16
 
 MAX_JSON = 2**28
 """The largest number of bytes that are read of a JSON file; the messages of a step of 1,000 peers stay below."""
+MAX_VALUES = 2**22
+"""The largest number of JSON values that are read of a file: each takes memory, were it an empty list of two bytes."""
 MAX_LEDGER = 2**28
 """The largest number of bytes that are read of a ledger."""
 

@@ -25,6 +25,7 @@ from btard.audit.files import (
     proof_file,
     read_bounded,
     read_json,
+    values_in,
 )
 from btard.audit.settings import read_settings
 from btard.audit.vouching import unfit
@@ -34,8 +35,8 @@ from btard.harness.run_folder import read_summary
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol import wire
 from btard.protocol.hashing import PROTOCOL_VERSION
-from btard.protocol.ledger import MARKS, MAX_VALUES, Entry, Ledger
-from btard.protocol.limits import MAX_LEDGER
+from btard.protocol.ledger import Entry, Ledger
+from btard.protocol.limits import MAX_LEDGER, MAX_VALUES
 from btard.protocol.record import Transcript
 from btard.protocol.wire import Malformed, shown
 
@@ -205,7 +206,7 @@ def _lines(run: Run, name: str) -> list[dict[str, Any]]:
             run.notes.append(f"{name} is not there: the run has not come to the end of its first step")
         return []
     raw = _content(file, MAX_LINES)
-    whole, values = raw.count(b"\n"), sum(raw.count(mark.encode()) for mark in MARKS)
+    whole, values = raw.count(b"\n"), values_in(raw)
     if whole > MAX_STEPS or values > MAX_VALUES:
         raise RunFolderError(
             f"{file}: {whole} lines and {values} values, at most {MAX_STEPS} and {MAX_VALUES} are read"
