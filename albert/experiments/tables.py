@@ -68,8 +68,8 @@ def ledger_table(swarm: Swarm) -> str:
 
 def _last(swarms: Sequence[Swarm], key: str) -> list[float]:
     """What each swarm had of a metric at its end, or when it was measured last; nothing of a swarm without it."""
-    found = [swarm.summary.get(key) or (swarm.series(key)[1] or [None])[-1] for swarm in swarms]
-    return [value for value in found if value is not None]
+    found = [[*swarm.series(key)[1], swarm.summary.get(key)] for swarm in swarms]
+    return [known[-1] for values in found if (known := [value for value in values if value is not None])]
 
 
 def _range(values: Sequence[float], form: str) -> str:

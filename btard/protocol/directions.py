@@ -8,9 +8,8 @@ from threading import Lock
 
 import numpy as np
 import torch
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from btard.protocol.hashing import SPARE, digest, draw_uniform, uniform
+from btard.protocol.hashing import SPARE, draw_uniform, uniform, uniform_cipher
 from btard.protocol.memory import NOTHING, Memory, remembered
 
 
@@ -74,8 +73,7 @@ def direction_blocks(
 
 def _pieces(coin: bytes, part: int, size: int, count: int, some: int) -> Iterator[torch.Tensor]:
     """[some, size] at a time of what `_draw` draws of a part: its cipher goes on where it was."""
-    key = digest("uniform", "direction", coin, part)
-    cipher = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+    cipher = uniform_cipher("direction", coin, part)
     for start in range(0, count, some):
         drawn = cipher.update(bytes(2 * size * min(some, count - start)))
         yield torch.from_numpy(np.frombuffer(drawn, "<i2").astype(np.int16) | 1).view(-1, size)

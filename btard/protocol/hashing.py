@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 from blake3 import blake3
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 
 DIGEST_SIZE = 32
 
@@ -113,6 +113,11 @@ SPARE = 8
 """Numbers by which the memory for `draw_uniform` must be longer: a cipher asks for room for one more block."""
 
 
+def uniform_cipher(*fields: Field) -> CipherContext:
+    """What makes zeros into the bytes of the numbers of `uniform`, one after another."""
+    return Cipher(algorithms.AES(digest("uniform", *fields)), modes.CTR(bytes(16))).encryptor()
+
+
 def draw_uniform(into: np.ndarray, size: int, *fields: Field) -> None:
     """Fill the first `size` numbers of `into` [size + SPARE], contiguous int16, with those of the stream of this name.
 
@@ -121,8 +126,7 @@ def draw_uniform(into: np.ndarray, size: int, *fields: Field) -> None:
     """
     drawn = into.view(np.uint8)
     drawn[: 2 * size] = 0
-    cipher = Cipher(algorithms.AES(digest("uniform", *fields)), modes.CTR(bytes(16))).encryptor()
-    cipher.update_into(drawn[: 2 * size].data, drawn.data)
+    uniform_cipher(*fields).update_into(drawn[: 2 * size].data, drawn.data)
 
 
 def uniform(size: int, *fields: Field) -> np.ndarray:

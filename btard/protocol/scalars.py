@@ -139,7 +139,10 @@ def _parts_scalars(seat: Court, record: Settled, x: torch.Tensor, values: torch.
     """`row_scalars` of x [n, r, p], or [n, p], against the aggregates `values` [r, p] of the parts from `first` on."""
     count, size = values.shape
     z = direction_blocks(record.coin, first, first + count, size, seat.config.directions, str(x.device), seat.memory)
-    pieces = zip(*(row_scalars(x, values, some, record.tau) for some in z), strict=True)
+    first_piece, *others = (row_scalars(x, values, some, record.tau) for some in z)
+    if not others:
+        return first_piece
+    pieces = zip(first_piece, *others, strict=True)
     return [Scalars(one.norm, tuple(p for s in (one, *more) for p in s.products), one.size) for one, *more in pieces]
 
 
