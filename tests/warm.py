@@ -9,6 +9,7 @@ import contextlib
 import gc
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import traceback
@@ -100,6 +101,8 @@ def ranks(main: Main, words: Sequence[str], size: int, folder: Path, timeout: fl
 def _live(main: Main, words: list[str], files: tuple[str, str], environment: Mapping[str, str]) -> None:
     os.environ.update(environment)
     gc.callbacks.clear()  # a Ctrl-C that falls into one of hypothesis's is lost
+    # A sweep in this process may have started the server, where Ctrl-C does not reach it.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     for number, file in enumerate(files, start=1):
         with open(file, "w", encoding="utf-8") as stream:
             os.dup2(stream.fileno(), number)

@@ -109,7 +109,7 @@ def test_a_minority_that_is_cut_off_stops_and_comes_back(data: Path, tmp_path: P
         swarm.until(lambda: swarm.steps(0) > away + 3, what="the majority does not go on")
         stopped = [swarm.steps(peer) for peer in minority]
         assert max(stopped) <= away + 1, "the minority went on alone"
-        swarm.pace(1.0)
+        swarm.pace(2.0)  # on a busy machine, too, they are back before the others have done all steps
         wire.part(())
         swarm.until(lambda: all("back at step" in swarm.log(f"peer-{peer:02d}") for peer in minority), 100)
         swarm.pace(0.0)

@@ -39,7 +39,7 @@ def test_the_notebook_runs_from_top_to_bottom_at_its_smallest_setting(tmp_path: 
     }
     with notebooks.without_tensorboards(tmp_path):
         outputs = notebooks.execute(NOTEBOOK, tmp_path / "out.ipynb", parameters)
-    assert notebooks.images(outputs) == 4  # loss, alive peers, speed, phases
+    assert notebooks.images(outputs) == 5  # loss, validation loss, alive peers, speed, phases
     printed = notebooks.text(outputs)
     assert "3 swarms, 3 to run" in printed
     assert "| sign flip | 8 | BTARD, tau auto | 1 |" in printed and "| sign flip | 8 | mean | 1 | 0 of 2 |" in printed

@@ -313,7 +313,7 @@ def test_the_notebook_runs_from_top_to_bottom_with_swarms_that_finished_on_aws(
         "TENSORBOARD": False,
     }
     outputs = notebooks.execute(ROOT / "notebooks/RunAlbertExperiments.ipynb", tmp_path / "out.ipynb", parameters)
-    assert notebooks.images(outputs) == 4
+    assert notebooks.images(outputs) == 5
     printed = notebooks.text(outputs)
     for part in (
         "On AWS, one after another",
