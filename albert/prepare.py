@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             print_summary(check(folder := arguments.check), folder, "intact: every file was read")
             guessing = guessing_loss(Corpus(folder, "train"), Corpus(folder, "validation"))
-            print(f"who knows how frequent words are, and nothing else, has the validation loss {guessing:.2f}")
+            print(f"guessing by how frequent words are has the validation loss {guessing:.2f}")
             return 0
         options = _options(arguments)
         if arguments.workers is not None:

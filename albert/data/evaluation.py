@@ -23,7 +23,7 @@ def evaluation_batches(corpus: Corpus, size: int, limit: int | None = None) -> I
 
 
 def guessing_loss(train: Corpus, validation: Corpus) -> float:
-    """Return the validation loss, in nats, of who knows how frequent words are in the training split, and nothing else.
+    """Return the validation loss, in nats, of guessing by how frequent words are in the training split.
 
     It is the mean cross-entropy of words by these frequencies, plus ln 2 for the order of sentences. A model with a
     lower loss has learned something.

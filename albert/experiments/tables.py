@@ -5,6 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
+import numpy as np
+
 from albert.experiments.results import NO_ATTACK, Swarm
 from btard.harness.tables import markdown
 from btard.protocol.heal import HEALED
@@ -42,9 +44,10 @@ def results_table(swarms: Sequence[Swarm]) -> str:
         row = [attack, "-" if attack == NO_ATTACK else str(start), defence, str(len(group))]
         row += [f"{banned} of {attackers}" if attackers else "-", _range(waits, ".0f")]
         row += [str(sum(swarm.summary["honest_banned"] for swarm in group)), _range(losses, ".2f")]
-        row += [_range(_last(group, "validation_loss"), ".2f"), _range(_last(group, "masked_word_accuracy"), ".1%")]
+        row += [_range(_last(group, "validation_loss"), ".2f"), _range(_above(group, swarms), "+.2f")]
+        row += [_range(_last(group, "masked_word_accuracy"), ".1%")]
         rows.append([*row, f"{statistics.median(speeds):.0f}" if speeds else "-"])
-    last = ("last loss", "last validation loss", "masked words right", "samples per second")
+    last = ("last loss", "last validation loss", "most above no attack", "masked words right", "samples per second")
     return markdown((*columns, "honest peers removed", *last), rows) + "\n"
 
 
@@ -70,6 +73,13 @@ def _last(swarms: Sequence[Swarm], key: str) -> list[float]:
     """What each swarm had of a metric at its end, or when it was measured last; nothing of a swarm without it."""
     found = [[*swarm.series(key)[1], swarm.summary.get(key)] for swarm in swarms]
     return [known[-1] for values in found if (known := [value for value in values if value is not None])]
+
+
+def _above(group: Sequence[Swarm], swarms: Sequence[Swarm]) -> list[float]:
+    """How far each swarm's validation loss is above that without attack, at most over the measurements."""
+    calm = next((swarm.series("validation_loss") for swarm in swarms if swarm.attack == NO_ATTACK), ([], []))
+    known = [swarm.series("validation_loss") for swarm in group if swarm.attack != NO_ATTACK]
+    return [float(max(losses - np.interp(steps, *calm))) for steps, losses in known if losses and calm[0]]
 
 
 def _range(values: Sequence[float], form: str) -> str:

@@ -114,7 +114,7 @@ SPARE = 8
 
 
 def uniform_cipher(*fields: Field) -> CipherContext:
-    """What makes zeros into the bytes of the numbers of `uniform`, one after another."""
+    """The cipher whose output for zeros is the bytes of the numbers of `uniform`, one after another."""
     return Cipher(algorithms.AES(digest("uniform", *fields)), modes.CTR(bytes(16))).encryptor()
 
 

@@ -111,8 +111,8 @@ class Settled(Start):
     """M_t, ascending: the peers of A_t that were heard in the commit phase. Anybody else is out of the step: it says
     nothing that counts, owes nothing, and is tried for nothing that it would have to answer. None: not known yet."""
     unheld: frozenset[Number] = frozenset()
-    """Announced parts whose aggregate half of those that spoke at the coin's reveal lacked, or more, or of whose other
-    members no more than b_t were left at the reports."""
+    """Announced parts whose aggregate half of those that spoke at the coin's reveal lacked, or more, or that no
+    more than b_t of the members left at the reports have."""
     skipped: set[Number] = set()
     """Parts without a trustworthy aggregate: their parameters get a zero gradient in this step."""
 
@@ -123,7 +123,7 @@ class Settled(Start):
         return self.split
 
     def held(self, part: int) -> bool:
-        """Whether more than half of those that spoke had a[part] before the coin, and more than b_t of them reported.
+        """Whether more than half of those that spoke had a[part] before the coin, and more than b_t of them were left.
 
         Then an honest peer had it, and has passed it on. Only such parts count, and only reports about them can be held
         against anybody: about others honest peers know different things.

@@ -192,7 +192,7 @@ def test_label_is_within_the_vocabulary(make_corpus: MakeCorpus) -> None:
     assert labels[labels != NOT_MASKED].min() >= 0 and labels.max() < VOCABULARY
 
 
-def test_who_guesses_by_frequency_loses_the_entropy_of_words_and_that_of_their_order(make_corpus: MakeCorpus) -> None:
+def test_guessing_by_frequency_costs_the_entropy_of_words_and_that_of_their_order(make_corpus: MakeCorpus) -> None:
     corpus = make_corpus([([5] * 4, [6] * 4), ([5] * 4, [7] * 4), ([5] * 4, [3] * 2)])
     assert corpus.frequencies()[:3].tolist() == [12, 4, 4] and corpus.frequencies().sum() == 20
     seen = np.array([13, 5, 5])

@@ -119,10 +119,10 @@ def test_where_the_time_goes_is_drawn_for_each_kind_of_swarm(swarms: list[Swarm]
 def test_tables_count_over_the_seeds(swarms: list[Swarm]) -> None:
     lines = [line for line in tables.results_table(swarms).splitlines() if line.startswith("| IPM")]
     assert lines == [
-        "| IPM (epsilon 0.6) | 20 | BTARD | 2 | 4 of 4 | 5 | 0 | 7.05 | 8.05 | 3.9% | 124 |",
-        "| IPM (epsilon 0.6) | 20 | mean | 1 | 0 of 2 | - | 0 | 48.00 | 49.00 | 3.9% | 124 |",
-        "| IPM (epsilon 0.6) | 40 | BTARD | 2 | 4 of 4 | 5 | 1 | 6.05 | 7.05 | 5.9% | 144 |",
-        "| IPM (epsilon 0.6) | 40 | mean | 1 | 0 of 2 | - | 0 | 68.00 | 69.00 | 5.9% | 144 |",
+        "| IPM (epsilon 0.6) | 20 | BTARD | 2 | 4 of 4 | 5 | 0 | 7.05 | 8.05 | +0.00 | 3.9% | 124 |",
+        "| IPM (epsilon 0.6) | 20 | mean | 1 | 0 of 2 | - | 0 | 48.00 | 49.00 | +40.95 | 3.9% | 124 |",
+        "| IPM (epsilon 0.6) | 40 | BTARD | 2 | 4 of 4 | 5 | 1 | 6.05 | 7.05 | +0.00 | 5.9% | 144 |",
+        "| IPM (epsilon 0.6) | 40 | mean | 1 | 0 of 2 | - | 0 | 68.00 | 69.00 | +61.95 | 5.9% | 144 |",
     ]
     assert "| sign flip | BTARD | 1 | 20 | 22, 25 (2 of 2) | 0 | 7.05 |" in tables.bans_table(swarms)
 
