@@ -50,7 +50,8 @@ class FaultyTrainer(trainer.Trainer):
     def _watch(self, phase: str) -> None:
         super()._watch(phase)
         if phase == "compute" and (self.out.parent / PACE).exists():
-            time.sleep(float((self.out.parent / PACE).read_text(encoding="utf-8")))
+            pace = json.loads((self.out.parent / PACE).read_text(encoding="utf-8"))
+            time.sleep(pace["seconds"] if pace["peers"] is None or self.peer.id in pace["peers"] else 0.0)
         for file in sorted((self.out.parent / FAULTS).glob("*.json")):
             try:
                 fault = Fault(**json.loads(file.read_text(encoding="utf-8")))
@@ -79,10 +80,13 @@ class FaultySwarm(Swarm):
         super().__init__(config, out, TASK)
         self.wire = wire
 
-    def pace(self, seconds: float) -> None:
-        """Have every step take so much longer from now on: so that the run is not over before the faults are."""
+    def pace(self, seconds: float, peers: Sequence[int] | None = None) -> None:
+        """Have every step take so much longer from now on: so that the run is not over before the faults are.
+
+        Without `peers` all of them work slower: then whoever is behind can never catch up by working.
+        """
         temporary = self.out / f".{PACE}"
-        temporary.write_text(str(seconds), encoding="utf-8")
+        temporary.write_text(json.dumps({"seconds": seconds, "peers": peers}), encoding="utf-8")
         temporary.rename(self.out / PACE)
 
     def strike(self, name: str, fault: Fault) -> None:
@@ -126,10 +130,16 @@ class FaultySwarm(Swarm):
 
     def steps(self, peer: int) -> int:
         """Steps of which `peer` has written metrics; gaps count."""
+        return max((row["step"] + 1 for row in self._metrics(peer)), default=0)
+
+    def worked(self, peer: int) -> int:
+        """The last step of which `peer` has written that it gave a gradient; -1 if there is none."""
+        return max((row["step"] for row in self._metrics(peer) if row["loss"] is not None), default=-1)
+
+    def _metrics(self, peer: int) -> list[dict[str, Any]]:
         file = self.out / f"peer-{peer:02d}" / "metrics.jsonl"
         lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-        whole = [line for line in lines if line.endswith("}")]
-        return json.loads(whole[-1])["step"] + 1 if whole else 0
+        return [json.loads(line) for line in lines if line.endswith("}")]
 
     def summaries(self) -> dict[int, dict[str, Any]]:
         """Peer -> how it ended, of those that came to the end."""
