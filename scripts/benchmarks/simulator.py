@@ -1,7 +1,8 @@
-"""Steps per second of the local driver, against a plain large-batch step and against one process per peer."""
+"""Steps of the local driver against a plain step, byzfl's loop and one process per peer; the latter against DDP."""
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import subprocess
@@ -15,13 +16,16 @@ from typing import Any
 from btard.drivers.local import LocalDriver
 from btard.harness.run_folder import read_summary, read_timings
 from btard.protocol.config import ProtocolConfig
+from scripts.benchmarks.libraries import rules_of
 from scripts.benchmarks.measure import Settings, in_units, interleaved, ratio, release
 from scripts.benchmarks.page import Aim, Table
-from scripts.benchmarks.workloads import BATCH, PEERS, PLAIN, gradient_variants, resnet_task
+from scripts.benchmarks.workloads import BATCH, PEERS, PLAIN, gradient_variants, library_step, resnet_task
 
 ROOT = Path(__file__).resolve().parents[2]
 MINUTES = 5
-"""A run of `resnet.train` that takes longer is stopped."""
+"""A program that takes longer is stopped."""
+RULES = ("mean", "trimmed_mean", "centered_clip")
+"""Rules of byzfl that train beside ours."""
 
 
 def cases(settings: Settings) -> dict[str, Callable[[], Any]]:
@@ -29,30 +33,55 @@ def cases(settings: Settings) -> dict[str, Callable[[], Any]]:
         return {
             "width 4 tau 1": partial(plain_case, 4, 8, 1.0, 1, settings),
             "processes 0": partial(processes_case, 2, 0, 2, 1, settings),
+            "ddp 4": partial(ddp_case, 3, 4, 8, 1),
         }
     return {
         "width 16 tau 1": partial(plain_case, 16, 32, 1.0, 12, settings),
+        "byzfl 16": partial(byzfl_case, 16, 32, 8, settings),
         "width 16 tau 10": partial(plain_case, 16, 32, 10.0, 12, settings),
         "width 64 tau 1": partial(plain_case, 64, 32, 1.0, 3, settings),
         "processes 0": partial(processes_case, PEERS, 0, 12, 2, settings),
         "processes 7": partial(processes_case, PEERS, 7, 12, 1, settings),
+        "ddp 4": partial(ddp_case, 4, 4, 8, 60),
+        "ddp 16": partial(ddp_case, 4, 16, 32, 20),
     }
 
 
 def plain_case(width: int, size: int, tau: float, repeats: int, settings: Settings) -> dict[str, Any]:
     """A whole step of the cohort and the plain step on as many samples, in turns."""
     release(settings.device)
-    task, params = resnet_task(width, size, settings.device)
-    config = ProtocolConfig(peers=PEERS, byzantine=7, tau=tau, run_id="benchmark")
-    driver = LocalDriver(config, task)
-
-    def step() -> None:
-        params.sub_(driver.step(params).gradient, alpha=0.001)
-
+    d, step = _whole_step(width, size, tau, settings)
     plain = {name: run for name, run in gradient_variants(width, size, settings.device).items() if name in PLAIN}
     # Nobody validates in the first step.
     times = interleaved({**plain, "btard": step}, repeats, settings.device, warmup=2)
-    return {"width": width, "size": size, "tau": tau, "d": task.d, "seconds": times}
+    return {"width": width, "size": size, "tau": tau, "d": d, "seconds": times}
+
+
+def _whole_step(width: int, size: int, tau: float, settings: Settings) -> tuple[int, Callable[[], object]]:
+    """The number of parameters, and a step of the cohort that moves them."""
+    task, params = resnet_task(width, size, settings.device)
+    driver = LocalDriver(ProtocolConfig(peers=PEERS, byzantine=7, tau=tau, run_id="benchmark"), task)
+    return task.d, lambda: params.sub_(driver.step(params).gradient, alpha=0.001)
+
+
+def byzfl_case(width: int, size: int, repeats: int, settings: Settings) -> dict[str, Any]:
+    """A whole step of the cohort and steps of byzfl, in turns; why not, where it is not installed."""
+    release(settings.device)
+    rules = rules_of("byzfl", byzantine=7, tau=1.0)
+    if isinstance(rules, str):
+        return {"skipped": rules}
+    theirs = {f"byzfl {rule}": library_step(width, size, settings.device, rules[rule]) for rule in RULES}
+    d, step = _whole_step(width, size, 1.0, settings)
+    times = interleaved({**theirs, "btard": step}, repeats, settings.device, warmup=2)
+    return {"width": width, "size": size, "d": d, "seconds": times}
+
+
+def ddp_case(peers: int, width: int, side: int, repeats: int) -> dict[str, Any]:
+    """Steps of `scripts.benchmarks.ranks`, a process per peer."""
+    words = json.dumps({"width": width, "side": side, "repeats": repeats})
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={peers}"]
+    found: dict[str, Any] = json.loads(_run([*launch, "-m", "scripts.benchmarks.ranks", words]))
+    return {"width": width, "side": side, **found}
 
 
 def processes_case(peers: int, byzantine: int, steps: int, repeats: int, settings: Settings) -> dict[str, Any]:
@@ -89,17 +118,23 @@ def processes_case(peers: int, byzantine: int, steps: int, repeats: int, setting
 
 
 def _train(words: list[str], out: Path) -> tuple[dict[str, Any], list[float]]:
-    """Run `python WORDS`; the summary that it leaves in `out`, and the seconds of its steps.
+    """Run `python WORDS`; the summary that it leaves in `out`, and the seconds of its steps. Errors: RuntimeError."""
+    _run(words)
+    summary = read_summary(out)
+    if summary is None:
+        raise RuntimeError(f"{' '.join(words)} left no summary")
+    return summary, [sum(spent for phase, spent in line.items() if phase != "step") for line in read_timings(out)]
 
-    Errors: RuntimeError with its last words if it fails or takes longer than `MINUTES`.
-    """
+
+def _run(words: list[str]) -> str:
+    """What `python WORDS` prints. Errors: RuntimeError with its last words if it fails or takes over `MINUTES`."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, *words]
     with subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         try:
-            _, errors = process.communicate(timeout=60 * MINUTES)
+            printed, errors = process.communicate(timeout=60 * MINUTES)
         except BaseException as error:
             process.terminate()  # torchrun ends its processes, too
             if not isinstance(error, subprocess.TimeoutExpired):
@@ -107,28 +142,65 @@ def _train(words: list[str], out: Path) -> tuple[dict[str, Any], list[float]]:
             raise RuntimeError(f"{' '.join(command)} took longer than {MINUTES} minutes") from None
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} failed: {errors[-2000:]}")
-    summary = read_summary(out)
-    if summary is None:
-        raise RuntimeError(f"{' '.join(command)} left no summary")
-    return summary, [sum(spent for phase, spent in line.items() if phase != "step") for line in read_timings(out)]
+    return printed
 
 
 def tables(results: dict[str, Any]) -> list[Table]:
-    plain = [case for name, case in results.items() if name.startswith("width ")]
-    processes = [case for name, case in results.items() if name.startswith("processes ")]
-    return [_plain_table(plain), _processes_table(processes)]
+    plain, processes = _of(results, "width "), _of(results, "processes ")
+    byzfl, ddp = _of(results, "byzfl "), _of(results, "ddp ")
+    found = [_plain_table(plain), *map(_byzfl_table, byzfl), _processes_table(processes)]
+    return [*found, _ddp_table(ddp)] if ddp else found
 
 
 def aims(results: dict[str, Any]) -> list[Aim]:
-    plain = [case for name, case in results.items() if name.startswith("width ")]
+    plain, processes = _of(results, "width "), _of(results, "processes ")
     narrow = [case for case in plain if case["width"] == min(other["width"] for other in plain)]
     against = [in_units(case["seconds"]["btard"], case["seconds"]["plain"]) for case in narrow]
-    processes = [case for name, case in results.items() if name.startswith("processes ")]
     faster = [in_units(*(c["steps_per_second"][n] for n in ("one process", "a process per peer"))) for c in processes]
-    return [
+    found = [
         Aim(f"BTARD step / plain step on the same samples, width {narrow[0]['width']}", 1.6, max(against)),
         Aim(f"steps/s in one process / in {processes[0]['peers']} processes, digits", 10, min(faster), least=True),
     ]
+    for case in _of(results, "byzfl "):
+        seconds = case["seconds"]
+        clip, mean = (in_units(seconds[f"byzfl {rule}"], seconds["btard"]) for rule in ("centered_clip", "mean"))
+        found.append(Aim(f"byzfl's step with CenteredClip / BTARD step, width {case['width']}", 6, clip, least=True))
+        found.append(Aim(f"BTARD step / byzfl's step with the mean, width {case['width']}", 1, 1 / mean))
+    ddp = [in_units(case["seconds"]["btard"], case["seconds"]["ddp"]) for case in _of(results, "ddp ")]
+    return [*found, Aim("BTARD step / DDP step, a process per peer", 2, max(ddp))] if ddp else found
+
+
+def _of(results: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    return [case for name, case in results.items() if name.startswith(kind) and "skipped" not in case]
+
+
+def _byzfl_table(case: dict[str, Any]) -> Table:
+    times = case["seconds"]
+    rows = [[name, f"{statistics.median(times[name]):.3f}", ratio(times[name], times["btard"], 2)] for name in times]
+    return Table(
+        f"A step of byzfl and a whole BTARD step, ResNet-18 of width {case['width']}",
+        ["step", "seconds", "/ BTARD"],
+        rows,
+        f"{PEERS} peers x {BATCH} samples. byzfl's rules run in our loop, which takes one worker after the other as "
+        "byzfl's own does, in torch's default memory format; CenteredClip makes 20 steps. There is a trusted server, "
+        "and nobody is checked or banned.",
+    )
+
+
+def _ddp_table(found: list[dict[str, Any]]) -> Table:
+    rows = []
+    for case in found:
+        times = case["seconds"]
+        words = f"{case['peers']} processes, width {case['width']}, {case['d']:,} parameters"
+        milliseconds = (f"{1000 * statistics.median(times[name]):.1f}" for name in ("ddp", "btard"))
+        rows.append([words, *milliseconds, ratio(times["btard"], times["ddp"], 2)])
+    return Table(
+        "A process for each peer, beside torch's DistributedDataParallel",
+        ["ResNet-18", "DDP, ms", "BTARD, ms", "BTARD / DDP"],
+        rows,
+        f"The same processes make both steps in turns, over gloo, one thread each, {BATCH} samples per process. DDP "
+        "averages whatever it gets; BTARD validates, and its validators' gradients are computed again.",
+    )
 
 
 def _plain_table(found: list[dict[str, Any]]) -> Table:

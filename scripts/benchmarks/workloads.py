@@ -82,29 +82,43 @@ def gradient_variants(width: int, size: int, device: str) -> dict[str, Callable[
     flat = flatten(model)
     bound = resnet18(width).to(device)
     bind(bound, flat)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(PEERS, BATCH, 3, size, size, generator=generator).to(device)
-    labels = torch.randint(0, 10, (PEERS, BATCH), generator=generator).to(device)
-    out = torch.empty(PEERS, len(flat), device=device)
-
-    def plain(network: torch.nn.Module, samples: Tensor, target: Tensor, memory: torch.memory_format) -> Any:
-        loss = F.cross_entropy(network(samples.contiguous(memory_format=memory)), target)
-        return torch.autograd.grad(loss, list(network.parameters()))
-
-    def loop() -> None:
-        for peer in range(PEERS):
-            gradients = plain(bound, images[peer], labels[peer], torch.channels_last)
-            torch.cat([gradient.reshape(-1) for gradient in gradients], out=out[peer])
-
-    threads, folded = Forced(model, "threads"), Forced(model, "folded")
+    images, labels = _samples(size, device)
     every, target = images.flatten(0, 1), labels.flatten()
+    out = torch.empty(PEERS, len(flat), device=device)
+    threads, folded = Forced(model, "threads"), Forced(model, "folded")
     return {
-        "plain": lambda: plain(model, every, target, torch.contiguous_format),
-        "plain channels_last": lambda: plain(bound, every, target, torch.channels_last),
-        "loop": loop,
+        "plain": lambda: _gradients(model, every, target, torch.contiguous_format),
+        "plain channels_last": lambda: _gradients(bound, every, target, torch.channels_last),
+        "loop": lambda: _loop(bound, images, labels, torch.channels_last, out),
         "threads": lambda: threads(flat, images, labels, out),
         "folded": lambda: folded(flat, images, labels, out),
     }
+
+
+def library_step(width: int, size: int, device: str, rule: Callable[[Tensor], Tensor]) -> Callable[[], object]:
+    """A step as a library of rules makes it, 128 samples: one worker after the other, then `rule`, [16, d] -> [d]."""
+    model = resnet18(width).to(device)
+    images, labels = _samples(size, device)
+    out = torch.empty(PEERS, len(flatten(model)), device=device)
+    return lambda: rule(_loop(model, images, labels, torch.contiguous_format, out))
+
+
+def _samples(size: int, device: str) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(PEERS, BATCH, 3, size, size, generator=generator)
+    return images.to(device), torch.randint(0, 10, (PEERS, BATCH), generator=generator).to(device)
+
+
+def _gradients(network: torch.nn.Module, samples: Tensor, target: Tensor, memory: torch.memory_format) -> Any:
+    loss = F.cross_entropy(network(samples.contiguous(memory_format=memory)), target)
+    return torch.autograd.grad(loss, list(network.parameters()))
+
+
+def _loop(network: torch.nn.Module, images: Tensor, labels: Tensor, memory: torch.memory_format, out: Tensor) -> Tensor:
+    for samples, target, row in zip(images, labels, out, strict=True):
+        gradients = _gradients(network, samples, target, memory)
+        torch.cat([gradient.reshape(-1) for gradient in gradients], out=row)
+    return out
 
 
 def albert(device: str, tokens: int, **sizes: Any) -> tuple[int, Callable[[], object]]:

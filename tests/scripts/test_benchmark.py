@@ -198,7 +198,7 @@ class TestQuickRun:
         main(["--report", "--out", str(tmp_path)])
         page = (tmp_path / "README.md").read_text()
         assert "### Aims" in page
-        assert (page.count("| at most "), page.count("| at least ")) == (6, 1)
+        assert (page.count("| at most "), page.count("| at least ")) == (7, 1)
 
     def test_sections_that_were_not_measured_are_not_on_the_page(self, quick: Path, tmp_path: Path) -> None:
         shutil.copy(quick / "scale.json", tmp_path)
@@ -233,3 +233,6 @@ class TestQuickRun:
         speeds = content(quick, "simulator")["results"]["processes 0"]["steps_per_second"]
         assert speeds.keys() == {"one process", "a process per peer"}
         assert all(min(values) > 0 for values in speeds.values())
+        beside = content(quick, "simulator")["results"]["ddp 4"]["seconds"]
+        assert beside.keys() == {"ddp", "btard"}
+        assert all(min(values) > 0 for values in beside.values())
