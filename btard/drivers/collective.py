@@ -183,6 +183,9 @@ class CollectiveDriver:
     def talk(self, step: int, letters: Mapping[int, Letters]) -> Heard:
         me = self.mesh.rank
         said = letters[me]
+        if said.done and self.byzantine.isdisjoint(self.mesh.ranks):
+            # Only attackers tell one rank something and another rank something else: all others are done, too.
+            return Heard({me: QUIET}, {})
         came = self._round(said, note=DONE_RELAYING * said.done + SETTLED * said.settled)
         present = in_phase({rank: came.phases[rank] for rank in came.running}, self.byzantine)
         if me not in present:

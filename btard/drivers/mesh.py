@@ -1,7 +1,7 @@
 """Ranks that talk to each other in rounds over `torch.distributed`: everybody to everybody, and nobody waits forever.
 
-A round is an all-to-all of small headers, which carry the lengths and whatever is short, and a second one of the long
-letters if there are any. It knows nothing of the protocol.
+A round is an all-to-all of frames: a header, and room for a short letter, or for one as long as came after the same
+phase before. What does not fit takes a second all-to-all. It knows nothing of the protocol.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import signal
 import struct
 import time
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,12 +23,17 @@ import torch
 import torch.distributed as dist
 
 from btard.drivers.letters import Pieces
+from btard.protocol.envelope import aligned
 
 INLINE = 712
-"""Letters of up to this many bytes travel in the header: broadcasts among 16 peers fit, and take one message each."""
+"""Letters of up to this many bytes always fit: broadcasts among 16 peers do."""
 
-_HEADER = struct.Struct("<BBBqq32s")  # running, long letters, note, limit, length, phase
-SIZE = _HEADER.size + INLINE
+_HEADER = struct.Struct(
+    "<BBBqqq32s"
+)  # running, whether all letters fit, note, limit, length, room in the next frame, phase
+
+RECENT = 4
+"""Rounds after a phase that say how long letters are there: a peer that checks another has none for a step."""
 
 _RUNS = itertools.count()
 """Numbers for the runs of this process; all ranks make the same runs."""
@@ -78,6 +84,8 @@ class Mesh:
         self.timeout = timeout
         self.step = 0
         self.interrupted = False
+        self._following: dict[str, deque[int]] = defaultdict(lambda: deque(maxlen=RECENT))
+        """Phase -> the longest letter in each of the last rounds after that phase."""
         self._store = dist.PrefixStore("mesh", store)
         self._connect()
 
@@ -106,6 +114,8 @@ class Mesh:
     def _connect(self) -> None:
         """New connections among `ranks`. Not by `dist.new_group`: its names depend on what else a process has done."""
         self._phase = "connect"
+        # How much room frames have for a letter: those of this rank, and those that come to it, by sender.
+        self._room, self._room_here = INLINE, dict.fromkeys(self.ranks, INLINE)
         store = dist.PrefixStore(f"group/{','.join(map(str, self.ranks))}", self._store)
         try:
             # What a collective may take is up to `_all_to_all`; gloo's own error would only say "timeout".
@@ -115,8 +125,7 @@ class Mesh:
         except RuntimeError:
             self._name_the_missing(time.monotonic() + GRACE)
         # gloo is ready at one rank before it is at another: one that left now would break the others' connecting.
-        n = len(self.ranks)
-        self._all_to_all(bytearray(n), bytearray(n))
+        self._all_to_all([bytes(len(self.ranks))], dict.fromkeys(self.ranks, 1), dict.fromkeys(self.ranks, 1))
 
     def gather(self, phase: str, value: bytes, limit: int = 2**24) -> dict[int, bytes]:
         """Everybody's `value`, not empty and at most `limit` bytes, by rank. Errors: RankLost."""
@@ -128,60 +137,59 @@ class Mesh:
     ) -> Round:
         """Send each recipient its letter; returns this rank's letters, by sender, each of at most `limit` bytes.
 
-        `note`: a number below 256 that all ranks learn beside the letters. An empty letter is none, and one that is
-        longer than its recipient's limit is not sent.
+        `note`: a number below 256 that all ranks learn beside the letters. An empty letter is none, and so is one that
+        is longer than its recipient's limit.
         Errors: RankLost if a rank does not answer in time.
         """
-        self._phase = phase
-        lengths = {to: sum(map(len, letter)) for to, letter in letters.items() if to in self.others}
-        long = {to for to, length in lengths.items() if length > INLINE}
-        headers = bytearray()
+        before, self._phase = self._phase, phase
+        lengths = {to: sum(map(len, letters[to])) for to in self.others if to in letters}
+        fitting = {to for to, length in lengths.items() if length <= self._room}
+        next_room = aligned(max([INLINE, *self._following[phase]]))
+        pieces: list[bytes | memoryview] = []
         for to in self.ranks:
-            length = lengths.get(to, 0)
-            headers += _HEADER.pack(running, bool(long), note, limit, length, phase.encode()[:32])
-            headers += b"".join(letters[to]).ljust(INLINE, b"\0") if 0 < length <= INLINE else bytes(INLINE)
-        came = bytearray(len(headers))
-        self._all_to_all(came, headers)
-        said = {rank: _HEADER.unpack_from(came, i * SIZE) for i, rank in enumerate(self.ranks)}
+            about = note, limit, lengths.get(to, 0), next_room
+            pieces.append(_HEADER.pack(running, len(fitting) == len(lengths), *about, phase.encode()[:32]))
+            pieces += letters[to] if to in fitting else ()
+            pieces.append(bytes(self._room - (lengths[to] if to in fitting else 0)))
+        size = _HEADER.size
+        here = {rank: size + room for rank, room in self._room_here.items()}
+        frames = self._all_to_all(pieces, dict.fromkeys(self.ranks, size + self._room), here)
+        said = {rank: _HEADER.unpack_from(frame) for rank, frame in frames.items()}
+        accepted = {to: length for to, length in lengths.items() if length <= said[to][3]}
+        coming = {rank: header[4] for rank, header in said.items() if rank != self.rank and 0 < header[4] <= limit}
         result: dict[int, bytearray | memoryview] = {}
-        for i, rank in enumerate(self.ranks):
-            length = said[rank][4]
-            if rank != self.rank and 0 < length <= min(INLINE, limit):
-                start = i * SIZE + _HEADER.size
-                result[rank] = came[start : start + length]
-        if any(header[1] for header in said.values()):
-            out = [lengths[to] if to in long and lengths[to] <= said[to][3] else 0 for to in self.ranks]
-            into = [
-                said[rank][4] if rank != self.rank and INLINE < said[rank][4] <= limit else 0 for rank in self.ranks
-            ]
-            outgoing = bytearray().join(
-                piece for to, size in zip(self.ranks, out, strict=True) if size for piece in letters[to]
-            )
-            # Not zeroed: it is overwritten, and as long as a model.
-            incoming = torch.empty(sum(into), dtype=torch.uint8)
-            self._all_to_all(incoming, outgoing, into, out)
-            for rank, size, tensor in zip(self.ranks, into, incoming.split(into), strict=True):
-                if size:
-                    result[rank] = tensor.numpy().data
+        for rank, length in coming.items():
+            if length <= self._room_here[rank]:
+                letter = frames[rank][size : size + length]
+                result[rank] = bytearray(letter) if length <= INLINE else letter  # a short one must not keep the others
+        if not all(header[1] for header in said.values()):
+            late = {to: length for to, length in accepted.items() if to not in fitting}
+            pieces = [piece for to in late for piece in letters[to]]
+            result |= self._all_to_all(pieces, late, {rank: coming[rank] for rank in coming.keys() - result.keys()})
+        self._following[before].append(max(accepted.values(), default=0))
+        self._room, self._room_here = next_room, {rank: header[5] for rank, header in said.items()}
         return Round(
             result,
             frozenset(rank for rank in self.ranks if said[rank][0]),
-            {rank: said[rank][5].rstrip(b"\0").decode(errors="replace") for rank in self.ranks},
+            {rank: said[rank][6].rstrip(b"\0").decode(errors="replace") for rank in self.ranks},
             {rank: said[rank][2] for rank in self.ranks},
         )
 
-    def _all_to_all(
-        self,
-        into: bytearray | torch.Tensor,
-        out: bytearray,
-        into_sizes: list[int] | None = None,
-        out_sizes: list[int] | None = None,
-    ) -> None:
-        received = into if isinstance(into, torch.Tensor) else torch.frombuffer(into, dtype=torch.uint8)
-        sent = torch.frombuffer(out, dtype=torch.uint8) if out else torch.empty(0, dtype=torch.uint8)
+    def _all_to_all(self, out: Pieces, sizes: Mapping[int, int], here: Mapping[int, int]) -> dict[int, memoryview]:
+        """Send `out`: so many bytes for each rank, in their order. Returns the bytes that came, from whom some came."""
+        into = [here.get(rank, 0) for rank in self.ranks]
+        # Not zeroed: it is overwritten, and may be as long as a model.
+        received = torch.empty(sum(into), dtype=torch.uint8)
+        joined = bytearray(b"").join(out)
+        sent = torch.frombuffer(joined, dtype=torch.uint8) if joined else torch.empty(0, dtype=torch.uint8)
+        self._transfer(received, sent, into, [sizes.get(rank, 0) for rank in self.ranks])
+        parts = zip(self.ranks, received.split(into), strict=True)
+        return {rank: part.numpy().data for rank, part in parts if len(part)}
+
+    def _transfer(self, received: torch.Tensor, sent: torch.Tensor, into: list[int], out: list[int]) -> None:
         deadline = time.monotonic() + self.timeout
         try:
-            work = self._group.alltoall_base(received, sent, into_sizes or [], out_sizes or [])
+            work = self._group.alltoall_base(received, sent, into, out)
         except RuntimeError:
             self._name_the_missing(deadline)
         while True:

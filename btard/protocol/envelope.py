@@ -168,7 +168,7 @@ def decode_items(data: bytearray | memoryview, max_bytes: int) -> tuple[Packet |
         if length > MAX_HEADER or len(packed) < length:
             raise Malformed(f"items: a header of {length} bytes does not fit")
         header = wire.decode(bytes(packed), _Header, max_bytes=MAX_HEADER, what="item")
-        start = _aligned(start + 2 + length)
+        start = aligned(start + 2 + length)
         item, start = _packet(header, view, start) if isinstance(header, _Packet) else _relayed(header, view, start)
         items.append(item)
     if sum(item.nbytes for item in items) > max_bytes:
@@ -199,7 +199,7 @@ def _packet(header: _Packet, view: memoryview, start: int) -> tuple[Packet, int]
 
 def _take(view: memoryview, start: int, size: int) -> tuple[memoryview, int]:
     """`size` bytes from `start` on, and where the next ones begin."""
-    end = _aligned(start + size)
+    end = aligned(start + size)
     if size < 0 or end > len(view):
         raise Malformed(f"item: a body of {size} bytes, {max(0, len(view) - start)} are left")
     return view[start : start + size], end
@@ -215,7 +215,8 @@ def _body(body: torch.Tensor | bytes) -> tuple[int, tuple[int, ...], bytes | mem
     return DTYPES.index(body.dtype), tuple(body.shape), flat.view(torch.uint8).numpy().data if len(flat) else b""
 
 
-def _aligned(offset: int) -> int:
+def aligned(offset: int) -> int:
+    """The next multiple of `ALIGNMENT`: from there on, tensors can be used where they lie."""
     return -(-offset // ALIGNMENT) * ALIGNMENT
 
 

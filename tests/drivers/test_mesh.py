@@ -71,6 +71,32 @@ def test_what_is_longer_than_the_limit_is_not_read() -> None:
     assert in_ranks(work, 3) == [[[1], [1]], [[0], [0]], [[0, 1], [0, 1]]]
 
 
+def test_long_letters_go_at_once_where_as_long_ones_went_before() -> None:
+    """Ranks may be in different phases, and letters longer, shorter or missing: all arrive."""
+
+    def work(mesh: Mesh) -> list[int]:
+        transfers: list[int] = []
+        transfer, counts = mesh._transfer, []
+
+        def counted(*args: Any) -> None:
+            transfers.append(1)
+            transfer(*args)
+
+        mesh._transfer = counted  # type: ignore[method-assign]
+        for length in (5000, 5000, 4000, 9000, 9000, 0, 9000, 9000):
+            transfers.clear()
+            mesh.round("short", dict.fromkeys(mesh.others, (b"x",)), 10)
+            letters = {to: (bytes([mesh.rank]) * (length - to),) for to in mesh.others if length}
+            came = mesh.round("elsewhere" if mesh.rank == 1 else "long", letters, 10_000)
+            assert {rank: bytes(letter) for rank, letter in came.letters.items()} == (
+                {rank: bytes([rank]) * (length - mesh.rank) for rank in mesh.others} if length else {}
+            )
+            counts.append(len(transfers))
+        return counts
+
+    assert in_ranks(work, 3) == [[3, 2, 2, 3, 2, 2, 2, 2]] * 3
+
+
 def test_a_rank_that_never_comes_is_named() -> None:
     def work(mesh: Mesh) -> None:
         mesh.step = 7
