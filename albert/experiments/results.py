@@ -43,11 +43,13 @@ class Swarm:
 
     @property
     def defence(self) -> str:
-        """The mean, or BTARD, with its tau if that is not the usual one."""
-        tau = self.config["protocol"]["tau"]
+        """The mean, or BTARD, with what is not as in the paper: another tau, healing."""
+        protocol = {"heal": "off"} | self.config["protocol"]  # runs from before there was healing
+        tau, heal = protocol["tau"], protocol["heal"]
         if tau == float("inf"):
             return MEAN
-        return BTARD if tau == 0.125 else f"{BTARD}, tau {tau if isinstance(tau, str) else format(tau, 'g')}"
+        radius = "" if tau == 0.125 else f", tau {tau if isinstance(tau, str) else format(tau, 'g')}"
+        return f"{BTARD}{radius}{'' if heal == 'off' else ', healed'}"
 
     @property
     def attack(self) -> str:

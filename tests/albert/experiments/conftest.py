@@ -40,7 +40,8 @@ def make_grid(tmp_path: Path) -> MakeGrid:
 
     def make(*replaced: tuple[str, str], **values: Any) -> Path:
         (tmp_path / "base.yaml").write_text(
-            "{run_id: small, peers: 5, byzantine: 2, steps: 9, data: {path: nowhere}, protocol: {tau: 0.125}}\n"
+            "{run_id: small, peers: 5, byzantine: 2, steps: 9, data: {path: nowhere}, "
+            "protocol: {tau: 0.125, heal: 'off'}}\n"
         )
         text = GRID.format(**{"baseline": "BTARD", "starts": [20, 40], "seeds": "{BTARD: [0, 1], mean: [0]}"} | values)
         for old, new in replaced:
