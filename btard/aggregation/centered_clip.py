@@ -92,9 +92,12 @@ def _quantum(dtype: torch.dtype) -> float:
 
 
 def _gram_noise(squares: np.ndarray, distances: np.ndarray, influence: np.ndarray, eps: float) -> float:
-    """Clipped sum to expect from the rounding of the Gram matrix, of diagonal `squares`, that `distances` come from."""
-    error = GRAM_ERROR * eps * squares / np.maximum(distances, 1e-300)
-    return float(influence @ np.minimum(error, distances))
+    """Clipped sum to expect from the rounding of the Gram matrix, of diagonal `squares`, that `distances` come from.
+
+    A distance whose square is below the error of that is not zero but unknown.
+    """
+    error = GRAM_ERROR * eps * squares
+    return float(influence @ np.minimum(error / np.maximum(distances, 1e-300), np.sqrt(error)))
 
 
 def centered_clip(
@@ -111,7 +114,7 @@ def centered_clip(
 
     It minimises a convex loss, so it does not depend on a start and is unique unless the rows lie on a line. Each
     iteration of the solver works on an n x n Gram matrix alone. The result is the same bits for the same input, dtype,
-    device and number of threads; up to 2^27 entries also wherever they lie, as a column slice of another matrix, say.
+    device and number of threads, wherever the rows lie: as a column slice of another matrix, say.
 
     `residual` is measured on the rounded `value` in the pass that forms it, its distances by inner products where those
     are precise enough; beyond float noise (about 1e-8 in float32) it errs upwards only. Rounding `value` to its dtype

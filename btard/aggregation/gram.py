@@ -24,8 +24,6 @@ BLOCK = 2048
 _SHARE = 4 * BLOCK
 # Bytes of a cache line.
 _LINE = 64
-# Entries up to which rows that are not aligned are copied.
-_COPIED = 1 << 27
 # Bytes of a buffer that stays in the last-level cache.
 _BUFFER_CPU, _BUFFER_CUDA = 1 << 23, 1 << 26
 # Relative error of an entry of the Gram matrix, measured and rounded up, in units of the dtype's epsilon.
@@ -103,11 +101,11 @@ def _kernel_rows(x: Tensor) -> int:
 def _in_place(x: Tensor) -> bool:
     """Whether to multiply the rows of `x` in place.
 
-    Matrix kernels sum in another order where rows do not start with a cache line. The same rows have to give the same
-    bits wherever they lie, so such ones are copied first, unless they are so many that the copy would cost two reads.
+    Kernels sum in another order where rows do not start with a cache line. The same rows have to give the same bits
+    wherever they lie, in every pass: an owner of a part and those who judge it have them in different places. So such
+    rows are copied first.
     """
-    aligned = x.data_ptr() % _LINE == 0 and (x.shape[0] == 1 or x.stride(0) * x.element_size() % _LINE == 0)
-    return x.is_cuda or aligned or x.numel() > _COPIED
+    return x.data_ptr() % _LINE == 0 and (x.shape[0] == 1 or x.stride(0) * x.element_size() % _LINE == 0)
 
 
 def _buffer(x: Tensor, dtype: torch.dtype, rows: int) -> Tensor:
@@ -247,7 +245,7 @@ def combination(x: Tensor, coefficients: np.ndarray, base: Tensor | None, *, wid
     dtype = torch.float64 if wide else x.dtype
     p = torch.from_numpy(coefficients).to(x.device, dtype)
     value = x.new_empty(x.shape[1])
-    if base is None and not wide:
+    if base is None and not wide and _in_place(x):
         return torch.mv(x.t(), p, out=value)
     buffer = _buffer(x, dtype, x.shape[0])
     for part in chunks(x):
@@ -301,7 +299,7 @@ def combine(
     p = torch.from_numpy(coefficients).to(x.device, dtype)
     a = torch.from_numpy(influence / scale).to(x.device, dtype)
     value = x.new_empty(x.shape[1])
-    in_place = base is None and not wide
+    in_place = base is None and not wide and _in_place(x)
     rows = n if row_squares is not None else _kernel_rows(x)
     buffer = None if in_place and row_squares is not None else _buffer(x, dtype, rows)
     moments: Tensor | None = None  # inner products with v - base, or the Gram matrix

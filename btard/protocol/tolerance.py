@@ -8,6 +8,10 @@ Both are metrics: c is the Euclidean distance of unit vectors, d by Ptolemy's in
 agree to within tol, and a validator v sees its target's gradient g at d(g, r_v) > 2 tol from its own recomputation r_v,
 every honest judge j has d(g, r_j) >= d(g, r_v) - d(r_v, r_j) > tol and convicts; an honest target, at d <= tol, is
 accused and convicted by nobody honest.
+
+Below `FLOOR` an entry of a gradient says nothing: some machines take such numbers for zero, and float16 has none. So
+what two gradients can differ by without any other difference, sqrt(p) FLOOR for p entries, is taken off their distance,
+times the margin, which leaves the argument above as it is.
 """
 
 from __future__ import annotations
@@ -19,6 +23,10 @@ from dataclasses import dataclass
 import torch
 
 from btard.protocol.config import ProtocolConfig
+from btard.protocol.half import QUANTUM
+
+FLOOR = QUANTUM
+"""Above the smallest normal float32."""
 
 
 @dataclass(frozen=True)
@@ -35,22 +43,25 @@ CHUNK = 2**20
 """Number of entries that are widened to float64 at once."""
 
 
-def difference(a: torch.Tensor, b: torch.Tensor) -> Difference:
+def difference(a: torch.Tensor, b: torch.Tensor, floor: float = 0.0) -> Difference:
     """Compare `a` [d] with `b` [d], both finite. Summed in float64, where no finite float32 overflows; one pass.
 
-    1 - cos comes from the difference of the directions, since 1 minus a rounded cosine would lose half the digits.
+    1 - cos comes from the difference of the directions, since 1 minus a rounded cosine would lose half the digits. A
+    distance of up to `floor` in each entry counts as none.
     """
     apart = aa = bb = 0.0
     for x, y in _chunks(a, b):
         apart += float((x - y).square().sum())
         aa += float(x.square().sum())
         bb += float(y.square().sum())
+    least, distance = floor * math.sqrt(len(a)), math.sqrt(apart)
+    apart = apart - least * (2 * distance - least) if distance > least else 0.0  # the square of what is beyond
     longest = math.sqrt(max(aa, bb))
-    if longest == 0:
+    if apart == 0:
         return Difference(0.0, 0.0)
     shortest = math.sqrt(min(aa, bb))
     if shortest == 0:
-        return Difference(1.0, 0.0)
+        return Difference(math.sqrt(apart) / longest, 0.0)
     # ||a - b||^2 = (||a|| - ||b||)^2 + ||a|| ||b|| c^2
     gap = (aa - bb) / (longest + shortest)
     chord = max(0.0, apart - gap * gap) / (longest * shortest)
@@ -67,7 +78,7 @@ def too_far(config: ProtocolConfig, committed: torch.Tensor, recomputed: torch.T
 
     1 - cos goes with the square of a distance, and so does its margin.
     """
-    apart = difference(committed, recomputed)
+    apart = difference(committed, recomputed, margin * FLOOR)
     if apart.relative > margin * config.gradient_tol:
         return True
     return config.cosine_tol is not None and apart.cosine > margin**2 * config.cosine_tol
@@ -91,7 +102,7 @@ def shown_too_far(
     `shown` and `recomputed` have the entries that were shown, committed and recomputed; `norm` is that of the whole
     recomputed gradient. More entries never make less of it: what some of them prove, all of them do.
     """
-    apart = difference(shown, recomputed)
+    apart = difference(shown, recomputed, margin * FLOOR)
     mine = norm_of(recomputed)
     if apart.relative * max(norm_of(shown), mine) > reach(config.gradient_tol, margin=margin) * norm:
         return True

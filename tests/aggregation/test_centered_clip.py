@@ -314,3 +314,28 @@ def test_rows_that_nearly_coincide_are_solved_at_any_radius(honest: int, copies:
         near = near * (1 + 1e-7 * (1 + attempt % 5) * rng.standard_normal(near.shape))
         x = torch.from_numpy(np.concatenate([rows, near]).astype(np.float32))
         assert centered_clip(x, 1e-9).converged
+
+
+@pytest.mark.parametrize(
+    ("tau", "rows"),
+    [
+        (
+            1e-9,
+            [
+                "1.1240480p-13 1.38f02ep-13", "1.1240700p-13 1.38f090p-13", "1.12404c0p-13 1.38f034p-13",
+                "1.1240480p-13 1.38f02ep-13", "-1.3261c40p-16 -1.32c490p-13", "1.7a5d380p-15 -1.10fff4p-14",
+                "-1.d392a60p-14 -1.5aff58p-15",
+            ],
+        ),
+        (
+            3.8671261883796355e-11,
+            ["1.f52de2p-15", "1.f52e20p-15", "1.f52de4p-15", "1.1ac008p-15", "-1.368c70p-13", "-1.2b2f20p-12"],
+        ),
+    ],
+)  # fmt: skip
+def test_a_distance_below_the_error_of_the_gram_matrix_is_measured(tau: float, rows: list[str]) -> None:
+    """Not taken for zero: the residual that is said is never below the one that a judge finds, beyond rounding."""
+    x = torch.tensor([list(map(float.fromhex, row.split())) for row in rows])
+    clip = centered_clip(x, tau)
+    residual, floor = residual_and_floor(x, clip.value, tau)
+    assert residual <= max(1e-5, floor) and residual <= clip.residual + 1e-7

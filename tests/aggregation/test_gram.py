@@ -61,14 +61,30 @@ def test_both_ways_to_measure_agree(d, about, wide, threads):
     np.testing.assert_allclose(careful.gram, truth @ truth.T, atol=1e-6 * (truth**2).sum(1).max())
 
 
-@pytest.mark.parametrize("n", [5, 8, 15, 16])
-@pytest.mark.parametrize("d", [3, 67, 2048, 3001, 150_001])
-def test_the_same_rows_give_the_same_bits_wherever_they_lie(n, d):
-    wide = torch.randn(n, d + 40, generator=torch.Generator().manual_seed(d))
-    rows = wide[:, 1 : 1 + d]
-    aligned = torch.empty(n, -(-d // 16) * 16)[:, :d].copy_(rows)
-    packed = rows.contiguous()
-    for tau in (0.1, 3.0):
-        values = [centered_clip(x, tau).value for x in (rows, packed, aligned)]
-        assert torch.equal(values[0], values[1])
-        assert torch.equal(values[0], values[2])
+def places(rows):
+    """The same rows in other places: packed, aligned, within wider matrices."""
+    n, d = rows.shape
+    for start, width in [(0, d), (0, -(-d // 16) * 16), (1, d + 40), (16, -(-d // 16) * 16 + 112), (7 * d, 16 * d + 3)]:
+        place = torch.empty(n, width)[:, start : start + d]
+        yield place.copy_(rows)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("n", [1, 4, 5, 8, 15, 16])
+@pytest.mark.parametrize("d", [3, 7, 9, 33, 67, 2048, 3001, 150_001])
+def test_the_same_rows_give_the_same_bits_wherever_they_lie(n, d, threads):
+    rows = torch.randn(n, d, generator=torch.Generator().manual_seed(d))
+    p, influence = np.linspace(1, 2, n) / np.linspace(1, 2, n).sum(), np.linspace(3, 1, n)
+    found = set()
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        for x in places(rows):
+            g = gram(x)
+            quick, careful = (combine(x, p, influence, None, squares) for squares in (g.diagonal(), None))
+            numbers = [g, combination(x, p, None), centered_clip(x, 0.1).value]
+            numbers += [a for c in (quick, careful) for a in (c.value, c.squares, [c.clipped_sum, c.size])]
+            found.add(b"".join(np.asarray(a).tobytes() for a in numbers))
+    finally:
+        torch.set_num_threads(before)
+    assert len(found) == 1

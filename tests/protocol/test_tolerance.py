@@ -28,6 +28,15 @@ def test_distances_known_by_hand() -> None:
     assert difference(*near).cosine == pytest.approx(0.5e-12, rel=1e-6)  # 1 - cos in float32, even in float64, loses it
 
 
+def test_what_some_machines_take_for_zero_is_no_difference() -> None:
+    config = ProtocolConfig(5, validation="tolerant", cosine_tol=1e-3)
+    for size, far in ((1e-42, False), (1e-38, False), (1e-36, True)):
+        g = torch.full((60,), size)
+        for a, b in ((g, 0 * g), (0 * g, g), (g, -g)):
+            assert too_far(config, a, b, margin=1) == too_far(config, a, b, margin=2) == far
+            assert shown_too_far(config, a[:20], b[:20], float(b.double().norm()), margin=1) == far
+
+
 vectors = st.lists(st.floats(-1e3, 1e3, width=32), min_size=3, max_size=3).map(torch.tensor)
 
 
