@@ -189,7 +189,7 @@ class Letters(Struct, frozen=True, eq=False):
             return message
         if isinstance(self.effect, Exchange):
             items = decode_items(view, self.limit)
-            return items if device.type == "cpu" else tuple(_on(device, item) for item in items)
+            return tuple(on_device(device, item) if isinstance(item, Packet) else item for item in items)
         found: list[Letter | None] = []
         for said, one in zip(self.several, unbundled(view, len(self.several)), strict=True):
             try:
@@ -205,8 +205,8 @@ def _encode(letter: Plain) -> Pieces:
     return [letter.signature] if isinstance(letter, Vouch) else encode_items(letter)
 
 
-def _on(device: torch.device, item: Packet | Relayed) -> Packet | Relayed:
-    """The item with its tensor, if it has one, on `device`."""
-    if isinstance(item, Packet) and isinstance(item.body, torch.Tensor):
-        return Packet(item.kind, item.sender, item.step, item.part, item.body.to(device), item.signed)
-    return item
+def on_device(device: torch.device, packet: Packet) -> Packet:
+    """The packet with its tensor, if it has one, on `device`."""
+    if device.type == "cpu" or not isinstance(packet.body, torch.Tensor):
+        return packet
+    return Packet(packet.kind, packet.sender, packet.step, packet.part, packet.body.to(device), packet.signed)

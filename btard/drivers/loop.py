@@ -18,9 +18,10 @@ from btard.aggregation.threads import kernel_threads
 from btard.drivers.account import Account
 from btard.drivers.letters import Letters
 from btard.protocol.commit import CutOff, NoGradient
-from btard.protocol.effects import Compute, Effect, Idle, Losses, Measure, Purpose
+from btard.protocol.effects import Compute, Effect, Fetch, Idle, Losses, Measure, Purpose
 from btard.protocol.ledger import Entry
 from btard.protocol.peer import Outcome, Peer
+from btard.protocol.signed import Packet
 from btard.task import HasLocalState, TooLate
 
 
@@ -158,6 +159,7 @@ def run_step(
     world: World,
     *,
     measure: Callable[[Mapping[int, Measure]], Mapping[int, Losses]] = lambda asked: {},
+    fetch: Callable[[Fetch], Mapping[int, Packet]] = lambda asked: {},
     clock: Clock | None = None,
     each: Callable[[Callable[[int], _Reached], Sequence[int]], Iterable[_Reached]] = map,
     watch: Callable[[str], None] = lambda phase: None,
@@ -165,7 +167,8 @@ def run_step(
     """One step of `peers`, which are all at the same step, in lockstep.
 
     `measure` returns the losses of earlier states, for peers that ask for them at the end and have these states:
-    `Past.measure` (`btard/drivers/past.py`); with `heal` off nobody asks. `each` lets the peers go on, from one effect
+    `Past.measure` (`btard/drivers/past.py`); with `heal` off nobody asks. `fetch` returns aggregates that a peer lacks
+    and that the others, which are past the step, still have. `each` lets the peers go on, from one effect
     to the next, perhaps several at a time. `watch` is told each phase as it begins.
     Errors: RuntimeError if honest peers are in two phases at once, which would be a bug of the protocol.
     """
@@ -219,6 +222,8 @@ def run_step(
             clock.start(phase, max(effect.work for effect in effects.values() if isinstance(effect, Measure | Idle)))
             asked = {i: effect for i, effect in effects.items() if isinstance(effect, Measure)}
             answers = dict.fromkeys(effects) | dict(measure(asked))
+        elif phase == Fetch.phase:
+            answers = {i: fetch(effect) for i, effect in effects.items() if isinstance(effect, Fetch)}
         elif any(isinstance(effect, Compute | Idle) for effect in effects.values()):
             answers = _compute(now, phase, effects, world, clock)
             short = "gradients"  # these have a line of their own; moving messages belongs to the phase that sends them

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
@@ -71,6 +71,20 @@ class Losses:
     """Digests of the states, 32 bytes each."""
     values: torch.Tensor
     """[states, examples] float64: the loss of every example of the batch."""
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """The aggregates of `parts` of this step, from any member that has them; answered by {part: Packet}.
+
+    Only a peer that the others do not wait for needs it: what it asks for in a phase they do not hear any more. `fits`
+    says whether a packet is the one that was announced, of at most `limit` bytes. A driver in lockstep answers nothing.
+    """
+
+    parts: tuple[int, ...]
+    limit: int
+    fits: Callable[[int, Packet], bool]
+    phase: ClassVar[str] = "fetch"
 
 
 @dataclass(frozen=True)
@@ -160,4 +174,4 @@ QUIET: Mapping[int, Sequence[Packet | Relayed]] = MappingProxyType({})
 
 Speech = Broadcast | Compare | Exchange | Together
 """What peers say to each other."""
-Effect = Compute | Measure | Idle | Speech
+Effect = Compute | Measure | Fetch | Idle | Speech

@@ -14,7 +14,7 @@ import torch
 
 from btard.protocol import loads
 from btard.protocol.behaviour import taken
-from btard.protocol.effects import Effect
+from btard.protocol.effects import Effect, Fetch
 from btard.protocol.half import values_of
 from btard.protocol.hashing import digest
 from btard.protocol.ledger import ADMITTED, GRADUATED, Entry
@@ -64,7 +64,8 @@ def bring_up(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
 
     Owners send theirs to newcomers, as they have sent them to all others. What does not arrive intact a listener gets
     from the next b_t + 1 members after the owner, one of whom is honest. More do not answer, so that asking
-    cannot be used to make everybody send.
+    cannot be used to make everybody send. A listener that is behind the others asks in vain: they are past that phase.
+    So what is still missing it fetches from one member, whichever has it.
     """
     newcomers, listeners = record.newcomers, record.listeners
     usable = [part for part in record.announced if part not in record.skipped]
@@ -111,15 +112,25 @@ def bring_up(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
         for packet in packets:
             if packet.part in lacking:
                 _take(seat, record, packet, packet.part)
+    if missing := tuple(part for part in lacking if part not in record.aggregates):
+        limit = packet_limit(record, [0], "aggregate")
+        found = yield Fetch(missing, limit, lambda part, packet: _is_announced(seat, record, packet, part))
+        for part, packet in found.items():
+            _take(seat, record, packet, part)
 
 
 def _take(seat: Seat, record: StepRecord, packet: Packet | None, part: int) -> None:
     """Keep an aggregate if it is the announced one, whoever sent it."""
-    if part in record.aggregates or packet is None or packet.kind != "aggregate":
-        return
-    fault = packet_fault(seat, record, packet, record.announced[part].digest, part, "aggregate")
-    if fault is None and isinstance(packet.body, torch.Tensor):
+    if part not in record.aggregates and packet is not None and _is_announced(seat, record, packet, part):
+        assert isinstance(packet.body, torch.Tensor)
         record.aggregates[part] = values_of(packet.body)
+
+
+def _is_announced(seat: Seat, record: StepRecord, packet: Packet, part: int) -> bool:
+    """Whether it is the aggregate of `part` that its owner has announced."""
+    if packet.kind != "aggregate" or not isinstance(packet.body, torch.Tensor):
+        return False
+    return packet_fault(seat, record, packet, record.announced[part].digest, part, "aggregate") is None
 
 
 def _helpers(record: StepRecord, part: int) -> list[int]:

@@ -14,17 +14,19 @@ from functools import partial
 import torch
 from msgspec.structs import replace
 
-from btard.drivers.letters import Letters
+from btard.drivers.letters import Letters, on_device
 from btard.drivers.loop import Fallen, Heard, StepResult, run_step
 from btard.drivers.past import Past
 from btard.drivers.trail import State
 from btard.protocol.collusion import Collusion
 from btard.protocol.commit import CutOff
-from btard.protocol.effects import QUIET, Compute, Purpose, Relay, Speech
+from btard.protocol.effects import QUIET, Compute, Fetch, Purpose, Relay, Speech
 from btard.protocol.envelope import encode_items
 from btard.protocol.messages import UNKNOWN, Certificate
 from btard.protocol.peer import Peer
+from btard.protocol.signed import Packet
 from btard.swarm import frames
+from btard.swarm.aggregates import Aggregates, fetch_aggregates
 from btard.swarm.clock import StepClock
 from btard.swarm.deadlines import Deadlines
 from btard.swarm.doors import Doors
@@ -71,6 +73,7 @@ class SwarmDriver:
         """A_t of the latest step, whatever this peer thinks of it."""
         self.rounds = Rounds(node, deadlines.give_up, Ends(peer))
         self.followers = Followers(doors, self.rounds, deadlines)
+        self.aggregates = Aggregates(doors, deadlines, lambda: self.peer)
         self.fellows = Fellows(collusion, doors, deadlines, task.d)
         self._clock = StepClock(deadlines, self._others_have_gone_on)
         self._behind: int | None = None
@@ -80,6 +83,8 @@ class SwarmDriver:
         """Seconds during which others may still be in the last step."""
         self._loading = 0.0
         """Seconds that others may take to load the state that all have gone back to."""
+        self._linked: dict[int, bytes] = {}
+        """Number -> key of each peer that is followed."""
         self.refresh()
 
     @property
@@ -101,12 +106,14 @@ class SwarmDriver:
 
     async def _link(self) -> None:
         self.rounds.newcomers = frozenset(self.peer.probation)
-        for other in self.others:
-            if other not in self.rounds.links:
-                key = self.peer.roster.keys[other]
-                self.rounds.follow(other, dial(self.doors, key), deliver(self.doors, key))
-        for gone in self.rounds.links.keys() - set(self.others):
+        keys = {other: self.peer.roster.keys[other] for other in self.others}
+        # In another life of the run, a number may be another peer's.
+        for gone in [number for number, key in self._linked.items() if keys.get(number) != key]:
+            del self._linked[gone]
             await self.rounds.unfollow(gone)
+        for other in keys.keys() - self._linked.keys():
+            self._linked[other] = key = keys[other]
+            self.rounds.follow(other, dial(self.doors, key), deliver(self.doors, key))
         self.followers.drop_strangers()
 
     # A step.
@@ -128,7 +135,9 @@ class SwarmDriver:
         self.fellows.forget(now - 1)
         self._clock = StepClock(self.deadlines, self._others_have_gone_on)
         measure = partial(self.past.measure, too_late=self._others_have_gone_on)
-        course = run_step({self.peer.id: self.peer}, self, measure=measure, clock=self._clock, watch=self.watch)
+        course = run_step(
+            {self.peer.id: self.peer}, self, measure=measure, fetch=self._fetch, clock=self._clock, watch=self.watch
+        )
         failure = course.failures.get(self.peer.id)
         if isinstance(failure, CutOff):
             raise OutOfStep(str(failure))
@@ -150,6 +159,13 @@ class SwarmDriver:
             raise OutOfStep(str(error)) from None
         self._loading = 0.0 if result.back_to is None else self.deadlines.loading(self.task.d)
         return result
+
+    def _fetch(self, wanted: Fetch) -> dict[int, Packet]:
+        """The aggregates that this peer lacks, from any member that still has them."""
+        step, keys, me = self.peer.t, self.peer.roster.keys, self.peer.id
+        members = {i: keys[i] for i in self.peer.current.members if i != me}
+        found = self.node.run(fetch_aggregates(self.doors, members, keys[me], step, wanted, self.deadlines))
+        return {part: on_device(self.past.at(step).device, packet) for part, packet in found.items()}
 
     def _agreed_state(self, hashed: bytes) -> Mapping[str, torch.Tensor] | None:
         """What is agreed of the state with this digest, from any member that goes on with it; None if none has it."""
@@ -191,7 +207,7 @@ class SwarmDriver:
         self._behind = peer.t if behind else None
         self._hold = self.deadlines.patience(self.task.d) if behind else 0.0
         self.followers.restart()
-        self.node.run(self.rounds.restart(peer.t, Ends(peer)))
+        self.node.run(self.rounds.restart(peer.t, Ends(peer), behind=behind))
         self.refresh()
 
     def attest(self, said: bytes, limit: int) -> dict[int, bytes]:

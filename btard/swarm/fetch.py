@@ -39,7 +39,7 @@ GRACE = 10.0
 STATUS = 5.0
 """Seconds in which a peer must say how it is: all are asked again and again, and one that is slow holds up the rest."""
 NEXT_DONOR = 10.0
-"""Seconds after which another donor is asked too; from one to the next they double."""
+"""Seconds after which another donor of a state is asked, too."""
 
 Found = TypeVar("Found")
 Template = Mapping[str, torch.Tensor]
@@ -55,7 +55,7 @@ class Fetched:
     vouched_by: tuple[int, ...]
 
 
-async def _answer(reader: frames.Source, limit: int, kind: str, count: int) -> list[Any]:
+async def answer(reader: frames.Source, limit: int, kind: str, count: int) -> list[Any]:
     """The `count` fields of a frame of this kind. Errors: Refused, in the other's words; Malformed."""
     fields = await frames.receive(reader, limit, kind)
     if fields[:1] == ["refused"]:
@@ -74,7 +74,7 @@ async def ask_status(doors: Doors, key: bytes, *, last: bool = False) -> dict[st
 
     async def ask() -> dict[str, Any]:
         async with doors.visit(key, "status", *([OVER] if last else [])) as (reader, _):
-            size = wire.check_int((await _answer(reader, SHORT, "status", 2))[1], "size")
+            size = wire.check_int((await answer(reader, SHORT, "status", 2))[1], "size")
             if size > MAX_STATUS:
                 raise Malformed(f"status: {size} bytes, at most {MAX_STATUS} are allowed")
             try:
@@ -91,7 +91,7 @@ async def ask_status(doors: Doors, key: bytes, *, last: bool = False) -> dict[st
 async def ask_to_join(doors: Doors, key: bytes, request: JoinRequest) -> None:
     """Ask one member to name this peer to the others."""
     async with doors.visit(key, "join", request.signature) as (reader, _):
-        await asyncio.wait_for(_answer(reader, SHORT, "noted", 1), ANSWER)
+        await asyncio.wait_for(answer(reader, SHORT, "noted", 1), ANSWER)
 
 
 async def fetch_state(
@@ -123,7 +123,7 @@ async def fetch_state(
     async def ask(number: int, key: bytes) -> None:
         try:
             async with doors.visit(key, "vouch", *wish) as (reader, _):
-                _, step, hashed, signature = await _answer(reader, SHORT, "vouch", 4)
+                _, step, hashed, signature = await answer(reader, SHORT, "vouch", 4)
             if not isinstance(signature, bytes):
                 raise Malformed("vouch: expected a signature")
             vouches[number] = wire.check_int(step, "step"), Vouch(number, hashed, signature)
@@ -165,7 +165,7 @@ async def fetch_state(
         check_download(download, donor, agreed, doors.run_id)
         return download
 
-    download = await _first(order, load, problems)
+    download = await first_of(order, load, problems)
     if download is None:
         told = "; ".join(f"peer {i}: {why}" for i, why in sorted(problems.items()))
         raise WrongState(f"nobody gives the state that the majority vouches for ({told}): ask again in the next step")
@@ -189,24 +189,27 @@ async def fetch_training(
 
     async def load(donor: int) -> Template:
         async with doors.visit(members[donor], "vouch", step) as (reader, _):
-            await asyncio.wait_for(_answer(reader, SHORT, "vouch", 4), timeout)
+            await asyncio.wait_for(answer(reader, SHORT, "vouch", 4), timeout)
         tensors = (await _load(doors, members[donor], step, template, deadlines)).tensors
         if not is_right(tensors):
             raise WrongState("gives another state than the one that was agreed on")
         return tensors
 
     order = sorted(members, key=lambda donor: digest("donor", step, members[donor]))
-    return await _first(order, load, {})
+    return await first_of(order, load, {})
 
 
-async def _first(
-    order: Sequence[int], load: Callable[[int], Coroutine[Any, Any, Found]], problems: dict[int, str]
+async def first_of(
+    order: Sequence[int],
+    load: Callable[[int], Coroutine[Any, Any, Found]],
+    problems: dict[int, str],
+    pause: float = NEXT_DONOR,
 ) -> Found | None:
     """What `load` returns for the first donor that serves; None if none does. `problems`: why not, by donor.
 
-    Where one takes long the next is asked, too.
+    Where one takes longer than `pause` seconds the next is asked, too; from one to the next they double.
     """
-    left, pause = list(order), NEXT_DONOR
+    left = list(order)
     loading: dict[asyncio.Task[Found], int] = {}
     try:
         while left or loading:
@@ -226,7 +229,7 @@ async def _first(
     return None
 
 
-class _InTime:
+class InTime:
     """A stream whose bytes must come as fast as `deadlines.uplink`, with `GRACE` seconds extra in total."""
 
     def __init__(self, reader: asyncio.StreamReader, deadlines: Deadlines) -> None:
@@ -254,8 +257,8 @@ class _InTime:
 async def _load(doors: Doors, key: bytes, step: int, template: Template, deadlines: Deadlines) -> Download:
     """One donor's state, unchecked except for sizes. Errors: WrongState, Malformed, Refused, those of the stream."""
     async with doors.visit(key, "state", step) as (stream, _):
-        reader = _InTime(stream, deadlines)
-        _, said, size, shapes = await _answer(reader, LISTED, "state", 4)
+        reader = InTime(stream, deadlines)
+        _, said, size, shapes = await answer(reader, LISTED, "state", 4)
         wanted = [[name, DTYPES.index(x.dtype), list(x.shape)] for name, x in template.items()]
         if said != step or len(shapes) > MAX_NAMES or sorted(shapes) != sorted(wanted):
             raise Malformed("state: other tensors than those of this run")

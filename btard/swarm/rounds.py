@@ -12,6 +12,10 @@ for any more in this step: what it says counts if it is there by the time that t
 waste two waits of each other peer in a step, and an honest peer that has once been unreachable for a moment still has
 its say. (An honest peer that a liar has kept waiting comes in time, as above: it has no strike at all.)
 
+The others do not wait for a peer that comes back behind them. Until it has been in a step, one strike is enough, and
+none is forgiven unless more than b_t members have one: so liars cost it one wait each, and not in every step. What it
+misses by that it is told, or fetches (`btard.swarm.aggregates`).
+
 In the first round of relays a peer with a certificate shows it to those that speak there, and is past that round
 (`btard.swarm.certificates`). It is waited for all the same, since only its certificate spares a peer the rounds. If
 none comes, that is no strike: nothing was due in the stream that it is followed by. But after two of these it is not
@@ -25,7 +29,7 @@ are more, one broken line between two honest peers and b_t liars that run ahead 
 
 Keys cost nothing, so any number of newcomers can lie. In the phases in which one of them may owe something (`OWED`)
 each is waited for as a member is. In all others newcomers say no more than whether they have heard the same, and one
-that is silent there is told it. So there all newcomers together can waste one wait in a step.
+that is silent there is told it. So there nobody waits for newcomers longer than for members.
 """
 
 from __future__ import annotations
@@ -68,14 +72,14 @@ class Rounds:
         self.position: Position = (0, 0)
         self.newcomers: frozenset[int] = frozenset()
         """Those of the others that are on probation."""
-        self._newcomers_struck = False
-        """Whether one of them has kept me waiting in this step where it owed nothing."""
         self._before: Position = (-1, 0)
         self._passed_on = False
         self._struck: set[int] = set()
         """Peers that have kept this one waiting and have not been heard since."""
         self._strikes: Counter[int] = Counter()
-        """Peer -> how often it has kept this one waiting in this step."""
+        """Peer -> how often it has kept this one waiting in this step, or since this peer came back."""
+        self._behind = False
+        """Whether this peer has come back behind the others, and has not been in a step since."""
         self._unshown: Counter[int] = Counter()
         """Peer -> how often in this step it was past a first round of relays and has shown me no certificate."""
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -163,7 +167,7 @@ class Rounds:
         latest, deadline, hurried = last + hold, math.inf, False
         while True:
             self._changed.clear()
-            waiting = [peer for peer in peers if not self._settled(peer, phase)]
+            waiting = [peer for peer in peers if not self._settled(peer)]
             now = time.monotonic()
             if deadline == math.inf and (number > 0 or now >= latest or self.ends.over(step - 1)):
                 deadline = now + wait
@@ -173,6 +177,8 @@ class Rounds:
             if now - last > SLICE + STALL:  # this process was stopped: what came meanwhile is still to be read
                 deadline = max(deadline, now + self.give_up)
             last = now
+            if phase not in OWED:
+                waiting = [peer for peer in waiting if peer not in self.newcomers]
             if not waiting or now >= deadline:
                 break
             with contextlib.suppress(asyncio.TimeoutError):
@@ -184,7 +190,8 @@ class Rounds:
         self._unshown.update(unshown)
         missed = {*waiting, *(out_of_reach - self._struck)}
         self._strikes.update(missed)
-        self._newcomers_struck |= phase not in OWED and not self.newcomers.isdisjoint(missed)
+        if self._behind and len(self._strikes.keys() - self.newcomers) > self.ends.peer.byzantine:
+            self._forgive()  # not all of them lie: it is this peer's own line
         self._struck.update(waiting, out_of_reach)
         bodies = self.certificates.close()
         self._struck.difference_update(bodies)
@@ -212,22 +219,25 @@ class Rounds:
         await self.outbox.finish(step, self.position[1] + 1)
         self.ends.forget(step)
         self.position, self._passed_on = (step + 1, 0), False
-        self._forgive()
+        self._behind &= not sign
+        if not self._behind:
+            self._forgive()
 
-    async def restart(self, step: int, ends: Ends) -> None:
-        """I go on at the beginning of `step`, wherever I was."""
+    async def restart(self, step: int, ends: Ends, *, behind: bool = False) -> None:
+        """I go on at the beginning of `step`, wherever I was; `behind`: the others are in it already."""
         await self.outbox.restart(step)
         await self.certificates.restart()
         self.ends, self._passed_on = ends, False
         self.position, self._before, self._struck = (step, 0), (step - 1, 0), set()
-        self._forgive()
+        if not (behind and self._behind):
+            self._forgive()
+        self._behind = behind
         for link in self.links.values():
             link.restart(self.position)
 
     def _forgive(self) -> None:
         self._strikes.clear()
         self._unshown.clear()
-        self._newcomers_struck = False
 
     async def _pass_on(self) -> None:
         """In the first phase of a step, once: say what shows that the last one is over."""
@@ -248,20 +258,18 @@ class Rounds:
         position = self.links[peer].position
         return position is not None and position > self.position
 
-    def _settled(self, peer: int, phase: str) -> bool:
+    def _settled(self, peer: int) -> bool:
         """Whether there is nothing to wait for: it has spoken, it cannot, or it was waited for and is still late."""
-        link, asked = self.links[peer], peer in self.certificates.asked
+        link, asked, strikes = self.links[peer], peer in self.certificates.asked, 1 if self._behind else STRIKES
         if link.frame() is not None or peer in self.certificates.came or link.refusal is not None:
             return True
         if link.ahead_of_me is not None and link.ahead_of_me > self.position[0]:
             return True
-        if self._gone_on(peer) and (not asked or self._unshown[peer] >= STRIKES):
+        if self._gone_on(peer) and (not asked or self._unshown[peer] >= strikes):
             return True  # it has passed by without saying it: it needed nothing, or lives in another history
         if self._given_up(peer):
             return True
-        if self._strikes[peer] >= STRIKES:
-            return True
-        if self._newcomers_struck and peer in self.newcomers and phase not in OWED:
+        if self._strikes[peer] >= strikes:
             return True
         behind = link.position is None or link.position < self._before
         return peer in self._struck and behind

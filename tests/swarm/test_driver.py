@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from btard.drivers.loop import Fallen
+from btard.protocol.behaviour import HONEST
 from btard.protocol.commit import NoGradient
-from btard.protocol.identity import Identity
+from btard.protocol.identity import Identity, Roster
 from btard.protocol.messages import JoinRequest
+from btard.protocol.peer import Peer
 from btard.swarm import frames
 from btard.swarm.cancel import cancel
 from btard.swarm.deadlines import Deadlines
@@ -221,6 +223,17 @@ def test_a_minority_that_is_cut_off_stops() -> None:
         ends = {m.driver.peer.id: m.end for m in cohort.members}
         assert all("more than half are needed" in str(ends[peer]) for peer in cut)
         assert all(ends[peer] is None for peer in (0, 1, 2)) and cohort.removed().keys() <= cut
+
+
+def test_links_belong_to_keys() -> None:
+    """In another life of the run a number may be somebody else's: a newcomer's that was admitted in its place."""
+    with Cohort(peers=4) as cohort:
+        driver = cohort.members[0].driver
+        before, peer = dict(driver.rounds.links), driver.peer
+        keys = (*peer.roster.keys[:3], Identity.from_seed("another", 3).public_key)
+        driver.restart(Peer(0, peer.identity, Roster(keys), peer.config, cohort.d, HONEST), behind=True)
+        kept = [number for number, link in driver.rounds.links.items() if link is before[number]]
+        assert sorted(driver.rounds.links) == [1, 2, 3] and kept == [1, 2]
 
 
 def test_nobody_with_a_gradient_is_said_so() -> None:

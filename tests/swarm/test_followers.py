@@ -40,7 +40,8 @@ def serves(*keys: bytes) -> tuple[SwarmDriver, Outbox]:
     driver.doors = SimpleNamespace(members=members, add=lambda *door, **only: None)  # type: ignore[assignment]
     driver.rounds = SimpleNamespace(outbox=outbox, links={})  # type: ignore[assignment]
     driver.followers = Followers(driver.doors, driver.rounds, QUICK)
-    driver.peer = SimpleNamespace(id=0, active=(0,), probation={})  # type: ignore[assignment]
+    driver.peer = SimpleNamespace(id=0, active=(0,), probation={}, roster=SimpleNamespace(keys=()))  # type: ignore[assignment]
+    driver._linked = {}
     return driver, outbox
 
 

@@ -71,7 +71,7 @@ def test_a_peer_that_was_ahead_once_is_waited_for_again() -> None:
         link.ahead_of_me = 9
         for step, settled in ((8, True), (9, False), (10, False)):
             rounds.position = (step, 0)
-            assert rounds._settled(1, "phase") is settled
+            assert rounds._settled(1) is settled
 
     run(test())
 
@@ -114,10 +114,10 @@ def test_who_is_late_again_and_again_costs_two_waits_in_a_step(late_in: str) -> 
     run(test())
 
 
-def test_newcomers_together_cost_one_wait_in_a_step_where_they_owe_nothing() -> None:
+def test_nobody_waits_for_newcomers_where_they_owe_nothing() -> None:
     """Their keys cost nothing: each would be silent in another phase. With one more wait the test would take too long.
 
-    What one of them owes is waited for, whatever others have done: in the roll call, and where it shows its gradient.
+    What one of them owes is waited for: in the roll call, and where it shows its gradient.
     """
 
     async def test() -> None:
@@ -141,7 +141,7 @@ def test_newcomers_together_cost_one_wait_in_a_step_where_they_owe_nothing() -> 
 
         async with following(*rounds.links.values()):
             for step in range(2):
-                await without(1, "join", 0.01)
+                await without(1, "join", 60.0)
                 await without(2, "join/compare", 60.0)
                 await without(2, "commit", 0.01)
                 await without(1, "commit/compare", 60.0)
@@ -150,6 +150,40 @@ def test_newcomers_together_cost_one_wait_in_a_step_where_they_owe_nothing() -> 
             rounds.newcomers = frozenset()
             await without(1, "join", 0.01)
             await without(2, "join/compare", 0.01)
+
+    run(test())
+
+
+def test_liars_cost_a_peer_that_has_come_back_one_wait_until_it_has_been_in_a_step() -> None:
+    """With one more wait the test would take too long. If not all that keep it waiting can lie, none is struck."""
+
+    async def test() -> None:
+        rounds, wires = Rounds(None, 60.0, nothing_said()), {peer: Wire() for peer in (1, 2, 3)}  # type: ignore[arg-type]
+        for peer, line in wires.items():
+            rounds.links[peer] = Link(line.dial, (0, 0), rounds._changed.set)
+
+        async def without(late: int, wait: float) -> None:
+            at = rounds.position
+            for peer in (*(wires.keys() - {late}), late):
+                if peer == late:
+                    assert (await rounds.hear("phase", wires, 2**10, wait)).keys() == wires.keys() - {late}
+                (await wires[peer].redialled(1)).feed_data(await frame(*at, b"said"))
+                while at not in rounds.links[peer]._frames:
+                    await asyncio.sleep(0)
+            rounds.advance()
+
+        async with following(*rounds.links.values()):
+            rounds._behind = True
+            for step in range(3):
+                for phase in range(3):
+                    await without(1, 60.0 if step or phase else 0.01)
+                await rounds.finish(step, sign=step == 2)
+            for wait in (0.01, 0.01, 60.0):  # it was in step 2
+                await without(1, wait)
+            rounds._behind = True
+            rounds._forgive()
+            for late in (1, 2, 1):  # b_t is 1
+                await without(late, 0.01)
 
     run(test())
 

@@ -1,0 +1,80 @@
+"""Aggregates for a peer that is behind: what it lacks at the end of a step it fetches from any member that has it.
+
+The others are past that step, and hear no questions about it in their phases. So the question has a stream of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from btard.protocol import wire
+from btard.protocol.effects import Fetch
+from btard.protocol.envelope import decode_items, encode_items
+from btard.protocol.hashing import digest
+from btard.protocol.peer import Peer
+from btard.protocol.signed import Packet
+from btard.protocol.wire import Malformed
+from btard.swarm import frames
+from btard.swarm.deadlines import Deadlines
+from btard.swarm.doors import Doors
+from btard.swarm.fetch import InTime, answer, first_of
+from btard.swarm.links import Refused
+from btard.swarm.outbox import Served
+
+DOOR, ONE = "aggregates", 2**8
+"""The door's name, and the largest size in bytes of the head of one aggregate."""
+
+
+class Aggregates:
+    """Gives the aggregates of the step at hand and the one before, as `peer` has them, to the members of `doors`."""
+
+    def __init__(self, doors: Doors, deadlines: Deadlines, peer: Callable[[], Peer]) -> None:
+        self.doors, self.deadlines, self.peer = doors, deadlines, peer
+        self._served = Served()
+        doors.add(DOOR, self._give, members_only=True)
+
+    async def _give(self, key: bytes, arguments: list[Any], reader: Any, writer: asyncio.StreamWriter) -> None:
+        step, *parts = (wire.check_int(value, DOOR) for value in arguments)
+        peer = self.peer()
+        records = (record for record in (peer.current, peer.last) if record is not None and record.step == step)
+        record = next(records, None)
+        if record is None or len(set(parts)) < len(parts) or not set(parts) <= record.aggregates.keys():
+            raise Refused("aggregates: I do not have them")
+        self._served.forget(self.doors.members, peer.t)
+        for part in parts:
+            body = record.cut.body("aggregate", record.aggregates[part])
+            pieces = encode_items([Packet("aggregate", record.owner(part), step, part, body, b"")])
+            at, size = (step, -1 - part), frames.size_of(pieces)
+            pause = self._served.pause(key, at, size, self.deadlines.seconds(size), len(self.doors.members))
+            await asyncio.sleep(pause)
+            counted = frames.Counted(writer)
+            try:
+                await frames.send(counted, ("aggregate", size), pieces)
+            finally:
+                self._served.note(key, at, counted.bytes)
+
+
+async def fetch_aggregates(
+    doors: Doors, members: Mapping[int, bytes], me: bytes, step: int, wanted: Fetch, deadlines: Deadlines
+) -> dict[int, Packet]:
+    """The aggregates that are `wanted`, each found to be the announced one; {} if none of `members` has them all."""
+
+    async def load(donor: int) -> dict[int, Packet]:
+        found: dict[int, Packet] = {}
+        async with doors.visit(members[donor], DOOR, step, *wanted.parts) as (stream, _):
+            reader = InTime(stream, deadlines)
+            for part in wanted.parts:
+                size = wire.check_int((await answer(reader, ONE, "aggregate", 2))[1], "size")
+                if size > wanted.limit:
+                    raise Malformed(f"aggregate: {size} bytes, at most {wanted.limit} are allowed")
+                items = decode_items(await frames.receive_body(reader, size), wanted.limit)
+                if len(items) != 1 or not isinstance(items[0], Packet) or not wanted.fits(part, items[0]):
+                    raise Malformed("aggregate: another one than its owner has announced")
+                found[part] = items[0]
+        return found
+
+    order = sorted(members, key=lambda donor: digest("aggregates", step, me, members[donor]))
+    pause = 2 * deadlines.message + deadlines.seconds(wanted.limit * len(wanted.parts))
+    return await first_of(order, load, {}, pause) or {}
