@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -34,26 +35,30 @@ class Checkpoints:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
 
+    def file(self, step: int) -> Path:
+        """Where the checkpoint of `step` is, or would be."""
+        return self.path / f"step-{step:08d}.safetensors"
+
     def files(self) -> list[Path]:
         return [file for _, file in numbered(self.path, "step-", ".safetensors") if file.is_file()]
 
     def save_checkpoint(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Write what a run that has done `step` steps needs to continue; `state` is JSON. Keeps this one and the last.
 
-        The file appears complete or not at all.
+        Those of later steps stay as well. The file appears complete or not at all.
         """
         # Copies, because safetensors refuses tensors that share memory.
         copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
         text = json.dumps(state)
-        target = self.path / f"step-{step:08d}.safetensors"
+        target = self.file(step)
         # One entry, because safetensors writes several in random order, and equal runs shall have equal files.
         header = json.dumps(
             {"version": PROTOCOL_VERSION, "step": step, "state": text, "digest": tensors_digest(step, text, copies)}
         )
         with complete_file(target) as temporary:
             save_file(copies, temporary, metadata={HEADER: header})
-        for file_path in self.files()[:-KEPT_CHECKPOINTS]:
-            file_path.unlink()
+        for old in [file for file in self.files() if _step_of(file) <= step][:-KEPT_CHECKPOINTS]:
+            old.unlink()
 
     def intact(self) -> Iterator[tuple[int, dict[str, Tensor], dict[str, Any]]]:
         """(steps done, tensors, state) of each checkpoint, newest first; one that is damaged costs a warning."""
@@ -73,10 +78,10 @@ class Checkpoints:
             except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
                 warnings.warn(f"{file}: damaged, trying the checkpoint before it ({error})", stacklevel=2)
 
-    def forget_after(self, step: int) -> None:
-        """Delete the checkpoints of later steps."""
+    def forget_after(self, step: int, until: float = math.inf) -> None:
+        """Delete the checkpoints of later steps, no later than `until`."""
         for file in self.files():
-            if _step_of(file) > step:
+            if step < _step_of(file) <= until:
                 file.unlink()
 
 

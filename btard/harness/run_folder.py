@@ -174,13 +174,18 @@ class RunFolder:
         """Return the metrics of every step so far, as they were logged."""
         return read_metrics(self.path)
 
+    def done(self) -> int:
+        """Return the step after the last one that was logged, 0 if there is none."""
+        return max((line["step"] + 1 for line in self.metrics()), default=0)
+
     def ledger(self) -> list[str]:
         """Return the ledger's entries so far, as the JSON strings that were logged."""
         return [line.decode() for _, line in lines_of(self.path / LEDGER)]
 
-    def start(self, step: int) -> None:
+    def start(self, step: int, *, forget: bool = True) -> None:
         """Open the files for writing from step `step` on, and remove what they hold of it and of later steps.
 
+        `forget`: also later checkpoints. Where others have a say in `step` these stay until the run has come past them.
         Lines of before that are missing are put back, if the run goes on from a checkpoint that holds them. Raises
         RunFolderError if the folder has other lines than that, or if another process writes to this folder; one that
         leaves it is given some time.
@@ -191,14 +196,15 @@ class RunFolder:
             for line in self.put_back(*self._vouched):
                 warnings.warn(line, stacklevel=2)
             pieces.forget_states(self.path, self._vouched[1])
-        elif step == self.first:
+        elif forget and step == self.first:
             pieces.forget_states(self.path, {})
+        done = step if forget else self.done()
         kept = _cut(self.path / METRICS, step)
         _cut(self.path / LEDGER, step - self.first)
         _cut(self.path / TIMINGS, step)
         if kept != step:
             warnings.warn(f"{self.path}/metrics.jsonl has {kept} of the {step} steps before this one", stacklevel=2)
-        self.checkpoints.forget_after(step - self.first)
+        self.checkpoints.forget_after(done - self.first, math.inf if forget else step - self.first)
         self._metrics = (self.path / METRICS).open("a", encoding="utf-8", buffering=1)
         self._ledger = (self.path / LEDGER).open("a", encoding="utf-8", buffering=1)
         self._timings = (self.path / TIMINGS).open("a", encoding="utf-8", buffering=1)

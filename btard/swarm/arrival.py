@@ -58,7 +58,7 @@ async def _tell_others(member: Member, founders: tuple[bytes, ...]) -> None:
 
 
 def _gather(member: Member) -> None:
-    """Wait for the other members, then begin where most of them can: at the newest step that they have on disk.
+    """Wait for the other members, then begin where most of them can: at a step that they have on disk (`life.py`).
 
     The ledger of this peer's newest checkpoint says who is a member; without one, the first peers are. If most are in
     the middle of the run, go on with their state.
@@ -73,8 +73,9 @@ def _gather(member: Member) -> None:
     half, shown = all_here / 2, 0
     while True:
         said = ask_all(member)
-        member.life.hear(said, member.stored)
+        member.life.hear(said, member.stored, member.passed)
         agreeing, begin, here = member.life.agreeing(said), member.life.begin, 1 + len(said)
+        held = member.life.holding > half
         ahead = sum(s.get("state") in ("running", "returning") and s.get("step", 0) > begin for s in said.values())
         if ahead > half:
             return come_back(member, "the others are in the middle of the run")
@@ -88,16 +89,22 @@ def _gather(member: Member) -> None:
         willing = member.life.agreeing({i: s for i, s in said.items() if s.get("state") in done})
         if late or willing > 1 + member.tolerated:  # then it is late for an honest one
             member.state = OVERDUE
-        if member.state == OVERDUE and willing > half:
+        if member.state == OVERDUE and willing > half and held:
             break
         ready = member.state != "gathering" and all(s.get("state") != "gathering" for s in said.values())
-        if ready and agreeing > half and agreeing >= here - member.tolerated:
+        if ready and held and agreeing > half and agreeing >= here - member.tolerated:
             break
         if late and here > half:
             if time.monotonic() > deadline + member.config.deadlines.gather + GRACE:
+                waited = f"{member.config.deadlines.gather + GRACE:g} s after deadlines.gather"
+                if not held:
+                    raise NoFounders(
+                        f"only {member.life.holding} of {all_here} peers say that they have the checkpoint of step "
+                        f"{member.first + begin}, {waited}; more than half are needed: start all again that have it"
+                    )
                 raise NoFounders(
                     f"only {agreeing} of {here} peers agree on who is here, and to begin at step {member.first + begin}"
-                    f", {member.config.deadlines.gather + GRACE:g} s after deadlines.gather; start this one again"
+                    f", {waited}; start this one again"
                 )
         elif late:
             raise NoFounders(

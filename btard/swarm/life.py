@@ -8,9 +8,14 @@ its process started, and takes part in no life without it.
 
 Nonces are told in statuses, over connections whose ends are authenticated, and a nonce counts if most of the members
 say that they have heard it: the members by the ledger of a peer's own newest checkpoint, also those that have joined.
-The step is the newest that most of them have on their disks, whether this one has it or not. If liars say different
-things of their disks, some peers see a majority for a step and others none. So once all are there, a peer follows to an
-older step, though never to the start, if more than can lie name it.
+The step is the newest of which a peer knows that more honest members have its checkpoint than there may be liars, so
+that these are no majority in the first step, in which peers that lack it are silent. It knows that of a step that more
+than half of all, and more than twice as many as can lie, say they have; and of one that more than can lie say they have
+passed. For whoever is heard in a step has saved its beginning first, so one honest peer that has done the step has
+heard enough that have. Peers name the step that they see, and more than can lie that name one, or have passed it, count
+alike: an honest one among them knows. A peer with two checkpoints has passed the older one, and names none before it.
+So liars can take from all no more than the steps between two checkpoints. Where half of all or fewer have that of the
+step, nobody begins.
 
 Peers begin a life that more than half of all are in, at the same step and time. A peer that begins alone finds nobody
 in its first phase. So where members are missing, a peer says that it waits no longer, and begins when most say so; it
@@ -27,7 +32,7 @@ import json
 import re
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -64,19 +69,30 @@ class Life:
         """The nonces that most peers say they have heard: those of the life, as this peer sees it."""
         self.begin = 0
         """The step at whose checkpoint it begins, as this peer sees it."""
+        self.holding = 0
+        """How many, including this peer, say that they have that checkpoint."""
 
-    def hear(self, statuses: Mapping[int, Mapping[str, Any]], stored: Iterable[int] = ()) -> None:
-        """Record what the others say about themselves, by number, all of it at once. `stored`: the own checkpoints."""
+    def hear(
+        self, statuses: Mapping[int, Mapping[str, Any]], stored: Iterable[int] = (), passed: Iterable[int] = ()
+    ) -> None:
+        """Record what the others say about themselves, by number, all of it at once.
+
+        `stored`: the own checkpoints; `passed`: those of which this peer has done the step.
+        """
         direct = {peer: _nonce(said.get("nonce")) for peer, said in statuses.items()}
         self.heard = {peer: nonce for peer, nonce in direct.items() if nonce is not None} | {self.me: self.nonce}
         views = [self.heard, *(_nonces(said.get("heard")) for said in statuses.values())]
         told = Counter((peer, nonce) for view in views for peer, nonce in view.items())
         self.gathered = {peer: nonce for (peer, nonce), count in sorted(told.items()) if 2 * count > self.voters}
-        self.begin = self._beginning(statuses, stored)
+        disks = [{0, *stored}, *(_steps(said.get("stored")) for said in statuses.values())]
+        known = [{*passed, self.begin}]
+        known += [_steps(said.get("passed")) | {self._seen_by(said)[1]} for said in statuses.values()]
+        self.begin = self._beginning(disks, known)
         begun = Counter(self._seen_by(said) for said in statuses.values() if said.get("state") == "running")
         for (nonces, begin), count in begun.items():  # an honest one among them has seen that most are in this life
             if count > self.tolerated and (self.me, self.nonce) in nonces:
                 self.gathered, self.begin = dict(nonces), begin
+        self.holding = sum(self.begin in disk for disk in disks)
 
     def agreeing(self, statuses: Mapping[int, Mapping[str, Any]]) -> int:
         """How many peers, including this one, are in the life that it sees, and see it too; 0 if it is not in it."""
@@ -94,15 +110,12 @@ class Life:
             "begin": self.begin,
         }
 
-    def _beginning(self, statuses: Mapping[int, Mapping[str, Any]], stored: Iterable[int]) -> int:
-        disks = [_steps([*stored]), *(_steps(said.get("stored")) for said in statuses.values())]
-        held = Counter(step for disk in disks for step in disk)
-        most = {step for step, count in held.items() if 2 * count > self.voters}
-        newest = max(most, default=0)
-        # A peer that does not see all yet names older steps by mistake.
-        named = Counter(self._seen_by(said)[1] for said in statuses.values() if said.get("state") == "ready")
-        older = {step for step in most if 0 < step < newest and named[step] > self.tolerated}
-        return min(older, default=newest)
+    def _beginning(self, disks: Sequence[set[int]], known: Sequence[set[int]]) -> int:
+        """By the steps that each member has on its `disks`, this peer first, and those that it has passed or names."""
+        safe = {sorted(disks[0])[-2:][0]}
+        for told, bound in ((disks, max(self.voters / 2, 2 * self.tolerated)), (known, self.tolerated)):
+            safe |= {step for step, count in Counter(s for steps in told for s in steps).items() if count > bound}
+        return max(safe)
 
     def _seen_by(self, said: Mapping[str, Any]) -> Seen:
         """The life as another peer sees it."""

@@ -74,6 +74,8 @@ class Member:
         self.recorder: Recorder | None = None
         self.stored: dict[int, tuple[dict[str, torch.Tensor], dict[str, Any]]] = {}
         """Step -> content of each checkpoint on the disk."""
+        self.passed: list[int] = []
+        """Those of them whose step this peer had done when it was started."""
         self.recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
         self.sent = 0
         self.signed: dict[str, Any] | None = None
@@ -150,10 +152,12 @@ class Member:
     def find_stored(self) -> None:
         """Find the checkpoints to go on from, and put back the lines that the folder has lost.
 
-        One whose proofs are gone is passed over: the peer makes them again, or goes on with the state of the others.
+        One whose proofs are gone is passed over: the peer makes them again, or goes on with the state of the others. So
+        is one of a step that the others have not come back to since they began again at an earlier one.
         Errors: RunFolderError for pieces of another peer's run, or of another run.
         """
         self.stored = {}
+        done = self.folder.done()
         for step, tensors, state, held in self.folder.checkpoints.vouching():
             if state.get("key") != self.identity.public_key.hex():
                 raise RunFolderError(
@@ -162,10 +166,18 @@ class Member:
             if (problem := pieces.missing_proof(self.out, held)) is not None:
                 self.say(f"{problem}: its checkpoint of step {self.first + step} is not used")
                 continue
-            if not self.stored:
-                for line in self.folder.put_back(self.first + step, held, grows=True):
-                    self.say(line)
+            try:
+                said = [] if self.stored else self.folder.put_back(self.first + step, held, grows=True)
+            except RunFolderError:
+                if done > self.first + step:
+                    raise
+                self.say(f"the others began before step {self.first + step}: its checkpoint is kept, and is not used")
+                continue
+            for line in said:
+                self.say(line)
             self.stored[step] = tensors, state
+        newest = max(self.stored, default=0)
+        self.passed = [step for step in self.stored if step < max(newest, done - self.first)]
         if not self.stored and self.folder.metrics():
             self.say(f"{self.out} has no checkpoint to go on from: with the state of the others, or from the start")
 
@@ -266,6 +278,7 @@ class Member:
             "first": self.first,
             "phase": self.phase,
             "stored": sorted({0, *self.stored}),
+            "passed": self.passed,
             "active": list(peer.active),
             "head": peer.ledger.head.hex(),
             "entries": len(peer.ledger.entries),

@@ -91,14 +91,14 @@ class Trainer(Member):
             self.node.close()
 
     def _open_folder(self) -> None:
-        """Go on in the folder from the step at hand, without what it holds of later ones.
+        """Go on in the folder from the step at hand, without the lines that it holds of later ones.
 
         The others may be at an earlier step than this peer was, if they have all stopped meanwhile.
         """
         now = self.first + self.peer.t
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of steps that were missed there are no metrics
-            self.folder.start(now)
+            self.folder.start(now, forget=False)
         self.rewrite_ledger()
         self.recent = deque((row for row in self.recent if row["step"] < now), maxlen=RECENT)
         self.stored = {step: kept for step, kept in self.stored.items() if step <= self.peer.t}
@@ -157,8 +157,13 @@ class Trainer(Member):
             line = _describe(entry, self.first)
             bar.say(line) if self.show else self.say(line)
         bar.advance(0, f"loss {self.task.loss:.3f}, {len(result.active)} peers")
-        if (now + 1) % self.config.checkpoint_every == 0 and now + 1 < self.config.steps - self.first:
+        if self._saves(now + 1):
             self.save()
+
+    def _saves(self, step: int) -> bool:
+        """Whether there is to be a checkpoint of `step`: also in place of one that is left from before a restart."""
+        due = step % self.config.checkpoint_every == 0 or self.folder.checkpoints.file(step).exists()
+        return due and step < self.config.steps - self.first
 
     def _publish(self, *, last: bool = False) -> None:
         """Let others have the state at the beginning of the next step; `last`: there is none."""

@@ -119,10 +119,12 @@ def gather(
     stored: Sequence[int],
     gather: float | Sequence[float],
     tolerated: int = 0,
+    lacking: Sequence[int] = (),
 ) -> dict[int, Any]:
     """Number -> the life that it begins, or why it does not, of 6 members of which 3 were there at the start.
 
-    `gather`: how long each waits, or all; with them whoever begins is to see that most are about to.
+    `stored`: the checkpoints of those that are not `lacking` them. `gather`: how long each waits, or all; with them
+    whoever begins is to see that most are about to.
     """
     waits = [gather] * 6 if isinstance(gather, float) else gather
     members = {
@@ -132,7 +134,8 @@ def gather(
             members=dict.fromkeys(range(6), b""),
             life=Life(number, 3, 0),
             tolerated=tolerated,
-            stored=dict.fromkeys(stored),
+            stored=dict.fromkeys(() if number in lacking else stored),
+            passed=() if number in lacking else stored[:-1],
             config=SimpleNamespace(peers=3, deadlines=SimpleNamespace(gather=waits[number])),
             first=0,
             said=list[str](),
@@ -191,6 +194,24 @@ def test_too_few_members_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
         assert end.startswith("only 3 of 6 peers are here after deadlines.gather = 0.2 s, more than half are needed")
 
 
+@pytest.mark.parametrize("lacking", [(3, 4, 5), (0, 1, 2, 3, 4)])
+def test_nobody_begins_where_half_or_more_lack_the_checkpoint(
+    lacking: Sequence[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Least of all at the start, which all have."""
+    monkeypatch.setattr(arrival, "GRACE", 0.0)
+    for end in gather(monkeypatch, range(6), [80, 100], 0.1, lacking=lacking).values():
+        assert end == (
+            f"only {6 - len(lacking)} of 6 peers say that they have the checkpoint of step 80, 0.1 s after "
+            "deadlines.gather; more than half are needed: start all again that have it"
+        )
+
+
+def test_who_lacks_the_checkpoint_comes_back_to_those_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = gather(monkeypatch, range(6), [80, 100], 30.0, lacking=(4, 5))
+    assert (ends[4], ends[5]) == ("returning", "returning") and {ends[number][0] for number in range(4)} == {100}
+
+
 def test_who_has_joined_takes_no_part_in_a_life_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     ends = gather(monkeypatch, range(6), [], 30.0)
     assert {ends[number][0] for number in range(3)} == {0} and [ends[number] for number in (3, 4, 5)] == [
@@ -242,10 +263,10 @@ def test_who_has_joined_is_the_peer_that_its_checkpoint_says(graduated: bool, mo
     assert made[0].roster.keys == (*founders, other.public_key, me.public_key)
 
 
-def test_who_comes_back_to_an_earlier_step_forgets_the_later_ones(
+def test_who_comes_back_to_an_earlier_step_does_the_later_ones_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The others had all stopped, and have begun again at their checkpoint: those steps are done again."""
+    """The others had all stopped, and have begun again at their checkpoint. A later one stays until it is replaced."""
     folder = RunFolder(tmp_path, Config(), events=False)
     folder.start(0)
     entries = [Entry(step, "silent", "public", step, (), (step,), step) for step in range(3)]
@@ -278,4 +299,36 @@ def test_who_comes_back_to_an_earlier_step_forgets_the_later_ones(
     assert [(line["step"], line["loss"]) for line in read_metrics(tmp_path)] == [*enumerate(steps)]
     assert [line["step"] for line in read_timings(tmp_path)] == [*range(9)] and len(folder.ledger()) == 3
     assert [row["step"] for row in trainer.recent] == [*range(9)]
-    assert [file.stem for file in folder.checkpoints.files()] == ["step-00000003"] and {*trainer.stored} == {0, 3}
+    names = [file.stem for file in folder.checkpoints.files()]
+    assert names == ["step-00000003", "step-00000006"] and {*trainer.stored} == {0, 3}
+    assert [step for step in range(9) if trainer._saves(step)] == [0, 3, 6], "checkpoint_every is 50"
+
+
+def test_a_checkpoint_outlasts_a_beginning_before_it(tmp_path: Path) -> None:
+    """It is used again if nothing was done there; else once the folder's lines have given way to those it holds."""
+    member, said = Member.__new__(Member), list[str]()
+    folder, identity = RunFolder(tmp_path, Config(), events=False), Identity.from_seed("me")
+    vars(member).update(folder=folder, identity=identity, first=0, out=tmp_path, say=said.append)
+
+    def found(*, done: int, of: float = 0.0, begin: int = 0) -> tuple[set[int], list[int]]:
+        folder.start(begin, forget=False)
+        for step in range(begin, done):
+            folder.log(step, {"loss": of})
+            if step + 1 in (2, 4):
+                state = {"key": identity.public_key.hex()}
+                folder.save_checkpoint(step + 1, folder.vouch(step + 1, timings=True), state)
+        folder.close()
+        member.find_stored()
+        return {*member.stored}, member.passed
+
+    assert found(done=4) == ({2, 4}, [2])
+    assert found(done=5, begin=4) == ({2, 4}, [4, 2])
+    assert found(done=0) == ({2, 4}, [2])
+    said.clear()
+    assert found(done=1, of=1.0) == (set(), []) and len(said) == 3
+    assert said[0] == "the others began before step 4: its checkpoint is kept, and is not used"
+    for name in ("metrics.jsonl", "ledger.jsonl", "timings.jsonl"):
+        (tmp_path / name).unlink()
+    assert found(done=0) == ({2, 4}, [2])
+    assert found(done=3, of=2.0) == ({2}, [2])
+    assert found(done=4, of=2.0, begin=3) == ({2, 4}, [2])

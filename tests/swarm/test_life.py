@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from random import Random
 from typing import Any
 
+import pytest
 import torch
 
 from btard.protocol.identity import Identity
@@ -138,13 +140,86 @@ def test_nobody_goes_back_to_the_start_because_liars_do() -> None:
     assert restart({peer: [0] for peer in range(3)}, disks) == dict.fromkeys(range(3), 100)
 
 
-def test_an_older_step_is_named_by_mistake_before_all_are_there() -> None:
+# 16 peers, 7 of which lie. What the 9 honest ones have, by number; which of these they have passed; what the liars say.
+WHOLE = {i: [0, 950, 1000] for i in range(9)}
+HALF_SAVED = {i: [0, 950, 1000] if i < 2 else [0, 900, 950] for i in range(9)}
+NEW_DISK, AWAY = WHOLE | {8: [0]}, {i: [0, 950, 1000] for i in range(8)}
+
+
+@pytest.mark.parametrize(
+    ("disks", "passed", "lie", "begin", "begins"),
+    [
+        (WHOLE, 1000, [0], 1000, True),
+        (WHOLE, 950, [0], 950, True),
+        (WHOLE, 950, [0, 950, 1000], 1000, True),
+        (NEW_DISK, 1000, [0], 1000, False),
+        (NEW_DISK, 1000, [0, 950, 1000], 1000, True),
+        (NEW_DISK, 950, [0], 950, False),
+        (AWAY, 1000, [0], 1000, False),
+        (AWAY, 1000, [0, 950, 1000], 1000, True),
+        (HALF_SAVED, 950, [0], 950, True),
+        (HALF_SAVED, 950, [0, 950, 1000], 950, True),
+        (HALF_SAVED, 950, [0, 2000], 950, True),
+        ({i: [0] for i in range(9)}, 0, [0, 950, 1000], 0, True),
+        ({i: [0, 50] if i < 2 else [0] for i in range(9)}, 0, [0, 50], 0, True),
+    ],
+)
+def test_liars_choose_no_checkpoint(
+    disks: Mapping[int, list[int]], passed: int, lie: list[int], begin: int, begins: bool
+) -> None:
+    """Begin where the honest peers that have the checkpoint outnumber all liars; where too few have it, not at all."""
+    lives = [Life(number, 16, 7) for number in (*disks, *range(9, 16))]
+    heard: list[Statuses] = []
+    for _ in range(6):
+        told = {
+            life.me: {
+                "state": "ready",
+                "stored": disks.get(life.me, lie),
+                "passed": [step for step in disks.get(life.me, lie) if life.me > 8 or step <= passed],
+                **life.told(),
+                **({"begin": max(lie)} if life.me > 8 else {}),
+            }
+            for life in lives
+        }
+        heard = [{i: said for i, said in told.items() if i != life.me} for life in lives]
+        for life, said in zip(lives, heard, strict=True):
+            life.hear(said, told[life.me]["stored"], told[life.me]["passed"])
+    honest = lives[: len(disks)]
+    assert {life.begin for life in honest} == {begin} and {life.holding > 8 for life in honest} == {begins}
+    assert not begins or sum(begin in disk for disk in disks.values()) > 7
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_whatever_liars_tell_whom_each_sees_a_step_that_enough_honest_peers_have(seed: int) -> None:
+    """And no more than one checkpoint is lost. Peers stop as the checkpoint of step 100 is written, or soon after."""
+    draw = Random(seed)
+    lying = draw.randrange(4)
+    count = 2 * lying + 1 + draw.randrange(4)
+    honest = range(count - lying)
+    written = {i for i in honest if seed % 2 or draw.random() < 0.5}
+    disks = {i: [0, 80, 100] if i in written else [0, 60, 80] for i in honest}
+    passed = {i: [60, 80, 100] if len(written) == len(honest) and draw.random() < 0.5 else [60, 80] for i in honest}
+    lives = [Life(i, count, lying) for i in range(count)]
+
+    def lie() -> dict[str, Any]:
+        steps = [step for step in (0, 60, 80, 100, 120) if draw.random() < 0.5]
+        return {"stored": steps, "passed": steps, "begin": draw.choice([0, 60, 80, 100, 120])}
+
+    for _ in range(5):
+        told = {i: {"state": "ready", "stored": disks[i], "passed": passed[i], **lives[i].told()} for i in honest}
+        for i in honest:
+            lies = {j: {"state": "ready", **lives[j].told(), **lie()} for j in range(len(honest), count)}
+            lives[i].hear({j: said for j, said in (told | lies).items() if j != i}, disks[i], passed[i])
+            assert lives[i].begin >= 80 and sum(lives[i].begin in disk for disk in disks.values()) > lying
+
+
+def test_a_step_that_more_than_can_lie_name_is_one() -> None:
     life = Life(0, 4, 1)
-    early = {peer: {"state": "gathering", "stored": [0, 80, 100], "begin": 80} for peer in (1, 2, 3)}
-    life.hear(early, [80, 100])
-    assert life.begin == 100
-    life.hear({peer: {**said, "state": "ready"} for peer, said in early.items()}, [80, 100])
+    said = {"state": "gathering", "stored": [0, 80, 100], "begin": 80}
+    life.hear({1: {**said, "stored": [0], "begin": 100}, 2: said}, [80, 100])
     assert life.begin == 80
+    life.hear({1: {**said, "stored": [0], "begin": 100}, 2: {**said, "begin": 100}}, [80, 100])
+    assert life.begin == 100
 
 
 def test_a_peer_that_knows_fewer_members_sees_the_life_of_all() -> None:
@@ -161,7 +236,7 @@ def test_a_peer_that_knows_fewer_members_sees_the_life_of_all() -> None:
 
 
 def test_nonsense_in_a_status_is_no_nonce() -> None:
-    life = Life(0, 5, 1)
+    life = Life(0, 5, 2)
     nonsense: list[Any] = [None, 7, "zz" * 16, "00", {"x": 1}, ["00" * 16], {"1": 5, "2": "00", "99": "00" * 16}]
     for value in nonsense:
         told = dict.fromkeys(("nonce", "heard", "gathered", "begin", "stored"), value) | {"state": "running"}
