@@ -37,6 +37,32 @@ def train(folder: RunFolder, first: int, last: int) -> None:
             folder.save_checkpoint(step + 1, {"x": torch.ones(2), **folder.vouch(step + 1)}, {})
 
 
+def test_later_checkpoints_stay_until_the_run_has_come_past_them(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run", CONFIG, events=False)
+    train(folder, 0, 8)
+    state = folder.path / "evidence/state-00000002"
+    state.write_text("for a proof of later")
+
+    def steps() -> list[int]:
+        return [int(file.stem[5:]) for file in folder.checkpoints.files()]
+
+    folder.start(0, forget=False)
+    assert steps() == [4, 8] and state.exists()
+    for step in (1, 2, 3):
+        folder.log(step - 1, {})
+        folder.save_checkpoint(step, {}, {})
+    assert steps() == [2, 3, 4, 8]
+    folder.start(3, forget=False)
+    assert steps() == [2, 3, 4, 8]
+    folder.start(5, forget=False)  # with the others' state, after an absence
+    assert steps() == [2, 3, 8]
+    for step in (7, 8):
+        folder.save_checkpoint(step, {}, {})
+    assert steps() == [7, 8]
+    folder.start(0)
+    assert steps() == [] and not state.exists()
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run."""

@@ -213,6 +213,12 @@ def test_whatever_liars_tell_whom_each_sees_a_step_that_enough_honest_peers_have
             assert lives[i].begin >= 80 and sum(lives[i].begin in disk for disk in disks.values()) > lying
 
 
+def test_a_peer_names_no_step_before_both_of_its_checkpoints() -> None:
+    life = Life(0, 16, 7)
+    life.hear({peer: {"state": "ready", "stored": [0]} for peer in range(1, 16)}, [950, 1000], [950])
+    assert (life.begin, life.holding) == (950, 1)
+
+
 def test_a_step_that_more_than_can_lie_name_is_one() -> None:
     life = Life(0, 4, 1)
     said = {"state": "gathering", "stored": [0, 80, 100], "begin": 80}
