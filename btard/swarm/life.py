@@ -8,14 +8,14 @@ its process started, and takes part in no life without it.
 
 Nonces are told in statuses, over connections whose ends are authenticated, and a nonce counts if most of the members
 say that they have heard it: the members by the ledger of a peer's own newest checkpoint, also those that have joined.
-The step is the newest of which a peer knows that more honest members have its checkpoint than there may be liars, so
-that these are no majority in the first step, in which peers that lack it are silent. It knows that of a step that more
-than half of all, and more than twice as many as can lie, say they have; and of one that more than can lie say they have
-passed. For whoever is heard in a step has saved its beginning first, so one honest peer that has done the step has
-heard enough that have. Peers name the step that they see, and more than can lie that name one, or have passed it, count
-alike: an honest one among them knows. A peer with two checkpoints has passed the older one, and names none before it.
-So liars can take from all no more than the steps between two checkpoints. Where half of all or fewer have that of the
-step, nobody begins.
+The step is the newest of which a peer knows that more honest members have its checkpoint than can lie: members without
+it are silent in the first step, and liars must be no majority there. A peer knows it of a step that more than half of
+all, and more than twice as many as can lie, say they have. It also knows it of a step that more than can lie say they
+have passed. Peers save a checkpoint before they speak in its step, so an honest peer that has done the step has heard
+enough that have it. Peers name the step that they see, and to name a step counts as much as to have passed it: if more
+than can lie do so, an honest one knows. A peer with two checkpoints has passed the older one, and names none before it.
+So liars cost all at most the steps between two checkpoints. Nobody begins where half of all or fewer have the
+checkpoint.
 
 Peers begin a life that more than half of all are in, at the same step and time. A peer that begins alone finds nobody
 in its first phase. So where members are missing, a peer says that it waits no longer, and begins when most say so; it
