@@ -28,12 +28,12 @@ from btard.protocol.envelope import aligned
 INLINE = 712
 """Letters of up to this many bytes always fit: broadcasts among 16 peers do."""
 
-_HEADER = struct.Struct(
-    "<BBBqqq32s"
-)  # running, whether all letters fit, note, limit, length, room in the next frame, phase
+# Running, whether all letters fit, note, limit, length, room in the next frame, phase. Letters stay aligned.
+_HEADER = struct.Struct("<BBB5xqqq32s")
 
-RECENT = 4
-"""Rounds after a phase that say how long letters are there: a peer that checks another has none for a step."""
+RECENT = 3
+"""Rounds after a phase that say how long letters are there. Two of them must have been long: one that has been so once
+gets no room, and a peer that has checked another one, and said nothing for a step, keeps it."""
 
 _RUNS = itertools.count()
 """Numbers for the runs of this process; all ranks make the same runs."""
@@ -84,8 +84,8 @@ class Mesh:
         self.timeout = timeout
         self.step = 0
         self.interrupted = False
-        self._following: dict[str, deque[int]] = defaultdict(lambda: deque(maxlen=RECENT))
-        """Phase -> the longest letter in each of the last rounds after that phase."""
+        self._following: dict[tuple[str, int], deque[int]] = defaultdict(lambda: deque(maxlen=RECENT))
+        """(phase, recipient) -> lengths of the letters in the last rounds after that phase."""
         self._store = dist.PrefixStore("mesh", store)
         self._connect()
 
@@ -114,8 +114,8 @@ class Mesh:
     def _connect(self) -> None:
         """New connections among `ranks`. Not by `dist.new_group`: its names depend on what else a process has done."""
         self._phase = "connect"
-        # How much room frames have for a letter: those of this rank, and those that come to it, by sender.
-        self._room, self._room_here = INLINE, dict.fromkeys(self.ranks, INLINE)
+        # How much room frames have for a letter: those of this rank, by recipient, and those to it, by sender.
+        self._room, self._room_here = dict.fromkeys(self.ranks, INLINE), dict.fromkeys(self.ranks, INLINE)
         store = dist.PrefixStore(f"group/{','.join(map(str, self.ranks))}", self._store)
         try:
             # What a collective may take is up to `_all_to_all`; gloo's own error would only say "timeout".
@@ -143,17 +143,17 @@ class Mesh:
         """
         before, self._phase = self._phase, phase
         lengths = {to: sum(map(len, letters[to])) for to in self.others if to in letters}
-        fitting = {to for to, length in lengths.items() if length <= self._room}
-        next_room = aligned(max([INLINE, *self._following[phase]]))
+        fitting = {to for to, length in lengths.items() if length <= self._room[to]}
+        next_room = {to: self._expected(phase, to) for to in self.ranks}
         pieces: list[bytes | memoryview] = []
         for to in self.ranks:
-            about = note, limit, lengths.get(to, 0), next_room
+            about = note, limit, lengths.get(to, 0), next_room[to]
             pieces.append(_HEADER.pack(running, len(fitting) == len(lengths), *about, phase.encode()[:32]))
             pieces += letters[to] if to in fitting else ()
-            pieces.append(bytes(self._room - (lengths[to] if to in fitting else 0)))
+            pieces.append(bytes(self._room[to] - (lengths[to] if to in fitting else 0)))
         size = _HEADER.size
-        here = {rank: size + room for rank, room in self._room_here.items()}
-        frames = self._all_to_all(pieces, dict.fromkeys(self.ranks, size + self._room), here)
+        sizes, here = ({r: size + room for r, room in rooms.items()} for rooms in (self._room, self._room_here))
+        frames = self._all_to_all(pieces, sizes, here)
         said = {rank: _HEADER.unpack_from(frame) for rank, frame in frames.items()}
         accepted = {to: length for to, length in lengths.items() if length <= said[to][3]}
         coming = {rank: header[4] for rank, header in said.items() if rank != self.rank and 0 < header[4] <= limit}
@@ -166,7 +166,8 @@ class Mesh:
             late = {to: length for to, length in accepted.items() if to not in fitting}
             pieces = [piece for to in late for piece in letters[to]]
             result |= self._all_to_all(pieces, late, {rank: coming[rank] for rank in coming.keys() - result.keys()})
-        self._following[before].append(max(accepted.values(), default=0))
+        for to in self.others:
+            self._following[before, to].append(accepted.get(to, 0))
         self._room, self._room_here = next_room, {rank: header[5] for rank, header in said.items()}
         return Round(
             result,
@@ -174,6 +175,11 @@ class Mesh:
             {rank: said[rank][6].rstrip(b"\0").decode(errors="replace") for rank in self.ranks},
             {rank: said[rank][2] for rank in self.ranks},
         )
+
+    def _expected(self, phase: str, to: int) -> int:
+        """The room for the letter to `to` in the round after one of `phase`."""
+        lengths = sorted(self._following[phase, to])
+        return aligned(max(INLINE, lengths[-2])) if len(lengths) > 1 else INLINE
 
     def _all_to_all(self, out: Pieces, sizes: Mapping[int, int], here: Mapping[int, int]) -> dict[int, memoryview]:
         """Send `out`: so many bytes for each rank, in their order. Returns the bytes that came, from whom some came."""

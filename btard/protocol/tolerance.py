@@ -11,7 +11,8 @@ accused and convicted by nobody honest.
 
 Below `FLOOR` an entry of a gradient says nothing: some machines take such numbers for zero, and float16 has none. So
 what two gradients can differ by without any other difference, sqrt(p) FLOOR for p entries, is taken off their distance,
-times the margin, which leaves the argument above as it is.
+times the margin. For d that leaves the argument above as it is; for c it does but for gradients whose norm is not far
+above sqrt(p) FLOOR, which are as good as zero.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def shown_too_far(
     """`too_far` for some entries of a gradient: whether the rest, whatever it is, can make up for them.
 
     `shown` and `recomputed` have the entries that were shown, committed and recomputed; `norm` is that of the whole
-    recomputed gradient. More entries never make less of it: what some of them prove, all of them do.
+    recomputed gradient. More entries never make less of it: what some of them prove, all of them do, but for the floor.
     """
     apart = difference(shown, recomputed, margin * FLOOR)
     mine = norm_of(recomputed)

@@ -6,7 +6,7 @@ The others are past that step, and hear no questions about it in their phases. S
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from btard.protocol import wire
@@ -19,7 +19,7 @@ from btard.protocol.wire import Malformed
 from btard.swarm import frames
 from btard.swarm.deadlines import Deadlines
 from btard.swarm.doors import Doors
-from btard.swarm.fetch import InTime, answer, first_of
+from btard.swarm.fetch import GRACE, InTime, answer, first_of
 from btard.swarm.links import Refused
 from btard.swarm.outbox import Served
 
@@ -28,27 +28,54 @@ DOOR, ONE = "aggregates", 2**8
 
 
 class Aggregates:
-    """Gives the aggregates of the step at hand and the one before, as `peer` has them, to the members of `doors`."""
+    """Gives the aggregates of the step at hand and the one before, as `peer` has them, to the members of `doors`.
+
+    A key has one stream at a time, for as long as its bytes may take, and is sent nothing more often than a frame.
+    """
 
     def __init__(self, doors: Doors, deadlines: Deadlines, peer: Callable[[], Peer]) -> None:
         self.doors, self.deadlines, self.peer = doors, deadlines, peer
         self._served = Served()
+        self._streams: dict[bytes, asyncio.Task[None]] = {}
         doors.add(DOOR, self._give, members_only=True)
 
     async def _give(self, key: bytes, arguments: list[Any], reader: Any, writer: asyncio.StreamWriter) -> None:
         step, *parts = (wire.check_int(value, DOOR) for value in arguments)
+        packets = self._packets(step, parts)
+        self._served.forget(self.doors.members, self.peer().t)
+        if (before := self._streams.get(key)) is not None:
+            before.cancel()
+        stream = self._streams[key] = asyncio.ensure_future(self._send(key, packets, writer))
+        load = sum(packet.nbytes for packet in packets)
+        del packets  # a stream that has been replaced holds nothing
+        try:
+            await asyncio.wait({stream}, timeout=GRACE + self.deadlines.seconds(load))
+            if stream.cancelled() or not stream.done():
+                raise asyncio.TimeoutError  # ends the connection, with what is left in it
+            stream.result()
+        finally:
+            stream.cancel()
+            if self._streams.get(key) is stream:
+                del self._streams[key]
+
+    def _packets(self, step: int, parts: Sequence[int]) -> list[Packet]:
+        """The aggregates of `parts`, nothing else of the step. Errors: Refused, unless this peer has all of them."""
         peer = self.peer()
-        records = (record for record in (peer.current, peer.last) if record is not None and record.step == step)
-        record = next(records, None)
-        if record is None or len(set(parts)) < len(parts) or not set(parts) <= record.aggregates.keys():
-            raise Refused("aggregates: I do not have them")
-        self._served.forget(self.doors.members, peer.t)
-        for part in parts:
-            body = record.cut.body("aggregate", record.aggregates[part])
-            pieces = encode_items([Packet("aggregate", record.owner(part), step, part, body, b"")])
-            at, size = (step, -1 - part), frames.size_of(pieces)
-            pause = self._served.pause(key, at, size, self.deadlines.seconds(size), len(self.doors.members))
-            await asyncio.sleep(pause)
+        for record in (getattr(peer, "current", None), peer.last):  # before its first step a peer has neither
+            if record is None or record.step != step:
+                continue
+            held = record.aggregates
+            if len(set(parts)) == len(parts) and set(parts) <= held.keys():
+                bodies = {part: record.cut.body("aggregate", held[part]) for part in parts}
+                return [Packet("aggregate", record.owner(part), step, part, body, b"") for part, body in bodies.items()]
+        raise Refused("aggregates: I do not have them")
+
+    async def _send(self, key: bytes, packets: Sequence[Packet], writer: asyncio.StreamWriter) -> None:
+        for packet in packets:
+            pieces = encode_items([packet])
+            at, size = (packet.step, -1 - packet.part), frames.size_of(pieces)
+            if self._served.pause(key, at, size, 1.0, 1):
+                raise Refused("aggregates: you have had them")
             counted = frames.Counted(writer)
             try:
                 await frames.send(counted, ("aggregate", size), pieces)

@@ -97,7 +97,7 @@ class Followers:
             if found is None:
                 continue
             (step, number), said = found
-            body = said.to(recipient)
+            body = said.to(self.doors.members.get(key, recipient))  # in another life its number may be another
             size = -1 if body is None else frames.size_of(body)
             whole = max(0, size) + HEADER
             pause = self._served.pause(

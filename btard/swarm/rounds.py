@@ -13,8 +13,9 @@ waste two waits of each other peer in a step, and an honest peer that has once b
 its say. (An honest peer that a liar has kept waiting comes in time, as above: it has no strike at all.)
 
 The others do not wait for a peer that comes back behind them. Until it has been in a step, one strike is enough, and
-none is forgiven unless more than b_t members have one: so liars cost it one wait each, and not in every step. What it
-misses by that it is told, or fetches (`btard.swarm.aggregates`).
+none is forgiven unless more than b_t members have one: so liars that are silent cost it one wait each, and not in every
+step. (Those that speak just in time are not struck, here as elsewhere.) What it misses by that it is told, or fetches
+(`btard.swarm.aggregates`).
 
 In the first round of relays a peer with a certificate shows it to those that speak there, and is past that round
 (`btard.swarm.certificates`). It is waited for all the same, since only its certificate spares a peer the rounds. If
@@ -29,7 +30,8 @@ are more, one broken line between two honest peers and b_t liars that run ahead 
 
 Keys cost nothing, so any number of newcomers can lie. In the phases in which one of them may owe something (`OWED`)
 each is waited for as a member is. In all others newcomers say no more than whether they have heard the same, and one
-that is silent there is told it. So there nobody waits for newcomers longer than for members.
+that is silent there is told it. So there all newcomers together can waste one wait of each other peer in a step. Not
+to wait for them there at all would cut off honest ones, whose delays would add up from one phase to the next.
 """
 
 from __future__ import annotations
@@ -72,6 +74,8 @@ class Rounds:
         self.position: Position = (0, 0)
         self.newcomers: frozenset[int] = frozenset()
         """Those of the others that are on probation."""
+        self._newcomers_struck = False
+        """Whether one of them has kept me waiting in this step where it owed nothing."""
         self._before: Position = (-1, 0)
         self._passed_on = False
         self._struck: set[int] = set()
@@ -167,7 +171,7 @@ class Rounds:
         latest, deadline, hurried = last + hold, math.inf, False
         while True:
             self._changed.clear()
-            waiting = [peer for peer in peers if not self._settled(peer)]
+            waiting = [peer for peer in peers if not self._settled(peer, phase)]
             now = time.monotonic()
             if deadline == math.inf and (number > 0 or now >= latest or self.ends.over(step - 1)):
                 deadline = now + wait
@@ -177,8 +181,6 @@ class Rounds:
             if now - last > SLICE + STALL:  # this process was stopped: what came meanwhile is still to be read
                 deadline = max(deadline, now + self.give_up)
             last = now
-            if phase not in OWED:
-                waiting = [peer for peer in waiting if peer not in self.newcomers]
             if not waiting or now >= deadline:
                 break
             with contextlib.suppress(asyncio.TimeoutError):
@@ -192,6 +194,7 @@ class Rounds:
         self._strikes.update(missed)
         if self._behind and len(self._strikes.keys() - self.newcomers) > self.ends.peer.byzantine:
             self._forgive()  # not all of them lie: it is this peer's own line
+        self._newcomers_struck |= phase not in OWED and not self.newcomers.isdisjoint(missed)
         self._struck.update(waiting, out_of_reach)
         bodies = self.certificates.close()
         self._struck.difference_update(bodies)
@@ -238,6 +241,7 @@ class Rounds:
     def _forgive(self) -> None:
         self._strikes.clear()
         self._unshown.clear()
+        self._newcomers_struck = False
 
     async def _pass_on(self) -> None:
         """In the first phase of a step, once: say what shows that the last one is over."""
@@ -258,7 +262,7 @@ class Rounds:
         position = self.links[peer].position
         return position is not None and position > self.position
 
-    def _settled(self, peer: int) -> bool:
+    def _settled(self, peer: int, phase: str) -> bool:
         """Whether there is nothing to wait for: it has spoken, it cannot, or it was waited for and is still late."""
         link, asked, strikes = self.links[peer], peer in self.certificates.asked, 1 if self._behind else STRIKES
         if link.frame() is not None or peer in self.certificates.came or link.refusal is not None:
@@ -270,6 +274,8 @@ class Rounds:
         if self._given_up(peer):
             return True
         if self._strikes[peer] >= strikes:
+            return True
+        if self._newcomers_struck and peer in self.newcomers and phase not in OWED:
             return True
         behind = link.position is None or link.position < self._before
         return peer in self._struck and behind

@@ -94,7 +94,7 @@ def test_long_letters_go_at_once_where_as_long_ones_went_before() -> None:
             counts.append(len(transfers))
         return counts
 
-    assert in_ranks(work, 3) == [[3, 2, 2, 3, 2, 2, 2, 2]] * 3
+    assert in_ranks(work, 3) == [[3, 3, 2, 3, 3, 2, 2, 2]] * 3
 
 
 def test_a_rank_that_never_comes_is_named() -> None:

@@ -96,3 +96,11 @@ def test_aggregates_come_from_whoever_gives_the_announced_ones() -> None:
         for arguments in ((2, 0, 0), (2, 99), (1, 0)):
             with pytest.raises(Refused, match="aggregates: I do not have them"):
                 asking.node.run(ask(*arguments))
+
+        async def ask_often() -> None:
+            for _ in range(20):
+                await ask(2, 0)
+
+        with pytest.raises(Refused, match="aggregates: you have had them"):
+            asking.node.run(ask_often())
+        assert all(member.driver.aggregates._streams == {} for member in others)
