@@ -44,8 +44,10 @@ TINY = {
 SWARM = {"run_id": "one's own", "peers": 4, "steps": 1, "deadlines": TINY["deadlines"]}
 OWN_SWARM = "{base}/own.yaml --task=tests.swarm.quadratic:make --out={out}"
 NOWHERE = "--network.initial_peers=/ip4/127.0.0.1/tcp/9/p2p/12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp"
-NOT_WRAPPED = {"btard.swarm", "scripts.benchmarks.one_case"}
-"""The first calls what is wrapped, the second is a part of another program: neither ends at the boundary itself."""
+PARTS = {"scripts.benchmarks.one_case", "scripts.benchmarks.ranks"}
+"""Parts of another program."""
+NOT_WRAPPED = {"btard.swarm", *PARTS}
+"""They do not end at the boundary themselves: the first calls what is wrapped."""
 
 
 def digest(*files: Path) -> str:

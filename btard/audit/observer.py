@@ -15,7 +15,7 @@ from btard.audit.proof import Proof
 from btard.protocol.behaviour import Behaviour, Context
 from btard.protocol.broadcast import genuine
 from btard.protocol.config import ProtocolConfig
-from btard.protocol.effects import Broadcast, Compute, Effect, Exchange, Purpose, Together
+from btard.protocol.effects import Broadcast, Compute, Effect, Exchange, Fetch, Purpose, Together
 from btard.protocol.hashing import batch_seed
 from btard.protocol.hearing import Heard, Hearing
 from btard.protocol.identity import Identity, Roster
@@ -143,6 +143,8 @@ class Observer(Peer):
                 packet.nbytes for said in proof.shown.values() for packets in said.values() for packet in packets
             )
             return torch.full((1,), torch.nan).expand(self.d if self.d <= 2**10 * shown else 1)
+        if isinstance(effect, Fetch):
+            return {}  # nobody is there to give any
         if not isinstance(effect, Exchange):
             return None
         if effect.phase == "aggregate":
