@@ -168,8 +168,8 @@ def run_step(
 
     `measure` returns the losses of earlier states, for peers that ask for them at the end and have these states:
     `Past.measure` (`btard/drivers/past.py`); with `heal` off nobody asks. `fetch` returns aggregates that a peer lacks
-    and that the others, which are past the step, still have. `each` lets the peers go on, from one effect
-    to the next, perhaps several at a time. `watch` is told each phase as it begins.
+    and that the others, which are past the step, still have. `each` lets the peers go on, from one effect to the next,
+    perhaps several at a time. `watch` is told each phase as it begins.
     Errors: RuntimeError if honest peers are in two phases at once, which would be a bug of the protocol.
     """
     clock = clock or Clock()

@@ -193,6 +193,7 @@ class Mesh:
         return {rank: part.numpy().data for rank, part in parts if len(part)}
 
     def _transfer(self, received: torch.Tensor, sent: torch.Tensor, into: list[int], out: list[int]) -> None:
+        """The all-to-all itself, of bytes; so many come `into` here and go `out` for each rank. Errors: RankLost."""
         deadline = time.monotonic() + self.timeout
         try:
             work = self._group.alltoall_base(received, sent, into, out)

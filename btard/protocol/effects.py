@@ -77,7 +77,7 @@ class Losses:
 class Fetch:
     """The aggregates of `parts` of this step, from any member that has them; answered by {part: Packet}.
 
-    Only a peer that the others do not wait for needs it: what it asks for in a phase they do not hear any more. `fits`
+    Only a peer that is behind the others needs it: they no longer hear what it asks for in a phase. `fits`
     says whether a packet is the one that was announced, of at most `limit` bytes. A driver in lockstep answers nothing.
     """
 

@@ -65,7 +65,7 @@ def bring_up(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
     Owners send theirs to newcomers, as they have sent them to all others. What does not arrive intact a listener gets
     from the next b_t + 1 members after the owner, one of whom is honest. More do not answer, so that asking
     cannot be used to make everybody send. A listener that is behind the others asks in vain: they are past that phase.
-    So what is still missing it fetches from one member, whichever has it.
+    So it then fetches what is still missing from any member that has it.
     """
     newcomers, listeners = record.newcomers, record.listeners
     usable = [part for part in record.announced if part not in record.skipped]

@@ -1,4 +1,4 @@
-"""Aggregates for a peer that is behind: what it lacks at the end of a step it fetches from any member that has it.
+"""Aggregates for a peer that is behind: it fetches what it lacks at the end of a step from any member that has it.
 
 The others are past that step, and hear no questions about it in their phases. So the question has a stream of its own.
 """
@@ -74,7 +74,7 @@ class Aggregates:
         for packet in packets:
             pieces = encode_items([packet])
             at, size = (packet.step, -1 - packet.part), frames.size_of(pieces)
-            if self._served.pause(key, at, size, 1.0, 1):
+            if self._served.too_often(key, at, size):
                 raise Refused("aggregates: you have had them")
             counted = frames.Counted(writer)
             try:

@@ -113,8 +113,11 @@ class Served:
         `seconds`: what these take of the line. Of all `followers` together, what they are sent beyond 1 + AGAIN times
         takes 1 / SHARE of it.
         """
-        sent = self._sent.get(key, Counter())[position]
-        return SHARE * followers * seconds if sent > AGAIN * size else 0.0
+        return SHARE * followers * seconds if self.too_often(key, position, size) else 0.0
+
+    def too_often(self, key: bytes, position: Position, size: int) -> bool:
+        """Whether the holder of `key` was sent the frame at `position`, of `size` bytes, more than `AGAIN` times."""
+        return self._sent.get(key, Counter())[position] > AGAIN * size
 
     def forget(self, followers: Container[bytes], step: int) -> None:
         """All but what `followers` were sent of the frames that are kept in `step`."""

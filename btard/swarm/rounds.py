@@ -14,8 +14,8 @@ its say. (An honest peer that a liar has kept waiting comes in time, as above: i
 
 The others do not wait for a peer that comes back behind them. Until it has been in a step, one strike is enough, and
 none is forgiven unless more than b_t members have one: so liars that are silent cost it one wait each, and not in every
-step. (Those that speak just in time are not struck, here as elsewhere.) What it misses by that it is told, or fetches
-(`btard.swarm.aggregates`).
+step. (Those that speak just in time are not struck, here as elsewhere.) The others tell it what it misses by that, or
+it fetches that (`btard.swarm.aggregates`).
 
 In the first round of relays a peer with a certificate shows it to those that speak there, and is past that round
 (`btard.swarm.certificates`). It is waited for all the same, since only its certificate spares a peer the rounds. If
@@ -85,7 +85,7 @@ class Rounds:
         self._behind = False
         """Whether this peer has come back behind the others, and has not been in a step since."""
         self._unshown: Counter[int] = Counter()
-        """Peer -> how often in this step it was past a first round of relays and has shown me no certificate."""
+        """Peer -> how often it was past a first round of relays and has shown me no certificate, in the same time."""
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
         self.certificates = Certificates(lambda work: node.spawn(work), self._changed.set)

@@ -1,6 +1,6 @@
 """`torch.distributed.run -m scripts.benchmarks.ranks '{"width": ...}'`: a step of BTARD and one of DDP, in turns.
 
-A process of either per peer, the same network and samples; rank 0 prints JSON.
+Each process is one peer of both, with the same network and as many samples; rank 0 prints JSON.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from btard.drivers.collective import CollectiveDriver
-from btard.drivers.mesh import Mesh
+from btard.drivers.mesh import torchrun_mesh
 from btard.protocol.config import ProtocolConfig
 from resnet.model import resnet18
 from scripts.benchmarks.measure import interleaved
@@ -31,7 +31,6 @@ def compared(width: int, side: int, repeats: int) -> dict[str, Any]:
     """Seconds of each step of this rank, of either kind; all ranks call this."""
     dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=TIMEOUT))
     rank, size = dist.get_rank(), dist.get_world_size()
-    store = dist.distributed_c10d._get_default_store()
     model = resnet18(width)
     ddp = DistributedDataParallel(model)
     optimizer = torch.optim.SGD(ddp.parameters(), lr=RATE)
@@ -46,7 +45,7 @@ def compared(width: int, side: int, repeats: int) -> dict[str, Any]:
 
     task, params = resnet_task(width, side, "cpu", mode="per_peer")
     config = ProtocolConfig(peers=size, byzantine=(size - 2) // 2, run_id="benchmark")
-    driver = CollectiveDriver(config, task, Mesh(store, rank, size, TIMEOUT))
+    driver = CollectiveDriver(config, task, torchrun_mesh(TIMEOUT))
 
     def btard() -> None:
         params.sub_(driver.step(params).gradient, alpha=RATE)
