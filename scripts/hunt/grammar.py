@@ -32,7 +32,7 @@ from scripts.hunt.twins import DIFFERENCES, SIGHTS
 
 COMMON = ("other", "fellow", "last", "life")
 NUMBERS = ("zero", "negative", "nan", "inf", "huge", "denormal", "ulp", "inside", "outside", "scaled", "balance")
-TENSORS = (*NUMBERS, "noise", "mean", "average", "one_entry", "denormals", "shape", "dtype", "bytes", "vast")
+TENSORS = (*NUMBERS, "noise", "mean", "average", "near", "one_entry", "denormals", "shape", "dtype", "bytes", "vast")
 COUNTS = ("zero", "plus", "minus", "huge", "nobody", "random")
 BYTES = ("zero", "flip", "short")
 TUPLES = ("drop", "repeat", "empty", "reverse", "add")
