@@ -40,6 +40,11 @@ def begin(plan: Plan, task: TorchTask, peers: int) -> Begun:
     behaviours, collusion = behaviours_of(plan.attack, options, task, peers, plan.byzantine, plan.seed)
     config = protocol_of(peers, plan.byzantine, plan.name, plan.protocol)
     training = Training(task, peers, collusion.members, plan)
+    last = max(0, plan.steps - 1)
+    try:
+        training.optimizer.lr(last)
+    except ValueError as error:  # some schedulers end: said now, not when all steps but the last are done
+        raise ValueError(f"there is no learning rate for step {last} of steps={plan.steps}: {error}") from None
     chosen = {"seed": repr(plan.seed), "attack": named(plan.attack)}
     chosen |= {f"attack_options.{name}": repr(value) for name, value in options.items()}
     settings = {name: str(value) for name, value in asdict(config).items()}
