@@ -14,6 +14,7 @@ from btard.protocol.effects import Fetch
 from btard.protocol.envelope import decode_items, encode_items
 from btard.protocol.hashing import digest
 from btard.protocol.peer import Peer
+from btard.protocol.record import StepRecord
 from btard.protocol.signed import Packet
 from btard.protocol.wire import Malformed
 from btard.swarm import frames
@@ -28,9 +29,10 @@ DOOR, ONE = "aggregates", 2**8
 
 
 class Aggregates:
-    """Gives the aggregates of the step at hand and the one before, as `peer` has them, to the members of `doors`.
+    """Gives the aggregates of the step at hand and the one before, as `peer` has them, to those that listened in it.
 
-    A key has one stream at a time, for as long as its bytes may take, and is sent nothing more often than a frame.
+    Whoever had a say in a step has its aggregates. A key has one stream at a time, for as long as its bytes may take,
+    and is sent each aggregate once, and what broke off once more. All of that is checked before anything is made.
     """
 
     def __init__(self, doors: Doors, deadlines: Deadlines, peer: Callable[[], Peer]) -> None:
@@ -39,15 +41,19 @@ class Aggregates:
         self._streams: dict[bytes, asyncio.Task[None]] = {}
         doors.add(DOOR, self._give, members_only=True)
 
+    def restart(self) -> None:
+        """Forget what was sent: this peer begins anew at another place."""
+        self._served = Served()
+
     async def _give(self, key: bytes, arguments: list[Any], reader: Any, writer: asyncio.StreamWriter) -> None:
         step, *parts = (wire.check_int(value, DOOR) for value in arguments)
-        packets = self._packets(step, parts)
+        record = self._record(key, step, parts)
         self._served.forget(self.doors.members, self.peer().t)
         if (before := self._streams.get(key)) is not None:
             before.cancel()
-        stream = self._streams[key] = asyncio.ensure_future(self._send(key, packets, writer))
-        load = sum(packet.nbytes for packet in packets)
-        del packets  # a stream that has been replaced holds nothing
+        stream = self._streams[key] = asyncio.ensure_future(self._send(key, record, parts, writer))
+        load = sum(record.cut.nbytes(part, "aggregate") for part in parts)
+        del record  # a stream that has been replaced holds nothing
         try:
             await asyncio.wait({stream}, timeout=GRACE + self.deadlines.seconds(load))
             if stream.cancelled() or not stream.done():
@@ -58,29 +64,33 @@ class Aggregates:
             if self._streams.get(key) is stream:
                 del self._streams[key]
 
-    def _packets(self, step: int, parts: Sequence[int]) -> list[Packet]:
-        """The aggregates of `parts`, nothing else of the step. Errors: Refused, unless this peer has all of them."""
+    def _record(self, key: bytes, step: int, parts: Sequence[int]) -> StepRecord:
+        """The step's record. Errors: Refused, unless this peer has all these aggregates and may give them to `key`."""
         peer = self.peer()
         for record in (getattr(peer, "current", None), peer.last):  # before its first step a peer has neither
             if record is None or record.step != step:
                 continue
-            held = record.aggregates
-            if len(set(parts)) == len(parts) and set(parts) <= held.keys():
-                bodies = {part: record.cut.body("aggregate", held[part]) for part in parts}
-                return [Packet("aggregate", record.owner(part), step, part, body, b"") for part, body in bodies.items()]
+            if self.doors.members.get(key) not in record.listeners:
+                raise Refused("aggregates: you had a say in that step")
+            if len(set(parts)) == len(parts) and set(parts) <= record.aggregates.keys():
+                if any(self._often(key, record, part) for part in parts):
+                    raise Refused("aggregates: you have had them")
+                return record
         raise Refused("aggregates: I do not have them")
 
-    async def _send(self, key: bytes, packets: Sequence[Packet], writer: asyncio.StreamWriter) -> None:
-        for packet in packets:
-            pieces = encode_items([packet])
-            at, size = (packet.step, -1 - packet.part), frames.size_of(pieces)
-            if self._served.too_often(key, at, size):
-                raise Refused("aggregates: you have had them")
+    def _often(self, key: bytes, record: StepRecord, part: int) -> bool:
+        size = record.cut.nbytes(part, "aggregate")
+        return self._served.sent(key, (record.step, -1 - part)) >= size
+
+    async def _send(self, key: bytes, record: StepRecord, parts: Sequence[int], writer: asyncio.StreamWriter) -> None:
+        for part in parts:
+            body = record.cut.body("aggregate", record.aggregates[part])
+            pieces = encode_items([Packet("aggregate", record.owner(part), record.step, part, body, b"")])
             counted = frames.Counted(writer)
             try:
-                await frames.send(counted, ("aggregate", size), pieces)
+                await frames.send(counted, ("aggregate", frames.size_of(pieces)), pieces)
             finally:
-                self._served.note(key, at, counted.bytes)
+                self._served.note(key, (record.step, -1 - part), counted.bytes)
 
 
 async def fetch_aggregates(

@@ -17,7 +17,7 @@ from btard.swarm.doors import Doors
 from btard.swarm.fetch import ask_status, ask_to_join, fetch_state
 from btard.swarm.founding import NoFounders, founders_digest, give_founders, known_founders, learn_founders
 from btard.swarm.keys import peer_id_of
-from btard.swarm.life import OVERDUE
+from btard.swarm.life import OVERDUE, SETTLED
 from btard.swarm.links import Refused
 from btard.swarm.member import Member
 from btard.swarm.state import PREVIOUS
@@ -26,6 +26,8 @@ GRACE = 60.0
 """Seconds in which the peers that are there must agree on who is there, once deadlines.gather is over for all."""
 POLL = 0.3
 """Seconds between two looks at the others while waiting for them."""
+DECIDED = (SETTLED, "running", "returning")
+"""What a peer says of itself that stays with a life."""
 
 
 def arrive(member: Member) -> None:
@@ -58,24 +60,25 @@ async def _tell_others(member: Member, founders: tuple[bytes, ...]) -> None:
 
 
 def _gather(member: Member) -> None:
-    """Wait for the other members, then begin where most of them can: at a step that they have on disk (`life.py`).
+    """Wait for the other members, then begin where enough of them can: at a step that they have on disk (`life.py`).
 
     The ledger of this peer's newest checkpoint says who is a member; without one, the first peers are. If most are in
     the middle of the run, go on with their state.
 
     A peer that has begun waits one phase for the others, not longer, and they may have started as far apart as
-    deadlines.gather. So all begin together: when all say that they are ready, or most that they wait no longer.
+    deadlines.gather. So all begin together: they settle on a life when all say that they are ready, or enough that they
+    wait no longer, and begin it when enough have settled on it.
     """
     member.state = "gathering"
     deadline = time.monotonic() + member.config.deadlines.gather
     all_here = len({*member.members, member.peer.id})
-    member.life.voters, member.life.tolerated = all_here, member.tolerated
+    life = member.life
+    life.voters, life.tolerated = all_here, member.tolerated
     half, shown = all_here / 2, 0
     while True:
         said = ask_all(member)
-        member.life.hear(said, member.stored, member.passed)
-        agreeing, begin, here = member.life.agreeing(said), member.life.begin, 1 + len(said)
-        held = member.life.holding > half
+        life.hear(said, member.stored, member.passed)
+        begin, here, held = life.begin, 1 + len(said), life.holding > half
         ahead = sum(s.get("state") in ("running", "returning") and s.get("step", 0) > begin for s in said.values())
         if ahead > half:
             return come_back(member, "the others are in the middle of the run")
@@ -85,31 +88,33 @@ def _gather(member: Member) -> None:
         late = time.monotonic() > deadline
         if here == all_here and member.state == "gathering":
             member.state = "ready"
-        done = (OVERDUE, "running", "returning")
-        willing = member.life.agreeing({i: s for i, s in said.items() if s.get("state") in done})
-        if late or willing > 1 + member.tolerated:  # then it is late for an honest one
-            member.state = OVERDUE
-        if member.state == OVERDUE and willing > half and held:
+        agreeing = life.agreeing(said)
+        settled = life.agreeing({i: s for i, s in said.items() if s.get("state") in DECIDED})
+        willing = life.agreeing({i: s for i, s in said.items() if s.get("state") in (OVERDUE, *DECIDED)})
+        if not life.settled:
+            if late or willing > 1 + member.tolerated:  # then it is late for an honest one
+                member.state = OVERDUE
+            ready = member.state != "gathering" and all(s.get("state") != "gathering" for s in said.values())
+            together = ready and agreeing >= max(life.enough, here - member.tolerated)
+            if held and (together or (member.state == OVERDUE and willing >= life.enough)):
+                member.state, life.settled = SETTLED, True
+        if life.settled and settled >= life.enough:
             break
-        ready = member.state != "gathering" and all(s.get("state") != "gathering" for s in said.values())
-        if ready and held and agreeing > half and agreeing >= here - member.tolerated:
-            break
-        if late and here > half:
-            if time.monotonic() > deadline + member.config.deadlines.gather + GRACE:
-                waited = f"{member.config.deadlines.gather + GRACE:g} s after deadlines.gather"
-                if not held:
-                    raise NoFounders(
-                        f"only {member.life.holding} of {all_here} peers say that they have the checkpoint of step "
-                        f"{member.first + begin}, {waited}; more than half are needed: start all again that have it"
-                    )
-                raise NoFounders(
-                    f"only {agreeing} of {here} peers agree on who is here, and to begin at step {member.first + begin}"
-                    f", {waited}; start this one again"
-                )
-        elif late:
+        if late and here < life.enough:
             raise NoFounders(
                 f"only {here} of {all_here} peers are here after deadlines.gather = "
-                f"{member.config.deadlines.gather:g} s, more than half are needed; start the others"
+                f"{member.config.deadlines.gather:g} s, and {life.enough} are needed; start the others"
+            )
+        if late and time.monotonic() > deadline + member.config.deadlines.gather + GRACE:
+            waited = f"{member.config.deadlines.gather + GRACE:g} s after deadlines.gather"
+            if not held:
+                raise NoFounders(
+                    f"only {life.holding} of {all_here} peers say that they have the checkpoint of step "
+                    f"{member.first + begin}, {waited}; more than half are needed: start all again that have it"
+                )
+            raise NoFounders(
+                f"only {agreeing} of {here} peers agree on who is here, and to begin at step {member.first + begin}, "
+                f"{waited}, and {life.enough} are needed; start this one again"
             )
         time.sleep(POLL)
     joined = member.peer.id >= member.config.peers  # at the start it was not there

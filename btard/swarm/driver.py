@@ -207,6 +207,7 @@ class SwarmDriver:
         self._behind = peer.t if behind else None
         self._hold = self.deadlines.patience(self.task.d) if behind else 0.0
         self.followers.restart()
+        self.aggregates.restart()
         self.node.run(self.rounds.restart(peer.t, Ends(peer), behind=behind))
         self.refresh()
 

@@ -17,13 +17,14 @@ than can lie do so, an honest one knows. A peer with two checkpoints has passed 
 So liars cost all at most the steps between two checkpoints. Nobody begins where half of all or fewer have the
 checkpoint.
 
-Peers begin a life that more than half of all are in, at the same step and time. A peer that begins alone finds nobody
-in its first phase. So where members are missing, a peer says that it waits no longer, and begins when most say so; it
-says so when its own time is over, or that of more peers than can lie. This is no agreement in the strict sense: a liar
-that tells peers different things as they begin can keep them from it, or have some begin without a majority. These find
-no quorum, and take the life of the others with their state; if there is none, they end, and are to be started again.
-Where liars and one honest peer are more than half of the members that this peer knows, because 2b + 1 are left or its
-own checkpoint is older than the others', liars can lead it into a life of their own.
+Peers begin a life at the same step and time. A peer that begins alone finds nobody in its first phase. So where members
+are missing, a peer says that it waits no longer, and settles on a life when enough say so; it says so when its own time
+is over, or that of more peers than can lie. Whoever has settled on a life stays with it, and begins when enough have
+settled on it. Liars can say to each honest peer that they are in its life. So more than half is not enough: it is so
+many that any two groups of them share an honest peer (`Life.enough`), which is in one life alone. No two lives begin.
+Liars can keep all from beginning: by silence if the others are not enough, or if they tell peers different things as
+these settle, whatever the number of liars. Then all end, and are to be started again. A peer whose own checkpoint is
+older than the others' may know of fewer members, so that liars can lead it into a life of their own.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ NONCE = 16
 """Bytes of a nonce."""
 OVERDUE = "overdue"
 """What a peer says of itself that waits no longer for members that are missing."""
-GATHERING = ("gathering", "ready", OVERDUE)
+SETTLED = "settled"
+"""What it says of itself that stays with the life that it sees."""
+GATHERING = ("gathering", "ready", OVERDUE, SETTLED)
 """What it says of itself before it begins."""
 
 _NUMBER = re.compile("0|[1-9][0-9]{0,8}")
@@ -71,6 +74,13 @@ class Life:
         """The step at whose checkpoint it begins, as this peer sees it."""
         self.holding = 0
         """How many, including this peer, say that they have that checkpoint."""
+        self.settled = False
+        """Whether this peer stays with the life that it sees, unless another one has begun."""
+
+    @property
+    def enough(self) -> int:
+        """So many members that any two groups of them share an honest one, though liars are in both."""
+        return (self.voters + self.tolerated) // 2 + 1
 
     def hear(
         self, statuses: Mapping[int, Mapping[str, Any]], stored: Iterable[int] = (), passed: Iterable[int] = ()
@@ -82,16 +92,18 @@ class Life:
         direct = {peer: _nonce(said.get("nonce")) for peer, said in statuses.items()}
         self.heard = {peer: nonce for peer, nonce in direct.items() if nonce is not None} | {self.me: self.nonce}
         views = [self.heard, *(_nonces(said.get("heard")) for said in statuses.values())]
-        told = Counter((peer, nonce) for view in views for peer, nonce in view.items())
-        self.gathered = {peer: nonce for (peer, nonce), count in sorted(told.items()) if 2 * count > self.voters}
         disks = [{0, *stored}, *(_steps(said.get("stored")) for said in statuses.values())]
-        known = [{*passed, self.begin}]
-        known += [_steps(said.get("passed")) | {self._seen_by(said)[1]} for said in statuses.values()]
-        self.begin = self._beginning(disks, known)
-        begun = Counter(self._seen_by(said) for said in statuses.values() if said.get("state") == "running")
-        for (nonces, begin), count in begun.items():  # an honest one among them has seen that most are in this life
-            if count > self.tolerated and (self.me, self.nonce) in nonces:
-                self.gathered, self.begin = dict(nonces), begin
+        if not self.settled:
+            told = Counter((peer, nonce) for view in views for peer, nonce in view.items())
+            self.gathered = {peer: nonce for (peer, nonce), count in sorted(told.items()) if 2 * count > self.voters}
+            known = [{*passed, self.begin}]
+            known += [_steps(said.get("passed")) | {self._seen_by(said)[1]} for said in statuses.values()]
+            self.begin = self._beginning(disks, known)
+        for state in ("running",) if self.settled else (SETTLED, "running"):
+            seen = Counter(self._seen_by(said) for said in statuses.values() if said.get("state") == state)
+            for (nonces, begin), count in seen.items():  # an honest one among them has settled on it, or begun
+                if count > self.tolerated and (self.me, self.nonce) in nonces:
+                    self.gathered, self.begin = dict(nonces), begin
         self.holding = sum(self.begin in disk for disk in disks)
 
     def agreeing(self, statuses: Mapping[int, Mapping[str, Any]]) -> int:

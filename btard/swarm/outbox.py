@@ -117,7 +117,11 @@ class Served:
 
     def too_often(self, key: bytes, position: Position, size: int) -> bool:
         """Whether the holder of `key` was sent the frame at `position`, of `size` bytes, more than `AGAIN` times."""
-        return self._sent.get(key, Counter())[position] > AGAIN * size
+        return self.sent(key, position) > AGAIN * size
+
+    def sent(self, key: bytes, position: Position) -> int:
+        """Bytes that the holder of `key` was sent of the frame at `position`."""
+        return self._sent.get(key, Counter())[position]
 
     def forget(self, followers: Container[bytes], step: int) -> None:
         """All but what `followers` were sent of the frames that are kept in `step`."""

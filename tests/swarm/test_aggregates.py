@@ -69,6 +69,10 @@ def test_aggregates_come_from_whoever_gives_the_announced_ones() -> None:
         assert record is not None
         parts, limit = (0, 2), packet_limit(record, [0], "aggregate")
         announced = {part: record.aggregates[part].clone() for part in parts}
+        lasts = [member.driver.peer.last for member in others]
+        for last in lasts:  # they have not heard the one that asks
+            assert last is not None
+            last.here = (1, 2, 3)
 
         def fits(part: int, packet: Packet) -> bool:
             return isinstance(packet.body, torch.Tensor) and torch.equal(packet.body, announced[part])
@@ -79,6 +83,8 @@ def test_aggregates_come_from_whoever_gives_the_announced_ones() -> None:
             return asking.node.run(fetch_aggregates(asking.driver.doors, members, keys[peer.id], step, wanted, QUICK))
 
         for lying in range(4):
+            for member in others:
+                member.driver.aggregates.restart()
             found = fetched()
             assert found.keys() == (set(parts) if lying < 3 else set())
             assert all(on_device(torch.device("cpu"), packet) is packet for packet in found.values())
@@ -97,10 +103,13 @@ def test_aggregates_come_from_whoever_gives_the_announced_ones() -> None:
             with pytest.raises(Refused, match="aggregates: I do not have them"):
                 asking.node.run(ask(*arguments))
 
-        async def ask_often() -> None:
-            for _ in range(20):
-                await ask(2, 0)
-
-        with pytest.raises(Refused, match="aggregates: you have had them"):
-            asking.node.run(ask_often())
+        others[0].driver.aggregates.restart()
+        for part in parts:  # each once
+            asking.node.run(ask(2, part))
+            with pytest.raises(Refused, match="aggregates: you have had them"):
+                asking.node.run(ask(2, part))
+        assert lasts[0] is not None
+        lasts[0].here = (0, 1, 2, 3)
+        with pytest.raises(Refused, match="aggregates: you had a say in that step"):
+            asking.node.run(ask(2, 1))
         assert all(member.driver.aggregates._streams == {} for member in others)

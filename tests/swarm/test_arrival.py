@@ -31,7 +31,7 @@ from btard.swarm.deadlines import Deadlines
 from btard.swarm.driver import OutOfStep
 from btard.swarm.fetch import Fetched
 from btard.swarm.founding import NoFounders
-from btard.swarm.life import OVERDUE, Life
+from btard.swarm.life import Life
 from btard.swarm.member import Member
 from btard.swarm.state import PREVIOUS
 from btard.swarm.trainer import Trainer
@@ -150,7 +150,7 @@ def gather(
     def arrived(member: Any) -> Any:
         def begin_life(step: int) -> None:
             states = [other.state for other in members.values()]
-            assert 2 * sum(state in ("ready", OVERDUE, "running", "returning") for state in states) > 6, states
+            assert sum(state in arrival.DECIDED for state in states) >= member.life.enough, states
 
         member.say = member.said.append
         member.begin_life = begin_life
@@ -191,7 +191,7 @@ def test_members_that_start_far_apart_begin_together(waits: Sequence[float], mon
 def test_too_few_members_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """They tried, and each waited for the others' state."""
     for end in gather(monkeypatch, (0, 1, 2), [80, 100], 0.2).values():
-        assert end.startswith("only 3 of 6 peers are here after deadlines.gather = 0.2 s, more than half are needed")
+        assert end.startswith("only 3 of 6 peers are here after deadlines.gather = 0.2 s, and 4 are needed")
 
 
 @pytest.mark.parametrize("lacking", [(3, 4, 5), (0, 1, 2, 3, 4)])

@@ -164,7 +164,9 @@ def test_an_optimizer_of_ones_own_moves_the_model_that_the_caller_has() -> None:
         btard.simulate(task, optimizer=Drift(5), steps=1, peers=3)
     with pytest.raises(ValueError, match="a scheduler is for a torch optimizer"):
         btard.simulate(task, optimizer=Drift(4), scheduler=lambda o: lr_scheduler.StepLR(o, 1), steps=1, peers=3)
-    with pytest.raises(ValueError, match=r"there is no learning rate for step 9 of steps=10: .*total steps is 8") as said:
+    with pytest.raises(
+        ValueError, match=r"there is no learning rate for step 9 of steps=10: .*total steps is 8"
+    ) as said:
         btard.simulate(
             task,
             optimizer=torch.optim.SGD,
