@@ -106,15 +106,16 @@ def _gather(member: Member) -> None:
                 f"{member.config.deadlines.gather:g} s, and {life.enough} are needed; start the others"
             )
         if late and time.monotonic() > deadline + member.config.deadlines.gather + GRACE:
-            waited = f"{member.config.deadlines.gather + GRACE:g} s after deadlines.gather"
+            after = member.config.deadlines.gather + GRACE
             if not held:
                 raise NoFounders(
                     f"only {life.holding} of {all_here} peers say that they have the checkpoint of step "
-                    f"{member.first + begin}, {waited}; more than half are needed: start all again that have it"
+                    f"{member.first + begin}, {after:g} s after deadlines.gather; more than half are needed: start all "
+                    "again that have it"
                 )
             raise NoFounders(
                 f"only {agreeing} of {here} peers agree on who is here, and to begin at step {member.first + begin}, "
-                f"{waited}, and {life.enough} are needed; start this one again"
+                f"{after:g} s after deadlines.gather, and {life.enough} are needed; start this one again"
             )
         time.sleep(POLL)
     joined = member.peer.id >= member.config.peers  # at the start it was not there

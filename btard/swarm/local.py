@@ -1,6 +1,6 @@
 """A whole swarm on this machine.
 
-A coordinator and `peers` trainers, a process each, with a live table of them. RUN_DIR gets a folder for each of them.
+A coordinator and `peers` trainers, a process each, with a bar that shows how they are. RUN_DIR gets a folder for each of them.
 Every peer's key follows from the run's name and its number: for simulations and tests, not for strangers.
 """
 
@@ -183,7 +183,7 @@ def state_of(status: dict[str, Any], alive: Sequence[str]) -> str:
         return "the peers begin"
     running = sum(peer_folder(peer["peer"]) in alive for peer in peers)
     parts = [f"{running} of {len(peers)} peers run", f"{sum(peer['active'] for peer in peers)} are in the run"]
-    losses = [peer["loss"] for peer in peers if peer.get("loss") is not None]
+    losses = [peer["loss"] for peer in peers if peer["active"] and peer.get("loss") is not None]
     parts += [f"loss {statistics.median(losses):.3f}"] if losses else []
     return ", ".join([*parts, *(f"peer {peer['peer']}: {peer['banned']}" for peer in peers if not peer["active"])])
 

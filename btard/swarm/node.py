@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import itertools
 import socket
 import tempfile
@@ -215,6 +216,7 @@ class Node:
         self._loop.run_forever()
 
     async def _start(self, timeout: float) -> None:
+        _try_to_listen(self.host, self.port)
         port = self.port or (self.before if _is_free(self.host, self.before) else 0)
         listen = [f"/ip4/{self.host}/tcp/{port}"]
         announce = [f"/ip4/{self.announce}/tcp/{self.port}"] if self.announce else None
@@ -289,18 +291,22 @@ def _is_of_peer(address: str) -> bool:
 
 
 def _is_free(host: str, port: int) -> bool:
-    """Whether the port is free: the daemon would share it silently with another daemon of ours."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of before that fade out do not matter
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
+    try:
+        _try_to_listen(host, port)
+    except OSError:
+        return False
     return True
 
 
+def _try_to_listen(host: str, port: int) -> None:
+    """Errors: OSError if the port is not free: the daemon would share it silently with another daemon of ours."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of before that fade out do not matter
+        probe.bind((host, port))
+
+
 def _cannot_listen(error: Exception) -> bool:
-    return "failed to listen" in str(error)
+    return "failed to listen" in str(error) or getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EADDRNOTAVAIL)
 
 
 def node_of(address: str) -> PeerID:

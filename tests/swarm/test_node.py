@@ -37,12 +37,21 @@ def test_a_port_that_is_in_use() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         told = refusal(port=port)
-    assert told.startswith(f"cannot listen at 127.0.0.1, port {port} (Daemon failed to start: ")
-    assert "address already in use" in told and told.endswith("; change network.host or network.port")
+    assert told.startswith(f"cannot listen at 127.0.0.1, port {port} (")
+    assert "ddress already in use" in told and told.endswith("; change network.host or network.port")
+
+
+def test_no_two_nodes_share_a_port() -> None:
+    """Their daemons could, and connections would go to one or the other."""
+    node = Node(Identity.generate(), port=free_port()).start()
+    try:
+        assert "ddress already in use" in refusal(port=node.port)
+    finally:
+        node.close()
 
 
 def test_an_ip_that_this_machine_does_not_have() -> None:
-    assert refusal(host="192.0.2.1").startswith("cannot listen at 192.0.2.1, port 0 (Daemon failed to start: ")
+    assert refusal(host="192.0.2.1").startswith("cannot listen at 192.0.2.1, port 0 (")
 
 
 @pytest.mark.parametrize("address", ["10.0.0.1:31337", "/ip4/10.0.0.1/tcp/31337", "/ip4/10.0.0.1/tcp/31337/p2p/short"])
