@@ -8,13 +8,9 @@ from the command line). `python -m resnet.report DIR` makes figures and tables o
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-# Before torch is imported, also in the workers: threads that wait by spinning steal the cores from those that work.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from btard.boundary import Parser, positive, program
 from btard.harness.typed_yaml import COMMAND_LINE, ConfigError, read_words

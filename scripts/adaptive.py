@@ -11,10 +11,6 @@ its z-score for each strategy, at a level for all of them together (Bonferroni).
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 import json
 import math
 import sys

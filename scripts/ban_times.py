@@ -11,10 +11,6 @@ discrete law it is conservative.
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 import json
 import math
 import sys

@@ -10,11 +10,6 @@ Run it on a quiet machine: the load average is on the page.
 
 from __future__ import annotations
 
-import os
-
-# As `resnet` sets it for a run, before torch is imported: busy waiting would disturb what is measured next.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 import argparse
 import json
 import shlex

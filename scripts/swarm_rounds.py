@@ -18,8 +18,6 @@ import platform
 import sys
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 from btard.boundary import Parser, output_file, program
 from btard.harness import tables
 from btard.harness.progress import track

@@ -6,10 +6,6 @@ not come out as promised. Takes some minutes on 2 CPU cores; the same seeds give
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor

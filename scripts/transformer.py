@@ -8,10 +8,6 @@ and by 1000, which Adam does not notice, and the attack begins with the first st
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 import json
 import sys
 from collections import defaultdict
