@@ -8,14 +8,13 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
-
-import yaml
 
 import albert.config
 import resnet.config
 from btard.boundary import program
+from btard.harness.settings import default_of
 from btard.harness.typed_yaml import keys
 from scripts.page import write_page
 
@@ -89,7 +88,7 @@ def alike() -> dict[str, str]:
 
 def tables(cls: Any, remarks: dict[str, str]) -> Iterator[str]:
     """Markdown: a table for each section of a settings class."""
-    defaults, known = asdict(cls()), keys(cls)
+    known = keys(cls)
     for name, about, leaves in sections(cls):
         if name:
             yield f"\n### `{name}`\n\n{about}\n"
@@ -97,14 +96,10 @@ def tables(cls: Any, remarks: dict[str, str]) -> Iterator[str]:
         yield "| --- | --- | --- | --- |"
         for key in leaves:
             hint, doc = known[key]
-            value: Any = defaults
-            for word in key.split("."):
-                value = value[word]
-            shown = yaml.safe_dump(value).splitlines()[0]
             marks = [remarks[key]] if key in remarks else []
             marks += ["*may change*"] if key in cls.free_to_change else []
             said = " ".join([doc, *(f"{mark[0]}{mark[1].upper()}{mark[2:]}." for mark in marks)])
-            yield f"| `{key}` | `{shown}` | {values_of(hint)} | {said.replace('|', chr(92) + '|')} |"
+            yield f"| `{key}` | `{default_of(cls, key)}` | {values_of(hint)} | {said.replace('|', chr(92) + '|')} |"
 
 
 def text() -> str:

@@ -1,7 +1,6 @@
 """The settings of a swarm on AWS. The defaults are the paper's swarm, and configs/albert/aws.yaml."""
 
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from ipaddress import ip_network
@@ -11,7 +10,8 @@ from typing import Any, ClassVar
 import yaml
 
 from btard.checks import FieldError, require
-from btard.harness.typed_yaml import ConfigError, Setting, build, keys, parse_word, read_settings, read_words
+from btard.harness.settings import default_of
+from btard.harness.typed_yaml import build, keys, read_settings, read_words
 
 Option = int | float | bool | str | None
 OPTIONS = "swarm.options"
@@ -296,27 +296,7 @@ class Config:
 
 def load(path: Path, changes: Sequence[str]) -> Config:
     """Return the settings in a YAML file with `--dotted.key value` words over them. Raises ConfigError."""
-    options, rest = _swarm_options(changes)
-    settings = read_settings(path, Config) | read_words(rest, Config)
-    if options:
-        known = settings.get(OPTIONS, Setting({}, str(path)))
-        before = known.value if isinstance(known.value, dict) else {}
-        settings[OPTIONS] = Setting({**before, **options}, known.origin)
-    return build(Config, settings, str(path))
-
-
-def _swarm_options(changes: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """The words that change keys of the swarm's own settings, which are dotted themselves, and the others."""
-    options: dict[str, Any] = {}
-    rest = list(changes)
-    while (start := next((i for i, word in enumerate(rest) if word.startswith(f"--{OPTIONS}.")), None)) is not None:
-        key, equals, value = rest.pop(start)[len(OPTIONS) + 3 :].partition("=")
-        if not equals:
-            if start == len(rest) or rest[start].startswith("--"):
-                raise ConfigError(f"command line: --{OPTIONS}.{key} needs a value")
-            value = rest.pop(start)
-        options[key] = parse_word(value)
-    return options, rest
+    return build(Config, read_settings(path, Config) | read_words(changes, Config), str(path))
 
 
 def fixed_text(config: Config) -> str:
@@ -333,11 +313,5 @@ def fixed_text(config: Config) -> str:
 
 def help_text() -> str:
     """Return every key with its default and what it does."""
-    defaults: dict[str, Any] = asdict(Config())
-    lines = []
-    for key, (_, doc) in keys(Config).items():
-        value: Any = defaults
-        for name in key.split("."):
-            value = value[name]
-        lines += ["", f"  --{key} {yaml.safe_dump(value, width=sys.maxsize).splitlines()[0]}", f"      {doc}"]
-    return "\n".join(lines[1:])
+    found = keys(Config).items()
+    return "\n\n".join(f"  --{key} {default_of(Config, key)}\n      {doc}" for key, (_, doc) in found)

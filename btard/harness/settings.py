@@ -6,7 +6,7 @@ are called now. Its `found`, if it has one, names keys that are null until the r
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, Protocol, TypeVar, get_args, get_origin
@@ -92,10 +92,10 @@ def found_by(config: Settings) -> frozenset[str]:
 
 
 def value_of(config: Settings, key: str) -> Any:
-    """Return the value of a dotted key."""
+    """Return the value of a dotted key, which may be that of an entry of a mapping."""
     found: Any = config
     for name in key.split("."):
-        found = getattr(found, name)
+        found = found[name] if isinstance(found, Mapping) else getattr(found, name)
     return found
 
 
@@ -105,7 +105,6 @@ def help_text(cls: type[S], program: str, about: str) -> str:
     The keys that `cls` calls `common` come first.
     """
     lines = [f"usage: {program} CONFIG.yaml --out RUN_DIR [--key value ...]", "", about, ""]
-    settings = asdict(cls())
     known, common = keys(cls), tuple(key for key in getattr(cls, "common", ()) if key in keys(cls))
     if common:
         lines += ["The keys that are changed most often, their defaults, and what they do:"]
@@ -113,10 +112,11 @@ def help_text(cls: type[S], program: str, about: str) -> str:
         if key not in common and key == next(other for other in known if other not in common):
             lines += ["", "All other keys:" if common else "The keys, their defaults, and what they do:"]
         hint, doc = known[key]
-        value: Any = settings
-        for name in key.split("."):
-            value = value[name]
-        shown = yaml.safe_dump(value).splitlines()[0]
         choices = f" (of {', '.join(get_args(hint))})" if get_origin(hint) is Literal else ""
-        lines += ["", f"  --{key} {shown}{choices}", f"      {doc}"]
+        lines += ["", f"  --{key} {default_of(cls, key)}{choices}", f"      {doc}"]
     return "\n".join(lines)
+
+
+def default_of(cls: type[S], key: str) -> str:
+    """Return the default of a dotted key as YAML in one line."""
+    return yaml.safe_dump(value_of(cls(), key), width=sys.maxsize).splitlines()[0]

@@ -146,14 +146,6 @@ def mapping_of(text: str, path: AnyPath, *, aliases: bool = True) -> Mapping[Any
     return content
 
 
-def parse_word(text: str) -> Any:
-    """Return the value that a word of the command line would have in a YAML file; anything that is not YAML is text."""
-    try:
-        return yaml.load(text, Loader=Loader)
-    except (yaml.YAMLError, RecursionError):
-        return text
-
-
 def _flatten(
     content: Mapping[Any, Any], prefix: str, known: Mapping[str, Any], renamed: Mapping[str, str], origin: str
 ) -> Iterator[tuple[str, Setting]]:
@@ -182,10 +174,9 @@ def read_words(words: Sequence[str], cls: type) -> dict[str, Setting]:
         key, equals, value = word[2:].partition("=")
         if key not in known and (spelled := key.replace("-", "_")) in known:
             key = spelled
-        owner = key.rpartition(".")[0]
         if key in _renamed(cls):
             raise ConfigError(f"{COMMAND_LINE}: --{key} is --{_renamed(cls)[key]} since version {RENAMED_IN}")
-        if key not in known and not (owner in known and _mapping_value(known[owner][0])):
+        if _hint(key, known) is None:
             raise ConfigError(f"{COMMAND_LINE}: unknown key --{key}{_suggestion(key, known, '--')}")
         if not equals:
             if not remaining or remaining[0].startswith("--"):
@@ -198,11 +189,14 @@ def read_words(words: Sequence[str], cls: type) -> dict[str, Setting]:
 def converted(settings: Mapping[str, Setting], cls: type) -> dict[str, Any]:
     """Return the values of settings by dotted key, each of the type that `cls` says. Raises ConfigError."""
     known = keys(cls)
-    values: dict[str, Any] = {}
-    for key, setting in settings.items():
-        hint = known[key][0] if key in known else _mapping_value(known[key.rpartition(".")[0]][0])
-        values[key] = _convert(key, setting, hint)
-    return values
+    return {key: _convert(key, setting, _hint(key, known)) for key, setting in settings.items()}
+
+
+def _hint(key: str, known: Mapping[str, tuple[Any, str]]) -> Any:
+    """The type of a key, which may be an entry of a mapping, by whatever name; None if there is no such key."""
+    if key in known:
+        return known[key][0]
+    return next((_mapping_value(hint) for name, (hint, _) in known.items() if key.startswith(f"{name}.")), None)
 
 
 def build(cls: type[T], settings: Mapping[str, Setting], origin: str) -> T:
@@ -268,10 +262,13 @@ def _convert(key: str, setting: Setting, hint: Any) -> Any:
 
 
 def _parse_word(text: str, options: Sequence[Any]) -> Any:
-    """The value that `text` would have in a YAML file, except that a path `007` remains text."""
+    """The value that `text` would have in a YAML file, except that a path `007` and what is no YAML remain text."""
     if str in options and not {int, float, bool} & set(options):
         return None if text in ("null", "~", "") and type(None) in options else text
-    return parse_word(text)
+    try:
+        return yaml.load(text, Loader=Loader)
+    except (yaml.YAMLError, RecursionError):
+        return text
 
 
 def _accept(value: Any, option: Any) -> tuple[bool, Any]:

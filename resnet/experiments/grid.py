@@ -34,6 +34,7 @@ from typing import Any
 import yaml
 
 from btard.harness.grid_file import check_keys, mapping, named_settings, section, slug, whole_numbers
+from btard.harness.settings import value_of
 from btard.harness.typed_yaml import (
     ConfigError,
     Setting,
@@ -204,12 +205,12 @@ class _Draft:
                     merged = {**settings, **self.settings, **varied, **defences[defence], **attacks[attack]}
                     merged["seed"] = Setting(seed, self.origin)
                     config = self._config(merged, f"{attack!r} against {defence!r}")
-                    shown = tuple((key, _value(config, key)) for key in self.vary)
+                    shown = tuple((key, value_of(config, key)) for key in self.vary)
                     unusual = [
                         key
                         for key in (*self.settings, *self.vary)
                         if key not in (*attacks[attack], *defences[defence])
-                        and _value(config, key) != usual.get(key, _value(Config(), key))
+                        and value_of(config, key) != usual.get(key, value_of(Config(), key))
                     ]
                     cells.append(Cell(_folder(config, attack, defence, unusual), attack, defence, shown, config))
         return Experiment(self.name, self.title, self.about, tuple(_by_name(cells, self.origin).values()))
@@ -239,7 +240,7 @@ def _by_name(cells: Iterable[Cell], origin: str) -> dict[str, Cell]:
 
 def _folder(config: Config, attack: str, defence: str, unusual: Sequence[str]) -> str:
     """Named after what differs from the grid's settings, so that a grid can grow and its runs keep their names."""
-    values = {key: _value(config, key) for key in unusual}
+    values = {key: value_of(config, key) for key in unusual}
     if config.attack.name is None:
         values = {key: value for key, value in values.items() if not key.startswith("attack.")}
         if "byzantine" in values:
@@ -252,13 +253,6 @@ def _folder(config: Config, attack: str, defence: str, unusual: Sequence[str]) -
 def short(key: str) -> str:
     """Return the short name of a dotted key: its last word."""
     return key.rpartition(".")[2]
-
-
-def _value(config: Config, key: str) -> Any:
-    value: Any = config
-    for name in key.split("."):
-        value = value[name] if isinstance(value, Mapping) else getattr(value, name)
-    return value
 
 
 def _choice(entry: Mapping[str, Any], key: str, known: Mapping[str, Any], where: str) -> tuple[str, ...]:

@@ -153,7 +153,7 @@ def test_a_secret_in_a_setting_is_not_repeated_in_the_error(tmp_path, capsys, te
         (["wait", str(PAPER), "--to", "x"], "unknown key --to"),
         (["plan", str(PAPER), "--runid", "x"], "unknown key --runid; did you mean --run_id?"),
         (["plan", str(PAPER), "--swarm.options.a.b"], "--swarm.options.a.b needs a value"),
-        (["plan", str(PAPER), "--swarm.options.a", "[1]"], "swarm.options must be a mapping of names to values"),
+        (["plan", str(PAPER), "--swarm.options.a", "[1]"], "--swarm.options.a must be an integer or a number"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_line(capsys, words, message):
