@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from btard.boundary import Parser, program
+from btard.boundary import Parser, positive, program
 from btard.extras import need
 
 if TYPE_CHECKING:
@@ -138,27 +138,19 @@ def lines(found: Sequence[Measured], proposed: Mapping[str, Proposal]) -> Iterat
 @program("the same command begins again")
 def main(argv: Sequence[str] | None = None) -> int:
     """0; 2 after one line about a mistake."""
-    words = list(sys.argv[1:] if argv is None else argv)
     parser = Parser(prog=PROGRAM, description=__doc__)
     parser.add_argument("config", metavar="CONFIG.yaml", help="the swarm's configuration")
     parser.add_argument("--out", required=True, metavar="DIR", help="where calibration.json goes")
-    parser.add_argument("--steps", type=int, default=20, help="training steps between two measurements (default 20)")
-    parser.add_argument("--samples", type=int, default=30, help="public batches at each of them (default 30)")
-    chosen, overrides = parser.parse_known_args(words)
+    parser.add_argument("--steps", type=positive, default=20, help="training steps between measurements (default 20)")
+    parser.add_argument("--samples", type=positive, default=30, help="public batches at each of them (default 30)")
+    chosen, overrides = parser.parse_known_args(argv)
     need("experiments", "hivemind", "pytorch_optimizer", "transformers", "yaml")
     from albert.config import Config
-    from albert.data.errors import DataError
     from btard.harness import tables
-    from btard.harness.settings import exit_with, parse_command_line
-    from btard.harness.typed_yaml import ConfigError
+    from btard.harness.settings import parse_command_line
 
-    try:
-        if chosen.steps < 1 or chosen.samples < 1:
-            raise ConfigError(f"--steps and --samples must be at least 1, got {chosen.steps} and {chosen.samples}")
-        config, out = parse_command_line(Config, [chosen.config, "--out", chosen.out, *overrides], PROGRAM)
-        found = measure(config, steps=chosen.steps, samples=chosen.samples)
-    except (ConfigError, DataError) as error:
-        exit_with(error)
+    config, out = parse_command_line(Config, [chosen.config, "--out", chosen.out, *overrides], PROGRAM)
+    found = measure(config, steps=chosen.steps, samples=chosen.samples)
     proposed = proposals(found, max(1, config.steps * config.protocol.validators), config.protocol.rounding)
     rows = []
     for m in found:

@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 @program("the same command begins again")
 def main(argv: list[str] | None = None) -> int:
     """0 after a JSON object with the numbers by name; 2 after one line about a mistake."""
-    from albert.data.errors import DataError
-    from btard.harness.settings import exit_with
-
     parser = Parser(prog="python -m albert.evaluate", description=__doc__.partition("\n\n")[2])
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the model, as save_pretrained writes it")
     parser.add_argument("--data", type=Path, metavar="DATA", required=True, help="the prepared data")
@@ -33,12 +30,8 @@ def main(argv: list[str] | None = None) -> int:
     need("experiments", "transformers", "pyarrow")
     from albert.measure import EXAMPLES, measure, validation_batches
 
-    try:
-        batches = validation_batches(args.data, None if args.all else EXAMPLES)
-        measured = measure(load_model(args.folder, args.data), batches)
-    except DataError as error:
-        exit_with(error)
-    print(json.dumps(measured, indent=1))
+    batches = validation_batches(args.data, None if args.all else EXAMPLES)
+    print(json.dumps(measure(load_model(args.folder, args.data), batches), indent=1))
     return 0
 
 

@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from btard.boundary import Parser, output_folder, program
+from btard.boundary import Parser, output_folder, positive, program
 from btard.harness.typed_yaml import ConfigError
 from resnet.config import parse_command_line
 
@@ -20,7 +20,6 @@ PROGRAM = "python -m resnet.calibrate"
 @program("the same command begins again")
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code: 0, or 2 after one line about what is wrong."""
-    words = list(sys.argv[1:] if argv is None else argv)
     parser = Parser(prog=PROGRAM, description=__doc__)
     parser.add_argument(
         "config", metavar="CONFIG.yaml", help="its steps and validators say what a rate means for a run"
@@ -29,12 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--out", type=output_folder, required=True, metavar="DIR", help="where the JSON file and the figure go"
     )
     parser.add_argument("--steps", type=int, default=100, help="training steps while measuring (default 100)")
-    parser.add_argument("--samples", type=int, default=40, help="public batches at each point (default 40)")
-    parser.add_argument("--points", type=int, default=5, help="steps at which is measured (default 5)")
-    chosen, overrides = parser.parse_known_args(words)
-    for name, least in (("steps", 0), ("samples", 1), ("points", 1)):
-        if getattr(chosen, name) < least:
-            raise ConfigError(f"--{name} must be at least {least}, got {getattr(chosen, name)}")
+    parser.add_argument("--samples", type=positive, default=40, help="public batches at each point (default 40)")
+    parser.add_argument("--points", type=positive, default=5, help="steps at which is measured (default 5)")
+    chosen, overrides = parser.parse_known_args(argv)
+    if chosen.steps < 0:
+        raise ConfigError(f"--steps must be at least 0, got {chosen.steps}")
     config, out = parse_command_line([chosen.config, "--out", str(chosen.out), *overrides], PROGRAM)
     from btard.harness.figures import save
     from btard.harness.tables import console

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from btard.boundary import Parser, output_folder, program
-from btard.harness.settings import exit_with
-from btard.harness.typed_yaml import COMMAND_LINE, ConfigError
+from btard.harness.typed_yaml import COMMAND_LINE
 
 
 @program("the same command begins again")
@@ -28,31 +27,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--export", type=output_folder, metavar="FOLDER", help="write what a repository should keep of the sweep"
     )
     arguments = parser.parse_args(argv)
-    from btard.harness.run_folder import RunFolderError
     from resnet.experiments.export import export
     from resnet.experiments.outcomes import read_results, read_sweep
     from resnet.experiments.report import patient_bar, print_results, status, write_report
-    from resnet.experiments.tracking import TrackingError, write_tensorboard, write_wandb
+    from resnet.experiments.tracking import write_tensorboard, write_wandb
 
     out: Path = arguments.out or arguments.folder / "report"
-    try:
-        grid = read_sweep(arguments.folder)
-        chosen = grid.only(arguments.only, COMMAND_LINE) if arguments.only else grid
-        with patient_bar(len(grid.cells), "runs") as done:
-            results = read_results(arguments.folder, grid, done.advance)
-        outcomes = results.of(chosen.experiments)
-        if arguments.export:
-            with patient_bar(len(results.outcomes), "export") as done:
-                export(results, arguments.folder, arguments.export, done.advance)
-        warnings = write_report(results, chosen.experiments, out)
-        if arguments.tensorboard:
-            with patient_bar(len(outcomes), "TensorBoard") as done:
-                write_tensorboard(results, outcomes, out / "tensorboard", done.advance)
-        if arguments.wandb:
-            with patient_bar(len(outcomes), "W&B") as done:
-                write_wandb(results, outcomes, arguments.wandb, out, done.advance)
-    except (ConfigError, RunFolderError, TrackingError, OSError) as error:
-        exit_with(error)
+    grid = read_sweep(arguments.folder)
+    chosen = grid.only(arguments.only, COMMAND_LINE) if arguments.only else grid
+    with patient_bar(len(grid.cells), "runs") as done:
+        results = read_results(arguments.folder, grid, done.advance)
+    outcomes = results.of(chosen.experiments)
+    if arguments.export:
+        with patient_bar(len(results.outcomes), "export") as done:
+            export(results, arguments.folder, arguments.export, done.advance)
+    warnings = write_report(results, chosen.experiments, out)
+    if arguments.tensorboard:
+        with patient_bar(len(outcomes), "TensorBoard") as done:
+            write_tensorboard(results, outcomes, out / "tensorboard", done.advance)
+    if arguments.wandb:
+        with patient_bar(len(outcomes), "W&B") as done:
+            write_wandb(results, outcomes, arguments.wandb, out, done.advance)
     print_results(results, chosen.experiments)
     print(status(outcomes, len(chosen.cells)).replace("*", ""))
     print(f"report: {out}/report.md   tables for programs: {out}/*.csv")

@@ -17,20 +17,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from btard.boundary import program
-from btard.harness.settings import exit_with
-from btard.harness.tables import console
-from btard.harness.typed_yaml import ConfigError
-
-try:
-    from albert.cloud.account import Account
-except ModuleNotFoundError as error:
-    if (error.name or "").partition(".")[0] not in ("boto3", "botocore"):
-        raise
-    exit_with(ModuleNotFoundError(f"{error.name} is not installed here; run `pip install boto3`"))
-
+from albert.cloud.account import Account
 from albert.cloud.config import help_text, load
-from albert.cloud.errors import CloudError, explained
+from albert.cloud.errors import explained
 from albert.cloud.fetch import fetch
 from albert.cloud.launch import launch
 from albert.cloud.logs import logs
@@ -39,6 +28,9 @@ from albert.cloud.run import Run
 from albert.cloud.status import status
 from albert.cloud.stop import stop
 from albert.cloud.wait import wait
+from btard.boundary import program
+from btard.harness.tables import console
+from btard.harness.typed_yaml import ConfigError
 
 COMMANDS = ("plan", "launch", "status", "logs", "wait", "fetch", "stop")
 WITHOUT = "--without-checkpoints"
@@ -54,13 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if words else 2
     command, path, extra, changes = _parse(words)
     config = load(path, changes)
-    out = console()
-    try:
-        with explained():
-            return 0 if _act(command, Run(Account(config.region, config.profile), config), extra, out) else 1
-    except CloudError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 1
+    with explained():
+        return 0 if _act(command, Run(Account(config.region, config.profile), config), extra, console()) else 1
 
 
 def _act(command: str, run: Run, extra: list[str], out: Console) -> bool:

@@ -8,6 +8,8 @@ from typing import Any
 from botocore import exceptions as boto
 from botocore.parsers import ResponseParserError
 
+from btard.boundary import MachineError
+
 CREDENTIALS = "run `aws configure`, or set AWS_PROFILE, or `profile` in the settings"
 
 DENIED = frozenset({"UnauthorizedOperation", "AccessDenied", "AccessDeniedException", "AuthorizationError"})
@@ -39,7 +41,7 @@ ADVICE = {
 }
 
 
-class CloudError(RuntimeError):
+class CloudError(MachineError, RuntimeError):
     """One line for the user: what was expected, what came, what to do."""
 
 

@@ -40,27 +40,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, metavar="DATA", help="with --aws: copy this prepared folder there first")
     parser.add_argument("--stop", action="store_true", help="with --aws: remove all of the series there, and end")
     arguments, words = parser.parse_known_args(argv)
-    try:
-        words, cloud = split_words(words)
-        grid = read_grid(arguments.grid, read_words(words, Config))
-        if arguments.only:
-            grid = grid.only(arguments.only, COMMAND_LINE)
-        from albert.experiments.series import place_of, print_plan, run_series
+    words, cloud = split_words(words)
+    grid = read_grid(arguments.grid, read_words(words, Config))
+    if arguments.only:
+        grid = grid.only(arguments.only, COMMAND_LINE)
+    from albert.experiments.series import place_of, print_plan, run_series
 
-        place = place_of("local" if arguments.aws is None else "aws", arguments.aws, cloud)
-        if arguments.stop:
-            place.clean_up(grid, arguments.out)
-            return 0
-        print_plan(grid, arguments.out)
-        place.describe(grid, arguments.out)
-        if arguments.plan:
-            return 0
-        if arguments.data is not None:
-            place.put_data(arguments.data)
-        failed = run_series(grid, arguments.out, place)
-    except RuntimeError as error:  # of AWS, whose modules are not loaded without --aws
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 1
+    place = place_of("local" if arguments.aws is None else "aws", arguments.aws, cloud)
+    if arguments.stop:
+        place.clean_up(grid, arguments.out)
+        return 0
+    print_plan(grid, arguments.out)
+    place.describe(grid, arguments.out)
+    if arguments.plan:
+        return 0
+    if arguments.data is not None:
+        place.put_data(arguments.data)
+    failed = run_series(grid, arguments.out, place)
     for name, problem in failed.items():
         print(f"error: {name}: {problem}", file=sys.stderr)
     print(f"figures and tables: python -m albert.report {arguments.out}")

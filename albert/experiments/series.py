@@ -51,10 +51,8 @@ def place_of(mode: str, cloud: str | Path | None = None, changes: Sequence[str] 
         return LocalSwarms()
     if mode != "aws" or cloud is None:
         raise ConfigError(f"mode: expected local, or aws with its file of settings, got {mode} with {cloud}")
-    try:
-        from albert.experiments.aws import AwsSwarms
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"mode aws: {error.name} is not installed here; run `pip install boto3`") from None
+    from albert.experiments.aws import AwsSwarms
+
     return AwsSwarms.of_file(Path(cloud), changes)
 
 

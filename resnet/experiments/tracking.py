@@ -7,6 +7,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from btard.boundary import Mistake
 from btard.harness.run_folder import TAGS
 from resnet.experiments.grid import short
 from resnet.experiments.outcomes import Outcome, Results, settings_by_key
@@ -23,7 +24,7 @@ MEASURES: dict[str, Callable[[Outcome], float | None]] = {
 """A run's results, by the name that is shown."""
 
 
-class TrackingError(RuntimeError):
+class TrackingError(Mistake, RuntimeError):
     """A tracker cannot be used; one line that says why and what to do."""
 
 

@@ -175,4 +175,5 @@ def test_without_boto3_one_line_says_what_to_install(tmp_path):
     command = [sys.executable, "-m", "albert.cloud", "plan", str(PAPER)]
     environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "PATH": ""}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert (done.returncode, done.stderr) == (2, "error: boto3 is not installed here; run `pip install boto3`\n")
+    said = "error: boto3 is not installed, which this program needs: pip install 'btard[experiments]'\n"
+    assert (done.returncode, done.stderr) == (1, said)
