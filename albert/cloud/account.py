@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, TypeVar
+from urllib.parse import urlparse
 
 import boto3
 from botocore.config import Config as ClientConfig
@@ -59,6 +60,13 @@ class Account:
             found += page.get(key, [])
         return found
 
+    def files(self, folder: str) -> dict[str, dict[str, Any]]:
+        """Return the objects below s3://BUCKET/FOLDER as S3 lists them, by their names there."""
+        place = urlparse(folder)
+        prefix = f"{place.path.strip('/')}/"
+        entries = self.pages("s3", "list_objects_v2", "Contents", Bucket=place.netloc, Prefix=prefix)
+        return {entry["Key"].removeprefix(prefix): entry for entry in entries if not entry["Key"].endswith("/")}
+
 
 def wait_for(probe: Callable[[], T | None], seconds: float) -> T | None:
     """Return what `probe` returns as soon as that is not None; None after this many seconds."""
@@ -70,20 +78,22 @@ def wait_for(probe: Callable[[], T | None], seconds: float) -> T | None:
         time.sleep(min(POLL_SECONDS, max(0.0, end - time.monotonic())))
 
 
+def patiently(call: Callable[[], T], passes: Callable[[ClientError], bool], seconds: float) -> T:
+    """Return what `call` returns; it is tried again for so many seconds while `passes` says so of its error."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return call()
+        except ClientError as error:
+            if not passes(error) or time.monotonic() >= end:
+                raise
+        time.sleep(POLL_SECONDS)
+
+
 def once_profiles_are_known(call: Callable[[], T]) -> T:
     """Return what `call` returns; tried again for a minute while EC2 has not heard of a new instance profile yet."""
 
-    def attempt() -> tuple[T] | None:
-        try:
-            return (call(),)
-        except ClientError as error:
-            if "IamInstanceProfile" not in str(error) and "Invalid IAM Instance Profile" not in str(error):
-                raise
-            last[:] = [error]
-            return None
+    def unheard(error: ClientError) -> bool:
+        return any(words in str(error) for words in ("IamInstanceProfile", "Invalid IAM Instance Profile"))
 
-    last: list[ClientError] = []
-    result = wait_for(attempt, PROFILE_SECONDS)
-    if result is None:
-        raise last[0]
-    return result[0]
+    return patiently(call, unheard, PROFILE_SECONDS)

@@ -1,14 +1,16 @@
 """One line for the user from what AWS or boto3 says: what was expected, what came, what to do."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from botocore import exceptions as boto
 from botocore.parsers import ResponseParserError
 
 from btard.boundary import MachineError
+
+T = TypeVar("T")
 
 CREDENTIALS = "run `aws configure`, or set AWS_PROFILE, or `profile` in the settings"
 
@@ -73,6 +75,16 @@ def explain(error: Exception) -> CloudError:
     if isinstance(error, ResponseParserError):
         return CloudError("something between here and AWS answers in its place; check proxies and AWS_ENDPOINT_URL")
     return CloudError(_of_boto(error))
+
+
+def unless(codes: Collection[str], call: Callable[..., T], **arguments: Any) -> T | None:
+    """Return what `call` returns; None if AWS refuses it with one of these error codes. Other errors are raised."""
+    try:
+        return call(**arguments)
+    except boto.ClientError as error:
+        if code_of(error) not in codes:
+            raise
+        return None
 
 
 @contextmanager

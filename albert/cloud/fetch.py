@@ -170,10 +170,7 @@ class _Folder:
 
 def _listed(run: Run) -> tuple[list[Remote], list[str]]:
     """The files of the run folder, and the names of objects that cannot be files of a run."""
-    place = urlparse(run.folder or "")
-    prefix = f"{place.path.lstrip('/')}/"
-    entries = run.account.pages("s3", "list_objects_v2", "Contents", Bucket=place.netloc, Prefix=prefix)
-    objects = {entry["Key"].removeprefix(prefix): entry for entry in entries if not entry["Key"].endswith("/")}
+    objects = run.account.files(run.folder or "")
     strange = [name for name in objects if not _is_plain(name) or any(str(p) in objects for p in _parents(name))]
     remotes = [
         Remote(entry["Key"], name, int(entry["Size"]), str(entry["ETag"]))

@@ -5,7 +5,7 @@ from typing import Any
 
 from albert.cloud.account import once_profiles_are_known, wait_for
 from albert.cloud.config import words
-from albert.cloud.errors import code_of
+from albert.cloud.errors import unless
 from albert.cloud.names import Role
 from albert.cloud.places import Places
 from albert.cloud.run import Charter, Run, shown
@@ -133,9 +133,7 @@ def remove_groups(run: Run) -> list[str]:
 
 
 def _activities(run: Run, name: str) -> list[dict[str, Any]]:
-    try:
+    def listed() -> list[dict[str, Any]]:
         return run.account.pages("autoscaling", "describe_scaling_activities", "Activities", AutoScalingGroupName=name)
-    except run.account.client("autoscaling").exceptions.ClientError as error:
-        if code_of(error) == "ValidationError":  # removed in between
-            return []
-        raise
+
+    return unless({"ValidationError"}, listed) or []  # a group that was removed in between

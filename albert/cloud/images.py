@@ -4,7 +4,7 @@ import difflib
 from dataclasses import dataclass
 
 from albert.cloud.account import Account
-from albert.cloud.errors import CloudError, code_of
+from albert.cloud.errors import CloudError, unless
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,11 @@ def find_image(account: Account, wanted: str, key: str, disk_gb: int) -> Image:
 
 def describe_image(account: Account, image_id: str, key: str) -> Image:
     """Return an image by its id. Raises CloudError if there is none."""
-    ec2 = account.client("ec2")
-    try:
-        found = ec2.describe_images(ImageIds=[image_id])["Images"]
-    except ec2.exceptions.ClientError as error:
-        if code_of(error) not in ("InvalidAMIID.NotFound", "InvalidAMIID.Malformed"):
-            raise
-        found = []
-    if not found:
+    unknown = ("InvalidAMIID.NotFound", "InvalidAMIID.Malformed")
+    answer = unless(unknown, account.client("ec2").describe_images, ImageIds=[image_id])
+    if not answer or not answer["Images"]:
         raise CloudError(f"{key}: no image {image_id} in {account.region}; images have other ids in other regions")
-    image = found[0]
+    image = answer["Images"][0]
     if image["Architecture"] != "x86_64":
         raise CloudError(f"{key}: the image {image_id} is for {image['Architecture']}; take one for x86_64")
     device = image.get("RootDeviceName") or "/dev/sda1"
@@ -52,15 +47,10 @@ def describe_image(account: Account, image_id: str, key: str) -> Image:
 def _resolve(account: Account, wanted: str, key: str) -> str:
     if wanted.startswith("ami-"):
         return wanted
-    ssm = account.client("ssm")
-    try:
-        return str(ssm.get_parameter(Name=wanted)["Parameter"]["Value"])
-    except ssm.exceptions.ClientError as error:
-        if code_of(error) not in ("ParameterNotFound", "ValidationException"):
-            raise
-        raise CloudError(
-            f"{key}: no public parameter {wanted} in {account.region}; {_alike(account, wanted)}"
-        ) from None
+    answer = unless(("ParameterNotFound", "ValidationException"), account.client("ssm").get_parameter, Name=wanted)
+    if answer is None:
+        raise CloudError(f"{key}: no public parameter {wanted} in {account.region}; {_alike(account, wanted)}")
+    return str(answer["Parameter"]["Value"])
 
 
 LISTED = "/aws/service/deeplearning/ami/x86_64"

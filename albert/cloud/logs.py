@@ -5,7 +5,7 @@ import re
 from rich.console import Console
 
 from albert.cloud.errors import CloudError, explained
-from albert.cloud.machines import Machine, find_machines
+from albert.cloud.machines import Machine, coordinator_of, find_machines
 from albert.cloud.records import read_record
 from albert.cloud.remote import OUTPUT_LIMIT, run_on
 from albert.cloud.run import Run
@@ -32,7 +32,7 @@ def log_command(lines: int) -> str:
 
 
 def _machine(run: Run, who: str, machines: list[Machine]) -> Machine:
-    coordinator = next((machine for machine in machines if machine.role == "coordinator"), None)
+    coordinator = coordinator_of(machines)
     if who == "coordinator":
         if coordinator is None:
             raise CloudError(f"run {run.config.run_id} has no coordinator; `status` says more, `launch` starts one")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from albert.cloud.account import Account
 from albert.cloud.config import words
-from albert.cloud.errors import CloudError, code_of
+from albert.cloud.errors import CloudError, unless
 from albert.cloud.run import Run
 
 
@@ -38,16 +38,11 @@ def read_types(run: Run) -> dict[str, MachineType]:
 
 
 def _read(account: Account, name: str, key: str) -> MachineType:
-    ec2 = account.client("ec2")
-    try:
-        answers = ec2.describe_instance_types(InstanceTypes=[name])["InstanceTypes"]
-    except ec2.exceptions.ClientError as error:
-        if code_of(error) not in ("InvalidInstanceType", "InvalidParameterValue"):
-            raise
-        answers = []
-    if not answers:
+    unknown = ("InvalidInstanceType", "InvalidParameterValue")
+    answers = unless(unknown, account.client("ec2").describe_instance_types, InstanceTypes=[name])
+    if not answers or not answers["InstanceTypes"]:
         raise CloudError(f"{key}: AWS has no instance type {name} in {account.region}; change it, or the region")
-    answer = answers[0]
+    answer = answers["InstanceTypes"][0]
     if "x86_64" not in answer["ProcessorInfo"]["SupportedArchitectures"]:
         raise CloudError(f"{key}: {name} is no x86-64 machine, and the images are; take another type")
     gpus = answer.get("GpuInfo", {}).get("Gpus", [])

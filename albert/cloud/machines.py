@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
@@ -47,7 +47,12 @@ def find_machines(run: Run) -> list[Machine]:
 
 def find_coordinator(run: Run) -> Machine | None:
     """Return the coordinator that is alive, None if there is none."""
-    return next((machine for machine in find_machines(run) if machine.role == "coordinator" and machine.alive), None)
+    return coordinator_of(find_machines(run))
+
+
+def coordinator_of(machines: Iterable[Machine]) -> Machine | None:
+    """Return the one of these machines that is a coordinator and alive, None if there is none."""
+    return next((machine for machine in machines if machine.role == "coordinator" and machine.alive), None)
 
 
 def start_coordinator(run: Run, subnets: tuple[Subnet, ...], charter: Charter) -> str:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from albert.cloud.config import words
-from albert.cloud.errors import CloudError, code_of, explain
+from albert.cloud.errors import CloudError, code_of, explain, unless
 from albert.cloud.findings import Finding
 from albert.cloud.run import Run
 
@@ -71,11 +71,7 @@ def check_key(run: Run) -> Finding:
     name = run.config.network.ssh_key
     if name is None:
         return Finding("ok", "ssh", "none (network.ssh_key is null); `logs` works without")
-    try:
-        run.account.client("ec2").describe_key_pairs(KeyNames=[name])
-    except run.account.client("ec2").exceptions.ClientError as error:
-        if code_of(error) != "InvalidKeyPair.NotFound":
-            raise
+    if unless({"InvalidKeyPair.NotFound"}, run.account.client("ec2").describe_key_pairs, KeyNames=[name]) is None:
         found = f"no key pair {name} in {run.account.region}"
         return Finding("stop", "ssh", found, "import yours with `aws ec2 import-key-pair`, or set network.ssh_key")
     return Finding("ok", "ssh", f"key pair {name}")

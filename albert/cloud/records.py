@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlparse
 
-from albert.cloud.errors import CloudError, code_of
+from albert.cloud.errors import CloudError, unless
 from albert.cloud.machines import Machine
 from albert.cloud.remote import run_on
 from albert.cloud.run import Run
@@ -76,14 +76,11 @@ def newest_checkpoint(run: Run, by: int | None = None) -> str | None:
     `by`: the newest of those that are of this step or before.
     """
     assert run.folder is not None
-    place = urlparse(run.folder)
-    prefix = f"{place.path.lstrip('/')}/checkpoints/step-"
-    entries = run.account.pages("s3", "list_objects_v2", "Contents", Bucket=place.netloc, Prefix=prefix)
-    keys = [str(entry["Key"]) for entry in entries]
-    names = [re.fullmatch(r"(\d{1,18})\.safetensors", key.removeprefix(prefix)) for key in keys]
-    steps = {int(name[1]): key for name, key in zip(names, keys, strict=True) if name is not None}
+    folder = f"{run.folder}/checkpoints"
+    names = [re.fullmatch(r"step-(\d{1,18})\.safetensors", name) for name in run.account.files(folder)]
+    steps = {int(name[1]): name[0] for name in names if name is not None}
     newest = max((step for step in steps if by is None or step <= by), default=None)
-    return None if newest is None else f"s3://{place.netloc}/{steps[newest]}"
+    return None if newest is None else f"{folder}/{steps[newest]}"
 
 
 def parse_record(text: str, where: str) -> Record:
@@ -122,11 +119,6 @@ def _peer(content: dict[str, Any]) -> Peer:
 def _from_s3(run: Run, name: str) -> str | None:
     assert run.folder is not None
     place = urlparse(run.folder)
-    s3 = run.account.client("s3")
-    try:
-        answer = s3.get_object(Bucket=place.netloc, Key=f"{place.path.lstrip('/')}/{name}")
-    except s3.exceptions.ClientError as error:
-        if code_of(error) != "NoSuchKey":
-            raise
-        return None
-    return str(answer["Body"].read().decode("utf-8", errors="replace"))
+    key = f"{place.path.lstrip('/')}/{name}"
+    answer = unless({"NoSuchKey"}, run.account.client("s3").get_object, Bucket=place.netloc, Key=key)
+    return None if answer is None else str(answer["Body"].read().decode("utf-8", errors="replace"))

@@ -1,7 +1,7 @@
 """Runs a command on a machine through Systems Manager, which needs no open port and no key."""
 
 from albert.cloud.account import wait_for
-from albert.cloud.errors import CloudError, code_of
+from albert.cloud.errors import CloudError, unless
 from albert.cloud.run import Run
 
 WAIT_SECONDS = 60.0
@@ -14,30 +14,25 @@ _BUSY = frozenset({"Pending", "InProgress", "Delayed"})
 def run_on(run: Run, machine: str, command: str) -> str:
     """Return what a shell command prints on a machine. Raises CloudError if that fails, or there is no answer."""
     ssm = run.account.client("ssm")
-    try:
-        sent = ssm.send_command(
-            InstanceIds=[machine],
-            DocumentName="AWS-RunShellScript",
-            Parameters={"commands": [command], "executionTimeout": ["30"]},
-            TimeoutSeconds=30,
-        )
-    except ssm.exceptions.ClientError as error:
-        if code_of(error) != "InvalidInstanceId":
-            raise
+    sent = unless(
+        {"InvalidInstanceId"},
+        ssm.send_command,
+        InstanceIds=[machine],
+        DocumentName="AWS-RunShellScript",
+        Parameters={"commands": [command], "executionTimeout": ["30"]},
+        TimeoutSeconds=30,
+    )
+    if sent is None:
         raise CloudError(
             f"{machine} does not answer to Systems Manager: it still boots, which takes some minutes, or it has no way "
             "to the internet; try again, and see docs/aws.md if it stays so"
-        ) from None
+        )
     command_id = sent["Command"]["CommandId"]
 
     def answered() -> dict[str, str] | None:
-        try:
-            found: dict[str, str] = ssm.get_command_invocation(CommandId=command_id, InstanceId=machine)
-        except ssm.exceptions.ClientError as error:
-            if code_of(error) != "InvocationDoesNotExist":  # not heard of yet
-                raise
-            return None
-        return None if found["Status"] in _BUSY else found
+        asked = {"CommandId": command_id, "InstanceId": machine}
+        found = unless({"InvocationDoesNotExist"}, ssm.get_command_invocation, **asked)  # not heard of yet
+        return None if found is None or found["Status"] in _BUSY else found
 
     answer = wait_for(answered, WAIT_SECONDS)
     if answer is None:

@@ -5,9 +5,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlparse
 
-from botocore.exceptions import ClientError
-
-from albert.cloud.errors import CloudError, code_of
+from albert.cloud.errors import CloudError, unless
 from albert.cloud.names import KINDS, RUN_TAG, Kind, tag_map
 from albert.cloud.run import Run
 
@@ -130,13 +128,7 @@ def _check_owner(run: Run, what: str, described: dict[str, Any]) -> None:
 
 def _made(make: Callable[..., Any], **arguments: Any) -> bool:
     """Whether `make` created something; False if it existed already."""
-    try:
-        make(**arguments)
-    except ClientError as error:
-        if code_of(error) != "EntityAlreadyExists":
-            raise
-        return False
-    return True
+    return unless({"EntityAlreadyExists"}, make, **arguments) is not None
 
 
 def _fetching(run: Run) -> list[dict[str, Any]]:

@@ -4,8 +4,8 @@ import urllib.request
 from ipaddress import ip_address
 from typing import Any
 
-from albert.cloud.account import wait_for
-from albert.cloud.errors import CloudError, code_of
+from albert.cloud.account import patiently
+from albert.cloud.errors import CloudError, code_of, unless
 from albert.cloud.names import tag_map
 from albert.cloud.run import Charter, Run
 
@@ -71,11 +71,8 @@ def set_rules(run: Run, group_id: str, wanted: set[Rule]) -> bool:
         ec2.revoke_security_group_ingress(GroupId=group_id, IpPermissions=permissions)
     if missing := wanted - present:
         permissions = [_permission(rule, group_id) for rule in sorted(missing)]
-        try:
-            ec2.authorize_security_group_ingress(GroupId=group_id, IpPermissions=permissions)
-        except ec2.exceptions.ClientError as error:
-            if code_of(error) != "InvalidPermission.Duplicate":  # a try that was lost on its way back
-                raise
+        before = {"InvalidPermission.Duplicate"}  # by a try whose answer was lost on its way back
+        unless(before, ec2.authorize_security_group_ingress, GroupId=group_id, IpPermissions=permissions)
     return present != wanted
 
 
@@ -84,22 +81,11 @@ def remove_group(run: Run) -> bool:
     group = find_group(run)
     if group is None:
         return False
-    ec2 = run.account.client("ec2")
-    last: list[Exception] = []
 
-    def removed() -> bool | None:
-        try:
-            ec2.delete_security_group(GroupId=group["GroupId"])
-        except ec2.exceptions.ClientError as error:
-            if code_of(error) == "DependencyViolation":
-                last[:] = [error]
-                return None
-            if code_of(error) != "InvalidGroup.NotFound":
-                raise
-        return True
+    def remove() -> None:
+        unless({"InvalidGroup.NotFound"}, run.account.client("ec2").delete_security_group, GroupId=group["GroupId"])
 
-    if wait_for(removed, REMOVAL_SECONDS) is None:
-        raise last[0]
+    patiently(remove, lambda error: code_of(error) == "DependencyViolation", REMOVAL_SECONDS)
     return True
 
 

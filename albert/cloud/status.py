@@ -9,7 +9,7 @@ from rich.markup import escape
 from albert.cloud.costs import spent
 from albert.cloud.errors import CloudError, explained
 from albert.cloud.groups import emptied, troubles
-from albert.cloud.machines import Machine, find_machines
+from albert.cloud.machines import Machine, coordinator_of, find_machines
 from albert.cloud.records import Peer, Record, read_record
 from albert.cloud.run import Charter, Run, now, shown
 from albert.cloud.security_group import read_charter
@@ -69,9 +69,8 @@ def join(machines: list[Machine], record: Record | None) -> list[Row]:
 
 
 def _record(run: Run, machines: list[Machine]) -> tuple[Record | None, str]:
-    coordinator = next((m for m in machines if m.role == "coordinator" and m.alive), None)
     try:
-        record = read_record(run, coordinator)
+        record = read_record(run, coordinator_of(machines))
     except CloudError as error:
         return None, str(error)
     if record is None:
@@ -119,7 +118,6 @@ def _print_dollars(run: Run, charter: Charter, machines: list[Machine], time: da
 
 
 def _print_state(run: Run, charter: Charter, machines: list[Machine], time: datetime, out: Console) -> None:
-    coordinator = any(machine.role == "coordinator" and machine.alive for machine in machines)
     out.print(f"launched {shown(charter.started)}, ends {shown(charter.ends)} at the latest")
     if time >= charter.ends:
         out.print("[yellow]ended[/]: `stop` removes what is left of it")
@@ -127,5 +125,5 @@ def _print_state(run: Run, charter: Charter, machines: list[Machine], time: date
         out.print("[yellow]half-made[/]: `launch` completes it, `stop` removes it")
     elif emptied(run):
         out.print("[yellow]finished[/]: `stop` removes what is left of it")
-    elif not coordinator:
+    elif coordinator_of(machines) is None:
         out.print("[yellow]no coordinator[/]: it has failed; `launch` starts another, `stop` ends the run")

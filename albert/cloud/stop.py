@@ -5,7 +5,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.markup import escape
 
-from albert.cloud.errors import KNOWN, code_of, explain, explained
+from albert.cloud.errors import KNOWN, explain, explained, unless
 from albert.cloud.groups import empty_groups, find_groups, remove_groups
 from albert.cloud.machines import end_machines, find_machines, find_volumes, remove_volumes
 from albert.cloud.names import RUN_TAG
@@ -80,14 +80,8 @@ def _emptied(run: Run) -> list[str]:
 
 
 def _has_address(run: Run) -> bool:
-    ssm = run.account.client("ssm")
-    try:
-        ssm.get_parameter(Name=run.names.address)
-    except ssm.exceptions.ClientError as error:
-        if code_of(error) != "ParameterNotFound":
-            raise
-        return False
-    return True
+    get = run.account.client("ssm").get_parameter
+    return unless({"ParameterNotFound"}, get, Name=run.names.address) is not None
 
 
 def _removed_address(run: Run) -> list[str]:

@@ -13,7 +13,7 @@ from albert.cloud.account import Account
 from albert.cloud.costs import spent
 from albert.cloud.errors import EXPIRED, KNOWN, CloudError, code_of, explain, passes
 from albert.cloud.groups import emptied
-from albert.cloud.machines import Machine, find_machines
+from albert.cloud.machines import Machine, coordinator_of, find_machines
 from albert.cloud.records import Record, has_finished, newest_checkpoint, read_record
 from albert.cloud.run import Charter, Run, now, shown
 from albert.cloud.security_group import read_charter
@@ -132,7 +132,7 @@ class _Watch:
         """What keeps the run from finishing, None if nothing does."""
         if charter is None:
             return f"was stopped before it had finished; {self._further()}"
-        coordinator = any(machine.role == "coordinator" and machine.alive for machine in machines)
+        coordinator = coordinator_of(machines) is not None
         if time >= charter.ends and (not coordinator or time >= charter.ends + LAST_COPY):
             return (
                 f"came to its end at {shown(charter.ends)} (max_hours) before it had finished; `stop` removes what is "

@@ -86,17 +86,16 @@ class AwsSwarms:
             )
         if self.config.data.is_archive or not source.startswith("s3://"):
             return
-        place = urlparse(source.rstrip("/"))
+        place = urlparse(source)
         s3 = self.account.client("s3")
         with explained():
-            prefix = f"{place.path.lstrip('/')}/"
-            listed = self.account.pages("s3", "list_objects_v2", "Contents", Bucket=place.netloc, Prefix=prefix)
-            there = {entry["Key"]: entry["Size"] for entry in listed}
-            files = {prefix + str(f.relative_to(folder)): f for f in sorted(folder.rglob("*")) if f.is_file()}
-            new = {key: file for key, file in files.items() if there.get(key) != file.stat().st_size}
+            there = {name: entry["Size"] for name, entry in self.account.files(source).items()}
+            files = {str(f.relative_to(folder)): f for f in sorted(folder.rglob("*")) if f.is_file()}
+            new = {name: file for name, file in files.items() if there.get(name) != file.stat().st_size}
             total = sum(file.stat().st_size for file in new.values())
             with Bar("upload", total, unit="B", show=bool(new)) as bar:
-                for key, file in new.items():
+                for name, file in new.items():
+                    key = f"{place.path.strip('/')}/{name}"
                     s3.upload_file(str(file), place.netloc, key, Callback=bar.advance)
         self.out.print(f"{source}: {len(new)} files copied, {len(files) - len(new)} were there")
 
