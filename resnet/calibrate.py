@@ -11,8 +11,9 @@ import sys
 from collections.abc import Sequence
 
 from btard.boundary import Parser, output_folder, positive, program
+from btard.harness.settings import parse_command_line
 from btard.harness.typed_yaml import ConfigError
-from resnet.config import parse_command_line
+from resnet.config import Config
 
 PROGRAM = "python -m resnet.calibrate"
 
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen, overrides = parser.parse_known_args(argv)
     if chosen.steps < 0:
         raise ConfigError(f"--steps must be at least 0, got {chosen.steps}")
-    config, out = parse_command_line([chosen.config, "--out", str(chosen.out), *overrides], PROGRAM)
+    config, out = parse_command_line(Config, [chosen.config, "--out", str(chosen.out), *overrides], PROGRAM)
     from btard.harness.figures import save
     from btard.harness.tables import console
     from resnet.calibration import draw, measure, mixes, report, tables

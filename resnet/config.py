@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from btard.checks import FieldError, require
 from btard.harness import settings
 from btard.harness.sections import AttackOption, AttackSection, ProtocolSection
-from btard.harness.typed_yaml import AnyPath, nearest
+from btard.harness.typed_yaml import nearest
 from btard.protocol.attackers import draw_attackers
 from btard.protocol.config import ProtocolConfig, ProtocolSettings
 
@@ -317,20 +317,10 @@ Example, a minute on 2 CPU cores:
   python -m resnet.train configs/resnet/digits.yaml --out runs/a --byzantine 7 --attack.name sign_flip"""
 
 
-def load_config(argv: Sequence[str] | None = None, *, program: str = "python -m resnet.train") -> tuple[Config, Path]:
+def load_config(argv: Sequence[str] | None = None) -> tuple[Config, Path]:
     """Return the settings and the run folder that `CONFIG.yaml --out RUN_DIR [--dotted.key value ...]` asks for.
 
     `argv` is by default the process's. Ends the process: with code 0 after --help, and with code 2 after one line on
     stderr if a key, a value or a file is wrong.
     """
-    return settings.load_config(Config, argv, program, ABOUT)
-
-
-def parse_command_line(words: Sequence[str], program: str) -> tuple[Config, Path]:
-    """As `load_config`, without ending the process: raises ConfigError."""
-    return settings.parse_command_line(Config, words, program)
-
-
-def read_config(path: AnyPath) -> Config:
-    """Return the settings in a YAML file; what it leaves out has its default. Raises ConfigError."""
-    return settings.read_config(Config, path)
+    return settings.load_config(Config, argv, "python -m resnet.train", ABOUT)

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 from btard.boundary import Parser, positive, program
 from btard.harness import tables
 from btard.harness.progress import track
-from resnet.config import Config, parse_command_line
+from btard.harness.settings import parse_command_line
+from resnet.config import Config
 
 if TYPE_CHECKING:
     import torch
@@ -95,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", required=True, metavar="FILE.json")
     parser.add_argument("--widths", type=positive, nargs="+", default=[4, 8, 16, 32], metavar="W", help="beside 64")
     chosen, words = parser.parse_known_args(argv)
-    config, out = parse_command_line([chosen.config, "--out", chosen.out, *words], PROGRAM)
+    config, out = parse_command_line(Config, [chosen.config, "--out", chosen.out, *words], PROGRAM)
     import torch
 
     from resnet.data import load_dataset

@@ -38,15 +38,13 @@ def draw_batches(
     seeds: Sequence[bytes],
     batch_size: int,
     *,
-    augment: bool = True,
     flip_labels: Sequence[bool] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return images [P, B, C, H, W] float32, normalised, and labels [P, B] int64 on the data's device, for P seeds.
 
-    A batch is a function of its 32-byte seed alone, the same on every device: B distinct samples and, with `augment`,
-    for each a random crop out of the padded image and (unless the data forbids it) a horizontal flip with probability
-    1/2. The samples of a seed are the same with and without augmentation. Where `flip_labels` is true, label l becomes
-    classes - 1 - l (the label-flipping attack).
+    A batch is a function of its 32-byte seed alone, the same on every device: B distinct samples, for each a random
+    crop out of the padded image and (unless the data forbids it) a horizontal flip with probability 1/2. Where
+    `flip_labels` is true, label l becomes classes - 1 - l (the label-flipping attack).
 
     Raises ValueError for a seed of another length, a batch size that the data does not allow, no seeds, or unequal
     numbers of seeds and flags.
@@ -57,7 +55,7 @@ def draw_batches(
     if not 1 <= batch_size <= len(data):
         raise ValueError(f"batch_size must be between 1 and the {len(data)} training samples, got {batch_size}")
     device = data.labels.device
-    choices = np.stack([_choose(data, seed, batch_size, augment) for seed in seeds], axis=1)
+    choices = np.stack([_choose(data, seed, batch_size) for seed in seeds], axis=1)
     index, top, left, mirrored = torch.from_numpy(choices).to(device)
     images = _gather(data, index, top, left, mirrored)
     labels = data.labels[index]
@@ -71,16 +69,12 @@ def requested_batches(data: TrainingData, requests: Sequence[Compute], batch_siz
     return draw_batches(data, [request.seed for request in requests], batch_size, flip_labels=flags)
 
 
-def _choose(data: TrainingData, seed: bytes, batch_size: int, augment: bool) -> np.ndarray:
+def _choose(data: TrainingData, seed: bytes, batch_size: int) -> np.ndarray:
     """Return [4, B] int64: samples, first rows, first columns, and 1 for each to be mirrored."""
     generator = generator_from_seed(seed)
     index = generator.choice(len(data), batch_size, replace=False)
-    if augment:
-        offsets = generator.integers(0, 2 * data.padding + 1, (2, batch_size))
-        mirrored = generator.integers(0, 2, batch_size) * data.mirror
-    else:
-        offsets = np.full((2, batch_size), data.padding)
-        mirrored = np.zeros(batch_size, dtype=np.int64)
+    offsets = generator.integers(0, 2 * data.padding + 1, (2, batch_size))
+    mirrored = generator.integers(0, 2, batch_size) * data.mirror
     return np.stack([index, *offsets, mirrored]).astype(np.int64)
 
 

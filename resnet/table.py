@@ -10,8 +10,9 @@ from typing import Any
 from btard.audit.files import CONFIG
 from btard.harness.pieces import check_finished
 from btard.harness.run_folder import RunFolderError, read_metrics, read_summary, steps_per_second
+from btard.harness.settings import read_config
 from btard.harness.typed_yaml import AnyPath, ConfigError
-from resnet.config import Config, read_config
+from resnet.config import Config
 
 COLUMNS = (
     "run",
@@ -61,7 +62,7 @@ def read_run(path: Path, label: str | None = None) -> Run:
     if not (path / CONFIG).exists():
         raise RunFolderError(f"{path}: expected a run folder, found no config.yaml in it")
     try:
-        config = read_config(path / CONFIG)
+        config = read_config(Config, path / CONFIG)
     except ConfigError as error:
         raise RunFolderError(str(error)) from None
     summary = read_summary(path)

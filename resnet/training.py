@@ -34,6 +34,7 @@ from btard.training.garbage import only_new_garbage
 from btard.training.kernels import check_bits, choose_exact_kernels
 from btard.training.layout import layout_digest, write_layout
 from btard.training.optimizer import VectorOptimizer
+from btard.training.resume import under
 from resnet.cohort import HISTORY, make_driver, make_model, make_task
 from resnet.config import Config
 from resnet.data import DataError, Dataset, load_dataset
@@ -155,10 +156,6 @@ class Training:
 
     def load(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
-
-        def under(prefix: str) -> dict[str, torch.Tensor]:
-            return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
         missing = {*self.optimizer.state(), *self.task.local_state()} - set(tensors)
         if missing:
             raise RunFolderError(
@@ -168,7 +165,7 @@ class Training:
         self.optimizer.load(tensors)
         self.task.load_local_state(tensors)
         # The same life: an interrupted run leaves the bytes of one that was not, and its attackers remember nothing.
-        self.driver.restore(state["driver"], under("driver/"), life=None)
+        self.driver.restore(state["driver"], under("driver/", tensors), life=None)
         self.diverged_at = state["diverged_at"]
 
 

@@ -11,7 +11,6 @@ from urllib.parse import urlparse
 
 import yaml
 from blake3 import blake3
-from rich.console import Console
 
 from albert.cloud.account import Account
 from albert.cloud.config import AttackConfig
@@ -60,7 +59,7 @@ class AwsSwarms:
 
     own_display = True
 
-    def __init__(self, config: CloudConfig, *, out: Console | None = None) -> None:
+    def __init__(self, config: CloudConfig) -> None:
         if config.bucket is None:
             raise ConfigError(
                 "bucket: expected a name, got null; what swarms leave comes from it: --aws.bucket NAME, or in the "
@@ -69,7 +68,7 @@ class AwsSwarms:
         if len(config.run_id) > SHORT:
             raise ConfigError(f"run_id: expected at most {SHORT} characters for a series, got {config.run_id}")
         self.config = config
-        self.out = console() if out is None else out
+        self.out = console()
         self.account = Account(config.region, config.profile)
 
     @classmethod

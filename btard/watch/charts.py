@@ -49,12 +49,12 @@ class _Steps:
         """The first step of the column of `step`."""
         return step - (step - self.first) % self.every
 
-    def axis(self, field: str, labels: bool = True) -> Spec:
+    def axis(self, field: str) -> Spec:
         return {
             "field": field,
             "type": "quantitative",
             "scale": {"domain": [self.first - 0.5, self.last + 0.5], "nice": False, "zero": False},
-            "axis": {"title": "step" if labels else None, "tickMinStep": 1, "format": "d", "grid": False},
+            "axis": {"title": "step", "tickMinStep": 1, "format": "d", "grid": False},
         }
 
 

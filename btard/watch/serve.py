@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from btard.audit.files import CONFIG, LEDGER, METRICS, STATUS, SUMMARY, TIMINGS
 from btard.harness.run_folder import RunFolderError
-from btard.watch.folder import Run, read_run
+from btard.watch.folder import read_run
 from btard.watch.page import content_of, json_of, page_of
 
 LOOPBACK = "127.0.0.1"
@@ -21,12 +20,12 @@ WATCHED = (METRICS, STATUS, CONFIG, TIMINGS, LEDGER, SUMMARY)
 class Watcher:
     """The newest page of the run in `folder`; read again once a file of it has changed."""
 
-    def __init__(self, folder: Path, read: Callable[[Path], Run] = read_run) -> None:
+    def __init__(self, folder: Path) -> None:
         """Errors: RunFolderError if there is no run."""
-        self._folder, self._read = folder, read
+        self._folder = folder
         self._lock = threading.Lock()
         self._state: tuple[tuple[str, int, int], ...] | None = None
-        self._run = read(folder)
+        self._run = read_run(folder)
         self.page, self.data, self.tag = "", "", ""
         self.look()
 
@@ -37,7 +36,7 @@ class Watcher:
             if state == self._state:
                 return
             try:
-                self._run = self._read(self._folder)
+                self._run = read_run(self._folder)
             except (RunFolderError, OSError):  # in the middle of being written anew
                 return
             content = content_of(self._run)

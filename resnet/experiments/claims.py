@@ -15,7 +15,7 @@ from resnet.experiments.grid import Experiment
 from resnet.experiments.noise import QuietRuns
 from resnet.experiments.outcomes import RECOVERED_WITHIN, RECOVERY_WINDOW, Outcome, Results, Series
 from resnet.experiments.survival import collapse
-from resnet.experiments.tables import Table, span, spread
+from resnet.experiments.tables import Table, mean, span, spread
 
 CHANCE = 10.0
 """Percent of the test images that a guess gets right: CIFAR-10 and the digits have ten classes."""
@@ -178,7 +178,7 @@ def _radii(entries: Sequence[Series], quiet: QuietRuns) -> _Verdict | None:
     pairs = {attack: (radii[min(radii)], radii[max(radii)]) for attack, radii in found.items() if len(radii) > 1}
     told, less, more, unclear = [], 0, [], 0
     for attack, (strong, weak) in pairs.items():
-        dips = [_mean(entry.values(lambda o: o.dip)) for entry in (strong, weak)]
+        dips = [mean(entry.values(lambda o: o.dip)) for entry in (strong, weak)]
         noises = [dip for entry in (strong, weak) if (noise := quiet.noise(entry)) for dip in noise.dips]
         if dips[0] is None or dips[1] is None:
             continue
@@ -262,8 +262,8 @@ def _final(entry: Series) -> float:
 
 
 def _reference(entry: Series) -> float | None:
-    mean = _mean(entry.values(lambda o: o.reference_accuracy))
-    return None if mean is None else 100 * mean
+    found = mean(entry.values(lambda o: o.reference_accuracy))
+    return None if found is None else 100 * found
 
 
 def _of(entry: Series) -> str:
@@ -274,10 +274,6 @@ def _of(entry: Series) -> str:
 def _below(entry: Series) -> float:
     reference = _reference(entry)
     return 0.0 if reference is None else reference - _final(entry)
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
 
 
 def _runs(entries: Sequence[Series]) -> int:

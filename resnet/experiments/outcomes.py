@@ -21,9 +21,9 @@ from btard.harness.packed import open_packed
 from btard.harness.pieces import check_finished
 from btard.harness.run_folder import RunFolderError, read_metrics, read_summary, steps_per_second
 from btard.harness.sections import ProtocolSection
-from btard.harness.settings import config_text, differing_keys
+from btard.harness.settings import config_text, differing_keys, read_config
 from btard.harness.typed_yaml import AnyPath, ConfigError
-from resnet.config import AggregatorConfig, AttackConfig, Config, DataConfig, read_config
+from resnet.config import AggregatorConfig, AttackConfig, Config, DataConfig
 from resnet.experiments.grid import GRID_FILE, Cell, Experiment, Grid, read_grid
 from resnet.experiments.plan import PACKED, RUNS
 from resnet.experiments.warmup import warm_up_of
@@ -367,7 +367,7 @@ def _check_settings(file: AnyPath, cell: Cell) -> None:
         text = file.read_text(encoding="utf-8")
         if cell.config.data.digest is None and _DIGEST.sub("", text) == _DIGEST.sub("", config_text(cell.config)):
             return  # as nearly always; parsing takes longer
-        differing = [entry for entry in differing_keys(read_config(file), cell.config) if entry[0] != PLACE]
+        differing = [entry for entry in differing_keys(read_config(Config, file), cell.config) if entry[0] != PLACE]
     except (OSError, UnicodeDecodeError) as error:
         raise RunFolderError(f"{file}: cannot be read ({error}); {AGAIN}") from None
     except ConfigError as error:

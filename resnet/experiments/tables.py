@@ -142,8 +142,8 @@ def results_csv(results: Results, experiments: Sequence[Experiment]) -> Table:
             references = entry.values(lambda o: o.reference_accuracy)
             recoveries, dips = entry.values(lambda o: o.recovery), entry.values(lambda o: o.dip)
             row = [experiment.name, entry.attack, entry.defence, entry.variant, len(entry.outcomes)]
-            row += [*_mean_min_max(entry.values(lambda o: o.accuracy)), _mean(references), *_mean_min_max(dips)]
-            row += [len(recoveries), len(dips), _mean(recoveries)]
+            row += [*_mean_min_max(entry.values(lambda o: o.accuracy)), mean(references), *_mean_min_max(dips)]
+            row += [len(recoveries), len(dips), mean(recoveries)]
             row += [_total(entry, lambda o: o.attackers), _total(entry, lambda o: len(o.attacker_bans))]
             row += _mean_min_max(entry.values(lambda o: o.last_ban))
             row += [_total(entry, lambda o: sum(o.honest_bans.values())), len(entry.values(lambda o: o.diverged_at))]
@@ -266,12 +266,13 @@ def plain(value: Any) -> str:
     return format(value, ".9g") if isinstance(value, float) else str(value)
 
 
-def _mean(values: Sequence[float]) -> float | None:
+def mean(values: Sequence[float]) -> float | None:
+    """Return the mean, None of no values."""
     return sum(values) / len(values) if values else None
 
 
 def _mean_min_max(values: Sequence[float]) -> list[float | None]:
-    return [_mean(values), min(values, default=None), max(values, default=None)]
+    return [mean(values), min(values, default=None), max(values, default=None)]
 
 
 def columns(table: Table) -> list[str]:

@@ -18,9 +18,9 @@ from blake3 import blake3
 from btard.attacks.registry import attack_class
 from btard.audit.files import CHECKPOINTS, CONFIG
 from btard.harness.run_folder import RunFolder
-from btard.harness.settings import differing_keys
+from btard.harness.settings import differing_keys, read_config
 from btard.protocol.collusion import Collusion
-from resnet.config import AttackConfig, Config, read_config
+from resnet.config import AttackConfig, Config
 from resnet.data import Dataset
 from resnet.training import train
 
@@ -97,7 +97,7 @@ def branch(config: Config, folder: Path, warm_up: Path, step: int) -> None:
 
     Raises RunFolderError if the warm-up was trained on other data.
     """
-    common = read_config(warm_up / CONFIG)
+    common = read_config(Config, warm_up / CONFIG)
     if config.data.digest is None:
         config = replace(config, data=replace(config.data, digest=common.data.digest))
     run = RunFolder(folder, config, events=False)

@@ -13,12 +13,12 @@ from albert.config import Config as AlbertConfig
 from albert.data.errors import DataError
 from albert.data.folder import read_record
 from albert.experiments.grid import read_grid as read_series
-from btard.harness.settings import help_text, read_config
+from btard.harness.settings import help_text, parse_command_line, read_config
 from btard.harness.typed_yaml import ConfigError, read_words
 from btard.swarm.commands import COMMANDS, about
 from btard.swarm.config import SwarmConfig
 from btard.swarm.local import LINES, Told
-from resnet.config import Config, parse_command_line
+from resnet.config import Config
 from resnet.experiments.grid import read_grid
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +70,7 @@ def test_either_spelling_of_an_option_is_the_same() -> None:
     with pytest.raises(ConfigError, match="unknown key --batch-sise; did you mean --batch_size"):
         read_words(["--batch-sise", "3"], Config)
     words = [str(CONFIGS / FILES["resnet.train"]), "--out", "x", "--checkpoint-every", "7"]
-    assert parse_command_line(words, "test")[0].checkpoint_every == 7
+    assert parse_command_line(Config, words, "test")[0].checkpoint_every == 7
 
 
 @pytest.mark.parametrize("cls", [Config, AlbertConfig, SwarmConfig])

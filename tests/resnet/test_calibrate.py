@@ -11,6 +11,7 @@ import yaml
 
 from btard.attacks import make_attack
 from btard.drivers.local import LocalDriver
+from btard.harness.settings import parse_command_line, read_config
 from btard.protocol.collusion import Collusion
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.effects import Compute
@@ -19,7 +20,7 @@ from btard.protocol.tolerance import difference
 from btard.training.vector import flatten
 from resnet.calibrate import main
 from resnet.calibration import Pair, draw, mixes
-from resnet.config import Config, parse_command_line, read_config
+from resnet.config import Config
 from resnet.data import load_dataset
 from resnet.model import resnet18
 from resnet.numerics import Numerics, NumericTask, numerics_here
@@ -87,7 +88,7 @@ def read_yaml(text: str) -> Config:
     """The digits with the lines pasted in."""
     settings = yaml.safe_load(text)["protocol"]
     words = [word for key, value in settings.items() for word in (f"--protocol.{key}", str(value))]
-    return parse_command_line([DIGITS, "--out", "unused", *words], "test")[0]
+    return parse_command_line(Config, [DIGITS, "--out", "unused", *words], "test")[0]
 
 
 def test_equal_bits_are_validated_exactly() -> None:
@@ -109,7 +110,7 @@ def test_the_command_measures_proposes_and_writes(tmp_path: Path, capsys: pytest
     assert "gradient_tol" in printed and all(name in printed for name in missing)
     first = (tmp_path / "tolerances.txt").read_text().split("\n\n")[0]
     (tmp_path / "pasted.yaml").write_text(first)
-    assert read_config(tmp_path / "pasted.yaml").protocol.validation == "tolerant"
+    assert read_config(Config, tmp_path / "pasted.yaml").protocol.validation == "tolerant"
 
 
 @pytest.mark.parametrize(("words", "said"), [(["--samples", "0"], "--samples"), (["--model.widht", "2"], "width")])

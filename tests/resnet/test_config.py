@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from btard.aggregation import AGGREGATORS
-from btard.harness.settings import config_text, differing_keys
+from btard.harness.settings import config_text, differing_keys, read_config
 from btard.harness.typed_yaml import ConfigError, keys, read_settings
-from resnet.config import RULES, Config, load_config, read_config
+from resnet.config import RULES, Config, load_config
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "resnet"
 
@@ -23,7 +23,7 @@ def load(folder: Path, text: str, *words: str) -> Config:
 def test_papers_file_spells_out_every_default():
     file = CONFIGS / "paper_defaults.yaml"
     paper = replace(Config().protocol, tau=1.0, tau_start=1.0, heal="off")  # the defaults need no tuning
-    assert read_config(file) == replace(Config(), protocol=paper)
+    assert read_config(Config, file) == replace(Config(), protocol=paper)
     assert set(read_settings(file, Config)) == set(keys(Config))
 
 
@@ -78,7 +78,7 @@ def test_values_that_follow_from_others(tmp_path):
 def test_saved_settings_read_back_equal_and_the_text_is_always_the_same(tmp_path, value):
     config = load(tmp_path, f"protocol: {{tau: {value}}}", "--attack.options", "{a_b: 1, c: text}")
     (tmp_path / "one.yaml").write_text(config_text(config), encoding="utf-8")
-    again = read_config(tmp_path / "one.yaml")
+    again = read_config(Config, tmp_path / "one.yaml")
     assert again == config
     assert config_text(again) == (tmp_path / "one.yaml").read_text(encoding="utf-8")
 
@@ -230,4 +230,4 @@ def test_help_lists_every_key(capsys):
 def test_a_saved_file_that_was_damaged_is_an_error_of_the_reader(tmp_path):
     (tmp_path / "config.yaml").write_text("peers: sixteen", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"config\.yaml: peers must be an integer"):
-        read_config(tmp_path / "config.yaml")
+        read_config(Config, tmp_path / "config.yaml")

@@ -19,7 +19,8 @@ from btard.harness.run_folder import (
     read_summary,
     read_timings,
 )
-from resnet.config import Config, read_config
+from btard.harness.settings import read_config
+from resnet.config import Config
 
 CONFIG = Config(steps=10)
 
@@ -168,7 +169,7 @@ def test_folder_of_another_run_is_refused(tmp_path):
 def test_settings_of_an_attempt_without_a_step_bind_nobody(tmp_path):
     RunFolder(tmp_path / "r", CONFIG)
     RunFolder(tmp_path / "r", replace(CONFIG, seed=3))
-    assert read_config(tmp_path / "r" / "config.yaml").seed == 3
+    assert read_config(Config, tmp_path / "r" / "config.yaml").seed == 3
 
 
 def test_folder_with_other_files_is_refused_and_left_alone(tmp_path):

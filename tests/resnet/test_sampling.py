@@ -1,6 +1,7 @@
 """Batches are functions of their seeds, and their augmentation is what it is said to be."""
 
 import hashlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,6 +22,13 @@ def make_dataset(count: int = 200, channels: int = 3, size: int = 32, mirror: bo
     labels = torch.arange(count) % 10
     names = tuple("abcdefghij")
     return Dataset(images, labels, images[:5], labels[:5], (0.5,) * channels, (0.25,) * channels, "x", names, mirror)
+
+
+def unmoved(dataset: Dataset) -> TrainingData:
+    """The data of which a crop is the whole image: the same seeds draw the same samples."""
+    data = TrainingData(replace(dataset, mirror=False))
+    data.images, data.padding = dataset.train_images, 0
+    return data
 
 
 def pixels(dataset: Dataset, images: torch.Tensor) -> torch.Tensor:
@@ -58,7 +66,7 @@ def test_draws_are_the_same_on_every_machine() -> None:
 
 def test_without_augmentation_samples_are_whole_distinct_and_labelled() -> None:
     dataset = make_dataset()
-    images, labels = draw_batches(TrainingData(dataset), [seed(number) for number in range(6)], 64, augment=False)
+    images, labels = draw_batches(unmoved(dataset), [seed(number) for number in range(6)], 64)
     for batch, target in zip(pixels(dataset, images), labels, strict=True):
         match = (batch[:, None] == dataset.train_images[None].float()).flatten(2).all(2)  # [B, N]
         assert (match.sum(1) == 1).all() and (match.sum(0) <= 1).all()
@@ -77,7 +85,7 @@ def test_augmented_samples_are_crops_and_mirrored_crops(size: int, padding: int)
     data = TrainingData(dataset)
     seeds = [seed(number) for number in range(40)]
     images = pixels(dataset, draw_batches(data, seeds, 8)[0]).flatten(0, 1)
-    plain = pixels(dataset, draw_batches(data, seeds, 8, augment=False)[0]).flatten(0, 1)
+    plain = pixels(dataset, draw_batches(unmoved(dataset), seeds, 8)[0]).flatten(0, 1)
     padded = F.pad(plain, (padding,) * 4)
     seen = set()
     for sample, source in zip(images, padded, strict=True):

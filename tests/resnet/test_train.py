@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 
 from btard.harness.run_folder import RunFolderError, steps_per_second
+from btard.harness.settings import read_config
 from btard.harness.typed_yaml import ConfigError
 from resnet.audit import task_of
-from resnet.config import Config, read_config
+from resnet.config import Config
 from resnet.data import DataError, load_dataset
 from resnet.experiments.warmup import branch, extend, warm_up_of
 from resnet.train import main
@@ -157,7 +158,7 @@ def images(folder: Path) -> Config:
 def test_a_run_goes_on_with_the_data_it_was_begun_with_alone(tmp_path: Path) -> None:
     config = images(tmp_path / "images")
     assert train(config, tmp_path / "run", progress=False, until=2) is None
-    noted = read_config(tmp_path / "run/config.yaml").data.digest
+    noted = read_config(Config, tmp_path / "run/config.yaml").data.digest
     assert noted == load_dataset("folder", tmp_path / "images").digest
     known = replace(config, data=replace(config.data, digest=noted))
     assert train(known, tmp_path / "run", progress=False, until=3) is None

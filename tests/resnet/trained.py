@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from resnet.config import Config, parse_command_line
+from btard.harness.settings import parse_command_line
+from resnet.config import Config
 from resnet.training import Training, train
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +21,7 @@ ATTACK = ["--attack.name", "sign_flip", "--attack.start", "2", "--byzantine", "2
 
 
 def config_of(*words: str) -> Config:
-    return parse_command_line([DIGITS, "--out", "unused", *SMALL, *words], "test")[0]
+    return parse_command_line(Config, [DIGITS, "--out", "unused", *SMALL, *words], "test")[0]
 
 
 def files_of(out: Path) -> dict[str, Any]:
