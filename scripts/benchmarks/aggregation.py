@@ -15,7 +15,7 @@ from btard.aggregation import AGGREGATORS, centered_clip, clip_residual
 from btard.aggregation.gram import gram
 from scripts.benchmarks.libraries import OTHERS, STEPS, Rule, rules_of
 from scripts.benchmarks.measure import Settings, Times, in_units, interleaved, ratio, release
-from scripts.benchmarks.page import Aim, Table
+from scripts.benchmarks.page import Aim, Table, of_kind
 from scripts.benchmarks.textbook import textbook_count, textbook_iteration
 
 RESNET18, ALBERT_LARGE = 11_173_962, 17_700_000
@@ -154,24 +154,24 @@ def small_case(n: int, d: int, repeats: int, settings: Settings) -> dict[str, An
 
 
 def tables(results: dict[str, Any]) -> list[Table]:
-    clips = [case for name, case in results.items() if name.startswith("clip ")]
-    rules = [case for name, case in results.items() if name.startswith("rules ")]
-    small = [case for name, case in results.items() if name.startswith("small ")]
+    clips = of_kind(results, "clip")
+    rules = of_kind(results, "rules")
+    small = of_kind(results, "small")
     shapes = dict.fromkeys((case["n"], case["d"]) for case in rules)
     by_shape = [_rules_table([case for case in rules if (case["n"], case["d"]) == shape]) for shape in shapes]
     return [_clip_table(clips), *by_shape, _residual_table(rules), _small_table(small)]
 
 
 def aims(results: dict[str, Any]) -> list[Aim]:
-    clips = [case for name, case in results.items() if name.startswith("clip ")]
+    clips = of_kind(results, "clip")
     shape = (clips[0]["n"], clips[0]["d"])
     reads = [
         in_units(case["seconds"][row["tau"]], case["seconds"]["x.sum()"]) for case in clips for row in case["taus"]
     ]
     medians = [
         in_units(case["seconds"]["coordinate_median"], case["seconds"]["x.sum()"])
-        for name, case in results.items()
-        if name.startswith("rules ") and (case["n"], case["d"]) == shape
+        for case in of_kind(results, "rules")
+        if (case["n"], case["d"]) == shape
     ]
     where = f"[{shape[0]}, {shape[1]:,}], reads of the memory"
     return [

@@ -7,15 +7,20 @@ import math
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+
+T = TypeVar("T")
+ROOT = Path(__file__).resolve().parents[2]
 
 Times = dict[str, list[float]]
 """Variant -> seconds of every repeat."""
@@ -37,6 +42,15 @@ def synchronise(device: str) -> None:
         torch.cuda.synchronize()
 
 
+def timed(function: Callable[[], T], device: str) -> tuple[T, float]:
+    """What `function` returns, and the seconds that it and the accelerator took for it."""
+    synchronise(device)
+    started = time.perf_counter()
+    result = function()
+    synchronise(device)
+    return result, time.perf_counter() - started
+
+
 def interleaved(
     variants: Mapping[str, Callable[[], object]],
     repeats: int,
@@ -56,11 +70,7 @@ def interleaved(
         for name, function in variants.items():
             if left[name] <= 0:
                 continue
-            synchronise(device)
-            started = time.perf_counter()
-            function()
-            synchronise(device)
-            spent = time.perf_counter() - started
+            _, spent = timed(function, device)
             left[name] -= spent
             if repeat >= warmup or left[name] <= 0:
                 times[name].append(spent)
@@ -104,6 +114,25 @@ def fit(basis: Mapping[str, Sequence[float]], values: Sequence[float]) -> dict[s
     coefficients[used] = found
     error = float(np.abs(columns @ coefficients - 1).max())
     return {"coefficients": dict(zip(basis, coefficients.tolist(), strict=True)), "largest error": error}
+
+
+def output_of(words: Sequence[str], *, minutes: float | None = None) -> str:
+    """What `python WORDS` prints. Errors: RuntimeError with its last words if it fails or takes over `minutes`."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *words]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            printed, errors = process.communicate(timeout=None if minutes is None else 60 * minutes)
+        except BaseException as error:
+            process.terminate()  # torchrun ends its processes, too
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            raise RuntimeError(f"{' '.join(command)} took longer than {minutes} minutes") from None
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed: {errors[-2000:]}")
+    return printed
 
 
 def memory(field: str) -> int:

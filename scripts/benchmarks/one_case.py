@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from btard.drivers.local import LocalDriver
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.memory import Memory
 from resnet.model import resnet18
-from scripts.benchmarks.measure import memory, release, synchronise
+from scripts.benchmarks.measure import memory, release, timed
 from scripts.benchmarks.workloads import BATCH, PEERS, PreparedTask, resnet_task
 from scripts.traffic import tensors
 
@@ -31,11 +31,8 @@ def step_case(case: dict[str, Any]) -> dict[str, Any]:
     driver = LocalDriver(config, PreparedTask(d, n, device), memory=Memory(remembers=not case.get("own")))
     params, seconds = torch.zeros(d, device=device), []
     for _ in range(case["steps"]):
-        synchronise(device)
-        started = time.perf_counter()
-        result = driver.step(params)
-        synchronise(device)
-        seconds.append(time.perf_counter() - started)
+        result, spent = timed(partial(driver.step, params), device)
+        seconds.append(spent)
     sent = sum(result.sent.values()) / n
     # Nobody validates in the first step.
     return {"seconds": seconds[1:], "sent": sent, "remainder": sent - tensors(n, len(result.workers), d)}

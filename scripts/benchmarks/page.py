@@ -31,6 +31,11 @@ class Table:
         tables.console().print(tables.table(self.title, self.heading, self.rows, note=self.note))
 
 
+def of_kind(results: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    """The results of the cases whose names begin with this word, but for those that say only why they were skipped."""
+    return [case for name, case in results.items() if name.startswith(f"{kind} ") and list(case) != ["skipped"]]
+
+
 @dataclass(frozen=True)
 class Aim:
     """A bound for `measured`: `at most` or, for speeds, `at least` this value."""

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from scripts.benchmarks.measure import Settings, fit, ratio, release, slope
+from scripts.benchmarks.measure import Settings, fit, output_of, ratio, release, slope
 from scripts.benchmarks.one_case import result_of
-from scripts.benchmarks.page import Aim, Table
+from scripts.benchmarks.page import Aim, Table, of_kind
 from scripts.benchmarks.workloads import PEERS
 
-ROOT = Path(__file__).resolve().parents[2]
 PEER_COUNTS: tuple[int, ...] = (4, 8, 16, 32, 64, 128, 256)
 ON_ITS_OWN = 64
 """Number of peers up to which steps without remembering and steps with relays are measured, as these are slow."""
@@ -58,25 +54,21 @@ def in_process_of_its_own(case: dict[str, Any]) -> dict[str, Any]:
     Errors: RuntimeError with what the process said last.
     """
     release(case["device"])
-    command = [sys.executable, "-m", "scripts.benchmarks.one_case", json.dumps(case)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed: {done.stderr[-2000:]}")
-    return json.loads(done.stdout)
+    return json.loads(output_of(["-m", "scripts.benchmarks.one_case", json.dumps(case)]))
 
 
 def tables(results: dict[str, Any]) -> list[Table]:
-    peers, own, relays, size = (_of(results, prefix) for prefix in ("peers", "own", "relays", "size"))
+    peers, own, relays, size = (of_kind(results, kind) for kind in ("peers", "own", "relays", "size"))
     return [
         _peers_table(peers, own, relays),
         _size_table(size),
         _growth_table(peers, own, relays, size),
-        _memory_table(_of(results, "training memory"), _of(results, "driver memory")),
+        _memory_table(of_kind(results, "training memory"), of_kind(results, "driver memory")),
     ]
 
 
 def aims(results: dict[str, Any]) -> list[Aim]:
-    pairs = zip(_of(results, "training memory"), _of(results, "driver memory"), strict=True)
+    pairs = zip(of_kind(results, "training memory"), of_kind(results, "driver memory"), strict=True)
     return [
         Aim(
             f"driver's memory / ([n, d] and one model's training), width {cohort['width']}",
@@ -90,10 +82,6 @@ def aims(results: dict[str, Any]) -> list[Aim]:
 def allowance(plain: dict[str, Any], cohort: dict[str, Any]) -> float:
     """Bytes of the gradients [n, d] in float32 and of training one model."""
     return 4 * cohort["n"] * cohort["d"] + plain["memory"]
-
-
-def _of(results: dict[str, Any], prefix: str) -> list[dict[str, Any]]:
-    return [case for name, case in results.items() if name.startswith(f"{prefix} ")]
 
 
 def per_peer(case: dict[str, Any]) -> float:

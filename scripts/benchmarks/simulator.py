@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -17,11 +14,10 @@ from btard.drivers.local import LocalDriver
 from btard.harness.run_folder import read_summary, read_timings
 from btard.protocol.config import ProtocolConfig
 from scripts.benchmarks.libraries import rules_of
-from scripts.benchmarks.measure import Settings, in_units, interleaved, ratio, release
-from scripts.benchmarks.page import Aim, Table
+from scripts.benchmarks.measure import Settings, in_units, interleaved, output_of, ratio, release
+from scripts.benchmarks.page import Aim, Table, of_kind
 from scripts.benchmarks.workloads import BATCH, PEERS, PLAIN, gradient_variants, library_step, resnet_task
 
-ROOT = Path(__file__).resolve().parents[2]
 MINUTES = 5
 """A program that takes longer is stopped."""
 RULES = ("mean", "trimmed_mean", "centered_clip")
@@ -80,7 +76,7 @@ def ddp_case(peers: int, width: int, side: int, repeats: int) -> dict[str, Any]:
     """Steps of `scripts.benchmarks.ranks`, a process per peer."""
     words = json.dumps({"width": width, "side": side, "repeats": repeats})
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={peers}"]
-    found: dict[str, Any] = json.loads(_run([*launch, "-m", "scripts.benchmarks.ranks", words]))
+    found: dict[str, Any] = json.loads(output_of([*launch, "-m", "scripts.benchmarks.ranks", words], minutes=MINUTES))
     return {"width": width, "side": side, **found}
 
 
@@ -119,41 +115,22 @@ def processes_case(peers: int, byzantine: int, steps: int, repeats: int, setting
 
 def _train(words: list[str], out: Path) -> tuple[dict[str, Any], list[float]]:
     """Run `python WORDS`; the summary that it leaves in `out`, and the seconds of its steps. Errors: RuntimeError."""
-    _run(words)
+    output_of(words, minutes=MINUTES)
     summary = read_summary(out)
     if summary is None:
         raise RuntimeError(f"{' '.join(words)} left no summary")
     return summary, [sum(spent for phase, spent in line.items() if phase != "step") for line in read_timings(out)]
 
 
-def _run(words: list[str]) -> str:
-    """What `python WORDS` prints. Errors: RuntimeError with its last words if it fails or takes over `MINUTES`."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *words]
-    with subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            printed, errors = process.communicate(timeout=60 * MINUTES)
-        except BaseException as error:
-            process.terminate()  # torchrun ends its processes, too
-            if not isinstance(error, subprocess.TimeoutExpired):
-                raise
-            raise RuntimeError(f"{' '.join(command)} took longer than {MINUTES} minutes") from None
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed: {errors[-2000:]}")
-    return printed
-
-
 def tables(results: dict[str, Any]) -> list[Table]:
-    plain, processes = _of(results, "width "), _of(results, "processes ")
-    byzfl, ddp = _of(results, "byzfl "), _of(results, "ddp ")
+    plain, processes = of_kind(results, "width"), of_kind(results, "processes")
+    byzfl, ddp = of_kind(results, "byzfl"), of_kind(results, "ddp")
     found = [_plain_table(plain), *map(_byzfl_table, byzfl), _processes_table(processes)]
     return [*found, _ddp_table(ddp)] if ddp else found
 
 
 def aims(results: dict[str, Any]) -> list[Aim]:
-    plain, processes = _of(results, "width "), _of(results, "processes ")
+    plain, processes = of_kind(results, "width"), of_kind(results, "processes")
     narrow = [case for case in plain if case["width"] == min(other["width"] for other in plain)]
     against = [in_units(case["seconds"]["btard"], case["seconds"]["plain"]) for case in narrow]
     faster = [in_units(*(c["steps_per_second"][n] for n in ("one process", "a process per peer"))) for c in processes]
@@ -161,17 +138,13 @@ def aims(results: dict[str, Any]) -> list[Aim]:
         Aim(f"BTARD step / plain step on the same samples, width {narrow[0]['width']}", 1.6, max(against)),
         Aim(f"steps/s in one process / in {processes[0]['peers']} processes, digits", 10, min(faster), least=True),
     ]
-    for case in _of(results, "byzfl "):
+    for case in of_kind(results, "byzfl"):
         seconds = case["seconds"]
         clip, mean = (in_units(seconds[f"byzfl {rule}"], seconds["btard"]) for rule in ("centered_clip", "mean"))
         found.append(Aim(f"byzfl's step with CenteredClip / BTARD step, width {case['width']}", 6, clip, least=True))
         found.append(Aim(f"BTARD step / byzfl's step with the mean, width {case['width']}", 1, 1 / mean))
-    ddp = [in_units(case["seconds"]["btard"], case["seconds"]["ddp"]) for case in _of(results, "ddp ")]
+    ddp = [in_units(case["seconds"]["btard"], case["seconds"]["ddp"]) for case in of_kind(results, "ddp")]
     return [*found, Aim("BTARD step / DDP step, a process per peer", 2, max(ddp))] if ddp else found
-
-
-def _of(results: dict[str, Any], kind: str) -> list[dict[str, Any]]:
-    return [case for name, case in results.items() if name.startswith(kind) and "skipped" not in case]
 
 
 def _byzfl_table(case: dict[str, Any]) -> Table:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,8 +14,8 @@ from btard.drivers.local import LocalDriver
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.memory import Memory
 from btard.task import Task
-from scripts.benchmarks.measure import Settings, in_units, interleaved, ratio, release, synchronise
-from scripts.benchmarks.page import Aim, Table
+from scripts.benchmarks.measure import Settings, in_units, interleaved, ratio, release, timed
+from scripts.benchmarks.page import Aim, Table, of_kind
 from scripts.benchmarks.workloads import (
     BATCH,
     PEERS,
@@ -67,20 +66,13 @@ def steps_of(task: Task, params: Tensor, repeats: int, rows: Tensor, settings: S
     reduce: list[float] = []
     for repeat in range(repeats + 2):  # nobody validates in the first step, and the second warms that up
         for way, driver in drivers.items():
-            synchronise(settings.device)
-            started = time.perf_counter()
-            result = driver.step(params)
-            synchronise(settings.device)
-            spent = time.perf_counter() - started
+            result, spent = timed(partial(driver.step, params), settings.device)
             if repeat >= 2:
                 outside = spent - sum(result.seconds.values())
                 phases[way].append({**result.seconds, "handing over the result": outside})
-        synchronise(settings.device)
-        started = time.perf_counter()
-        all_reduce(rows)
-        synchronise(settings.device)
+        _, spent = timed(partial(all_reduce, rows), settings.device)
         if repeat >= 2:
-            reduce.append(time.perf_counter() - started)
+            reduce.append(spent)
     sent = list(result.sent.values())
     return {
         "d": task.d,
@@ -130,8 +122,8 @@ def gradients_case(width: int, size: int, seconds: float, settings: Settings) ->
 def tables(results: dict[str, Any]) -> list[Table]:
     steps = [case for case in results.values() if "phases" in case]
     skipped = [f"ALBERT-large: {case['skipped']}." for case in results.values() if "skipped" in case]
-    ways = [case for name, case in results.items() if name.startswith("gradients ")]
-    return [_overhead_table(steps, skipped), *map(_phases_table, steps), _traffic_table(steps), _gradients_table(ways)]
+    ways = _gradients_table(of_kind(results, "gradients"))
+    return [_overhead_table(steps, skipped), *map(_phases_table, steps), _traffic_table(steps), ways]
 
 
 def aims(results: dict[str, Any]) -> list[Aim]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import statistics
 import tempfile
-import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +17,7 @@ import torch
 from btard.drivers.local import LocalDriver
 from btard.protocol.config import ProtocolConfig
 from btard.training.garbage import only_new_garbage
-from scripts.benchmarks.measure import release, synchronise
+from scripts.benchmarks.measure import release, timed
 from scripts.benchmarks.step import BYZANTINE
 from scripts.benchmarks.workloads import PEERS, resnet_task
 from scripts.gpu_checks.rows import NO_TIME, Row, Setting
@@ -46,12 +46,9 @@ def _steps(commitments: Commitments, setting: Setting) -> Iterator[Row]:
     times: list[float] = []
     phases: list[dict[str, float]] = []
     for step in range(2 + count):  # nobody validates in the first step, and the second warms that up
-        synchronise(device)
-        started = time.perf_counter()
-        result = driver.step(params)
-        synchronise(device)
+        result, spent = timed(partial(driver.step, params), device)
         if step >= 2:
-            times.append(time.perf_counter() - started)
+            times.append(spent)
             phases.append(result.seconds)
         if setting.left <= 0 and len(times) >= 2:
             break
@@ -62,8 +59,8 @@ def _steps(commitments: Commitments, setting: Setting) -> Iterator[Row]:
         numbers["peak bytes"] = torch.cuda.max_memory_allocated()
         said += f", peak {torch.cuda.max_memory_allocated() / 1e9:.2f} GB"
     yield Row(what, said, numbers=numbers)
-    spent = {phase: statistics.median(step.get(phase, 0.0) for step in phases) for phase in phases[0]}
-    yield Row(f"{what}: phases, ms", ", ".join(f"{phase} {1e3 * s:.1f}" for phase, s in spent.items()))
+    medians = {phase: statistics.median(step.get(phase, 0.0) for step in phases) for phase in phases[0]}
+    yield Row(f"{what}: phases, ms", ", ".join(f"{phase} {1e3 * s:.1f}" for phase, s in medians.items()))
     if device != "cpu":
         yield _waits(what, driver, params)
         yield from _kernels(what, driver, params)
