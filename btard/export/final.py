@@ -128,7 +128,7 @@ def read_final(folder: Path) -> Final:
     finished = summary is not None
     if summary is not None and isinstance(summary.get("steps"), int):
         step = summary["steps"]
-    lines = _ledger(folder)
+    lines = lines_of_ledger(folder)
     if not finished:  # what came after the checkpoint has no part in it
         lines = [line for line in lines if line.entry.step < step]
     signed, d = None, tensors[PARAMETERS].numel()
@@ -196,7 +196,8 @@ def _config(folder: Path) -> Mapping[str, Any]:
         raise ExportError(f"{folder}: {error}; copy the run folder again") from None
 
 
-def _ledger(folder: Path) -> list[Line]:
+def lines_of_ledger(folder: Path) -> list[Line]:
+    """The entries of the ledger in a folder; none without one. Errors: ExportError."""
     if not (folder / LEDGER).exists():
         return []
     try:
@@ -208,8 +209,12 @@ def _ledger(folder: Path) -> list[Line]:
 def _kept(folder: Path) -> dict[str, Tensor]:
     """What peers did not train, as it was before the first step. Errors: ExportError."""
     file = folder / KEPT_FILE
+    return _tensors(file) if file.is_file() else {}
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
     try:
-        return load_file(file) if file.is_file() else {}
+        return load_file(file)
     except (SafetensorError, OSError) as error:
         raise ExportError(f"{file}: damaged ({error}); copy the run folder again") from None
 
@@ -217,10 +222,7 @@ def _kept(folder: Path) -> dict[str, Tensor]:
 def _newest(folder: Path) -> tuple[int, dict[str, Tensor], int, tuple[int, ...]]:
     """Step, tensors, whose statistics they are, and who vouched for them."""
     if (folder / FINAL).is_file():
-        try:
-            return 0, load_file(folder / FINAL), 0, ()
-        except (SafetensorError, OSError) as error:
-            raise ExportError(f"{folder / FINAL}: damaged ({error}); copy the run folder again") from None
+        return 0, _tensors(folder / FINAL), 0, ()
     place = folder / CHECKPOINTS
     for file in reversed(Checkpoints(place).files()):
         found = _of_coordinator(file)

@@ -11,11 +11,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from btard.audit.files import ATTESTATION, LEDGER, MODEL, PROTOCOL, ROSTER
-from btard.audit.ledger import read_ledger
-from btard.audit.report import AuditError
 from btard.audit.settings import read_settings
 from btard.export.card import PROOF
-from btard.export.final import ExportError, Final, Signed, signed_by
+from btard.export.final import ExportError, Final, Signed, lines_of_ledger, signed_by
 from btard.protocol.hashing import tensor_digest
 from btard.protocol.wire import Malformed, shown
 from btard.task import PARAMETERS
@@ -74,11 +72,7 @@ def check(out: Path) -> Checked:
     check_places(slots, d)
     params, unsigned = vector_of(out / WEIGHTS, slots, d)
     digest = tensor_digest(params, PARAMETERS)
-    try:
-        lines = read_ledger(proof / LEDGER)
-    except AuditError as error:
-        raise ExportError(f"{proof}: {error}") from None
-    signed = signed_by(proof, lines, digest, params.numel(), layout_digest(slots))
+    signed = signed_by(proof, lines_of_ledger(proof), digest, params.numel(), layout_digest(slots))
     if signed is None:
         raise ExportError(f"{proof}: expected {ATTESTATION}, found none: nobody signed this model")
     files = sorted(str(file.relative_to(out)) for file in out.rglob("*") if not file.is_dir())
