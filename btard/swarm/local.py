@@ -1,6 +1,6 @@
 """A whole swarm on this machine.
 
-A coordinator and `peers` trainers, a process each, with a bar that shows how they are. RUN_DIR gets a folder for each of them.
+A coordinator and `peers` trainers, a process each, and a bar that shows how they are. RUN_DIR gets a folder for each.
 Every peer's key follows from the run's name and its number: for simulations and tests, not for strangers.
 """
 
