@@ -93,7 +93,8 @@ class Recorder:
             return
         if writes:
             self.begin(peers[0].roster, peers[0].d, _platform(peers[0].current))
-        witness = max(peers, key=votes_with_majority)
+        # Also without a trial: one in the next step may be about any aggregate of this one.
+        witness = max(peers, key=lambda peer: (votes_with_majority(peer), len(peer.current.aggregates)))
         record = witness.current
         ledger = peers[0].ledger
         entries = list(takewhile(lambda entry: entry.step == record.step, reversed(ledger.entries)))

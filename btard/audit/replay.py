@@ -26,6 +26,7 @@ from btard.audit.report import (
     SIGNATURES,
     UNCONFIRMED,
     UNMEASURED,
+    UNSEEN,
     UNSHOWN,
     VOTES,
     AuditError,
@@ -102,7 +103,7 @@ class Replay:
         def another(convict: float) -> Observer:
             return self._replayed(proof, recompute, convict)
 
-        findings = self._findings(observer, claims, lines, file, recomputed, elsewhere, another)
+        findings = self._findings(observer, claims, lines, file, recomputed, elsewhere, another, proof.by)
         return [replace(finding, checked=healed) if finding.entry.kind == HEALED else finding for finding in findings]
 
     def _replayed(self, proof: Proof, recompute: Recomputation | None, convict: float = CONVICT) -> Observer:
@@ -188,17 +189,23 @@ class Replay:
         recomputed: str,
         elsewhere: str,
         another: Callable[[float], Observer],
+        by: int,
     ) -> list[Finding]:
         """What was checked in every line. Errors: AuditError if the evidence contradicts the majority.
 
         `recomputed`: how gradients were, or nothing; `elsewhere`: that this is another numeric platform, or nothing.
         There a verdict that follows from floats contradicts nobody's. `another`: multiple of the tolerances -> the
-        observer that convicts above it.
+        observer that convicts above it. `by`: whoever has recorded the step.
         """
 
         def open_here(claim: Claim, verdict: str) -> str:
             """Why this machine's own `verdict` contradicts nobody's; nothing if it does."""
-            if claim in observer.current.unshown:
+            informed = observer.current.informed.get(claim, {})
+            if verdict == EXCUSED and by not in informed:
+                return UNSEEN
+            recomputes = KINDS[claim.kind].recomputes  # a voter without a gradient of its own abstains
+            others = [vote for vote in informed.values() if vote != verdict and not (recomputes and vote == EXCUSED)]
+            if len(others) <= observer.current.byzantine:  # honest voters that had the evidence are not among them
                 return UNSHOWN
             if not KINDS[claim.kind].numeric:
                 return ""

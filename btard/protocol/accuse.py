@@ -163,18 +163,14 @@ def _try(
         liars = min(left, about.byzantine)
         enough = max(len(voters) // 2, liars)  # a peer that hears no other votes decides nothing alone
         cast = {judge: votes[judge].verdicts[index] for judge in sorted(voters)}
-        unseen = {
-            piece
-            for piece in trial.listed[claim]
-            if piece.by == NOBODY and 2 * len(voters & lacked[piece]) > len(voters)
-        }
         needed = [piece for piece in trial.listed[claim] if piece.by == NOBODY]
-        unable = [i for i in cast if cast[i] == EXCUSED and not any(i in lacked[piece] for piece in needed)]
-        undecided = _verdict(cast, enough) == EXCUSED
-        if KINDS[claim.kind].recomputes and len(unable) > liars and undecided:
+        unseen = {piece for piece in needed if 2 * len(voters & lacked[piece]) > len(voters)}
+        informed = {i: cast[i] for i in cast if not any(i in lacked[piece] for piece in needed)}
+        if len(needed) == len(trial.listed[claim]):  # nobody says whether it has what an accuser shows
+            record.informed[claim] = informed
+        unable = list(informed.values()).count(EXCUSED)
+        if KINDS[claim.kind].recomputes and unable > liars and _verdict(cast, enough) == EXCUSED:
             continue  # an honest voter has seen all, and has no gradient to compare it with: nobody's fault
-        if unseen and undecided:
-            record.unshown.add(claim)
         _carry_out(seat, Tried(seat.config, record, about, claim, accusers, unseen), cast, enough)
 
 

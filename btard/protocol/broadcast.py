@@ -64,11 +64,16 @@ def genuine(
     place: Place, record: StepRecord, phase: str, signed: Any, senders: Iterable[int], limit: int
 ) -> bytes | None:
     """The digest of a message that one of `senders` really said in this phase; None for anything else."""
-    if not isinstance(signed, Signed) or (signed.step, signed.phase) != (record.step, phase):
-        return None
-    if signed.sender not in senders or signed.nbytes > limit:
+    if not _due(record, phase, signed, senders, limit):
         return None
     return signed.proven(record.context, place.roster, place.memory)
+
+
+def _due(record: StepRecord, phase: str, signed: Any, senders: Iterable[int], limit: int) -> bool:
+    """Whether one of `senders` could have said it in this phase: no signature is looked at."""
+    if not isinstance(signed, Signed) or (signed.step, signed.phase) != (record.step, phase):
+        return False
+    return signed.sender in senders and signed.nbytes <= limit
 
 
 def resolve(place: Place, record: StepRecord, heard: Heard, vouches: Mapping[int, Any]) -> Generator[Effect, Any, None]:
@@ -114,23 +119,31 @@ class _Gathered:
     def hearing(self) -> Hearing:
         return self.heard.direct if self._said is None else Hearing(self._said)
 
-    def take(self, items: Sequence[Relayed], round: int) -> dict[bytes, Relayed]:
-        """Keep what is new of the `items` that came in this round; returns that, by digest."""
-        said = self.heard.direct.said
-        if items and self._said is None:
+    def take(self, came: Sequence[Sequence[Relayed]], round: int) -> dict[bytes, Relayed]:
+        """Keep what is new of what `came` from each peer in this round; returns that, by digest.
+
+        An honest peer passes on nothing forged. So of each peer one false signature is looked at, and no more.
+        """
+        fresh: dict[bytes, Relayed] = {}
+        if not any(came):
+            return fresh
+        if self._said is None:
+            said = self.heard.direct.said
             self._said = {sender: dict(of_sender) for sender, of_sender in said.items()}
             self._known = {(i, signed.payload) for i, of_sender in said.items() for signed in of_sender.values()}
-        fresh: dict[bytes, Relayed] = {}
-        for item in items:
-            # Most of it is not new: that is seen before any signature is looked at.
-            what = (item.message.sender, item.message.payload)
-            hashed = None if what in self._known else _accepted(self.place, self.record, self.heard, item, round)
-            if hashed is None or self._said is None:
-                continue
-            self._known.add(what)
-            of_sender = self._said.setdefault(item.message.sender, {})
-            if hashed not in of_sender and len(of_sender) < FACES:
-                of_sender[hashed] = item.message
+        for items in came:
+            for item in items:
+                # Most of it is not new: that is seen before any signature is looked at.
+                what = (item.message.sender, item.message.payload)
+                if what in self._known or not _relayed(self.record, self.heard, item, round):
+                    continue
+                if len(self._said.get(item.message.sender, ())) >= FACES:
+                    continue
+                hashed = _proven(self.place, self.record, item)
+                if hashed is None:
+                    break
+                self._known.add(what)
+                self._said.setdefault(item.message.sender, {})[hashed] = item.message
                 fresh[hashed] = item
         return fresh
 
@@ -206,7 +219,7 @@ class _Relaying:
                 self.proof, self._fresh = one, {one.message.digest(record.context): one}
                 return
         if left:  # messages have one round fewer than certificates
-            self._fresh = self._gathered.take([item for items in came for item in items], round)
+            self._fresh = self._gathered.take(came, round)
 
 
 def _tell(
@@ -271,15 +284,20 @@ def _countersign(place: Place, item: Relayed, hashed: bytes) -> Relayed:
     return Relayed(item.message, (*item.chain, (place.id, place.identity.sign(relay_digest(hashed)))))
 
 
-def _accepted(place: Place, record: StepRecord, heard: Heard, item: Relayed, round: int) -> bytes | None:
-    """The digest of a relayed message that has come through at least `round` peers besides its sender; else None."""
+def _relayed(record: StepRecord, heard: Heard, item: Relayed, round: int) -> bool:
+    """Whether it can have come through at least `round` peers besides its sender: no signature is looked at."""
     senders = record.speakers
     if len(item.chain) > len(senders):
-        return None
+        return False
     relayers = {relayer for relayer, _ in item.chain} & set(record.members) - {item.message.sender}
     if len(relayers) < round or len(relayers) < len(item.chain):
-        return None
-    hashed = genuine(place, record, heard.phase, item.message, senders, heard.limit)
+        return False
+    return _due(record, heard.phase, item.message, senders, heard.limit)
+
+
+def _proven(place: Place, record: StepRecord, item: Relayed) -> bytes | None:
+    """The digest of a relayed message that its sender and all in its chain have signed; else None."""
+    hashed = item.message.proven(record.context, place.roster, place.memory)
     if hashed is None:
         return None
     signed = relay_digest(hashed)

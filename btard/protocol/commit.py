@@ -119,8 +119,8 @@ def commit(seat: Seat, record: StepRecord, gradient: torch.Tensor | None) -> Gen
 def call_roll(seat: Seat, record: StepRecord, said: RollCall) -> None:
     """Once all agree on the commitments: who is here (M_t) and works (W_t).
 
-    Errors: NoQuorum if no more than half of A_t are here, NoGradient if nobody of them works, or for long nobody whose
-    work counts.
+    Errors: NoQuorum if no more than half of A_t are here. NoGradient if nobody of them works, or for long nobody whose
+    work counts, unless this step can go back to an earlier state.
     """
     commits = seat.settled(record, said.heard, _kind(seat), expected=())
     for sender, message in commits.items():
@@ -134,7 +134,7 @@ def call_roll(seat: Seat, record: StepRecord, said: RollCall) -> None:
             f"step {record.step}: heard {len(record.here)} of {len(record.active)} peers, more than half are needed"
         )
     _enrol(record, commits)
-    if not record.workers:
+    if not record.workers and not candidates(seat.config, seat.ledger.entries, record.step):
         raise NoGradient("no worker committed to a gradient in this step: all are absent, or the training has diverged")
     record.weight = _weight(seat.config, record, commits)
     _count_absences(seat, record)
@@ -185,7 +185,7 @@ def _weight(config: ProtocolConfig, record: StepRecord, commits: Mapping[int, Co
     )
     if len(told) <= record.byzantine:
         return config.whole_step
-    in_time = config.longest_absence * told[record.byzantine] // int(1000 * config.max_away)
+    in_time = -(-config.longest_absence * told[record.byzantine] // int(1000 * config.max_away))  # more than none
     return min(config.whole_step, in_time)
 
 

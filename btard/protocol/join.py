@@ -35,7 +35,8 @@ def admit(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
     key costs nothing, a check is one in a step, and whoever comes back every third step is not gone.
     """
     most = seat.config.max_newcomers
-    oldest = [request for key, request in seat.requests.items() if key not in seat.roster.keys][:most]
+    known = set(seat.roster.keys)
+    oldest = [request for key, request in seat.requests.items() if key not in known][:most]
     messages = yield from seat.broadcast(record, "join", Join, Join(tuple(oldest)), expected=())
     named: Counter[bytes] = Counter()
     for sender, message in messages.items():
@@ -44,7 +45,7 @@ def admit(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
         ):
             seat.expel(record, sender, "malformed_join")
         else:
-            named.update({request.key for request in message.requests} - set(seat.roster.keys))
+            named.update({request.key for request in message.requests} - known)
     room = min(
         most,
         seat.config.peers - len(seat.probation),
@@ -56,7 +57,8 @@ def admit(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:
         seat.roster = seat.roster.grown(key)
         seat.probation[newcomer] = Probation(0, 0, frozenset())
         _note(seat, record, ADMITTED, newcomer, key.hex())
-    seat.requests = {key: request for key, request in seat.requests.items() if key not in seat.roster.keys}
+    known.update(seat.roster.keys)
+    seat.requests = {key: request for key, request in seat.requests.items() if key not in known}
 
 
 def bring_up(seat: Seat, record: StepRecord) -> Generator[Effect, Any, None]:

@@ -169,7 +169,7 @@ class StepRecord(Settled):
         report.py: reports, coin
         verify.py: truths
         disclose.py: disclosed
-        accuse.py: trials, shown, unshown, skipped, uncleared
+        accuse.py: trials, shown, informed, skipped, uncleared
         trial.py: shown
         join.py: aggregates
         audit/recorder.py: heard
@@ -193,8 +193,8 @@ class StepRecord(Settled):
 
     uncleared: set[int] = set()
     """Targets about which their validator says something: that their work is wrong, or that it could not check it."""
-    unshown: set[Claim] = set()
-    """Claims without a verdict of which most voters say that they lack evidence."""
+    informed: dict[Claim, dict[int, str]] = {}
+    """Claim that was tried -> the votes of those that had all the evidence, by their own word."""
 
     # What this peer alone holds.
     received: dict[int, dict[int, Packet]] = {}

@@ -12,11 +12,12 @@ from btard.audit.__main__ import main as audit
 from btard.audit.recorder import Recorder
 from btard.drivers.local import LocalDriver
 from btard.protocol.behaviour import Behaviour
+from btard.protocol.commit import _weight
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.identity import Identity
 from btard.protocol.ledger import Ledger
-from btard.protocol.messages import UNKNOWN
-from btard.protocol.record import settings_digest
+from btard.protocol.messages import UNKNOWN, TimedCommit
+from btard.protocol.record import StepRecord, settings_digest
 from btard.task import QuadraticTask
 
 LONGEST = 2**31 - 1
@@ -84,6 +85,13 @@ def run(
 )
 def test_steps_and_seconds_both_have_to_be_over(clocks: dict[int, int], gone: int | None) -> None:
     assert run(clocks, Away(3)) == ({} if gone is None else {6: gone})
+
+
+def test_no_step_is_too_short_to_count() -> None:
+    """Else whoever stays away would never be gone."""
+    config = ProtocolConfig(peers=5, byzantine=1, max_absences=3, max_away=86_400.0)
+    record = StepRecord(0, tuple(range(5)), {}, b"", byzantine=1)
+    assert _weight(config, record, {peer: TimedCommit((), b"", 1) for peer in range(4)}) == 1
 
 
 def test_who_is_back_in_time_stays_and_pays_by_the_leak() -> None:

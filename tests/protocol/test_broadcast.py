@@ -215,6 +215,25 @@ def test_a_face_that_fellows_show_to_one_peer_in_any_round_reaches_all_or_none(r
         assert faces == (1 if relayers in (1, 2) and relayers >= round else 0)
 
 
+def test_of_each_peer_one_false_signature_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many messages liars forge, and whatever signatures they make up for them."""
+    looked = list[bytes]()
+    verify = Roster.verify
+
+    def counted(self: Roster, peer: int, message: bytes, signature: bytes, *more: Any) -> bool:
+        looked.append(signature)
+        return verify(self, peer, message, signature, *more)
+
+    net = Net(7, frozenset({4, 5, 6}))
+    forged = [Relayed(replace(net.sign(4, value), signed=bytes([value]) * 64), ()) for value in range(2, 42)]
+    forged = [Relayed(item.message, net.relayed(net.sign(4, 1), 5).chain) for item in forged]
+    monkeypatch.setattr(Roster, "verify", counted)
+    heard = net.run({i: {5: net.sign(5, 1)} for i in range(4)}, {round: {0: forged} for round in (1, 2, 3)})
+    assert len(views(heard)) == 1
+    made_up = [signature for signature in looked if len({*signature}) == 1]
+    assert len(made_up) == 1, "a second round takes two relayers"
+
+
 def test_with_fewer_rounds_than_colluders_a_late_face_would_split() -> None:
     """Why the default is as many rounds as there may be Byzantine peers."""
     net = Net(7, frozenset({4, 5, 6}), rounds=1)

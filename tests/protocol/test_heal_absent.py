@@ -11,8 +11,10 @@ import torch
 
 from btard.audit import audit
 from btard.audit.recorder import Recorder
+from btard.drivers.local import LocalDriver
 from btard.protocol.behaviour import Behaviour
 from btard.protocol.commit import Incomplete
+from btard.protocol.config import ProtocolConfig
 from btard.protocol.heal import HEALED
 from btard.protocol.identity import Identity
 from btard.protocol.ledger import Ledger
@@ -139,3 +141,47 @@ def test_an_audit_accepts_what_members_without_the_states_had_to_leave_to_others
     [healing] = [finding.entry for finding in report.findings if finding.entry.kind == HEALED]
     assert (healing.about_step == 0) == bool(forgot)
     assert any("4 of 7 members" in note or "3 of 7 members" in note for note in report.notes) == bool(forgot)
+
+
+class Cliff(QuadraticTask):
+    """||x - 1||^2 / 2, where x_0 is below 1.25: beyond it nothing is finite."""
+
+    def gradients(self, params: torch.Tensor, requests: Any, out: torch.Tensor, **more: Any) -> None:
+        super().gradients(params - 1, requests, out, **more)
+        if float(params[0]) >= 1.25:
+            out.fill_(float("nan"))
+
+    def public_losses(self, params: torch.Tensor, seed: bytes) -> torch.Tensor:
+        losses = super().public_losses(params - 1, seed)
+        return losses if float(params[0]) < 1.25 else losses * float("nan")
+
+
+class Pushes(Behaviour):
+    byzantine = True
+
+    def active(self, step: int) -> bool:
+        return step >= 3
+
+    def gradient(self, ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        pushed = gradient.nan_to_num()
+        pushed[0] = -1e3
+        return pushed
+
+
+@pytest.mark.parametrize("name", ["cliff 4", "cliff 11", "cliff 15"])
+def test_a_step_in_which_nobody_has_a_gradient_goes_back_if_it_can(name: str, tmp_path: Path) -> None:
+    """The liar pushed all over the cliff, and was convicted there: in the next step nobody hostile works either."""
+    config = ProtocolConfig(peers=5, byzantine=1, validators=1, run_id=name, heal="auto")
+    task, ledger, lines = Cliff(61, noise=0.4), Ledger(), list[str]()
+    driver = LocalDriver(config, task, behaviours={4: Pushes()}, recorder=Recorder(tmp_path, config))
+    x, workers = torch.ones(61), list[int]()
+    for _ in range(12):
+        result = driver.step(x)
+        lines += [ledger.append(entry) + "\n" for entry in result.removed]
+        workers.append(len(driver.honest[0].current.workers))
+        x = x - 0.3 * result.gradient if result.back_to is None else result.state["parameters"].clone()
+    assert [entry.kind for entry in driver.honest[0].ledger.entries] == ["wrong_gradient", HEALED]
+    assert workers.count(0) == 1 and workers[-1] > 0 and float(x[0]) < 1.25
+    (tmp_path / "ledger.jsonl").write_text("".join(lines))
+    driver.attest(x)
+    assert len(audit(tmp_path, task).findings) == 2
