@@ -92,7 +92,7 @@ REFUSED = {
     # What is wrong besides an attack does not wait for the attack's class.
     f"resnet.train {DIGITS} --out a --byzantine 9 --attack.name sign_flip": "--byzantine must be >= 0 and < peers / 2",
     f"resnet.train {DIGITS} --out a --byzantine 1 --attack.name alie --attack.start 900000": "--attack.start must be <",
-    f"resnet.calibrate {DIGITS} --out a --points 0": "--points must be at least 1, got 0",
+    f"resnet.calibrate {DIGITS} --out a --points 0": "--points: must be an integer of at least 1, got 0",
     f"resnet.radii {DIGITS} --out a.json --widths 0": "must be an integer of at least 1",
     "resnet.sweep grid.yaml --out a": "unknown key 'defence'",
     "resnet.sweep grid.yaml": "--out DIR is missing",
