@@ -80,7 +80,8 @@ class Swarm:
             if not self.processes[COORDINATOR].is_alive() or time.monotonic() > deadline:
                 said = [line for line in self.log(COORDINATOR).splitlines() if line.strip()] or ["nothing was printed"]
                 last = next((line for line in reversed(said) if line.startswith("error: ")), said[-1])
-                raise RuntimeError(f"the coordinator did not come up: {last} ({log_file(self.out, COORDINATOR)})")
+                why = last.removeprefix("error: ")
+                raise RuntimeError(f"the coordinator did not come up: {why} ({log_file(self.out, COORDINATOR)})")
             time.sleep(SOON)
         self.address = file.read_text(encoding="utf-8").strip()
 

@@ -42,7 +42,7 @@ BLIND = {
     ),
     "relayed_without_limit": switch(
         "a relayed message so long that nobody can pass it on reaches one honest peer, which then disagrees with all",
-        ("broadcast", "not in senders or signed.nbytes > limit:", "not in senders:"),
+        ("broadcast", "in senders and signed.nbytes <= limit", "in senders"),
     ),
     "any_phase": switch(
         "what a peer said in one phase is its second message in another: honest peers go for equivocation",

@@ -335,7 +335,7 @@ KNOWN = {
     ),
     "judges_without_truth": switch(
         "mode tolerant: if no honest judge can compute the gradient on trial, an honest accuser or target is removed",
-        ("accuse", "recomputes and len(unable) > liars and", "recomputes and False and"),
+        ("accuse", "recomputes and unable > liars and", "recomputes and False and"),
     ),
     "two_bodies": switch(
         "float16: a second body for the same values, which nobody can pass on once it was announced",
