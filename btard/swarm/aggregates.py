@@ -9,6 +9,8 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from msgspec.structs import replace
+
 from btard.protocol import wire
 from btard.protocol.effects import Fetch
 from btard.protocol.envelope import decode_items, encode_items
@@ -16,6 +18,7 @@ from btard.protocol.hashing import digest
 from btard.protocol.peer import Peer
 from btard.protocol.record import StepRecord
 from btard.protocol.signed import Packet
+from btard.protocol.split import Split
 from btard.protocol.wire import Malformed
 from btard.swarm import frames
 from btard.swarm.deadlines import Deadlines
@@ -31,8 +34,9 @@ DOOR, ONE = "aggregates", 2**8
 class Aggregates:
     """Gives the aggregates of the step at hand and the one before, as `peer` has them, to those that listened in it.
 
-    Whoever had a say in a step has its aggregates. A key has one stream at a time, for as long as its bytes may take,
-    and is sent each aggregate once, and what broke off once more. All of that is checked before anything is made.
+    A peer that had a say in a step has its aggregates. A key has one stream at a time, for as long as its bytes may
+    take, and is sent each aggregate once, and what broke off once more. All of that is checked before anything is made.
+    A stream holds the aggregates that were asked for, and nothing else of the step.
     """
 
     def __init__(self, doors: Doors, deadlines: Deadlines, peer: Callable[[], Peer]) -> None:
@@ -51,9 +55,14 @@ class Aggregates:
         self._served.forget(self.doors.members, self.peer().t)
         if (before := self._streams.get(key)) is not None:
             before.cancel()
-        stream = self._streams[key] = asyncio.ensure_future(self._send(key, record, parts, writer))
-        load = sum(record.cut.nbytes(part, "aggregate") for part in parts)
-        del record  # a stream that has been replaced holds nothing
+        cut, held = (
+            record.cut,
+            [Packet("aggregate", record.owner(i), step, i, record.aggregates[i], b"") for i in parts],
+        )
+        del record
+        stream = self._streams[key] = asyncio.ensure_future(self._send(key, cut, held, writer))
+        del held  # a stream that has been replaced holds nothing
+        load = sum(cut.nbytes(part, "aggregate") for part in parts)
         try:
             await asyncio.wait({stream}, timeout=GRACE + self.deadlines.seconds(load))
             if stream.cancelled() or not stream.done():
@@ -82,15 +91,15 @@ class Aggregates:
         size = record.cut.nbytes(part, "aggregate")
         return self._served.sent(key, (record.step, -1 - part)) >= size
 
-    async def _send(self, key: bytes, record: StepRecord, parts: Sequence[int], writer: asyncio.StreamWriter) -> None:
-        for part in parts:
-            body = record.cut.body("aggregate", record.aggregates[part])
-            pieces = encode_items([Packet("aggregate", record.owner(part), record.step, part, body, b"")])
+    async def _send(self, key: bytes, cut: Split, held: Sequence[Packet], writer: asyncio.StreamWriter) -> None:
+        """Send what is `held`, in the form in which it travels, one after the other."""
+        for packet in held:
+            pieces = encode_items([replace(packet, body=cut.body("aggregate", packet.body))])
             counted = frames.Counted(writer)
             try:
                 await frames.send(counted, ("aggregate", frames.size_of(pieces)), pieces)
             finally:
-                self._served.note(key, (record.step, -1 - part), counted.bytes)
+                self._served.note(key, (packet.step, -1 - packet.part), counted.bytes)
 
 
 async def fetch_aggregates(

@@ -113,11 +113,7 @@ class Served:
         `seconds`: what these take of the line. Of all `followers` together, what they are sent beyond 1 + AGAIN times
         takes 1 / SHARE of it.
         """
-        return SHARE * followers * seconds if self.too_often(key, position, size) else 0.0
-
-    def too_often(self, key: bytes, position: Position, size: int) -> bool:
-        """Whether the holder of `key` was sent the frame at `position`, of `size` bytes, more than `AGAIN` times."""
-        return self.sent(key, position) > AGAIN * size
+        return SHARE * followers * seconds if self.sent(key, position) > AGAIN * size else 0.0
 
     def sent(self, key: bytes, position: Position) -> int:
         """Bytes that the holder of `key` was sent of the frame at `position`."""
