@@ -28,7 +28,7 @@ after: 10
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(800)
+@pytest.mark.timeout(400)
 def test_the_notebook_runs_from_top_to_bottom_at_its_smallest_setting(tmp_path: Path) -> None:
     (tmp_path / "grid.yaml").write_text(SMALLEST)
     parameters = {
