@@ -195,7 +195,7 @@ class Replay:
 
         `recomputed`: how gradients were, or nothing; `elsewhere`: that this is another numeric platform, or nothing.
         There a verdict that follows from floats contradicts nobody's. `another`: multiple of the tolerances -> the
-        observer that convicts above it. `by`: whoever has recorded the step.
+        observer that convicts above it. `by`: the peer that recorded the step.
         """
 
         def open_here(claim: Claim, verdict: str) -> str:
@@ -205,7 +205,7 @@ class Replay:
                 return UNSEEN
             recomputes = KINDS[claim.kind].recomputes  # a voter without a gradient of its own abstains
             others = [vote for vote in informed.values() if vote != verdict and not (recomputes and vote == EXCUSED)]
-            if len(others) <= observer.current.byzantine:  # honest voters that had the evidence are not among them
+            if len(others) <= observer.current.byzantine:  # all of them may lie
                 return UNSHOWN
             if not KINDS[claim.kind].numeric:
                 return ""

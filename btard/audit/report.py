@@ -18,7 +18,7 @@ MEASURED = "states measured again"
 UNMEASURED = "replayed from the signed messages; not all of the states are there to be measured again"
 ELSEWHERE = "not certain here: recorded on {there}; this is {here}, and their bits may differ"
 UNSHOWN = "by the votes; not enough voters say that they had been shown the evidence"
-UNSEEN = "by the votes; whoever recorded it was not shown all the evidence"
+UNSEEN = "by the votes; the peer that recorded it was not shown all the evidence"
 CLOSE = "by the votes; this machine's numbers differ, but no more than those of honest machines may"
 VOTES = "votes only: the gradient was not recomputed"
 

@@ -122,7 +122,7 @@ class _Gathered:
     def take(self, came: Sequence[Sequence[Relayed]], round: int) -> dict[bytes, Relayed]:
         """Keep what is new of what `came` from each peer in this round; returns that, by digest.
 
-        An honest peer passes on nothing forged. So of each peer one false signature is looked at, and no more.
+        An honest peer passes on nothing forged. So nothing more is read of a peer after one false signature.
         """
         fresh: dict[bytes, Relayed] = {}
         if not any(came):

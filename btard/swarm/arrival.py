@@ -27,7 +27,7 @@ GRACE = 60.0
 POLL = 0.3
 """Seconds between two looks at the others while waiting for them."""
 DECIDED = (SETTLED, "running", "returning")
-"""What a peer says of itself that stays with a life."""
+"""What a peer says of itself once it stays with a life."""
 
 
 def arrive(member: Member) -> None:

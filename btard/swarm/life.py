@@ -19,12 +19,12 @@ checkpoint.
 
 Peers begin a life at the same step and time. A peer that begins alone finds nobody in its first phase. So where members
 are missing, a peer says that it waits no longer, and settles on a life when enough say so; it says so when its own time
-is over, or that of more peers than can lie. Whoever has settled on a life stays with it, and begins when enough have
-settled on it. Liars can say to each honest peer that they are in its life. So more than half is not enough: it is so
-many that any two groups of them share an honest peer (`Life.enough`), which is in one life alone. No two lives begin.
-Liars can keep all from beginning: by silence if the others are not enough, or if they tell peers different things as
-these settle, whatever the number of liars. Then all end, and are to be started again. A peer whose own checkpoint is
-older than the others' may know of fewer members, so that liars can lead it into a life of their own.
+is over, or that of more peers than can lie. A peer that has settled on a life stays with it, and begins when enough
+have settled on it. Liars can say to each honest peer that they are in its life. So more than half is not enough: it
+takes so many that any two such groups share an honest peer (`Life.enough`), which is in one life alone. No two lives
+begin. Liars can keep all from beginning: by silence if the others are not enough, or if they tell peers different
+things as these settle, whatever the number of liars. Then all end, and are to be started again. A peer whose own
+checkpoint is older than the others' may know of fewer members, so that liars can lead it into a life of their own.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ NONCE = 16
 OVERDUE = "overdue"
 """What a peer says of itself that waits no longer for members that are missing."""
 SETTLED = "settled"
-"""What it says of itself that stays with the life that it sees."""
+"""What it says of itself once it stays with the life that it sees."""
 GATHERING = ("gathering", "ready", OVERDUE, SETTLED)
 """What it says of itself before it begins."""
 

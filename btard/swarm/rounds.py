@@ -31,8 +31,8 @@ are more, one broken line between two honest peers and b_t liars that run ahead 
 Keys cost nothing, so any number of newcomers can lie. In the phases in which one of them may owe something (`OWED`)
 each is waited for as a member is. In all others newcomers say no more than whether they have heard the same, and one
 that is silent there is told it. So there all newcomers together can waste one wait of each other peer in a step. Not
-to wait for them there at all would cut off honest ones, whose delays would add up from one phase to the next. That is
-what a liar does to one of them after that wait: the others do not wait for its victim any more.
+to wait for them there at all would cut off honest ones, whose delays would add up from one phase to the next. A
+liar can do that to one of them after this wait, because the others do not wait for its victim any more.
 """
 
 from __future__ import annotations

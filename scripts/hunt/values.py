@@ -102,7 +102,7 @@ def altered_tensor(value: torch.Tensor, at: Moment) -> torch.Tensor | bytes:
         return torch.stack(rows).mean(0) * size
     if how == "average" and fits:  # as near to the others as the average one, in a direction of its own
         return torch.stack(rows).mean(0) + size * noise * torch.stack(rows).std(0, correction=0)
-    if how == "near" and fits:  # what lies between such rows is smaller than what rounding leaves of it
+    if how == "near" and fits:  # the distances between such rows are below rounding errors
         kept = rows[at.gene.pick % len(rows)].clone().view(-1)
         few = torch.from_numpy(at.rng.integers(0, max(1, kept.numel()), min(3, kept.numel())))
         kept[few] = torch.nextafter(kept[few], torch.tensor(math.inf))

@@ -215,7 +215,7 @@ def test_a_face_that_fellows_show_to_one_peer_in_any_round_reaches_all_or_none(r
         assert faces == (1 if relayers in (1, 2) and relayers >= round else 0)
 
 
-def test_of_each_peer_one_false_signature_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_false_signature_of_each_peer_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many messages liars forge, and whatever signatures they make up for them."""
     looked = list[bytes]()
     verify = Roster.verify
