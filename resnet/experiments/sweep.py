@@ -160,8 +160,12 @@ class _Display:
 
     def __init__(self, bar: Bar) -> None:
         self._bar, self._done = bar, 0
+        self._failed: set[Task] = set()
 
     def update(self, progress: Progress) -> None:
+        for task in progress.failed.keys() - self._failed:
+            self._failed.add(task)
+            self._bar.say(f"failed: {task}: {progress.failed[task]}")
         for task, seconds in progress.finished:
             self._done += task.steps
             self._bar.say(f"{task}: {_outcome(task)} ({duration(seconds)})")

@@ -20,6 +20,7 @@ from btard.audit.files import CHECKPOINTS, CONFIG
 from btard.harness.run_folder import RunFolder
 from btard.harness.settings import differing_keys, read_config
 from btard.protocol.collusion import Collusion
+from btard.protocol.hashing import PROTOCOL_VERSION
 from resnet.config import AttackConfig, Config
 from resnet.data import Dataset
 from resnet.training import train
@@ -62,10 +63,11 @@ def fork_step(config: Config) -> int:
 def warm_up_name(config: Config) -> str:
     """Return the folder of a warm-up below warmups/: words that people look for, and a digest of its settings.
 
-    Of those that are not the defaults, so that a setting that is new to the program changes no name.
+    Of those that are not the defaults, so that a setting that is new to the program changes no name. With them goes the
+    protocol's version: no run goes on from the steps of another one.
     """
     name = config.aggregator.name + ("" if config.radius is None else f"-{config.radius}")
-    settings = json.dumps([[key, value] for key, value, _ in differing_keys(config, Config())])
+    settings = json.dumps([PROTOCOL_VERSION, *([key, value] for key, value, _ in differing_keys(config, Config()))])
     return f"{name}/seed-{config.seed}-{blake3(settings.encode()).hexdigest(8)}"
 
 
