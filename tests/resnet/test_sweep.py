@@ -14,6 +14,7 @@ from btard.harness.run_folder import RunFolderError, read_summary
 from btard.harness.settings import config_text
 from resnet import data
 from resnet.data import load_dataset
+from resnet.experiments import warmup
 from resnet.experiments.grid import read_grid
 from resnet.experiments.outcomes import noted_digest, read_results
 from resnet.experiments.sweep import sweep
@@ -79,19 +80,29 @@ def test_a_sweep_leaves_alone_what_is_finished_and_trains_what_is_new(tmp_path: 
     assert read_grid(tmp_path / "sweep.yaml").text == wider.text
 
 
+def test_no_run_goes_on_from_a_warm_up_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    common = warm_up_of(grid_of({"no attack": {}}, {"BTARD": {}}).cells[0].config)
+    now = warm_up_name(common)
+    monkeypatch.setattr(warmup, "PROTOCOL_VERSION", warmup.PROTOCOL_VERSION + 1)
+    assert warm_up_name(common) != now
+
+
 def test_one_run_that_fails_does_not_stop_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     grid = write_grid(tmp_path / "grid.yaml", defences={"BTARD": {}})
-    stranger = tmp_path / "out/runs/btard/sign-flip/seed-0/notes.txt"
+    stranger = tmp_path / "out/runs/btard/alie/seed-0/notes.txt"
     (tmp_path / "out").mkdir()
     (tmp_path / "out/sweep.yaml").write_text("")
     stranger.parent.mkdir(parents=True)
     stranger.write_text("mine")
     assert main([str(grid), "--out", str(tmp_path / "out")]) == 1
     said = capsys.readouterr()
-    assert "btard/sign-flip/seed-0: RunFolderError" in said.err and "notes.txt" in said.err
+    assert "btard/alie/seed-0: RunFolderError" in said.err and "notes.txt" in said.err
+    lines = (said.out + said.err).splitlines()  # it is said when it happens, not hours later
+    when = {line.partition("/seed-0:")[0]: number for number, line in reversed(list(enumerate(lines)))}
+    assert when["failed: btard/alie"] < when["btard/no-attack"]
     assert stranger.read_text() == "mine"
     finished = {path.parent.parent.name for path in (tmp_path / "out/runs").rglob("summary.json")}
-    assert finished == {"no-attack", "alie"}
+    assert finished == {"no-attack", "sign-flip"}
 
 
 @pytest.mark.parametrize(
