@@ -18,7 +18,7 @@ from btard.task import Task
 from btard.training.checking import check_peers
 from btard.training.kernels import check_bits, choose_exact_kernels
 from btard.training.layout import Slot
-from btard.training.optimizer import OwnOptimizer, optimizer_for
+from btard.training.optimizer import OwnOptimizer, check_schedule, optimizer_for
 from btard.training.torch_task import TorchTask
 
 
@@ -134,6 +134,7 @@ def ready(source: TaskSource, config: SwarmConfig) -> tuple[Training, OwnOptimiz
             optimizer = optimizer_for(task.model, optimizer, scheduler)
         elif scheduler is not None:
             raise ValueError("a scheduler is for a torch optimizer of a btard.TorchTask; others have their own `lr`")
+        check_schedule(optimizer, config.steps)
         if exact and optimizer.params.device.type != "cpu" and not isinstance(task, TorchTask):
             advice = "set protocol.validation to tolerant (docs/aws.md says what it needs), or device to cpu"
             check_bits(task, optimizer.params, together=False, advice=advice)

@@ -18,6 +18,7 @@ from btard.protocol.config import ProtocolConfig
 from btard.protocol.hashing import tensor_digest
 from btard.training.checking import check_whole
 from btard.training.loop import Training
+from btard.training.optimizer import check_schedule
 from btard.training.plan import MakeAttack, Plan, named
 from btard.training.torch_task import TorchTask
 
@@ -40,11 +41,7 @@ def begin(plan: Plan, task: TorchTask, peers: int) -> Begun:
     behaviours, collusion = behaviours_of(plan.attack, options, task, peers, plan.byzantine, plan.seed)
     config = protocol_of(peers, plan.byzantine, plan.name, plan.protocol)
     training = Training(task, peers, collusion.members, plan)
-    last = max(0, plan.steps - 1)
-    try:
-        training.optimizer.lr(last)
-    except ValueError as error:  # some schedulers end: said now, not when all steps but the last are done
-        raise ValueError(f"there is no learning rate for step {last} of steps={plan.steps}: {error}") from None
+    check_schedule(training.optimizer, plan.steps)
     chosen = {"seed": repr(plan.seed), "attack": named(plan.attack)}
     chosen |= {f"attack_options.{name}": repr(value) for name, value in options.items()}
     settings = {name: str(value) for name, value in asdict(config).items()}

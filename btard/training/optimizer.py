@@ -82,6 +82,15 @@ def optimizer_for(model: nn.Module, optimizer: MakeOptimizer, scheduler: MakeSch
     return optimizer
 
 
+def check_schedule(optimizer: OwnOptimizer, steps: int) -> None:
+    """Raise ValueError if it has no learning rate for the last step: some schedulers end, and would at that step."""
+    last = max(0, steps - 1)
+    try:
+        optimizer.lr(last)
+    except ValueError as error:
+        raise ValueError(f"there is no learning rate for step {last} of steps={steps}: {error}") from None
+
+
 class VectorOptimizer:
     """Moves the trained parameters of `model`, which become views of `params` [d] until `release`.
 

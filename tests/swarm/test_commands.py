@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from torch.optim import lr_scheduler
 
+import btard
 from btard.harness.typed_yaml import ConfigError
 from btard.swarm.commands import main
 from btard.swarm.config import SwarmConfig
-from btard.swarm.task import load_task
+from btard.swarm.task import TaskSource, load_task, ready
 from tests.swarm import quadratic
 
 TASK = "tests.swarm.quadratic:make"
@@ -58,6 +61,20 @@ def test_the_annotation_of_a_task_says_which_settings_it_takes() -> None:
 def test_what_is_no_task_is_said_in_one_line(name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=rf"--task {name}: .*{message}"):
         load_task(name)
+
+
+def test_a_schedule_that_ends_before_the_steps_is_refused_at_the_start() -> None:
+    def make(config: SwarmConfig) -> tuple[btard.TorchTask, torch.optim.Optimizer, lr_scheduler.LRScheduler]:
+        model = torch.nn.Linear(3, 1)
+        data = [(torch.ones(3), torch.ones(1))] * 8
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        task = btard.TorchTask(model, lambda model, batch: model(batch[0]).square().mean(), data, 4)
+        return task, optimizer, lr_scheduler.OneCycleLR(optimizer, 0.1, 8)
+
+    source = TaskSource("mine:make", make, SwarmConfig)
+    ready(source, SwarmConfig(peers=3, steps=8))
+    with pytest.raises(ConfigError, match="--task mine:make: there is no learning rate for step 9 of steps=10: "):
+        ready(source, SwarmConfig(peers=3, steps=10))
 
 
 @pytest.mark.parametrize(
