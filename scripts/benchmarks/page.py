@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,10 +26,15 @@ class Table:
 
     def markdown(self) -> str:
         text = tables.markdown(self.heading, self.rows)
-        return "\n\n".join(part for part in (f"### {self.title}", self.note, text) if part)
+        return "\n\n".join(part for part in (f"### {self.title}", wrapped(self.note), text) if part)
 
     def show(self) -> None:
         tables.console().print(tables.table(self.title, self.heading, self.rows, note=self.note))
+
+
+def wrapped(text: str) -> str:
+    """`text` in lines that a page of the repository may have."""
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def of_kind(results: dict[str, Any], kind: str) -> list[dict[str, Any]]:
@@ -69,11 +75,12 @@ def section(name: str, about: dict[str, Any], tables: Sequence[Table]) -> str:
     start, end = about["load"]
     quick = " Tiny sizes (`--quick`): these numbers only show that the code runs." if about["quick"] else ""
     facts = (
-        f"`{about['command']}`\n\n{about['hardware']}, {about['threads']} threads, OMP_WAIT_POLICY "
+        f"{about['hardware']}, {about['threads']} threads, OMP_WAIT_POLICY "
         f"{about['OMP_WAIT_POLICY']}; load average {start} at the start, {end} at the end; {about['seconds']:.0f} s. "
         f"{versions}.{quick}"
     )
-    return "\n\n".join([f"## {name.capitalize()}", facts, *(table.markdown() for table in tables)])
+    command = f"`{about['command']}`"
+    return "\n\n".join([f"## {name.capitalize()}", command, wrapped(facts), *(table.markdown() for table in tables)])
 
 
 HEAD = """# Benchmark
