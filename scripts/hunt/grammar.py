@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Mapping
-from collections.abc import Sequence as AbstractSequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -23,7 +22,6 @@ from msgspec.structs import fields, replace
 from btard import protocol
 from btard.protocol import messages
 from btard.protocol.behaviour import Behaviour
-from btard.protocol.hearing import AGAIN
 from btard.protocol.messages import Claim
 from scripts.hunt.cases import FOREVER, Gene, Program, Twin
 from scripts.hunt.programs import COMPARE, MOMENTS, PLACES, hooks
@@ -40,6 +38,13 @@ BROADCASTS = ("garbage", "oversize", "forged", "late", "two_faces")
 CLAIMS = ("claim", "claims", "wild", "quiet")
 VOTES = ("favour", "convict", "acquit", "abstain")
 MAPS = ("nothing", "replay", "reveal", "swap", "tampered")
+COVERS = (
+    *("Report.norms", "Report.products", "Report", "CoinReveal.missing", "Lacking.pieces", "Votes.lacking"),
+    *("hook vote", "hook disclose", "hook dispatch", "hook accuse", "hook crashed", "hook forward"),
+)
+"""Where a lie can be covered up afterwards."""
+PLOTS = 0.3
+"""The share of programs with genes that do something only together."""
 TWINS = 0.1
 """The share of programs with twins."""
 SIZES = (1e-30, 1e-6, 1e-3, 0.1, 0.5, 0.9, 1.1, 2.0, 3.0, 10.0, 30.0, 1e3, 1e6, 1e15, 1e30, 3e38)
@@ -68,7 +73,7 @@ def ways(form: Any) -> tuple[str, ...]:
         return tuple(dict.fromkeys(way for one in get_args(form) for way in ways(one)))
     if origin is not None and inspect.isclass(origin) and issubclass(origin, Mapping):
         return MAPS
-    if origin is not None and inspect.isclass(origin) and issubclass(origin, AbstractSequence):
+    if origin is not None and inspect.isclass(origin) and issubclass(origin, Sequence):
         inner = ways(get_args(form)[0]) if get_args(form) else ()
         return tuple(dict.fromkeys((*(CLAIMS if get_args(form)[0] is Claim else ()), *TUPLES, *inner)))
     if form is NoneType:
@@ -107,34 +112,68 @@ def sites() -> tuple[Site, ...]:
     return tuple(found)
 
 
+SPEAKING, SENDING = ("broadcast", "say", "saying"), ("send", "sending")
+"""The calls by which the protocol begins a phase of broadcasts, and one of packets."""
+
+
 @cache
-def phases() -> tuple[str, ...]:
-    """The phases of a step, as the protocol's source names them where it speaks."""
+def phases(*calls: str) -> tuple[str, ...]:
+    """The phases of a step that begin with one of `calls`, as the protocol's source names them there."""
     found = set()
-    for file in sorted(Path(protocol.__path__[0]).glob("*.py")):
-        tree = ast.parse(file.read_text())
-        known = {
-            target.id: line.value
-            for line in tree.body
-            if isinstance(line, ast.Assign) and isinstance(line.value, ast.Constant)
-            for target in line.targets
-            if isinstance(target, ast.Name)
-        }
+    for name in _words(calls):
+        name, attempts, _ = name.partition("/")
+        found |= {name, *(f"{name}/{attempt}" for attempt in (0, 1) if attempts)}
+    return (*endings(), *sorted(found))
+
+
+@cache
+def endings() -> tuple[str, ...]:
+    """Attempts, and the words that follow them where something is said in other words or once more."""
+    words = {name.partition("/")[2].partition("/")[2] for name in _words(SPEAKING)} - {""}
+    constants = {value for tree in _modules() for value in _constants(tree).values() if value[:1] == "/"}
+    return ("/0", "/1", *sorted({f"/{word}" for word in words} | constants))
+
+
+@cache
+def _modules() -> tuple[ast.Module, ...]:
+    return tuple(ast.parse(file.read_text()) for file in sorted(Path(protocol.__path__[0]).glob("*.py")))
+
+
+def _constants(tree: ast.Module) -> dict[str, str]:
+    """The words that a module has a name for."""
+    return {
+        target.id: line.value.value
+        for line in tree.body
+        if isinstance(line, ast.Assign) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)
+        for target in line.targets
+        if isinstance(target, ast.Name)
+    }
+
+
+def _words(calls: Sequence[str]) -> set[str]:
+    """What stands where `calls` take the name of a phase: all of it, or the beginning if the rest is put in."""
+    found = set()
+    for tree in _modules():
+        known = _constants(tree)
         for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("broadcast", "say", "send"):
-                words = [known.get(word.id, word) if isinstance(word, ast.Name) else word for word in node.args[1:2]]
-                names = [n.value for word in words for n in ast.walk(word) if isinstance(n, ast.Constant)]
-                for name in (name.partition("/") for name in names[:1] if isinstance(name, str)):
-                    found |= {name[0], *(f"{name[0]}/{attempt}" for attempt in (0, 1) if name[1])}
-    return ("/0", "/1", AGAIN, *sorted(found))
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in calls:
+                for word in node.args[1:2]:
+                    said = known.get(word.id, "") if isinstance(word, ast.Name) else ""
+                    names = [n.value for n in ast.walk(word) if isinstance(n, ast.Constant)]
+                    found |= {str(name) for name in (said, *names[:1]) if name}
+    return found
 
 
 def gene(rng: np.random.Generator, steps: int, how: str = "") -> Gene:
     """A random one; `how`: the operation, if the site has it."""
-    site = _site(rng)
+    return _at(rng, steps, _sites(rng), how)
+
+
+def _at(rng: np.random.Generator, steps: int, among: Sequence[Site], how: str = "") -> Gene:
+    site = among[int(rng.integers(len(among)))]
     if how not in site.ways:
         how = _way(rng, site)
-    known, often = (phases(), 0.7) if "phase" in _arguments(site) else (phases()[:3], 0.1)
+    known, often = _phases(site), 0.7 if "phase" in _arguments(site) else 0.1
     start = int(rng.integers(0, steps))
     span = rng.random()
     stop = FOREVER if span < 0.45 else start + 1 if span < 0.85 else start + int(rng.integers(1, steps + 1))
@@ -154,6 +193,27 @@ def gene(rng: np.random.Generator, steps: int, how: str = "") -> Gene:
     )
 
 
+def crime(rng: np.random.Generator, steps: int) -> list[Gene]:
+    """A wrong tensor, and what may keep it from being found out: rarely does one without the other do anything."""
+    lie = _at(rng, steps, [site for site in sites() if site.name.startswith("hook ") and "ulp" in site.ways])
+    later = [_at(rng, steps, _named(str(rng.choice(COVERS)))) for _ in range(int(rng.integers(1, 4)))]
+    return [lie, *(replace(cover, where="mine") if rng.random() < 0.5 else cover for cover in later)]
+
+
+def conspiracy(rng: np.random.Generator, steps: int) -> list[Gene]:
+    """Liars deny honest peers the certificate of a phase, and show some of them late what they had kept back in it."""
+    kind = str(rng.choice([kind.__name__ for kind in kinds()]))
+    hidden = replace(_at(rng, steps, _named(kind)), how=str(rng.choice(("late", "late", "omit", "two_faces"))))
+    denied, shown = _at(rng, steps, _named(COMPARE)), _at(rng, steps, _named("hook relay"))
+    phase = str(rng.choice(("", "", *phases(*SPEAKING))))
+    everybody = replace(denied, who=-1, to="all" if rng.random() < 0.5 else denied.to, phase=phase)
+    return [hidden, everybody, replace(shown, how="reveal", phase=phase, who=-1 if rng.random() < 0.7 else shown.who)]
+
+
+def _named(name: str) -> list[Site]:
+    return [site for site in sites() if site.name == name]
+
+
 def twin(rng: np.random.Generator, steps: int) -> Twin:
     """A random one."""
     return Twin(
@@ -170,16 +230,22 @@ def _arguments(site: Site) -> tuple[str, ...]:
     return ("phase",) if site.name == COMPARE else hooks().get(site.name.removeprefix("hook "), ())
 
 
-def _site(rng: np.random.Generator) -> Site:
-    """A broadcast, one of its fields, or a hook, each kind as likely as the next."""
+def _phases(site: Site) -> tuple[str, ...]:
+    """Those in which something passes at `site`; where it does not know them, it knows the attempt."""
+    if "phase" not in _arguments(site):
+        return endings()
+    calls = {"hook dispatch": SENDING, "hook crashed": (*SPEAKING, *SENDING)}.get(site.name, SPEAKING)
+    return phases(*calls)
+
+
+def _sites(rng: np.random.Generator) -> list[Site]:
+    """A broadcast, the fields of one, or the hooks, each kind as likely as the next."""
     every = sites()
     if rng.random() < 0.5:
-        own = [site for site in every if site.name.startswith("hook ")]
-    else:
-        kind = str(rng.choice([kind.__name__ for kind in kinds()]))
-        whole = rng.random() < 0.5
-        own = [site for site in every if (site.name == kind if whole else site.name.startswith(f"{kind}."))]
-    return own[int(rng.integers(len(own)))]
+        return [site for site in every if site.name.startswith("hook ")]
+    kind = str(rng.choice([kind.__name__ for kind in kinds()]))
+    whole = rng.random() < 0.5
+    return [site for site in every if (site.name == kind if whole else site.name.startswith(f"{kind}."))]
 
 
 def _way(rng: np.random.Generator, site: Site) -> str:
@@ -193,11 +259,14 @@ def program(rng: np.random.Generator, steps: int) -> Program:
     count = int(rng.choice([1, 2, 3, 4, 6, 9], p=[0.2, 0.25, 0.2, 0.15, 0.12, 0.08]))
     how = str(rng.choice((*NUMBERS, "omit", "two_faces"))) if rng.random() < 0.3 else ""
     drawn = [gene(rng, steps, how) for _ in range(count)]
-    first = drawn[0]
-    if rng.random() < 0.6:  # an attack that happens at once
-        drawn = [replace(one, start=first.start, stop=first.stop, when=first.when) for one in drawn]
-    if rng.random() < 0.5:
+    first, kind = drawn[0], rng.random()
+    if kind < PLOTS:
+        plot = crime(rng, steps) if kind < PLOTS / 2 else conspiracy(rng, steps)
+        first, drawn = plot[0], [*plot, *drawn[: count // 3]]
+    elif rng.random() < 0.5:
         drawn = [replace(one, who=first.who) for one in drawn]
+    if kind < PLOTS or rng.random() < 0.6:  # an attack that happens at once
+        drawn = [replace(one, start=first.start, stop=first.stop, when=first.when) for one in drawn]
     twins: tuple[Twin, ...] = ()
     if rng.random() < TWINS:
         twins = tuple(twin(rng, steps) for _ in range(int(rng.integers(1, 3))))
@@ -234,8 +303,7 @@ def mutated(old: Program, rng: np.random.Generator, steps: int) -> Program:
                 known = {site.name: site for site in sites()}
                 genes[at] = replace(genes[at], how=_way(rng, known[genes[at].site]))
             elif name == "phase":
-                has_one = "phase" in _arguments(Site(genes[at].site, ()))
-                genes[at] = replace(genes[at], phase=str(rng.choice(("", *(phases() if has_one else phases()[:3])))))
+                genes[at] = replace(genes[at], phase=str(rng.choice(("", *_phases(Site(genes[at].site, ()))))))
             elif name == "time":
                 when = fresh if rng.random() < 0.5 else together
                 genes[at] = replace(genes[at], start=when.start, stop=when.stop, every=when.every)

@@ -16,10 +16,11 @@ from btard.protocol import messages
 from btard.protocol.behaviour import Behaviour
 from btard.protocol.hashing import stream
 from btard.protocol.signed import Relayed, Signed
-from scripts.hunt import grammar, programs
+from scripts.hunt import environments, grammar, programs
 from scripts.hunt.alter import any_change
-from scripts.hunt.cases import Gene, read
+from scripts.hunt.cases import Case, Gene, read
 from scripts.hunt.moment import Moment
+from scripts.hunt.play import play
 
 
 def test_every_broadcast_and_every_field_is_a_site() -> None:
@@ -57,7 +58,29 @@ def test_types_have_the_operations_that_fit_them() -> None:
 
 
 def test_phases_are_found_by_their_names_and_by_those_of_constants() -> None:
-    assert {"commit", "coin_reveal", "coin_reveal/1", "vote/0", "bring_up", "heal"} <= set(grammar.phases())
+    said, sent = grammar.phases(*grammar.SPEAKING), grammar.phases(*grammar.SENDING)
+    assert {"commit", "announce", "coin_commit/0", "coin_reveal/1", "vote/0", "heal", "/lacks", "/again"} <= {*said}
+    assert {"part", "aggregate", "bring_up", "evidence/1"} <= {*sent} and "commit" not in sent
+
+
+def test_every_phase_of_a_run_is_one_that_a_gene_can_be_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the protocol calls what it says or sends there."""
+    met: dict[str, set[str]] = {"hook relay": set(), "hook dispatch": set()}
+    passed = programs.Honest._passed
+
+    def noting(self: programs.Honest, name: str, ctx: Any, args: Any, value: Any) -> Any:
+        if f"hook {name}" in met:
+            met[f"hook {name}"].add(args["phase"])
+        return passed(self, name, ctx, args, value)
+
+    monkeypatch.setattr(programs.Honest, "_passed", noting)
+    for seed in range(12):
+        rng = stream("phases", seed)
+        play(Case(seed, 3, environments.draw(rng, 3), grammar.program(rng, 3)))
+    for site, phases in met.items():
+        assert len(phases) >= 6
+        known = [Gene(site, "", phase=phase) for phase in grammar._phases(grammar.Site(site, ())) if phase[0] != "/"]
+        assert not [phase for phase in phases if not any(programs.in_phase(gene, phase) for gene in known)]
 
 
 def test_programs_are_data_and_mutations_stay_so() -> None:
