@@ -62,7 +62,7 @@ def revealed(value: Mapping[int, Sequence[Any]], at: Moment) -> Mapping[int, Seq
     def item(message: Signed, drawn: int, last: int) -> Relayed | None:
         """`message` with all hands, if this is its round."""
         hands = [i for i in keys if i != message.sender]
-        when = (last, 1, len(hands))[drawn % 3]
+        when = (last, last, 1, len(hands))[drawn % 4]
         if round != max(1, min(when, last)) or not hands:
             return None
         passed = relay_digest(message.digest(ctx.record.context))
@@ -70,11 +70,11 @@ def revealed(value: Mapping[int, Sequence[Any]], at: Moment) -> Mapping[int, Seq
 
     said = [found for message in hidden if (found := item(message, at.gene.pick, last)) is not None]
     added: dict[int, list[Relayed]] = {to: list(said) for to in at.chosen}
-    if at.gene.pick % 4 >= 2:
+    if at.gene.pick // 4 % 2:
         for to in added:
             made = _certificate(at, phase, to, keys)
             # They have one round more than messages.
-            shown = None if made is None else item(made, at.gene.pick // 12, last + 1)
+            shown = None if made is None else item(made, at.gene.pick // 8, last + 1)
             added[to] += [] if shown is None else [shown]
     return {**value, **{to: (*value.get(to, ()), *more) for to, more in added.items() if more}}
 

@@ -43,6 +43,8 @@ COVERS = (
     *("hook vote", "hook disclose", "hook dispatch", "hook accuse", "hook crashed", "hook forward"),
 )
 """Where a lie can be covered up afterwards."""
+HIDDEN = ("late", "late", "two_faces", "omit")
+"""What becomes of a message that some are to see late."""
 PLOTS = 0.3
 """The share of programs with genes that do something only together."""
 TWINS = 0.1
@@ -202,12 +204,12 @@ def crime(rng: np.random.Generator, steps: int) -> list[Gene]:
 
 def conspiracy(rng: np.random.Generator, steps: int) -> list[Gene]:
     """Liars deny honest peers the certificate of a phase, and show some of them late what they had kept back in it."""
-    kind = str(rng.choice([kind.__name__ for kind in kinds()]))
-    hidden = replace(_at(rng, steps, _named(kind)), how=str(rng.choice(("late", "late", "omit", "two_faces"))))
+    said = rng.choice([kind.__name__ for kind in kinds()], int(rng.choice((1, 1, 2, 4))), replace=False)
+    hidden = [replace(_at(rng, steps, _named(str(kind))), how=str(rng.choice(HIDDEN))) for kind in said]
     denied, shown = _at(rng, steps, _named(COMPARE)), _at(rng, steps, _named("hook relay"))
-    phase = str(rng.choice(("", "", *phases(*SPEAKING))))
+    phase = "" if rng.random() < 0.7 else str(rng.choice(phases(*SPEAKING)))
     everybody = replace(denied, who=-1, to="all" if rng.random() < 0.5 else denied.to, phase=phase)
-    return [hidden, everybody, replace(shown, how="reveal", phase=phase, who=-1 if rng.random() < 0.7 else shown.who)]
+    return [*hidden, everybody, replace(shown, how="reveal", phase=phase, who=-1 if rng.random() < 0.7 else shown.who)]
 
 
 def _named(name: str) -> list[Site]:
