@@ -160,7 +160,7 @@ class _Replica:
 
     def compute(self, peer: int, images: Tensor, labels: Tensor, result: CohortResult) -> None:
         self.statistics.zero_()
-        # channels_last: the convolutions are faster in it on CPUs, see `resnet.model.views`.
+        # channels_last: the convolutions are faster in it on CPUs, see `btard.training.vector.views`.
         samples = images[peer].contiguous(memory_format=torch.channels_last)
         with torch.enable_grad():
             loss = F.cross_entropy(self.model(samples), labels[peer])

@@ -85,6 +85,26 @@ def test_the_files_that_the_pages_name_exist() -> None:
         assert (ROOT / "btard/protocol" / name).exists(), f"protocol.md names {name}"
 
 
+def test_the_modules_that_code_and_pages_name_exist() -> None:
+    """`btard.protocol.kind` and the like, and names in them."""
+    for file in TEXTS:
+        if file.name in {"migration.md", "CHANGELOG.md"} or file.suffix not in {".md", ".py"}:
+            continue
+        for name in re.findall(r"`((?:btard|resnet|albert|scripts)(?:\.\w+)+)`", file.read_text()):
+            service = name.endswith(".service")  # of systemd
+            assert service or exists(name.split(".")), f"{file.relative_to(ROOT)} names {name}"
+
+
+def exists(words: list[str]) -> bool:
+    """Whether the first of `words` lead to a module, in which the next one stands."""
+    for count in range(len(words), 0, -1):
+        path = ROOT.joinpath(*words[:count])
+        module = path.with_suffix(".py") if path.with_suffix(".py").exists() else path / "__init__.py"
+        if module.exists():
+            return count == len(words) or re.search(rf"\b{words[count]}\b", module.read_text()) is not None
+    return False
+
+
 def test_the_citation_has_the_version_of_the_package() -> None:
     assert f"\nversion: {btard.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 

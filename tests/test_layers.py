@@ -273,7 +273,7 @@ CHANGES = {"add", "append", "clear", "extend", "insert", "pop", "remove", "setde
 
 
 def writes(node: ast.AST, names: set[str]) -> set[str]:
-    """The attributes of the variables `names` that are assigned to, or changed in place."""
+    """The attributes that are assigned to, or changed in place, of what is called one of `names`."""
     targets: list[ast.AST] = []
     for part in ast.walk(node):
         if isinstance(part, (ast.Assign, ast.Delete)):
@@ -286,19 +286,28 @@ def writes(node: ast.AST, names: set[str]) -> set[str]:
     for target in [item for t in targets for item in (t.elts if isinstance(t, ast.Tuple) else [t])]:
         while isinstance(target, (ast.Attribute, ast.Subscript)):
             owner = target.value
-            if isinstance(target, ast.Attribute) and isinstance(owner, ast.Name) and owner.id in names:
+            named = owner.id if isinstance(owner, ast.Name) else owner.attr if isinstance(owner, ast.Attribute) else ""
+            if isinstance(target, ast.Attribute) and named in names:
                 found.add(target.attr)
             target = owner
     return found
 
 
-NAMED = {"StepRecord": {"record", "about", "last"}, "Place": {"place", "seat", "peer", "member", "newcomer"}}
+NAMED = {
+    "StepRecord": {"record", "about", "last"},
+    "Place": {"place", "seat", "peer", "member", "newcomer", "observer"},
+    "Heard": {"heard", "earlier"},
+    "Ledger": {"ledger"},
+}
 """What the objects of a class are called where they are not `self`."""
-HEIRS: dict[str, set[str]] = {"StepRecord": set(), "Place": {"seat.py", "peer.py", "observer.py"}}
+HEIRS: dict[str, set[str]] = {"Place": {"seat.py", "peer.py", "observer.py"}}
 """Files with subclasses."""
 
 
-@pytest.mark.parametrize(("file", "name"), [("record.py", "StepRecord"), ("place.py", "Place")])
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("record.py", "StepRecord"), ("place.py", "Place"), ("hearing.py", "Heard"), ("ledger.py", "Ledger")],
+)
 def test_a_class_that_the_phases_share_names_who_writes_to_it(file: str, name: str) -> None:
     """In lines of its docstring like `commit.py: workers, owners`."""
     tree = parsed(PROTOCOL / file)
@@ -314,7 +323,7 @@ def test_a_class_that_the_phases_share_names_who_writes_to_it(file: str, name: s
     described.body = [node for node in described.body if node not in made]
     found: dict[str, set[str]] = {file: writes(described, {"self"}) & attributes}
     for other in (ROOT / "btard").rglob("*.py"):
-        names = NAMED[name] | ({"self"} if other.name in HEIRS[name] else set())
+        names = NAMED[name] | ({"self"} if other.name in HEIRS.get(name, ()) else set())
         where = str(other.relative_to(PROTOCOL if other.parent == PROTOCOL else ROOT / "btard"))
         found[where] = found.get(where, set()) | writes(parsed(other), names) & attributes
     lines = re.findall(r"^ *([\w/]+\.py): (.+)$", ast.get_docstring(described) or "", re.MULTILINE)

@@ -1,7 +1,7 @@
 """What Byzantine peers do, to their gradients and to the protocol itself: one class per behaviour, one registry.
 
-Needs `btard.protocol` alone; nothing here may be imported by it, nor by `btard.aggregation`. The names below are
-imported on first use: `python -m btard.attacks --help` needs none of them.
+It builds on `btard.protocol`; nothing here may be imported by it, nor by `btard.aggregation`. The names below come on
+first use: `python -m btard.attacks --help` needs none of them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What records a run as proof, and what audits it: the recorder, the attestation, the check of a ledger by replay.
 
-Needs `btard.protocol` alone; `btard.drivers` write with the recorder, so nothing here may import them, nor a model. The
-names below are imported on first use: `python -m btard.audit --help` needs none of them.
+It builds on `btard.protocol`; `btard.drivers` write with the recorder, so nothing here may import them, nor a model.
+The names below come on first use: `python -m btard.audit --help` needs none of them.
 """
 
 from __future__ import annotations

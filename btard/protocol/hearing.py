@@ -79,7 +79,11 @@ class Heard:
     """A phase of broadcasts in which everybody has spoken, and what is known of it so far.
 
     First what this peer has heard itself, `direct`. Along with a later message, or in one of their own, all compare it;
-    after that `agreed` is what all honest peers have heard.
+    after that `agreed` is what all honest peers have heard. Who writes to it:
+
+        seat.py: speakers, direct, agreed, certified, vouched_plainly
+        broadcast.py: agreed, certified
+        audit/observer.py: speakers, direct, agreed, certified
     """
 
     phase: str

@@ -117,7 +117,14 @@ def read_object(text: str | bytes, what: str) -> dict[str, Any]:
 
 @dataclass
 class Ledger:
-    """Entries, and a hash chain over them: two peers with the same head have seen the same history."""
+    """Entries, and a hash chain over them: two peers with the same head have seen the same history.
+
+    Who writes to it, but by `append`:
+
+        ledger.py: entries, head
+        audit/observer.py: head
+        audit/replay.py: entries
+    """
 
     entries: list[Entry] = field(default_factory=list)
     head: bytes = b""

@@ -28,6 +28,8 @@ class Place:
         join.py: roster, probation, requests
         snapshot.py: roster, ledger, coins, requests, last
         audit/observer.py: ledger, coins, last
+        audit/replay.py: ledger
+        swarm/driver.py: elapsed
         place.py: _context
     """
 

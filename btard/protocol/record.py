@@ -172,6 +172,7 @@ class StepRecord(Settled):
         accuse.py: trials, shown, informed, skipped, uncleared
         trial.py: shown
         join.py: aggregates
+        snapshot.py: byzantine
         audit/recorder.py: heard
     """
 

@@ -88,7 +88,10 @@ class SwarmConfig:
         | {f"deadlines.{item.name}" for item in fields(Deadlines)}
     )
 
-    renamed: ClassVar[dict[str, str]] = {"validators": "protocol.validators"}
+    renamed: ClassVar[dict[str, str]] = {
+        "validators": "protocol.validators",
+        "deadlines.transfer": "deadlines.uplink (in Mbit/s of the slowest line)",
+    }
     elsewhere: ClassVar[dict[str, str]] = {
         "baseline": "a series of swarms: python -m albert.experiments {file} --out DIR",
         "experiments": "a grid of runs: python -m resnet.sweep {file} --out DIR",

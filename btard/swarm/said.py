@@ -26,7 +26,7 @@ or None), seconds and bytes by phase, account (an `Account` or None)."""
 
 
 class Account(Struct, frozen=True):
-    """What each peer did in a step, as in `btard.protocol.account`, according to one peer."""
+    """What each peer did in a step, as in `btard.drivers.account`, according to one peer."""
 
     roles: Annotated[str, Meta(max_length=PEERS)]
     checks: Annotated[tuple[tuple[Number, Number], ...], Meta(max_length=PEERS)]

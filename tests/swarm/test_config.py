@@ -1,9 +1,16 @@
-"""What the peers of a swarm compare before they talk."""
+"""What the peers of a swarm compare before they talk, and keys of earlier versions."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
+import pytest
+import yaml
+
+from btard.harness.settings import read_config
+from btard.harness.typed_yaml import ConfigError
 from btard.swarm.config import SwarmConfig
 from tests.swarm.quadratic import Config
 
@@ -19,3 +26,17 @@ def test_peers_compare_what_changes_the_run_and_nothing_of_their_own() -> None:
 def test_peers_compare_their_code_where_it_is_given() -> None:
     one, other = SwarmConfig(code="0123abcd").agreed(), SwarmConfig(code="4567cdef").agreed()
     assert one["code"] == "0123abcd" != other["code"] and "code" not in SwarmConfig().agreed()
+
+
+@pytest.mark.parametrize(
+    ("old", "key", "new"),
+    [
+        ({"validators": 1}, "validators", "protocol.validators"),
+        ({"deadlines": {"transfer": 60}}, "deadlines.transfer", "deadlines.uplink"),
+    ],
+)
+def test_an_old_key_is_refused_with_the_new_one(tmp_path: Path, old: dict[str, Any], key: str, new: str) -> None:
+    file = tmp_path / "swarm.yaml"
+    file.write_text(yaml.safe_dump(old))
+    with pytest.raises(ConfigError, match=rf"swarm.yaml: {key} is {new}.* since version 0.2"):
+        read_config(SwarmConfig, file)
