@@ -25,6 +25,7 @@ from btard.files import complete_file
 from btard.protocol import wire
 from btard.protocol.hashing import signed_digest
 from btard.protocol.identity import Identity
+from btard.protocol.limits import proof_limit
 from btard.protocol.messages import NOBODY
 from btard.protocol.record import Transcript, to_json
 from btard.protocol.signed import Packet
@@ -116,7 +117,7 @@ class Proof:
         shown = wire.convert(content["shown"], tuple[_Shown, ...], "shown")
         if content["tensors"]:
             binary = file.with_suffix(".safetensors")
-            if file_digest(binary, min(MAX_FILE, tensors_limit(d, len(shown)))) != content["tensors"]:
+            if file_digest(binary, min(MAX_FILE, proof_limit(d, len(shown)))) != content["tensors"]:
                 raise Malformed(f"{binary.name}: its content does not match its digest")
             try:
                 with safe_open(binary, framework="pt") as tensors:
@@ -147,14 +148,6 @@ class Proof:
             packet = Packet(entry.kind, entry.sender, entry.step, entry.part, body, entry.signature)
             disclosed = self.shown.setdefault(entry.attempt, {})
             disclosed[entry.discloser] = (*disclosed.get(entry.discloser, ()), packet)
-
-
-def tensors_limit(d: int, shown: int) -> int:
-    """Bytes that the tensors of a proof need: parameters and aggregates, of two steps, and so many packets shown.
-
-    As on a wire (`packet_limit`) a packet may have twice the bytes of all parameters, as if there were one part.
-    """
-    return 3 * 4 * d + shown * (8 * d + 2**16) + 2**20
 
 
 def proof_digest(content: Mapping[str, Any]) -> bytes:

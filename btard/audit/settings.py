@@ -8,6 +8,7 @@ from pathlib import Path
 from btard.audit.encoding import check_array, check_hex, check_object
 from btard.audit.files import PROTOCOL, ROSTER, read_json, write_json
 from btard.audit.numerics import MAX_PLATFORM
+from btard.protocol import wire
 from btard.protocol.config import ProtocolConfig
 from btard.protocol.hashing import PROTOCOL_VERSION
 from btard.protocol.identity import Roster
@@ -45,22 +46,16 @@ def read_settings(folder: Path) -> tuple[ProtocolConfig, int, Roster]:
     if type(d) is not int or not 1 <= d < 2**32:
         raise Malformed(f"{PROTOCOL}: d is {d!r:.40}")
     settings = check_object(content["config"], f"{PROTOCOL}: config")
-    for item in fields(ProtocolConfig):  # annotations are strings such as "int | None"
-        value = settings.get(item.name, item.default)
-        if type(value).__name__.replace("NoneType", "None") not in str(item.type).split(" | "):
-            integer = type(value) is int and "float" in str(item.type)
-            word = isinstance(value, str) and "Literal" in str(item.type)
-            if not integer and not word:
-                raise Malformed(f"{PROTOCOL}: {item.name} must be {item.type}, got {value!a:.40}")
+    if unknown := sorted(settings.keys() - {item.name for item in fields(ProtocolConfig)}):
+        raise Malformed(f"{PROTOCOL}: there is no setting {unknown[0]!a:.40}")
+    for name, value in settings.items():
         if type(value) is int and abs(value) > 2**53:  # what is signed of it is a float
-            raise Malformed(f"{PROTOCOL}: {item.name} must be within 2^53, got {value!a:.40}")
+            raise Malformed(f"{PROTOCOL}: {name} must be within 2^53, got {value!a:.40}")
+    config = wire.convert(settings, ProtocolConfig, PROTOCOL)
     try:
-        config = ProtocolConfig(**settings)
         config.run_id.encode()
-    except (TypeError, ValueError) as error:
-        raise Malformed(f"{PROTOCOL}: {error}") from None
-    if config.peers > 2**16:
-        raise Malformed(f"{PROTOCOL}: {config.peers} peers are too many")
+    except UnicodeEncodeError as error:
+        raise Malformed(f"{PROTOCOL}: run_id: {error}") from None
     keys = check_array(read_json(folder / ROSTER, {"keys"})["keys"], "keys")
     roster = Roster(tuple(check_hex(key, "key") for key in keys))
     if len(roster.keys) != config.peers or any(len(key) != 32 for key in roster.keys):

@@ -15,6 +15,7 @@ from btard.files import complete_file
 from btard.protocol.hashing import tensor_digest
 from btard.protocol.heal import state_digest
 from btard.protocol.ledger import read_object
+from btard.protocol.limits import state_limit
 from btard.protocol.wire import Malformed
 from btard.task import PARAMETERS
 
@@ -40,7 +41,7 @@ def read_state(folder: Path, hashed: bytes, d: int) -> torch.Tensor | None:
     file = state_file(folder, hashed)
     if not file.is_file():
         return None
-    if file.stat().st_size > 4 * d + 2**20:
+    if file.stat().st_size > state_limit(d):
         raise Malformed(f"{file.name}: too long for {d} parameters")
     try:
         with safe_open(file, framework="pt") as tensors:

@@ -14,6 +14,8 @@ Tensorial = Literal["part", "aggregate"]
 TENSORIAL: tuple[Tensorial, ...] = get_args(Tensorial)
 HALVED: dict[str, tuple[Tensorial, ...]] = {"float32": (), "float16-parts": ("part",), "float16": TENSORIAL}
 """`wire` -> the kinds of tensors that travel as float16."""
+MAX_PEERS = 2**12
+"""Most peers that a run can begin with, and that a file or a page of a run tells of."""
 ROUNDED_APART = 2.0**-10
 """How much farther apart two gradients can be as float16: each moves by up to 2^-11 of itself (`half.ROUNDING`)."""
 
@@ -189,7 +191,7 @@ class ProtocolConfig(ProtocolSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         n, b, m = self.peers, self.byzantine, self.validators
-        require(n >= 1, "peers", ">= 1", n, "give a positive number")
+        require(1 <= n <= MAX_PEERS, "peers", f">= 1 and <= {MAX_PEERS}", n, "give a number within")
         rule = f">= 0 and < peers / 2 = {n / 2:g}"
         require(0 <= 2 * b < n, "byzantine", rule, b, "the honest must be the majority", beside="peers")
         rule = f">= 0 and at most (peers - 1) / 2 = {(n - 1) // 2}"

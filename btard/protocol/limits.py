@@ -139,3 +139,16 @@ def question_limit(parts: int) -> int:
 def answer_limit(record: StepRecord, parts: Iterable[int]) -> int:
     """Bytes that a member needs to give a newcomer the aggregates of `parts`."""
     return sum(2 * record.cut.nbytes(part, "aggregate") + 256 for part in parts)
+
+
+def proof_limit(d: int, shown: int) -> int:
+    """Bytes of a recorded proof's tensors: parameters and aggregates, of two steps, and so many packets shown.
+
+    As on a wire (`packet_limit`) a packet may have twice the bytes of all parameters, as if there were one part.
+    """
+    return 3 * 4 * d + shown * (8 * d + 2**16) + 2**20
+
+
+def state_limit(d: int) -> int:
+    """Bytes of the file of a recorded state: parameters, and the digests of the rest."""
+    return 4 * d + 2**20

@@ -251,7 +251,7 @@ async def _come(lobby: Doors, key: bytes) -> Any:
 
 def _keys(value: Any, config: SwarmConfig) -> tuple[bytes, ...]:
     try:
-        keys = wire.check_list(value, "founders", wire.check_digest, max_len=2**10)
+        keys = wire.check_list(value, "founders", wire.check_digest, max_len=config.peers)
     except wire.Malformed as error:
         raise NoFounders(f"the coordinator's list of the first peers is broken: {error}") from None
     if len(keys) != config.peers or len(set(keys)) != len(keys):

@@ -11,14 +11,13 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from btard.protocol import wire
+from btard.protocol.config import MAX_PEERS
 from btard.protocol.wire import Malformed, Number, shown
 
 RECENT = 24
 """Number of steps that a status tells of."""
 PHASE, PHASES = re.compile(r"[a-z_]{1,32}"), 64
 """What the name of a phase looks like, and how many a step may have."""
-PEERS = 2**12
-"""Largest number of peers of which a row says anything."""
 
 Row = dict[str, Any]
 """What a peer tells of one step: step, loss (None if it has none), active, samples, lr, sent, entries (of its ledger,
@@ -28,10 +27,10 @@ or None), seconds and bytes by phase, account (an `Account` or None)."""
 class Account(Struct, frozen=True):
     """What each peer did in a step, as in `btard.drivers.account`, according to one peer."""
 
-    roles: Annotated[str, Meta(max_length=PEERS)]
-    checks: Annotated[tuple[tuple[Number, Number], ...], Meta(max_length=PEERS)]
-    accused: Annotated[tuple[Number, ...], Meta(max_length=PEERS)]
-    skipped: Annotated[tuple[Number, ...], Meta(max_length=PEERS)]
+    roles: Annotated[str, Meta(max_length=MAX_PEERS)]
+    checks: Annotated[tuple[tuple[Number, Number], ...], Meta(max_length=MAX_PEERS)]
+    accused: Annotated[tuple[Number, ...], Meta(max_length=MAX_PEERS)]
+    skipped: Annotated[tuple[Number, ...], Meta(max_length=MAX_PEERS)]
 
 
 @dataclass(frozen=True)

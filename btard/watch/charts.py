@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from btard.drivers.account import AWAY, IDLE, OUT, PROBATION, VALIDATED, WORKED
+from btard.protocol.config import MAX_PEERS
 from btard.protocol.heal import HEALED
-from btard.watch.folder import MAX_PEERS, Run, number
+from btard.watch.folder import Run, number
 from btard.watch.story import numbers, roles_of, spans
 
 COLUMNS = 600

@@ -34,6 +34,7 @@ from btard.harness.recorded import recorded_mapping
 from btard.harness.run_folder import read_summary
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol import wire
+from btard.protocol.config import MAX_PEERS
 from btard.protocol.hashing import PROTOCOL_VERSION
 from btard.protocol.ledger import Entry, Ledger
 from btard.protocol.limits import MAX_LEDGER, MAX_VALUES
@@ -44,7 +45,6 @@ MAX_LINES, MAX_SMALL = 2**28, 2**22
 """The largest number of bytes that are read of a file of lines, and of a small file."""
 MAX_STEPS = 2**20
 """Number of lines that are read of a file of lines, which have MAX_VALUES values in all."""
-MAX_PEERS = 4096
 MAX_PROOFS = 400
 """Number of steps whose recorded messages are shown; a page must stay readable."""
 BEGUN = (CONFIG, PROTOCOL, RUN)

@@ -11,13 +11,14 @@ from btard.drivers.account import ROLES
 from btard.protocol import wire
 from btard.protocol.attackers import draw_attackers
 from btard.protocol.claims import KINDS
+from btard.protocol.config import MAX_PEERS
 from btard.protocol.heal import HEALED, described
 from btard.protocol.ledger import Entry
 from btard.protocol.limits import Limits
 from btard.protocol.messages import NOBODY, Claim, Claims
 from btard.protocol.record import Transcript
 from btard.protocol.wire import Malformed, shown
-from btard.watch.folder import MAX_PEERS, SWARM, TRAINER, Proof, Run, number
+from btard.watch.folder import SWARM, TRAINER, Proof, Run, number
 from btard.watch.words import how_decided, meaning, phase_of, phases
 
 MAX_STEPS = 4000
