@@ -201,12 +201,13 @@ class Replay:
         def open_here(claim: Claim, verdict: str) -> str:
             """Why this machine's own `verdict` contradicts nobody's; nothing if it does."""
             informed = observer.current.informed.get(claim, {})
-            if verdict == EXCUSED and by not in informed:
-                return UNSEEN
+            unseen = by not in informed
             recomputes = KINDS[claim.kind].recomputes  # a voter without a gradient of its own abstains
             others = [vote for vote in informed.values() if vote != verdict and not (recomputes and vote == EXCUSED)]
-            if len(others) <= observer.current.byzantine:  # all of them may lie
+            if len(others) <= observer.current.byzantine and not (unseen and verdict == EXCUSED):  # all of them may lie
                 return UNSHOWN
+            if unseen:  # with a part of the evidence any verdict can be the right one
+                return UNSEEN
             if not KINDS[claim.kind].numeric:
                 return ""
             if not elsewhere and self.config.validation == "tolerant":

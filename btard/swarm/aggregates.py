@@ -98,8 +98,9 @@ class Aggregates:
             counted = frames.Counted(writer)
             try:
                 await frames.send(counted, ("aggregate", frames.size_of(pieces)), pieces)
-            finally:
-                self._served.note(key, (packet.step, -1 - packet.part), counted.bytes)
+            finally:  # what was made counts, too, also if nothing of it was sent: nobody has it made more than twice
+                least = cut.nbytes(packet.part, "aggregate") // 2 + 1
+                self._served.note(key, (packet.step, -1 - packet.part), max(counted.bytes, least))
 
 
 async def fetch_aggregates(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from btard.drivers.history import workers_of
@@ -14,10 +15,10 @@ from btard.protocol.messages import JoinRequest
 from btard.protocol.peer import Peer
 from btard.protocol.snapshot import load_public
 from btard.swarm.doors import Doors
-from btard.swarm.fetch import ask_status, ask_to_join, fetch_state
+from btard.swarm.fetch import STATUS, ask_status, ask_to_join, fetch_state
 from btard.swarm.founding import NoFounders, founders_digest, give_founders, known_founders, learn_founders
 from btard.swarm.keys import peer_id_of
-from btard.swarm.life import OVERDUE, SETTLED
+from btard.swarm.life import BEGINNING, OVERDUE, SETTLED
 from btard.swarm.links import Refused
 from btard.swarm.member import Member
 from btard.swarm.state import PREVIOUS
@@ -26,8 +27,11 @@ GRACE = 60.0
 """Seconds in which the peers that are there must agree on who is there, once deadlines.gather is over for all."""
 POLL = 0.3
 """Seconds between two looks at the others while waiting for them."""
-DECIDED = (SETTLED, "running", "returning")
-"""What a peer says of itself once it stays with a life."""
+SHOWN = STATUS + 2 * POLL
+"""Seconds for which a certificate is shown before its life begins, if others that are there do not say they have it: an
+honest peer has seen it by then."""
+BEGUN = (BEGINNING, "running", "returning")
+"""What a peer says of itself once it has a certificate of a life."""
 
 
 def arrive(member: Member) -> None:
@@ -67,18 +71,19 @@ def _gather(member: Member) -> None:
 
     A peer that has begun waits one phase for the others, not longer, and they may have started as far apart as
     deadlines.gather. So all begin together: they settle on a life when all say that they are ready, or enough that they
-    wait no longer, and begin it when enough have settled on it.
+    wait no longer, and begin it with a certificate, as soon as all that are there say that they have one.
     """
     member.state = "gathering"
     deadline = time.monotonic() + member.config.deadlines.gather
     all_here = len({*member.members, member.peer.id})
     life = member.life
     life.voters, life.tolerated = all_here, member.tolerated
-    half, shown = all_here / 2, 0
+    half, shown, certain = all_here / 2, 0, 0.0
     while True:
         said = ask_all(member)
-        life.hear(said, member.stored, member.passed)
-        begin, here, held = life.begin, 1 + len(said), life.holding > half
+        life.hear(said, member.points, member.passed)
+        life.collect(said, member.members, member.config.run_id)
+        begin, here, held = life.begin[0], 1 + len(said), life.holding > half
         ahead = sum(s.get("state") in ("running", "returning") and s.get("step", 0) > begin for s in said.values())
         if ahead > half:
             return come_back(member, "the others are in the middle of the run")
@@ -88,42 +93,58 @@ def _gather(member: Member) -> None:
         late = time.monotonic() > deadline
         if here == all_here and member.state == "gathering":
             member.state = "ready"
-        agreeing = life.agreeing(said)
-        settled = life.agreeing({i: s for i, s in said.items() if s.get("state") in DECIDED})
-        willing = life.agreeing({i: s for i, s in said.items() if s.get("state") in (OVERDUE, *DECIDED)})
-        if not life.settled:
+        if life.certified:
+            member.state = BEGINNING
+            certain = certain or time.monotonic() + SHOWN
+            if all(s.get("state") in BEGUN for s in said.values()) or time.monotonic() > certain:
+                break
+        elif not life.settled and ahead <= member.tolerated:  # with more an honest one is still in the life before
+            agreeing = life.agreeing(said)
+            willing = life.agreeing({i: s for i, s in said.items() if s.get("state") in (OVERDUE, SETTLED, *BEGUN)})
             if late or willing > 1 + member.tolerated:  # then it is late for an honest one
                 member.state = OVERDUE
             ready = member.state != "gathering" and all(s.get("state") != "gathering" for s in said.values())
             together = ready and agreeing >= max(life.enough, here - member.tolerated)
             if held and (together or (member.state == OVERDUE and willing >= life.enough)):
-                member.state, life.settled = SETTLED, True
-        if life.settled and settled >= life.enough:
-            break
-        if late and here < life.enough:
-            raise NoFounders(
-                f"only {here} of {all_here} peers are here after deadlines.gather = "
-                f"{member.config.deadlines.gather:g} s, and {life.enough} are needed; start the others"
-            )
-        if late and time.monotonic() > deadline + member.config.deadlines.gather + GRACE:
-            after = member.config.deadlines.gather + GRACE
-            if not held:
-                raise NoFounders(
-                    f"only {life.holding} of {all_here} peers say that they have the checkpoint of step "
-                    f"{member.first + begin}, {after:g} s after deadlines.gather; more than half are needed: start all "
-                    "again that have it"
-                )
-            raise NoFounders(
-                f"only {agreeing} of {here} peers agree on who is here, and to begin at step {member.first + begin}, "
-                f"{after:g} s after deadlines.gather, and {life.enough} are needed; start this one again"
-            )
+                life.settle(member.identity, member.config.run_id)
+                member.state = SETTLED
+        if late and not life.certified:
+            _check_time(member, said, ahead, time.monotonic() - deadline)
         time.sleep(POLL)
     joined = member.peer.id >= member.config.peers  # at the start it was not there
-    if (begin or joined) and begin not in member.stored:
+    if life.begin not in member.points or (joined and not begin):
         return come_back(member, f"there is no checkpoint of step {member.first + begin} here, where the others go on")
-    member.begin_life(begin)
-    member.stored = {step: kept for step, kept in member.stored.items() if step >= begin}
+    member.begin_life()
     member.state = "running"
+
+
+def _check_time(member: Member, said: Mapping[int, dict[str, Any]], ahead: int, late: float) -> None:
+    """Raise NoFounders if too few are here, or have agreed on a life, `late` seconds after deadlines.gather.
+
+    `ahead`: peers that say that they are past its step.
+    """
+    life, gather, here = member.life, member.config.deadlines.gather, 1 + len(said)
+    step, all_here = member.first + life.begin[0], life.voters
+    if here < life.enough:
+        raise NoFounders(
+            f"only {here} of {all_here} peers are here after deadlines.gather = {gather:g} s, and {life.enough} are "
+            "needed; start the others"
+        )
+    if late <= gather + GRACE:
+        return
+    after = f"{gather + GRACE:g} s after deadlines.gather"
+    if ahead > member.tolerated:
+        raise NoFounders(f"{ahead} peers are past step {step}, {after}, which is no majority: start this one again")
+    if not life.holding > all_here / 2:
+        raise NoFounders(
+            f"only {life.holding} of {all_here} peers say that they have the checkpoint of step {step}, {after}; "
+            "more than half are needed: start all again that have it"
+        )
+    count, what = (len(life.signatures), "have signed") if life.settled else (life.agreeing(said), "agree on")
+    raise NoFounders(
+        f"only {count} of {here} peers {what} one list of who is here, to begin at step {step}, {after}, and "
+        f"{life.enough} are needed; start this one again"
+    )
 
 
 def ask_all(member: Member) -> dict[int, dict[str, Any]]:

@@ -8,7 +8,8 @@ its process started, and takes part in no life without it.
 
 Nonces are told in statuses, over connections whose ends are authenticated, and a nonce counts if most of the members
 say that they have heard it: the members by the ledger of a peer's own newest checkpoint, also those that have joined.
-The step is the newest of which a peer knows that more honest members have its checkpoint than can lie: members without
+The step is the newest of which a peer knows that more honest members have its checkpoint than can lie, one checkpoint
+to the bit: members without
 it are silent in the first step, and liars must be no majority there. A peer knows it of a step that more than half of
 all, and more than twice as many as can lie, say they have. It also knows it of a step that more than can lie say they
 have passed. Peers save a checkpoint before they speak in its step, so an honest peer that has done the step has heard
@@ -19,12 +20,17 @@ checkpoint.
 
 Peers begin a life at the same step and time. A peer that begins alone finds nobody in its first phase. So where members
 are missing, a peer says that it waits no longer, and settles on a life when enough say so; it says so when its own time
-is over, or that of more peers than can lie. A peer that has settled on a life stays with it, and begins when enough
-have settled on it. Liars can say to each honest peer that they are in its life. So more than half is not enough: it
-takes so many that any two such groups share an honest peer (`Life.enough`), which is in one life alone. No two lives
-begin. Liars can keep all from beginning: by silence if the others are not enough, or if they tell peers different
-things as these settle, whatever the number of liars. Then all end, and are to be started again. A peer whose own
-checkpoint is older than the others' may know of fewer members, so that liars can lead it into a life of their own.
+is over, or that of more peers than can lie. To settle is to sign the life, and a peer signs one alone. A life begins by
+a certificate: so many signatures that any two such groups share an honest peer (`Life.enough`), though liars can say to
+each honest peer that they are in its life. No two lives begin. Who has a certificate shows it, also once it has begun,
+and whoever is in that life takes it over: so liars do not choose which of the honest peers begin. Liars can keep all
+from beginning: by silence if the others are not enough, or if they tell peers different things as these settle,
+whatever the number of liars. So can, without any liar, a peer that comes just as the others settle, if these are not
+enough without those that have seen it. Then all end, and are to be started again. A peer whose own checkpoint is older
+than the others' may know of fewer members, so that liars can lead it into a life of their own.
+
+A restarted peer has a new nonce, and could sign another life. It does not while more members than can lie say that they
+are past that step: they are still in the life before, however many have stopped.
 """
 
 from __future__ import annotations
@@ -38,7 +44,8 @@ from typing import Any
 
 import torch
 
-from btard.protocol.hashing import digest, tensor_digest
+from btard.protocol.hashing import DIGEST_SIZE, digest, signed_digest, tensor_digest
+from btard.protocol.identity import SIGNATURE_SIZE, Identity, verify_key
 from btard.task import PARAMETERS
 
 NONCE = 16
@@ -47,14 +54,20 @@ OVERDUE = "overdue"
 """What a peer says of itself that waits no longer for members that are missing."""
 SETTLED = "settled"
 """What it says of itself once it stays with the life that it sees."""
-GATHERING = ("gathering", "ready", OVERDUE, SETTLED)
+BEGINNING = "beginning"
+"""What it says of itself once it has a certificate, until all that are there have one."""
+GATHERING = ("gathering", "ready", OVERDUE, SETTLED, BEGINNING)
 """What it says of itself before it begins."""
 
 _NUMBER = re.compile("0|[1-9][0-9]{0,8}")
 
 Nonces = Mapping[int, bytes]
-Seen = tuple[tuple[tuple[int, bytes], ...], int]
-"""The nonces of a life, and the step at which it begins."""
+Point = tuple[int, bytes]
+"""A step, and the digest of its checkpoint."""
+START: Point = (0, b"")
+"""Where all begin that have no checkpoint."""
+Seen = tuple[tuple[tuple[int, bytes], ...], Point]
+"""The nonces of a life, and where it begins."""
 
 
 class Life:
@@ -70,20 +83,38 @@ class Life:
         """What each present peer has told this one, and its own nonce."""
         self.gathered: Nonces = {}
         """The nonces that most peers say they have heard: those of the life, as this peer sees it."""
-        self.begin = 0
-        """The step at whose checkpoint it begins, as this peer sees it."""
+        self.begin = START
+        """The checkpoint at which it begins, as this peer sees it."""
         self.holding = 0
         """How many, including this peer, say that they have that checkpoint."""
-        self.settled = False
-        """Whether this peer stays with the life that it sees, unless another one has begun."""
+        self.signatures: dict[int, bytes] = {}
+        """Of peers that have settled on the life that this one sees; none before it has itself."""
 
     @property
     def enough(self) -> int:
         """So many members that any two groups of them share an honest one, though liars are in both."""
         return (self.voters + self.tolerated) // 2 + 1
 
+    @property
+    def settled(self) -> bool:
+        """Whether this peer stays with the life that it sees, unless there is a certificate of another one."""
+        return bool(self.signatures)
+
+    @property
+    def certified(self) -> bool:
+        """Whether this peer has a certificate of the life that it sees."""
+        return len(self.signatures) >= self.enough
+
+    @property
+    def _seen(self) -> Seen:
+        return tuple(self.gathered.items()), self.begin
+
+    def settle(self, identity: Identity, run_id: str) -> None:
+        """Stay with the life that this peer sees."""
+        self.signatures = {self.me: identity.sign(_statement(run_id, self._seen))}
+
     def hear(
-        self, statuses: Mapping[int, Mapping[str, Any]], stored: Iterable[int] = (), passed: Iterable[int] = ()
+        self, statuses: Mapping[int, Mapping[str, Any]], stored: Iterable[Point] = (), passed: Iterable[Point] = ()
     ) -> None:
         """Record what the others say about themselves, by number, all of it at once.
 
@@ -91,27 +122,48 @@ class Life:
         """
         direct = {peer: _nonce(said.get("nonce")) for peer, said in statuses.items()}
         self.heard = {peer: nonce for peer, nonce in direct.items() if nonce is not None} | {self.me: self.nonce}
-        views = [self.heard, *(_nonces(said.get("heard")) for said in statuses.values())]
-        disks = [{0, *stored}, *(_steps(said.get("stored")) for said in statuses.values())]
+        disks = [{START, *stored}, *(_points(said.get("stored")) for said in statuses.values())]
         if not self.settled:
+            views = [self.heard, *(_nonces(said.get("heard")) for said in statuses.values())]
             told = Counter((peer, nonce) for view in views for peer, nonce in view.items())
             self.gathered = {peer: nonce for (peer, nonce), count in sorted(told.items()) if 2 * count > self.voters}
             known = [{*passed, self.begin}]
-            known += [_steps(said.get("passed")) | {self._seen_by(said)[1]} for said in statuses.values()]
+            known += [_points(said.get("passed")) | {_seen_by(said)[1]} for said in statuses.values()]
             self.begin = self._beginning(disks, known)
-        for state in ("running",) if self.settled else (SETTLED, "running"):
-            seen = Counter(self._seen_by(said) for said in statuses.values() if said.get("state") == state)
-            for (nonces, begin), count in seen.items():  # an honest one among them has settled on it, or begun
-                if count > self.tolerated and (self.me, self.nonce) in nonces:
-                    self.gathered, self.begin = dict(nonces), begin
+            settled = Counter(_seen_by(said) for said in statuses.values() if said.get("state") == SETTLED)
+            for seen, count in settled.items():  # an honest one among them has settled on it
+                if count > self.tolerated and (self.me, self.nonce) in seen[0]:
+                    self.gathered, self.begin = dict(seen[0]), seen[1]
         self.holding = sum(self.begin in disk for disk in disks)
+
+    def collect(self, statuses: Mapping[int, Mapping[str, Any]], keys: Mapping[int, bytes], run_id: str) -> None:
+        """Keep the signatures on the life that this peer has settled on, or take over a life with enough of them.
+
+        An honest peer shows nothing forged: nothing more is read of one after a false signature.
+        """
+        for said in [] if self.certified else statuses.values():
+            seen = _seen_by(said)
+            nonces, statement = dict(seen[0]), _statement(run_id, seen)
+            if nonces.get(self.me) != self.nonce:
+                continue
+            found = dict(self.signatures) if seen == self._seen else {}
+            for peer, signature in _settled(said.get("settled")).items():
+                if peer in found:
+                    continue
+                if peer not in nonces or peer not in keys or not verify_key(keys[peer], statement, signature):
+                    break
+                found[peer] = signature
+            if len(found) >= self.enough:
+                self.gathered, self.begin, self.signatures = nonces, seen[1], found
+                return
+            if self.settled and seen == self._seen:
+                self.signatures = found
 
     def agreeing(self, statuses: Mapping[int, Mapping[str, Any]]) -> int:
         """How many peers, including this one, are in the life that it sees, and see it too; 0 if it is not in it."""
         if self.gathered.get(self.me) != self.nonce:
             return 0
-        mine = tuple(self.gathered.items()), self.begin
-        return 1 + sum(self._seen_by(said) == mine for said in statuses.values())
+        return 1 + sum(_seen_by(said) == self._seen for said in statuses.values())
 
     def told(self) -> dict[str, Any]:
         """What a status says about it: JSON values."""
@@ -119,20 +171,18 @@ class Life:
             "nonce": self.nonce.hex(),
             "heard": {str(peer): nonce.hex() for peer, nonce in self.heard.items()},
             "gathered": {str(peer): nonce.hex() for peer, nonce in self.gathered.items()},
-            "begin": self.begin,
+            "begin": said_of([self.begin])[0],
+            "settled": {str(peer): signature.hex() for peer, signature in self.signatures.items()},
         }
 
-    def _beginning(self, disks: Sequence[set[int]], known: Sequence[set[int]]) -> int:
-        """By the steps that each member has on its `disks`, this peer first, and those that it has passed or names."""
+    def _beginning(self, disks: Sequence[set[Point]], known: Sequence[set[Point]]) -> Point:
+        """By what each member has on its `disks`, this peer first, and what it has passed or names."""
         safe = {sorted(disks[0])[-2:][0]}
-        for told, bound in ((disks, max(self.voters / 2, 2 * self.tolerated)), (known, self.tolerated)):
-            safe |= {step for step, count in Counter(s for steps in told for s in steps).items() if count > bound}
-        return max(safe)
-
-    def _seen_by(self, said: Mapping[str, Any]) -> Seen:
-        """The life as another peer sees it."""
-        begin = said.get("begin")
-        return tuple(_nonces(said.get("gathered")).items()), begin if type(begin) is int else 0
+        held = Counter(point for disk in disks for point in disk)
+        safe |= {point for point, count in held.items() if count > max(self.voters / 2, 2 * self.tolerated)}
+        named = Counter(point for points in known for point in points)
+        safe |= {point for point, count in named.items() if count > self.tolerated}
+        return max(safe, key=lambda point: (point[0], held[point], point))
 
     def epoch(self, run_id: str, checkpoint: bytes) -> bytes:
         """The name of the life (32 bytes) that begins at the checkpoint with this digest."""
@@ -140,10 +190,25 @@ class Life:
         return digest("life", run_id, checkpoint, *fields)
 
 
+def _statement(run_id: str, seen: Seen) -> bytes:
+    """The 32 bytes that a peer signs if it settles on the life `seen`."""
+    return signed_digest("settled", run_id, *seen[1], *(field for nonce in seen[0] for field in nonce))
+
+
 def checkpoint_digest(peer: Mapping[str, Any], params: torch.Tensor) -> bytes:
     """The digest of a peer's values in a checkpoint, without what only it holds, and of the parameters [d]."""
-    common = json.dumps({name: value for name, value in peer.items() if name != "requests"}, sort_keys=True)
-    return digest("checkpoint", common, tensor_digest(params, PARAMETERS))
+    common = json.loads(json.dumps({name: value for name, value in peer.items() if name != "requests"}))
+    return digest("checkpoint", json.dumps(common, sort_keys=True), tensor_digest(params, PARAMETERS))
+
+
+def said_of(points: Iterable[Point]) -> list[list[Any]]:
+    """Checkpoints as JSON values, ascending."""
+    return [[step, digest.hex()] for step, digest in sorted(points)]
+
+
+def _seen_by(said: Mapping[str, Any]) -> Seen:
+    """The life as another peer sees it."""
+    return tuple(_nonces(said.get("gathered")).items()), next(iter(_points([said.get("begin")])), START)
 
 
 def _nonces(value: Any) -> dict[int, bytes]:
@@ -157,14 +222,29 @@ def _nonces(value: Any) -> dict[int, bytes]:
     return {peer: nonce for peer, nonce in known.items() if nonce is not None}
 
 
-def _steps(value: Any) -> set[int]:
-    """The steps in a list of a status."""
-    return {step for step in value if type(step) is int and step >= 0} if isinstance(value, list) else set()
+def _points(value: Any) -> set[Point]:
+    """The checkpoints in a list of a status."""
+    pairs = [pair for pair in value if isinstance(pair, list) and len(pair) == 2] if isinstance(value, list) else []
+    found = {(step, _bytes(word, DIGEST_SIZE)) for step, word in pairs if type(step) is int and 0 < step < 2**31}
+    start = {START for step, word in pairs if type(step) is int and (step, word) == (0, "")}
+    return start | {(step, digest) for step, digest in found if digest is not None}
+
+
+def _settled(value: Any) -> dict[int, bytes]:
+    """The signatures in a status, by peer."""
+    given = value.items() if isinstance(value, dict) else ()
+    known = {int(peer): _bytes(word, SIGNATURE_SIZE) for peer, word in given if _NUMBER.fullmatch(peer)}
+    return {peer: signature for peer, signature in known.items() if signature is not None}
 
 
 def _nonce(value: Any) -> bytes | None:
+    return _bytes(value, NONCE)
+
+
+def _bytes(value: Any, size: int) -> bytes | None:
+    """So many bytes from their hex digits; None for anything else."""
     try:
-        nonce = bytes.fromhex(value) if isinstance(value, str) and len(value) == 2 * NONCE else b""
+        found = bytes.fromhex(value) if isinstance(value, str) and len(value) == 2 * size else b""
     except ValueError:
         return None
-    return nonce if len(nonce) == NONCE else None
+    return found if len(found) == size else None

@@ -29,7 +29,7 @@ from btard.swarm.config import SwarmConfig
 from btard.swarm.doors import Doors
 from btard.swarm.driver import SwarmDriver
 from btard.swarm.founding import trusted_keys
-from btard.swarm.life import Life, checkpoint_digest
+from btard.swarm.life import START, Life, Point, checkpoint_digest, said_of
 from btard.swarm.lines import Once, Say
 from btard.swarm.notes import Notes
 from btard.swarm.said import RECENT
@@ -74,7 +74,9 @@ class Member:
         self.recorder: Recorder | None = None
         self.stored: dict[int, tuple[dict[str, torch.Tensor], dict[str, Any]]] = {}
         """Step -> content of each checkpoint on the disk."""
-        self.passed: list[int] = []
+        self._digests: dict[int, bytes] = {}
+        """Step -> `checkpoint_digest` of each."""
+        self.passed: list[Point] = []
         """Those of them whose step this peer had done when it was started."""
         self.recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
         self.sent = 0
@@ -176,8 +178,9 @@ class Member:
             for line in said:
                 self.say(line)
             self.stored[step] = tensors, state
+            self._digests[step] = checkpoint_digest(state["peer"], tensors["training/parameters"])
         newest = max(self.stored, default=0)
-        self.passed = [step for step in self.stored if step < max(newest, done - self.first)]
+        self.passed = sorted(point for point in self.points - {START} if point[0] < max(newest, done - self.first))
         if not self.stored and self.folder.metrics():
             self.say(f"{self.out} has no checkpoint to go on from: with the state of the others, or from the start")
 
@@ -236,6 +239,7 @@ class Member:
             "summary": summary,
         }
         self.folder.save_checkpoint(self.peer.t, tensors, state)
+        self._digests[self.peer.t] = checkpoint_digest(values, self.optimizer.params)  # first: others may ask now
         self.stored = {0: ({}, {}), self.peer.t: ({}, {})}
 
     def load(self, step: int) -> None:
@@ -258,12 +262,19 @@ class Member:
             self.recorder.restore(state["recorder"], fresh.last)
         self.say(f"goes on from its checkpoint at step {self.first + step}")
 
-    def begin_life(self, step: int) -> None:
-        """Begin the life that has been agreed on at the checkpoint of `step`, or at the start."""
+    def begin_life(self) -> None:
+        """Begin the life that has been agreed on, at its checkpoint."""
+        step, _ = self.life.begin
         if step:
             self.load(step)
+        self.stored = {earlier: kept for earlier, kept in self.stored.items() if earlier >= step}
         values, _ = save_peer(self.peer)
         self.peer.begin_life(self.life.epoch(self.config.run_id, checkpoint_digest(values, self.optimizer.params)))
+
+    @property
+    def points(self) -> set[Point]:
+        """The checkpoints on the disk, and the start."""
+        return {START, *((step, self._digests[step]) for step in self.stored if step)}
 
     def status(self) -> dict[str, Any]:
         """What this peer tells anybody about itself: JSON values, at most `MAX_STATUS` bytes."""
@@ -277,8 +288,8 @@ class Member:
             "step": peer.t,
             "first": self.first,
             "phase": self.phase,
-            "stored": sorted({0, *self.stored}),
-            "passed": self.passed,
+            "stored": said_of(self.points),
+            "passed": said_of(self.passed),
             "active": list(peer.active),
             "head": peer.ledger.head.hex(),
             "entries": len(peer.ledger.entries),

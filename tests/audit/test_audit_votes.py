@@ -120,13 +120,12 @@ def audited(
         if 0 <= step - START < len(fits) and not fits[step - START](driver):
             raise Misfit
 
-    for name in range(40):
+    given = {"peers": PEERS, "byzantine": 2, **settings}
+    for name in range(200):
         out = folder / str(name)
-        out.mkdir()
+        out.mkdir(parents=True)
         try:
-            record(
-                out, behaviours(), peers=PEERS, byzantine=2, steps=5, between=between, run_id=f"few {name}", **settings
-            )
+            record(out, behaviours(), steps=5, between=between, run_id=f"few {name}", **given)
         except Misfit:
             continue
         return audit(out).findings, audit(out, QuadraticTask(D)).findings
@@ -175,6 +174,64 @@ def test_who_was_away_has_recorded_what_it_was_not_shown(
     fits = lambda driver: not {0, OWNER} & set(driver.honest[0].assignments)  # noqa: E731
     for findings in audited(tmp_path, lambda: {0: away_at(START), OWNER: liar()}, fits, validation=validation):
         assert (findings[0].entry.kind, findings[0].checked) == (attack, UNSEEN)
+
+
+class Reports(Once):
+    """Reports a wrong norm of the owner's part, to be convicted of it a step later."""
+
+    def report(self, ctx: Context, report: Report) -> Report:
+        at = self.owned(ctx)
+        return structs.replace(report, norms=tuple(x * (1.5 if i == at else 1) for i, x in enumerate(report.norms)))
+
+
+class HidesARow(Attacker):
+    """Shows peer 0 nothing of the evidence a step later, and votes as all do."""
+
+    def active(self, step: int) -> bool:
+        return step in (START, START + 1)
+
+    def accuse(self, ctx: Context, claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
+        return ()
+
+    def dispatch(self, ctx: Context, phase: str, packets: Mapping[int, Any]) -> Mapping[int, Any]:
+        if not phase.startswith(("evidence", "pass")) or ctx.step == START:
+            return packets
+        return {to: sent for to, sent in packets.items() if to != 0}
+
+
+class AccusesOnceMore(HidesARow):
+    """Accuses the owner, which was right, when the reporter is convicted that had found nothing wrong with it."""
+
+    def accuse(self, ctx: Context, claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
+        last = ctx.last
+        if last is None or ctx.step == START or SENDER not in ctx.record.expelled:
+            return ()
+        return (Claim(START, OWNER, "wrong_aggregate", last.planned.index(OWNER)),)
+
+
+def test_who_was_shown_a_part_of_the_evidence_has_another_verdict_and_a_folder_all_the_same(
+    tmp_path: Path,
+) -> None:
+    """Of nine peers three lie. The recorder alone lacks a row, and finds guilty whom the others acquit."""
+    third = 7
+
+    def behaviours() -> dict[int, Behaviour]:
+        return {SENDER: Reports(), OWNER: HidesARow(), third: AccusesOnceMore()}
+
+    def all_work(driver: LocalDriver) -> bool:
+        return not {0, SENDER, OWNER, third} & set(driver.honest[0].assignments)
+
+    def checked(driver: LocalDriver) -> bool:
+        pairs = driver.honest[0].assignments.items()
+        return any(target == SENDER and validator not in (0, SENDER, OWNER, third) for validator, target in pairs)
+
+    for recorder in (0, 1):
+        with pytest.MonkeyPatch.context() as patch:
+            recorded_by(patch, recorder)
+            settings = {"peers": 9, "byzantine": 3}
+            findings = audited(tmp_path / str(recorder), behaviours, all_work, checked, **settings)
+        for found in findings:
+            assert [f.entry.peers for f in found] == [(SENDER,)]
 
 
 class LeavesOut(Once):

@@ -13,7 +13,7 @@ from btard.protocol.collusion import Collusion
 from btard.protocol.effects import Fetch
 from btard.protocol.limits import packet_limit
 from btard.protocol.signed import Packet
-from btard.swarm.aggregates import DOOR, fetch_aggregates
+from btard.swarm.aggregates import DOOR, Aggregates, fetch_aggregates
 from btard.swarm.fetch import answer
 from btard.swarm.links import Refused
 from tests.swarm.cohort import QUICK, Cohort, Fault, Member
@@ -58,6 +58,17 @@ def test_what_a_liar_leaves_out_for_a_peer_that_is_behind_it_fetches() -> None:
         assert (1, "fetch") in cohort.members[BEHIND].at and (1, "fetch") not in cohort.members[0].at
         assert cohort.removed() == {}
         assert all(torch.equal(m.params, cohort.members[0].params) for m in cohort.members)
+
+
+async def begun_and_left(door: Aggregates, key: bytes, *arguments: int) -> None:
+    """A stream that breaks off before anything of it was read."""
+
+    class Gone:
+        def write(self, data: bytes) -> None:
+            raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        await door._give(key, [*arguments], None, Gone())  # type: ignore[arg-type]
 
 
 def test_aggregates_come_from_whoever_gives_the_announced_ones() -> None:
@@ -108,6 +119,12 @@ def test_aggregates_come_from_whoever_gives_the_announced_ones() -> None:
             asking.node.run(ask(2, part))
             with pytest.raises(Refused, match="aggregates: you have had them"):
                 asking.node.run(ask(2, part))
+
+        others[0].driver.aggregates.restart()
+        for _ in range(2):  # nobody has anything made more often, however soon it goes away
+            asking.node.run(begun_and_left(others[0].driver.aggregates, keys[peer.id], 2, parts[0]))
+        with pytest.raises(Refused, match="aggregates: you have had them"):
+            asking.node.run(ask(2, parts[0]))
         assert lasts[0] is not None
         lasts[0].here = (0, 1, 2, 3)
         with pytest.raises(Refused, match="aggregates: you had a say in that step"):

@@ -31,11 +31,12 @@ from btard.swarm.deadlines import Deadlines
 from btard.swarm.driver import OutOfStep
 from btard.swarm.fetch import Fetched
 from btard.swarm.founding import NoFounders
-from btard.swarm.life import Life
+from btard.swarm.life import Life, said_of
 from btard.swarm.member import Member
 from btard.swarm.state import PREVIOUS
 from btard.swarm.trainer import Trainer
 from btard.task import QuadraticTask
+from tests.swarm.points import at
 from tests.swarm.quadratic import Config
 
 D = 20
@@ -127,16 +128,18 @@ def gather(
     whoever begins is to see that most are about to.
     """
     waits = [gather] * 6 if isinstance(gather, float) else gather
+    identities = [Identity.from_seed("arrives", number) for number in range(6)]
     members = {
         number: SimpleNamespace(
             state="starting",
             peer=SimpleNamespace(id=number),
-            members=dict.fromkeys(range(6), b""),
+            identity=identities[number],
+            members={peer: identity.public_key for peer, identity in enumerate(identities)},
             life=Life(number, 3, 0),
             tolerated=tolerated,
-            stored=dict.fromkeys(() if number in lacking else stored),
-            passed=() if number in lacking else stored[:-1],
-            config=SimpleNamespace(peers=3, deadlines=SimpleNamespace(gather=waits[number])),
+            points=at(0, *(() if number in lacking else stored)),
+            passed=() if number in lacking else at(*stored[:-1]),
+            config=SimpleNamespace(peers=3, run_id="run", deadlines=SimpleNamespace(gather=waits[number])),
             first=0,
             said=list[str](),
         )
@@ -145,12 +148,12 @@ def gather(
 
     def ask_all(asking: Any) -> dict[int, Any]:
         others = {number: member for number, member in members.items() if number != asking.peer.id}
-        return {n: {"state": m.state, "stored": [0, *m.stored], **m.life.told()} for n, m in others.items()}
+        return {n: {"state": m.state, "stored": said_of(m.points), **m.life.told()} for n, m in others.items()}
 
     def arrived(member: Any) -> Any:
-        def begin_life(step: int) -> None:
+        def begin_life() -> None:
             states = [other.state for other in members.values()]
-            assert sum(state in arrival.DECIDED for state in states) >= member.life.enough, states
+            assert member.life.certified and all(state in arrival.BEGUN for state in states), states
 
         member.say = member.said.append
         member.begin_life = begin_life
@@ -160,7 +163,7 @@ def gather(
             return str(error)
         if member.state != "running":
             return member.state
-        return member.life.begin, member.life.epoch("run", b"")
+        return member.life.begin[0], member.life.epoch("run", b"")
 
     def come_back(member: Any, why: str) -> None:
         member.state = "returning"
@@ -308,21 +311,22 @@ def test_a_checkpoint_outlasts_a_beginning_before_it(tmp_path: Path) -> None:
     """It is used again if nothing was done there; else once the folder's lines have given way to those it holds."""
     member, said = Member.__new__(Member), list[str]()
     folder, identity = RunFolder(tmp_path, Config(), events=False), Identity.from_seed("me")
-    vars(member).update(folder=folder, identity=identity, first=0, out=tmp_path, say=said.append)
+    vars(member).update(folder=folder, identity=identity, first=0, out=tmp_path, say=said.append, _digests={})
 
     def found(*, done: int, of: float = 0.0, begin: int = 0) -> tuple[set[int], list[int]]:
         folder.start(begin, forget=False)
         for step in range(begin, done):
             folder.log(step, {"loss": of})
             if step + 1 in (2, 4):
-                state = {"key": identity.public_key.hex()}
-                folder.save_checkpoint(step + 1, folder.vouch(step + 1, timings=True), state)
+                state = {"key": identity.public_key.hex(), "peer": {}}
+                tensors = {"training/parameters": torch.ones(2), **folder.vouch(step + 1, timings=True)}
+                folder.save_checkpoint(step + 1, tensors, state)
         folder.close()
         member.find_stored()
-        return {*member.stored}, member.passed
+        return {*member.stored}, [step for step, _ in member.passed]
 
     assert found(done=4) == ({2, 4}, [2])
-    assert found(done=5, begin=4) == ({2, 4}, [4, 2])
+    assert found(done=5, begin=4) == ({2, 4}, [2, 4])
     assert found(done=0) == ({2, 4}, [2])
     said.clear()
     assert found(done=1, of=1.0) == (set(), []) and len(said) == 3

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from btard.protocol.identity import Identity
 from btard.swarm import arrival
 from btard.swarm.founding import NoFounders
-from btard.swarm.life import OVERDUE, SETTLED, Life
+from btard.swarm.life import OVERDUE, SETTLED, Life, said_of
+from tests.swarm.points import at, told
 
 STORED = (950, 1000)
 
@@ -21,48 +23,68 @@ STORED = (950, 1000)
 class Swarm:
     """Honest members, by group, and liars that have a nonce of their own for each group.
 
-    A liar asks whoever asks it for its status first, and says that it sees the same life. `disks`: what the liars say
-    to each group that they have. `holds`: they hold their answers until all honest peers have asked, so that these go
-    on at the same time. `wait`: deadlines.gather in seconds.
+    A liar asks whoever asks it for its status first, says that it sees the same life, and signs it. `disks`: what the
+    liars say to each group that they have. `sign`: whom they show signatures. `running`: honest members in the middle
+    of the life before. `wait`: deadlines.gather in seconds.
     """
 
     def __init__(
-        self, groups: Sequence[Sequence[int]], liars: int, wait: float, disks: Sequence[Sequence[int]] = ()
+        self,
+        groups: Sequence[Sequence[int]],
+        liars: int,
+        wait: float,
+        disks: Sequence[Sequence[int]] = (),
+        sign: Collection[int] | None = None,
+        running: int = 0,
     ) -> None:
         self.group = {member: number for number, group in enumerate(groups) for member in group}
-        count = len(self.group) + liars
-        self.liars, self.disks = range(len(self.group), count), disks
+        count = len(self.group) + running + liars
+        self.liars, self.disks, self.sign = range(len(self.group), len(self.group) + liars), disks, sign
+        self.running = range(count - running, count)
+        self.identities = [Identity.from_seed("lies", number) for number in range(count)]
         self.members = {
             number: SimpleNamespace(
                 state="starting",
+                identity=self.identities[number],
                 peer=SimpleNamespace(id=number),
-                members=dict.fromkeys(range(count), b""),
+                members={i: identity.public_key for i, identity in enumerate(self.identities)},
                 life=Life(number, count, liars),
                 tolerated=liars,
-                stored=dict.fromkeys(STORED),
-                passed=STORED[:1],
+                points=at(0, *STORED),
+                passed=at(*STORED[:1]),
                 first=0,
-                config=SimpleNamespace(peers=count, deadlines=SimpleNamespace(gather=wait)),
+                config=SimpleNamespace(peers=count, run_id="run", deadlines=SimpleNamespace(gather=wait)),
                 say=lambda line: None,
-                begin_life=lambda step: None,
+                begin_life=lambda: None,
             )
             for number in self.group
         }
         self._together = threading.Barrier(len(self.group))
 
     def _status(self, member: Any) -> dict[str, Any]:
-        stored = [0, *member.stored]
-        return {"state": member.state, "stored": stored, "passed": [*member.passed], **member.life.told()}
+        stored, passed = said_of(member.points), said_of(member.passed)
+        return {"state": member.state, "stored": stored, "passed": passed, **member.life.told()}
+
+    def _signatures(self, asking: Any) -> dict[str, str]:
+        """Of all liars, on what the asking peer sees, with those that it has itself."""
+        found = dict(asking.life.told()["settled"])
+        for liar in self.liars:
+            life = Life(liar, 1, 0)
+            life.gathered, life.begin = dict(asking.life.gathered), asking.life.begin
+            life.settle(self.identities[liar], "run")
+            found |= life.told()["settled"]
+        return found
 
     def _lie(self, liar: int, asker: int) -> dict[str, Any]:
         group, asks = self.group[asker], self._status(self.members[asker])
-        waiting = all(member.state in (OVERDUE, *arrival.DECIDED) for member in self.members.values())
+        waiting = all(member.state in (OVERDUE, SETTLED, *arrival.BEGUN) for member in self.members.values())
         if waiting and liar == self.liars[0]:
             with contextlib.suppress(threading.BrokenBarrierError):  # some have begun
                 self._together.wait(0.2)
         face = 0 if self.disks else group
         nonces = {str(other): f"{other:016x}{face:016x}" for other in self.liars}
-        disk = [0, *(self.disks[group] if self.disks else STORED)]
+        disk = told(0, *(self.disks[group] if self.disks else STORED))
+        signs = waiting and (self.sign is None or asker in self.sign)
         return {
             "state": SETTLED if waiting else "ready",
             "stored": disk,
@@ -71,17 +93,19 @@ class Swarm:
             "heard": {str(i): member.life.nonce.hex() for i, member in self.members.items()} | nonces,
             "gathered": asks["gathered"],
             "begin": asks["begin"],
+            "settled": self._signatures(self.members[asker]) if signs else {},
         }
 
     def ask_all(self, asking: Any) -> dict[int, dict[str, Any]]:
         me = asking.peer.id
         said = {i: self._status(other) for i, other in self.members.items() if i != me}
-        return said | {liar: self._lie(liar, me) for liar in self.liars}
+        said |= {liar: self._lie(liar, me) for liar in self.liars}
+        return said | {i: {"state": "running", "step": STORED[-1] + 5, "stored": told(0)} for i in self.running}
 
-    def begun(self) -> dict[int, tuple[int, bytes]]:
+    def begun(self) -> dict[int, tuple[Any, bytes]]:
         """Honest member -> the life that it begins; those that begin none are missing."""
 
-        def arrive(member: Any) -> tuple[int, bytes] | None:
+        def arrive(member: Any) -> tuple[Any, bytes] | None:
             try:
                 arrival._gather(member)
             except NoFounders:
@@ -91,6 +115,12 @@ class Swarm:
         with ThreadPoolExecutor(len(self.members)) as pool:
             ends = dict(zip(self.members, pool.map(arrive, self.members.values()), strict=True))
         return {member: life for member, life in ends.items() if life is not None}
+
+
+@pytest.fixture(autouse=True)
+def _in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("POLL", 0.002), ("GRACE", 0.2), ("SHOWN", 0.5)):
+        monkeypatch.setattr(arrival, name, seconds)
 
 
 @pytest.mark.parametrize(
@@ -114,10 +144,28 @@ def test_no_two_lives_begin(
 ) -> None:
     swarm = Swarm(groups, liars, wait, disks)
     monkeypatch.setattr(arrival, "ask_all", swarm.ask_all)
-    monkeypatch.setattr(arrival, "POLL", 0.002)
-    monkeypatch.setattr(arrival, "GRACE", 0.2)
     begun = swarm.begun()
     assert len({*begun.values()}) <= 1, begun
+
+
+@pytest.mark.parametrize(("honest", "liars"), [(9, 7), (3, 2), (5, 2)])
+@pytest.mark.parametrize("wait", [0.1, 0.5])
+def test_liars_do_not_choose_who_begins(honest: int, liars: int, wait: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They show their signatures to two alone: these show them to all."""
+    swarm = Swarm([range(honest)], liars, wait, sign={0, 1})
+    monkeypatch.setattr(arrival, "ask_all", swarm.ask_all)
+    begun = swarm.begun()
+    assert {*begun} == {*range(honest)} and len({*begun.values()}) == 1
+
+
+def test_nobody_begins_beside_a_life_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 13 peers 6 have stopped and are there again, 4 go on, and 3 liars say to the 6 that they have stopped, too."""
+    swarm = Swarm([range(6)], 3, 0.1, running=4)
+    monkeypatch.setattr(arrival, "ask_all", swarm.ask_all)
+    assert not swarm.begun()
+    swarm = Swarm([range(6)], 3, 0.1, running=3)  # so few could be liars: there is no life to come back to
+    monkeypatch.setattr(arrival, "ask_all", swarm.ask_all)
+    assert {*swarm.begun()} == {*range(6)}
 
 
 def test_silent_liars_keep_nobody_from_beginning_where_the_others_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,23 +174,20 @@ def test_silent_liars_keep_nobody_from_beginning_where_the_others_are_enough(mon
         swarm = Swarm([range(honest)], liars, 0.1)
         swarm.liars = range(0)
         monkeypatch.setattr(arrival, "ask_all", swarm.ask_all)
-        monkeypatch.setattr(arrival, "POLL", 0.002)
         begun = swarm.begun()
         assert len(begun) == (honest if liars == 2 else 0) and len({*begun.values()}) <= 1
 
 
-def test_who_has_settled_follows_what_has_begun_and_nothing_else() -> None:
+def test_who_has_settled_follows_a_certificate_and_nothing_else() -> None:
     """So a liar that changes its word when some have settled moves nobody that they count on."""
     lives = [Life(number, 5, 1) for number in range(5)]
     for _ in range(3):
-        told = {life.me: {"state": "ready", **life.told()} for life in lives}
+        heard = {life.me: {"state": "ready", **life.told()} for life in lives}
         for life in lives:
-            life.hear({i: said for i, said in told.items() if i != life.me})
+            life.hear({i: said for i, said in heard.items() if i != life.me})
     mine = dict(lives[0].gathered)
-    lives[0].settled = True
-    other = {**told[1], "gathered": {**told[1]["gathered"], "4": "00" * 16}, "heard": {"4": "00" * 16}}
-    for state in ("ready", SETTLED):
-        lives[0].hear({i: {**other, "nonce": told[i]["nonce"], "state": state} for i in range(1, 5)})
+    lives[0].settle(Identity.from_seed("lies", 0), "run")
+    other = {**heard[1], "gathered": {**heard[1]["gathered"], "4": "00" * 16}, "heard": {"4": "00" * 16}}
+    for state in ("ready", SETTLED, "running"):
+        lives[0].hear({i: {**other, "nonce": heard[i]["nonce"], "state": state} for i in range(1, 5)})
         assert lives[0].gathered == mine
-    lives[0].hear({i: {**other, "state": "running"} for i in (1, 2)})
-    assert lives[0].gathered[4] == bytes(16)

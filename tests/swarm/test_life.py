@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from btard.protocol.identity import Identity
-from btard.swarm.life import Life, checkpoint_digest
+from btard.swarm.life import SETTLED, START, Life, checkpoint_digest, said_of
+from tests.swarm.points import at
+from tests.swarm.points import told as told_of
 
 Statuses = dict[int, dict[str, Any]]
 Lie = Callable[[int, int, dict[str, Any]], dict[str, Any]]
@@ -71,7 +73,7 @@ def test_the_removed_are_not_waited_for() -> None:
 def test_statuses_of_an_earlier_life_do_not_bring_it_back() -> None:
     before = peers(5)
     gather(before)
-    old = {life.me: {"state": "running", **life.told()} for life in before}
+    old = {life.me: {"state": SETTLED, **life.told()} for life in before}
     lives = [Life(0, 5, 1), *before[1:]]  # peer 0 was started anew, and is told what was said before
     lives[0].hear({number: said for number, said in old.items() if number})
     assert lives[0].agreeing(old) == 0
@@ -91,14 +93,49 @@ def test_two_faces_begin_no_two_lives_and_none_for_long() -> None:
     assert len(begun) == 1
 
 
-def test_whoever_is_slower_begins_what_the_others_have_begun() -> None:
-    lives = peers(4)
+IDENTITIES = [Identity.from_seed("lives", peer) for peer in range(5)]
+KEYS = {peer: identity.public_key for peer, identity in enumerate(IDENTITIES)}
+
+
+def statuses_of(lives: Sequence[Life]) -> Statuses:
+    return {life.me: {"state": SETTLED, **life.told()} for life in lives}
+
+
+def test_a_certificate_takes_whoever_is_in_its_life_along() -> None:
+    """Also one that had settled on another life. Nobody believes signatures that are not the members'."""
+    lives = peers(5)
     gather(lives)
-    running: Mapping[int, dict[str, Any]] = {life.me: {"state": "running", **life.told()} for life in lives[:3]}
-    late = {"state": "ready", **Life(4, 5, 1).told()}
-    slow = lives[3]
-    slow.hear({**running, 4: late})
-    assert slow.gathered == lives[0].gathered and slow.agreeing({**running, 4: late}) == 4
+    for life in lives[:4]:
+        life.settle(IDENTITIES[life.me], "run")
+    slow, other = lives[4], lives[3]
+    other.gathered = {**other.gathered, 4: bytes(16)}
+    for life in lives[:3]:
+        life.collect({i: said for i, said in statuses_of(lives).items() if i != life.me}, KEYS, "run")
+    assert [life.certified for life in lives] == [False] * 5 and len(lives[0].signatures) == 3
+    forged = {**statuses_of(lives[:1])[0], "settled": {str(peer): "00" * 64 for peer in range(5)}}
+    slow.collect({0: forged}, KEYS, "run")
+    assert not slow.settled
+    slow.settle(IDENTITIES[4], "run")
+    for life in lives:
+        life.collect({i: said for i, said in statuses_of(lives).items() if i != life.me}, KEYS, "other run")
+    assert not lives[0].certified
+    for _ in range(2):
+        for life in lives:
+            life.collect({i: said for i, said in statuses_of(lives).items() if i != life.me}, KEYS, "run")
+    assert [life.certified for life in lives] == [True] * 5
+    assert len({life.epoch("run", b"") for life in lives}) == 1
+
+
+def test_a_certificate_brings_back_nobody_that_was_started_anew() -> None:
+    lives = peers(5)
+    gather(lives)
+    for life in lives:
+        life.settle(IDENTITIES[life.me], "run")
+    for life in lives:
+        life.collect({i: said for i, said in statuses_of(lives).items() if i != life.me}, KEYS, "run")
+    anew = Life(0, 5, 1)
+    anew.collect({i: said for i, said in statuses_of(lives).items() if i}, KEYS, "run")
+    assert lives[0].certified and not anew.settled
 
 
 # Peers that have these checkpoints; peer 3 lies about its own.
@@ -111,17 +148,19 @@ def restart(told: dict[int, list[int]], disks: Mapping[int, list[int]] = DISKS, 
     begun = dict[int, int]()
     for _ in range(rounds):
         statuses = [
-            {"state": "running" if life.me in begun else "ready", "stored": disks[life.me], **life.told()}
+            {"state": SETTLED if life.settled else "ready", "stored": told_of(*disks[life.me]), **life.told()}
             for life in lives
         ]
         for life in lives:
-            said = {other: status for other, status in enumerate(statuses) if other != life.me}
-            if 3 in said:
-                said[3] = {**said[3], "stored": told[life.me], "begin": max(told[life.me])}
-            if life.me not in begun:
-                life.hear(said, disks[life.me])
-                if life.agreeing(said) >= 3:
-                    begun[life.me] = life.begin
+            heard = {other: status for other, status in enumerate(statuses) if other != life.me}
+            if 3 in heard:
+                heard[3] = {**heard[3], "stored": told_of(*told[life.me]), "begin": told_of(max(told[life.me]))[0]}
+            life.hear(heard, at(*disks[life.me]))
+            life.collect(heard, KEYS, "run")
+            if not life.settled and life.agreeing(heard) >= 3:
+                life.settle(IDENTITIES[life.me], "run")
+            if life.certified:
+                begun[life.me] = life.begin[0]
     return {peer: step for peer, step in begun.items() if peer != 3}
 
 
@@ -170,22 +209,26 @@ def test_liars_choose_no_checkpoint(
     """Begin where the honest peers that have the checkpoint outnumber all liars; where too few have it, not at all."""
     lives = [Life(number, 16, 7) for number in (*disks, *range(9, 16))]
     heard: list[Statuses] = []
+
+    def done(peer: int) -> list[int]:
+        return [step for step in disks.get(peer, lie) if peer > 8 or step <= passed]
+
     for _ in range(6):
         told = {
             life.me: {
                 "state": "ready",
-                "stored": disks.get(life.me, lie),
-                "passed": [step for step in disks.get(life.me, lie) if life.me > 8 or step <= passed],
+                "stored": told_of(*disks.get(life.me, lie)),
+                "passed": told_of(*done(life.me)),
                 **life.told(),
-                **({"begin": max(lie)} if life.me > 8 else {}),
+                **({"begin": told_of(max(lie))[0]} if life.me > 8 else {}),
             }
             for life in lives
         }
-        heard = [{i: said for i, said in told.items() if i != life.me} for life in lives]
-        for life, said in zip(lives, heard, strict=True):
-            life.hear(said, told[life.me]["stored"], told[life.me]["passed"])
+        heard = [{i: status for i, status in told.items() if i != life.me} for life in lives]
+        for life, statuses in zip(lives, heard, strict=True):
+            life.hear(statuses, at(*disks.get(life.me, lie)), at(*done(life.me)))
     honest = lives[: len(disks)]
-    assert {life.begin for life in honest} == {begin} and {life.holding > 8 for life in honest} == {begins}
+    assert {life.begin for life in honest} == {*at(begin)} and {life.holding > 8 for life in honest} == {begins}
     assert not begins or sum(begin in disk for disk in disks.values()) > 7
 
 
@@ -203,29 +246,53 @@ def test_whatever_liars_tell_whom_each_sees_a_step_that_enough_honest_peers_have
 
     def lie() -> dict[str, Any]:
         steps = [step for step in (0, 60, 80, 100, 120) if draw.random() < 0.5]
-        return {"stored": steps, "passed": steps, "begin": draw.choice([0, 60, 80, 100, 120])}
+        return {
+            "stored": told_of(*steps),
+            "passed": told_of(*steps),
+            "begin": told_of(draw.choice([0, 60, 80, 100, 120]))[0],
+        }
 
     for _ in range(5):
-        told = {i: {"state": "ready", "stored": disks[i], "passed": passed[i], **lives[i].told()} for i in honest}
+        told = {
+            i: {"state": "ready", "stored": told_of(*disks[i]), "passed": told_of(*passed[i]), **lives[i].told()}
+            for i in honest
+        }
         for i in honest:
             lies = {j: {"state": "ready", **lives[j].told(), **lie()} for j in range(len(honest), count)}
-            lives[i].hear({j: said for j, said in (told | lies).items() if j != i}, disks[i], passed[i])
-            assert lives[i].begin >= 80 and sum(lives[i].begin in disk for disk in disks.values()) > lying
+            statuses = {j: status for j, status in (told | lies).items() if j != i}
+            lives[i].hear(statuses, at(*disks[i]), at(*passed[i]))
+            begin = lives[i].begin[0]
+            assert begin >= 80 and sum(begin in disk for disk in disks.values()) > lying
 
 
 def test_a_peer_names_no_step_before_both_of_its_checkpoints() -> None:
     life = Life(0, 16, 7)
-    life.hear({peer: {"state": "ready", "stored": [0]} for peer in range(1, 16)}, [950, 1000], [950])
-    assert (life.begin, life.holding) == (950, 1)
+    life.hear({peer: {"state": "ready", "stored": told_of(0)} for peer in range(1, 16)}, at(950, 1000), at(950))
+    assert (life.begin, life.holding) == (at(950)[0], 1)
+
+
+@pytest.mark.parametrize("liars", [0, 3])
+def test_another_checkpoint_of_the_same_step_is_another_one(liars: int) -> None:
+    """Four were off when the others began again before it: they hold that of the life before."""
+    lives = [Life(number, 13, 3) for number in range(10 + liars)]
+    old, new = [*at(950), *at(1000)], [*at(950), *at(1000, of=1)]
+    disks = [old if life.me < 4 or life.me > 9 else new for life in lives]
+    for _ in range(4):
+        told = {life.me: {"stored": said_of(disks[life.me]), "passed": [], **life.told()} for life in lives}
+        for life in lives:
+            life.hear({i: status for i, status in told.items() if i != life.me}, disks[life.me])
+    assert {life.begin for life in lives} == {*at(1000 if liars else 950)}
+    assert {life.holding for life in lives} == {7 if liars else 10}
 
 
 def test_a_step_that_more_than_can_lie_name_is_one() -> None:
     life = Life(0, 4, 1)
-    said = {"state": "gathering", "stored": [0, 80, 100], "begin": 80}
-    life.hear({1: {**said, "stored": [0], "begin": 100}, 2: said}, [80, 100])
-    assert life.begin == 80
-    life.hear({1: {**said, "stored": [0], "begin": 100}, 2: {**said, "begin": 100}}, [80, 100])
-    assert life.begin == 100
+    status = {"state": "gathering", "stored": told_of(0, 80, 100), "begin": told_of(80)[0]}
+    other = {**status, "begin": told_of(100)[0]}
+    life.hear({1: {**other, "stored": told_of(0)}, 2: status}, at(80, 100))
+    assert life.begin == at(80)[0]
+    life.hear({1: {**other, "stored": told_of(0)}, 2: other}, at(80, 100))
+    assert life.begin == at(100)[0]
 
 
 def test_a_peer_that_knows_fewer_members_sees_the_life_of_all() -> None:
@@ -233,21 +300,24 @@ def test_a_peer_that_knows_fewer_members_sees_the_life_of_all() -> None:
     lives = [Life(0, 3, 0), *(Life(number, 6, 0) for number in range(1, 6))]
     heard: list[Statuses] = []
     for _ in range(4):
-        told = {life.me: {"state": "ready", "stored": [0, 80, 100], **life.told()} for life in lives}
+        told = {life.me: {"state": "ready", "stored": told_of(0, 80, 100), **life.told()} for life in lives}
         heard = [{n: told[n] for n in range(life.voters) if n != life.me} for life in lives]
-        for life, said in zip(lives, heard, strict=True):
-            life.hear(said, [80] if life.me == 0 else [80, 100])
-    assert [life.agreeing(said) for life, said in zip(lives, heard, strict=True)] == [3, 6, 6, 6, 6, 6]
-    assert len({life.epoch("run", b"") for life in lives}) == 1 and {life.begin for life in lives} == {100}
+        for life, statuses in zip(lives, heard, strict=True):
+            life.hear(statuses, at(80) if life.me == 0 else at(80, 100))
+    assert [life.agreeing(statuses) for life, statuses in zip(lives, heard, strict=True)] == [3, 6, 6, 6, 6, 6]
+    assert len({life.epoch("run", b"") for life in lives}) == 1 and {life.begin for life in lives} == {*at(100)}
 
 
 def test_nonsense_in_a_status_is_no_nonce() -> None:
     life = Life(0, 5, 2)
     nonsense: list[Any] = [None, 7, "zz" * 16, "00", {"x": 1}, ["00" * 16], {"1": 5, "2": "00", "99": "00" * 16}]
+    nonsense += [[5, "00"], [-1, "00" * 32], [2**40, "00" * 32], ["5", "00" * 32], [True, ""], [[5, "00" * 32]] * 2]
     for value in nonsense:
-        told = dict.fromkeys(("nonce", "heard", "gathered", "begin", "stored"), value) | {"state": "running"}
-        life.hear({1: told, 2: {**told, "stored": [value]}})
-        assert life.heard == {0: life.nonce} and life.gathered == {} and life.begin == 0
+        told = dict.fromkeys(("nonce", "heard", "gathered", "begin", "stored", "settled"), value) | {"state": "running"}
+        statuses = {1: told, 2: {**told, "stored": [value]}}
+        life.hear(statuses)
+        life.collect(statuses, {}, "run")
+        assert life.heard == {0: life.nonce} and life.gathered == {} and life.begin == START and not life.settled
 
 
 def test_the_digest_of_a_checkpoint_is_that_of_what_all_hold() -> None:
