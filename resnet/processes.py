@@ -17,15 +17,14 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from btard.audit.recorder import Recorder
+from btard.checkpoints import Saved, checkpoints_of
 from btard.drivers.collective import CollectiveDriver, Fallen
 from btard.drivers.mesh import Mesh, RankLost, torchrun_mesh
-from btard.harness.checkpoints import rank_checkpoints
-from btard.harness.pieces import Pieces
+from btard.harness.pieces import Pieces, separate
 from btard.harness.progress import Bar
 from btard.harness.run_folder import RunFolder, RunFolderError
 from btard.harness.typed_yaml import ConfigError
@@ -36,8 +35,6 @@ from resnet.cohort import HISTORY, cohort_settings
 from resnet.config import Config, load_config
 from resnet.data import DataError, Dataset, load_dataset
 from resnet.training import Training, describe, knowing, print_summary, summarise
-
-Checkpoint = tuple[int, dict[str, torch.Tensor], dict[str, Any], Pieces]
 
 FIRST = 0
 """The rank that handles the folder and the data at the start, and reports mistakes for all."""
@@ -146,23 +143,25 @@ def _run(config: Config, out: Path, mesh: Mesh, progress: _Progress) -> int:
     training = RankTraining(config, data, out, mesh)
     if mesh.rank == FIRST:
         write_layout(out, training.task.layout(), training.task.agreed())
-    checkpoints = rank_checkpoints(out, mesh.rank)
-    found = {checkpoint[0]: checkpoint for checkpoint in checkpoints.vouching()}
+    checkpoints = checkpoints_of(out, mesh.rank)
+    found = {saved.step: saved for saved in checkpoints.intact()}
     first, ranks = _common(mesh, found)
     progress.safe = progress.saved = first
     if mesh.rank not in ranks:
         _say(f"rank {mesh.rank}: peer {mesh.rank} had left the run before step {first}; the others continue")
         return 0
+    held: Pieces = {}
     try:
         if first:
-            training.load(*found[first][1:3])
+            tensors, held = separate(found[first].tensors)
+            training.load(tensors, found[first].state)
     except RunFolderError as error:
         return _mistake(str(error)) if mesh.rank == min(ranks) else 2
     progress.advanced(mesh.ranks, config.peers)
     checkpoints.forget_after(first)
     try:
         with Bar(out.name, config.steps, done=first, show=mesh.rank == FIRST) as bar:
-            return _steps(training, out, first, progress, folder, bar, found[first][3] if first else {})
+            return _steps(training, out, first, progress, folder, bar, held)
     except Fallen as fallen:
         _say(f"{fallen}; rank {mesh.rank} ends; the others continue")
         return 0
@@ -184,7 +183,7 @@ def _steps(
     `held`: what this rank's checkpoint of step `first` has of the folder; nothing if it was not its own then.
     """
     config, mesh = training.config, training.mesh
-    checkpoints = rank_checkpoints(out, mesh.rank)
+    checkpoints = checkpoints_of(out, mesh.rank)
     ledger: Ledger | None = None
     try:
         if first == config.steps and training.evaluator is not None:  # all that is missing is the summary
@@ -222,9 +221,9 @@ def _steps(
     return 0
 
 
-def _common(mesh: Mesh, found: Mapping[int, Checkpoint]) -> tuple[int, tuple[int, ...]]:
+def _common(mesh: Mesh, found: Mapping[int, Saved]) -> tuple[int, tuple[int, ...]]:
     """The newest step of which every rank that was then in the run has a checkpoint, and these ranks; 0 if none."""
-    mine = [[step, state["driver"]["ranks"]] for step, (_, _, state, _) in found.items()]
+    mine = [[step, saved.state["driver"]["ranks"]] for step, saved in found.items()]
     said = mesh.gather("resume", json.dumps(mine).encode())
     members = {rank: {step: tuple(ranks) for step, ranks in json.loads(text)} for rank, text in said.items()}
     for step in sorted({step for known in members.values() for step in known}, reverse=True):

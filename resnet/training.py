@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from btard.audit.vouching import FILES, digests
+from btard.checkpoints import Checkpoints, under
 from btard.drivers.collective import CollectiveDriver
 from btard.drivers.local import LocalDriver
 from btard.drivers.loop import StepResult
 from btard.drivers.server import ServerDriver
 from btard.harness import tables
-from btard.harness.checkpoints import Checkpoints
 from btard.harness.device import pick_device
 from btard.harness.progress import Bar
 from btard.harness.run_folder import RunFolder, RunFolderError, read_timings, steps_per_second
@@ -34,7 +34,6 @@ from btard.training.garbage import only_new_garbage
 from btard.training.kernels import check_bits, choose_exact_kernels
 from btard.training.layout import layout_digest, write_layout
 from btard.training.optimizer import VectorOptimizer
-from btard.training.resume import under
 from resnet.cohort import HISTORY, make_driver, make_model, make_task
 from resnet.config import Config
 from resnet.data import DataError, Dataset, load_dataset

@@ -23,8 +23,8 @@ ALLOWED = {
     "audit": {"aggregation", "audit", "boundary", "files", "protocol", "task"},
     "drivers": {"aggregation", "audit", "boundary", "drivers", "named", "options", "protocol", "task"},
     "export": {
-        *("audit", "boundary", "export", "extras", "files", "harness", "protocol", "swarm.checkpoint", "task"),
-        "training",
+        *("audit", "boundary", "checkpoints", "export", "extras", "files", "harness", "protocol", "swarm.checkpoint"),
+        *("task", "training"),
     },
     # The three beside it import it, no other.
     "harness": {
@@ -33,6 +33,7 @@ ALLOWED = {
         "audit.files",
         "audit.vouching",
         "boundary",
+        "checkpoints",
         "checks",
         "extras",
         "files",
@@ -42,13 +43,14 @@ ALLOWED = {
     },
     "watch": {"audit", "boundary", "drivers", "extras", "files", "harness", "protocol", "watch"},
     "swarm": {
-        *("attacks", "audit", "boundary", "checks", "drivers", "extras", "files", "harness", "protocol", "swarm"),
-        *("task", "training"),
+        *("attacks", "audit", "boundary", "checkpoints", "checks", "drivers", "extras", "files", "harness"),
+        *("protocol", "swarm", "task", "training"),
     },
     "training": {
         "aggregation",
         "attacks",
         "audit",
+        "checkpoints",
         "checks",
         "drivers",
         "files",
@@ -62,6 +64,7 @@ ALONE = {
     "attack_names": set(),
     "boundary": set(),
     "calibration": set(),
+    "checkpoints": {"audit", "files", "protocol"},
     "checks": set(),
     "extras": set(),
     "files": set(),

@@ -15,7 +15,7 @@ from albert.config import Config as SwarmConfig
 from btard.audit import AuditError, audit
 from btard.audit.attestation import Attestation
 from btard.audit.proof import proof_digest
-from btard.harness.checkpoints import HEADER, Checkpoints, tensors_digest
+from btard.checkpoints import HEADER, Checkpoints, tensors_digest
 from btard.harness.run_folder import RunFolder, RunFolderError
 from btard.harness.settings import Settings
 from btard.harness.typed_yaml import ConfigError

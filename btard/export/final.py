@@ -17,8 +17,8 @@ from btard.audit.files import ATTESTATION, CHECKPOINTS, CONFIG, FINAL, KEPT_FILE
 from btard.audit.ledger import AgreedState, Line, read_ledger
 from btard.audit.report import AuditError
 from btard.audit.settings import read_settings
-from btard.harness.checkpoints import Checkpoints, rank_checkpoints
-from btard.harness.pieces import check_finished
+from btard.checkpoints import checkpoints_of, under
+from btard.harness.pieces import check_finished, separate
 from btard.harness.recorded import recorded_mapping
 from btard.harness.run_folder import read_summary
 from btard.harness.typed_yaml import ConfigError
@@ -28,8 +28,6 @@ from btard.protocol.wire import Malformed
 from btard.swarm.checkpoint import read_start
 from btard.task import PARAMETERS
 from btard.training.layout import KEPT, LOCAL, layout_digest, read_layout
-from btard.training.resume import Checkpoints as OwnCheckpoints
-from btard.training.resume import under
 
 WHOLE = "copy the run folder again as a whole"
 """What to do about a folder whose files do not belong together."""
@@ -224,7 +222,7 @@ def _newest(folder: Path) -> tuple[int, dict[str, Tensor], int, tuple[int, ...]]
     if (folder / FINAL).is_file():
         return 0, _tensors(folder / FINAL), 0, ()
     place = folder / CHECKPOINTS
-    for file in reversed(Checkpoints(place).files()):
+    for file in reversed(checkpoints_of(folder).files()):
         found = _of_coordinator(file)
         if found is not None:
             return found[0], found[1], 0, found[2]
@@ -233,24 +231,15 @@ def _newest(folder: Path) -> tuple[int, dict[str, Tensor], int, tuple[int, ...]]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a damaged checkpoint is passed over: what is exported is said
         for peer, rank in [(0, None), *((rank, rank) for rank in ranks)]:
-            saved = _newest_of_rank(folder, rank)
-            if saved is not None and (best is None or saved[0] > best[0]):  # ranks have equal parameters at equal steps
-                best = *saved, peer
+            saved = next(checkpoints_of(folder, rank).intact(), None)
+            if saved is not None and (best is None or saved.step > best[0]):  # ranks have equal parameters then
+                best = saved.step, separate(saved.tensors)[0], peer
     if best is None:
         raise ExportError(
             f"{folder}: expected a checkpoint in checkpoints/, found none that is intact; a run writes the first one "
             "after checkpoint_every steps and the last one at its end"
         )
     return *best, ()
-
-
-def _newest_of_rank(folder: Path, rank: int | None) -> tuple[int, dict[str, Tensor]] | None:
-    """Step and tensors of the newest intact checkpoint of this rank, or of a run in one process; None without one."""
-    if (folder / RUN).is_file():
-        saved = OwnCheckpoints(folder, rank).intact()
-        return (max(saved), saved[max(saved)].tensors) if saved else None
-    checkpoints = Checkpoints(folder / CHECKPOINTS) if rank is None else rank_checkpoints(folder, rank)
-    return next(((step, tensors) for step, tensors, _ in checkpoints.intact()), None)
 
 
 def _of_coordinator(file: Path) -> tuple[int, dict[str, Tensor], tuple[int, ...]] | None:

@@ -22,10 +22,10 @@ from typing import IO, TYPE_CHECKING, Any
 from torch import Tensor
 
 from btard.audit.files import CHECKPOINTS, CONFIG, LEDGER, METRICS, SUMMARY, TIMINGS, VERSION, read_bounded
+from btard.checkpoints import checkpoints_of
 from btard.extras import need
 from btard.files import complete_file, lock, unfinished, write_file
 from btard.harness import pieces
-from btard.harness.checkpoints import Checkpoints
 from btard.harness.pieces import AGAIN, WHOLE, Pieces, RunFolderError, lines_before, lines_of
 from btard.harness.settings import Settings, config_text, differing_keys, found_by, read_config
 from btard.harness.typed_yaml import AnyPath, ConfigError
@@ -62,7 +62,7 @@ class RunFolder:
     Order of calls: `summary` (is it finished?), `load_checkpoint`, `start`, then `log`, `log_ledger` and
     `save_checkpoint` as training goes on, and `write_summary` at the end.
 
-    With `processes` the run has a process for each peer: each keeps its own `rank_checkpoints`, and one of them has the
+    With `processes` the run has a process for each peer: each keeps its own checkpoints, and one of them has the
     folder, which another takes over where that one leaves the run. Without `events` nothing goes to TensorBoard.
     `again`: what to do if a file of the finished run is not the one that its summary was made of.
 
@@ -76,7 +76,7 @@ class RunFolder:
         self.first = 0
         """The step of the run that is step 0 of ledger, proofs and checkpoints: where a swarm began."""
         self._wants_events = events
-        self.checkpoints = Checkpoints(self.path / CHECKPOINTS)
+        self.checkpoints = checkpoints_of(self.path)
         self._processes = processes
         self._lock_file: IO[bytes] | None = None
         self._metrics: TextIOWrapper | None = None
@@ -317,7 +317,8 @@ class RunFolder:
         warning. Raises RunFolderError if there are no others.
         """
         problem = ""
-        for step, tensors, state, held in self.checkpoints.vouching():
+        for step, all_tensors, state in self.checkpoints.intact():
+            tensors, held = pieces.separate(all_tensors)
             try:
                 self.rely_on(step, held)
             except RunFolderError as error:

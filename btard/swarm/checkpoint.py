@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from btard.audit.files import CHECKPOINTS, numbered
+from btard.checkpoints import tensors_digest
 from btard.files import complete_file
-from btard.harness.checkpoints import tensors_digest
 from btard.harness.typed_yaml import ConfigError
 from btard.protocol.hashing import PROTOCOL_VERSION
 from btard.protocol.ledger import read_object

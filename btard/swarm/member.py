@@ -160,7 +160,8 @@ class Member:
         """
         self.stored = {}
         done = self.folder.done()
-        for step, tensors, state, held in self.folder.checkpoints.vouching():
+        for step, all_tensors, state in self.folder.checkpoints.intact():
+            tensors, held = pieces.separate(all_tensors)
             if state.get("key") != self.identity.public_key.hex():
                 raise RunFolderError(
                     f"{self.out}: its checkpoints are those of another key than this peer's; {pieces.WHOLE}"

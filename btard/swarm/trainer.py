@@ -222,7 +222,8 @@ class Trainer(Member):
 
         Errors: RunFolderError if something else is gone, too.
         """
-        for step, _, state, held in self.folder.checkpoints.vouching():
+        for step, tensors, state in self.folder.checkpoints.intact():
+            _, held = pieces.separate(tensors)
             if self.first + step < self.config.steps or state.get("summary") is None:
                 break
             problem = pieces.missing_proof(self.out, held)

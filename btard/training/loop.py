@@ -12,6 +12,7 @@ from typing import Any
 
 from btard.audit.files import FINAL, KEPT_FILE, LEDGER, METRICS, SUMMARY
 from btard.audit.vouching import FILES, digests, lost_proof, proofs
+from btard.checkpoints import Checkpoints, Saved, checkpoints_of, under
 from btard.drivers.collective import CollectiveDriver
 from btard.drivers.local import LocalDriver
 from btard.drivers.loop import StepResult
@@ -24,7 +25,6 @@ from btard.training.checking import check_peers
 from btard.training.layout import write_final, write_layout
 from btard.training.optimizer import VectorOptimizer, optimizer_for
 from btard.training.plan import Plan
-from btard.training.resume import Checkpoints, Saved, under
 from btard.training.run import Ban, Return, Run
 from btard.training.torch_task import TorchTask
 from btard.training.vector import write
@@ -55,12 +55,11 @@ class Training:
     def keep(self, folder: Path | None, rank: int | None = None) -> None:
         """Have the run folder, and in it this rank's checkpoints."""
         self.out = folder
-        self.checkpoints = None if folder is None else Checkpoints(folder, rank)
+        self.checkpoints = None if folder is None else checkpoints_of(folder, rank)
 
     def newest(self) -> Saved | None:
         """The newest checkpoint of this process; None if there is none."""
-        saved = {} if self.checkpoints is None else self.checkpoints.intact()
-        return saved[max(saved)] if saved else None
+        return None if self.checkpoints is None else next(self.checkpoints.intact(), None)
 
     def restore(self, driver: LocalDriver | ServerDriver | CollectiveDriver, saved: Saved) -> None:
         """Go on where the checkpoint was made; what the folder has of later steps is forgotten.
@@ -93,7 +92,7 @@ class Training:
         state: dict[str, Any] = {"driver": values, "run": self.run.state(), "metrics": "", "proofs": {}}
         if self.out is not None and self.run.leads:
             state |= {"metrics": (self.out / METRICS).read_text(encoding="utf-8"), "proofs": proofs(self.out, step)}
-        self.checkpoints.save(step, tensors, state)
+        self.checkpoints.save_checkpoint(step, tensors, state)
 
     def _forget_later(self) -> None:
         """Have in the run folder what belongs to the steps that are done, also what it had lost of it.

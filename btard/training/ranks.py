@@ -159,7 +159,7 @@ def _go_on(training: Training, driver: CollectiveDriver) -> None:
     Errors: Fallen at a rank that was out of the run by then.
     """
     mesh = driver.mesh
-    saved = {} if training.checkpoints is None else training.checkpoints.intact()
+    saved = {} if training.checkpoints is None else {found.step: found for found in training.checkpoints.intact()}
     mine = {step: found.state["driver"]["ranks"] for step, found in saved.items()}
     gathered = mesh.gather("resume", json.dumps(mine).encode())
     said = {rank: {int(step): there for step, there in json.loads(text).items()} for rank, text in gathered.items()}

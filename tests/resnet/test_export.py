@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from btard.checkpoints import Checkpoints
 from btard.export.__main__ import main as export
-from btard.harness.checkpoints import Checkpoints
 from resnet.data import load_dataset
 from resnet.model import evaluate, resnet18
 from resnet.training import train

@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from blake3 import blake3
@@ -17,16 +17,24 @@ from torch import Tensor
 
 from btard.audit.files import CHECKPOINTS, numbered
 from btard.files import complete_file
-from btard.harness import pieces
-from btard.harness.pieces import Pieces
 from btard.protocol.hashing import PROTOCOL_VERSION
 from btard.protocol.ledger import read_object
 
 KEPT_CHECKPOINTS = 2
-"""The newest, and one to fall back on if it turns out damaged."""
+"""The newest, and one to fall back on: if it turns out damaged, or not every rank of a run has it."""
 
 HEADER = "btard"
 """The keys of a checkpoint's step, state and digest in the metadata of its safetensors file."""
+
+
+class Saved(NamedTuple):
+    """A checkpoint."""
+
+    step: int
+    """Steps that were done."""
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+    """JSON values."""
 
 
 class Checkpoints:
@@ -45,38 +53,33 @@ class Checkpoints:
     def save_checkpoint(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Write what a run that has done `step` steps needs to continue; `state` is JSON. Keeps this one and the last.
 
-        Those of later steps stay as well. The file appears complete or not at all.
+        Those of later steps stay as well. The file appears complete or not at all. Errors: TypeError for anything else.
         """
+        for name, x in tensors.items():
+            if not isinstance(x, Tensor):
+                raise TypeError(
+                    f"{name} cannot be kept in a checkpoint, which holds tensors, got {type(x).__name__} {x!r:.40}: "
+                    "have tensors alone in collusion.memory"
+                )
         # Copies, because safetensors refuses tensors that share memory.
         copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
         text = json.dumps(state)
-        target = self.file(step)
         # One entry, because safetensors writes several in random order, and equal runs shall have equal files.
         header = json.dumps(
             {"version": PROTOCOL_VERSION, "step": step, "state": text, "digest": tensors_digest(step, text, copies)}
         )
-        with complete_file(target) as temporary:
+        with complete_file(self.file(step)) as temporary:
             save_file(copies, temporary, metadata={HEADER: header})
         for old in [file for file in self.files() if _step_of(file) <= step][:-KEPT_CHECKPOINTS]:
             old.unlink()
 
-    def intact(self) -> Iterator[tuple[int, dict[str, Tensor], dict[str, Any]]]:
-        """(steps done, tensors, state) of each checkpoint, newest first; one that is damaged costs a warning."""
-        for step, tensors, state in self._read():
-            yield step, pieces.separate(tensors)[0], state
-
-    def vouching(self) -> Iterator[tuple[int, dict[str, Tensor], dict[str, Any], Pieces]]:
-        """As `intact`, with what each checkpoint holds of the run folder."""
-        for step, tensors, state in self._read():
-            own, held = pieces.separate(tensors)
-            yield step, own, state, held
-
-    def _read(self) -> Iterator[tuple[int, dict[str, Tensor], dict[str, Any]]]:
+    def intact(self) -> Iterator[Saved]:
+        """Each checkpoint, the newest first; one that is damaged costs a warning."""
         for file in reversed(self.files()):
             try:
-                yield _read_checkpoint(file)
+                yield _read(file)
             except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-                warnings.warn(f"{file}: damaged, trying the checkpoint before it ({error})", stacklevel=2)
+                warnings.warn(f"{file}: damaged, it is not used ({error})", stacklevel=2)
 
     def forget_after(self, step: int, until: float = math.inf) -> None:
         """Delete the checkpoints of later steps, no later than `until`."""
@@ -85,23 +88,15 @@ class Checkpoints:
                 file.unlink()
 
 
-def rank_checkpoints(path: Path, rank: int) -> Checkpoints:
-    """Where in the run folder `path` this rank of a run with one process per peer keeps its checkpoints."""
-    return Checkpoints(Path(path) / CHECKPOINTS / f"rank-{rank:03d}")
+def checkpoints_of(run: Path, rank: int | None = None) -> Checkpoints:
+    """Those in the run folder `run`, or where a rank of a run with one process per peer keeps its own."""
+    place = Path(run) / CHECKPOINTS
+    return Checkpoints(place if rank is None else place / f"rank-{rank:03d}")
 
 
-def _read_checkpoint(file: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
-    with safe_open(file, framework="pt") as content:
-        header = read_object(content.metadata()[HEADER], "header")
-        tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  (no dict)
-    if header["version"] != PROTOCOL_VERSION:
-        raise ValueError(f"protocol version {header['version']!r:.40}, this is version {PROTOCOL_VERSION}")
-    step, text = header["step"], header["state"]
-    if step != _step_of(file):
-        raise ValueError(f"it is that of step {step}")
-    if header["digest"] != tensors_digest(step, text, tensors):
-        raise ValueError("its content does not match its digest")
-    return step, tensors, read_object(text, "state")
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
 
 
 def tensors_digest(step: int, state: str, tensors: Mapping[str, Tensor]) -> str:
@@ -112,6 +107,20 @@ def tensors_digest(step: int, state: str, tensors: Mapping[str, Tensor]) -> str:
         hasher.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         hasher.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return hasher.hexdigest()
+
+
+def _read(file: Path) -> Saved:
+    with safe_open(file, framework="pt") as content:
+        header = read_object(content.metadata()[HEADER], "header")
+        tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  (no dict)
+    if header["version"] != PROTOCOL_VERSION:
+        raise ValueError(f"protocol version {header['version']!r:.40}, this is version {PROTOCOL_VERSION}")
+    step, text = header["step"], header["state"]
+    if step != _step_of(file):
+        raise ValueError(f"it is that of step {step!a:.40}")
+    if header["digest"] != tensors_digest(step, text, tensors):
+        raise ValueError("its content does not match its digest")
+    return Saved(step, tensors, read_object(text, "state"))
 
 
 def _step_of(file: Path) -> int:
