@@ -206,10 +206,12 @@ def conspiracy(rng: np.random.Generator, steps: int) -> list[Gene]:
     """Liars deny honest peers the certificate of a phase, and show some of them late what they had kept back in it."""
     said = rng.choice([kind.__name__ for kind in kinds()], int(rng.choice((1, 1, 2, 4))), replace=False)
     hidden = [replace(_at(rng, steps, _named(str(kind))), how=str(rng.choice(HIDDEN))) for kind in said]
-    denied, shown = _at(rng, steps, _named(COMPARE)), _at(rng, steps, _named("hook relay"))
+    denied = _at(rng, steps, _named(COMPARE))
+    shown = [_at(rng, steps, _named("hook relay")) for _ in range(int(rng.integers(1, 3)))]
     phase = "" if rng.random() < 0.7 else str(rng.choice(phases(*SPEAKING)))
     everybody = replace(denied, who=-1, to="all" if rng.random() < 0.5 else denied.to, phase=phase)
-    return [*hidden, everybody, replace(shown, how="reveal", phase=phase, who=-1 if rng.random() < 0.7 else shown.who)]
+    late = [replace(one, how="reveal", phase=phase, who=-1 if rng.random() < 0.7 else one.who) for one in shown]
+    return [*hidden, everybody, *late]
 
 
 def _named(name: str) -> list[Site]:
