@@ -85,6 +85,7 @@ def _gather(member: Member) -> None:
         life.collect(said, member.members, member.config.run_id)
         begin, here, held = life.begin[0], 1 + len(said), life.holding > half
         ahead = sum(s.get("state") in ("running", "returning") and s.get("step", 0) > begin for s in said.values())
+        running = sum(s.get("state") == "running" for s in said.values())
         if ahead > half:
             return come_back(member, "the others are in the middle of the run")
         if here != shown:
@@ -96,9 +97,10 @@ def _gather(member: Member) -> None:
         if life.certified:
             member.state = BEGINNING
             certain = certain or time.monotonic() + SHOWN
-            if all(s.get("state") in BEGUN for s in said.values()) or time.monotonic() > certain:
+            everybody = all(s.get("state") in BEGUN for s in said.values())
+            if everybody or running > member.tolerated or time.monotonic() > certain:
                 break
-        elif not life.settled and ahead <= member.tolerated:  # with more an honest one is still in the life before
+        elif not life.settled and running <= member.tolerated:  # with more an honest one is in another life already
             agreeing = life.agreeing(said)
             willing = life.agreeing({i: s for i, s in said.items() if s.get("state") in (OVERDUE, SETTLED, *BEGUN)})
             if late or willing > 1 + member.tolerated:  # then it is late for an honest one
@@ -109,7 +111,7 @@ def _gather(member: Member) -> None:
                 life.settle(member.identity, member.config.run_id)
                 member.state = SETTLED
         if late and not life.certified:
-            _check_time(member, said, ahead, time.monotonic() - deadline)
+            _check_time(member, said, running, time.monotonic() - deadline)
         time.sleep(POLL)
     joined = member.peer.id >= member.config.peers  # at the start it was not there
     if life.begin not in member.points or (joined and not begin):
@@ -118,10 +120,10 @@ def _gather(member: Member) -> None:
     member.state = "running"
 
 
-def _check_time(member: Member, said: Mapping[int, dict[str, Any]], ahead: int, late: float) -> None:
+def _check_time(member: Member, said: Mapping[int, dict[str, Any]], running: int, late: float) -> None:
     """Raise NoFounders if too few are here, or have agreed on a life, `late` seconds after deadlines.gather.
 
-    `ahead`: peers that say that they are past its step.
+    `running`: peers that say that they are in the middle of the run.
     """
     life, gather, here = member.life, member.config.deadlines.gather, 1 + len(said)
     step, all_here = member.first + life.begin[0], life.voters
@@ -133,8 +135,11 @@ def _check_time(member: Member, said: Mapping[int, dict[str, Any]], ahead: int, 
     if late <= gather + GRACE:
         return
     after = f"{gather + GRACE:g} s after deadlines.gather"
-    if ahead > member.tolerated:
-        raise NoFounders(f"{ahead} peers are past step {step}, {after}, which is no majority: start this one again")
+    if running > member.tolerated and not life.settled:
+        raise NoFounders(
+            f"{running} of {all_here} peers are in the middle of the run, {after}, and give no state: start this one "
+            "again"
+        )
     if not life.holding > all_here / 2:
         raise NoFounders(
             f"only {life.holding} of {all_here} peers say that they have the checkpoint of step {step}, {after}; "

@@ -6,17 +6,17 @@ Peers that all stop and go on from a checkpoint repeat steps. What they sign is 
 what they said before is nothing that anybody can hold against them. Each of them brings a nonce of its own, made when
 its process started, and takes part in no life without it.
 
-Nonces are told in statuses, over connections whose ends are authenticated, and a nonce counts if most of the members
-say that they have heard it: the members by the ledger of a peer's own newest checkpoint, also those that have joined.
+Nonces are told in statuses, over connections whose ends are authenticated. A nonce counts if more members than can lie
+say that they have heard it, so that liars keep no honest peer out; if a peer has two, the one that more have heard
+does. The members are those of the ledger of a peer's own newest checkpoint, also those that have joined.
+
 The step is the newest of which a peer knows that more honest members have its checkpoint than can lie, one checkpoint
-to the bit: members without
-it are silent in the first step, and liars must be no majority there. A peer knows it of a step that more than half of
-all, and more than twice as many as can lie, say they have. It also knows it of a step that more than can lie say they
-have passed. Peers save a checkpoint before they speak in its step, so an honest peer that has done the step has heard
-enough that have it. Peers name the step that they see, and to name a step counts as much as to have passed it: if more
-than can lie do so, an honest one knows. A peer with two checkpoints has passed the older one, and names none before it.
-So liars cost all at most the steps between two checkpoints. Nobody begins where half of all or fewer have the
-checkpoint.
+to the bit: members without it are silent in the first step, and liars must be no majority there. A peer knows it of a
+step that more than half of all, and more than twice as many as can lie, say they have. It also knows it of a step that
+it has passed itself, or that more than can lie say they have. Peers save a checkpoint before they speak in its step, so
+an honest peer that has done the step has heard enough that have it. Peers name the step that they see, and to name a
+step counts as much as to have passed it: if more than can lie do so, an honest one knows. So liars cost all at most the
+steps between two checkpoints. Nobody begins where half of all or fewer have the checkpoint.
 
 Peers begin a life at the same step and time. A peer that begins alone finds nobody in its first phase. So where members
 are missing, a peer says that it waits no longer, and settles on a life when enough say so; it says so when its own time
@@ -26,11 +26,11 @@ each honest peer that they are in its life. No two lives begin. Who has a certif
 and whoever is in that life takes it over: so liars do not choose which of the honest peers begin. Liars can keep all
 from beginning: by silence if the others are not enough, or if they tell peers different things as these settle,
 whatever the number of liars. So can, without any liar, a peer that comes just as the others settle, if these are not
-enough without those that have seen it. Then all end, and are to be started again. A peer whose own checkpoint is older
-than the others' may know of fewer members, so that liars can lead it into a life of their own.
+enough without those that have seen it. Then all end, and are to be started again. Peers whose newest checkpoints name
+other members count differently: liars can lead those that know of fewer into a life of their own.
 
 A restarted peer has a new nonce, and could sign another life. It does not while more members than can lie say that they
-are past that step: they are still in the life before, however many have stopped.
+run: they are still in the life before, however many have stopped.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Life:
         self.heard: Nonces = {me: self.nonce}
         """What each present peer has told this one, and its own nonce."""
         self.gathered: Nonces = {}
-        """The nonces that most peers say they have heard: those of the life, as this peer sees it."""
+        """The nonces that more peers than can lie say they have heard: those of the life, as this peer sees it."""
         self.begin = START
         """The checkpoint at which it begins, as this peer sees it."""
         self.holding = 0
@@ -125,11 +125,12 @@ class Life:
         disks = [{START, *stored}, *(_points(said.get("stored")) for said in statuses.values())]
         if not self.settled:
             views = [self.heard, *(_nonces(said.get("heard")) for said in statuses.values())]
-            told = Counter((peer, nonce) for view in views for peer, nonce in view.items())
-            self.gathered = {peer: nonce for (peer, nonce), count in sorted(told.items()) if 2 * count > self.voters}
-            known = [{*passed, self.begin}]
-            known += [_points(said.get("passed")) | {_seen_by(said)[1]} for said in statuses.values()]
-            self.begin = self._beginning(disks, known)
+            heard = Counter((peer, nonce) for view in views for peer, nonce in view.items())
+            known = sorted((count, peer, nonce) for (peer, nonce), count in heard.items() if count > self.tolerated)
+            self.gathered = dict(sorted({peer: nonce for _, peer, nonce in known}.items()))  # of two the one of more
+            named = [{*passed, self.begin}]
+            named += [_points(said.get("passed")) | {_seen_by(said)[1]} for said in statuses.values()]
+            self.begin = self._beginning(disks, named, max([START, *passed]))
             settled = Counter(_seen_by(said) for said in statuses.values() if said.get("state") == SETTLED)
             for seen, count in settled.items():  # an honest one among them has settled on it
                 if count > self.tolerated and (self.me, self.nonce) in seen[0]:
@@ -163,7 +164,7 @@ class Life:
         """How many peers, including this one, are in the life that it sees, and see it too; 0 if it is not in it."""
         if self.gathered.get(self.me) != self.nonce:
             return 0
-        return 1 + sum(_seen_by(said) == self._seen for said in statuses.values())
+        return 1 + sum(_seen_by(said) == self._seen for peer, said in statuses.items() if peer in self.gathered)
 
     def told(self) -> dict[str, Any]:
         """What a status says about it: JSON values."""
@@ -172,16 +173,15 @@ class Life:
             "heard": {str(peer): nonce.hex() for peer, nonce in self.heard.items()},
             "gathered": {str(peer): nonce.hex() for peer, nonce in self.gathered.items()},
             "begin": said_of([self.begin])[0],
-            "settled": {str(peer): signature.hex() for peer, signature in self.signatures.items()},
+            "settled": {str(peer): self.signatures[peer].hex() for peer in sorted(self.signatures)[: self.enough]},
         }
 
-    def _beginning(self, disks: Sequence[set[Point]], known: Sequence[set[Point]]) -> Point:
-        """By what each member has on its `disks`, this peer first, and what it has passed or names."""
-        safe = {sorted(disks[0])[-2:][0]}
+    def _beginning(self, disks: Sequence[set[Point]], named: Sequence[set[Point]], mine: Point) -> Point:
+        """By what each member has on its disks, what it has passed or names, and the newest that is passed here."""
         held = Counter(point for disk in disks for point in disk)
-        safe |= {point for point, count in held.items() if count > max(self.voters / 2, 2 * self.tolerated)}
-        named = Counter(point for points in known for point in points)
-        safe |= {point for point, count in named.items() if count > self.tolerated}
+        safe = {mine} | {point for point, count in held.items() if count > max(self.voters / 2, 2 * self.tolerated)}
+        counts = Counter(point for points in named for point in points)
+        safe |= {point for point, count in counts.items() if count > self.tolerated}
         return max(safe, key=lambda point: (point[0], held[point], point))
 
     def epoch(self, run_id: str, checkpoint: bytes) -> bytes:

@@ -180,8 +180,9 @@ class Member:
                 self.say(line)
             self.stored[step] = tensors, state
             self._digests[step] = checkpoint_digest(state["peer"], tensors["training/parameters"])
-        newest = max(self.stored, default=0)
-        self.passed = sorted(point for point in self.points - {START} if point[0] < max(newest, done - self.first))
+        logged = {line["step"] - self.first for line in self.folder.metrics()}
+        # It has not if it was away in the step: the others may be in another life since, with another checkpoint.
+        self.passed = sorted(point for point in self.points - {START} if point[0] in logged)
         if not self.stored and self.folder.metrics():
             self.say(f"{self.out} has no checkpoint to go on from: with the state of the others, or from the start")
 

@@ -336,3 +336,5 @@ def test_a_checkpoint_outlasts_a_beginning_before_it(tmp_path: Path) -> None:
     assert found(done=0) == ({2, 4}, [2])
     assert found(done=3, of=2.0) == ({2}, [2])
     assert found(done=4, of=2.0, begin=3) == ({2, 4}, [2])
+    passed = found(done=7, of=2.0, begin=6)[1]
+    assert passed == [2], "it was away in step 4: that may be the step of another life"

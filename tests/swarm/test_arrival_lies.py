@@ -24,8 +24,8 @@ class Swarm:
     """Honest members, by group, and liars that have a nonce of their own for each group.
 
     A liar asks whoever asks it for its status first, says that it sees the same life, and signs it. `disks`: what the
-    liars say to each group that they have. `sign`: whom they show signatures. `running`: honest members in the middle
-    of the life before. `wait`: deadlines.gather in seconds.
+    liars say to each group that they have. `sign`: whom they show signatures. `running`: honest members in `step` of the
+    life before. `wait`: deadlines.gather in seconds.
     """
 
     def __init__(
@@ -36,11 +36,12 @@ class Swarm:
         disks: Sequence[Sequence[int]] = (),
         sign: Collection[int] | None = None,
         running: int = 0,
+        step: int = 0,
     ) -> None:
         self.group = {member: number for number, group in enumerate(groups) for member in group}
         count = len(self.group) + running + liars
         self.liars, self.disks, self.sign = range(len(self.group), len(self.group) + liars), disks, sign
-        self.running = range(count - running, count)
+        self.running, self.step = range(count - running, count), step
         self.identities = [Identity.from_seed("lies", number) for number in range(count)]
         self.members = {
             number: SimpleNamespace(
@@ -100,7 +101,7 @@ class Swarm:
         me = asking.peer.id
         said = {i: self._status(other) for i, other in self.members.items() if i != me}
         said |= {liar: self._lie(liar, me) for liar in self.liars}
-        return said | {i: {"state": "running", "step": STORED[-1] + 5, "stored": told(0)} for i in self.running}
+        return said | {i: {"state": "running", "step": self.step, "stored": told(0)} for i in self.running}
 
     def begun(self) -> dict[int, tuple[Any, bytes]]:
         """Honest member -> the life that it begins; those that begin none are missing."""
@@ -158,12 +159,13 @@ def test_liars_do_not_choose_who_begins(honest: int, liars: int, wait: float, mo
     assert {*begun} == {*range(honest)} and len({*begun.values()}) == 1
 
 
-def test_nobody_begins_beside_a_life_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("step", [STORED[-1], STORED[-1] + 5])
+def test_nobody_begins_beside_a_life_that_goes_on(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 13 peers 6 have stopped and are there again, 4 go on, and 3 liars say to the 6 that they have stopped, too."""
-    swarm = Swarm([range(6)], 3, 0.1, running=4)
+    swarm = Swarm([range(6)], 3, 0.1, running=4, step=step)
     monkeypatch.setattr(arrival, "ask_all", swarm.ask_all)
     assert not swarm.begun()
-    swarm = Swarm([range(6)], 3, 0.1, running=3)  # so few could be liars: there is no life to come back to
+    swarm = Swarm([range(6)], 3, 0.1, running=3, step=step)  # so few could be liars: there is no life to come back to
     monkeypatch.setattr(arrival, "ask_all", swarm.ask_all)
     assert {*swarm.begun()} == {*range(6)}
 

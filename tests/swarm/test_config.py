@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from btard.checks import FieldError
 from btard.harness.settings import read_config
 from btard.harness.typed_yaml import ConfigError
 from btard.swarm.config import SwarmConfig
@@ -40,3 +41,10 @@ def test_an_old_key_is_refused_with_the_new_one(tmp_path: Path, old: dict[str, A
     file.write_text(yaml.safe_dump(old))
     with pytest.raises(ConfigError, match=rf"swarm.yaml: {key} is {new}.* since version 0.2"):
         read_config(SwarmConfig, file)
+
+
+def test_more_peers_than_statuses_can_tell_of_are_refused() -> None:
+    with pytest.raises(
+        FieldError, match="peers must be <= 900, got 901; statuses and certificates of more are not read"
+    ):
+        SwarmConfig(peers=901)
