@@ -24,8 +24,8 @@ class Swarm:
     """Honest members, by group, and liars that have a nonce of their own for each group.
 
     A liar asks whoever asks it for its status first, says that it sees the same life, and signs it. `disks`: what the
-    liars say to each group that they have. `sign`: whom they show signatures. `running`: honest members in `step` of the
-    life before. `wait`: deadlines.gather in seconds.
+    liars say to each group that they have. `sign`: whom they show signatures. `running`: honest members in `step` of
+    the life before. `wait`: deadlines.gather in seconds.
     """
 
     def __init__(
