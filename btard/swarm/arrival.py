@@ -134,21 +134,21 @@ def _check_time(member: Member, said: Mapping[int, dict[str, Any]], running: int
         )
     if late <= gather + GRACE:
         return
-    after = f"{gather + GRACE:g} s after deadlines.gather"
+    after = gather + GRACE
     if running > member.tolerated and not life.settled:
         raise NoFounders(
-            f"{running} of {all_here} peers are in the middle of the run, {after}, and give no state: start this one "
-            "again"
+            f"{running} of {all_here} peers are in the middle of the run, and no majority, {after:g} s after "
+            "deadlines.gather: start this one again"
         )
     if not life.holding > all_here / 2:
         raise NoFounders(
-            f"only {life.holding} of {all_here} peers say that they have the checkpoint of step {step}, {after}; "
-            "more than half are needed: start all again that have it"
+            f"only {life.holding} of {all_here} peers say that they have the checkpoint of step {step}, {after:g} s "
+            "after deadlines.gather; more than half are needed: start all again that have it"
         )
     count, what = (len(life.signatures), "have signed") if life.settled else (life.agreeing(said), "agree on")
     raise NoFounders(
-        f"only {count} of {here} peers {what} one list of who is here, to begin at step {step}, {after}, and "
-        f"{life.enough} are needed; start this one again"
+        f"only {count} of {here} peers {what} one list of who is here, to begin at step {step}, {after:g} s after "
+        f"deadlines.gather, and {life.enough} are needed; start this one again"
     )
 
 
