@@ -191,7 +191,7 @@ class ProtocolConfig(ProtocolSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         n, b, m = self.peers, self.byzantine, self.validators
-        require(1 <= n <= MAX_PEERS, "peers", f">= 1 and <= {MAX_PEERS}", n, "give a number within")
+        require(1 <= n <= MAX_PEERS, "peers", f">= 1 and <= {MAX_PEERS}", n, "statuses and pages tell of no more")
         rule = f">= 0 and < peers / 2 = {n / 2:g}"
         require(0 <= 2 * b < n, "byzantine", rule, b, "the honest must be the majority", beside="peers")
         rule = f">= 0 and at most (peers - 1) / 2 = {(n - 1) // 2}"

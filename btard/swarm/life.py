@@ -22,12 +22,12 @@ Peers begin a life at the same step and time. A peer that begins alone finds nob
 are missing, a peer says that it waits no longer, and settles on a life when enough say so; it says so when its own time
 is over, or that of more peers than can lie. To settle is to sign the life, and a peer signs one alone. A life begins by
 a certificate: so many signatures that any two such groups share an honest peer (`Life.enough`), though liars can say to
-each honest peer that they are in its life. No two lives begin. Who has a certificate shows it, also once it has begun,
-and whoever is in that life takes it over: so liars do not choose which of the honest peers begin. Liars can keep all
-from beginning: by silence if the others are not enough, or if they tell peers different things as these settle,
-whatever the number of liars. So can, without any liar, a peer that comes just as the others settle, if these are not
-enough without those that have seen it. Then all end, and are to be started again. Peers whose newest checkpoints name
-other members count differently: liars can lead those that know of fewer into a life of their own.
+each honest peer that they are in its life. No two lives begin. A peer that has a certificate shows it, also once it has
+begun, and all that are in that life take it over: so liars do not choose which of the honest peers begin. Liars can
+keep all from beginning: by silence if the others are not enough, or if they tell peers different things as these
+settle, whatever the number of liars. So can, without any liar, a peer that comes just as the others settle, if these
+are not enough without those that have seen it. Then all end, and are to be started again. Peers whose newest
+checkpoints name other members count differently: liars can lead those that know of fewer into a life of their own.
 
 A restarted peer has a new nonce, and could sign another life. It does not while more members than can lie say that they
 run: they are still in the life before, however many have stopped.

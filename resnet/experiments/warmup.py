@@ -61,10 +61,10 @@ def fork_step(config: Config) -> int:
 
 
 def warm_up_name(config: Config) -> str:
-    """Return the folder of a warm-up below warmups/: words that people look for, and a digest of its settings.
+    """Return the folder of a warm-up below warmups/: words that people look for, and a digest.
 
-    Of those that are not the defaults, so that a setting that is new to the program changes no name. With them goes the
-    protocol's version: no run goes on from the steps of another one.
+    The digest is that of the protocol's version, for no run goes on from the steps of another one, and of the settings
+    that are not the defaults, so that a setting that is new to the program changes no name.
     """
     name = config.aggregator.name + ("" if config.radius is None else f"-{config.radius}")
     settings = json.dumps([PROTOCOL_VERSION, *([key, value] for key, value, _ in differing_keys(config, Config()))])
