@@ -175,7 +175,7 @@ def aims(results: dict[str, Any]) -> list[Aim]:
     ]
     where = f"[{shape[0]}, {shape[1]:,}], reads of the memory"
     return [
-        Aim(f"CenteredClip to convergence at {where}", 10, max(reads)),
+        Aim(f"CenteredClip to convergence at {where}", 5, max(reads)),
         Aim(f"coordinate-wise median at {where}", 25, max(medians)),
     ]
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,6 +29,16 @@ from scripts.benchmarks.workloads import (
 BYZANTINE = 7
 WAYS = {"in one process": True, "each peer on its own": False}
 """Whether results that several peers share are remembered."""
+SHARES = {"in one process": 15, "each peer on its own": 30}
+"""The aims: percent of the gradients' time."""
+CPU_CASES: tuple[tuple[Literal["hashed", "ideal"], int, float], ...] = (
+    ("hashed", 1_000, 18),
+    ("hashed", 44_550, 20),
+    ("hashed", 701_466, 45),
+    ("ideal", 1_000, 15),
+)
+"""Commitments, parameters (a small model, the digits' network, ResNet-18 of width 16), and the aim in ms."""
+CPU_REPEATS = 20
 GRADIENT_CASES = ((16, 32), (64, 32), (8, 32), (16, 16), (8, 16), (8, 8))
 """Width of the network and side of the images."""
 
@@ -37,6 +48,7 @@ def cases(settings: Settings) -> dict[str, Callable[[], Any]]:
         return {
             "resnet 4": partial(resnet_case, 4, 8, 1, settings),
             "albert": partial(albert_case, 1, settings),
+            "cpu 1000 hashed": partial(cpu_case, "hashed", 1_000, 18, 1),
             "gradients 4 8": partial(gradients_case, 4, 8, 0.0, settings),
         }
     found: dict[str, Callable[[], Any]] = {
@@ -44,6 +56,8 @@ def cases(settings: Settings) -> dict[str, Callable[[], Any]]:
         "resnet 16": partial(resnet_case, 16, 32, 8, settings),
     }
     found["albert"] = partial(albert_case, 3, settings)
+    for commitments, d, aim in CPU_CASES:
+        found[f"cpu {d} {commitments}"] = partial(cpu_case, commitments, d, aim, CPU_REPEATS)
     return found | {f"gradients {w} {s}": partial(gradients_case, w, s, 10.0, settings) for w, s in GRADIENT_CASES}
 
 
@@ -110,6 +124,22 @@ def albert_case(repeats: int, settings: Settings) -> dict[str, Any]:
     return {"model": "ALBERT-large", "gradient": times, **steps_of(task, params, repeats, task.rows, settings)}
 
 
+def cpu_case(commitments: Literal["hashed", "ideal"], d: int, aim: float, repeats: int) -> dict[str, Any]:
+    """CPU seconds of steps in one process and on one thread, with prepared gradients: the protocol alone."""
+    config = ProtocolConfig(peers=PEERS, byzantine=BYZANTINE, run_id="benchmark cpu")
+    driver = LocalDriver(config, PreparedTask(d, PEERS), commitments=commitments)
+    params, seconds, threads = torch.zeros(d), [], torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for _ in range(repeats + 2):  # nobody validates in the first step, and the second warms that up
+            started = time.process_time()
+            driver.step(params)
+            seconds.append(time.process_time() - started)
+    finally:
+        torch.set_num_threads(threads)
+    return {"commitments": commitments, "d": d, "aim": aim, "seconds": seconds[2:]}
+
+
 def gradients_case(width: int, size: int, seconds: float, settings: Settings) -> dict[str, Any]:
     """Ways to per-peer gradients beside the plain step, as many rounds as fit in `seconds`, from two to thirty."""
     release(settings.device)
@@ -123,19 +153,33 @@ def tables(results: dict[str, Any]) -> list[Table]:
     steps = [case for case in results.values() if "phases" in case]
     skipped = [f"ALBERT-large: {case['skipped']}." for case in results.values() if "skipped" in case]
     ways = _gradients_table(of_kind(results, "gradients"))
-    return [_overhead_table(steps, skipped), *map(_phases_table, steps), _traffic_table(steps), ways]
+    cpu = [_cpu_table(found)] if (found := of_kind(results, "cpu")) else []
+    return [_overhead_table(steps, skipped), *cpu, *map(_phases_table, steps), _traffic_table(steps), ways]
 
 
 def aims(results: dict[str, Any]) -> list[Aim]:
     case = next(case for case in results.values() if "phases" in case)
-    return [
+    shares = [
         Aim(
             f"protocol without the gradients, % of their time, {case['model']}, {way}",
-            25,
+            SHARES[way],
             100 * in_units(protocol_times(case, way), gradient_times(case, way)),
         )
         for way in WAYS
     ]
+    cpu = of_kind(results, "cpu")
+    return [
+        *shares,
+        *(Aim(f"CPU of the protocol in a step, ms, {_sizes(c)}", c["aim"], _ms(c["seconds"])) for c in cpu),
+    ]
+
+
+def _sizes(case: dict[str, Any]) -> str:
+    return f"{case['d']:,} parameters, {case['commitments']} commitments"
+
+
+def _ms(seconds: Sequence[float]) -> float:
+    return 1e3 * statistics.median(seconds)
 
 
 def gradient_times(case: dict[str, Any], way: str) -> list[float]:
@@ -179,6 +223,19 @@ def _overhead_table(steps: list[dict[str, Any]], skipped: list[str]) -> Table:
         "one process`: pure functions that several peers evaluate, such as checks of signatures, are remembered. "
         "`each peer on its own`: nothing is remembered, as on a machine for each peer. Plain all-reduce: the mean by "
         "parts of the same rows, without its network. " + " ".join(skipped),
+    )
+
+
+def _cpu_table(found: Sequence[dict[str, Any]]) -> Table:
+    return Table(
+        "CPU of the protocol in a step, ms",
+        ["parameters, commitments", "median", "least", "most"],
+        [
+            [_sizes(case), *(f"{1e3 * pick(case['seconds']):.1f}" for pick in (statistics.median, min, max))]
+            for case in found
+        ],
+        f"{PEERS} peers in one process, on one thread; gradients are prepared. The row of ideal commitments at the "
+        "smallest size is nearly all Python: a GPU waits for that in each step, whatever it computes.",
     )
 
 
