@@ -42,7 +42,7 @@ from btard.protocol.effects import Losses
 from btard.protocol.heal import HEALED, batch_seed, candidates, choose, measured
 from btard.protocol.ledger import Entry
 from btard.protocol.messages import EXCUSED, FALSE_CLAIM, GUILTY, Claim, Measured
-from btard.protocol.record import StepRecord
+from btard.protocol.record import StepRecord, Transcript
 from btard.protocol.seat import CONVICT
 from btard.protocol.wire import Malformed
 from btard.task import Measurable, Task
@@ -107,23 +107,22 @@ class Replay:
         return [replace(finding, checked=healed) if finding.entry.kind == HEALED else finding for finding in findings]
 
     def _replayed(self, proof: Proof, recompute: Recomputation | None, convict: float = CONVICT) -> Observer:
-        last: StepRecord | None = None
-        if proof.before is not None:
-            roster = self.agreed.roster(proof.before.step)
-            earlier = Observer(roster, self.config, self.d, proof.before, memory=self.agreed.memory)
-            earlier.byzantine = self.agreed.byzantine(proof.before.step)
-            last = earlier.replay(proof, judge=False)
-        observer = Observer(
-            self.agreed.roster(proof.now.step), self.config, self.d, proof.now, last, self.agreed.memory
-        )
-        observer.byzantine = self.agreed.byzantine(proof.now.step)
-        observer.ledger.entries = [line.entry for line in self.agreed.lines if line.entry.step < proof.now.step]
+        last = None if proof.before is None else self._observer(proof.before, None).replay(proof, judge=False)
+        observer = self._observer(proof.now, last)
         observer.convict = convict
         observer.replay(proof, recompute)
         for step, part in proof.aggregates:
             about = observer.record_of(step)
             if about is None or part not in about.aggregates:
                 raise AuditError(f"its aggregate of part {part} of step {step} is not the one that was announced")
+        return observer
+
+    def _observer(self, transcript: Transcript, last: StepRecord | None) -> Observer:
+        """An observer of the step of `transcript`, who knows what was agreed on before it."""
+        step, agreed = transcript.step, self.agreed
+        observer = Observer(agreed.roster(step), self.config, self.d, transcript, last, agreed.memory)
+        observer.byzantine = agreed.byzantine(step)
+        observer.ledger.entries = [line.entry for line in agreed.lines if line.entry.step < step]
         return observer
 
     def _healing(self, observer: Observer, elsewhere: str, file: str) -> str:

@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from btard.attacks import make_attack
 from btard.audit import AuditError, audit
 from btard.audit.report import MEASURED, MESSAGES, UNMEASURED, NotReproduced
 from btard.audit.states import read_state, write_state
+from btard.drivers.links import Links
+from btard.protocol.collusion import Collusion
 from btard.protocol.heal import HEALED
 from btard.protocol.ledger import Entry
 from btard.protocol.wire import Malformed
@@ -134,3 +137,20 @@ def test_a_state_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert read_state(tmp_path, bytes(32), 5) is None
     with pytest.raises(Malformed, match="expected 4 float32 parameters"):
         read_state(tmp_path, hashed, 4)
+
+
+def test_a_step_in_which_nobody_had_a_gradient_and_that_went_back_is_replayed(tmp_path: Path) -> None:
+    """Alone, and as the step before a removal: without the ledger it would be one that ended the run."""
+
+    class Slow(Links):
+        def late(self, step: int, peer: int) -> bool:
+            return step == 3
+
+    collusion = Collusion(frozenset({1, 2}), 8)
+    silent = {
+        peer: make_attack("silent", collusion, start=start, phase="part", onwards=True)
+        for peer, start in ((1, 2), (2, 4))
+    }
+    record(tmp_path, silent, collusion=collusion, links=Slow(), heal=4)
+    assert [entry.step for entry in healings(tmp_path)] == [3, 5]
+    assert checked(tmp_path) == [MESSAGES] * 2
