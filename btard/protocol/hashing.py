@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algori
 
 DIGEST_SIZE = 32
 
-PROTOCOL_VERSION = 10
+PROTOCOL_VERSION = 11
 """Grows with every change of what peers say or sign, or of what a checkpoint or a proof holds. Peers and run folders of
 another version are refused, and so are folders of the time before there were versions."""
 

@@ -84,9 +84,9 @@ def _gather(member: Member) -> None:
         life.hear(said, member.points, member.passed)
         life.collect(said, member.members, member.config.run_id)
         begin, here, held = life.begin[0], 1 + len(said), life.holding > half
-        ahead = sum(s.get("state") in ("running", "returning") and s.get("step", 0) > begin for s in said.values())
+        going_on = [s.get("step", 0) for s in said.values() if s.get("state") in ("running", "returning")]
         running = sum(s.get("state") == "running" for s in said.values())
-        if ahead > half:
+        if sum(step > begin or not life.begins for step in going_on) > half:
             return come_back(member, "the others are in the middle of the run")
         if here != shown:
             shown = here
@@ -94,7 +94,7 @@ def _gather(member: Member) -> None:
         late = time.monotonic() > deadline
         if here == all_here and member.state == "gathering":
             member.state = "ready"
-        if life.certified:
+        if life.begins:
             member.state = BEGINNING
             certain = certain or time.monotonic() + SHOWN
             everybody = all(s.get("state") in BEGUN for s in said.values())
@@ -110,7 +110,7 @@ def _gather(member: Member) -> None:
             if held and (together or (member.state == OVERDUE and willing >= life.enough)):
                 life.settle(member.identity, member.config.run_id)
                 member.state = SETTLED
-        if late and not life.certified:
+        if late and not life.begins:
             _check_time(member, said, running, time.monotonic() - deadline)
         time.sleep(POLL)
     joined = member.peer.id >= member.config.peers  # at the start it was not there
@@ -146,6 +146,8 @@ def _check_time(member: Member, said: Mapping[int, dict[str, Any]], running: int
             "after deadlines.gather; more than half are needed: start all again that have it"
         )
     count, what = (len(life.signatures), "have signed") if life.settled else (life.agreeing(said), "agree on")
+    if life.certified:
+        count, what = life.present, "have not been started again since they signed"
     raise NoFounders(
         f"only {count} of {here} peers {what} one list of who is here, to begin at step {step}, {after:g} s after "
         f"deadlines.gather, and {life.enough} are needed; start this one again"
@@ -251,6 +253,7 @@ def come_back(member: Member, why: str) -> None:
         recent = {f"history/{step - 1}": download.tensors[PREVIOUS].to(member.device)}
         member.driver.past.history.restore(recent, workers_of(fresh.last))
         member.driver.restart(fresh, behind=True)
+        member.note_life()
         member.recorder = None  # it has not seen the steps between
         member.state = "running"
         member.say(f"back at step {member.first + step}, with the state of the majority")

@@ -16,7 +16,9 @@ step that more than half of all, and more than twice as many as can lie, say the
 it has passed itself, or that more than can lie say they have. Peers save a checkpoint before they speak in its step, so
 an honest peer that has done the step has heard enough that have it. Peers name the step that they see, and to name a
 step counts as much as to have passed it: if more than can lie do so, an honest one knows. So liars cost all at most the
-steps between two checkpoints. Nobody begins where half of all or fewer have the checkpoint.
+steps between two checkpoints. Nobody begins where half of all or fewer have the checkpoint. A checkpoint does not count
+if it is of a life that was left at an earlier step: a machine that was off then has it still, and has passed it. Those
+that were there know that it was left, and others believe it if more than can lie say so.
 
 Peers begin a life at the same step and time. A peer that begins alone finds nobody in its first phase. So where members
 are missing, a peer says that it waits no longer, and settles on a life when enough say so; it says so when its own time
@@ -30,7 +32,8 @@ are not enough without those that have seen it. Then all end, and are to be star
 checkpoints name other members count differently: liars can lead those that know of fewer into a life of their own.
 
 A restarted peer has a new nonce, and could sign another life. It does not while more members than can lie say that they
-run: they are still in the life before, however many have stopped.
+run: they are still in the life before, however many have stopped. And nobody begins a life of which so many have been
+started again that those that are still in it are not enough: signatures can be kept back until then.
 """
 
 from __future__ import annotations
@@ -62,9 +65,13 @@ GATHERING = ("gathering", "ready", OVERDUE, SETTLED, BEGINNING)
 _NUMBER = re.compile("0|[1-9][0-9]{0,8}")
 
 Nonces = Mapping[int, bytes]
-Point = tuple[int, bytes]
-"""A step, and the digest of its checkpoint."""
-START: Point = (0, b"")
+Point = tuple[int, bytes, bytes]
+"""A step, the digest of its checkpoint, and the name of the life in which that was written."""
+Left = Mapping[bytes, int]
+"""Name of a life -> the step at which another one has begun instead of it: its later checkpoints do not count."""
+MAX_LEFT = 16
+"""Lives that a peer remembers to have left."""
+START: Point = (0, b"", b"")
 """Where all begin that have no checkpoint."""
 Seen = tuple[tuple[tuple[int, bytes], ...], Point]
 """The nonces of a life, and where it begins."""
@@ -83,6 +90,8 @@ class Life:
         """What each present peer has told this one, and its own nonce."""
         self.gathered: Nonces = {}
         """The nonces that more peers than can lie say they have heard: those of the life, as this peer sees it."""
+        self.left: Left = {}
+        """The lives that this peer has left."""
         self.begin = START
         """The checkpoint at which it begins, as this peer sees it."""
         self.holding = 0
@@ -104,6 +113,16 @@ class Life:
     def certified(self) -> bool:
         """Whether this peer has a certificate of the life that it sees."""
         return len(self.signatures) >= self.enough
+
+    @property
+    def present(self) -> int:
+        """How many of those that are in the life say so themselves: processes that have ended since do not."""
+        return sum(self.heard.get(peer) == nonce for peer, nonce in self.gathered.items())
+
+    @property
+    def begins(self) -> bool:
+        """Whether there is a certificate of the life, and enough of its peers are there still."""
+        return self.certified and self.present >= self.enough
 
     @property
     def _seen(self) -> Seen:
@@ -130,7 +149,8 @@ class Life:
             self.gathered = dict(sorted({peer: nonce for _, peer, nonce in known}.items()))  # of two the one of more
             named = [{*passed, self.begin}]
             named += [_points(said.get("passed")) | {_seen_by(said)[1]} for said in statuses.values()]
-            self.begin = self._beginning(disks, named, max([START, *passed]))
+            left = [_left(said.get("left")) for said in statuses.values()]
+            self.begin = self._beginning(disks, named, {START, *passed}, left)
             settled = Counter(_seen_by(said) for said in statuses.values() if said.get("state") == SETTLED)
             for seen, count in settled.items():  # an honest one among them has settled on it
                 if count > self.tolerated and (self.me, self.nonce) in seen[0]:
@@ -173,16 +193,24 @@ class Life:
             "heard": {str(peer): nonce.hex() for peer, nonce in self.heard.items()},
             "gathered": {str(peer): nonce.hex() for peer, nonce in self.gathered.items()},
             "begin": said_of([self.begin])[0],
+            "left": [[life.hex(), step] for life, step in self.left.items()],
             "settled": {str(peer): self.signatures[peer].hex() for peer in sorted(self.signatures)[: self.enough]},
         }
 
-    def _beginning(self, disks: Sequence[set[Point]], named: Sequence[set[Point]], mine: Point) -> Point:
-        """By what each member has on its disks, what it has passed or names, and the newest that is passed here."""
+    def _beginning(
+        self, disks: Sequence[set[Point]], named: Sequence[set[Point]], passed: set[Point], left: Sequence[Left]
+    ) -> Point:
+        """By what each member has on its disks, has passed or names, and what is passed here; `left` by the others."""
         held = Counter(point for disk in disks for point in disk)
-        safe = {mine} | {point for point, count in held.items() if count > max(self.voters / 2, 2 * self.tolerated)}
+        safe = passed | {point for point, count in held.items() if count > max(self.voters / 2, 2 * self.tolerated)}
         counts = Counter(point for points in named for point in points)
         safe |= {point for point, count in counts.items() if count > self.tolerated}
-        return max(safe, key=lambda point: (point[0], held[point], point))
+        dead = {
+            (step, digest, life)
+            for step, digest, life in safe
+            if self.left.get(life, step) < step or sum(said.get(life, step) < step for said in left) > self.tolerated
+        }
+        return max(safe - dead, key=lambda point: (point[0], held[point], point))
 
     def epoch(self, run_id: str, checkpoint: bytes) -> bytes:
         """The name of the life (32 bytes) that begins at the checkpoint with this digest."""
@@ -203,7 +231,12 @@ def checkpoint_digest(peer: Mapping[str, Any], params: torch.Tensor) -> bytes:
 
 def said_of(points: Iterable[Point]) -> list[list[Any]]:
     """Checkpoints as JSON values, ascending."""
-    return [[step, digest.hex()] for step, digest in sorted(points)]
+    return [[step, digest.hex(), life.hex()] for step, digest, life in sorted(points)]
+
+
+def after(left: Left, life: bytes, step: int) -> dict[bytes, int]:
+    """What a peer has left that leaves also `life`, at `step`: the newest `MAX_LEFT` of them."""
+    return dict([*((old, at) for old, at in left.items() if old != life), (life, step)][-MAX_LEFT:])
 
 
 def _seen_by(said: Mapping[str, Any]) -> Seen:
@@ -224,10 +257,24 @@ def _nonces(value: Any) -> dict[int, bytes]:
 
 def _points(value: Any) -> set[Point]:
     """The checkpoints in a list of a status."""
-    pairs = [pair for pair in value if isinstance(pair, list) and len(pair) == 2] if isinstance(value, list) else []
-    found = {(step, _bytes(word, DIGEST_SIZE)) for step, word in pairs if type(step) is int and 0 < step < 2**31}
-    start = {START for step, word in pairs if type(step) is int and (step, word) == (0, "")}
-    return start | {(step, digest) for step, digest in found if digest is not None}
+    given = [item for item in value if isinstance(item, list) and len(item) == 3] if isinstance(value, list) else []
+    known = [
+        (step, _bytes(digest, DIGEST_SIZE), _bytes(life, DIGEST_SIZE)) for step, digest, life in given if _is_step(step)
+    ]
+    start = {START for item in given if type(item[0]) is int and item == [0, "", ""]}
+    return start | {(step, digest, life) for step, digest, life in known if digest is not None and life is not None}
+
+
+def _left(value: Any) -> dict[bytes, int]:
+    """The lives in a status that its peer has left."""
+    given = [item for item in value if isinstance(item, list) and len(item) == 2] if isinstance(value, list) else []
+    known = {_bytes(life, DIGEST_SIZE): step for life, step in given if step == 0 or _is_step(step)}
+    return {life: step for life, step in known.items() if life is not None}
+
+
+def _is_step(value: Any) -> bool:
+    """Whether this is the number of a step after the start."""
+    return type(value) is int and 0 < value < 2**31
 
 
 def _settled(value: Any) -> dict[int, bytes]:

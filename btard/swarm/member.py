@@ -29,7 +29,7 @@ from btard.swarm.config import SwarmConfig
 from btard.swarm.doors import Doors
 from btard.swarm.driver import SwarmDriver
 from btard.swarm.founding import trusted_keys
-from btard.swarm.life import START, Life, Point, checkpoint_digest, said_of
+from btard.swarm.life import START, Left, Life, Point, after, checkpoint_digest, said_of
 from btard.swarm.lines import Once, Say
 from btard.swarm.notes import Notes
 from btard.swarm.said import RECENT
@@ -74,8 +74,8 @@ class Member:
         self.recorder: Recorder | None = None
         self.stored: dict[int, tuple[dict[str, torch.Tensor], dict[str, Any]]] = {}
         """Step -> content of each checkpoint on the disk."""
-        self._digests: dict[int, bytes] = {}
-        """Step -> `checkpoint_digest` of each."""
+        self._points: dict[int, Point] = {}
+        """Step -> which checkpoint that is."""
         self.passed: list[Point] = []
         """Those of them whose step this peer had done when it was started."""
         self.recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
@@ -134,6 +134,7 @@ class Member:
             roster = Roster(founders).grown(me)
         number = roster.keys.index(me)
         self.life = Life(number, len(founders), self.protocol.byzantine)
+        _, self.life.left = self.notes.lives
         peer, collusion = self.make_peer(number, roster)
         kept = steps_kept({peer.id: peer.behaviour}, 2 * self.config.checkpoint_every)
         self.past = Past(ParameterHistory(self.task.d, kept, self.out / "history"), self._trail)
@@ -147,6 +148,7 @@ class Member:
             collusion=collusion,
             watch=self._watch,
         )
+        doors.members = {key: number for number, key in self.members.items()}  # they may begin before this one
         if not peer.behaviour.byzantine:
             self.recorder = Recorder(self.out, self.protocol, self.made_by)
         return me in founders or number in self.members
@@ -155,11 +157,11 @@ class Member:
         """Find the checkpoints to go on from, and put back the lines that the folder has lost.
 
         One whose proofs are gone is passed over: the peer makes them again, or goes on with the state of the others. So
-        is one of a step that the others have not come back to since they began again at an earlier one.
+        is one of a life that the folder has left, if it has other lines since.
         Errors: RunFolderError for pieces of another peer's run, or of another run.
         """
         self.stored = {}
-        done = self.folder.done()
+        now, left = self.notes.lives
         for step, all_tensors, state in self.folder.checkpoints.intact():
             tensors, held = pieces.separate(all_tensors)
             if state.get("key") != self.identity.public_key.hex():
@@ -172,17 +174,22 @@ class Member:
             try:
                 said = [] if self.stored else self.folder.put_back(self.first + step, held, grows=True)
             except RunFolderError:
-                if done > self.first + step:
+                if now == bytes.fromhex(state["life"]):
                     raise
                 self.say(f"the others began before step {self.first + step}: its checkpoint is kept, and is not used")
                 continue
             for line in said:
                 self.say(line)
             self.stored[step] = tensors, state
-            self._digests[step] = checkpoint_digest(state["peer"], tensors["training/parameters"])
+            digest = checkpoint_digest(state["peer"], tensors["training/parameters"])
+            self._points[step] = step, digest, bytes.fromhex(state["life"])
         logged = {line["step"] - self.first for line in self.folder.metrics()}
-        # It has not if it was away in the step: the others may be in another life since, with another checkpoint.
-        self.passed = sorted(point for point in self.points - {START} if point[0] in logged)
+        # It has not if it was away in the step, or did it in a life from which the others have come back since.
+        self.passed = [
+            (step, digest, life)
+            for step, digest, life in sorted(self.points - {START})
+            if step in logged and (life == now or left.get(life, -1) >= step)
+        ]
         if not self.stored and self.folder.metrics():
             self.say(f"{self.out} has no checkpoint to go on from: with the state of the others, or from the start")
 
@@ -235,13 +242,15 @@ class Member:
         state = {
             "peer": values,
             "key": self.identity.public_key.hex(),
+            "life": self.peer.epoch.hex(),
             "workers": {str(step): count for step, count in self.past.history.workers.items()},
             "recorder": None if self.recorder is None else self.recorder.state(),
             "sent": self.sent,
             "summary": summary,
         }
         self.folder.save_checkpoint(self.peer.t, tensors, state)
-        self._digests[self.peer.t] = checkpoint_digest(values, self.optimizer.params)  # first: others may ask now
+        digest = checkpoint_digest(values, self.optimizer.params)
+        self._points[self.peer.t] = self.peer.t, digest, self.peer.epoch  # first: others may ask now
         self.stored = {0: ({}, {}), self.peer.t: ({}, {})}
 
     def load(self, step: int) -> None:
@@ -266,17 +275,26 @@ class Member:
 
     def begin_life(self) -> None:
         """Begin the life that has been agreed on, at its checkpoint."""
-        step, _ = self.life.begin
+        step, _, before = self.life.begin
         if step:
             self.load(step)
         self.stored = {earlier: kept for earlier, kept in self.stored.items() if earlier >= step}
         values, _ = save_peer(self.peer)
         self.peer.begin_life(self.life.epoch(self.config.run_id, checkpoint_digest(values, self.optimizer.params)))
+        was, left = self.notes.lives
+        for old in filter(None, (before, was)):
+            left = after(left, old, step)
+        self.note_life(left)
+
+    def note_life(self, left: Left | None = None) -> None:
+        """Note the life that the peer is in, before it does a step of it; `left`: if others than before are left."""
+        self.life.left = self.notes.lives[1] if left is None else left
+        self.notes.write_lives(self.peer.epoch, self.life.left)
 
     @property
     def points(self) -> set[Point]:
         """The checkpoints on the disk, and the start."""
-        return {START, *((step, self._digests[step]) for step in self.stored if step)}
+        return {START, *(self._points[step] for step in self.stored if step)}
 
     def status(self) -> dict[str, Any]:
         """What this peer tells anybody about itself: JSON values, at most `MAX_STATUS` bytes."""

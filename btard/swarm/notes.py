@@ -1,4 +1,4 @@
-"""What a process of a swarm notes for its next start: its address, and where the others are."""
+"""What a process of a swarm notes for its next start: its address, where the others are, and in which life it is."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from btard.swarm.founding import meet
 from btard.swarm.node import Node
 from btard.swarm.repeat import repeat
 
-ADDRESS, SWARM = "address.txt", "swarm.json"
+ADDRESS, SWARM, LIVES = "address.txt", "swarm.json", "lives.json"
 EVERY = 5.0
 """Seconds between two notes of where the peers are."""
 
@@ -50,6 +50,19 @@ class Notes:
         except ValueError:  # damaged
             return ()
         return tuple(keys)
+
+    @property
+    def lives(self) -> tuple[bytes | None, dict[bytes, int]]:
+        """The name of the life that the folder is in, None before the first; and those it has left, see `life.Left`."""
+        content = read(self.out / LIVES)
+        try:
+            return bytes.fromhex(content["life"]), {bytes.fromhex(old): int(at) for old, at in content["left"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError):  # none, or damaged
+            return None, {}
+
+    def write_lives(self, life: bytes, left: Mapping[bytes, int]) -> None:
+        """Note in which life the folder is from now on."""
+        write(self.out / LIVES, {"life": life.hex(), "left": {old.hex(): step for old, step in left.items()}})
 
     def write_address(self, address: str) -> None:
         """Note where this process is: what others give as network.initial_peers."""

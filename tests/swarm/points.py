@@ -7,9 +7,14 @@ from typing import Any
 from btard.swarm.life import START, Point, said_of
 
 
+def life(number: int) -> bytes:
+    """The name of a life."""
+    return (number + 1).to_bytes(32, "little")
+
+
 def at(*steps: int, of: int = 0) -> list[Point]:
     """The checkpoints of `steps`; `of`: the life in which they were written."""
-    return [(step, (2**20 * of + step).to_bytes(32, "big")) if step else START for step in steps]
+    return [(step, (2**20 * of + step).to_bytes(32, "big"), life(of)) if step else START for step in steps]
 
 
 def told(*steps: int, of: int = 0) -> list[list[Any]]:

@@ -33,6 +33,7 @@ from btard.swarm.fetch import Fetched
 from btard.swarm.founding import NoFounders
 from btard.swarm.life import Life, said_of
 from btard.swarm.member import Member
+from btard.swarm.notes import Notes
 from btard.swarm.state import PREVIOUS
 from btard.swarm.trainer import Trainer
 from btard.task import QuadraticTask
@@ -85,6 +86,7 @@ def test_who_is_not_admitted_asks_again(monkeypatch: pytest.MonkeyPatch) -> None
         first=0,
         say=lambda line: None,
         make_peer=lambda number, roster: (Peer(number, newcomer, roster, cohort.config, D), None),
+        note_life=lambda: None,
     )
     arrival._join(member)  # type: ignore[arg-type]
     assert len(asked) == 3 * 3 and set(asked) == set(first.roster.keys[:3])
@@ -223,8 +225,10 @@ def test_who_has_joined_takes_no_part_in_a_life_from_the_start(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("graduated", [True, False])
-def test_who_has_joined_is_the_peer_that_its_checkpoint_says(graduated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As long as it is a member; on probation it has no say in how all go on."""
+def test_who_has_joined_is_the_peer_that_its_checkpoint_says(
+    graduated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as it is a member; on probation it has no say in how all go on. Doors are open to all members."""
     founders = tuple(Identity.from_seed("founder", peer).public_key for peer in range(3))
     other, me = Identity.from_seed("other"), Identity.from_seed("me")
     entries = [
@@ -244,6 +248,7 @@ def test_who_has_joined_is_the_peer_that_its_checkpoint_says(graduated: bool, mo
         made_by="",
         state="starting",
         stored={},
+        notes=Notes(tmp_path),
     )
     made = list[Peer]()
 
@@ -261,7 +266,9 @@ def test_who_has_joined_is_the_peer_that_its_checkpoint_says(graduated: bool, mo
         member_module, "SwarmDriver", lambda peer, *_, **__: SimpleNamespace(peer=peer, members=peer.active)
     )
     monkeypatch.setattr(Member, "patience", 1.0)
-    assert member.take_seat(founders, None) is graduated  # type: ignore[arg-type]
+    doors = SimpleNamespace(members={})
+    assert member.take_seat(founders, doors) is graduated  # type: ignore[arg-type]
+    assert doors.members == {key: i for i, key in enumerate(founders)} | ({me.public_key: 4} if graduated else {})
     assert [peer.id for peer in made] == [4] and member.life.me == 4
     assert made[0].roster.keys == (*founders, other.public_key, me.public_key)
 
@@ -305,36 +312,3 @@ def test_who_comes_back_to_an_earlier_step_does_the_later_ones_again(
     names = [file.stem for file in folder.checkpoints.files()]
     assert names == ["step-00000003", "step-00000006"] and {*trainer.stored} == {0, 3}
     assert [step for step in range(9) if trainer._saves(step)] == [0, 3, 6], "checkpoint_every is 50"
-
-
-def test_a_checkpoint_outlasts_a_beginning_before_it(tmp_path: Path) -> None:
-    """It is used again if nothing was done there; else once the folder's lines have given way to those it holds."""
-    member, said = Member.__new__(Member), list[str]()
-    folder, identity = RunFolder(tmp_path, Config(), events=False), Identity.from_seed("me")
-    vars(member).update(folder=folder, identity=identity, first=0, out=tmp_path, say=said.append, _digests={})
-
-    def found(*, done: int, of: float = 0.0, begin: int = 0) -> tuple[set[int], list[int]]:
-        folder.start(begin, forget=False)
-        for step in range(begin, done):
-            folder.log(step, {"loss": of})
-            if step + 1 in (2, 4):
-                state = {"key": identity.public_key.hex(), "peer": {}}
-                tensors = {"training/parameters": torch.ones(2), **folder.vouch(step + 1, timings=True)}
-                folder.save_checkpoint(step + 1, tensors, state)
-        folder.close()
-        member.find_stored()
-        return {*member.stored}, [step for step, _ in member.passed]
-
-    assert found(done=4) == ({2, 4}, [2])
-    assert found(done=5, begin=4) == ({2, 4}, [2, 4])
-    assert found(done=0) == ({2, 4}, [2])
-    said.clear()
-    assert found(done=1, of=1.0) == (set(), []) and len(said) == 3
-    assert said[0] == "the others began before step 4: its checkpoint is kept, and is not used"
-    for name in ("metrics.jsonl", "ledger.jsonl", "timings.jsonl"):
-        (tmp_path / name).unlink()
-    assert found(done=0) == ({2, 4}, [2])
-    assert found(done=3, of=2.0) == ({2}, [2])
-    assert found(done=4, of=2.0, begin=3) == ({2, 4}, [2])
-    passed = found(done=7, of=2.0, begin=6)[1]
-    assert passed == [2], "it was away in step 4: that may be the step of another life"

@@ -193,3 +193,47 @@ def test_who_has_settled_follows_a_certificate_and_nothing_else() -> None:
     for state in ("ready", SETTLED, "running"):
         lives[0].hear({i: {**other, "nonce": heard[i]["nonce"], "state": state} for i in range(1, 5)})
         assert lives[0].gathered == mine
+
+
+@pytest.mark.parametrize("ended", [0, 1, 2])
+def test_a_certificate_of_processes_that_have_ended_begins_nothing(ended: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Liars have kept their signatures back until honest peers had given up, and were started again."""
+    swarm = Swarm([[0, 1, 2]], 2, 0.05)
+    monkeypatch.setattr(arrival, "ask_all", swarm.ask_all)
+    member = swarm.members[2]
+    nonces = {i: other.life.nonce for i, other in swarm.members.items()}
+    nonces |= {liar: bytes.fromhex(swarm._lie(liar, 2)["nonce"]) for liar in swarm.liars}
+    for i in (*swarm.members, *swarm.liars):
+        life = Life(i, 1, 0)
+        life.gathered, life.begin = nonces, at(950)[0]
+        life.settle(swarm.identities[i], "run")
+        member.life.gathered, member.life.begin = nonces, life.begin
+        member.life.signatures |= life.signatures
+    for i in range(ended):
+        swarm.members[i].life = Life(i, 5, 2)
+    member.life.hear(swarm.ask_all(member), member.points, member.passed)
+    assert member.life.certified and member.life.begins is (ended < 2)
+    if member.life.begins:
+        arrival._gather(member)
+    else:
+        with pytest.raises(NoFounders, match="only 3 of 5 peers have not been started again"):
+            arrival._gather(member)
+    assert (member.state == "running") is (ended < 2)
+
+
+@pytest.mark.parametrize("running", [2, 3])
+def test_a_late_peer_comes_back_to_a_life_that_began_before_its_checkpoint(
+    running: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has passed that of step 1000; most have begun again at 950 without it. It cannot know why."""
+    swarm, back = Swarm([[0, 1]] if running == 2 else [[0]], 0, 0.05, running=running, step=960), list[str]()
+    for member in swarm.members.values():
+        member.passed = at(950, 1000)
+    monkeypatch.setattr(arrival, "ask_all", swarm.ask_all)
+    monkeypatch.setattr(arrival, "come_back", lambda member, why: back.append(why))
+    if running == 3:
+        arrival._gather(swarm.members[0])
+    else:
+        with pytest.raises(NoFounders):
+            arrival._gather(swarm.members[0])
+    assert len(back) == (running == 3)

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from btard.protocol.identity import Identity
-from btard.swarm.life import SETTLED, START, Life, checkpoint_digest, said_of
+from btard.swarm.life import MAX_LEFT, SETTLED, START, Life, after, checkpoint_digest, said_of
 from tests.swarm.points import at
+from tests.swarm.points import life as named
 from tests.swarm.points import told as told_of
 
 Statuses = dict[int, dict[str, Any]]
@@ -300,6 +301,38 @@ def test_another_checkpoint_of_the_same_step_is_another_one(liars: int) -> None:
     assert {life.holding for life in lives} == {7 if liars else 10}
 
 
+@pytest.mark.parametrize(("count", "liars"), [(3, 0), (5, 0), (5, 2), (7, 2), (7, 3), (16, 2)])
+@pytest.mark.parametrize("knowing", [True, False])
+def test_a_checkpoint_of_a_life_that_was_left_is_no_beginning(count: int, liars: int, knowing: bool) -> None:
+    """A peer has passed that of step 100. The others have begun another life at 80 since, without it, and stopped.
+
+    The liars say that they have that of 100. In the other case all have it, and too few know that it was left.
+    """
+    lives = [Life(number, count, liars) for number in range(count)]
+    honest = range(count - liars)
+    knows = honest[1 : None if knowing else 1 + liars // 2]
+    for i in knows:
+        lives[i].left = {named(0): 80}
+    disks = [at(80, 100) if i == 0 or i not in honest or not knowing else at(60, 80) for i in range(count)]
+    passed = [at(80, 100) if i == 0 or i not in honest else at(60, 80) for i in range(count)]
+    for _ in range(5):
+        told = {
+            i: {"state": "ready", "stored": said_of(disks[i]), "passed": said_of(passed[i]), **lives[i].told()}
+            for i in range(count)
+        }
+        for i in honest:
+            lives[i].hear({j: said for j, said in told.items() if j != i}, disks[i], passed[i])
+    believed = len(knows) > liars
+    assert [lives[i].begin[0] for i in honest] == [80 if i in knows or believed else 100 for i in honest]
+
+
+def test_the_lives_that_a_peer_has_left_are_the_newest_ones() -> None:
+    left: dict[bytes, int] = {}
+    for number in range(30):
+        left = after(after(left, named(number), 50), named(number), number)
+    assert left == {named(number): number for number in range(30 - MAX_LEFT, 30)}
+
+
 def test_a_step_that_more_than_can_lie_name_is_one() -> None:
     life = Life(0, 4, 1)
     status = {"state": "gathering", "stored": told_of(0, 80, 100), "begin": told_of(80)[0]}
@@ -326,9 +359,12 @@ def test_a_peer_that_knows_fewer_members_sees_the_life_of_all() -> None:
 def test_nonsense_in_a_status_is_no_nonce() -> None:
     life = Life(0, 5, 2)
     nonsense: list[Any] = [None, 7, "zz" * 16, "00", {"x": 1}, ["00" * 16], {"1": 5, "2": "00", "99": "00" * 16}]
+    nonsense += [[5, "00", "00"], [5, "00" * 32, ""], [-1, "00" * 32, "00" * 32], [["00" * 32, -1]], [[5, "00" * 32]]]
     nonsense += [[5, "00"], [-1, "00" * 32], [2**40, "00" * 32], ["5", "00" * 32], [True, ""], [[5, "00" * 32]] * 2]
     for value in nonsense:
-        told = dict.fromkeys(("nonce", "heard", "gathered", "begin", "stored", "settled"), value) | {"state": "running"}
+        told = dict.fromkeys(("nonce", "heard", "gathered", "begin", "stored", "left", "settled"), value) | {
+            "state": "running"
+        }
         statuses = {1: told, 2: {**told, "stored": [value]}}
         life.hear(statuses)
         life.collect(statuses, {}, "run")
