@@ -76,6 +76,7 @@ FINISHED = {
     "summary.json": RESTORED,
     "model.json": RESTORED,
     "address.txt": UNUSED,
+    "lives.json": UNUSED,
     "swarm.json": UNUSED,
     ".lock": UNUSED,
     "tb/*": UNUSED,
@@ -94,6 +95,7 @@ INTERRUPTED = {
     "protocol.json": UNUSED,
     "roster.json": UNUSED,
     "address.txt": UNUSED,
+    "lives.json": UNUSED,
     ".lock": UNUSED,
     "tb/*": UNUSED,
 }
