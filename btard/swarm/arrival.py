@@ -14,6 +14,7 @@ from btard.protocol.download import WrongState
 from btard.protocol.messages import JoinRequest
 from btard.protocol.peer import Peer
 from btard.protocol.snapshot import load_public
+from btard.protocol.wire import shown
 from btard.swarm.doors import Doors
 from btard.swarm.fetch import STATUS, ask_status, ask_to_join, fetch_state
 from btard.swarm.founding import NoFounders, founders_digest, give_founders, known_founders, learn_founders
@@ -78,7 +79,7 @@ def _gather(member: Member) -> None:
     all_here = len({*member.members, member.peer.id})
     life = member.life
     life.voters, life.tolerated = all_here, member.tolerated
-    half, shown, certain = all_here / 2, 0, 0.0
+    half, told, certain = all_here / 2, 0, 0.0
     while True:
         said = ask_all(member)
         life.hear(said, member.points, member.passed)
@@ -88,9 +89,9 @@ def _gather(member: Member) -> None:
         running = sum(s.get("state") == "running" for s in said.values())
         if sum(step > begin or not life.begins for step in going_on) > half:
             return come_back(member, "the others are in the middle of the run")
-        if here != shown:
-            shown = here
-            member.say(f"{shown} of {all_here} peers are here")
+        if here != told:
+            told = here
+            member.say(f"{here} of {all_here} peers are here")
         late = time.monotonic() > deadline
         if here == all_here and member.state == "gathering":
             member.state = "ready"
@@ -178,7 +179,22 @@ def ask_all(member: Member) -> dict[int, dict[str, Any]]:
     answers = member.node.run(ask_everybody())
     if len(banned) > member.tolerated:
         raise Fallen(f"{len(banned)} members refuse this peer: {banned[0]}")
-    return {number: said for number, said in zip(others, answers, strict=True) if said is not None and _is_status(said)}
+    found = {
+        number: said for number, said in zip(others, answers, strict=True) if said is not None and _is_status(said)
+    }
+    _compare_platforms(member, found)
+    return found
+
+
+def _compare_platforms(member: Member, said: Mapping[int, Mapping[str, Any]]) -> None:
+    """Warn of peers that may compute other bits: in exact validation the others would remove them, or this one."""
+    for number, theirs in ((number, status.get("platform")) for number, status in said.items()):
+        if member.protocol.validation == "exact" and isinstance(theirs, str) and theirs != member.platform:
+            member.say_once(
+                f"warning: peer {number} computes with {shown(theirs)}; this one with {member.platform}. Unless both "
+                "come to the same bits, one will be removed: take equal machines and threads, or protocol.validation "
+                "tolerant for all"
+            )
 
 
 def _join(member: Member) -> None:
@@ -187,6 +203,7 @@ def _join(member: Member) -> None:
     member.say("this peer is no member yet: it asks to join")
     if member.protocol.probation is None:
         raise ConfigError("protocol.probation is null: nobody can join this run after its start")
+    ask_all(member)
     _ask_to_join(member)
     come_back(member, "waiting to be admitted")
 

@@ -78,8 +78,8 @@ class NetworkConfig:
         return tuple(word.strip() for word in (self.initial_peers or "").split(",") if word.strip())
 
 
-MOST = 900
-"""Peers of a swarm: what each says of all others has to fit into what is read."""
+MOST = 500
+"""Peers of a swarm: each has a connection to every other, and libp2p's daemon closes connections above 512."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +149,7 @@ class SwarmConfig:
         )
         require(0 <= self.seed < 2**63, "seed", ">= 0 and < 2**63", self.seed, "any such number works")
         require(self.threads is None or self.threads >= 1, "threads", ">= 1 or null", self.threads, "null: automatic")
-        require(self.peers <= MOST, "peers", f"<= {MOST}", self.peers, "statuses and certificates of more are not read")
+        require(self.peers <= MOST, "peers", f"<= {MOST}", self.peers, "the network keeps no more connections")
         n, b, number, rule = self.peers, self.byzantine, self.peer, f">= 0 and < peers / 2 = {self.peers / 2:g}"
         require(0 <= 2 * b < n, "byzantine", rule, b, "the honest must be the majority", beside="peers")
         fits = number is None or 0 <= number < n

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from btard.audit.numerics import numeric_platform
 from btard.audit.recorder import Recorder
 from btard.drivers.history import ParameterHistory, steps_kept
 from btard.drivers.past import Past
@@ -61,6 +62,8 @@ class Member:
         self.folder.first = self.first
         write_model(self.task, self.out)
         self.device = self.optimizer.params.device
+        self.platform = f"{numeric_platform(str(self.device))}, {torch.get_num_threads()} threads"
+        """What the bits of its gradients depend on."""
         try:
             self._trail = Trail(self.protocol, self.task)
         except ValueError as error:
@@ -317,6 +320,7 @@ class Member:
             "recent": recent,
             "instance": os.environ.get("BTARD_INSTANCE"),
             "attacks": peer.behaviour.byzantine,
+            "platform": self.platform,
             "signed": self.signed,
             **self.life.told(),
         }

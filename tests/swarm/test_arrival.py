@@ -62,6 +62,7 @@ def test_who_is_not_admitted_asks_again(monkeypatch: pytest.MonkeyPatch) -> None
         tensors = {"parameters": torch.ones(D), PREVIOUS: torch.ones(D)}
         return Fetched(first.t, Download(public_state(first), tensors), (0, 1))
 
+    monkeypatch.setattr(arrival, "ask_all", lambda member: {})
     monkeypatch.setattr(arrival, "ask_to_join", ask_to_join)
     monkeypatch.setattr(arrival, "fetch_state", fetch_state)
     monkeypatch.setattr(arrival, "POLL", 0.0)
@@ -312,3 +313,18 @@ def test_who_comes_back_to_an_earlier_step_does_the_later_ones_again(
     names = [file.stem for file in folder.checkpoints.files()]
     assert names == ["step-00000003", "step-00000006"] and {*trainer.stored} == {0, 3}
     assert [step for step in range(9) if trainer._saves(step)] == [0, 3, 6], "checkpoint_every is 50"
+
+
+@pytest.mark.parametrize("validation", ["exact", "tolerant"])
+def test_a_peer_that_may_compute_other_bits_is_named_where_these_have_to_be_equal(validation: str) -> None:
+    said = list[str]()
+    member = SimpleNamespace(
+        platform="torch 2, 2 threads", protocol=SimpleNamespace(validation=validation), say_once=said.append
+    )
+    others: dict[int, Any] = {1: {"platform": "torch 2, 2 threads"}, 2: {}, 3: {"platform": 7}}
+    arrival._compare_platforms(member, others | {4: {"platform": "torch 2, 4 threads\x1b[2J"}})  # type: ignore[arg-type]
+    assert len(said) == (validation == "exact")
+    for line in said:
+        assert line.startswith(
+            "warning: peer 4 computes with torch 2, 4 threads\\x1b[2J; this one with torch 2, 2 threads"
+        )

@@ -43,8 +43,6 @@ def test_an_old_key_is_refused_with_the_new_one(tmp_path: Path, old: dict[str, A
         read_config(SwarmConfig, file)
 
 
-def test_more_peers_than_statuses_can_tell_of_are_refused() -> None:
-    with pytest.raises(
-        FieldError, match="peers must be <= 900, got 901; statuses and certificates of more are not read"
-    ):
-        SwarmConfig(peers=901)
+def test_more_peers_than_the_network_keeps_connections_to_are_refused() -> None:
+    with pytest.raises(FieldError, match="peers must be <= 500, got 501; the network keeps no more connections"):
+        SwarmConfig(peers=501)
